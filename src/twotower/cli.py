@@ -1,0 +1,160 @@
+"""The command line: parse, call one function, print. Heavy modules load inside the commands, so that `--help` is instant.
+
+Exit codes: 0 done, 2 a mistake of the caller (one line on stderr), 1 a defect of ours (traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from twotower.config import Config, load_config
+from twotower.console import setup_logging
+from twotower.errors import TwoTowerError
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def configured(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config and --set."""
+    command = click.option("--set", "overrides", multiple=True, metavar="a.b=c", help="Override one setting; repeatable.")(command)
+    return click.option("--config", "config_path", type=FILE, help="YAML file; without one the defaults hold.")(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="two-tower-rec", prog_name="twotower")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--quiet", is_flag=True, help="No log lines.")
+def app(debug: bool, quiet: bool) -> None:  # noqa: ARG001 - read by main()
+    """Two-tower retrieval: from raw files to recommendations that were judged."""
+    setup_logging(quiet=quiet)
+
+
+@app.command()
+@click.option("--users", type=int, default=3000, show_default=True)
+@click.option("--businesses", type=int, default=1500, show_default=True)
+@click.option("--events", type=int, default=60_000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=FOLDER, required=True, help="Folder for the raw files.")
+def simulate(users: int, businesses: int, events: int, seed: int, out: Path) -> None:
+    """Write the raw Yelp files of a simulated town whose true preferences are known."""
+    from twotower.pipeline import simulate_stage
+
+    counts = simulate_stage(out, users=users, businesses=businesses, events=events, seed=seed)
+    click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
+
+
+@app.command()
+@click.option("--data-dir", "--data_dir", type=FOLDER, help="Folder of the raw files (data.path).")
+@click.option("--output-dir", "--output_dir", type=FOLDER, required=True, help="Folder for the dataset.")
+@configured
+def prepare(data_dir: Path | None, output_dir: Path, config_path: Path | None, overrides: tuple[str, ...]) -> None:
+    """Raw files → a dataset: filtered, split, with features as they were known at the time."""
+    from twotower.pipeline import prepare_stage, summary
+
+    extra = (f"data.path={json.dumps(str(data_dir))}",) if data_dir else ()
+    click.echo(summary(prepare_stage(load_config(config_path, [*overrides, *extra]), output_dir), output_dir))
+
+
+@app.command()
+@click.option("--data", type=FOLDER, required=True, help="A dataset made by `twotower prepare`.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the run.")
+@click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
+@configured
+def train(data: Path, out: Path, resume: bool, config_path: Path | None, overrides: tuple[str, ...]) -> None:
+    """Train both towers; the best model by validation is left in OUT, with its bundle."""
+    from twotower.pipeline import train_stage
+
+    best = train_stage(load_config(config_path, list(overrides)), data, out, resume=resume)
+    click.echo(f"{out}: best {best['metric']} {best['value']:.4f} at step {best['step']}; bundle in {out / 'bundle'}")
+
+
+@app.command()
+@click.argument("run", type=FOLDER)
+@click.option("--set", "overrides", multiple=True, metavar="evaluation.b=c", help="Override one setting of the evaluation; repeatable.")
+def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
+    """Judge a run on the test part against every baseline; write report.json and report.html into RUN."""
+    from twotower.pipeline import evaluate_stage, verdict
+
+    click.echo(verdict(evaluate_stage(run, run, list(overrides)), run))
+
+
+@app.command()
+@click.argument("run", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="Folder for the bundle.")
+def export(run: Path, out: Path) -> None:
+    """Write everything needed to answer into one folder, without any code in it."""
+    from twotower.pipeline import export_stage
+
+    manifest = export_stage(run, out)
+    click.echo(f"{out}: {len(manifest['hashes'])} files")
+
+
+@app.command()
+@click.option("--bundle", type=FOLDER, required=True)
+@click.option("--user", help="A known user's id.")
+@click.option("--history", help="Item ids an unknown user visited, oldest first, separated by commas.")
+@click.option("--k", type=click.IntRange(1, 10_000), default=10, show_default=True)
+@click.option("--filter", "where", metavar="TEXT", help="""E.g. 'category == "Mexican" and price <= 2 and within(5)' (km from the user's places).""")
+@click.option("--include-seen", is_flag=True, help="Recommend places of the history too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def recommend(bundle: Path, user: str | None, history: str | None, k: int, where: str | None, include_seen: bool, as_json: bool) -> None:
+    """The best places for a known user, or for whoever visited some places."""
+    from dataclasses import asdict
+
+    from twotower.pipeline import as_table
+    from twotower.retrieval.recommender import Recommender
+
+    ids = None if history is None else [part.strip() for part in history.split(",") if part.strip()]
+    found = Recommender.load(bundle).recommend(user=user, history=ids, k=k, where=where, exclude_seen=not include_seen)
+    if as_json:
+        for place in found:
+            click.echo(json.dumps(asdict(place), ensure_ascii=False))
+    else:
+        click.echo(as_table(found))
+
+
+@app.command()
+@click.option("--out", type=FOLDER, required=True, help="Folder for the dataset, the model, the bundle and the report.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@configured
+def run(out: Path, resume: bool, config_path: Path | None, overrides: tuple[str, ...]) -> None:
+    """The whole way in one process: prepare, train, evaluate, export."""
+    from twotower.pipeline import run_all, verdict
+
+    click.echo(verdict(run_all(load_config(config_path, list(overrides)), out, resume=resume), out))
+
+
+@app.command()
+@click.option("--out", type=FOLDER, default=Path("runs/town"), show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def demo(out: Path, seed: int) -> None:
+    """Simulate a town, walk the whole way, and recommend."""
+    from twotower.pipeline import demo_stage
+
+    demo_stage(Config(seed=seed), out, say=click.echo)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app.main(given, prog_name="twotower", standalone_mode=False)
+    except (TwoTowerError, click.ClickException) as error:
+        if "--debug" in given:
+            raise
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"twotower: error: {' '.join(text.split())}", err=True)
+        return 2
+    except click.exceptions.Abort:
+        click.echo("twotower: interrupted; the last checkpoint stands.", err=True)
+        return 130
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    return 0

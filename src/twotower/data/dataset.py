@@ -1,0 +1,349 @@
+"""A prepared folder, opened: events by user, visits by item, features, and the questions a split holds.
+
+Enters: the folder `prepare` wrote. Leaves: numpy arrays and `Queries`. Everything is read when first asked for.
+
+Promise: the history of a question never holds an event of its own moment or later (`held_out` says what that means per split).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from twotower.encoders import Encoders
+from twotower.errors import DataError
+from twotower.retriever import Float, Int, Mask, Queries
+from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, ITEM_ROW, SPLITS, TRAIN, UNKNOWN, USER_ID, USER_ROW, FeatureSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Events of known users, by user, oldest first.
+
+    Attributes
+    ----------
+    offsets
+        int64 [n_users + 1]: the events of user row u are offsets[u]:offsets[u + 1].
+    item_row, time_s, event_type
+        int64 [E]: item row; seconds (without a clock: position in the user's sequence); code (`Dataset.event_types`).
+    stars, weight
+        float32 [E]: stars (NaN where none were given); weight in the loss.
+    positive
+        bool [E]: may be a target.
+    split
+        int8 [E]: TRAIN, VALID or TEST.
+    """
+
+    offsets: Int
+    item_row: Int
+    time_s: Int
+    event_type: Int
+    stars: Float
+    weight: Float
+    positive: Mask
+    split: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.item_row)
+
+    @property
+    def user_row(self) -> Int:
+        """int64 [E]: the user of each event."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+@dataclass(frozen=True, slots=True)
+class Visits:
+    """Every kept event and every anonymous one, by item, oldest first.
+
+    Attributes
+    ----------
+    offsets
+        int64 [n_items + 1]: the visits of item row i are offsets[i]:offsets[i + 1].
+    time_s, stars, split
+        [V]: as in `Events`.
+    """
+
+    offsets: Int
+    time_s: Int
+    stars: Float
+    split: NDArray[np.int8]
+
+    def __len__(self) -> int:
+        return len(self.time_s)
+
+    @property
+    def item_row(self) -> Int:
+        """int64 [V]: the item of each visit."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The questions of a split and their answers.
+
+    Attributes
+    ----------
+    queries
+        `B` questions, by user, then moment.
+    target_offsets, target_row
+        int64 [B + 1], [T]: distinct items (rows ascending) of the positive events of each question.
+    event_index
+        int64 [T]: the first such event, as a position in `Dataset.events`.
+    """
+
+    queries: Queries
+    target_offsets: Int
+    target_row: Int
+    event_index: Int
+
+
+class Dataset:
+    """An opened dataset folder; see `Dataset.open`.
+
+    Attributes
+    ----------
+    n_items, n_users
+        Rows of the id spaces, the two reserved ones included.
+    n_train_items, n_train_users
+        Entities seen in training: rows 2 … 2 + n - 1.
+    has_time
+        False when `time_s` is only a position.
+    event_types
+        Names of the codes 1, 2, …: the types seen in training. An event of another type has code 0.
+    specs
+        The declared static features.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.n_items, self.n_users = int(manifest["n_items"]), int(manifest["n_users"])
+        self.n_train_items, self.n_train_users = int(manifest["n_train_items"]), int(manifest["n_train_users"])
+        self.has_time = bool(manifest["has_time"])
+        self.event_types: list[str] = manifest["event_types"]
+        self.specs = tuple(FeatureSpec(**{**spec, "columns": tuple(spec["columns"])}) for spec in manifest["features"])
+
+    @classmethod
+    def open(cls, path: Path) -> Dataset:
+        """Open the folder `path`.
+
+        Raises
+        ------
+        DataError
+            It is no dataset, of another format version, or lacks a file its manifest names.
+        """
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+        except (OSError, ValueError):
+            raise DataError(f"A dataset is a folder with a manifest.json. {path} holds none. Run `twotower prepare`.") from None
+        if not isinstance(manifest, dict) or manifest.get("kind") != "dataset":
+            raise DataError(f"A dataset's manifest says so. {path}/manifest.json is another's. Run `twotower prepare`.")
+        if manifest.get("format") != FORMAT_VERSION:
+            found = manifest.get("format")
+            raise DataError(f"The dataset must have format {FORMAT_VERSION}. {path} has {found}. Run `twotower prepare` again.")
+        missing = [name for name in manifest["hashes"] if not (path / name).is_file()]
+        if missing:
+            raise DataError(f"The dataset must be complete. {path} lacks {', '.join(missing)}. Run `twotower prepare` again.")
+        return cls(path, manifest)
+
+    @cached_property
+    def events(self) -> Events:
+        """Events of known users."""
+        columns = _read(self.path / "events.parquet", item_row=np.int64, time_s=np.int64, event_type=np.int64)
+        return Events(offsets=_offsets(columns.pop(USER_ROW), self.n_users), **columns)
+
+    @cached_property
+    def visits(self) -> Visits:
+        """Everything that happened at each item."""
+        columns = _read(self.path / "visits.parquet", time_s=np.int64)
+        return Visits(offsets=_offsets(columns.pop(ITEM_ROW), self.n_items), **columns)
+
+    @cached_property
+    def items(self) -> pa.Table:
+        """Raw columns of the items; row r of the id space is at position r - 2."""
+        return pq.read_table(self.path / "items.parquet")
+
+    @cached_property
+    def users(self) -> pa.Table:
+        """Raw columns of the users; row r of the id space is at position r - 2."""
+        return pq.read_table(self.path / "users.parquet")
+
+    @cached_property
+    def item_features(self) -> dict[str, NDArray[Any]]:
+        """Encoded static features of the items, over all rows."""
+        return load_file(self.path / "item_features.safetensors")
+
+    @cached_property
+    def user_features(self) -> dict[str, NDArray[Any]]:
+        """Encoded static features of the users, over all rows."""
+        return load_file(self.path / "user_features.safetensors")
+
+    @cached_property
+    def encoders(self) -> Encoders:
+        """What encoded them."""
+        return Encoders.load(self.path)
+
+    @cached_property
+    def item_ids(self) -> NDArray[np.object_]:
+        """Object array [n_items] of ids; "" for the reserved rows."""
+        return _ids(self.items[ITEM_ID])
+
+    @cached_property
+    def user_ids(self) -> NDArray[np.object_]:
+        """Object array [n_users] of ids; "" for the reserved rows."""
+        return _ids(self.users[USER_ID])
+
+    @cached_property
+    def item_train_count(self) -> Int:
+        """int64 [n_items]: positive training events of each item."""
+        counted = self.events.positive & (self.events.split == TRAIN)
+        return np.bincount(self.events.item_row[counted], minlength=self.n_items).astype(np.int64)
+
+    def item_rows(self, ids: list[str]) -> Int:
+        """Rows int64 [len(ids)] of item ids; UNKNOWN where there is no such item."""
+        return _rows(ids, self.items[ITEM_ID])
+
+    def user_rows(self, ids: list[str]) -> Int:
+        """Rows int64 [len(ids)] of user ids; UNKNOWN where there is no such user."""
+        return _rows(ids, self.users[USER_ID])
+
+    def histories(self, user_rows: Int, time_s: Int) -> Queries:
+        """Queries of known users [B] at moments [B]: all their events strictly before. UNKNOWN has none."""
+        events = self.events
+        begin = events.offsets[user_rows]
+        end = _lower_bound(events.time_s, begin, events.offsets[user_rows + 1], time_s)
+        return self._queries(np.arange(len(events)), begin, end, user_rows, time_s)
+
+    def held_out(self, split: str, *, max_queries: int | None = None, seed: int = 0) -> HeldOut:
+        """Questions of the split "valid" or "test": what did the user choose at that moment?
+
+        A question is a user and a moment with at least one positive event of the split. Its history is:
+
+        - time split: the user's events strictly before the moment, earlier ones of the same split included. Where times are
+          days, nothing of the same day.
+        - leave-one-out: all events before the held-out one in the user's order (which breaks ties of time), so for test the
+          validation event too.
+        - given split: all training events for "valid", all training and validation events for "test"; one question per user,
+          just after the last of them.
+
+        Parameters
+        ----------
+        max_queries
+            Keep a sample of so many, drawn with `seed`; None keeps all.
+
+        Raises
+        ------
+        DataError
+            `split` is not "valid" or "test".
+        """
+        if split not in ("valid", "test"):
+            raise DataError(f"Held-out events are those of the split valid or test. Got {split!r}.")
+        events, code = self.events, SPLITS[split]
+        user_row = events.user_row
+        given = self.manifest["config"]["prepare"]["split"]["kind"] == "given"
+        target = np.flatnonzero(events.positive & (events.split == code))
+        moment = np.zeros(len(target), np.int64) if given else events.time_s[target]
+        # One line per (user, moment, item), the first event of each; events are sorted by user and time already.
+        order = np.lexsort((target, events.item_row[target], moment, user_row[target]))
+        target, moment = target[order], moment[order]
+        user, item = user_row[target], events.item_row[target]
+        opens = _changes(user, moment)
+        distinct = opens | _changes(item)
+        query = (np.cumsum(opens) - 1)[distinct]
+        first = np.minimum.reduceat(target, np.flatnonzero(opens)) if len(target) else target
+        chosen = _sample(len(first), max_queries, seed)
+        pool, begin, end, time_s = self._before(first[chosen], user_row, code)
+        sizes = np.bincount(query, minlength=len(first))
+        kept = np.isin(query, chosen)
+        return HeldOut(
+            queries=self._queries(pool, begin, end, user_row[first[chosen]], time_s),
+            target_offsets=_cumulated(sizes[chosen]),
+            target_row=item[distinct][kept],
+            event_index=target[distinct][kept],
+        )
+
+    def _before(self, event: Int, user_row: Int, code: int) -> tuple[Int, Int, Int, Int]:
+        """Histories of the questions with first target `event` [B]: slices begin:end of `pool` (positions of events); moments."""
+        events, kind = self.events, self.manifest["config"]["prepare"]["split"]["kind"]
+        begin, moment = events.offsets[user_row[event]], events.time_s[event]
+        everything = np.arange(len(events))
+        if kind == "leave_one_out":
+            return everything, begin, event, moment
+        if kind == "time":
+            return everything, begin, _lower_bound(events.time_s, begin, event, moment), moment
+        pool = np.flatnonzero(events.split < code)
+        begin = np.searchsorted(pool, begin)
+        end = np.searchsorted(pool, events.offsets[user_row[event] + 1])
+        last = events.time_s[pool[np.maximum(end - 1, 0)]] if len(pool) else moment
+        return pool, begin, end, np.where(end > begin, last + 1, moment)
+
+    def _queries(self, pool: Int, begin: Int, end: Int, user_row: Int, time_s: Int) -> Queries:
+        events, offsets = self.events, _cumulated(end - begin)
+        at = pool[np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], end - begin)]
+        return Queries(
+            offsets=offsets,
+            item_row=events.item_row[at],
+            event_time_s=events.time_s[at],
+            event_type=events.event_type[at],
+            stars=events.stars[at],
+            time_s=np.asarray(time_s, np.int64),
+            user_row=np.asarray(user_row, np.int64),
+            place=np.full((len(begin), 2), np.nan, np.float32),
+        )
+
+
+def _read(path: Path, **types: Any) -> dict[str, NDArray[Any]]:
+    """Columns of a Parquet file as arrays, cast where a type is named."""
+    table = pq.read_table(path)
+    return {name: np.asarray(table[name].to_numpy(), types.get(name)) for name in table.column_names}
+
+
+def _cumulated(sizes: Int) -> Int:
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _offsets(rows: NDArray[Any], size: int) -> Int:
+    return _cumulated(np.bincount(rows, minlength=size))
+
+
+def _changes(*keys: Int) -> Mask:
+    """True where any key differs from the line before; the first line opens a group."""
+    changed = np.ones(len(keys[0]), np.bool_)
+    if len(changed):
+        changed[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    return changed
+
+
+def _lower_bound(sorted_values: Int, begin: Int, end: Int, value: Int) -> Int:
+    """For each slice begin:end, the first position whose value is not below `value` (else end): bisection, all slices at once."""
+    low, high = begin.copy(), end.copy()
+    while (open_ := low < high).any():
+        middle = (low + high) // 2
+        below = open_ & (sorted_values[np.minimum(middle, len(sorted_values) - 1)] < value)
+        low, high = np.where(below, middle + 1, low), np.where(open_ & ~below, middle, high)
+    return low
+
+
+def _sample(size: int, most: int | None, seed: int) -> Int:
+    taken = size if most is None else min(most, size)
+    return np.sort(np.random.default_rng(seed).choice(size, taken, replace=False)) if taken < size else np.arange(size)
+
+
+def _ids(column: pa.ChunkedArray) -> NDArray[np.object_]:
+    return np.array([""] * FIRST_ROW + column.to_pylist(), dtype=object)
+
+
+def _rows(ids: list[str], column: pa.ChunkedArray) -> Int:
+    values = column.combine_chunks()
+    found = pc.index_in(pa.array(ids, values.type), value_set=values, skip_nulls=True)
+    return np.asarray(pc.fill_null(found, UNKNOWN - FIRST_ROW).to_numpy(zero_copy_only=False), np.int64) + FIRST_ROW

@@ -1,0 +1,256 @@
+"""Raw tables → a dataset folder: filtered, split, numbered, encoded.
+
+Enters: what a source reads (`SOURCES`) and the settings. Leaves: a folder of Parquet, safetensors and JSON with a `manifest.json`
+that counts everything kept and dropped, and why. `Dataset` opens it.
+
+Promises: the same input and settings give the same bytes of every file. With dates as cuts, nothing after the first cut changes a
+training row, a vocabulary or a statistic (cuts given as fractions are quantiles of all event times: there the cut itself moves).
+The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import save_file
+
+from twotower.config import Config, PrepareConfig
+from twotower.data.raw import RawTables, Rejects, Source
+from twotower.data.selection import BY_TIME, CHARS, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
+from twotower.data.sequences import read_sequences
+from twotower.data.tables import read_tables
+from twotower.data.yelp import read_yelp
+from twotower.encoders import encode_items, encode_users, fit_encoders
+from twotower.errors import ConfigError, DataError, nearest
+from twotower.schema import (
+    EVENT_TYPE,
+    FIRST_ROW,
+    FORMAT_VERSION,
+    ITEM_ID,
+    ITEM_ROW,
+    ORDER,
+    POSITIVE,
+    SPLIT,
+    SPLITS,
+    STARS,
+    TEXT,
+    TIME,
+    TRAIN,
+    USER_ID,
+    USER_ROW,
+    WEIGHT,
+    FeatureSpec,
+)
+
+SOURCES: dict[str, Source] = {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences}
+MEMORY_LIMIT = "2GB"  # of the SQL engine alone; beyond it, it spills into the unfinished folder
+ROW_GROUP = 1 << 20
+TRUTH = "town_truth.safetensors"
+
+Progress = Callable[[str], None]
+
+
+def prepare(config: Config, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Read the configured source and write the dataset folder `out`.
+
+    Parameters
+    ----------
+    config
+        `data`, `prepare` and `seed` are read.
+    out
+        The folder; an existing dataset is replaced, anything else is left alone.
+    progress
+        Called with the name of each stage as it begins.
+
+    Returns
+    -------
+    dict
+        The manifest, as written to `manifest.json`.
+
+    Raises
+    ------
+    DataError
+        Raw files are missing or unreadable, `out` is something else than a dataset, or no training event is left.
+    ConfigError
+        The settings do not fit the data: a split that needs times or parts there are none of, an unknown feature or event type.
+    """
+    say = progress or (lambda _: None)
+    with _replacing(out) as folder:
+        spill, rejects = folder / "spill", Rejects(folder / "rejects.jsonl", config.data.max_reject_frac)
+        con = ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=str(spill))
+        try:
+            say("read raw files")
+            raw = SOURCES[config.data.source](config.data, con, rejects)
+            rejects.check()
+            manifest = _build(Stage(con, config, raw), folder, say)
+        finally:
+            rejects.close()
+            con.disconnect()
+        shutil.rmtree(spill, ignore_errors=True)
+        manifest["hashes"] = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+    return manifest
+
+
+def _build(stage: Stage, folder: Path, say: Progress) -> dict[str, Any]:
+    config, raw = stage.config, stage.raw
+    specs = _specs(config.prepare, raw)
+    say("filter and split events")
+    chosen = select_events(stage)
+    item_rows, n_train_items = _number(stage, chosen.items, chosen.events, ITEM_KEY, ITEM_ROW)
+    user_rows, n_train_users = _number(stage, chosen.users, chosen.events, USER_KEY, USER_ROW)
+    types = _event_types(chosen.events)
+    say("write events")
+    kept = _write_events(chosen, item_rows, user_rows, types, folder)
+    say("encode features")
+    items = _entities(item_rows.join(raw.items, ITEM_ID), ITEM_ROW, ITEM_ID)
+    users = _entities(user_rows.left_join(raw.users, USER_ID), USER_ROW, USER_ID)
+    text = _item_text(stage, specs, items, chosen.events, item_rows)
+    trained = {"n_train_items": n_train_items, "n_train_users": n_train_users}
+    encoders = fit_encoders(specs, items, users, **trained, item_text=text, text_dim=config.prepare.text_dim, seed=config.seed)
+    encoders.save(folder)
+    save_file(encode_items(encoders, items, text), folder / "item_features.safetensors")
+    save_file(encode_users(encoders, users), folder / "user_features.safetensors")
+    _write(items, folder / "items.parquet")
+    _write(users, folder / "users.parquet")
+    if raw.truth is not None:
+        shutil.copyfile(raw.truth, folder / TRUTH)
+    return {
+        "format": FORMAT_VERSION,
+        "kind": "dataset",
+        "command": "prepare",
+        "seed": config.seed,
+        "config": config.model_dump(mode="json", include={"seed", "data", "prepare"}),
+        "counts": {"read": raw.counts, "kept": kept | {"items": len(items), "users": len(users)}, "dropped": stage.dropped},
+        "event_types": types,
+        "has_time": raw.has_time,
+        "cuts_s": chosen.cuts_s,
+        "n_items": len(items) + FIRST_ROW,
+        "n_users": len(users) + FIRST_ROW,
+        **trained,
+        "features": [asdict(spec) for spec in specs],
+    }
+
+
+def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:
+    known = [spec.name for spec in raw.features]
+    for name in config.exclude_features:
+        if name not in known:
+            raise ConfigError(f"prepare.exclude_features names features of the data. Got {name!r}.{nearest(name, known)}")
+    left = [spec for spec in raw.features if spec.name not in config.exclude_features]
+    return tuple(spec for spec in left if spec.kind != "text" or config.text_dim > 0)
+
+
+def _number(stage: Stage, ids: ir.Table, events: ir.Table, key: str, row: str) -> tuple[ir.Table, int]:
+    """Rows from 2: those with a training event by id, then the others by id. Also return how many have one."""
+    trained = events.filter(is_training(events)).select(key).distinct().mutate(trained=True)
+    flagged = ids.left_join(trained, key).drop(f"{key}_right").mutate(new=ibis._.trained.isnull())
+    number = ibis.row_number().over(order_by=["new", key]) + FIRST_ROW
+    rows = stage.save(flagged.mutate(number.cast("int32").name(row)).drop("trained"))
+    return rows.drop("new"), row_count(rows.filter(~rows.new))
+
+
+def _event_types(events: ir.Table) -> list[str]:
+    """Types seen in training, by name. Others have code 0, unknown, so that a type that appears later changes no model."""
+    names = events.filter(is_training(events)).select(EVENT_TYPE).distinct().order_by(EVENT_TYPE)
+    return [str(name) for name in names.to_pyarrow()[EVENT_TYPE].to_pylist()]
+
+
+def _write_events(chosen: Selection, items: ir.Table, users: ir.Table, types: list[str], folder: Path) -> dict[str, int]:
+    """Write both event tables and count what is in them."""
+    rows = chosen.events.join(items.select(ITEM_KEY, ITEM_ROW), ITEM_KEY).left_join(users.select(USER_KEY, USER_ROW), USER_KEY)
+    stars = rows[STARS].fill_null(float("nan")).cast("float32")
+    code = rows[EVENT_TYPE].cases(*((name, i + 1) for i, name in enumerate(types)), else_=0).cast("int8")
+    full = rows.mutate(stars=stars, event_type=code)
+    known = full.filter(full[USER_ROW].notnull()).order_by([USER_ROW, *BY_TIME])
+    events = known.select(USER_ROW, ITEM_ROW, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, SPLIT).to_pyarrow()
+    _write(events, folder / "events.parquet")
+    visits = full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT).to_pyarrow()
+    _write(visits, folder / "visits.parquet")
+    by_split = np.bincount(events[SPLIT].to_numpy(), minlength=len(SPLITS)).tolist()
+    counts = {f"{name}_events": by_split[code] for name, code in SPLITS.items()}
+    positives = int(events[POSITIVE].to_numpy().sum())
+    return {"events": len(events), **counts, "positive_events": positives, "anonymous_events": len(visits) - len(events)}
+
+
+def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, events: ir.Table, rows: ir.Table) -> list[str] | None:
+    """One string per item: its own text column, then what was written about it in training, oldest first, capped."""
+    columns = [spec.columns[0] for spec in specs if spec.side == "item" and spec.kind == "text"]
+    if not columns:
+        return None
+    own = [value or "" for value in items[columns[0]].to_pylist()]
+    limit = stage.config.prepare.text_max_chars
+    written = events.filter((events[SPLIT] == TRAIN) & (events[CHARS] > 0))
+    window = ibis.cumulative_window(group_by=ITEM_KEY, order_by=list(BY_TIME))
+    # Chosen by length alone, before any text is read: the thousands of reviews of a popular item never meet in memory.
+    start = written[CHARS].sum().over(window) - written[CHARS]
+    chosen = stage.save(written.mutate(start=start).filter(ibis._.start < limit).select(ITEM_KEY, TIME, ORDER))
+    source = stage.raw.interactions if stage.raw.texts is None else stage.raw.texts
+    texts = source.select(ORDER, TEXT).join(chosen, ORDER).join(rows.select(ITEM_KEY, ITEM_ROW), ITEM_KEY)
+    joined = texts.group_by(ITEM_ROW).aggregate(text=texts[TEXT].group_concat("\n", order_by=list(BY_TIME)))
+    capped = joined.mutate(text=joined[TEXT].substr(0, limit)).to_pyarrow()
+    for row, text in zip(capped[ITEM_ROW].to_pylist(), capped[TEXT].to_pylist(), strict=True):
+        own[row - FIRST_ROW] += f"\n{text}"
+    return own
+
+
+def _entities(joined: ir.Table, row: str, name: str) -> pa.Table:
+    """Items or users in the order of their rows, the id first, the raw columns as they are, text left out."""
+    internal = {row, ITEM_KEY, USER_KEY, name, f"{name}_right", TEXT}
+    columns = [name, *(column for column in joined.columns if column not in internal)]
+    return joined.order_by(row).select(columns).to_pyarrow()
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A fresh folder beside `out`, which takes its place when the block ends well and vanishes when it does not."""
+    if out.exists() and not _replaceable(out):
+        raise DataError(f"The output must be a new folder or a dataset to replace. {out} is neither. Choose another folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{state}") for state in ("new", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        yield fresh
+        if out.exists():
+            out.rename(old)
+        fresh.rename(out)
+    finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaceable(out: Path) -> bool:
+    if not out.is_dir():
+        return False
+    try:
+        return not any(out.iterdir()) or json.loads((out / "manifest.json").read_text()).get("kind") == "dataset"
+    except (OSError, ValueError, AttributeError):
+        return False

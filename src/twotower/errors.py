@@ -1,0 +1,43 @@
+"""Every error a user can cause, in one tree.
+
+    TwoTowerError            base of all: one line on stderr, exit code 2
+    ├── ConfigError          a setting is unknown, of the wrong type, or contradicts another
+    ├── DataError            a file, folder, column or row is not what was promised
+    ├── TrainingError        training cannot start or go on (empty data, non-finite loss, missing checkpoint)
+    └── RequestError         a request for recommendations cannot be answered (unknown id, malformed filter)
+
+A message is sentences: what must hold; what was found, and where; what to do. Anything that is not a `TwoTowerError`
+is a defect of the package: traceback, exit code 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TwoTowerError(Exception):
+    """Base of every error that the caller can mend."""
+
+
+class ConfigError(TwoTowerError):
+    """A setting is unknown, of the wrong type or range, or contradicts another one."""
+
+
+class DataError(TwoTowerError):
+    """A file, folder, column or row is not what was promised."""
+
+
+class TrainingError(TwoTowerError):
+    """Training cannot start or go on."""
+
+
+class RequestError(TwoTowerError):
+    """A request for recommendations cannot be answered."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known name closest to `name`, or the list of known names when none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."

@@ -1,0 +1,19 @@
+"""Dataset and settings → a fresh model of the right shape."""
+
+from __future__ import annotations
+
+from twotower.config import Config
+from twotower.data.data_loader import layout, open_store
+from twotower.data.dataset import Dataset
+from twotower.models.two_tower import TwoTower
+
+
+def build_model(dataset: Dataset, config: Config) -> TwoTower:
+    """A `TwoTower` with fresh weights; the same dataset and settings always give the same shapes."""
+    store = open_store(dataset, "valid", max_history=config.model.user_tower.max_history)
+    return TwoTower(
+        layout(dataset, store),
+        config.model,
+        causal=config.training.view == "causal",
+        save_memory=config.training.gradient_checkpointing,
+    )

@@ -1,0 +1,72 @@
+"""Multi-head self-attention over a history: pre-norm blocks, causal or not."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+Widths = tuple[tuple[int, int], ...]
+"""(histories, width) of each run of histories of equal width; see `UserBatch`."""
+
+
+class AttentionBlock(nn.Module):
+    """x + attention(norm(x)), then x + MLP(norm(x)); both branches start near zero, so that a new block changes little.
+
+    Dropout acts on what each branch adds. Inside the attention there is none: the fused kernels would be out of reach.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        for layer in (self.out, self.mlp[2]):
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def forward(self, x: Tensor, valid: Tensor, widths: Widths, causal: bool) -> Tensor:
+        """Histories laid end to end [T, d] → [T, d]; `valid` bool [T] is True where there is an event."""
+        qkv = self.qkv(self.norm_attention(x)).view(len(x), 3, self.heads, -1)  # [T, 3, heads, d / heads]
+        mixed, start = [], 0
+        for size, width in widths:
+            stop = start + size * width
+            q, k, v = qkv[start:stop].view(size, width, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)  # [size, heads, width, d / heads]
+            # Causal: an event reads none of the padding behind it. Otherwise padding is masked, but for the first place:
+            # an empty history reads its own padding, rather than nothing (which would be NaN).
+            mask = None if causal else (valid[start:stop].view(size, width) | (torch.arange(width, device=x.device) == 0))[:, None, None]
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+            mixed.append(out.transpose(1, 2).reshape(size * width, -1))
+            start = stop
+        x = x + F.dropout(self.out(torch.cat(mixed)), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.norm_mlp(x)), self.dropout, self.training)
+
+
+class HistoryEncoder(nn.Module):
+    """A stack of blocks with learned positions counted from the start, and buckets of the time since the event before.
+
+    Causal: position p reads positions ≤ p, so that one pass serves every moment of a history. Otherwise all read all.
+    """
+
+    def __init__(self, dim: int, *, heads: int, blocks: int, dropout: float, max_length: int, gaps: int, causal: bool, save_memory: bool) -> None:
+        super().__init__()
+        self.causal, self.save_memory = causal, save_memory
+        self.position = nn.Parameter(torch.zeros(max_length, dim))
+        self.gap = nn.Parameter(torch.zeros(gaps, dim))
+        self.blocks = nn.ModuleList([AttentionBlock(dim, heads, dropout) for _ in range(blocks)])
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, tokens: Tensor, gap: Tensor, valid: Tensor, widths: Widths) -> Tensor:
+        """Tokens [T, d], gap buckets int64 [T], valid bool [T], laid out as `widths` says → [T, d]."""
+        position = torch.cat([torch.arange(width, device=gap.device).repeat(size) for size, width in widths])
+        x = tokens + F.embedding(position, self.position) + F.embedding(gap, self.gap)
+        for block in self.blocks:
+            if self.save_memory and self.training:
+                x = checkpoint(block, x, valid, widths, self.causal, use_reentrant=False)
+            else:
+                x = block(x, valid, widths, self.causal)
+        normed: Tensor = self.norm(x)
+        return normed

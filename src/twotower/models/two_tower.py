@@ -1,0 +1,80 @@
+"""Both towers, the tables they share and the temperature. Either side encodes alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from twotower.config import ModelConfig
+from twotower.features import FieldSpec, ItemBatch, Layout, UserBatch
+from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
+from twotower.models.towers.item_tower import ItemTower
+from twotower.models.towers.user_tower import UserTower
+from twotower.schema import UNKNOWN
+
+TEMPERATURE_RANGE = (0.01, 1.0)
+
+
+class TwoTower(nn.Module):
+    """User tower and item tower whose vectors meet in one inner product.
+
+    Parameters
+    ----------
+    causal
+        Whether a history is read left to right (every position a moment) or as a set.
+    save_memory
+        Recompute attention blocks in the backward pass (gradient checkpointing).
+    """
+
+    def __init__(self, layout: Layout, config: ModelConfig, *, causal: bool, save_memory: bool = False) -> None:
+        super().__init__()
+        dim = config.user_tower.embedding_dim
+        item_id = FieldSpec("id", "rows", (layout.items,), "item.id")
+        user_id = FieldSpec("id", "rows", (layout.users,), "user.id")
+        static = tuple(spec for spec in layout.item_fields if spec.name != "state")
+        self.tables = EmbeddingTables()
+        self.item_embedding = FieldEmbedding((item_id, *static), dim, self.tables)
+        self.item_state = FieldEmbedding(tuple(spec for spec in layout.item_fields if spec.name == "state"), dim, self.tables)
+        self.user_embedding = FieldEmbedding((user_id, *layout.user_fields), dim, self.tables)
+        self.waves = GeoWaves()
+        self.geo = nn.Linear(self.waves.width, dim, bias=False)
+        nn.init.normal_(self.geo.weight, std=0.05)
+        self.item_tower = ItemTower(1 + len(layout.item_fields), config.item_tower)
+        self.user_tower = UserTower(
+            1 + len(layout.user_fields), layout.event_types, config.user_tower, causal=causal, save_memory=save_memory
+        )
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature)
+        self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
+
+    def temperature(self) -> Tensor:
+        """The scalar that divides cosines, kept within [0.01, 1]."""
+        return self.log_temperature.clamp(*(math.log(bound) for bound in TEMPERATURE_RANGE)).exp()
+
+    def encode_items(self, batch: ItemBatch) -> Tensor:
+        """Items → unit vectors float32 [n, D]."""
+        row = self._drop(batch.row, self.item_id_dropout)
+        fields = self._item_fields(ItemBatch(row, batch.fields))
+        if self.item_state.fields:
+            fields = torch.cat([fields, self.item_state(batch.fields, self.tables, None)], dim=1)
+        vectors: Tensor = self.item_tower(fields)
+        return vectors
+
+    def encode_users(self, batch: UserBatch) -> Tensor:
+        """Moments of histories → unit vectors float32 [Q, D]."""
+        items = self._item_fields(batch.items).sum(dim=1)  # [n, d]: what a history reads of an item
+        row = self._drop(batch.user_row, self.user_id_dropout)
+        fields = self.user_embedding({**batch.fields, "id": row}, self.tables, (self.waves, self.geo))
+        vectors: Tensor = self.user_tower(fields, items, batch)
+        return vectors
+
+    def _item_fields(self, batch: ItemBatch) -> Tensor:
+        fields: Tensor = self.item_embedding({**batch.fields, "id": batch.row}, self.tables, (self.waves, self.geo))
+        return fields
+
+    def _drop(self, row: Tensor, share: float) -> Tensor:
+        """In training, show a share of the ids as UNKNOWN."""
+        if not self.training or share == 0:
+            return row
+        return torch.where(torch.rand(row.shape, device=row.device) < share, UNKNOWN, row)

@@ -1,0 +1,180 @@
+"""The journey, a function a stage: each reads folders and writes one with a `manifest.json`, so that any stage runs again alone.
+
+    simulate ─▶ raw files ─▶ prepare ─▶ dataset ─▶ train ─▶ run (checkpoints, bundle) ─▶ evaluate ─▶ report
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from twotower.config import Config, load_config, parse_config
+from twotower.console import log, progress
+from twotower.data.data_loader import open_store, split_moment
+from twotower.data.dataset import Dataset
+from twotower.data.prepare import prepare
+from twotower.data.simulate import simulate
+from twotower.errors import DataError
+from twotower.evaluation import judge
+from twotower.report import write_report
+from twotower.retrieval.bundle import export_bundle, load_trained
+from twotower.retrieval.neural import NeuralRetriever
+from twotower.retrieval.recommender import Place, Recommender
+from twotower.schema import FIRST_ROW, FORMAT_VERSION, TEST
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+
+Json = dict[str, Any]
+
+
+def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int) -> dict[str, int]:
+    """Write a simulated town's raw files to `out`; returns rows by file."""
+    with progress() as report:
+        return simulate(
+            out, users=users, businesses=businesses, events=events, seed=seed, progress=lambda done, total: report("simulate", done, total)
+        )
+
+
+def prepare_stage(config: Config, out: Path) -> Json:
+    """Raw tables → dataset folder `out`; returns its manifest."""
+    with progress() as report:
+        return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
+
+
+def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False) -> Json:
+    """Train on the dataset `data`; leaves checkpoints, figures, `manifest.json` and `bundle/` in `out`.
+
+    The dataset's own settings of `data` and `prepare` win over those of `config`: they are what it was made with.
+
+    Returns
+    -------
+    dict
+        "metric", "value" and "step" of the best validation.
+    """
+    dataset = Dataset.open(data)
+    made = dataset.manifest["config"]
+    config = parse_config({**config.model_dump(mode="json"), "data": made["data"], "prepare": made["prepare"]})
+    trainer = TwoTowerTrainer(dataset, config, out)
+    reached = trainer.fit(resume=resume)
+    best = {"metric": config.training.eval_metric, "value": reached.best, "step": reached.best_step}
+    manifest = {"format": FORMAT_VERSION, "kind": "run", "dataset": str(data.resolve()), "config": config.model_dump(mode="json"), "best": best}
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    export_bundle(out / "best.pt", dataset, out / "bundle", metrics=best)
+    return best
+
+
+def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
+    """Judge the run on its dataset's test part beside every baseline; write report.json and report.html to `out`."""
+    manifest = _run_manifest(run)
+    dataset = Dataset.open(Path(manifest["dataset"]))
+    model, config, _ = load_trained(run / "best.pt", dataset)
+    if overrides:
+        wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
+        config = parse_config({**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}})
+    store = open_store(dataset, "test", max_history=config.model.user_tower.max_history)
+    system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
+    curves = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    with progress() as report:
+        result = judge(
+            [system],
+            dataset,
+            config.evaluation,
+            metric=config.training.eval_metric,
+            seed=config.seed,
+            progress=lambda done, total: report("evaluate", done, total),
+        )
+    write_report(result, out, curves=curves)
+    return result
+
+
+def export_stage(run: Path, out: Path) -> Json:
+    """Write the run's bundle to `out`; returns its manifest."""
+    manifest = _run_manifest(run)
+    return export_bundle(run / "best.pt", Dataset.open(Path(manifest["dataset"])), out, metrics=manifest["best"])
+
+
+def run_all(config: Config, out: Path, *, resume: bool = False) -> Json:
+    """Prepare → train → export → evaluate: `out` gets dataset/, model/, bundle/, report.json and report.html."""
+    if not (resume and (out / "dataset" / "manifest.json").is_file()):
+        prepared = prepare_stage(config, out / "dataset")
+        log.info(summary(prepared, out / "dataset"))
+    train_stage(config, out / "dataset", out / "model", resume=resume and (out / "model" / "last.pt").is_file())
+    export_stage(out / "model", out / "bundle")
+    return evaluate_stage(out / "model", out)
+
+
+def demo_stage(config: Config, out: Path, *, say: Callable[[str], None]) -> None:
+    """The whole way on a simulated town, then ten recommendations for three kinds of asker."""
+    raw = out / "raw"
+    counts = simulate_stage(raw, users=3000, businesses=1500, events=60_000, seed=config.seed)
+    say(f"A town with {', '.join(f'{count:,} {name}' for name, count in counts.items())}: {raw}")
+    config = parse_config({**config.model_dump(mode="json"), "data": {"source": "yelp", "path": str(raw)}})
+    report = run_all(config, out)
+    recommender = Recommender.load(out / "bundle")
+    user, places = _known_user(recommender.dataset)
+    say(f"\nTen places for {user}, a known user:\n")
+    say(as_table(recommender.recommend(user=user)))
+    rows = recommender.dataset.item_rows(places)
+    names = [recommender.describe(int(row))["name"] for row in rows]
+    say(f"\nTen for an unknown user who went to {', '.join(names[:-1])} and {names[-1]}:\n")
+    say(as_table(recommender.recommend(history=places)))
+    category = (recommender.describe(int(rows[-1]))["categories"] or ["Restaurants"])[0]
+    where = f'category == "{category}" and within(5)'
+    say(f"\nThe same user, filter {where}:\n")
+    say(as_table(recommender.recommend(history=places, where=where)))
+    say("\n" + verdict(report, out))
+
+
+def as_table(places: list[Place]) -> str:
+    """Recommendations as text, a line each."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("rank", "place", "categories", "city", "km", "score"):
+        table.add_column(name, justify="right" if name in ("rank", "km", "score") else "left", no_wrap=True, overflow="ellipsis")
+    for place in places:
+        distance = "" if place.distance_km is None else f"{place.distance_km:.1f}"
+        categories = ", ".join(place.categories)
+        table.add_row(str(place.rank), place.name[:32], categories[:40], place.city or "", distance, f"{place.score:.3f}")
+    text = io.StringIO()
+    Console(file=text, width=120, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) or "No place passes the filter."
+
+
+def summary(manifest: Json, out: Path) -> str:
+    """One line about a prepared dataset."""
+    kept = manifest["counts"]
+    users, items = manifest["n_users"] - FIRST_ROW, manifest["n_items"] - FIRST_ROW
+    return f"{out}: {kept['kept']['events']:,} events of {users:,} users at {items:,} items"
+
+
+def verdict(report: Json, out: Path) -> str:
+    """What the report decided, and where it lies."""
+    return f"{report['verdict']}\nReport: {out / 'report.html'}"
+
+
+def _known_user(dataset: Dataset) -> tuple[str, list[str]]:
+    """A user with a typical history, and the last three places of another one, for show."""
+    events = dataset.events
+    lengths = np.diff(events.offsets)
+    seen_late = np.bincount(events.user_row[events.split == TEST], minlength=len(lengths)) > 0
+    shown = np.flatnonzero((lengths >= 8) & (lengths <= 30) & seen_late)
+    if len(shown) < 2:
+        shown = np.argsort(-lengths)[:2]
+    first, second = int(shown[0]), int(shown[len(shown) // 2])
+    history = events.item_row[events.offsets[second] : events.offsets[second + 1]]
+    return str(dataset.user_ids[first]), [str(dataset.item_ids[row]) for row in dict.fromkeys(history[::-1].tolist())][:3][::-1]
+
+
+def _run_manifest(run: Path) -> Json:
+    try:
+        manifest = json.loads((run / "manifest.json").read_text())
+    except (OSError, ValueError):
+        raise DataError(f"A run is a folder written by `twotower train`. Found none at {run}. Train first, or check the path.") from None
+    if not isinstance(manifest, dict) or manifest.get("kind") != "run":
+        raise DataError(f"A run is a folder written by `twotower train`. {run} holds something else. For `twotower run --out DIR` it is DIR/model.")
+    return manifest

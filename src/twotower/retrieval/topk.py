@@ -1,0 +1,111 @@
+"""Scores in, the exact `k` best items of every row out, in bounded memory.
+
+Enters: a matrix of scores, one row a query, one column an item row. Leaves: `Recommendations`. Promised: the order is that of a
+full sort by (score descending, item row ascending), whatever the ties; PAD, UNKNOWN and masked items never appear; extra memory
+grows with sqrt(N k) a query.
+
+How: the columns are cut into blocks, and only the `k` blocks with the best maxima are looked into. An item outside of them has
+`k` block maxima before it, each with a better score or the same score and a lower row, so it is not among the `k` best. Score and
+row are packed into one int64 key, so that ties need no care anywhere.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.retriever import Float, Int, Mask, Recommendations
+from twotower.schema import FIRST_ROW
+
+Ragged = tuple[Int, Int]
+"""(offsets int64 [B + 1], rows int64 [T]): the rows of query b are rows[offsets[b]:offsets[b + 1]]."""
+
+_CANDIDATES = 2**22  # keys held at once: 32 MB
+_NOTHING = float("-inf")
+
+
+def top_k(scores: Float | Tensor, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None) -> Recommendations:
+    """Return the `k` best items of every row of `scores`.
+
+    Parameters
+    ----------
+    scores
+        float32 [B, N], array or tensor (of any device). Used as scratch space when writable: masked entries become -inf.
+    k
+        Length of the lists, at least 1.
+    exclude
+        Ragged item rows left out of each query's list, repeats allowed; usually its history.
+    allow
+        bool [N] or [B, N]; False leaves the item out.
+
+    Returns
+    -------
+    Recommendations
+        items int64 [B, k], scores float32 [B, k]; -1 / -inf where fewer than `k` items have a score above -inf.
+
+    Raises
+    ------
+    ValueError
+        A score is NaN, or k is below 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1. Got {k}.")
+    matrix = _tensor(scores)
+    _mask(matrix, exclude, allow)
+    size, width = matrix.shape
+    items = np.full((size, k), -1, np.int64)
+    values = np.full((size, k), _NOTHING, np.float32)
+    step = max(1, _CANDIDATES // (4 * isqrt(width * min(k, width)) + 1))
+    for start in range(0, size, step):
+        best, rows = _best(matrix[start : start + step], min(k, width))
+        items[start : start + step, : rows.shape[1]] = rows.cpu().numpy()
+        values[start : start + step, : rows.shape[1]] = best.cpu().numpy()
+    items[values == _NOTHING] = -1
+    return Recommendations(items, values)
+
+
+def _tensor(scores: Float | Tensor) -> Tensor:
+    if isinstance(scores, Tensor):
+        return scores.detach().float()
+    array = np.asarray(scores, np.float32)
+    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+
+
+def _mask(matrix: Tensor, exclude: Ragged | None, allow: Mask | None) -> None:
+    matrix[:, :FIRST_ROW] = _NOTHING
+    if exclude is not None:
+        offsets, rows = exclude
+        query = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        matrix[torch.from_numpy(query).to(matrix.device), torch.from_numpy(rows).to(matrix.device)] = _NOTHING
+    if allow is not None:
+        allowed = torch.from_numpy(np.ascontiguousarray(allow, bool)).to(matrix.device)
+        matrix.masked_fill_(~allowed, _NOTHING)
+
+
+def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores and rows of the k best columns, k <= N."""
+    size, width = matrix.shape
+    block = max(1, isqrt(width // k))
+    blocks = width // block
+    whole = matrix[:, : blocks * block].view(size, blocks, block)
+    maxima = whole.amax(-1)
+    tail = torch.arange(blocks * block, width, device=matrix.device).expand(size, -1)
+    chosen = torch.topk(_keys(maxima), min(k, blocks), dim=1, sorted=False).indices
+    rows = (chosen[:, :, None] * block + torch.arange(block, device=matrix.device)).flatten(1)
+    rows = torch.cat([rows, tail], 1)
+    scores = matrix.gather(1, rows)
+    if bool(maxima.isnan().any()) or bool(scores.isnan().any()):
+        raise ValueError("Scores must be numbers. Got NaN: the model that made them is broken.")
+    order = torch.topk(_keys(scores, rows), k, dim=1).indices
+    return scores.gather(1, order), rows.gather(1, order)
+
+
+def _keys(scores: Tensor, rows: Tensor | None = None) -> Tensor:
+    """int64 keys, one for each (score, row) pair: a higher score first, then a lower row."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0: minus zero becomes zero, which it equals
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # the integers in the order of the floats
+    rows = torch.arange(scores.shape[1], device=scores.device) if rows is None else rows
+    return ordered * 2**32 - rows

@@ -1,0 +1,65 @@
+"""Names shared by every floor: columns, reserved rows, splits, and the declaration of a feature.
+
+External ids are strings (`user_id`, `item_id`). Rows are int64 positions in the id tables (`user_row`, `item_row`), never mixed
+with ids. Row 0 is PAD, row 1 UNKNOWN; real rows start at 2, those seen in training first, so that `row < n_train_items + 2`
+says "has a trained embedding". Times are int64 seconds since 1970 (Yelp's own clock: local, without zone).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PAD = 0
+UNKNOWN = 1
+FIRST_ROW = 2
+FORMAT_VERSION = 1
+
+# Raw tables (what a source returns) and prepared tables.
+USER_ID = "user_id"
+ITEM_ID = "item_id"
+TIME = "time_s"
+ORDER = "order"  # int64, unique: breaks ties between equal times, in the order of the source
+EVENT_TYPE = "event_type"
+STARS = "stars"
+TEXT = "text"
+PART = "part"  # "train" | "test" when the source brings its own split, else null
+USER_ROW = "user_row"
+ITEM_ROW = "item_row"
+WEIGHT = "weight"
+POSITIVE = "positive"
+SPLIT = "split"
+
+TRAIN, VALID, TEST = 0, 1, 2
+SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
+
+DAY_S = 86_400
+HOURS_PER_WEEK = 168
+
+Side = Literal["item", "user"]
+Kind = Literal["categorical", "multi", "number", "geo", "hours", "text", "vector"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureSpec:
+    """One static feature of a user or an item: where it comes from and how it is encoded.
+
+    Attributes
+    ----------
+    name
+        Unique per side; also the name of its embedding.
+    side
+        "item" or "user".
+    kind
+        How the raw column is read and encoded:
+        "categorical" string or integer → vocabulary row; "multi" list of strings → set of vocabulary rows; "number" →
+        standardised float and a "missing" flag; "geo" (latitude, longitude in degrees) → cells and smooth coordinates; "hours" string
+        of 168 characters 0/1, hour 0 = Monday 00:00 → bits; "text" string → TF-IDF + SVD vector; "vector" list of floats as is.
+    columns
+        Raw columns; one, or (latitude, longitude) for "geo".
+    """
+
+    name: str
+    side: Side
+    kind: Kind
+    columns: tuple[str, ...]

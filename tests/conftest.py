@@ -1,0 +1,59 @@
+"""Shared by all tests: one thread per process, repeatable properties, the real data where it is, and one small town.
+
+Nothing heavy is imported here at the top: the thread counts below must stand before NumPy and PyTorch read them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from twotower.config import Config
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")  # sums come out the same on every machine, and tests do not fight for cores
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("repeatable")
+
+
+class Town(NamedTuple):
+    """A simulated town: its raw Yelp files, the folder they were prepared into, and the settings that did it."""
+
+    raw: Path
+    folder: Path
+    config: Config
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data that TWOTOWER_DATA names; without it the test is skipped, in CI it fails."""
+    folder = os.environ.get("TWOTOWER_DATA")
+    reason = (
+        f"needs real data: TWOTOWER_DATA must name the folder with yelp-raw, s3rec-yelp and lightgcn-yelp2018; it is {folder!r}"
+    )
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    if folder or os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Town:
+    """A town of 300 users, 200 businesses and 6,000 events, simulated and prepared once; treat it as read-only."""
+    from twotower.config import parse_config
+    from twotower.data.prepare import prepare
+    from twotower.data.simulate import simulate
+
+    root = tmp_path_factory.mktemp("town")
+    simulate(root / "raw", users=300, businesses=200, events=6_000, seed=7)
+    config = parse_config({"data": {"source": "yelp", "path": str(root / "raw")}, "prepare": {"text_dim": 8}})
+    prepare(config, root / "dataset")
+    return Town(root / "raw", root / "dataset", config)

@@ -1,0 +1,117 @@
+"""Datasets prepared from a few rows written in a test, through the real `prepare` with a source that returns them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import ibis
+import pyarrow as pa
+import pytest
+
+from twotower.config import parse_config
+from twotower.data.dataset import Dataset
+from twotower.data.prepare import SOURCES, prepare
+from twotower.data.raw import RawTables
+from twotower.schema import FeatureSpec
+
+INTERACTIONS = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("time_s", pa.int64()),
+        ("order", pa.int64()),
+        ("event_type", pa.string()),
+        ("stars", pa.float64()),
+        ("text", pa.string()),
+        ("part", pa.string()),
+    ]
+)
+ITEMS = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("name", pa.string()),
+        ("city", pa.string()),
+        ("categories", pa.list_(pa.string())),
+        ("price", pa.int64()),
+        ("latitude", pa.float64()),
+        ("longitude", pa.float64()),
+    ]
+)
+USERS = pa.schema([("user_id", pa.string()), ("since_s", pa.int64()), ("elite", pa.list_(pa.int64()))])
+FEATURES = (
+    FeatureSpec(name="city", side="item", kind="categorical", columns=("city",)),
+    FeatureSpec(name="categories", side="item", kind="multi", columns=("categories",)),
+    FeatureSpec(name="price", side="item", kind="number", columns=("price",)),
+    FeatureSpec(name="location", side="item", kind="geo", columns=("latitude", "longitude")),
+    FeatureSpec(name="text", side="item", kind="text", columns=("name",)),
+)
+
+
+Row = str | dict[str, Any]
+Prepared = Callable[..., Dataset]
+
+
+def parsed(row: Row) -> dict[str, Any]:
+    """An interaction from a dict, or from "user item time_s [stars [event_type]]" with "-" for null."""
+    if isinstance(row, dict):
+        return row
+    user, item, time_s, *rest = (None if word == "-" else word for word in row.split())
+    stars, event_type = [*rest, *[None, None][len(rest) :]]
+    numbers = {"time_s": int(time_s or 0), "stars": None if stars is None else float(stars)}
+    return {"user_id": user, "item_id": item, **numbers, "event_type": event_type or "review"}
+
+
+def create(con: Any, name: str, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> ibis.Table:
+    """A table of the engine from a list of dicts."""
+    return con.create_table(name, ibis.memtable(pa.Table.from_pylist(list(rows), schema)))
+
+
+def ids(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """What a source makes of interactions alone: the ids."""
+    return [{key: value} for value in sorted({row[key] for row in rows if row.get(key) is not None})]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """`prepared(rows, **settings of the section "prepare")` → the opened dataset.
+
+    Further keywords: `items`, `users` (lists of dicts; by default the ids of the interactions), `features` (True: those of the
+    columns above), `has_time`, `truth`, `out` (by default a new folder), `seed`.
+    """
+    base, numbers = tmp_path_factory.mktemp("datasets"), count()
+
+    def make(
+        rows: Sequence[Row],
+        *,
+        items: Sequence[dict[str, Any]] | None = None,
+        users: Sequence[dict[str, Any]] | None = None,
+        features: bool = False,
+        has_time: bool = True,
+        truth: Path | None = None,
+        out: Path | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> Dataset:
+        events = [{"event_type": "review", "order": i, **parsed(row)} for i, row in enumerate(rows)]
+
+        def read(_data: Any, con: Any, _rejects: Any) -> RawTables:
+            return RawTables(
+                interactions=create(con, "raw_interactions", events, INTERACTIONS),
+                items=create(con, "raw_items", ids(events, "item_id") if items is None else items, ITEMS),
+                users=create(con, "raw_users", ids(events, "user_id") if users is None else users, USERS),
+                features=FEATURES if features else (),
+                has_time=has_time,
+                counts={"interactions": len(events)},
+                truth=truth,
+            )
+
+        folder = out or base / str(next(numbers))
+        with mock.patch.dict(SOURCES, {"tables": read}):
+            prepare(parse_config({"seed": seed, "data": {"source": "tables"}, "prepare": settings}), folder)
+        return Dataset.open(folder)
+
+    return make

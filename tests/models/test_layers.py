@@ -1,0 +1,118 @@
+"""Layers against naive forms, and the layout of histories by width against padding everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.features import FieldSpec
+from twotower.models.layers.attention import HistoryEncoder
+from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
+from twotower.models.layers.interaction import CrossNetwork, FactorizationMachine, Flatten
+from twotower.models.layers.pooling import POOLINGS
+
+DIM = 8
+
+
+def encoder(*, causal: bool) -> HistoryEncoder:
+    torch.manual_seed(0)
+    built = HistoryEncoder(DIM, heads=2, blocks=2, dropout=0.0, max_length=16, gaps=4, causal=causal, save_memory=False).eval()
+    for parameter in built.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return built
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_width_classes_change_nothing(causal):
+    """A history encoded in a run of width 4 beside one of width 8 equals both alone."""
+    model = encoder(causal=causal)
+    short, long = torch.randn(4, DIM), torch.randn(8, DIM)
+    short_valid, long_valid = torch.arange(4) < 3, torch.arange(8) < 7
+    gap = torch.zeros(12, dtype=torch.long)
+    both = model(torch.cat([short, long]), gap, torch.cat([short_valid, long_valid]), ((1, 4), (1, 8)))
+    alone = model(torch.cat([short, torch.randn(4, DIM)]), gap[:8], torch.cat([short_valid, torch.zeros(4, dtype=torch.bool)]), ((1, 8),))
+    torch.testing.assert_close(both[:3], alone[:3])
+    torch.testing.assert_close(both[4:11], model(long, gap[:8], long_valid, ((1, 8),))[:7])
+
+
+def test_causal_attention_does_not_see_the_future():
+    model = encoder(causal=True)
+    x, gap, valid = torch.randn(8, DIM), torch.zeros(8, dtype=torch.long), torch.ones(8, dtype=torch.bool)
+    before = model(x, gap, valid, ((1, 8),))
+    changed = x.clone()
+    changed[5:] = torch.randn(3, DIM)
+    after = model(changed, gap, valid, ((1, 8),))
+    torch.testing.assert_close(before[:5], after[:5])
+    assert not torch.allclose(before[5:], after[5:])
+
+
+def test_empty_history_is_finite():
+    model = encoder(causal=False)
+    out = model(torch.zeros(4, DIM), torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.bool), ((1, 4),))
+    assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", sorted(POOLINGS))
+def test_pooling_of_every_prefix(name):
+    torch.manual_seed(1)
+    pooling = POOLINGS[name](DIM)
+    torch.nn.init.normal_(pooling.empty)
+    if name == "attention":
+        torch.nn.init.normal_(pooling.score.weight)
+    x = torch.randn(12, DIM)  # one history of width 4, one of width 8
+    at, seen = torch.tensor([2, 0, 9, 4]), torch.tensor([3, 0, 6, 1])
+    pooled = pooling(x, ((1, 4), (1, 8)), at, seen)
+    for row, events in enumerate([x[:3], x[:0], x[4:10], x[4:5]]):
+        if not len(events):
+            expected = pooling.empty
+        elif name == "last":
+            expected = events[-1]
+        elif name == "mean":
+            expected = events.mean(dim=0)
+        else:
+            weight = torch.softmax(5 * torch.tanh(pooling.score(events) / 5), dim=0)
+            expected = (weight * events).sum(dim=0)
+        torch.testing.assert_close(pooled[row], expected)
+
+
+def test_cross_network_is_its_formula():
+    torch.manual_seed(2)
+    layer = CrossNetwork(2, 3, 2)
+    x = torch.randn(5, 2, 3)
+    x0 = x.flatten(1)
+    one = x0 * (x0 @ layer.layers[0].weight.T + layer.layers[0].bias) + x0
+    two = x0 * (one @ layer.layers[1].weight.T + layer.layers[1].bias) + one
+    torch.testing.assert_close(layer(x), two)
+
+
+def test_factorization_machine_sums_pairs():
+    x = torch.randn(4, 3, 5)
+    pairs = x[:, 0] * x[:, 1] + x[:, 0] * x[:, 2] + x[:, 1] * x[:, 2]
+    torch.testing.assert_close(FactorizationMachine(3, 5, 1)(x), torch.cat([x.flatten(1), pairs], dim=1))
+    torch.testing.assert_close(Flatten(3, 5, 1)(x), x.flatten(1))
+
+
+def test_fields_share_a_table_and_ignore_padding():
+    tables = EmbeddingTables()
+    fields = (FieldSpec("one", "rows", (6,), "shared"), FieldSpec("many", "bag", (6,), "shared"), FieldSpec("number", "dense", (2,), "n"))
+    embedding = FieldEmbedding(fields, DIM, tables)
+    assert [name for name, _ in tables.named_parameters()] == ["shared.weight"]
+    table = tables.lookup("shared").weight
+    out = embedding({"one": torch.tensor([3, 0]), "many": torch.tensor([[2, 4, 0], [0, 0, 0]]), "number": torch.ones(2, 2)}, tables, None)
+    assert out.shape == (2, 3, DIM)
+    torch.testing.assert_close(out[0, 0], table[3])
+    torch.testing.assert_close(out[0, 1], (table[2] + table[4]) / 2)
+    assert (out[1, :2] == 0).all()
+
+
+def test_geo_waves_fall_with_distance_at_every_scale():
+    waves = GeoWaves()
+    km = np.array([0.0, 0.5, 2, 8, 30, 200])
+    points = torch.tensor(np.stack([6371 * np.cos(km / 6371), 6371 * np.sin(km / 6371), 0 * km], axis=1), dtype=torch.float32)
+    features = waves(points)
+    similarity = features[0] @ features.T
+    assert similarity[0] == pytest.approx(1, abs=1e-3)
+    assert (similarity[:-1] > similarity[1:]).all()
+    assert abs(float(similarity[-1])) < 0.25
+    assert (waves(torch.zeros(1, 3)) == 0).all()

@@ -1,0 +1,163 @@
+"""The whole journey from the command line, on a small town: every verb, every promise about exit codes, and the folders left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.cli import main
+from twotower.data.dataset import Dataset
+from twotower.errors import DataError
+from twotower.retrieval.bundle import load_bundle
+from twotower.retrieval.recommender import Recommender
+
+SMALL = """
+model:
+  user_tower: {embedding_dim: 16, hidden_dims: [16], max_history: 20}
+  item_tower: {embedding_dim: 16, hidden_dims: [16]}
+training: {batch_size: 256, num_epochs: 2, learning_rate: 0.01}
+evaluation: {bootstrap: 50, baselines: [popular, ials], tune_baselines: false}
+prepare: {text_dim: 8}
+"""
+
+
+@pytest.fixture(scope="module")
+def journey(town, tmp_path_factory) -> Path:
+    """A folder in which `twotower run` was typed."""
+    out = tmp_path_factory.mktemp("journey")
+    (out / "small.yaml").write_text(SMALL)
+    assert main(["run", "--config", str(out / "small.yaml"), "--set", f"data.path={town.raw}", "--out", str(out / "run")]) == 0
+    return out
+
+
+def lines(capsys, *arguments: str) -> list[str]:
+    capsys.readouterr()
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_run_leaves_what_it_says(journey):
+    report = json.loads((journey / "run" / "report.json").read_text())
+    assert set(report["systems"]) == {"two-tower", "popular", "ials", "oracle"}
+    assert set(report["systems"]["two-tower"]["NDCG@10"]) == {"value", "low", "high"}
+    assert report["protocol"]["split"] == "time"
+    assert report["protocol"]["seen"] == "masked"
+    assert report["verdict"].startswith("two-tower is ")
+    assert "<html" in (journey / "run" / "report.html").read_text().lower()
+    for name in ("dataset", "model", "bundle"):
+        assert (journey / "run" / name / "manifest.json").is_file()
+
+
+def test_each_verb_alone_gives_the_same(journey, town, tmp_path, capsys):
+    config = ["--config", str(journey / "small.yaml")]
+    lines(capsys, "prepare", "--data-dir", str(town.raw), "--output-dir", str(tmp_path / "processed"), *config)
+    assert (tmp_path / "processed" / "events.parquet").read_bytes() == (journey / "run" / "dataset" / "events.parquet").read_bytes()
+    lines(capsys, "train", "--data", str(tmp_path / "processed"), "--out", str(tmp_path / "model"), *config)
+    lines(capsys, "export", str(tmp_path / "model"), "--out", str(tmp_path / "bundle"))
+    one, other = load_bundle(journey / "run" / "bundle"), load_bundle(tmp_path / "bundle")
+    assert torch.equal(one.vectors, other.vectors)
+    (said, _) = lines(capsys, "evaluate", str(tmp_path / "model"), "--set", "evaluation.baselines=[popular]")
+    assert said.startswith("two-tower is")
+
+
+def test_recommend_for_known_unknown_and_filtered(journey, capsys):
+    bundle = str(journey / "run" / "bundle")
+    dataset = Dataset.open(journey / "run" / "bundle" / "dataset")
+    user = str(dataset.user_ids[np.argmax(np.diff(dataset.events.offsets))])
+    known = [json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--user", user, "--json")]
+    assert [place["rank"] for place in known] == list(range(1, 11))
+    assert set(known[0]) == {"rank", "item_id", "name", "categories", "city", "distance_km", "score"}
+    seen = set(dataset.item_ids[dataset.events.item_row[slice(*dataset.events.offsets[dataset.user_rows([user])[0] :][:2])]])
+    assert not seen & {place["item_id"] for place in known}
+    assert [place["score"] for place in known] == sorted((place["score"] for place in known), reverse=True)
+
+    three = ",".join(place["item_id"] for place in known[:3])
+    unknown = [json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--history", three, "--k", "5", "--json")]
+    assert len(unknown) == 5
+    assert not set(three.split(",")) & {place["item_id"] for place in unknown}
+
+    where = 'category == "Restaurants" and within(30)'
+    near = [json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--history", three, "--filter", where, "--json")]
+    assert len(near) == 10
+    assert all("Restaurants" in place["categories"] and place["distance_km"] <= 30 for place in near)
+
+
+def test_recommendations_are_the_models_own(journey):
+    """The list equals the inner products of vectors made through the towers, by hand."""
+    recommender = Recommender.load(journey / "run" / "bundle")
+    dataset = recommender.dataset
+    row = int(np.argmax(np.diff(dataset.events.offsets)))
+    queries = dataset.histories(np.array([row]), np.array([recommender.moment_s]))
+    with torch.inference_mode():
+        vector = recommender.bundle.model.encode_users(recommender.retriever.store.users(queries))[0]
+    scores = (recommender.bundle.vectors @ vector).numpy()
+    scores[[0, 1, *queries.item_row]] = -np.inf
+    best = np.argsort(-scores, kind="stable")[:10]
+    assert [place.item_id for place in recommender.recommend(user=str(dataset.user_ids[row]))] == list(dataset.item_ids[best])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["prepare", "--data-dir", "nowhere", "--output-dir", "out"],
+        ["prepare", "--output-dir", "out", "--set", "prepare.k_coer=true"],
+        ["train", "--data", "nowhere", "--out", "out"],
+        ["train", "--out", "out"],
+        ["evaluate", "nowhere"],
+        ["export", "nowhere", "--out", "out"],
+        ["recommend", "--bundle", "nowhere", "--user", "x"],
+        ["run", "--config", "missing.yaml", "--out", "out"],
+        ["dance"],
+        ["simulate", "--users", "-3", "--out", "out"],
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("twotower: error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--user", "nobody"], ["--history", "nothing"], [], ["--history", ""], ["--user", "a", "--history", "b"], ["--user", "nobody", "--filter", "("]]
+)
+def test_bad_requests(journey, arguments, capsys):
+    code = main(["recommend", "--bundle", str(journey / "run" / "bundle"), *arguments])
+    if arguments == ["--history", ""]:
+        assert code == 0  # nothing known: the model's answer to an empty history
+        return
+    assert code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_changed_bundle_is_refused(journey, tmp_path):
+    import shutil
+
+    shutil.copytree(journey / "run" / "bundle", tmp_path / "bundle")
+    with (tmp_path / "bundle" / "index.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    with pytest.raises(DataError, match="changed"):
+        load_bundle(tmp_path / "bundle")
+    (tmp_path / "bundle" / "index.safetensors").unlink()
+    with pytest.raises(DataError, match="missing"):
+        load_bundle(tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    with pytest.raises(DataError, match="format"):
+        load_bundle(tmp_path / "bundle")
+
+
+def test_help_is_light():
+    """`--help` must not load PyTorch."""
+    import subprocess
+    import sys
+
+    code = "import sys, twotower.cli; sys.exit(any(name in sys.modules for name in ('torch', 'ibis', 'sklearn', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
