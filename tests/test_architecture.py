@@ -11,10 +11,10 @@ import pytest
 SRC = Path(__file__).parents[1] / "src"
 FLOORS = [
     "errors schema",
-    "config console retriever metrics intervals encoders features",
+    "config console retriever metrics intervals encoders batches state features",
     "losses models.layers.* retrieval.topk retrieval.filters verdict "
     "data.raw data.yelp data.yelp_business data.tables data.table_files data.sequences "
-    "data.simulate data.town data.town_life data.town_listing data.town_words",
+    "data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",
     "data.selection data.prepare data.dataset models.towers.* retrieval.index",
     "data.data_loader models.two_tower baselines slices",
     "evaluation checkpoint report models.build retrieval.neural",

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twotower.features import History, ItemDynamics, last_tokens
+from twotower.features import last_tokens
 from twotower.schema import DAY_S
+from twotower.state import History, ItemDynamics
 
 event = st.tuples(st.integers(2, 6), st.integers(0, 40), st.sampled_from([float("nan"), 1.0, 3.0, 5.0]))
 PLACE = np.array([[np.nan, np.nan]] * 3 + [[10.0, 20.0], [11.0, 21.0], [12.0, 25.0], [0.0, 0.0]])
@@ -68,7 +69,11 @@ def test_state_without_one_event_is_brute_force(users):
             check(history.state_without(np.array([row]), history.offsets[[row]] + i), 0, expected)
 
 
-@given(st.lists(st.tuples(st.integers(2, 5), st.integers(0, 100), st.sampled_from([float("nan"), 2.0, 5.0])), max_size=20), st.integers(2, 6), st.integers(0, 120))
+@given(
+    st.lists(st.tuples(st.integers(2, 5), st.integers(0, 100), st.sampled_from([float("nan"), 2.0, 5.0])), max_size=20),
+    st.integers(2, 6),
+    st.integers(0, 120),
+)
 def test_item_state_is_brute_force_and_strictly_before(visits, row, day):
     visits = sorted(visits, key=lambda one: one[:2])
     columns = [np.array([one[i] for one in visits]) for i in range(3)]
@@ -78,7 +83,13 @@ def test_item_state_is_brute_force_and_strictly_before(visits, row, day):
     rated = [stars for _, _, stars in before if np.isfinite(stars)]
     recent = sum(one[1] >= day - 30 for one in before)
     age = day - before[0][1] if before else 0
-    expected = [np.log1p(len(before)) / 3, (sum(rated) - 3.75 * len(rated)) / (len(rated) + 5), np.log1p(recent) / 2, np.log1p(age) / 5, not before]
+    expected = [
+        np.log1p(len(before)) / 3,
+        (sum(rated) - 3.75 * len(rated)) / (len(rated) + 5),
+        np.log1p(recent) / 2,
+        np.log1p(age) / 5,
+        not before,
+    ]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The whole journey from the command line, on a small town: every verb, every promise about exit codes, and the folders left behind."""
+"""The whole journey from the command line, on a small town: every verb, the exit codes, and the folders left behind."""
 
 from __future__ import annotations
 
@@ -76,12 +76,16 @@ def test_recommend_for_known_unknown_and_filtered(journey, capsys):
     assert [place["score"] for place in known] == sorted((place["score"] for place in known), reverse=True)
 
     three = ",".join(place["item_id"] for place in known[:3])
-    unknown = [json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--history", three, "--k", "5", "--json")]
+    unknown = [
+        json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--history", three, "--k", "5", "--json")
+    ]
     assert len(unknown) == 5
     assert not set(three.split(",")) & {place["item_id"] for place in unknown}
 
     where = 'category == "Restaurants" and within(30)'
-    near = [json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--history", three, "--filter", where, "--json")]
+    near = [
+        json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--history", three, "--filter", where, "--json")
+    ]
     assert len(near) == 10
     assert all("Restaurants" in place["categories"] and place["distance_km"] <= 30 for place in near)
 
@@ -125,7 +129,15 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, capsys, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--user", "nobody"], ["--history", "nothing"], [], ["--history", ""], ["--user", "a", "--history", "b"], ["--user", "nobody", "--filter", "("]]
+    "arguments",
+    [
+        ["--user", "nobody"],
+        ["--history", "nothing"],
+        [],
+        ["--history", ""],
+        ["--user", "a", "--history", "b"],
+        ["--user", "nobody", "--filter", "("],
+    ],
 )
 def test_bad_requests(journey, arguments, capsys):
     code = main(["recommend", "--bundle", str(journey / "run" / "bundle"), *arguments])

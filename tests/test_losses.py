@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def test_sampled_gradient_nears_the_full_one_as_negatives_grow(world, name):
         mean = sum(gradient(users, items, LOSSES[name](target, count, draws, rng)) for _ in range(8)) / 8
         errors.append(float((mean - exact).norm() / exact.norm()))
     assert errors[-1] < 0.01
-    assert all(later < 0.6 * earlier for earlier, later in zip(errors, errors[1:], strict=False)), errors
+    assert all(later < 0.6 * earlier for earlier, later in pairwise(errors)), errors
 
 
 def in_batch_error(users, items, count, sign: float) -> float:
@@ -84,7 +85,7 @@ def in_batch_error(users, items, count, sign: float) -> float:
 
 
 def test_sign_of_the_correction(world):
-    """In-batch negatives come by popularity: subtracting log q mends that; leaving it out does not, and adding it makes it worse."""
+    """In-batch negatives come by popularity: subtracting log q mends that; leaving it out does not, adding it makes it worse."""
     users, items, count, _ = world
     right, none, wrong = (in_batch_error(users, items, count, sign) for sign in (1.0, 0.0, -1.0))
     assert right < 0.1 < none < wrong, (right, none, wrong)

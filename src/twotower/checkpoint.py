@@ -25,7 +25,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise TrainingError(f"A checkpoint must fit on the disk. {path}: {error.strerror}. The one before is untouched; free some space.") from None
+        raise TrainingError(
+            f"A checkpoint must fit on the disk. {path}: {error.strerror}. The one before is untouched; free some space."
+        ) from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -41,7 +43,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError):
-        raise TrainingError(f"The checkpoint must be readable. {path} is damaged. Use the other one of last.pt and best.pt.") from None
+        raise TrainingError(
+            f"The checkpoint must be readable. {path} is damaged. Use the other one of last.pt and best.pt."
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT_VERSION:
         raise TrainingError(f"The checkpoint must have format {FORMAT_VERSION}. {path} has another. Train again.")
     return dict(state)

@@ -77,7 +77,9 @@ def train(data: Path, out: Path, resume: bool, config_path: Path | None, overrid
 
 @app.command()
 @click.argument("run", type=FOLDER)
-@click.option("--set", "overrides", multiple=True, metavar="evaluation.b=c", help="Override one setting of the evaluation; repeatable.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="evaluation.b=c", help="Override one setting of the evaluation; repeatable."
+)
 def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
     """Judge a run on the test part against every baseline; write report.json and report.html into RUN."""
     from twotower.pipeline import evaluate_stage, verdict
@@ -101,10 +103,17 @@ def export(run: Path, out: Path) -> None:
 @click.option("--user", help="A known user's id.")
 @click.option("--history", help="Item ids an unknown user visited, oldest first, separated by commas.")
 @click.option("--k", type=click.IntRange(1, 10_000), default=10, show_default=True)
-@click.option("--filter", "where", metavar="TEXT", help="""E.g. 'category == "Mexican" and price <= 2 and within(5)' (km from the user's places).""")
+@click.option(
+    "--filter",
+    "where",
+    metavar="TEXT",
+    help="""E.g. 'category == "Mexican" and price <= 2 and within(5)' (km from the user's places).""",
+)
 @click.option("--include-seen", is_flag=True, help="Recommend places of the history too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def recommend(bundle: Path, user: str | None, history: str | None, k: int, where: str | None, include_seen: bool, as_json: bool) -> None:
+def recommend(
+    bundle: Path, user: str | None, history: str | None, k: int, where: str | None, include_seen: bool, as_json: bool
+) -> None:
     """The best places for a known user, or for whoever visited some places."""
     from dataclasses import asdict
 

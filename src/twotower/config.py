@@ -176,7 +176,9 @@ class ModelConfig(Settings):
         for name in ("embedding_dim",):
             u, i = getattr(self.user_tower, name), getattr(self.item_tower, name)
             if u != i:
-                raise ValueError(f"user_tower.{name} and item_tower.{name} must be equal (the item table is shared); got {u} and {i}")
+                raise ValueError(
+                    f"user_tower.{name} and item_tower.{name} must be equal (the item table is shared); got {u} and {i}"
+                )
         u, i = self.user_tower.hidden_dims[-1], self.item_tower.hidden_dims[-1]
         if u != i:
             raise ValueError(f"the last of user_tower.hidden_dims and item_tower.hidden_dims must be equal; got {u} and {i}")
@@ -300,7 +302,11 @@ def _explain(problem: Any) -> str:
         section = _section(problem["loc"][:-1])
         return f"Unknown setting {where!r}.{nearest(str(problem['loc'][-1]), section)}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"Setting {where!r}: {message[0].lower()}{message[1:]}. Got {problem['input']!r}." if problem["type"] != "value_error" else f"Setting {where!r}: {message}."
+    return (
+        f"Setting {where!r}: {message[0].lower()}{message[1:]}. Got {problem['input']!r}."
+        if problem["type"] != "value_error"
+        else f"Setting {where!r}: {message}."
+    )
 
 
 def _section(loc: tuple[Any, ...]) -> list[str]:

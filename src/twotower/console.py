@@ -28,11 +28,15 @@ def setup_logging(*, quiet: bool = False) -> None:
     log.propagate = False
 
 
+def silent(label: str, done: int, total: int) -> None:
+    """Report to nobody."""
+
+
 @contextmanager
 def progress() -> Iterator[Report]:
     """Yield `report(label, done, total)`: one bar per label on a terminal, nothing elsewhere."""
     if not _console.is_terminal:
-        yield lambda label, done, total: None
+        yield silent
         return
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}

@@ -154,8 +154,10 @@ def _encode_side(encoders: Encoders, side: str, table: pa.Table, text: list[str]
 
 
 def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: list[str] | None) -> dict[str, Array]:
-    """Return one feature's arrays: rows int32 [n], bag int32 [n, most values], number float32 [n, 2] (value, missing), geo cells int32 [n, 2] and
-    ".place" float32 [n, 2] degrees, hours float32 [n, 168], text and vector float32 [n, dim]; the two reserved rows lead."""
+    """Return one feature's arrays: rows int32 [n], bag int32 [n, most values], number float32 [n, 2] (value, missing), geo cells
+    int32 [n, 2] and ".place" float32 [n, 2] degrees, hours float32 [n, 168], text and vector float32 [n, dim];
+    the two reserved rows lead.
+    """
     key = f"{spec.side}.{spec.name}"
     if spec.kind == "geo":
         places = _places(table, spec)
@@ -260,7 +262,9 @@ def _year_bits(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _hashed(texts: list[str]) -> Any:
-    vectorizer = HashingVectorizer(n_features=1 << _HASH_BITS, alternate_sign=False, norm=None, stop_words="english", dtype=np.float32)
+    vectorizer = HashingVectorizer(
+        n_features=1 << _HASH_BITS, alternate_sign=False, norm=None, stop_words="english", dtype=np.float32
+    )
     counts = vectorizer.transform([text or "" for text in texts])
     counts.data = 1 + np.log(counts.data)
     return counts

@@ -1,9 +1,9 @@
 """Contrastive losses over shared candidates, with each candidate weighted by how likely it was to be there.
 
-One formula serves all: the full softmax is −s₊ + log(e^{s₊} + Σ_{j≠+} e^{s_j}); when candidate j stands in the sum `c_j` times and was
-expected `q_j` times, `Σ_j c_j / q_j · e^{s_j}` estimates the sum without bias. The positive is always there, so its own term has weight
-one and no correction: that is the corrected logQ (Khrylchenko et al., "Correcting the LogQ Correction", RecSys 2025), whose gradient
-−(1 − P₊)(∇s₊ − Σ_j w_j ∇s_j) this form has by itself. Losses differ in the candidates they propose.
+One formula serves all: the full softmax is −s₊ + log(e^{s₊} + Σ_{j≠+} e^{s_j}); when candidate j stands in the sum `c_j` times and
+was expected `q_j` times, `Σ_j c_j / q_j · e^{s_j}` estimates the sum without bias. The positive is always there: its own term has
+weight one and no correction: that is the corrected logQ (Khrylchenko et al., "Correcting the LogQ Correction", RecSys 2025), whose
+gradient −(1 − P₊)(∇s₊ − Σ_j w_j ∇s_j) this form has by itself. Losses differ in the candidates they propose.
 
 The classical logQ (Yi et al., RecSys 2019) also divides the positive's term by q; the tests show the difference.
 """
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
 
 Int = NDArray[np.int64]
 
@@ -123,12 +122,11 @@ def full_softmax(target_row: Int, count: Int, draws: int, rng: np.random.Generat
 
 def _log_ratio(proposed: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float32]:
     with np.errstate(divide="ignore"):
-        return (np.log(proposed) - np.log(expected)).astype(np.float32)
+        ratio: NDArray[np.float32] = (np.log(proposed) - np.log(expected)).astype(np.float32)
+        return ratio
 
 
-def other_positives(
-    user_row: Int, target_row: Int, candidates: Int, offsets: Int, positives: Int, n_items: int
-) -> tuple[Int, Int]:
+def other_positives(user_row: Int, target_row: Int, candidates: Int, offsets: Int, positives: Int, n_items: int) -> tuple[Int, Int]:
     """Pairs (example, column) of the candidates that the example's user also visited, its own target excepted.
 
     Parameters
@@ -155,4 +153,3 @@ LOSSES: dict[str, Callable[[Int, Int, int, np.random.Generator], Candidates]] = 
     "sampled_softmax": sampled_softmax,
     "full_softmax": full_softmax,
 }
-

@@ -1,6 +1,6 @@
 """The journey, a function a stage: each reads folders and writes one with a `manifest.json`, so that any stage runs again alone.
 
-    simulate ─▶ raw files ─▶ prepare ─▶ dataset ─▶ train ─▶ run (checkpoints, bundle) ─▶ evaluate ─▶ report
+simulate ─▶ raw files ─▶ prepare ─▶ dataset ─▶ train ─▶ run (checkpoints, bundle) ─▶ evaluate ─▶ report
 """
 
 from __future__ import annotations
@@ -37,7 +37,12 @@ def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed:
     """Write a simulated town's raw files to `out`; returns rows by file."""
     with progress() as report:
         return simulate(
-            out, users=users, businesses=businesses, events=events, seed=seed, progress=lambda done, total: report("simulate", done, total)
+            out,
+            users=users,
+            businesses=businesses,
+            events=events,
+            seed=seed,
+            progress=lambda done, total: report("simulate", done, total),
         )
 
 
@@ -63,7 +68,13 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False) 
     trainer = TwoTowerTrainer(dataset, config, out)
     reached = trainer.fit(resume=resume)
     best = {"metric": config.training.eval_metric, "value": reached.best, "step": reached.best_step}
-    manifest = {"format": FORMAT_VERSION, "kind": "run", "dataset": str(data.resolve()), "config": config.model_dump(mode="json"), "best": best}
+    manifest = {
+        "format": FORMAT_VERSION,
+        "kind": "run",
+        "dataset": str(data.resolve()),
+        "config": config.model_dump(mode="json"),
+        "best": best,
+    }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     export_bundle(out / "best.pt", dataset, out / "bundle", metrics=best)
     return best
@@ -76,7 +87,9 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     model, config, _ = load_trained(run / "best.pt", dataset)
     if overrides:
         wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
-        config = parse_config({**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}})
+        config = parse_config(
+            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}}
+        )
     store = open_store(dataset, "test", max_history=config.model.user_tower.max_history)
     system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
     curves = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -174,7 +187,11 @@ def _run_manifest(run: Path) -> Json:
     try:
         manifest = json.loads((run / "manifest.json").read_text())
     except (OSError, ValueError):
-        raise DataError(f"A run is a folder written by `twotower train`. Found none at {run}. Train first, or check the path.") from None
+        raise DataError(
+            f"A run is a folder written by `twotower train`. Found none at {run}. Train first, or check the path."
+        ) from None
     if not isinstance(manifest, dict) or manifest.get("kind") != "run":
-        raise DataError(f"A run is a folder written by `twotower train`. {run} holds something else. For `twotower run --out DIR` it is DIR/model.")
+        raise DataError(
+            f"A run is a folder written by `twotower train`. {run} is something else. For `twotower run --out DIR` it is DIR/model."
+        )
     return manifest

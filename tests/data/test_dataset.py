@@ -136,7 +136,7 @@ def restated(dataset: Dataset, split: str, kind: str) -> list[Question]:
     return found
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 25), st.sampled_from(["-", "1", "5"])), min_size=1

@@ -23,8 +23,8 @@ from twotower.data import selection
 from twotower.data.data_loader import TrainLoader, open_store
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError
-from twotower.features import ItemDynamics
 from twotower.schema import DAY_S, FIRST_ROW, TRAIN
+from twotower.state import ItemDynamics
 
 HALF, CUT, TEST_CUT, END = 5, 10, 15, 20  # days
 SPLIT = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-16"}
@@ -206,20 +206,28 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=10)
-@given(worlds().filter(lambda made: trains(made[0])), SETTINGS)
-def test_nothing_after_the_cut_changes_training(prepared: Any, made: tuple[World, World, World], kept: dict[str, Any]) -> None:
-    try:
-        check_cut(prepared, made[0], made[1], **kept)
-    except DataError:  # the limits left nothing to train on: then they must leave nothing with the other future either
-        with pytest.raises(DataError):
-            made[1].dataset(prepared, **kept)
+@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.slow)])
+def test_nothing_after_the_cut_changes_training(prepared: Any, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(worlds().filter(lambda made: trains(made[0])), SETTINGS)
+    def search(made: tuple[World, World, World], kept: dict[str, Any]) -> None:
+        try:
+            check_cut(prepared, made[0], made[1], **kept)
+        except DataError:  # the limits left nothing to train on: then they must leave nothing with the other future either
+            with pytest.raises(DataError):
+                made[1].dataset(prepared, **kept)
+
+    search()
 
 
-@settings(max_examples=6)
-@given(worlds().filter(lambda made: trains(made[0])))
-def test_nothing_after_a_moment_changes_what_was_known_before(prepared: Any, made: tuple[World, World, World]) -> None:
-    check_moment(prepared, made[0], made[2])
+@pytest.mark.parametrize("examples", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_nothing_after_a_moment_changes_what_was_known_before(prepared: Any, examples: int) -> None:
+    @settings(max_examples=examples)
+    @given(worlds().filter(lambda made: trains(made[0])))
+    def search(made: tuple[World, World, World]) -> None:
+        check_moment(prepared, made[0], made[2])
+
+    search()
 
 
 # --- planted leaks -------------------------------------------------------------------------------------------------------------
@@ -255,15 +263,17 @@ LIMITED = {"min_user_events": 2, "min_item_events": 2}
 @pytest.mark.parametrize(
     ("check", "where", "name", "leak", "kept"),
     [
-        (check_cut, selection, "is_training", all_events, LIMITED),  # who has enough events is decided by later ones too
-        (check_cut, preparing, "is_training", all_events, {}),  # whoever appears later counts as trained
-        (check_cut, preparing, "fit_encoders", fit_on_everything, {}),
-        (check_cut, preparing, "_item_text", text_of_everything, {}),
-        (check_cut, selection, "BY_TIME", ("order",), {"repeats": "fold"}),  # the first in the file, which may be a later one
-        (check_moment, ItemDynamics, "state", state_of_tomorrow, {}),
-        (check_moment, Dataset, "histories", history_of_tomorrow, {}),
+        # Who has enough events is decided by later ones too.
+        pytest.param(check_cut, selection, "is_training", all_events, LIMITED, id="minimum counts"),
+        # Whoever appears later counts as trained.
+        pytest.param(check_cut, preparing, "is_training", all_events, {}, id="trained rows", marks=pytest.mark.slow),
+        pytest.param(check_cut, preparing, "fit_encoders", fit_on_everything, {}, id="vocabularies", marks=pytest.mark.slow),
+        pytest.param(check_cut, preparing, "_item_text", text_of_everything, {}, id="text", marks=pytest.mark.slow),
+        # The first in the file is kept, which may be a later one.
+        pytest.param(check_cut, selection, "BY_TIME", ("order",), {"repeats": "fold"}, id="fold", marks=pytest.mark.slow),
+        pytest.param(check_moment, ItemDynamics, "state", state_of_tomorrow, {}, id="item state"),
+        pytest.param(check_moment, Dataset, "histories", history_of_tomorrow, {}, id="history", marks=pytest.mark.slow),
     ],
-    ids=["minimum counts", "trained rows", "vocabularies", "text", "fold", "item state", "history"],
 )
 def test_a_planted_leak_is_found(prepared: Any, check: Any, where: Any, name: str, leak: Any, kept: dict[str, Any]) -> None:
     @settings(max_examples=25, phases=[Phase.generate])

@@ -364,8 +364,10 @@ def test_files_are_found_as_yelp_and_kaggle_lay_them_out(suffix: str, stem: str,
         if suffix.endswith(".gz"):
             path.write_bytes(gzip.compress(path.read_bytes()))
     write(tmp_path / "elsewhere", "readme.txt", [])
-    assert len(Read(tmp_path).events()) == 1
-    assert find_files(tmp_path / folder).keys() == {"business", "tip"}
+    assert find_files(tmp_path) == find_files(tmp_path / folder)
+    assert find_files(tmp_path)["tip"].name == stem.format("tip") + suffix
+    if stem == "{}":
+        assert len(Read(tmp_path).events()) == 1
 
 
 def test_a_file_in_a_folder_of_its_own_name_is_found(tmp_path: Path) -> None:
@@ -432,7 +434,7 @@ def test_the_truth_of_a_town_is_handed_on(read: Callable[..., Read], tmp_path: P
 
 
 def test_reading_again_gives_the_same_rows(read: Callable[..., Read]) -> None:
-    reviews = [{**REVIEW, "user_id": f"u{i % 7}", "text": "word " * (i % 50)} for i in range(5_000)]
+    reviews = [{**REVIEW, "user_id": f"u{i % 7}", "text": "word " * (i % 50)} for i in range(2_000)]
     reviews[17] = '{"cut'
     first, second = (read(review=reviews, tip=[TIP] * 100) for _ in range(2))
     assert first.events() == second.events() == first.events()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.features import FieldSpec
+from twotower.batches import FieldSpec
 from twotower.models.layers.attention import HistoryEncoder
 from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
 from twotower.models.layers.interaction import CrossNetwork, FactorizationMachine, Flatten
@@ -31,7 +31,9 @@ def test_width_classes_change_nothing(causal):
     short_valid, long_valid = torch.arange(4) < 3, torch.arange(8) < 7
     gap = torch.zeros(12, dtype=torch.long)
     both = model(torch.cat([short, long]), gap, torch.cat([short_valid, long_valid]), ((1, 4), (1, 8)))
-    alone = model(torch.cat([short, torch.randn(4, DIM)]), gap[:8], torch.cat([short_valid, torch.zeros(4, dtype=torch.bool)]), ((1, 8),))
+    alone = model(
+        torch.cat([short, torch.randn(4, DIM)]), gap[:8], torch.cat([short_valid, torch.zeros(4, dtype=torch.bool)]), ((1, 8),)
+    )
     torch.testing.assert_close(both[:3], alone[:3])
     torch.testing.assert_close(both[4:11], model(long, gap[:8], long_valid, ((1, 8),))[:7])
 
@@ -95,11 +97,17 @@ def test_factorization_machine_sums_pairs():
 
 def test_fields_share_a_table_and_ignore_padding():
     tables = EmbeddingTables()
-    fields = (FieldSpec("one", "rows", (6,), "shared"), FieldSpec("many", "bag", (6,), "shared"), FieldSpec("number", "dense", (2,), "n"))
+    fields = (
+        FieldSpec("one", "rows", (6,), "shared"),
+        FieldSpec("many", "bag", (6,), "shared"),
+        FieldSpec("number", "dense", (2,), "n"),
+    )
     embedding = FieldEmbedding(fields, DIM, tables)
     assert [name for name, _ in tables.named_parameters()] == ["shared.weight"]
     table = tables.lookup("shared").weight
-    out = embedding({"one": torch.tensor([3, 0]), "many": torch.tensor([[2, 4, 0], [0, 0, 0]]), "number": torch.ones(2, 2)}, tables, None)
+    out = embedding(
+        {"one": torch.tensor([3, 0]), "many": torch.tensor([[2, 4, 0], [0, 0, 0]]), "number": torch.ones(2, 2)}, tables, None
+    )
     assert out.shape == (2, 3, DIM)
     torch.testing.assert_close(out[0, 0], table[3])
     torch.testing.assert_close(out[0, 1], (table[2] + table[4]) / 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(dataset, tmp_path, view):
 
     broken = TwoTowerTrainer(dataset, config, tmp_path / "broken")
     step = broken._step
+
     def stop_after_thirteen(batches, board):
         step(batches, board)
         if broken.at.step == 13:
@@ -59,7 +61,9 @@ def test_resumed_equals_uninterrupted_to_the_bit(dataset, tmp_path, view):
     assert figures(tmp_path / "broken", "loss") == figures(tmp_path / "whole", "loss")
 
 
-@pytest.mark.parametrize(("view", "loss"), [("set", "infonce"), ("causal", "infonce"), ("set", "sampled_softmax"), ("causal", "full_softmax")])
+@pytest.mark.parametrize(
+    ("view", "loss"), [("set", "infonce"), ("causal", "infonce"), ("set", "sampled_softmax"), ("causal", "full_softmax")]
+)
 def test_twenty_steps_learn(dataset, tmp_path, view, loss):
     TwoTowerTrainer(dataset, settings(view=view, loss=loss), tmp_path).fit()
     losses = figures(tmp_path, "loss")
@@ -120,7 +124,7 @@ def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
 def test_non_finite_loss_is_an_error_before_the_update(dataset, tmp_path):
     trainer = TwoTowerTrainer(dataset, settings(), tmp_path)
     before = trainer.model.log_temperature.clone()
-    trainer.loss = lambda batch: (trainer.model.log_temperature * float("nan"), 1)
+    trainer.loss = lambda _: (trainer.model.log_temperature * float("nan"), 1)
     with pytest.raises(TrainingError, match="finite"):
         trainer.fit()
     assert torch.equal(before, trainer.model.log_temperature)
@@ -147,7 +151,12 @@ def test_nothing_to_train_on(dataset, tmp_path):
 def test_precision_follows_the_hardware():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert choose_precision("auto", cpu) is torch.float32
-    for capability, expected in [((6, 0), torch.float16), ((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]:
+    for capability, expected in [
+        ((6, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+    ]:
         assert choose_precision("auto", cuda, capability) is expected
     assert choose_precision("bf16", cpu) is torch.bfloat16
 
@@ -162,7 +171,7 @@ def test_schedule_rises_then_falls():
     rates = [schedule(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == 1
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[10:]))
     assert rates[-1] < 0.01
 
 
@@ -181,7 +190,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(dataset, tmp_path, monkeypatch)
     trainer.fit()
     before = (tmp_path / "last.pt").read_bytes()
 
-    def full(state, file):
+    def full(_, file):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 

@@ -21,12 +21,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from twotower.batches import ItemBatch, Layout, UserBatch
 from twotower.config import Config
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
-from twotower.features import FeatureStore, History, ItemBatch, ItemDynamics, Layout, UserBatch, last_tokens
+from twotower.features import FeatureStore, last_tokens
 from twotower.losses import LOSSES, other_positives
 from twotower.schema import FIRST_ROW, SPLITS, TRAIN
+from twotower.state import History, ItemDynamics
 
 Int = NDArray[np.int64]
 
@@ -99,7 +101,9 @@ class View(Protocol):
         """Build one batch."""
         ...
 
-    def item_moments(self, examples: Examples, rows: Int, target: Int, rng: np.random.Generator) -> tuple[Int, NDArray[np.float32] | None]:
+    def item_moments(
+        self, examples: Examples, rows: Int, target: Int, rng: np.random.Generator
+    ) -> tuple[Int, NDArray[np.float32] | None]:
         """The moment at which each candidate's state is taken, and the stars of a visit to take out of it."""
         ...
 
@@ -143,7 +147,13 @@ class SetView:
         )
         return Examples(users, members, user)
 
-    def item_moments(self, examples: Examples, rows: Int, target: Int, rng: np.random.Generator) -> tuple[Int, NDArray[np.float32] | None]:  # noqa: ARG002
+    def item_moments(
+        self,
+        examples: Examples,
+        rows: Int,
+        target: Int,
+        rng: np.random.Generator,  # noqa: ARG002 - one signature
+    ) -> tuple[Int, NDArray[np.float32] | None]:
         """States at the end of the training period; a target's without the visit that is to be predicted."""
         without = np.full(len(rows), np.inf, np.float32)
         without[target] = self.events.history.stars[examples.event]
@@ -159,7 +169,7 @@ class CausalView:
         offsets, most = events.history.offsets, store.max_history
         step = max(most // 2, 1)
         length = np.diff(offsets)
-        # A window shows up to `most` events and asks for those after its first half, so that every event but the first few has context.
+        # A window shows up to `most` events and asks for those of its second half: all but a user's first few have context.
         windows = np.where(length > most, 1 + -(-(length - most) // step), np.minimum(length, 1))
         user = np.repeat(np.arange(len(length)), windows)
         index = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)
@@ -184,7 +194,7 @@ class CausalView:
             begin += size
         return [batches[i] for i in rng.permutation(len(batches)) if self._asked(batches[i]).any()]
 
-    def examples(self, members: Int, rng: np.random.Generator) -> Examples:
+    def examples(self, members: Int, rng: np.random.Generator) -> Examples:  # noqa: ARG002 - one signature
         """Whole windows; one example per positive event."""
         history = self.events.history
         start, stop = self.start[members], self.stop[members]
@@ -205,7 +215,9 @@ class CausalView:
         )
         return Examples(users, event, user)
 
-    def item_moments(self, examples: Examples, rows: Int, target: Int, rng: np.random.Generator) -> tuple[Int, NDArray[np.float32] | None]:
+    def item_moments(
+        self, examples: Examples, rows: Int, target: Int, rng: np.random.Generator
+    ) -> tuple[Int, NDArray[np.float32] | None]:
         """A target's state just before its event; another candidate's before a random event of the batch."""
         moments = self.events.history.time_s[examples.event]
         time_s = rng.choice(moments, len(rows))
@@ -238,7 +250,9 @@ class TrainLoader:
         self.store = store
         self.events = TrainEvents(dataset, store.place)
         if not self.events.positive.any():
-            raise TrainingError(f"Training needs positive events. {dataset.path} has none in its training part. Check prepare's settings.")
+            raise TrainingError(
+                f"Training needs positive events. {dataset.path} has none in its training part. Check prepare's settings."
+            )
         self.view: View = VIEWS[config.training.view](self.events, store, config)
 
     def plan(self, epoch: int) -> list[Int]:

@@ -331,7 +331,7 @@ def _lower_bound(sorted_values: Int, begin: Int, end: Int, value: Int) -> Int:
         middle = (low + high) // 2
         below = open_ & (sorted_values[np.minimum(middle, len(sorted_values) - 1)] < value)
         low, high = np.where(below, middle + 1, low), np.where(open_ & ~below, middle, high)
-    return low
+    return np.asarray(low, np.int64)
 
 
 def _sample(size: int, most: int | None, seed: int) -> Int:

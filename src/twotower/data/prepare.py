@@ -25,7 +25,7 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from twotower.config import Config, PrepareConfig
 from twotower.data.raw import RawTables, Rejects, Source
@@ -122,8 +122,8 @@ def _build(stage: Stage, folder: Path, say: Progress) -> dict[str, Any]:
     trained = {"n_train_items": n_train_items, "n_train_users": n_train_users}
     encoders = fit_encoders(specs, items, users, **trained, item_text=text, text_dim=config.prepare.text_dim, seed=config.seed)
     encoders.save(folder)
-    save_file(encode_items(encoders, items, text), folder / "item_features.safetensors")
-    save_file(encode_users(encoders, users), folder / "user_features.safetensors")
+    (folder / "item_features.safetensors").write_bytes(save(encode_items(encoders, items, text)))
+    (folder / "user_features.safetensors").write_bytes(save(encode_users(encoders, users)))
     _write(items, folder / "items.parquet")
     _write(users, folder / "users.parquet")
     if raw.truth is not None:

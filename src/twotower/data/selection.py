@@ -13,7 +13,7 @@ from calendar import timegm
 from dataclasses import dataclass, field
 from datetime import date
 from math import ceil
-from typing import Any
+from typing import Any, NoReturn
 
 import ibis
 import ibis.expr.types as ir
@@ -66,8 +66,12 @@ class Stage:
         kept = self.save(after)
         self.dropped["events"][reason] = row_count(before) - row_count(kept)
         if isinstance(before.op(), DatabaseTable):
-            self.con.raw_sql(f"DROP TABLE {before.get_name()}")
+            self.free(before)
         return kept
+
+    def free(self, table: ir.Table) -> None:
+        """Drop a saved table."""
+        self.con.raw_sql(f"DROP TABLE {table.get_name()}")
 
 
 @dataclass(frozen=True)
@@ -149,11 +153,12 @@ def _folded(stage: Stage, events: ir.Table) -> ir.Table:
 def _weighed(stage: Stage, events: ir.Table) -> ir.Table:
     """Add weight and positive: enough stars, or none at all, and a weight above 0."""
     prepare = stage.config.prepare
-    known = {*events.select(EVENT_TYPE).distinct().to_pyarrow()[EVENT_TYPE].to_pylist(), *stage.config.data.events}
     weight: ir.Value = ibis.literal(1.0, "float32")
-    for name, value in sorted(prepare.event_weights.items()):
-        if name not in known:
+    if prepare.event_weights:
+        known = {*events.select(EVENT_TYPE).distinct().to_pyarrow()[EVENT_TYPE].to_pylist(), *stage.config.data.events}
+        for name in sorted(prepare.event_weights.keys() - known):
             raise ConfigError(f"prepare.event_weights names event types of the data. Got {name!r}.{nearest(name, known)}")
+    for name, value in sorted(prepare.event_weights.items()):
         weight = ibis.ifelse(events[EVENT_TYPE] == name, ibis.literal(value, "float32"), weight)
     least = prepare.positive_min_stars
     enough = ibis.literal(True) if least is None else events[STARS].isnull() | (events[STARS] >= least)
@@ -204,7 +209,8 @@ def _filtered(stage: Stage, events: ir.Table, items: ir.Table) -> tuple[ir.Table
     prepare = stage.config.prepare
     trained = events.filter(is_training(events)).select(USER_KEY, ITEM_KEY)
     size = row_count(trained)
-    _require(size, stage, f"{row_count(events):,} events were found, none of a known user in the training part. Move prepare.split")
+    if not size:
+        _refuse(stage, f"{row_count(events):,} events were found, none of a known user in the training part. Move prepare.split")
     if prepare.min_user_events == prepare.min_item_events == 1:
         return events, items
     pairs = stage.save(trained)
@@ -214,32 +220,33 @@ def _filtered(stage: Stage, events: ir.Table, items: ir.Table) -> tuple[ir.Table
     stage.dropped["users"][TOO_FEW], stage.dropped["items"][TOO_FEW] = row_count(lost_users), row_count(lost_items)
     rest = stage.keep(events, events.anti_join(lost_users, USER_KEY), f"user has {TOO_FEW}")
     rest = stage.keep(rest, rest.anti_join(lost_items, ITEM_KEY), f"item has {TOO_FEW}")
-    limits = f"min_user_events {prepare.min_user_events}, min_item_events {prepare.min_item_events}, k_core {prepare.k_core}"
-    _require(
-        row_count(rest.filter(is_training(rest))), stage, f"{size:,} were found, {limits} left none. Lower prepare.min_…_events"
-    )
+    if not row_count(rest.filter(is_training(rest))):
+        limits = f"min_user_events {prepare.min_user_events}, min_item_events {prepare.min_item_events}, k_core {prepare.k_core}"
+        _refuse(stage, f"{size:,} were found, {limits} left none. Lower prepare.min_…_events")
     return rest, items.anti_join(lost_items, ITEM_KEY)
 
 
 def _frequent(stage: Stage, pairs: ir.Table, size: int) -> tuple[ir.Table, ir.Table]:
     """Keys of the users and items with enough events; under k-core, with enough events among each other."""
-    prepare = stage.config.prepare
+    prepare, left = stage.config.prepare, pairs
     while True:
-        users = _at_least(pairs, USER_KEY, prepare.min_user_events)
-        items = _at_least(pairs, ITEM_KEY, prepare.min_item_events)
+        users = _at_least(left, USER_KEY, prepare.min_user_events)
+        items = _at_least(left, ITEM_KEY, prepare.min_item_events)
         if not prepare.k_core:
             return users, items
-        pairs = stage.save(pairs.semi_join(users, USER_KEY).semi_join(items, ITEM_KEY))
-        before, size = size, row_count(pairs)
+        fewer = stage.save(left.semi_join(users, USER_KEY).semi_join(items, ITEM_KEY))
+        before, size = size, row_count(fewer)
         if size == before:
             return users, items
+        if left is not pairs:
+            stage.free(left)
+        left = fewer
 
 
-def _require(found: int, stage: Stage, what: str) -> None:
-    if not found:
-        dropped = [f"{n:,} dropped because {reason}" for reason, n in stage.dropped["events"].items() if n]
-        before = f" ({'; '.join(dropped)})" if dropped else ""
-        raise DataError(f"A dataset needs training events: {what} or read more raw data{before}.")
+def _refuse(stage: Stage, what: str) -> NoReturn:
+    dropped = [f"{n:,} dropped because {reason}" for reason, n in stage.dropped["events"].items() if n]
+    before = f" ({'; '.join(dropped)})" if dropped else ""
+    raise DataError(f"A dataset needs training events: {what} or read more raw data{before}.")
 
 
 def _split_after(stage: Stage, events: ir.Table) -> ir.Table:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from twotower.batches import FieldSpec, ItemBatch, Layout, UserBatch
 from twotower.config import ModelConfig
-from twotower.features import FieldSpec, ItemBatch, Layout, UserBatch
 from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
 from twotower.models.towers.item_tower import ItemTower
 from twotower.models.towers.user_tower import UserTower

@@ -5,7 +5,8 @@
     index.safetensors   "items" float32 [n_items, D]
     dataset/            catalogue, encoders, histories (the prepared dataset, without rejects)
 
-Nothing in it is code: weights are safetensors, tables Parquet, the rest JSON. Written beside its place and renamed: whole or not at all.
+Nothing in it is code: weights are safetensors, tables Parquet, the rest JSON. Written beside its place and renamed: whole or not
+at all.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Config, 
     try:
         model.load_state_dict(state["model"])
     except RuntimeError:
-        raise DataError(f"The model must have been trained on this dataset. {checkpoint} has other shapes than {dataset.path} asks for.") from None
+        raise DataError(
+            f"The model must have been trained on this dataset. {checkpoint} has other shapes than {dataset.path} asks for."
+        ) from None
     return model.eval(), config, state["progress"]
 
 
@@ -68,7 +71,9 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
         `out` exists and is no bundle.
     """
     if out.exists() and not _is_bundle(out):
-        raise DataError(f"A bundle is written to a new folder or over an older bundle. {out} is something else. Choose another --out.")
+        raise DataError(
+            f"A bundle is written to a new folder or over an older bundle. {out} is something else. Choose another --out."
+        )
     model, config, progress = load_trained(checkpoint, dataset)
     moment = split_moment(dataset, "future")
     store = open_store(dataset, "future", max_history=config.model.user_tower.max_history)
@@ -114,11 +119,15 @@ def load_bundle(path: Path) -> Bundle:
     if not isinstance(manifest, dict) or manifest.get("kind") != "bundle":
         raise DataError(f"The folder must hold a bundle. {path} holds something else. Run `twotower export RUN --out BUNDLE`.")
     if manifest.get("format") != FORMAT_VERSION:
-        raise DataError(f"The bundle must have format {FORMAT_VERSION}. {path} has {manifest.get('format')}. Export it again with this version.")
+        raise DataError(
+            f"The bundle must have format {FORMAT_VERSION}. {path} has {manifest.get('format')}. Export it again with this version."
+        )
     for name, digest in manifest["hashes"].items():
         file = path / name
         if not file.is_file() or _sha256(file) != digest:
-            raise DataError(f"A bundle must be as it was written. {file} is {'changed' if file.is_file() else 'missing'}. Export it again.")
+            raise DataError(
+                f"A bundle must be as it was written. {file} is {'changed' if file.is_file() else 'missing'}. Export it again."
+            )
     config = parse_config(manifest["config"])
     dataset = Dataset.open(path / "dataset")
     model = build_model(dataset, config)
@@ -135,4 +144,8 @@ def _is_bundle(path: Path) -> bool:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )

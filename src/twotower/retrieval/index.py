@@ -37,7 +37,12 @@ class ExactIndex:
             stop = min(start + BLOCK, len(queries))
             with torch.inference_mode():
                 block = (queries[start:stop] @ self.vectors.T).float().cpu().numpy()
-            found = top_k(block, k, exclude=_slice(exclude, start, stop), allow=allow[start:stop] if allow is not None and allow.ndim == 2 else allow)
+            found = top_k(
+                block,
+                k,
+                exclude=_slice(exclude, start, stop),
+                allow=allow[start:stop] if allow is not None and allow.ndim == 2 else allow,
+            )
             items.append(found.items)
             scores.append(found.scores)
         if not items:

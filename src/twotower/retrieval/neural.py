@@ -30,7 +30,14 @@ class NeuralRetriever:
     """
 
     def __init__(
-        self, model: TwoTower, store: FeatureStore, *, n_items: int, time_s: int, vectors: Tensor | None = None, name: str = "two-tower"
+        self,
+        model: TwoTower,
+        store: FeatureStore,
+        *,
+        n_items: int,
+        time_s: int,
+        vectors: Tensor | None = None,
+        name: str = "two-tower",
     ) -> None:
         self.name, self.model, self.store = name, model.eval(), store
         self.device = model.log_temperature.device

@@ -1,7 +1,7 @@
 """A bundle that answers: known users, unknown users by their history, with filters, in people's terms.
 
-    recommender = Recommender.load(Path("runs/town/bundle"))
-    recommender.recommend(history=["b_17", "b_230", "b_5"], k=10, where='category == "Mexican" and within(5)')
+recommender = Recommender.load(Path("runs/town/bundle"))
+recommender.recommend(history=["b_17", "b_230", "b_5"], k=10, where='category == "Mexican" and within(5)')
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
 
 import numpy as np
 
@@ -88,7 +87,11 @@ class Recommender:
         allow = self.filter.compile(where, home=home) if where else None
         found = self.retriever.retrieve(queries, min(k, self.dataset.n_items), exclude_seen=exclude_seen, allow=allow)
         rows, scores = found.items[0], found.scores[0]
-        return [self._place(rank, int(row), float(score), home) for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1) if row >= 0]
+        return [
+            self._place(rank, int(row), float(score), home)
+            for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
+            if row >= 0
+        ]
 
     def _queries(self, user: str | None, history: list[str] | None) -> Queries:
         if (user is None) == (history is None):
@@ -101,7 +104,9 @@ class Recommender:
         ids = history or []
         rows = self.dataset.item_rows(ids)
         if (rows == UNKNOWN).any():
-            raise RequestError(f"Every item of a history must be in the catalogue. Found no {ids[int(np.argmax(rows == UNKNOWN))]!r}.")
+            raise RequestError(
+                f"Every item of a history must be in the catalogue. Found no {ids[int(np.argmax(rows == UNKNOWN))]!r}."
+            )
         return Queries.of([rows.tolist()], time_s=self.moment_s)
 
     def _home(self, queries: Queries) -> tuple[float, float] | None:

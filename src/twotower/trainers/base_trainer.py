@@ -1,8 +1,8 @@
 """The loop: steps, precision, accumulation, schedule, validation, early stopping, checkpoints and logs.
 
 A subclass says what one batch's loss is and how to validate; `fit` is the whole story. Files in the run's folder:
-`last.pt` (resume from here), `best.pt` (the best validation so far), `metrics.jsonl` (one JSON object per log line or validation) and
-`tensorboard/` (the same figures).
+`last.pt` (resume from here), `best.pt` (the best validation so far), `metrics.jsonl` (one JSON object per log line or validation)
+and `tensorboard/` (the same figures).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from twotower.checkpoint import load_checkpoint, save_checkpoint
 from twotower.config import Config
-from twotower.console import Report, log, progress
+from twotower.console import Report, log, progress, silent
 from twotower.errors import TrainingError
 from twotower.trainers.optimizer import choose_device, choose_precision, make_optimizer, schedule
 
@@ -68,7 +68,7 @@ class BaseTrainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.at = Progress()
         self.total_steps = 1
-        self._bar: Report = lambda label, done, total: None
+        self._bar: Report = silent
 
     # What a subclass provides.
 
@@ -105,7 +105,13 @@ class BaseTrainer:
             self._load()
         self._start_logs()
         eval_steps = max(round(self.settings.eval_every * steps_per_epoch), 1)
-        log.info("training on %s in %s, %d steps of up to %d examples", self.device, str(self.precision).removeprefix("torch."), self.total_steps, self.settings.batch_size * self.settings.accumulation)
+        log.info(
+            "training on %s in %s, %d steps of up to %d examples",
+            self.device,
+            str(self.precision).removeprefix("torch."),
+            self.total_steps,
+            self.settings.batch_size * self.settings.accumulation,
+        )
         with progress() as self._bar, SummaryWriter(str(self.out / "tensorboard"), purge_step=self.at.step) as board:
             while self.at.step < self.total_steps and not self._stalled():
                 for batches in self._groups():
@@ -144,7 +150,7 @@ class BaseTrainer:
             if not math.isfinite(value):
                 raise TrainingError(
                     f"The loss must stay finite. Got {value} at step {self.at.step + 1}. Lower training.learning_rate, or use "
-                    f"training.precision: fp32; weights of step {self.at.step} are unharmed and the last checkpoint stands in {self.out}."
+                    f"training.precision: fp32. The last checkpoint stands in {self.out}."
                 )
             self.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]
             total, examples = total + value / len(batches), examples + size
@@ -192,8 +198,11 @@ class BaseTrainer:
 
     def _load(self) -> None:
         state = load_checkpoint(self.out / "last.pt")
-        if state["config"] != self.config.model_dump(mode="json"):
-            raise TrainingError(f"A resumed run must keep its settings. {self.out}/last.pt has others: {_differences(state['config'], self.config.model_dump(mode='json'))}. Use another --out, or the same settings.")
+        changed = _differences(state["config"], self.config.model_dump(mode="json"))
+        if changed:
+            raise TrainingError(
+                f"A resumed run must keep its settings. In {self.out}/last.pt {changed}. Use another --out, or those settings."
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -224,7 +233,14 @@ class BaseTrainer:
         for name, value in facts.items():
             board.add_scalar(name, value, self.at.step)
         shown = " | ".join(f"{name} {value:.4g}" for name, value in facts.items())
-        log.info("step %d/%d (%.0f%%) | epoch %d | %s", self.at.step, self.total_steps, 100 * self.at.step / self.total_steps, self.at.epoch, shown)
+        log.info(
+            "step %d/%d (%.0f%%) | epoch %d | %s",
+            self.at.step,
+            self.total_steps,
+            100 * self.at.step / self.total_steps,
+            self.at.epoch,
+            shown,
+        )
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:

@@ -57,7 +57,9 @@ class TwoTowerTrainer(BaseTrainer):
 
     def validate(self) -> dict[str, float]:
         """Full-catalogue metrics on (a sample of) the validation part, and the temperature."""
-        retriever = NeuralRetriever(self.model, self.store, n_items=self.dataset.n_items, time_s=split_moment(self.dataset, "valid"))
+        retriever = NeuralRetriever(
+            self.model, self.store, n_items=self.dataset.n_items, time_s=split_moment(self.dataset, "valid")
+        )
         shown = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
         judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=None)
         return {**{name: judged.mean(name) for name in shown}, "temperature": float(self.model.temperature().detach())}

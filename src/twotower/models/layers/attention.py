@@ -37,7 +37,11 @@ class AttentionBlock(nn.Module):
             q, k, v = qkv[start:stop].view(size, width, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)  # [size, heads, width, d / heads]
             # Causal: an event reads none of the padding behind it. Otherwise padding is masked, but for the first place:
             # an empty history reads its own padding, rather than nothing (which would be NaN).
-            mask = None if causal else (valid[start:stop].view(size, width) | (torch.arange(width, device=x.device) == 0))[:, None, None]
+            mask = (
+                None
+                if causal
+                else (valid[start:stop].view(size, width) | (torch.arange(width, device=x.device) == 0))[:, None, None]
+            )
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
             mixed.append(out.transpose(1, 2).reshape(size * width, -1))
             start = stop
@@ -51,7 +55,9 @@ class HistoryEncoder(nn.Module):
     Causal: position p reads positions ≤ p, so that one pass serves every moment of a history. Otherwise all read all.
     """
 
-    def __init__(self, dim: int, *, heads: int, blocks: int, dropout: float, max_length: int, gaps: int, causal: bool, save_memory: bool) -> None:
+    def __init__(
+        self, dim: int, *, heads: int, blocks: int, dropout: float, max_length: int, gaps: int, causal: bool, save_memory: bool
+    ) -> None:
         super().__init__()
         self.causal, self.save_memory = causal, save_memory
         self.position = nn.Parameter(torch.zeros(max_length, dim))

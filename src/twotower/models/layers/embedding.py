@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twotower.features import FieldSpec
+from twotower.batches import FieldSpec
 from twotower.schema import PAD
 
 GEO_SCALES_KM = (1.0, 3.0, 10.0, 40.0)
@@ -97,6 +97,8 @@ class FieldEmbedding(nn.Module):
             return embedded
         assert waves is not None
         features, project = waves
-        cells = [F.embedding(value[:, s], tables.lookup(f"{spec.table}.{s}").weight, padding_idx=PAD) for s in range(len(spec.sizes))]
+        cells = [
+            F.embedding(value[:, s], tables.lookup(f"{spec.table}.{s}").weight, padding_idx=PAD) for s in range(len(spec.sizes))
+        ]
         smooth: Tensor = project(features(values[f"{spec.name}.point"]))
         return torch.stack(cells).sum(dim=0) + smooth

@@ -58,7 +58,7 @@ class AttentionPooling(Pooling):
 
 def running_sum(x: Tensor, widths: Widths) -> Tensor:
     """Sums [T, d] over each history up to and including every place."""
-    runs = x.split([size * width for size, width in widths])
+    runs = torch.split(x, [size * width for size, width in widths])
     sums = [run.view(size, width, -1).cumsum(dim=1).flatten(0, 1) for run, (size, width) in zip(runs, widths, strict=True)]
     return torch.cat(sums)
 

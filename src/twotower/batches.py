@@ -1,0 +1,107 @@
+"""What the towers read: batches of items and of users, and the declaration of their fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+GAP_BUCKETS = 24  # log2 of seconds, capped
+STARS_BUCKETS = 8  # 0 padding, 1 none given, 2 … 7 for 0 to 5 stars
+
+
+@dataclass(frozen=True, slots=True)
+class FieldSpec:
+    """One input field of a tower: how its tensor is turned into an embedding.
+
+    Attributes
+    ----------
+    kind
+        "rows": int64 [n] rows of a table; "bag": int64 [n, width] rows, 0 padded, averaged; "dense": float32 [n, width];
+        "geo": int64 [n, 2] cells and, under `name.point`, float32 [n, 3] km.
+    sizes
+        Rows of the table(s), or the width of a dense field.
+    table
+        Fields that name the same table share it.
+    """
+
+    name: str
+    kind: Literal["rows", "bag", "dense", "geo"]
+    sizes: tuple[int, ...]
+    table: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Sizes that the data gives to the model.
+
+    Attributes
+    ----------
+    items, users
+        Rows of the two id tables, the reserved two included.
+    event_types
+        Kinds of events (codes 1 … event_types).
+    item_fields, user_fields
+        Input fields of each tower. An item's "state" changes with time, and is not part of a history's tokens.
+    """
+
+    items: int
+    users: int
+    event_types: int
+    item_fields: tuple[FieldSpec, ...]
+    user_fields: tuple[FieldSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemBatch:
+    """Items `n`: `row` int64 [n] (rows of the id table) and one tensor per field [n, …]."""
+
+    row: Tensor
+    fields: dict[str, Tensor]
+
+    def to(self, device: torch.device | str) -> ItemBatch:
+        """Copy to a device."""
+        return ItemBatch(self.row.to(device), {name: value.to(device) for name, value in self.fields.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class UserBatch:
+    """`S` histories laid end to end in `T` places, and `Q` moments at which a vector is wanted.
+
+    Histories are sorted into a few widths and padded to their width only, so that short ones cost what they hold.
+
+    Attributes
+    ----------
+    items
+        The distinct items of all histories; the first is PAD.
+    widths
+        (histories, width) of each run of equal width: the first `histories · width` places are theirs, and so on.
+    history
+        int64 [T]: positions in `items`, oldest first, 0 after the end of each history.
+    event_type, stars, gap
+        int64 [T]: event type code, stars bucket, log2 bucket of the seconds since the event before.
+    at, seen
+        int64 [Q]: the place of the last event the moment sees, and how many it sees (0: none, `at` means nothing then).
+    user_row
+        int64 [Q]: rows of the user id table.
+    fields
+        One tensor per user field [Q, …].
+    """
+
+    items: ItemBatch
+    widths: tuple[tuple[int, int], ...]
+    history: Tensor
+    event_type: Tensor
+    stars: Tensor
+    gap: Tensor
+    at: Tensor
+    seen: Tensor
+    user_row: Tensor
+    fields: dict[str, Tensor]
+
+    def to(self, device: torch.device | str) -> UserBatch:
+        """Copy to a device."""
+        moved = {name: getattr(self, name).to(device) for name in self.__slots__ if name not in ("fields", "widths")}
+        return replace(self, **moved, fields={name: value.to(device) for name, value in self.fields.items()})
