@@ -54,7 +54,7 @@ class FeatureSpec:
         How the raw column is read and encoded:
         "categorical" string or integer → vocabulary row; "multi" list of strings → set of vocabulary rows; "number" →
         standardised float and a "missing" flag; "geo" (latitude, longitude in degrees) → cells and smooth coordinates; "hours"
-        string of 168 characters 0/1, hour 0 = Monday 00:00 → bits; "text" string → TF-IDF + SVD vector; "vector" floats as they are.
+        string of 168 characters 0/1, hour 0 = Monday 00:00 → bits; "text" string → TF-IDF + SVD vector; "vector" floats.
     columns
         Raw columns; one, or (latitude, longitude) for "geo".
     """

@@ -112,7 +112,7 @@ def _events(parts: list[Part], *, split: bool) -> pa.Table:
     line_user = np.fromiter((known.setdefault(user, len(known)) for user in users), np.int64, len(users))
     event_user = np.repeat(line_user, lengths)
     size = len(event_user)
-    by_user = np.argsort(event_user, kind="quicksort")
+    by_user = np.argsort(event_user, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(event_user, minlength=len(known)))[:-1]])
     position = np.empty(size, np.int64)
     position[by_user] = np.arange(size) - np.repeat(starts, np.bincount(event_user, minlength=len(known)))
