@@ -16,7 +16,7 @@ FLOORS = [
     "data.raw data.yelp data.yelp_business data.tables data.table_files data.sequences "
     "data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",
     "data.selection data.prepare data.dataset models.towers.* retrieval.index",
-    "data.data_loader models.two_tower baselines slices",
+    "data.views data.data_loader models.two_tower baselines slices",
     "evaluation checkpoint report models.build retrieval.neural",
     "trainers.* retrieval.recommender retrieval.bundle",
     "pipeline",

@@ -119,7 +119,7 @@ def test_a_causal_training_example_equals_the_same_question_served(dataset):
     from twotower.data.data_loader import TrainLoader, open_store
 
     config = parse_config({"training": {"view": "causal", "batch_size": 400}})
-    store = open_store(dataset, "valid", max_history=config.model.user_tower.max_history)
+    store = open_store(dataset, "valid", config.model)
     loader = TrainLoader(dataset, store, config)
     members = loader.plan(0)[0]
     examples = loader.view.examples(members, np.random.default_rng(0))
@@ -143,9 +143,10 @@ def _seen(batch, i: int) -> tuple[torch.Tensor, ...]:
 
 def test_batches_do_not_depend_on_company(dataset):
     """A query alone and among others gives the same features."""
+    from twotower.config import ModelConfig
     from twotower.data.data_loader import open_store
 
-    store = open_store(dataset, "valid", max_history=20)
+    store = open_store(dataset, "valid", ModelConfig())
     queries = dataset.held_out("valid").queries.slice(0, 50)
     together = store.users(queries)
     for i in (0, 17, 49):

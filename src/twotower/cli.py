@@ -109,10 +109,20 @@ def export(run: Path, out: Path) -> None:
     metavar="TEXT",
     help="""E.g. 'category == "Mexican" and price <= 2 and within(5)' (km from the user's places).""",
 )
+@click.option(
+    "--near", type=(float, float), metavar="LAT LON", help="Where the request comes from; default: the middle of the history."
+)
 @click.option("--include-seen", is_flag=True, help="Recommend places of the history too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def recommend(
-    bundle: Path, user: str | None, history: str | None, k: int, where: str | None, include_seen: bool, as_json: bool
+    bundle: Path,
+    user: str | None,
+    history: str | None,
+    k: int,
+    where: str | None,
+    near: tuple[float, float] | None,
+    include_seen: bool,
+    as_json: bool,
 ) -> None:
     """The best places for a known user, or for whoever visited some places."""
     from dataclasses import asdict
@@ -121,7 +131,7 @@ def recommend(
     from twotower.retrieval.recommender import Recommender
 
     ids = None if history is None else [part.strip() for part in history.split(",") if part.strip()]
-    found = Recommender.load(bundle).recommend(user=user, history=ids, k=k, where=where, exclude_seen=not include_seen)
+    found = Recommender.load(bundle).recommend(user=user, history=ids, k=k, where=where, near=near, exclude_seen=not include_seen)
     if as_json:
         for place in found:
             click.echo(json.dumps(asdict(place), ensure_ascii=False))

@@ -168,6 +168,8 @@ class ModelConfig(Settings):
 
     user_tower: UserTowerConfig = UserTowerConfig()
     item_tower: ItemTowerConfig = ItemTowerConfig()
+    request_place: bool = False
+    """Whether the user tower reads where a request comes from. In training half of the requests come from near their target."""
     temperature: float = Field(0.1, ge=0.01, le=1.0)
     learn_temperature: bool = True
 

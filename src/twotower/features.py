@@ -65,7 +65,7 @@ class FeatureStore:
         places = {name.removesuffix(".place"): value for name, value in item_static.items() if name.endswith(".place")}
         self._items |= {f"{name}.point": torch.from_numpy(points_km(value)) for name, value in places.items()}
         self.place: Array = next(iter(places.values()), np.zeros((0, 2), np.float32))
-        self.dynamics, self._cells, self._use_place = dynamics, cells, use_place and cells is not None
+        self.dynamics, self._cells, self.use_place = dynamics, cells, use_place and cells is not None
         self._trained_items, self._trained_users = n_trained_items + FIRST_ROW, n_trained_users + FIRST_ROW
         self.max_history = max_history
 
@@ -157,7 +157,7 @@ class FeatureStore:
         if self._cells is not None:
             sizes = tuple(len(cells) + FIRST_ROW for cells in self._cells)
             fields.append(FieldSpec("home", "geo", sizes, "item.location"))
-            fields += [FieldSpec("place", "geo", sizes, "item.location")] if self._use_place else []
+            fields += [FieldSpec("place", "geo", sizes, "item.location")] if self.use_place else []
         if self.dynamics is not None:
             fields += [FieldSpec(name, "rows", (n + FIRST_ROW,), name) for name, n in CLOCK.items()]
         return tuple(fields)
@@ -178,7 +178,7 @@ class FeatureStore:
         if self._cells is not None:
             home = state.place / np.where(state.place_n > 0, state.place_n, np.nan)[:, None]
             fields |= self._geo("home", home)
-            if self._use_place:
+            if self.use_place:
                 fields |= self._geo("place", place if place is not None else np.full((len(time_s), 2), np.nan))
         if timed:
             fields["hour"] = torch.from_numpy(time_s // 3600 % 24 + FIRST_ROW)

@@ -90,7 +90,7 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
         config = parse_config(
             {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}}
         )
-    store = open_store(dataset, "test", max_history=config.model.user_tower.max_history)
+    store = open_store(dataset, "test", config.model)
     system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
     curves = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     with progress() as report:

@@ -17,7 +17,7 @@ import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from twotower.config import parse_config
+from twotower.config import ModelConfig, UserTowerConfig, parse_config
 from twotower.data import prepare as preparing
 from twotower.data import selection
 from twotower.data.data_loader import TrainLoader, open_store
@@ -28,6 +28,7 @@ from twotower.state import ItemDynamics
 
 HALF, CUT, TEST_CUT, END = 5, 10, 15, 20  # days
 SPLIT = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-16"}
+SHORT = ModelConfig(user_tower=UserTowerConfig(max_history=3), request_place=True)
 WORDS = ["soup", "noodles", "coffee", "haircut", "tyres"]
 Row = dict[str, Any]
 
@@ -139,7 +140,7 @@ def batches(dataset: Dataset, view: str) -> list[Any]:
     config = parse_config({"training": {"view": view, "batch_size": 4, "negatives_per_positive": 1}})
     if not dataset.item_train_count.any():
         return []
-    loader = TrainLoader(dataset, open_store(dataset, "valid", max_history=3, use_place=True), config)
+    loader = TrainLoader(dataset, open_store(dataset, "valid", SHORT), config)
     return [flat(loader.batch(members, 0, step)) for step, members in enumerate(loader.plan(0))]
 
 
@@ -148,7 +149,7 @@ def states(dataset: Dataset, until_s: int) -> dict[Any, Any]:
     chosen = np.flatnonzero(dataset.events.time_s <= until_s)
     user_row, time_s = dataset.events.user_row[chosen], dataset.events.time_s[chosen]
     queries = dataset.histories(user_row, time_s)
-    store = open_store(dataset, "future", max_history=3)
+    store = open_store(dataset, "future", SHORT)
     users = store.users(queries).fields
     assert store.dynamics is not None
     known = [row for row in range(FIRST_ROW, dataset.n_items) if dataset.item_ids[row] in "mnopq"]

@@ -197,13 +197,14 @@ def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, ev
     window = ibis.cumulative_window(group_by=ITEM_KEY, order_by=list(BY_TIME))
     # Chosen by length alone, before any text is read: the thousands of reviews of a popular item never meet in memory.
     start = written[CHARS].sum().over(window) - written[CHARS]
-    chosen = stage.save(written.mutate(start=start).filter(ibis._.start < limit).select(ITEM_KEY, TIME, ORDER))
+    chosen = stage.save(written.mutate(start=start).filter(ibis._.start < limit).select(ITEM_KEY, TIME, ORDER, "start"))
     source = stage.raw.interactions if stage.raw.texts is None else stage.raw.texts
     texts = source.select(ORDER, TEXT).join(chosen, ORDER).join(rows.select(ITEM_KEY, ITEM_ROW), ITEM_KEY)
-    joined = texts.group_by(ITEM_ROW).aggregate(text=texts[TEXT].group_concat("\n", order_by=list(BY_TIME)))
-    capped = joined.mutate(text=joined[TEXT].substr(0, limit)).to_pyarrow()
-    for row, text in zip(capped[ITEM_ROW].to_pylist(), capped[TEXT].to_pylist(), strict=True):
-        own[row - FIRST_ROW] += f"\n{text}"
+    capped = texts.mutate(text=texts[TEXT].substr(0, limit - texts["start"]))
+    found = capped.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TEXT).to_pyarrow()
+    said, bounds = found[TEXT].to_pylist(), np.searchsorted(found[ITEM_ROW].to_numpy(), np.arange(len(own) + 1) + FIRST_ROW)
+    for position in np.flatnonzero(np.diff(bounds)):
+        own[position] += "\n" + "\n".join(said[bounds[position] : bounds[position + 1]])[:limit]
     return own
 
 

@@ -10,7 +10,7 @@ from twotower.models.two_tower import TwoTower
 
 def build_model(dataset: Dataset, config: Config) -> TwoTower:
     """A `TwoTower` with fresh weights; the same dataset and settings always give the same shapes."""
-    store = open_store(dataset, "valid", max_history=config.model.user_tower.max_history)
+    store = open_store(dataset, "valid", config.model)
     return TwoTower(
         layout(dataset, store),
         config.model,

@@ -76,7 +76,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
         )
     model, config, progress = load_trained(checkpoint, dataset)
     moment = split_moment(dataset, "future")
-    store = open_store(dataset, "future", max_history=config.model.user_tower.max_history)
+    store = open_store(dataset, "future", config.model)
     retriever = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=moment)
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)

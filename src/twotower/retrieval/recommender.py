@@ -6,7 +6,7 @@ recommender.recommend(history=["b_17", "b_230", "b_5"], k=10, where='category ==
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Place:
     Attributes
     ----------
     distance_km
-        From the middle of the places in the history; None when either is unknown.
+        From where the request comes, else from the middle of the history's places; None when either is unknown.
     score
         Cosine of user and item vector, in [-1, 1].
     """
@@ -49,7 +49,7 @@ class Recommender:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.dataset = bundle, bundle.dataset
         self.moment_s = int(bundle.manifest["moment_s"])
-        store = open_store(self.dataset, "future", max_history=bundle.config.model.user_tower.max_history)
+        store = open_store(self.dataset, "future", bundle.config.model)
         self.retriever = NeuralRetriever(
             bundle.model, store, n_items=self.dataset.n_items, time_s=self.moment_s, vectors=bundle.vectors
         )
@@ -71,9 +71,18 @@ class Recommender:
         history: list[str] | None = None,
         k: int = 10,
         where: str | None = None,
+        near: tuple[float, float] | None = None,
         exclude_seen: bool = True,
     ) -> list[Place]:
         """The `k` best items for a known user, or for whoever visited `history` (item ids, oldest first).
+
+        Parameters
+        ----------
+        where
+            A filter; see `retrieval.filters`.
+        near
+            Latitude and longitude the request comes from: distances and `within(km)` count from there, and a model trained with
+            `model.request_place` prefers what is around. Default: the middle of the history's places.
 
         Raises
         ------
@@ -83,7 +92,9 @@ class Recommender:
         if k < 1:
             raise RequestError(f"k must be at least 1. Got {k}.")
         queries = self._queries(user, history)
-        home = self._home(queries)
+        if near is not None:
+            queries = replace(queries, place=np.array([near], np.float32))
+        home = near or self._home(queries)
         allow = self.filter.compile(where, home=home) if where else None
         found = self.retriever.retrieve(queries, min(k, self.dataset.n_items), exclude_seen=exclude_seen, allow=allow)
         rows, scores = found.items[0], found.scores[0]

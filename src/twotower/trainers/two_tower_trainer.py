@@ -27,7 +27,7 @@ class TwoTowerTrainer(BaseTrainer):
     def __init__(self, dataset: Dataset, config: Config, out: Path) -> None:
         torch.manual_seed(config.seed)
         self.dataset = dataset
-        self.store = open_store(dataset, "valid", max_history=config.model.user_tower.max_history)
+        self.store = open_store(dataset, "valid", config.model)
         self.loader = TrainLoader(dataset, self.store, config)
         super().__init__(build_model(dataset, config), config, out)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)

@@ -1,0 +1,237 @@
+"""How training events become examples: two views of the same histories.
+
+- "set": an example is one event of a user, predicted from the user's other training events, whatever their order.
+- "causal": a batch holds whole windows of histories, of similar length under a token budget, and every position is an example.
+
+Promise: a view looks at training events alone, and what it draws depends on the generator it is given, and on nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twotower.batches import UserBatch
+from twotower.config import Config
+from twotower.data.dataset import Dataset
+from twotower.features import FeatureStore, last_tokens
+from twotower.schema import TRAIN
+from twotower.state import History
+
+Int = NDArray[np.int64]
+REQUEST_DEGREES = 0.01  # standard deviation of a training request's distance from its target: about 1 km
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a view chose for one batch: the user side, and of each example the target's position among the training events."""
+
+    users: UserBatch
+    event: Int
+    user_row: Int
+
+
+class TrainEvents:
+    """The training events alone, by user: all that a view may look at.
+
+    Attributes
+    ----------
+    history
+        Ragged events of every user row, with their prefix sums.
+    user_row, positive, weight
+        [E]: of each event; `positive` marks those that may be targets.
+    positive_offsets, positive_items
+        Distinct positive items of every user row, ragged.
+    """
+
+    def __init__(self, dataset: Dataset, place: NDArray[np.float32]) -> None:
+        events = dataset.events
+        kept = np.flatnonzero(events.split == TRAIN)
+        self.user_row = events.user_row[kept]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(self.user_row, minlength=dataset.n_users))]).astype(np.int64)
+        self.history = History(
+            offsets, events.item_row[kept], events.time_s[kept], events.event_type[kept], events.stars[kept], place
+        )
+        self.weight = events.weight[kept]
+        self.positive = events.positive[kept] & (self.weight > 0)
+        pairs = np.unique(self.user_row[self.positive] * dataset.n_items + self.history.item_row[self.positive])
+        owners = np.bincount(pairs // dataset.n_items, minlength=dataset.n_users)
+        self.positive_offsets = np.concatenate([[0], np.cumsum(owners)]).astype(np.int64)
+        self.positive_items = pairs % dataset.n_items
+        self.cut_s = int(self.history.time_s.max(initial=0)) + 1
+
+
+class View(Protocol):
+    """How training events become examples."""
+
+    def plan(self, rng: np.random.Generator) -> list[Int]:
+        """Members of each batch of an epoch."""
+        ...
+
+    def examples(self, members: Int, rng: np.random.Generator) -> Examples:
+        """Build one batch."""
+        ...
+
+    def item_moments(
+        self, examples: Examples, rows: Int, target: Int, rng: np.random.Generator
+    ) -> tuple[Int, NDArray[np.float32] | None]:
+        """The moment at which each candidate's state is taken, and the stars of a visit to take out of it."""
+        ...
+
+
+class SetView:
+    """Predict any one event from the others. Members are positions of positive training events."""
+
+    def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
+        self.events, self.store = events, store
+        self.batch_size = config.training.batch_size
+        self.hidden = config.model.user_tower.history_dropout
+        self.drop_same_item = config.evaluation.exclude_seen
+        self.targets = np.flatnonzero(events.positive)
+
+    def plan(self, rng: np.random.Generator) -> list[Int]:
+        """Random batches of equal size; a remainder too small to contrast within joins the batch before."""
+        order = rng.permutation(self.targets)
+        return np.array_split(order, max(len(order) // self.batch_size, 1))
+
+    def examples(self, members: Int, rng: np.random.Generator) -> Examples:
+        """Histories without the target, a share of the rest hidden at random."""
+        history, user = self.events.history, self.events.user_row[members]
+        start, length = history.offsets[user], history.offsets[user + 1] - history.offsets[user]
+        example = np.repeat(np.arange(len(members)), length)
+        token = np.arange(len(example)) - np.repeat(np.cumsum(length) - length, length) + np.repeat(start, length)
+        keep = token != members[example]
+        if self.drop_same_item:
+            # A visited item is never recommended then: showing it would teach the opposite.
+            keep &= history.item_row[token] != history.item_row[members][example]
+        keep &= rng.random(len(token), dtype=np.float32) >= self.hidden
+        tokens = _pack(token[keep], example[keep], len(members), self.store.max_history)
+        row = np.arange(len(members))
+        users = self.store.user_batch(
+            history,
+            tokens,
+            at_row=row,
+            at_pos=(tokens >= 0).sum(axis=1),
+            state=history.state_without(user, members),
+            time_s=history.time_s[members],
+            user_row=user,
+            request_place=request_places(self.store, history.item_row[members], rng),
+        )
+        return Examples(users, members, user)
+
+    def item_moments(
+        self,
+        examples: Examples,
+        rows: Int,
+        target: Int,
+        rng: np.random.Generator,  # noqa: ARG002 - one signature
+    ) -> tuple[Int, NDArray[np.float32] | None]:
+        """States at the end of the training period; a target's without the visit that is to be predicted."""
+        without = np.full(len(rows), np.inf, np.float32)
+        without[target] = self.events.history.stars[examples.event]
+        return np.full(len(rows), self.events.cut_s, np.int64), without
+
+
+class CausalView:
+    """Every position predicts from what came strictly before. Members are windows of histories."""
+
+    def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
+        self.events, self.store = events, store
+        self.token_budget = config.training.batch_size
+        offsets, most = events.history.offsets, store.max_history
+        step = max(most // 2, 1)
+        length = np.diff(offsets)
+        # A window shows up to `most` events and asks for those of its second half: all but a user's first few have context.
+        windows = np.where(length > most, 1 + -(-(length - most) // step), np.minimum(length, 1))
+        user = np.repeat(np.arange(len(length)), windows)
+        index = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)
+        self.start = offsets[user] + index * step
+        self.stop = np.minimum(self.start + most, offsets[user + 1])
+        self.ask_from = np.where(index > 0, self.start + most - step, self.start)
+        self.user = user
+        self.visible = _visible(events)
+
+    def plan(self, rng: np.random.Generator) -> list[Int]:
+        """Windows of similar length together, as many as the token budget holds; batches in random order."""
+        length = self.stop - self.start
+        order = rng.permutation(len(length))
+        order = order[np.argsort(length[order], kind="stable")]
+        ordered, batches, begin = np.maximum(length[order], 1), [], 0
+        while begin < len(order):
+            # Lengths ascend, so a batch is padded to its last window: the most windows whose padded tokens fit, at least one.
+            ahead = ordered[begin : begin + self.token_budget // ordered[begin] + 1]
+            size = max(int((ahead * np.arange(1, len(ahead) + 1) <= self.token_budget).sum()), 1)
+            batches.append(order[begin : begin + size])
+            begin += size
+        return [batches[i] for i in rng.permutation(len(batches)) if self._asked(batches[i]).any()]
+
+    def examples(self, members: Int, rng: np.random.Generator) -> Examples:
+        """Whole windows; one example per positive event."""
+        history = self.events.history
+        start, stop = self.start[members], self.stop[members]
+        tokens = last_tokens(start, stop, self.store.max_history)
+        asked = self._asked(members)
+        row, column = np.nonzero(asked)
+        event = tokens[row, column]
+        user = self.user[members][row]
+        seen = self.visible[event]  # training events of the user strictly before
+        users = self.store.user_batch(
+            history,
+            tokens,
+            at_row=row,
+            at_pos=np.clip(history.offsets[user] + seen - start[row], 0, None),
+            state=history.state(user, seen),
+            time_s=history.time_s[event],
+            user_row=user,
+            request_place=request_places(self.store, history.item_row[event], rng),
+        )
+        return Examples(users, event, user)
+
+    def item_moments(
+        self, examples: Examples, rows: Int, target: Int, rng: np.random.Generator
+    ) -> tuple[Int, NDArray[np.float32] | None]:
+        """A target's state just before its event; another candidate's before a random event of the batch."""
+        moments = self.events.history.time_s[examples.event]
+        time_s = rng.choice(moments, len(rows))
+        time_s[target] = moments
+        return time_s, None
+
+    def _asked(self, members: Int) -> NDArray[np.bool_]:
+        tokens = last_tokens(self.start[members], self.stop[members], self.store.max_history)
+        at = np.maximum(tokens, 0)
+        return np.asarray((tokens >= self.ask_from[members][:, None]) & self.events.positive[at])
+
+
+def request_places(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:
+    """Places [Q, 2] that training requests come from: for a random half within a few km of the target, for the others unknown.
+
+    People ask from near where they go, so a model that reads the place learns to prefer what is around it; the other half keeps it
+    able to answer without. None when the store does not read places.
+    """
+    if not store.use_place:
+        return None
+    near = store.place[target_row] + rng.normal(scale=REQUEST_DEGREES, size=(len(target_row), 2))
+    return np.where(rng.random(len(target_row))[:, None] < 0.5, near, np.nan).astype(np.float32)
+
+
+VIEWS: dict[str, type[SetView] | type[CausalView]] = {"set": SetView, "causal": CausalView}
+
+
+def _pack(token: Int, example: Int, size: int, most: int) -> Int:
+    """Ragged tokens, sorted by example → the last `most` of each as int64 [size, H], -1 after the end."""
+    count = np.bincount(example, minlength=size)
+    stop = np.cumsum(count)
+    at = last_tokens(stop - count, stop, most)
+    return np.where(at >= 0, token[np.maximum(at, 0)] if len(token) else -1, -1)
+
+
+def _visible(events: TrainEvents) -> Int:
+    """int64 [E]: training events of the same user strictly before each event in time."""
+    history = events.history
+    changed = np.ones(len(history.time_s), np.bool_)
+    changed[1:] = (history.time_s[1:] != history.time_s[:-1]) | (events.user_row[1:] != events.user_row[:-1])
+    first = np.maximum.accumulate(np.where(changed, np.arange(len(changed)), 0))
+    return first - history.offsets[events.user_row]

@@ -1,0 +1,101 @@
+"""Training batches: pure functions of (seed, epoch, step), every example once an epoch, no target shown, masks as by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.config import Config, parse_config
+from twotower.data.data_loader import TrainLoader, open_store
+from twotower.data.dataset import Dataset
+from twotower.schema import TRAIN
+
+
+@pytest.fixture(scope="module")
+def dataset(town) -> Dataset:
+    return Dataset.open(town.folder)
+
+
+def loader_of(dataset: Dataset, **settings: object) -> tuple[TrainLoader, Config]:
+    config = parse_config({"training": {"batch_size": 128, **settings}, "model": {"user_tower": {"max_history": 12}}})
+    return TrainLoader(dataset, open_store(dataset, "valid", config.model), config), config
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return all(same(a[key], b[key]) for key in a)
+    if isinstance(a, tuple):
+        return all(same(x, y) for x, y in zip(a, b, strict=True))
+    if hasattr(a, "__slots__"):
+        return all(same(getattr(a, name), getattr(b, name)) for name in a.__slots__)
+    return a == b
+
+
+@pytest.mark.parametrize("view", ["set", "causal"])
+def test_batches_are_a_function_of_seed_epoch_and_step(dataset, view):
+    loader, _ = loader_of(dataset, view=view)
+    again, _ = loader_of(dataset, view=view)
+    first = list(loader.iterate(3))
+    resumed = list(again.iterate(3, start=len(first) - 2))
+    assert all(same(a, b) for a, b in zip(first[-2:], resumed, strict=True))
+    assert not same(first[0], next(again.iterate(4)))
+
+
+@pytest.mark.parametrize("view", ["set", "causal"])
+def test_an_epoch_asks_for_every_positive_training_event_once(dataset, view):
+    loader, _ = loader_of(dataset, view=view)
+    events = [loader.view.examples(members, np.random.default_rng(0)).event for members in loader.plan(0)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(events)), np.flatnonzero(loader.events.positive))
+    assert loader.events.positive.sum() == (dataset.events.positive & (dataset.events.split == TRAIN)).sum()
+
+
+def test_the_target_is_never_in_its_own_history(dataset):
+    loader, _ = loader_of(dataset, view="set")
+    for members in loader.plan(0)[:5]:
+        batch = loader.view.examples(members, np.random.default_rng(0))
+        rows = batch.users.items.row[batch.users.history].numpy()
+        target = loader.events.history.item_row[batch.event]
+        for i, (at, seen) in enumerate(zip(batch.users.at.tolist(), batch.users.seen.tolist(), strict=True)):
+            assert seen <= 12
+            assert target[i] not in rows[at - seen + 1 : at + 1]
+
+
+def test_causal_batches_keep_the_token_budget(dataset):
+    loader, config = loader_of(dataset, view="causal")
+    for members in loader.plan(0):
+        width = int((loader.view.stop[members] - loader.view.start[members]).max())
+        assert len(members) == 1 or len(members) * width <= config.training.batch_size
+
+
+def test_masks_are_the_users_other_positives(dataset):
+    loader, _ = loader_of(dataset, view="set")
+    members = loader.plan(0)[0]
+    batch = loader.batch(members, 0, 0)
+    candidates, history = batch.items.row.numpy(), loader.events.history
+    masked = set(zip(batch.masked[0].tolist(), batch.masked[1].tolist(), strict=True))
+    for example, event in enumerate(members[:20]):
+        user = loader.events.user_row[event]
+        mine = set(history.item_row[history.offsets[user] : history.offsets[user + 1]]) - {history.item_row[event]}
+        expected = {(example, column) for column, row in enumerate(candidates) if row in mine}
+        assert {pair for pair in masked if pair[0] == example} == expected
+
+
+def test_a_loader_error_reaches_the_reader(dataset):
+    loader, _ = loader_of(dataset)
+    loader.batch = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        next(loader.iterate(0))
+
+
+def test_places_of_requests_are_near_half_of_the_targets(dataset):
+    config = parse_config({"model": {"request_place": True}, "training": {"batch_size": 512}})
+    loader = TrainLoader(dataset, open_store(dataset, "valid", config.model), config)
+    points = loader.batch(loader.plan(0)[0], 0, 0).users.fields["place.point"]
+    known = (points != 0).any(dim=1)
+    assert 0.4 < known.float().mean() < 0.6
+    target = loader.events.history.item_row[loader.plan(0)[0]]
+    distance = (points - loader.store.items(target).fields["location.point"]).norm(dim=1)[known]
+    assert 0.3 < distance.median() < 3
