@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from common import RESULTS, commit, machine, tell
+
 from twotower.data.simulate import simulate
 
-RESULTS = Path(__file__).parent / "results" / "simulate.jsonl"
 SIZES = {"users": 5_000, "businesses": 2_500, "events": 100_000}
 LARGE = {"users": 2_000_000, "businesses": 150_000, "events": 7_000_000}
 REQUIRED_S, REQUIRED_GIB = 5.0, 3.0
@@ -86,9 +83,6 @@ def _rewrite(out: Path) -> float:
 
 
 def _tell(claim: str, figure: float, unit: str, against: str, against_figure: float, seed: int) -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
     row = {
         "claim": claim,
         "figure": round(figure, 3),
@@ -97,14 +91,10 @@ def _tell(claim: str, figure: float, unit: str, against: str, against_figure: fl
         "against_figure": round(against_figure, 3),
         "ratio": round(figure / against_figure, 3),
         "seed": seed,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}",
-        "commit": commit.stdout.strip() or "none",
+        "machine": machine(),
+        "commit": commit(),
     }
-    sys.stdout.write(json.dumps(row) + "\n")
-    sys.stdout.flush()
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    tell(row, RESULTS / "simulate.jsonl")
 
 
 if __name__ == "__main__":

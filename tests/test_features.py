@@ -93,15 +93,6 @@ def test_item_state_is_brute_force_and_strictly_before(visits, row, day):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_item_state_without_a_visit():
-    dynamics = ItemDynamics(np.array([2, 2, 3]), np.array([1, 2, 3]) * DAY_S, np.array([5.0, np.nan, 1.0], np.float32))
-    now = np.full(3, 10 * DAY_S)
-    whole = dynamics.state(np.array([2, 2, 3]), now, without_stars=np.array([np.inf, 5.0, 1.0], np.float32))
-    np.testing.assert_allclose(whole[0], dynamics.state(np.array([2]), now[:1])[0])
-    np.testing.assert_allclose(whole[1, :2], [np.log1p(1) / 3, 0], atol=1e-6)
-    assert whole[2, 4] == 1
-
-
 def test_last_tokens():
     np.testing.assert_array_equal(last_tokens(np.array([0, 5, 9]), np.array([5, 5, 11]), 3), [[2, 3, 4], [-1, -1, -1], [9, 10, -1]])
 

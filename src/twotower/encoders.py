@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
@@ -59,7 +59,7 @@ class Encoders:
         specs = [asdict(spec) for spec in self.specs]
         body = {"specs": specs, "vocabularies": self.vocabularies, "statistics": self.statistics}
         (folder / "encoders.json").write_text(json.dumps(body, ensure_ascii=False, sort_keys=True, indent=0))
-        save_file(self.arrays, folder / "encoders.safetensors")
+        (folder / "encoders.safetensors").write_bytes(save(self.arrays))
 
     @classmethod
     def load(cls, folder: Path) -> Encoders:

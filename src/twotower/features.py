@@ -75,12 +75,12 @@ class FeatureStore:
         other.__dict__.update(self.__dict__, dynamics=dynamics)
         return other
 
-    def items(self, row: Int, time_s: Int | None = None, *, without_stars: Array | None = None) -> ItemBatch:
+    def items(self, row: Int, time_s: Int | None = None) -> ItemBatch:
         """Items `row` int64 [n]; with `time_s` int64 [n] also their state just before it ("state" float32 [n, 5])."""
         at = torch.from_numpy(row)
         fields = {name: value[at] for name, value in self._items.items()}
         if time_s is not None and self.dynamics is not None:
-            fields["state"] = torch.from_numpy(self.dynamics.state(row, time_s, without_stars=without_stars))
+            fields["state"] = torch.from_numpy(self.dynamics.state(row, time_s))
         return ItemBatch(torch.from_numpy(np.where(row < self._trained_items, row, UNKNOWN)), fields)
 
     def users(self, queries: Queries) -> UserBatch:

@@ -118,12 +118,11 @@ class ItemDynamics:
         self._stars_sum = _prefix(np.where(rated, stars, 0.0))
         self._stars_n = _prefix(rated)
 
-    def state(self, row: Int, time_s: Int, *, without_stars: Array | None = None) -> NDArray[np.float32]:
+    def state(self, row: Int, time_s: Int) -> NDArray[np.float32]:
         """Features float32 [n, 5] of item `row` just before `time_s` (both int64 [n]).
 
         Columns: log visits, mean stars (shrunk towards 3.75 by five), log visits of the last 30 days, log age in days since
-        the first visit, and 1 where nothing was known. `without_stars` float [n] takes one visit with those stars out again
-        (NaN: a visit without stars; infinite: takes nothing out).
+        the first visit, and 1 where nothing was known.
         """
         base = row.astype(np.int64) << _TIME_BITS
         first = np.searchsorted(self._key, base)
@@ -131,10 +130,6 @@ class ItemDynamics:
         recent = np.searchsorted(self._key, base + np.maximum(time_s - RECENT_DAYS * DAY_S, 0))
         count, recent_n = last - first, last - np.maximum(recent, first)
         stars_sum, stars_n = self._stars_sum[last] - self._stars_sum[first], self._stars_n[last] - self._stars_n[first]
-        if without_stars is not None:
-            taken, rated = ~np.isinf(without_stars), np.isfinite(without_stars)
-            count, recent_n = np.maximum(count - taken, 0), np.maximum(recent_n - taken, 0)
-            stars_sum, stars_n = stars_sum - np.where(rated, without_stars, 0.0), stars_n - rated
         opened = self._time_s[np.minimum(first, len(self._time_s) - 1)] if len(self._time_s) else np.zeros_like(time_s)
         age_days = np.where(count > 0, np.maximum(time_s - opened, 0) / DAY_S, 0.0)
         mean = (stars_sum - MEAN_STARS * stars_n) / (stars_n + 5.0)

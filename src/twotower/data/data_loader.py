@@ -79,13 +79,16 @@ class TrainLoader:
         target_row = self.events.history.item_row[examples.event]
         draws = self.draws_per_example * len(target_row)
         candidates = self.propose(target_row, self.count, draws, rng)
-        time_s, without = self.view.item_moments(examples, candidates.row, candidates.target, rng)
+        # A target's state is that just before its event; another candidate's, that before a random event of the batch.
+        moments = self.events.history.time_s[examples.event]
+        time_s = rng.choice(moments, len(candidates.row))
+        time_s[candidates.target] = moments
         masked = other_positives(
             examples.user_row, target_row, candidates.row, self.events.positive_offsets, self.events.positive_items, self.n_items
         )
         return TrainBatch(
             users=examples.users,
-            items=self.store.items(candidates.row, time_s, without_stars=without),
+            items=self.store.items(candidates.row, time_s),
             target=torch.from_numpy(candidates.target),
             log_weight=torch.from_numpy(candidates.log_weight),
             masked=(torch.from_numpy(masked[0]), torch.from_numpy(masked[1])),

@@ -61,7 +61,6 @@ class TrainEvents:
         owners = np.bincount(pairs // dataset.n_items, minlength=dataset.n_users)
         self.positive_offsets = np.concatenate([[0], np.cumsum(owners)]).astype(np.int64)
         self.positive_items = pairs % dataset.n_items
-        self.cut_s = int(self.history.time_s.max(initial=0)) + 1
 
 
 class View(Protocol):
@@ -73,12 +72,6 @@ class View(Protocol):
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
         """Build one batch."""
-        ...
-
-    def item_moments(
-        self, examples: Examples, rows: Int, target: Int, rng: np.random.Generator
-    ) -> tuple[Int, NDArray[np.float32] | None]:
-        """The moment at which each candidate's state is taken, and the stars of a visit to take out of it."""
         ...
 
 
@@ -121,18 +114,6 @@ class SetView:
             request_place=request_places(self.store, history.item_row[members], rng),
         )
         return Examples(users, members, user)
-
-    def item_moments(
-        self,
-        examples: Examples,
-        rows: Int,
-        target: Int,
-        rng: np.random.Generator,  # noqa: ARG002 - one signature
-    ) -> tuple[Int, NDArray[np.float32] | None]:
-        """States at the end of the training period; a target's without the visit that is to be predicted."""
-        without = np.full(len(rows), np.inf, np.float32)
-        without[target] = self.events.history.stars[examples.event]
-        return np.full(len(rows), self.events.cut_s, np.int64), without
 
 
 class CausalView:
@@ -189,15 +170,6 @@ class CausalView:
             request_place=request_places(self.store, history.item_row[event], rng),
         )
         return Examples(users, event, user)
-
-    def item_moments(
-        self, examples: Examples, rows: Int, target: Int, rng: np.random.Generator
-    ) -> tuple[Int, NDArray[np.float32] | None]:
-        """A target's state just before its event; another candidate's before a random event of the batch."""
-        moments = self.events.history.time_s[examples.event]
-        time_s = rng.choice(moments, len(rows))
-        time_s[target] = moments
-        return time_s, None
 
     def _asked(self, members: Int) -> NDArray[np.bool_]:
         tokens = last_tokens(self.start[members], self.stop[members], self.store.max_history)

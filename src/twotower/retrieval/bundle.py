@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from twotower.checkpoint import load_checkpoint
@@ -81,8 +81,9 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     (beside / "dataset").mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, beside / "model.safetensors")
-    save_file({"items": retriever.index.vectors.cpu().contiguous()}, beside / "index.safetensors")
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    (beside / "model.safetensors").write_bytes(save(weights))
+    (beside / "index.safetensors").write_bytes(save({"items": retriever.index.vectors.cpu().contiguous()}))
     inner = json.loads((dataset.path / "manifest.json").read_text())
     inner["hashes"] = {name: digest for name, digest in inner["hashes"].items() if name not in LEFT_OUT}
     for name in inner["hashes"]:

@@ -1,0 +1,96 @@
+"""What all benchmarks share: the sets, where results go, and on what and from which commit they came.
+
+Light on purpose: nothing of the package is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class QualitySet:
+    """Data on which systems are compared.
+
+    Attributes
+    ----------
+    title, about
+        For people.
+    config
+        File in configs/.
+    raw
+        Folder below TWOTOWER_DATA; None: a town is simulated.
+    settings
+        Overrides of the file, "a.b=value".
+    """
+
+    title: str
+    about: str
+    config: str
+    raw: str | None
+    settings: tuple[str, ...] = ()
+
+
+_S3REC = "30,431 users, 20,033 items, 316,354 interactions; leave one out, the whole catalogue ranked."
+QUALITY_SETS = {
+    "s3rec": QualitySet(
+        "The literature's Yelp split, protocol M", f"{_S3REC} Items of the history are masked.", "s3rec.yaml", "s3rec-yelp"
+    ),
+    "s3rec-unmasked": QualitySet(
+        "The literature's Yelp split, protocol U",
+        f"{_S3REC} Items of the history may be recommended again.",
+        "s3rec.yaml",
+        "s3rec-yelp",
+        ("evaluation.exclude_seen=false",),
+    ),
+    "town": QualitySet(
+        "The simulated town",
+        "A town of its own for each seed; split by time; the oracle knows everybody's true preferences and is the ceiling.",
+        "quickstart.yaml",
+        None,
+    ),
+    "boston2015": QualitySet(
+        "Boston 2015", "Raw files of the 2015 release, tips as events; split by time.", "boston2015.yaml", "yelp-raw/2015-boston"
+    ),
+}
+
+
+def machine(device: str = "CPU") -> str:
+    """What the figures were measured on, without names: "2 cores, 24 GiB, CPU"."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{cores} cores, {memory:.0f} GiB, {device}"
+
+
+def commit() -> str:
+    """The commit that is checked out, "+" behind it when files of the package differ from it; "none" outside a repository."""
+    head = _git("rev-parse", "--short", "HEAD")
+    return head + ("+" if _git("status", "--porcelain", "--", "src", "configs") else "") if head else "none"
+
+
+def tell(row: Mapping[str, Any], file: Path) -> None:
+    """Print a result as one JSON line and append it to `file`."""
+    line = json.dumps(row, ensure_ascii=False)
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as target:
+        target.write(line + "\n")
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

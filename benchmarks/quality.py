@@ -1,0 +1,134 @@
+"""How good the model is beside every baseline: from raw files to one JSON line a system, in one command.
+
+    python benchmarks/quality.py s3rec --seeds 0,1,2
+
+Walks the package's own way (prepare, train, export, evaluate) with the set's file in configs/, once for each seed. Prints a JSON
+line for each system and appends it to benchmarks/results/quality.jsonl; a table of the whole command goes to stderr. Real data
+lies below the folder that TWOTOWER_DATA names; the town is simulated, another one for each seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from common import QUALITY_SETS, RESULTS, ROOT, Row, commit, machine, tell
+from report import quality_table
+
+from twotower.config import Config, load_config
+from twotower.console import setup_logging
+from twotower.errors import DataError, TwoTowerError
+from twotower.pipeline import run_all, simulate_stage
+from twotower.trainers.optimizer import choose_device
+
+MODEL = "two-tower"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and append; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    setup_logging(quiet=given.quiet)
+    sizes = {name: getattr(given, name) for name in ("users", "businesses", "events")}
+    rows: list[Row] = []
+    try:
+        for seed in given.seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                out = given.out / f"{given.set}-{seed}" if given.out else Path(folder)
+                for row in measure(given.set, seed, out, sizes, given.overrides):
+                    tell(row, given.results)
+                    rows.append(row)
+    except TwoTowerError as error:
+        sys.stderr.write(f"quality: error: {' '.join(str(error).split())}\n")
+        return 2
+    sys.stderr.write("\n".join(quality_table(rows)) + "\n")
+    return 0
+
+
+def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: Sequence[str] = ()) -> list[Row]:
+    """Run a set with one seed in the folder `out`; one row for each system, best first.
+
+    Parameters
+    ----------
+    sizes
+        "users", "businesses", "events" of the town.
+    overrides
+        Settings "a.b=value" on top of the set's own.
+    """
+    chosen = QUALITY_SETS[name]
+    began = time.perf_counter()
+    if chosen.raw is None:
+        raw = out / "raw"
+        simulate_stage(raw, **sizes, seed=seed)
+    else:
+        raw = _real_data() / chosen.raw
+    settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
+    config = load_config(ROOT / "configs" / chosen.config, settings)
+    report = run_all(config, out)
+    protocol, metric = report["protocol"], report["protocol"]["metric"]
+    device = choose_device(config.training.device)
+    shared = {
+        "seed": seed,
+        "machine": machine("CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)),
+        "commit": commit(),
+        "config_hash": config_hash(config, sizes if chosen.raw is None else None),
+        "run_seconds": round(time.perf_counter() - began, 1),
+        "split": protocol["split"],
+        "queries": protocol["queries"],
+    }
+    ranked = sorted(report["systems"], key=lambda system: -report["systems"][system][metric]["value"])
+    return [
+        {
+            "set": name,
+            "protocol": "M" if protocol["seen"] == "masked" else "U",
+            "system": system,
+            "metrics": {key: figure["value"] for key, figure in report["systems"][system].items()},
+            "intervals": {key: [figure["low"], figure["high"]] for key, figure in report["systems"][system].items()},
+            "ahead": None if system == MODEL else {"metric": metric, **report["differences"][system][metric]},
+            "seconds": report["seconds"][system],
+            "settings": report["settings"][system],
+            **shared,
+        }
+        for system in ranked
+    ]
+
+
+def config_hash(config: Config, sizes: dict[str, int] | None) -> str:
+    """Twelve characters that stand for all settings but the seed and where the data lies, and for the sizes of a town."""
+    values = config.model_dump(mode="json", exclude={"seed": True, "data": {"path"}})
+    return hashlib.sha256(json.dumps([values, sizes], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _real_data() -> Path:
+    folder = os.environ.get("TWOTOWER_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        raise DataError(f"TWOTOWER_DATA must name the folder of the real data. It is {folder!r}. Set it, or measure the set town.")
+    return Path(folder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=QUALITY_SETS)
+    parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
+    parser.add_argument("--out", type=Path, help="keep datasets, models and reports here (default: nowhere)")
+    parser.add_argument("--results", type=Path, default=RESULTS / "quality.jsonl", help="file the rows are appended to")
+    parser.add_argument("--quiet", action="store_true", help="no log lines")
+    for name, size in {"users": 3000, "businesses": 1500, "events": 60_000}.items():
+        parser.add_argument(f"--{name}", type=int, default=size, help=f"of the town (default: {size:,})")
+    return parser
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Writes docs/results.md from benchmarks/results/*.jsonl, and from nothing else.
+
+    python benchmarks/report.py            # write it
+    python benchmarks/report.py --check    # exit 1 when it is not what the files say
+
+Of a quality set the rows of its latest settings count, of a claim its latest row. Published figures (benchmarks/published.jsonl)
+stand in tables of their own, with their source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import QUALITY_SETS, RESULTS, ROOT, Row
+
+from twotower.errors import DataError, TwoTowerError
+
+PAGE = ROOT / "docs" / "results.md"
+PUBLISHED = ROOT / "benchmarks" / "published.jsonl"
+SHOWN = ("NDCG", "HitRate", "Recall")
+CLAIM = ("claim", "figure", "unit", "against", "against_figure", "ratio", "seed", "machine", "commit")
+QUALITY = ("set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash")
+HEAD = """# Results
+
+Written by `python benchmarks/report.py` from the rows that the scripts in `benchmarks/` append to `benchmarks/results/`; never by
+hand. How figures are made is in [evaluation.md](evaluation.md); what did not help is in [log.md](log.md).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write or check the page; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the page is not up to date")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    given = parser.parse_args(arguments)
+    try:
+        text = render(given.results)
+    except TwoTowerError as error:
+        sys.stderr.write(f"report: error: {error}\n")
+        return 2
+    if given.check:
+        current = given.page.read_text(encoding="utf-8") if given.page.is_file() else ""
+        return 0 if current == text else 1
+    given.page.write_text(text, encoding="utf-8")
+    return 0
+
+
+def render(results: Path, published: Path = PUBLISHED) -> str:
+    """The page as text; the same rows give the same page."""
+    files = {file.stem: read_rows(file) for file in sorted(results.glob("*.jsonl"))}
+    rows = [row for found in files.values() for row in found if "system" in row]
+    parts = [HEAD.rstrip()]
+    for name in QUALITY_SETS:
+        measured = latest_settings([row for row in rows if row["set"] == name])
+        if measured:
+            parts.append(_quality_section(name, measured, [row for row in read_rows(published) if row["set"] == name]))
+    parts += [_claims_section(name, claims) for name, found in files.items() if (claims := [r for r in found if "claim" in r])]
+    return "\n\n".join(parts) + "\n"
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Rows of a JSON-lines file.
+
+    Raises
+    ------
+    DataError
+        A line is neither a claim, nor a quality row, nor (with "source") a published one.
+    """
+    rows: list[Row] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            kind = CLAIM if "claim" in row else ("set", "protocol", "system", "metrics", "source") if "source" in row else QUALITY
+            missing = [key for key in kind if key not in row]
+        except (ValueError, TypeError):
+            missing = ["a JSON object"]
+        if missing:
+            raise DataError(f"A result must be a whole row. {file.name}:{number} lacks {', '.join(missing)}. Measure again.")
+        rows.append(row)
+    return rows
+
+
+def latest_settings(rows: Sequence[Row]) -> list[Row]:
+    """Rows with the settings of the last row, the last one of each system and seed."""
+    kept = {(row["system"], row["seed"]): row for row in rows if row["config_hash"] == rows[-1]["config_hash"]}
+    return list(kept.values())
+
+
+def quality_table(rows: Sequence[Row]) -> list[str]:
+    """A Markdown table, a line a system, best first: mean over the seeds, ± their standard deviation where there are several."""
+    columns = _columns(rows)
+    by_system: dict[str, list[Row]] = {}
+    for row in rows:
+        by_system.setdefault(row["system"], []).append(row)
+    decides = next((row["ahead"]["metric"] for row in rows if row.get("ahead")), columns[0] if columns else "")
+    ranked = sorted(by_system, key=lambda system: -statistics.fmean(row["metrics"][decides] for row in by_system[system]))
+    header = ["system", *columns, f"two-tower ahead, {decides}", "seconds to answer"]
+    body = []
+    for system in ranked:
+        found = by_system[system]
+        figures = [_spread([row["metrics"][name] for row in found]) for name in columns]
+        body.append([system, *figures, _ahead(found), f"{statistics.fmean(row['seconds'] for row in found):.1f}"])
+    return _table(header, body)
+
+
+def _quality_section(name: str, rows: Sequence[Row], published: Sequence[Row]) -> str:
+    chosen = QUALITY_SETS[name]
+    seeds = sorted({row["seed"] for row in rows})
+    command = f"python benchmarks/quality.py {name} --seeds {','.join(map(str, seeds))}"
+    stated = [
+        f"`{command}`: settings `{rows[-1]['config_hash']}`, commit {_each(rows, 'commit')}, {_each(rows, 'machine')}",
+        f"{_each(rows, 'queries')} questions" if all("queries" in row for row in rows) else "",
+        f"{statistics.fmean(row['run_seconds'] for row in rows):.0f} s a seed, from raw files to the report"
+        if all("run_seconds" in row for row in rows)
+        else "",
+    ]
+    text = [f"## {chosen.title}", "", chosen.about, "", "; ".join(part for part in stated if part) + ".", "", *quality_table(rows)]
+    tuned = [f"{row['system']} {_settings(row['settings'])}" for row in rows if row.get("settings") and row["seed"] == seeds[0]]
+    if tuned:
+        text += ["", f"Baselines' settings (seed {seeds[0]}): {'; '.join(sorted(tuned))}."]
+    if published:
+        columns = _columns(published)
+        figures = [[_figure(row["metrics"].get(column)) for column in columns] for row in published]
+        body = [[row["system"], *cells, row["source"]] for row, cells in zip(published, figures, strict=True)]
+        text += [
+            "",
+            "Published for the same split and protocol, not measured here:",
+            "",
+            *_table(["system", *columns, "source"], body),
+        ]
+    return "\n".join(text)
+
+
+def _claims_section(name: str, rows: Sequence[Row]) -> str:
+    latest = {(row["claim"], row["against"]): row for row in rows}
+    header = ["what", "figure", "against", "ratio", "seed", "machine", "commit"]
+    body = []
+    for row in latest.values():
+        against = f"{row['against']}: {row['against_figure']:g} {row['unit']}"
+        figures = [f"{row['figure']:g} {row['unit']}", against, f"{row['ratio']:g}"]
+        body.append([row["claim"], *figures, str(row["seed"]), row["machine"], row["commit"]])
+    return "\n".join([f"## Measured by `benchmarks/{name}.py`", "", *_table(header, body)])
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """The metrics shown, by list length; recall is left out where it is the hit rate (one target a question)."""
+    names = {name for row in rows for name in row["metrics"] if name.partition("@")[0] in SHOWN}
+    single = all(row["metrics"].get(n) == row["metrics"].get(n.replace("Recall", "HitRate")) for row in rows for n in names)
+    kept = [name for name in names if not (single and name.startswith("Recall@"))]
+    return sorted(kept, key=lambda name: (int(name.partition("@")[2]), SHOWN.index(name.partition("@")[0])))
+
+
+def _ahead(rows: Sequence[Row]) -> str:
+    """Mean lead of the model over the seeds, and the lowest and highest end of the seeds' 95 % intervals."""
+    leads = [row["ahead"] for row in rows if row.get("ahead")]
+    if not leads:
+        return ""
+    value = statistics.fmean(lead["value"] for lead in leads)
+    low, high = min(lead["low"] for lead in leads), max(lead["high"] for lead in leads)
+    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]".replace("-", "−")
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = _figure(statistics.fmean(values))
+    return f"{mean} ± {_figure(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _each(rows: Iterable[Row], key: str) -> str:
+    return ", ".join(dict.fromkeys(str(row[key]) for row in rows))
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in settings.items())
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *body]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

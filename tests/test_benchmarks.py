@@ -1,0 +1,171 @@
+"""The scripts in benchmarks/: rows that machines can read, and a page that says what the rows say."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from twotower.config import load_config
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--users", "60", "--businesses", "50", "--events", "1200", "--quiet"]
+SMALL = [
+    "model.user_tower.embedding_dim=8",
+    "model.item_tower.embedding_dim=8",
+    "prepare.text_dim=0",
+    "training.num_epochs=1",
+    "evaluation.baselines=[popular, item_knn]",
+    "evaluation.tune_baselines=false",
+    "evaluation.bootstrap=20",
+]
+KEYS = {"set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash"}
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[SimpleNamespace]:
+    """The modules, imported as when a script of the folder runs."""
+    names = ("common", "report", "quality")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    for name in names:
+        sys.modules.pop(name)
+
+
+@pytest.fixture(scope="module")
+def measured(scripts: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the rows of one tiny town, and what the run left."""
+    folder = tmp_path_factory.mktemp("quality")
+    settings = [word for setting in SMALL for word in ("--set", setting)]
+    places = ["--results", str(folder / "quality.jsonl"), "--out", str(folder)]
+    assert scripts.quality.main(["town", "--seeds", "3", *TINY, *settings, *places]) == 0
+    return folder
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def row(system: str, seed: int, ndcg: float, low: float = 0.0, high: float = 0.0, **more: Any) -> dict[str, Any]:
+    """A row as `quality.py` writes them."""
+    ahead = None if system == "two-tower" else {"metric": "NDCG@10", "value": (low + high) / 2, "low": low, "high": high}
+    fixed = {"set": "town", "protocol": "M", "machine": "1 core", "commit": "c0ffee", "seconds": 1.0, "config_hash": "new"}
+    return {**fixed, "system": system, "seed": seed, "metrics": {"NDCG@10": ndcg}, "ahead": ahead, **more}
+
+
+def page(scripts: SimpleNamespace, folder: Path, rows: list[dict[str, Any]]) -> str:
+    (folder / "quality.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    text: str = scripts.report.render(folder)
+    return text
+
+
+def test_a_row_for_each_system_holds_what_the_report_says(measured: Path) -> None:
+    rows, report = lines(measured / "quality.jsonl"), json.loads((measured / "town-3" / "report.json").read_text())
+    assert {each["system"] for each in rows} == {"two-tower", "popular", "item_knn", "oracle"} == set(report["systems"])
+    for each in rows:
+        assert set(each) >= KEYS
+        assert each["metrics"] == {name: figure["value"] for name, figure in report["systems"][each["system"]].items()}
+        assert (each["set"], each["protocol"], each["seed"]) == ("town", "M", 3)
+        difference = report["differences"].get(each["system"])
+        assert each["ahead"] == (difference and {"metric": "NDCG@10", **difference["NDCG@10"]})
+    assert rows[0]["system"] == "oracle", "best first; nothing beats the truth of the town"
+
+
+def test_rows_are_printed_as_they_are_kept(scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        scripts.common.tell({"system": "é", "seed": number}, tmp_path / "new" / "rows.jsonl")
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines(tmp_path / "new" / "rows.jsonl")
+
+
+def test_no_row_tells_where_it_was_measured(measured: Path, scripts: SimpleNamespace) -> None:
+    text = (measured / "quality.jsonl").read_text()
+    assert str(measured) not in text and str(ROOT) not in text
+    assert scripts.common.machine("CPU").endswith(" GiB, CPU")
+
+
+def test_the_hash_stands_for_the_settings_alone(scripts: SimpleNamespace) -> None:
+    def of(*settings: str, users: int = 1) -> str:
+        found: str = scripts.quality.config_hash(load_config(None, list(settings)), {"users": users})
+        return found
+
+    assert of() == of("seed=5") == of("data.path=elsewhere")
+    assert len({of(), of("training.num_epochs=2"), of("data.events=[tip]"), of(users=2)}) == 4
+
+
+def test_real_sets_need_the_real_data(
+    scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TWOTOWER_DATA", raising=False)
+    assert scripts.quality.main(["s3rec", "--results", str(tmp_path / "rows.jsonl")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "TWOTOWER_DATA" in said[0]
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_every_set_has_a_configuration(scripts: SimpleNamespace) -> None:
+    for chosen in scripts.common.QUALITY_SETS.values():
+        load_config(ROOT / "configs" / chosen.config, list(chosen.settings))
+    assert scripts.common.QUALITY_SETS["s3rec-unmasked"].settings == ("evaluation.exclude_seen=false",)
+
+
+def test_a_table_of_seeds_by_hand(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    rows = [row("two-tower", 0, 0.2), row("ials", 0, 0.1, 0.08, 0.12), row("two-tower", 1, 0.3), row("ials", 1, 0.1, 0.15, 0.25)]
+    text = page(scripts, tmp_path, rows).splitlines()
+    systems = [line for line in text if line.startswith(("| two-tower", "| ials"))]
+    assert systems == [
+        "| two-tower | 0.2500 ± 0.0707 |  | 1.0 |",
+        "| ials | 0.1000 ± 0.0000 | +0.1500 [+0.0800, +0.2500] | 1.0 |",
+    ]
+    assert any("`python benchmarks/quality.py town --seeds 0,1`" in line for line in text)
+
+
+def test_only_the_latest_settings_and_rows_count(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    old = row("two-tower", 0, 0.9, config_hash="old")
+    text = page(scripts, tmp_path, [old, row("two-tower", 0, 0.1), row("two-tower", 0, 0.2), row("ials", 0, 0.15)])
+    assert "0.2000" in text and "0.9000" not in text and "0.1000" not in text
+    assert text.index("| two-tower") < text.index("| ials")
+
+
+def test_published_figures_stand_apart_with_their_source(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    text = page(scripts, tmp_path, [row("two-tower", 0, 0.02, set="s3rec")])
+    published = text[text.index("not measured here") :]
+    assert "| S3-Rec (categories) | 0.0123 | 0.0201 | 0.0168 | 0.0341 | 0.0226 | 0.0573 | S3-Rec repository |" in published
+    assert "DuoRec" not in text, "another protocol"
+
+
+def test_claims_have_a_table_of_their_own(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    claim = {"claim": "speed", "figure": 2.0, "unit": "s", "against": "a limit", "against_figure": 4.0, "ratio": 0.5}
+    claim |= {"seed": 0, "machine": "1 core", "commit": "c0ffee"}
+    (tmp_path / "speed.jsonl").write_text(json.dumps({**claim, "figure": 3.0}) + "\n" + json.dumps(claim) + "\n")
+    text = scripts.report.render(tmp_path)
+    assert "| speed | 2 s | a limit: 4 s | 0.5 | 0 | 1 core | c0ffee |" in text and "3 s" not in text
+
+
+@pytest.mark.parametrize("bad", ['{"set": "town"}', '{"claim": "x"}', "[1]", "{"])
+def test_a_damaged_row_is_named(scripts: SimpleNamespace, tmp_path: Path, bad: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "quality.jsonl").write_text(json.dumps(row("ials", 0, 0.1)) + "\n" + bad + "\n")
+    assert scripts.report.main(["--results", str(tmp_path), "--page", str(tmp_path / "page.md")]) == 2
+    assert "quality.jsonl:2" in capsys.readouterr().err
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_the_check_notices_an_edited_page(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    target = tmp_path / "page.md"
+    arguments = ["--results", str(ROOT / "benchmarks" / "results"), "--page", str(target)]
+    assert scripts.report.main([*arguments, "--check"]) == 1
+    assert scripts.report.main(arguments) == 0 == scripts.report.main([*arguments, "--check"])
+    target.write_text(target.read_text().replace("Results", "Wishes"))
+    assert scripts.report.main([*arguments, "--check"]) == 1
+
+
+def test_the_page_of_results_is_up_to_date(scripts: SimpleNamespace) -> None:
+    assert scripts.report.main(["--check"]) == 0, (
+        "docs/results.md is not what benchmarks/results/ says: python benchmarks/report.py"
+    )
