@@ -166,6 +166,14 @@ def test_a_changed_bundle_is_refused(journey, tmp_path):
         load_bundle(tmp_path / "bundle")
 
 
+def test_the_demo_is_the_quickstart():
+    from twotower.config import load_config, parse_config
+    from twotower.pipeline import DEMO
+
+    written = load_config(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
+    assert parse_config({**DEMO, "data": written.data.model_dump(mode="json")}) == written
+
+
 def test_help_is_light():
     """`--help` must not load PyTorch."""
     import subprocess

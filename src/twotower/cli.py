@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from twotower.config import Config, load_config
+from twotower.config import load_config
 from twotower.console import setup_logging
 from twotower.errors import TwoTowerError
 
@@ -157,7 +157,7 @@ def demo(out: Path, seed: int) -> None:
     """Simulate a town, walk the whole way, and recommend."""
     from twotower.pipeline import demo_stage
 
-    demo_stage(Config(seed=seed), out, say=click.echo)
+    demo_stage(out, seed=seed, say=click.echo)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -40,7 +40,9 @@ class FeatureStore:
     n_trained_items, n_trained_users
         Entities with an id embedding: rows 2 … 2 + n - 1; every other row becomes UNKNOWN.
     cells
-        Known coarse and fine cells of the items' "location", or None: then users have no home area.
+        Known coarse and fine cells of the items' places, or None: then users have no home area.
+    geo
+        Name of the items' feature that says where they are; users' places share its tables.
     use_place
         Whether the place a request comes from is a feature of the user.
     max_history
@@ -56,6 +58,7 @@ class FeatureStore:
         n_trained_items: int,
         n_trained_users: int,
         cells: tuple[Array, Array] | None,
+        geo: str = "location",
         max_history: int,
         use_place: bool = False,
     ) -> None:
@@ -64,7 +67,8 @@ class FeatureStore:
         self._users = {name: _tensor(value) for name, value in user_static.items() if name not in ("since_s", "elite")}
         places = {name.removesuffix(".place"): value for name, value in item_static.items() if name.endswith(".place")}
         self._items |= {f"{name}.point": torch.from_numpy(points_km(value)) for name, value in places.items()}
-        self.place: Array = next(iter(places.values()), np.zeros((0, 2), np.float32))
+        self.place: Array = places.get(geo, np.zeros((0, 2), np.float32))
+        self._geo_table = f"item.{geo}"
         self.dynamics, self._cells, self.use_place = dynamics, cells, use_place and cells is not None
         self._trained_items, self._trained_users = n_trained_items + FIRST_ROW, n_trained_users + FIRST_ROW
         self.max_history = max_history
@@ -156,8 +160,8 @@ class FeatureStore:
         fields.append(FieldSpec("state", "dense", (USER_STATE_WIDTH,), "user.state"))
         if self._cells is not None:
             sizes = tuple(len(cells) + FIRST_ROW for cells in self._cells)
-            fields.append(FieldSpec("home", "geo", sizes, "item.location"))
-            fields += [FieldSpec("place", "geo", sizes, "item.location")] if self.use_place else []
+            fields.append(FieldSpec("home", "geo", sizes, self._geo_table))
+            fields += [FieldSpec("request_place", "geo", sizes, self._geo_table)] if self.use_place else []
         if self.dynamics is not None:
             fields += [FieldSpec(name, "rows", (n + FIRST_ROW,), name) for name, n in CLOCK.items()]
         return tuple(fields)
@@ -179,7 +183,7 @@ class FeatureStore:
             home = state.place / np.where(state.place_n > 0, state.place_n, np.nan)[:, None]
             fields |= self._geo("home", home)
             if self.use_place:
-                fields |= self._geo("place", place if place is not None else np.full((len(time_s), 2), np.nan))
+                fields |= self._geo("request_place", place if place is not None else np.full((len(time_s), 2), np.nan))
         if timed:
             fields["hour"] = torch.from_numpy(time_s // 3600 % 24 + FIRST_ROW)
             fields["weekday"] = torch.from_numpy((time_s // DAY_S + 3) % 7 + FIRST_ROW)  # 1970-01-01 was a Thursday; Monday is 0

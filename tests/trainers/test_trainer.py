@@ -103,11 +103,11 @@ def test_accumulation_averages_micro_batches(dataset, tmp_path):
     for batch in batches:
         trainer.model.zero_grad()
         trainer.loss(batch)[0].backward()
-        each.append(trainer.model.item_tower.head.straight.weight.grad.clone())
+        each.append(trainer.model.tables.lookup("item.id").weight.grad.clone())
     trainer.model.zero_grad()
     for batch in batches:
         (trainer.loss(batch)[0] / 2).backward()
-    torch.testing.assert_close(trainer.model.item_tower.head.straight.weight.grad, (each[0] + each[1]) / 2)
+    torch.testing.assert_close(trainer.model.tables.lookup("item.id").weight.grad, (each[0] + each[1]) / 2)
     trainer.fit()
     assert trainer.at.examples == sum(len(batch.target) for batch in batches)
 

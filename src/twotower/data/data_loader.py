@@ -82,7 +82,8 @@ class TrainLoader:
         # A target's state is that just before its event; another candidate's, that before a random event of the batch.
         moments = self.events.history.time_s[examples.event]
         time_s = rng.choice(moments, len(candidates.row))
-        time_s[candidates.target] = moments
+        time_s[candidates.target] = moments.max(initial=0)
+        np.minimum.at(time_s, candidates.target, moments)  # of several events of one item the earliest: none sees itself
         masked = other_positives(
             examples.user_row, target_row, candidates.row, self.events.positive_offsets, self.events.positive_items, self.n_items
         )
@@ -143,13 +144,15 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
         visits = dataset.visits
         kept = visits.split < SPLITS.get(split, max(SPLITS.values()) + 1)
         dynamics = ItemDynamics(visits.item_row[kept], visits.time_s[kept], visits.stars[kept])
-    cells = [np.array(dataset.encoders.vocabularies.get(f"item.location.{scale}", ()), np.int64) for scale in range(2)]
+    geo = next((spec.name for spec in dataset.specs if spec.side == "item" and spec.kind == "geo"), "")
+    cells = [np.array(dataset.encoders.vocabularies.get(f"item.{geo}.{scale}", ()), np.int64) for scale in range(2)]
     return FeatureStore(
         dataset.item_features,
         dataset.user_features,
         dynamics=dynamics,
         n_trained_items=dataset.n_train_items,
         n_trained_users=dataset.n_train_users,
+        geo=geo,
         cells=(cells[0], cells[1]) if len(cells[0]) else None,
         max_history=model.user_tower.max_history,
         use_place=model.request_place,

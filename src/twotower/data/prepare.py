@@ -58,6 +58,7 @@ from twotower.schema import (
 SOURCES: dict[str, Source] = {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences}
 MEMORY_LIMIT = "2GB"  # of the SQL engine alone; beyond it, it spills into the unfinished folder
 ROW_GROUP = 1 << 20
+RESERVED_FEATURES = ("id", "state", "home", "request_place", "hour", "weekday", "month")
 TRUTH = "town_truth.safetensors"
 
 Progress = Callable[[str], None]
@@ -151,6 +152,11 @@ def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:
         if name not in known:
             raise ConfigError(f"prepare.exclude_features names features of the data. Got {name!r}.{nearest(name, known)}")
     left = [spec for spec in raw.features if spec.name not in config.exclude_features]
+    for spec in left:
+        if spec.name in RESERVED_FEATURES:
+            raise ConfigError(
+                f"A feature needs a name of its own: {', '.join(RESERVED_FEATURES)} are taken. Got {spec.name!r}. Rename it."
+            )
     return tuple(spec for spec in left if spec.kind != "text" or config.text_dim > 0)
 
 

@@ -12,7 +12,7 @@ Widths = tuple[tuple[int, int], ...]
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); both branches start near zero, so that a new block changes little.
+    """x + attention(norm(x)), then x + MLP(norm(x)); both branches start at zero, so that a new block changes nothing.
 
     Dropout acts on what each branch adds. Inside the attention there is none: the fused kernels would be out of reach.
     """
@@ -26,7 +26,7 @@ class AttentionBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
         for layer in (self.out, self.mlp[2]):
             assert isinstance(layer, nn.Linear)
-            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.weight)
 
     def forward(self, x: Tensor, valid: Tensor, widths: Widths, causal: bool) -> Tensor:
         """Histories laid end to end [T, d] → [T, d]; `valid` bool [T] is True where there is an event."""
@@ -52,6 +52,7 @@ class AttentionBlock(nn.Module):
 class HistoryEncoder(nn.Module):
     """A stack of blocks with learned positions counted from the start, and buckets of the time since the event before.
 
+    There is no norm at the end: before training, a history is the mean of its items, as without attention, and at their scale.
     Causal: position p reads positions ≤ p, so that one pass serves every moment of a history. Otherwise all read all.
     """
 
@@ -63,7 +64,6 @@ class HistoryEncoder(nn.Module):
         self.position = nn.Parameter(torch.zeros(max_length, dim))
         self.gap = nn.Parameter(torch.zeros(gaps, dim))
         self.blocks = nn.ModuleList([AttentionBlock(dim, heads, dropout) for _ in range(blocks)])
-        self.norm = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, gap: Tensor, valid: Tensor, widths: Widths) -> Tensor:
         """Tokens [T, d], gap buckets int64 [T], valid bool [T], laid out as `widths` says → [T, d]."""
@@ -74,5 +74,4 @@ class HistoryEncoder(nn.Module):
                 x = checkpoint(block, x, valid, widths, self.causal, use_reentrant=False)
             else:
                 x = block(x, valid, widths, self.causal)
-        normed: Tensor = self.norm(x)
-        return normed
+        return x

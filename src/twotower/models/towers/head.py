@@ -1,4 +1,4 @@
-"""What both towers end with: fields → interaction → MLP, beside a straight path, → unit vector."""
+"""What both towers end with: a straight path from the fields, and an MLP over their interaction, → unit vector."""
 
 from __future__ import annotations
 
@@ -8,33 +8,42 @@ from torch.nn import functional as F
 from twotower.config import TowerConfig
 from twotower.models.layers.interaction import INTERACTIONS
 
+MLP_DROPOUT = 0.5  # of what the MLP reads: it learns products by heart where the straight path cannot
+
 
 class TowerHead(nn.Module):
     """unit(W Σ fields + MLP(interaction(fields))).
 
     The straight path alone is matrix factorisation with features, which learns fast and generalises; the MLP's last layer starts at
-    zero and adds what products of features know beyond it.
+    zero and adds what products of features know beyond it. With a single entry in `hidden_dims` there is no MLP, and no interaction.
+    W is the identity where the widths agree. Nothing is normalised before the MLP: fields start small, and blowing their noise up
+    made it overfit.
     """
 
     def __init__(self, fields: int, config: TowerConfig) -> None:
         super().__init__()
-        dim, out = config.embedding_dim, config.hidden_dims[-1]
-        self.interaction = INTERACTIONS[config.interaction](fields, dim, config.cross_layers)
-        self.straight = nn.Linear(dim, out, bias=False)
-        nn.init.eye_(self.straight.weight)
-        layers: list[nn.Module] = [nn.LayerNorm(self.interaction.width)]
-        width = self.interaction.width
-        for hidden in config.hidden_dims[:-1]:
-            layers += [nn.Linear(width, hidden), nn.GELU(), nn.Dropout(config.dropout)]
-            width = hidden
-        last = nn.Linear(width, out)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(*layers, last)
+        dim, (*hidden, out) = config.embedding_dim, config.hidden_dims
         self.dropout = config.dropout
+        self.straight: nn.Module = nn.Identity()
+        if dim != out:
+            linear = nn.Linear(dim, out, bias=False)
+            nn.init.eye_(linear.weight)
+            self.straight = linear
+        self.mlp: nn.Module | None = None
+        if hidden:
+            interaction = INTERACTIONS[config.interaction](fields, dim, config.cross_layers)
+            layers: list[nn.Module] = [interaction, nn.Dropout(MLP_DROPOUT)]
+            for width, wider in zip([interaction.width, *hidden], hidden, strict=False):
+                layers += [nn.Linear(width, wider), nn.GELU(), nn.Dropout(config.dropout)]
+            last = nn.Linear(hidden[-1], out)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.mlp = nn.Sequential(*layers, last)
 
     def forward(self, fields: Tensor) -> Tensor:
         """Embeddings [n, F, d] → unit vectors float32 [n, D]."""
         fields = F.dropout(fields, self.dropout, self.training)
-        vectors = self.straight(fields.sum(dim=1)) + self.mlp(self.interaction(fields))
+        vectors: Tensor = self.straight(fields.sum(dim=1))
+        if self.mlp is not None:
+            vectors = vectors + self.mlp(fields)
         return F.normalize(vectors.float(), dim=-1)

@@ -44,7 +44,7 @@ class UserTower(nn.Module):
         tokens = items[batch.history]  # [T, d]
         tokens = tokens + F.embedding(batch.event_type, self.event_type) + F.embedding(batch.stars, self.stars)
         if self.encoder is not None:
-            tokens = tokens + self.encoder(tokens, batch.gap, valid, batch.widths)
+            tokens = self.encoder(tokens, batch.gap, valid, batch.widths)
         history = self.pooling(tokens, batch.widths, batch.at, batch.seen)  # [Q, d]
         vectors: Tensor = self.head(torch.cat([fields, history[:, None].to(fields.dtype)], dim=1))
         return vectors
