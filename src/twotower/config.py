@@ -131,7 +131,7 @@ class TowerConfig(Settings):
 
     embedding_dim: int = Field(64, ge=1)
     """Width of every feature's embedding; the same for both towers, which share the item table."""
-    hidden_dims: list[int] = Field([256, 128], min_length=1)
+    hidden_dims: list[int] = Field([64], min_length=1)
     """Hidden layers of the MLP, and last the width of the vectors, the same for both towers. A single entry: no MLP, and no
     interaction; the vector is then the (projected) sum of the features' embeddings."""
     dropout: float = Field(0.1, ge=0, lt=1)

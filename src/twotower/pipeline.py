@@ -35,7 +35,7 @@ Json = dict[str, Any]
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 DEMO: Json = {  # configs/quickstart.yaml, which an installed package does not carry; a test keeps them equal
     "model": {"user_tower": {"dropout": 0.3, "id_dropout": 0.3}, "item_tower": {"dropout": 0.3, "id_dropout": 0.3}},
-    "training": {"learning_rate": 0.003, "num_epochs": 10},
+    "training": {"learning_rate": 0.003, "num_epochs": 7},
 }
 
 

@@ -21,6 +21,8 @@ from twotower.retrieval.neural import NeuralRetriever
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
 
+RECENT_PLACES = 100  # of a history, for the middle of where its user goes
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -29,7 +31,7 @@ class Place:
     Attributes
     ----------
     distance_km
-        From where the request comes, else from the middle of the history's places; None when either is unknown.
+        From where the request comes, else from the most central place of the history; None when either is unknown.
     score
         Cosine of user and item vector, in [-1, 1].
     """
@@ -82,7 +84,7 @@ class Recommender:
             A filter; see `retrieval.filters`.
         near
             Latitude and longitude the request comes from: distances and `within(km)` count from there, and a model trained with
-            `model.request_place` prefers what is around. Default: the middle of the history's places.
+            `model.request_place` prefers what is around. Default: the most central place of the history.
 
         Raises
         ------
@@ -123,7 +125,13 @@ class Recommender:
     def _home(self, queries: Queries) -> tuple[float, float] | None:
         places = self.filter.places[queries.item_row - FIRST_ROW]
         known = places[np.isfinite(places).all(axis=1)]
-        return (float(known[:, 0].mean()), float(known[:, 1].mean())) if len(known) else None
+        if not len(known):
+            return None
+        # The visited place nearest to all others: between two towns a mean would lie where nobody goes.
+        known = known[-RECENT_PLACES:]
+        total = [float(distances_km(known, place).sum()) for place in known]
+        middle = known[int(np.argmin(total))]
+        return float(middle[0]), float(middle[1])
 
     def _place(self, rank: int, row: int, score: float, home: tuple[float, float] | None) -> Place:
         facts = self.describe(row)

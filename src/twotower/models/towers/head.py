@@ -14,10 +14,10 @@ MLP_DROPOUT = 0.5  # of what the MLP reads: it learns products by heart where th
 class TowerHead(nn.Module):
     """unit(W Σ fields + MLP(interaction(fields))).
 
-    The straight path alone is matrix factorisation with features, which learns fast and generalises; the MLP's last layer starts at
-    zero and adds what products of features know beyond it. With a single entry in `hidden_dims` there is no MLP, and no interaction.
-    W is the identity where the widths agree. Nothing is normalised before the MLP: fields start small, and blowing their noise up
-    made it overfit.
+    The straight path alone is matrix factorisation with features, which learns fast and generalises; the MLP's last layer starts
+    at zero and adds what products of features know beyond it. With a single entry in `hidden_dims` there is no MLP, and no
+    interaction. W is the identity where the widths agree. Nothing is normalised before the MLP: fields start small, and blowing
+    their noise up made it overfit.
     """
 
     def __init__(self, fields: int, config: TowerConfig) -> None:
