@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from twotower.config import Config, load_config, parse_config
+from twotower.config import Config, load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
@@ -75,6 +75,5 @@ def test_the_configuration_the_project_began_with_loads_unchanged(tmp_path: Path
     (tmp_path / "seed.yaml").write_text(SEED_YAML)
     seed = yaml.safe_load(SEED_YAML)
     assert holds(load_config(tmp_path / "seed.yaml").model_dump(), seed)
-    assert parse_config(seed) == Config(), "its values are the defaults: no configuration gives the same model"
     for name in ("yelp", "kaggle"):
         assert holds(load_config(ROOT / f"configs/{name}.yaml").model_dump(), seed)
