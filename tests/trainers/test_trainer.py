@@ -112,6 +112,12 @@ def test_accumulation_averages_micro_batches(dataset, tmp_path):
     assert trainer.at.examples == sum(len(batch.target) for batch in batches)
 
 
+def test_accumulation_beyond_the_epoch_takes_what_there_is(dataset, tmp_path):
+    trainer = TwoTowerTrainer(dataset, settings(accumulation=1000, max_steps=2), tmp_path)
+    trainer.fit()
+    assert trainer.at.examples == 2 * int(trainer.loader.events.positive.sum())
+
+
 def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
     trainer = TwoTowerTrainer(dataset, settings(max_steps=500, patience=2, eval_every=0.2), tmp_path)
     trainer.validate = lambda: {"NDCG@10": 1.0 / (1 + trainer.at.step)}

@@ -99,7 +99,7 @@ class BaseTrainer:
             The loss is not finite, or `resume` finds no checkpoint.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        steps_per_epoch = max(self.batches_per_epoch() // self.settings.accumulation, 1)
+        steps_per_epoch = -(-self.batches_per_epoch() // self.settings.accumulation)
         self.total_steps = self.settings.max_steps or self.settings.num_epochs * steps_per_epoch
         if resume:
             self._load()
@@ -129,13 +129,15 @@ class BaseTrainer:
         return self.at
 
     def _groups(self) -> Iterator[list[Any]]:
-        """Micro-batches of an epoch from where the run stands, in groups of `accumulation`; an incomplete last group is dropped."""
+        """Micro-batches of an epoch from where the run stands, in groups of `accumulation`; the last group may hold fewer."""
         group = []
         for batch in self.batches(self.at.epoch, self.at.step_in_epoch):
             group.append(batch)
             if len(group) == self.settings.accumulation:
                 yield group
                 group = []
+        if group:
+            yield group
 
     def _step(self, batches: list[Any], board: SummaryWriter) -> None:
         self.model.train()

@@ -11,6 +11,7 @@ from torch import Tensor
 from twotower.config import Config
 from twotower.data.data_loader import TrainBatch, TrainLoader, open_store, split_moment
 from twotower.data.dataset import Dataset
+from twotower.errors import TrainingError
 from twotower.evaluation import evaluate
 from twotower.losses import softmax_loss
 from twotower.models.build import build_model
@@ -31,6 +32,10 @@ class TwoTowerTrainer(BaseTrainer):
         self.loader = TrainLoader(dataset, self.store, config)
         super().__init__(build_model(dataset, config), config, out)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
+        if not len(self.held_out.queries):
+            raise TrainingError(
+                f"Training needs a validation part to stop by. {dataset.path} has none. Prepare with a larger prepare.split.valid."
+            )
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
         """See `BaseTrainer`."""
