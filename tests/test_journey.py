@@ -148,6 +148,37 @@ def test_bad_requests(journey, arguments, capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["run", "--set", "evaluation.baselines=[popularr]"], "Did you mean 'popular'"),
+        (["run", "--set", "training.eval_metric=ndcg@10"], "NDCG"),
+        (["run", "--resume", "--set", "prepare.min_item_events=3"], "prepare.min_item_events was 1, is 3"),
+    ],
+)
+def test_mistakes_surface_before_the_work(journey, town, tmp_path, command, said, capsys):
+    out = journey / "run" if "--resume" in command else tmp_path / "run"
+    common = ["--config", str(journey / "small.yaml"), "--set", f"data.path={town.raw}", "--out", str(out)]
+    assert main([command[0], *common, *command[1:]]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_is_not_judged_on_other_data(journey, town, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(journey / "run", tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "model" / "manifest.json").read_text())
+    manifest["dataset"] = str(tmp_path / "run" / "dataset")
+    (tmp_path / "run" / "model" / "manifest.json").write_text(json.dumps(manifest))
+    arguments = ["prepare", "--config", str(journey / "small.yaml"), "--data-dir", str(town.raw)]
+    again = ["--output-dir", str(tmp_path / "run" / "dataset"), "--set", "prepare.positive_min_stars=3"]
+    assert main([*arguments, *again]) == 0
+    assert main(["evaluate", str(tmp_path / "run" / "model")]) == 2
+    assert "has changed since" in capsys.readouterr().err
+    assert main(["evaluate", str(journey / "run" / "model"), "--set", "training.seed=3"]) == 2
+
+
 def test_a_changed_bundle_is_refused(journey, tmp_path):
     import shutil
 

@@ -73,6 +73,10 @@ def test_the_wheel_works_in_a_clean_environment(tmp_path: Path) -> None:
     twotower = tmp_path / "venv/bin/twotower"
     assert "simulate" in run(twotower, "--help")
     assert wheel.name.split("-")[1] in run(twotower, "--version")
-    run(twotower, "simulate", "--users", "50", "--businesses", "40", "--events", "500", "--seed", "1", "--out", tmp_path / "town")
+    run(twotower, "simulate", "--users", "50", "--businesses", "60", "--events", "500", "--seed", "1", "--out", tmp_path / "town")
     assert {"business", "review", "user"} <= {path.name.split(".")[0].rpartition("_")[2] for path in (tmp_path / "town").iterdir()}
     assert "simulate" in run(tmp_path / "venv/bin/python", "-m", "twotower", "--help")
+    tiny = ["data.path=town", "training.max_steps=4", "evaluation.baselines=[popular]", "prepare.text_dim=4"]
+    assert "Report:" in run(twotower, "run", "--out", "run", *(part for setting in tiny for part in ("--set", setting)))
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert len(run(twotower, "recommend", "--bundle", "run/bundle", "--history", "", "--json").splitlines()) == 10

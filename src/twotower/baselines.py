@@ -275,12 +275,8 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 
 def coordinates(dataset: Dataset) -> NDArray[np.float64]:
     """float64 [n_items, 2]: latitude and longitude of each item in degrees, NaN where unknown."""
-    place = np.full((dataset.n_items, 2), np.nan)
-    columns = next((spec.columns for spec in dataset.specs if spec.side == "item" and spec.kind == "geo"), ())
-    for axis, column in enumerate(columns):
-        place[FIRST_ROW:, axis] = pc.fill_null(dataset.items[column].cast("float64"), np.nan).to_numpy()
-    place[np.isnan(place).any(1)] = np.nan
-    return place
+    known = places(dataset.items, place_columns(dataset.items, dataset.specs, learned=True))
+    return np.concatenate([np.full((FIRST_ROW, 2), np.nan), known])
 
 
 def unavailable(name: str, dataset: Dataset, *, max_ease_items: int) -> str | None:

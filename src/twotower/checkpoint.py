@@ -39,7 +39,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         There is none, it cannot be read, or its format is another.
     """
     if not path.is_file():
-        raise TrainingError(f"Resuming needs a checkpoint. Found none at {path}. Train without --resume, or check --out.")
+        raise TrainingError(f"A checkpoint must be there. Found none at {path}. Train first (without --resume), or check the path.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError):

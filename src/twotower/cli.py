@@ -171,6 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"twotower: error: {' '.join(text.split())}", err=True)
         return 2
+    except OSError as error:
+        if "--debug" in given or error.filename is None:
+            raise
+        click.echo(
+            f"twotower: error: A path must be usable. {error.filename}: {error.strerror}. Check it and its rights.", err=True
+        )
+        return 2
     except click.exceptions.Abort:
         click.echo("twotower: interrupted; the last checkpoint stands.", err=True)
         return 130

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twotower.errors import ConfigError, nearest
 
-Fraction = Field(ge=0.0, le=1.0)
+Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
@@ -23,11 +23,20 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        """A section whose keys are all commented out is null in YAML: it has its defaults."""
+        if not isinstance(values, dict):
+            return values
+        sections = {name for name, field in cls.model_fields.items() if isinstance(field.annotation, type(BaseModel))}
+        return {name: value for name, value in values.items() if value is not None or name not in sections}
+
 
 class ColumnConfig(Settings):
     """One declared feature column of a user's own table (`tables` source)."""
 
-    name: str
+    name: str = Field(min_length=1)
     kind: Literal["categorical", "multi", "number", "geo", "hours", "text", "vector"]
     columns: list[str] = []
     """Raw columns; defaults to the feature's own name. Two (latitude, longitude) for "geo"."""
@@ -36,19 +45,41 @@ class ColumnConfig(Settings):
 
 
 class TableConfig(Settings):
-    """One table of the `tables` source: a CSV, Parquet or JSON-lines file (or glob), its id columns and its features."""
+    """One table of the `tables` source: a CSV, Parquet or JSON-lines file (or glob). Values of other keys name its columns."""
 
     path: Path
     """Relative to `data.path`."""
+
+
+class InteractionTableConfig(TableConfig):
+    """Who met what, and when."""
+
     user_id: str = "user_id"
     item_id: str = "item_id"
     time: str | None = None
-    """Interactions only: column with a date, a timestamp, or epoch seconds / milliseconds. None: the order of the rows."""
+    """A date, a timestamp, or epoch seconds / milliseconds. None: the order of the rows."""
     stars: str | None = None
+    """0 to 5."""
     event_type: str | None = None
     text: str | None = None
+    """What the user wrote: part of the item's text."""
+
+
+class ItemTableConfig(TableConfig):
+    """What is recommended."""
+
+    item_id: str = "item_id"
     name: str | None = None
-    """Items only: the column shown to people."""
+    """Shown to people."""
+    features: list[ColumnConfig] = []
+
+
+class UserTableConfig(TableConfig):
+    """Whom it is recommended to."""
+
+    user_id: str = "user_id"
+    since: str | None = None
+    """When they became users, in the forms of `InteractionTableConfig.time`."""
     features: list[ColumnConfig] = []
 
 
@@ -74,9 +105,9 @@ class DataConfig(Settings):
     """Yelp tables read as events, when present. Check-ins carry no user: they count towards an item's popularity only."""
     max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
     """Larger shares of unreadable rows are an error."""
-    interactions: TableConfig | None = None
-    users: TableConfig | None = None
-    items: TableConfig | None = None
+    interactions: InteractionTableConfig | None = None
+    users: UserTableConfig | None = None
+    items: ItemTableConfig | None = None
     sequences: SequencesConfig = SequencesConfig()
 
 
@@ -97,8 +128,11 @@ class SplitConfig(Settings):
             raise ValueError("valid and test must both be fractions or both be dates")
         if isinstance(self.valid, date) and isinstance(self.test, date) and self.valid >= self.test:
             raise ValueError("valid must be a day before test")
-        if isinstance(self.valid, float) and isinstance(self.test, float) and self.valid + self.test >= 1:
-            raise ValueError("valid + test must leave something to train on (sum below 1)")
+        if isinstance(self.valid, float) and isinstance(self.test, float):
+            if not (0 <= self.valid < 1 and 0 <= self.test < 1):
+                raise ValueError(f"valid and test must be at least 0 and below 1; got {self.valid} and {self.test}")
+            if self.valid + self.test >= 1:
+                raise ValueError("valid + test must leave something to train on (sum below 1)")
         return self
 
 
@@ -131,7 +165,7 @@ class TowerConfig(Settings):
 
     embedding_dim: int = Field(64, ge=1)
     """Width of every feature's embedding; the same for both towers, which share the item table."""
-    hidden_dims: list[int] = Field([64], min_length=1)
+    hidden_dims: list[Positive] = Field([64], min_length=1)
     """Hidden layers of the MLP, and last the width of the vectors, the same for both towers. A single entry: no MLP, and no
     interaction; the vector is then the (projected) sum of the features' embeddings."""
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -176,12 +210,11 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _towers_meet(self) -> ModelConfig:
-        for name in ("embedding_dim",):
-            u, i = getattr(self.user_tower, name), getattr(self.item_tower, name)
-            if u != i:
-                raise ValueError(
-                    f"user_tower.{name} and item_tower.{name} must be equal (the item table is shared); got {u} and {i}"
-                )
+        u, i = self.user_tower.embedding_dim, self.item_tower.embedding_dim
+        if u != i:
+            raise ValueError(
+                f"user_tower.embedding_dim and item_tower.embedding_dim must be equal (the item table is shared); got {u} and {i}"
+            )
         u, i = self.user_tower.hidden_dims[-1], self.item_tower.hidden_dims[-1]
         if u != i:
             raise ValueError(f"the last of user_tower.hidden_dims and item_tower.hidden_dims must be equal; got {u} and {i}")
@@ -226,14 +259,14 @@ class TrainingConfig(Settings):
 class EvaluationConfig(Settings):
     """The judgement."""
 
-    ks: list[int] = Field([5, 10, 20], min_length=1)
+    ks: list[Positive] = Field([5, 10, 20], min_length=1)
     exclude_seen: bool = True
     """True: items of the user's history are not recommended (protocol M). False: they may be (protocol U)."""
     max_queries: int | None = Field(None, ge=1)
     """A seeded sample of the held-out queries; None: all."""
     baselines: list[str] = ["popular", "recent", "nearby", "repeat", "item_knn", "ease", "ials"]
     tune_baselines: bool = True
-    """Choose iALS's and item-kNN's settings on the validation part (a small grid), as fairness asks."""
+    """Choose the settings of the baselines that have any to choose (`baselines.GRIDS`) on the validation part, as fairness asks."""
     bootstrap: int = Field(1000, ge=10)
     """Paired resamples behind every interval."""
     max_ease_items: int = Field(25_000, ge=1)
@@ -243,7 +276,7 @@ class EvaluationConfig(Settings):
 class Config(Settings):
     """Everything a run needs; the seed README's YAML loads unchanged."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     data: DataConfig = DataConfig()
     prepare: PrepareConfig = PrepareConfig()
     model: ModelConfig = ModelConfig()
@@ -264,9 +297,10 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
         if not path.is_file():
             raise ConfigError(f"The configuration must be a YAML file. Found none at {path}. Check --config.")
         try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that is none
             raise ConfigError(f"The configuration must be valid YAML. {path}: {' '.join(str(error).split())}.") from None
+        values = {} if loaded is None else loaded
         if not isinstance(values, dict):
             raise ConfigError(f"The configuration must be a mapping of sections. {path} holds a {type(values).__name__}.")
     for override in overrides or []:
@@ -289,13 +323,15 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, leaf = key.strip().split(".")
     node = values
     for name in parents:
-        child = node.setdefault(name, {})
+        if node.get(name) is None:
+            node[name] = {}
+        child = node[name]
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override}: {name!r} is a value, not a section.")
         node = child
     try:
         node[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"--set {override}: the value must be valid YAML.") from None
 
 
@@ -319,5 +355,5 @@ def _section(loc: tuple[Any, ...]) -> list[str]:
             continue
         annotation = model.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        model = next(option for option in options if isinstance(option, type(BaseModel)))
     return list(model.model_fields)

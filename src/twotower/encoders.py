@@ -23,12 +23,13 @@ from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
+from twotower.errors import DataError
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, UNKNOWN, FeatureSpec
 
 Array = NDArray[Any]
 CELL_DEGREES = (0.1, 0.02)  # coarse and fine cells: about 11 and 2 km
 EARTH_KM = 6371.0
-MAX_VALUES = 32  # most values kept of a multi-valued feature
+MAX_VALUES = 64  # most values kept of a multi-valued feature
 ELITE_BASE_YEAR = 2000
 _HASH_BITS = 15
 
@@ -44,7 +45,8 @@ class Encoders:
     vocabularies
         "side.name" → known values; value i has row i + 2. Cells of "geo" features are integers.
     statistics
-        "side.name" → [mean, standard deviation] of a number, [most values kept] of a multi-valued feature.
+        "side.name" → [mean, standard deviation] of a number, [most values kept] of a multi-valued feature, [width] of a vector (0:
+        training saw none).
     arrays
         Text: "side.name.idf" float32 [2^15] and "side.name.components" float32 [dim, 2^15].
     """
@@ -89,7 +91,7 @@ def fit_encoders(
     items, users
         Raw tables, training rows first.
     item_text
-        One string per item for the "text" feature of the items (only training rows are read here).
+        One string per item for the first "text" feature of the items (only training rows are read here); others read their column.
     """
     encoders = Encoders(specs)
     trained = {"item": items.slice(0, n_train_items), "user": users.slice(0, n_train_users)}
@@ -109,8 +111,10 @@ def fit_encoders(
             std = float(known.std()) if len(known) else 1.0
             encoders.statistics[key] = [float(known.mean()) if len(known) else 0.0, std or 1.0]
         elif spec.kind == "text":
-            texts = item_text if spec.side == "item" and item_text is not None else table[spec.columns[0]].to_pylist()
+            texts = item_text if item_text is not None and spec is _main_text(specs) else table[spec.columns[0]].to_pylist()
             _fit_text(encoders, key, texts[: len(table)], text_dim, seed)
+        elif spec.kind == "vector":
+            encoders.statistics[key] = [max(_widths(table[spec.columns[0]], spec), default=0)]
     return encoders
 
 
@@ -149,45 +153,73 @@ def _encode_side(encoders: Encoders, side: str, table: pa.Table, text: list[str]
     arrays: dict[str, Array] = {}
     for spec in encoders.specs:
         if spec.side == side:
-            arrays |= _encode(encoders, spec, table, text)
+            arrays |= _encode(encoders, spec, table, text if spec is _main_text(encoders.specs) else None)
     return arrays
+
+
+def _main_text(specs: tuple[FeatureSpec, ...]) -> FeatureSpec | None:
+    """The feature that the items' gathered text belongs to."""
+    return next((spec for spec in specs if spec.side == "item" and spec.kind == "text"), None)
 
 
 def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: list[str] | None) -> dict[str, Array]:
     """Return one feature's arrays: rows int32 [n], bag int32 [n, most values], number float32 [n, 2] (value, missing), geo cells
     int32 [n, 2] and ".place" float32 [n, 2] degrees, hours float32 [n, 168], text and vector float32 [n, dim];
-    the two reserved rows lead.
+    the two reserved rows lead: zeros for PAD, and for UNKNOWN what a row without the fact has.
     """
     key = f"{spec.side}.{spec.name}"
     if spec.kind == "geo":
         places = _places(table, spec)
         known = tuple(np.array(encoders.vocabularies[f"{key}.{scale}"], np.int64) for scale in range(2))
-        cells = _reserve(cell_rows((known[0], known[1]), places).astype(np.int32))
-        return {spec.name: cells, f"{spec.name}.place": _reserve(places.astype(np.float32), np.nan)}
+        cells = _reserve(cell_rows((known[0], known[1]), places).astype(np.int32), UNKNOWN)
+        return {spec.name: cells, f"{spec.name}.place": _reserve(places.astype(np.float32), np.nan, pad=np.nan)}
     if spec.kind == "text" and text is not None:
         return {spec.name: _reserve(_text_vectors(encoders, key, text))}
     column = table[spec.columns[0]].combine_chunks()
     if spec.kind == "categorical":
-        return {spec.name: _reserve(_lookup(encoders.vocabularies[key], column.cast(pa.string())).astype(np.int32))}
+        return {spec.name: _reserve(_lookup(encoders.vocabularies[key], column.cast(pa.string())).astype(np.int32), UNKNOWN)}
     if spec.kind == "multi":
-        return {spec.name: _reserve(_bags(encoders.vocabularies[key], column, int(encoders.statistics[key][0])))}
+        bags = _bags(encoders.vocabularies[key], column, int(encoders.statistics[key][0]))
+        return {spec.name: _reserve(bags, [UNKNOWN, *[0] * (bags.shape[1] - 1)])}
     if spec.kind == "number":
         mean, std = encoders.statistics[key]
         values = _floats(column)
         missing = ~np.isfinite(values)
         scaled = np.where(missing, 0.0, np.clip((values - mean) / std, -10, 10))
-        return {spec.name: _reserve(np.stack([scaled, missing], axis=1).astype(np.float32))}
+        return {spec.name: _reserve(np.stack([scaled, missing], axis=1).astype(np.float32), [0, 1])}
     if spec.kind == "hours":
-        return {spec.name: _reserve(_bits(column))}
+        return {spec.name: _reserve(_bits(column), 0.5)}
     if spec.kind == "text":
         return {spec.name: _reserve(_text_vectors(encoders, key, column.to_pylist()))}
-    return {spec.name: _reserve(np.array(column.to_pylist(), np.float32).reshape(len(column), -1))}
+    return {spec.name: _reserve(_vectors(column, spec, int(encoders.statistics[key][0])))}
 
 
-def _reserve(values: Array, fill: float = 0) -> Array:
+def _reserve(values: Array, unknown: Any = 0, *, pad: float = 0) -> Array:
     """Put the two reserved rows in front."""
-    head = np.full((FIRST_ROW, *values.shape[1:]), fill, values.dtype)
+    head = np.full((FIRST_ROW, *values.shape[1:]), pad, values.dtype)
+    head[UNKNOWN] = unknown
     return np.concatenate([head, values])
+
+
+def _widths(column: Any, spec: FeatureSpec, *expected: int) -> set[int]:
+    """The width of the vectors of a column, as a set of none or one; null and empty vectors have none."""
+    found = {int(width) for width in pc.unique(pc.list_value_length(column)).to_pylist() if width} | set(expected)
+    if len(found) > 1:
+        raise DataError(
+            f"All vectors of a feature have one width. Feature {spec.name!r} of the {spec.side}s has vectors of "
+            f"{', '.join(map(str, sorted(found)))} numbers. Mend the column {spec.columns[0]!r}."
+        )
+    return found
+
+
+def _vectors(column: pa.Array, spec: FeatureSpec, width: int) -> NDArray[np.float32]:
+    """Vectors [n, width], zeros where there is none; where training saw none, all are one zero wide."""
+    vectors = np.zeros((len(column), max(width, 1)), np.float32)
+    if width:
+        _widths(column, spec, width)
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        vectors[lengths > 0] = _floats(pc.list_flatten(column)).reshape(-1, width)
+    return vectors
 
 
 def _vocabulary(column: pa.ChunkedArray, *, multi: bool) -> list[str]:
@@ -274,9 +306,9 @@ def _fit_text(encoders: Encoders, key: str, texts: list[str], dim: int, seed: in
     counts = _hashed(texts)
     documents = np.asarray((counts > 0).sum(axis=0)).ravel()
     idf = (np.log((1 + len(texts)) / (1 + documents)) + 1).astype(np.float32)
-    width = min(dim, max(len(texts) - 1, 0))
+    width = min(dim, max(len(texts) - 1, 1))
     components = np.zeros((dim, 1 << _HASH_BITS), np.float32)
-    if width >= 2 and counts.nnz:
+    if width and counts.nnz:
         # One thread: the order of additions, and so every byte, must not depend on the number of cores.
         with threadpool_limits(1):
             weighted = normalize(counts.multiply(idf).tocsr())

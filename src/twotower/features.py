@@ -135,7 +135,7 @@ class FeatureStore:
         rows = np.where(valid, _take(history.item_row, position), PAD)
         distinct, inverse = np.unique(np.append(rows, PAD), return_inverse=True)
         stars = _take(history.stars, position)
-        bucket = np.where(np.isfinite(stars), 2 + np.nan_to_num(stars).round().astype(np.int64), 1)
+        bucket = np.where(np.isfinite(stars), 2 + np.nan_to_num(stars).round().clip(0, 5).astype(np.int64), 1)
         return UserBatch(
             items=self.items(distinct),
             widths=tuple((b - a, width) for a, b, width in widths),

@@ -15,19 +15,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from twotower.baselines import BASELINES
 from twotower.config import Config, load_config, parse_config
 from twotower.console import log, progress
 from twotower.data.data_loader import open_store, split_moment
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.data.simulate import simulate
-from twotower.errors import DataError
-from twotower.evaluation import judge
+from twotower.errors import ConfigError, DataError, nearest
+from twotower.evaluation import judge, metric_names
 from twotower.report import write_report
 from twotower.retrieval.bundle import export_bundle, load_trained
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.retrieval.recommender import Place, Recommender
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, TEST
+from twotower.trainers.base_trainer import differences, read_rows
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 Json = dict[str, Any]
@@ -58,8 +60,8 @@ def prepare_stage(config: Config, out: Path) -> Json:
         return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
 
 
-def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False) -> Json:
-    """Train on the dataset `data`; leaves checkpoints, figures, `manifest.json` and `bundle/` in `out`.
+def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None) -> Json:
+    """Train on the dataset `data`; leaves checkpoints, figures and `manifest.json` in `out`, and a bundle (in `out`/bundle).
 
     The dataset's own settings of `data` and `prepare` win over those of `config`: they are what it was made with.
 
@@ -68,6 +70,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False) 
     dict
         "metric", "value" and "step" of the best validation.
     """
+    check_settings(config)
     dataset = Dataset.open(data)
     made = dataset.manifest["config"]
     config = parse_config({**config.model_dump(mode="json"), "data": made["data"], "prepare": made["prepare"]})
@@ -77,12 +80,15 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False) 
     manifest = {
         "format": FORMAT_VERSION,
         "kind": "run",
+        "command": "train",
+        "seed": config.seed,
         "dataset": str(data.resolve()),
+        "data": dataset.fingerprint,
         "config": config.model_dump(mode="json"),
         "best": best,
     }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    export_bundle(out / "best.pt", dataset, out / "bundle", metrics=best)
+    export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best)
     return best
 
 
@@ -91,6 +97,11 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     manifest = _run_manifest(run)
     dataset = Dataset.open(Path(manifest["dataset"]))
     model, config, _ = load_trained(run / "best.pt", dataset)
+    for override in overrides or []:
+        if not override.startswith("evaluation."):
+            raise ConfigError(
+                f"Only settings of the evaluation can change after training. Got {override!r}. Train again for others."
+            )
     if overrides:
         wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
         config = parse_config(
@@ -98,7 +109,6 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
         )
     store = open_store(dataset, "test", config.model)
     system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
-    curves = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     with progress() as report:
         result = judge(
             [system],
@@ -108,8 +118,22 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
             seed=config.seed,
             progress=lambda done, total: report("evaluate", done, total),
         )
-    write_report(result, out, curves=curves)
+    write_report(result, out, curves=read_rows(run / "metrics.jsonl"))
     return result
+
+
+def check_settings(config: Config) -> None:
+    """Refuse names of metrics and baselines that nobody knows, before hours are spent.
+
+    Raises
+    ------
+    ConfigError
+        The nearest known name is in the message.
+    """
+    metric_names(config.evaluation, config.training.eval_metric)
+    for name in config.evaluation.baselines:
+        if name not in BASELINES:
+            raise ConfigError(f"evaluation.baselines must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
 
 
 def export_stage(run: Path, out: Path) -> Json:
@@ -120,11 +144,19 @@ def export_stage(run: Path, out: Path) -> Json:
 
 def run_all(config: Config, out: Path, *, resume: bool = False) -> Json:
     """Prepare → train → export → evaluate: `out` gets dataset/, model/, bundle/, report.json and report.html."""
-    if not (resume and (out / "dataset" / "manifest.json").is_file()):
+    check_settings(config)
+    if resume and (out / "dataset" / "manifest.json").is_file():
+        made = Dataset.open(out / "dataset").manifest["config"]
+        changed = differences(made, config.model_dump(mode="json", include=set(made)))
+        if changed:
+            raise DataError(
+                f"A resumed run must keep its data. In {out / 'dataset'} {changed}. Use another --out, or those settings."
+            )
+    else:
         prepared = prepare_stage(config, out / "dataset")
         log.info(summary(prepared, out / "dataset"))
-    train_stage(config, out / "dataset", out / "model", resume=resume and (out / "model" / "last.pt").is_file())
-    export_stage(out / "model", out / "bundle")
+    resume = resume and (out / "model" / "last.pt").is_file()
+    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
     return evaluate_stage(out / "model", out)
 
 
@@ -151,6 +183,8 @@ def demo_stage(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
 
 def as_table(places: list[Place]) -> str:
     """Recommendations as text, a line each."""
+    if not places:
+        return "Nothing to recommend: no item passes."
     table = Table(box=None, pad_edge=False)
     for name in ("rank", "place", "categories", "city", "km", "score"):
         table.add_column(name, justify="right" if name in ("rank", "km", "score") else "left", no_wrap=True, overflow="ellipsis")
@@ -160,7 +194,7 @@ def as_table(places: list[Place]) -> str:
         table.add_row(str(place.rank), place.name[:32], categories[:40], place.city or "", distance, f"{place.score:.3f}")
     text = io.StringIO()
     Console(file=text, width=120, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) or "No place passes the filter."
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def summary(manifest: Json, out: Path) -> str:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from twotower.catalogue import as_lists, category_column
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.retriever import Int, Mask
 from twotower.schema import FIRST_ROW
@@ -62,14 +63,13 @@ def popularity_class(dataset: Dataset) -> Int:
 
 
 def categories(dataset: Dataset) -> tuple[Int, Int] | None:
-    """Ragged distinct categories by item row (offsets int64 [n_items + 1], codes); None when no item has any.
-
-    They are the multi-valued item feature "categories", or the first multi-valued one.
+    """Ragged distinct categories (`catalogue.category_column`) by item row: offsets int64 [n_items + 1], codes; None when no item
+    has any.
     """
-    columns = {spec.name: spec.columns[0] for spec in dataset.specs if spec.side == "item" and spec.kind == "multi"}
-    if not columns:
+    name = category_column(dataset.items, dataset.specs, learned=True)
+    if name is None:
         return None
-    column = dataset.items[columns.get("categories", next(iter(columns.values())))].combine_chunks()
+    column = as_lists(dataset.items[name])
     item = np.asarray(pc.list_parent_indices(column), np.int64) + FIRST_ROW
     code = np.asarray(pc.fill_null(pc.dictionary_encode(pc.list_flatten(column)).indices, -1), np.int64)
     keys = np.unique(item[code >= 0] * (code.max(initial=0) + 1) + code[code >= 0])

@@ -22,7 +22,7 @@ Array = NDArray[Any]
 MEAN_STARS = 3.75  # a round figure near Yelp's mean; only centres the feature
 RECENT_DAYS = 30
 ITEM_STATE_WIDTH = 5
-USER_STATE_WIDTH = 8
+USER_STATE_WIDTH = 7
 _TIME_BITS = 36  # seconds since 1970 up to the year 4147; leaves 27 bits for item rows
 
 
@@ -138,8 +138,8 @@ class ItemDynamics:
 
 
 def user_state(state: HistoryState, time_s: Int, since_s: Int, elite: Int, timed: bool) -> NDArray[np.float32]:
-    """Features float32 [Q, 8]: log events, mean stars, and with a clock: log days since the first and the last event, log events a
-    month, log days since joining, elite years so far; then 1 where there is no history."""
+    """Features float32 [Q, 7]: log events, mean stars, and with a clock: log days since the first and the last event, log days
+    since joining, elite years so far; then 1 where there is no history."""
     count = state.count
     columns = [np.log1p(count) / 3, (state.stars_sum - MEAN_STARS * state.stars_n) / (state.stars_n + 1.0)]
     zero = np.zeros(len(count))
@@ -147,11 +147,10 @@ def user_state(state: HistoryState, time_s: Int, since_s: Int, elite: Int, timed
         active_days = np.where(count > 0, np.maximum(time_s - state.first_s, 0) / DAY_S, 0.0)
         idle_days = np.where((count > 0) & (state.last_s > 0), np.maximum(time_s - state.last_s, 0) / DAY_S, 0.0)
         account_days = np.where(since_s > 0, np.maximum(time_s - since_s, 0) / DAY_S, 0.0)
-        per_month = count / (active_days / 30 + 1)
-        columns += [np.log1p(active_days) / 5, np.log1p(idle_days) / 5, np.log1p(per_month), np.log1p(account_days) / 5]
+        columns += [np.log1p(active_days) / 5, np.log1p(idle_days) / 5, np.log1p(account_days) / 5]
         columns.append(np.log1p(_years_before(elite, time_s)))
     else:
-        columns += [zero] * 5
+        columns += [zero] * 4
     columns.append(count == 0)
     return np.stack(columns, axis=1).astype(np.float32)
 

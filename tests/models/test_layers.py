@@ -9,7 +9,7 @@ import torch
 from twotower.batches import FieldSpec
 from twotower.models.layers.attention import HistoryEncoder
 from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
-from twotower.models.layers.interaction import CrossNetwork, FactorizationMachine, Flatten
+from twotower.models.layers.interaction import INTERACTIONS, CrossNetwork, FactorizationMachine, Flatten
 from twotower.models.layers.pooling import POOLINGS
 
 DIM = 8
@@ -93,6 +93,16 @@ def test_factorization_machine_sums_pairs():
     pairs = x[:, 0] * x[:, 1] + x[:, 0] * x[:, 2] + x[:, 1] * x[:, 2]
     torch.testing.assert_close(FactorizationMachine(3, 5, 1)(x), torch.cat([x.flatten(1), pairs], dim=1))
     torch.testing.assert_close(Flatten(3, 5, 1)(x), x.flatten(1))
+
+
+@pytest.mark.parametrize("name", sorted(INTERACTIONS))
+def test_every_interaction_says_its_width_and_lets_gradients_through(name):
+    layer = INTERACTIONS[name](3, 5, 2)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    out = layer(x)
+    assert out.shape == (4, layer.width)
+    out.square().sum().backward()
+    assert (x.grad != 0).all()
 
 
 def test_fields_share_a_table_and_ignore_padding():

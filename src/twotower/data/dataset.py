@@ -7,6 +7,7 @@ Promise: the history of a question never holds an event of its own moment or lat
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +21,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from twotower.data.town import TRUTH_FILE
 from twotower.encoders import Encoders
 from twotower.errors import DataError
+from twotower.ragged import changes, cumulated, lower_bound
 from twotower.retriever import Float, Int, Mask, Queries
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, ITEM_ROW, SPLITS, TRAIN, UNKNOWN, USER_ID, USER_ROW, FeatureSpec
+
+ASIDE = ("rejects.jsonl", TRUTH_FILE)  # files of the folder that no model is made from
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +156,16 @@ class Dataset:
         if manifest.get("format") != FORMAT_VERSION:
             found = manifest.get("format")
             raise DataError(f"The dataset must have format {FORMAT_VERSION}. {path} has {found}. Run `twotower prepare` again.")
-        missing = [name for name in manifest["hashes"] if not (path / name).is_file()]
+        missing = [name for name in manifest.get("hashes", {}) if not (path / name).is_file()]
         if missing:
             raise DataError(f"The dataset must be complete. {path} lacks {', '.join(missing)}. Run `twotower prepare` again.")
         return cls(path, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the hashes of all files that a model is made from: equal when, and only when, the data are."""
+        hashes = sorted((name, digest) for name, digest in self.manifest["hashes"].items() if name not in ASIDE)
+        return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
     @cached_property
     def events(self) -> Events:
@@ -221,7 +232,7 @@ class Dataset:
         """Queries of known users [B] at moments [B]: all their events strictly before. UNKNOWN has none."""
         events = self.events
         begin = events.offsets[user_rows]
-        end = _lower_bound(events.time_s, begin, events.offsets[user_rows + 1], time_s)
+        end = lower_bound(events.time_s, begin, events.offsets[user_rows + 1], time_s)
         return self._queries(np.arange(len(events)), begin, end, user_rows, time_s)
 
     def held_out(self, split: str, *, max_queries: int | None = None, seed: int = 0) -> HeldOut:
@@ -257,8 +268,8 @@ class Dataset:
         order = np.lexsort((target, events.item_row[target], moment, user_row[target]))
         target, moment = target[order], moment[order]
         user, item = user_row[target], events.item_row[target]
-        opens = _changes(user, moment)
-        distinct = opens | _changes(item)
+        opens = changes(user, moment)
+        distinct = opens | changes(item)
         query = (np.cumsum(opens) - 1)[distinct]
         first = np.minimum.reduceat(target, np.flatnonzero(opens)) if len(target) else target
         chosen = _sample(len(first), max_queries, seed)
@@ -267,7 +278,7 @@ class Dataset:
         kept = np.isin(query, chosen)
         return HeldOut(
             queries=self._queries(pool, begin, end, user_row[first[chosen]], time_s),
-            target_offsets=_cumulated(sizes[chosen]),
+            target_offsets=cumulated(sizes[chosen]),
             target_row=item[distinct][kept],
             event_index=target[distinct][kept],
         )
@@ -280,7 +291,7 @@ class Dataset:
         if kind == "leave_one_out":
             return everything, begin, event, moment
         if kind == "time":
-            return everything, begin, _lower_bound(events.time_s, begin, event, moment), moment
+            return everything, begin, lower_bound(events.time_s, begin, event, moment), moment
         pool = np.flatnonzero(events.split < code)
         begin = np.searchsorted(pool, begin)
         end = np.searchsorted(pool, events.offsets[user_row[event] + 1])
@@ -288,7 +299,7 @@ class Dataset:
         return pool, begin, end, np.where(end > begin, last + 1, moment)
 
     def _queries(self, pool: Int, begin: Int, end: Int, user_row: Int, time_s: Int) -> Queries:
-        events, offsets = self.events, _cumulated(end - begin)
+        events, offsets = self.events, cumulated(end - begin)
         at = pool[np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], end - begin)]
         return Queries(
             offsets=offsets,
@@ -308,30 +319,8 @@ def _read(path: Path, **types: Any) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(table[name].to_numpy(), types.get(name)) for name in table.column_names}
 
 
-def _cumulated(sizes: Int) -> Int:
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-
-
 def _offsets(rows: NDArray[Any], size: int) -> Int:
-    return _cumulated(np.bincount(rows, minlength=size))
-
-
-def _changes(*keys: Int) -> Mask:
-    """True where any key differs from the line before; the first line opens a group."""
-    changed = np.ones(len(keys[0]), np.bool_)
-    if len(changed):
-        changed[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
-    return changed
-
-
-def _lower_bound(sorted_values: Int, begin: Int, end: Int, value: Int) -> Int:
-    """For each slice begin:end, the first position whose value is not below `value` (else end): bisection, all slices at once."""
-    low, high = begin.copy(), end.copy()
-    while (open_ := low < high).any():
-        middle = (low + high) // 2
-        below = open_ & (sorted_values[np.minimum(middle, len(sorted_values) - 1)] < value)
-        low, high = np.where(below, middle + 1, low), np.where(open_ & ~below, middle, high)
-    return np.asarray(low, np.int64)
+    return cumulated(np.bincount(rows, minlength=size))
 
 
 def _sample(size: int, most: int | None, seed: int) -> Int:

@@ -58,7 +58,10 @@ from twotower.schema import (
 SOURCES: dict[str, Source] = {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences}
 MEMORY_LIMIT = "2GB"  # of the SQL engine alone; beyond it, it spills into the unfinished folder
 ROW_GROUP = 1 << 20
-RESERVED_FEATURES = ("id", "state", "home", "request_place", "hour", "weekday", "month")
+RESERVED_FEATURES = {  # fields and arrays that are there anyway
+    "item": ("id", "state", "home", "request_place", "hour", "weekday", "month"),
+    "user": ("id", "state", "home", "request_place", "hour", "weekday", "month", "since_s", "elite"),
+}
 TRUTH = "town_truth.safetensors"
 
 Progress = Callable[[str], None]
@@ -152,11 +155,16 @@ def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:
         if name not in known:
             raise ConfigError(f"prepare.exclude_features names features of the data. Got {name!r}.{nearest(name, known)}")
     left = [spec for spec in raw.features if spec.name not in config.exclude_features]
-    for spec in left:
-        if spec.name in RESERVED_FEATURES:
+    names = [(spec.side, spec.name) for spec in left]
+    for side, name in names:
+        taken = RESERVED_FEATURES[side]
+        if name in taken or names.count((side, name)) > 1:
             raise ConfigError(
-                f"A feature needs a name of its own: {', '.join(RESERVED_FEATURES)} are taken. Got {spec.name!r}. Rename it."
+                f"A feature of the {side}s needs a name of its own; {', '.join(taken)} are taken. Got {name!r}"
+                f"{'' if name in taken else ' twice'}. Rename it."
             )
+        if "." in name:
+            raise ConfigError(f"The name of a feature must hold no dot. Got {name!r}. Rename it, and set its columns.")
     return tuple(spec for spec in left if spec.kind != "text" or config.text_dim > 0)
 
 
@@ -215,8 +223,8 @@ def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, ev
 
 
 def _entities(joined: ir.Table, row: str, name: str) -> pa.Table:
-    """Items or users in the order of their rows, the id first, the raw columns as they are, text left out."""
-    internal = {row, ITEM_KEY, USER_KEY, name, f"{name}_right", TEXT}
+    """Items or users in the order of their rows, the id first, the raw columns as they are."""
+    internal = {row, ITEM_KEY, USER_KEY, name, f"{name}_right"}
     columns = [name, *(column for column in joined.columns if column not in internal)]
     return joined.order_by(row).select(columns).to_pyarrow()
 

@@ -1,6 +1,6 @@
 """Any CSV, Parquet or JSON-lines tables, their columns named and typed in the configuration → the three raw tables.
 
-Enters: files (or globs; CSV and JSON lines also gzipped) and a `TableConfig` each. Leaves: `RawTables` with the declared feature
+Enters: files (or globs; CSV and JSON lines also gzipped) and the settings of each. Leaves: `RawTables` with the declared feature
 columns under their own names. A column that is missing is named with its file; a value that does not fit its kind is a bad row.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
-from twotower.config import ColumnConfig, DataConfig, TableConfig
+from twotower.config import ColumnConfig, DataConfig, InteractionTableConfig, ItemTableConfig, TableConfig, UserTableConfig
 from twotower.data.raw import (
     ROW,
     Check,
@@ -35,6 +35,7 @@ from twotower.schema import EVENT_TYPE, HOURS_PER_WEEK, ITEM_ID, ORDER, STARS, T
 
 FILE_ORDERS = 1 << 50  # room in `order` for the rows of one file
 LAST_S = 4_102_444_800  # 2100
+MOST_STARS = 5
 DEFAULT_EVENT = "event"  # the type of every event of a table without a column for it
 ZONE = r"(\d\d:\d\d[\d:.]*)\s*([+-]\d\d):?(\d\d)?$"  # of "2024-05-01T12:00:00+02:00"
 SINCE, ELITE = "since_s", "elite"
@@ -50,12 +51,12 @@ def read_tables(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> 
     Parameters
     ----------
     config
-        `interactions` is required. Without `items` every item of the interactions is one, known by its id alone; users likewise. A
-        `time` of the users' table is since when they are users.
+        `interactions` is required. Without `items` every item of the interactions is one, known by its id alone; users likewise.
     con
         DuckDB connection; receives the tables.
     rejects
-        Receives bad rows: an id that is missing or repeated in its table; a time, number, place or vector that cannot be one.
+        Receives bad rows: an id that is missing or repeated in its table; a time, number, place or vector that cannot be one; stars off the
+        scale of 0 to 5.
 
     Returns
     -------
@@ -76,13 +77,16 @@ def read_tables(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> 
         )
     reader = _Reader(config.path, con, rejects, {})
     events = _interactions(reader, table)
-    items = _entities(reader, config.items, "items") if config.items else store(con, "raw_items", ids_only(events, ITEM_ID))
-    users = _entities(reader, config.users, "users") if config.users else store(con, "raw_users", ids_only(events, USER_ID))
+    items = _entities(reader, config.items) if config.items else store(con, "raw_items", ids_only(events, ITEM_ID))
+    users = _entities(reader, config.users) if config.users else store(con, "raw_users", ids_only(events, USER_ID))
     return RawTables(
         interactions=events,
         users=users,
         items=items,
-        features=(*_specs(config.items, "item"), *_specs(config.users, "user")),
+        features=(
+            *_specs(config.items.features if config.items else [], "item"),
+            *_specs(config.users.features if config.users else [], "user"),
+        ),
         has_time=table.time is not None,
         counts=reader.counts,
     )
@@ -123,6 +127,12 @@ class Fields:
         self.checks.append((out, f"{name} is out of range: " + shown(self.text(name))))
         return value
 
+    def stars(self, name: str) -> ir.FloatingValue:
+        """A column on the scale of 0 to 5."""
+        value = self.number(name)
+        self.checks.append((~value.between(0, MOST_STARS), f"{name} is not on the 0-{MOST_STARS} scale: " + shown(self.text(name))))
+        return value
+
     def time(self, name: str, *, required: bool) -> ir.IntegerValue:
         """A date, a timestamp, or epoch seconds or milliseconds, as seconds since 1970; a zone given is taken off."""
         value, text = self.raw(name), self.text(name)
@@ -133,7 +143,8 @@ class Fields:
             sign = ibis.ifelse(text.re_extract(ZONE, 2).startswith("-"), -1, 1)
             time = seconds(text.re_replace(ZONE, r"\1")) - hours * 3600 - sign * minutes * 60
         self.checks.append((text.notnull() & time.isnull(), f"{name} is no time: " + shown(text)))
-        self.checks.append((time.abs() > LAST_S, f"{name} lies after 2100: " + shown(text)))
+        self.checks.append((time < 0, f"{name} lies before 1970: " + shown(text)))
+        self.checks.append((time > LAST_S, f"{name} lies after 2100: " + shown(text)))
         if required:
             self.checks.append((text.isnull(), f"{name} is missing"))
         return time
@@ -200,9 +211,7 @@ class _Reader:
         return ibis.union(*parts) if len(parts) > 1 else parts[0]
 
 
-def _interactions(reader: _Reader, table: TableConfig) -> ir.Table:
-    if table.features:
-        raise ConfigError("Features belong to data.items or data.users. Got data.interactions.features. Move them.")
+def _interactions(reader: _Reader, table: InteractionTableConfig) -> ir.Table:
     names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text]
 
     def typed(fields: Fields) -> None:
@@ -214,7 +223,7 @@ def _interactions(reader: _Reader, table: TableConfig) -> ir.Table:
         if table.time:
             fields.columns[TIME] = fields.time(table.time, required=True)
         if table.stars:
-            fields.columns[STARS] = fields.number(table.stars)
+            fields.columns[STARS] = fields.stars(table.stars)
         if table.text:
             fields.columns[TEXT] = fields.text(table.text)
 
@@ -223,29 +232,33 @@ def _interactions(reader: _Reader, table: TableConfig) -> ir.Table:
     return interactions(rows, **{TIME: rows[PLACE], **given, ORDER: rows[PLACE]})
 
 
-def _entities(reader: _Reader, table: TableConfig, section: str) -> ir.Table:
+def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.Table:
     """Items or users: the id, what every one has, and the declared columns."""
-    key, theirs = (ITEM_ID, table.item_id) if section == "items" else (USER_ID, table.user_id)
-    ours = {key: theirs, **({"name": table.name} if section == "items" else {SINCE: None, ELITE: None})}
+    ours: dict[str, str | None]
+    if isinstance(table, ItemTableConfig):
+        section, key, theirs, also = "items", ITEM_ID, table.item_id, table.name
+        ours = {key: theirs, "name": also}
+    else:
+        section, key, theirs, also = "users", USER_ID, table.user_id, table.since
+        ours = {key: theirs, SINCE: None, ELITE: None}
     declared = [column for feature in table.features for column in columns_of(feature)]
     for column in declared:
         if ours.get(column, column) != column or column in (ROW, PLACE, FIRST):
             raise ConfigError(
                 f"The name {column!r} is taken in data.{section}. A feature has it for its column. Rename the column."
             )
-    _check_kinds(table, section)
+    _check_kinds(table.features, section, {"name": "string"} if ours.get("name") == "name" else {})
 
     def typed(fields: Fields) -> None:
         fields.required(key, theirs)
         if section == "items":
-            fields.columns["name"] = fields.text(table.name) if table.name else ibis.null("string")
+            fields.columns["name"] = fields.text(also) if also else ibis.null("string")
         else:
-            fields.columns[SINCE] = fields.time(table.time, required=False) if table.time else ibis.null("int64")
+            fields.columns[SINCE] = fields.time(also, required=False) if also else ibis.null("int64")
             fields.columns[ELITE] = ibis.null("array<int64>")
         for feature in table.features:
             fields.feature(feature)
 
-    also = table.name if section == "items" else table.time
     rows = reader.read(table, section, _distinct([theirs, also, *declared]), typed, unique=key)
     first = ibis.row_number().over(group_by=key, order_by=PLACE) == 0  # the files of one glob may repeat each other
     once = rows.mutate(first.name(FIRST)).filter(ibis._[FIRST]).order_by(PLACE).drop(FIRST, PLACE)
@@ -264,16 +277,14 @@ def columns_of(feature: ColumnConfig) -> list[str]:
     return columns
 
 
-def _specs(table: TableConfig | None, side: Side) -> tuple[FeatureSpec, ...]:
-    features = table.features if table else []
+def _specs(features: list[ColumnConfig], side: Side) -> tuple[FeatureSpec, ...]:
     return tuple(FeatureSpec(name=f.name, side=side, kind=f.kind, columns=tuple(columns_of(f))) for f in features)
 
 
-def _check_kinds(table: TableConfig, section: str) -> None:
-    """One column has one type, whichever features read it."""
+def _check_kinds(features: list[ColumnConfig], section: str, seen: dict[str, str]) -> None:
+    """One column has one type, whichever features read it; `seen` has those of columns read otherwise."""
     types = {"number": "number", "geo": "number", "multi": "list", "vector": "vector"}
-    seen: dict[str, str] = {"name": "string"} if section == "items" and table.name == "name" else {}
-    for feature in table.features:
+    for feature in features:
         for column in columns_of(feature):
             kind = types.get(feature.kind, "string")
             if seen.setdefault(column, kind) != kind:

@@ -18,6 +18,7 @@ from twotower.batches import UserBatch
 from twotower.config import Config
 from twotower.data.dataset import Dataset
 from twotower.features import FeatureStore, last_tokens
+from twotower.ragged import cumulated
 from twotower.schema import TRAIN
 from twotower.state import History
 
@@ -51,7 +52,7 @@ class TrainEvents:
         events = dataset.events
         kept = np.flatnonzero(events.split == TRAIN)
         self.user_row = events.user_row[kept]
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(self.user_row, minlength=dataset.n_users))]).astype(np.int64)
+        offsets = cumulated(np.bincount(self.user_row, minlength=dataset.n_users))
         self.history = History(
             offsets, events.item_row[kept], events.time_s[kept], events.event_type[kept], events.stars[kept], place
         )
@@ -59,7 +60,7 @@ class TrainEvents:
         self.positive = events.positive[kept] & (self.weight > 0)
         pairs = np.unique(self.user_row[self.positive] * dataset.n_items + self.history.item_row[self.positive])
         owners = np.bincount(pairs // dataset.n_items, minlength=dataset.n_users)
-        self.positive_offsets = np.concatenate([[0], np.cumsum(owners)]).astype(np.int64)
+        self.positive_offsets = cumulated(owners)
         self.positive_items = pairs % dataset.n_items
 
 
@@ -125,15 +126,23 @@ class CausalView:
         offsets, most = events.history.offsets, store.max_history
         step = max(most // 2, 1)
         length = np.diff(offsets)
-        # A window shows up to `most` events and asks for those of its second half: all but a user's first few have context.
-        windows = np.where(length > most, 1 + -(-(length - most) // step), np.minimum(length, 1))
+        # A window holds the `most` events a moment may see and one more, which is only asked for. It asks for those of its second
+        # half: all but a user's first few have context.
+        windows = np.where(length > most + 1, 1 + -(-(length - most - 1) // step), np.minimum(length, 1))
         user = np.repeat(np.arange(len(length)), windows)
         index = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)
         self.start = offsets[user] + index * step
-        self.stop = np.minimum(self.start + most, offsets[user + 1])
-        self.ask_from = np.where(index > 0, self.start + most - step, self.start)
+        self.stop = np.minimum(self.start + most + 1, offsets[user + 1])
+        self.ask_from = np.where(index > 0, self.start + most + 1 - step, self.start)
         self.user = user
         self.visible = _visible(events)
+        self.target = events.positive
+        if config.evaluation.exclude_seen:
+            # A visited item is never recommended then: asking for it again would teach the opposite.
+            pair = events.user_row * (events.history.item_row.max(initial=0) + 1) + events.history.item_row
+            first = np.zeros(len(pair), np.bool_)
+            first[np.unique(pair, return_index=True)[1]] = True
+            self.target = self.target & first
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Windows of similar length together, as many as the token budget holds; batches in random order."""
@@ -153,15 +162,14 @@ class CausalView:
         """Whole windows; one example per positive event."""
         history = self.events.history
         start, stop = self.start[members], self.stop[members]
-        tokens = last_tokens(start, stop, self.store.max_history)
-        asked = self._asked(members)
-        row, column = np.nonzero(asked)
-        event = tokens[row, column]
+        window = last_tokens(start, stop, self.store.max_history + 1)
+        row, column = np.nonzero(self._asked(members))
+        event = window[row, column]
         user = self.user[members][row]
         seen = self.visible[event]  # training events of the user strictly before
         users = self.store.user_batch(
             history,
-            tokens,
+            window[:, : self.store.max_history],
             at_row=row,
             at_pos=np.clip(history.offsets[user] + seen - start[row], 0, None),
             state=history.state(user, seen),
@@ -172,9 +180,9 @@ class CausalView:
         return Examples(users, event, user)
 
     def _asked(self, members: Int) -> NDArray[np.bool_]:
-        tokens = last_tokens(self.start[members], self.stop[members], self.store.max_history)
-        at = np.maximum(tokens, 0)
-        return np.asarray((tokens >= self.ask_from[members][:, None]) & self.events.positive[at])
+        window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
+        at = np.maximum(window, 0)
+        return np.asarray((window >= self.ask_from[members][:, None]) & self.target[at])
 
 
 def request_places(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:

@@ -49,8 +49,13 @@ class TwoTower(nn.Module):
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
 
     def temperature(self) -> Tensor:
-        """The scalar that divides cosines, kept within [0.01, 1]."""
-        return self.log_temperature.clamp(*(math.log(bound) for bound in TEMPERATURE_RANGE)).exp()
+        """The scalar that divides cosines."""
+        return self.log_temperature.exp()
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Bring the temperature back into [0.01, 1]: the parameter itself, so that its gradient never dies at a bound."""
+        self.log_temperature.clamp_(*(math.log(bound) for bound in TEMPERATURE_RANGE))
 
     def encode_items(self, batch: ItemBatch) -> Tensor:
         """Items → unit vectors float32 [n, D]."""

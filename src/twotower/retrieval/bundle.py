@@ -24,14 +24,12 @@ from torch import Tensor
 from twotower.checkpoint import load_checkpoint
 from twotower.config import Config, parse_config
 from twotower.data.data_loader import open_store, split_moment
-from twotower.data.dataset import Dataset
+from twotower.data.dataset import ASIDE, Dataset
 from twotower.errors import DataError
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.schema import FORMAT_VERSION
-
-LEFT_OUT = ("rejects.jsonl", "town_truth.safetensors")
 
 
 @dataclass(frozen=True)
@@ -49,14 +47,13 @@ class Bundle:
 def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Config, dict[str, Any]]:
     """A model with the weights of a checkpoint, its settings, and where its training stood."""
     state = load_checkpoint(checkpoint)
+    if state["data"] != dataset.fingerprint:
+        raise DataError(
+            f"A model goes with the data it was trained on. {dataset.path} has changed since {checkpoint} was written. Train again."
+        )
     config = parse_config(state["config"])
     model = build_model(dataset, config)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError:
-        raise DataError(
-            f"The model must have been trained on this dataset. {checkpoint} has other shapes than {dataset.path} asks for."
-        ) from None
+    model.load_state_dict(state["model"])
     return model.eval(), config, state["progress"]
 
 
@@ -70,7 +67,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
     DataError
         `out` exists and is no bundle.
     """
-    if out.exists() and not _is_bundle(out):
+    if out.exists() and not _replaceable(out):
         raise DataError(
             f"A bundle is written to a new folder or over an older bundle. {out} is something else. Choose another --out."
         )
@@ -85,7 +82,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
     (beside / "model.safetensors").write_bytes(save(weights))
     (beside / "index.safetensors").write_bytes(save({"items": retriever.index.vectors.cpu().contiguous()}))
     inner = json.loads((dataset.path / "manifest.json").read_text())
-    inner["hashes"] = {name: digest for name, digest in inner["hashes"].items() if name not in LEFT_OUT}
+    inner["hashes"] = {name: digest for name, digest in inner["hashes"].items() if name not in ASIDE}
     for name in inner["hashes"]:
         shutil.copyfile(dataset.path / name, beside / "dataset" / name)
     (beside / "dataset" / "manifest.json").write_text(json.dumps(inner, indent=1, sort_keys=True))
@@ -136,7 +133,9 @@ def load_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, config, dataset, model.eval(), load_file(path / "index.safetensors")["items"])
 
 
-def _is_bundle(path: Path) -> bool:
+def _replaceable(path: Path) -> bool:
+    if path.is_dir() and not any(path.iterdir()):
+        return True
     try:
         return bool(json.loads((path / "manifest.json").read_text())["kind"] == "bundle")
     except (OSError, ValueError, KeyError, TypeError):

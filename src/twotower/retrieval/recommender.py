@@ -16,7 +16,7 @@ import numpy as np
 from twotower.data.data_loader import open_store
 from twotower.errors import RequestError
 from twotower.retrieval.bundle import Bundle, load_bundle
-from twotower.retrieval.filters import ItemFilter, distances_km
+from twotower.retrieval.filters import ItemFilter, check_place, distances_km
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
@@ -64,7 +64,7 @@ class Recommender:
     @cached_property
     def filter(self) -> ItemFilter:
         """The filter language over this catalogue."""
-        return ItemFilter(self.dataset.items)
+        return ItemFilter(self.dataset.items, self.dataset.specs)
 
     def recommend(
         self,
@@ -89,11 +89,12 @@ class Recommender:
         Raises
         ------
         RequestError
-            Neither or both are given, an id is unknown, `k` is out of range, or the filter is malformed.
+            Neither or both are given, an id is unknown, `k` is out of range, or `near` is no place, or the filter is malformed.
         """
         if k < 1:
             raise RequestError(f"k must be at least 1. Got {k}.")
         queries = self._queries(user, history)
+        near = None if near is None else check_place(near)
         if near is not None:
             queries = replace(queries, place=np.array([near], np.float32))
         home = near or self._home(queries)
@@ -135,13 +136,14 @@ class Recommender:
 
     def _place(self, rank: int, row: int, score: float, home: tuple[float, float] | None) -> Place:
         facts = self.describe(row)
+        categories = facts.get(self.filter.category) or []
         at = self.filter.places[row - FIRST_ROW]
         distance = float(distances_km(at[None], home)[0]) if home is not None and np.isfinite(at).all() else None
         return Place(
             rank=rank,
             item_id=facts["item_id"],
             name=facts.get("name") or facts["item_id"],
-            categories=facts.get("categories") or [],
+            categories=[categories] if isinstance(categories, str) else [str(one) for one in categories if one is not None],
             city=facts.get("city"),
             distance_km=None if distance is None else round(distance, 2),
             score=round(score, 4),

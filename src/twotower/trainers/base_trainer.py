@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,10 +58,12 @@ class BaseTrainer:
         Already of the right shape; moved to the device here.
     out
         The run's folder.
+    data
+        Fingerprint of what it is trained on; a resumed run must find the same.
     """
 
-    def __init__(self, model: nn.Module, config: Config, out: Path) -> None:
-        self.config, self.settings, self.out = config, config.training, out
+    def __init__(self, model: nn.Module, config: Config, out: Path, *, data: str) -> None:
+        self.config, self.settings, self.out, self.data = config, config.training, out, data
         self.device = choose_device(self.settings.device)
         self.precision = choose_precision(self.settings.precision, self.device)
         self.model = model.to(self.device)
@@ -88,6 +91,9 @@ class BaseTrainer:
         """Metrics on the validation part; must hold `config.training.eval_metric`."""
         raise NotImplementedError
 
+    def after_step(self) -> None:
+        """Called after every update of the weights."""
+
     # The loop.
 
     def fit(self, *, resume: bool = False) -> Progress:
@@ -112,7 +118,7 @@ class BaseTrainer:
             self.total_steps,
             self.settings.batch_size * self.settings.accumulation,
         )
-        with progress() as self._bar, SummaryWriter(str(self.out / "tensorboard"), purge_step=self.at.step) as board:
+        with progress() as self._bar, SummaryWriter(str(self.out / "tensorboard"), purge_step=self.at.step + 1) as board:
             while self.at.step < self.total_steps and not self._stalled():
                 for batches in self._groups():
                     self._step(batches, board)
@@ -161,6 +167,7 @@ class BaseTrainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.after_step()
         self.at.step, self.at.step_in_epoch = self.at.step + 1, self.at.step_in_epoch + len(batches)
         self.at.examples += examples
         self._bar("train", self.at.step, self.total_steps)
@@ -189,6 +196,7 @@ class BaseTrainer:
     def _save(self, name: str) -> None:
         state = {
             "config": self.config.model_dump(mode="json"),
+            "data": self.data,
             "progress": asdict(self.at),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -200,7 +208,9 @@ class BaseTrainer:
 
     def _load(self) -> None:
         state = load_checkpoint(self.out / "last.pt")
-        changed = _differences(state["config"], self.config.model_dump(mode="json"))
+        if state["data"] != self.data:
+            raise TrainingError(f"A resumed run must keep its data. They changed since {self.out}/last.pt. Use another --out.")
+        changed = differences(state["config"], self.config.model_dump(mode="json"))
         if changed:
             raise TrainingError(
                 f"A resumed run must keep its settings. In {self.out}/last.pt {changed}. Use another --out, or those settings."
@@ -218,8 +228,8 @@ class BaseTrainer:
         """Keep the figures up to the step the run starts from; nothing is reported twice."""
         self._clock, self._clock_examples = time.perf_counter(), self.at.examples
         path = self.out / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() and self.at.step else []
-        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= self.at.step))
+        rows = read_rows(path) if self.at.step else []
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.at.step))
 
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
@@ -245,12 +255,22 @@ class BaseTrainer:
         )
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`; none when there is no file, and a line that a killed run left half-written is passed over."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    """Which settings differ, in words; empty when none do."""
     found = []
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            inner = _differences(a, b, f"{prefix}{name}.")
+            inner = differences(a, b, f"{prefix}{name}.")
             found += [inner] if inner else []
         elif a != b:
             found.append(f"{prefix}{name} was {a!r}, is {b!r}")

@@ -30,11 +30,11 @@ class TwoTowerTrainer(BaseTrainer):
         self.dataset = dataset
         self.store = open_store(dataset, "valid", config.model)
         self.loader = TrainLoader(dataset, self.store, config)
-        super().__init__(build_model(dataset, config), config, out)
+        super().__init__(build_model(dataset, config), config, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
         if not len(self.held_out.queries):
             raise TrainingError(
-                f"Training needs a validation part to stop by. {dataset.path} has none. Prepare with a larger prepare.split.valid."
+                f"Training needs a validation part to stop by. {dataset.path} has none. Prepare another split (prepare.split)."
             )
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
@@ -59,6 +59,10 @@ class TwoTowerTrainer(BaseTrainer):
             weight=batch.weight,
         )
         return loss, len(batch.target)
+
+    def after_step(self) -> None:
+        """Keep the temperature in its range."""
+        self.model.clamp_temperature()
 
     def validate(self) -> dict[str, float]:
         """Full-catalogue metrics on (a sample of) the validation part, and the temperature."""

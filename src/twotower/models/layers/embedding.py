@@ -66,10 +66,10 @@ class FieldEmbedding(nn.Module):
     def __init__(self, fields: tuple[FieldSpec, ...], dim: int, tables: EmbeddingTables) -> None:
         super().__init__()
         self.fields = fields
-        self.dense = nn.ModuleDict()
+        self.dense = nn.ModuleDict()  # see `_key`
         for spec in fields:
             if spec.kind == "dense":
-                self.dense[spec.name] = nn.Linear(spec.sizes[0], dim)
+                self.dense[_key(spec.name)] = nn.Linear(spec.sizes[0], dim)
             elif spec.kind == "geo":
                 for scale, rows in enumerate(spec.sizes):
                     tables.add(f"{spec.table}.{scale}", rows, dim)
@@ -93,7 +93,7 @@ class FieldEmbedding(nn.Module):
         if spec.kind == "bag":
             return F.embedding_bag(value, tables.lookup(spec.table).weight, mode="mean", padding_idx=PAD)
         if spec.kind == "dense":
-            embedded: Tensor = self.dense[spec.name](value)
+            embedded: Tensor = self.dense[_key(spec.name)](value)
             return embedded
         assert waves is not None
         features, project = waves
@@ -102,3 +102,8 @@ class FieldEmbedding(nn.Module):
         ]
         smooth: Tensor = project(features(values[f"{spec.name}.point"]))
         return torch.stack(cells).sum(dim=0) + smooth
+
+
+def _key(name: str) -> str:
+    """Name of a field's layer: a module must be called neither like a method of its container ("type", "values") nor "a.b"."""
+    return "field " + name.replace(".", "/")

@@ -1,0 +1,81 @@
+"""Which columns of the items table say where an item is, what it is, and when it is open, whatever they are called.
+
+Enter: the raw items table and the features of the dataset. Leave: names of columns, and their values in one form.
+
+Promise: what a feature learns from and what people see and filter by may be different columns (attribute ids beside category names);
+`learned` chooses the former, which alone may serve as knowledge of a model or baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from twotower.schema import HOURS_PER_WEEK, FeatureSpec, Kind
+
+PLACE = ("latitude", "longitude")
+
+
+def place_columns(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: bool = False) -> tuple[str, str] | None:
+    """Latitude and longitude: those of the first feature of kind "geo", else (unless `learned`) the columns of these names."""
+    for columns in _columns(specs, "geo").values():
+        return columns[0], columns[1]
+    return None if learned or not all(_is_number(items, name) for name in PLACE) else PLACE
+
+
+def places(items: pa.Table, columns: tuple[str, str] | None) -> NDArray[np.float64]:
+    """float64 [n, 2] in degrees; both NaN where either is unknown."""
+    found = np.full((len(items), 2), np.nan)
+    for axis, name in enumerate(columns or ()):
+        found[:, axis] = pc.fill_null(items[name].cast(pa.float64()), float("nan")).to_numpy()
+    found[~np.isfinite(found).all(axis=1)] = np.nan
+    return found
+
+
+def category_column(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: bool = False) -> str | None:
+    """A list of strings, or a string: "categories", else that of the multi-valued feature so called, else "category", else that of
+    the first multi-valued feature. With `learned` the feature goes before the column of its name.
+    """
+    multi = {name: columns[0] for name, columns in _columns(specs, "multi").items()}
+    own = ["categories", multi.get("categories")]
+    order = [*(reversed(own) if learned else own), "category", *multi.values()]
+    return next((name for name in order if name in items.column_names), None)
+
+
+def hours_column(items: pa.Table, specs: Sequence[FeatureSpec]) -> str | None:
+    """168 characters of 0 and 1: that of the first feature of kind "hours", else "hours" when it looks so."""
+    for columns in _columns(specs, "hours").values():
+        return columns[0]
+    if "hours" not in items.column_names or not pa.types.is_string(items["hours"].type):
+        return None
+    lengths = pc.unique(pc.utf8_length(items["hours"])).to_pylist()
+    return "hours" if {length for length in lengths if length is not None} == {HOURS_PER_WEEK} else None
+
+
+def as_lists(column: pa.ChunkedArray) -> pa.Array:
+    """A column as lists: a value becomes a list of one, null an empty one."""
+    if is_list(column.type):
+        return column.combine_chunks()
+    strings = column.combine_chunks().cast(pa.string())
+    offsets = np.append(0, np.cumsum(strings.is_valid().to_numpy(zero_copy_only=False)))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), strings.drop_null())
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _columns(specs: Sequence[FeatureSpec], kind: Kind) -> dict[str, tuple[str, ...]]:
+    return {spec.name: spec.columns for spec in specs if spec.side == "item" and spec.kind == kind}
+
+
+def _is_number(items: pa.Table, name: str) -> bool:
+    if name not in items.column_names:
+        return False
+    kind = items[name].type
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))

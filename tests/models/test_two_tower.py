@@ -1,0 +1,69 @@
+"""The model as a whole: unit vectors, strangers, shared evidence, and a temperature that stays in its range and alive."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.config import Config, parse_config
+from twotower.data.data_loader import open_store
+from twotower.data.dataset import Dataset
+from twotower.models.build import build_model
+from twotower.retriever import Queries
+from twotower.schema import FIRST_ROW, UNKNOWN
+
+TOWERS = {"embedding_dim": 16, "hidden_dims": [32, 8], "interaction": "dcn"}
+
+
+@pytest.fixture(scope="module")
+def dataset(town) -> Dataset:
+    return Dataset.open(town.folder)
+
+
+@pytest.fixture(params=["mean", "last", "attention"])
+def config(request) -> Config:
+    return parse_config({"model": {"user_tower": {**TOWERS, "pooling": request.param}, "item_tower": TOWERS}})
+
+
+def test_both_sides_give_unit_vectors_of_one_width(dataset, config):
+    model, store = build_model(dataset, config).eval(), open_store(dataset, "valid", config.model)
+    users = model.encode_users(store.users(dataset.held_out("valid").queries.slice(0, 40)))
+    rows = np.arange(dataset.n_items)
+    items = model.encode_items(store.items(rows, np.full(len(rows), 1_500_000_000)))
+    assert users.shape == (40, 8)
+    assert items.shape == (dataset.n_items, 8)
+    torch.testing.assert_close(torch.cat([users, items]).norm(dim=1), torch.ones(40 + dataset.n_items))
+
+
+def test_strangers_are_told_apart_by_their_histories_alone(dataset, config):
+    model, store = build_model(dataset, config).eval(), open_store(dataset, "valid", config.model)
+    histories = [[FIRST_ROW, FIRST_ROW + 1], [FIRST_ROW + 2, FIRST_ROW + 3], []]
+    vectors = model.encode_users(store.users(Queries.of(histories, time_s=1_500_000_000)))
+    assert torch.isfinite(vectors).all()
+    assert (vectors @ vectors.T)[~torch.eye(3, dtype=torch.bool)].max() < 0.9999
+
+
+def test_untrained_rows_read_the_unknown_embedding(dataset, config):
+    store = open_store(dataset, "valid", config.model)
+    trained = FIRST_ROW + dataset.n_train_items
+    rows = store.items(np.array([trained - 1, trained, dataset.n_items - 1])).row
+    assert rows.tolist() == [trained - 1, UNKNOWN, UNKNOWN]
+
+
+def test_id_dropout_trains_the_unknown_row(dataset, config):
+    model, store = build_model(dataset, config).train(), open_store(dataset, "valid", config.model)
+    rows = np.arange(FIRST_ROW, FIRST_ROW + 100)
+    vectors = model.encode_items(store.items(rows, np.full(100, 1_500_000_000)))
+    (vectors @ torch.randn(8)).sum().backward()
+    assert model.tables.lookup("item.id").weight.grad[UNKNOWN].abs().sum() > 0
+
+
+def test_temperature_is_kept_in_range_and_can_come_back(dataset, config):
+    model = build_model(dataset, config)
+    with torch.no_grad():
+        model.log_temperature.fill_(-20)
+    model.clamp_temperature()
+    assert float(model.temperature().detach()) == pytest.approx(0.01)
+    model.temperature().backward()
+    assert model.log_temperature.grad > 0
