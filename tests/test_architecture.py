@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src"
 FLOORS = [
     "errors schema",
-    "config console retriever ragged metrics intervals encoders batches state features",
+    "config console retriever ragged metrics intervals encoders catalogue batches state features",
     "losses models.layers.* retrieval.topk retrieval.filters verdict "
     "data.raw data.yelp data.yelp_business data.tables data.table_files data.sequences "
     "data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",

@@ -146,3 +146,17 @@ def test_batches_do_not_depend_on_company(dataset):
             torch.testing.assert_close(together.fields[name][i : i + 1], value)
         for a, b in zip(_seen(together, i), _seen(alone, 0), strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_stars_off_the_scale_read_as_its_ends(dataset):
+    """The model's table of stars has eight rows: padding, none, and 0 to 5."""
+    from dataclasses import replace
+
+    from twotower.config import ModelConfig
+    from twotower.data.data_loader import open_store
+
+    store, queries = open_store(dataset, "valid", ModelConfig()), dataset.held_out("valid").queries.slice(0, 50)
+    for stars, bucket in ((9.0, 7), (5.0, 7), (0.0, 2), (-3.0, 2), (np.nan, 1)):
+        found = store.users(replace(queries, stars=np.full_like(queries.stars, stars))).stars
+        assert set(found.tolist()) <= {0, bucket}
+        assert (found == bucket).any()

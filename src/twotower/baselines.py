@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow.compute as pc
 from implicit.cpu.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import ItemItemRecommender
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from scipy import linalg, sparse
 from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
+from twotower.catalogue import place_columns, places
 from twotower.data.dataset import Dataset
 from twotower.data.town import NEVER, TRUTH_FILE, Truth
 from twotower.errors import DataError

@@ -2,8 +2,8 @@
 
 Enter: the raw items table and the features of the dataset. Leave: names of columns, and their values in one form.
 
-Promise: what a feature learns from and what people see and filter by may be different columns (attribute ids beside category names);
-`learned` chooses the former, which alone may serve as knowledge of a model or baseline.
+What a feature learns from and what people see and filter by may be two columns (attribute ids beside category names): `learned`
+chooses the former, which alone may serve as knowledge of a model or baseline.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def category_column(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: b
     multi = {name: columns[0] for name, columns in _columns(specs, "multi").items()}
     own = ["categories", multi.get("categories")]
     order = [*(reversed(own) if learned else own), "category", *multi.values()]
-    return next((name for name in order if name in items.column_names), None)
+    return next((name for name in order if name and name in items.column_names and _is_text(items[name].type)), None)
 
 
 def hours_column(items: pa.Table, specs: Sequence[FeatureSpec]) -> str | None:
@@ -72,6 +72,10 @@ def is_list(kind: pa.DataType) -> bool:
 
 def _columns(specs: Sequence[FeatureSpec], kind: Kind) -> dict[str, tuple[str, ...]]:
     return {spec.name: spec.columns for spec in specs if spec.side == "item" and spec.kind == kind}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return is_list(kind) or bool(pa.types.is_string(kind))
 
 
 def _is_number(items: pa.Table, name: str) -> bool:

@@ -18,7 +18,7 @@ from twotower.config import parse_config
 from twotower.data import prepare as module
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, DataError
-from twotower.schema import DAY_S, SPLITS
+from twotower.schema import DAY_S, SPLITS, FeatureSpec
 
 CUTS = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-21"}  # day 10 and day 20
 EVERYTHING = {"kind": "time", "valid": "2100-01-01", "test": "2100-01-02"}
@@ -280,6 +280,27 @@ def test_excluded_features_are_not_encoded(prepared: Any) -> None:
     assert not {"price", "text"} & dataset.item_features.keys()
     with pytest.raises(ConfigError, match=r"'prise'. Did you mean 'price'\?"):
         prepared(["a x 1"], exclude_features=["prise"], **kept)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("user elite",), "A feature of the users needs a name of its own; .*elite are taken. Got 'elite'. Rename it"),
+        (("user since_s",), "Got 'since_s'. Rename it"),
+        (("item state",), "A feature of the items needs a name of its own.*Got 'state'"),
+        (("item city", "item price", "item city"), "Got 'city' twice. Rename it"),
+        (("item at.place",), "must hold no dot. Got 'at.place'"),
+        (("item city", "user city", "item elite"), None),
+    ],
+)
+def test_every_feature_has_a_name_of_its_own(names: tuple[str, ...], message: str | None) -> None:
+    specs = [FeatureSpec(name=n.split()[1], side=n.split()[0], kind="number", columns=("x",)) for n in names]  # type: ignore[arg-type]
+    raw = mock.Mock(features=specs)
+    if message is None:
+        assert module._specs(parse_config({}).prepare, raw) == tuple(specs)
+        return
+    with pytest.raises(ConfigError, match=message):
+        module._specs(parse_config({}).prepare, raw)
 
 
 # --- errors --------------------------------------------------------------------------------------------------------------------

@@ -178,6 +178,9 @@ def test_bad_rows_of_a_csv_file_are_found_by_line(events: Callable[..., Read]) -
         "u8,i1,2200-01-01,5",  # 12
         "u9,i1,2020-01-01,many",  # 13
         "u0,i1,2020-01-01,1e999",  # 14
+        "u1,i1,1969-12-31,5",  # 15
+        "u1,i1,2020-01-01,5.1",  # 16
+        "u1,i1,2020-01-01,-1",  # 17
         "u1,i2,2020-01-02,nan",
     ]
     made = events("\n".join(rows) + "\n", time="t", stars="stars")
@@ -192,8 +195,11 @@ def test_bad_rows_of_a_csv_file_are_found_by_line(events: Callable[..., Read]) -
         11: "t is no time: 'someday'",
         12: "t lies after 2100: '2200-01-01'",
         13: "stars is no number: 'many'",
+        15: "t lies before 1970: '1969-12-31'",
+        16: "stars is not on the 0-5 scale: '5.1'",
+        17: "stars is not on the 0-5 scale: '-1'",
     }
-    assert made.raw.counts == {"e.csv": 12}
+    assert made.raw.counts == {"e.csv": 15}
 
 
 def test_a_cut_json_line_is_rejected_alone(events: Callable[..., Read]) -> None:
@@ -263,7 +269,7 @@ def test_bad_items_are_rejected_alone(items: Callable[..., Read]) -> None:
 def test_users_have_features_and_a_first_day(tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text(EVENTS)
     (tmp_path / "u.csv").write_text("id,joined,age\nu1,2020-01-01,30\nu2,,\n")
-    users = {"path": "u.csv", "user_id": "id", "time": "joined", "features": [{"name": "age", "kind": "number"}]}
+    users = {"path": "u.csv", "user_id": "id", "since": "joined", "features": [{"name": "age", "kind": "number"}]}
     made = Read(tmp_path, interactions={"path": "e.csv"}, users=users)
     assert made.rows("users", "user_id", "since_s", "age", "elite") == [("u1", NEW_YEAR, 30, None), ("u2", None, None, None)]
     assert made.raw.features == (FeatureSpec(name="age", side="user", kind="number", columns=("age",)),)
@@ -293,7 +299,13 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(events: Callable[..., Rea
     ("sections", "message"),
     [
         ({}, "needs data.interactions"),
-        ({"interactions": {"features": [{"name": "x", "kind": "text"}]}}, "belong to data.items or data.users"),
+        ({"interactions": {"features": []}}, "Unknown setting 'data.interactions.features'"),
+        ({"interactions": {"tiem": "t"}}, "Unknown setting 'data.interactions.tiem'. Did you mean 'time'?"),
+        ({"items": {"text": "t"}}, "Unknown setting 'data.items.text'. Known: features, item_id, name, path"),
+        ({"items": {"time": "t"}}, "Unknown setting 'data.items.time'"),
+        ({"users": {"stars": "t"}}, "Unknown setting 'data.users.stars'"),
+        ({"users": {"features": [{"name": "x", "kind": "text", "colums": ["y"]}]}}, "Did you mean 'columns'"),
+        ({"users": {"features": [{"name": "", "kind": "text"}]}}, "at least 1 character"),
         ({"items": {"features": [{"name": "at", "kind": "geo"}]}}, "'geo' has two columns.*'at' has at"),
         ({"items": {"features": [{"name": "t", "kind": "text", "columns": ["a", "b"]}]}}, "'text' has one column"),
         (

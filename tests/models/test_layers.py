@@ -124,6 +124,16 @@ def test_fields_share_a_table_and_ignore_padding():
     assert (out[1, :2] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["type", "keys", "values", "items", "pop", "a.b", "forward"])
+def test_a_field_may_have_any_name(name):
+    tables = EmbeddingTables()
+    fields = (FieldSpec(name, "dense", (2,), f"user.{name}"), FieldSpec(f"{name} too", "rows", (5,), f"user.{name}"))
+    embedding = FieldEmbedding(fields, DIM, tables)
+    out = embedding({name: torch.ones(3, 2), f"{name} too": torch.tensor([2, 3, 4])}, tables, None)
+    torch.testing.assert_close(out[0, 0], next(embedding.parameters()).sum(dim=1))
+    torch.testing.assert_close(out[0, 1], tables.lookup(f"user.{name}").weight[2])
+
+
 def test_geo_waves_fall_with_distance_at_every_scale():
     waves = GeoWaves()
     km = np.array([0.0, 0.5, 2, 8, 30, 200])

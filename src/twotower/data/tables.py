@@ -55,8 +55,8 @@ def read_tables(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> 
     con
         DuckDB connection; receives the tables.
     rejects
-        Receives bad rows: an id that is missing or repeated in its table; a time, number, place or vector that cannot be one; stars off the
-        scale of 0 to 5.
+        Receives bad rows: an id that is missing or repeated in its table; a time, number, place or vector that cannot be one;
+        stars off the scale of 0 to 5.
 
     Returns
     -------

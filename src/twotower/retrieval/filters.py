@@ -107,10 +107,9 @@ class ItemFilter:
 
     def _visit(self, node: ast.expr, home: Sequence[float] | None) -> Truth:
         if isinstance(node, ast.BoolOp):
-            true, false = zip(*(self._visit(value, home) for value in node.values), strict=True)
-            if isinstance(node.op, ast.And):
-                return np.logical_and.reduce(true), np.logical_or.reduce(false)
-            return np.logical_or.reduce(true), np.logical_and.reduce(false)
+            parts = np.array([self._visit(value, home) for value in node.values])  # [parts, 2, items]
+            every, some = np.logical_and.reduce(parts), np.logical_or.reduce(parts)
+            return (every[0], some[1]) if isinstance(node.op, ast.And) else (some[0], every[1])
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
             true, false = self._visit(node.operand, home)
             return false, true
@@ -150,7 +149,7 @@ class ItemFilter:
         )
 
     def _within(self, centre: Sequence[float] | None, radius_km: float) -> Truth:
-        known = np.isfinite(self.places).all(axis=1)
+        known = ~np.isnan(self.places[:, 0])
         if not known.any():
             raise RequestError("within needs items with places. This catalogue has none. Leave it out.")
         if radius_km < 0:
@@ -223,8 +222,8 @@ def _truth(holds: Mask, known: Mask) -> Truth:
 
 
 def _known(values: pa.Array) -> Mask:
-    mask: Mask = np.asarray(values.is_valid().to_numpy(zero_copy_only=False))
-    return mask & ~np.isnan(pc.fill_null(values, 0).to_numpy()) if pa.types.is_floating(values.type) else mask
+    unknown = pc.is_null(values, nan_is_null=True)
+    return ~np.asarray(unknown.to_numpy(zero_copy_only=False), np.bool_)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -136,7 +136,7 @@ class Recommender:
 
     def _place(self, rank: int, row: int, score: float, home: tuple[float, float] | None) -> Place:
         facts = self.describe(row)
-        categories = facts.get(self.filter.category) or []
+        categories = facts.get(self.filter.category or "") or []
         at = self.filter.places[row - FIRST_ROW]
         distance = float(distances_km(at[None], home)[0]) if home is not None and np.isfinite(at).all() else None
         return Place(
