@@ -212,9 +212,7 @@ class ModelConfig(Settings):
     def _towers_meet(self) -> ModelConfig:
         u, i = self.user_tower.embedding_dim, self.item_tower.embedding_dim
         if u != i:
-            raise ValueError(
-                f"user_tower.embedding_dim and item_tower.embedding_dim must be equal (the item table is shared); got {u} and {i}"
-            )
+            raise ValueError(f"user_tower.embedding_dim and item_tower.embedding_dim must be equal (shared table); got {u} and {i}")
         u, i = self.user_tower.hidden_dims[-1], self.item_tower.hidden_dims[-1]
         if u != i:
             raise ValueError(f"the last of user_tower.hidden_dims and item_tower.hidden_dims must be equal; got {u} and {i}")
@@ -323,9 +321,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, leaf = key.strip().split(".")
     node = values
     for name in parents:
-        if node.get(name) is None:
-            node[name] = {}
-        child = node[name]
+        child = node[name] = {} if node.get(name) is None else node[name]
         if not isinstance(child, dict):
             raise ConfigError(f"--set {override}: {name!r} is a value, not a section.")
         node = child
@@ -338,21 +334,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _explain(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "configuration"
     if problem["type"] == "extra_forbidden":
-        section = _section(problem["loc"][:-1])
-        return f"Unknown setting {where!r}.{nearest(str(problem['loc'][-1]), section)}"
+        return f"Unknown setting {where!r}.{nearest(str(problem['loc'][-1]), _section(problem['loc'][:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
-    return (
-        f"Setting {where!r}: {message[0].lower()}{message[1:]}. Got {problem['input']!r}."
-        if problem["type"] != "value_error"
-        else f"Setting {where!r}: {message}."
-    )
+    if problem["type"] == "value_error":
+        return f"Setting {where!r}: {message}."
+    return f"Setting {where!r}: {message[0].lower()}{message[1:]}. Got {problem['input']!r}."
 
 
 def _section(loc: tuple[Any, ...]) -> list[str]:
     model: Any = Config
-    for part in loc:
-        if isinstance(part, int):
-            continue
+    for part in (part for part in loc if isinstance(part, str)):
         annotation = model.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next(option for option in options if isinstance(option, type(BaseModel)))
