@@ -6,158 +6,49 @@ Counts are in rows, times in days (`_days`), fractions in [0, 1], unless the fie
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from twotower.config_data import (
+    ColumnConfig,
+    DataConfig,
+    InteractionTableConfig,
+    ItemTableConfig,
+    PrepareConfig,
+    SequencesConfig,
+    Settings,
+    SplitConfig,
+    TableConfig,
+    UserTableConfig,
+)
 from twotower.errors import ConfigError, nearest
 
+__all__ = [
+    "ColumnConfig",
+    "Config",
+    "DataConfig",
+    "EmbeddingConfig",
+    "EvaluationConfig",
+    "InteractionTableConfig",
+    "ItemTableConfig",
+    "ItemTowerConfig",
+    "ModelConfig",
+    "PrepareConfig",
+    "SequencesConfig",
+    "SplitConfig",
+    "TableConfig",
+    "TowerConfig",
+    "TrainingConfig",
+    "UserTableConfig",
+    "UserTowerConfig",
+    "load_config",
+    "parse_config",
+]
+
 Positive = Annotated[int, Field(ge=1)]
-
-
-class Settings(BaseModel):
-    """Base of every section: immutable, and unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_sections(cls, values: Any) -> Any:
-        """A section whose keys are all commented out is null in YAML: it has its defaults."""
-        if not isinstance(values, dict):
-            return values
-        sections = {name for name, field in cls.model_fields.items() if isinstance(field.annotation, type(BaseModel))}
-        return {name: value for name, value in values.items() if value is not None or name not in sections}
-
-
-class ColumnConfig(Settings):
-    """One declared feature column of a user's own table (`tables` source)."""
-
-    name: str = Field(min_length=1)
-    kind: Literal["categorical", "multi", "number", "geo", "hours", "text", "vector"]
-    columns: list[str] = []
-    """Raw columns; defaults to the feature's own name. Two (latitude, longitude) for "geo"."""
-    separator: str = ","
-    """Splits a "multi" column that is a string."""
-
-
-class TableConfig(Settings):
-    """One table of the `tables` source: a CSV, Parquet or JSON-lines file (or glob). Values of other keys name its columns."""
-
-    path: Path
-    """Relative to `data.path`."""
-
-
-class InteractionTableConfig(TableConfig):
-    """Who met what, and when."""
-
-    user_id: str = "user_id"
-    item_id: str = "item_id"
-    time: str | None = None
-    """A date, a timestamp, or epoch seconds / milliseconds. None: the order of the rows."""
-    stars: str | None = None
-    """0 to 5."""
-    event_type: str | None = None
-    text: str | None = None
-    """What the user wrote: part of the item's text."""
-
-
-class ItemTableConfig(TableConfig):
-    """What is recommended."""
-
-    item_id: str = "item_id"
-    name: str | None = None
-    """Shown to people."""
-    features: list[ColumnConfig] = []
-
-
-class UserTableConfig(TableConfig):
-    """Whom it is recommended to."""
-
-    user_id: str = "user_id"
-    since: str | None = None
-    """When they became users, in the forms of `InteractionTableConfig.time`."""
-    features: list[ColumnConfig] = []
-
-
-class SequencesConfig(Settings):
-    """Files of the literature: "user item item …" a line."""
-
-    train: Path = Path("Yelp.txt")
-    """Relative to `data.path`."""
-    test: Path | None = None
-    """A second file of the same form: its items are the test part (use `prepare.split.kind: given`)."""
-    attributes: Path | None = None
-    """JSON object: item → list of attribute ids, read as the multi-valued feature "categories"."""
-    items: Path | None = None
-    """JSON lines with `item` and any of name, categories, city, latitude, longitude: shown to people and used by filters."""
-
-
-class DataConfig(Settings):
-    """Where raw data comes from."""
-
-    source: Literal["yelp", "tables", "sequences"] = "yelp"
-    path: Path = Path("data/raw")
-    events: list[str] = ["review", "tip", "checkin"]
-    """Yelp tables read as events, when present. Check-ins carry no user: they count towards an item's popularity only."""
-    max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
-    """Larger shares of unreadable rows are an error."""
-    interactions: InteractionTableConfig | None = None
-    users: UserTableConfig | None = None
-    items: ItemTableConfig | None = None
-    sequences: SequencesConfig = SequencesConfig()
-
-
-class SplitConfig(Settings):
-    """How held-out events are chosen."""
-
-    kind: Literal["time", "leave_one_out", "given"] = "time"
-    """"time": one cut for everybody; "leave_one_out": each user's last event is test, the one before validation (users with
-    at least three events); "given": the source's own test part, and a random `valid` share of the rest."""
-    valid: float | date = 0.1
-    """"time": share of the events, or first day of the validation period. "given": share of each user's events."""
-    test: float | date = 0.1
-    """"time": share of the events, or first day of the test period."""
-
-    @model_validator(mode="after")
-    def _same_type(self) -> SplitConfig:
-        if isinstance(self.valid, date) != isinstance(self.test, date):
-            raise ValueError("valid and test must both be fractions or both be dates")
-        if isinstance(self.valid, date) and isinstance(self.test, date) and self.valid >= self.test:
-            raise ValueError("valid must be a day before test")
-        if isinstance(self.valid, float) and isinstance(self.test, float):
-            if not (0 <= self.valid < 1 and 0 <= self.test < 1):
-                raise ValueError(f"valid and test must be at least 0 and below 1; got {self.valid} and {self.test}")
-            if self.valid + self.test >= 1:
-                raise ValueError("valid + test must leave something to train on (sum below 1)")
-        return self
-
-
-class PrepareConfig(Settings):
-    """From raw tables to a dataset."""
-
-    positive_min_stars: float | None = Field(None, ge=0, le=5)
-    """Events with fewer stars are history, never targets. None: every event is a target. Events without stars always are."""
-    event_weights: dict[str, float] = {}
-    """Weight of an event type in the loss; 1 unless named here. 0: history only."""
-    repeats: Literal["keep", "fold"] = "keep"
-    """"fold" keeps the first event of each (user, item)."""
-    min_user_events: int = Field(1, ge=1)
-    min_item_events: int = Field(1, ge=1)
-    """Users and items with fewer events in the training period are dropped; those first seen after it are new, and stay.
-    (leave_one_out: counted over all events, as the literature does.)"""
-    k_core: bool = False
-    """Repeat both minimum counts until nothing changes."""
-    split: SplitConfig = SplitConfig()
-    text_dim: int = Field(32, ge=0)
-    """Width of the text vectors; 0 leaves text out."""
-    text_max_chars: int = Field(2000, ge=0)
-    """Review text kept per item, from before the cut. 0: the name alone."""
-    exclude_features: list[str] = []
-    """Names of features to leave out."""
 
 
 class TowerConfig(Settings):
@@ -198,13 +89,39 @@ class ItemTowerConfig(TowerConfig):
     """Item features → vector."""
 
 
+class EmbeddingConfig(Settings):
+    """How one embedding table is stored and learns."""
+
+    update: Literal["dense", "rows"] = "dense"
+    """"dense": AdamW over the whole table in every step. "rows": only the rows that a step reads, with two numbers of state a row
+    (row-wise Adam without momentum); several processes share such a table row by row."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the stored weights. The short types need `update: rows`, and are rounded at random, so that small updates count."""
+    weight_decay: float = Field(0.0, ge=0)
+    """With `update: rows`: as in AdamW, on every row at every step, whether it was read or not."""
+    max_rows: int | None = Field(None, ge=8)
+    """A table of more ids than this holds so many rows, and an id is the sum of two of them."""
+    hashing: Literal["double", "quotient_remainder"] = "double"
+    """Which two: by two hash functions, or by remainder and quotient, which no other id shares both of."""
+
+    @model_validator(mode="after")
+    def _short_types_by_rows(self) -> EmbeddingConfig:
+        if self.update == "dense" and (self.dtype != "fp32" or self.weight_decay):
+            raise ValueError("dtype and weight_decay of a table need update: rows")
+        return self
+
+
 class ModelConfig(Settings):
-    """Both towers and the temperature."""
+    """Both towers, their tables and the temperature."""
 
     user_tower: UserTowerConfig = UserTowerConfig()
     item_tower: ItemTowerConfig = ItemTowerConfig()
     request_place: bool = False
     """Whether the user tower reads where a request comes from. In training half of the requests come from near their target."""
+    tables: dict[str, EmbeddingConfig] = Field({})
+    """By name of the table: "item.id", "user.id", "item.categories" …"""
+    rows_from: int = Field(200_000, ge=1)
+    """Tables of at least so many rows have `update: rows` unless named in `tables`."""
     temperature: float = Field(0.1, ge=0.01, le=1.0)
     learn_temperature: bool = True
 
@@ -228,9 +145,10 @@ class TrainingConfig(Settings):
     negatives_per_positive: int = Field(4, ge=0)
     """Uniform negatives per example, pooled and shared by the whole batch (512 × 4 = 2,048)."""
     batch_size: int = Field(512, ge=2)
-    """Examples per optimiser step. Causal view: also the token budget of a batch, padding included."""
-    accumulation: int = Field(1, ge=1)
-    """Micro-batches per step; each contrasts within itself."""
+    """Examples per step, over all processes. Causal view: the token budget of a batch, padding included."""
+    micro_batch: int | None = Field(None, ge=2)
+    """Examples (or tokens), and candidates, encoded at once in one process; the whole batch is contrasted all the same, with the
+    same gradients, for a second pass through the towers (gradient cache). None: all at once."""
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     """AdamW; never on tables, norms and biases."""
@@ -242,7 +160,11 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """"auto": fp32 on CPU; on a GPU bf16 where it has it in hardware, else fp16 with loss scaling."""
     gradient_checkpointing: bool = False
+    memory_budget_gb: float | None = Field(None, gt=0)
+    """Choose micro_batch, gradient_checkpointing and the tables' storage so that training stays below it; see `twotower plan`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    save_every_s: float = Field(300.0, gt=0)
+    """Seconds between checkpoints to resume from, besides the one at each validation."""
     eval_every: float = Field(1.0, gt=0)
     """Epochs between validations; each scores the whole catalogue."""
     eval_metric: str = "NDCG@10"
@@ -253,6 +175,12 @@ class TrainingConfig(Settings):
     log_every: int = Field(50, ge=1)
     """Steps between log lines."""
 
+    @model_validator(mode="after")
+    def _something_to_contrast_with(self) -> TrainingConfig:
+        if self.loss == "sampled_softmax" and not self.negatives_per_positive:
+            raise ValueError("loss: sampled_softmax contrasts with uniform negatives alone; negatives_per_positive must be above 0")
+        return self
+
 
 class EvaluationConfig(Settings):
     """The judgement."""
@@ -262,7 +190,7 @@ class EvaluationConfig(Settings):
     """True: items of the user's history are not recommended (protocol M). False: they may be (protocol U)."""
     max_queries: int | None = Field(None, ge=1)
     """A seeded sample of the held-out queries; None: all."""
-    baselines: list[str] = ["popular", "recent", "nearby", "repeat", "item_knn", "ease", "ials"]
+    baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "ease", "ials"])
     tune_baselines: bool = True
     """Choose the settings of the baselines that have any to choose (`baselines.GRIDS`) on the validation part, as fairness asks."""
     bootstrap: int = Field(1000, ge=10)

@@ -17,16 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
+from twotower.arrays import open_arrays, write_arrays
 from twotower.errors import DataError
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, UNKNOWN, FeatureSpec
 
 Array = NDArray[Any]
+Texts = list[str] | Any  # strings, or the sparse counts of their words
 CELL_DEGREES = (0.1, 0.02)  # coarse and fine cells: about 11 and 2 km
 EARTH_KM = 6371.0
 MAX_VALUES = 64  # most values kept of a multi-valued feature
@@ -61,14 +63,14 @@ class Encoders:
         specs = [asdict(spec) for spec in self.specs]
         body = {"specs": specs, "vocabularies": self.vocabularies, "statistics": self.statistics}
         (folder / "encoders.json").write_text(json.dumps(body, ensure_ascii=False, sort_keys=True, indent=0))
-        (folder / "encoders.safetensors").write_bytes(save(self.arrays))
+        write_arrays(folder / "encoders.safetensors", self.arrays)
 
     @classmethod
     def load(cls, folder: Path) -> Encoders:
         """Read what `save` wrote."""
         body = json.loads((folder / "encoders.json").read_text())
         specs = tuple(FeatureSpec(**{**spec, "columns": tuple(spec["columns"])}) for spec in body["specs"])
-        return cls(specs, body["vocabularies"], body["statistics"], load_file(folder / "encoders.safetensors"))
+        return cls(specs, body["vocabularies"], body["statistics"], open_arrays(folder / "encoders.safetensors"))
 
 
 def fit_encoders(
@@ -78,7 +80,7 @@ def fit_encoders(
     *,
     n_train_items: int,
     n_train_users: int,
-    item_text: list[str] | None = None,
+    item_text: Texts | None = None,
     text_dim: int = 32,
     seed: int = 0,
 ) -> Encoders:
@@ -91,7 +93,8 @@ def fit_encoders(
     items, users
         Raw tables, training rows first.
     item_text
-        One string per item for the first "text" feature of the items (only training rows are read here); others read their column.
+        One string per item, or what `hash_texts` made of them, for the first "text" feature of the items (only training rows are
+        read here); others read their column.
     """
     encoders = Encoders(specs)
     trained = {"item": items.slice(0, n_train_items), "user": users.slice(0, n_train_users)}
@@ -112,13 +115,13 @@ def fit_encoders(
             encoders.statistics[key] = [float(known.mean()) if len(known) else 0.0, std or 1.0]
         elif spec.kind == "text":
             texts = item_text if item_text is not None and spec is _main_text(specs) else table[spec.columns[0]].to_pylist()
-            _fit_text(encoders, key, texts[: len(table)], text_dim, seed)
+            _fit_text(encoders, key, hash_texts(texts)[: len(table)], text_dim, seed)
         elif spec.kind == "vector":
             encoders.statistics[key] = [max(_widths(table[spec.columns[0]], spec), default=0)]
     return encoders
 
 
-def encode_items(encoders: Encoders, items: pa.Table, item_text: list[str] | None = None) -> dict[str, Array]:
+def encode_items(encoders: Encoders, items: pa.Table, item_text: Texts | None = None) -> dict[str, Array]:
     """Arrays over all item rows [2 + len(items), …]; see `_encode` for the form of each kind."""
     return _encode_side(encoders, "item", items, item_text)
 
@@ -149,7 +152,7 @@ def points_km(places: Array) -> NDArray[np.float32]:
     return np.nan_to_num(xyz, nan=0.0).astype(np.float32)
 
 
-def _encode_side(encoders: Encoders, side: str, table: pa.Table, text: list[str] | None) -> dict[str, Array]:
+def _encode_side(encoders: Encoders, side: str, table: pa.Table, text: Texts | None) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     for spec in encoders.specs:
         if spec.side == side:
@@ -162,7 +165,7 @@ def _main_text(specs: tuple[FeatureSpec, ...]) -> FeatureSpec | None:
     return next((spec for spec in specs if spec.side == "item" and spec.kind == "text"), None)
 
 
-def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: list[str] | None) -> dict[str, Array]:
+def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts | None) -> dict[str, Array]:
     """Return one feature's arrays: rows int32 [n], bag int32 [n, most values], number float32 [n, 2] (value, missing), geo cells
     int32 [n, 2] and ".place" float32 [n, 2] degrees, hours float32 [n, 168], text and vector float32 [n, dim];
     the two reserved rows lead: zeros for PAD, and for UNKNOWN what a row without the fact has.
@@ -293,20 +296,22 @@ def _year_bits(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return bits
 
 
-def _hashed(texts: list[str]) -> Any:
+def hash_texts(texts: Texts) -> csr_matrix:
+    """Texts → 1 + log(count) of their words, float32 [n, 2^15]; what is hashed already stays as it is."""
+    if isinstance(texts, csr_matrix):
+        return texts
     vectorizer = HashingVectorizer(
         n_features=1 << _HASH_BITS, alternate_sign=False, norm=None, stop_words="english", dtype=np.float32
     )
-    counts = vectorizer.transform([text or "" for text in texts])
+    counts: csr_matrix = vectorizer.transform([text or "" for text in texts])
     counts.data = 1 + np.log(counts.data)
     return counts
 
 
-def _fit_text(encoders: Encoders, key: str, texts: list[str], dim: int, seed: int) -> None:
-    counts = _hashed(texts)
+def _fit_text(encoders: Encoders, key: str, counts: csr_matrix, dim: int, seed: int) -> None:
     documents = np.asarray((counts > 0).sum(axis=0)).ravel()
-    idf = (np.log((1 + len(texts)) / (1 + documents)) + 1).astype(np.float32)
-    width = min(dim, max(len(texts) - 1, 1))
+    idf = (np.log((1 + counts.shape[0]) / (1 + documents)) + 1).astype(np.float32)
+    width = min(dim, max(counts.shape[0] - 1, 1))
     components = np.zeros((dim, 1 << _HASH_BITS), np.float32)
     if width and counts.nnz:
         # One thread: the order of additions, and so every byte, must not depend on the number of cores.
@@ -316,7 +321,7 @@ def _fit_text(encoders: Encoders, key: str, texts: list[str], dim: int, seed: in
     encoders.arrays.update({f"{key}.idf": idf, f"{key}.components": components})
 
 
-def _text_vectors(encoders: Encoders, key: str, texts: list[str]) -> NDArray[np.float32]:
-    weighted = normalize(_hashed(texts).multiply(encoders.arrays[f"{key}.idf"]).tocsr())
+def _text_vectors(encoders: Encoders, key: str, texts: Texts) -> NDArray[np.float32]:
+    weighted = normalize(hash_texts(texts).multiply(encoders.arrays[f"{key}.idf"]).tocsr())
     vectors = np.asarray(weighted @ encoders.arrays[f"{key}.components"].T, np.float32)
     return np.asarray(normalize(vectors), np.float32)

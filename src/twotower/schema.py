@@ -13,7 +13,7 @@ from typing import Literal
 PAD = 0
 UNKNOWN = 1
 FIRST_ROW = 2
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Raw tables (what a source returns) and prepared tables.
 USER_ID = "user_id"

@@ -14,6 +14,7 @@ import pytest
 
 from twotower.config import parse_config
 from twotower.data.dataset import Dataset
+from twotower.data.engine import Engine
 from twotower.data.prepare import SOURCES, prepare
 from twotower.data.raw import RawTables
 from twotower.schema import FeatureSpec
@@ -65,9 +66,9 @@ def parsed(row: Row) -> dict[str, Any]:
     return {"user_id": user, "item_id": item, **numbers, "event_type": event_type or "review"}
 
 
-def create(con: Any, name: str, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> ibis.Table:
+def create(engine: Engine, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> ibis.Table:
     """A table of the engine from a list of dicts."""
-    return con.create_table(name, ibis.memtable(pa.Table.from_pylist(list(rows), schema)))
+    return engine.save(pa.Table.from_pylist(list(rows), schema))
 
 
 def ids(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
@@ -98,11 +99,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     ) -> Dataset:
         events = [{"event_type": "review", "order": i, **parsed(row)} for i, row in enumerate(rows)]
 
-        def read(_data: Any, con: Any, _rejects: Any) -> RawTables:
+        def read(_data: Any, engine: Engine, _rejects: Any) -> RawTables:
+            texts = create(engine, events, INTERACTIONS)
             return RawTables(
-                interactions=create(con, "raw_interactions", events, INTERACTIONS),
-                items=create(con, "raw_items", ids(events, "item_id") if items is None else items, ITEMS),
-                users=create(con, "raw_users", ids(events, "user_id") if users is None else users, USERS),
+                interactions=engine.save(texts.mutate(chars=texts["text"].length().fill_null(0).cast("int64")).drop("text")),
+                texts=texts.select("order", "text"),
+                items=create(engine, ids(events, "item_id") if items is None else items, ITEMS),
+                users=create(engine, ids(events, "user_id") if users is None else users, USERS),
                 features=FEATURES if features else (),
                 has_time=has_time,
                 counts={"interactions": len(events)},

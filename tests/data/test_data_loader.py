@@ -87,7 +87,7 @@ def test_masks_are_the_users_other_positives(dataset):
     loader, _ = loader_of(dataset, view="set")
     members = loader.plan(0)[0]
     batch = loader.batch(members, 0, 0)
-    candidates, history = batch.items.row.numpy(), loader.events.history
+    candidates, history = batch.items[0].row.numpy(), loader.events.history
     masked = set(zip(batch.masked[0].tolist(), batch.masked[1].tolist(), strict=True))
     for example, event in enumerate(members[:20]):
         user = loader.events.user_row[event]
@@ -106,7 +106,7 @@ def test_a_loader_error_reaches_the_reader(dataset):
 def test_places_of_requests_are_near_half_of_the_targets(dataset):
     config = parse_config({"model": {"request_place": True}, "training": {"batch_size": 512}})
     loader = TrainLoader(dataset, open_store(dataset, "valid", config.model), config)
-    points = loader.batch(loader.plan(0)[0], 0, 0).users.fields["request_place.point"]
+    points = loader.batch(loader.plan(0)[0], 0, 0).users[0].fields["request_place.point"]
     known = (points != 0).any(dim=1)
     assert 0.4 < known.float().mean() < 0.6
     target = loader.events.history.item_row[loader.plan(0)[0]]

@@ -213,7 +213,7 @@ def test_only_the_splits_with_held_out_events_can_be_asked_for(plain: Dataset) -
         (lambda folder: (folder / "manifest.json").write_text("{"), "with a manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text('{"kind": "bundle"}'), "another's"),
         (lambda folder: (folder / "manifest.json").write_text('{"kind": "dataset", "format": 99}'), "has 99"),
-        (lambda folder: (folder / "visits.parquet").unlink(), "lacks visits.parquet"),
+        (lambda folder: (folder / "visits.safetensors").unlink(), "lacks visits.safetensors"),
     ],
 )
 def test_a_folder_that_is_no_whole_dataset_is_refused_in_one_line(

@@ -72,7 +72,7 @@ def test_bytes_depend_on_neither_the_run_nor_the_physical_order_of_rows(prepared
         for given, some in ((rows, items), (rows, items), (shuffled, list(reversed(items))))
     )
     assert first == second == third
-    assert len(first) >= 9 and len(first["events.parquet"]) > 1000
+    assert len(first) >= 9 and len(first["events.safetensors"]) > 1000
 
 
 def test_hashes_of_the_manifest_are_those_of_the_files(prepared: Any) -> None:
@@ -256,10 +256,9 @@ def test_rows_are_the_trained_by_id_then_the_new_by_id(prepared: Any) -> None:
 
 
 def seen_text(prepared: Any, rows: list[Any], **kept: Any) -> list[str] | None:
-    with mock.patch.object(module, "fit_encoders", wraps=module.fit_encoders) as fitted:
+    with mock.patch.object(module, "hash_texts", wraps=module.hash_texts) as hashed:
         prepared(rows, items=[business("x"), business("y", name=None), business("z")], features=True, split=CUTS, **kept)
-    text: list[str] | None = fitted.call_args.kwargs["item_text"]
-    return text
+    return hashed.call_args.args[0] if hashed.called else None
 
 
 def test_text_is_the_name_and_what_was_written_in_training_oldest_first_capped(prepared: Any) -> None:

@@ -7,28 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ibis
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.data.raw import ROW, Rejects, interactions, listing, locate_json, missing, scan_json, screen, seconds
+from twotower.data.engine import ROW, DuckDBEngine
+from twotower.data.raw import Rejects, interactions, listing, locate_json, missing, screen, seconds
 from twotower.errors import DataError
 from twotower.schema import ITEM_ID
 
 
 @pytest.fixture(scope="module")
-def con() -> Any:
-    """One connection for all."""
-    return ibis.duckdb.connect()
+def con(tmp_path_factory: pytest.TempPathFactory) -> DuckDBEngine:
+    """One engine for all."""
+    return DuckDBEngine(tmp_path_factory.mktemp("spill"))
 
 
-def screened(con: Any, path: Path, rejects: Rejects, unique: str | None = None) -> tuple[list[dict[str, Any]], int]:
+def screened(con: DuckDBEngine, path: Path, rejects: Rejects, unique: str | None = None) -> tuple[list[dict[str, Any]], int]:
     """Rows of a file with keys `id` and `n`, after the check that `id` is there."""
-    rows = scan_json(con, path, ["id", "n"])
-    checks = [(missing(rows["id"]), "id is missing")]
-    good, total = screen(rows, checks, file=path, rejects=rejects, locate=locate_json(path), unique=unique)
+    rows = con.read_json(path, ["id", "n"])
+    checks, columns = [(missing(rows["id"]), "id is missing")], {"id": rows["id"], "n": rows["n"]}
+    good, total = screen(con, rows, checks, columns, file=path, rejects=rejects, locate=locate_json(path), unique=unique)
     return good.order_by(ROW).to_pyarrow().to_pylist(), total
 
 
@@ -48,7 +48,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("bad", BAD_LINES.values(), ids=BAD_LINES.keys())
-def test_a_bad_line_is_reported_and_moves_no_other(bad: bytes, tmp_path: Path, con: Any) -> None:
+def test_a_bad_line_is_reported_and_moves_no_other(bad: bytes, tmp_path: Path, con: DuckDBEngine) -> None:
     lines = [b'{"id": "a", "n": 1}', b"", bad, b"  \t ", b'{"id": "b", "n": 2}\r', bad, b'{"n": [3, {}], "id": 7}']
     path = tmp_path / "rows.json"
     path.write_bytes(b"\n".join(lines))
@@ -64,7 +64,9 @@ def test_a_bad_line_is_reported_and_moves_no_other(bad: bytes, tmp_path: Path, c
 
 @settings(max_examples=25)
 @given(kinds=st.lists(st.sampled_from(["good", "bad", "blank"]), max_size=60))
-def test_any_mixture_of_lines_keeps_its_places(kinds: list[str], tmp_path_factory: pytest.TempPathFactory, con: Any) -> None:
+def test_any_mixture_of_lines_keeps_its_places(
+    kinds: list[str], tmp_path_factory: pytest.TempPathFactory, con: DuckDBEngine
+) -> None:
     folder = tmp_path_factory.mktemp("mixture")
     text = {"good": '{{"id": "r{}"}}', "bad": '{{"id": "r{}', "blank": " "}
     (folder / "rows.jsonl").write_text("\n".join(text[kind].format(number) for number, kind in enumerate(kinds, 1)))
@@ -79,32 +81,41 @@ def test_any_mixture_of_lines_keeps_its_places(kinds: list[str], tmp_path_factor
     assert [json.loads(line)["line"] for line in found] == by_kind["bad"]
 
 
-def test_rows_keep_the_order_of_the_file_when_read_in_parallel(tmp_path: Path, con: Any) -> None:
+def test_rows_keep_the_order_of_the_file_when_read_in_parallel(tmp_path: Path, con: DuckDBEngine) -> None:
     path = tmp_path / "rows.json"
     size = 400_000
     path.write_text("".join(f'{{"id": "{i}"}}\n' if i % 1000 else '{"id\n' for i in range(size)))
     assert path.stat().st_size > 5 << 20
-    con.raw_sql("SET threads = 4")
-    rows = scan_json(con, path, ["id"])
+    con.con.raw_sql("SET threads = 4")
+    rows = con.read_json(path, ["id"])
     for _ in range(2):
         displaced = rows.filter(rows["id"].notnull() & (rows["id"].cast("int64") != rows[ROW]))
         assert displaced.count().to_pyarrow().as_py() == 0
     assert rows.filter(rows["id"].isnull()).count().to_pyarrow().as_py() == size // 1000
 
 
-def test_a_repeated_key_keeps_the_first_good_row(tmp_path: Path, con: Any) -> None:
+def test_a_repeated_key_keeps_the_first_good_row(tmp_path: Path, con: DuckDBEngine) -> None:
     path = tmp_path / "rows.json"
     path.write_text('{"id": "a", "n": "bad"}\n{"id": "a", "n": "1"}\n{"id": "b", "n": "2"}\n{"id": "a", "n": "3"}\n')
     rejects = Rejects(tmp_path / "rejects.jsonl", 1.0)
-    rows = scan_json(con, path, ["id", "n"])
-    good, _ = screen(rows, [(rows["n"] == "bad", "bad n")], file=path, rejects=rejects, locate=locate_json(path), unique="id")
+    rows = con.read_json(path, ["id", "n"])
+    good, _ = screen(
+        con,
+        rows,
+        [(rows["n"] == "bad", "bad n")],
+        {"id": rows["id"], "n": rows["n"]},
+        file=path,
+        rejects=rejects,
+        locate=locate_json(path),
+        unique="id",
+    )
     assert [row["n"] for row in good.order_by(ROW).to_pyarrow().to_pylist()] == ["1", "2"]
     rejects.check()
     found = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert [(row["line"], row["reason"]) for row in found] == [(1, "bad n"), (4, "id repeats that of an earlier row: 'a'")]
 
 
-def test_gzipped_lines_are_read_and_a_broken_archive_is_an_error(tmp_path: Path, con: Any) -> None:
+def test_gzipped_lines_are_read_and_a_broken_archive_is_an_error(tmp_path: Path, con: DuckDBEngine) -> None:
     path = tmp_path / "rows.json.gz"
     content = gzip.compress(b'{"id": "a"}\n{"id": \n' * 1000)
     path.write_bytes(content)
@@ -173,16 +184,16 @@ TIMES = {
 
 
 @pytest.mark.parametrize(("text", "expected"), TIMES.items(), ids=[text or "empty" for text in TIMES])
-def test_seconds_of(text: str, expected: int | None, con: Any) -> None:
-    table = con.create_table(ibis.util.gen_name("t"), ibis.memtable(pa.table({"text": [text]})))
+def test_seconds_of(text: str, expected: int | None, con: DuckDBEngine) -> None:
+    table = con.save(pa.table({"text": [text]}))
     assert table.select(s=seconds(table["text"])).to_pyarrow().to_pylist() == [{"s": expected}]
 
 
-def test_interactions_have_their_columns_and_types(con: Any) -> None:
-    table = con.create_table(ibis.util.gen_name("t"), ibis.memtable(pa.table({"item": ["i"]})))
+def test_interactions_have_their_columns_and_types(con: DuckDBEngine) -> None:
+    table = con.save(pa.table({"item": ["i"]}))
     made = interactions(table, item_id=table["item"], time_s=3, order=0, event_type="tip")
     assert made.to_pyarrow().to_pylist() == [
-        {"user_id": None, "item_id": "i", "time_s": 3, "order": 0, "event_type": "tip", "stars": None, "text": None, "part": None}
+        {"user_id": None, "item_id": "i", "time_s": 3, "order": 0, "event_type": "tip", "stars": None, "chars": 0, "part": None}
     ]
     assert dict(made.schema())[ITEM_ID].is_string() and dict(made.schema())["stars"].is_float64()
 

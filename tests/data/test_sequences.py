@@ -7,14 +7,15 @@ import json
 import time
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-import ibis
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twotower.config import DataConfig, SequencesConfig
+from twotower.data.engine import DuckDBEngine
 from twotower.data.raw import RawTables, Rejects
 from twotower.data.sequences import read_sequences
 from twotower.errors import DataError
@@ -22,16 +23,16 @@ from twotower.schema import FeatureSpec
 
 
 @cache
-def connection() -> Any:
-    """One for all tests: a source must not mind what else the connection holds."""
-    return ibis.duckdb.connect()
+def engine() -> DuckDBEngine:
+    """One for all tests: a source must not mind what else the engine holds."""
+    return DuckDBEngine(Path(mkdtemp()))
 
 
 def read(folder: Path, rejects: Rejects | None = None, **files: str) -> RawTables:
     """Read a folder; `train` is "train.txt" unless named."""
     names = SequencesConfig(**{"train": "train.txt", **files})  # type: ignore[arg-type]
     book = rejects or Rejects(folder / "rejects.jsonl", 0.0)
-    raw = read_sequences(DataConfig(source="sequences", path=folder, sequences=names), connection(), book)
+    raw = read_sequences(DataConfig(source="sequences", path=folder, sequences=names), engine(), book)
     book.check()
     return raw
 
@@ -57,7 +58,7 @@ def test_a_line_is_a_user_and_his_items_repeats_kept(tmp_path: Path) -> None:
         ("007", "ç-1", 1, 4, None),
         ("u1", "c", 3, 5, None),
     ]
-    assert set(rows(raw.interactions, "event_type", "stars", "text")) == {("interaction", None, None)}
+    assert set(rows(raw.interactions, "event_type", "stars", "chars")) == {("interaction", None, 0)}
     assert rows(raw.items, "item_id") == [("a",), ("b",), ("ç-1",), ("c",)]
     assert sorted(rows(raw.users, "user_id", "since_s", "elite")) == [("007", None, None), ("u1", None, None)]
     assert not raw.has_time and raw.features == () and raw.counts == {"train.txt": 4}

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from datetime import date, datetime, timezone
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from twotower.config import parse_config
+from twotower.data.engine import DuckDBEngine
 from twotower.data.raw import RawTables, Rejects
 from twotower.data.tables import read_tables
 from twotower.errors import ConfigError, DataError
@@ -26,9 +27,9 @@ NEW_YEAR = 1_577_836_800
 
 
 @cache
-def connection() -> Any:
-    """One for all tests: a source must not mind what else the connection holds."""
-    return ibis.duckdb.connect()
+def engine() -> DuckDBEngine:
+    """One for all tests: a source must not mind what else the engine holds."""
+    return DuckDBEngine(Path(mkdtemp()))
 
 
 class Read:
@@ -39,7 +40,7 @@ class Read:
         self.report.unlink(missing_ok=True)
         rejects = Rejects(self.report, 1.0)
         config = parse_config({"data": {"source": "tables", "path": str(folder), **sections}}).data
-        self.raw: RawTables = read_tables(config, connection(), rejects)
+        self.raw: RawTables = read_tables(config, engine(), rejects)
         rejects.check()
 
     def rows(self, table: str, *columns: str) -> list[tuple[Any, ...]]:
@@ -88,11 +89,12 @@ def items(tmp_path: Path) -> Callable[..., Read]:
 def test_a_csv_file_by_its_columns(events: Callable[..., Read]) -> None:
     content = 'who,what,score,kind,note,when\nu1,i1,4.5,view,"a, ""b""\nnext line",2020-01-01\nu2,i1,,,,2020-01-01 00:00:01\n'
     made = events(content, user_id="who", item_id="what", stars="score", event_type="kind", text="note", time="when")
-    columns = ("user_id", "item_id", "stars", "event_type", "text", "time_s", "order", "part")
+    columns = ("user_id", "item_id", "stars", "event_type", "chars", "time_s", "order", "part")
     assert made.rows("interactions", *columns) == [
-        ("u1", "i1", 4.5, "view", 'a, "b"\nnext line', NEW_YEAR, 0, None),
-        ("u2", "i1", None, "event", None, NEW_YEAR + 1, 1, None),
+        ("u1", "i1", 4.5, "view", len('a, "b"\nnext line'), NEW_YEAR, 0, None),
+        ("u2", "i1", None, "event", 0, NEW_YEAR + 1, 1, None),
     ]
+    assert made.raw.texts.to_pyarrow().to_pylist() == [{"order": 0, "text": 'a, "b"\nnext line'}, {"order": 1, "text": None}]
     assert made.raw.has_time and made.raw.counts == {"e.csv": 2} and not made.rejected()
     assert sorted(made.rows("items", "item_id", "name")) == [("i1", None)]
     assert sorted(made.rows("users", "user_id", "since_s", "elite")) == [("u1", None, None), ("u2", None, None)]

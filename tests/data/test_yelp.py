@@ -8,12 +8,13 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-import ibis
 import pytest
 
 from twotower.config import DataConfig
+from twotower.data.engine import DuckDBEngine
 from twotower.data.raw import RawTables, Rejects
 from twotower.data.yelp import find_files, read_yelp
 from twotower.data.yelp_business import attribute_name, clean_city, parse_business
@@ -36,9 +37,9 @@ def write(folder: Path, name: str, rows: Rows) -> Path:
 
 
 @cache
-def connection() -> Any:
-    """One for all tests: a source must not mind what else the connection holds."""
-    return ibis.duckdb.connect()
+def engine() -> DuckDBEngine:
+    """One for all tests: a source must not mind what else the engine holds."""
+    return DuckDBEngine(Path(mkdtemp()))
 
 
 class Read:
@@ -47,7 +48,7 @@ class Read:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.report = folder / "rejects.jsonl"
         self.rejects = Rejects(self.report, settings.get("max_reject_frac", 1.0))
-        self.raw: RawTables = read_yelp(DataConfig(path=folder, **settings), connection(), self.rejects)
+        self.raw: RawTables = read_yelp(DataConfig(path=folder, **settings), engine(), self.rejects)
         self.rejects.check()
 
     def events(self) -> list[dict[str, Any]]:
@@ -95,7 +96,7 @@ def test_events_of_all_tables_come_in_the_order_of_their_files(read: Callable[..
     assert [e["stars"] for e in events] == [4, 5, 3.5, None, None, None, None]
     assert [e["user_id"] for e in events] == ["u1"] * 3 + ["u2", None, None, None]
     assert [e["item_id"] for e in events] == ["b1"] * 6 + ["b9"]
-    assert [e["text"] for e in events] == ["Fine."] * 3 + ["Go early.", None, None, None]
+    assert [e["chars"] for e in events] == [5, 5, 5, 9, 0, 0, 0]
     assert len({e["order"] for e in events}) == 7 and not made.rejected() and made.raw.has_time
     assert made.raw.counts["review.json"] == 3 and made.raw.counts["checkin.json visits"] == 3
     assert {row["user_id"] for row in made.raw.users.to_pyarrow().to_pylist()} == {"u1", "u2"}
@@ -104,7 +105,9 @@ def test_events_of_all_tables_come_in_the_order_of_their_files(read: Callable[..
 def test_texts_alone_are_those_of_the_interactions(read: Callable[..., Read]) -> None:
     made = read(review=[REVIEW, "{cut", {**REVIEW, "text": "Second."}], tip=[TIP])
     alone = {row["order"]: row["text"] for row in made.raw.texts.to_pyarrow().to_pylist()}
-    assert {e["order"]: e["text"] for e in made.events()}.items() <= alone.items()
+    assert {e["order"]: e["chars"] for e in made.events()}.items() <= {
+        order: len(text or "") for order, text in alone.items()
+    }.items()
     assert sorted(text for text in alone.values() if text) == ["Fine.", "Go early.", "Second."]
 
 
@@ -142,14 +145,14 @@ BAD_REVIEWS: dict[str, tuple[dict[str, Any] | str, str]] = {
 @pytest.mark.parametrize(("bad", "reason"), BAD_REVIEWS.values(), ids=BAD_REVIEWS.keys())
 def test_a_bad_review_is_rejected_alone(bad: dict[str, Any] | str, reason: str, read: Callable[..., Read]) -> None:
     made = read(review=[REVIEW, "", bad, {**REVIEW, "user_id": "u3"}])
-    assert [(e["user_id"], e["text"]) for e in made.events()] == [("u1", "Fine."), ("u3", "Fine.")]
+    assert [(e["user_id"], e["chars"]) for e in made.events()] == [("u1", 5), ("u3", 5)]
     assert made.rejected() == [("review.json", 3, reason)]
     assert made.raw.counts["review.json"] == 3
 
 
 def test_a_review_without_stars_or_text_is_an_event(read: Callable[..., Read]) -> None:
     (event,) = read(review=[{"user_id": "u1", "business_id": "b1", "date": "2019-03-04"}]).events()
-    assert event["stars"] is None and event["text"] is None
+    assert event["stars"] is None and event["chars"] == 0
 
 
 def test_one_bad_visit_in_a_line_of_checkins_loses_only_itself(read: Callable[..., Read]) -> None:
@@ -452,7 +455,7 @@ RELEASES = {
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_real_release(release: str, real_data: Path, tmp_path: Path) -> None:
     rejects = Rejects(tmp_path / "rejects.jsonl", 0.0)
-    raw = read_yelp(DataConfig(path=real_data / "yelp-raw" / release), connection(), rejects)
+    raw = read_yelp(DataConfig(path=real_data / "yelp-raw" / release), engine(), rejects)
     rejects.check()
     events = raw.interactions.to_pyarrow().to_pylist()
     items = {row["item_id"]: row for row in raw.items.to_pyarrow().to_pylist()}
@@ -469,7 +472,7 @@ def test_a_real_release(release: str, real_data: Path, tmp_path: Path) -> None:
     }
     assert {name: found[name] for name in expected} == expected
     assert len({e["order"] for e in events}) == len(events)
-    assert all(e["text"] is not None and e["user_id"] for e in events if e["event_type"] != "checkin")
+    assert all(e["user_id"] for e in events if e["event_type"] != "checkin")
     assert all((e["stars"] is not None) == (e["event_type"] == "review") for e in events)
     quoted = [value for item in items.values() for value in item["attributes"] if set(value) & set("'\"{}") or "False" in value]
     assert not quoted

@@ -1,6 +1,8 @@
 """A prepared folder, opened: events by user, visits by item, features, and the questions a split holds.
 
-Enters: the folder `prepare` wrote. Leaves: numpy arrays and `Queries`. Everything is read when first asked for.
+Enters: the folder `prepare` wrote. Leaves: numpy arrays and `Queries`. Tables are read when first asked for; events, visits and
+features are memory maps, not to be written to: opening them costs nothing, histories are read where they are touched, and processes
+of one host share the pages.
 
 Promise: the history of a question never holds an event of its own moment or later (`held_out` says what that means per split).
 """
@@ -19,15 +21,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
+from twotower.arrays import open_arrays
 from twotower.data.town import TRUTH_FILE
 from twotower.encoders import Encoders
 from twotower.errors import DataError
 from twotower.ragged import changes, cumulated, lower_bound
 from twotower.retriever import Float, Int, Mask, Queries
-from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, ITEM_ROW, SPLITS, TRAIN, UNKNOWN, USER_ID, USER_ROW, FeatureSpec
+from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, SPLITS, TRAIN, UNKNOWN, USER_ID, FeatureSpec
 
+EVENTS_FILE, VISITS_FILE = "events.safetensors", "visits.safetensors"
+ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
 ASIDE = ("rejects.jsonl", TRUTH_FILE)  # files of the folder that no model is made from
 
 
@@ -170,14 +174,12 @@ class Dataset:
     @cached_property
     def events(self) -> Events:
         """Events of known users."""
-        columns = _read(self.path / "events.parquet", item_row=np.int64, time_s=np.int64, event_type=np.int64)
-        return Events(offsets=_offsets(columns.pop(USER_ROW), self.n_users), **columns)
+        return Events(**open_arrays(self.path / EVENTS_FILE))
 
     @cached_property
     def visits(self) -> Visits:
         """Everything that happened at each item."""
-        columns = _read(self.path / "visits.parquet", time_s=np.int64)
-        return Visits(offsets=_offsets(columns.pop(ITEM_ROW), self.n_items), **columns)
+        return Visits(**open_arrays(self.path / VISITS_FILE))
 
     @cached_property
     def items(self) -> pa.Table:
@@ -192,12 +194,12 @@ class Dataset:
     @cached_property
     def item_features(self) -> dict[str, NDArray[Any]]:
         """Encoded static features of the items, over all rows."""
-        return load_file(self.path / "item_features.safetensors")
+        return open_arrays(self.path / ITEM_FEATURES_FILE)
 
     @cached_property
     def user_features(self) -> dict[str, NDArray[Any]]:
         """Encoded static features of the users, over all rows."""
-        return load_file(self.path / "user_features.safetensors")
+        return open_arrays(self.path / USER_FEATURES_FILE)
 
     @cached_property
     def encoders(self) -> Encoders:
@@ -233,7 +235,7 @@ class Dataset:
         events = self.events
         begin = events.offsets[user_rows]
         end = lower_bound(events.time_s, begin, events.offsets[user_rows + 1], time_s)
-        return self._queries(np.arange(len(events)), begin, end, user_rows, time_s)
+        return self._queries(None, begin, end, user_rows, time_s)
 
     def held_out(self, split: str, *, max_queries: int | None = None, seed: int = 0) -> HeldOut:
         """Questions of the split "valid" or "test": what did the user choose at that moment?
@@ -283,24 +285,25 @@ class Dataset:
             event_index=target[distinct][kept],
         )
 
-    def _before(self, event: Int, user_row: Int, code: int) -> tuple[Int, Int, Int, Int]:
-        """Histories of the questions with first target `event` [B]: slices begin:end of `pool` (positions of events); moments."""
+    def _before(self, event: Int, user_row: Int, code: int) -> tuple[Int | None, Int, Int, Int]:
+        """Histories of the questions with first target `event` [B]: slices begin:end of `pool` (positions of events, or None: of
+        the events themselves), and moments."""
         events, kind = self.events, self.manifest["config"]["prepare"]["split"]["kind"]
         begin, moment = events.offsets[user_row[event]], events.time_s[event]
-        everything = np.arange(len(events))
         if kind == "leave_one_out":
-            return everything, begin, event, moment
+            return None, begin, event, moment
         if kind == "time":
-            return everything, begin, lower_bound(events.time_s, begin, event, moment), moment
+            return None, begin, lower_bound(events.time_s, begin, event, moment), moment
         pool = np.flatnonzero(events.split < code)
         begin = np.searchsorted(pool, begin)
         end = np.searchsorted(pool, events.offsets[user_row[event] + 1])
         last = events.time_s[pool[np.maximum(end - 1, 0)]] if len(pool) else moment
         return pool, begin, end, np.where(end > begin, last + 1, moment)
 
-    def _queries(self, pool: Int, begin: Int, end: Int, user_row: Int, time_s: Int) -> Queries:
+    def _queries(self, pool: Int | None, begin: Int, end: Int, user_row: Int, time_s: Int) -> Queries:
         events, offsets = self.events, cumulated(end - begin)
-        at = pool[np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], end - begin)]
+        at = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], end - begin)
+        at = at if pool is None else pool[at]
         return Queries(
             offsets=offsets,
             item_row=events.item_row[at],
@@ -311,16 +314,6 @@ class Dataset:
             user_row=np.asarray(user_row, np.int64),
             place=np.full((len(begin), 2), np.nan, np.float32),
         )
-
-
-def _read(path: Path, **types: Any) -> dict[str, NDArray[Any]]:
-    """Columns of a Parquet file as arrays, cast where a type is named."""
-    table = pq.read_table(path)
-    return {name: np.asarray(table[name].to_numpy(), types.get(name)) for name in table.column_names}
-
-
-def _offsets(rows: NDArray[Any], size: int) -> Int:
-    return cumulated(np.bincount(rows, minlength=size))
 
 
 def _sample(size: int, most: int | None, seed: int) -> Int:

@@ -1,6 +1,6 @@
 """Raw tables → a dataset folder: filtered, split, numbered, encoded.
 
-Enters: what a source reads (`SOURCES`) and the settings. Leaves: a folder of Parquet, safetensors and JSON with a `manifest.json`
+Enters: what a source reads (`SOURCES`) and the settings. Leaves: a folder of safetensors, Parquet and JSON with a `manifest.json`
 that counts everything kept and dropped, and why. `Dataset` opens it.
 
 Promises: the same input and settings give the same bytes of every file. With dates as cuts, nothing after the first cut changes a
@@ -25,16 +25,21 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import save
+from numpy.typing import NDArray
 
+from twotower.arrays import write_arrays
 from twotower.config import Config, PrepareConfig
-from twotower.data.raw import RawTables, Rejects, Source
-from twotower.data.selection import BY_TIME, CHARS, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
+from twotower.data.dataset import EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE, VISITS_FILE
+from twotower.data.engine import DuckDBEngine, Engine
+from twotower.data.engine_spark import SparkEngine
+from twotower.data.raw import CHARS, RawTables, Rejects, Source
+from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
 from twotower.data.sequences import read_sequences
 from twotower.data.tables import read_tables
 from twotower.data.yelp import read_yelp
-from twotower.encoders import encode_items, encode_users, fit_encoders
+from twotower.encoders import encode_items, encode_users, fit_encoders, hash_texts
 from twotower.errors import ConfigError, DataError, nearest
+from twotower.ragged import cumulated
 from twotower.schema import (
     EVENT_TYPE,
     FIRST_ROW,
@@ -56,13 +61,13 @@ from twotower.schema import (
 )
 
 SOURCES: dict[str, Source] = {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences}
-MEMORY_LIMIT = "2GB"  # of the SQL engine alone; beyond it, it spills into the unfinished folder
 ROW_GROUP = 1 << 20
 RESERVED_FEATURES = {  # fields and arrays that are there anyway
     "item": ("id", "state", "home", "request_place", "hour", "weekday", "month"),
     "user": ("id", "state", "home", "request_place", "hour", "weekday", "month", "since_s", "elite"),
 }
 TRUTH = "town_truth.safetensors"
+OFFSETS = "offsets"  # where the rows of each user, or item, begin
 
 Progress = Callable[[str], None]
 
@@ -94,19 +99,24 @@ def prepare(config: Config, out: Path, *, progress: Progress | None = None) -> d
     say = progress or (lambda _: None)
     with _replacing(out) as folder:
         spill, rejects = folder / "spill", Rejects(folder / "rejects.jsonl", config.data.max_reject_frac)
-        con = ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=str(spill))
+        engine = open_engine(config.prepare, spill)
         try:
             say("read raw files")
-            raw = SOURCES[config.data.source](config.data, con, rejects)
+            raw = SOURCES[config.data.source](config.data, engine, rejects)
             rejects.check()
-            manifest = _build(Stage(con, config, raw), folder, say)
+            manifest = _build(Stage(engine, config, raw), folder, say)
         finally:
             rejects.close()
-            con.disconnect()
+            engine.close()
         shutil.rmtree(spill, ignore_errors=True)
         manifest["hashes"] = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
     return manifest
+
+
+def open_engine(config: PrepareConfig, spill: Path) -> Engine:
+    """What computes the tables, as the settings have it; `spill` is where it puts what memory does not hold."""
+    return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill)
 
 
 def _build(stage: Stage, folder: Path, say: Progress) -> dict[str, Any]:
@@ -118,16 +128,17 @@ def _build(stage: Stage, folder: Path, say: Progress) -> dict[str, Any]:
     user_rows, n_train_users = _number(stage, chosen.users, chosen.events, USER_KEY, USER_ROW)
     types = _event_types(chosen.events)
     say("write events")
-    kept = _write_events(chosen, item_rows, user_rows, types, folder)
+    kept = _write_events(stage, chosen, item_rows, user_rows, types, folder)
     say("encode features")
-    items = _entities(item_rows.join(raw.items, ITEM_ID), ITEM_ROW, ITEM_ID)
-    users = _entities(user_rows.left_join(raw.users, USER_ID), USER_ROW, USER_ID)
-    text = _item_text(stage, specs, items, chosen.events, item_rows)
+    items = _entities(item_rows.join(chosen.items, ITEM_KEY).join(raw.items, ITEM_ID), ITEM_ROW, ITEM_ID)
+    users = _entities(user_rows.join(chosen.users, USER_KEY).left_join(raw.users, USER_ID), USER_ROW, USER_ID)
+    said = _item_text(stage, specs, items, chosen.events, item_rows)
+    text = None if said is None else hash_texts(said)
     trained = {"n_train_items": n_train_items, "n_train_users": n_train_users}
     encoders = fit_encoders(specs, items, users, **trained, item_text=text, text_dim=config.prepare.text_dim, seed=config.seed)
     encoders.save(folder)
-    (folder / "item_features.safetensors").write_bytes(save(encode_items(encoders, items, text)))
-    (folder / "user_features.safetensors").write_bytes(save(encode_users(encoders, users)))
+    write_arrays(folder / ITEM_FEATURES_FILE, encode_items(encoders, items, text))
+    write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
     _write(items, folder / "items.parquet")
     _write(users, folder / "users.parquet")
     if raw.truth is not None:
@@ -169,35 +180,51 @@ def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:
 
 
 def _number(stage: Stage, ids: ir.Table, events: ir.Table, key: str, row: str) -> tuple[ir.Table, int]:
-    """Rows from 2: those with a training event by id, then the others by id. Also return how many have one."""
-    trained = events.filter(is_training(events)).select(key).distinct().mutate(trained=True)
-    flagged = ids.left_join(trained, key).drop(f"{key}_right").mutate(new=ibis._.trained.isnull())
-    number = ibis.row_number().over(order_by=["new", key]) + FIRST_ROW
-    rows = stage.save(flagged.mutate(number.cast("int32").name(row)).drop("trained"))
-    return rows.drop("new"), row_count(rows.filter(~rows.new))
+    """Rows from 2: the keys with a training event, then the others, each in their order. Also return how many have one.
+
+    Items that nothing happened to have a row; so do users only with an event.
+    """
+    seen = events.filter(events[key].notnull()).group_by(key).aggregate(new=~is_training(events).any())
+    if key == ITEM_KEY:
+        seen = ids.select(key).left_join(seen, key).drop(f"{key}_right").mutate(new=ibis._.new.fill_null(True))
+    rows = seen.mutate((ibis.row_number().over(order_by=["new", key]) + FIRST_ROW).cast("int64").name(row))
+    kept = stage.save(rows)
+    return kept.drop("new"), row_count(kept.filter(~kept.new))
 
 
 def _event_types(events: ir.Table) -> list[str]:
     """Types seen in training, by name. Others have code 0, unknown, so that a type that appears later changes no model."""
-    names = events.filter(is_training(events)).select(EVENT_TYPE).distinct().order_by(EVENT_TYPE)
-    return [str(name) for name in names.to_pyarrow()[EVENT_TYPE].to_pylist()]
+    # Sorted here: Ibis 12 forgets the selection when Spark is to sort what is distinct.
+    names = events.filter(is_training(events)).select(EVENT_TYPE).distinct().to_pyarrow()
+    return sorted(names[EVENT_TYPE].to_pylist())
 
 
-def _write_events(chosen: Selection, items: ir.Table, users: ir.Table, types: list[str], folder: Path) -> dict[str, int]:
+def _write_events(
+    stage: Stage, chosen: Selection, items: ir.Table, users: ir.Table, types: list[str], folder: Path
+) -> dict[str, int]:
     """Write both event tables and count what is in them."""
-    rows = chosen.events.join(items.select(ITEM_KEY, ITEM_ROW), ITEM_KEY).left_join(users.select(USER_KEY, USER_ROW), USER_KEY)
+    rows = chosen.events.join(items, ITEM_KEY).left_join(users, USER_KEY)
     stars = rows[STARS].fill_null(float("nan")).cast("float32")
-    code = rows[EVENT_TYPE].cases(*((name, i + 1) for i, name in enumerate(types)), else_=0).cast("int8")
-    full = rows.mutate(stars=stars, event_type=code)
+    code = rows[EVENT_TYPE].cases(*((name, i + 1) for i, name in enumerate(types)), else_=0).cast("int64")
+    columns = [USER_ROW, ITEM_ROW, TIME, ORDER, STARS, EVENT_TYPE, WEIGHT, POSITIVE, SPLIT]
+    full = stage.save(rows.mutate(stars=stars, event_type=code).select(columns))
     known = full.filter(full[USER_ROW].notnull()).order_by([USER_ROW, *BY_TIME])
-    events = known.select(USER_ROW, ITEM_ROW, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, SPLIT).to_pyarrow()
-    _write(events, folder / "events.parquet")
-    visits = full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT).to_pyarrow()
-    _write(visits, folder / "visits.parquet")
-    by_split = np.bincount(events[SPLIT].to_numpy(), minlength=len(SPLITS)).tolist()
+    events = _arrays(known.select(USER_ROW, ITEM_ROW, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, SPLIT))
+    events[OFFSETS] = cumulated(np.bincount(events.pop(USER_ROW), minlength=row_count(users) + FIRST_ROW))
+    write_arrays(folder / EVENTS_FILE, events)
+    visits = _arrays(full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT))
+    visits[OFFSETS] = cumulated(np.bincount(visits.pop(ITEM_ROW), minlength=row_count(items) + FIRST_ROW))
+    write_arrays(folder / VISITS_FILE, visits)
+    n_events, by_split = len(events[SPLIT]), np.bincount(events[SPLIT], minlength=len(SPLITS)).tolist()
     counts = {f"{name}_events": by_split[code] for name, code in SPLITS.items()}
-    positives = int(events[POSITIVE].to_numpy().sum())
-    return {"events": len(events), **counts, "positive_events": positives, "anonymous_events": len(visits) - len(events)}
+    positives = int(events[POSITIVE].sum())
+    return {"events": n_events, **counts, "positive_events": positives, "anonymous_events": len(visits[SPLIT]) - n_events}
+
+
+def _arrays(rows: ir.Table) -> dict[str, NDArray[Any]]:
+    """Columns of a result as arrays of their own types."""
+    table = rows.to_pyarrow()
+    return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, events: ir.Table, rows: ir.Table) -> list[str] | None:
@@ -207,13 +234,14 @@ def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, ev
         return None
     own = [value or "" for value in items[columns[0]].to_pylist()]
     limit = stage.config.prepare.text_max_chars
+    if stage.raw.texts is None or not limit:
+        return own
     written = events.filter((events[SPLIT] == TRAIN) & (events[CHARS] > 0))
     window = ibis.cumulative_window(group_by=ITEM_KEY, order_by=list(BY_TIME))
     # Chosen by length alone, before any text is read: the thousands of reviews of a popular item never meet in memory.
     start = written[CHARS].sum().over(window) - written[CHARS]
     chosen = stage.save(written.mutate(start=start).filter(ibis._.start < limit).select(ITEM_KEY, TIME, ORDER, "start"))
-    source = stage.raw.interactions if stage.raw.texts is None else stage.raw.texts
-    texts = source.select(ORDER, TEXT).join(chosen, ORDER).join(rows.select(ITEM_KEY, ITEM_ROW), ITEM_KEY)
+    texts = stage.raw.texts.join(chosen, ORDER).join(rows, ITEM_KEY)
     capped = texts.mutate(text=texts[TEXT].substr(0, limit - texts["start"]))
     found = capped.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TEXT).to_pyarrow()
     said, bounds = found[TEXT].to_pylist(), np.searchsorted(found[ITEM_ROW].to_numpy(), np.arange(len(own) + 1) + FIRST_ROW)
@@ -224,7 +252,7 @@ def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, ev
 
 def _entities(joined: ir.Table, row: str, name: str) -> pa.Table:
     """Items or users in the order of their rows, the id first, the raw columns as they are."""
-    internal = {row, ITEM_KEY, USER_KEY, name, f"{name}_right"}
+    internal = {row, ITEM_KEY, USER_KEY, f"{ITEM_KEY}_right", f"{USER_KEY}_right", name, f"{name}_right"}
     columns = [name, *(column for column in joined.columns if column not in internal)]
     return joined.order_by(row).select(columns).to_pyarrow()
 

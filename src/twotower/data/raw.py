@@ -2,8 +2,9 @@
 
 Enter: files as they came, with whatever is wrong in them. Leave: Ibis tables of readable rows, and `rejects.jsonl`.
 
-Promises: a bad row goes to `rejects.jsonl` with file, line number and reason, is counted, and loses nothing else. Reading is one
-scan by the engine; only a file that holds bad rows is walked a second time, to find their lines. Rows keep the order of the file.
+Promises: a bad row goes to `rejects.jsonl` with file, line number and reason, is counted, and loses nothing else. The engine scans
+a file once, into a table of what is used; only a file that holds bad rows is walked a second time, to find their lines. Texts are
+the exception: they are not kept, but read again when it is known which of them are wanted.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-import duckdb
 import ibis
 import ibis.expr.types as ir
-import pyarrow as pa
 
 from twotower.config import DataConfig
+from twotower.data.engine import ROW, Engine
 from twotower.errors import DataError
-from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, STARS, TEXT, TIME, USER_ID, FeatureSpec
+from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, STARS, TIME, USER_ID, FeatureSpec
 
-ROW = "source_row"  # int64: position among the rows of the file, from 0
+CHARS = "chars"  # int64: length of what the user wrote
 REASON = "reject_reason"
+ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j")  # modules of the errors they raise
 SHOWN_CHARS = 200  # of a rejected row
 SHOWN_REJECTS = 3
 MS_FROM = 1e11  # numbers from here on are milliseconds: as seconds they would lie after the year 5000
@@ -37,7 +38,7 @@ INTERACTIONS = {
     ORDER: "int64",
     EVENT_TYPE: "string",
     STARS: "float64",
-    TEXT: "string",
+    CHARS: "int64",
     PART: "string",
 }
 
@@ -50,8 +51,8 @@ class RawTables:
     ----------
     interactions
         `user_id` string (null: anonymous), `item_id` string, `time_s` int64 (seconds; the position in the line when `has_time` is
-        False), `order` int64 (unique, in the order of the source), `event_type` string, `stars` float64 or null, `text` string or
-        null, `part` "train", "test" or null. May be a view over the raw files: whoever needs it twice keeps what it needs.
+        False), `order` int64 (unique, in the order of the source), `event_type` string, `stars` float64 or null, `chars` int64
+        (length of the text, 0 without one), `part` "train", "test" or null.
     users
         `user_id` unique, `since_s` int64 or null, `elite` array of years, and declared columns. May lack users of the interactions.
     items
@@ -63,8 +64,8 @@ class RawTables:
     counts
         Rows read, and rows left out for a reason other than being rejected, by file.
     texts
-        `order` and `text` alone, where reading them so is cheaper than from `interactions`; may hold orders of rejected rows. None:
-        take them from `interactions`.
+        `order` and `text` of the interactions, read from the raw files each time; may hold orders of rejected rows. None: there are
+        no texts.
     truth
         The file with a simulated town's true preferences, when the raw folder holds one.
     """
@@ -136,8 +137,9 @@ class Rejects:
             self._file = None
 
 
-Source = Callable[[DataConfig, ibis.BaseBackend, Rejects], RawTables]
+Source = Callable[[DataConfig, Engine, Rejects], RawTables]
 Check = tuple[ir.BooleanValue, "ir.StringValue | str"]  # (the row is bad, why)
+Columns = dict[str, ir.Value]
 Locate = Callable[[Sequence[int]], Iterator[tuple[int, str]]]  # rising rows → (line number from 1, text) of each
 
 
@@ -159,24 +161,16 @@ def reading(file: Path) -> Iterator[None]:
     """Turn what an engine says of an unreadable file into a `DataError` that names it."""
     try:
         yield
-    except (duckdb.Error, EOFError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, (EOFError, OSError)) and type(error).__module__.partition(".")[0] not in ENGINES:
+            raise
         raise DataError(
             f"{file.name} must be readable from end to end. {file}: {_one_line(error)} Restore or replace the file."
         ) from None
 
 
-def scan_json(con: Any, path: Path, columns: Sequence[str]) -> ir.Table:
-    """A lazy table of the named keys of a JSON-lines file, all as strings, with `ROW`.
-
-    A line that is no JSON object is a row of nulls: no other row moves, whatever stands in the file.
-    """
-    types = dict.fromkeys(columns, "VARCHAR")
-    table = con.read_json(str(path), columns=types, format="newline_delimited", ignore_errors=True)
-    return table.mutate(ibis.row_number().cast("int64").name(ROW))
-
-
 def locate_json(path: Path) -> Locate:
-    """Find the lines of rows of `scan_json`."""
+    """Find the lines of rows of `Engine.read_json`."""
 
     def locate(rows: Sequence[int]) -> Iterator[tuple[int, str]]:
         wanted = iter(rows)
@@ -192,9 +186,17 @@ def locate_json(path: Path) -> Locate:
 
 
 def screen(
-    rows: ir.Table, checks: Sequence[Check], *, file: Path, rejects: Rejects, locate: Locate, unique: str | None = None
+    engine: Engine,
+    rows: ir.Table,
+    checks: Sequence[Check],
+    columns: Columns,
+    *,
+    file: Path,
+    rejects: Rejects,
+    locate: Locate,
+    unique: str | None = None,
 ) -> tuple[ir.Table, int]:
-    """Report the bad rows now; return the lazy table of the good ones, and how many rows there are altogether.
+    """Read the rows once, report the bad ones, and return a kept table of the good ones, and how many rows there are altogether.
 
     Parameters
     ----------
@@ -202,31 +204,42 @@ def screen(
         Rows with `ROW`.
     checks
         What makes a row bad, and why; the first that holds is the reason.
+    columns
+        What is kept of a good row, besides `ROW`.
     file
         Named in reports and errors.
     locate
         Finds the line of a row; called only when there are bad ones.
     unique
-        A column whose values must not repeat: the first row with a value stays, later ones are bad.
+        A kept column whose values must not repeat: the first row with a value stays, later ones are bad.
     """
-    reason = ibis.cases(*checks, else_=ibis.null("string"))
-    flagged = rows.mutate(reason.name(REASON))
-    if unique:
-        repeat = ibis.row_number().over(group_by=[unique, flagged[REASON].isnull()], order_by=ROW) > 0
-        again = ibis.ifelse(
-            repeat, ibis.literal(f"{unique} repeats that of an earlier row: ") + shown(flagged[unique]), ibis.null("string")
-        )
-        flagged = flagged.mutate(flagged[REASON].coalesce(again).name(REASON))
     with reading(file):
+        flagged = engine.save(rows.select(ROW, ibis.cases(*checks, else_=ibis.null("string")).name(REASON), **columns))
+        if unique and _repeats(flagged, unique):
+            flagged = engine.save(_first_of_each(flagged, unique))
         counts = flagged.aggregate(total=flagged.count(), bad=flagged[REASON].count()).to_pyarrow().to_pylist()[0]
         rejects.total(file.name, counts["total"])
-        if not counts["bad"]:
-            return rows, counts["total"]  # unfiltered: a reader of one column parses only that one
-        bad = flagged.filter(flagged[REASON].notnull()).select(ROW, REASON).order_by(ROW).to_pyarrow()
-        found = locate(bad[ROW].to_pylist())
-        for why, (line, text) in zip(bad[REASON].to_pylist(), found, strict=True):
-            rejects.add(file.name, line, why, text)
-    return flagged.filter(flagged[REASON].isnull()).drop(REASON), counts["total"]
+        if counts["bad"]:
+            bad = flagged.filter(flagged[REASON].notnull()).select(ROW, REASON).order_by(ROW).to_pyarrow()
+            found = locate(bad[ROW].to_pylist())
+            for why, (line, text) in zip(bad[REASON].to_pylist(), found, strict=True):
+                rejects.add(file.name, line, why, text)
+            flagged = flagged.filter(flagged[REASON].isnull())
+    return flagged.drop(REASON), counts["total"]
+
+
+def _repeats(flagged: ir.Table, key: str) -> bool:
+    """Whether a key stands in two good rows: far cheaper than numbering the rows of each key."""
+    good = flagged.filter(flagged[REASON].isnull())
+    counts = good.aggregate(rows=good.count(), keys=good[key].nunique()).to_pyarrow().to_pylist()[0]
+    return bool(counts["rows"] != counts["keys"])
+
+
+def _first_of_each(flagged: ir.Table, key: str) -> ir.Table:
+    """`flagged`, where the later good rows of a key have that for their reason."""
+    repeat = ibis.row_number().over(group_by=[key, flagged[REASON].isnull()], order_by=ROW) > 0
+    why = ibis.literal(f"{key} repeats that of an earlier row: ") + shown(flagged[key])
+    return flagged.mutate(flagged[REASON].coalesce(ibis.ifelse(repeat, why, ibis.null("string"))).name(REASON))
 
 
 def seconds(text: ir.StringValue) -> ir.IntegerValue:
@@ -236,12 +249,6 @@ def seconds(text: ir.StringValue) -> ir.IntegerValue:
     number = ibis.ifelse(number.abs() >= MS_FROM, number / 1000, number)
     number = ibis.ifelse(number.abs() < MS_FROM, number.floor(), ibis.null("float64"))
     return stamp.epoch_seconds().cast("float64").floor().cast("int64").coalesce(number.cast("int64"))
-
-
-def store(con: Any, name: str, rows: ir.Table | pa.Table) -> ir.Table:
-    """A new table of the connection; its name begins with `name`."""
-    table = rows if isinstance(rows, ir.Table) else ibis.memtable(rows)
-    return con.create_table(ibis.util.gen_name(name), table)
 
 
 def missing(value: ir.StringValue) -> ir.BooleanValue:
@@ -255,17 +262,17 @@ def shown(value: ir.StringValue) -> ir.StringValue:
 
 
 def interactions(table: ir.Table, **columns: Any) -> ir.Table:
-    """Columns of `INTERACTIONS`, in order and typed, null where not given."""
-    values = {name: columns.get(name, ibis.null(kind)) for name, kind in INTERACTIONS.items()}
+    """Columns of `INTERACTIONS`, in order and typed; no text, and else null, where not given."""
+    values = {name: columns.get(name, ibis.null(kind)) for name, kind in INTERACTIONS.items()} | {CHARS: columns.get(CHARS, 0)}
     return table.select(**{name: _value(value).cast(INTERACTIONS[name]) for name, value in values.items()})
 
 
-def ids_only(events: ir.Table, name: str) -> ir.Table:
-    """The distinct ids of a column of the interactions: the table of a source that brings none."""
+def ids_only(engine: Engine, events: ir.Table, name: str) -> ir.Table:
+    """The distinct ids of a column of the interactions, kept: the table of a source that brings none."""
     ids = events.filter(events[name].notnull()).select(name).distinct()
     if name == ITEM_ID:
-        return ids.mutate(name=ibis.null("string"))
-    return ids.mutate(since_s=ibis.null("int64"), elite=ibis.null("array<int64>"))
+        return engine.save(ids.mutate(name=ibis.null("string")))
+    return engine.save(ids.mutate(since_s=ibis.null("int64"), elite=ibis.null("array<int64>")))
 
 
 def listing(folder: Path, most: int = 6) -> str:

@@ -13,13 +13,13 @@ from calendar import timegm
 from dataclasses import dataclass, field
 from datetime import date
 from math import ceil
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import ibis
 import ibis.expr.types as ir
-from ibis.expr.operations import DatabaseTable
 
 from twotower.config import Config, SplitConfig
+from twotower.data.engine import Engine, kept_below
 from twotower.data.raw import RawTables
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.schema import (
@@ -31,7 +31,6 @@ from twotower.schema import (
     SPLIT,
     STARS,
     TEST,
-    TEXT,
     TIME,
     TRAIN,
     USER_ID,
@@ -40,38 +39,30 @@ from twotower.schema import (
 
 ITEM_KEY, USER_KEY = "item_key", "user_key"  # dense numbers in the order of the ids: joins and sorts on them are cheap
 HELD = "held"  # the source's own test part
-CHARS = "chars"  # length of the text
 BY_TIME = (TIME, ORDER)
 TOO_FEW = "too few training events"
 
 
 @dataclass
 class Stage:
-    """The connection, the settings, and how many events, users and items were dropped so far, and why."""
+    """The engine, the settings, and how many events, users and items were dropped so far, and why."""
 
-    con: Any
+    engine: Engine
     config: Config
     raw: RawTables
     dropped: dict[str, dict[str, int]] = field(default_factory=lambda: {"events": {}, "users": {}, "items": {}})
-    saved: int = 0
 
     def save(self, expression: ir.Table) -> ir.Table:
         """Compute `expression` once, as a table of the engine."""
-        self.saved += 1
-        table: ir.Table = self.con.create_table(f"stage_{self.saved}", expression, temp=True)
-        return table
+        return self.engine.save(expression)
 
     def keep(self, before: ir.Table, after: ir.Table, reason: str) -> ir.Table:
         """Compute `after`, count the events of `before` it lacks under `reason`, and free `before` (not to be used again)."""
         kept = self.save(after)
         self.dropped["events"][reason] = row_count(before) - row_count(kept)
-        if isinstance(before.op(), DatabaseTable):
-            self.free(before)
+        for table in kept_below(before):
+            self.engine.free(table)
         return kept
-
-    def free(self, table: ir.Table) -> None:
-        """Drop a saved table."""
-        self.con.raw_sql(f"DROP TABLE {table.get_name()}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ class Selection:
     events
         item_key, user_key int64 (null: anonymous), time_s, order, event_type, stars, chars, weight, positive, split.
     items, users
-        (item_id, item_key) of every item that was not dropped, and (user_id, user_key) of every user with a kept event.
+        (item_id, item_key) of every item that was not dropped, and (user_id, user_key) of every user that was read.
     cuts_s
         First second of the periods "valid" and "test"; empty where the split is not by time.
     """
@@ -102,7 +93,7 @@ def select_events(stage: Stage) -> Selection:
     events, cuts = _split_before(stage, events)
     events, items = _filtered(stage, events, items)
     events = _split_after(stage, events)
-    return Selection(events, items, users.semi_join(events, USER_KEY), cuts)
+    return Selection(events, items, users, cuts)
 
 
 def is_training(events: ir.Table) -> ir.BooleanValue:
@@ -127,15 +118,13 @@ def _check_split(stage: Stage) -> None:
 
 
 def _numbered(stage: Stage) -> tuple[ir.Table, ir.Table, ir.Table]:
-    """Item keys, user keys, and the events of known items without their text: one scan of the raw files."""
+    """Item keys, user keys, and the events of known items; what the source kept of the interactions is freed."""
     raw, t = stage.raw, stage.raw.interactions
-    held = (t[PART] == "test").fill_null(False)
-    chars = t[TEXT].length().fill_null(0).cast("int64")
-    narrow = stage.save(t.select(USER_ID, ITEM_ID, TIME, ORDER, EVENT_TYPE, STARS, held=held, chars=chars))
     items = stage.save(_keyed(raw.items.select(ITEM_ID), ITEM_ID, ITEM_KEY))
-    users = stage.save(_keyed(narrow.filter(narrow[USER_ID].notnull()).select(USER_ID).distinct(), USER_ID, USER_KEY))
+    users = stage.save(_keyed(t.filter(t[USER_ID].notnull()).select(USER_ID).distinct(), USER_ID, USER_KEY))
+    narrow = t.mutate(held=(t[PART] == "test").fill_null(False)).drop(PART)
     joined = narrow.join(items, ITEM_ID).left_join(users, USER_ID).drop(USER_ID, ITEM_ID, f"{USER_ID}_right")
-    events = stage.keep(narrow, joined, "item is not in the items table")
+    events = stage.keep(t, joined, "item is not in the items table")
     if not raw.has_time:
         position = ibis.row_number().over(group_by=USER_KEY, order_by=[HELD, *BY_TIME])
         events = stage.save(events.mutate(time_s=position.cast("int64")))
@@ -239,7 +228,7 @@ def _frequent(stage: Stage, pairs: ir.Table, size: int) -> tuple[ir.Table, ir.Ta
         if size == before:
             return users, items
         if left is not pairs:
-            stage.free(left)
+            stage.engine.free(left)
         left = fewer
 
 

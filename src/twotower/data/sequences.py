@@ -13,13 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import ibis
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from twotower.config import DataConfig
-from twotower.data.raw import INTERACTIONS, RawTables, Rejects, ids_only, json_lines, listing, open_bytes, reading, store
+from twotower.data.engine import Engine
+from twotower.data.raw import CHARS, INTERACTIONS, RawTables, Rejects, ids_only, json_lines, listing, open_bytes, reading
 from twotower.errors import DataError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, TIME, USER_ID, FeatureSpec
 
@@ -28,15 +28,15 @@ SHOWN = {"name": pa.string(), "city": pa.string(), "state": pa.string(), "latitu
 CATEGORIES, CATEGORY_IDS = "categories", "category_ids"
 
 
-def read_sequences(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> RawTables:
+def read_sequences(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
     """Read the files that `config.sequences` names.
 
     Parameters
     ----------
     config
         Files are relative to `path`.
-    con
-        DuckDB connection; receives the tables.
+    engine
+        Receives the tables.
     rejects
         Receives lines that are no text, and item lines that are no JSON object with an item.
 
@@ -57,15 +57,15 @@ def read_sequences(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) 
     parts = [_sequences(_found(config.path, settings.train, "train"), rejects, counts)]
     if settings.test:
         parts.append(_sequences(_found(config.path, settings.test, "test"), rejects, counts))
-    events = store(con, "raw_interactions", _events(parts, split=settings.test is not None))
+    events = engine.save(_events(parts, split=settings.test is not None))
     described = _items(_found(config.path, settings.items, "items"), rejects, counts) if settings.items else {}
     attributes = _attributes(_found(config.path, settings.attributes, "attributes")) if settings.attributes else {}
     ids = dict.fromkeys(chain(*(items for _, items, _ in parts), described))
     table, features = _item_table(list(ids), described, attributes)
     return RawTables(
         interactions=events,
-        users=store(con, "raw_users", ids_only(events, USER_ID)),
-        items=store(con, "raw_items", table),
+        users=ids_only(engine, events, USER_ID),
+        items=engine.save(table),
         features=features,
         has_time=False,
         counts=counts,
@@ -124,6 +124,7 @@ def _events(parts: list[Part], *, split: bool) -> pa.Table:
         TIME: pa.array(position),
         ORDER: pa.array(np.arange(size)),
         EVENT_TYPE: pa.repeat(EVENT, size),
+        CHARS: pa.array(np.zeros(size, np.int64)),
         PART: pa.nulls(size, pa.string()) if part is None else pa.array(part),
     }
     types = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}

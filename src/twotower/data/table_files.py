@@ -11,15 +11,15 @@ import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twotower.data.raw import ROW, Locate, Rejects, json_lines, locate_json, open_bytes, reading, scan_json
-from twotower.errors import DataError, nearest
+from twotower.data.engine import ROW, DuckDBEngine, Engine
+from twotower.data.raw import Locate, Rejects, json_lines, locate_json, open_bytes, reading
+from twotower.errors import ConfigError, DataError, nearest
 
 FORMS = {
     ".csv": "csv",
@@ -33,24 +33,29 @@ FORMS = {
 DELIMITERS = ",\t;|"
 SAMPLED_LINES = 1000  # of a JSON-lines file, to learn its keys
 
-Scan = tuple[ir.Table, Locate, Callable[[], int]]
+Close = Callable[[], int]
+Scan = tuple[ir.Table, Locate, Close]
 """The rows, their lines, and a function that reports malformed lines after the first full scan and returns how many there are."""
 
 
-def scan_file(con: Any, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:
+def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:
     """Open a file by its suffix.
 
     Raises
     ------
     DataError
         The suffix is unknown, the file cannot be opened, or it lacks a column; the nearest one is named.
+    ConfigError
+        The engine is not DuckDB, and the file is CSV or Parquet.
     """
     suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
     form = FORMS.get(suffix)
     if form is None:
         raise DataError(f"A table is one of {', '.join(FORMS)} (also .gz). Got {file}. Convert or rename the file.")
+    if form != "json" and not isinstance(engine, DuckDBEngine):
+        raise ConfigError(f"Under prepare.engine spark a table is JSON lines. Got {file}. Convert it, or use the engine duckdb.")
     with reading(file):
-        return {"csv": _csv, "json": _json, "parquet": _parquet}[form](con, file, names, section, rejects)
+        return {"csv": _csv, "json": _json, "parquet": _parquet}[form](engine, file, names, section, rejects)
 
 
 def _require(columns: Sequence[str], names: Sequence[str], file: Path, section: str) -> None:
@@ -59,13 +64,13 @@ def _require(columns: Sequence[str], names: Sequence[str], file: Path, section: 
             raise DataError(f"data.{section} names columns of {file.name}. It has no {name!r}.{nearest(name, columns)}")
 
 
-def _parquet(con: Any, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:  # noqa: ARG001
+def _parquet(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:  # noqa: ARG001
     try:
         schema = pq.read_schema(file)
     except pa.ArrowInvalid as error:
         raise DataError(f"{file.name} must be a Parquet file. {file}: {str(error).splitlines()[0]} Replace the file.") from None
     _require(schema.names, names, file, section)
-    rows = con.read_parquet(str(file)).select(*names)
+    rows = engine.con.read_parquet(str(file)).select(*names)
 
     def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
         return ((position + 1, "") for position in positions)
@@ -73,7 +78,7 @@ def _parquet(con: Any, file: Path, names: Sequence[str], section: str, rejects: 
     return _numbered(rows), locate, lambda: 0
 
 
-def _json(con: Any, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:  # noqa: ARG001
+def _json(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:  # noqa: ARG001
     keys: dict[str, None] = {}
     for _, line in islice(json_lines(file), SAMPLED_LINES):
         try:
@@ -82,14 +87,14 @@ def _json(con: Any, file: Path, names: Sequence[str], section: str, rejects: Rej
             continue
         keys |= dict.fromkeys(row if isinstance(row, dict) else ())
     _require(list(keys), names, file, section)
-    return scan_json(con, file, names), locate_json(file), lambda: 0
+    return engine.read_json(file, names), locate_json(file), lambda: 0
 
 
-def _csv(con: Any, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:
+def _csv(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:
     header, delimiter = _header(file)
     _require(header, names, file, section)
     table = ibis.util.gen_name("rejects")
-    rows = con.read_csv(
+    rows = engine.con.read_csv(
         str(file),
         columns=dict.fromkeys(header, "VARCHAR"),
         auto_detect=False,
@@ -106,7 +111,7 @@ def _csv(con: Any, file: Path, names: Sequence[str], section: str, rejects: Reje
 
     def malformed() -> dict[int, str]:
         query = f'SELECT line_byte_position, min(error_message) FROM "{table}" GROUP BY 1 ORDER BY 1'
-        found = con.raw_sql(query).fetchall()
+        found = engine.con.raw_sql(query).fetchall()
         lines = _lines_at(file, [int(place) for place, _ in found])
         return {line: " ".join(str(why).split()) for line, (_, why) in zip(lines, found, strict=True)}
 

@@ -6,18 +6,20 @@ columns under their own names. A column that is missing is named with its file; 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 
 from twotower.config import ColumnConfig, DataConfig, InteractionTableConfig, ItemTableConfig, TableConfig, UserTableConfig
+from twotower.data.engine import ROW, Engine
 from twotower.data.raw import (
-    ROW,
+    CHARS,
     Check,
+    Columns,
+    Locate,
     RawTables,
     Rejects,
     ids_only,
@@ -27,9 +29,8 @@ from twotower.data.raw import (
     screen,
     seconds,
     shown,
-    store,
 )
-from twotower.data.table_files import FORMS, scan_file
+from twotower.data.table_files import FORMS, Close, scan_file
 from twotower.errors import ConfigError, DataError
 from twotower.schema import EVENT_TYPE, HOURS_PER_WEEK, ITEM_ID, ORDER, STARS, TEXT, TIME, USER_ID, FeatureSpec, Side
 
@@ -41,19 +42,18 @@ ZONE = r"(\d\d:\d\d[\d:.]*)\s*([+-]\d\d):?(\d\d)?$"  # of "2024-05-01T12:00:00+0
 SINCE, ELITE = "since_s", "elite"
 PLACE, FIRST = "source_place", "source_first"
 
-Columns = dict[str, ir.Value]
 Typed = Callable[["Fields"], None]
 
 
-def read_tables(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> RawTables:
+def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
     """Read the tables that `config.interactions`, `config.users` and `config.items` describe.
 
     Parameters
     ----------
     config
         `interactions` is required. Without `items` every item of the interactions is one, known by its id alone; users likewise.
-    con
-        DuckDB connection; receives the tables.
+    engine
+        Receives the tables.
     rejects
         Receives bad rows: an id that is missing or repeated in its table; a time, number, place or vector that cannot be one;
         stars off the scale of 0 to 5.
@@ -75,10 +75,10 @@ def read_tables(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> 
         raise ConfigError(
             "The source tables needs data.interactions. Got none. Describe your tables there, or set data.source to yelp."
         )
-    reader = _Reader(config.path, con, rejects, {})
-    events = _interactions(reader, table)
-    items = _entities(reader, config.items) if config.items else store(con, "raw_items", ids_only(events, ITEM_ID))
-    users = _entities(reader, config.users) if config.users else store(con, "raw_users", ids_only(events, USER_ID))
+    reader = _Reader(config.path, engine, rejects, {})
+    events, texts = _interactions(reader, table)
+    items = _entities(reader, config.items) if config.items else ids_only(engine, events, ITEM_ID)
+    users = _entities(reader, config.users) if config.users else ids_only(engine, events, USER_ID)
     return RawTables(
         interactions=events,
         users=users,
@@ -89,6 +89,7 @@ def read_tables(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> 
         ),
         has_time=table.time is not None,
         counts=reader.counts,
+        texts=texts,
     )
 
 
@@ -190,28 +191,45 @@ class _Reader:
     """Where the files are, and who keeps the books."""
 
     base: Path
-    con: Any
+    engine: Engine
     rejects: Rejects
     counts: dict[str, int]
 
     def read(self, table: TableConfig, section: str, names: list[str], typed: Typed, unique: str | None = None) -> ir.Table:
         """The good rows of all files of a table, typed, with `PLACE`, their order."""
         parts = []
-        for number, file in enumerate(_files(self.base, table.path, section)):
-            rows, locate, close = scan_file(self.con, file, names, section, self.rejects)
-            raw = rows.rename({f"raw {name}": name for name in names})
-            fields = Fields(raw)
+        for rows, locate, close, file, place in self.scans(table, section, names):
+            fields = Fields(rows)
             typed(fields)
             nothing = ibis.and_(*(fields.raw(name).isnull() for name in names))
             checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.checks]
-            rows = raw.mutate(**fields.columns)
-            good, count = screen(rows, checks, file=file, rejects=self.rejects, locate=locate, unique=unique)
+            good, count = screen(
+                self.engine, rows, checks, fields.columns, file=file, rejects=self.rejects, locate=locate, unique=unique
+            )
             self.counts[file.name] = self.counts.get(file.name, 0) + count + close()
-            parts.append(good.select((good[ROW] + number * FILE_ORDERS).name(PLACE), *fields.columns))
-        return ibis.union(*parts) if len(parts) > 1 else parts[0]
+            parts.append(good.select((good[ROW] + place).name(PLACE), *fields.columns))
+        return _union(parts)
+
+    def texts(self, table: TableConfig, section: str, name: str) -> ir.Table:
+        """A column of all files of a table as `TEXT`, by `ORDER`; bad rows are not left out."""
+        parts = []
+        for rows, *_, place in self.scans(table, section, [name]):
+            parts.append(rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)))
+        return _union(parts)
+
+    def scans(self, table: TableConfig, section: str, names: list[str]) -> Iterator[tuple[ir.Table, Locate, Close, Path, int]]:
+        """For each file of a table: its rows as `Fields` wants them, their lines, …, the file, and the place of its first row."""
+        for number, file in enumerate(_files(self.base, table.path, section)):
+            rows, locate, close = scan_file(self.engine, file, names, section, self.rejects)
+            yield rows.rename({f"raw {name}": name for name in names}), locate, close, file, number * FILE_ORDERS
 
 
-def _interactions(reader: _Reader, table: InteractionTableConfig) -> ir.Table:
+def _union(parts: list[ir.Table]) -> ir.Table:
+    return ibis.union(*parts) if len(parts) > 1 else parts[0]
+
+
+def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Table, ir.Table | None]:
+    """The interactions, and their texts where they have any."""
     names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text]
 
     def typed(fields: Fields) -> None:
@@ -225,11 +243,12 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> ir.Table:
         if table.stars:
             fields.columns[STARS] = fields.stars(table.stars)
         if table.text:
-            fields.columns[TEXT] = fields.text(table.text)
+            fields.columns[CHARS] = fields.text(table.text).length().fill_null(0)
 
     rows = reader.read(table, "interactions", _distinct(names), typed)
     given = {name: rows[name] for name in rows.columns if name != PLACE}
-    return interactions(rows, **{TIME: rows[PLACE], **given, ORDER: rows[PLACE]})
+    texts = reader.texts(table, "interactions", table.text) if table.text else None
+    return interactions(rows, **{TIME: rows[PLACE], **given, ORDER: rows[PLACE]}), texts
 
 
 def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.Table:
@@ -262,7 +281,7 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.T
     rows = reader.read(table, section, _distinct([theirs, also, *declared]), typed, unique=key)
     first = ibis.row_number().over(group_by=key, order_by=PLACE) == 0  # the files of one glob may repeat each other
     once = rows.mutate(first.name(FIRST)).filter(ibis._[FIRST]).order_by(PLACE).drop(FIRST, PLACE)
-    return store(reader.con, f"raw_{section}", once)
+    return reader.engine.save(once)
 
 
 def columns_of(feature: ColumnConfig) -> list[str]:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 
 from twotower.config import DataConfig
+from twotower.data.engine import ROW, Engine
 from twotower.data.raw import (
-    ROW,
+    CHARS,
     Check,
     RawTables,
     Rejects,
@@ -28,16 +28,13 @@ from twotower.data.raw import (
     listing,
     locate_json,
     missing,
-    reading,
-    scan_json,
     screen,
     seconds,
     shown,
-    store,
 )
 from twotower.data.yelp_business import read_businesses
 from twotower.errors import ConfigError, DataError, nearest
-from twotower.schema import STARS, TEXT, USER_ID, FeatureSpec
+from twotower.schema import ITEM_ID, STARS, TEXT, TIME, USER_ID, FeatureSpec
 
 TABLES = ("business", "review", "tip", "checkin", "user")
 EVENTS = ("review", "tip", "checkin")
@@ -59,7 +56,7 @@ FEATURES = (
 )
 
 
-def read_yelp(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> RawTables:
+def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
     """Read the Yelp files under `config.path`.
 
     Parameters
@@ -67,8 +64,8 @@ def read_yelp(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> Ra
     config
         `path` is the folder of the files or a parent of it; `events` chooses among review, tip and checkin, and may name what the
         folder lacks.
-    con
-        DuckDB connection; receives the tables.
+    engine
+        Receives the tables.
     rejects
         Receives the bad rows.
 
@@ -94,17 +91,17 @@ def read_yelp(config: DataConfig, con: ibis.BaseBackend, rejects: Rejects) -> Ra
     if "business" not in files or not {"review", "tip"} & set(kinds):
         _refuse(config, files)
     counts: dict[str, int] = {}
-    items = read_businesses(files["business"], con, rejects, counts)
+    items = read_businesses(files["business"], engine, rejects, counts)
     parts, texts = [], []
     for position, kind in enumerate(kinds):
         read, base = (_checkins if kind == "checkin" else _opinions), position * FILE_ORDERS
-        parts.append(read(files[kind], kind, base, con, rejects, counts))
+        parts.append(read(files[kind], kind, base, engine, rejects, counts))
         if kind != "checkin":
             # A scan of one key: the engine then knows how large the file is, and builds no hash table of all texts in a join.
-            text = scan_json(con, files[kind], [TEXT])
+            text = engine.read_json(files[kind], [TEXT])
             texts.append(text.select(text[TEXT], order=text[ROW] + base))
     events = _union(parts)
-    users = _users(files["user"], con, rejects, counts) if "user" in files else ids_only(events, USER_ID)
+    users = _users(files["user"], engine, rejects, counts) if "user" in files else ids_only(engine, events, USER_ID)
     truth = files["business"].parent / TRUTH_FILE
     return RawTables(
         interactions=events,
@@ -181,67 +178,59 @@ def _refuse(config: DataConfig, files: dict[str, Path]) -> None:
     )
 
 
-def _opinions(file: Path, kind: str, base: int, con: Any, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
+def _opinions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
     """Reviews or tips: a user, a business, a date, a text, and stars in reviews."""
     keys = ["user_id", "business_id", "date", "text"] + (["stars"] if kind == "review" else [])
-    rows = scan_json(con, file, keys)
-    given = rows[STARS] if kind == "review" else ibis.null("string")
-    rows = rows.mutate(time_s=seconds(rows["date"]), given=given).mutate(stars=ibis._.given.try_cast("float64"))
-    out = rows["given"].notnull() & ~rows[STARS].between(1, 5).fill_null(False)
+    rows = engine.read_json(file, keys)
+    time, given = seconds(rows["date"]), rows[STARS] if kind == "review" else ibis.null("string")
+    stars = given.try_cast("float64")
     checks = [
         *_required(rows, keys, "user_id", "business_id", "date"),
-        *_dated(rows["date"], rows["time_s"]),
-        (out, "stars must be from 1 to 5, not " + shown(rows["given"])),
+        *_dated(rows["date"], time),
+        (given.notnull() & ~stars.between(1, 5).fill_null(False), "stars must be from 1 to 5, not " + shown(given)),
     ]
-    good, counts[file.name] = screen(rows, checks, file=file, rejects=rejects, locate=locate_json(file))
-    return interactions(
-        good,
-        user_id=good["user_id"],
-        item_id=good["business_id"],
-        time_s=good["time_s"],
-        order=good[ROW] + base,
-        event_type=kind,
-        stars=good[STARS],
-        text=good[TEXT],
-    )
+    columns = {USER_ID: rows["user_id"], ITEM_ID: rows["business_id"], TIME: time, STARS: stars}
+    columns[CHARS] = rows[TEXT].length().fill_null(0)
+    find = locate_json(file)
+    good, counts[file.name] = screen(engine, rows, checks, columns, file=file, rejects=rejects, locate=find)
+    return interactions(good, **{name: good[name] for name in columns}, order=good[ROW] + base, event_type=kind)
 
 
-def _checkins(file: Path, kind: str, base: int, con: Any, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
+def _checkins(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
     """Dated visits, many in a line, by nobody in particular; lines of weekday-hour counts are counted as undated."""
     keys = ["business_id", "date", "time", "checkin_info"]
-    rows = scan_json(con, file, keys)
+    rows = engine.read_json(file, keys)
     undated = rows["date"].isnull() & (rows["time"].notnull() | rows["checkin_info"].notnull())
     stamps = rows["date"].replace(", ", ",").split(",")
-    rows = rows.mutate(undated=undated, stamps=stamps)
-    checks = [*_required(rows, keys, "business_id"), (missing(rows["date"]) & ~rows["undated"], "date is missing")]
+    times = stamps.map(seconds).filter(lambda time: time.between(FIRST_S, LAST_S))  # an eighth of what the visits would take
+    columns = {ITEM_ID: rows["business_id"], "undated": undated, "times": times, "faults": stamps.length() - times.length()}
+    checks = [*_required(rows, keys, "business_id"), (missing(rows["date"]) & ~undated, "date is missing")]
     find = locate_json(file)
-    good, counts[file.name] = screen(rows, checks, file=file, rejects=rejects, locate=find)
-    times = good["stamps"].map(seconds).filter(lambda time: time.between(FIRST_S, LAST_S))
-    faults = good["stamps"].length() - times.length()
-    with reading(file):  # the times of a line as one list: an eighth of what the visits would take
-        lines = store(con, f"raw_{kind}", good.select("business_id", ROW, "undated", times=times, faults=faults))
-        total = lines.aggregate(undated=lines["undated"].sum(), faults=lines["faults"].sum(), visits=lines["times"].length().sum())
-        found = total.to_pyarrow().to_pylist()[0]
+    lines, counts[file.name] = screen(engine, rows, checks, columns, file=file, rejects=rejects, locate=find)
+    total = lines.aggregate(undated=lines["undated"].sum(), faults=lines["faults"].sum(), visits=lines["times"].length().sum())
+    found = total.to_pyarrow().to_pylist()[0]
     counts |= {f"{file.name} undated": found["undated"] or 0, f"{file.name} visits": found["visits"] or 0}
     if found["faults"]:
-        wrong = good.select(ROW, "stamps").unnest("stamps").mutate(time_s=lambda t: seconds(t["stamps"]))
-        screen(wrong, _dated(wrong["stamps"], wrong["time_s"]), file=file, rejects=rejects, locate=find)
-    visits = lines.select("business_id", ROW, "times").unnest("times", offset="nth")
+        faulty = rows.mutate(stamps=stamps).semi_join(lines.filter(lines["faults"] > 0), ROW)
+        wrong = faulty.select(ROW, "stamps").unnest("stamps")
+        screen(engine, wrong, _dated(wrong["stamps"], seconds(wrong["stamps"])), {}, file=file, rejects=rejects, locate=find)
+    visits = lines.select(ITEM_ID, ROW, "times").unnest("times", offset="nth")
     order = base + visits[ROW] * LINE_ORDERS + visits["nth"]
-    return interactions(visits, item_id=visits["business_id"], time_s=visits["times"], order=order, event_type=kind)
+    return interactions(visits, item_id=visits[ITEM_ID], time_s=visits["times"], order=order, event_type=kind)
 
 
-def _users(file: Path, con: Any, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
+def _users(file: Path, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
     """Since when a user yelps, and the elite years: "" or "2015,2016" (2020 may read "20,20"), or a list."""
     keys = ["user_id", "yelping_since", "elite"]
-    rows = scan_json(con, file, keys)
-    with reading(file):
-        rows = store(con, "raw_users", rows.mutate(since_s=seconds(rows["yelping_since"])))
-    checks = [*_required(rows, keys, "user_id"), *_dated(rows["yelping_since"], rows["since_s"], "yelping_since")]
-    good, counts[file.name] = screen(rows, checks, file=file, rejects=rejects, locate=locate_json(file), unique="user_id")
-    whole = good["elite"].fill_null("").re_replace(r"\b20,\s*20\b", "2020").re_replace(r"[^0-9]+", ",")
+    rows = engine.read_json(file, keys)
+    since = seconds(rows["yelping_since"])
+    checks = [*_required(rows, keys, "user_id"), *_dated(rows["yelping_since"], since, "yelping_since")]
+    whole = rows["elite"].fill_null("").re_replace(r"\b20,\s*20\b", "2020").re_replace(r"[^0-9]+", ",")
     years = whole.split(",").map(lambda year: year.try_cast("int64")).filter(lambda year: year.between(2004, 2100))
-    return good.select("user_id", "since_s", elite=years)
+    columns = {USER_ID: rows["user_id"], "since_s": since, "elite": years}
+    find = locate_json(file)
+    good, counts[file.name] = screen(engine, rows, checks, columns, file=file, rejects=rejects, locate=find, unique=USER_ID)
+    return good.drop(ROW)
 
 
 def _required(rows: ir.Table, read: list[str], *keys: str) -> list[Check]:

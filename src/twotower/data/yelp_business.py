@@ -17,7 +17,8 @@ from typing import Any
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from twotower.data.raw import Rejects, json_lines, reading, store
+from twotower.data.engine import Engine
+from twotower.data.raw import Rejects, json_lines, reading
 from twotower.schema import HOURS_PER_WEEK
 
 SCHEMA = pa.schema(
@@ -54,16 +55,14 @@ DAYS = {day: number for number, day in enumerate(("mon", "tue", "wed", "thu", "f
 SMALL_WORDS = {"a", "and", "at", "aux", "by", "de", "des", "du", "in", "of", "on", "sur", "the", "upon"}
 LONG_FORMS = {"st": "St.", "st.": "St.", "saint": "St.", "mt": "Mount", "mt.": "Mount", "ft": "Fort", "ft.": "Fort"}
 DAY_MINUTES = 1440
-BATCH_ROWS = 8192
 _LETTERS = re.compile(r"[^\W\d_]+")
 _SLIPPED_SHIFT = re.compile(r"[A-Z]{2,}[a-z]")  # "HIll"
 _CLOCK = re.compile(r"(\d{1,2}):(\d{1,2})\s*-\s*(\d{1,2}):(\d{1,2})")
 
 
-def read_businesses(file: Path, con: Any, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
-    """Read the file of businesses into the table `raw_items`, in the order of the file; a repeated id is a bad row."""
-    parts: list[pa.Table] = []
-    rows: list[dict[str, Any]] = []
+def read_businesses(file: Path, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
+    """Read the file of businesses into a table, in the order of the file; a repeated id is a bad row."""
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     seen: set[str] = set()
     total = 0
     with reading(file):
@@ -77,14 +76,11 @@ def read_businesses(file: Path, con: Any, rejects: Rejects, counts: dict[str, in
                 rejects.add(file.name, number, str(error), line.decode("utf-8", "replace").rstrip())
                 continue
             seen.add(row["item_id"])
-            rows.append(row)
-            if len(rows) == BATCH_ROWS:
-                parts.append(pa.Table.from_pylist(rows, SCHEMA))
-                rows.clear()
+            for name, value in row.items():
+                columns[name].append(value)
     rejects.total(file.name, total)
     counts[file.name] = total
-    items = pa.concat_tables([*parts, pa.Table.from_pylist(rows, SCHEMA)])
-    return store(con, "raw_items", items)
+    return engine.save(pa.table(columns, SCHEMA))
 
 
 def _parse_line(line: bytes) -> Any:

@@ -1,0 +1,140 @@
+"""How long `prepare` takes at the size of Yelp's full dump, against a bare scan of the same files by the same engine.
+
+The scan reads every key that `prepare` reads, each file once, and sums the lengths of what it finds. Both run in processes of their
+own, in turn, `--repeats` times; the figures are medians. The text features are measured apart: with them and without. Prints a JSON
+line for each claim and appends it to benchmarks/results/prepare.jsonl.
+
+    python benchmarks/prepare.py                # simulates a dump first: about 4 GB of disk and several minutes
+    python benchmarks/prepare.py --raw DIR      # any release of Yelp's files
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from common import RESULTS, commit, machine, tell
+
+LARGE = {"users": 2_000_000, "businesses": 150_000, "events": 7_000_000}
+KEYS = {  # what `prepare` reads of each file
+    "business": "business_id name city state latitude longitude categories attributes hours",
+    "review": "user_id business_id date text stars",
+    "tip": "user_id business_id date text",
+    "checkin": "business_id date time checkin_info",
+    "user": "user_id yelping_since elite",
+}
+WORK = ("scan", "without text", "with text")
+ALLOWED_RATIO, ALLOWED_GIB = 3.0, 4.0
+Figures = dict[str, float]  # "wall" and "cpu" in seconds, "peak" in GiB
+
+
+def main(words: list[str] | None = None) -> int:
+    """Measure, print and append."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", type=Path, help="folder of raw Yelp files; without it a town is simulated")
+    parser.add_argument("--users", type=int, default=LARGE["users"])
+    parser.add_argument("--businesses", type=int, default=LARGE["businesses"])
+    parser.add_argument("--events", type=int, default=LARGE["events"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS / "prepare.jsonl")
+    parser.add_argument("--child", choices=WORK, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(words)
+    if arguments.child:
+        _work(arguments.child, arguments.raw, arguments.out)
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        raw = arguments.raw or _simulated(Path(folder) / "raw", arguments)
+        found = _measured(raw, Path(folder), arguments.repeats)
+        size = sum(file.stat().st_size for file in raw.glob("*") if file.is_file()) / 1e9
+    _report(found, f"{size:.1f} GB of raw files", arguments)
+    return 0
+
+
+def _simulated(out: Path, arguments: argparse.Namespace) -> Path:
+    from twotower.data.simulate import simulate
+
+    simulate(out, users=arguments.users, businesses=arguments.businesses, events=arguments.events, seed=arguments.seed)
+    (out / "town_truth.safetensors").unlink()  # no raw file of Yelp
+    return out
+
+
+def _measured(raw: Path, folder: Path, repeats: int) -> dict[str, Figures]:
+    """The medians of each kind of work, measured in turn."""
+    runs: dict[str, list[Figures]] = {work: [] for work in WORK}
+    for _ in range(repeats):
+        for work in WORK:
+            runs[work].append(_child(work, raw, folder / "dataset"))
+    return {work: {name: median(run[name] for run in each) for name in each[0]} for work, each in runs.items()}
+
+
+def _child(work: str, raw: Path, out: Path) -> Figures:
+    """One kind of work in a process of its own."""
+    words = [sys.executable, __file__, "--child", work, "--raw", str(raw), "--out", str(out)]
+    begin = time.perf_counter()
+    child = subprocess.Popen(words)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{work} failed")
+    wall = time.perf_counter() - begin
+    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss / _per_gib()}
+
+
+def _per_gib() -> int:
+    """What `ru_maxrss` counts in a GiB: KiB on Linux, bytes on macOS."""
+    return 2**30 if sys.platform == "darwin" else 2**20
+
+
+def _work(work: str, raw: Path, out: Path) -> None:
+    if work == "scan":
+        _scan(raw)
+        return
+    from twotower.config import parse_config
+    from twotower.data.prepare import prepare
+
+    text = {} if work == "with text" else {"text_dim": 0}
+    prepare(parse_config({"data": {"path": str(raw)}, "prepare": text}), out)
+
+
+def _scan(raw: Path) -> None:
+    import duckdb
+
+    con = duckdb.connect()
+    for name, words in KEYS.items():
+        keys = words.split()
+        types = ", ".join(f"{key}: 'VARCHAR'" for key in keys)
+        for file in sorted(raw.glob(f"*{name}*.json*")):
+            source = f"read_json('{file}', columns = {{{types}}}, format = 'newline_delimited', ignore_errors = true)"
+            con.execute(f"SELECT {', '.join(f'sum(length({key}))' for key in keys)} FROM {source}").fetchall()
+
+
+def _report(found: dict[str, Figures], size: str, arguments: argparse.Namespace) -> None:
+    scan, bare, full = (found[work] for work in WORK)
+
+    def say(claim: str, figure: float, unit: str, against: str, against_figure: float) -> None:
+        fixed: dict[str, Any] = {"seed": arguments.seed, "machine": machine(), "commit": commit()}
+        figures = {"figure": round(figure, 2), "unit": unit, "against": against, "against_figure": round(against_figure, 2)}
+        row = {"claim": f"{claim} ({size})", **figures, "ratio": round(figure / against_figure, 3), **fixed}
+        tell(row, arguments.results)
+
+    say("prepare without text: seconds", bare["wall"], "s", "a bare scan of the same files by DuckDB", scan["wall"])
+    say("prepare without text: processor seconds", bare["cpu"], "s", "a bare scan of the same files by DuckDB", scan["cpu"])
+    say("prepare without text: peak memory", bare["peak"], "GiB", "the limit set", ALLOWED_GIB)
+    text = full["cpu"] - bare["cpu"]  # of two runs: processor seconds differ less from run to run than the clock's
+    say("the text features alone: processor seconds", text, "s", "a bare scan of the same files by DuckDB", scan["cpu"])
+    say("prepare with text: seconds", full["wall"], "s", "a bare scan of the same files by DuckDB", scan["wall"])
+    say("prepare with text: peak memory", full["peak"], "GiB", "the limit set", ALLOWED_GIB)
+    verdict = "within" if bare["wall"] <= ALLOWED_RATIO * scan["wall"] else "beyond"
+    sys.stderr.write(f"prepare without text / bare scan = {bare['wall'] / scan['wall']:.2f}, {verdict} the {ALLOWED_RATIO:g} set\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

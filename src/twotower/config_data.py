@@ -1,0 +1,159 @@
+"""Settings of the data: where raw tables come from, and how a dataset is made of them.
+
+Frozen pydantic models, as all settings; `config.py` holds the other sections and reads the files.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    """Base of every section: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        """A section whose keys are all commented out is null in YAML: it has its defaults."""
+        if not isinstance(values, dict):
+            return values
+        sections = {name for name, field in cls.model_fields.items() if isinstance(field.annotation, type(BaseModel))}
+        return {name: value for name, value in values.items() if value is not None or name not in sections}
+
+
+class ColumnConfig(Settings):
+    """One declared feature column of a user's own table (`tables` source)."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["categorical", "multi", "number", "geo", "hours", "text", "vector"]
+    columns: list[str] = []
+    """Raw columns; defaults to the feature's own name. Two (latitude, longitude) for "geo"."""
+    separator: str = ","
+    """Splits a "multi" column that is a string."""
+
+
+class TableConfig(Settings):
+    """One table of the `tables` source: a CSV, Parquet or JSON-lines file (or glob). Values of other keys name its columns."""
+
+    path: Path
+    """Relative to `data.path`."""
+
+
+class InteractionTableConfig(TableConfig):
+    """Who met what, and when."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    time: str | None = None
+    """A date, a timestamp, or epoch seconds / milliseconds. None: the order of the rows."""
+    stars: str | None = None
+    """0 to 5."""
+    event_type: str | None = None
+    text: str | None = None
+    """What the user wrote: part of the item's text."""
+
+
+class ItemTableConfig(TableConfig):
+    """What is recommended."""
+
+    item_id: str = "item_id"
+    name: str | None = None
+    """Shown to people."""
+    features: list[ColumnConfig] = []
+
+
+class UserTableConfig(TableConfig):
+    """Whom it is recommended to."""
+
+    user_id: str = "user_id"
+    since: str | None = None
+    """When they became users, in the forms of `InteractionTableConfig.time`."""
+    features: list[ColumnConfig] = []
+
+
+class SequencesConfig(Settings):
+    """Files of the literature: "user item item …" a line."""
+
+    train: Path = Path("Yelp.txt")
+    """Relative to `data.path`."""
+    test: Path | None = None
+    """A second file of the same form: its items are the test part (use `prepare.split.kind: given`)."""
+    attributes: Path | None = None
+    """JSON object: item → list of attribute ids, read as the multi-valued feature "categories"."""
+    items: Path | None = None
+    """JSON lines with `item` and any of name, categories, city, latitude, longitude: shown to people and used by filters."""
+
+
+class DataConfig(Settings):
+    """Where raw data comes from."""
+
+    source: Literal["yelp", "tables", "sequences"] = "yelp"
+    path: Path = Path("data/raw")
+    events: list[str] = ["review", "tip", "checkin"]
+    """Yelp tables read as events, when present. Check-ins carry no user: they count towards an item's popularity only."""
+    max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
+    """Larger shares of unreadable rows are an error."""
+    interactions: InteractionTableConfig | None = None
+    users: UserTableConfig | None = None
+    items: ItemTableConfig | None = None
+    sequences: SequencesConfig = SequencesConfig()
+
+
+class SplitConfig(Settings):
+    """How held-out events are chosen."""
+
+    kind: Literal["time", "leave_one_out", "given"] = "time"
+    """"time": one cut for everybody; "leave_one_out": each user's last event is test, the one before validation (users with
+    at least three events); "given": the source's own test part, and a random `valid` share of the rest."""
+    valid: float | date = 0.1
+    """"time": share of the events, or first day of the validation period. "given": share of each user's events."""
+    test: float | date = 0.1
+    """"time": share of the events, or first day of the test period."""
+
+    @model_validator(mode="after")
+    def _same_type(self) -> SplitConfig:
+        if isinstance(self.valid, date) != isinstance(self.test, date):
+            raise ValueError("valid and test must both be fractions or both be dates")
+        if isinstance(self.valid, date) and isinstance(self.test, date) and self.valid >= self.test:
+            raise ValueError("valid must be a day before test")
+        if isinstance(self.valid, float) and isinstance(self.test, float):
+            if not (0 <= self.valid < 1 and 0 <= self.test < 1):
+                raise ValueError(f"valid and test must be at least 0 and below 1; got {self.valid} and {self.test}")
+            if self.valid + self.test >= 1:
+                raise ValueError("valid + test must leave something to train on (sum below 1)")
+        return self
+
+
+class PrepareConfig(Settings):
+    """From raw tables to a dataset."""
+
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What computes the tables: DuckDB in this process, or Spark (extra `spark`) where a cluster is needed. Equal row for row."""
+    spark_master: str = "local[*]"
+    """Where Spark runs."""
+
+    positive_min_stars: float | None = Field(None, ge=0, le=5)
+    """Events with fewer stars are history, never targets. None: every event is a target. Events without stars always are."""
+    event_weights: dict[str, float] = {}
+    """Weight of an event type in the loss; 1 unless named here. 0: history only."""
+    repeats: Literal["keep", "fold"] = "keep"
+    """"fold" keeps the first event of each (user, item)."""
+    min_user_events: int = Field(1, ge=1)
+    min_item_events: int = Field(1, ge=1)
+    """Users and items with fewer events in the training period are dropped; those first seen after it are new, and stay.
+    (leave_one_out: counted over all events, as the literature does.)"""
+    k_core: bool = False
+    """Repeat both minimum counts until nothing changes."""
+    split: SplitConfig = SplitConfig()
+    text_dim: int = Field(32, ge=0)
+    """Width of the text vectors; 0 leaves text out."""
+    text_max_chars: int = Field(2000, ge=0)
+    """Review text kept per item, from before the cut. 0: the name alone."""
+    exclude_features: list[str] = []
+    """Names of features to leave out."""
