@@ -11,11 +11,12 @@ import pytest
 SRC = Path(__file__).parents[1] / "src"
 FLOORS = [
     "errors schema",
-    "config console retriever ragged metrics intervals encoders catalogue batches state features",
+    "config config_data arrays console hardware parallel retriever ragged "
+    "metrics intervals encoders catalogue batches state features",
     "losses models.layers.* retrieval.topk retrieval.filters verdict "
-    "data.raw data.yelp data.yelp_business data.tables data.table_files data.sequences "
+    "data.engine data.engine_spark data.raw data.yelp data.yelp_business data.tables data.table_files data.sequences "
     "data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",
-    "data.selection data.prepare data.dataset models.towers.* retrieval.index",
+    "environment data.selection data.prepare data.dataset models.towers.* retrieval.index",
     "data.views data.data_loader models.two_tower baselines slices",
     "evaluation checkpoint report models.build retrieval.neural",
     "trainers.* retrieval.recommender retrieval.bundle",

@@ -23,10 +23,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
+        # PyTorch's writer, closing what it could not write, hides the reason behind an error of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
         raise TrainingError(
-            f"A checkpoint must fit on the disk. {path}: {error.strerror}. The one before is untouched; free some space."
+            f"A checkpoint must fit on the disk. {path}: {cause.strerror}. The one before is untouched; free some space."
         ) from None
 
 

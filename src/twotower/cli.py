@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from twotower.config import load_config
-from twotower.console import setup_logging
+from twotower.console import setup_logging, speaks
 from twotower.errors import TwoTowerError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -53,12 +53,16 @@ def simulate(users: int, businesses: int, events: int, seed: int, out: Path) -> 
 @app.command()
 @click.option("--data-dir", "--data_dir", type=FOLDER, help="Folder of the raw files (data.path).")
 @click.option("--output-dir", "--output_dir", type=FOLDER, required=True, help="Folder for the dataset.")
+@click.option("--engine", type=click.Choice(["duckdb", "spark"]), help="What computes it (prepare.engine).")
 @configured
-def prepare(data_dir: Path | None, output_dir: Path, config_path: Path | None, overrides: tuple[str, ...]) -> None:
+def prepare(
+    data_dir: Path | None, output_dir: Path, engine: str | None, config_path: Path | None, overrides: tuple[str, ...]
+) -> None:
     """Raw files → a dataset: filtered, split, with features as they were known at the time."""
     from twotower.pipeline import prepare_stage, summary
 
-    extra = (f"data.path={json.dumps(str(data_dir))}",) if data_dir else ()
+    extra = [f"data.path={json.dumps(str(data_dir))}"] if data_dir else []
+    extra += [f"prepare.engine={engine}"] if engine else []
     click.echo(summary(prepare_stage(load_config(config_path, [*overrides, *extra]), output_dir), output_dir))
 
 
@@ -72,7 +76,8 @@ def train(data: Path, out: Path, resume: bool, config_path: Path | None, overrid
     from twotower.pipeline import train_stage
 
     best = train_stage(load_config(config_path, list(overrides)), data, out, resume=resume)
-    click.echo(f"{out}: best {best['metric']} {best['value']:.4f} at step {best['step']}; bundle in {out / 'bundle'}")
+    if speaks():
+        click.echo(f"{out}: best {best['metric']} {best['value']:.4f} at step {best['step']}; bundle in {out / 'bundle'}")
 
 
 @app.command()
@@ -158,6 +163,18 @@ def demo(out: Path, seed: int) -> None:
     from twotower.pipeline import demo_stage
 
     demo_stage(out, seed=seed, say=click.echo)
+
+
+@app.command()
+@click.option("--data", type=FOLDER, help="Folder of the raw files; without one the usual places are looked into.")
+def doctor(data: Path | None) -> None:
+    """Say whether this machine can do the work, and what to do where it cannot."""
+    from twotower.environment import diagnose, gather, refuse
+
+    findings = diagnose(gather(data))
+    for finding in findings:
+        click.echo(str(finding))
+    refuse(findings)
 
 
 def main(arguments: list[str] | None = None) -> int:

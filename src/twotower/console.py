@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +19,18 @@ log = logging.getLogger("twotower")
 _console = Console(stderr=True)
 
 
+def speaks() -> bool:
+    """Whether this process tells people anything: of those that `torchrun` starts, the first alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def setup_logging(*, quiet: bool = False) -> None:
     """Send the package's log lines to stderr, once."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
     if _console.is_terminal:
         handler = RichHandler(console=_console, show_path=False, show_level=False, omit_repeated_times=False)
     log.handlers = [handler]
-    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.setLevel(logging.INFO if speaks() and not quiet else logging.WARNING)
     log.propagate = False
 
 
@@ -35,7 +41,7 @@ def silent(label: str, done: int, total: int) -> None:
 @contextmanager
 def progress() -> Iterator[Report]:
     """Yield `report(label, done, total)`: one bar per label on a terminal, nothing elsewhere."""
-    if not _console.is_terminal:
+    if not (_console.is_terminal and speaks()):
         yield silent
         return
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -254,4 +254,4 @@ def _take(values: Array, at: Int) -> Array:
 
 
 def _tensor(value: Array) -> Tensor:
-    return torch.from_numpy(value.astype(np.int64) if value.dtype == np.int32 else value)
+    return torch.from_numpy(value.astype(np.int64 if value.dtype == np.int32 else value.dtype))

@@ -10,16 +10,20 @@ The classical logQ (Yi et al., RecSys 2019) also divides the positive's term by 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Int = NDArray[np.int64]
+
+BLOCK = 2**22  # logits held at once: 16 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,15 @@ def softmax_loss(
     masked: tuple[Tensor, Tensor] | None,
     temperature: Tensor,
     weight: Tensor | None = None,
+    weight_sum: Tensor | None = None,
+    block: int = BLOCK,
 ) -> Tensor:
-    """Softmax cross-entropy over weighted candidates.
+    """Softmax cross-entropy over weighted candidates, exact, in memory that grows neither with the examples nor with the catalogue.
+
+    Examples are taken in blocks. The logits of a block are made once, and become its loss and its gradients before the next block
+    takes their place: beside the inputs and their gradients, max(`block`, C) numbers are held. The gradients are made in the
+    forward pass, once, and only where one is wanted; the backward pass multiplies them. They are constants: there are no second
+    derivatives.
 
     Parameters
     ----------
@@ -60,31 +71,106 @@ def softmax_loss(
     target
         int64 [Q]: column of the positive.
     log_weight
-        [C]: added to the logit of a candidate wherever it is not the positive.
+        [C]: added to the logit of a candidate wherever it is not the positive; -inf leaves it out.
     masked
-        (example, column) pairs int64 [P] each, left out of the sum: the user's other positives. Never the example's own target.
+        (example, column) pairs int64 [P] each, the examples ascending, left out of the sum: the user's other positives. Never the
+        example's own target.
     temperature
         Scalar that divides the inner products.
     weight
-        [Q]: weight of each example; equal when None.
+        [Q]: weight of each example; 1 when None.
+    weight_sum
+        Scalar that the weighted sum is divided by: of all processes' examples where these are but a part. Default: of `weight`.
+    block
+        Logits held at once, as far as one example's [C] allow.
 
     Returns
     -------
     Tensor
-        Scalar, mean in nats. Computed in float32 (or float64 when the vectors are).
+        Scalar, weighted mean in nats. Computed in float32 (float64 when the vectors are), under autocast too.
     """
     with torch.autocast(users.device.type, enabled=False):
         wide = torch.promote_types(users.dtype, torch.float32)
-        scores = users.to(wide) @ items.to(wide).T / temperature.to(wide)  # [Q, C]
-        positive = scores.gather(1, target[:, None])  # [Q, 1]
-        logits = scores + log_weight.to(wide)
-        if masked is not None:
-            logits = logits.index_put(masked, logits.new_tensor(float("-inf")))
-        logits = logits.scatter(1, target[:, None], positive)
-        loss = torch.logsumexp(logits, dim=1) - positive[:, 0]
-        if weight is None:
-            return loss.mean()
-        return (loss * weight).sum() / weight.sum()
+        weight = users.new_ones(len(users), dtype=wide) if weight is None else weight.to(wide)
+        problem = _Problem(target, log_weight.to(wide), masked, weight, block, torch.is_grad_enabled())
+        total: Tensor = _SoftmaxSum.apply(  # type: ignore[no-untyped-call]
+            users.to(wide), items.to(wide), temperature.to(wide), problem
+        )
+        return total / (weight.sum() if weight_sum is None else weight_sum.to(wide))
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """What `softmax_loss` is not differentiated by."""
+
+    target: Tensor
+    log_weight: Tensor
+    masked: tuple[Tensor, Tensor] | None
+    weight: Tensor
+    block: int
+    differentiable: bool
+
+    def blocks(self, width: int) -> Iterator[tuple[slice, tuple[Tensor, Tensor] | None]]:
+        """Examples start:stop of each block, and its masked pairs counted from `start`."""
+        size = max(self.block // width, 1)
+        starts = range(0, len(self.target), size)
+        example, column = self.masked or (self.target[:0], self.target[:0])
+        bounds = torch.searchsorted(example.contiguous(), torch.tensor([*starts, len(self.target)], device=example.device)).tolist()
+        for start, (first, last) in zip(starts, pairwise(bounds), strict=True):
+            pairs = (example[first:last] - start, column[first:last]) if last > first else None
+            yield slice(start, start + size), pairs
+
+
+class _SoftmaxSum(torch.autograd.Function):
+    """Σ w · loss; both passes are one."""
+
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, items: Tensor, temperature: Tensor, problem: _Problem) -> Tensor:
+        grads = None
+        if problem.differentiable and any(ctx.needs_input_grad):
+            grads = (torch.empty_like(users), torch.zeros_like(items), torch.zeros_like(temperature))
+        total = users.new_zeros(())
+        buffer = users.new_empty(min(max(problem.block // len(items), 1), len(users)), len(items))
+        for rows, masked in problem.blocks(len(items)):
+            total += _block(users[rows], items, temperature, rows, masked, problem, buffer, grads)
+        if grads is not None:
+            ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(grad * upstream for grad in ctx.saved_tensors), None)
+
+
+def _block(
+    users: Tensor,
+    items: Tensor,
+    temperature: Tensor,
+    rows: slice,
+    masked: tuple[Tensor, Tensor] | None,
+    problem: _Problem,
+    buffer: Tensor,
+    grads: tuple[Tensor, Tensor, Tensor] | None,
+) -> Tensor:
+    """Weighted losses of the examples `rows`, summed; their gradients go into `grads`. `buffer` is room for their logits."""
+    target, weight = problem.target[rows, None], problem.weight[rows, None]
+    scaled = users / temperature
+    positive = (scaled * items[target[:, 0]]).sum(dim=1, keepdim=True)
+    logits = torch.addmm(problem.log_weight, scaled, items.T, out=buffer[: len(users)])
+    if masked is not None:
+        logits.index_put_(masked, logits.new_tensor(float("-inf")))
+    logits.scatter_(1, target, positive)
+    # The greatest logit and its share of the sum say what the sum is, with no exponential but the softmax's own.
+    top = logits.amax(dim=1, keepdim=True)
+    share = torch.softmax(logits, dim=1, out=logits)
+    loss = top - share.amax(dim=1, keepdim=True).log() - positive
+    if grads is not None:
+        share.mul_(weight).scatter_add_(1, target, -weight)  # the derivative of the weighted loss by the logits
+        own = torch.mm(share, items, out=grads[0][rows]).div_(temperature)
+        grads[1].addmm_(share.T, scaled)
+        grads[2].sub_((own * users).sum() / temperature)  # a logit is (user · item) / temperature
+    return (loss * weight).sum()
 
 
 def infonce(target_row: Int, count: Int, draws: int, rng: np.random.Generator) -> Candidates:

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from twotower import parallel
 from twotower.baselines import BASELINES
 from twotower.config import Config, load_config, parse_config
 from twotower.console import log, progress
@@ -30,6 +31,8 @@ from twotower.retrieval.neural import NeuralRetriever
 from twotower.retrieval.recommender import Place, Recommender
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, TEST
 from twotower.trainers.base_trainer import differences, read_rows
+from twotower.trainers.doctor import told
+from twotower.trainers.optimizer import choose_device
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 Json = dict[str, Any]
@@ -74,8 +77,9 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     dataset = Dataset.open(data)
     made = dataset.manifest["config"]
     config = parse_config({**config.model_dump(mode="json"), "data": made["data"], "prepare": made["prepare"]})
-    trainer = TwoTowerTrainer(dataset, config, out)
-    reached = trainer.fit(resume=resume)
+    with parallel.joined(choose_device(config.training.device)):
+        reached = TwoTowerTrainer(dataset, config, out).fit(resume=resume)
+        first = parallel.rank() == 0
     best = {"metric": config.training.eval_metric, "value": reached.best, "step": reached.best_step}
     manifest = {
         "format": FORMAT_VERSION,
@@ -87,6 +91,8 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         "config": config.model_dump(mode="json"),
         "best": best,
     }
+    if not first:
+        return best  # the first process has written the checkpoints, and writes the rest
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best)
     return best
@@ -118,7 +124,8 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
             seed=config.seed,
             progress=lambda done, total: report("evaluate", done, total),
         )
-    write_report(result, out, curves=read_rows(run / "metrics.jsonl"))
+    rows = read_rows(run / "metrics.jsonl")
+    write_report(result, out, curves=rows, advice=told(rows))
     return result
 
 

@@ -32,7 +32,9 @@ _BEYOND = {
 }
 
 
-def write_report(report: Mapping[str, Any], out: Path, *, curves: Sequence[Mapping[str, Any]] = ()) -> None:
+def write_report(
+    report: Mapping[str, Any], out: Path, *, curves: Sequence[Mapping[str, Any]] = (), advice: Sequence[str] = ()
+) -> None:
     """Write `report.json` and `report.html` into the folder `out`, made when missing.
 
     Parameters
@@ -41,16 +43,18 @@ def write_report(report: Mapping[str, Any], out: Path, *, curves: Sequence[Mappi
         As returned by `evaluation.judge`.
     curves
         Rows of the training log: {"step", and any of "epoch", "loss", "lr", metrics such as "NDCG@10"}; kept under "curves".
+    advice
+        What the training doctor said, in sentences; kept under "advice".
     """
     out.mkdir(parents=True, exist_ok=True)
-    whole = {**report, "curves": [dict(row) for row in curves]}
+    whole = {**report, "curves": [dict(row) for row in curves], "advice": list(advice)}
     text = json.dumps(_finite(whole), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
     (out / "report.html").write_text(render(whole), encoding="utf-8")
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The page as text; `report` as in `write_report`, with "curves"."""
+    """The page as text; `report` as in `write_report`, with "curves" and "advice"."""
     template = files("twotower").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"title": _title, "figure": _figure, "signed": _signed, "count": lambda n: f"{n:,}"}
@@ -70,6 +74,7 @@ def render(report: Mapping[str, Any]) -> str:
         slices=_slices(report, columns),
         beyond=_beyond(report, ranked),
         plots=_plots(report.get("curves", ()), metric),
+        advice=report.get("advice", ()),
     )
 
 

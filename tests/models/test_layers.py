@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from twotower.batches import FieldSpec
+from twotower.config import ModelConfig
 from twotower.models.layers.attention import HistoryEncoder
+from twotower.models.layers.dropout import Dropout, dropout
 from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
 from twotower.models.layers.interaction import INTERACTIONS, CrossNetwork, FactorizationMachine, Flatten
 from twotower.models.layers.pooling import POOLINGS
@@ -106,7 +108,7 @@ def test_every_interaction_says_its_width_and_lets_gradients_through(name):
 
 
 def test_fields_share_a_table_and_ignore_padding():
-    tables = EmbeddingTables()
+    tables = EmbeddingTables(ModelConfig())
     fields = (
         FieldSpec("one", "rows", (6,), "shared"),
         FieldSpec("many", "bag", (6,), "shared"),
@@ -126,7 +128,7 @@ def test_fields_share_a_table_and_ignore_padding():
 
 @pytest.mark.parametrize("name", ["type", "keys", "values", "items", "pop", "a.b", "forward"])
 def test_a_field_may_have_any_name(name):
-    tables = EmbeddingTables()
+    tables = EmbeddingTables(ModelConfig())
     fields = (FieldSpec(name, "dense", (2,), f"user.{name}"), FieldSpec(f"{name} too", "rows", (5,), f"user.{name}"))
     embedding = FieldEmbedding(fields, DIM, tables)
     out = embedding({name: torch.ones(3, 2), f"{name} too": torch.tensor([2, 3, 4])}, tables, None)
@@ -144,3 +146,59 @@ def test_geo_waves_fall_with_distance_at_every_scale():
     assert (similarity[:-1] > similarity[1:]).all()
     assert abs(float(similarity[-1])) < 0.25
     assert (waves(torch.zeros(1, 3)) == 0).all()
+
+
+@pytest.mark.parametrize("p", [0.1, 0.2, 0.5, 0.999])
+def test_dropout_drops_its_share_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    out = dropout(torch.ones(1_000, 1_000, dtype=torch.float64), p, training=True)
+    kept = out > 0
+    share = 1 - min(round(256 * p), 255) / 256  # what is kept: the nearest of 256 levels
+    noise = 5 * (share * (1 - share) / 1e6) ** 0.5
+    assert float(kept.double().mean()) == pytest.approx(share, abs=noise)
+    assert float(out.mean()) == pytest.approx(1, abs=noise / share)
+    assert (out[kept] == 1 / share).all()
+    for along in (0, 1):  # neighbours are independent
+        both = (kept.narrow(along, 0, 999) & kept.narrow(along, 1, 999)).double().mean()
+        assert float(both) == pytest.approx(share**2, abs=3 * noise)
+
+
+def test_dropout_follows_the_seed_and_is_off_outside_training():
+    x = torch.randn(7, 5)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(dropout(x, 0.5, training=True))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert dropout(x, 0.5, training=False) is x and dropout(x, 0.0, training=True) is x
+    layer = Dropout(0.5)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x), drawn[0]) and layer.eval()(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_gradient_of_dropout_is_its_mask(dtype):
+    x = torch.randn(6, 9).to(dtype).requires_grad_()
+    out = dropout(x, 0.25, training=True)
+    assert out.dtype == dtype
+    upstream = torch.randn(6, 9).to(dtype)
+    out.backward(upstream)
+    expected = torch.where(out == 0, torch.zeros_like(upstream), upstream / 0.75)
+    torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_recomputed_blocks_drop_the_same(autocast):
+    """Gradient checkpointing draws again: it must draw the same."""
+    grads = []
+    for save_memory in (False, True):
+        torch.manual_seed(0)
+        model = HistoryEncoder(DIM, heads=2, blocks=2, dropout=0.3, max_length=8, gaps=4, causal=True, save_memory=save_memory)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        x = torch.randn(16, DIM, requires_grad=True)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            out = model(x, torch.zeros(16, dtype=torch.long), torch.ones(16, dtype=torch.bool), ((2, 8),))
+        out.float().square().sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads)

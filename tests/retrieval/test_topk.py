@@ -46,6 +46,15 @@ def test_it_is_a_full_sort_whatever_the_ties_and_masks(seed: int, size: int, wid
     check(scores, k)
 
 
+@pytest.mark.parametrize(("width", "k"), [(5_000, 3), (5_003, 18), (20_035, 20), (4_096, 4)])
+def test_blocks_of_whole_registers_keep_ties_and_tails(width: int, k: int) -> None:
+    """Few levels, so that the best are all over the catalogue and in its tail, too."""
+    rng = np.random.default_rng(width)
+    scores = rng.integers(-400, 400, (3, width)).astype(np.float32)
+    scores[0, -3:] = 400
+    check(scores, k, exclude=(np.array([0, 2, 2, 3]), np.array([width - 1, 5, 7])))
+
+
 def test_all_scores_equal_gives_the_lowest_rows() -> None:
     found = top_k(np.zeros((3, 5_000), np.float32), 7)
     assert (found.items == np.arange(2, 9)).all()

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from twotower.config import Config, parse_config
+from twotower.config import Config, load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.views import VIEWS
 from twotower.errors import TrainingError
-from twotower.losses import LOSSES
-from twotower.trainers.optimizer import choose_device, choose_precision, make_optimizer, schedule
+from twotower.losses import LOSSES, softmax_loss
+from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
 
 
@@ -36,6 +37,20 @@ def figures(out, name: str) -> list[float]:
     return [row[name] for row in rows if name in row]
 
 
+def stop_after(trainer: TwoTowerTrainer, steps: int) -> None:
+    """Train, and be interrupted."""
+    step = trainer._step
+
+    def then_stop(batch, board):
+        step(batch, board)
+        if trainer.at.step == steps:
+            raise KeyboardInterrupt
+
+    trainer._step = then_stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
 @pytest.mark.parametrize("view", ["set", "causal"])
 def test_resumed_equals_uninterrupted_to_the_bit(dataset, tmp_path, view):
     config = settings(view=view)
@@ -43,18 +58,9 @@ def test_resumed_equals_uninterrupted_to_the_bit(dataset, tmp_path, view):
     whole.fit()
 
     broken = TwoTowerTrainer(dataset, config, tmp_path / "broken")
-    step = broken._step
-
-    def stop_after_thirteen(batches, board):
-        step(batches, board)
-        if broken.at.step == 13:
-            raise KeyboardInterrupt
-
-    broken._step = stop_after_thirteen
-    with pytest.raises(KeyboardInterrupt):
-        broken.fit()
+    stop_after(broken, 13)
     resumed = TwoTowerTrainer(dataset, config, tmp_path / "broken")
-    torch.manual_seed(99)  # the checkpoint brings its own random state
+    torch.manual_seed(99)  # what is dropped depends on the step alone
     resumed.fit(resume=True)
 
     assert resumed.at == whole.at
@@ -72,11 +78,16 @@ def test_twenty_steps_learn(dataset, tmp_path, view, loss):
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-def test_golden_losses(dataset, tmp_path):
-    """The same seed gives the same run: a change that is not meant to change results keeps these figures."""
-    TwoTowerTrainer(dataset, settings(), tmp_path).fit()
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_golden_losses(dataset, tmp_path, name):
+    """The same seed gives the same run, with the model and the training of every configuration: a change that is not meant to
+    change results keeps these figures."""
+    given = load_config(CONFIGS / f"{name}.yaml")
+    short = {"max_steps": 20, "log_every": 1, "eval_every": 1000, "batch_size": min(given.training.batch_size, 512)}
+    values = {"model": given.model.model_dump(mode="json"), "training": {**given.training.model_dump(mode="json"), **short}}
+    TwoTowerTrainer(dataset, parse_config(values), tmp_path).fit()
     golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
-    assert figures(tmp_path, "loss") == pytest.approx(golden, rel=1e-4)
+    assert figures(tmp_path, "loss") == pytest.approx(golden[name], rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -95,28 +106,100 @@ def test_gradient_checkpointing_changes_nothing(dataset, tmp_path):
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
 
 
-def test_accumulation_averages_micro_batches(dataset, tmp_path):
-    """One step over two micro-batches has the mean of their gradients."""
-    trainer = TwoTowerTrainer(dataset, settings(accumulation=2, max_steps=1), tmp_path)
-    batches = [batch for batch, _ in zip(trainer.batches(0, 0), range(2), strict=False)]
-    trainer.model.eval()
-    each = []
-    for batch in batches:
-        trainer.model.zero_grad()
-        trainer.loss(batch)[0].backward()
-        each.append(trainer.model.tables.lookup("item.id").weight.grad.clone())
+@pytest.mark.parametrize("view", ["set", "causal"])
+def test_gradient_cache_is_one_large_batch(dataset, tmp_path, view):
+    """In float64, dropout included: many micro-batches give the gradients of all of them held at once."""
+    config = settings(view=view, micro_batch=50, negatives_per_positive=2)
+    trainer = TwoTowerTrainer(dataset, config, tmp_path)
+    trainer.model.double().train()
+    batch = doubled(next(trainer.batches(0, 0)))
+    assert len(batch.users) >= 3 and len(batch.items) >= 3
+    loss, _ = trainer.backward(batch, 1.0)
+    cached = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+
     trainer.model.zero_grad()
-    for batch in batches:
-        (trainer.loss(batch)[0] / 2).backward()
-    torch.testing.assert_close(trainer.model.tables.lookup("item.id").weight.grad, (each[0] + each[1]) / 2)
-    trainer.fit()
-    assert trainer.at.examples == sum(len(batch.target) for batch in batches)
+    users = [trainer._encode(n, lambda part=part: trainer.model.encode_users(part)) for n, part in enumerate(batch.users)]
+    first = len(users)
+    items = [trainer._encode(first + n, lambda part=part: trainer.model.encode_items(part)) for n, part in enumerate(batch.items)]
+    whole = softmax_loss(
+        torch.cat(users), torch.cat(items), target=batch.target, log_weight=batch.log_weight, masked=batch.masked,
+        temperature=trainer.model.temperature(), weight=batch.weight,
+    )  # fmt: skip
+    whole.backward()
+    assert loss == pytest.approx(float(whole.detach()), abs=1e-9)
+    assert cached.keys() == {name for name, p in trainer.model.named_parameters() if p.grad is not None}
+    for name, p in trainer.model.named_parameters():
+        if p.grad is not None:
+            torch.testing.assert_close(cached[name], p.grad, rtol=1e-6, atol=1e-9)
 
 
-def test_accumulation_beyond_the_epoch_takes_what_there_is(dataset, tmp_path):
-    trainer = TwoTowerTrainer(dataset, settings(accumulation=1000, max_steps=2), tmp_path)
-    trainer.fit()
-    assert trainer.at.examples == 2 * int(trainer.loader.events.positive.sum())
+def doubled(batch):
+    """The same batch with float64 fields."""
+
+    def wide(part):
+        fields = {name: value.double() if value.is_floating_point() else value for name, value in part.fields.items()}
+        return replace(part, fields=fields, **({"items": wide(part.items)} if hasattr(part, "items") else {}))
+
+    return replace(
+        batch,
+        users=tuple(wide(part) for part in batch.users),
+        items=tuple(wide(part) for part in batch.items),
+        log_weight=batch.log_weight.double(),
+        weight=batch.weight.double(),
+    )
+
+
+def test_micro_batches_hold_the_same_examples(dataset, tmp_path):
+    whole = next(TwoTowerTrainer(dataset, settings(), tmp_path).batches(0, 0))
+    split = next(TwoTowerTrainer(dataset, settings(micro_batch=64), tmp_path).batches(0, 0))
+    assert sum(len(part.at) for part in split.users) == len(whole.target) == whole.examples
+    assert torch.equal(torch.cat([part.row for part in split.items]), whole.items[0].row)
+    for name in ("target", "log_weight", "weight", "weight_sum"):
+        assert torch.equal(getattr(whole, name), getattr(split, name)), name
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_tables_updated_by_rows_learn_and_resume_to_the_bit(dataset, tmp_path, dtype):
+    by_rows = {"update": "rows", "dtype": dtype, "weight_decay": 0.01}
+    values = settings().model_dump(mode="json")
+    values["model"]["tables"] = {"item.id": by_rows, "user.id": {**by_rows, "max_rows": 64}}
+    config = parse_config(values)
+    whole = TwoTowerTrainer(dataset, config, tmp_path / "whole")
+    whole.fit()
+    losses = figures(tmp_path / "whole", "loss")
+    assert sum(losses[-5:]) < sum(losses[:5])
+    broken = TwoTowerTrainer(dataset, config, tmp_path / "broken")
+    stop_after(broken, 13)
+    resumed = TwoTowerTrainer(dataset, config, tmp_path / "broken")
+    resumed.fit(resume=True)
+    for (name, mine), theirs in zip(resumed.tables.items(), whole.tables.values(), strict=True):
+        for key, value in mine.state().items():
+            assert torch.equal(value, theirs.state()[key]), (name, key)
+
+
+def test_an_overflow_leaves_the_weights_alone_and_the_scale_recovers(dataset, tmp_path):
+    trainer = TwoTowerTrainer(dataset, settings(precision="fp16", log_every=1000), tmp_path)
+    trainer.total_steps = 20
+    trainer.scaler = LossScale(enabled=True, patience=2)
+    trainer.scaler.scale = 2.0**140  # times any gradient: infinite
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    batches = trainer.batches(0, 0)
+    trainer._step(next(batches), None)
+    assert trainer.scaler.scale == 2.0**139
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    trainer.scaler.scale = 1024.0
+    for _ in range(4):
+        trainer._step(next(batches), None)
+    assert trainer.scaler.scale == 4096.0
+    assert not torch.equal(trainer.model.state_dict()["user_tower.stars"], before["user_tower.stars"])
+
+
+def test_gradients_that_overflow_unscaled_are_an_error():
+    scale = LossScale(enabled=False)
+    assert scale.judge(True)
+    with pytest.raises(TrainingError, match="no loss scale left"):
+        scale.judge(False)
 
 
 def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
@@ -131,7 +214,7 @@ def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
 def test_non_finite_loss_is_an_error_before_the_update(dataset, tmp_path):
     trainer = TwoTowerTrainer(dataset, settings(), tmp_path)
     before = trainer.model.log_temperature.clone()
-    trainer.loss = lambda _: (trainer.model.log_temperature * float("nan"), 1)
+    trainer.backward = lambda *_: (float("nan"), 1)
     with pytest.raises(TrainingError, match="finite"):
         trainer.fit()
     assert torch.equal(before, trainer.model.log_temperature)

@@ -30,24 +30,50 @@ Int = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """`Q` examples and the `C` distinct items they are contrasted with; see `losses.softmax_loss` for the last four."""
+    """This process's share of a batch: its `Q` examples, and its share of the `C` distinct items that all are contrasted with.
 
-    users: UserBatch
-    items: ItemBatch
+    Attributes
+    ----------
+    users, items
+        In micro-batches; every process has the same number of them.
+    shares
+        How many candidates each process encodes, by rank.
+    target, log_weight, masked, weight
+        See `losses.softmax_loss`; over this process's examples, and over the candidates of all.
+    weight_sum
+        Scalar: over the examples of all processes.
+    examples
+        In the whole batch.
+    """
+
+    users: tuple[UserBatch, ...]
+    items: tuple[ItemBatch, ...]
+    shares: tuple[int, ...]
     target: Tensor
     log_weight: Tensor
     masked: tuple[Tensor, Tensor]
     weight: Tensor
+    weight_sum: Tensor
+    examples: int
 
     def to(self, device: torch.device | str) -> TrainBatch:
         """Copy to a device."""
         first, second = self.masked
-        moved = {name: getattr(self, name).to(device) for name in ("users", "items", "target", "log_weight", "weight")}
-        return replace(self, **moved, masked=(first.to(device), second.to(device)))
+        moved = {name: getattr(self, name).to(device) for name in ("target", "log_weight", "weight", "weight_sum")}
+        users, items = tuple(part.to(device) for part in self.users), tuple(part.to(device) for part in self.items)
+        return replace(self, **moved, users=users, items=items, masked=(first.to(device), second.to(device)))
 
 
 class TrainLoader:
     """Batches of a view with their candidates; iterate from any (epoch, step).
+
+    Several processes draw the same batches and candidates, and each builds its own share: so what a batch is does not depend on how
+    many there are.
+
+    Parameters
+    ----------
+    rank, world
+        Which of how many processes this is.
 
     Raises
     ------
@@ -55,8 +81,9 @@ class TrainLoader:
         The training part holds no positive event.
     """
 
-    def __init__(self, dataset: Dataset, store: FeatureStore, config: Config) -> None:
+    def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world: int = 1) -> None:
         self.seed, self.n_items = config.seed, dataset.n_items
+        self.rank, self.world, self.micro = rank, world, config.training.micro_batch
         self.count = dataset.item_train_count
         self.draws_per_example = config.training.negatives_per_positive
         self.propose = LOSSES[config.training.loss]
@@ -75,26 +102,51 @@ class TrainLoader:
     def batch(self, members: Int, epoch: int, step: int) -> TrainBatch:
         """Build one batch; the same arguments give the same batch."""
         rng = np.random.default_rng([self.seed, 2, epoch, step])
-        examples = self.view.examples(members, rng)
-        target_row = self.events.history.item_row[examples.event]
-        draws = self.draws_per_example * len(target_row)
-        candidates = self.propose(target_row, self.count, draws, rng)
+        asked = self.view.asked_events(members)
+        target_row, moments = self.events.history.item_row[asked], self.events.history.time_s[asked]
+        candidates = self.propose(target_row, self.count, self.draws_per_example * len(asked), rng)
         # A target's state is that just before its event; another candidate's, that before a random event of the batch.
-        moments = self.events.history.time_s[examples.event]
         time_s = rng.choice(moments, len(candidates.row))
         time_s[candidates.target] = moments.max(initial=0)
         np.minimum.at(time_s, candidates.target, moments)  # of several events of one item the earliest: none sees itself
-        masked = other_positives(
-            examples.user_row, target_row, candidates.row, self.events.positive_offsets, self.events.positive_items, self.n_items
-        )
+        users, event, weight = self._users(members, np.random.default_rng([self.seed, 3, epoch, step, self.rank]))
+        row, owner = self.events.history.item_row[event], self.events.user_row[event]
+        masked = other_positives(owner, row, candidates.row, self.events.positive_offsets, self.events.positive_items, self.n_items)
+        shares = [len(part) for part in np.array_split(candidates.row, self.world)]
         return TrainBatch(
-            users=examples.users,
-            items=self.store.items(candidates.row, time_s),
-            target=torch.from_numpy(candidates.target),
+            users=users,
+            items=self._items(candidates.row, time_s, shares),
+            shares=tuple(shares),
+            target=torch.from_numpy(np.searchsorted(candidates.row, row)),
             log_weight=torch.from_numpy(candidates.log_weight),
             masked=(torch.from_numpy(masked[0]), torch.from_numpy(masked[1])),
-            weight=torch.from_numpy(self.events.weight[examples.event]),
+            weight=torch.from_numpy(weight),
+            weight_sum=torch.tensor(self.events.weight[asked].sum(dtype=np.float64)),
+            examples=len(asked),
         )
+
+    def _users(self, members: Int, rng: np.random.Generator) -> tuple[tuple[UserBatch, ...], Int, NDArray[np.float32]]:
+        """Micro-batches of this process's members, and the event and the weight of each of their examples."""
+        share = np.array_split(members, self.world)[self.rank]
+        built = []
+        for part in np.array_split(share, self._parts(len(members), self.view.size(members))):
+            # Nobody may be without work, or the others would wait: who has no member takes one that counts for nothing.
+            examples = self.view.examples(part if len(part) else members[:1], rng)
+            built.append((examples.users, examples.event, self.events.weight[examples.event] * (len(part) > 0)))
+        users, event, weight = zip(*built, strict=True)
+        return users, np.concatenate(event), np.concatenate(weight).astype(np.float32)
+
+    def _items(self, row: Int, time_s: Int, shares: list[int]) -> tuple[ItemBatch, ...]:
+        """Micro-batches of this process's share of the candidates."""
+        start = sum(shares[: self.rank])
+        share = np.arange(start, start + shares[self.rank])
+        parts = np.array_split(share, self._parts(len(row), len(row)))
+        return tuple(self.store.items(row[part], time_s[part]) for part in parts)
+
+    def _parts(self, members: int, size: int) -> int:
+        """How many micro-batches a batch of `size` examples, tokens or items is: the same number in every process."""
+        share = -(-size // self.world)
+        return 1 if self.micro is None else min(-(-share // self.micro), max(members // self.world, 1))
 
     def iterate(self, epoch: int, start: int = 0, *, ahead: int = 2) -> Iterator[TrainBatch]:
         """Batches of an epoch from step `start`, built by one thread up to `ahead` steps early."""

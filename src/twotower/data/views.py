@@ -71,8 +71,16 @@ class View(Protocol):
         """Members of each batch of an epoch."""
         ...
 
+    def size(self, members: Int) -> int:
+        """What encoding them takes: examples, or tokens with their padding."""
+        ...
+
+    def asked_events(self, members: Int) -> Int:
+        """Positions of the training events that these members ask for, an example each."""
+        ...
+
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Build one batch."""
+        """Build (a part of) one batch; its examples are those of `asked_events`, in that order."""
         ...
 
 
@@ -90,6 +98,14 @@ class SetView:
         """Random batches of equal size; a remainder too small to contrast within joins the batch before."""
         order = rng.permutation(self.targets)
         return np.array_split(order, max(len(order) // self.batch_size, 1))
+
+    def size(self, members: Int) -> int:
+        """Examples."""
+        return len(members)
+
+    def asked_events(self, members: Int) -> Int:
+        """The members themselves."""
+        return members
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
         """Histories without the target, a share of the rest hidden at random."""
@@ -157,6 +173,15 @@ class CausalView:
             batches.append(order[begin : begin + size])
             begin += size
         return [batches[i] for i in rng.permutation(len(batches)) if self._asked(batches[i]).any()]
+
+    def size(self, members: Int) -> int:
+        """Tokens, padded to the longest window."""
+        return len(members) * int((self.stop - self.start)[members].max(initial=1))
+
+    def asked_events(self, members: Int) -> Int:
+        """Every position of the windows that is asked for."""
+        window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
+        return np.asarray(window[self._asked(members)])
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
         """Whole windows; one example per positive event."""

@@ -24,6 +24,7 @@ Ragged = tuple[Int, Int]
 """(offsets int64 [B + 1], rows int64 [T]): the rows of query b are rows[offsets[b]:offsets[b + 1]]."""
 
 _CANDIDATES = 2**22  # keys held at once: 32 MB
+_LANES = 32  # floats in the registers that one step of a reduction fills
 _NOTHING = float("-inf")
 
 
@@ -88,7 +89,7 @@ def _mask(matrix: Tensor, exclude: Ragged | None, allow: Mask | None) -> None:
 def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores and rows of the k best columns, k <= N."""
     size, width = matrix.shape
-    block = max(1, isqrt(width // k))
+    block = _block(width, k)
     blocks = width // block
     whole = matrix[:, : blocks * block].view(size, blocks, block)
     maxima = whole.amax(-1)
@@ -101,6 +102,13 @@ def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
         raise ValueError("Scores must be numbers. Got NaN: the model that made them is broken.")
     order = torch.topk(_keys(scores, rows), k, dim=1).indices
     return scores.gather(1, order), rows.gather(1, order)
+
+
+def _block(width: int, k: int) -> int:
+    """Columns of a block: about sqrt(N / k), where looking for blocks and looking into them take the same; whole vector registers,
+    which are reduced several times faster, unless the blocks are tiny."""
+    block = max(1, isqrt(width // k))
+    return -(-block // _LANES) * _LANES if block > _LANES // 2 else block
 
 
 def _keys(scores: Tensor, rows: Tensor | None = None) -> Tensor:

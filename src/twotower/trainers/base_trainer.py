@@ -1,6 +1,7 @@
-"""The loop: steps, precision, accumulation, schedule, validation, early stopping, checkpoints and logs.
+"""The loop: steps, precision, schedule, validation, early stopping, checkpoints and logs, in one process or many.
 
-A subclass says what one batch's loss is and how to validate; `fit` is the whole story. Files in the run's folder:
+A subclass says what one batch's gradients are and how to validate; `fit` is the whole story. Of several processes the first one
+writes and speaks; all hold the same weights, tables that are updated by rows apart, which they share. Files in the run's folder:
 `last.pt` (resume from here), `best.pt` (the best validation so far), `metrics.jsonl` (one JSON object per log line or validation)
 and `tensorboard/` (the same figures).
 """
@@ -11,20 +12,22 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from twotower import parallel
 from twotower.checkpoint import load_checkpoint, save_checkpoint
 from twotower.config import Config
 from twotower.console import Report, log, progress, silent
 from twotower.errors import TrainingError
-from twotower.trainers.optimizer import choose_device, choose_precision, make_optimizer, schedule
+from twotower.models.layers.tables import RowTable
+from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
 
 
 class Batch(Protocol):
@@ -68,28 +71,34 @@ class BaseTrainer:
         self.precision = choose_precision(self.settings.precision, self.device)
         self.model = model.to(self.device)
         self.optimizer = make_optimizer(self.model, self.settings.learning_rate, self.settings.weight_decay)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        self.tables = {name: part for name, part in self.model.named_modules() if isinstance(part, RowTable)}
+        self.scaler = LossScale(enabled=self.precision is torch.float16)
         self.at = Progress()
         self.total_steps = 1
+        self.losses: list[float] = []  # since the last validation
         self._bar: Report = silent
 
     # What a subclass provides.
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """Batches of an epoch from micro-batch `start`."""
+        """Batches of an epoch from batch `start`."""
         raise NotImplementedError
 
     def batches_per_epoch(self) -> int:
-        """Micro-batches in an epoch."""
+        """Batches in an epoch."""
         raise NotImplementedError
 
-    def loss(self, batch: Any) -> tuple[Tensor, int]:
-        """Mean loss of a batch and its number of examples."""
+    def backward(self, batch: Any, scale: float) -> tuple[float, int]:
+        """Add the gradients of `scale` times this process's part of the mean loss; return that loss, over all processes, and the
+        number of examples."""
         raise NotImplementedError
 
     def validate(self) -> dict[str, float]:
         """Metrics on the validation part; must hold `config.training.eval_metric`."""
         raise NotImplementedError
+
+    def begin(self) -> None:
+        """Called before the first step, when a resumed run has its weights and its figures back."""
 
     def after_step(self) -> None:
         """Called after every update of the weights."""
@@ -105,25 +114,29 @@ class BaseTrainer:
             The loss is not finite, or `resume` finds no checkpoint.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        steps_per_epoch = -(-self.batches_per_epoch() // self.settings.accumulation)
+        steps_per_epoch = self.batches_per_epoch()
         self.total_steps = self.settings.max_steps or self.settings.num_epochs * steps_per_epoch
         if resume:
             self._load()
         self._start_logs()
+        self.begin()
         eval_steps = max(round(self.settings.eval_every * steps_per_epoch), 1)
         log.info(
-            "training on %s in %s, %d steps of up to %d examples",
+            "training on %s in %s, %d steps of up to %d examples%s",
             self.device,
             str(self.precision).removeprefix("torch."),
             self.total_steps,
-            self.settings.batch_size * self.settings.accumulation,
+            self.settings.batch_size,
+            f", {parallel.world()} processes" if parallel.world() > 1 else "",
         )
-        with progress() as self._bar, SummaryWriter(str(self.out / "tensorboard"), purge_step=self.at.step + 1) as board:
+        with progress() as self._bar, self._board() as board:
             while self.at.step < self.total_steps and not self._stalled():
-                for batches in self._groups():
-                    self._step(batches, board)
+                for batch in self.batches(self.at.epoch, self.at.step_in_epoch):
+                    self._step(batch, board)
                     if self.at.step % eval_steps == 0 or self.at.step == self.total_steps:
                         self._validate(board)
+                    elif self._due():
+                        self._save("last.pt")
                     if self.at.step >= self.total_steps or self._stalled():
                         break
                 else:
@@ -134,53 +147,58 @@ class BaseTrainer:
         log.info("best %s %.4f at step %d of %d", self.settings.eval_metric, self.at.best, self.at.best_step, self.at.step)
         return self.at
 
-    def _groups(self) -> Iterator[list[Any]]:
-        """Micro-batches of an epoch from where the run stands, in groups of `accumulation`; the last group may hold fewer."""
-        group = []
-        for batch in self.batches(self.at.epoch, self.at.step_in_epoch):
-            group.append(batch)
-            if len(group) == self.settings.accumulation:
-                yield group
-                group = []
-        if group:
-            yield group
-
-    def _step(self, batches: list[Any], board: SummaryWriter) -> None:
+    def _step(self, batch: Any, board: SummaryWriter | None) -> None:
         self.model.train()
         rate = schedule(self.at.step, self.total_steps, self.settings.warmup_frac) * self.settings.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total, examples = 0.0, 0
-        for batch in batches:
-            with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32):
-                loss, size = self.loss(batch.to(self.device))
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(
-                    f"The loss must stay finite. Got {value} at step {self.at.step + 1}. Lower training.learning_rate, or use "
-                    f"training.precision: fp32. The last checkpoint stands in {self.out}."
-                )
-            self.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]
-            total, examples = total + value / len(batches), examples + size
-        self.scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.after_step()
-        self.at.step, self.at.step_in_epoch = self.at.step + 1, self.at.step_in_epoch + len(batches)
-        self.at.examples += examples
-        self._bar("train", self.at.step, self.total_steps)
-        if self.at.step % self.settings.log_every == 0:
-            self._log(board, {"loss": total, "lr": rate, "grad_norm": norm, **self._speed()})
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32):
+            loss, examples = self.backward(batch.to(self.device), self.scaler.scale)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The loss must stay finite. Got {loss} at step {self.at.step + 1}. Lower training.learning_rate, or use "
+                f"training.precision: fp32. The last checkpoint stands in {self.out}."
+            )
+        self.losses.append(loss)
+        norm = self._update(rate)
+        at = self.at
+        at.step, at.step_in_epoch, at.examples = at.step + 1, at.step_in_epoch + 1, at.examples + examples
+        self._bar("train", at.step, self.total_steps)
+        if at.step % self.settings.log_every == 0:
+            self._log(board, {"loss": loss, "learning_rate": rate, "grad_norm": norm, **self._speed()})
 
-    def _validate(self, board: SummaryWriter) -> None:
+    def _update(self, rate: float) -> float:
+        """Move the weights along the gradients, clipped; returns their norm. With fp16, an overflow leaves the weights alone."""
+        dense = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if parallel.world() > 1:
+            for parameter in dense:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parallel.add_up([p.grad for p in dense if p.grad is not None])
+        rows = sum((table.collect() for table in self.tables.values()), torch.zeros((), dtype=torch.float64, device=self.device))
+        parallel.add_up([rows])
+        grads = [p.grad for p in dense if p.grad is not None]
+        squares = [norm.double().square() for norm in torch._foreach_norm(grads)]
+        norm = math.sqrt(float(torch.stack([*squares, rows]).sum())) / self.scaler.scale
+        factor = min(1.0, self.settings.clip_norm / (norm + 1e-6)) / self.scaler.scale
+        if self.scaler.judge(math.isfinite(norm)):
+            if factor != 1:
+                torch._foreach_mul_(grads, factor)
+            self.optimizer.step()
+            for table in self.tables.values():
+                table.step(self.at.step + 1, rate, factor)
+            self.after_step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _validate(self, board: SummaryWriter | None) -> None:
         self.model.eval()
         began = time.perf_counter()
-        metrics = self.validate()
+        names, figures = zip(*self.validate().items(), strict=True)
+        metrics = dict(zip(names, parallel.agreed(figures), strict=True))
         value = float(metrics[self.settings.eval_metric])
         self._log(board, {**metrics, "validation_s": time.perf_counter() - began})
         self._clock += time.perf_counter() - began  # validation is not training time
+        self.losses = []
         if value > self.at.best:
             self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
             self._save("best.pt")
@@ -193,18 +211,24 @@ class BaseTrainer:
 
     # Files.
 
+    def _due(self) -> bool:
+        """Whether the last checkpoint is old enough for another one."""
+        return bool(parallel.agreed([time.perf_counter() - self._saved >= self.settings.save_every_s])[0])
+
     def _save(self, name: str) -> None:
+        rows = {name: table.state() for name, table in self.tables.items()}
         state = {
             "config": self.config.model_dump(mode="json"),
             "data": self.data,
             "progress": asdict(self.at),
-            "model": self.model.state_dict(),
+            "model": self.model.state_dict() | {f"{name}.weight": rows[name].pop("weight") for name in rows},
+            "rows": rows,
             "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "scaler": [self.scaler.scale, self.scaler.good],
         }
-        save_checkpoint(self.out / name, state)
+        if parallel.rank() == 0:
+            save_checkpoint(self.out / name, state)
+        self._saved = time.perf_counter()
 
     def _load(self) -> None:
         state = load_checkpoint(self.out / "last.pt")
@@ -215,21 +239,37 @@ class BaseTrainer:
             raise TrainingError(
                 f"A resumed run must keep its settings. In {self.out}/last.pt {changed}. Use another --out, or those settings."
             )
-        self.model.load_state_dict(state["model"])
+        weights = state["model"]
+        for name, table in self.tables.items():
+            table.load({"weight": weights[f"{name}.weight"], **state["rows"][name]})
+            weights[f"{name}.weight"] = table.weight
+        self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda" and state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.scaler.scale, self.scaler.good = state["scaler"]
         self.at = Progress(**state["progress"])
         log.info("resuming at step %d of %d", self.at.step, self.total_steps)
+
+    def _board(self) -> AbstractContextManager[SummaryWriter | None]:
+        """What TensorBoard reads; the first process alone writes it."""
+        if parallel.rank() > 0:
+            return nullcontext()
+        return SummaryWriter(str(self.out / "tensorboard"), purge_step=self.at.step + 1)
 
     def _start_logs(self) -> None:
         """Keep the figures up to the step the run starts from; nothing is reported twice."""
         self._clock, self._clock_examples = time.perf_counter(), self.at.examples
+        self._saved = self._clock
+        if parallel.rank() > 0:
+            return
         path = self.out / "metrics.jsonl"
         rows = read_rows(path) if self.at.step else []
         path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.at.step))
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Append a row to `metrics.jsonl`; the first process alone does."""
+        if parallel.rank() == 0:
+            with (self.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
@@ -238,10 +278,10 @@ class BaseTrainer:
         self._clock, self._clock_examples = now, self.at.examples
         return {"examples_per_s": rate, "eta_s": per_step * (self.total_steps - self.at.step)}
 
-    def _log(self, board: SummaryWriter, facts: dict[str, float]) -> None:
-        row = {"step": self.at.step, "epoch": self.at.epoch, **facts}
-        with (self.out / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+    def _log(self, board: SummaryWriter | None, facts: dict[str, float]) -> None:
+        if board is None:
+            return
+        self.note({"step": self.at.step, "epoch": self.at.epoch, **facts})
         for name, value in facts.items():
             board.add_scalar(name, value, self.at.step)
         shown = " | ".join(f"{name} {value:.4g}" for name, value in facts.items())

@@ -7,21 +7,34 @@ import math
 import torch
 from torch import nn
 
+from twotower import hardware
+from twotower.console import log
 from twotower.errors import TrainingError
 
 
-def choose_device(wanted: str) -> torch.device:
+def choose_device(wanted: str, found: hardware.Torch | None = None) -> torch.device:
     """Return the device for "auto", "cpu" or "cuda".
+
+    Parameters
+    ----------
+    found
+        What there is; looked up when None. A GPU that PyTorch sees but has no kernels for is none.
 
     Raises
     ------
     TrainingError
         "cuda" was asked for and there is none.
     """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise TrainingError("training.device: cuda needs a GPU that PyTorch can use. Found none. Use auto or cpu.")
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+    found = found or hardware.installed()
+    usable = 0 in found.usable
+    if wanted == "cuda" and not usable:
+        why = "It has no kernels for the GPU it sees" if found.gpus else "Found none"
+        raise TrainingError(
+            f"training.device: cuda needs a GPU that PyTorch can use. {why}. Use auto or cpu; `twotower doctor` says more."
+        )
+    if wanted == "auto" and found.gpus and not usable:
+        log.warning("PyTorch has no kernels for %s: training on the CPU. `twotower doctor` says more.", found.gpus[0].name)
+    return torch.device("cuda" if usable and wanted != "cpu" else "cpu")
 
 
 def choose_precision(wanted: str, device: torch.device, capability: tuple[int, int] | None = None) -> torch.dtype:
@@ -37,8 +50,7 @@ def choose_precision(wanted: str, device: torch.device, capability: tuple[int, i
         return named[wanted]
     if device.type != "cuda":
         return torch.float32
-    major, _ = capability or torch.cuda.get_device_capability(device)
-    return torch.bfloat16 if major >= 8 else torch.float16
+    return named[hardware.auto_precision(capability or torch.cuda.get_device_capability(device))]
 
 
 def make_optimizer(model: nn.Module, rate: float, decay: float) -> torch.optim.AdamW:
@@ -58,3 +70,35 @@ def schedule(step: int, total: int, warmup_frac: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
+
+
+class LossScale:
+    """Scaling of the loss for fp16, so that small gradients survive; as `torch.amp.GradScaler`, over dense and row gradients alike.
+
+    A step whose gradients overflowed is left out, and the scale halved; after `patience` good steps in a row it doubles.
+    """
+
+    def __init__(self, *, enabled: bool, patience: int = 2000) -> None:
+        self.enabled, self.patience = enabled, patience
+        self.scale, self.good = 65536.0 if enabled else 1.0, 0
+
+    def judge(self, finite: bool) -> bool:
+        """Take note of a step's gradients; True when the step is to be taken.
+
+        Raises
+        ------
+        TrainingError
+            They are not finite, and no scale is to blame.
+        """
+        if finite:
+            self.good += 1
+            if self.enabled and self.good % self.patience == 0:
+                self.scale *= 2
+            return True
+        if self.scale <= 1:
+            raise TrainingError(
+                "The gradients must stay finite. They overflowed with no loss scale left to lower. Lower training.learning_rate, "
+                "or use training.precision: fp32. The last checkpoint stands."
+            )
+        self.scale, self.good = self.scale / 2, 0
+        return False

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from twotower import parallel
 from twotower.config import Config
 from twotower.data.data_loader import TrainBatch, TrainLoader, open_store, split_moment
 from twotower.data.dataset import Dataset
@@ -17,7 +20,8 @@ from twotower.losses import softmax_loss
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.retrieval.neural import NeuralRetriever
-from twotower.trainers.base_trainer import BaseTrainer
+from twotower.trainers.base_trainer import BaseTrainer, read_rows
+from twotower.trainers.visits import BEYOND_K, Doctor
 
 
 class TwoTowerTrainer(BaseTrainer):
@@ -29,13 +33,18 @@ class TwoTowerTrainer(BaseTrainer):
         torch.manual_seed(config.seed)
         self.dataset = dataset
         self.store = open_store(dataset, "valid", config.model)
-        self.loader = TrainLoader(dataset, self.store, config)
+        self.loader = TrainLoader(dataset, self.store, config, rank=parallel.rank(), world=parallel.world())
         super().__init__(build_model(dataset, config), config, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
         if not len(self.held_out.queries):
             raise TrainingError(
                 f"Training needs a validation part to stop by. {dataset.path} has none. Prepare another split (prepare.split)."
             )
+        self.doctor = Doctor(self.model, dataset, self.held_out, config)
+
+    def begin(self) -> None:
+        """The doctor remembers what was said of a resumed run."""
+        self.doctor.recall(read_rows(self.out / "metrics.jsonl"))
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
         """See `BaseTrainer`."""
@@ -45,30 +54,58 @@ class TwoTowerTrainer(BaseTrainer):
         """See `BaseTrainer`."""
         return len(self.loader.plan(0))
 
-    def loss(self, batch: TrainBatch) -> tuple[Tensor, int]:
-        """See `BaseTrainer`."""
-        users = self.model.encode_users(batch.users)
-        items = self.model.encode_items(batch.items)
+    def backward(self, batch: TrainBatch, scale: float) -> tuple[float, int]:
+        """See `BaseTrainer`.
+
+        A batch in several micro-batches goes through the towers twice (Gao et al., "Scaling Deep Contrastive Learning Batch Size
+        under Memory Limited Setup", RepL4NLP 2021): without gradients, to know all vectors and the loss's gradient with respect to
+        them, then again with the same dropout, a micro-batch at a time, to carry that gradient on to the weights.
+        """
+        encoders = [
+            *(partial(self.model.encode_users, part) for part in batch.users),
+            *(partial(self.model.encode_items, part) for part in batch.items),
+        ]
+        cached = len(encoders) > 2
+        with torch.set_grad_enabled(not cached):
+            vectors = [self._encode(number, encode) for number, encode in enumerate(encoders)]
+        leaves = [part.detach().requires_grad_() for part in vectors] if cached else vectors
+        users, items = torch.cat(leaves[: len(batch.users)]), torch.cat(leaves[len(batch.users) :])
         loss = softmax_loss(
             users,
-            items,
+            parallel.gather(items, batch.shares),
             target=batch.target,
             log_weight=batch.log_weight,
             masked=batch.masked,
             temperature=self.model.temperature(),
             weight=batch.weight,
+            weight_sum=batch.weight_sum,
         )
-        return loss, len(batch.target)
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        if cached:
+            for number, (encode, leaf) in enumerate(zip(encoders, leaves, strict=True)):
+                self._encode(number, encode).backward(leaf.grad)  # type: ignore[no-untyped-call]
+        total = loss.detach().double()
+        parallel.add_up([total])
+        return float(total), batch.examples
+
+    def _encode(self, number: int, encode: Callable[[], Tensor]) -> Tensor:
+        """Encode micro-batch `number` of the step; what it drops is a function of seed, step, process and number alone."""
+        key = np.random.SeedSequence([self.config.seed, self.at.step, parallel.rank(), number])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        return encode()
 
     def after_step(self) -> None:
         """Keep the temperature in its range."""
         self.model.clamp_temperature()
 
     def validate(self) -> dict[str, float]:
-        """Full-catalogue metrics on (a sample of) the validation part, and the temperature."""
+        """Full-catalogue metrics on (a sample of) the validation part, and the temperature; the doctor looks on."""
         retriever = NeuralRetriever(
             self.model, self.store, n_items=self.dataset.n_items, time_s=split_moment(self.dataset, "valid")
         )
         shown = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
-        judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=None)
+        judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
+        batch = self.loader.batch(self.loader.plan(self.at.epoch)[0], self.at.epoch, 0).to(self.device)
+        mean = sum(self.losses) / max(len(self.losses), 1)
+        self.note(self.doctor.visit(retriever, judged, batch, step=self.at.step, epoch=self.at.epoch, training_loss=mean))
         return {**{name: judged.mean(name) for name in shown}, "temperature": float(self.model.temperature().detach())}

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from twotower.models.layers.dropout import dropout
+
 Widths = tuple[tuple[int, int], ...]
 """(histories, width) of each run of histories of equal width; see `UserBatch`."""
 
@@ -45,8 +47,8 @@ class AttentionBlock(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
             mixed.append(out.transpose(1, 2).reshape(size * width, -1))
             start = stop
-        x = x + F.dropout(self.out(torch.cat(mixed)), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.norm_mlp(x)), self.dropout, self.training)
+        x = x + dropout(self.out(torch.cat(mixed)), self.dropout, self.training)
+        return x + dropout(self.mlp(self.norm_mlp(x)), self.dropout, self.training)
 
 
 class HistoryEncoder(nn.Module):

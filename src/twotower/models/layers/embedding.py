@@ -6,36 +6,54 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from twotower.batches import FieldSpec
-from twotower.schema import PAD
+from twotower.config import EmbeddingConfig, ModelConfig
+from twotower.errors import ConfigError, nearest
+from twotower.models.layers.tables import INIT_STD, RowTable, Table
 
 GEO_SCALES_KM = (1.0, 3.0, 10.0, 40.0)
 GEO_WAVES = 32  # random directions per scale
-INIT_STD = 0.05
 
 
 class EmbeddingTables(nn.ModuleDict):
-    """Tables by name; row PAD of each is zero and stays zero."""
+    """Tables by name, each stored as the settings say."""
 
-    def add(self, name: str, rows: int, dim: int) -> None:
-        """Make a table [rows, dim], unless it exists with the same number of rows."""
-        key = name.replace(".", "/")
-        if key in self:
-            assert self.lookup(name).num_embeddings == rows, f"{name} is shared by fields of different sizes"
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def add(self, name: str, ids: int, dim: int) -> None:
+        """Make a table for `ids` ids, unless it exists with the same number of them."""
+        if _key(name) in self:
+            assert self.lookup(name).ids == ids, f"{name} is shared by fields of different sizes"
             return
-        table = nn.Embedding(rows, dim, padding_idx=PAD)
-        nn.init.normal_(table.weight, std=INIT_STD)
-        with torch.no_grad():
-            table.weight[PAD].zero_()
-        self[key] = table
+        by_rows = EmbeddingConfig(update="rows" if ids >= self.config.rows_from else "dense")
+        config = self.config.tables.get(name, by_rows)
+        self[_key(name)] = (RowTable if config.update == "rows" else Table)(name, ids, dim, config)
 
-    def lookup(self, name: str) -> nn.Embedding:
+    def lookup(self, name: str) -> Table:
         """Return the table called `name`."""
-        table = self[name.replace(".", "/")]
-        assert isinstance(table, nn.Embedding)
+        table = self[_key(name)]
+        assert isinstance(table, Table)
         return table
+
+    def check(self) -> None:
+        """All tables are made: do the settings name any other?
+
+        Raises
+        ------
+        ConfigError
+            They do; the nearest name is in the message.
+        """
+        known = [name.replace("/", ".") for name in self]
+        for name in self.config.tables:
+            if name not in known:
+                raise ConfigError(f"model.tables must name tables of the model. Got {name!r}.{nearest(name, known)}")
+
+    def by_rows(self) -> dict[str, RowTable]:
+        """Tables that are updated by rows."""
+        return {name: table for name, table in self.items() if isinstance(table, RowTable)}
 
 
 class GeoWaves(nn.Module):
@@ -54,7 +72,7 @@ class GeoWaves(nn.Module):
         """Points [n, 3] in km → [n, 256]; the zero point (unknown) → zeros."""
         # In float32 whatever the mixed precision: phases reach thousands of radians.
         with torch.autocast(point.device.type, enabled=False):
-            phase = point.float() @ self.waves.T
+            phase = point.to(self.waves.dtype) @ self.waves.T
             features = torch.cat([phase.cos(), phase.sin()], dim=-1) / math.sqrt(self.width / 2)
             known: Tensor = (point != 0).any(dim=-1, keepdim=True)
             return features * known
@@ -69,7 +87,7 @@ class FieldEmbedding(nn.Module):
         self.dense = nn.ModuleDict()  # see `_key`
         for spec in fields:
             if spec.kind == "dense":
-                self.dense[_key(spec.name)] = nn.Linear(spec.sizes[0], dim)
+                self.dense["field " + _key(spec.name)] = nn.Linear(spec.sizes[0], dim)
             elif spec.kind == "geo":
                 for scale, rows in enumerate(spec.sizes):
                     tables.add(f"{spec.table}.{scale}", rows, dim)
@@ -89,21 +107,20 @@ class FieldEmbedding(nn.Module):
     ) -> Tensor:
         value = values[spec.name]
         if spec.kind == "rows":
-            return F.embedding(value, tables.lookup(spec.table).weight, padding_idx=PAD)
+            vectors: Tensor = tables.lookup(spec.table)(value)
+            return vectors
         if spec.kind == "bag":
-            return F.embedding_bag(value, tables.lookup(spec.table).weight, mode="mean", padding_idx=PAD)
+            return tables.lookup(spec.table).mean(value)
         if spec.kind == "dense":
-            embedded: Tensor = self.dense[_key(spec.name)](value)
+            embedded: Tensor = self.dense["field " + _key(spec.name)](value)
             return embedded
         assert waves is not None
         features, project = waves
-        cells = [
-            F.embedding(value[:, s], tables.lookup(f"{spec.table}.{s}").weight, padding_idx=PAD) for s in range(len(spec.sizes))
-        ]
+        cells = [tables.lookup(f"{spec.table}.{scale}")(value[:, scale]) for scale in range(len(spec.sizes))]
         smooth: Tensor = project(features(values[f"{spec.name}.point"]))
         return torch.stack(cells).sum(dim=0) + smooth
 
 
 def _key(name: str) -> str:
-    """Name of a field's layer: a module must be called neither like a method of its container ("type", "values") nor "a.b"."""
-    return "field " + name.replace(".", "/")
+    """Name of a part of a module: one must not hold a dot ("field " in front: nor be called like a method of its container)."""
+    return name.replace(".", "/")

@@ -38,7 +38,7 @@ class MeanPooling(Pooling):
 
     def pool(self, x: Tensor, widths: Widths, at: Tensor, seen: Tensor) -> Tensor:
         """See `Pooling`."""
-        return (running_sum(x.float(), widths)[at] / seen.clamp(min=1)[:, None]).to(x.dtype)
+        return (running_sum(widened(x), widths)[at] / seen.clamp(min=1)[:, None]).to(x.dtype)
 
 
 class AttentionPooling(Pooling):
@@ -52,8 +52,13 @@ class AttentionPooling(Pooling):
     def pool(self, x: Tensor, widths: Widths, at: Tensor, seen: Tensor) -> Tensor:  # noqa: ARG002 - one signature
         """See `Pooling`."""
         # Bounded scores keep every prefix's sum far from underflow: the ratio of two weights is at most e^10.
-        weight = (5 * torch.tanh(self.score(x).float() / 5)).exp()  # [T, 1]
-        return (running_sum(weight * x.float(), widths)[at] / running_sum(weight, widths)[at]).to(x.dtype)
+        weight = (5 * torch.tanh(widened(self.score(x)) / 5)).exp()  # [T, 1]
+        return (running_sum(weight * widened(x), widths)[at] / running_sum(weight, widths)[at]).to(x.dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """At least float32, whatever the mixed precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def running_sum(x: Tensor, widths: Widths) -> Tensor:

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twotower.config import TowerConfig
+from twotower.models.layers.dropout import Dropout, dropout
 from twotower.models.layers.interaction import INTERACTIONS
+from twotower.models.layers.pooling import widened
 
 MLP_DROPOUT = 0.5  # of what the MLP reads: it learns products by heart where the straight path cannot
 
@@ -32,9 +34,9 @@ class TowerHead(nn.Module):
         self.mlp: nn.Module | None = None
         if hidden:
             interaction = INTERACTIONS[config.interaction](fields, dim, config.cross_layers)
-            layers: list[nn.Module] = [interaction, nn.Dropout(MLP_DROPOUT)]
+            layers: list[nn.Module] = [interaction, Dropout(MLP_DROPOUT)]
             for width, wider in zip([interaction.width, *hidden], hidden, strict=False):
-                layers += [nn.Linear(width, wider), nn.GELU(), nn.Dropout(config.dropout)]
+                layers += [nn.Linear(width, wider), nn.GELU(), Dropout(config.dropout)]
             last = nn.Linear(hidden[-1], out)
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -42,8 +44,8 @@ class TowerHead(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """Embeddings [n, F, d] → unit vectors float32 [n, D]."""
-        fields = F.dropout(fields, self.dropout, self.training)
+        fields = dropout(fields, self.dropout, self.training)
         vectors: Tensor = self.straight(fields.sum(dim=1))
         if self.mlp is not None:
             vectors = vectors + self.mlp(fields)
-        return F.normalize(vectors.float(), dim=-1)
+        return F.normalize(widened(vectors), dim=-1)

@@ -1,0 +1,231 @@
+"""Embedding tables: dense ones, and compact ones whose cost in a step depends on the rows it reads, not on how many there are.
+
+Enters: ids. Leaves: vectors that gradients flow into. A table of many ids may hold fewer rows, each id being the sum of two.
+
+Promises: row PAD is zero and stays zero; row UNKNOWN begins at zero, so that a value training never saw says nothing. `RowTable`
+does exactly what AdamW without momentum, with one second moment for a row instead of one for each number, does on the whole table:
+what rows miss while nobody reads them, they are given when somebody does.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twotower import parallel
+from twotower.config import EmbeddingConfig
+from twotower.errors import ConfigError
+from twotower.schema import FIRST_ROW, PAD
+
+INIT_STD = 0.05
+BETA, EPS = 0.98, 1e-8
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BITS_LOST = {torch.bfloat16: 16, torch.float16: 13}  # of the 23 of float32
+_BLOCK = 1 << 16  # rows drawn at once
+_FOLD_BELOW = 0.5
+
+
+class Table(nn.Module):
+    """`rows` vectors of width `dim`, updated whole: the gradient is as large as the table.
+
+    Parameters
+    ----------
+    ids
+        How many ids there are, the reserved ones included.
+    """
+
+    weight: Tensor
+
+    def __init__(self, name: str, ids: int, dim: int, config: EmbeddingConfig) -> None:
+        super().__init__()
+        self.ids = ids
+        self.hashing = Hashing(name, ids, config) if config.max_rows is not None and ids > config.max_rows else None
+        self.rows = ids if config.max_rows is None else min(ids, config.max_rows)
+        self.std = INIT_STD / math.sqrt(2 if self.hashing else 1)
+        self._make(name, dim, config)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors float32 [n, d] of int64 [n] ids."""
+        if self.hashing is not None:
+            return self.mean(ids[:, None])
+        at, weight = self.read(ids)
+        return F.embedding(at, weight, padding_idx=PAD)
+
+    def mean(self, ids: Tensor) -> Tensor:
+        """Mean vectors [n, d] of the ids int64 [n, w] that are not PAD; zeros where all are."""
+        if self.hashing is None:
+            at, weight = self.read(ids)
+            return F.embedding_bag(at, weight, mode="mean", padding_idx=PAD)
+        at, weight = self.read(self.hashing.rows_of(ids).flatten(1))
+        return 2 * F.embedding_bag(at, weight, mode="mean", padding_idx=PAD)  # an id is the sum of its two rows, not their mean
+
+    def read(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions in the shape of `row`, and a matrix [m, d] whose rows they name, PAD at 0."""
+        return row, self.weight
+
+    def _make(self, name: str, dim: int, config: EmbeddingConfig) -> None:  # noqa: ARG002 - one signature
+        weight = torch.empty(self.rows, dim)
+        nn.init.normal_(weight, std=self.std)
+        weight[:FIRST_ROW] = 0
+        self.weight = nn.Parameter(weight)
+
+
+class RowTable(Table):
+    """A table updated by rows: each step reads the rows it needs, and writes those back.
+
+    Several processes share it: process p holds rows p, p + W, p + 2W … Beside the weights a row has two numbers: its second moment,
+    and the step at which it was last read. Weight decay is one factor of the whole table, folded in when it has fallen to a half.
+    """
+
+    second: Tensor
+    touched: Tensor
+    scale: Tensor
+
+    def _make(self, name: str, dim: int, config: EmbeddingConfig) -> None:
+        held = parallel.owned(self.rows)
+        self.decay = config.weight_decay
+        self.register_buffer("weight", _normal_rows(name, self.rows, dim, self.std, DTYPES[config.dtype]))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.register_buffer("second", torch.zeros(held), persistent=False)
+        self.register_buffer("touched", torch.zeros(held, dtype=torch.int32), persistent=False)
+        self.pending: list[tuple[Tensor, Tensor]] = []
+
+    def read(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        """The distinct rows, as a matrix of their own that is remembered for `collect`."""
+        distinct, at = torch.unique(torch.cat([row.new_full((1,), PAD), row.flatten()]), return_inverse=True)
+        wide = parallel.ask_owners(distinct, self.weight)
+        wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
+        leaf = wide * self.scale.to(wide.dtype)
+        if torch.is_grad_enabled():
+            leaf.requires_grad_()
+            self.pending.append((distinct, leaf))
+        return at[1:].view(row.shape), leaf
+
+    def collect(self) -> Tensor:
+        """Gather the gradients of all reads since the last step, of all processes, at the rows' owners; returns their squared norm
+        over this process's rows."""
+        none = torch.zeros(
+            0, self.weight.shape[1], dtype=torch.promote_types(self.weight.dtype, torch.float32), device=self.weight.device
+        )
+        used = [(row, leaf.grad) for row, leaf in self.pending if leaf.grad is not None]
+        row = torch.cat([self.touched[:0].long(), *(row for row, _ in used)])
+        grad = torch.cat([none, *(grad for _, grad in used)])
+        row, grad = parallel.tell_owners(*_merged(row, grad))
+        row, grad = _merged(row, grad)
+        real = row >= (1 if parallel.rank() == 0 else 0)  # PAD is row 0 of process 0
+        self.merged = (row[real], grad[real])
+        self.pending = []
+        return self.merged[1].double().square().sum()
+
+    @torch.no_grad()
+    def step(self, number: int, rate: float, factor: float) -> None:
+        """Update the collected rows at step `number` (from 1), their gradients times `factor`."""
+        row, grad = self.merged
+        grad = grad * factor
+        self._shrink(1 - rate * self.decay)
+        idle = number - self.touched[row]
+        second = self.second[row] * BETA**idle + (1 - BETA) * grad.square().mean(dim=1)
+        self.second[row], self.touched[row] = second, torch.full_like(self.touched[row], number)
+        step = rate * grad / ((second / (1 - BETA**number)).sqrt() + EPS)[:, None]
+        stored = self.weight[row]
+        self.weight[row] = rounded(stored.to(step.dtype) - step / self.scale.to(step.dtype), stored.dtype)
+
+    def _shrink(self, factor: float) -> None:
+        if factor == 1:
+            return
+        self.scale *= factor
+        if self.scale < _FOLD_BELOW:
+            for start in range(0, len(self.weight), _BLOCK):
+                block = self.weight[start : start + _BLOCK]
+                block.copy_(rounded(block.float() * self.scale.float(), block.dtype))
+            self.scale.fill_(1.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs, of the whole table: its weights, their factor, and both numbers of each row."""
+        held = {"weight": self.weight, "second": self.second, "touched": self.touched}
+        return {name: parallel.whole(value, self.rows) for name, value in held.items()} | {"scale": self.scale}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` returned, in any number of processes."""
+        for name in ("weight", "second", "touched"):
+            getattr(self, name).copy_(parallel.part_of(state[name]))
+        self.scale.copy_(state["scale"])
+
+
+class Hashing:
+    """Ids → two rows each of a smaller table; PAD and UNKNOWN share theirs with nobody.
+
+    "double": two hash functions (Zhang et al., "Model Size Reduction Using Frequency Based Double Hashing for Recommender Systems",
+    RecSys 2020, without its frequency part); "quotient_remainder": (id mod m, id div m), which tell all ids apart (Shi et al.,
+    "Compositional Embeddings Using Complementary Partitions", KDD 2020, with their sum).
+
+    Raises
+    ------
+    ConfigError
+        Quotients and remainders do not fit into `max_rows`.
+    """
+
+    _PRIME = (1 << 31) - 1
+
+    def __init__(self, name: str, ids: int, config: EmbeddingConfig) -> None:
+        assert config.max_rows is not None
+        self.free, self.kind = config.max_rows - FIRST_ROW, config.hashing
+        if self.kind == "quotient_remainder":
+            room = self.free**2 - 4 * ids
+            if room < 0:
+                least = 2 * math.isqrt(ids) + FIRST_ROW + 2
+                raise ConfigError(
+                    f"Quotients and remainders of {ids:,} ids need at least {least:,} rows. model.tables.{name}.max_rows is "
+                    f"{config.max_rows:,}. Raise it, or use hashing: double."
+                )
+            self.modulus = (self.free + math.isqrt(room)) // 2
+            self.modulus -= self.modulus + -(-ids // self.modulus) > self.free
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """int64 […] → int64 […, 2]."""
+        number = ids - FIRST_ROW
+        if self.kind == "quotient_remainder":
+            pair = [number % self.modulus, self.modulus + number // self.modulus]
+        else:
+            pair = [(number * a + b) % self._PRIME % self.free for a, b in ((48_271, 11), (1_588_635_695, 7_919))]
+        reserved = torch.stack([ids, ids], dim=-1)
+        return torch.where((ids < FIRST_ROW)[..., None], reserved, torch.stack(pair, dim=-1) + FIRST_ROW)
+
+
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 numbers to a shorter type, up or down at random, so that the expected value is the number itself.
+
+    The bits that go are added a random number of the same length first, which carries over as often as it should.
+    """
+    if dtype not in _BITS_LOST:
+        return x.to(dtype)
+    x, lost = x.float(), _BITS_LOST[dtype]
+    carried = x.view(torch.int32) + torch.randint(1 << lost, x.shape, dtype=torch.int32, device=x.device)
+    result = (carried & -(1 << lost)).view(torch.float32)
+    if dtype is torch.float16:  # below its normal numbers, fp16 counts in steps of 2^-24
+        steps = torch.floor(x * 2**24 + torch.rand_like(x)) / 2**24
+        result = torch.where(x.abs() < 2**-14, steps, result)
+    return result.to(dtype)
+
+
+def _merged(row: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    distinct, at = torch.unique(row, return_inverse=True)
+    return distinct, grad.new_zeros(len(distinct), grad.shape[1]).index_add_(0, at, grad)
+
+
+def _normal_rows(name: str, rows: int, dim: int, std: float, dtype: torch.dtype) -> Tensor:
+    """This process's rows of a random matrix, which is the same for any number of processes and is never held whole."""
+    held = torch.empty(parallel.owned(rows), dim, dtype=dtype)
+    seed, filled = zlib.crc32(name.encode()) ^ (torch.initial_seed() & 0x7FFF_FFFF), 0
+    for start in range(0, rows, _BLOCK):
+        block = torch.randn(min(_BLOCK, rows - start), dim, generator=torch.Generator().manual_seed(seed * 1_000_003 + start)) * std
+        if start == 0:
+            block[:FIRST_ROW] = 0
+        mine = block[(parallel.rank() - start) % parallel.world() :: parallel.world()]
+        held[filled : filled + len(mine)] = mine
+        filled += len(mine)
+    return held

@@ -1,0 +1,95 @@
+"""Several processes started by `torchrun` compute what one does, resume each other's runs, and say so when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from twotower.config import parse_config
+
+WORKER = Path(__file__).with_name("worker.py")
+TOWER = {"embedding_dim": 16, "hidden_dims": [32, 16], "dropout": 0, "id_dropout": 0}
+STILL = {**TOWER, "history_dropout": 0}  # nothing is left to chance but what the seed of the step draws
+
+
+def settings(*, rows: bool = False, **training: object) -> str:
+    tables = {name: {"update": "rows", "weight_decay": 0.01} for name in ("item.id", "user.id", "item.categories")}
+    # The MLP's dropout is no setting; a straight tower has none.
+    tower = {**STILL, "hidden_dims": [16]}
+    model = {"user_tower": tower, "item_tower": {k: v for k, v in tower.items() if k != "history_dropout"}}
+    common = {"batch_size": 250, "max_steps": 50, "eval_every": 100, "log_every": 10, "learning_rate": 0.003, "eval_queries": 200}
+    values = {"model": {**model, **({"tables": tables} if rows else {})}, "training": {**common, **training}}
+    return json.dumps(parse_config(values).model_dump(mode="json"))
+
+
+def start(world: int, *arguments: object, fails: bool = False) -> str:
+    launch = [sys.executable]
+    if world > 1:
+        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", "0", "--rdzv-backend", "c10d",
+                   "--rdzv-endpoint", "localhost:0"]  # fmt: skip
+    done = subprocess.run([*launch, str(WORKER), *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "given", [{}, {"rows": True}, {"rows": True, "micro_batch": 40}, {"view": "causal", "loss": "full_softmax"}]
+)
+def test_loss_and_gradients_do_not_depend_on_the_number_of_processes(town, tmp_path, given):
+    config = settings(**given)
+    found = {}
+    for world in (1, 2, 4):
+        start(world, "gradients", town.folder, tmp_path / f"{world}.pt", config)
+        found[world] = torch.load(tmp_path / f"{world}.pt", weights_only=True)
+    assert found[1].keys() == found[2].keys()
+    assert sum(float(value.abs().sum()) > 0 for value in found[1].values()) >= len(found[1]) - 4
+    for world in (2, 4):
+        for name, value in found[1].items():
+            torch.testing.assert_close(found[world][name], value, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [False, True])
+def test_weights_after_fifty_steps_do_not_depend_on_the_number_of_processes(town, tmp_path, rows):
+    config = settings(rows=rows)
+    weights = {}
+    for world in (1, 2, 4):
+        start(world, "train", town.folder, tmp_path / str(world), config)
+        weights[world] = torch.load(tmp_path / str(world) / "last.pt", weights_only=True)["model"]
+    for world in (2, 4):
+        for name, value in weights[1].items():
+            torch.testing.assert_close(weights[world][name], value, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+def test_a_run_of_two_whose_process_dies_goes_on_with_one_and_with_four(town, tmp_path):
+    config = settings(rows=True, eval_every=0.25, patience=100)
+    for world in (1, 4):
+        out = tmp_path / f"on {world}"
+        said = start(2, "die", town.folder, out, config, fails=True)
+        assert "All processes of a run must live to its end." in said, said[-2000:]
+        at = torch.load(out / "last.pt", weights_only=True)["progress"]["step"]
+        assert 0 < at < 13
+        start(world, "resume", town.folder, out, config)
+        assert torch.load(out / "last.pt", weights_only=True)["progress"]["step"] == 50
+    start(1, "train", town.folder, tmp_path / "whole", config)
+    whole = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)["model"]
+    for world in (1, 4):
+        for name, value in torch.load(tmp_path / f"on {world}" / "last.pt", weights_only=True)["model"].items():
+            torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_two_processes_and_leaves_a_bundle(town, tmp_path):
+    arguments = ["train", "--data", town.folder, "--out", tmp_path / "run", "--set", "training.max_steps=10", "--set",
+                 "model.tables.user.id=null"]  # fmt: skip
+    said = start(2, "cli", *arguments[:-2])
+    assert "2 processes" in said
+    assert said.count("bundle in") == 1
+    assert (tmp_path / "run" / "bundle" / "manifest.json").is_file()

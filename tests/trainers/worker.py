@@ -1,0 +1,136 @@
+"""What tests start in processes of their own, that they may kill: worker.py MODE DATASET OUT [settings as JSON]."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from twotower import parallel
+from twotower.cli import main
+from twotower.config import Config, parse_config
+from twotower.data.dataset import Dataset
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+
+
+def gradients(trainer: TwoTowerTrainer, out: Path) -> None:
+    """Loss and gradients of one batch in float64, of the whole model, written by the first process."""
+    wide(trainer)
+    batch = next(trainer.batches(0, 0))
+    loss, examples = trainer.backward(batch, 1.0)
+    found = {"loss": torch.tensor(loss, dtype=torch.float64), "examples": torch.tensor(examples)}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    parallel.add_up([value for name, value in found.items() if name not in ("loss", "examples")])
+    for name, table in trainer.tables.items():
+        table.collect()
+        row, grad = table.merged
+        found[name] = parallel.whole(torch.zeros_like(table.weight).index_put_((row,), grad), table.rows)
+    if parallel.rank() == 0:
+        torch.save(found, out)
+
+
+def wide(trainer: TwoTowerTrainer) -> None:
+    """The model and its inputs in float64."""
+    trainer.model.double().train()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # branches that start at zero would hide what lies behind them
+        for parameter in trainer.model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
+        for table in trainer.model.tables.values():
+            if parallel.rank() == 0:
+                table.weight[0] = 0
+    for name in ("encode_users", "encode_items"):
+        encode = getattr(trainer.model, name)
+        setattr(trainer.model, name, lambda part, encode=encode: encode(doubled(part)))
+
+
+def doubled(part):
+    """A batch whose fields are float64."""
+    fields = {name: value.double() if value.is_floating_point() else value for name, value in part.fields.items()}
+    return replace(part, fields=fields, **({"items": doubled(part.items)} if hasattr(part, "items") else {}))
+
+
+def die_at(trainer: TwoTowerTrainer, step: int) -> None:
+    """The last process is killed at a step."""
+    take = trainer._step
+
+    def then_die(batch, board):
+        if trainer.at.step == step and parallel.rank() == parallel.world() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        take(batch, board)
+
+    trainer._step = then_die
+
+
+def kill_often(dataset: Path, config: Config, out: Path, *, times: int) -> None:
+    """Start a run, kill it at a random moment, resume it, …, and in the end let it finish; says how often it was killed."""
+    moments, killed = random.Random(0), 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            TwoTowerTrainer(Dataset.open(dataset), config, out).fit(resume=(out / "last.pt").is_file())
+            os._exit(0)
+        if killed < times:
+            time.sleep(moments.uniform(0.1, 1.5))
+            os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        if not os.WIFSIGNALED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        killed += 1
+    sys.stdout.write(json.dumps({"killed": killed}))
+
+
+def kill_while_writing(trainer: TwoTowerTrainer) -> None:
+    """The second checkpoint is killed half-way: what is on the disk then is what a power cut leaves."""
+    save, count = torch.save, 0
+
+    def half(state, file):
+        nonlocal count
+        count += 1
+        if count < 3:
+            save(state, file)
+            return
+        buffer = io.BytesIO()
+        save(state, buffer)
+        file.write(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half
+    trainer.fit()
+
+
+def run() -> None:
+    mode, data, out, *settings = sys.argv[1:]
+    config = parse_config(json.loads(settings[0]))
+    torch.set_num_threads(1)
+    if mode == "kill_often":
+        kill_often(Path(data), config, Path(out), times=25)
+        return
+    with parallel.joined(torch.device("cpu")):
+        trainer = TwoTowerTrainer(Dataset.open(Path(data)), config, Path(out))
+        if mode == "gradients":
+            gradients(trainer, Path(out))
+            return
+        if mode == "die":
+            die_at(trainer, 13)
+        if mode == "kill_while_writing":
+            kill_while_writing(trainer)
+        trainer.fit(resume=mode == "resume")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "cli":
+        sys.exit(main(sys.argv[2:]))
+    run()
