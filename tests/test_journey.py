@@ -55,7 +55,8 @@ def test_run_leaves_what_it_says(journey):
 def test_each_verb_alone_gives_the_same(journey, town, tmp_path, capsys):
     config = ["--config", str(journey / "small.yaml")]
     lines(capsys, "prepare", "--data-dir", str(town.raw), "--output-dir", str(tmp_path / "processed"), *config)
-    assert (tmp_path / "processed" / "events.parquet").read_bytes() == (journey / "run" / "dataset" / "events.parquet").read_bytes()
+    again, first = tmp_path / "processed", journey / "run" / "dataset"
+    assert (again / "events.safetensors").read_bytes() == (first / "events.safetensors").read_bytes()
     lines(capsys, "train", "--data", str(tmp_path / "processed"), "--out", str(tmp_path / "model"), *config)
     lines(capsys, "export", str(tmp_path / "model"), "--out", str(tmp_path / "bundle"))
     one, other = load_bundle(journey / "run" / "bundle"), load_bundle(tmp_path / "bundle")

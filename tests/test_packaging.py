@@ -21,7 +21,8 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BEHIND_ANOTHER = {"tensorboard"}  # torch.utils.tensorboard imports it
+BEHIND_ANOTHER = {"tensorboard", "duckdb"}  # torch.utils.tensorboard and Ibis import them
+EXTRAS = {name for key, names in PROJECT["optional-dependencies"].items() if key != "dev" for name in names}
 
 
 def canonical(requirement: str) -> str:
@@ -35,7 +36,7 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
     roots |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
     known = packages_distributions()
     imported = {canonical(d) for root in roots - sys.stdlib_module_names - {"twotower"} for d in known.get(root, [root])[:1]}
-    assert imported | BEHIND_ANOTHER == {canonical(r) for r in PROJECT["dependencies"]}
+    assert imported | BEHIND_ANOTHER == {canonical(r) for r in {*PROJECT["dependencies"], *EXTRAS}}
 
 
 def test_every_dependency_has_one_pin_for_this_python() -> None:
@@ -43,7 +44,8 @@ def test_every_dependency_has_one_pin_for_this_python() -> None:
     old = sys.version_info < (3, 11)
     mine = [canonical(name) for name, _, marker in lines if not marker or (marker.strip() == 'python_version < "3.11"') == old]
     assert len(mine) == len(set(mine))
-    assert {canonical(r) for r in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]} <= set(mine)
+    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], *EXTRAS]
+    assert {canonical(r) for r in wanted} <= set(mine)
 
 
 def test_the_citation_names_the_version() -> None:

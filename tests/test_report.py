@@ -99,6 +99,14 @@ def test_without_a_model_and_without_curves(report: Any) -> None:
     assert "minus the others" not in words and "Training" not in words
 
 
+def test_what_the_training_doctor_said_stands_in_the_page_and_only_then(report: Any, tmp_path: Path) -> None:
+    write_report(report, tmp_path, advice=["Step 60: a rank of 1 < 3 & <no> more.", "Step 90: 2."])
+    words = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split())
+    assert "While it trained" in words and "a rank of 1 < 3 & <no> more." in words and "Step 90: 2." in words
+    assert json.loads((tmp_path / "report.json").read_text())["advice"][1] == "Step 90: 2."
+    assert "While it trained" not in render({**report, "curves": []})
+
+
 def test_nobody_hits_anything(report: Any) -> None:
     nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
     systems = {name: dict.fromkeys(figures, nothing) for name, figures in report["systems"].items()}

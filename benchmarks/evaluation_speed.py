@@ -1,0 +1,109 @@
+"""How fast the whole catalogue is ranked for everybody, beside RecTools' `recommend` and beside the bare product of all scores.
+
+    python benchmarks/evaluation_speed.py --peer-python PEER/.venv/bin/python
+
+All 30,431 users of the S3-Rec Yelp split, from their histories to the 20 best of 20,033 items, those of the history left out, in
+the portions that the evaluation takes; the model is that of `training_speed.py`, as it is before training. The peer is trained for
+one epoch, and its `recommend` is timed. The bare product multiplies the same vectors in the same blocks and drops the scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from common import RESULTS, commit, machine, tell
+from torch import Tensor
+from training_speed import add_peer, claim, open_trainer, run_peer
+
+from twotower.console import setup_logging
+from twotower.data.data_loader import open_store, split_moment
+from twotower.errors import TwoTowerError
+from twotower.retrieval.index import BLOCK
+from twotower.retrieval.neural import NeuralRetriever
+from twotower.retriever import Queries
+
+K = 20
+PORTION = 1024  # queries at once, as in the evaluation
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and append; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    setup_logging(quiet=True)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            retriever, queries = everybody(Path(folder), given.seed)
+        vectors = retriever.encode(queries)
+        ours, bare = [], []
+        for _ in range(given.repeats):
+            ours.append(_seconds(lambda: recommend(retriever, queries)))
+            bare.append(_seconds(lambda: multiply(vectors, retriever.index.vectors)))
+        against = {"the bare product of all scores": min(bare)}
+        if given.peer_python:
+            against["RecTools SASRec, recommend"] = run_peer(given.peer, given.peer_python, 1)["recommend_s"]
+    except TwoTowerError as error:
+        sys.stderr.write(f"evaluation_speed: error: {' '.join(str(error).split())}\n")
+        return 2
+    for name, seconds in against.items():
+        row = {
+            "claim": f"the {K} best of {len(retriever.index.vectors):,} rows for {len(queries):,} users",
+            "figure": round(min(ours), 2),
+            "unit": "s",
+            "against": name,
+            "against_figure": round(seconds, 2),
+            "ratio": round(min(ours) / seconds, 3),
+            "threads": torch.get_num_threads(),
+            "seed": given.seed,
+            "machine": machine(),
+            "commit": commit(),
+        }
+        tell(row, given.results)
+        sys.stderr.write(claim(row))
+    return 0
+
+
+def everybody(folder: Path, seed: int) -> tuple[NeuralRetriever, Queries]:
+    """A fresh model as a retriever, and the test questions of all users."""
+    trainer = open_trainer(folder, seed)
+    dataset, config = trainer.dataset, trainer.config
+    store = open_store(dataset, "test", config.model)
+    retriever = NeuralRetriever(trainer.model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
+    return retriever, dataset.held_out("test").queries
+
+
+def recommend(retriever: NeuralRetriever, queries: Queries) -> None:
+    """From histories to lists, a portion at a time."""
+    for start in range(0, len(queries), PORTION):
+        retriever.retrieve(queries.slice(start, min(start + PORTION, len(queries))), K)
+
+
+@torch.inference_mode()
+def multiply(users: Tensor, items: Tensor) -> None:
+    """All scores, in the blocks of the index."""
+    for start in range(0, len(users), BLOCK):
+        users[start : start + BLOCK] @ items.T
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_peer(parser, required=False)
+    parser.add_argument("--repeats", type=int, default=5, help="times ours and the bare product are run, in turn (default: 5)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS / "evaluation_speed.jsonl", help="file the rows are appended to")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Yelp's full size on this machine: training steps and an evaluation on a simulated dump, with time and memory.
+
+    python benchmarks/full_size.py --dataset FOLDER      # made by `twotower prepare` from the simulated dump
+
+The dump: twotower simulate --users 2000000 --businesses 150000 --events 7000000. Prints a JSON line for each claim and appends it
+to
+benchmarks/results/full_size.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import RESULTS, commit, machine, tell
+
+from twotower.config import load_config
+from twotower.console import setup_logging
+from twotower.data.data_loader import split_moment
+from twotower.data.dataset import Dataset
+from twotower.evaluation import evaluate
+from twotower.retrieval.neural import NeuralRetriever
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+
+
+def main() -> int:
+    """Measure, print and append."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
+    parser.add_argument("--results", type=Path, default=RESULTS / "full_size.jsonl")
+    given = parser.parse_args()
+    setup_logging()
+    shared = {"machine": machine(), "commit": commit()}
+    limits = [f"training.max_steps={given.steps}", "training.eval_every=1000", "training.eval_queries=1000"]
+    config = load_config(given.config, [*given.overrides, *limits])
+    dataset = Dataset.open(given.dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = TwoTowerTrainer(dataset, config, Path(folder))
+        trainer.total_steps = given.steps
+        began = time.perf_counter()
+        for batch, _ in zip(trainer.batches(0, 0), range(given.steps), strict=False):
+            trainer._step(batch, None)
+        seconds = time.perf_counter() - began
+    size, per_epoch, peak = trainer.at.examples, trainer.batches_per_epoch(), gigabytes()
+    epoch = {"figure": round(seconds / given.steps * per_epoch / 3600, 2), "unit": "hours"}
+    what = f"{dataset.n_users:,} users, {dataset.n_items:,} items, batches of {config.training.batch_size:,}"
+    rows = [
+        {"claim": f"{given.steps} training steps ({what})", "figure": round(seconds, 1), "unit": "s"},
+        {"claim": f"an epoch of {per_epoch:,} such steps, from these", **epoch},
+        {"claim": f"training at that size: {size / seconds:,.0f} examples/s; peak memory", "figure": peak, "unit": "GiB"},
+    ]
+    held_out = dataset.held_out("test", max_queries=given.users, seed=0)
+    began = time.perf_counter()
+    retriever = NeuralRetriever(trainer.model, trainer.store, n_items=dataset.n_items, time_s=split_moment(dataset, "valid"))
+    evaluate(retriever, held_out, dataset, config.evaluation, metrics=["NDCG@10"], beyond_k=None)
+    asked = f"evaluation of {len(held_out.queries):,} questions on the whole catalogue"
+    rows.append({"claim": asked, "figure": round(time.perf_counter() - began, 1), "unit": "s"})
+    rows.append({"claim": f"peak memory after the {asked}", "figure": gigabytes(), "unit": "GiB"})
+    for row in rows:
+        tell(
+            {**row, "against": "nothing", "against_figure": row["figure"], "ratio": 1, "seed": config.seed, **shared}, given.results
+        )
+    return 0
+
+
+def gigabytes() -> float:
+    """Peak memory of this process so far."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

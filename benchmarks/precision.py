@@ -1,0 +1,84 @@
+"""Whether training in bf16 and fp16 ends where fp32 does: the same runs of the town in each, judged on the same questions.
+
+    python benchmarks/precision.py --seeds 0,1,2
+
+Prints a JSON line for each seed and precision and appends it to benchmarks/results/precision.jsonl: NDCG@10, what fp32 has, and the
+95 % interval of the difference (paired bootstrap of users). On a CPU, autocast computes the same types as on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from common import RESULTS, ROOT, commit, machine, tell
+
+from twotower.config import Config, load_config
+from twotower.console import setup_logging
+from twotower.data.data_loader import open_store, split_moment
+from twotower.data.dataset import Dataset
+from twotower.evaluation import judge
+from twotower.pipeline import TOWN, prepare_stage, simulate_stage, train_stage
+from twotower.retrieval.bundle import load_trained
+from twotower.retrieval.neural import NeuralRetriever
+
+METRIC = "NDCG@10"
+
+
+def main() -> int:
+    """Measure, print and append."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
+    parser.add_argument("--results", type=Path, default=RESULTS / "precision.jsonl")
+    given = parser.parse_args()
+    setup_logging(quiet=True)
+    for seed in map(int, given.seeds.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            measure(seed, Path(folder), given.overrides, given.results)
+    return 0
+
+
+def measure(seed: int, out: Path, overrides: list[str], results: Path) -> None:
+    """One town, three runs."""
+    simulate_stage(out / "raw", **TOWN, seed=seed)
+    settings = [f"data.path={json.dumps(str(out / 'raw'))}", f"seed={seed}", *overrides]
+    config = load_config(ROOT / "configs" / "quickstart.yaml", settings)
+    prepare_stage(config, out / "dataset")
+    dataset = Dataset.open(out / "dataset")
+    systems = [trained(config, dataset, out, precision) for precision in ("fp32", "bf16", "fp16")]
+    evaluation = config.evaluation.model_copy(update={"baselines": []})
+    report = judge(systems, dataset, evaluation, main="fp32", metric=METRIC, seed=seed)
+    reached = report["systems"]["fp32"][METRIC]["value"]
+    for precision in ("bf16", "fp16"):
+        figure, gap = report["systems"][precision][METRIC]["value"], report["differences"][precision][METRIC]
+        row = {
+            "claim": f"{METRIC} of the town trained in {precision}, seed {seed}: fp32 is ahead by {gap['value']:+.4f} "
+            f"[{gap['low']:+.4f}, {gap['high']:+.4f}]",
+            "figure": round(figure, 4),
+            "unit": METRIC,
+            "against": f"fp32, seed {seed}",
+            "against_figure": round(reached, 4),
+            "ratio": round(figure / reached, 4),
+            "interval": [gap["low"], gap["high"]],
+            "seed": seed,
+            "machine": machine(),
+            "commit": commit(),
+        }
+        tell(row, results)
+
+
+def trained(config: Config, dataset: Dataset, out: Path, precision: str) -> NeuralRetriever:
+    """The best model of a run in one precision, as a retriever of the test part."""
+    chosen = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
+    train_stage(chosen, dataset.path, out / precision)
+    model, _, _ = load_trained(out / precision / "best.pt", dataset)
+    store = open_store(dataset, "test", config.model)
+    return NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"), name=precision)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What a step costs by the size of an embedding table: compact tables against AdamW over the whole one.
+
+    python benchmarks/tables.py
+
+A step reads 8,192 random ids (a batch's users, histories and candidates), carries a gradient back and updates; sizes are taken in
+turn, several rounds, and the median counts. Prints a JSON line for each claim and appends it to benchmarks/results/tables.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, Row, commit, machine, tell
+
+from twotower.config import EmbeddingConfig
+from twotower.models.layers.tables import RowTable, Table
+
+DIM, IDS, SEED = 64, 8192, 0
+CLAIM = "one step of a table of {rows:,} rows × 64, updated by rows ({dtype}), 8,192 ids read"
+
+
+def main() -> int:
+    """Measure, print and append."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--results", type=Path, default=RESULTS / "tables.jsonl")
+    given = parser.parse_args()
+    torch.manual_seed(SEED)
+    sizes = (100_000, 1_000_000, 10_000_000)
+    shared = {"unit": "ms", "seed": SEED, "machine": machine(), "commit": commit()}
+    for dtype in ("fp32", "fp16"):
+        steps = {rows: by_rows(rows, dtype) for rows in sizes}
+        times = rounds(steps, given.rounds)
+        for rows in sizes[1:]:
+            tell(
+                claim(CLAIM.format(rows=rows, dtype=dtype), times[rows], f"{sizes[0]:,} rows", times[sizes[0]], shared),
+                given.results,
+            )
+    steps = {"rows": by_rows(1_000_000, "fp32"), "dense": dense(1_000_000)}
+    found = rounds(steps, max(given.rounds // 5, 3))
+    name = CLAIM.format(rows=1_000_000, dtype="fp32")
+    tell(claim(name, found["rows"], "the same table, dense AdamW", found["dense"], shared), given.results)
+    return 0
+
+
+def claim(name: str, figure: float, against: str, against_figure: float, shared: Row) -> Row:
+    """One row of the results."""
+    ratio = round(figure / against_figure, 3)
+    figures = {"figure": round(figure, 2), "against": against, "against_figure": round(against_figure, 2), "ratio": ratio}
+    return {"claim": name, **figures, **shared}
+
+
+def by_rows(rows: int, dtype: str) -> Callable[[], None]:
+    """A step of a table that is updated by rows."""
+    table = RowTable("table", rows, DIM, EmbeddingConfig.model_validate({"update": "rows", "dtype": dtype, "weight_decay": 0.01}))
+    number = 0
+
+    def step() -> None:
+        nonlocal number
+        number += 1
+        table(torch.randint(2, rows, (IDS,))).square().sum().backward()
+        table.collect()
+        table.step(number, 0.001, 1.0)
+
+    return step
+
+
+def dense(rows: int) -> Callable[[], None]:
+    """A step of AdamW over the whole table."""
+    table = Table("table", rows, DIM, EmbeddingConfig())
+    optimizer = torch.optim.AdamW(table.parameters(), lr=0.001, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        table(torch.randint(2, rows, (IDS,))).square().sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def rounds(steps: dict[Any, Callable[[], None]], count: int) -> dict[Any, float]:
+    """Median milliseconds of each step, taken in turn."""
+    times: dict[Any, list[float]] = {name: [] for name in steps}
+    for turn in range(count + 3):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if turn >= 3:
+                times[name].append(1000 * (time.perf_counter() - began))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""How fast training goes beside RecTools' SASRec, at equal model size on the same data: examples per second, in turn.
+
+    python benchmarks/training_speed.py --peer ../shared/peers/rectools_sasrec.py --peer-python PEER/.venv/bin/python
+
+Both train two attention blocks of width 64 over histories of 50 on the S3-Rec Yelp split, every position of a history predicting
+the next item against 256 negatives or more: the peer draws 256 for each position, ours shares those of its batch. An example is a
+position that is predicted, and each counts its own. The peer script times `fit` whole; ours is timed whole too, from the opened
+dataset to the last step, without the validation that the peer does not do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import QUALITY_SETS, RESULTS, ROOT, Row, commit, machine, tell
+
+from twotower.config import load_config
+from twotower.console import setup_logging
+from twotower.data.dataset import Dataset
+from twotower.errors import DataError, TwoTowerError
+from twotower.pipeline import prepare_stage
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+
+PEER_SETTINGS = ("--loss", "sampled_softmax", "--negatives", "256")
+SASREC_SIZE = (
+    "training.view=causal",
+    "training.batch_size=2048",
+    "training.negatives_per_positive=1",
+    "training.learning_rate=0.001",
+    "training.log_every=1000000",
+    "model.user_tower.num_blocks=2",
+    "model.user_tower.num_heads=1",
+    "model.user_tower.embedding_dim=64",
+    "model.user_tower.hidden_dims=[64]",
+    "model.user_tower.dropout=0.2",
+    "model.user_tower.max_history=50",
+    "model.user_tower.pooling=last",
+    "model.item_tower.embedding_dim=64",
+    "model.item_tower.hidden_dims=[64]",
+)
+"""Settings on top of configs/s3rec.yaml: two blocks, one head, width 64, history 50, as the peer script has them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and append; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    setup_logging(quiet=True)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for repeat in range(given.repeats):
+                ours = train(Path(folder), given.seed + repeat, given.epochs, given.overrides)
+                peer = run_peer(given.peer, given.peer_python, given.epochs)
+                row = {
+                    "claim": "training, two attention blocks, width 64, history 50",
+                    "figure": round(ours["examples_per_s"]),
+                    "unit": "examples/s",
+                    "against": f"{peer['model']}, {' '.join(PEER_SETTINGS)}",
+                    "against_figure": peer["examples_per_s"],
+                    "ratio": round(ours["examples_per_s"] / peer["examples_per_s"], 2),
+                    **ours,
+                    "peer": peer,
+                    "threads": torch.get_num_threads(),
+                    "seed": given.seed + repeat,
+                    "machine": machine(),
+                    "commit": commit(),
+                }
+                tell(row, given.results)
+                sys.stderr.write(claim(row))
+    except TwoTowerError as error:
+        sys.stderr.write(f"training_speed: error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+def real_data(name: str = "s3rec") -> Path:
+    """Raw files of a set of `QUALITY_SETS`, below the folder that TWOTOWER_DATA names."""
+    folder = os.environ.get("TWOTOWER_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        raise DataError(f"TWOTOWER_DATA must name the folder of the real data. It is {folder!r}. Set it.")
+    return Path(folder) / str(QUALITY_SETS[name].raw)
+
+
+def open_trainer(folder: Path, seed: int, overrides: Sequence[str] = ()) -> TwoTowerTrainer:
+    """A trainer of the peer's size on the S3-Rec split, prepared in `folder` unless it is there."""
+    settings = [f"data.path={json.dumps(str(real_data()))}", f"seed={seed}", *SASREC_SIZE, *overrides]
+    config = load_config(ROOT / "configs" / QUALITY_SETS["s3rec"].config, settings)
+    dataset = folder / "dataset"
+    if not dataset.exists():
+        prepare_stage(config, dataset)
+    return TwoTowerTrainer(Dataset.open(dataset), config, folder / "run")
+
+
+def train(folder: Path, seed: int, epochs: int, overrides: Sequence[str] = ()) -> Row:
+    """Train for some epochs; examples per second, what they were contrasted with, seconds."""
+    trainer = open_trainer(folder, seed, overrides)
+    examples = candidates = steps = 0
+    trainer.total_steps = epochs * trainer.batches_per_epoch()
+    began = time.perf_counter()
+    for epoch in range(epochs):
+        for batch in trainer.batches(epoch, 0):
+            trainer._step(batch, None)
+            examples, candidates, steps = examples + len(batch.target), candidates + len(batch.log_weight), steps + 1
+    spent = time.perf_counter() - began
+    return {
+        "examples_per_s": examples / spent,
+        "examples": examples,
+        "fit_s": round(spent, 2),
+        "candidates": round(candidates / steps),
+    }
+
+
+def run_peer(script: Path, python: Path, epochs: int) -> dict[str, Any]:
+    """The JSON line of the peer's script, run with its own Python."""
+    command = [str(python), str(script.name), "--epochs", str(epochs), *PEER_SETTINGS]
+    environment = {**os.environ, "SPLIT_FILE": str(real_data() / "Yelp.txt")}
+    done = subprocess.run(command, cwd=script.parent, env=environment, capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise DataError(f"The peer must run. {' '.join(command)} ended with {done.returncode}: {done.stderr[-300:]}")
+    peer: dict[str, Any] = json.loads(lines[-1])
+    return peer
+
+
+def claim(row: Row) -> str:
+    """A row in words, for people."""
+    return f"{row['claim']}: {row['figure']} {row['unit']}; {row['against']}: {row['against_figure']}; ratio {row['ratio']}\n"
+
+
+def add_peer(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The options that say where the peer is."""
+    parser.add_argument(
+        "--peer", type=_absolute, default=ROOT.parent / "shared" / "peers" / "rectools_sasrec.py", help="its script"
+    )
+    parser.add_argument("--peer-python", type=_absolute, required=required, help="Python of the peer's own environment")
+
+
+def _absolute(text: str) -> Path:
+    return Path(text).absolute()  # not resolved: the link itself says which environment it is
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_peer(parser)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1, help="times both are trained, in turn (default: 1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
+    parser.add_argument("--results", type=Path, default=RESULTS / "training_speed.jsonl", help="file the rows are appended to")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The notebook for Kaggle: stored as Kaggle opens it, stopped by whatever fails, and run whole by a real kernel.
+
+The runs are subprocesses: a kernel's own warnings are none of ours.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from twotower import environment
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "train_kaggle.ipynb"
+EXECUTE = """
+import sys, nbclient, nbformat
+source, executed, folder = sys.argv[1:]
+notebook = nbformat.read(source, 4)
+client = nbclient.NotebookClient(
+    notebook, timeout=600, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": folder}}
+)
+try:
+    client.execute()
+finally:
+    nbformat.write(notebook, executed)
+"""
+FEW = "training.num_epochs=3 training.log_every=2 evaluation.bootstrap=100 evaluation.tune_baselines=false"
+TOWN = "--users 300 --businesses 200 --events 6000"
+
+
+class Ran(NamedTuple):
+    """An executed notebook: whether it reached its end, what each cell printed, and its figures as PNG."""
+
+    whole: bool
+    printed: dict[str, str]
+    figures: list[str]
+
+
+def stored() -> dict[str, Any]:
+    notebook: dict[str, Any] = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    return notebook
+
+
+def code() -> dict[str, str]:
+    """Source of every code cell, by id."""
+    return {cell["id"]: "".join(cell["source"]) for cell in stored()["cells"] if cell["cell_type"] == "code"}
+
+
+def execute(tmp_path: Path, folder: Path, python: Path = Path(sys.executable), **settings: str) -> Ran:
+    """Run all cells in `folder` with `python`; `settings` are the notebook's own."""
+    kernel = {"IPYTHONDIR": "ipython", "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_RUNTIME_DIR": "runtime"}
+    env = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTEST_CURRENT_TEST", "PYTHONPATH")}
+    env |= {name: str(tmp_path / value) for name, value in kernel.items()}
+    env |= {f"TWOTOWER_NOTEBOOK_{name}": value for name, value in settings.items()}
+    executed = tmp_path / "executed.ipynb"
+    done = subprocess.run(
+        [python, "-c", EXECUTE, NOTEBOOK, executed, folder], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert executed.is_file(), done.stdout + done.stderr
+    cells = [cell for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    outputs = [(cell["id"], output) for cell in cells for output in cell["outputs"]]
+    failed = [(name, output["ename"], output["evalue"]) for name, output in outputs if output["output_type"] == "error"]
+    assert bool(failed) == (done.returncode != 0), done.stderr
+    printed = {cell["id"]: "" for cell in cells}
+    for name, output in outputs:
+        printed[name] += "".join(output.get("text", ""))
+    figures = [output["data"]["image/png"] for _, output in outputs if "image/png" in output.get("data", {})]
+    return Ran(done.returncode == 0, printed, figures)
+
+
+def ranks(table: str) -> list[int]:
+    return [int(rank) for rank in re.findall(r"^ *(\d+)  \S", table, re.M)]
+
+
+def test_it_is_stored_as_kaggle_opens_it_and_without_outputs() -> None:
+    notebook = stored()
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert notebook["metadata"]["kaggle"]["accelerator"] == "nvidiaTeslaT4"
+    assert notebook["metadata"]["kaggle"]["isGpuEnabled"] and notebook["metadata"]["kaggle"]["isInternetEnabled"]
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(ids) == len(set(ids))
+    for cell in notebook["cells"]:
+        assert cell["cell_type"] != "code" or (cell["outputs"], cell["execution_count"]) == ([], None), cell["id"]
+
+
+def test_its_cells_are_python_alone() -> None:
+    """A `!command` would go on after a failure, and is no Python."""
+    for name, source in code().items():
+        ast.parse(source, name)
+
+
+def test_a_failing_program_stops_the_notebook(capfd: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    exec(code()["settings"] + "\n" + code()["run"], names)
+    names["sh"](sys.executable, "-c", "print('well')")
+    with pytest.raises(subprocess.CalledProcessError):
+        names["sh"](sys.executable, "-c", "import sys; sys.exit('ill')")
+    said = capfd.readouterr().out.splitlines()
+    assert "well" in said and "ill" in said
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "yelp-dataset/yelp_academic_dataset_business.json",
+        "yelp-dataset/yelp_academic_dataset_business.json/yelp_academic_dataset_business.json",
+        "yelp-dataset/Yelp JSON/yelp_academic_dataset_business.json",
+        "datasets/yelp-dataset/yelp-dataset/yelp_academic_dataset_business.json",
+    ],
+)
+def test_mounted_files_are_found(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "input" / file).parent.mkdir(parents=True)
+    (tmp_path / "input" / file).write_text("{}")
+    monkeypatch.setattr(environment, "KAGGLE", (tmp_path / "input", tmp_path / "input" / "datasets"))
+    names: dict[str, Any] = {"Path": Path, "DATA": "", "OUT": tmp_path / "out", "SETTINGS": ["seed=1"], "source": ROOT}
+    exec(code()["data"], names)
+    assert names["raw"] in environment.KAGGLE
+    assert names["config"] == ROOT / "configs" / "kaggle.yaml"
+    assert names["settings"] == ["--set", "seed=1"]
+
+
+@pytest.mark.slow
+def test_the_town_from_installing_to_recommending(tmp_path: Path) -> None:
+    """In an environment that has everything but the package, PyTorch included, which pip leaves alone; two processes train."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    own = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
+    (own / "what_is_there.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    ran = execute(
+        tmp_path,
+        NOTEBOOK.parent,
+        tmp_path / "venv" / "bin" / "python",
+        OUT=str(tmp_path / "out"),
+        TOWN=TOWN,
+        SETTINGS=FEW,
+        PROCESSES="2",
+    )
+    assert ran.whole, ran.printed
+    assert "pip install" in ran.printed["install"]
+    added = {path.name.split("-")[0] for path in own.glob("*.dist-info")} - {"pip", "setuptools"}
+    assert added == {"two_tower_rec"}
+    assert "2 processes" in ran.printed["train"]
+    assert ranks(ran.printed["recommend"]) == list(range(1, 11))
+    assert len(ran.figures) == 2
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["verdict"] in ran.printed["figures"] and "oracle" in report["systems"]
+    assert (tmp_path / "out" / "bundle" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_heads_of_the_2022_release(real_data: Path, tmp_path: Path) -> None:
+    ran = execute(
+        tmp_path,
+        tmp_path,
+        SOURCE=str(ROOT),
+        DATA=str(real_data / "yelp-raw" / "2022"),
+        OUT=str(tmp_path / "out"),
+        SETTINGS=f"prepare.min_user_events=1 prepare.min_item_events=1 {FEW}",
+    )
+    assert ran.whole, ran.printed
+    assert "kaggle.yaml" in ran.printed["data"]
+    assert "1,794 events" in ran.printed["prepare"] and "processes" not in ran.printed["train"]
+    assert ranks(ran.printed["recommend"]) == list(range(1, 11))
+    assert len(ran.figures) == 2
+    assert (tmp_path / "out" / "bundle" / "manifest.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_settings_stops_it(tmp_path: Path) -> None:
+    ran = execute(tmp_path, NOTEBOOK.parent, OUT=str(tmp_path / "out"), TOWN=TOWN, SETTINGS="training.num_epoch=3")
+    assert not ran.whole
+    assert "Did you mean 'num_epochs'" in ran.printed["prepare"]
+    assert not ran.printed["train"]
