@@ -1,6 +1,7 @@
 # Everything goes through .venv, which is made once and again whenever pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 BIN := .venv/bin
+EXTRAS ?= dev# more than one: make check EXTRAS=dev,spark
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
@@ -16,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed. $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make venv PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv and ensurepip modules are needed. $(PYTHON) has none. Install them (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 demo: $(STAMP) ## Simulate a town and walk the whole way: prepare, train, evaluate, export, recommend

@@ -81,6 +81,36 @@ def train(data: Path, out: Path, resume: bool, config_path: Path | None, overrid
 
 
 @app.command()
+@click.option("--data", type=FOLDER, help="A dataset made by `twotower prepare`; or give its sizes.")
+@click.option("--users", type=click.IntRange(1), help="Of a dataset that nobody has made yet.")
+@click.option("--items", type=click.IntRange(1))
+@click.option("--events", type=click.IntRange(1))
+@click.option("--device", type=click.Choice(["cpu", "T4", "P100"]), default="cpu", show_default=True)
+@click.option("--budget", type=click.FloatRange(0, min_open=True), metavar="GB", help="Instead of the device's memory.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Each with such a device.")
+@configured
+def plan(
+    data: Path | None,
+    users: int | None,
+    items: int | None,
+    events: int | None,
+    device: str,
+    budget: float | None,
+    processes: int,
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+) -> None:
+    """Say what training will take of memory, and the settings that fit."""
+    from twotower.pipeline import plan_stage
+
+    if data is None and None in (users, items, events):
+        raise click.UsageError("plan needs --data, or --users, --items and --events.")
+    sizes = {"users": users or 0, "items": items or 0, "events": events or 0}
+    config = load_config(config_path, list(overrides))
+    click.echo(plan_stage(config, data or sizes, device=device, budget_gb=budget, processes=processes))
+
+
+@app.command()
 @click.argument("run", type=FOLDER)
 @click.option(
     "--set", "overrides", multiple=True, metavar="evaluation.b=c", help="Override one setting of the evaluation; repeatable."

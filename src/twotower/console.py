@@ -27,7 +27,7 @@ def speaks() -> bool:
 def setup_logging(*, quiet: bool = False) -> None:
     """Send the package's log lines to stderr, once."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    if _console.is_terminal:
+    if sys.stderr.isatty():  # a notebook's kernel calls its pipe a terminal
         handler = RichHandler(console=_console, show_path=False, show_level=False, omit_repeated_times=False)
     log.handlers = [handler]
     log.setLevel(logging.INFO if speaks() and not quiet else logging.WARNING)
@@ -41,7 +41,7 @@ def silent(label: str, done: int, total: int) -> None:
 @contextmanager
 def progress() -> Iterator[Report]:
     """Yield `report(label, done, total)`: one bar per label on a terminal, nothing elsewhere."""
-    if not (_console.is_terminal and speaks()):
+    if not (sys.stderr.isatty() and speaks()):
         yield silent
         return
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

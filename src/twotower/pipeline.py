@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -25,14 +26,18 @@ from twotower.data.prepare import prepare
 from twotower.data.simulate import simulate
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation import judge, metric_names
+from twotower.hardware import memory
 from twotower.report import write_report
 from twotower.retrieval.bundle import export_bundle, load_trained
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.retrieval.recommender import Place, Recommender
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, TEST
 from twotower.trainers.base_trainer import differences, read_rows
+from twotower.trainers.budget import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan, status
+from twotower.trainers.budget import as_table as as_plan
 from twotower.trainers.doctor import told
-from twotower.trainers.optimizer import choose_device
+from twotower.trainers.facts import facts_from_sizes, facts_of
+from twotower.trainers.optimizer import choose_device, choose_precision
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 Json = dict[str, Any]
@@ -77,8 +82,18 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     dataset = Dataset.open(data)
     made = dataset.manifest["config"]
     config = parse_config({**config.model_dump(mode="json"), "data": made["data"], "prepare": made["prepare"]})
-    with parallel.joined(choose_device(config.training.device)):
-        reached = TwoTowerTrainer(dataset, config, out).fit(resume=resume)
+    device = choose_device(config.training.device)
+    with parallel.joined(device):
+        config, keep_below = _within_budget(config, dataset, device)
+        try:
+            trainer = TwoTowerTrainer(dataset, config, out)
+            trainer.keep_below = keep_below
+            reached = trainer.fit(resume=resume)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            taken = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else status("VmHWM")
+            raise explain(facts_of(dataset, config), config, _machine(config, device, taken), out) from None
         first = parallel.rank() == 0
     best = {"metric": config.training.eval_metric, "value": reached.best, "step": reached.best_step}
     manifest = {
@@ -96,6 +111,45 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best)
     return best
+
+
+def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tuple[Config, int | None]:
+    """The settings that keep training within `training.memory_budget_gb`, and from which size on freed memory is given back."""
+    if config.training.memory_budget_gb is None:
+        return config, None
+    budget = int(config.training.memory_budget_gb * GB)
+    plan = make_plan(facts_of(dataset, config), config, _machine(config, device, budget))
+    log.info("memory plan: %s", plan)
+    return plan.config, plan.keep_below
+
+
+def _machine(config: Config, device: torch.device, budget: int) -> Machine:
+    precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return Machine(device.type, budget, precision[choose_precision(config.training.precision, device)], parallel.world())
+
+
+def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budget_gb: float | None, processes: int) -> str:
+    """What training takes of memory, part by part, and the settings that fit, as text.
+
+    Parameters
+    ----------
+    data
+        A dataset, or {"users", "items", "events"} of one that nobody has made yet.
+    device
+        "cpu" or a name of `DEVICES`.
+    budget_gb
+        Instead of the device's memory.
+
+    Raises
+    ------
+    TrainingError
+        Nothing fits; a change that would is named.
+    """
+    facts = facts_of(Dataset.open(data), config) if isinstance(data, Path) else facts_from_sizes(**data, config=config)
+    kind = "cpu" if device == "cpu" else "cuda"
+    budget = memory().free_bytes if device == "cpu" else DEVICES[device]
+    machine = Machine(kind, int(budget_gb * GB) if budget_gb else budget, "fp32" if kind == "cpu" else "fp16", processes)
+    return as_plan(make_plan(facts, config, machine))
 
 
 def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
@@ -200,7 +254,7 @@ def as_table(places: list[Place]) -> str:
         categories = ", ".join(place.categories)
         table.add_row(str(place.rank), place.name[:32], categories[:40], place.city or "", distance, f"{place.score:.3f}")
     text = io.StringIO()
-    Console(file=text, width=120, color_system=None).print(table)
+    Console(file=text, width=120, color_system=None, force_jupyter=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 

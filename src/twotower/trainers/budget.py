@@ -1,4 +1,4 @@
-"""A run that fits: the settings that keep training below a budget, chosen before it starts, and named when memory ends all the same.
+"""A run that fits: settings that keep training below a budget, chosen before it starts, and named when memory ends all the same.
 
 Enters: `Facts`, the settings, a budget. Leaves: a `Plan`, or a `TrainingError` that says what would fit.
 
@@ -22,8 +22,8 @@ from rich.table import Table
 
 from twotower.config import Config, parse_config
 from twotower.errors import TrainingError
-from twotower.trainers.facts import scaled
-from twotower.trainers.memory import Facts, Parts, predict, storages
+from twotower.trainers.facts import Facts, scaled
+from twotower.trainers.memory import Parts, predict, storages
 
 GB = 10**9
 DEVICES = {"T4": 15 * GB, "P100": 16 * GB}  # GPUs without bf16, whose precision "auto" means fp16
@@ -113,10 +113,9 @@ def settings(old: Config, new: Config) -> tuple[str, ...]:
     """What was chosen, as the arguments that would choose it by hand."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json", exclude_unset=False)
     found = [
-        f"--set {section}.{name}={str(value).lower() if isinstance(value, bool) else value}"
-        for section in ("training",)
-        for name, value in after[section].items()
-        if value != before[section][name]
+        f"--set training.{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in after["training"].items()
+        if value != before["training"][name]
     ]
     if old.model.tables != new.model.tables:
         given = {name: table.model_dump(mode="json", exclude_defaults=True) for name, table in new.model.tables.items()}

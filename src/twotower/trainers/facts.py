@@ -5,7 +5,7 @@ Promise: from sizes alone the batches are the largest that the settings allow (e
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,9 @@ from twotower.data.dataset import Dataset
 from twotower.features import CLOCK, WIDTHS
 from twotower.schema import FIRST_ROW, TRAIN
 from twotower.state import ITEM_STATE_WIDTH, USER_STATE_WIDTH
-from twotower.trainers.memory import F32, ID, Facts, Load, row_bytes
 
 Int = NDArray[np.int64]
+ID, F32 = 8, 4  # bytes of an integer, of a number
 MAPPED_EVENT, MAPPED_VISIT = 3 * ID + 2 * F32 + 2, ID + F32 + 1
 """Bytes in the files: item, time, type; stars, weight; positive, split. Time; stars; split."""
 TRAIN_EVENT = 123
@@ -31,6 +31,47 @@ OPENING_EVENT = 7 * ID
 """Users of all events, those of training, pairs being sorted to be distinct: seven integers."""
 LOOKED_AT = 200  # batches of an epoch whose sizes are compared
 YELP_BAGS = {"categories": 6, "attributes": 20}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one batch holds, over all processes: examples, history places with padding, members (examples or windows), distinct
+    items of its histories, candidates, masked pairs, and events of its users in full."""
+
+    examples: int
+    places: int
+    members: int
+    history_items: int
+    candidates: int
+    masked: int
+    events: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """Sizes that the data give.
+
+    Attributes
+    ----------
+    items
+        Rows of the catalogue.
+    bags
+        Ids of a row of each multi-valued field, by field name.
+    data_bytes
+        Held while training: what `Dataset`, `FeatureStore` and `TrainLoader` keep, the pages of mapped files included.
+    opening_bytes
+        Held for a moment while they are made.
+    question_places
+        History places that a validation question takes on average.
+    """
+
+    layout: Layout
+    items: int
+    bags: dict[str, int]
+    data_bytes: int
+    opening_bytes: int
+    question_places: float
+    load: Load
 
 
 def facts_of(dataset: Dataset, config: Config) -> Facts:
@@ -108,6 +149,15 @@ def yelp_layout(users: int, items: int, text_dim: int) -> Layout:
         *(FieldSpec(name, "rows", (n + FIRST_ROW,), name) for name, n in CLOCK.items()),
     ]
     return Layout(items=items + FIRST_ROW, users=users + FIRST_ROW, event_types=3, item_fields=tuple(item), user_fields=tuple(user))
+
+
+def row_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int]) -> int:
+    """Bytes of one row of a batch: its id and its fields."""
+    total = ID
+    for spec in specs:
+        each = {"rows": ID, "geo": 2 * ID + 3 * F32, "bag": ID * bags.get(spec.name, 1), "dense": F32 * spec.sizes[0]}
+        total += each[spec.kind]
+    return total
 
 
 def scaled(load: Load, factor: float) -> Load:

@@ -21,6 +21,7 @@ from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.trainers.base_trainer import BaseTrainer, read_rows
+from twotower.trainers.budget import give_back
 from twotower.trainers.visits import BEYOND_K, Doctor
 
 
@@ -28,6 +29,8 @@ class TwoTowerTrainer(BaseTrainer):
     """Train a `TwoTower` on a prepared dataset."""
 
     model: TwoTower
+    keep_below: int | None = None
+    """Bytes of this process above which freed memory is given back before the next work; None: the C library keeps it."""
 
     def __init__(self, dataset: Dataset, config: Config, out: Path) -> None:
         torch.manual_seed(config.seed)
@@ -92,7 +95,12 @@ class TwoTowerTrainer(BaseTrainer):
         """Encode micro-batch `number` of the step; what it drops is a function of seed, step, process and number alone."""
         key = np.random.SeedSequence([self.config.seed, self.at.step, parallel.rank(), number])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+        self._make_room()
         return encode()
+
+    def _make_room(self) -> None:
+        if self.keep_below is not None:
+            give_back(self.keep_below)
 
     def after_step(self) -> None:
         """Keep the temperature in its range."""
@@ -100,11 +108,13 @@ class TwoTowerTrainer(BaseTrainer):
 
     def validate(self) -> dict[str, float]:
         """Full-catalogue metrics on (a sample of) the validation part, and the temperature; the doctor looks on."""
+        self._make_room()
         retriever = NeuralRetriever(
             self.model, self.store, n_items=self.dataset.n_items, time_s=split_moment(self.dataset, "valid")
         )
         shown = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
         judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
+        self._make_room()
         batch = self.loader.batch(self.loader.plan(self.at.epoch)[0], self.at.epoch, 0).to(self.device)
         mean = sum(self.losses) / max(len(self.losses), 1)
         self.note(self.doctor.visit(retriever, judged, batch, step=self.at.step, epoch=self.at.epoch, training_loss=mean))
