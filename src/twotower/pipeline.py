@@ -32,8 +32,8 @@ from twotower.retrieval.bundle import export_bundle, load_trained
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.retrieval.recommender import Place, Recommender
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, TEST
-from twotower.trainers.base_trainer import differences, read_rows
-from twotower.trainers.budget import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan, status
+from twotower.trainers.base_trainer import Progress, differences, read_rows
+from twotower.trainers.budget import DEVICES, GB, Machine, explain, give_back, is_out_of_memory, make_plan, status
 from twotower.trainers.budget import as_table as as_plan
 from twotower.trainers.doctor import told
 from twotower.trainers.facts import facts_from_sizes, facts_of
@@ -85,15 +85,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     device = choose_device(config.training.device)
     with parallel.joined(device):
         config, keep_below = _within_budget(config, dataset, device)
-        try:
-            trainer = TwoTowerTrainer(dataset, config, out)
-            trainer.keep_below = keep_below
-            reached = trainer.fit(resume=resume)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            taken = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else status("VmHWM")
-            raise explain(facts_of(dataset, config), config, _machine(config, device, taken), out) from None
+        reached = _fit(config, dataset, out, device, keep_below, resume=resume)
         first = parallel.rank() == 0
     best = {"metric": config.training.eval_metric, "value": reached.best, "step": reached.best_step}
     manifest = {
@@ -123,6 +115,23 @@ def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tu
     return plan.config, plan.keep_below
 
 
+def _fit(config: Config, dataset: Dataset, out: Path, device: torch.device, keep_below: int | None, *, resume: bool) -> Progress:
+    """Train; for want of memory, end with the plan that would have fitted."""
+    try:
+        trainer = TwoTowerTrainer(dataset, config, out)
+        trainer.keep_below = keep_below
+        reached = trainer.fit(resume=resume)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        give_back()
+        return reached
+    trainer = None  # what failed is let go of here, its tensors with it: a plan needs some memory too
+    taken = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else status("VmHWM")
+    raise explain(dataset, config, _machine(config, device, taken), out)
+
+
 def _machine(config: Config, device: torch.device, budget: int) -> Machine:
     precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     return Machine(device.type, budget, precision[choose_precision(config.training.precision, device)], parallel.world())
@@ -148,7 +157,9 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
     facts = facts_of(Dataset.open(data), config) if isinstance(data, Path) else facts_from_sizes(**data, config=config)
     kind = "cpu" if device == "cpu" else "cuda"
     budget = memory().free_bytes if device == "cpu" else DEVICES[device]
-    machine = Machine(kind, int(budget_gb * GB) if budget_gb else budget, "fp32" if kind == "cpu" else "fp16", processes)
+    auto = "fp32" if kind == "cpu" else "fp16"  # these GPUs have no bf16
+    precision = auto if config.training.precision == "auto" else config.training.precision
+    machine = Machine(kind, int(budget_gb * GB) if budget_gb else budget, precision, processes)
     return as_plan(make_plan(facts, config, machine))
 
 

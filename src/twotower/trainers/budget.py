@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from twotower.config import Config, parse_config
+from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
-from twotower.trainers.facts import Facts, scaled
+from twotower.trainers.facts import Facts, facts_from_sizes, facts_of, scaled
 from twotower.trainers.memory import Parts, predict, storages
 
 GB = 10**9
@@ -192,17 +194,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
-def explain(facts: Facts, config: Config, machine: Machine, out: Path) -> TrainingError:
-    """The error of a run that ended for want of memory with `machine.budget` bytes to be had."""
-    stands = (
-        f"The last checkpoint, {out / 'last.pt'}, is intact." if (out / "last.pt").is_file() else "No checkpoint had been written."
-    )
+def explain(dataset: Dataset, config: Config, machine: Machine, out: Path) -> TrainingError:
+    """The error of a run that ended for want of memory when `machine.budget` bytes were taken."""
     try:
-        plan = make_plan(facts, config, machine)
-        advice = f"These settings would have fitted: {' '.join(plan.settings) or '(the same, with nothing else running)'}."
+        facts = facts_of(dataset, config)
+    except (MemoryError, RuntimeError):  # there is not even room for that
+        facts = facts_from_sizes(dataset.n_train_users, dataset.n_train_items, len(dataset.events), config)
+    smaller = replace(machine, budget=min(machine.budget, machine.parts(facts, config).peak - 1))
+    try:
+        plan = make_plan(facts, config, smaller)
+        budget = math.ceil(plan.parts.peak / GB * 1000) / 1000
+        chosen = " ".join((f"--set training.memory_budget_gb={budget}", *plan.settings))
+        advice = f"These settings would have fitted, in another --out: {chosen}."
     except TrainingError as refusal:
         advice = str(refusal)
-    return TrainingError(f"Training must fit into memory. It ended where {human(machine.budget)} were taken. {advice} {stands}")
+    last = out / "last.pt"
+    stands = f"The last checkpoint, {last}, is intact." if last.is_file() else "There is no checkpoint yet."
+    return TrainingError(f"Training must fit into memory. It ended when {human(machine.budget)} were taken. {advice} {stands}")
 
 
 # The C library's allocator.
