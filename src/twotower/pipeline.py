@@ -101,6 +101,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     if not first:
         return best  # the first process has written the checkpoints, and writes the rest
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    give_back()
     export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best)
     return best
 
@@ -120,14 +121,11 @@ def _fit(config: Config, dataset: Dataset, out: Path, device: torch.device, keep
     try:
         trainer = TwoTowerTrainer(dataset, config, out)
         trainer.keep_below = keep_below
-        reached = trainer.fit(resume=resume)
+        return trainer.fit(resume=resume)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    else:
-        give_back()
-        return reached
-    trainer = None  # what failed is let go of here, its tensors with it: a plan needs some memory too
+    trainer = None  # type: ignore[assignment]  # its tensors are let go of: a plan needs some memory too
     taken = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else status("VmHWM")
     raise explain(dataset, config, _machine(config, device, taken), out)
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+import re
+import subprocess
+import sys
 
+import pytest
+import torch
+
+from twotower.checkpoint import load_checkpoint
 from twotower.cli import main
-from twotower.config import parse_config
+from twotower.config import load_config, parse_config
 from twotower.errors import TrainingError
+from twotower.models.layers.attention import AttentionBlock
+from twotower.models.towers.head import TowerHead
+from twotower.trainers.activations import head_bytes, history_bytes_a_place
 from twotower.trainers.budget import GB, Machine, is_out_of_memory, make_plan
 from twotower.trainers.facts import facts_from_sizes
 from twotower.trainers.memory import predict
@@ -77,3 +87,89 @@ def test_errors_of_allocators_are_told_from_others():
     )
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def kept_bytes(layer, x, *more):
+    """What PyTorch keeps of a layer's pass for the way back, its weights apart."""
+    weights = {weight.untyped_storage().data_ptr() for weight in layer.parameters()}
+    kept = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage, storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = layer(x, *more)
+    return out, sum(size for _, size in kept.values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_block_keeps_what_is_counted_for_it(dropout, causal):
+    config = parse_config({"model": {"user_tower": {"dropout": dropout}}})
+    block, x = AttentionBlock(64, 4, dropout), torch.randn(1000, 64, requires_grad=True)
+    _, kept = kept_bytes(block, x, torch.ones(1000, dtype=torch.bool), ((20, 50),), causal)
+    assert history_bytes_a_place(config, 4)[0] == pytest.approx(kept / 1000, rel=0.01)
+
+
+@pytest.mark.parametrize("interaction", ["dcn", "fm", "none"])
+@pytest.mark.parametrize("hidden", [[64], [128, 64], [128, 96, 64]])
+def test_a_head_keeps_what_is_counted_for_it(interaction, hidden):
+    tower = {"hidden_dims": hidden, "interaction": interaction, "embedding_dim": 64}
+    config = parse_config({"model": {"user_tower": tower, "item_tower": tower}}).model.user_tower
+    vectors, kept = kept_bytes(TowerHead(9, config), torch.randn(1000, 9, 64, requires_grad=True))
+    assert head_bytes(9, config, 4)[0] == pytest.approx((kept + vectors.nbytes) / 1000, rel=0.02)  # the loss keeps the vectors
+
+
+def test_a_micro_batch_takes_less_and_checkpointing_less_of_many_blocks():
+    def work(**values):
+        config = parse_config({"model": {"user_tower": {"num_blocks": 4}}, "training": {"batch_size": 8192, **values}})
+        return predict(facts(config=config), config).activations
+
+    assert work(micro_batch=512) < work(gradient_checkpointing=True) < work()
+
+
+def test_what_is_chosen_can_be_asked_for_by_hand():
+    """The lines of a plan, given to the command line, are the plan's settings."""
+    found = facts()
+    peak = predict(found, LARGE).peak
+    plan = make_plan(found, LARGE, Machine("cpu", int(0.57 * peak)))
+    assert any("tables" in line for line in plan.settings)
+    by_hand = [re.sub(r"^--set '?|'$", "", line) for line in plan.settings]
+    assert load_config(None, ["training.batch_size=8192", *by_hand]) == plan.config
+
+
+STARVED = """
+import resource, sys
+from twotower.cli import main
+from twotower.trainers.budget import status
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+step = TwoTowerTrainer._step
+def starve(self, batch, board):
+    if self.at.step == 2:
+        size = status("VmSize") + 20 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    step(self, batch, board)
+TwoTowerTrainer._step = starve
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_memory_ends_names_what_would_have_fitted_and_keeps_its_checkpoint(town, tmp_path):
+    """The address space of the process is cut down after two steps: what the allocator is refused then, it is refused for real."""
+    small = ("model.user_tower", "model.item_tower")
+    settings = [f"{tower}.{width}" for tower in small for width in ("embedding_dim=16", "hidden_dims=[16]")]
+    settings += ["training.batch_size=1024", "training.device=cpu", "training.save_every_s=0.001", "training.eval_every=100"]
+    given = [part for setting in (*settings, "training.eval_queries=100") for part in ("--set", setting)]
+    command = [sys.executable, "-c", STARVED, "train", "--data", str(town.folder), "--out", str(tmp_path / "run"), *given]
+    mapped = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # the C library keeps nothing that a step could find room in
+    ended = subprocess.run(command, env=mapped, capture_output=True, text=True, timeout=300, check=False)
+    said = ended.stderr.splitlines()[-1]
+    assert ended.returncode == 2, ended.stderr
+    assert "Training must fit into memory" in said
+    assert re.search(r"--set training\.memory_budget_gb=[\d.]+ --set training\.micro_batch=\d+", said)
+    assert "last.pt, is intact" in said
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] == 2

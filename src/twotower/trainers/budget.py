@@ -24,6 +24,7 @@ from rich.table import Table
 from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
+from twotower.evaluation import _CHUNK as QUESTIONS
 from twotower.trainers.facts import Facts, facts_from_sizes, facts_of, scaled
 from twotower.trainers.memory import Parts, predict, storages
 
@@ -93,14 +94,17 @@ def choices(facts: Facts, config: Config) -> Iterator[Config]:
     """Settings to try, the cheapest in time first."""
     large = [table.name for table in storages(facts, config) if table.rows >= LARGE and table.name not in config.model.tables]
     levels: list[dict[str, Any]] = [{}, {"update": "rows"}, {"update": "rows", "dtype": "fp16"}]
-    checkpointing = [False, True] if config.model.user_tower.num_blocks else [False]
+    given = config.training.gradient_checkpointing
+    checkpointing = [given] if given or not config.model.user_tower.num_blocks else [False, True]
     first = config.training.micro_batch or config.training.batch_size
     smaller = [first >> n for n in range(1, 32) if first >> n >= LEAST_MICRO]
+    # Attention a second time; both towers a second time, in parts as large as fit; both.
+    passes = [(config.training.micro_batch, save) for save in checkpointing]
+    passes += [(micro, save) for save in checkpointing for micro in smaller]
     for level in levels:
         tables = {name: level for name in large} if level else {}
-        for micro in (config.training.micro_batch, *smaller):
-            for save in checkpointing if not config.training.gradient_checkpointing else [True]:
-                yield changed(config, tables, micro_batch=micro, gradient_checkpointing=save)
+        for micro, save in passes:
+            yield changed(config, tables, micro_batch=micro, gradient_checkpointing=save)
 
 
 def changed(config: Config, tables: dict[str, Any], **training: Any) -> Config:
@@ -127,7 +131,14 @@ def settings(old: Config, new: Config) -> tuple[str, ...]:
 
 
 def _way_out(facts: Facts, config: Config, least: Config, machine: Machine) -> str:
-    """A change that would make the smallest plan fit."""
+    """A change that would make the smallest plan fit, the one that costs the model least first."""
+    for shift in range(5):
+        asked = QUESTIONS >> shift  # validation takes fewer at once
+        if (
+            asked < config.training.eval_queries
+            and machine.parts(facts, changed(least, {}, eval_queries=asked)).peak <= machine.budget
+        ):
+            return f"Validate on fewer questions: --set training.eval_queries={asked}."
     largest = max(storages(facts, least), key=lambda table: table.rows)
     for shift in range(1, 7):
         rows = largest.rows >> shift
@@ -161,7 +172,7 @@ def as_table(plan: Plan) -> str:
     table.add_row(where, human(parts.step))
     for name in ("base", "data", "weights", "optimiser", "gradients", "activations", "loss", "batches"):
         table.add_row(f"  {NAMES.get(name, name)}", human(getattr(parts, name)))
-    table.add_row("validation", human(parts.fixed + parts.validation))
+    table.add_row("validation", human(parts.validating))
     if plan.machine.kind == "cpu":
         table.add_row("opening the data", human(parts.base + parts.data + parts.weights + parts.opening))
         table.add_row("export", human(parts.base + parts.export))

@@ -28,7 +28,7 @@ from twotower.trainers.vitals import SAMPLE
 MB = 2**20
 BASE = {"cpu": 512 * MB, "cuda": 512 * MB}
 """CPU: measured, Python, PyTorch and what training imports, after a few steps on next to nothing. GPU: assumed."""
-SLACK_SHARE, SLACK_MOST = 0.35, 64 * MB
+SLACK_SHARE, SLACK_MOST = 0.5, 64 * MB
 """Calibrated, on a CPU: what an allocator loses between blocks that come and go, and the most of it: glibc maps blocks of 32 MB and
 more by themselves, and loses nothing. Taken for a GPU too, unmeasured."""
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -39,7 +39,7 @@ AHEAD = 4
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Bytes of one process, by part; `activations` are those of what is encoded at once, `opening`, `validation` and `export` what
-    those take instead of gradients, activations, loss and batches."""
+    those take instead of gradients, activations and loss."""
 
     base: int
     data: int
@@ -64,10 +64,15 @@ class Parts:
         return self.fixed + self.gradients + self.activations + self.loss + self.batches
 
     @property
+    def validating(self) -> int:
+        """The peak of a validation; the batches of the steps after it are there already."""
+        return self.fixed + self.batches + self.validation
+
+    @property
     def peak(self) -> int:
         """The peak of a run."""
         opened = self.base + self.data + self.weights + self.opening
-        return max(self.step, opened, self.fixed + self.validation, self.base + self.export)
+        return max(self.step, opened, self.validating, self.base + self.export)
 
     def as_dict(self) -> dict[str, int]:
         """By name."""
