@@ -81,7 +81,7 @@ def main() -> int:
             data, about, settings = CONFIGURATIONS[name]
             predicted, measured = compare(made(data, Path(folder)), S3REC if data == "s3rec" else (), (*SHORT, *settings))
             row = {"claim": f"peak memory of training, {data}: {about}", "figure": round(measured / 1e6), "unit": "MB"}
-            row |= {"against": "predicted", "against_figure": round(predicted / 1e6), "ratio": round(predicted / measured, 3)}
+            row |= {"against": "predicted", "against_figure": round(predicted / 1e6), "ratio": round(measured / predicted, 3)}
             rows.append(row | {"seed": 0, "machine": machine(), "commit": commit()})
             tell(rows[-1], given.results)
     for row in rows:

@@ -163,7 +163,7 @@ def test_a_run_that_memory_ends_names_what_would_have_fitted_and_keeps_its_check
     small = ("model.user_tower", "model.item_tower")
     settings = [f"{tower}.{width}" for tower in small for width in ("embedding_dim=16", "hidden_dims=[16]")]
     settings += ["training.batch_size=1024", "training.device=cpu", "training.save_every_s=0.001", "training.eval_every=100"]
-    given = [part for setting in (*settings, "training.eval_queries=100") for part in ("--set", setting)]
+    given = [part for setting in (*settings, "training.eval_queries=100", "training.max_steps=100") for part in ("--set", setting)]
     command = [sys.executable, "-c", STARVED, "train", "--data", str(town.folder), "--out", str(tmp_path / "run"), *given]
     mapped = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # the C library keeps nothing that a step could find room in
     ended = subprocess.run(command, env=mapped, capture_output=True, text=True, timeout=300, check=False)
@@ -172,4 +172,4 @@ def test_a_run_that_memory_ends_names_what_would_have_fitted_and_keeps_its_check
     assert "Training must fit into memory" in said
     assert re.search(r"--set training\.memory_budget_gb=[\d.]+ --set training\.micro_batch=\d+", said)
     assert "last.pt, is intact" in said
-    assert load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] == 2
+    assert 2 <= load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] < 100

@@ -181,7 +181,8 @@ def as_table(plan: Plan) -> str:
     text = io.StringIO()
     Console(file=text, width=120, color_system=None).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, *(plan.settings or ("It fits as it is.",))])
+    kept = "With training.memory_budget_gb freed memory is given back; without, the C library may keep more than this."
+    return "\n".join([*lines, *([kept] if plan.machine.kind == "cpu" else []), *(plan.settings or ("It fits as it is.",))])
 
 
 NAMES = {"base": "base process", "batches": "batches made ahead"}

@@ -12,7 +12,7 @@ host's memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from twotower.batches import FieldSpec
 from twotower.config import Config, EmbeddingConfig, TowerConfig
@@ -73,10 +73,6 @@ class Parts:
         """The peak of a run."""
         opened = self.base + self.data + self.weights + self.opening
         return max(self.step, opened, self.validating, self.base + self.export)
-
-    def as_dict(self) -> dict[str, int]:
-        """By name."""
-        return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
