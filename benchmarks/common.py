@@ -79,6 +79,27 @@ def commit() -> str:
     return head + ("+" if _git("status", "--porcelain", "--", "src", "configs") else "") if head else "none"
 
 
+def claim(name: str, figure: float, unit: str, against: str, against_figure: float, seed: int, **more: Any) -> Row:
+    """A result beside what it is held against, with the ratio of the two; figures to four places."""
+    return {
+        "claim": name,
+        "figure": float(f"{figure:.4g}"),
+        "unit": unit,
+        "against": against,
+        "against_figure": float(f"{against_figure:.4g}"),
+        "ratio": round(figure / against_figure, 3),
+        **more,
+        "seed": seed,
+        "machine": machine(),
+        "commit": commit(),
+    }
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A claim for people, as a line."""
+    return f"{row['claim']}: {row['figure']} {row['unit']}; {row['against']}: {row['against_figure']}; ratio {row['ratio']}\n"
+
+
 def tell(row: Mapping[str, Any], file: Path) -> None:
     """Print a result as one JSON line and append it to `file`."""
     line = json.dumps(row, ensure_ascii=False)

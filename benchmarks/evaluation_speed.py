@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from common import RESULTS, commit, machine, tell
+from common import RESULTS, claim, in_words, tell
 from torch import Tensor
-from training_speed import add_peer, claim, open_trainer, run_peer
+from training_speed import add_peer, open_trainer, run_peer
 
 from twotower.console import setup_logging
 from twotower.data.data_loader import open_store, split_moment
@@ -51,20 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"evaluation_speed: error: {' '.join(str(error).split())}\n")
         return 2
     for name, seconds in against.items():
-        row = {
-            "claim": f"the {K} best of {len(retriever.index.vectors):,} rows for {len(queries):,} users",
-            "figure": round(min(ours), 2),
-            "unit": "s",
-            "against": name,
-            "against_figure": round(seconds, 2),
-            "ratio": round(min(ours) / seconds, 3),
-            "threads": torch.get_num_threads(),
-            "seed": given.seed,
-            "machine": machine(),
-            "commit": commit(),
-        }
+        what = f"the {K} best of {len(retriever.index.vectors):,} rows for {len(queries):,} users"
+        row = claim(what, min(ours), "s", name, seconds, given.seed, threads=torch.get_num_threads())
         tell(row, given.results)
-        sys.stderr.write(claim(row))
+        sys.stderr.write(in_words(row))
     return 0
 
 

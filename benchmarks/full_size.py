@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import RESULTS, commit, machine, tell
+from common import RESULTS, claim, tell
 
 from twotower.config import load_config
 from twotower.console import setup_logging
@@ -38,7 +38,6 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS / "full_size.jsonl")
     given = parser.parse_args()
     setup_logging()
-    shared = {"machine": machine(), "commit": commit()}
     limits = [f"training.max_steps={given.steps}", "training.eval_every=1000", "training.eval_queries=1000"]
     config = load_config(given.config, [*given.overrides, *limits])
     dataset = Dataset.open(given.dataset)
@@ -50,24 +49,20 @@ def main() -> int:
             trainer._step(batch, None)
         seconds = time.perf_counter() - began
     size, per_epoch, peak = trainer.at.examples, trainer.batches_per_epoch(), gigabytes()
-    epoch = {"figure": round(seconds / given.steps * per_epoch / 3600, 2), "unit": "hours"}
     what = f"{dataset.n_users:,} users, {dataset.n_items:,} items, batches of {config.training.batch_size:,}"
     rows = [
-        {"claim": f"{given.steps} training steps ({what})", "figure": round(seconds, 1), "unit": "s"},
-        {"claim": f"an epoch of {per_epoch:,} such steps, from these", **epoch},
-        {"claim": f"training at that size: {size / seconds:,.0f} examples/s; peak memory", "figure": peak, "unit": "GiB"},
+        (f"{given.steps} training steps ({what})", seconds, "s"),
+        (f"an epoch of {per_epoch:,} such steps, from these", seconds / given.steps * per_epoch / 3600, "hours"),
+        (f"training at that size: {size / seconds:,.0f} examples/s; peak memory", peak, "GiB"),
     ]
     held_out = dataset.held_out("test", max_queries=given.users, seed=0)
     began = time.perf_counter()
     retriever = NeuralRetriever(trainer.model, trainer.store, n_items=dataset.n_items, time_s=split_moment(dataset, "valid"))
     evaluate(retriever, held_out, dataset, config.evaluation, metrics=["NDCG@10"], beyond_k=None)
     asked = f"evaluation of {len(held_out.queries):,} questions on the whole catalogue"
-    rows.append({"claim": asked, "figure": round(time.perf_counter() - began, 1), "unit": "s"})
-    rows.append({"claim": f"peak memory after the {asked}", "figure": gigabytes(), "unit": "GiB"})
-    for row in rows:
-        tell(
-            {**row, "against": "nothing", "against_figure": row["figure"], "ratio": 1, "seed": config.seed, **shared}, given.results
-        )
+    rows += [(asked, time.perf_counter() - began, "s"), (f"peak memory after the {asked}", gigabytes(), "GiB")]
+    for what, figure, unit in rows:
+        tell(claim(what, figure, unit, "nothing", figure, config.seed), given.results)
     return 0
 
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import RESULTS, ROOT, commit, machine, tell
+from common import RESULTS, ROOT, claim, tell
 
 S3REC = ("--config", str(ROOT / "configs" / "s3rec.yaml"))
 SHORT = ("training.max_steps=12", "training.device=cpu", "training.eval_queries=2000")
@@ -80,9 +80,8 @@ def main() -> int:
         for name in given.names:
             data, about, settings = CONFIGURATIONS[name]
             predicted, measured = compare(made(data, Path(folder)), S3REC if data == "s3rec" else (), (*SHORT, *settings))
-            row = {"claim": f"peak memory of training, {data}: {about}", "figure": round(measured / 1e6), "unit": "MB"}
-            row |= {"against": "predicted", "against_figure": round(predicted / 1e6), "ratio": round(measured / predicted, 3)}
-            rows.append(row | {"seed": 0, "machine": machine(), "commit": commit()})
+            what = f"peak memory of training, {data}: {about}"
+            rows.append(claim(what, measured / 1e6, "MB", "predicted", predicted / 1e6, 0))
             tell(rows[-1], given.results)
     for row in rows:
         figures = f"{row['against_figure']:>7,} MB predicted {row['figure']:>7,} MB measured {row['ratio']:.2f}"

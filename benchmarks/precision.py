@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import RESULTS, ROOT, commit, machine, tell
+from common import RESULTS, ROOT, claim, tell
 
 from twotower.config import Config, load_config
 from twotower.console import setup_logging
@@ -55,20 +55,9 @@ def measure(seed: int, out: Path, overrides: list[str], results: Path) -> None:
     reached = report["systems"]["fp32"][METRIC]["value"]
     for precision in ("bf16", "fp16"):
         figure, gap = report["systems"][precision][METRIC]["value"], report["differences"][precision][METRIC]
-        row = {
-            "claim": f"{METRIC} of the town trained in {precision}, seed {seed}: fp32 is ahead by {gap['value']:+.4f} "
-            f"[{gap['low']:+.4f}, {gap['high']:+.4f}]",
-            "figure": round(figure, 4),
-            "unit": METRIC,
-            "against": f"fp32, seed {seed}",
-            "against_figure": round(reached, 4),
-            "ratio": round(figure / reached, 4),
-            "interval": [gap["low"], gap["high"]],
-            "seed": seed,
-            "machine": machine(),
-            "commit": commit(),
-        }
-        tell(row, results)
+        ahead = f"fp32 is ahead by {gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
+        what = f"{METRIC} of the town trained in {precision}, seed {seed}: {ahead}"
+        tell(claim(what, figure, METRIC, f"fp32, seed {seed}", reached, seed), results)
 
 
 def trained(config: Config, dataset: Dataset, out: Path, precision: str) -> NeuralRetriever:

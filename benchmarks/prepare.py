@@ -18,9 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-from common import RESULTS, commit, machine, tell
+from common import RESULTS, claim, tell
 
 LARGE = {"users": 2_000_000, "businesses": 150_000, "events": 7_000_000}
 KEYS = {  # what `prepare` reads of each file
@@ -119,11 +118,8 @@ def _scan(raw: Path) -> None:
 def _report(found: dict[str, Figures], size: str, arguments: argparse.Namespace) -> None:
     scan, bare, full = (found[work] for work in WORK)
 
-    def say(claim: str, figure: float, unit: str, against: str, against_figure: float) -> None:
-        fixed: dict[str, Any] = {"seed": arguments.seed, "machine": machine(), "commit": commit()}
-        figures = {"figure": round(figure, 2), "unit": unit, "against": against, "against_figure": round(against_figure, 2)}
-        row = {"claim": f"{claim} ({size})", **figures, "ratio": round(figure / against_figure, 3), **fixed}
-        tell(row, arguments.results)
+    def say(what: str, figure: float, unit: str, against: str, against_figure: float) -> None:
+        tell(claim(f"{what} ({size})", figure, unit, against, against_figure, arguments.seed), arguments.results)
 
     say("prepare without text: seconds", bare["wall"], "s", "a bare scan of the same files by DuckDB", scan["wall"])
     say("prepare without text: processor seconds", bare["cpu"], "s", "a bare scan of the same files by DuckDB", scan["cpu"])

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, commit, machine, tell
+from common import RESULTS, claim, tell
 
 from twotower.data.simulate import simulate
 
@@ -82,18 +82,8 @@ def _rewrite(out: Path) -> float:
         return _seconds(lambda: file.writelines(json.dumps(row) + "\n" for row in rows))[0]
 
 
-def _tell(claim: str, figure: float, unit: str, against: str, against_figure: float, seed: int) -> None:
-    row = {
-        "claim": claim,
-        "figure": round(figure, 3),
-        "unit": unit,
-        "against": against,
-        "against_figure": round(against_figure, 3),
-        "ratio": round(figure / against_figure, 3),
-        "seed": seed,
-        "machine": machine(),
-        "commit": commit(),
-    }
+def _tell(name: str, figure: float, unit: str, against: str, against_figure: float, seed: int) -> None:
+    row = claim(name, figure, unit, against, against_figure, seed)
     tell(row, RESULTS / "simulate.jsonl")
 
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, commit, machine, tell
+from common import RESULTS, claim, in_words, tell
 from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from training_speed import claim, open_trainer
+from training_speed import open_trainer
 
 from twotower.console import setup_logging
 from twotower.errors import TwoTowerError
@@ -61,20 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     examples = sum(len(batch.target) for batch in batches) / len(batches)
     items = sum(len(batch.log_weight) for batch in batches) / len(batches)
-    row = {
-        "claim": f"a training step of {examples:.0f} examples against {items:.0f} candidates on average",
-        "figure": round(1000 * step_s / len(batches), 2),
-        "unit": "ms",
-        "against": "its matrix products and attention kernels alone",
-        "against_figure": round(1000 * products_s / len(batches), 2),
-        "ratio": round(step_s / products_s, 3),
-        "threads": torch.get_num_threads(),
-        "seed": given.seed,
-        "machine": machine(),
-        "commit": commit(),
-    }
+    what = f"a training step of {examples:.0f} examples against {items:.0f} candidates on average"
+    step_ms, products_ms = 1000 * step_s / len(batches), 1000 * products_s / len(batches)
+    against, threads = "its matrix products and attention kernels alone", torch.get_num_threads()
+    row = claim(what, step_ms, "ms", against, products_ms, given.seed, threads=threads)
     tell(row, given.results)
-    sys.stderr.write(claim(row))
+    sys.stderr.write(in_words(row))
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, Row, commit, machine, tell
+from common import RESULTS, claim, tell
 
 from twotower.config import EmbeddingConfig
 from twotower.models.layers.tables import RowTable, Table
@@ -34,27 +34,19 @@ def main() -> int:
     given = parser.parse_args()
     torch.manual_seed(SEED)
     sizes = (100_000, 1_000_000, 10_000_000)
-    shared = {"unit": "ms", "seed": SEED, "machine": machine(), "commit": commit()}
     for dtype in ("fp32", "fp16"):
         steps = {rows: by_rows(rows, dtype) for rows in sizes}
         times = rounds(steps, given.rounds)
         for rows in sizes[1:]:
             tell(
-                claim(CLAIM.format(rows=rows, dtype=dtype), times[rows], f"{sizes[0]:,} rows", times[sizes[0]], shared),
+                claim(CLAIM.format(rows=rows, dtype=dtype), times[rows], "ms", f"{sizes[0]:,} rows", times[sizes[0]], SEED),
                 given.results,
             )
     steps = {"rows": by_rows(1_000_000, "fp32"), "dense": dense(1_000_000)}
     found = rounds(steps, max(given.rounds // 5, 3))
     name = CLAIM.format(rows=1_000_000, dtype="fp32")
-    tell(claim(name, found["rows"], "the same table, dense AdamW", found["dense"], shared), given.results)
+    tell(claim(name, found["rows"], "ms", "the same table, dense AdamW", found["dense"], SEED), given.results)
     return 0
-
-
-def claim(name: str, figure: float, against: str, against_figure: float, shared: Row) -> Row:
-    """One row of the results."""
-    ratio = round(figure / against_figure, 3)
-    figures = {"figure": round(figure, 2), "against": against, "against_figure": round(against_figure, 2), "ratio": ratio}
-    return {"claim": name, **figures, **shared}
 
 
 def by_rows(rows: int, dtype: str) -> Callable[[], None]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import QUALITY_SETS, RESULTS, ROOT, Row, commit, machine, tell
+from common import QUALITY_SETS, RESULTS, ROOT, Row, claim, in_words, tell
 
 from twotower.config import load_config
 from twotower.console import setup_logging
@@ -60,22 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for repeat in range(given.repeats):
                 ours = train(Path(folder), given.seed + repeat, given.epochs, given.overrides)
                 peer = run_peer(given.peer, given.peer_python, given.epochs)
-                row = {
-                    "claim": "training, two attention blocks, width 64, history 50",
-                    "figure": round(ours["examples_per_s"]),
-                    "unit": "examples/s",
-                    "against": f"{peer['model']}, {' '.join(PEER_SETTINGS)}",
-                    "against_figure": peer["examples_per_s"],
-                    "ratio": round(ours["examples_per_s"] / peer["examples_per_s"], 2),
-                    **ours,
-                    "peer": peer,
-                    "threads": torch.get_num_threads(),
-                    "seed": given.seed + repeat,
-                    "machine": machine(),
-                    "commit": commit(),
-                }
+                against = f"{peer['model']}, {' '.join(PEER_SETTINGS)}"
+                what, more = "training, two attention blocks, width 64, history 50", {"threads": torch.get_num_threads()}
+                figures = ours["examples_per_s"], "examples/s", against, peer["examples_per_s"]
+                row = claim(what, *figures, given.seed + repeat, **ours, peer=peer, **more)
                 tell(row, given.results)
-                sys.stderr.write(claim(row))
+                sys.stderr.write(in_words(row))
     except TwoTowerError as error:
         sys.stderr.write(f"training_speed: error: {' '.join(str(error).split())}\n")
         return 2
@@ -129,11 +119,6 @@ def run_peer(script: Path, python: Path, epochs: int) -> dict[str, Any]:
         raise DataError(f"The peer must run. {' '.join(command)} ended with {done.returncode}: {done.stderr[-300:]}")
     peer: dict[str, Any] = json.loads(lines[-1])
     return peer
-
-
-def claim(row: Row) -> str:
-    """A row in words, for people."""
-    return f"{row['claim']}: {row['figure']} {row['unit']}; {row['against']}: {row['against_figure']}; ratio {row['ratio']}\n"
 
 
 def add_peer(parser: argparse.ArgumentParser, *, required: bool = True) -> None:

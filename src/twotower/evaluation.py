@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-_CHUNK = 1024
+QUESTIONS_AT_ONCE = 1024
 _TUNING_QUERIES = 5000
 
 
@@ -101,8 +101,8 @@ def evaluate(
     n_targets, size = np.diff(held_out.target_offsets), len(held_out.queries)
     values, seconds = np.zeros((size, len(names))), 0.0
     beyond = _Beyond(dataset, beyond_k) if beyond_k else None
-    for start in range(0, size, _CHUNK):
-        stop = min(start + _CHUNK, size)
+    for start in range(0, size, QUESTIONS_AT_ONCE):
+        stop = min(start + QUESTIONS_AT_ONCE, size)
         queries, offsets = held_out.queries.slice(start, stop), held_out.target_offsets[start : stop + 1]
         began = time.perf_counter()
         items = retriever.retrieve(queries, depth, exclude_seen=settings.exclude_seen).items

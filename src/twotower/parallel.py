@@ -69,21 +69,16 @@ def joined(device: torch.device) -> Iterator[None]:
 def _told_to_end(*_: object) -> None:
     """`torchrun` ends all processes when one has died."""
     raise TrainingError(
-        f"All processes of a run must live to its end. Process {rank()} was told to end, as another one did. The last checkpoint "
-        "stands; go on with --resume, on as many processes as there are."
+        f"All processes of a run must live to its end. Process {rank()} was told to end (SIGTERM), as when another one has "
+        "died. The last checkpoint stands; go on with --resume, on as many processes as there are."
     )
 
 
 def _lost(error: BaseException) -> bool:
-    text = str(error)
+    """Whether an error is that of a connection: gloo raises plain RuntimeErrors, whose text alone tells them apart."""
     return isinstance(error, dist.DistError) or any(
-        sign in text for sign in ("Connection closed", "Connection reset", "Timed out", "timed out", "gloo", "Broken pipe")
+        sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Broken pipe")
     )
-
-
-def shares(size: int) -> list[int]:
-    """How `size` things laid in a row are cut for the processes, as evenly as can be: their counts, by rank."""
-    return [len(part) for part in np.array_split(np.empty(size, np.bool_), world())]
 
 
 def gather(x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -162,8 +157,6 @@ def ask_owners(row: Tensor, answer_with: Tensor) -> Tensor:
 
 def tell_owners(row: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Send (row, value) pairs to the rows' owners; returns what this process's own rows were sent, numbered as it holds them."""
-    if world() == 1:
-        return row, value
     order, counts = _by_owner(row)
     rows, _ = _exchange(row[order], counts)
     values, _ = _exchange(value[order], counts)

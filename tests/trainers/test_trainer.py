@@ -14,6 +14,7 @@ from twotower.config import Config, load_config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.views import VIEWS
 from twotower.errors import TrainingError
+from twotower.hardware import Gpu, Torch
 from twotower.losses import LOSSES, softmax_loss
 from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
@@ -251,10 +252,16 @@ def test_precision_follows_the_hardware():
     assert choose_precision("bf16", cpu) is torch.bfloat16
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_cuda_without_a_gpu_is_said():
+def test_a_gpu_is_chosen_only_where_its_kernels_are():
+    t4, p100 = Gpu("T4", (7, 5), 15 << 30), Gpu("P100", (6, 0), 16 << 30)
+    built = {"version": "2.13.0", "build": "CUDA 13.0", "arch_list": ("sm_75", "sm_80", "sm_90")}
+    assert choose_device("auto", Torch(**built, gpus=(t4,))).type == "cuda"
+    assert choose_device("cpu", Torch(**built, gpus=(t4,))).type == "cpu"
+    assert choose_device("auto", Torch(**built, gpus=(p100,))).type == "cpu"
+    with pytest.raises(TrainingError, match="no kernels for the GPU it sees"):
+        choose_device("cuda", Torch(**built, gpus=(p100,)))
     with pytest.raises(TrainingError, match="Found none"):
-        choose_device("cuda")
+        choose_device("cuda", Torch(**built, gpus=()))
 
 
 def test_schedule_rises_then_falls():

@@ -23,7 +23,7 @@ SETTINGS = {
     "spark.driver.maxResultSize": "0",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    "spark.log.level": "OFF",
+    "spark.log.level": "OFF",  # errors are raised all the same; the log repeats them, and every retry, by the page
     "spark.sql.json.enablePartialResults": "false",
 }
 LOCAL = {

@@ -29,6 +29,9 @@ from twotower.errors import TrainingError
 from twotower.models.layers.tables import RowTable
 from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
 
+MAY_CHANGE = ("memory_budget_gb", "micro_batch", "gradient_checkpointing", "save_every_s", "log_every")
+"""Settings of the training that a resumed run may have anew: they say how it is computed and told, not what is learned."""
+
 
 class Batch(Protocol):
     """Whatever moves to a device."""
@@ -234,7 +237,10 @@ class BaseTrainer:
         state = load_checkpoint(self.out / "last.pt")
         if state["data"] != self.data:
             raise TrainingError(f"A resumed run must keep its data. They changed since {self.out}/last.pt. Use another --out.")
-        changed = differences(state["config"], self.config.model_dump(mode="json"))
+        old, new = state["config"], self.config.model_dump(mode="json")
+        for config in (old, new):
+            config["training"] = {name: value for name, value in config["training"].items() if name not in MAY_CHANGE}
+        changed = differences(old, new)
         if changed:
             raise TrainingError(
                 f"A resumed run must keep its settings. In {self.out}/last.pt {changed}. Use another --out, or those settings."

@@ -24,7 +24,7 @@ from rich.table import Table
 from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
-from twotower.evaluation import _CHUNK as QUESTIONS
+from twotower.evaluation import QUESTIONS_AT_ONCE
 from twotower.trainers.facts import Facts, facts_from_sizes, facts_of, scaled
 from twotower.trainers.memory import Parts, predict, storages
 
@@ -133,7 +133,7 @@ def settings(old: Config, new: Config) -> tuple[str, ...]:
 def _way_out(facts: Facts, config: Config, least: Config, machine: Machine) -> str:
     """A change that would make the smallest plan fit, the one that costs the model least first."""
     for shift in range(5):
-        asked = QUESTIONS >> shift  # validation takes fewer at once
+        asked = QUESTIONS_AT_ONCE >> shift  # validation takes fewer at once
         if (
             asked < config.training.eval_queries
             and machine.parts(facts, changed(least, {}, eval_queries=asked)).peak <= machine.budget
@@ -217,7 +217,8 @@ def explain(dataset: Dataset, config: Config, machine: Machine, out: Path) -> Tr
         plan = make_plan(facts, config, smaller)
         budget = math.ceil(plan.parts.peak / GB * 1000) / 1000
         chosen = " ".join((f"--set training.memory_budget_gb={budget}", *plan.settings))
-        advice = f"These settings would have fitted, in another --out: {chosen}."
+        resumed = "in another --out" if any("model.tables" in setting for setting in plan.settings) else "with --resume"
+        advice = f"These settings would have fitted, {resumed}: {chosen}."
     except TrainingError as refusal:
         advice = str(refusal)
     last = out / "last.pt"

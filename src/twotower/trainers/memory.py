@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from twotower.batches import FieldSpec
 from twotower.config import Config, EmbeddingConfig, TowerConfig
-from twotower.evaluation import _CHUNK as QUESTIONS
+from twotower.evaluation import QUESTIONS_AT_ONCE
 from twotower.losses import BLOCK as LOGITS
 from twotower.retrieval.index import BLOCK as SCORED
 from twotower.retrieval.neural import BLOCK as ENCODED
@@ -238,7 +238,7 @@ def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
     doctor's scores, divided by the temperature and being summed up: three times."""
     model, layout = config.model, facts.layout
     d, vectors = model.user_tower.embedding_dim, F32 * model.user_tower.hidden_dims[-1] * facts.items
-    questions = min(QUESTIONS, config.training.eval_queries)
+    questions = min(QUESTIONS_AT_ONCE, config.training.eval_queries)
     history = (4 * F32 + 8 * wide if model.user_tower.num_blocks else 3 * F32) * d + 10 * ID
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
     _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, wide)

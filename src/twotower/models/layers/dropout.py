@@ -3,7 +3,7 @@
 Enters: any tensor of floats. Leaves: the same with a share of its elements at zero and the others scaled up, so that the mean
 stays. Promised: what is dropped follows from `torch.manual_seed`, and is dropped again when a checkpointed layer is recomputed.
 
-PyTorch draws one random number an element, on one core: most of a small model's step. Here one word of 64 bits serves eight
+PyTorch draws one random number an element, on one core. Here one word of 64 bits serves eight
 elements. Eight bits tell shares apart in steps of 1/256, finer than any share of dropout is known to matter.
 """
 

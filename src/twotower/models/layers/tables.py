@@ -81,8 +81,7 @@ class RowTable(Table):
     and the step at which it was last read. Weight decay is one factor of the whole table, folded in when it has fallen to a half.
     """
 
-    second: Tensor
-    touched: Tensor
+    moments: Tensor  # [rows, 2] float32, side by side: one visit to memory; exact for step numbers below 2^24
     scale: Tensor
 
     def _make(self, name: str, dim: int, config: EmbeddingConfig) -> None:
@@ -90,8 +89,7 @@ class RowTable(Table):
         self.decay = config.weight_decay
         self.register_buffer("weight", _normal_rows(name, self.rows, dim, self.std, DTYPES[config.dtype]))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
-        self.register_buffer("second", torch.zeros(held), persistent=False)
-        self.register_buffer("touched", torch.zeros(held, dtype=torch.int32), persistent=False)
+        self.register_buffer("moments", torch.zeros(held, 2), persistent=False)
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def read(self, row: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,10 +110,11 @@ class RowTable(Table):
             0, self.weight.shape[1], dtype=torch.promote_types(self.weight.dtype, torch.float32), device=self.weight.device
         )
         used = [(row, leaf.grad) for row, leaf in self.pending if leaf.grad is not None]
-        row = torch.cat([self.touched[:0].long(), *(row for row, _ in used)])
+        row = torch.cat([torch.zeros(0, dtype=torch.int64, device=none.device), *(row for row, _ in used)])
         grad = torch.cat([none, *(grad for _, grad in used)])
-        row, grad = parallel.tell_owners(*_merged(row, grad))
         row, grad = _merged(row, grad)
+        if parallel.world() > 1:
+            row, grad = _merged(*parallel.tell_owners(row, grad))
         real = row >= (1 if parallel.rank() == 0 else 0)  # PAD is row 0 of process 0
         self.merged = (row[real], grad[real])
         self.pending = []
@@ -127,9 +126,9 @@ class RowTable(Table):
         row, grad = self.merged
         grad = grad * factor
         self._shrink(1 - rate * self.decay)
-        idle = number - self.touched[row]
-        second = self.second[row] * BETA**idle + (1 - BETA) * grad.square().mean(dim=1)
-        self.second[row], self.touched[row] = second, torch.full_like(self.touched[row], number)
+        second, touched = self.moments[row].unbind(dim=1)
+        second = second * BETA ** (number - touched) + (1 - BETA) * grad.square().mean(dim=1)
+        self.moments[row] = torch.stack([second, torch.full_like(second, number)], dim=1)
         step = rate * grad / ((second / (1 - BETA**number)).sqrt() + EPS)[:, None]
         stored = self.weight[row]
         self.weight[row] = rounded(stored.to(step.dtype) - step / self.scale.to(step.dtype), stored.dtype)
@@ -146,12 +145,12 @@ class RowTable(Table):
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs, of the whole table: its weights, their factor, and both numbers of each row."""
-        held = {"weight": self.weight, "second": self.second, "touched": self.touched}
+        held = {"weight": self.weight, "moments": self.moments}
         return {name: parallel.whole(value, self.rows) for name, value in held.items()} | {"scale": self.scale}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned, in any number of processes."""
-        for name in ("weight", "second", "touched"):
+        for name in ("weight", "moments"):
             getattr(self, name).copy_(parallel.part_of(state[name]))
         self.scale.copy_(state["scale"])
 
