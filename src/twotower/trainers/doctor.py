@@ -237,8 +237,8 @@ def _unknown(history: Sequence[Facts]) -> str | None:
         return None
     rows = " and ".join(f"{table} (model.{ID_TABLES[table]}.id_dropout)" for table in untrained)
     return (
-        f"The row UNKNOWN has not moved by {MOVED:.0%} of its length from its random beginning in {rows}: whoever comes after "
-        "training is given noise. Set that id_dropout above 0, such as 0.1; without anybody new it may stay."
+        f"The row UNKNOWN lies where it began, within {MOVED:.0%} of a row's length of zero, in {rows}: training never saw what to "
+        "make of whoever comes later. Set that id_dropout above 0, such as 0.1; without anybody new it may stay."
     )
 
 
