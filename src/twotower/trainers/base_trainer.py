@@ -79,6 +79,8 @@ class BaseTrainer:
         self.at = Progress()
         self.total_steps = 1
         self.losses: list[float] = []  # since the last validation
+        self._clock = self._saved = time.perf_counter()
+        self._clock_examples = 0
         self._bar: Report = silent
 
     # What a subclass provides.
