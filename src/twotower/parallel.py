@@ -55,6 +55,7 @@ def joined(device: torch.device) -> Iterator[None]:
     signal.signal(signal.SIGTERM, _told_to_end)
     try:
         yield
+        dist.barrier()  # who leaves first closes its connections, and gloo may abort a process that still writes to them
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or not _lost(error):
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,10 @@ def start(world: int, *arguments: object, fails: bool = False) -> str:
     if world > 1:
         launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", "0", "--rdzv-backend", "c10d",
                    "--rdzv-endpoint", "localhost:0"]  # fmt: skip
-    done = subprocess.run([*launch, str(WORKER), *map(str, arguments)], capture_output=True, text=True, timeout=300)
-    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    command = [*launch, str(WORKER), *map(str, arguments)]
+    traced = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+    done = subprocess.run(command, env=traced, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode != 0) == fails, done.stderr[:6000] + done.stderr[-1000:]
     return done.stdout + done.stderr
 
 

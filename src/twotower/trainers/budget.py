@@ -32,7 +32,8 @@ GB = 10**9
 DEVICES = {"T4": 15 * GB, "P100": 16 * GB}  # GPUs without bf16, whose precision "auto" means fp16
 LARGE = 10_000  # rows from which a table's storage matters
 LEAST_MICRO = 32
-_SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+# The last is oneDNN's, which has no other word for a refused allocation.
+_SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "could not create a primitive")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,142 @@
+"""What is asked of a recommender and what it answers, in people's terms: from Python, from the command line and over HTTP alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Source = Literal["model", "nearby", "recent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One event of a history.
+
+    Attributes
+    ----------
+    item_id
+        The item visited.
+    time_s
+        Seconds since 1970; None where unknown.
+    stars
+        0 to 5; None where none were given.
+    event_type
+        One of the bundle's kinds of events; None: the first.
+    """
+
+    item_id: str
+    time_s: int | None = None
+    stars: float | None = None
+    event_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Who asks, and for what.
+
+    Attributes
+    ----------
+    user
+        A known user's id. An unknown one is no error here: the history alone speaks then.
+    history
+        Visits, oldest first; of a known user they follow the bundle's own.
+    k
+        Length of the list.
+    where
+        A filter, as text or as JSON; see `retrieval.filters`.
+    near
+        Latitude and longitude in degrees the request comes from.
+    time_s
+        The moment of the question in seconds; None: the bundle's own.
+    exclude_seen
+        Leave out the items of the history.
+    diversity
+        0 … 1: how much an item's likeness to those above it counts against it.
+    popularity
+        −1 … 1: below zero the rarely visited gain, above zero the often visited; 0 is the model as trained.
+    explain
+        Say of each place what moved its score.
+    """
+
+    user: str | None = None
+    history: tuple[Visit, ...] = ()
+    k: int = 10
+    where: str | dict[str, Any] | None = None
+    near: tuple[float, float] | None = None
+    time_s: int | None = None
+    exclude_seen: bool = True
+    diversity: float = 0.0
+    popularity: float = 0.0
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """What moved a score: a visit of the history, a feature of the user, or a feature of the item.
+
+    Attributes
+    ----------
+    kind
+        "visit", "user" or "item".
+    name
+        The visited item's id, or the feature's name.
+    label
+        The visited item's name, or the feature in words.
+    share
+        Part of the cosine in the first order: gradient times input.
+    """
+
+    kind: Literal["visit", "user", "item"]
+    name: str
+    label: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One recommended item in people's terms.
+
+    Attributes
+    ----------
+    distance_km
+        From where the request comes, else from the most central place of the history; None when either is unknown.
+    score
+        Cosine of user and item vector, in [-1, 1].
+    reasons
+        Largest first; empty unless asked for.
+    """
+
+    rank: int
+    item_id: str
+    name: str
+    categories: list[str]
+    city: str | None
+    distance_km: float | None
+    score: float
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The list, and how much to make of it.
+
+    Attributes
+    ----------
+    places
+        Best first; fewer than `k` only where the filter leaves fewer.
+    source
+        "model": from a history or a known user; "nearby" or "recent": nothing was known of who asks, and these are the places most
+        visited lately around the request, or altogether.
+    confidence
+        0 … 1: how much was known of who asks; grows with the history.
+    user_known
+        Whether the bundle knows the user.
+    stages_ms
+        Milliseconds by stage: "features", "tower", "filter", "search", "describe", "explain".
+    """
+
+    places: list[Place]
+    source: Source
+    confidence: float
+    user_known: bool
+    stages_ms: dict[str, float] = field(default_factory=dict)
