@@ -1,4 +1,4 @@
-"""What a model must beat: eight simple recommenders behind the interface of the model, judged by the same evaluator.
+"""What a model must beat: nine simple recommenders behind the interface of the model, judged by the same evaluator.
 
 Enters: a dataset. Leaves: `Retriever`s. Promised: each is fitted on the positive events of the training period alone (`recent`
 and `oracle` say what else they know), and answers from the query's history, so that it knows exactly what the model is told, and
@@ -184,6 +184,39 @@ class ItemKNN(Baseline):
         return np.where(dense == 0, self.popularity / (self.popularity.max(initial=0) + 1) - 1, dense)
 
 
+class ContentKNN(Baseline):
+    """Cosine between an item's features and the mean of the history's: what can be said of items that nobody has visited.
+
+    Every feature of the items is a block of unit length: one-hot values weighted by their inverse document frequency (of training
+    items), or the numbers as they are encoded.
+    """
+
+    name = "content_knn"
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__(dataset)
+        values, numbers, fitted_on = [], [np.zeros((dataset.n_items, 1), np.float32)], FIRST_ROW + dataset.n_train_items
+        for spec in (spec for spec in dataset.specs if spec.side == "item"):
+            array = dataset.item_features[spec.name]
+            if spec.kind == "geo":  # a cell for each scale
+                values += [_one_hot(cell[:, None], fitted_on) for cell in array.T]
+            elif array.dtype.kind == "i":
+                values.append(_one_hot(array.reshape(len(array), -1), fitted_on))
+            else:
+                numbers.append(normalize(array))
+        shown = sparse.csr_matrix((dataset.n_items, 1), dtype=np.float32)
+        self.values, self.numbers = sparse.hstack([shown, *map(normalize, values)], "csr"), np.hstack(numbers)
+        length = np.sqrt(self.values.multiply(self.values).sum(1).A1 + (self.numbers**2).sum(1))
+        scale = (1 / np.where(length > 0, length, 1)).astype(np.float32)
+        self.values, self.numbers = (sparse.diags(scale) @ self.values).tocsr(), self.numbers * scale[:, None]
+
+    def scores(self, queries: Queries) -> Float:
+        history = _binary(_history(queries, len(self.popularity)))
+        alike: Float = ((history @ self.values) @ self.values.T).toarray() + (history @ self.numbers) @ self.numbers.T
+        alike /= np.maximum(history.sum(1).A1, 1)[:, None]
+        return alike
+
+
 class EASE(Baseline):
     """Linear autoencoder in closed form: B = I - P diag(P)^-1 with P = (X'X + `l2` I)^-1; scores = history · B.
 
@@ -259,7 +292,9 @@ class Oracle(Baseline):
         return scores
 
 
-BASELINES: dict[str, type[Baseline]] = {c.name: c for c in (Popular, Recent, Nearby, Repeat, ItemKNN, EASE, IALS, Oracle)}
+BASELINES: dict[str, type[Baseline]] = {
+    c.name: c for c in (Popular, Recent, Nearby, Repeat, ItemKNN, ContentKNN, EASE, IALS, Oracle)
+}
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "recent": [{"days": days} for days in (7, 30, 90, 365)],
@@ -285,6 +320,8 @@ def unavailable(name: str, dataset: Dataset, *, max_ease_items: int) -> str | No
         return "the data has no clock"
     if name == "nearby" and np.isnan(coordinates(dataset)).all():
         return "the items have no coordinates"
+    if name == "content_knn" and not any(spec.side == "item" for spec in dataset.specs):
+        return "the items have no features"
     if name == "oracle" and not (dataset.path / TRUTH_FILE).is_file():
         return "the data is no simulated town"
     if name == "ease" and dataset.n_train_items > max_ease_items:
@@ -306,6 +343,15 @@ def _history(queries: Queries, n_items: int) -> sparse.csr_matrix:
     known = queries.item_row >= FIRST_ROW
     ones = np.ones(int(known.sum()), np.float32)
     return sparse.csr_matrix((ones, (query[known], queries.item_row[known])), (len(queries), n_items))
+
+
+def _one_hot(rows: NDArray[Any], fitted_on: int) -> sparse.csr_matrix:
+    """float32 [n_items, values]: known values by their inverse frequency among the first `fitted_on`, from rows [n_items, most]."""
+    item, column = np.nonzero(rows >= FIRST_ROW)
+    value = rows[item, column]
+    found = sparse.csr_matrix((np.ones(len(item), np.float32), (item, value)), (len(rows), int(value.max(initial=0)) + 1))
+    frequency = np.asarray((found[:fitted_on] > 0).sum(0)).ravel()
+    return found @ sparse.diags(np.log((1 + fitted_on) / (1 + frequency)).astype(np.float32))
 
 
 def _binary(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

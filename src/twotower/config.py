@@ -190,7 +190,7 @@ class EvaluationConfig(Settings):
     """True: items of the user's history are not recommended (protocol M). False: they may be (protocol U)."""
     max_queries: int | None = Field(None, ge=1)
     """A seeded sample of the held-out queries; None: all."""
-    baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "ease", "ials"])
+    baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "content_knn", "ease", "ials"])
     tune_baselines: bool = True
     """Choose the settings of the baselines that have any to choose (`baselines.GRIDS`) on the validation part, as fairness asks."""
     bootstrap: int = Field(1000, ge=10)

@@ -116,6 +116,11 @@ class SplitConfig(Settings):
     test: float | date = 0.1
     """"time": share of the events, or first day of the test period."""
 
+    new_users: float = Field(0.0, ge=0, lt=1)
+    """Share of the users, drawn by lot, whom training never sees, as if they came later: their events are only histories."""
+    new_items: float = Field(0.0, ge=0, lt=1)
+    """Share of the items whose training events are withheld, as if they opened later."""
+
     @model_validator(mode="after")
     def _same_type(self) -> SplitConfig:
         if isinstance(self.valid, date) != isinstance(self.test, date):

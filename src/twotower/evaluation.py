@@ -23,7 +23,7 @@ from twotower.data.dataset import Dataset, HeldOut
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.intervals import intervals, resample
 from twotower.retriever import Int, Retriever
-from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.schema import FIRST_ROW, SPLITS, UNKNOWN, WITHHELD
 from twotower.slices import categories, slices
 from twotower.verdict import verdict
 
@@ -311,8 +311,8 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
         "event_types": list(dataset.event_types),
         "features": [f"{spec.side}: {spec.name}" for spec in dataset.specs],
     }
-    parts = np.bincount(events.split, minlength=3)
-    return facts | {f"{part}_events": int(count) for part, count in zip(("train", "valid", "test"), parts, strict=True)}
+    parts = np.bincount(events.split, minlength=WITHHELD + 1)
+    return facts | {f"{part}_events": int(parts[code]) for part, code in (SPLITS | {"withheld": WITHHELD}).items()}
 
 
 def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, part: str, metric: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ POSITIVE = "positive"
 SPLIT = "split"
 
 TRAIN, VALID, TEST = 0, 1, 2
+WITHHELD = 3  # of the training period, but kept from training: known only as the history of whoever asks later
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 
 DAY_S = 86_400

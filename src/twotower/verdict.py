@@ -16,6 +16,7 @@ TITLES = {
     "nearby": "nearby popularity",
     "repeat": "repeat visits",
     "item_knn": "item-kNN",
+    "content_knn": "content-kNN",
     "ease": "EASE",
     "ials": "iALS",
     "oracle": "the oracle",

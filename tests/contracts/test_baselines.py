@@ -177,6 +177,22 @@ def test_repeat_gives_the_newest_first() -> None:
     assert lists(repeat.retrieve(ask([3]), 2)) == [[5, 6]]
 
 
+def test_content_knn_compares_features(dataset: Dataset) -> None:
+    """By hand from the item table: of two places the one whose categories are rarer and shared comes first."""
+    model = BASELINES["content_knn"](dataset)
+    scores = model.scores(ask([5], [5, 9]))
+    assert int(scores[0].argmax()) == 5 and scores[0, 5] == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(scores[1], (scores[0] + model.scores(ask([9]))[0]) / 2, atol=1e-5)
+    shared = [
+        len(set(a) & set(b))
+        for a, b in [
+            (dataset.items["categories"][3].as_py(), dataset.items["categories"][r].as_py()) for r in range(len(dataset.items))
+        ]
+    ]
+    most, none = np.array(shared) >= 3, np.array(shared) == 0
+    assert most.sum() > 1 and none.sum() > 1 and scores[0, 2:][most].mean() > scores[0, 2:][none].mean() + 0.1
+
+
 @pytest.mark.parametrize("neighbours", [0, 100])
 def test_item_knn_is_the_cosine(neighbours: int) -> None:
     rng = np.random.default_rng(0)
@@ -230,7 +246,7 @@ def test_who_has_nothing_to_say() -> None:
     bare = dataset_of([(2, 2, 1, 0), (2, 3, 1, 0)], n_items=5, n_users=3)
     bare.has_time = False
     reasons = {name: unavailable(name, bare, max_ease_items=1) for name in BASELINES}
-    assert {name for name, reason in reasons.items() if reason} == {"recent", "nearby", "ease", "oracle"}
+    assert {name for name, reason in reasons.items() if reason} == {"recent", "nearby", "content_knn", "ease", "oracle"}
     assert "2 items" in str(reasons["ease"]) and unavailable("ease", bare, max_ease_items=2) is None
     popular = Popular(bare).retrieve(ask([], [3]), 3).items  # they still answer, by popularity
     for name in ("recent", "nearby"):

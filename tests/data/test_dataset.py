@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError
 from twotower.retriever import Queries
-from twotower.schema import DAY_S, SPLITS, TRAIN, UNKNOWN
+from twotower.schema import DAY_S, FIRST_ROW, SPLITS, TRAIN, UNKNOWN, WITHHELD
 
 CUTS = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-21"}  # day 10 and day 20
 LAST = {"kind": "leave_one_out"}
@@ -38,6 +38,25 @@ def questions(dataset: Dataset, split: str, **sample: Any) -> list[Question]:
     targets = np.split(dataset.item_ids[held.target_row], held.target_offsets[1:-1])
     past = histories(dataset, queries)
     return [(users[b], int(queries.time_s[b]), past[b], targets[b].tolist()) for b in range(len(queries))]
+
+
+# --- users and items that training never sees ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [{"kind": "leave_one_out"}, {"kind": "time", "valid": "1970-01-11", "test": "1970-01-21"}])
+def test_new_users_and_items_are_history_and_targets_and_never_training(prepared: Any, split: dict[str, Any]) -> None:
+    rows = [f"u{u} i{(7 * u + 3 * n) % 40} {4 * n + u / 200}" for u in range(60) for n in range(6)]
+    dataset = prepared(days(*rows), split={**split, "new_users": 0.3, "new_items": 0.2})
+    whole = prepared(days(*rows), split=split)
+    events, known_items, known_users = dataset.events, FIRST_ROW + dataset.n_train_items, FIRST_ROW + dataset.n_train_users
+    aside, trained = events.split == WITHHELD, events.split == TRAIN
+    assert (events.item_row[trained] < known_items).all() and (events.user_row[trained] < known_users).all()
+    assert ((events.item_row >= known_items) | (events.user_row >= known_users))[aside].all()
+    lost_users, lost_items = whole.n_train_users - dataset.n_train_users, whole.n_train_items - dataset.n_train_items
+    assert 0.15 < lost_users / whole.n_train_users < 0.45 and 0.05 < lost_items / whole.n_train_items < 0.4
+    assert dataset.manifest["counts"]["kept"]["withheld_events"] == aside.sum() > 0
+    for part in ("valid", "test"):  # the questions, and what was known of who asks, are those of the whole
+        assert sorted(questions(dataset, part)) == sorted(questions(whole, part))
 
 
 # --- time split ----------------------------------------------------------------------------------------------------------------

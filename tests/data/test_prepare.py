@@ -106,6 +106,7 @@ def test_every_row_read_is_kept_or_dropped_for_a_counted_reason(prepared: Any) -
         "train_events": 4,
         "valid_events": 0,
         "test_events": 1,
+        "withheld_events": 0,
         "positive_events": 5,
         "anonymous_events": 1,
         "items": 2,

@@ -22,7 +22,7 @@ from twotower.data.views import VIEWS, TrainEvents, View
 from twotower.errors import TrainingError
 from twotower.features import FeatureStore
 from twotower.losses import LOSSES, other_positives
-from twotower.schema import FIRST_ROW, SPLITS
+from twotower.schema import FIRST_ROW, SPLITS, WITHHELD
 from twotower.state import ItemDynamics
 
 Int = NDArray[np.int64]
@@ -194,7 +194,7 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
     dynamics = None
     if dataset.has_time:
         visits = dataset.visits
-        kept = visits.split < SPLITS.get(split, max(SPLITS.values()) + 1)
+        kept = visits.split < SPLITS.get(split, WITHHELD + 1)
         dynamics = ItemDynamics(visits.item_row[kept], visits.time_s[kept], visits.stars[kept])
     geo = next((spec.name for spec in dataset.specs if spec.side == "item" and spec.kind == "geo"), "")
     cells = [np.array(dataset.encoders.vocabularies.get(f"item.{geo}.{scale}", ()), np.int64) for scale in range(2)]
@@ -228,5 +228,5 @@ def split_moment(dataset: Dataset, split: str) -> int:
     cuts = dataset.manifest.get("cuts_s") or {}
     if split in cuts:
         return int(cuts[split])
-    known = dataset.visits.time_s[dataset.visits.split < SPLITS.get(split, max(SPLITS.values()) + 1)]
+    known = dataset.visits.time_s[dataset.visits.split < SPLITS.get(split, WITHHELD + 1)]
     return int(known.max(initial=0)) + 1

@@ -28,7 +28,7 @@ from twotower.encoders import Encoders
 from twotower.errors import DataError
 from twotower.ragged import changes, cumulated, lower_bound
 from twotower.retriever import Float, Int, Mask, Queries
-from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, SPLITS, TRAIN, UNKNOWN, USER_ID, FeatureSpec
+from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, SPLITS, TRAIN, UNKNOWN, USER_ID, WITHHELD, FeatureSpec
 
 EVENTS_FILE, VISITS_FILE = "events.safetensors", "visits.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
@@ -50,7 +50,7 @@ class Events:
     positive
         bool [E]: may be a target.
     split
-        int8 [E]: TRAIN, VALID or TEST.
+        int8 [E]: TRAIN, VALID, TEST or WITHHELD.
     """
 
     offsets: Int
@@ -246,7 +246,7 @@ class Dataset:
           days, nothing of the same day.
         - leave-one-out: all events before the held-out one in the user's order (which breaks ties of time), so for test the
           validation event too.
-        - given split: all training events for "valid", all training and validation events for "test"; one question per user,
+        - given split: all training and withheld events for "valid", the validation events too for "test"; one question per user,
           just after the last of them.
 
         Parameters
@@ -294,7 +294,7 @@ class Dataset:
             return None, begin, event, moment
         if kind == "time":
             return None, begin, lower_bound(events.time_s, begin, event, moment), moment
-        pool = np.flatnonzero(events.split < code)
+        pool = np.flatnonzero((events.split < code) | (events.split == WITHHELD))
         begin = np.searchsorted(pool, begin)
         end = np.searchsorted(pool, events.offsets[user_row[event] + 1])
         last = events.time_s[pool[np.maximum(end - 1, 0)]] if len(pool) else moment

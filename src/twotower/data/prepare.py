@@ -57,6 +57,7 @@ from twotower.schema import (
     USER_ID,
     USER_ROW,
     WEIGHT,
+    WITHHELD,
     FeatureSpec,
 )
 
@@ -215,8 +216,8 @@ def _write_events(
     visits = _arrays(full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT))
     visits[OFFSETS] = cumulated(np.bincount(visits.pop(ITEM_ROW), minlength=row_count(items) + FIRST_ROW))
     write_arrays(folder / VISITS_FILE, visits)
-    n_events, by_split = len(events[SPLIT]), np.bincount(events[SPLIT], minlength=len(SPLITS)).tolist()
-    counts = {f"{name}_events": by_split[code] for name, code in SPLITS.items()}
+    n_events, by_split = len(events[SPLIT]), np.bincount(events[SPLIT], minlength=WITHHELD + 1).tolist()
+    counts = {f"{name}_events": by_split[code] for name, code in (SPLITS | {"withheld": WITHHELD}).items()}
     positives = int(events[POSITIVE].sum())
     return {"events": n_events, **counts, "positive_events": positives, "anonymous_events": len(visits[SPLIT]) - n_events}
 

@@ -35,12 +35,14 @@ from twotower.schema import (
     TRAIN,
     USER_ID,
     VALID,
+    WITHHELD,
 )
 
 ITEM_KEY, USER_KEY = "item_key", "user_key"  # dense numbers in the order of the ids: joins and sorts on them are cheap
 HELD = "held"  # the source's own test part
 BY_TIME = (TIME, ORDER)
 TOO_FEW = "too few training events"
+_LOTS = (1 << 31) - 1  # prime
 
 
 @dataclass
@@ -92,7 +94,7 @@ def select_events(stage: Stage) -> Selection:
     events = _weighed(stage, _folded(stage, events))
     events, cuts = _split_before(stage, events)
     events, items = _filtered(stage, events, items)
-    events = _split_after(stage, events)
+    events = _withheld(stage, _split_after(stage, events))
     return Selection(events, items, users, cuts)
 
 
@@ -174,10 +176,9 @@ def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, i
 
 
 def _lot(order: ir.Value, seed: int) -> ir.Value:
-    """A number below 2^31 drawn for each event by plain arithmetic: the hash functions of engines differ."""
-    prime = (1 << 31) - 1
-    first = ((order + 1 + seed * 7919) * 48271) % prime
-    return (((first * first) % prime + first) * 69621) % prime
+    """A number below `_LOTS` drawn for each event, or key, by plain arithmetic: the hash functions of engines differ."""
+    first = ((order + 1 + seed * 7919) * 48271) % _LOTS
+    return (((first * first) % _LOTS + first) * 69621) % _LOTS
 
 
 def _cuts(split: SplitConfig, events: ir.Table) -> dict[str, int]:
@@ -247,6 +248,20 @@ def _split_after(stage: Stage, events: ir.Table) -> ir.Table:
     total = positive.sum().over(group_by=USER_KEY)
     later = ibis.ifelse(so_far == total, TEST, ibis.ifelse(so_far == total - 1, VALID, TRAIN))
     return stage.save(events.mutate(split=ibis.ifelse(total >= 3, later, TRAIN).cast("int8")))
+
+
+def _withheld(stage: Stage, events: ir.Table) -> ir.Table:
+    """Keep the training events of a share of the users and of the items from training."""
+    split, drawn = stage.config.prepare.split, ibis.literal(False)
+    for number, (key, share) in enumerate(((USER_KEY, split.new_users), (ITEM_KEY, split.new_items))):
+        if share:
+            drawn = drawn | (_lot(events[key], stage.config.seed + 1 + number) < int(share * _LOTS)).fill_null(False)
+    if not (split.new_users or split.new_items):
+        return events
+    kept = stage.save(events.mutate(split=ibis.ifelse(drawn & (events[SPLIT] == TRAIN), WITHHELD, events[SPLIT]).cast("int8")))
+    if not row_count(kept.filter(is_training(kept))):
+        _refuse(stage, "prepare.split.new_users and new_items left none. Lower them")
+    return kept
 
 
 def _keyed(ids: ir.Table, name: str, key: str) -> ir.Table:
