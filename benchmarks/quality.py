@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import QUALITY_SETS, RESULTS, ROOT, Row, commit, machine, tell
+from common import QUALITY_SETS, RESULTS, ROOT, QualitySet, Row, commit, machine, tell
 from report import quality_table
 
 from twotower.config import Config, load_config
 from twotower.console import setup_logging
 from twotower.errors import DataError, TwoTowerError
-from twotower.pipeline import run_all, simulate_stage
+from twotower.pipeline import TOWN, run_all, simulate_stage
 from twotower.trainers.optimizer import choose_device
 
 MODEL = "two-tower"
@@ -64,11 +64,7 @@ def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: S
     """
     chosen = QUALITY_SETS[name]
     began = time.perf_counter()
-    if chosen.raw is None:
-        raw = out / "raw"
-        simulate_stage(raw, **sizes, seed=seed)
-    else:
-        raw = _real_data() / chosen.raw
+    raw = raw_folder(chosen, out, seed, sizes)
     settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
     config = load_config(ROOT / "configs" / chosen.config, settings)
     report = run_all(config, out)
@@ -106,6 +102,14 @@ def config_hash(config: Config, sizes: dict[str, int] | None) -> str:
     return hashlib.sha256(json.dumps([values, sizes], sort_keys=True).encode()).hexdigest()[:12]
 
 
+def raw_folder(chosen: QualitySet, out: Path, seed: int, sizes: dict[str, int] = TOWN) -> Path:
+    """Where a set's raw files are; those of a town are simulated below `out` first."""
+    if chosen.raw is not None:
+        return _real_data() / chosen.raw
+    simulate_stage(out / "raw", **sizes, seed=seed)
+    return out / "raw"
+
+
 def _real_data() -> Path:
     folder = os.environ.get("TWOTOWER_DATA", "")
     if not folder or not Path(folder).is_dir():
@@ -116,7 +120,7 @@ def _real_data() -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=QUALITY_SETS)
-    parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2")
+    parser.add_argument("--seeds", type=seeds, default=[0], metavar="0,1,2")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
     parser.add_argument("--out", type=Path, help="keep datasets, models and reports here (default: nowhere)")
     parser.add_argument("--results", type=Path, default=RESULTS / "quality.jsonl", help="file the rows are appended to")
@@ -126,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _seeds(text: str) -> list[int]:
+def seeds(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
