@@ -88,6 +88,9 @@ class UserTowerConfig(TowerConfig):
 class ItemTowerConfig(TowerConfig):
     """Item features → vector."""
 
+    neighbour_dropout: float = Field(0.3, ge=0, lt=1)
+    """Share of an item's neighbours hidden in training."""
+
 
 class EmbeddingConfig(Settings):
     """How one embedding table is stored and learns."""

@@ -160,5 +160,7 @@ class PrepareConfig(Settings):
     """Width of the text vectors; 0 leaves text out."""
     text_max_chars: int = Field(2000, ge=0)
     """Review text kept per item, from before the cut. 0: the name alone."""
+    neighbours: int = Field(20, ge=0)
+    """Items that the same users visit in training, so many of them a feature of each item; 0: none."""
     exclude_features: list[str] = []
     """Names of features to leave out."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from twotower.batches import GAP_BUCKETS, FieldSpec, ItemBatch, UserBatch
 from twotower.encoders import cell_rows, points_km
 from twotower.retriever import Queries
-from twotower.schema import DAY_S, FIRST_ROW, PAD, UNKNOWN, FeatureSpec
+from twotower.schema import DAY_S, FIRST_ROW, NEIGHBOURS, PAD, UNKNOWN, FeatureSpec
 from twotower.state import ITEM_STATE_WIDTH, USER_STATE_WIDTH, History, HistoryState, ItemDynamics, user_state
 
 Int = NDArray[np.int64]
@@ -152,6 +152,8 @@ class FeatureStore:
     def item_fields(self, specs: tuple[FeatureSpec, ...], vocabulary_sizes: Mapping[str, int]) -> tuple[FieldSpec, ...]:
         """Layout of `ItemBatch.fields` ("state" last): what the item tower is built from."""
         fields = _static_fields("item", specs, self._items, vocabulary_sizes)
+        if NEIGHBOURS in self._items:
+            fields = (*fields, FieldSpec(NEIGHBOURS, "bag", (self._trained_items,), "item.id"))
         return (*fields, FieldSpec("state", "dense", (ITEM_STATE_WIDTH,), "item.state")) if self.dynamics is not None else fields
 
     def user_fields(self, specs: tuple[FeatureSpec, ...], vocabulary_sizes: Mapping[str, int]) -> tuple[FieldSpec, ...]:

@@ -31,6 +31,7 @@ POSITIVE = "positive"
 SPLIT = "split"
 
 TRAIN, VALID, TEST = 0, 1, 2
+NEIGHBOURS = "neighbours"  # the one feature of the items that no column holds: other items
 WITHHELD = 3  # of the training period, but kept from training: known only as the history of whoever asks later
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 

@@ -22,7 +22,10 @@ def settings(*, rows: bool = False, **training: object) -> str:
     tables = {name: {"update": "rows", "weight_decay": 0.01} for name in ("item.id", "user.id", "item.categories")}
     # The MLP's dropout is no setting; a straight tower has none.
     tower = {**STILL, "hidden_dims": [16]}
-    model = {"user_tower": tower, "item_tower": {k: v for k, v in tower.items() if k != "history_dropout"}}
+    model = {
+        "user_tower": tower,
+        "item_tower": {**{k: v for k, v in tower.items() if k != "history_dropout"}, "neighbour_dropout": 0},
+    }
     common = {"batch_size": 250, "max_steps": 50, "eval_every": 100, "log_every": 10, "learning_rate": 0.003, "eval_queries": 200}
     values = {"model": {**model, **({"tables": tables} if rows else {})}, "training": {**common, **training}}
     return json.dumps(parse_config(values).model_dump(mode="json"))

@@ -27,11 +27,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twotower.arrays import write_arrays
+from twotower.arrays import open_arrays, write_arrays
 from twotower.config import Config, PrepareConfig
 from twotower.data.dataset import EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE, VISITS_FILE
 from twotower.data.engine import DuckDBEngine, Engine
 from twotower.data.engine_spark import SparkEngine
+from twotower.data.neighbours import co_visited
 from twotower.data.raw import CHARS, RawTables, Rejects, Source
 from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
 from twotower.data.sequences import read_sequences
@@ -46,6 +47,7 @@ from twotower.schema import (
     FORMAT_VERSION,
     ITEM_ID,
     ITEM_ROW,
+    NEIGHBOURS,
     ORDER,
     POSITIVE,
     SPLIT,
@@ -64,7 +66,7 @@ from twotower.schema import (
 SOURCES: dict[str, Source] = {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences}
 ROW_GROUP = 1 << 20
 RESERVED_FEATURES = {  # fields and arrays that are there anyway
-    "item": ("id", "state", "home", "request_place", "hour", "weekday", "month"),
+    "item": ("id", NEIGHBOURS, "state", "home", "request_place", "hour", "weekday", "month"),
     "user": ("id", "state", "home", "request_place", "hour", "weekday", "month", "since_s", "elite"),
 }
 TRUTH = "town_truth.safetensors"
@@ -138,7 +140,10 @@ def _build(stage: Stage, folder: Path, say: Progress) -> dict[str, Any]:
     trained = {"n_train_items": n_train_items, "n_train_users": n_train_users}
     encoders = fit_encoders(specs, items, users, **trained, item_text=text, text_dim=config.prepare.text_dim, seed=config.seed)
     encoders.save(folder)
-    write_arrays(folder / ITEM_FEATURES_FILE, encode_items(encoders, items, text))
+    encoded = encode_items(encoders, items, text)
+    if config.prepare.neighbours:
+        encoded[NEIGHBOURS] = _neighbours(folder, len(users) + FIRST_ROW, len(items) + FIRST_ROW, config.prepare.neighbours)
+    write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
     _write(items, folder / "items.parquet")
     _write(users, folder / "users.parquet")
@@ -220,6 +225,13 @@ def _write_events(
     counts = {f"{name}_events": by_split[code] for name, code in (SPLITS | {"withheld": WITHHELD}).items()}
     positives = int(events[POSITIVE].sum())
     return {"events": n_events, **counts, "positive_events": positives, "anonymous_events": len(visits[SPLIT]) - n_events}
+
+
+def _neighbours(folder: Path, n_users: int, n_items: int, most: int) -> NDArray[np.int32]:
+    events = open_arrays(folder / EVENTS_FILE)
+    user = np.repeat(np.arange(n_users), np.diff(events[OFFSETS]))
+    kept = events[POSITIVE] & (events[SPLIT] == TRAIN)
+    return co_visited(user[kept], events[ITEM_ROW][kept], n_users=n_users, n_items=n_items, most=most)
 
 
 def _arrays(rows: ir.Table) -> dict[str, NDArray[Any]]:

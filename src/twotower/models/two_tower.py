@@ -12,7 +12,7 @@ from twotower.config import ModelConfig
 from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
 from twotower.models.towers.item_tower import ItemTower
 from twotower.models.towers.user_tower import UserTower
-from twotower.schema import UNKNOWN
+from twotower.schema import NEIGHBOURS, UNKNOWN
 
 TEMPERATURE_RANGE = (0.01, 1.0)
 
@@ -47,6 +47,7 @@ class TwoTower(nn.Module):
             1 + len(layout.user_fields), layout.event_types, config.user_tower, causal=causal, save_memory=save_memory
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature)
+        self.neighbour_dropout = config.item_tower.neighbour_dropout
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
 
     def temperature(self) -> Tensor:
@@ -76,7 +77,13 @@ class TwoTower(nn.Module):
         return vectors
 
     def _item_fields(self, batch: ItemBatch) -> Tensor:
-        fields: Tensor = self.item_embedding({**batch.fields, "id": batch.row}, self.tables, (self.waves, self.geo))
+        values = {**batch.fields, "id": batch.row}
+        if NEIGHBOURS in values:  # an item that is not known has none; of the others each is left out now and then
+            shown = (batch.row != UNKNOWN)[:, None].expand_as(values[NEIGHBOURS])
+            if self.training and self.neighbour_dropout:
+                shown = shown & (torch.rand(shown.shape, device=shown.device) >= self.neighbour_dropout)
+            values[NEIGHBOURS] = values[NEIGHBOURS] * shown
+        fields: Tensor = self.item_embedding(values, self.tables, (self.waves, self.geo))
         return fields
 
     def _drop(self, row: Tensor, share: float) -> Tensor:

@@ -15,7 +15,7 @@ from twotower.config import Config
 from twotower.data.data_loader import TrainLoader, layout, open_store
 from twotower.data.dataset import Dataset
 from twotower.features import CLOCK, WIDTHS
-from twotower.schema import FIRST_ROW, TRAIN
+from twotower.schema import FIRST_ROW, NEIGHBOURS, TRAIN
 from twotower.state import ITEM_STATE_WIDTH, USER_STATE_WIDTH
 
 Int = NDArray[np.int64]
@@ -108,8 +108,9 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
         members = max(places // (tower.max_history + 1), 1)
     draws = training.negatives_per_positive * examples
     proposed = items if training.loss == "full_softmax" else round(_distinct(items, examples + draws))
-    form = yelp_layout(users, items, config.prepare.text_dim)
-    features = 3 * items * row_bytes(form.item_fields, YELP_BAGS)
+    form = yelp_layout(users, items, config.prepare.text_dim, neighbours=config.prepare.neighbours > 0)
+    bags = YELP_BAGS | {NEIGHBOURS: config.prepare.neighbours}
+    features = 3 * items * row_bytes(form.item_fields, bags)
     load = Load(
         examples=examples,
         places=places,
@@ -122,7 +123,7 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
     return Facts(
         layout=form,
         items=items + FIRST_ROW,
-        bags=YELP_BAGS,
+        bags=bags,
         data_bytes=features + _data_bytes(events, events, events, users),
         opening_bytes=OPENING_EVENT * events,
         question_places=float(tower.max_history),
@@ -130,7 +131,7 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
     )
 
 
-def yelp_layout(users: int, items: int, text_dim: int) -> Layout:
+def yelp_layout(users: int, items: int, text_dim: int, *, neighbours: bool) -> Layout:
     """The fields of Yelp's businesses and users; its vocabularies in round figures, small beside the tables of ids."""
     places = (1_000, 20_000)
     item = [
@@ -141,6 +142,7 @@ def yelp_layout(users: int, items: int, text_dim: int) -> Layout:
         FieldSpec("location", "geo", places, "item.location"),
         FieldSpec("hours", "dense", (168,), "item.hours"),
         *([FieldSpec("text", "dense", (text_dim,), "item.text")] if text_dim else []),
+        *([FieldSpec(NEIGHBOURS, "bag", (items + FIRST_ROW,), "item.id")] if neighbours else []),
         FieldSpec("state", "dense", (ITEM_STATE_WIDTH,), "item.state"),
     ]
     user = [

@@ -22,6 +22,7 @@ from twotower.errors import ConfigError
 from twotower.schema import FIRST_ROW, PAD
 
 INIT_STD = 0.05
+FROM_ZERO = ("user.id",)  # a user is their history until training knows better: noise in its place cost a tenth of the quality
 BETA, EPS = 0.98, 1e-8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BITS_LOST = {torch.bfloat16: 16, torch.float16: 13}  # of the 23 of float32
@@ -45,7 +46,7 @@ class Table(nn.Module):
         self.ids = ids
         self.hashing = Hashing(name, ids, config) if config.max_rows is not None and ids > config.max_rows else None
         self.rows = ids if config.max_rows is None else min(ids, config.max_rows)
-        self.std = INIT_STD / math.sqrt(2 if self.hashing else 1)
+        self.std = 0.0 if name in FROM_ZERO else INIT_STD / math.sqrt(2 if self.hashing else 1)
         self._make(name, dim, config)
 
     def forward(self, ids: Tensor) -> Tensor:
