@@ -32,12 +32,14 @@ from twotower.schema import UNKNOWN
 
 USER_FILE, ITEM_FILE = "user.onnx", "item.onnx"
 OPSET = 18
+MOST_BYTES = 2**31 - 2**24  # of one file, with some room for the graph itself
 WIDE = ("history", "event_type", "stars", "gap")  # inputs [B, W]
 
 
-def can_export() -> bool:
-    """Whether the package that writes ONNX files is installed."""
-    return importlib.util.find_spec("onnx") is not None
+def can_export(model: TwoTower) -> bool:
+    """Whether the package that writes ONNX files is installed, and one file can hold the model."""
+    numbers = sum(value.numel() for value in model.state_dict().values())
+    return importlib.util.find_spec("onnx") is not None and 4 * numbers < MOST_BYTES
 
 
 def can_run() -> bool:
