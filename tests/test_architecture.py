@@ -18,8 +18,9 @@ FLOORS = [
     "data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",
     "environment data.selection data.prepare data.dataset models.towers.* retrieval.index",
     "data.views data.data_loader models.two_tower baselines slices",
-    "evaluation checkpoint report models.build retrieval.neural retrieval.towers_onnx retrieval.asked retrieval.dials",
-    "trainers.* retrieval.bundle retrieval.explain retrieval.recommender",
+    "evaluation checkpoint report models.build retrieval.neural retrieval.towers_onnx retrieval.asked retrieval.dials "
+    "retrieval.item_arrays",
+    "trainers.* retrieval.fitting retrieval.bundle retrieval.explain retrieval.recommender",
     "pipeline",
     "cli __main__",
 ]

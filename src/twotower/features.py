@@ -109,8 +109,8 @@ class FeatureStore:
         Returns
         -------
         dict
-            int64 [B, W] "history" (item rows, oldest first, PAD after the end), "event_type", "stars" and "gap"; int64 [B] "seen" and
-            "user"; "field.NAME" [B, …].
+            int64 [B, W] "history" (item rows, oldest first, PAD after the end), "event_type", "stars" and "gap"; int64 [B] "seen"
+            and "user"; "field.NAME" [B, …].
         """
         history = History(queries.offsets, queries.item_row, queries.event_time_s, queries.event_type, queries.stars, self.place)
         tokens = last_tokens(queries.offsets[:-1], queries.offsets[1:], self.max_history)

@@ -15,7 +15,8 @@ from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.errors import RequestError
 from twotower.models.build import build_model
-from twotower.retrieval.bundle import Bundle, item_arrays
+from twotower.retrieval.bundle import Bundle
+from twotower.retrieval.item_arrays import item_arrays
 from twotower.retrieval.recommender import Recommender
 
 ITEMS: list[dict[str, Any]] = [

@@ -1,7 +1,7 @@
 """Requests, checked and in the model's terms: ids → rows, histories → `Queries`.
 
-Enters: a `Request`. Leaves: `Asked`, and many of them as `Queries`. Promise: whatever a stranger writes into a request is answered by
-one `RequestError` that names the part, never by a crash; an unknown user is no error.
+Enters: a `Request`. Leaves: `Asked`, and many of them as `Queries`. Promise: whatever a stranger writes into a request is answered
+by one `RequestError` that names the part, never by a crash; an unknown user is no error.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -136,7 +137,8 @@ class Reader:
             return 1
         if visit.event_type not in self._codes:
             raise RequestError(
-                f"The kind of an event must be one the model knows. Got {visit.event_type[:80]!r}.{nearest(visit.event_type, self._codes)}"
+                f"The kind of an event must be one the model knows. Got {visit.event_type[:80]!r}."
+                f"{nearest(visit.event_type, self._codes)}"
             )
         return self._codes[visit.event_type]
 
@@ -145,7 +147,7 @@ def as_queries(asked: Sequence[Asked]) -> Queries:
     """Many requests as one batch."""
     parts = [one.history for one in asked]
 
-    def joined(name: str) -> Int:
+    def joined(name: str) -> Any:
         return np.concatenate([getattr(part, name) for part in parts])
 
     names = ("item_row", "event_time_s", "event_type", "stars", "time_s", "user_row", "place")

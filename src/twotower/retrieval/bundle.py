@@ -15,14 +15,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -35,38 +34,16 @@ from twotower.errors import DataError
 from twotower.features import FeatureStore
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
+from twotower.retrieval.fitting import check_arrays, check_dataset, model_of
+from twotower.retrieval.item_arrays import ItemArrays, encode_items, item_arrays
 from twotower.retrieval.sealed import MANIFEST, open_sealed, replacing, seal
 from twotower.retrieval.towers_onnx import USER_FILE, OnnxUserTower, can_export, can_run, export_towers
-from twotower.retriever import Float, Int, Mask, Queries
-from twotower.schema import DAY_S, FIRST_ROW, TRAIN
+from twotower.retriever import Float, Queries
+from twotower.schema import FIRST_ROW
 
-RECENT_DAYS = 90
 MODEL_FILE, INDEX_FILE, TOWERS, DATASET = "model.safetensors", "index.safetensors", "towers", "dataset"
-BLOCK = 8192
 SAME = 1e-3  # between a stored number and the same computed again, on another machine and in other blocks
 TRIES, PAUSE_S = 3, 0.05  # of opening a folder that is being replaced
-
-
-@dataclass(frozen=True)
-class ItemArrays:
-    """What is known of each item row, the reserved ones included.
-
-    Attributes
-    ----------
-    vectors
-        float32 [n_items, D + 1]: the unit vector, and last the popularity: log visits in training, standardised over the items.
-    tokens
-        float32 [n_items, d]: what a history reads of the item.
-    recent
-        int64 [n_items]: visits in the last 90 days of the data; without a clock, all.
-    offered
-        bool [n_items]: False for an item that was taken out of the catalogue. It still counts in histories.
-    """
-
-    vectors: Float
-    tokens: Float
-    recent: Int
-    offered: Mask
 
 
 @dataclass(frozen=True)
@@ -176,41 +153,6 @@ def note_report(path: Path, report: dict[str, Any]) -> dict[str, Any]:
         return seal(folder, {**manifest, "report": kept})
 
 
-def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s: int) -> ItemArrays:
-    """Everything known of the items at a moment."""
-    vectors, tokens = encode_items(model, store, np.arange(dataset.n_items), moment_s)
-    visits = dataset.visits
-    late = visits.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(visits), np.bool_)
-    counts = np.bincount(visits.item_row[visits.split == TRAIN], minlength=dataset.n_items)
-    return ItemArrays(
-        vectors=np.concatenate([vectors, popularity(counts)[:, None]], axis=1),
-        tokens=tokens,
-        recent=np.bincount(visits.item_row[late], minlength=dataset.n_items).astype(np.int64),
-        offered=np.arange(dataset.n_items) >= FIRST_ROW,
-    )
-
-
-def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> tuple[Float, Float]:
-    """Vectors float32 [n, D] of item rows at a moment, and what a history reads of them float32 [n, d]."""
-    vectors, tokens = [], []
-    with torch.inference_mode():
-        for start in range(0, len(row), BLOCK):
-            part = row[start : start + BLOCK]
-            batch = store.items(part, np.full(len(part), moment_s, np.int64)).to(model.log_temperature.device)
-            vectors.append(model.encode_items(batch).float().cpu().numpy())
-            tokens.append(model.history_items(batch).float().cpu().numpy())
-    return np.concatenate(vectors), np.concatenate(tokens)
-
-
-def popularity(counts: NDArray[Any]) -> Float:
-    """Visits [n_items] → their logarithm float32 [n_items], mean 0 and deviation 1 over the items; 0 for the reserved rows."""
-    logs = np.log1p(counts[FIRST_ROW:].astype(np.float64))
-    spread = logs.std() if len(logs) else 0.0
-    scaled = np.zeros(len(counts), np.float32)
-    scaled[FIRST_ROW:] = (logs - logs.mean()) / spread if spread else 0.0
-    return scaled
-
-
 def load_bundle(path: Path) -> Bundle:
     """Open a bundle after checking its version, the hash of every file, and that its parts fit together.
 
@@ -241,9 +183,9 @@ def _load(path: Path) -> Bundle:
         config = parse_config(manifest["config"])
         dataset = Dataset.open(path / DATASET)
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})
-        _check_dataset(dataset)
-        _check_arrays(arrays, dataset, config)
-        model = _model(dataset, config, load_file(path / MODEL_FILE))
+        check_dataset(dataset)
+        check_arrays(arrays, dataset, config)
+        model = model_of(dataset, config, load_file(path / MODEL_FILE))
         store = open_store(dataset, "future", config.model)
         plain = Bundle(path, manifest, config, dataset, store, model, arrays)
         bundle = plain
@@ -256,66 +198,6 @@ def _load(path: Path) -> Bundle:
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise DataError(f"The parts of a bundle must fit together. {path}: {what}. Export it again.") from error
-
-
-def _model(dataset: Dataset, config: Config, weights: dict[str, Tensor]) -> TwoTower:
-    """The model of the stored weights. It is shaped without memory first: settings that do not fit the weights cost nothing."""
-    user, item = config.model.user_tower, config.model.item_tower
-    if max(user.num_blocks, user.cross_layers, item.cross_layers) > len(weights):
-        raise ValueError("more layers than weights")
-    with torch.device("meta"):
-        model = build_model(dataset, config)
-    for name, value in model.state_dict().items():
-        if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
-            raise ValueError(f"{name} must hold finite numbers of type {value.dtype}")
-    model.load_state_dict(weights, assign=True)
-    for table in model.tables.by_rows().values():
-        table.moments = torch.zeros(0, 2)  # of training alone
-    return model.eval()
-
-
-def _check_dataset(dataset: Dataset) -> None:
-    """Read every part, so that none is read later from a folder that has been replaced; their sizes must agree."""
-    n_items, n_users = dataset.n_items, dataset.n_users
-    events, visits = dataset.events, dataset.visits
-    sizes = {
-        "items": len(dataset.items) + FIRST_ROW == n_items,
-        "users": len(dataset.users) + FIRST_ROW == n_users,
-        "trained items": 0 <= dataset.n_train_items <= n_items - FIRST_ROW,
-        "trained users": 0 <= dataset.n_train_users <= n_users - FIRST_ROW,
-        "item features": all(len(value) == n_items for value in dataset.item_features.values()),
-        "user features": all(len(value) == n_users for value in dataset.user_features.values()),
-        "events": all(len(getattr(events, part.name)) == len(events) for part in fields(events) if part.name != "offsets"),
-        "visits": all(len(getattr(visits, part.name)) == len(visits) for part in fields(visits) if part.name != "offsets"),
-        "events of users": _covers(events.offsets, n_users, len(events)),
-        "visits of items": _covers(visits.offsets, n_items, len(visits)),
-        "items of events": not len(events) or bool(0 <= events.item_row.min() and events.item_row.max() < n_items),
-        "types of events": not len(events)
-        or bool(0 <= events.event_type.min() and events.event_type.max() <= len(dataset.event_types)),
-        "features": dataset.encoders.specs == dataset.specs,
-    }
-    for name, fits in sizes.items():
-        if not fits:
-            raise ValueError(f"the {name} are not those that the manifest speaks of")
-
-
-def _covers(offsets: Int, slices: int, total: int) -> bool:
-    rising = bool((np.diff(offsets) >= 0).all())
-    return offsets.shape == (slices + 1,) and offsets.dtype == np.int64 and rising and offsets[0] == 0 and offsets[-1] == total
-
-
-def _check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
-    n, user = dataset.n_items, config.model.user_tower
-    wanted = {
-        "vectors": ((n, user.hidden_dims[-1] + 1), np.float32),
-        "tokens": ((n, user.embedding_dim), np.float32),
-        "recent": ((n,), np.int64),
-        "offered": ((n,), np.bool_),
-    }
-    for name, (shape, kind) in wanted.items():
-        array = getattr(arrays, name)
-        if array.shape != shape or array.dtype != kind or not np.isfinite(array).all():
-            raise ValueError(f"{name} of {INDEX_FILE} must be finite {np.dtype(kind)} of shape {shape}")
 
 
 def _check_towers(plain: Bundle, bundle: Bundle) -> None:

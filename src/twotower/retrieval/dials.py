@@ -1,4 +1,4 @@
-"""What turns the order of a list beside the model: popularity, diversity, and what is offered where nothing is known of who asks."""
+"""What orders a list beside the model: popularity, diversity, and what is offered where nothing is known of who asks."""
 
 from __future__ import annotations
 

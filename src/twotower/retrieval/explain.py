@@ -1,4 +1,4 @@
-"""Why an item stands in a list: what each visit of the history, each feature of the user and each feature of the item adds to its score.
+"""Why an item stands in a list: what each visit of the history and each feature of user and item adds to its score.
 
 Enters: a history and item rows. Leaves: shares of the cosine, from the model's own gradients: gradient times input, to the first
 order, the lengths of both vectors held as they are. The cosine is shared out twice: over what the user tower reads (visits and

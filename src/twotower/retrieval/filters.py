@@ -60,7 +60,8 @@ def mutual_km(places: NDArray[Any]) -> NDArray[np.float32]:
     """Great-circle distances float32 [n, n] in km between `places` [n, 2], all known."""
     points = points_km(places).astype(np.float64)
     chord = np.linalg.norm(points[:, None] - points[None], axis=2)
-    return (2 * EARTH_KM * np.arcsin(np.clip(chord / (2 * EARTH_KM), 0, 1))).astype(np.float32)
+    arc: NDArray[np.float32] = (2 * EARTH_KM * np.arcsin(np.clip(chord / (2 * EARTH_KM), 0, 1))).astype(np.float32)
+    return arc
 
 
 class ItemFilter:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ class Found:
     Attributes
     ----------
     rows, scores
-        int64 [n], float32 [n]: item rows in the order of the list; cosines, or of a back-off the share of the most visited's visits.
+        int64 [n], float32 [n]: item rows in the order of the list, and cosines; of a back-off visits as a share of the greatest.
     home
         Where distances count from.
     """

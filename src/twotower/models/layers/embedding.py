@@ -84,7 +84,8 @@ class GeoWaves(nn.Module):
         if self.training:
             return point @ self.waves.T
         x, y, z = self.waves.T
-        return point[:, 0:1] * x + point[:, 1:2] * y + point[:, 2:3] * z
+        phase: Tensor = point[:, 0:1] * x + point[:, 1:2] * y + point[:, 2:3] * z
+        return phase
 
 
 class FieldEmbedding(nn.Module):
