@@ -33,7 +33,11 @@ def straight(town: Any) -> Recommender:
 
 def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
     rows = np.arange(2, 40)
-    for visits in ((), (Visit(str(straight.dataset.item_ids[9])),), tuple(Visit(str(i)) for i in straight.dataset.item_ids[[3, 9, 3, 50]])):
+    for visits in (
+        (),
+        (Visit(str(straight.dataset.item_ids[9])),),
+        tuple(Visit(str(i)) for i in straight.dataset.item_ids[[3, 9, 3, 50]]),
+    ):
         history = straight.reader.read(Request(user=str(straight.dataset.user_ids[4]), history=visits)).history
         shares = straight.explainer.shares(history, rows)
         cosines = (straight.bundle.vectors.numpy() @ straight.bundle.encode(history)[0])[rows]

@@ -35,7 +35,9 @@ TOWERS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", TOWERS)
 def test_it_is_the_same_vector(town: Any, tmp_path: Path, name: str) -> None:
     settings, view = TOWERS[name]
-    both = {"embedding_dim": 16, "hidden_dims": [24, 16]} | {k: v for k, v in settings.items() if k in ("hidden_dims", "interaction")}
+    both = {"embedding_dim": 16, "hidden_dims": [24, 16]} | {
+        k: v for k, v in settings.items() if k in ("hidden_dims", "interaction")
+    }
     user = {k: v for k, v in settings.items() if k != "tables"}
     towers = {"user_tower": {**both, "max_history": 20, **user}, "item_tower": both}
     dataset = Dataset.open(town.folder)
