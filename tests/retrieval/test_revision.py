@@ -131,3 +131,12 @@ def test_files_that_are_none_and_items_that_are_there(bundle: Path, tmp_path: Pa
         remove_items(bundle, ["nothing"])
     with pytest.raises(RequestError):
         Recommender.load(bundle).recommend(history=["nothing"])
+
+
+def test_who_has_a_bundle_open_goes_on_with_it(bundle: Path) -> None:
+    recommender = Recommender.load(bundle)
+    user = str(recommender.dataset.user_ids[50])
+    before = recommender.recommend(user=user, k=20)
+    remove_items(bundle, [place.item_id for place in before])
+    assert recommender.recommend(user=user, k=20) == before
+    assert not {place.item_id for place in Recommender.load(bundle).recommend(user=user, k=20)} & {p.item_id for p in before}

@@ -196,7 +196,7 @@ def _load(path: Path) -> Bundle:
     except Exception as error:  # whatever a reader of a stranger's file raises: the file is at fault
         if isinstance(error, DataError):
             raise
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
         raise DataError(f"The parts of a bundle must fit together. {path}: {what}. Export it again.") from error
 
 
