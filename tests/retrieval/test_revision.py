@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from twotower.cli import main
 from twotower.errors import DataError
+from twotower.retrieval import revision
 from twotower.retrieval.bundle import load_bundle
 from twotower.retrieval.new_items import read_items
 from twotower.retrieval.recommender import Recommender
@@ -131,6 +133,45 @@ def test_files_that_are_none_and_items_that_are_there(bundle: Path, tmp_path: Pa
     with pytest.raises(DataError, match="no 'nothing'"):
         remove_items(bundle, ["nothing"])
     assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_loader_finds_one_whole_version_whatever_is_going_on(bundle: Path) -> None:
+    ids = [str(name) for name in load_bundle(bundle).dataset.item_ids[2:10]]
+    failed: list[str] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                found = load_bundle(bundle)
+                if int(found.manifest.get("revision", 0)) != (~found.arrays.offered[2:]).sum():
+                    failed.append("mixed")
+            except DataError as error:
+                failed.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for one in ids:
+        remove_items(bundle, [one])
+    done.set()
+    reader.join()
+    assert not failed
+
+
+def test_two_revisions_at_once_lose_none(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (str(name) for name in load_bundle(bundle).dataset.item_ids[2:4])
+    write_arrays = revision.write_arrays
+
+    def meanwhile(*arguments: Any) -> None:
+        monkeypatch.setattr(revision, "write_arrays", write_arrays)
+        remove_items(bundle, [first])
+        write_arrays(*arguments)
+
+    monkeypatch.setattr(revision, "write_arrays", meanwhile)
+    with pytest.raises(DataError, match="Do it again"):
+        remove_items(bundle, [second])
+    assert load_bundle(bundle).arrays.offered[2:4].tolist() == [False, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_who_has_a_bundle_open_goes_on_with_it(bundle: Path) -> None:
