@@ -54,7 +54,8 @@ class Request:
     diversity
         0 … 1: how much an item's likeness to those above it counts against it.
     popularity
-        −1 … 1: below zero the rarely visited gain, above zero the often visited; 0 is the model as trained.
+        −1 … 1: below zero the rarely visited gain, above zero the often visited; 0 is the model as trained. Where nothing is known
+        of who asks, the often visited come first whatever the dial.
     explain
         Say of each place what moved its score.
     """
