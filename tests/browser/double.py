@@ -41,6 +41,7 @@ class Double:
     def __init__(self, bundle: Path) -> None:
         self.r = Recommender.load(bundle)
         self.data, self.vectors = self.r.dataset, self.r.bundle.vectors.numpy()
+        self.people = [str(user) for user in self.data.user_ids[FIRST_ROW:]]
         self.random = random.Random(0)
         count = np.log1p(self.data.item_train_count.astype(np.float32))
         self.popular = (count - count.mean()) / count.std()
@@ -152,7 +153,7 @@ class Double:
         return {"items": [{"rank": n, **self.brief(i), "score": round(float(cosine[i]), 4), **rest} for n, i in enumerate(order, 1)]}
 
     def users(self, q: str, limit: int) -> Json:
-        found = [user for user in self.data.user_ids.tolist() if q.lower() in str(user).lower()][:limit]
+        found = [user for user in self.people if q.lower() in user.lower()][:limit]
         return {"users": [{"user": user, "events": len(self.history(user)["events"])} for user in found]}
 
     def history(self, user: str) -> Json:
@@ -178,7 +179,7 @@ class Double:
             "version": "double",
             "name": self.r.bundle.path.parent.name,
             "items": self.data.n_items - FIRST_ROW,
-            "users": len(self.data.user_ids),
+            "users": len(self.people),
             "metrics": self.r.bundle.manifest["metrics"],
             "filters": {
                 "categories": frequent,
@@ -220,7 +221,7 @@ def make_app(bundle: Path) -> FastAPI:
 
     @app.get("/v1/users/random")
     def drawn() -> Json:
-        user = str(double.random.choice(double.data.user_ids.tolist()))
+        user = double.random.choice(double.people)
         return {"users": [{"user": user, "events": len(double.history(user)["events"])}]}
 
     app.get("/v1/users/{user}/history")(lambda user: double.history(user))

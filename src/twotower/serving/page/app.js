@@ -30,7 +30,7 @@ const history = new History($("#history"), { open, drop });
 const list = new Recommended($("#list"), { open, add, why });
 const map = new PlaceMap($("#map"), { open, pin: (near) => go({ near }, near ? "the pin was put" : "the pin was taken away") });
 const switches = new Switches({ tab: (tab) => go({ tab }, null) });
-const sheet = new Sheet($("#sheet"), api, { add, ask: (place) => go({ near: [place.latitude, place.longitude] }, `asking from ${place.name}`), has });
+const sheet = new Sheet($("#sheet"), api, { add, ask: (place) => go({ near: [place.latitude, place.longitude] }, `asking from ${place.name}`), has, far });
 let controls = null;
 
 /** The one way a state changes. `cause`: what the reader did, in words; null asks nobody. */
@@ -56,6 +56,10 @@ function drop(id) {
 
 function has(id) {
   return state.added.includes(id) || own.events.some((event) => event.item_id === id);
+}
+
+function far(id) {
+  return answer?.items.find((place) => place.item_id === id)?.distance_km;
 }
 
 function open(id) {

@@ -154,7 +154,7 @@ function score(value) {
   return [meter, h("span", { title: "Cosine of the asker's and the place's vectors" }, h("span", { class: "unseen" }, "score "), value.toFixed(2))];
 }
 
-const KINDS = { visit: "your visit", user: "about you", item: "about the place" };
+const KINDS = { visit: "visited", user: "who asks", item: "the place" };
 
 /** Reasons as bars from a middle line: to the right what moved the place up, to the left what held it down. */
 function bars(reasons) {

@@ -77,7 +77,7 @@ export function settled(act, wait) {
 export const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 
 export const km = (distance) =>
-  distance < 1 ? `${Math.round(distance * 100) * 10} m` : `${distance.toFixed(distance < 10 ? 1 : 0)} km`;
+  distance < 1 ? `${Math.round(distance * 100) * 10} m` : `${distance.toFixed(distance < 10 && !Number.isInteger(distance) ? 1 : 0)} km`;
 
 export const ms = (time) => `${time < 10 ? time.toFixed(1) : Math.round(time).toLocaleString("en")} ms`;
 

@@ -68,14 +68,14 @@ function systems(report, metric) {
   const most = Math.max(...rows.map((row) => row.high ?? row.value));
   const kind = (row) => (row.name === MAIN ? "own" : row.name === "oracle" ? "oracle" : "other");
   const line = ([row, rail]) =>
-    h("tr", { class: kind(row) }, h("th", { scope: "row" }, title(row.name)), h("td", { class: "wide" }, rail), h("td", {}, figure(row.value)), h("td", { class: "between" }, `${figure(row.low)} – ${figure(row.high)}`));
+    h("tr", { class: kind(row) }, h("th", { scope: "row" }, title(row.name)), h("td", { class: "wide" }, rail), h("td", {}, figure(row.value), " ", h("small", {}, `${figure(row.low)} – ${figure(row.high)}`)));
   const note = report.systems.oracle ? " The oracle knows the true tastes of a simulated town: a ceiling, no competitor." : "";
   return h(
     "section",
     { class: "panel" },
     h("h3", {}, `${metric} of every system`),
     h("p", { class: "meta" }, `Mean over the questions; whiskers are 95 % intervals.${note}`),
-    table(["system", "", "value", "95 % interval"], strips(rows, 0, most, kind).map(line)),
+    table(["system", "", "value, 95 % interval"], strips(rows, 0, most, kind).map(line)),
   );
 }
 
@@ -88,13 +88,13 @@ function differences(report, metric) {
   const tone = (row) => (row.low > 0 ? "good" : row.high < 0 ? "bad" : "other");
   const ends = [0, ...rows.flatMap((row) => [row.low, row.high])].filter(Number.isFinite);
   const line = ([row, rail]) =>
-    h("tr", {}, h("th", { scope: "row" }, title(row.name)), h("td", { class: "wide" }, rail), h("td", {}, signed(row.value, 4)), h("td", { class: "between" }, `${signed(row.low, 4)} – ${signed(row.high, 4)}`));
+    h("tr", {}, h("th", { scope: "row" }, title(row.name)), h("td", { class: "wide" }, rail), h("td", {}, signed(row.value, 4), " ", h("small", {}, `${signed(row.low, 4)} – ${signed(row.high, 4)}`)));
   return h(
     "section",
     { class: "panel" },
     h("h3", {}, `${MAIN} minus the others`),
     h("p", { class: "meta" }, "The same users are drawn for both sides. Right of the line the model is better."),
-    table(["against", "", "difference", "95 % interval"], strips(rows, Math.min(...ends), Math.max(...ends), tone).map(line)),
+    table(["against", "", "difference, 95 % interval"], strips(rows, Math.min(...ends), Math.max(...ends), tone).map(line)),
   );
 }
 

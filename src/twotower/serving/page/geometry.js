@@ -5,7 +5,8 @@ const KM_PER_DEGREE = 111.2;
 const EARTH_KM = 6371;
 export const SCALES = [0.02, 600];
 const RECENT = 100; // visits that say where somebody usually goes: as the server counts
-const CORE = 0.8; // of the recommendations, nearest to their middle, are what a first look shows
+const GAP = 3; // times as far as the place before: there another town begins
+const TOWN_KM = 3;
 const LEAST_KM = 1.2;
 
 const rad = (degrees) => (degrees * Math.PI) / 180;
@@ -33,12 +34,14 @@ export function middle(places) {
   return recent.length ? recent.map((place) => [total(place), place]).reduce((a, b) => (b[0] < a[0] ? b : a))[1] : null;
 }
 
-/** The places around the middle of `places` without the far few. */
+/** The places around the middle of `places`, up to the first gap beyond which another town begins. */
 export function core(places) {
   const centre = middle(places);
   if (!centre) return [];
-  const byDistance = [...places].sort((a, b) => distance(a, centre) - distance(b, centre));
-  return byDistance.slice(0, Math.max(1, Math.ceil(places.length * CORE)));
+  const far = new Map(places.map((place) => [place, distance(place, centre)]));
+  const ordered = [...places].sort((a, b) => far.get(a) - far.get(b));
+  const gap = ordered.findIndex((place, n) => n > 0 && far.get(place) > GAP * Math.max(TOWN_KM, far.get(ordered[n - 1])));
+  return gap < 0 ? ordered : ordered.slice(0, gap);
 }
 
 /** The view that shows all `places` with `margin` pixels around. */

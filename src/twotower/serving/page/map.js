@@ -5,7 +5,7 @@
 import { calm, count, h, icon, km, s } from "./dom.js";
 import { bar, core, distance, fitted, grid, middle, panned, toPixels, toPlace, zoomed } from "./geometry.js";
 
-const MARGIN = 46; // pixels around what is fitted
+const MARGIN = 54; // pixels around what is fitted
 const NUMBERED = 30; // recommendations that carry their rank
 const DRAG = 4; // pixels before a press is a drag
 const at = (place) => [place.latitude, place.longitude];
@@ -123,7 +123,7 @@ export class PlaceMap {
     });
     this.places = [...history, ...recommended.slice().reverse()];
     this.marks = [...own, ...best.slice().reverse()]; // the first recommendation is drawn last, above all others
-    this.dots = context.map(() => s("circle", { r: 2.2 }));
+    this.dots = context.map(() => s("circle", { r: 2.5 }));
     this.layers.history.replaceChildren(...own);
     this.layers.recommended.replaceChildren(...best.slice().reverse());
     this.layers.context.replaceChildren(...this.dots);
@@ -146,7 +146,7 @@ export class PlaceMap {
     this.background();
     const away = this.places.filter((place, n) => !inside[n] && place.rank).length;
     this.outside.hidden = !away;
-    this.outside.textContent = `${count(away, "recommendation")} outside · show all`;
+    this.outside.textContent = `${away} outside · show all`;
     this.point();
   }
 
@@ -155,10 +155,11 @@ export class PlaceMap {
     const { rows, columns } = grid(view, size);
     const digits = (step) => Math.max(0, Math.min(5, -Math.floor(Math.log10(step))));
     const label = (value, step, x, y) => s("text", { x, y }, `${value.toFixed(digits(step)).replace("-", "−")}°`);
-    this.layers.grid.replaceChildren(
+    const lines = [
       ...rows.lines.flatMap(([lat, y]) => [s("line", { x1: 0, x2: size.width, y1: y, y2: y }), y > 24 && y < size.height - 40 && label(lat, rows.step, 6, y - 4)]),
       ...columns.lines.flatMap(([lon, x]) => [s("line", { x1: x, x2: x, y1: 0, y2: size.height }), x > 30 && x < size.width - 90 && label(lon, columns.step, x + 4, 14)]),
-    );
+    ];
+    this.layers.grid.replaceChildren(...lines.filter(Boolean));
     const centre = this.centre();
     const [cx, cy] = centre ? toPixels(view, size, centre) : [0, 0];
     this.layers.circle.replaceChildren(...(centre && this.content.radius ? [s("circle", { cx, cy, r: this.content.radius * view.scale })] : []));

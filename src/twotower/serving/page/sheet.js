@@ -10,9 +10,10 @@ const WEEK = /^[01]{168}$/;
 const TOLD = ["item_id", "name", "categories", "city", "latitude", "longitude"]; // shown elsewhere in the sheet
 
 export class Sheet {
-  /** `add(place)`, `ask(place)`: the place joins the history, or becomes where the request comes from; `has(id)`: is it in there. */
-  constructor(dialog, api, { add, ask, has }) {
-    Object.assign(this, { dialog, api, add, ask, has });
+  /** `add(place)`, `ask(place)`: the place joins the history, or becomes where requests come from; `has(id)`: is it in the history;
+   * `far(id)`: kilometres where they are known. */
+  constructor(dialog, api, { add, ask, has, far }) {
+    Object.assign(this, { dialog, api, add, ask, has, far });
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
     dialog.addEventListener("close", () => this.newest?.abort());
   }
@@ -45,7 +46,7 @@ export class Sheet {
     const add = h("button", { type: "button", class: "primary", disabled: known, onclick: () => this.add(place) }, icon(known ? "check" : "add"), known ? "In the history" : "Add to the history");
     const ask = placed(place) && h("button", { type: "button", onclick: () => this.ask(place) }, icon("pin"), "Ask from here");
     this.dialog.replaceChildren(
-      this.head(place.name, summary(place)),
+      this.head(place.name, summary({ ...place, distance_km: this.far(place.item_id) })),
       h("div", { class: "row" }, add, ask),
       ...facts(place.facts ?? {}),
       h("h3", {}, "Similar places"),
@@ -67,9 +68,17 @@ export class Sheet {
 function facts(columns) {
   const rows = Object.entries(columns).filter(([name, value]) => !TOLD.includes(name) && value !== null && value !== "" && !WEEK.test(value) && String(value));
   const week = Object.values(columns).find((value) => typeof value === "string" && WEEK.test(value));
-  const chips = (list) => h("span", { class: "chips" }, list.map((one) => h("span", { class: "chip" }, String(one).replace(/=True$/, ""))));
+  const chips = (list) => h("span", { class: "chips" }, list.map((one) => h("span", { class: "chip" }, inWords(String(one)))));
   const shown = ([name, value]) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, Array.isArray(value) ? chips(value) : name === "price" ? "$".repeat(value) : String(value))];
   return [rows.length > 0 && h("dl", {}, rows.flatMap(shown)), week && h("dl", { class: "week" }, hours(week))].filter(Boolean);
+}
+
+/** "RestaurantsTakeOut=True" → "Restaurants take out", "NoiseLevel=quiet" → "Noise level: quiet". */
+function inWords(attribute) {
+  const [name, value] = attribute.split("=");
+  const words = name.replaceAll(/[._]/g, " ").replaceAll(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
+  const said = { True: "", False: ": no" }[value] ?? (value === undefined ? "" : `: ${value.replaceAll("_", " ")}`);
+  return words.replace(/^./, (letter) => letter.toUpperCase()) + said;
 }
 
 /** 168 characters of 0 and 1 from Monday 00:00 → a line a day: "Mon", "8–12, 14–19". */

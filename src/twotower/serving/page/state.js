@@ -73,17 +73,18 @@ export function now() {
   return `${DAYS[at.getDay()]} ${String(at.getHours()).padStart(2, "0")}:${String(at.getMinutes()).padStart(2, "0")}`;
 }
 
-/** The filter of the state in the API's language; what the reader wrote comes first, so that positions in errors need one shift. */
+/** The filter of the state in the API's language. */
 export function filterOf(state, filters) {
   const text = (value) => JSON.stringify(value);
   const parts = [
-    state.where.trim() && `(${state.where.trim()})`,
     state.categories.length && `category in [${state.categories.map(text).join(", ")}]`,
     state.price && filters.has_price && `price <= ${state.price}`,
     state.radius && filters.has_places && `within(${state.radius})`,
     state.open && filters.has_hours && `open_at(${text(now())})`,
   ];
-  return parts.filter(Boolean).join(" and ") || undefined;
+  const chosen = parts.filter(Boolean);
+  const own = state.where.trim();
+  return [own && chosen.length ? `(${own})` : own, ...chosen].filter(Boolean).join(" and ") || undefined;
 }
 
 /** The body of POST /v1/recommend. */
