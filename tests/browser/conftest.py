@@ -87,7 +87,7 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium; without one the tests are skipped, in CI they fail. Of one module: its event loop would disturb others."""
+    """A headless Chromium; without one tests are skipped, in CI they fail. Of one module: its event loop would disturb others."""
     found = CHROMIUM if Path(CHROMIUM).exists() else shutil.which("chromium")
     if found is None:
         reason = f"needs Chromium: found none at {CHROMIUM} or on the path"

@@ -31,7 +31,7 @@ from twotower.schema import FIRST_ROW, UNKNOWN
 
 Json = dict[str, Any]
 PAGE = Path(twotower.__file__).parent / "serving" / "page"
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'"
 DEEP = 500
 
 
@@ -149,8 +149,10 @@ class Double:
         allow[[0, 1, row]] = False
         cosine = self.vectors @ self.vectors[row]
         order = self.order(cosine, allow, k, 0)
-        rest = {"distance_km": None, "reasons": []}
-        return {"items": [{"rank": n, **self.brief(i), "score": round(float(cosine[i]), 4), **rest} for n, i in enumerate(order, 1)]}
+        rest: Json = {"distance_km": None, "reasons": []}
+        return {
+            "items": [{"rank": n, **self.brief(i), "score": round(float(cosine[i]), 4), **rest} for n, i in enumerate(order, 1)]
+        }
 
     def users(self, q: str, limit: int) -> Json:
         found = [user for user in self.people if q.lower() in user.lower()][:limit]
@@ -215,7 +217,9 @@ def make_app(bundle: Path) -> FastAPI:
     app.get("/health/ready")(lambda: {"status": "ready"})
     app.get("/v1/about")(double.about)
     app.get("/v1/items")(lambda q="", limit=20: double.items(str(q), int(limit)))
-    app.get("/v1/items/{item_id}")(lambda item_id: {**double.brief(double.row(item_id)), "facts": double.r.describe(double.row(item_id))})
+    app.get("/v1/items/{item_id}")(
+        lambda item_id: {**double.brief(double.row(item_id)), "facts": double.r.describe(double.row(item_id))}
+    )
     app.get("/v1/items/{item_id}/similar")(lambda item_id, k=10, filter=None: double.similar(item_id, int(k), filter))
     app.get("/v1/users")(lambda q="", limit=20: double.users(str(q), int(limit)))
 

@@ -27,12 +27,14 @@ def asked(page: Page, act: Callable[[], object]) -> dict[str, Any]:
     """The body of the request for recommendations that `act` leads to, once its answer is shown."""
 
     def own(request: Request) -> bool:
-        return request.url.endswith("/v1/recommend") and request.post_data_json["k"] != 500  # those are the ground of the map
+        return (
+            request.url.endswith("/v1/recommend") and dict(request.post_data_json or {})["k"] != 500
+        )  # those are the ground of the map
 
     with page.expect_request_finished(own) as sent:
         act()
     expect(page.locator("#list-column")).to_have_attribute("aria-busy", "false")
-    return dict(sent.value.post_data_json)
+    return dict(sent.value.post_data_json or {})
 
 
 def draw(page: Page) -> str:
@@ -142,8 +144,10 @@ def test_cards_travel_unless_motion_is_unwanted(visit: Open) -> None:
     for motion, wanted in (("no-preference", True), ("reduce", False)):
         page = visit(motion=motion)
         expect(cards(page)).to_have_count(10)
-        page.evaluate(f"new MutationObserver(() => window.travelled = Math.max(window.travelled ?? 0, ({moving})())).observe("
-                      "document.querySelector('#moved'), {childList: true, attributes: true})")
+        page.evaluate(
+            f"new MutationObserver(() => window.travelled = Math.max(window.travelled ?? 0, ({moving})())).observe("
+            "document.querySelector('#moved'), {childList: true, attributes: true})"
+        )
         asked(page, lambda page=page: cards(page).nth(0).locator(".add").click())  # type: ignore[misc]
         assert (page.evaluate("window.travelled") > 0) is wanted, motion
 
@@ -254,7 +258,9 @@ def test_the_map_shows_both_lists_by_shape_and_goes_by_mouse_and_keys(visit: Ope
     expect(page.locator("#map .marker:focus")).to_have_attribute("aria-label", re.compile(r"^2\. "))
     expect(cards(page).nth(1)).to_have_class(re.compile("lit"))
     page.keyboard.press("Enter")
-    expect(page.get_by_role("dialog").get_by_role("heading", level=2)).to_have_text(cards(page).nth(1).locator(".name").inner_text())
+    expect(page.get_by_role("dialog").get_by_role("heading", level=2)).to_have_text(
+        cards(page).nth(1).locator(".name").inner_text()
+    )
     page.keyboard.press("Escape")
     box = page.locator("#map .canvas").bounding_box()
     assert box
@@ -262,7 +268,9 @@ def test_the_map_shows_both_lists_by_shape_and_goes_by_mouse_and_keys(visit: Ope
     before = marks.last.get_attribute("transform")
     page.mouse.move(x, y)
     page.mouse.wheel(0, -300)
-    page.wait_for_function("before => document.querySelector('#map .recommended > :last-child').getAttribute('transform') !== before", arg=before)
+    page.wait_for_function(
+        "before => document.querySelector('#map .recommended > :last-child').getAttribute('transform') !== before", arg=before
+    )
     body = asked(page, lambda: page.get_by_role("button", name="Ask from the middle of the map").click())
     assert len(body["near"]) == 2
     body = asked(page, lambda: page.get_by_role("button", name="Take the pin away").click())
@@ -285,25 +293,42 @@ def test_a_phone_has_the_map_one_list_at_a_time_and_nothing_beside_the_screen(vi
 
 
 @slow
+def test_the_way_past_the_controls_keeps_the_address(visit: Open) -> None:
+    page = visit()
+    user = draw(page)
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#list")).to_be_focused()
+    assert f"user={user}" in page.url
+
+
+@slow
 def test_everything_is_reached_by_tab_with_a_visible_focus(visit: Open) -> None:
     page = visit()
     draw(page)
+    expect(page.locator("#map .context circle").first).to_be_attached()  # the last that the map waits for
     wanted = page.evaluate(
-        "() => [...document.querySelectorAll('button, input, select, [tabindex=\"0\"]')].filter(e => e.checkVisibility() && !e.disabled"
-        " && e.tabIndex >= 0 && !(e.type === 'radio' && !e.checked)).map((e, n) => (e.dataset.stop = n, n))"
+        """() => [...document.querySelectorAll("button, input, select, [tabindex='0']")]
+          .filter((e) => e.checkVisibility() && !e.disabled && e.tabIndex >= 0 && !(e.type === "radio" && !e.checked))
+          .map((e, n) => (e.dataset.stop = n))"""
     )
     reached, unseen = set(), []
     for _ in range(len(wanted) + 12):
         page.keyboard.press("Tab")
-        stop, outline, what = page.evaluate(
-            "() => { const e = document.activeElement, shown = e.matches('.segments input') ? e.nextElementSibling : e.matches('.marker') ?"
-            " e.firstElementChild : e; const s = getComputedStyle(shown);"
-            " return [e.dataset.stop ?? null, s.outlineStyle !== 'none' || parseFloat(s.strokeWidth) > 3, e.outerHTML.slice(0, 120)]; }"
+        stop, seen, what = page.evaluate(
+            """() => {
+              const e = document.activeElement;
+              const shown = e.matches(".segments input") ? e.nextElementSibling : e.matches(".marker") ? e.firstElementChild : e;
+              const { outlineStyle, strokeWidth } = getComputedStyle(shown);
+              return [e.dataset.stop ?? null, outlineStyle !== "none" || parseFloat(strokeWidth) > 3, e.outerHTML.slice(0, 120)];
+            }"""
         )
         reached.add(stop)
-        if not outline and stop is not None:
+        if not seen and stop is not None:
             unseen.append(what)
-    missed = [page.locator(f"[data-stop='{one}']").evaluate("e => e.outerHTML.slice(0, 120)") for one in wanted if str(one) not in reached]
+    missed = [
+        page.locator(f"[data-stop='{one}']").evaluate("e => e.outerHTML.slice(0, 120)") for one in wanted if str(one) not in reached
+    ]
     assert not missed
     assert not unseen
 
@@ -314,8 +339,9 @@ def test_addresses_are_read_as_written_and_nonsense_falls_back(visit: Open) -> N
     back = page.evaluate(
         """async () => {
           const { START, fromHash, toHash } = await import("/page/state.js");
-          const full = { ...START, user: "a&b=c", added: ["x,y", "#1"], near: [48.2, -16.4], categories: ["Bars & Pubs", "Tea, Coffee"],
-            price: 2, radius: 10, open: true, where: 'city == "A%20B"', seen: true, popularity: -0.5, diversity: 0.3, k: 30, tab: "figures" };
+          const full = { ...START, tab: "figures", user: "a&b=c", added: ["x,y", "#1"], near: [48.2, -16.4], k: 30, price: 2,
+            categories: ["Bars & Pubs", "Tea, Coffee"], radius: 10, open: true, where: 'city == "A%20B"', seen: true,
+            popularity: -0.5, diversity: 0.3 };
           const odd = "#k=9999&popularity=7&near=999,1&price=x&radius=3&tab=nowhere&open=maybe&diversity=";
           return [toHash(START), fromHash(toHash(full)), full, fromHash(odd), START];
         }"""
@@ -332,8 +358,14 @@ def test_what_moved_is_told_from_two_lists(visit: Open) -> None:
         """async () => {
           const { compare, inWords } = await import("/page/changes.js");
           const list = (text) => [...text].map((item_id) => ({ item_id }));
-          const told = (a, b, how) => { const c = compare(list(a), list(b), how); return [[...c.moves.values()], c.gone.map((p) => p.item_id).join(""), inWords(c)]; };
-          return [told("abcd", "bcae"), told("abcd", "bcde", { taken: ["a"] }), told("ab", "abcd", { longer: true }), told("abcd", "d"), told("ab", "")];
+          const told = (before, after, how) => {
+            const found = compare(list(before), list(after), how);
+            return [[...found.moves.values()], found.gone.map((place) => place.item_id).join(""), inWords(found)];
+          };
+          return [
+            told("abcd", "bcae"), told("abcd", "bcde", { taken: ["a"] }), told("ab", "abcd", { longer: true }), told("abcd", "d"),
+            told("ab", ""),
+          ];
         }"""
     )
     assert told[0] == [[1, 1, -2, "new"], "d", "1 new, 2 up, 1 down, 1 gone"]

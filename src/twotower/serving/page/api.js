@@ -12,7 +12,7 @@ export class ApiError extends Error {
 
   /** Whether the same request may well succeed later. */
   get passing() {
-    return this.status === 0 || this.status === 429 || this.status >= 502;
+    return [0, 408, 429].includes(this.status) || this.status >= 502;
   }
 }
 
@@ -37,7 +37,11 @@ async function call(path, { signal, body } = {}) {
 function refusal(answer, content) {
   const { message, where } = content?.error ?? {};
   const wait_s = Number(answer.headers.get("retry-after")) || null;
-  return new ApiError(answer.status, message ?? `The server answered ${answer.status}.`, { where, wait_s, request: content?.request_id });
+  return new ApiError(answer.status, message ?? `The server answered ${answer.status}.`, {
+    where,
+    wait_s,
+    request: content?.request_id,
+  });
 }
 
 const id = encodeURIComponent;

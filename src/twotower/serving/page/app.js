@@ -1,4 +1,4 @@
-// The page: state in the address, requests out, lists and map in. Every change goes one way: `go` → address → request → `show`.
+// The page: state in the address, requests out, lists and map in. Every change goes one way: `go`, address, request, `show`.
 
 import { api, ApiError } from "./api.js";
 import { byPlace, History, Recommended } from "./cards.js";
@@ -30,14 +30,20 @@ const history = new History($("#history"), { open, drop });
 const list = new Recommended($("#list"), { open, add, why });
 const map = new PlaceMap($("#map"), { open, pin: (near) => go({ near }, near ? "the pin was put" : "the pin was taken away") });
 const switches = new Switches({ tab: (tab) => go({ tab }, null) });
-const sheet = new Sheet($("#sheet"), api, { add, ask: (place) => go({ near: [place.latitude, place.longitude] }, `asking from ${place.name}`), has, far });
+const sheet = new Sheet($("#sheet"), api, {
+  add,
+  ask: (place) => go({ near: [place.latitude, place.longitude] }, `asking from ${place.name}`),
+  has,
+  far,
+});
 let controls = null;
 
 /** The one way a state changes. `cause`: what the reader did, in words; null asks nobody. */
 function go(part, cause, { keep = false } = {}) {
   state = { ...state, ...part };
   const address = location.pathname + location.search + toHash(state);
-  if (address !== location.pathname + location.search + location.hash) window.history[keep ? "replaceState" : "pushState"](null, "", address);
+  if (address !== location.pathname + location.search + location.hash)
+    window.history[keep ? "replaceState" : "pushState"](null, "", address);
   sheet.close();
   if (cause === null) return switches.show(state);
   return refresh(cause);
@@ -143,9 +149,15 @@ function showHistory() {
   const places = visits();
   const n = own.events.length + state.added.length;
   history.show(places);
+  document.title = state.user ? `${state.user} · twotower` : "twotower";
   $("#history-note").textContent = state.user ? `of ${state.user}` : places.length ? "made by you" : "";
   switches.counts({ history: n });
-  const empty = h("div", { class: "state small" }, h("p", {}, h("b", {}, "Nobody has been anywhere yet.")), h("p", {}, "Draw a user, or search a place you like: the list answers to every place you add. Nothing you add is stored."));
+  const empty = h(
+    "div",
+    { class: "state small" },
+    h("p", {}, h("b", {}, "Nobody has been anywhere yet.")),
+    h("p", {}, "Draw a user, or search a place you like: the list answers to every place you add. Nothing you add is stored."),
+  );
   $("#history-state").replaceChildren(...(places.length ? [] : [empty]));
   controls.show(state, Boolean(state.near) || places.some(placed));
 }
@@ -176,14 +188,30 @@ function told(moved, cause, found) {
   const words = moved ? inWords(moved) : count(found.items.length, "recommendation");
   announce(moved ? `After ${cause}: ${words}` : `${words}${state.user ? ` for user ${state.user}` : ""}`);
   if (box.hidden) return;
-  const gone = moved.gone.slice(0, 6).map((place) => h("button", { type: "button", class: "chip", onclick: () => open(place.item_id) }, place.name));
+  const gone = moved.gone
+    .slice(0, 6)
+    .map((place) => h("button", { type: "button", class: "chip", onclick: () => open(place.item_id) }, place.name));
   const rest = moved.gone.length - gone.length;
-  box.replaceChildren(h("p", {}, `After ${cause}: `, h("b", {}, words)), ...(gone.length ? [h("p", { class: "chips" }, h("span", {}, "gone"), gone, rest > 0 && h("span", {}, `and ${rest} more`))] : []));
+  box.replaceChildren(
+    h("p", {}, `After ${cause}: `, h("b", {}, words)),
+    ...(gone.length
+      ? [h("p", { class: "chips" }, h("span", {}, "gone"), gone, rest > 0 && h("span", {}, `and ${rest} more`))]
+      : []),
+  );
 }
 
 function drawMap(refit) {
   const { asked, items } = answer;
-  map.show({ recommended: items, history: visits(), context: map.ground, near: asked.near, radius: about.filters.has_places ? asked.radius : null }, { refit });
+  map.show(
+    {
+      recommended: items,
+      history: visits(),
+      context: map.ground,
+      near: asked.near,
+      radius: about.filters.has_places ? asked.radius : null,
+    },
+    { refit },
+  );
   const on = items.filter(placed).length;
   $("#legend").replaceChildren(
     h("span", { class: "key best" }, `${on === items.length ? on : `${on} of ${items.length}`} recommended`),
@@ -220,7 +248,7 @@ async function why() {
   }
 }
 
-/** Every error has its place: a refused request at the filters, a passing one in the banner with the next try, the rest in the list. */
+/** Each error has its place: a refused request at the filters, a passing one in the banner with its next try, the rest in the list. */
 function fail(error, cause) {
   if (!(error instanceof ApiError)) throw error;
   lists.failed(answer !== null);
@@ -239,6 +267,10 @@ function fail(error, cause) {
 
 function listen() {
   placeIcons(document);
+  $(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the part after "#" is the state
+    $("#list").focus();
+  });
   $("#draw").addEventListener("click", async (event) => {
     const button = event.currentTarget;
     button.disabled = true;
@@ -266,7 +298,10 @@ function listen() {
   });
   combobox($("#place-find"), {
     find: (text, signal) => api.items(text, signal),
-    draw: (place) => [h("span", {}, place.name), h("small", {}, [place.categories?.slice(0, 2).join(", "), place.city].filter(Boolean).join(" · "))],
+    draw: (place) => [
+      h("span", {}, place.name),
+      h("small", {}, [place.categories?.slice(0, 2).join(", "), place.city].filter(Boolean).join(" · ")),
+    ],
     pick: add,
     nothing: (text) => `No place has “${text}” in its name.`,
   });
@@ -292,7 +327,9 @@ function linked() {
     if (id === linked.id) return;
     linked.id = id;
     for (const element of document.querySelectorAll(".card.lit, .reasons .lit")) element.classList.remove("lit");
-    if (id) for (const element of document.querySelectorAll(`.card[data-id="${CSS.escape(id)}"], .reasons [data-id="${CSS.escape(id)}"]`)) element.classList.add("lit");
+    if (id)
+      for (const element of document.querySelectorAll(`.card[data-id="${CSS.escape(id)}"], .reasons [data-id="${CSS.escape(id)}"]`))
+        element.classList.add("lit");
     map.light(id);
   };
   document.addEventListener("pointerover", light);

@@ -30,7 +30,7 @@ export function byPlace(events) {
 /** `open(id)`, `drop(id)`: a place of the history is opened, one that the reader added is taken out again. */
 export class History {
   constructor(root, { open, drop }) {
-    Object.assign(this, { root, open, drop, all: false });
+    Object.assign(this, { root, open, drop, all: false, cards: new Map() });
     this.more = $("#history-more");
     this.more.addEventListener("click", () => {
       this.all = !this.all;
@@ -39,6 +39,7 @@ export class History {
   }
 
   loading() {
+    this.cards.clear();
     this.root.replaceChildren(...skeletons(4));
     this.more.hidden = true;
   }
@@ -50,28 +51,45 @@ export class History {
 
   draw() {
     const shown = this.all ? this.places : this.places.slice(0, FIRST + this.places.filter((place) => place.added).length);
-    animated(this.root, () => this.root.replaceChildren(...shown.map((place) => this.card(place))));
+    animated(this.root, () => this.root.replaceChildren(...shown.map((place) => this.kept(place))));
     this.more.hidden = !this.all && shown.length === this.places.length;
     this.more.textContent = this.all ? "Show fewer" : `Show all ${this.places.length}`;
     this.more.setAttribute("aria-expanded", String(this.all));
   }
 
+  /** The card that a place has already, while it says the same: it keeps its focus and stands still. */
+  kept(place) {
+    const { item_id, name, added, times, time_s, stars } = place;
+    const print = JSON.stringify([item_id, name, added, times, time_s, stars]);
+    if (!this.cards.has(print)) this.cards.set(print, this.card(place));
+    return this.cards.get(print);
+  }
+
   card(place) {
-    const known = this.root.querySelector(`[data-id="${CSS.escape(place.item_id)}"]`);
-    if (known?.place === place) return known;
-    const stars = Number.isFinite(place.stars) && h("span", { class: "stars", role: "img", "aria-label": count(place.stars, "star") }, "★".repeat(Math.round(place.stars)));
+    const stars =
+      Number.isFinite(place.stars) &&
+      h("span", { class: "stars", role: "img", "aria-label": count(place.stars, "star") }, "★".repeat(Math.round(place.stars)));
     const when = place.added ? h("span", { class: "tag" }, "added by you") : place.time_s && h("span", {}, date(place.time_s));
     const times = place.times > 1 && h("span", {}, `${place.times} visits`);
-    const drop = place.added && h("button", { type: "button", class: "round quiet", "aria-label": `Take ${place.name} out of the history`, onclick: () => this.drop(place.item_id) }, icon("close"));
-    const card = h(
+    const drop =
+      place.added &&
+      h(
+        "button",
+        {
+          type: "button",
+          class: "round quiet",
+          "aria-label": `Take ${place.name} out of the history`,
+          onclick: () => this.drop(place.item_id),
+        },
+        icon("close"),
+      );
+    return h(
       "li",
       { class: `card visit${place.added ? " added" : ""}`, data: { id: place.item_id } },
       h("span", { class: "sign", "aria-hidden": "true" }),
       h("div", { class: "body" }, name(place, this.open), h("p", { class: "meta" }, when, times, stars)),
       drop,
     );
-    card.place = place;
-    return card;
   }
 }
 
@@ -83,6 +101,7 @@ export class Recommended {
 
   loading() {
     this.cards.clear();
+    this.wanted.clear();
     this.root.replaceChildren(...skeletons(6));
   }
 
@@ -95,11 +114,16 @@ export class Recommended {
       this.root.replaceChildren(...this.cards.values());
     });
     // The card that was used is gone, into the history: the reader goes on with what stands there now.
-    if (index >= 0 && document.activeElement === document.body) $(".add", this.root.children[Math.min(index, places.length - 1)])?.focus({ preventScroll: true });
+    if (index >= 0 && document.activeElement === document.body)
+      $(".add", this.root.children[Math.min(index, places.length - 1)])?.focus({ preventScroll: true });
   }
 
   card(id) {
-    const why = h("button", { type: "button", class: "link why", "aria-expanded": "false", onclick: () => this.toggle(id) }, "Why this");
+    const why = h(
+      "button",
+      { type: "button", class: "link why", "aria-expanded": "false", onclick: () => this.toggle(id) },
+      "Why this",
+    );
     const add = h("button", { type: "button", class: "add", onclick: () => this.add(card.place) }, icon("add"), "Add");
     const card = h(
       "li",
@@ -141,7 +165,14 @@ export class Recommended {
     if (!open) return;
     const { reasons } = card.place;
     if (reasons?.length) box.replaceChildren(...bars(reasons));
-    else box.replaceChildren(h("p", { class: "meta" }, card.place.explained ? "Nothing is known of who asks, so nothing about them moved this place up." : "Asking the model …"));
+    else
+      box.replaceChildren(
+        h(
+          "p",
+          { class: "meta" },
+          card.place.explained ? "Nothing is known of who asks, so nothing about them moved this place up." : "Asking the model …",
+        ),
+      );
   }
 }
 
@@ -150,8 +181,21 @@ const name = (place, open) => h("button", { type: "button", class: "name", oncli
 function score(value) {
   if (!Number.isFinite(value)) return [];
   const share = Math.max(0, Math.min(1, value));
-  const meter = s("svg", { viewBox: "0 0 40 4", "aria-hidden": "true" }, s("rect", { width: 40, height: 4, rx: 2 }), s("rect", { class: "fill", width: 40 * share, height: 4, rx: 2 }));
-  return [meter, h("span", { title: "Cosine of the asker's and the place's vectors" }, h("span", { class: "unseen" }, "score "), value.toFixed(2))];
+  const meter = s(
+    "svg",
+    { viewBox: "0 0 40 4", "aria-hidden": "true" },
+    s("rect", { width: 40, height: 4, rx: 2 }),
+    s("rect", { class: "fill", width: 40 * share, height: 4, rx: 2 }),
+  );
+  return [
+    meter,
+    h(
+      "span",
+      { title: "Cosine of the asker's and the place's vectors" },
+      h("span", { class: "unseen" }, "score "),
+      value.toFixed(2),
+    ),
+  ];
 }
 
 const KINDS = { visit: "visited", user: "who asks", item: "the place" };
@@ -164,7 +208,11 @@ function bars(reasons) {
       "li",
       reason.kind === "visit" ? { data: { id: reason.name } } : {},
       h("span", { class: "label" }, reason.label, " ", h("small", {}, KINDS[reason.kind] ?? reason.kind)),
-      h("span", { class: `bar ${reason.share < 0 ? "minus" : "plus"}`, vars: { "--share": Math.abs(reason.share) / most }, "aria-hidden": "true" }),
+      h("span", {
+        class: `bar ${reason.share < 0 ? "minus" : "plus"}`,
+        vars: { "--share": Math.abs(reason.share) / most },
+        "aria-hidden": "true",
+      }),
       h("span", { class: "figure" }, signed(reason.share, 3)),
     );
   return [h("p", { class: "meta" }, "What moved the score, in the model’s own gradients:"), h("ul", {}, reasons.map(line))];

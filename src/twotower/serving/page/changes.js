@@ -26,7 +26,12 @@ export function inWords({ moves, gone }) {
     [values.filter((move) => move < 0).length, "down"],
     [gone.length, "gone"],
   ];
-  return parts.filter(([n]) => n).map(([n, word]) => `${n} ${word}`).join(", ") || "nothing moved";
+  return (
+    parts
+      .filter(([n]) => n)
+      .map(([n, word]) => `${n} ${word}`)
+      .join(", ") || "nothing moved"
+  );
 }
 
 /** "▲ 2" and how a screen reader says it. */
@@ -34,7 +39,9 @@ export function move(step) {
   if (step === "new") return { kind: "new", sign: "new", words: "new in the list" };
   if (!step) return { kind: "same", sign: "", words: "" };
   const steps = count(Math.abs(step), "place");
-  return step > 0 ? { kind: "up", sign: `▲${step}`, words: `up ${steps}` } : { kind: "down", sign: `▼${-step}`, words: `down ${steps}` };
+  return step > 0
+    ? { kind: "up", sign: `▲${step}`, words: `up ${steps}` }
+    : { kind: "down", sign: `▼${-step}`, words: `down ${steps}` };
 }
 
 /** Runs `change` on the children of `list` and lets each child travel from where it was; new ones fade in. */
@@ -47,7 +54,9 @@ export function animated(list, change) {
   for (const child of list.children) {
     const top = child.getBoundingClientRect().top;
     const was = tops.get(child);
-    if (was === undefined) child.animate([{ opacity: 0, transform: "translateX(18px)" }, { opacity: 1 }], { duration: 320, easing: "ease-out" });
-    else if (was !== top) child.animate([{ transform: `translateY(${was - top}px)` }, {}], { duration: 420, easing: "cubic-bezier(.2,.8,.2,1)" });
+    if (was === undefined)
+      child.animate([{ opacity: 0, transform: "translateX(18px)" }, { opacity: 1 }], { duration: 320, easing: "ease-out" });
+    else if (was !== top)
+      child.animate([{ transform: `translateY(${was - top}px)` }, {}], { duration: 420, easing: "cubic-bezier(.2,.8,.2,1)" });
   }
 }

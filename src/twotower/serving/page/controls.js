@@ -1,5 +1,5 @@
-// Filters and dials. Enters: what the catalogue can be filtered by (/v1/about) and the state; leaves: changes of the state, each with
-// the words for what it was. A control that this catalogue has no use for is not there.
+// Filters and dials. Enter: what the catalogue can be filtered by (/v1/about) and the state; leave: changes of the state, each in
+// words too. A control that this catalogue has no use for is not there.
 
 import { $, h, settled } from "./dom.js";
 import { now, RADII, tuned, untuned } from "./state.js";
@@ -11,9 +11,18 @@ export class Controls {
   constructor(form, { filters, change }) {
     Object.assign(this, { form, filters, change });
     this.categories = (filters.categories ?? []).map((one) => one.name ?? one);
-    for (const [name, there] of Object.entries({ categories: this.categories.length, price: filters.has_price, radius: filters.has_places, open: filters.has_hours }))
+    for (const [name, there] of Object.entries({
+      categories: this.categories.length,
+      price: filters.has_price,
+      radius: filters.has_places,
+      open: filters.has_hours,
+    }))
       $(`[data-filter=${name}]`, form).hidden = !there;
-    $("#category-list").append(...this.categories.map((name) => h("label", { class: "check" }, h("input", { type: "checkbox", name: "category", value: name }), h("span", {}, name))));
+    $("#category-list").append(
+      ...this.categories.map((name) =>
+        h("label", { class: "check" }, h("input", { type: "checkbox", name: "category", value: name }), h("span", {}, name)),
+      ),
+    );
     this.listen();
   }
 
@@ -55,7 +64,8 @@ export class Controls {
     const { form } = this;
     for (const box of form.querySelectorAll("[name=category]")) box.checked = state.categories.includes(box.value);
     const others = state.categories.length - 1;
-    $("#category-button .value").textContent = others < 0 ? "Any category" : others ? `${state.categories[0]} +${others}` : state.categories[0];
+    $("#category-button .value").textContent =
+      others < 0 ? "Any category" : others ? `${state.categories[0]} +${others}` : state.categories[0];
     for (const radio of form.querySelectorAll("[name=price]")) radio.checked = Number(radio.value) === (state.price ?? 0);
     $("#open").checked = state.open;
     $("#open-now").textContent = state.open ? now() : "";
@@ -80,7 +90,11 @@ export class Controls {
       $(selector).setAttribute("aria-valuetext", words);
     };
     if (radius !== undefined) tell("#radius", radius ? `within ${radius} km` : "anywhere");
-    if (popularity !== undefined) tell("#popularity", popularity ? `${popularity < 0 ? "rarer" : "busier"} ${Math.round(Math.abs(popularity) * 100)} %` : "as trained");
+    if (popularity !== undefined)
+      tell(
+        "#popularity",
+        popularity ? `${popularity < 0 ? "rarer" : "busier"} ${Math.round(Math.abs(popularity) * 100)} %` : "as trained",
+      );
     if (diversity !== undefined) tell("#diversity", diversity ? `${Math.round(diversity * 100)} %` : "best first");
   }
 

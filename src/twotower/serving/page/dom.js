@@ -3,8 +3,8 @@
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * An element in one expression. `on…` props are listeners, `vars` custom properties (a policy without inline styles allows them from
- * scripts), `data` data attributes; true and false set and leave out an attribute; anything else is an attribute.
+ * An element in one expression. `on…` props are listeners, `vars` custom properties (a policy without inline styles allows
+ * them from scripts), `data` data attributes; true and false set and leave out an attribute; anything else is an attribute.
  */
 export function h(tag, props = {}, ...children) {
   return fill(document.createElement(tag), props, children);
@@ -39,7 +39,7 @@ const PATHS = {
   moon: "M19.5 14.5A8 8 0 019.5 4.5a8 8 0 1010 10z",
   pin: "M12 21s-6.5-5.7-6.5-11a6.5 6.5 0 0113 0c0 5.3-6.5 11-6.5 11zM12 12a2 2 0 100-4 2 2 0 000 4z",
   search: "M11 4a7 7 0 100 14 7 7 0 000-14zM16.2 16.2L20 20",
-  sun: "M12 8a4 4 0 100 8 4 4 0 000-8zM12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2M5.3 5.3l1.4 1.4M17.3 17.3l1.4 1.4M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4",
+  sun: "M12 8a4 4 0 100 8 4 4 0 000-8zM12 2.5v2M12 19.5v2M2.5 12h2M19.5 12h2M5.3 5.3l1.4 1.4m10.6 10.6l1.4 1.4M5.3 18.7l1.4-1.4M17.3 6.7l1.4-1.4",
   system: "M4 5h16v11H4zM9 20h6M12 16v4",
   tune: "M4 7h9M17 7h3M15 5v4M4 17h3M11 17h9M9 15v4",
 };
@@ -77,7 +77,9 @@ export function settled(act, wait) {
 export const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 
 export const km = (distance) =>
-  distance < 1 ? `${Math.round(distance * 100) * 10} m` : `${distance.toFixed(distance < 10 && !Number.isInteger(distance) ? 1 : 0)} km`;
+  distance < 1
+    ? `${Math.round(distance * 100) * 10} m`
+    : `${distance.toFixed(distance < 10 && !Number.isInteger(distance) ? 1 : 0)} km`;
 
 export const ms = (time) => `${time < 10 ? time.toFixed(1) : Math.round(time).toLocaleString("en")} ms`;
 

@@ -1,5 +1,5 @@
-// Degrees, kilometres and pixels. A place is [latitude, longitude] in degrees; a view is {lat, lon, scale}, its middle and the pixels
-// that a kilometre takes there. The projection is flat around the middle of the view: exact enough for a town, fair for a country.
+// Degrees, kilometres and pixels. A place is [latitude, longitude] in degrees; a view is {lat, lon, scale}: its middle, and the
+// pixels that a kilometre takes there. The projection is flat around the middle: exact enough for a town, fair for a country.
 
 const KM_PER_DEGREE = 111.2;
 const EARTH_KM = 6371;

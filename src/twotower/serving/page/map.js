@@ -1,5 +1,5 @@
 // The map: history, recommendations and the pin by latitude and longitude, to be moved and zoomed with mouse, fingers and keys.
-// Enters: places with coordinates, and what to do when one is opened or a pin is put. The shapes tell the kinds apart without colour:
+// Enter: places with coordinates, and what to do when one is opened or a pin is put. Shapes tell the kinds apart without colour:
 // numbered circles are recommendations, diamonds the history, a drop the pin, small dots other places of the catalogue.
 
 import { calm, count, h, icon, km, s } from "./dom.js";
@@ -14,9 +14,21 @@ export const placed = (place) => Number.isFinite(place.latitude) && Number.isFin
 export class PlaceMap {
   /** `open(id)`: a marker was pressed; `pin(place | null)`: the reader puts or takes the pin. */
   constructor(root, { open, pin }) {
-    Object.assign(this, { root, open, pin, view: null, ground: [], groundOf: undefined, lit: null, size: { width: 0, height: 0 }, pointers: new Map() });
+    Object.assign(this, {
+      root,
+      open,
+      pin,
+      view: null,
+      ground: [],
+      groundOf: undefined,
+      lit: null,
+      size: { width: 0, height: 0 },
+      pointers: new Map(),
+    });
     this.content = { recommended: [], history: [], context: [], near: null, radius: null };
-    this.layers = Object.fromEntries(["grid", "circle", "context", "history", "recommended", "pin", "top"].map((name) => [name, s("g", { class: name })]));
+    this.layers = Object.fromEntries(
+      ["grid", "circle", "context", "history", "recommended", "pin", "top"].map((name) => [name, s("g", { class: name })]),
+    );
     this.canvas = s("svg", { class: "canvas", role: "group", "aria-label": "Map" }, ...Object.values(this.layers));
     this.tip = h("div", { class: "tip", hidden: true, "aria-hidden": "true" });
     this.scale = h("div", { class: "scale", "aria-hidden": "true" });
@@ -27,8 +39,11 @@ export class PlaceMap {
   }
 
   buttons() {
-    const button = (name, label, onclick) => h("button", { type: "button", class: "round", "aria-label": label, title: label, onclick }, icon(name));
-    this.pinButton = button("pin", "Ask from the middle of the map", () => this.pin(this.content.near ? null : [this.view.lat, this.view.lon]));
+    const button = (name, label, onclick) =>
+      h("button", { type: "button", class: "round", "aria-label": label, title: label, onclick }, icon(name));
+    this.pinButton = button("pin", "Ask from the middle of the map", () =>
+      this.pin(this.content.near ? null : [this.view.lat, this.view.lon]),
+    );
     return h(
       "div",
       { class: "map-buttons" },
@@ -84,7 +99,11 @@ export class PlaceMap {
       const t = Math.min(1, (performance.now() - began) / 350);
       const eased = 1 - (1 - t) ** 3;
       const mix = (a, b) => a + (b - a) * eased;
-      this.look({ lat: mix(from.lat, goal.lat), lon: mix(from.lon, goal.lon), scale: Math.exp(mix(Math.log(from.scale), Math.log(goal.scale))) });
+      this.look({
+        lat: mix(from.lat, goal.lat),
+        lon: mix(from.lon, goal.lon),
+        scale: Math.exp(mix(Math.log(from.scale), Math.log(goal.scale))),
+      });
       if (t < 1) this.frame = requestAnimationFrame(step);
     };
     step();
@@ -112,14 +131,29 @@ export class PlaceMap {
   markers() {
     const { recommended, history, context, near } = this.content;
     const marker = (place, kind, label, ...shape) =>
-      s("g", { class: `marker ${kind}`, role: "button", tabindex: "-1", "aria-label": label, data: { id: place.item_id } }, ...shape);
+      s(
+        "g",
+        { class: `marker ${kind}`, role: "button", tabindex: "-1", "aria-label": label, data: { id: place.item_id } },
+        ...shape,
+      );
     const own = history.map((place) =>
-      marker(place, place.added ? "history added" : "history", `${place.name}, history`, s("rect", { x: -6, y: -6, width: 12, height: 12, transform: "rotate(45)", rx: 1.5 })),
+      marker(
+        place,
+        place.added ? "history added" : "history",
+        `${place.name}, history`,
+        s("rect", { x: -6, y: -6, width: 12, height: 12, transform: "rotate(45)", rx: 1.5 }),
+      ),
     );
     const best = recommended.map((place) => {
       const numbered = place.rank <= NUMBERED;
       const number = numbered && s("text", { "text-anchor": "middle", dy: "0.36em" }, String(place.rank));
-      return marker(place, "recommended", `${place.rank}. ${place.name}, recommended`, s("circle", { r: numbered ? 11 : 6 }), number);
+      return marker(
+        place,
+        "recommended",
+        `${place.rank}. ${place.name}, recommended`,
+        s("circle", { r: numbered ? 11 : 6 }),
+        number,
+      );
     });
     this.places = [...history, ...recommended.slice().reverse()];
     this.marks = [...own, ...best.slice().reverse()]; // the first recommendation is drawn last, above all others
@@ -127,9 +161,14 @@ export class PlaceMap {
     this.layers.history.replaceChildren(...own);
     this.layers.recommended.replaceChildren(...best.slice().reverse());
     this.layers.context.replaceChildren(...this.dots);
-    this.layers.pin.replaceChildren(...(near ? [s("path", { d: "M0 0C-3-7-9-11-9-18a9 9 0 0118 0C9-11 3-7 0 0z" }), s("circle", { cy: -18, r: 3.2 })] : []));
+    this.layers.pin.replaceChildren(
+      ...(near ? [s("path", { d: "M0 0C-3-7-9-11-9-18a9 9 0 0118 0C9-11 3-7 0 0z" }), s("circle", { cy: -18, r: 3.2 })] : []),
+    );
     this.marks.at(-1)?.setAttribute("tabindex", "0");
-    this.canvas.setAttribute("aria-label", `Map with ${count(recommended.length, "recommendation")} and ${count(history.length, "place")} of the history; arrow keys move between them`);
+    this.canvas.setAttribute(
+      "aria-label",
+      `Map with ${count(recommended.length, "recommendation")} and ${count(history.length, "place")} of the history; arrow keys go around`,
+    );
   }
 
   draw() {
@@ -156,13 +195,21 @@ export class PlaceMap {
     const digits = (step) => Math.max(0, Math.min(5, -Math.floor(Math.log10(step))));
     const label = (value, step, x, y) => s("text", { x, y }, `${value.toFixed(digits(step)).replace("-", "−")}°`);
     const lines = [
-      ...rows.lines.flatMap(([lat, y]) => [s("line", { x1: 0, x2: size.width, y1: y, y2: y }), y > 24 && y < size.height - 40 && label(lat, rows.step, 6, y - 4)]),
-      ...columns.lines.flatMap(([lon, x]) => [s("line", { x1: x, x2: x, y1: 0, y2: size.height }), x > 30 && x < size.width - 90 && label(lon, columns.step, x + 4, 14)]),
+      ...rows.lines.flatMap(([lat, y]) => [
+        s("line", { x1: 0, x2: size.width, y1: y, y2: y }),
+        y > 24 && y < size.height - 40 && label(lat, rows.step, 6, y - 4),
+      ]),
+      ...columns.lines.flatMap(([lon, x]) => [
+        s("line", { x1: x, x2: x, y1: 0, y2: size.height }),
+        x > 30 && x < size.width - 90 && label(lon, columns.step, x + 4, 14),
+      ]),
     ];
     this.layers.grid.replaceChildren(...lines.filter(Boolean));
     const centre = this.centre();
     const [cx, cy] = centre ? toPixels(view, size, centre) : [0, 0];
-    this.layers.circle.replaceChildren(...(centre && this.content.radius ? [s("circle", { cx, cy, r: this.content.radius * view.scale })] : []));
+    this.layers.circle.replaceChildren(
+      ...(centre && this.content.radius ? [s("circle", { cx, cy, r: this.content.radius * view.scale })] : []),
+    );
     const length = bar(view, 96);
     this.scale.style.setProperty("--width", `${length.pixels}px`);
     this.scale.textContent = km(length.km);
@@ -202,10 +249,14 @@ export class PlaceMap {
       const box = this.canvas.getBoundingClientRect();
       return [event.clientX - box.left, event.clientY - box.top];
     };
-    this.canvas.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      if (this.view) this.look(zoomed(this.view, this.size, Math.exp(-event.deltaY * 0.0016), here(event)));
-    }, { passive: false });
+    this.canvas.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        if (this.view) this.look(zoomed(this.view, this.size, Math.exp(-event.deltaY * 0.0016), here(event)));
+      },
+      { passive: false },
+    );
     this.canvas.addEventListener("dblclick", (event) => this.view && this.pin(toPlace(this.view, this.size, here(event))));
     this.canvas.addEventListener("click", (event) => {
       const mark = event.target.closest(".marker");
@@ -218,7 +269,8 @@ export class PlaceMap {
       this.pointers.set(event.pointerId, here(event));
     });
     this.canvas.addEventListener("pointermove", (event) => this.drag(event, here(event)));
-    for (const name of ["pointerup", "pointercancel"]) this.canvas.addEventListener(name, (event) => this.pointers.delete(event.pointerId));
+    for (const name of ["pointerup", "pointercancel"])
+      this.canvas.addEventListener(name, (event) => this.pointers.delete(event.pointerId));
   }
 
   /** One pointer moves the map, two also zoom it by their distance. */
@@ -234,7 +286,12 @@ export class PlaceMap {
     if (!other) return this.look(panned(this.view, this.size, step));
     const length = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]);
     const middle = [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2];
-    this.look(panned(zoomed(this.view, this.size, length(now) / Math.max(1, length(before)), middle), this.size, [step[0] / 2, step[1] / 2]));
+    this.look(
+      panned(zoomed(this.view, this.size, length(now) / Math.max(1, length(before)), middle), this.size, [
+        step[0] / 2,
+        step[1] / 2,
+      ]),
+    );
   }
 
   key(event) {
@@ -260,6 +317,7 @@ export class PlaceMap {
     const place = this.places[this.marks.indexOf(mark)];
     if (!place || !this.view || !mark.matches(":focus-visible")) return;
     const [x, y] = toPixels(this.view, this.size, at(place));
-    if (x < 20 || y < 20 || x > this.size.width - 20 || y > this.size.height - 20) this.travel({ ...this.view, lat: place.latitude, lon: place.longitude });
+    if (x < 20 || y < 20 || x > this.size.width - 20 || y > this.size.height - 20)
+      this.travel({ ...this.view, lat: place.latitude, lon: place.longitude });
   }
 }

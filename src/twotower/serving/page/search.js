@@ -45,7 +45,17 @@ export function combobox(input, { find, draw, pick, nothing }) {
     pick(option);
   };
   const line = (option, n) =>
-    h("li", { role: "option", id: `${list.id}-${n}`, "aria-selected": "false", onpointerdown: (event) => event.preventDefault(), onclick: () => choose(n) }, draw(option));
+    h(
+      "li",
+      {
+        role: "option",
+        id: `${list.id}-${n}`,
+        "aria-selected": "false",
+        onpointerdown: (event) => event.preventDefault(),
+        onclick: () => choose(n),
+      },
+      draw(option),
+    );
 
   async function look() {
     if (document.activeElement !== input) return;

@@ -28,7 +28,16 @@ export class Sheet {
       const [place, similar] = await Promise.all([this.api.item(id, signal), this.api.similar(id, SIMILAR, signal)]);
       if (!signal.aborted) this.draw(place, similar);
     } catch (error) {
-      if (!signal.aborted) this.dialog.replaceChildren(this.head("No answer"), h("div", { class: "state" }, h("p", {}, error.message), h("button", { type: "button", onclick: () => this.open(id) }, "Try again")));
+      if (!signal.aborted)
+        this.dialog.replaceChildren(
+          this.head("No answer"),
+          h(
+            "div",
+            { class: "state" },
+            h("p", {}, error.message),
+            h("button", { type: "button", onclick: () => this.open(id) }, "Try again"),
+          ),
+        );
     }
   }
 
@@ -37,13 +46,22 @@ export class Sheet {
   }
 
   head(title, below) {
-    const close = h("button", { type: "button", class: "round quiet", "aria-label": "Close", onclick: () => this.close() }, icon("close"));
+    const close = h(
+      "button",
+      { type: "button", class: "round quiet", "aria-label": "Close", onclick: () => this.close() },
+      icon("close"),
+    );
     return h("header", {}, h("div", {}, h("h2", { id: "sheet-title" }, title), below && h("p", { class: "meta" }, below)), close);
   }
 
   draw(place, similar) {
     const known = this.has(place.item_id);
-    const add = h("button", { type: "button", class: "primary", disabled: known, onclick: () => this.add(place) }, icon(known ? "check" : "add"), known ? "In the history" : "Add to the history");
+    const add = h(
+      "button",
+      { type: "button", class: "primary", disabled: known, onclick: () => this.add(place) },
+      icon(known ? "check" : "add"),
+      known ? "In the history" : "Add to the history",
+    );
     const ask = placed(place) && h("button", { type: "button", onclick: () => this.ask(place) }, icon("pin"), "Ask from here");
     this.dialog.replaceChildren(
       this.head(place.name, summary({ ...place, distance_km: this.far(place.item_id) })),
@@ -51,7 +69,11 @@ export class Sheet {
       ...facts(place.facts ?? {}),
       h("h3", {}, "Similar places"),
       similar.length
-        ? h("ul", { class: "cards" }, similar.map((one) => this.line(one)))
+        ? h(
+            "ul",
+            { class: "cards" },
+            similar.map((one) => this.line(one)),
+          )
         : h("p", { class: "meta" }, "None in this catalogue."),
     );
     $("button", this.dialog).focus();
@@ -60,23 +82,43 @@ export class Sheet {
 
   line(place) {
     const name = h("button", { type: "button", class: "name", onclick: () => this.open(place.item_id) }, place.name);
-    const add = h("button", { type: "button", class: "add", "aria-label": `Add ${place.name} to the history`, disabled: this.has(place.item_id), onclick: () => this.add(place) }, icon("add"), "Add");
+    const known = this.has(place.item_id);
+    const label = known ? `There in the history: ${place.name}` : `Add ${place.name} to the history`;
+    const add = h(
+      "button",
+      { type: "button", class: "add", "aria-label": label, disabled: known, onclick: () => this.add(place) },
+      icon(known ? "check" : "add"),
+      known ? "There" : "Add",
+    );
     return h("li", { class: "card" }, h("div", { class: "body" }, name, h("p", { class: "meta" }, summary(place))), add);
   }
 }
 
 function facts(columns) {
-  const rows = Object.entries(columns).filter(([name, value]) => !TOLD.includes(name) && value !== null && value !== "" && !WEEK.test(value) && String(value));
+  const rows = Object.entries(columns).filter(
+    ([name, value]) => !TOLD.includes(name) && value !== null && value !== "" && !WEEK.test(value) && String(value),
+  );
   const week = Object.values(columns).find((value) => typeof value === "string" && WEEK.test(value));
-  const chips = (list) => h("span", { class: "chips" }, list.map((one) => h("span", { class: "chip" }, inWords(String(one)))));
-  const shown = ([name, value]) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, Array.isArray(value) ? chips(value) : name === "price" ? "$".repeat(value) : String(value))];
+  const chips = (list) =>
+    h(
+      "span",
+      { class: "chips" },
+      list.map((one) => h("span", { class: "chip" }, inWords(String(one)))),
+    );
+  const shown = ([name, value]) => [
+    h("dt", {}, name.replaceAll("_", " ")),
+    h("dd", {}, Array.isArray(value) ? chips(value) : name === "price" ? "$".repeat(value) : String(value)),
+  ];
   return [rows.length > 0 && h("dl", {}, rows.flatMap(shown)), week && h("dl", { class: "week" }, hours(week))].filter(Boolean);
 }
 
 /** "RestaurantsTakeOut=True" → "Restaurants take out", "NoiseLevel=quiet" → "Noise level: quiet". */
 function inWords(attribute) {
   const [name, value] = attribute.split("=");
-  const words = name.replaceAll(/[._]/g, " ").replaceAll(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
+  const words = name
+    .replaceAll(/[._]/g, " ")
+    .replaceAll(/([a-z])([A-Z])/g, "$1 $2")
+    .toLowerCase();
   const said = { True: "", False: ": no" }[value] ?? (value === undefined ? "" : `: ${value.replaceAll("_", " ")}`);
   return words.replace(/^./, (letter) => letter.toUpperCase()) + said;
 }
@@ -85,7 +127,9 @@ function inWords(attribute) {
 function hours(week) {
   const today = (new Date().getDay() + 6) % 7;
   return DAYS.flatMap((day, n) => {
-    const spans = [...week.slice(24 * n, 24 * n + 24).matchAll(/1+/g)].map((span) => (span[0].length === 24 ? "all day" : `${span.index}–${span.index + span[0].length}`));
+    const spans = [...week.slice(24 * n, 24 * n + 24).matchAll(/1+/g)].map((span) =>
+      span[0].length === 24 ? "all day" : `${span.index}–${span.index + span[0].length}`,
+    );
     return [h("dt", n === today ? { class: "today" } : {}, day), h("dd", {}, spans.join(", ") || "closed")];
   });
 }

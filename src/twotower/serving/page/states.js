@@ -1,4 +1,4 @@
-// Everything between asking and having: busy, empty and broken lists, the banner with its next try, the toast, and how long it took.
+// Everything between asking and having: busy, empty and broken lists, the banner with its next try, the toast, how long it took.
 
 import { $, h, ms, s } from "./dom.js";
 
@@ -30,11 +30,30 @@ export class ListState {
   /** An answer is there: where it comes from, or why it is empty. */
   done({ items, source, confidence, user_known }, { asked, reset }) {
     this.rest();
-    const meter = s("svg", { class: "meter", viewBox: "0 0 60 6", "aria-hidden": "true" }, s("rect", { width: 60, height: 6, rx: 3 }), s("rect", { class: "fill", width: 60 * confidence, height: 6, rx: 3 }));
+    const meter = s(
+      "svg",
+      { class: "meter", viewBox: "0 0 60 6", "aria-hidden": "true" },
+      s("rect", { width: 60, height: 6, rx: 3 }),
+      s("rect", { class: "fill", width: 60 * confidence, height: 6, rx: 3 }),
+    );
     const unknown = asked.user && !user_known ? "The bundle does not know this user. " : "";
-    const sure = h("span", { class: "sure", title: "How much is known of who asks: grows with the history" }, meter, `confidence ${Math.round(100 * confidence)} %`);
+    const sure = h(
+      "span",
+      { class: "sure", title: "How much is known of who asks: grows with the history" },
+      meter,
+      `confidence ${Math.round(100 * confidence)} %`,
+    );
     $("#list-note").replaceChildren(unknown, SOURCES[source] ?? "From the history, by the model.", " ", sure);
-    if (!items.length) this.root.append(h("div", { class: "state" }, h("p", {}, h("b", {}, "No place passes these filters.")), h("p", {}, "Widen the radius, allow more categories, or begin anew."), h("button", { type: "button", onclick: reset }, "Reset filters and dials")));
+    if (!items.length)
+      this.root.append(
+        h(
+          "div",
+          { class: "state" },
+          h("p", {}, h("b", {}, "No place passes these filters.")),
+          h("p", {}, "Widen the radius, allow more categories, or begin anew."),
+          h("button", { type: "button", onclick: reset }, "Reset filters and dials"),
+        ),
+      );
   }
 
   /** No answer; with `old`, the list of the request before stays and is marked as such. */
@@ -45,7 +64,15 @@ export class ListState {
 
   broken(error, retry) {
     const which = error.request && h("p", { class: "meta mono" }, `request ${error.request}`);
-    this.root.replaceChildren(h("div", { class: "state bad", role: "alert" }, h("p", {}, h("b", {}, "This went wrong. "), error.message), which, h("button", { type: "button", onclick: retry }, "Try again")));
+    this.root.replaceChildren(
+      h(
+        "div",
+        { class: "state bad", role: "alert" },
+        h("p", {}, h("b", {}, "This went wrong. "), error.message),
+        which,
+        h("button", { type: "button", onclick: retry }, "Try again"),
+      ),
+    );
   }
 }
 
@@ -65,7 +92,12 @@ export function banner(error, { wait, retry } = {}) {
   };
   tick();
   banner.timer = setInterval(tick, 250);
-  box.replaceChildren(h("b", {}, REASONS[error.status] ?? error.message), h("span", {}, "What you see is the last answer; the page goes on by itself."), clock, h("button", { type: "button", onclick: retry }, "Try now"));
+  box.replaceChildren(
+    h("b", {}, REASONS[error.status] ?? error.message),
+    h("span", {}, "What you see is the last answer; the page goes on by itself."),
+    clock,
+    h("button", { type: "button", onclick: retry }, "Try now"),
+  );
 }
 
 /** A sentence at the edge of the page for a while, with something to do about it. */
@@ -88,7 +120,17 @@ export function latency(root, { took_ms, trip_ms, stages_ms }) {
   root.hidden = false;
   root.replaceChildren(
     h("p", {}, h("b", {}, ms(took_ms)), " in the server, ", ms(trip_ms), " with the way"),
-    h("div", { class: "stages", "aria-hidden": "true" }, stages.map(([name, time], n) => h("span", { data: { n: n % 6 }, title: `${name} ${ms(time)}`, vars: { "--share": time / sum } }))),
-    h("ul", {}, stages.map(([name, time], n) => h("li", { data: { n: n % 6 } }, `${name} ${time.toFixed(time < 10 ? 1 : 0)}`))),
+    h(
+      "div",
+      { class: "stages", "aria-hidden": "true" },
+      stages.map(([name, time], n) =>
+        h("span", { data: { n: n % 6 }, title: `${name} ${ms(time)}`, vars: { "--share": time / sum } }),
+      ),
+    ),
+    h(
+      "ul",
+      {},
+      stages.map(([name, time], n) => h("li", { data: { n: n % 6 } }, `${name} ${time.toFixed(time < 10 ? 1 : 0)}`)),
+    ),
   );
 }

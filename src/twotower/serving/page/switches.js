@@ -50,7 +50,15 @@ export class Switches {
   hasMap(there) {
     document.documentElement.dataset.map = there ? "yes" : "no";
     if (there) return;
-    $("#map").replaceChildren(h("div", { class: "state small" }, icon("pin"), h("p", {}, h("b", {}, "No map for this catalogue.")), h("p", {}, "Its places carry no latitude and longitude. Everything else works without.")));
+    $("#map").replaceChildren(
+      h(
+        "div",
+        { class: "state small" },
+        icon("pin"),
+        h("p", {}, h("b", {}, "No map for this catalogue.")),
+        h("p", {}, "Its places carry no latitude and longitude. Everything else works without."),
+      ),
+    );
     $("#legend").hidden = true;
   }
 
