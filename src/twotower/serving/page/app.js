@@ -45,8 +45,9 @@ function go(part, cause, { keep = false } = {}) {
   if (address !== location.pathname + location.search + location.hash)
     window.history[keep ? "replaceState" : "pushState"](null, "", address);
   sheet.close();
-  if (cause === null) return switches.show(state);
-  return refresh(cause);
+  if (cause !== null) return refresh(cause);
+  $("#toast").hidden = true;
+  return switches.show(state);
 }
 
 function add(place) {
@@ -173,7 +174,7 @@ function show(found, asked, cause, other) {
   }
   banner(null);
   controls.refuse(null);
-  list.show(found.items, { moves: moved?.moves, hasMap: filters.has_places });
+  list.show(found.items, { moves: moved?.moves, hasMap: filters.has_places, scored: found.source === "model" });
   lists.done(found, { asked, filters, reset: () => $("#reset").click() });
   latency($("#latency"), found);
   told(moved, cause, found);
@@ -206,7 +207,6 @@ function drawMap(refit) {
     {
       recommended: items,
       history: visits(),
-      context: map.ground,
       near: asked.near,
       radius: about.filters.has_places ? asked.radius : null,
     },
@@ -225,9 +225,8 @@ async function ground(asked, signal) {
   if (!about.filters.has_places || map.groundOf === asked.user) return;
   const wide = { ...START, user: asked.user, added: asked.added, near: asked.near, k: AROUND, seen: true };
   try {
-    map.ground = (await api.recommend(requestOf(wide, about.filters), signal)).items;
-    map.groundOf = asked.user;
-    if (!signal.aborted) drawMap(false);
+    const { items } = await api.recommend(requestOf(wide, about.filters), signal);
+    if (!signal.aborted) map.lay(items, asked.user);
   } catch {
     // The map goes without.
   }

@@ -105,12 +105,12 @@ export class Recommended {
     this.root.replaceChildren(...skeletons(6));
   }
 
-  /** Shows the list; `moves` as of `compare`, or null for a list that nothing came before. */
-  show(places, { moves = null, hasMap = false } = {}) {
+  /** Shows the list; `moves` as of `compare`, null where nothing came before; `scored`: by the model, which has reasons. */
+  show(places, { moves = null, hasMap = false, scored = true } = {}) {
     const index = [...this.root.children].findIndex((card) => card.contains(document.activeElement));
     animated(this.root, () => {
       this.cards = new Map(places.map((place) => [place.item_id, this.cards.get(place.item_id) ?? this.card(place.item_id)]));
-      places.forEach((place) => this.update(this.cards.get(place.item_id), place, moves?.get(place.item_id), hasMap));
+      places.forEach((place) => this.update(this.cards.get(place.item_id), place, moves?.get(place.item_id), { hasMap, scored }));
       this.root.replaceChildren(...this.cards.values());
     });
     // The card that was used is gone, into the history: the reader goes on with what stands there now.
@@ -136,7 +136,7 @@ export class Recommended {
     return card;
   }
 
-  update(card, place, step, hasMap) {
+  update(card, place, step, { hasMap, scored }) {
     card.place = place;
     const { kind, sign, words } = move(step);
     $(".rank", card).textContent = place.rank;
@@ -145,6 +145,7 @@ export class Recommended {
     sign_.replaceChildren(h("span", { "aria-hidden": "true" }, sign), h("span", { class: "unseen" }, words));
     $("h3", card).replaceWith(h("h3", {}, name(place, this.open)));
     $(".meta", card).textContent = [summary(place), hasMap && !placed(place) ? "not on the map" : ""].filter(Boolean).join(" · ");
+    $(".row", card).hidden = !scored;
     $(".score", card).replaceChildren(...score(place.score));
     $(".add", card).setAttribute("aria-label", `Add ${place.name} to the history`);
     $(".why", card).setAttribute("aria-label", `Why this: ${place.name}`);
@@ -158,21 +159,14 @@ export class Recommended {
   }
 
   reasons(card) {
-    const open = this.wanted.has(card.place.item_id);
+    const open = this.wanted.has(card.place.item_id) && !$(".row", card).hidden;
     $(".why", card).setAttribute("aria-expanded", String(open));
     const box = $(".reasons", card);
     box.hidden = !open;
     if (!open) return;
     const { reasons } = card.place;
     if (reasons?.length) box.replaceChildren(...bars(reasons));
-    else
-      box.replaceChildren(
-        h(
-          "p",
-          { class: "meta" },
-          card.place.explained ? "Nothing is known of who asks, so nothing about them moved this place up." : "Asking the model …",
-        ),
-      );
+    else box.replaceChildren(h("p", { class: "meta" }, card.place.explained ? "Nothing stands out." : "Asking the model …"));
   }
 }
 

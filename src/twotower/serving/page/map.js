@@ -25,7 +25,7 @@ export class PlaceMap {
       size: { width: 0, height: 0 },
       pointers: new Map(),
     });
-    this.content = { recommended: [], history: [], context: [], near: null, radius: null };
+    this.content = { recommended: [], history: [], near: null, radius: null };
     this.layers = Object.fromEntries(
       ["grid", "circle", "context", "history", "recommended", "pin", "top"].map((name) => [name, s("g", { class: name })]),
     );
@@ -57,19 +57,31 @@ export class PlaceMap {
   /** Shows new content; `refit` also moves the view to it. */
   show(content, { refit = false } = {}) {
     const only = (places) => places.filter(placed);
-    const shown = new Set([...content.recommended, ...content.history].map((place) => place.item_id));
     this.content = {
       ...content,
       recommended: only(content.recommended),
       history: only(content.history),
-      context: only(content.context).filter((place) => !shown.has(place.item_id)),
     };
     this.pinButton.setAttribute("aria-pressed", String(Boolean(content.near)));
     const label = content.near ? "Take the pin away" : "Ask from the middle of the map";
     for (const name of ["aria-label", "title"]) this.pinButton.setAttribute(name, label);
     this.markers();
+    this.dot();
     if (refit || !this.view || this.elsewhere()) this.fit();
     else this.draw();
+  }
+
+  /** Puts many other places under the markers, small and without names: the shape of the town. */
+  lay(ground, of) {
+    Object.assign(this, { ground: ground.filter(placed), groundOf: of });
+    this.dot();
+    this.draw();
+  }
+
+  dot() {
+    const marked = new Set(this.places.map((place) => place.item_id));
+    this.dots = this.ground.filter((place) => !marked.has(place.item_id)).map((place) => [s("circle", { r: 2.5 }), at(place)]);
+    this.layers.context.replaceChildren(...this.dots.map(([dot]) => dot));
   }
 
   /** Whether most of the recommendations lie outside of the view: then it has nothing to show. */
@@ -129,7 +141,8 @@ export class PlaceMap {
   }
 
   markers() {
-    const { recommended, history, context, near } = this.content;
+    const { recommended, history, near } = this.content;
+    const focused = this.canvas.contains(document.activeElement);
     const marker = (place, kind, label, ...shape) =>
       s(
         "g",
@@ -157,14 +170,13 @@ export class PlaceMap {
     });
     this.places = [...history, ...recommended.slice().reverse()];
     this.marks = [...own, ...best.slice().reverse()]; // the first recommendation is drawn last, above all others
-    this.dots = context.map(() => s("circle", { r: 2.5 }));
     this.layers.history.replaceChildren(...own);
     this.layers.recommended.replaceChildren(...best.slice().reverse());
-    this.layers.context.replaceChildren(...this.dots);
     this.layers.pin.replaceChildren(
       ...(near ? [s("path", { d: "M0 0C-3-7-9-11-9-18a9 9 0 0118 0C9-11 3-7 0 0z" }), s("circle", { cy: -18, r: 3.2 })] : []),
     );
     this.marks.at(-1)?.setAttribute("tabindex", "0");
+    if (focused) this.marks.at(-1)?.focus({ preventScroll: true });
     this.canvas.setAttribute(
       "aria-label",
       `Map with ${count(recommended.length, "recommendation")} and ${count(history.length, "place")} of the history; arrow keys go around`,
@@ -180,7 +192,7 @@ export class PlaceMap {
       return this.holds([x, y]);
     };
     const inside = this.marks.map((mark, n) => move(mark, at(this.places[n])));
-    this.dots.forEach((dot, n) => move(dot, at(this.content.context[n])));
+    for (const [dot, place] of this.dots) move(dot, place);
     if (this.content.near) move(this.layers.pin, this.content.near);
     this.background();
     const away = this.places.filter((place, n) => !inside[n] && place.rank).length;

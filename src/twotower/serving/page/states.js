@@ -4,6 +4,7 @@ import { $, h, ms, s } from "./dom.js";
 
 const SLOW_MS = 180; // a faster answer needs no sign that it is coming
 const TOAST_MS = 6000;
+const LEAST_MS = 0.05; // of a stage that is worth a name
 const SOURCES = {
   nearby: "Nothing is known of who asks: the places most visited lately around here.",
   recent: "Nothing is known of who asks: the places most visited lately.",
@@ -115,7 +116,7 @@ export function offer(sentence, label, act) {
 
 /** How long the answer took: the server's stages as one bar with their names, and the way there and back. */
 export function latency(root, { took_ms, trip_ms, stages_ms }) {
-  const stages = Object.entries(stages_ms ?? {}).filter(([, time]) => time > 0);
+  const stages = Object.entries(stages_ms ?? {}).filter(([, time]) => time >= LEAST_MS);
   const sum = stages.reduce((total, [, time]) => total + time, 0) || 1;
   root.hidden = false;
   root.replaceChildren(
