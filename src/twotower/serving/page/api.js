@@ -1,0 +1,59 @@
+// Calls of the HTTP API. Leaves: the answer's JSON, or an ApiError in words that can be shown. Addresses are relative, so that the
+// page works behind a prefix as well.
+
+const PATIENCE_MS = 15_000;
+
+/** Why there is no answer. `status` 0: the server was not reached. `wait_s`: after how many seconds asking again makes sense. */
+export class ApiError extends Error {
+  constructor(status, message, { where = null, wait_s = null, request = null } = {}) {
+    super(message);
+    Object.assign(this, { status, where, wait_s, request });
+  }
+
+  /** Whether the same request may well succeed later. */
+  get passing() {
+    return [0, 408, 429].includes(this.status) || this.status >= 502;
+  }
+}
+
+async function call(path, { signal, body } = {}) {
+  const limit = AbortSignal.timeout(PATIENCE_MS);
+  const options = { signal: signal ? AbortSignal.any([signal, limit]) : limit, headers: { accept: "application/json" } };
+  if (body) Object.assign(options, { method: "POST", body: JSON.stringify(body) });
+  if (body) options.headers["content-type"] = "application/json";
+  let answer, content;
+  try {
+    answer = await fetch(path, options);
+    content = await answer.json();
+  } catch (error) {
+    if (signal?.aborted) throw error; // somebody asked something newer: no error to show
+    if (answer) throw new ApiError(answer.status, "The answer was not what this page understands.");
+    throw new ApiError(0, limit.aborted ? "The server took too long to answer." : "The server does not answer.");
+  }
+  if (answer.ok) return content;
+  throw refusal(answer, content);
+}
+
+function refusal(answer, content) {
+  const { message, where } = content?.error ?? {};
+  const wait_s = Number(answer.headers.get("retry-after")) || null;
+  return new ApiError(answer.status, message ?? `The server answered ${answer.status}.`, {
+    where,
+    wait_s,
+    request: content?.request_id,
+  });
+}
+
+const id = encodeURIComponent;
+const query = (params) => new URLSearchParams(Object.entries(params).filter(([, value]) => value !== undefined && value !== ""));
+
+export const api = {
+  about: (signal) => call("v1/about", { signal }),
+  recommend: (body, signal) => call("v1/recommend", { body, signal }),
+  items: async (q, signal) => (await call(`v1/items?${query({ q, limit: 12 })}`, { signal })).items,
+  item: (item, signal) => call(`v1/items/${id(item)}`, { signal }),
+  similar: async (item, k, signal) => (await call(`v1/items/${id(item)}/similar?${query({ k })}`, { signal })).items,
+  users: async (q, signal) => (await call(`v1/users?${query({ q, limit: 12 })}`, { signal })).users,
+  random: async (signal) => (await call("v1/users/random", { signal })).users[0],
+  history: async (user, signal) => (await call(`v1/users/${id(user)}/history`, { signal })).events,
+};

@@ -1,0 +1,213 @@
+// Lists of places as cards: the history, the recommendations with what moved, and the skeletons that stand in for both.
+
+import { animated, move } from "./changes.js";
+import { $, count, date, h, icon, km, s, signed } from "./dom.js";
+import { placed } from "./map.js";
+
+const SHOWN = 3; // categories of a card
+const FIRST = 8; // places of a history before "show all"
+
+/** "Mexican, Bars · Tampa · 1.2 km" */
+export function summary(place) {
+  const far = Number.isFinite(place.distance_km) ? km(place.distance_km) : null;
+  return [place.categories?.slice(0, SHOWN).join(", "), place.city, far].filter(Boolean).join(" · ");
+}
+
+export const skeletons = (n) =>
+  Array.from({ length: n }, () => h("li", { class: "card skeleton", "aria-hidden": "true" }, h("span"), h("span"), h("span")));
+
+/** Events, oldest first → one line a place, the latest first, with how often. */
+export function byPlace(events) {
+  const found = new Map();
+  for (const event of [...events].sort((a, b) => (b.time_s ?? 0) - (a.time_s ?? 0))) {
+    const known = found.get(event.item_id);
+    if (known) known.times += 1;
+    else found.set(event.item_id, { ...event, times: 1 });
+  }
+  return [...found.values()];
+}
+
+/** `open(id)`, `drop(id)`: a place of the history is opened, one that the reader added is taken out again. */
+export class History {
+  constructor(root, { open, drop }) {
+    Object.assign(this, { root, open, drop, all: false, cards: new Map() });
+    this.more = $("#history-more");
+    this.more.addEventListener("click", () => {
+      this.all = !this.all;
+      this.draw();
+    });
+  }
+
+  loading() {
+    this.cards.clear();
+    this.root.replaceChildren(...skeletons(4));
+    this.more.hidden = true;
+  }
+
+  show(places) {
+    this.places = places;
+    this.draw();
+  }
+
+  draw() {
+    const shown = this.all ? this.places : this.places.slice(0, FIRST + this.places.filter((place) => place.added).length);
+    animated(this.root, () => this.root.replaceChildren(...shown.map((place) => this.kept(place))));
+    this.more.hidden = !this.all && shown.length === this.places.length;
+    this.more.textContent = this.all ? "Show fewer" : `Show all ${this.places.length}`;
+    this.more.setAttribute("aria-expanded", String(this.all));
+  }
+
+  /** The card that a place has already, while it says the same: it keeps its focus and stands still. */
+  kept(place) {
+    const { item_id, name, added, times, time_s, stars } = place;
+    const print = JSON.stringify([item_id, name, added, times, time_s, stars]);
+    if (!this.cards.has(print)) this.cards.set(print, this.card(place));
+    return this.cards.get(print);
+  }
+
+  card(place) {
+    const stars =
+      Number.isFinite(place.stars) &&
+      h("span", { class: "stars", role: "img", "aria-label": count(place.stars, "star") }, "★".repeat(Math.round(place.stars)));
+    const when = place.added ? h("span", { class: "tag" }, "added by you") : place.time_s && h("span", {}, date(place.time_s));
+    const times = place.times > 1 && h("span", {}, `${place.times} visits`);
+    const drop =
+      place.added &&
+      h(
+        "button",
+        {
+          type: "button",
+          class: "round quiet",
+          "aria-label": `Take ${place.name} out of the history`,
+          onclick: () => this.drop(place.item_id),
+        },
+        icon("close"),
+      );
+    return h(
+      "li",
+      { class: `card visit${place.added ? " added" : ""}`, data: { id: place.item_id } },
+      h("span", { class: "sign", "aria-hidden": "true" }),
+      h("div", { class: "body" }, name(place, this.open), h("p", { class: "meta" }, when, times, stars)),
+      drop,
+    );
+  }
+}
+
+/** `open(id)`, `add(place)`, `why(open ids)`: a card was opened, its place joins the history, reasons are wanted. */
+export class Recommended {
+  constructor(root, { open, add, why }) {
+    Object.assign(this, { root, open, add, why, cards: new Map(), wanted: new Set() });
+  }
+
+  loading() {
+    this.cards.clear();
+    this.wanted.clear();
+    this.root.replaceChildren(...skeletons(6));
+  }
+
+  /** Shows the list; `moves` as of `compare`, null where nothing came before; `scored`: by the model, which has reasons. */
+  show(places, { moves = null, hasMap = false, scored = true } = {}) {
+    const index = [...this.root.children].findIndex((card) => card.contains(document.activeElement));
+    animated(this.root, () => {
+      this.cards = new Map(places.map((place) => [place.item_id, this.cards.get(place.item_id) ?? this.card(place.item_id)]));
+      places.forEach((place) => this.update(this.cards.get(place.item_id), place, moves?.get(place.item_id), { hasMap, scored }));
+      this.root.replaceChildren(...this.cards.values());
+    });
+    // The card that was used is gone, into the history: the reader goes on with what stands there now.
+    if (index >= 0 && document.activeElement === document.body)
+      $(".add", this.root.children[Math.min(index, places.length - 1)])?.focus({ preventScroll: true });
+  }
+
+  card(id) {
+    const why = h(
+      "button",
+      { type: "button", class: "link why", "aria-expanded": "false", onclick: () => this.toggle(id) },
+      "Why this",
+    );
+    const add = h("button", { type: "button", class: "add", onclick: () => this.add(card.place) }, icon("add"), "Add");
+    const card = h(
+      "li",
+      { class: "card best", data: { id } },
+      h("div", { class: "place" }, h("span", { class: "rank" }), h("span", { class: "move" })),
+      h("div", { class: "body" }, h("h3"), h("p", { class: "meta" }), h("p", { class: "row" }, why, h("span", { class: "score" }))),
+      add,
+      h("div", { class: "reasons", hidden: true }),
+    );
+    return card;
+  }
+
+  update(card, place, step, { hasMap, scored }) {
+    card.place = place;
+    const { kind, sign, words } = move(step);
+    $(".rank", card).textContent = place.rank;
+    const sign_ = $(".move", card);
+    sign_.className = `move ${kind}`;
+    sign_.replaceChildren(h("span", { "aria-hidden": "true" }, sign), h("span", { class: "unseen" }, words));
+    $("h3", card).replaceWith(h("h3", {}, name(place, this.open)));
+    $(".meta", card).textContent = [summary(place), hasMap && !placed(place) ? "not on the map" : ""].filter(Boolean).join(" · ");
+    $(".row", card).hidden = !scored;
+    $(".score", card).replaceChildren(...score(place.score));
+    $(".add", card).setAttribute("aria-label", `Add ${place.name} to the history`);
+    $(".why", card).setAttribute("aria-label", `Why this: ${place.name}`);
+    this.reasons(card);
+  }
+
+  toggle(id) {
+    if (!this.wanted.delete(id)) this.wanted.add(id);
+    this.reasons(this.cards.get(id));
+    if (this.wanted.has(id) && !this.cards.get(id).place.reasons?.length) this.why();
+  }
+
+  reasons(card) {
+    const open = this.wanted.has(card.place.item_id) && !$(".row", card).hidden;
+    $(".why", card).setAttribute("aria-expanded", String(open));
+    const box = $(".reasons", card);
+    box.hidden = !open;
+    if (!open) return;
+    const { reasons } = card.place;
+    if (reasons?.length) box.replaceChildren(...bars(reasons));
+    else box.replaceChildren(h("p", { class: "meta" }, card.place.explained ? "Nothing stands out." : "Asking the model …"));
+  }
+}
+
+const name = (place, open) => h("button", { type: "button", class: "name", onclick: () => open(place.item_id) }, place.name);
+
+function score(value) {
+  if (!Number.isFinite(value)) return [];
+  const share = Math.max(0, Math.min(1, value));
+  const meter = s(
+    "svg",
+    { viewBox: "0 0 40 4", "aria-hidden": "true" },
+    s("rect", { width: 40, height: 4, rx: 2 }),
+    s("rect", { class: "fill", width: 40 * share, height: 4, rx: 2 }),
+  );
+  return [
+    meter,
+    h(
+      "span",
+      { title: "Cosine of the asker's and the place's vectors" },
+      h("span", { class: "unseen" }, "score "),
+      value.toFixed(2),
+    ),
+  ];
+}
+
+const KINDS = { visit: "visited", user: "who asks", item: "the place" };
+
+/** Reasons as bars from a middle line: to the right what moved the place up, to the left what held it down. */
+function bars(reasons) {
+  const most = Math.max(...reasons.map((reason) => Math.abs(reason.share))) || 1;
+  const line = (reason) =>
+    h(
+      "li",
+      reason.kind === "visit" ? { data: { id: reason.name } } : {},
+      h("span", { class: "label" }, reason.label, " ", h("small", {}, KINDS[reason.kind] ?? reason.kind)),
+      h("span", {
+        class: `bar ${reason.share < 0 ? "minus" : "plus"}`,
+        vars: { "--share": Math.abs(reason.share) / most },
+        "aria-hidden": "true",
+      }),
+      h("span", { class: "figure" }, signed(reason.share, 3)),
+    );
+  return [h("p", { class: "meta" }, "What moved the score, in the model’s own gradients:"), h("ul", {}, reasons.map(line))];
+}

@@ -1,0 +1,98 @@
+// A search field with results below: the combobox of people and of places. Arrow keys move, Enter picks, Esc closes, then empties.
+
+import { h, settled } from "./dom.js";
+
+/**
+ * @param input the field; its aria-controls names the list
+ * @param find (text, signal) → options
+ * @param draw option → children of its line
+ * @param pick called with the option chosen
+ * @param nothing text → the sentence for no result
+ */
+export function combobox(input, { find, draw, pick, nothing }) {
+  const list = document.getElementById(input.getAttribute("aria-controls"));
+  let options = [];
+  let active = -1;
+  let newest = null;
+
+  const lines = () => [...list.querySelectorAll("[role=option]")];
+  const mark = (n) => {
+    active = n;
+    lines().forEach((line, m) => line.setAttribute("aria-selected", String(m === n)));
+    input.setAttribute("aria-activedescendant", n < 0 ? "" : lines()[n].id);
+    lines()[n]?.scrollIntoView({ block: "nearest" });
+  };
+  const open = (...children) => {
+    list.replaceChildren(...children);
+    list.hidden = false;
+    input.setAttribute("aria-expanded", "true");
+  };
+  const close = () => {
+    newest?.abort();
+    list.hidden = true;
+    input.setAttribute("aria-expanded", "false");
+    mark(-1);
+  };
+  const say = (sentence) => {
+    options = [];
+    open(h("li", { class: "note", role: "option", "aria-disabled": "true", id: `${list.id}-note` }, sentence));
+  };
+  const choose = (n) => {
+    const option = options[n];
+    if (!option) return;
+    close();
+    input.value = "";
+    pick(option);
+  };
+  const line = (option, n) =>
+    h(
+      "li",
+      {
+        role: "option",
+        id: `${list.id}-${n}`,
+        "aria-selected": "false",
+        onpointerdown: (event) => event.preventDefault(),
+        onclick: () => choose(n),
+      },
+      draw(option),
+    );
+
+  async function look() {
+    if (document.activeElement !== input) return;
+    newest?.abort();
+    newest = new AbortController();
+    const { signal } = newest;
+    const slow = setTimeout(() => say("Searching …"), 250);
+    try {
+      const found = await find(input.value.trim(), signal);
+      clearTimeout(slow);
+      if (signal.aborted) return;
+      if (!found.length) return say(nothing(input.value.trim()));
+      options = found;
+      open(...found.map(line));
+      mark(input.value.trim() ? 0 : -1);
+    } catch (error) {
+      if (!signal.aborted) say(error.message);
+    } finally {
+      clearTimeout(slow);
+    }
+  }
+
+  const later = settled(look, 120);
+  const keys = {
+    ArrowDown: () => (list.hidden ? look() : mark((active + 1) % options.length)),
+    ArrowUp: () => mark((active - 1 + options.length) % options.length),
+    Enter: () => choose(Math.max(0, active)),
+    Escape: () => (list.hidden ? (input.value = "") : close()),
+  };
+  input.addEventListener("keydown", (event) => {
+    const act = keys[event.key];
+    if (!act || (!options.length && event.key !== "Escape" && event.key !== "ArrowDown")) return;
+    if (list.hidden && event.key !== "ArrowDown" && event.key !== "Escape") return;
+    event.preventDefault();
+    if (options.length || list.hidden || event.key === "Escape") act();
+  });
+  input.addEventListener("input", later);
+  input.addEventListener("click", () => list.hidden && look());
+  input.addEventListener("blur", close);
+}

@@ -1,0 +1,83 @@
+// What is shown of the page: the tab, the theme, and on a phone one of the two lists.
+
+import { $, h, icon } from "./dom.js";
+
+const THEMES = { system: "system", light: "sun", dark: "moon" };
+const KEY = "twotower.theme";
+
+export class Switches {
+  /** `tab(name)`: the reader chose a tab. */
+  constructor({ tab }) {
+    this.tabs = [...document.querySelectorAll("[role=tab]")];
+    for (const one of this.tabs) one.addEventListener("click", () => tab(one.getAttribute("aria-controls")));
+    $("[role=tablist]").addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!step) return;
+      const next = this.tabs[(this.tabs.indexOf(document.activeElement) + step + this.tabs.length) % this.tabs.length];
+      next.focus();
+      next.click();
+    });
+    $("#theme").addEventListener("click", () => this.theme(this.nextTheme()));
+    this.theme(document.documentElement.dataset.theme ?? "system");
+    $("#tune").addEventListener("click", () => {
+      const open = $("#controls").classList.toggle("open");
+      $("#tune").setAttribute("aria-expanded", String(open));
+    });
+    for (const name of ["list", "history"]) $(`#show-${name}`).addEventListener("click", () => this.side(name));
+    this.side("list");
+  }
+
+  show({ tab }) {
+    for (const one of this.tabs) {
+      const chosen = one.getAttribute("aria-controls") === tab;
+      one.setAttribute("aria-selected", String(chosen));
+      one.tabIndex = chosen ? 0 : -1;
+      $(`#${one.getAttribute("aria-controls")}`).hidden = !chosen;
+    }
+  }
+
+  /** Which list a phone shows; a wide window shows both. */
+  side(name) {
+    $(".columns").dataset.side = name;
+    for (const one of ["list", "history"]) $(`#show-${one}`).setAttribute("aria-pressed", String(one === name));
+  }
+
+  counts({ history }) {
+    $("#show-history").textContent = `History ${history}`;
+  }
+
+  /** Without coordinates the map gives its room to the lists, and says so. */
+  hasMap(there) {
+    document.documentElement.dataset.map = there ? "yes" : "no";
+    if (there) return;
+    $("#map").replaceChildren(
+      h(
+        "div",
+        { class: "state small" },
+        icon("pin"),
+        h("p", {}, h("b", {}, "No map for this catalogue.")),
+        h("p", {}, "Its places carry no latitude and longitude. Everything else works without."),
+      ),
+    );
+    $("#legend").hidden = true;
+  }
+
+  nextTheme() {
+    const names = Object.keys(THEMES);
+    return names[(names.indexOf(this.chosen) + 1) % names.length];
+  }
+
+  theme(name) {
+    this.chosen = name;
+    if (name === "system") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = name;
+    try {
+      localStorage.setItem(KEY, name);
+    } catch {
+      // Storage may be forbidden; then the choice ends with the page.
+    }
+    const label = `Theme: ${name}. Switch to ${this.nextTheme()}`;
+    $("#theme").replaceChildren(icon(THEMES[name]));
+    for (const attribute of ["aria-label", "title"]) $("#theme").setAttribute(attribute, label);
+  }
+}

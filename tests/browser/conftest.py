@@ -1,0 +1,148 @@
+"""A real browser before a real server: a small trained bundle, `twotower serve` on it, and pages whose console must stay silent.
+
+Until the server can be imported its double answers (`double.py`). TWOTOWER_SCREENSHOTS names a folder that keeps the pictures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+
+from twotower.config import parse_config
+from twotower.pipeline import train_stage
+
+CHROMIUM = "/usr/bin/chromium"
+DOUBLE = Path(__file__).with_name("double.py")
+START_S = 60
+WIDE, PHONE = (1440, 900), (390, 844)
+
+
+class Opened(NamedTuple):
+    """How a page is opened: what stands after "#", and by whom it is looked at."""
+
+    address: str = ""
+    size: tuple[int, int] = WIDE
+    scheme: str = "light"
+    motion: str = "reduce"  # pictures and positions do not depend on the moment
+    refused: tuple[int, ...] = ()  # statuses the test provokes; the browser reports each as an error
+    routes: tuple[tuple[str, Callable[[Any], None]], ...] = ()
+
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="session")
+def bundle(town: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the small town, trained just enough to have an opinion."""
+    out = tmp_path_factory.mktemp("served")
+    tower = {"embedding_dim": 16, "hidden_dims": [16]}
+    training = {"max_steps": 30, "batch_size": 128, "learning_rate": 0.01, "device": "cpu"}
+    settings = {**town.config.model_dump(mode="json"), "training": training, "model": {"user_tower": tower, "item_tower": tower}}
+    train_stage(parse_config(settings), town.folder, out / "model", bundle=out / "bundle")
+    return out / "bundle"
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Path) -> Iterator[str]:
+    """The address of a server process on the bundle, ended with the tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    real = importlib.util.find_spec("twotower.serving.app") if importlib.util.find_spec("twotower.serving") else None
+    own = ["-m", "twotower", "serve", str(bundle), "--port", str(port)]
+    command = [sys.executable, *(own if real else [str(DOUBLE), str(bundle), str(port)])]
+    log = bundle.parent / "server.log"
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+        try:
+            address = f"http://127.0.0.1:{port}/"
+            _wait(address, process, log)
+            yield address
+        finally:
+            process.terminate()
+
+
+def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{address}health/ready", timeout=1).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    pytest.fail(f"The server did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium; without one tests are skipped, in CI they fail. Of one module: its event loop would disturb others."""
+    found = CHROMIUM if Path(CHROMIUM).exists() else shutil.which("chromium")
+    if found is None:
+        reason = f"needs Chromium: found none at {CHROMIUM} or on the path"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, server: str) -> Iterator[Open]:
+    """`visit(address="#…", size=…, scheme=…)` opens the page; in the end nothing may have been written to its console."""
+    contexts: list[BrowserContext] = []
+    said: list[str] = []
+
+    def visit(**how: Any) -> Page:
+        opened = Opened(**how)
+        width, height = opened.size
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme=opened.scheme,  # type: ignore[arg-type]
+            reduced_motion=opened.motion,  # type: ignore[arg-type]
+            has_touch=opened.size == PHONE,
+            is_mobile=opened.size == PHONE,
+            device_scale_factor=2 if opened.size == PHONE else 1,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", lambda message: said.extend(_complaint(message, opened.refused)))
+        for pattern, answer in opened.routes:
+            page.route(pattern, answer)
+        page.goto(server + opened.address)
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not said, "the page wrote to its console: " + "; ".join(said)
+
+
+def _complaint(message: ConsoleMessage, refused: tuple[int, ...]) -> list[str]:
+    expected = any(f"status of {status} " in message.text for status in refused) or (0 in refused and "net::ERR" in message.text)
+    return [message.text] if message.type in ("error", "warning") and not expected else []
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Callable[[Page, str], None]:
+    """Keep what a page looks like under a name."""
+    folder = Path(os.environ.get("TWOTOWER_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(page: Page, name: str) -> None:
+        page.screenshot(path=folder / f"{name}.png")
+
+    return keep

@@ -1,0 +1,373 @@
+"""The ways of a reader through the page: who asks, the history, the list and what moves it, the map, one place in full."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, Request, expect
+
+slow = pytest.mark.slow
+Open = Callable[..., Page]
+
+
+def cards(page: Page) -> Locator:
+    """The recommendations shown."""
+    return page.locator("#list > li.best")
+
+
+def ids(page: Page) -> list[str]:
+    """Their item ids, best first."""
+    return [str(card.get_attribute("data-id")) for card in cards(page).all()]
+
+
+def asked(page: Page, act: Callable[[], object]) -> dict[str, Any]:
+    """The body of the request for recommendations that `act` leads to, once its answer is shown."""
+
+    def own(request: Request) -> bool:
+        return (
+            request.url.endswith("/v1/recommend") and dict(request.post_data_json or {})["k"] != 500
+        )  # those are the ground of the map
+
+    with page.expect_request_finished(own) as sent:
+        act()
+    expect(page.locator("#list-column")).to_have_attribute("aria-busy", "false")
+    return dict(sent.value.post_data_json or {})
+
+
+def draw(page: Page) -> str:
+    """Draw a user; returns the id."""
+    expect(cards(page)).to_have_count(10)
+    asked(page, lambda: page.get_by_role("button", name="Draw a user").click())
+    expect(page.locator("#history > li.visit").first).to_be_visible()
+    return str(re.search(r"user=([^&]+)", page.url)[1])  # type: ignore[index]
+
+
+def test_the_page_opens_with_places_for_anybody_under_a_strict_policy(visit: Open, server: str) -> None:
+    page = visit()
+    expect(cards(page)).to_have_count(10)
+    expect(page.locator("#list-note")).to_contain_text("Nothing is known of who asks")
+    expect(page.locator("#history-state")).to_contain_text("Nobody has been anywhere yet")
+    expect(cards(page).first.locator(".why")).to_be_hidden()  # the model has no part in this list
+    policy = page.request.get(server).headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    assert not page.locator("[style]:not([style*='--'])").count(), "inline styles would break the policy"
+
+
+@slow
+def test_a_drawn_user_has_a_history_a_list_and_a_link_that_reopens_both(visit: Open, server: str) -> None:
+    page = visit()
+    user = draw(page)
+    expect(page.locator("#history-note")).to_contain_text(user)
+    expect(page.locator("#list-note")).to_contain_text(re.compile(r"confidence [1-9]\d? %"))
+    expect(page.locator("#latency")).to_contain_text(re.compile(r"\d ms in the server, .*\d ms with the way"))
+    again = visit(address=page.url.removeprefix(server))
+    expect(cards(again)).to_have_count(10)
+    assert ids(again) == ids(page)
+    page.go_back()
+    expect(page.locator("#history-state")).to_contain_text("Nobody has been anywhere yet")
+
+
+@slow
+def test_a_user_is_found_and_chosen_with_the_keyboard_alone(visit: Open) -> None:
+    page = visit()
+    field = page.get_by_role("combobox", name="Search a user by id")
+    field.focus()
+    page.keyboard.press("ArrowDown")
+    options = page.locator("#user-list [role=option]:not(.note)")
+    expect(options.nth(3)).to_be_visible()
+    for _ in range(2):
+        page.keyboard.press("ArrowDown")
+    expect(options.nth(1)).to_have_attribute("aria-selected", "true")
+    expect(field).to_have_attribute("aria-activedescendant", "user-list-1")
+    chosen = options.nth(1).locator(".mono").inner_text()
+    page.keyboard.press("Escape")
+    expect(page.locator("#user-list")).to_be_hidden()
+    field.fill(chosen[:6])
+    expect(options.first).to_contain_text(chosen[:6])
+    field.fill(chosen)
+    expect(options).to_have_count(1)
+    body = asked(page, lambda: page.keyboard.press("Enter"))
+    assert body["user"] == chosen
+    field.fill("nobody is called like this")
+    expect(page.locator("#user-list")).to_contain_text("No user has")
+
+
+@slow
+def test_from_an_empty_history_every_place_added_moves_the_list(visit: Open) -> None:
+    page = visit()
+    expect(cards(page)).to_have_count(10)
+    before = ids(page)
+    page.locator("body").press("/")
+    field = page.get_by_role("combobox", name="Add a place by name")
+    expect(field).to_be_focused()
+    field.fill("a")
+    expect(page.locator("#place-list [role=option]").first).to_have_attribute("aria-selected", "true")
+    body = asked(page, lambda: page.keyboard.press("Enter"))
+    assert len(body["history"]) == 1 and "user" not in body
+    expect(page.locator("#history > li.added")).to_have_count(1)
+    expect(page.locator("#moved")).to_contain_text("After adding")
+    expect(page.locator("#live")).to_contain_text("After adding")
+    assert ids(page) != before
+    asked(page, lambda: page.get_by_role("button", name="Undo").click())
+    expect(page.locator("#history > li")).to_have_count(0)
+    assert ids(page) == before
+
+
+@slow
+def test_a_card_joins_the_history_and_the_rest_say_where_they_went(visit: Open) -> None:
+    page = visit()
+    draw(page)
+    before = ids(page)
+    add = cards(page).nth(2).get_by_role("button", name=re.compile("^Add "))
+    add.focus()
+    body = asked(page, lambda: page.keyboard.press("Enter"))
+    assert body["history"] == [{"item_id": before[2]}]
+    expect(page.locator("#history > li").first).to_have_attribute("data-id", before[2])
+    after = ids(page)
+    assert before[2] not in after, "a visited place is not recommended"
+    for rank, (card, one) in enumerate(zip(cards(page).all(), after, strict=True)):
+        step = before.index(one) - rank if one in before else None
+        sign = "new" if step is None else f"▲{step}" if step > 0 else f"▼{-step}" if step < 0 else ""
+        assert card.locator(".move > [aria-hidden]").inner_text() == sign
+    gone = [one for one in before if one not in after and one != before[2]]
+    expect(page.locator("#moved .chip")).to_have_count(min(len(gone), 6))
+    expect(cards(page).nth(2).locator(".add")).to_be_focused()  # who goes by keyboard goes on from there
+    asked(page, lambda: page.locator("#history > li").first.get_by_role("button", name=re.compile("out of the history")).click())
+    assert ids(page) == before
+
+
+@slow
+def test_cards_travel_unless_motion_is_unwanted(visit: Open) -> None:
+    moving = "() => document.querySelector('#list').getAnimations({subtree: true}).length"
+    for motion, wanted in (("no-preference", True), ("reduce", False)):
+        page = visit(motion=motion)
+        expect(cards(page)).to_have_count(10)
+        page.evaluate(
+            f"new MutationObserver(() => window.travelled = Math.max(window.travelled ?? 0, ({moving})())).observe("
+            "document.querySelector('#moved'), {childList: true, attributes: true})"
+        )
+        asked(page, lambda page=page: cards(page).nth(0).locator(".add").click())  # type: ignore[misc]
+        assert (page.evaluate("window.travelled") > 0) is wanted, motion
+
+
+@slow
+def test_filters_and_dials_go_into_the_request_and_the_link(visit: Open, server: str) -> None:
+    page = visit()
+    draw(page)
+    category = page.locator("#category-list label").nth(0).inner_text()
+    page.get_by_role("button", name=re.compile("^Category")).click()
+    body = asked(page, lambda: page.get_by_role("checkbox", name=category, exact=True).check())
+    assert body["filter"] == f'category in ["{category}"]'
+    page.keyboard.press("Escape")
+    expect(page.locator("#category-panel")).to_be_hidden()
+    expect(page.get_by_role("button", name=re.compile("^Category"))).to_be_focused()
+    body = asked(page, lambda: page.get_by_text("$$", exact=True).click())
+    assert body["filter"].endswith(" and price <= 2")
+    body = asked(page, lambda: page.locator("#radius").fill("5"))
+    assert body["filter"].endswith(" and within(25)")
+    expect(page.locator("#map .circle circle")).to_have_count(1)
+    body = asked(page, lambda: page.locator("#open").check())
+    assert re.search(r'and open_at\("[A-Z][a-z]{2} \d\d:\d\d"\)$', body["filter"])
+    body = asked(page, lambda: page.locator("#popularity").fill("0.6"))
+    assert body["popularity"] == 0.6
+    expect(page.locator("#popularity")).to_have_attribute("aria-valuetext", "busier 60 %")
+    body = asked(page, lambda: page.locator("#diversity").fill("0.4"))
+    assert body["diversity"] == 0.4
+    again = visit(address=page.url.removeprefix(server))
+    expect(again.locator("#list-column")).to_have_attribute("aria-busy", "false")
+    expect(again.locator("#category-text")).to_have_text(category)
+    expect(again.locator("#radius-value")).to_have_text("within 25 km")
+    assert again.locator("#open").is_checked() and again.locator("#diversity").input_value() == "0.4"
+    body = asked(page, lambda: page.get_by_role("button", name="Reset all").click())
+    assert "filter" not in body and body["popularity"] == body["diversity"] == 0
+
+
+@slow
+def test_more_is_the_same_list_going_on(visit: Open) -> None:
+    page = visit()
+    draw(page)
+    before = ids(page)
+    asked(page, lambda: page.get_by_role("button", name="Show 10 more").click())
+    expect(cards(page)).to_have_count(20)
+    assert ids(page)[:10] == before
+    assert not [text for text in page.locator("#list .move > [aria-hidden]").all_inner_texts() if text]
+
+
+@slow
+def test_why_shows_reasons_as_bars_and_lights_the_visits_they_name(visit: Open) -> None:
+    page = visit()
+    draw(page)
+    why = cards(page).nth(0).get_by_role("button", name=re.compile("^Why this"))
+    body = asked(page, why.click)
+    assert body["explain"] is True
+    reasons = cards(page).nth(0).locator(".reasons li")
+    expect(reasons.first).to_be_visible()
+    assert all(re.fullmatch(r"[+−]\d\.\d{3}", text) for text in reasons.locator(".figure").all_inner_texts())
+    known = cards(page).nth(0).locator(".reasons li[data-id]").first
+    known.hover()
+    expect(known).to_have_class(re.compile("lit"))
+    why.click()
+    expect(cards(page).nth(0).locator(".reasons")).to_be_hidden()
+
+
+@slow
+def test_a_place_opens_in_full_with_those_like_it_and_closes_where_it_was(visit: Open) -> None:
+    page = visit()
+    draw(page)
+    name = cards(page).nth(1).locator(".name")
+    name.click()
+    sheet = page.get_by_role("dialog")
+    expect(sheet.get_by_role("heading", level=2)).to_have_text(name.inner_text())
+    expect(sheet.locator(".cards > li:not(.skeleton)")).to_have_count(8)
+    page.keyboard.press("Escape")
+    expect(sheet).to_be_hidden()
+    expect(name).to_be_focused()
+    name.click()
+    body = asked(page, sheet.locator(".cards .add:enabled").first.click)
+    assert len(body["history"]) == 1
+    expect(sheet).to_be_hidden()
+    name = cards(page).nth(0).locator(".name")
+    name.click()
+    body = asked(page, sheet.get_by_role("button", name="Ask from here").click)
+    assert len(body["near"]) == 2
+    expect(page.locator("#map .pin path")).to_have_count(1)
+
+
+@slow
+def test_the_map_shows_both_lists_by_shape_and_goes_by_mouse_and_keys(visit: Open) -> None:
+    page = visit()
+    draw(page)
+    marks = page.locator("#map .marker.recommended")
+    expect(marks).to_have_count(10)
+    assert marks.locator("circle").count() == 10 and page.locator("#map .marker.history rect").count() > 0
+    cards(page).nth(4).hover()
+    expect(page.locator("#map .tip")).to_contain_text(cards(page).nth(4).locator(".name").inner_text())
+    lit = page.locator("#map .marker.lit")
+    expect(lit).to_have_attribute("data-id", ids(page)[4])
+    where = marks.last.get_attribute("transform")
+    page.get_by_role("button", name="Zoom in").click()
+    assert marks.last.get_attribute("transform") != where
+    page.get_by_role("button", name="Fit the recommendations").click()
+    assert marks.last.get_attribute("transform") == where
+    marks.last.focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#map .marker:focus")).to_have_attribute("aria-label", re.compile(r"^2\. "))
+    expect(cards(page).nth(1)).to_have_class(re.compile("lit"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog").get_by_role("heading", level=2)).to_have_text(
+        cards(page).nth(1).locator(".name").inner_text()
+    )
+    page.keyboard.press("Escape")
+    box = page.locator("#map .canvas").bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + 8
+    before = marks.last.get_attribute("transform")
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -300)
+    page.wait_for_function(
+        "before => document.querySelector('#map .recommended > :last-child').getAttribute('transform') !== before", arg=before
+    )
+    body = asked(page, lambda: page.get_by_role("button", name="Ask from the middle of the map").click())
+    assert len(body["near"]) == 2
+    body = asked(page, lambda: page.get_by_role("button", name="Take the pin away").click())
+    assert "near" not in body
+
+
+@slow
+def test_a_phone_has_the_map_one_list_at_a_time_and_nothing_beside_the_screen(visit: Open) -> None:
+    page = visit(size=(390, 844))
+    draw_button = page.get_by_role("button", name="Draw a user")
+    asked(page, draw_button.click)
+    expect(cards(page).first).to_be_visible()
+    expect(page.locator("#history")).to_be_hidden()
+    page.get_by_role("button", name=re.compile("^History")).click()
+    expect(page.locator("#history > li").first).to_be_visible()
+    expect(page.locator("#list")).to_be_hidden()
+    page.get_by_role("button", name="Filters and dials").click()
+    expect(page.locator("#popularity")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+@slow
+def test_the_way_past_the_controls_keeps_the_address(visit: Open) -> None:
+    page = visit()
+    user = draw(page)
+    page.locator(".skip").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#list")).to_be_focused()
+    assert f"user={user}" in page.url
+
+
+@slow
+def test_everything_is_reached_by_tab_with_a_visible_focus(visit: Open) -> None:
+    page = visit()
+    draw(page)
+    wanted = page.evaluate(
+        """() => [...document.querySelectorAll("button, input, select, [tabindex='0']")]
+          .filter((e) => e.checkVisibility() && !e.disabled && e.tabIndex >= 0 && !(e.type === "radio" && !e.checked))
+          .map((e, n) => (e.dataset.stop = n))"""
+    )
+    reached, unseen = set(), []
+    for _ in range(len(wanted) + 12):
+        page.keyboard.press("Tab")
+        stop, seen, what = page.evaluate(
+            """() => {
+              const e = document.activeElement;
+              const shown = e.matches(".segments input") ? e.nextElementSibling : e.matches(".marker") ? e.firstElementChild : e;
+              const { outlineStyle, strokeWidth } = getComputedStyle(shown);
+              return [e.dataset.stop ?? null, outlineStyle !== "none" || parseFloat(strokeWidth) > 3, e.outerHTML.slice(0, 120)];
+            }"""
+        )
+        reached.add(stop)
+        if not seen and stop is not None:
+            unseen.append(what)
+    missed = [
+        page.locator(f"[data-stop='{one}']").evaluate("e => e.outerHTML.slice(0, 120)") for one in wanted if str(one) not in reached
+    ]
+    assert not missed
+    assert not unseen
+
+
+@slow
+def test_addresses_are_read_as_written_and_nonsense_falls_back(visit: Open) -> None:
+    page = visit()
+    back = page.evaluate(
+        """async () => {
+          const { START, fromHash, toHash } = await import("/page/state.js");
+          const full = { ...START, tab: "figures", user: "a&b=c", added: ["x,y", "#1"], near: [48.2, -16.4], k: 30, price: 2,
+            categories: ["Bars & Pubs", "Tea, Coffee"], radius: 10, open: true, where: 'city == "A%20B"', seen: true,
+            popularity: -0.5, diversity: 0.3 };
+          const odd = "#k=9999&popularity=7&near=999,1&price=x&radius=3&tab=nowhere&open=maybe&diversity=";
+          return [toHash(START), fromHash(toHash(full)), full, fromHash(odd), START];
+        }"""
+    )
+    assert back[0] == ""
+    assert back[1] == back[2]
+    assert back[3] == back[4]
+
+
+@slow
+def test_what_moved_is_told_from_two_lists(visit: Open) -> None:
+    page = visit()
+    told = page.evaluate(
+        """async () => {
+          const { compare, inWords } = await import("/page/changes.js");
+          const list = (text) => [...text].map((item_id) => ({ item_id }));
+          const told = (before, after, how) => {
+            const found = compare(list(before), list(after), how);
+            return [[...found.moves.values()], found.gone.map((place) => place.item_id).join(""), inWords(found)];
+          };
+          return [
+            told("abcd", "bcae"), told("abcd", "bcde", { taken: ["a"] }), told("ab", "abcd", { longer: true }), told("abcd", "d"),
+            told("ab", ""),
+          ];
+        }"""
+    )
+    assert told[0] == [[1, 1, -2, "new"], "d", "1 new, 2 up, 1 down, 1 gone"]
+    assert told[1] == [[1, 1, 1, "new"], "", "1 new, 3 up"]
+    assert told[2] == [[0, 0, 0, 0], "", "nothing moved"]
+    assert told[3] == [[3], "abc", "1 up, 3 gone"]
+    assert told[4] == [[], "ab", "2 gone"]

@@ -1,0 +1,301 @@
+"""What the page shows when there is little, nothing, or trouble; its figures; its looks; and whether everybody can read it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+slow = pytest.mark.slow
+Open = Callable[..., Page]
+AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
+PHONE = (390, 844)
+SYSTEMS = {"two-tower": 0.08, "item_knn": 0.05, "popular": 0.02, "oracle": 0.25}
+METRICS = ("NDCG@10", "Recall@20")
+
+
+def interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.005, "high": value + 0.005}
+
+
+REPORT = {
+    "verdict": "two-tower is better than item-kNN, the best baseline, by 0.0300 NDCG@10.",
+    "protocol": {"metric": "NDCG@10", "queries": 600, "users": 90, "catalogue": 200, "split": "time"},
+    "systems": {name: {metric: interval(value * (1 + n)) for n, metric in enumerate(METRICS)} for name, value in SYSTEMS.items()},
+    "differences": {
+        name: {"NDCG@10": interval(0.08 - value), "Recall@20": interval(0.001)}
+        for name, value in SYSTEMS.items()
+        if name != "two-tower"
+    },
+    "beyond": {name: {"coverage@10": 0.5, "gini@10": 0.8} for name in SYSTEMS},
+}
+
+
+def changed(change: Callable[[dict[str, Any]], None]) -> Callable[[Route], None]:
+    """Answers with what the server says, changed."""
+
+    def answer(route: Route) -> None:
+        body = route.fetch().json()
+        change(body)
+        route.fulfill(json=body)
+
+    return answer
+
+
+def with_report(about: dict[str, Any]) -> None:
+    about["metrics"] = REPORT
+
+
+def without_places(about: dict[str, Any]) -> None:
+    about["filters"] |= {"has_places": False, "has_price": False, "has_hours": False}
+
+
+def nowhere(found: dict[str, Any]) -> None:
+    for item in found.get("items", found.get("events", [])):
+        item |= {"latitude": None, "longitude": None}
+
+
+def shown(page: Page) -> Page:
+    """The same page, once a list stands."""
+    expect(page.locator("#list > li.best").first).to_be_visible()
+    expect(page.locator("#list-column")).to_have_attribute("aria-busy", "false")
+    return page
+
+
+def draw(page: Page) -> Page:
+    shown(page)
+    page.get_by_role("button", name="Draw a user").click()
+    expect(page.locator("#history > li.visit").first).to_be_attached()  # a phone shows one list at a time
+    return shown(page)
+
+
+@slow
+def test_figures_are_a_table_of_systems_with_intervals(visit: Open) -> None:
+    page = visit(address="#tab=figures", routes=(("**/v1/about", changed(with_report)),))
+    panel = page.get_by_role("tabpanel", name="Figures")
+    expect(panel.get_by_role("heading", level=2)).to_contain_text("Two-tower is better than item-kNN")
+    rows = panel.locator(".panel").nth(0).locator("tbody tr")
+    assert [row.locator("th").inner_text() for row in rows.all()] == ["oracle", "two-tower", "item-kNN", "popular"]
+    expect(rows.nth(1)).to_contain_text("0.0800")
+    expect(rows.nth(1)).to_contain_text("0.0750 – 0.0850")
+    fill, least = (float(str(rows.nth(n).locator(".fill").get_attribute("width"))) for n in (1, 2))
+    assert fill / least == pytest.approx(0.08 / 0.05, rel=1e-3), "bars are in proportion"
+    panel.get_by_label("Metric").select_option("Recall@20")
+    expect(rows.nth(1)).to_contain_text("0.1600")
+    page.get_by_role("tab", name="Figures").press("ArrowLeft")
+    expect(page.get_by_role("tabpanel", name="Places")).to_be_visible()
+    expect(page.get_by_role("tab", name="Places")).to_be_focused()
+
+
+@slow
+def test_figures_say_how_to_get_a_report_where_there_is_none(visit: Open) -> None:
+    def bare(about: dict[str, Any]) -> None:
+        about["metrics"] = {"metric": "NDCG@10", "value": 0.0712, "step": 9}
+
+    page = visit(address="#tab=figures", routes=(("**/v1/about", changed(bare)),))
+    expect(page.locator("#figures")).to_contain_text("NDCG@10 0.0712")
+    expect(page.locator("#figures")).to_contain_text("twotower evaluate")
+
+
+@slow
+def test_a_catalogue_without_coordinates_says_so_and_works(visit: Open, picture: Callable[[Page, str], None]) -> None:
+    routes = (("**/v1/about", changed(without_places)), ("**/v1/recommend", changed(nowhere)), ("**/history", changed(nowhere)))
+    page = draw(visit(routes=routes))
+    expect(page.locator("#map")).to_contain_text("No map for this catalogue")
+    for hidden in ("#radius", "[data-filter=price]", "#open"):
+        expect(page.locator(hidden)).to_be_hidden()
+    expect(page.locator("#list > li.best")).to_have_count(10)
+    picture(page, "no-coordinates")
+
+
+@slow
+def test_places_without_coordinates_are_in_the_list_and_told_apart(visit: Open) -> None:
+    def some(found: dict[str, Any]) -> None:
+        nowhere({"items": found["items"][::2]})
+
+    page = shown(visit(routes=(("**/v1/recommend", changed(some)),)))
+    expect(page.locator("#map .marker.recommended")).to_have_count(5)
+    expect(page.locator("#legend")).to_contain_text("5 of 10 recommended")
+    expect(page.locator("#list > li.best").nth(0)).to_contain_text("not on the map")
+    expect(page.locator("#list > li.best").nth(1)).not_to_contain_text("not on the map")
+
+
+@slow
+def test_until_the_first_answer_comes_skeletons_stand_in(visit: Open, picture: Callable[[Page, str], None]) -> None:
+    waiting: list[Route] = []
+    page = visit(routes=(("**/v1/recommend", lambda route: waiting.append(route)),))
+    expect(page.locator("#list > li.skeleton")).to_have_count(6)
+    expect(page.locator("#list-column")).to_have_attribute("aria-busy", "true")
+    picture(page, "loading")
+    for route in waiting:
+        route.continue_()
+    page.unroute("**/v1/recommend")
+    shown(page)
+
+
+@slow
+def test_a_server_that_is_gone_is_waited_for_and_the_page_goes_on(visit: Open, picture: Callable[[Page, str], None]) -> None:
+    page = draw(visit(refused=(0,)))
+    page.route("**/v1/**", lambda route: route.abort("connectionrefused"))
+    page.locator("#list > li.best .add").first.click()
+    banner = page.locator("#banner")
+    expect(banner).to_contain_text("The server cannot be reached")
+    expect(page.locator("#list > li.best")).to_have_count(10)
+    picture(page, "server-gone")
+    page.unroute("**/v1/**")
+    expect(banner).to_be_hidden(timeout=5_000)  # by itself
+    expect(page.locator("#history > li.added")).to_have_count(1)
+
+
+@slow
+def test_a_page_that_opens_without_its_server_opens_when_it_comes(visit: Open) -> None:
+    page = visit(refused=(0,), routes=(("**/v1/about", lambda route: route.abort("connectionrefused")),))
+    expect(page.locator("#banner")).to_contain_text("The server cannot be reached")
+    page.unroute("**/v1/about")
+    page.get_by_role("button", name="Try now").click()
+    shown(page)
+    expect(page.locator("#banner")).to_be_hidden()
+
+
+@slow
+def test_too_many_requests_are_asked_again_when_the_server_says(visit: Open) -> None:
+    page = draw(visit(refused=(429,)))
+    error = {"error": {"code": "rate", "message": "At most 100 requests a second."}, "request_id": "r1"}
+    page.route("**/v1/recommend", lambda route: route.fulfill(status=429, headers={"retry-after": "3"}, json=error), times=1)
+    page.locator("#seen").check()
+    expect(page.locator("#banner")).to_contain_text("Too many requests at once.")
+    expect(page.locator("#banner")).to_contain_text("Next try in 3 s.")
+    expect(page.locator("#banner")).to_be_hidden(timeout=6_000)
+
+
+@slow
+def test_a_filter_that_is_refused_is_answered_at_the_filter(visit: Open, picture: Callable[[Page, str], None]) -> None:
+    page = draw(visit(refused=(422,)))
+    field = page.get_by_label("Your own filter")
+    field.fill("prise <= 2")
+    field.press("Enter")
+    refusal = page.locator("#refusal")
+    expect(refusal).to_contain_text("prise")
+    expect(page.locator("#list-column")).to_have_class(re.compile("stale"))
+    picture(page, "refused")
+    field.fill("price <= 2")
+    field.press("Enter")
+    expect(refusal).to_be_hidden()
+    expect(page.locator("#list-column")).not_to_have_class(re.compile("stale"))
+
+
+@slow
+def test_a_refusal_that_says_where_is_marked_there(visit: Open) -> None:
+    page = shown(visit(refused=(422,)))
+    error = {"error": {"code": "impossible", "message": "Unknown column.", "where": 10}, "request_id": "r1"}
+    page.route("**/v1/recommend", lambda route: route.fulfill(status=422, json=error))
+    page.get_by_label("Your own filter").fill("a == 1 or b == 2")
+    page.get_by_label("Your own filter").press("Enter")
+    assert page.locator("#refusal pre").inner_text().rstrip() == "a == 1 or b == 2\n         ^"
+
+
+@slow
+def test_no_place_at_all_is_a_state_with_a_way_out(visit: Open, picture: Callable[[Page, str], None]) -> None:
+    page = draw(visit())
+    field = page.get_by_label("Your own filter")
+    field.fill('name == "no place is called this"')
+    field.press("Enter")
+    expect(page.locator("#list-state")).to_contain_text("No place passes these filters")
+    picture(page, "empty")
+    page.get_by_role("button", name="Reset filters and dials").click()
+    expect(page.locator("#list > li.best")).to_have_count(10)
+
+
+@slow
+def test_a_fault_of_the_server_is_told_with_its_request(visit: Open) -> None:
+    error = {"error": {"code": "internal", "message": "The server made a mistake."}, "request_id": "r-42"}
+    page = visit(refused=(500,), routes=(("**/v1/recommend", lambda route: route.fulfill(status=500, json=error)),))
+    expect(page.locator("#list-state")).to_contain_text("The server made a mistake.")
+    expect(page.locator("#list-state")).to_contain_text("r-42")
+    page.unroute("**/v1/recommend")
+    page.get_by_role("button", name="Try again").click()
+    shown(page)
+
+
+@slow
+def test_links_to_what_is_not_there_still_open(visit: Open) -> None:
+    page = shown(visit(address="#user=nobody-at-all&added=no-such-place", refused=(404,)))
+    expect(page.locator("#list-note")).to_contain_text("The bundle does not know this user")
+    expect(page.locator("#toast")).to_contain_text("not in the catalogue")
+    assert "added" not in page.url
+
+
+@slow
+def test_the_theme_follows_the_system_until_it_is_chosen_and_is_kept(visit: Open) -> None:
+    page = shown(visit(scheme="dark"))
+    paper = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(paper)
+    button = page.get_by_role("button", name=re.compile("^Theme: system"))
+    button.click()
+    light = page.evaluate(paper)
+    assert light != dark
+    page.reload()
+    assert page.evaluate(paper) == light
+    expect(page.get_by_role("button", name=re.compile("^Theme: light"))).to_be_visible()
+
+
+def audit(page: Page, rules: dict[str, Any]) -> list[str]:
+    """What axe finds, one line a kind of fault."""
+    if page.evaluate("typeof axe") == "undefined":
+        page.evaluate(AXE)
+    found = page.evaluate("rules => axe.run(document, {runOnly: rules})", rules)
+    return [f"{fault['id']}: {fault['help']}: {fault['nodes'][0]['html'][:160]}" for fault in found["violations"]]
+
+
+def why(page: Page) -> None:
+    draw(page)
+    page.locator("#list > li.best .why").first.click()
+    page.locator("#list .reasons li").first.wait_for()
+    page.locator("#list > li.best .add").nth(1).click()
+    page.locator("#moved").wait_for()
+
+
+def sheet(page: Page) -> None:
+    page.locator("#list > li.best .name").first.click()
+    page.locator("#sheet .cards > li:not(.skeleton)").first.wait_for()
+
+
+def searching(page: Page) -> None:
+    page.keyboard.press("Escape")
+    page.keyboard.press("/")
+    page.keyboard.type("a")
+    page.locator("#place-list [role=option]:not(.note)").first.wait_for()
+
+
+def figures(page: Page) -> None:
+    page.get_by_role("tab", name="Figures").click()
+    page.locator("#figures tbody tr").first.wait_for()
+
+
+RULES: dict[str, Any] = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+LOOKS: dict[str, Any] = {"type": "rule", "values": ["color-contrast", "target-size"]}  # all that differs in the dark or on a phone
+VIEWS: dict[str, Callable[[Page], object]] = {
+    "start": shown,
+    "why": why,
+    "sheet": sheet,
+    "searching": searching,
+    "figures": figures,
+}
+
+
+@slow
+@pytest.mark.parametrize("looks", ["light", "dark", "phone"])
+def test_every_view_is_accessible_and_pictured(visit: Open, picture: Callable[[Page, str], None], looks: str) -> None:
+    how = {"size": PHONE} if looks == "phone" else {"scheme": looks}
+    page, found = visit(**how, routes=(("**/v1/about", changed(with_report)),)), {}
+    for name, go in VIEWS.items():  # each goes on from the one before
+        go(page)
+        picture(page, f"{name}-{looks}")
+        found[name] = audit(page, RULES if looks == "light" else LOOKS)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{name} is wider than the screen"
+    assert not any(found.values()), json.dumps(found, indent=1)
