@@ -133,6 +133,8 @@ class Answer:
         Whether the bundle knows the user.
     stages_ms
         Milliseconds by stage: "features", "tower", "filter", "search", "describe", "explain".
+    selectivity
+        Share of the items that pass the filter; None where there was none.
     """
 
     places: list[Place]
@@ -140,3 +142,4 @@ class Answer:
     confidence: float
     user_known: bool
     stages_ms: dict[str, float] = field(default_factory=dict)
+    selectivity: float | None = None
