@@ -33,6 +33,7 @@ from twotower.serving.service import Service
 PAGE = Path(__file__).with_name("page")
 CODES = {400: "malformed", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": s.ErrorOut, "description": "Cannot be read."},
     408: {"model": s.ErrorOut, "description": "Not over in time."},
     413: {"model": s.ErrorOut, "description": "Too large a body."},
     422: {"model": s.ErrorOut, "description": "Malformed, or about what nobody knows."},

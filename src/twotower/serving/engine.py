@@ -19,6 +19,7 @@ import numpy as np
 from twotower.errors import RequestError
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, Place, Request, Visit
+from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
 
 Json = dict[str, Any]
@@ -162,15 +163,15 @@ class Engine:
             selectivity=None if allow is None else float(allow.mean()),
         )
 
-    def _queries(self, request: Request, rows: list[int]) -> Any:
-        from twotower.retriever import Queries
-
-        own: list[int] = []
-        if request.user in self.user_rows:
-            row = np.array([self.user_rows[str(request.user)]])
-            own = self.dataset.histories(row, np.array([request.time_s or self.moment_s])).item_row.tolist()
-        queries = Queries.of([own + rows], time_s=request.time_s or self.moment_s, place=request.near)
-        return replace(queries, user_row=np.array([self.user_rows.get(request.user or "", UNKNOWN)]))
+    def _queries(self, request: Request, rows: list[int]) -> Queries:
+        time_s = request.time_s or self.moment_s
+        place = np.array([request.near or (np.nan, np.nan)], np.float32)
+        row = np.array([self.user_rows.get(request.user or "", UNKNOWN)])
+        own = self.dataset.histories(row, np.array([time_s]))
+        if not rows:
+            return replace(own, place=place)
+        queries = Queries.of([own.item_row.tolist() + rows], time_s=time_s, place=request.near)
+        return replace(queries, user_row=row)
 
     def _as_place(self, rank: int, row: int, score: float, home: Any) -> Place:
         found = self.recommender._place(rank, row, score, home)

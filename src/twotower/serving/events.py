@@ -117,19 +117,19 @@ class SQLiteStore:
 
     def _open(self) -> None:
         run = self._connection.execute
+        version, used = run("PRAGMA user_version").fetchone()[0], run("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if version != (SQLITE_VERSION if used else 0):
+            raise sqlite3.DatabaseError("it holds something else, or is of another version")
         run("PRAGMA locking_mode = EXCLUSIVE")  # two servers with one file would not see each other's events
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run("BEGIN IMMEDIATE")
-        if run("PRAGMA user_version").fetchone()[0] not in (0, SQLITE_VERSION):
-            raise sqlite3.DatabaseError("written by another version")
         run(
             "CREATE TABLE IF NOT EXISTS events (position INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL UNIQUE,"
             " user TEXT NOT NULL, item_id TEXT NOT NULL, time_s INTEGER NOT NULL, event_type TEXT, stars REAL)"
         )
         run(f"PRAGMA user_version = {SQLITE_VERSION}")
         run("COMMIT")
-        run("SELECT event_id, user, item_id, time_s, event_type, stars FROM events LIMIT 1")
 
     def append(self, events: Sequence[Event]) -> list[bool]:
         """See `EventStore`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -55,6 +57,8 @@ def serve(options: Options) -> None:
     log.info("serving %s, version %s, on %s port %d", bundle, service.current.engine.version, options.host, options.port)
     if key is None:
         log.info("no key: events and reloading are closed; set %s or use --api-key-file", KEY_VARIABLE)
+    for ending in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done: that is no failure
+        signal.signal(ending, _end)
     uvicorn.run(
         create_app(service, key),
         host=options.host,
@@ -67,6 +71,10 @@ def serve(options: Options) -> None:
         limit_concurrency=options.limits.connections,
         timeout_graceful_shutdown=DRAIN_S,
     )
+
+
+def _end(*_: Any) -> None:
+    raise SystemExit(0)
 
 
 def read_key(file: Path | None) -> str | None:
