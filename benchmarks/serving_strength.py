@@ -3,9 +3,9 @@
     python benchmarks/serving_strength.py BUNDLE OTHER_BUNDLE [--kills 200] [--minutes 30]
 
 Kills: under a load of events the server is killed (SIGKILL) at a random moment and started again; every acknowledged event must
-still be there, and every start must be clean. Minutes: recommendations, events, reloads of two bundles in turn and bad requests, all
-at once; nothing may fail, and the memory at the end is held against the memory after five minutes. Overload: many times more requests
-than can be answered; refusals must be quick, and the next answers as quick as before.
+still be there, and every start must be clean. Minutes: recommendations, events, reloads of two bundles in turn and bad requests,
+all at once; nothing may fail, and the memory at the end is held against the memory after five minutes. Overload: many times more
+requests than can be answered; refusals must be quick, and the next answers as quick as before.
 """
 
 from __future__ import annotations
