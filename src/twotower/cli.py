@@ -169,7 +169,8 @@ def recommend(
     found = Recommender.load(bundle).recommend(user=user, history=ids, k=k, where=where, near=near, exclude_seen=not include_seen)
     if as_json:
         for place in found:
-            click.echo(json.dumps(asdict(place), ensure_ascii=False))
+            said = asdict(place)
+            click.echo(json.dumps({name: value for name, value in said.items() if name != "reasons"}, ensure_ascii=False))
     else:
         click.echo(as_table(found))
 
