@@ -60,6 +60,14 @@ class Server:
                 return int(line.split()[1]) / 1024
         raise RuntimeError("the process tells nothing of its memory")
 
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit code."""
         self.process.send_signal(how)

@@ -62,17 +62,18 @@ def kill_often(bundle: Path, folder: Path, times: int, seed: int) -> dict[str, A
     """Kill the server `times` times under a load of events; what was acknowledged, lost, and how the starts went."""
     chance, events, log = random.Random(seed), f"sqlite:{folder / 'events.sqlite'}", folder / "server.log"
     acknowledged: list[dict[str, Any]] = []
-    lost, starts, checked = 0, [], 0
+    lost, starts, checked, code = 0, [], 0, 0
     for number in range(times + 1):
-        server = Server(bundle, events, log, "--rate", "0")
-        starts.append(server.start_s)
-        if number == times:
-            checked = 0  # at the end all of them once more
-        lost += asyncio.run(_missing(server.port, acknowledged[checked:]))
-        checked = len(acknowledged)
-        if number < times:
-            acknowledged += asyncio.run(_write_until_killed(server, number, chance))
-    code = server.end()
+        with Server(bundle, events, log, "--rate", "0") as server:
+            starts.append(server.start_s)
+            if number == times:
+                checked = 0  # at the end all of them once more
+            lost += asyncio.run(_missing(server.port, acknowledged[checked:]))
+            checked = len(acknowledged)
+            if number < times:
+                acknowledged += asyncio.run(_write_until_killed(server, number, chance))
+            else:
+                code = server.end()
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     tracebacks = sum("traceback" in line or line["level"] == "error" for line in lines)
     return {
@@ -123,7 +124,11 @@ async def _missing(port: int, events: list[dict[str, Any]]) -> int:
 
 async def mix(bundles: tuple[Path, Path], folder: Path, minutes: float, seed: int) -> dict[str, Any]:
     """Everything at once for some minutes: what failed, and the memory after five minutes (or half of them) and at the end."""
-    server = Server(bundles[0], f"sqlite:{folder / 'mixed.sqlite'}", folder / "mixed.log", "--rate", "0")
+    with Server(bundles[0], f"sqlite:{folder / 'mixed.sqlite'}", folder / "mixed.log", "--rate", "0") as server:
+        return await _mix(server, bundles, minutes, seed)
+
+
+async def _mix(server: Server, bundles: tuple[Path, Path], minutes: float, seed: int) -> dict[str, Any]:
     chance, end = random.Random(seed), time.monotonic() + 60 * minutes
     users = [user["user"] for user in json.loads(server.get("/v1/users?limit=100")[1])["users"]]
     items = [item["item_id"] for item in json.loads(server.get("/v1/items?limit=100")[1])["items"]]
@@ -189,14 +194,13 @@ async def mix(bundles: tuple[Path, Path], folder: Path, minutes: float, seed: in
 
 async def overload(bundle: Path, folder: Path, seconds: float = 5.0) -> dict[str, Any]:
     """Ask many times more than can be answered; how quick refusals were, and how quick answers are afterwards."""
-    server = Server(bundle, f"sqlite:{folder / 'crowd.sqlite'}", folder / "crowd.log", "--rate", "0")
-    items = [item["item_id"] for item in json.loads(server.get("/v1/items?limit=100")[1])["items"]]
-    asked = {"requests": [{"history": [{"item_id": item}], "k": 100} for item in items] * 2}
-    single = [post("/v1/recommend", {"history": [{"item_id": item}], "k": 10}) for item in items]
-    crowd = await closed(server.port, [post("/v1/recommend:batch", asked)], connections=16, seconds=seconds)
-    after = await at_rate(server.port, single, rate=20, seconds=3)
-    refused = Load(seconds=sorted(crowd.refused_s))
-    server.end()
+    with Server(bundle, f"sqlite:{folder / 'crowd.sqlite'}", folder / "crowd.log", "--rate", "0") as server:
+        items = [item["item_id"] for item in json.loads(server.get("/v1/items?limit=100")[1])["items"]]
+        asked = {"requests": [{"history": [{"item_id": item}], "k": 100} for item in items] * 2}
+        single = [post("/v1/recommend", {"history": [{"item_id": item}], "k": 10}) for item in items]
+        crowd = await closed(server.port, [post("/v1/recommend:batch", asked)], connections=16, seconds=seconds)
+        after = await at_rate(server.port, single, rate=20, seconds=3)
+    refused = Load(seconds=crowd.refused_s)
     return {
         "requests": len(crowd.seconds),
         "refused": crowd.statuses.get(503, 0),

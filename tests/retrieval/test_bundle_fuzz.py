@@ -23,9 +23,17 @@ from twotower.retrieval.sealed import MANIFEST
 CASES = int(os.environ.get("TWOTOWER_FUZZ_CASES", "25"))
 BRISK = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.integers(-3, 300), st.floats(), st.text(max_size=8), st.just("../../x")
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**70), 2**70),
+    st.integers(-3, 300),
+    st.floats(),
+    st.text(max_size=8),
+    st.just("../../x"),
 )
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5
+)
 
 
 @pytest.fixture(scope="module")

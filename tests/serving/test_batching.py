@@ -24,13 +24,11 @@ class Doubles:
         self.open.set()
         self.held = threading.Event()
 
-    def work(self, numbers: Sequence[int]) -> list[int]:
+    def work(self, numbers: Sequence[int]) -> list[int | RequestError]:
         self.held.set()
         assert self.open.wait(10)
         self.batches.append(list(numbers))
-        if min(numbers) < 0:
-            raise RequestError(f"{min(numbers)} is negative")
-        return [2 * number // (number and 1) for number in numbers]
+        return [RequestError(f"{number} is negative") if number < 0 else 2 * number // (number and 1) for number in numbers]
 
 
 async def gathered(batcher: Batcher, doubles: Doubles, numbers: Sequence[int]) -> list[object]:

@@ -24,13 +24,14 @@ EXAMPLES = 25  # of each route
 
 @pytest.mark.slow
 def test_signals_reload_and_end_it_and_log_lines_are_json(strength: Any, bundle: Path, tmp_path: Path) -> None:
-    server, log = strength.Server(bundle, f"sqlite:{tmp_path / 'e'}", tmp_path / "log"), tmp_path / "log"
-    server.process.send_signal(signal.SIGHUP)
-    end = time.monotonic() + 30
-    while "now serving" not in log.read_text() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert json.loads(server.get("/v1/about")[1])["name"] == bundle.name
-    assert server.end() == 0
+    log = tmp_path / "log"
+    with strength.Server(bundle, f"sqlite:{tmp_path / 'e'}", log) as server:
+        server.process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 30
+        while "now serving" not in log.read_text() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert json.loads(server.get("/v1/about")[1])["name"] == bundle.name
+        assert server.end() == 0
     said = [json.loads(line) for line in log.read_text().splitlines()]
     assert {line["level"] for line in said} == {"info"}
     assert [line["message"].split(",")[0] for line in said if "serving" in line["message"]] == [
@@ -90,27 +91,24 @@ def test_nothing_that_its_description_allows_makes_it_fail(load: Any, bundle: Pa
     import schemathesis.specs.openapi.checks as conforms
     from schemathesis.checks import not_a_server_error
 
-    server = load.Server(bundle, f"sqlite:{tmp_path / 'e'}", tmp_path / "log", "--rate", "0")
     headers, seen = {"Authorization": f"Bearer {load.KEY}"}, set()
-    schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{server.port}/openapi.json")
     wanted = [
         not_a_server_error,
         conforms.status_code_conformance,
         conforms.content_type_conformance,
         conforms.response_schema_conformance,
     ]
-    try:
+    with load.Server(bundle, f"sqlite:{tmp_path / 'e'}", tmp_path / "log", "--rate", "0") as server:
+        schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{server.port}/openapi.json")
         for found in schema.get_all_operations():
-            operation = found.ok()
 
             @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
-            @given(operation.as_strategy())
+            @given(found.ok().as_strategy())
             def check(case: Any) -> None:
                 answer = case.call_and_validate(headers=headers, checks=wanted)
                 seen.add((case.path, answer.status_code))
 
             check()
-    finally:
         assert server.end() == 0
     assert {path for path, status in seen if status == 200} >= {"/v1/recommend", "/v1/recommend:batch", "/v1/items", "/v1/about"}
     assert "traceback" not in (tmp_path / "log").read_text()

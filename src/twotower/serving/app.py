@@ -25,10 +25,11 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from twotower.console import log
 from twotower.errors import BusyError, TwoTowerError
+from twotower.schema import UNKNOWN
 from twotower.serving import schemas as s
 from twotower.serving.gate import Gate, error_body
 from twotower.serving.limits import MOST_FILTER, MOST_K, is_key
-from twotower.serving.service import Service
+from twotower.serving.service import Service, unknown
 
 PAGE = Path(__file__).with_name("page")
 CODES = {400: "malformed", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
@@ -93,7 +94,7 @@ def _answers(app: FastAPI, service: Service) -> None:
         where: Annotated[str | None, Query(alias="filter", max_length=MOST_FILTER)] = None,
     ) -> Response:
         """Places like one."""
-        _known(item_id in service.current.engine.rows, "item", item_id)
+        _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
         version, places = await service.similar(item_id, k, where)
         return _json({"version": version, "items": places})
 
@@ -108,7 +109,7 @@ def _browsing(app: FastAPI, service: Service) -> None:
     async def item(item_id: str) -> Response:
         """One item, with everything the catalogue has of it."""
         current = service.current
-        _known(item_id in current.engine.rows, "item", item_id)
+        _known(current.engine.row(item_id) != UNKNOWN, "item", item_id)
         return _json(current.browser.item(item_id))
 
     @app.get("/v1/users", response_model=s.UsersOut, responses=REFUSALS, tags=["users"])
@@ -125,7 +126,7 @@ def _browsing(app: FastAPI, service: Service) -> None:
     async def history(user: str) -> Response:
         """What is known of a user: the bundle's events and the accepted ones."""
         current = service.current
-        _known(user in current.engine.user_rows or service.journal.of(user), "user", user)
+        _known(current.engine.user_row(user) != UNKNOWN or service.journal.of(user), "user", user)
         return _json(await asyncio.to_thread(current.browser.history, user))
 
     @app.get("/v1/about", response_model=s.AboutOut, responses=REFUSALS, tags=["items"])
@@ -191,7 +192,7 @@ def _heading(request: Request, version: str) -> dict[str, Any]:
 
 def _known(found: Any, kind: str, name: str) -> None:
     if not found:
-        raise HTTPException(404, f"The {kind} must be known. Found no {name[:80]!r}.")
+        raise HTTPException(404, str(unknown(kind, name)))
 
 
 def _error(request: Request, status: int, code: str, message: str, where: Any = None, headers: Any = None) -> Response:

@@ -3,8 +3,8 @@
 Enters: functions over lists, with one argument each. Leaves: their results, or a `BusyError` at once when too much waits already,
 and when the deadline has passed before the work began.
 
-Promises: arguments that wait for the same function are handed to it in one list, in the order they came; the mistake of one (a
-`RequestError`) is told to that one alone; nothing waits without a bound.
+Promises: arguments that wait for the same function are handed to it in one list, in the order they came; the mistake of one is
+told to that one alone; nothing waits without a bound.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from twotower.console import log
-from twotower.errors import BusyError, RequestError
+from twotower.errors import BusyError
 
 Work = Callable[[Sequence[Any]], Sequence[Any]]
-"""A function of a list: one result for each argument, in their order."""
+"""A function of a list: for each argument a result, or the exception that tells of its mistake, in their order."""
 
 
 @dataclass(slots=True)
@@ -126,12 +126,6 @@ def _do(units: Sequence[Unit]) -> None:
     try:
         for unit, result in zip(units, units[0].work([unit.argument for unit in units]), strict=True):
             unit.outcome = result
-    except RequestError as error:
-        if len(units) == 1:
-            units[0].outcome = error
-            return
-        for unit in units:  # whose mistake it is shows when each is alone
-            _do([unit])
     except Exception as error:
         for unit in units:
             unit.outcome = error

@@ -12,9 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.catalogue import as_lists, hours_column
-from twotower.errors import RequestError
 from twotower.retrieval.request import Visit
-from twotower.schema import FIRST_ROW
+from twotower.schema import FIRST_ROW, UNKNOWN
 from twotower.serving.engine import Engine, Json
 from twotower.serving.journal import Journal
 
@@ -49,13 +48,7 @@ class Browser:
         return [self.engine.item(int(row)) for row in found[order] + FIRST_ROW]
 
     def item(self, item_id: str) -> Json:
-        """One item with all its raw columns under "facts".
-
-        Raises
-        ------
-        RequestError
-            There is none of this id.
-        """
+        """A known item with all its raw columns under "facts"."""
         row = self.engine.row(item_id)
         return {**self.engine.item(row), "facts": self.engine.recommender.describe(row)}
 
@@ -64,7 +57,7 @@ class Browser:
         found = holding(self._users, query)
         counts = np.diff(self.dataset.events.offsets)[FIRST_ROW:][found]
         known = [str(self.dataset.user_ids[at + FIRST_ROW]) for at in found[np.lexsort((found, -counts))[:limit]]]
-        new = [user for user in self.journal.users() if user not in self.engine.user_rows and _fold(query) in _fold(user)]
+        new = [user for user in self.journal.users() if self.engine.user_row(user) == UNKNOWN and _fold(query) in _fold(user)]
         return [self._user(user) for user in [*known, *new[::-1]][:limit]]
 
     def random_user(self) -> list[Json]:
@@ -73,16 +66,8 @@ class Browser:
         return [self._user(str(self.dataset.user_ids[some[random.randrange(len(some))]]))] if len(some) else []
 
     def history(self, user: str) -> Json:
-        """Everything known of a user, oldest first: the bundle's events, then the accepted ones.
-
-        Raises
-        ------
-        RequestError
-            Nobody knows the user.
-        """
+        """Everything known of a user, oldest first: the bundle's events, then the accepted ones."""
         own, accepted = self._own(user), self.journal.of(user)
-        if user not in self.engine.user_rows and not accepted:
-            raise RequestError(f"The user must be in the bundle, or have sent events. Found no {user[:80]!r}.")
         return {"user": user, "events": [self._event(visit) for visit in (*own, *accepted)[-MOST_SHOWN:]]}
 
     def about(self) -> Json:
@@ -93,7 +78,7 @@ class Browser:
             "name": self.engine.name,
             "items": self.dataset.n_items - FIRST_ROW,
             "users": self.dataset.n_users - FIRST_ROW,
-            "metrics": self.engine.metrics,
+            "metrics": {name: self.engine.manifest[name] for name in ("metrics", "report") if self.engine.manifest.get(name)},
             "filters": {
                 "categories": self._categories,
                 "has_price": "price" in items.column_names,
@@ -112,9 +97,7 @@ class Browser:
         return [name for name, _ in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))[:CATEGORIES]]
 
     def _own(self, user: str) -> list[Visit]:
-        row = self.engine.user_rows.get(user)
-        if row is None:
-            return []
+        row = self.engine.user_row(user)
         events, types = self.dataset.events, ["", *self.dataset.event_types]
         at = range(max(int(events.offsets[row]), int(events.offsets[row + 1]) - MOST_SHOWN), int(events.offsets[row + 1]))
         return [
@@ -128,13 +111,13 @@ class Browser:
         ]
 
     def _event(self, visit: Visit) -> Json:
-        row = self.engine.rows.get(visit.item_id)
-        item = self.engine.item(row) if row is not None else {"item_id": visit.item_id, "name": visit.item_id}
+        row = self.engine.row(visit.item_id)
+        item = self.engine.item(row) if row != UNKNOWN else {"item_id": visit.item_id, "name": visit.item_id}
         return {**NOTHING, **item, "time_s": visit.time_s, "stars": visit.stars, "event_type": visit.event_type}
 
     def _user(self, user: str) -> Json:
-        row = self.engine.user_rows.get(user)
-        own = 0 if row is None else int(np.diff(self.dataset.events.offsets[row : row + 2])[0])
+        row = self.engine.user_row(user)
+        own = int(np.diff(self.dataset.events.offsets[row : row + 2])[0])
         return {"user": user, "events": own + len(self.journal.of(user))}
 
 

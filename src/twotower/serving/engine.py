@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from twotower.errors import RequestError
+from twotower.retrieval.filters import distances_km
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, Place, Request, Visit
-from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
 
 Json = dict[str, Any]
@@ -31,7 +32,7 @@ class Likeness:
 
     item_id: str
     k: int
-    where: str | Json | None = None
+    where: str | None = None
 
 
 class Engine:
@@ -45,13 +46,9 @@ class Engine:
 
     def __init__(self, recommender: Recommender) -> None:
         self.recommender, self.dataset = recommender, recommender.dataset
-        manifest = recommender.bundle.manifest
-        self.version = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
-        self.metrics: Json = manifest.get("metrics") or {}
+        self.manifest: Json = recommender.bundle.manifest
+        self.version = hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:12]
         self.name = recommender.bundle.path.resolve().name
-        self.moment_s = int(manifest["moment_s"])
-        self.rows = {str(item_id): row for row, item_id in enumerate(self.dataset.item_ids) if row >= FIRST_ROW}
-        self.user_rows = {str(user): row for row, user in enumerate(self.dataset.user_ids) if row >= FIRST_ROW}
 
     @classmethod
     def load(cls, path: Path) -> Engine:
@@ -63,53 +60,37 @@ class Engine:
             It is no whole bundle of this version.
         """
         engine = cls(Recommender.load(path))
-        engine.answer([Request(history=(Visit(next(iter(engine.rows))),) if engine.rows else (), k=1)])
+        engine.answer([Request(history=tuple(Visit(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1]), k=1)])
         return engine
 
     def row(self, item_id: str) -> int:
-        """Row of an item.
+        """Row of an item; UNKNOWN where there is none of this id."""
+        return self.recommender.reader.items.row(item_id)
 
-        Raises
-        ------
-        RequestError
-            There is none of this id.
-        """
-        if item_id not in self.rows:
-            raise RequestError(f"The item must be in the catalogue. Found no {item_id[:80]!r}.")
-        return self.rows[item_id]
+    def user_row(self, user: str) -> int:
+        """Row of a user; UNKNOWN where the bundle knows none of this id."""
+        return self.recommender.reader.users.row(user)
 
-    def check_type(self, event_type: str | None) -> None:
-        """Refuse a kind of events that the bundle does not know.
-
-        Raises
-        ------
-        RequestError
-            It is none of `dataset.event_types`.
-        """
-        known = self.dataset.event_types
-        if event_type is not None and event_type not in known:
-            raise RequestError(f"An event must be of a kind the bundle knows: {', '.join(known)}. Got {event_type[:80]!r}.")
-
-    def visits(self, accepted: Iterable[Visit], before_s: int | None) -> tuple[Visit, ...]:
-        """Of accepted events those this bundle can read, before a moment if one is given."""
+    def visits(self, accepted: Iterable[Visit]) -> tuple[Visit, ...]:
+        """Of accepted events those this bundle can read."""
         types = self.dataset.event_types
         return tuple(
             visit if visit.event_type in types else replace(visit, event_type=None)
             for visit in accepted
-            if visit.item_id in self.rows and (before_s is None or (visit.time_s or 0) < before_s)
+            if self.row(visit.item_id) != UNKNOWN
         )
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """One answer for each request."""
-        return [self._answer(request) for request in requests]
+    def answer(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
+        """For each request its answer, or its mistake."""
+        return self.recommender.answer_each(requests)
 
-    def similar(self, questions: Sequence[Likeness]) -> list[list[Place]]:
-        """For each question the items whose vectors are nearest to the item's own, best first."""
+    def similar(self, questions: Sequence[Likeness]) -> list[list[Json] | RequestError]:
+        """For each question the items whose vectors are nearest to the item's own, best first; or its mistake."""
         return [self._similar(question) for question in questions]
 
     def place(self, place: Place) -> Json:
         """A recommended place as a page reads it."""
-        latitude, longitude = self.at(self.rows[place.item_id])
+        latitude, longitude = self.at(self.row(place.item_id))
         return {
             "rank": place.rank,
             "item_id": place.item_id,
@@ -137,53 +118,34 @@ class Engine:
             "longitude": longitude,
         }
 
+    def _similar(self, question: Likeness) -> list[Json] | RequestError:
+        bundle, row = self.recommender.bundle, self.row(question.item_id)
+        here = self.at(row)
+        home = None if here[0] is None or here[1] is None else (here[0], here[1])
+        allow = bundle.arrays.offered
+        try:
+            if question.where:
+                allow = allow & self.recommender.filter.compile(question.where, home=home)
+        except RequestError as error:
+            return error
+        query = bundle.arrays.vectors[row : row + 1].copy()
+        query[:, -1] = 0  # popularity has no part in likeness
+        itself = (np.array([0, 1]), np.array([row]))
+        found = self.recommender.index.search(torch.from_numpy(query), question.k, exclude=itself, allow=allow)
+        rows, scores = found.items[0][found.items[0] >= 0], found.scores[0]
+        away = distances_km(self.recommender.filter.places[rows - FIRST_ROW], home) if home is not None else [math.nan] * len(rows)
+        return [
+            {
+                **self.item(int(other)),
+                "rank": rank,
+                "distance_km": None if math.isnan(km) else round(float(km), 2),
+                "score": round(float(score), 4),
+                "reasons": [],
+            }
+            for rank, (other, km, score) in enumerate(zip(rows, away, scores, strict=False), 1)
+        ]
+
     def at(self, row: int) -> tuple[float | None, float | None]:
         """Where an item is: degrees, None where unknown."""
         latitude, longitude = self.recommender.filter.places[row - FIRST_ROW].tolist()
         return (latitude, longitude) if latitude == latitude else (None, None)
-
-    def _answer(self, request: Request) -> Answer:
-        began = time.perf_counter()
-        rows = [self.row(visit.item_id) for visit in request.history]
-        known = request.user in self.user_rows
-        recommender = self.recommender
-        queries = self._queries(request, rows)
-        home = request.near or recommender._home(queries)
-        allow = recommender.filter.compile(str(request.where), home=home) if request.where else None
-        found = recommender.retriever.retrieve(queries, request.k, exclude_seen=request.exclude_seen, allow=allow)
-        pairs = zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True)
-        places = [self._as_place(rank, row, score, home) for rank, (row, score) in enumerate(pairs, 1) if row >= 0]
-        seen = len(queries.item_row)
-        return Answer(
-            places=places,
-            source="model",
-            confidence=seen / (seen + 3),
-            user_known=known,
-            stages_ms={"search": 1000 * (time.perf_counter() - began)},
-            selectivity=None if allow is None else float(allow.mean()),
-        )
-
-    def _queries(self, request: Request, rows: list[int]) -> Queries:
-        time_s = request.time_s or self.moment_s
-        place = np.array([request.near or (np.nan, np.nan)], np.float32)
-        row = np.array([self.user_rows.get(request.user or "", UNKNOWN)])
-        own = self.dataset.histories(row, np.array([time_s]))
-        if not rows:
-            return replace(own, place=place)
-        queries = Queries.of([own.item_row.tolist() + rows], time_s=time_s, place=request.near)
-        return replace(queries, user_row=row)
-
-    def _as_place(self, rank: int, row: int, score: float, home: Any) -> Place:
-        found = self.recommender._place(rank, row, score, home)
-        return Place(found.rank, found.item_id, found.name, found.categories, found.city, found.distance_km, found.score)
-
-    def _similar(self, question: Likeness) -> list[Place]:
-        row = self.row(question.item_id)
-        latitude, longitude = self.at(row)
-        home = None if latitude is None or longitude is None else (latitude, longitude)
-        allow = self.recommender.filter.compile(str(question.where), home=home) if question.where else None
-        query = self.recommender.bundle.vectors[row : row + 1]
-        itself = (np.array([0, 1]), np.array([row]))
-        found = self.recommender.retriever.index.search(query, question.k, exclude=itself, allow=allow)
-        pairs = zip(found.items[0].tolist(), found.scores[0].tolist(), strict=True)
-        return [self._as_place(rank, other, score, home) for rank, (other, score) in enumerate(pairs, 1) if other >= 0]

@@ -17,6 +17,7 @@ from pathlib import Path
 from twotower.console import log
 from twotower.errors import DataError, RequestError, TwoTowerError
 from twotower.retrieval.request import Answer, Request
+from twotower.schema import UNKNOWN
 from twotower.serving.batching import Batcher
 from twotower.serving.browse import Browser
 from twotower.serving.engine import Engine, Json, Likeness
@@ -96,8 +97,7 @@ class Service:
         deadline = time.perf_counter() + self.limits.answer_s
         with _part():
             (future,) = self.answers.submit(engine.similar, [Likeness(item_id, k, where)], deadline)
-            places = await future
-        return engine.version, [engine.place(place) for place in places]
+            return engine.version, await future
 
     async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
         """Keep events; how many were new, and how many repeated. They are on the disk, and count, when this returns.
@@ -111,10 +111,8 @@ class Service:
         """
         engine, now = self.current.engine, int(time.time())
         for number, body in enumerate(bodies):
-            with _part("events", number, "item_id"):
-                engine.row(body.item_id)
-            with _part("events", number, "event_type"):
-                engine.check_type(body.event_type)
+            with _part("events", number):
+                _check(engine, body)
         events = [
             Event(b.event_id, b.user, b.item_id, now if b.time_s is None else b.time_s, b.event_type, b.stars) for b in bodies
         ]
@@ -163,10 +161,9 @@ class Service:
 
     def _request(self, engine: Engine, body: RecommendIn, path: tuple[str | int, ...]) -> Request:
         for number, visit in enumerate(body.history):
-            if visit.item_id not in engine.rows:
-                with _part(*path, "history", number, "item_id"):
-                    engine.row(visit.item_id)
-        return body.request(engine.visits(self.journal.of(body.user), body.time_s) if body.user else ())
+            if engine.row(visit.item_id) == UNKNOWN:
+                raise PartError(_path(*path, "history", number, "item_id"), unknown("item", visit.item_id))
+        return body.request(engine.visits(self.journal.of(body.user)) if body.user else ())
 
     def _as_json(self, engine: Engine, answer: Answer | BaseException) -> Json:
         if isinstance(answer, BaseException):
@@ -192,11 +189,28 @@ class PartError(RequestError):
 
     def __init__(self, part: str, error: RequestError) -> None:
         super().__init__(str(error))
-        inner = getattr(error, "where", None)  # only mistakes of filters have one
-        within = (
-            "" if inner is None else f"filter:{inner}" if isinstance(inner, int) else ".".join(filter(None, ["filter", str(inner)]))
-        )
-        self.where = ".".join(filter(None, [part, within]))
+        inner = getattr(error, "where", None)
+        if not isinstance(error, PartError) and inner is not None:  # only mistakes of filters say where
+            inner = f"filter:{inner}" if isinstance(inner, int) else _path(*filter(None, ("filter", inner)))
+        self.where = _path(*filter(None, (part, inner)))
+
+
+def unknown(kind: str, name: str) -> RequestError:
+    """A mistake about who or what nobody knows."""
+    return RequestError(f"The {kind} must be known. Found no {name[:80]!r}.")
+
+
+def _check(engine: Engine, event: EventIn) -> None:
+    if engine.row(event.item_id) == UNKNOWN:
+        raise PartError("item_id", unknown("item", event.item_id))
+    known = engine.dataset.event_types
+    if event.event_type is not None and event.event_type not in known:
+        text = f"An event must be of a kind the bundle knows: {', '.join(known)}. Got {event.event_type[:80]!r}."
+        raise PartError("event_type", RequestError(text))
+
+
+def _path(*steps: str | int) -> str:
+    return ".".join(str(step) for step in steps)
 
 
 @contextmanager
@@ -205,4 +219,4 @@ def _part(*path: str | int) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise PartError(".".join(str(step) for step in path), error) from None
+        raise PartError(_path(*path), error) from None
