@@ -21,6 +21,7 @@ from twotower.serving.service import Service
 KEY_VARIABLE = "TWOTOWER_API_KEY"
 SHORTEST_KEY = 16  # characters
 SWITCH_S = 0.0005  # how long a computing thread may keep the interpreter from the one that answers
+IDLE_S = 65  # a connection may rest; longer than a balancer before it lets one rest, so that the balancer closes first
 DRAIN_S = 10  # for requests under way when told to stop
 
 
@@ -69,6 +70,7 @@ def serve(options: Options) -> None:
         access_log=False,
         server_header=False,
         limit_concurrency=options.limits.connections,
+        timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
 
