@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from twotower.errors import RequestError
-from twotower.retrieval.filters import ItemFilter, check_place, distances_km, hour_of_week
+from twotower.retrieval.filter_tree import hour_of_week
+from twotower.retrieval.filters import ItemFilter, check_place, distances_km
 from twotower.schema import FeatureSpec
 
 OPEN_FRIDAY_EVENING = "".join("1" if hour in range(114, 119) else "0" for hour in range(168))
