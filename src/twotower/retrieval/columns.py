@@ -102,7 +102,7 @@ class Places:
         """Which items lie no farther than `km` from `centre` (latitude, longitude in degrees)."""
         found = np.zeros(len(self.known), np.bool_)
         if km >= np.pi * EARTH_KM:
-            return self.known.copy()
+            return found | self.known
         # A little more than the radius in latitude, so that rounding loses nobody; the distance itself decides.
         reach = np.degrees(km / EARTH_KM) + 1e-3
         low, high = np.searchsorted(self._latitude, [centre[0] - reach, centre[0] + reach])

@@ -108,7 +108,7 @@ class _Text:
         try:
             return self._visit(ast.parse(self.text, mode="eval").body)
         except (SyntaxError, ValueError, MemoryError) as error:
-            where = self.before + self._offset(getattr(error, "lineno", None), (getattr(error, "offset", None) or 1) - 1) + 1
+            where = self.before + self._blamed(error) + 1
             shown = self.text if len(self.text) <= MOST_SHOWN else self.text[:MOST_SHOWN] + "…"
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deep"
             rule = 'A filter must read like `category == "Mexican" and within(5)`.'
@@ -168,6 +168,11 @@ class _Text:
     def _characters(self, line: int | None, column: int | None) -> int:
         """Characters of a line before a column, which the parser counts in bytes."""
         return len(self.lines[(line or 1) - 1].encode()[:column].decode())
+
+    def _blamed(self, error: Exception) -> int:
+        if not isinstance(error, SyntaxError):
+            return 0
+        return self._offset(error.lineno, error.offset - 1) if error.offset else len(self.text)  # 0: something lacks at the end
 
     def _offset(self, line: int | None, column: int) -> int:
         return min(sum(map(len, self.lines[: (line or 1) - 1])) + column, len(self.text))
