@@ -17,7 +17,8 @@ FLOORS = [
     "retrieval.recent retrieval.request verdict "
     "data.engine data.engine_spark data.raw data.yelp data.yelp_business data.tables data.table_files data.sequences "
     "data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",
-    "environment data.selection data.prepare data.dataset models.towers.* retrieval.index retrieval.approximate retrieval.index_faiss retrieval.indexes",
+    "environment data.selection data.prepare data.dataset models.towers.* retrieval.index "
+    "retrieval.approximate retrieval.index_faiss retrieval.indexes",
     "data.views data.data_loader models.two_tower baselines slices",
     "evaluation checkpoint report models.build retrieval.neural",
     "trainers.* retrieval.recommender retrieval.bundle",

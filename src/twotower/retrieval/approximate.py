@@ -3,7 +3,9 @@
 Enter: vectors, and a subclass that proposes candidates. Leaves: `Recommendations` as of any index. How: candidates, some more than
 asked for, are scored with the vectors themselves. A filter goes into the search; the narrower it is, the more a search among all
 items wastes, so that below some number of allowed items an exact scan of these is cheaper. Where that is, is measured when the
-index is built (`worth_rows`). Whoever gets fewer than `k` candidates is answered by the exact scan.
+index is built (`worth_rows`). The exact scan also answers whoever gets fewer candidates than wanted, and whose filter goes against
+the query: when far more of a sample of all items score above the worst one found than a filter by chance would explain, what the
+filter lets pass lies outside of where the search looked.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from twotower.retrieval.topk import top_k
 from twotower.retriever import Float, Int, Mask, Recommendations
 from twotower.schema import FIRST_ROW
 
+_SAMPLE = 4096  # items that tell how far down the list a score is
 _PROBES = 32  # searches that measure what one costs
 _PROBE_K = 100
 _SPREAD = 4096  # int8 vectors turned into floats at once: they stay in the cache
@@ -44,10 +47,13 @@ class Approximate(Index):
     """
 
     DEFAULTS: ClassVar[dict[str, Any]]
+    LOOKS_EVERYWHERE: ClassVar[bool] = True
 
     def __init__(self, vectors: Tensor, structure: Any, settings: dict[str, Any]) -> None:
         super().__init__(vectors.detach().float().cpu().contiguous(), settings)
         self.structure, self.exact = structure, ExactIndex(self.vectors)
+        rows = np.linspace(FIRST_ROW, len(vectors) - 1, min(_SAMPLE, len(vectors)), dtype=np.int64)
+        self._sample = self.vectors.numpy()[rows]
 
     @classmethod
     def build(cls, vectors: Tensor, **settings: Any) -> Index:
@@ -90,12 +96,22 @@ class Approximate(Index):
             return self.exact.search(queries, k, exclude=exclude, allow=allow)
         found = []
         for b, rows in enumerate(self._candidates(queries, fetch, effort, allow)):
-            rows = np.sort(rows[rows >= FIRST_ROW])
+            whole, rows = bool((rows >= FIRST_ROW).all()), np.sort(rows[rows >= FIRST_ROW])
             banned = part_of(exclude, b, b + 1)
             rows = rows if banned is None or not len(banned[1]) else rows[~np.isin(rows, banned[1])]
-            best = self.exact.among(queries[b], rows, k) if len(rows) >= k else None
-            found.append(best or self.exact.search(queries[b : b + 1], k, exclude=banned, allow=allow))
+            best = self.exact.among(queries[b], rows, k) if whole and len(rows) >= k else None
+            if best is None or (allow is not None and self._lost(queries[b], best, total / allowed)):
+                best = self.exact.search(queries[b : b + 1], k, exclude=banned, allow=allow)
+            found.append(best)
         return joined(found, k)
+
+    def _lost(self, query: Float, found: Recommendations, rarity: float) -> bool:
+        """Whether the worst item found is far further down the list of all items than if one in `rarity` were allowed by chance."""
+        if self.LOOKS_EVERYWHERE:
+            return False
+        above = np.count_nonzero(self._sample @ query > found.scores[0, -1])
+        expected = found.items.shape[1] * rarity * len(self._sample) / len(self.vectors)
+        return bool(above > 2 * expected + 3)
 
     def _effort(self, fetch: int, share: float) -> float:  # noqa: ARG002 - where every item is looked at, it is always the same
         """How widely to look so that a filter that lets `share` pass, or a long list, costs no recall; in the unit of "effort"."""

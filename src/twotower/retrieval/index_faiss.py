@@ -90,6 +90,7 @@ class HnswIndex(_Faiss):
 
     kind = "hnsw"
     DEFAULTS: ClassVar[dict[str, Any]] = {"neighbours": 16, "construction": 100, "effort": 200, "refine": 1.2}
+    LOOKS_EVERYWHERE = False
 
     @classmethod
     def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
@@ -118,6 +119,7 @@ class IvfPqIndex(_Faiss):
 
     kind = "ivf_pq"
     DEFAULTS: ClassVar[dict[str, Any]] = {"lists": 0, "width": 2, "effort": 32, "refine": 4.0}
+    LOOKS_EVERYWHERE = False
 
     @classmethod
     def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
