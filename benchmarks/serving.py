@@ -1,9 +1,9 @@
 """What answering over HTTP costs, held against what it is made of.
 
-    python benchmarks/serving.py [--items 150000] [--dim 128] [--table]
+    python benchmarks/serving.py [--items 150000] [--dim 128]
 
-A bundle of so many made-up items is served by a process of its own; server and load share the cores. Against it, in turn: the same user
-tower and the same index, asked for the same lists in one process, their inputs built beforehand. Rows:
+A bundle of so many made-up items is served by a process of its own; server and load share the cores. Against it, in turn: the same
+user tower and the same index, asked for the same lists in one process, their inputs built beforehand. Rows:
 
 - median of one request after the other, over HTTP and bare;
 - the same with a filter that one item of a hundred passes, against without;

@@ -34,7 +34,17 @@ class TrainingError(TwoTowerError):
 
 
 class RequestError(TwoTowerError):
-    """A request for recommendations cannot be answered."""
+    """A request for recommendations cannot be answered.
+
+    Attributes
+    ----------
+    where
+        The part at fault: a character of a text (from 1), a path into JSON such as "and[1].within.km" ("" is all of it), or None.
+    """
+
+    def __init__(self, message: str, *, where: str | int | None = None) -> None:
+        super().__init__(message)
+        self.where = where
 
 
 class BusyError(TwoTowerError):
