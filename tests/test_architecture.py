@@ -22,7 +22,8 @@ FLOORS = [
     "data.views data.data_loader models.two_tower baselines slices",
     "evaluation checkpoint report models.build retrieval.neural retrieval.towers_onnx retrieval.asked retrieval.dials "
     "retrieval.item_arrays",
-    "trainers.* retrieval.fitting retrieval.bundle retrieval.explain retrieval.recommender",
+    "trainers.* retrieval.fitting retrieval.new_items retrieval.bundle retrieval.revision retrieval.everyone retrieval.hub "
+    "retrieval.explain retrieval.recommender",
     "pipeline serving.*",
     "cli __main__",
 ]

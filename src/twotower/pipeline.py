@@ -29,9 +29,10 @@ from twotower.evaluation import judge, metric_names
 from twotower.hardware import memory
 from twotower.report import write_report
 from twotower.retrieval.bundle import export_bundle, load_trained, note_report
+from twotower.retrieval.everyone import recommend_all
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.retrieval.recommender import Recommender
-from twotower.retrieval.request import Place
+from twotower.retrieval.request import Place, Request
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, TEST
 from twotower.trainers.base_trainer import Progress, differences, read_rows
 from twotower.trainers.budget import DEVICES, GB, Machine, explain, give_back, is_out_of_memory, make_plan, status
@@ -214,6 +215,12 @@ def export_stage(run: Path, out: Path) -> Json:
     if (run / "report.json").is_file():
         return note_report(out, json.loads((run / "report.json").read_text()))
     return written
+
+
+def recommend_all_stage(bundle: Path, out: Path, request: Request) -> int:
+    """Write the lists of all users of a bundle to the Parquet file `out`; returns how many users there are."""
+    with progress() as report:
+        return recommend_all(Recommender.load(bundle), out, request, report=report)
 
 
 def run_all(config: Config, out: Path, *, resume: bool = False) -> Json:

@@ -122,7 +122,7 @@ def test_where_folders_cannot_be_exchanged_a_loader_waits(
     town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(town_bundle, tmp_path / "bundle")
-    monkeypatch.setattr(sealed, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(sealed, "_exchange", lambda *_: False)
     note_report(tmp_path / "bundle", {"verdict": "good"})
     assert load_bundle(tmp_path / "bundle").manifest["report"] == {"verdict": "good"}
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -108,9 +108,10 @@ class Explainer:
                 yield Reason("user", name, LABELS.get(("user", name), name.replace("_", " ")), round(share, 4))
         for name, share in zip(self._item, shares.item[j].tolist(), strict=True):
             if abs(share) >= LEAST_SHARE:
-                yield Reason("item", name, self._item_label(name, facts), round(share, 4))
+                yield Reason("item", name, self.item_label(name, facts), round(share, 4))
 
-    def _item_label(self, name: str, facts: dict[str, Any]) -> str:
+    def item_label(self, name: str, facts: dict[str, Any]) -> str:
+        """A feature of an item in words, with its value where that is short."""
         spec = self._columns.get(name)
         if spec is None:
             return LABELS.get(("item", name), name)

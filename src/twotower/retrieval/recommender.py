@@ -83,14 +83,20 @@ class Stages:
 
 
 class Recommender:
-    """Answers from an opened bundle; may be asked from several threads at once."""
+    """Answers from an opened bundle; may be asked from several threads at once.
+
+    Attributes
+    ----------
+    offered
+        bool [n_items]: False for items taken out of the catalogue, and the reserved rows; None where all are offered.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.dataset, self.moment_s = bundle, bundle.dataset, bundle.moment_s
         self.filter = ItemFilter(self.dataset.items, self.dataset.specs)
         self.reader = Reader(self.dataset, self.moment_s)
         self.index = ExactIndex(torch.from_numpy(bundle.arrays.vectors))
-        self._offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
+        self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
         items = self.dataset.items
         shown = [name for name in dict.fromkeys((*SHOWN, self.filter.category)) if name in items.column_names]
         self._shown = items.select(shown).combine_chunks()
@@ -236,9 +242,9 @@ class Recommender:
 
     def _mask(self, where: Where, home: tuple[float, float] | None) -> Mask | None:
         if not where:
-            return self._offered
+            return self.offered
         mask = self.filter.compile(where, home=home)  # type: ignore[arg-type]
-        return mask if self._offered is None else mask & self._offered
+        return mask if self.offered is None else mask & self.offered
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:
         if not request.where or mask is None:

@@ -41,7 +41,7 @@ def seal(folder: Path, manifest: Json) -> Json:
         The manifest, with "hashes" and "seal".
     """
     files = sorted(_files(folder), key=lambda name: name.as_posix())
-    hashes = {name.as_posix(): _sha256(folder / name) for name in files if name.as_posix() != MANIFEST}
+    hashes = {name.as_posix(): sha256(folder / name, flush=True) for name in files if name.as_posix() != MANIFEST}
     body = {**manifest, "format": BUNDLE_FORMAT, "kind": KIND, "hashes": hashes}
     body["seal"] = _seal_of(body)
     beside = folder / f".{MANIFEST}.partial"
@@ -81,7 +81,7 @@ def open_sealed(folder: Path) -> Json:
     if manifest.get("seal") != _seal_of(manifest):
         raise _changed(folder / MANIFEST, "changed")
     for name, digest in hashes.items():
-        if _sha256(folder / name, flush=False) != digest:
+        if sha256(folder / name) != digest:
             raise _changed(folder / name, "changed")
     return manifest
 
@@ -162,7 +162,8 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(base, name).relative_to(folder) for name in files)
 
 
-def _sha256(path: Path, *, flush: bool = True) -> str:
+def sha256(path: Path, *, flush: bool = False) -> str:
+    """Hash of a file; `flush`: whose content is on the disk when it returns."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
