@@ -232,7 +232,7 @@ def test_a_defect_shows_the_client_nothing_and_the_log_everything(
     answer = client.get("/v1/about", headers={"x-request-id": "mine-1"})
     assert answer.status_code == 500 and answer.json()["request_id"] == "mine-1" and "secret" not in answer.text
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert record.exc_info and record.fields["request_id"] == "mine-1"  # type: ignore[attr-defined]
+    assert record.exc_info and record.exc_info[0] is ZeroDivisionError and record.fields["request_id"] == "mine-1"  # type: ignore[attr-defined]
 
 
 def test_log_lines_are_json_without_who_and_what(client: TestClient) -> None:

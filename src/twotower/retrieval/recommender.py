@@ -243,7 +243,7 @@ class Recommender:
     def _mask(self, where: Where, home: tuple[float, float] | None) -> Mask | None:
         if not where:
             return self.offered
-        mask = self.filter.compile(where, home=home)  # type: ignore[arg-type]
+        mask = self.filter.compile(where, home=home)
         return mask if self.offered is None else mask & self.offered
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:

@@ -110,8 +110,8 @@ def _mask(matrix: Tensor, exclude: Ragged | None, allow: Mask | None) -> None:
         query = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         matrix[torch.from_numpy(query).to(matrix.device), torch.from_numpy(rows).to(matrix.device)] = _NOTHING
     if allow is not None:
-        allowed = torch.from_numpy(np.ascontiguousarray(allow, bool)).to(matrix.device)
-        matrix.masked_fill_(~allowed, _NOTHING)
+        banned = torch.from_numpy(~np.asarray(allow, bool))  # an array of its own: filters give read-only ones
+        matrix.masked_fill_(banned.to(matrix.device), _NOTHING)
 
 
 def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:

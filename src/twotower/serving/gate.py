@@ -64,8 +64,8 @@ class Gate:
                 await passage.refuse(413, "too_large", too_large(self.limits.body_bytes))
             else:
                 await self._within(passage, None if scope["path"].startswith(PATIENT) else self.limits.request_s)
-        except Exception:
-            passage.crashed = True
+        except Exception as error:
+            passage.crash = error
             await passage.refuse(500, "internal", "The server made a mistake; its log says which, under this request id.")
         finally:
             self._note(passage)
@@ -107,8 +107,8 @@ class Gate:
             "took_ms": round(1000 * took, 3),
             **({"code": code} if code else {}),
         }
-        if passage.crashed:
-            log.error("failed", exc_info=True, extra={FIELDS: fields})
+        if passage.crash is not None:
+            log.error("failed", exc_info=passage.crash, extra={FIELDS: fields})
         else:
             log.info("answered", extra={FIELDS: fields})
 
@@ -124,7 +124,8 @@ class _Passage:
         self.request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         length = headers.get(b"content-length", b"")
         self.length = int(length) if length.isdigit() else 0
-        self.status, self.crashed, self._read = 0, False, 0
+        self.status, self._read = 0, 0
+        self.crash: Exception | None = None
         scope["state"] = {**scope.get("state", {}), "request_id": self.request_id, "began": self.began}
 
     async def receive(self) -> Message:
