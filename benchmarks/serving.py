@@ -162,8 +162,8 @@ def make_bundle(folder: Path, items: int, dim: int, seed: int) -> Path:
     }
     log = {
         "user_id": [f"u{number}" for number in np.concatenate([np.arange(users), chance.integers(0, users, events)])],
-        "item_id": [f"i{number}" for number in chance.integers(0, items, users + events)],
-        "t": 1_600_000_000 + chance.integers(0, 10**8, users + events),
+        "item_id": [f"i{number}" for number in np.concatenate([at, chance.integers(0, items, users + events - items)])],
+        "t": 1_600_000_000 + np.sort(chance.integers(0, 10**8, users + events)),
     }
     pq.write_table(pa.table(catalogue), folder / "items.parquet")
     pq.write_table(pa.table(log), folder / "events.parquet")
@@ -171,18 +171,17 @@ def make_bundle(folder: Path, items: int, dim: int, seed: int) -> Path:
         {"name": "location", "kind": "geo", "columns": ["latitude", "longitude"]},
         {"name": "categories", "kind": "multi"},
         {"name": "price", "kind": "number"},
+        {"name": "shelf", "kind": "number"},
     ]
     tower = {"embedding_dim": dim, "hidden_dims": [dim]}
     settings = {
         "data": {
             "source": "tables",
             "path": str(folder),
-            "tables": {
-                "interactions": {"path": "events.parquet", "time": "t"},
-                "items": {"path": "items.parquet", "features": features},
-            },
+            "interactions": {"path": "events.parquet", "time": "t"},
+            "items": {"path": "items.parquet", "features": features},
         },
-        "prepare": {"min_user_events": 1, "min_item_events": 0, "text_dim": 0},
+        "prepare": {"text_dim": 0},
         "model": {"user_tower": tower, "item_tower": tower},
         "training": {"max_steps": 1},
         "seed": seed,
