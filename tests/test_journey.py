@@ -98,7 +98,7 @@ def test_recommendations_are_the_models_own(journey):
     row = int(np.argmax(np.diff(dataset.events.offsets)))
     queries = dataset.histories(np.array([row]), np.array([recommender.moment_s]))
     with torch.inference_mode():
-        vector = recommender.bundle.model.encode_users(recommender.retriever.store.users(queries))[0]
+        vector = recommender.bundle.model.encode_users(recommender.bundle.store.users(queries))[0]
     scores = (recommender.bundle.vectors @ vector).numpy()
     scores[[0, 1, *queries.item_row]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:10]
@@ -186,7 +186,7 @@ def test_a_changed_bundle_is_refused(journey, tmp_path):
     shutil.copytree(journey / "run" / "bundle", tmp_path / "bundle")
     with (tmp_path / "bundle" / "index.safetensors").open("r+b") as file:
         file.seek(-1, 2)
-        file.write(b"\x01")
+        file.write(b"\xff")
     with pytest.raises(DataError, match="changed"):
         load_bundle(tmp_path / "bundle")
     (tmp_path / "bundle" / "index.safetensors").unlink()

@@ -1,1 +1,27 @@
-"""Two-tower retrieval: from raw files to recommendations that were judged on the whole catalogue."""
+"""Two-tower retrieval: from raw files to recommendations that were judged on the whole catalogue.
+
+import twotower
+recommender = twotower.load("runs/town/bundle")
+recommender.recommend(history=["b_17", "b_230"], k=10)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twotower.retrieval.recommender import Recommender
+
+
+def load(bundle: str | Path) -> Recommender:
+    """Open a bundle that answers; see `Recommender`.
+
+    Raises
+    ------
+    DataError
+        There is none, or it is not as it was written.
+    """
+    from twotower.retrieval.recommender import Recommender  # PyTorch loads with it: `import twotower` stays light
+
+    return Recommender.load(bundle)

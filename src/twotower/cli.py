@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,11 @@ def export(run: Path, out: Path) -> None:
 @app.command()
 @click.option("--bundle", type=FOLDER, required=True)
 @click.option("--user", help="A known user's id.")
-@click.option("--history", help="Item ids an unknown user visited, oldest first, separated by commas.")
+@click.option(
+    "--history", help="Item ids somebody visited, oldest first, separated by commas; with --user: after what the bundle knows."
+)
+@click.option("--all", "everybody", is_flag=True, help="Every user of the bundle, into --out; a run that was cut off goes on.")
+@click.option("--out", type=FILE, help="With --all: a Parquet file of user_id, rank, item_id, score.")
 @click.option("--k", type=click.IntRange(1, 10_000), default=10, show_default=True)
 @click.option(
     "--filter",
@@ -148,30 +153,63 @@ def export(run: Path, out: Path) -> None:
     "--near", type=(float, float), metavar="LAT LON", help="Where the request comes from; default: the middle of the history."
 )
 @click.option("--include-seen", is_flag=True, help="Recommend places of the history too.")
+@click.option("--diversity", type=click.FloatRange(0, 1), default=0.0, help="Of the list, from 0 to 1.")
+@click.option("--popularity", type=click.FloatRange(-1, 1), default=0.0, help="From -1, rarely visited, to 1, often visited.")
+@click.option("--explain", is_flag=True, help="With --json: what moved each score.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def recommend(
     bundle: Path,
     user: str | None,
     history: str | None,
-    k: int,
-    where: str | None,
-    near: tuple[float, float] | None,
+    everybody: bool,
+    out: Path | None,
     include_seen: bool,
     as_json: bool,
+    **asked: Any,
 ) -> None:
-    """The best places for a known user, or for whoever visited some places."""
-    from dataclasses import asdict
-
-    from twotower.pipeline import as_table
+    """The best places for a known user, for whoever visited some places, or for everybody."""
+    from twotower.pipeline import as_table, recommend_all_stage
     from twotower.retrieval.recommender import Recommender
+    from twotower.retrieval.request import Request
 
+    if everybody != (out is not None) or (everybody and (user or history or as_json or asked["explain"])):
+        raise click.UsageError("--all goes with --out FILE, and with neither --user, --history, --json nor --explain.")
+    if out is not None:
+        users = recommend_all_stage(bundle, out, Request(exclude_seen=not include_seen, **asked))
+        click.echo(f"{out}: {users:,} users")
+        return
     ids = None if history is None else [part.strip() for part in history.split(",") if part.strip()]
-    found = Recommender.load(bundle).recommend(user=user, history=ids, k=k, where=where, near=near, exclude_seen=not include_seen)
-    if as_json:
-        for place in found:
-            click.echo(json.dumps(asdict(place), ensure_ascii=False))
-    else:
+    found = Recommender.load(bundle).recommend(user=user, history=ids, exclude_seen=not include_seen, **asked)
+    if not as_json:
         click.echo(as_table(found))
+        return
+    for place in found:
+        said = asdict(place)
+        if not asked["explain"]:
+            del said["reasons"]
+        click.echo(json.dumps(said, ensure_ascii=False))
+
+
+@app.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--items", type=FILE, required=True, help="JSON lines, CSV or Parquet with columns of the catalogue.")
+def add_items(bundle: Path, items: Path) -> None:
+    """Put new items into a bundle by their features alone, without training."""
+    from twotower.retrieval import revision
+
+    manifest = revision.add_items(bundle, items)
+    click.echo(f"{bundle}: revision {manifest['revision']}")
+
+
+@app.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--ids", required=True, help="Item ids, separated by commas.")
+def remove_items(bundle: Path, ids: str) -> None:
+    """Take items out of what a bundle offers; in histories they still count."""
+    from twotower.retrieval import revision
+
+    manifest = revision.remove_items(bundle, [part.strip() for part in ids.split(",") if part.strip()])
+    click.echo(f"{bundle}: revision {manifest['revision']}")
 
 
 @app.command()

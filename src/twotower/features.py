@@ -103,6 +103,32 @@ class FeatureStore:
             request_place=queries.place,
         )
 
+    def padded(self, queries: Queries) -> dict[str, Array]:
+        """What `users` makes of the same queries, for a user tower that has a vector of each item at hand.
+
+        Returns
+        -------
+        dict
+            int64 [B, W] "history" (item rows, oldest first, PAD after the end), "event_type", "stars" and "gap"; int64 [B] "seen"
+            and "user"; "field.NAME" [B, …].
+        """
+        history = History(queries.offsets, queries.item_row, queries.event_time_s, queries.event_type, queries.stars, self.place)
+        tokens = last_tokens(queries.offsets[:-1], queries.offsets[1:], self.max_history)
+        row, valid, position = np.arange(len(queries)), (tokens >= 0).ravel(), np.maximum(tokens, 0).ravel()
+        flat = {
+            "history": np.where(valid, _take(history.item_row, position), PAD),
+            "event_type": np.where(valid, _take(history.event_type, position), 0),
+            "stars": np.where(valid, _stars_bucket(_take(history.stars, position)), 0),
+            "gap": self._gaps(_take(history.time_s, position), valid, row * tokens.shape[1]),
+        }
+        fields = self._user_fields(history.state(row, queries.lengths), queries.time_s, queries.user_row, queries.place)
+        return {
+            **{name: np.ascontiguousarray(value.reshape(tokens.shape), np.int64) for name, value in flat.items()},
+            "seen": np.minimum(queries.lengths, self.max_history),
+            "user": np.where(queries.user_row < self._trained_users, queries.user_row, UNKNOWN),
+            **{f"field.{name}": value.numpy() for name, value in fields.items()},
+        }
+
     def user_batch(
         self,
         history: History,
@@ -134,8 +160,7 @@ class FeatureStore:
         position = np.maximum(flat, 0)
         rows = np.where(valid, _take(history.item_row, position), PAD)
         distinct, inverse = np.unique(np.append(rows, PAD), return_inverse=True)
-        stars = _take(history.stars, position)
-        bucket = np.where(np.isfinite(stars), 2 + np.nan_to_num(stars).round().clip(0, 5).astype(np.int64), 1)
+        bucket = _stars_bucket(_take(history.stars, position))
         return UserBatch(
             items=self.items(distinct),
             widths=tuple((b - a, width) for a, b, width in widths),
@@ -246,6 +271,10 @@ def _static_fields(
         else:
             fields.append(FieldSpec(spec.name, "dense", (arrays[spec.name].shape[1],), key))
     return tuple(fields)
+
+
+def _stars_bucket(stars: Array) -> Int:
+    return np.where(np.isfinite(stars), 2 + np.nan_to_num(stars).round().clip(0, 5).astype(np.int64), 1)
 
 
 def _take(values: Array, at: Int) -> Array:

@@ -28,9 +28,11 @@ from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation import judge, metric_names
 from twotower.hardware import memory
 from twotower.report import write_report
-from twotower.retrieval.bundle import export_bundle, load_trained
+from twotower.retrieval.bundle import export_bundle, load_trained, note_report
+from twotower.retrieval.everyone import recommend_all
 from twotower.retrieval.neural import NeuralRetriever
-from twotower.retrieval.recommender import Place, Recommender
+from twotower.retrieval.recommender import Recommender
+from twotower.retrieval.request import Place, Request
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, TEST
 from twotower.trainers.base_trainer import Progress, differences, read_rows
 from twotower.trainers.budget import DEVICES, GB, Machine, explain, give_back, is_out_of_memory, make_plan, status
@@ -209,7 +211,16 @@ def check_settings(config: Config) -> None:
 def export_stage(run: Path, out: Path) -> Json:
     """Write the run's bundle to `out`; returns its manifest."""
     manifest = _run_manifest(run)
-    return export_bundle(run / "best.pt", Dataset.open(Path(manifest["dataset"])), out, metrics=manifest["best"])
+    written = export_bundle(run / "best.pt", Dataset.open(Path(manifest["dataset"])), out, metrics=manifest["best"])
+    if (run / "report.json").is_file():
+        return note_report(out, json.loads((run / "report.json").read_text()))
+    return written
+
+
+def recommend_all_stage(bundle: Path, out: Path, request: Request) -> int:
+    """Write the lists of all users of a bundle to the Parquet file `out`; returns how many users there are."""
+    with progress() as report:
+        return recommend_all(Recommender.load(bundle), out, request, report=report)
 
 
 def run_all(config: Config, out: Path, *, resume: bool = False) -> Json:
@@ -227,7 +238,9 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json:
         log.info(summary(prepared, out / "dataset"))
     resume = resume and (out / "model" / "last.pt").is_file()
     train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
-    return evaluate_stage(out / "model", out)
+    report = evaluate_stage(out / "model", out)
+    note_report(out / "bundle", report)
+    return report
 
 
 def demo_stage(out: Path, *, seed: int, say: Callable[[str], None]) -> None:

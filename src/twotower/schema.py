@@ -13,7 +13,8 @@ from typing import Literal
 PAD = 0
 UNKNOWN = 1
 FIRST_ROW = 2
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # of datasets and runs
+BUNDLE_FORMAT = 3
 
 # Raw tables (what a source returns) and prepared tables.
 USER_ID = "user_id"

@@ -16,7 +16,7 @@ from twotower.data.prepare import prepare
 from twotower.errors import RequestError
 from twotower.models.build import build_model
 from twotower.retrieval.bundle import Bundle
-from twotower.retrieval.neural import NeuralRetriever
+from twotower.retrieval.item_arrays import item_arrays
 from twotower.retrieval.recommender import Recommender
 
 ITEMS: list[dict[str, Any]] = [
@@ -56,13 +56,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     prepare(config, root / "out")
     dataset = Dataset.open(root / "out")
     torch.manual_seed(0)
-    model, store, moment = (
-        build_model(dataset, config).eval(),
-        open_store(dataset, "future", config.model),
-        split_moment(dataset, "future"),
-    )
-    vectors = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=moment).index.vectors
-    return Recommender(Bundle(root, {"moment_s": moment}, config, dataset, model, vectors))
+    model, store = build_model(dataset, config).eval(), open_store(dataset, "future", config.model)
+    moment = split_moment(dataset, "future")
+    arrays = item_arrays(model, store, dataset, moment)
+    return Recommender(Bundle(root, {"moment_s": moment}, config, dataset, store, model, arrays))
 
 
 def test_categories_and_distances_are_those_of_the_features(shop: Recommender) -> None:

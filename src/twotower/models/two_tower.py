@@ -60,22 +60,32 @@ class TwoTower(nn.Module):
 
     def encode_items(self, batch: ItemBatch) -> Tensor:
         """Items → unit vectors float32 [n, D]."""
-        row = self._drop(batch.row, self.item_id_dropout)
-        fields = self._item_fields(ItemBatch(row, batch.fields))
-        if self.item_state.fields:
-            fields = torch.cat([fields, self.item_state(batch.fields, self.tables, None)], dim=1)
-        vectors: Tensor = self.item_tower(fields)
+        vectors: Tensor = self.item_tower(self.offered_fields(batch))
         return vectors
+
+    def offered_fields(self, batch: ItemBatch) -> Tensor:
+        """Embedded fields of the items as the item tower reads them [n, F, d]: the id first, the state last where there is one."""
+        row = self._drop(batch.row, self.item_id_dropout)
+        fields = self.item_fields(ItemBatch(row, batch.fields))
+        return torch.cat([fields, self.item_state(batch.fields, self.tables, None)], dim=1) if self.item_state.fields else fields
 
     def encode_users(self, batch: UserBatch) -> Tensor:
         """Moments of histories → unit vectors float32 [Q, D]."""
-        items = self._item_fields(batch.items).sum(dim=1)  # [n, d]: what a history reads of an item
-        row = self._drop(batch.user_row, self.user_id_dropout)
-        fields = self.user_embedding({**batch.fields, "id": row}, self.tables, (self.waves, self.geo))
-        vectors: Tensor = self.user_tower(fields, items, batch)
+        vectors: Tensor = self.user_tower(self.user_fields(batch), self.history_items(batch.items), batch)
         return vectors
 
-    def _item_fields(self, batch: ItemBatch) -> Tensor:
+    def history_items(self, batch: ItemBatch) -> Tensor:
+        """What a history reads of each item: the sum of its static fields [n, d]."""
+        return self.item_fields(batch).sum(dim=1)
+
+    def user_fields(self, batch: UserBatch) -> Tensor:
+        """Embedded fields of the users [Q, F, d], the id first."""
+        row = self._drop(batch.user_row, self.user_id_dropout)
+        fields: Tensor = self.user_embedding({**batch.fields, "id": row}, self.tables, (self.waves, self.geo))
+        return fields
+
+    def item_fields(self, batch: ItemBatch) -> Tensor:
+        """Embedded static fields of the items [n, F, d], the id first."""
         fields: Tensor = self.item_embedding({**batch.fields, "id": batch.row}, self.tables, (self.waves, self.geo))
         return fields
 

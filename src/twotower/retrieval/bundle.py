@@ -1,47 +1,91 @@
 """One folder that holds everything needed to answer: weights, item vectors, catalogue, encoders, histories, settings, hashes.
 
-    manifest.json       format version, settings, metrics, the moment of the index, sha256 of every file
+    manifest.json       format version, settings, features, metrics, the fingerprint of the data, the moment of the index, hashes
     model.safetensors   weights of both towers
-    index.safetensors   "items" float32 [n_items, D]
+    towers/             both towers as ONNX (see `towers_onnx`), where the package `onnx` was there to write them
+    index.safetensors   what is known of each item row; see `ItemArrays`
     dataset/            catalogue, encoders, histories (the prepared dataset, without rejects)
 
-Nothing in it is code: weights are safetensors, tables Parquet, the rest JSON. Written beside its place and renamed: whole or not
-at all.
+Nothing in it is code: weights are safetensors, tables Parquet, graphs ONNX, the rest JSON. Written beside its place and exchanged
+with what is there: a reader finds the old bundle or the new one, whole.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from twotower.arrays import open_arrays, write_arrays
 from twotower.checkpoint import load_checkpoint
 from twotower.config import Config, parse_config
 from twotower.data.data_loader import open_store, split_moment
 from twotower.data.dataset import ASIDE, Dataset
 from twotower.errors import DataError
+from twotower.features import FeatureStore
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
-from twotower.retrieval.neural import NeuralRetriever
-from twotower.schema import FORMAT_VERSION
+from twotower.retrieval.fitting import check_arrays, check_dataset, model_of
+from twotower.retrieval.item_arrays import ItemArrays, encode_items, item_arrays
+from twotower.retrieval.sealed import MANIFEST, open_sealed, replacing, seal
+from twotower.retrieval.towers_onnx import USER_FILE, OnnxUserTower, can_export, can_run, export_towers
+from twotower.retriever import Float, Queries
+from twotower.schema import FIRST_ROW
+
+MODEL_FILE, INDEX_FILE, TOWERS, DATASET = "model.safetensors", "index.safetensors", "towers", "dataset"
+SAME = 1e-3  # between a stored number and the same computed again, on another machine and in other blocks
+TRIES, PAUSE_S = 10, 0.05  # of opening a folder that is being replaced
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle."""
+    """An opened bundle.
+
+    Attributes
+    ----------
+    store
+        Features as known at the moment of the index.
+    arrays
+        What is known of each item.
+    tower
+        The user tower in ONNX Runtime; None where there is none, and PyTorch answers.
+    """
 
     path: Path
     manifest: dict[str, Any]
     config: Config
     dataset: Dataset
+    store: FeatureStore
     model: TwoTower
-    vectors: Tensor
+    arrays: ItemArrays
+    tower: OnnxUserTower | None = None
+
+    @property
+    def moment_s(self) -> int:
+        """Seconds: the moment the item vectors stand for."""
+        return int(self.manifest["moment_s"])
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """float32 [n_items, D]: unit vectors of the items."""
+        return torch.from_numpy(self.arrays.vectors)[:, :-1]
+
+    def encode(self, queries: Queries) -> Float:
+        """User vectors float32 [B, D]: through ONNX Runtime where it is, else through PyTorch, the same to 1e-5."""
+        if self.tower is not None:
+            return self.tower(self.store.padded(queries))
+        with torch.inference_mode():
+            vectors: Float = self.model.encode_users(self.store.users(queries)).numpy()
+        return vectors
 
 
 def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Config, dict[str, Any]]:
@@ -67,85 +111,115 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
     DataError
         `out` exists and is no bundle.
     """
-    if out.exists() and not _replaceable(out):
-        raise DataError(
-            f"A bundle is written to a new folder or over an older bundle. {out} is something else. Choose another --out."
+    with replacing(out) as folder:
+        model, config, progress = load_trained(checkpoint, dataset)
+        moment = split_moment(dataset, "future")
+        store = open_store(dataset, "future", config.model)
+        weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+        (folder / MODEL_FILE).write_bytes(save(weights))
+        write_arrays(folder / INDEX_FILE, asdict(item_arrays(model, store, dataset, moment)))
+        if can_export(model):
+            export_towers(model, store, folder / TOWERS)
+        copy_dataset(dataset, folder / DATASET)
+        return seal(
+            folder,
+            {
+                "config": config.model_dump(mode="json"),
+                "data": dataset.fingerprint,
+                "features": [asdict(spec) for spec in dataset.specs],
+                "moment_s": moment,
+                "training": progress,
+                "metrics": metrics or {},
+            },
         )
-    model, config, progress = load_trained(checkpoint, dataset)
-    moment = split_moment(dataset, "future")
-    store = open_store(dataset, "future", config.model)
-    retriever = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=moment)
-    beside = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    (beside / "dataset").mkdir(parents=True)
-    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    (beside / "model.safetensors").write_bytes(save(weights))
-    (beside / "index.safetensors").write_bytes(save({"items": retriever.index.vectors.cpu().contiguous()}))
-    inner = json.loads((dataset.path / "manifest.json").read_text())
+
+
+def copy_dataset(dataset: Dataset, folder: Path) -> None:
+    """Copy what a model is made from into the new folder `folder`."""
+    folder.mkdir()
+    inner = json.loads((dataset.path / MANIFEST).read_text())
     inner["hashes"] = {name: digest for name, digest in inner["hashes"].items() if name not in ASIDE}
     for name in inner["hashes"]:
-        shutil.copyfile(dataset.path / name, beside / "dataset" / name)
-    (beside / "dataset" / "manifest.json").write_text(json.dumps(inner, indent=1, sort_keys=True))
-    manifest = {
-        "format": FORMAT_VERSION,
-        "kind": "bundle",
-        "config": config.model_dump(mode="json"),
-        "moment_s": moment,
-        "training": progress,
-        "metrics": metrics or {},
-        "hashes": {str(path.relative_to(beside)): _sha256(path) for path in sorted(beside.rglob("*")) if path.is_file()},
-    }
-    (beside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    if out.exists():
-        shutil.rmtree(out)
-    beside.rename(out)
-    return manifest
+        shutil.copyfile(dataset.path / name, folder / name)
+    (folder / MANIFEST).write_text(json.dumps(inner, indent=1, sort_keys=True))
+
+
+def note_report(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Put the judgement's figures into the manifest of the bundle at `path`, beside those of its training; returns the manifest."""
+    manifest = open_sealed(path)
+    kept = {name: report[name] for name in ("verdict", "protocol", "systems") if name in report}
+    with replacing(path) as folder:
+        shutil.copytree(path, folder, dirs_exist_ok=True)
+        return seal(folder, {**manifest, "report": kept})
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Open a bundle after checking its version and the hash of every file.
+    """Open a bundle after checking its version, the hash of every file, and that its parts fit together.
+
+    A bundle that takes the place of another while it is read is read again.
 
     Raises
     ------
     DataError
-        It is none, of another version, incomplete, or a file is not what was written.
+        It is none, of another version, incomplete, holds more than was written, or a file is not what was written.
     """
+    for last in (*[False] * (TRIES - 1), True):
+        before = _identity(path)
+        try:
+            bundle = _load(path)
+            if last or _identity(path) == before:
+                return bundle
+        except DataError:
+            if before is None:
+                time.sleep(PAUSE_S)
+            if last or _identity(path) == before:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _load(path: Path) -> Bundle:
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-    except (OSError, ValueError):
-        raise DataError(f"A bundle is a folder with a manifest.json. Found none at {path}. Run `twotower export`.") from None
-    if not isinstance(manifest, dict) or manifest.get("kind") != "bundle":
-        raise DataError(f"The folder must hold a bundle. {path} holds something else. Run `twotower export RUN --out BUNDLE`.")
-    if manifest.get("format") != FORMAT_VERSION:
-        raise DataError(
-            f"The bundle must have format {FORMAT_VERSION}. {path} has {manifest.get('format')}. Export it again with this version."
-        )
-    for name, digest in manifest["hashes"].items():
-        file = path / name
-        if not file.is_file() or _sha256(file) != digest:
-            raise DataError(
-                f"A bundle must be as it was written. {file} is {'changed' if file.is_file() else 'missing'}. Export it again."
-            )
-    config = parse_config(manifest["config"])
-    dataset = Dataset.open(path / "dataset")
-    model = build_model(dataset, config)
-    model.load_state_dict(load_file(path / "model.safetensors"))
-    return Bundle(path, manifest, config, dataset, model.eval(), load_file(path / "index.safetensors")["items"])
+        manifest = open_sealed(path)
+        config = parse_config(manifest["config"])
+        dataset = Dataset.open(path / DATASET)
+        arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})
+        check_dataset(dataset)
+        check_arrays(arrays, dataset, config)
+        model = model_of(dataset, config, load_file(path / MODEL_FILE))
+        store = open_store(dataset, "future", config.model)
+        plain = Bundle(path, manifest, config, dataset, store, model, arrays)
+        bundle = plain
+        if f"{TOWERS}/{USER_FILE}" in manifest["hashes"] and can_run():
+            bundle = replace(plain, tower=OnnxUserTower(path / TOWERS / USER_FILE, arrays.tokens))
+        _check_towers(plain, bundle)
+        return bundle
+    except Exception as error:  # whatever a reader of a stranger's file raises: the file is at fault
+        if isinstance(error, DataError):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise DataError(f"The parts of a bundle must fit together. {path}: {what}. Export it again.") from error
 
 
-def _replaceable(path: Path) -> bool:
-    if path.is_dir() and not any(path.iterdir()):
-        return True
+def _check_towers(plain: Bundle, bundle: Bundle) -> None:
+    """Both towers give vectors, and the graph gives those of the weights."""
+    n = plain.dataset.n_items
+    queries = Queries.of([[], list(range(FIRST_ROW, min(n, FIRST_ROW + 3)))], time_s=plain.moment_s)
+    wanted, found = plain.encode(queries), bundle.encode(queries)
+    rows = np.unique(np.array([FIRST_ROW, n - 1]).clip(0, n - 1))
+    vectors, tokens = encode_items(plain.model, plain.store, rows, plain.moment_s)
+    for name, one, other in (
+        (f"the graph of {USER_FILE}", wanted, found),
+        (f"the vectors of {INDEX_FILE}", vectors, plain.arrays.vectors[rows, :-1]),
+        (f"the tokens of {INDEX_FILE}", tokens, plain.arrays.tokens[rows]),
+    ):
+        if not np.allclose(one, other, atol=SAME):
+            raise ValueError(f"{name} are not those of the weights")
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Which folder stands at `path`, None where none does."""
     try:
-        return bool(json.loads((path / "manifest.json").read_text())["kind"] == "bundle")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else hashlib.sha256(file.read()).hexdigest()
-        )
+        at, manifest = path.stat(), (path / MANIFEST).stat()
+        return at.st_dev, at.st_ino, manifest.st_ino
+    except OSError:
+        return None

@@ -52,6 +52,14 @@ def distances_km(places: NDArray[Any], place: Sequence[float]) -> NDArray[np.flo
     return np.where(np.isfinite(places).all(axis=1), arc, np.nan).astype(np.float32)
 
 
+def mutual_km(places: NDArray[Any]) -> NDArray[np.float32]:
+    """Great-circle distances float32 [n, n] in km between `places` [n, 2], all known."""
+    points = points_km(places).astype(np.float64)
+    chord = np.linalg.norm(points[:, None] - points[None], axis=2)
+    arc: NDArray[np.float32] = (2 * EARTH_KM * np.arcsin(np.clip(chord / (2 * EARTH_KM), 0, 1))).astype(np.float32)
+    return arc
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """What a filter refers to besides the catalogue; None also where this one does not."""

@@ -1,82 +1,155 @@
 """A bundle that answers: known users, unknown users by their history, with filters, in people's terms.
 
-recommender = Recommender.load(Path("runs/town/bundle"))
-recommender.recommend(history=["b_17", "b_230", "b_5"], k=10, where='category == "Mexican" and within(5)')
+    recommender = Recommender.load(Path("runs/town/bundle"))
+    recommender.recommend(history=["b_17", "b_230", "b_5"], k=10, where='category == "Mexican" and within(5)')
+
+Enters: requests. Leaves: answers. One way for all who ask, from Python, from the command line and over HTTP:
+
+    read (ids → rows) ─▶ user tower ─▶ filter ─▶ search ─▶ popularity and diversity ─▶ describe ─▶ explain
+
+Promise: a request is answered the same alone or among others.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
-from twotower.data.data_loader import open_store
 from twotower.errors import RequestError
+from twotower.retrieval.asked import Asked, Reader, as_queries
 from twotower.retrieval.bundle import Bundle, load_bundle
-from twotower.retrieval.filters import ItemFilter, check_place, distances_km
-from twotower.retrieval.neural import NeuralRetriever
-from twotower.retriever import Queries
-from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.retrieval.dials import back_off, diversify, with_popularity
+from twotower.retrieval.explain import Explainer
+from twotower.retrieval.filters import ItemFilter, distances_km, mutual_km
+from twotower.retrieval.index import ExactIndex
+from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Visit
+from twotower.retrieval.topk import top_k
+from twotower.retriever import Float, Int, Mask, Recommendations
+from twotower.schema import FIRST_ROW
 
 RECENT_PLACES = 100  # of a history, for the middle of where its user goes
+CANDIDATES_PER_PLACE, LEAST_CANDIDATES = 5, 50  # that diversity chooses from
+TRUST_EVENTS = 3  # events of a history at which half of the confidence is reached
+SHOWN = ("item_id", "name", "city")
+
+Where: TypeAlias = "str | dict[str, Any] | None"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One recommended item in people's terms.
+@dataclass(slots=True)
+class Found:
+    """The list of one request in rows.
 
     Attributes
     ----------
-    distance_km
-        From where the request comes, else from the most central place of the history; None when either is unknown.
-    score
-        Cosine of user and item vector, in [-1, 1].
+    rows, scores
+        int64 [n], float32 [n]: item rows in the order of the list, and cosines; of a back-off visits as a share of the greatest.
+    home
+        Where distances count from.
     """
 
-    rank: int
-    item_id: str
-    name: str
-    categories: list[str]
-    city: str | None
-    distance_km: float | None
-    score: float
+    asked: Asked
+    source: Source
+    rows: Int
+    scores: Float
+    home: tuple[float, float] | None
+    reasons: list[tuple[Reason, ...]] = field(default_factory=list)
+
+
+class Stages:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count what happens inside towards a stage."""
+        begun = perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[name] = round(self.ms.get(name, 0.0) + 1000 * (perf_counter() - begun), 3)
 
 
 class Recommender:
-    """Answers from an opened bundle."""
+    """Answers from an opened bundle; may be asked from several threads at once.
+
+    Attributes
+    ----------
+    offered
+        bool [n_items]: False for items taken out of the catalogue, and the reserved rows; None where all are offered.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
-        self.bundle, self.dataset = bundle, bundle.dataset
-        self.moment_s = int(bundle.manifest["moment_s"])
-        store = open_store(self.dataset, "future", bundle.config.model)
-        self.retriever = NeuralRetriever(
-            bundle.model, store, n_items=self.dataset.n_items, time_s=self.moment_s, vectors=bundle.vectors
-        )
+        self.bundle, self.dataset, self.moment_s = bundle, bundle.dataset, bundle.moment_s
+        self.filter = ItemFilter(self.dataset.items, self.dataset.specs)
+        self.reader = Reader(self.dataset, self.moment_s)
+        self.index = ExactIndex(torch.from_numpy(bundle.arrays.vectors))
+        self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
+        items = self.dataset.items
+        shown = [name for name in dict.fromkeys((*SHOWN, self.filter.category)) if name in items.column_names]
+        self._shown = items.select(shown).combine_chunks()
 
     @classmethod
-    def load(cls, path: Path) -> Recommender:
+    def load(cls, path: Path | str) -> Recommender:
         """Open the bundle at `path`; see `load_bundle` for the errors."""
-        return cls(load_bundle(path))
+        return cls(load_bundle(Path(path)))
 
     @cached_property
-    def filter(self) -> ItemFilter:
-        """The filter language over this catalogue."""
-        return ItemFilter(self.dataset.items, self.dataset.specs)
+    def explainer(self) -> Explainer:
+        """What says why."""
+        return Explainer(self.bundle, self.describe)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer many requests at once.
+
+        Raises
+        ------
+        RequestError
+            The first that cannot be answered: an unknown item in a history, a malformed filter, a number out of range.
+        """
+        answers = self.answer_each(requests)
+        for one in answers:
+            if isinstance(one, RequestError):
+                raise one
+        return [one for one in answers if isinstance(one, Answer)]
+
+    def answer_each(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
+        """Answer many requests at once; a request that cannot be answered gets its error, the others their answers."""
+        stages = Stages()
+        found = self.find(requests, stages)
+        good = [one for one in found if isinstance(one, Found)]
+        with stages("explain"):
+            for one in good:
+                if one.asked.request.explain and one.source == "model":
+                    one.reasons = self.explainer.reasons(one.asked.history, one.rows)
+        with stages("describe"):
+            places = iter(self._places(good))
+            answers = [one if isinstance(one, RequestError) else self._answer(one, next(places), stages) for one in found]
+        return answers
 
     def recommend(
         self,
         *,
         user: str | None = None,
-        history: list[str] | None = None,
+        history: Sequence[str | Visit] | None = None,
         k: int = 10,
-        where: str | None = None,
+        where: Where = None,
         near: tuple[float, float] | None = None,
         exclude_seen: bool = True,
+        diversity: float = 0.0,
+        popularity: float = 0.0,
+        explain: bool = False,
     ) -> list[Place]:
-        """The `k` best items for a known user, or for whoever visited `history` (item ids, oldest first).
+        """The `k` best items for a known user, for whoever visited `history` (oldest first), or for a user who went on to visit it.
 
         Parameters
         ----------
@@ -85,71 +158,155 @@ class Recommender:
         near
             Latitude and longitude the request comes from: distances and `within(km)` count from there, and a model trained with
             `model.request_place` prefers what is around. Default: the most central place of the history.
+        diversity, popularity, explain
+            See `Request`.
 
         Raises
         ------
         RequestError
-            Neither or both are given, an id is unknown, `k` is out of range, or `near` is no place, or the filter is malformed.
+            Neither user nor history is given, an id is unknown, `k` is out of range, or `near` is no place, or the filter is
+            malformed.
         """
-        if k < 1:
-            raise RequestError(f"k must be at least 1. Got {k}.")
-        queries = self._queries(user, history)
-        near = None if near is None else check_place(near)
-        if near is not None:
-            queries = replace(queries, place=np.array([near], np.float32))
-        home = near or self._home(queries)
-        allow = self.filter.compile(where, home=home) if where else None
-        found = self.retriever.retrieve(queries, min(k, self.dataset.n_items), exclude_seen=exclude_seen, allow=allow)
-        rows, scores = found.items[0], found.scores[0]
-        return [
-            self._place(rank, int(row), float(score), home)
-            for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1)
-            if row >= 0
-        ]
+        if user is None and history is None:
+            raise RequestError("Say who asks: a user id, a history of item ids, or both.")
+        visits = tuple(visit if isinstance(visit, Visit) else Visit(visit) for visit in history or ())
+        dials = {"exclude_seen": exclude_seen, "diversity": diversity, "popularity": popularity, "explain": explain}
+        (answer,) = self.answer([Request(user=user, history=visits, k=k, where=where, near=near, **dials)])  # type: ignore[arg-type]
+        if history is None and not answer.user_known:
+            raise RequestError(f"The user must be in the bundle. Found no {user!r}. Give a history of item ids instead.")
+        return answer.places
 
-    def _queries(self, user: str | None, history: list[str] | None) -> Queries:
-        if (user is None) == (history is None):
-            raise RequestError("Say who asks: either a user id, or a history of item ids.")
-        if user is not None:
-            row = self.dataset.user_rows([user])
-            if row[0] == UNKNOWN:
-                raise RequestError(f"The user must be in the bundle. Found no {user!r}. Give a history of item ids instead.")
-            return self.dataset.histories(row, np.array([self.moment_s]))
-        ids = history or []
-        rows = self.dataset.item_rows(ids)
-        if (rows == UNKNOWN).any():
-            raise RequestError(
-                f"Every item of a history must be in the catalogue. Found no {ids[int(np.argmax(rows == UNKNOWN))]!r}."
-            )
-        return Queries.of([rows.tolist()], time_s=self.moment_s)
+    def find(self, requests: Sequence[Request], stages: Stages | None = None) -> list[Found | RequestError]:
+        """Rows and scores of many requests: what `answer_each` puts into words."""
+        stages = stages or Stages()
+        found: list[Found | RequestError | None] = [None] * len(requests)
+        asked: dict[int, tuple[Asked, tuple[float, float] | None, Mask | None]] = {}
+        for i, request in enumerate(requests):
+            try:
+                with stages("features"):
+                    one = self.reader.read(request)
+                    home = one.near or self._home(one.history.item_row)
+                with stages("filter"):
+                    asked[i] = one, home, self._mask(request.where, home)
+            except RequestError as error:
+                found[i] = error
+        for speaks, search in ((True, self._search), (False, self._search_nothing_known)):
+            chosen = [i for i, (one, _, _) in asked.items() if one.speaks == speaks]
+            if chosen:
+                parts = [asked[i] for i in chosen]
+                lists = search([one for one, _, _ in parts], _allowed([mask for _, _, mask in parts]), stages)
+                for i, (one, home, _), (source, rows, scores) in zip(chosen, parts, lists, strict=True):
+                    found[i] = Found(one, source, rows, scores, home)
+        return [one for one in found if one is not None]
 
-    def _home(self, queries: Queries) -> tuple[float, float] | None:
-        places = self.filter.places[queries.item_row - FIRST_ROW]
-        known = places[np.isfinite(places).all(axis=1)]
+    def _search(self, asked: list[Asked], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
+        queries = as_queries(asked)
+        with stages("tower"):
+            vectors = self.bundle.encode(queries)
+        with stages("search"):
+            popularity = np.array([one.request.popularity for one in asked])
+            dialled = with_popularity(vectors, popularity)
+            seen = [one.history.item_row if one.request.exclude_seen else one.history.item_row[:0] for one in asked]
+            exclude = (np.append(0, np.cumsum([len(rows) for rows in seen])), np.concatenate(seen))
+            most = min(max(_candidates(one.request) for one in asked), self.dataset.n_items)
+            best = self.index.search(torch.from_numpy(dialled), most, exclude=exclude, allow=allow)
+            lists = [self._cut(one.request, best, b) for b, one in enumerate(asked)]
+        items = self.bundle.arrays.vectors
+        return [("model", rows, scores - dialled[b, -1] * items[rows, -1]) for b, (rows, scores) in enumerate(lists)]
+
+    def _search_nothing_known(self, asked: list[Asked], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
+        recent, places = self.bundle.arrays.recent, self._places_by_row
+        lists: list[tuple[Source, Int, Float]] = []
+        with stages("search"):
+            for b, one in enumerate(asked):
+                source: Source = "recent" if one.near is None or np.isnan(places).all() else "nearby"
+                scores = back_off(recent, places, one.near if source == "nearby" else None)
+                mine = None if allow is None else allow[b] if allow.ndim == 2 else allow
+                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_items), allow=mine)
+                rows, _ = self._cut(one.request, best, 0)
+                lists.append((source, rows, (recent[rows] / max(int(recent.max(initial=0)), 1)).astype(np.float32)))
+        return lists
+
+    def _cut(self, request: Request, best: Recommendations, b: int) -> tuple[Int, Float]:
+        """The list of query `b`: the first `k` candidates, or `k` that differ."""
+        wanted = _candidates(request)
+        rows, scores = best.items[b, :wanted], best.scores[b, :wanted]
+        rows, scores = rows[rows >= 0], scores[rows >= 0]
+        if not request.diversity:
+            return rows[: request.k], scores[: request.k]
+        order = diversify(scores, self.bundle.arrays.vectors[rows, :-1], request.k, request.diversity)
+        return rows[order], scores[order]
+
+    def _mask(self, where: Where, home: tuple[float, float] | None) -> Mask | None:
+        if not where:
+            return self.offered
+        mask = self.filter.compile(where, home=home)  # type: ignore[arg-type]
+        return mask if self.offered is None else mask & self.offered
+
+    @cached_property
+    def _places_by_row(self) -> Float:
+        """float [n_items, 2]: degrees, NaN where unknown."""
+        nowhere = np.full((FIRST_ROW, 2), np.nan)
+        return np.concatenate([nowhere, self.filter.places])
+
+    def _home(self, rows: Int) -> tuple[float, float] | None:
+        """The visited place nearest to all others: between two towns a mean would lie where nobody goes."""
+        places = self._places_by_row[rows]
+        known = places[np.isfinite(places).all(axis=1)][-RECENT_PLACES:]
         if not len(known):
             return None
-        # The visited place nearest to all others: between two towns a mean would lie where nobody goes.
-        known = known[-RECENT_PLACES:]
-        total = [float(distances_km(known, place).sum()) for place in known]
-        middle = known[int(np.argmin(total))]
-        return float(middle[0]), float(middle[1])
+        latitude, longitude = known[int(np.argmin(mutual_km(known).sum(axis=1)))].tolist()
+        return latitude, longitude
 
-    def _place(self, rank: int, row: int, score: float, home: tuple[float, float] | None) -> Place:
-        facts = self.describe(row)
+    def _answer(self, found: Found, places: list[Place], stages: Stages) -> Answer:
+        events = len(found.asked.history.item_row)
+        confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
+        return Answer(places, found.source, round(confidence, 3), found.asked.known, stages.ms)
+
+    def _places(self, found: list[Found]) -> list[list[Place]]:
+        """The lists in people's terms."""
+        rows = np.concatenate([one.rows for one in found]) if found else np.zeros(0, np.int64)
+        facts = self._shown.take(rows - FIRST_ROW).to_pylist()
+        lists, start = [], 0
+        for one in found:
+            at = self._places_by_row[one.rows]
+            away = (
+                [None] * len(at)
+                if one.home is None
+                else [None if np.isnan(km) else km for km in distances_km(at, one.home).tolist()]
+            )
+            reasons = one.reasons or [()] * len(at)
+            told = zip(facts[start : start + len(at)], away, one.scores.tolist(), reasons, strict=True)
+            lists.append([self._place(rank, *what) for rank, what in enumerate(told, 1)])
+            start += len(at)
+        return lists
+
+    def _place(self, rank: int, facts: dict[str, Any], km: float | None, score: float, reasons: tuple[Reason, ...]) -> Place:
         categories = facts.get(self.filter.category or "") or []
-        at = self.filter.places[row - FIRST_ROW]
-        distance = float(distances_km(at[None], home)[0]) if home is not None and np.isfinite(at).all() else None
         return Place(
             rank=rank,
             item_id=facts["item_id"],
             name=facts.get("name") or facts["item_id"],
             categories=[categories] if isinstance(categories, str) else [str(one) for one in categories if one is not None],
             city=facts.get("city"),
-            distance_km=None if distance is None else round(distance, 2),
+            distance_km=None if km is None else round(km, 2),
             score=round(score, 4),
+            reasons=reasons,
         )
 
     def describe(self, row: int) -> dict[str, Any]:
         """Raw columns of an item row."""
         facts: dict[str, Any] = self.dataset.items.slice(row - FIRST_ROW, 1).to_pylist()[0]
         return facts
+
+
+def _candidates(request: Request) -> int:
+    """How many of the best a list is made from."""
+    return max(CANDIDATES_PER_PLACE * request.k, LEAST_CANDIDATES) if request.diversity else request.k
+
+
+def _allowed(masks: list[Mask | None]) -> Mask | None:
+    """One mask for all requests where they share it, else one each."""
+    if all(mask is masks[0] for mask in masks):
+        return masks[0]
+    return np.stack([np.ones_like(next(m for m in masks if m is not None)) if mask is None else mask for mask in masks])

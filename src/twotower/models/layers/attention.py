@@ -32,7 +32,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, valid: Tensor, widths: Widths, causal: bool) -> Tensor:
         """Histories laid end to end [T, d] → [T, d]; `valid` bool [T] is True where there is an event."""
-        qkv = self.qkv(self.norm_attention(x)).view(len(x), 3, self.heads, -1)  # [T, 3, heads, d / heads]
+        qkv = self.qkv(self.norm_attention(x)).view(x.shape[0], 3, self.heads, -1)  # [T, 3, heads, d / heads]
         mixed, start = [], 0
         for size, width in widths:
             stop = start + size * width

@@ -155,6 +155,23 @@ class RowTable(Table):
         self.scale.copy_(state["scale"])
 
 
+class StoredTable(Table):
+    """A table as it stands, of any kind, for exported graphs: it reads no more than rows of one float32 matrix."""
+
+    def __init__(self, table: Table) -> None:
+        nn.Module.__init__(self)
+        self.ids, self.rows, self.hashing = table.ids, table.rows, table.hashing
+        weight = table.weight.detach().float()
+        self.register_buffer("weight", weight * table.scale.float() if isinstance(table, RowTable) else weight)
+
+    def mean(self, ids: Tensor) -> Tensor:
+        """See `Table.mean`; a plain sum, which every runtime has."""
+        at = ids if self.hashing is None else self.hashing.rows_of(ids).flatten(1)
+        known = (at != PAD)[..., None].to(self.weight.dtype)
+        mean = (F.embedding(at, self.weight) * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
+        return mean if self.hashing is None else 2 * mean
+
+
 class Hashing:
     """Ids → two rows each of a smaller table; PAD and UNKNOWN share theirs with nobody.
 

@@ -44,8 +44,12 @@ class TowerHead(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """Embeddings [n, F, d] → unit vectors float32 [n, D]."""
+        return F.normalize(self.raw(fields), dim=-1)
+
+    def raw(self, fields: Tensor) -> Tensor:
+        """Embeddings [n, F, d] → vectors float32 [n, D] before they are brought to length one."""
         fields = dropout(fields, self.dropout, self.training)
         vectors: Tensor = self.straight(fields.sum(dim=1))
         if self.mlp is not None:
             vectors = vectors + self.mlp(fields)
-        return F.normalize(widened(vectors), dim=-1)
+        return widened(vectors)

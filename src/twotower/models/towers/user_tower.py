@@ -40,11 +40,17 @@ class UserTower(nn.Module):
 
     def forward(self, fields: Tensor, items: Tensor, batch: UserBatch) -> Tensor:
         """Embeddings of the fields [Q, F, d] (id first), of the histories' distinct items [n, d] → unit vectors float32 [Q, D]."""
-        valid = batch.history > 0
-        tokens = items[batch.history]  # [T, d]
-        tokens = tokens + F.embedding(batch.event_type, self.event_type) + F.embedding(batch.stars, self.stars)
-        if self.encoder is not None:
-            tokens = self.encoder(tokens, batch.gap, valid, batch.widths)
-        history = self.pooling(tokens, batch.widths, batch.at, batch.seen)  # [Q, d]
-        vectors: Tensor = self.head(torch.cat([fields, history[:, None].to(fields.dtype)], dim=1))
+        vectors: Tensor = self.head(self.beside_history(fields, self.visits(items, batch), batch))
         return vectors
+
+    def visits(self, items: Tensor, batch: UserBatch) -> Tensor:
+        """Every event as a vector [T, d]: its item, its type and its stars."""
+        tokens = items[batch.history]
+        return tokens + F.embedding(batch.event_type, self.event_type) + F.embedding(batch.stars, self.stars)
+
+    def beside_history(self, fields: Tensor, tokens: Tensor, batch: UserBatch) -> Tensor:
+        """Fields [Q, F, d] and events [T, d] → what the head reads [Q, F + 1, d], the history last."""
+        if self.encoder is not None:
+            tokens = self.encoder(tokens, batch.gap, batch.history > 0, batch.widths)
+        history = self.pooling(tokens, batch.widths, batch.at, batch.seen)  # [Q, d]
+        return torch.cat([fields, history[:, None].to(fields.dtype)], dim=1)

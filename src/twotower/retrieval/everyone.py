@@ -1,0 +1,104 @@
+"""Lists for all users of a bundle into one Parquet file: in bounded memory, resumable, whole or not at all.
+
+Enters: a recommender, and what is asked for everybody alike. Leaves: columns `user_id`, `rank`, `item_id`, `score`, by user in the
+order of the bundle. Promise: a run that was cut off and started again gives the same rows as one that was not; parts of another
+bundle or of another question are never mixed in.
+
+Blocks of users are finished one by one in a folder beside the file, and laid end to end when all are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twotower.console import Report, silent
+from twotower.errors import DataError
+from twotower.retrieval.recommender import Found, Recommender
+from twotower.retrieval.request import Request
+from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
+
+BLOCK = 512  # users at once: 512 masks of 150,000 items are 77 MB
+SCHEMA = pa.schema([(USER_ID, pa.string()), ("rank", pa.int32()), (ITEM_ID, pa.string()), ("score", pa.float32())])
+
+
+def recommend_all(recommender: Recommender, out: Path, request: Request, *, report: Report = silent) -> int:
+    """Ask `request` for every user and write the lists to `out`; returns how many users there are.
+
+    Parameters
+    ----------
+    request
+        Its user is filled in; `explain` has no effect.
+    report
+        Told how far it is.
+
+    Raises
+    ------
+    DataError
+        `out` is a folder.
+    RequestError
+        The request cannot be answered, for instance for a malformed filter.
+    """
+    if out.is_dir():
+        raise DataError(f"Lists are written to a file. {out} is a folder. Name a file in it.")
+    users = recommender.dataset.n_users - FIRST_ROW
+    parts = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
+    blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]
+    for start, part in blocks:
+        if not part.is_file():
+            _write(_lists(recommender, request, start, min(start + BLOCK, users)), part)
+        report("recommend", min(start + BLOCK, users), users)
+    beside = out.with_name(f".{out.name}.partial")
+    with pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
+        for _, part in blocks:
+            writer.write_table(pq.read_table(part))
+    _settle(beside, out)
+    shutil.rmtree(parts)
+    return users
+
+
+def _parts_for(out: Path, settings: dict[str, object]) -> Path:
+    """The folder of finished blocks; emptied where it holds another run's."""
+    folder = out.with_name(f".{out.name}.parts")
+    said, file = json.dumps(settings, sort_keys=True), folder / "settings.json"
+    if not file.is_file() or file.read_text() != said:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        file.write_text(said)
+    return folder
+
+
+def _lists(recommender: Recommender, request: Request, start: int, stop: int) -> pa.Table:
+    ids = recommender.dataset.users[USER_ID].slice(start, stop - start)
+    found: list[Found] = []
+    for one in recommender.find([replace(request, user=user) for user in ids.to_pylist()]):
+        if not isinstance(one, Found):
+            raise one
+        found.append(one)
+    lengths = np.array([len(one.rows) for one in found])
+    rows = np.concatenate([one.rows for one in found])
+    rank = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1
+    items = recommender.dataset.items[ITEM_ID].take(rows - FIRST_ROW)
+    users = ids.take(np.repeat(np.arange(len(found)), lengths))
+    columns = [users, rank.astype(np.int32), items, np.concatenate([one.scores for one in found])]
+    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA)
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    beside = file.with_suffix(".partial")
+    pq.write_table(table, beside, compression="zstd")
+    _settle(beside, file)
+
+
+def _settle(beside: Path, file: Path) -> None:
+    """Give a finished file its name, on the disk and not only in memory."""
+    with beside.open("rb") as written:
+        os.fsync(written.fileno())
+    beside.replace(file)

@@ -1,0 +1,167 @@
+"""Why an item stands in a list: what each visit of the history and each feature of user and item adds to its score.
+
+Enters: a history and item rows. Leaves: shares of the cosine, from the model's own gradients: gradient times input, to the first
+order, the lengths of both vectors held as they are. The cosine is shared out twice: over what the user tower reads (visits and
+features of the user) and over what the item tower reads.
+
+Promise: where a tower is straight (no MLP, no attention, a mean of the history) its shares add up to the cosine; elsewhere they say
+what a small change would do, and the rest is what attention and MLP make of several inputs together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from twotower.batches import ItemBatch, UserBatch
+from twotower.retrieval.bundle import Bundle
+from twotower.retrieval.request import Reason
+from twotower.retriever import Float, Int, Queries
+from twotower.schema import UNKNOWN
+
+MOST_REASONS, MOST_CHARACTERS = 10, 80
+LEAST_SHARE = 0.0005  # below it a share would be printed as nothing
+LABELS = {
+    ("user", "id"): "who asks",
+    ("user", "state"): "how much, how kindly and how lately they rate",
+    ("user", "home"): "where they usually go",
+    ("user", "request_place"): "where the request comes from",
+    ("user", "hour"): "the hour of the day",
+    ("user", "weekday"): "the day of the week",
+    ("user", "month"): "the month",
+    ("item", "id"): "who goes there",
+    ("item", "state"): "how often, how lately and how well it was rated",
+}
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of the cosine of one user and `k` items.
+
+    Attributes
+    ----------
+    visited
+        int64 [V]: distinct items of the history as far as the model reads it.
+    visits, user, item
+        float32 [k, V], [k, fields of the user], [k, fields of the item].
+    """
+
+    visited: Int
+    visits: Float
+    user: Float
+    item: Float
+
+
+class Explainer:
+    """Shares and reasons from a bundle's weights.
+
+    Parameters
+    ----------
+    describe
+        Raw columns of an item row.
+    """
+
+    def __init__(self, bundle: Bundle, describe: Callable[[int], dict[str, Any]]) -> None:
+        self.model, self.store, self.moment_s, self._describe = bundle.model, bundle.store, bundle.moment_s, describe
+        self.vectors = bundle.vectors
+        self._user = [spec.name for spec in self.model.user_embedding.fields]
+        self._item = [spec.name for spec in (*self.model.item_embedding.fields, *self.model.item_state.fields)]
+        self._columns = {spec.name: spec for spec in bundle.dataset.specs if spec.side == "item"}
+
+    def shares(self, history: Queries, rows: Int) -> Shares:
+        """Shares for one query and item rows int64 [k]."""
+        batch = self.store.users(_repeated(history, len(rows)))
+        user_vectors, user, visits = self._user_side(batch, self.vectors[torch.from_numpy(rows)])
+        items = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
+        item = self._item_side(items, user_vectors)
+        visited, group = np.unique(history.item_row[-self.store.max_history :], return_inverse=True)
+        summed = np.zeros((len(visited), len(rows)), np.float32)
+        np.add.at(summed, group, visits.T)
+        return Shares(visited, summed.T, user, item)
+
+    def reasons(self, history: Queries, rows: Int) -> list[tuple[Reason, ...]]:
+        """The largest shares of each item in words, of either sign."""
+        if not len(rows):
+            return []
+        shares = self.shares(history, rows)
+        visited = [self._describe(int(row)) if row > UNKNOWN else {} for row in shares.visited]
+        return [
+            tuple(
+                sorted(self._told(shares, j, visited, self._describe(int(row))), key=lambda reason: -abs(reason.share))[
+                    :MOST_REASONS
+                ]
+            )
+            for j, row in enumerate(rows)
+        ]
+
+    def _told(self, shares: Shares, j: int, visited: list[dict[str, Any]], facts: dict[str, Any]) -> Iterator[Reason]:
+        for about, share in zip(visited, shares.visits[j].tolist(), strict=True):
+            if about and abs(share) >= LEAST_SHARE:
+                yield Reason("visit", about["item_id"], about.get("name") or about["item_id"], round(share, 4))
+        for name, share in zip(self._user, shares.user[j].tolist(), strict=True):
+            if abs(share) >= LEAST_SHARE:
+                yield Reason("user", name, LABELS.get(("user", name), name.replace("_", " ")), round(share, 4))
+        for name, share in zip(self._item, shares.item[j].tolist(), strict=True):
+            if abs(share) >= LEAST_SHARE:
+                yield Reason("item", name, self.item_label(name, facts), round(share, 4))
+
+    def item_label(self, name: str, facts: dict[str, Any]) -> str:
+        """A feature of an item in words, with its value where that is short."""
+        spec = self._columns.get(name)
+        if spec is None:
+            return LABELS.get(("item", name), name)
+        value = facts.get(spec.columns[0])
+        if spec.kind not in ("categorical", "multi", "number") or value is None:
+            return name.replace("_", " ")
+        said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{name.replace('_', ' ')}: {said if len(said) <= MOST_CHARACTERS else said[: MOST_CHARACTERS - 1] + '…'}"
+
+    def _user_side(self, batch: UserBatch, items: Tensor) -> tuple[Tensor, Float, Float]:
+        """Unit user vectors [k, D], shares of the fields [k, F] and of the events [k, W]; query j is held against item j."""
+        tower = self.model.user_tower
+        with torch.no_grad():
+            fields = self.model.user_fields(batch)
+            tokens = tower.visits(self.model.history_items(batch.items), batch)
+        leaves = [fields.requires_grad_(), tokens.requires_grad_()]
+        raw = tower.head.raw(tower.beside_history(fields, tokens, batch))
+        by_field, by_token = _shares(raw, items, leaves)
+        valid = (batch.history > 0).view(len(items), -1)
+        by_visit = (by_token.view(len(items), -1) * valid).numpy()[:, : int(batch.seen.max())]
+        return nn.functional.normalize(raw.detach(), dim=-1), by_field.numpy(), by_visit
+
+    def _item_side(self, batch: ItemBatch, users: Tensor) -> Float:
+        with torch.no_grad():
+            fields = self.model.offered_fields(batch)
+        raw = self.model.item_tower.head.raw(fields.requires_grad_())
+        (by_field,) = _shares(raw, users, [fields])
+        shares: Float = by_field.numpy()
+        return shares
+
+
+def _shares(raw: Tensor, others: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Gradient times input of Σ cos(raw, others), the length of `raw` held: one number for each embedding of `leaves`."""
+    length = raw.detach().norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    cosines = (raw / length * others).sum()
+    gradients = torch.autograd.grad(cosines, leaves, allow_unused=True)
+    return [
+        torch.zeros(leaf.shape[:-1]) if gradient is None else (gradient * leaf.detach()).sum(dim=-1)
+        for leaf, gradient in zip(leaves, gradients, strict=True)
+    ]
+
+
+def _repeated(history: Queries, times: int) -> Queries:
+    """The same query `times` times."""
+    length = len(history.item_row)
+    tiled = {name: np.tile(getattr(history, name), times) for name in ("item_row", "event_time_s", "event_type", "stars")}
+    return Queries(
+        offsets=np.arange(times + 1) * length,
+        time_s=np.repeat(history.time_s, times),
+        user_row=np.repeat(history.user_row, times),
+        place=np.repeat(history.place, times, axis=0),
+        **tiled,
+    )

@@ -1,0 +1,79 @@
+"""What a bundle knows of each item row: its vector, its popularity, what a history reads of it, whether it is offered.
+
+Enters: a trained model, the features at a moment, the visits. Leaves: `ItemArrays`, ready to be stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from twotower.data.dataset import Dataset
+from twotower.features import FeatureStore
+from twotower.models.two_tower import TwoTower
+from twotower.retriever import Float, Int, Mask
+from twotower.schema import DAY_S, FIRST_ROW, TRAIN
+
+RECENT_DAYS = 90
+BLOCK = 8192  # items encoded at once
+
+
+@dataclass(frozen=True)
+class ItemArrays:
+    """What is known of each item row, the reserved ones included.
+
+    Attributes
+    ----------
+    vectors
+        float32 [n_items, D + 1]: the unit vector, and last the popularity: log visits in training, standardised over the items.
+    tokens
+        float32 [n_items, d]: what a history reads of the item.
+    recent
+        int64 [n_items]: visits in the last 90 days of the data; without a clock, all.
+    offered
+        bool [n_items]: False for an item that was taken out of the catalogue. It still counts in histories.
+    """
+
+    vectors: Float
+    tokens: Float
+    recent: Int
+    offered: Mask
+
+
+def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s: int) -> ItemArrays:
+    """Everything known of the items at a moment."""
+    vectors, tokens = encode_items(model, store, np.arange(dataset.n_items), moment_s)
+    visits = dataset.visits
+    late = visits.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(visits), np.bool_)
+    counts = np.bincount(visits.item_row[visits.split == TRAIN], minlength=dataset.n_items)
+    return ItemArrays(
+        vectors=np.concatenate([vectors, popularity(counts)[:, None]], axis=1),
+        tokens=tokens,
+        recent=np.bincount(visits.item_row[late], minlength=dataset.n_items).astype(np.int64),
+        offered=np.arange(dataset.n_items) >= FIRST_ROW,
+    )
+
+
+def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> tuple[Float, Float]:
+    """Vectors float32 [n, D] of item rows at a moment, and what a history reads of them float32 [n, d]."""
+    vectors, tokens = [], []
+    with torch.inference_mode():
+        for start in range(0, len(row), BLOCK):
+            part = row[start : start + BLOCK]
+            batch = store.items(part, np.full(len(part), moment_s, np.int64)).to(model.log_temperature.device)
+            vectors.append(model.encode_items(batch).float().cpu().numpy())
+            tokens.append(model.history_items(batch).float().cpu().numpy())
+    return np.concatenate(vectors), np.concatenate(tokens)
+
+
+def popularity(counts: NDArray[Any]) -> Float:
+    """Visits [n_items] → their logarithm float32 [n_items], mean 0 and deviation 1 over the items; 0 for the reserved rows."""
+    logs = np.log1p(counts[FIRST_ROW:].astype(np.float64))
+    spread = logs.std() if len(logs) else 0.0
+    scaled = np.zeros(len(counts), np.float32)
+    scaled[FIRST_ROW:] = (logs - logs.mean()) / spread if spread else 0.0
+    return scaled

@@ -1,0 +1,83 @@
+"""Shares are the model's own: of a straight tower they add up to the score, of any other they are what a small change does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.data.data_loader import open_store, split_moment
+from twotower.data.dataset import Dataset
+from twotower.retrieval.bundle import Bundle
+from twotower.retrieval.item_arrays import item_arrays
+from twotower.retrieval.recommender import Recommender
+from twotower.retrieval.request import Request, Visit
+
+from .conftest import drawn
+
+STRAIGHT = {"embedding_dim": 16, "hidden_dims": [16]}
+
+
+@pytest.fixture(scope="module")
+def straight(town: Any) -> Recommender:
+    """A tower without MLP and attention."""
+    dataset = Dataset.open(town.folder)
+    model, config = drawn(dataset, {"user_tower": {**STRAIGHT, "num_blocks": 0}, "item_tower": STRAIGHT})
+    store, moment = open_store(dataset, "future", config.model), split_moment(dataset, "future")
+    arrays = item_arrays(model, store, dataset, moment)
+    return Recommender(Bundle(town.folder, {"moment_s": moment}, config, dataset, store, model, arrays))
+
+
+def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
+    rows = np.arange(2, 40)
+    for visits in (
+        (),
+        (Visit(str(straight.dataset.item_ids[9])),),
+        tuple(Visit(str(i)) for i in straight.dataset.item_ids[[3, 9, 3, 50]]),
+    ):
+        history = straight.reader.read(Request(user=str(straight.dataset.user_ids[4]), history=visits)).history
+        shares = straight.explainer.shares(history, rows)
+        cosines = (straight.bundle.vectors.numpy() @ straight.bundle.encode(history)[0])[rows]
+        np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
+        np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
+        assert len(shares.visited) == len(set(history.item_row.tolist()))
+
+
+def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
+    """One visited item's vector, a thousandth longer, moves the raw score by a thousandth of its share."""
+    dataset, model, store = recommender.dataset, recommender.bundle.model, recommender.bundle.store
+    history = recommender.reader.read(Request(history=tuple(Visit(str(i)) for i in dataset.item_ids[[3, 9, 50]]))).history
+    target = 77
+    shares = recommender.explainer.shares(history, np.array([target]))
+    batch = store.users(history)
+    with torch.inference_mode():
+        tower, fields = model.user_tower, model.user_fields(batch)
+        tokens = tower.visits(model.history_items(batch.items), batch).double().float()
+        raw = tower.head.raw(tower.beside_history(fields, tokens, batch))
+        longer = tokens.clone()
+        longer[1] *= 1.001
+        moved = tower.head.raw(tower.beside_history(fields, longer, batch)) - raw
+        change = float((moved / raw.norm() * recommender.bundle.vectors[target]).sum())
+    assert change * 1000 == pytest.approx(float(shares.visits[0, list(shares.visited).index(9)]), rel=0.02, abs=2e-4)
+
+
+def test_reasons_are_in_words(recommender: Recommender) -> None:
+    dataset = recommender.dataset
+    visits = tuple(Visit(str(i)) for i in dataset.item_ids[[3, 9, 50]])
+    plain, told = (recommender.answer([Request(history=visits, k=4, explain=explain)])[0] for explain in (False, True))
+    assert [replace(place, reasons=()) for place in told.places] == plain.places
+    assert all(place.reasons == () for place in plain.places)
+    for place in told.places:
+        shares = [abs(reason.share) for reason in place.reasons]
+        assert shares == sorted(shares, reverse=True) and 1 <= len(shares) <= 10
+        assert {reason.kind for reason in place.reasons} <= {"visit", "user", "item"}
+    names = {reason.label for place in told.places for reason in place.reasons if reason.kind == "visit"}
+    assert names and names <= {recommender.describe(row)["name"] for row in (3, 9, 50)}
+    facts = recommender.describe(9)
+    label = recommender.explainer.item_label
+    assert label("categories", facts) == f"categories: {', '.join(facts['categories'])}"
+    assert [label(name, facts) for name in ("hours", "id", "text")] == ["hours", "who goes there", "text"]
+    assert recommender.answer([Request(explain=True, k=2)])[0].places[0].reasons == ()
