@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from twotower.checkpoint import save_checkpoint
-from twotower.config import parse_config
+from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
@@ -20,7 +20,7 @@ TOWER = {"embedding_dim": 16, "hidden_dims": [24, 16]}
 MODEL = {"request_place": True, "user_tower": {**TOWER, "max_history": 20}, "item_tower": TOWER}
 
 
-def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[TwoTower, Any]:
+def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[TwoTower, Config]:
     """A model whose weights are all drawn, the ones that begin at zero too, and its settings."""
     config = parse_config({"model": model, "training": training})
     built = build_model(dataset, config)
@@ -32,14 +32,19 @@ def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[Two
     return built.eval(), config
 
 
+def checkpoint_of(dataset: Dataset, model: TwoTower, config: Config) -> dict[str, Any]:
+    """What a trainer would have saved."""
+    settings = config.model_dump(mode="json")
+    return {"data": dataset.fingerprint, "config": settings, "model": model.state_dict(), "progress": {}}
+
+
 @pytest.fixture(scope="session")
 def town_bundle(town: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a bundle; treat it as read-only."""
     root = tmp_path_factory.mktemp("town-bundle")
     dataset = Dataset.open(town.folder)
     model, config = drawn(dataset, MODEL)
-    state = {"data": dataset.fingerprint, "config": config.model_dump(mode="json"), "model": model.state_dict(), "progress": {}}
-    save_checkpoint(root / "best.pt", state)
+    save_checkpoint(root / "best.pt", checkpoint_of(dataset, model, config))
     export_bundle(root / "best.pt", dataset, root / "bundle", metrics={"metric": "NDCG@10", "value": 0.1})
     return root / "bundle"
 

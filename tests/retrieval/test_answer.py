@@ -10,14 +10,19 @@ import pytest
 import torch
 
 import twotower
+from twotower.checkpoint import save_checkpoint
+from twotower.config import parse_config
 from twotower.data.dataset import Dataset
+from twotower.data.prepare import prepare
 from twotower.errors import RequestError
 from twotower.retrieval.asked import WEEK_S, Ids, Reader
-from twotower.retrieval.bundle import Bundle
+from twotower.retrieval.bundle import Bundle, export_bundle
 from twotower.retrieval.dials import POPULARITY_SCALE, diversify
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, Request, Visit
 from twotower.schema import UNKNOWN
+
+from .conftest import checkpoint_of, drawn
 
 
 def ids(answer: Answer) -> list[str]:
@@ -210,3 +215,29 @@ def test_the_bundle_says_what_it_is(town_bundle: Any, recommender: Recommender) 
     assert bundle.manifest["metrics"]["metric"] == "NDCG@10"
     assert not [path for path in town_bundle.rglob("*") if path.suffix in (".pkl", ".pt", ".pickle")]
     assert isinstance(bundle.vectors, torch.Tensor)
+
+
+@pytest.mark.parametrize("table", [{"update": "rows", "dtype": "bf16", "max_rows": 9}, {"max_rows": 9, "hashing": "double"}, {}])
+def test_items_without_clock_or_features_are_answered_too(tmp_path: Any, table: dict[str, Any]) -> None:
+    """From a table of visits alone, with compact tables, through a bundle's files."""
+    events = [f"u{u},p{(u * k + k) % 19}" for u in range(12) for k in range(1, 7)]
+    (tmp_path / "e.csv").write_text("\n".join(["user_id,item_id", *events]))
+    data = {"source": "tables", "path": str(tmp_path), "interactions": {"path": "e.csv"}}
+    config = parse_config({"data": data, "prepare": {"split": {"kind": "leave_one_out"}}})
+    prepare(config, tmp_path / "dataset")
+    dataset = Dataset.open(tmp_path / "dataset")
+    tower = {"embedding_dim": 8, "hidden_dims": [8]}
+    model, config = drawn(dataset, {"user_tower": tower, "item_tower": tower, "tables": {"item.id": table, "user.id": table}})
+    save_checkpoint(tmp_path / "best.pt", checkpoint_of(dataset, model, config))
+    export_bundle(tmp_path / "best.pt", dataset, tmp_path / "bundle")
+    recommender = twotower.load(tmp_path / "bundle")
+    plain = Recommender(replace(recommender.bundle, tower=None))
+    requests = [
+        Request(user="u3", k=50),
+        Request(history=(Visit("p3"), Visit("p5", time_s=1_700_000_000)), k=3),
+        Request(near=(1, 2)),
+    ]
+    found = recommender.answer(requests)
+    assert [one.source for one in found] == ["model", "model", "recent"]
+    assert [ids(one) for one in found] == [ids(one) for one in plain.answer(requests)]
+    assert found[1].places[0].distance_km is None and found[1].places[0].categories == []

@@ -1,6 +1,6 @@
 """Whatever stands in the files of a bundle, loading it ends in a bundle or in one `DataError`.
 
-`TWOTOWER_FUZZ_CASES` says how many cases of each kind are tried.
+`TWOTOWER_FUZZ_CASES` says how many cases of each of the five kinds are tried: with 20000 they are 10^5, in some three hours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from twotower.retrieval import sealed
 from twotower.retrieval.bundle import load_bundle
 from twotower.retrieval.sealed import MANIFEST
 
-CASES = int(os.environ.get("TWOTOWER_FUZZ_CASES", "25"))
+CASES = int(os.environ.get("TWOTOWER_FUZZ_CASES", "12"))
 BRISK = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 NUMBERS = st.integers(-(2**70), 2**70) | st.integers(-3, 300) | st.floats()
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text(max_size=8) | st.just("../../x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from twotower.cli import main
-from twotower.errors import DataError, RequestError
+from twotower.errors import DataError
+from twotower.retrieval import revision
 from twotower.retrieval.bundle import load_bundle
+from twotower.retrieval.new_items import read_items
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.revision import add_items, remove_items
 
@@ -111,17 +114,17 @@ def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_pat
         ([], "holds none"),
     ],
 )
-def test_what_is_no_item_is_one_line(bundle: Path, tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:
-    before = (bundle / "manifest.json").read_bytes()
+def test_what_is_no_item_is_one_line(recommender: Recommender, tmp_path: Path, rows: list[dict[str, Any]], said: str) -> None:
+    dataset = recommender.dataset
     with pytest.raises(DataError) as caught:
-        add_items(bundle, write(tmp_path / "new.jsonl", rows))
+        read_items(write(tmp_path / "new.jsonl", rows), dataset.items.schema, dataset.specs)
     assert said in str(caught.value) and "\n" not in str(caught.value)
-    assert (bundle / "manifest.json").read_bytes() == before
 
 
 def test_files_that_are_none_and_items_that_are_there(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_text("PAR1")
     (tmp_path / "x.jsonl").write_text("{")
+    before = (bundle / "manifest.json").read_bytes()
     for name in ("x.parquet", "x.jsonl", "x.xlsx", "none.csv"):
         assert main(["add-items", str(bundle), "--items", str(tmp_path / name)]) == 2
     there = str(load_bundle(bundle).dataset.item_ids[4])
@@ -129,5 +132,52 @@ def test_files_that_are_none_and_items_that_are_there(bundle: Path, tmp_path: Pa
         add_items(bundle, write(tmp_path / "new.jsonl", [{"item_id": there}]))
     with pytest.raises(DataError, match="no 'nothing'"):
         remove_items(bundle, ["nothing"])
-    with pytest.raises(RequestError):
-        Recommender.load(bundle).recommend(history=["nothing"])
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_loader_finds_one_whole_version_whatever_is_going_on(bundle: Path) -> None:
+    ids = [str(name) for name in load_bundle(bundle).dataset.item_ids[2:10]]
+    failed: list[str] = []
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                found = load_bundle(bundle)
+                if int(found.manifest.get("revision", 0)) != (~found.arrays.offered[2:]).sum():
+                    failed.append("mixed")
+            except DataError as error:
+                failed.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for one in ids:
+        remove_items(bundle, [one])
+    done.set()
+    reader.join()
+    assert not failed
+
+
+def test_two_revisions_at_once_lose_none(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (str(name) for name in load_bundle(bundle).dataset.item_ids[2:4])
+    write_arrays = revision.write_arrays
+
+    def meanwhile(*arguments: Any) -> None:
+        monkeypatch.setattr(revision, "write_arrays", write_arrays)
+        remove_items(bundle, [first])
+        write_arrays(*arguments)
+
+    monkeypatch.setattr(revision, "write_arrays", meanwhile)
+    with pytest.raises(DataError, match="Do it again"):
+        remove_items(bundle, [second])
+    assert load_bundle(bundle).arrays.offered[2:4].tolist() == [False, True]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_who_has_a_bundle_open_goes_on_with_it(bundle: Path) -> None:
+    recommender = Recommender.load(bundle)
+    user = str(recommender.dataset.user_ids[50])
+    before = recommender.recommend(user=user, k=20)
+    remove_items(bundle, [place.item_id for place in before])
+    assert recommender.recommend(user=user, k=20) == before
+    assert not {place.item_id for place in Recommender.load(bundle).recommend(user=user, k=20)} & {p.item_id for p in before}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ class Reader:
     def _item(self, visit: Visit) -> int:
         row = self.items.row(visit.item_id)
         if row == UNKNOWN:
-            raise RequestError(f"Every item of a history must be in the catalogue. Found no {visit.item_id[:80]!r}.")
+            raise RequestError(f"Every item of a history must be in the catalogue. Found no {str(visit.item_id)[:80]!r}.")
         return row
 
     def _code(self, visit: Visit) -> int:
@@ -137,7 +138,7 @@ class Reader:
             return 1
         if visit.event_type not in self._codes:
             raise RequestError(
-                f"The kind of an event must be one the model knows. Got {visit.event_type[:80]!r}."
+                f"The kind of an event must be one the model knows. Got {str(visit.event_type)[:80]!r}."
                 f"{nearest(visit.event_type, self._codes)}"
             )
         return self._codes[visit.event_type]
@@ -166,7 +167,7 @@ def _times(visits: Sequence[Visit], moment: int, earliest: int) -> Int:
 
 def _check(request: Request) -> None:
     """Refuse numbers that cannot be."""
-    if not (isinstance(request.k, int) and request.k >= 1):
+    if not (isinstance(request.k, Integral) and request.k >= 1):
         raise RequestError(f"k must be a whole number of at least 1. Got {str(request.k)[:40]}.")
     for name, value, least in (("diversity", request.diversity, 0), ("popularity", request.popularity, -1)):
         if not least <= value <= 1:

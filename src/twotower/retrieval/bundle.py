@@ -43,7 +43,7 @@ from twotower.schema import FIRST_ROW
 
 MODEL_FILE, INDEX_FILE, TOWERS, DATASET = "model.safetensors", "index.safetensors", "towers", "dataset"
 SAME = 1e-3  # between a stored number and the same computed again, on another machine and in other blocks
-TRIES, PAUSE_S = 3, 0.05  # of opening a folder that is being replaced
+TRIES, PAUSE_S = 10, 0.05  # of opening a folder that is being replaced
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ def load_bundle(path: Path) -> Bundle:
 
 
 def _load(path: Path) -> Bundle:
-    manifest = open_sealed(path)
     try:
+        manifest = open_sealed(path)
         config = parse_config(manifest["config"])
         dataset = Dataset.open(path / DATASET)
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})
@@ -196,7 +196,7 @@ def _load(path: Path) -> Bundle:
     except Exception as error:  # whatever a reader of a stranger's file raises: the file is at fault
         if isinstance(error, DataError):
             raise
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
         raise DataError(f"The parts of a bundle must fit together. {path}: {what}. Export it again.") from error
 
 

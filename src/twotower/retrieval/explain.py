@@ -24,7 +24,7 @@ from twotower.retrieval.request import Reason
 from twotower.retriever import Float, Int, Queries
 from twotower.schema import UNKNOWN
 
-MOST_REASONS = 10
+MOST_REASONS, MOST_CHARACTERS = 10, 80
 LEAST_SHARE = 0.0005  # below it a share would be printed as nothing
 LABELS = {
     ("user", "id"): "who asks",
@@ -118,7 +118,8 @@ class Explainer:
         value = facts.get(spec.columns[0])
         if spec.kind not in ("categorical", "multi", "number") or value is None:
             return name.replace("_", " ")
-        return f"{name.replace('_', ' ')}: {', '.join(map(str, value)) if isinstance(value, list) else value}"
+        said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{name.replace('_', ' ')}: {said if len(said) <= MOST_CHARACTERS else said[: MOST_CHARACTERS - 1] + '…'}"
 
     def _user_side(self, batch: UserBatch, items: Tensor) -> tuple[Tensor, Float, Float]:
         """Unit user vectors [k, D], shares of the fields [k, F] and of the events [k, W]; query j is held against item j."""

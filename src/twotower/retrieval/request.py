@@ -17,7 +17,7 @@ class Visit:
     item_id
         The item visited.
     time_s
-        Seconds since 1970; None where unknown.
+        Seconds since 1970; None where unknown: then it counts as a week before the next, the last as a week before the moment.
     stars
         0 to 5; None where none were given.
     event_type
@@ -47,13 +47,15 @@ class Request:
     near
         Latitude and longitude in degrees the request comes from.
     time_s
-        The moment of the question in seconds; None: the bundle's own.
+        The moment of the question in seconds; only events before it count. None: the bundle's own, or just after the latest visit
+        where that is later.
     exclude_seen
         Leave out the items of the history.
     diversity
         0 … 1: how much an item's likeness to those above it counts against it.
     popularity
-        −1 … 1: below zero the rarely visited gain, above zero the often visited; 0 is the model as trained.
+        −1 … 1: below zero the rarely visited gain, above zero the often visited; 0 is the model as trained. Where nothing is known
+        of who asks, the often visited come first whatever the dial.
     explain
         Say of each place what moved its score.
     """
@@ -83,7 +85,8 @@ class Reason:
     label
         The visited item's name, or the feature in words.
     share
-        Part of the cosine in the first order: gradient times input.
+        Part of the cosine in the first order: gradient times input. The cosine is shared out twice: over visits and features of the
+        user, and over features of the item.
     """
 
     kind: Literal["visit", "user", "item"]
@@ -101,7 +104,7 @@ class Place:
     distance_km
         From where the request comes, else from the most central place of the history; None when either is unknown.
     score
-        Cosine of user and item vector, in [-1, 1].
+        Cosine of user and item vector, in [-1, 1]; of an answer that is not the model's, visits as a share of the greatest.
     reasons
         Largest first; empty unless asked for.
     """
@@ -128,11 +131,12 @@ class Answer:
         "model": from a history or a known user; "nearby" or "recent": nothing was known of who asks, and these are the places most
         visited lately around the request, or altogether.
     confidence
-        0 … 1: how much was known of who asks; grows with the history.
+        0 … 1: how much was known of who asks: n / (n + 3) for a history of n events, 0 where nothing was known.
     user_known
         Whether the bundle knows the user.
     stages_ms
-        Milliseconds by stage: "features", "tower", "filter", "search", "describe", "explain".
+        Milliseconds by stage, of all requests that were answered together: "features", "filter", "tower",
+        "search", "explain", "describe".
     selectivity
         Share of the items that pass the filter; None where there was none.
     """

@@ -28,7 +28,7 @@ from twotower.errors import DataError
 from twotower.retrieval.bundle import DATASET, INDEX_FILE, Bundle, load_bundle
 from twotower.retrieval.item_arrays import ItemArrays, encode_items
 from twotower.retrieval.new_items import read_items
-from twotower.retrieval.sealed import MANIFEST, replacing, seal, sha256
+from twotower.retrieval.sealed import MANIFEST, read_manifest, replacing, seal, sha256
 from twotower.retriever import Int
 from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN
 
@@ -97,7 +97,10 @@ def _revise(bundle: Bundle, write: Callable[[Path], None]) -> dict[str, Any]:
     with replacing(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         write(folder)
-        return seal(folder, {**bundle.manifest, "revision": int(bundle.manifest.get("revision", 0)) + 1})
+        manifest = seal(folder, {**bundle.manifest, "revision": int(bundle.manifest.get("revision", 0)) + 1})
+        if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
+            raise DataError(f"A bundle is revised by one at a time. {bundle.path} has been changed meanwhile. Do it again.")
+        return manifest
 
 
 def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> None:

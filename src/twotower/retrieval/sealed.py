@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from uuid import uuid4
 
 from twotower.errors import DataError
 from twotower.schema import BUNDLE_FORMAT
@@ -121,8 +122,7 @@ def replacing(out: Path) -> Iterator[Path]:
         )
     out = out.resolve()  # where a link leads: the link itself stays
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.new")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = out.with_name(f".{out.name}.{uuid4().hex[:12]}.new")
     beside.mkdir()
     try:
         yield beside
