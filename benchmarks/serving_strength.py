@@ -34,27 +34,29 @@ FLAT_AFTER_MIN = 5.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and append; returns the exit code: 1 when something was lost or failed."""
     given = _parser().parse_args(arguments)
-    rows, sound = [], True
+    sound = True
+
+    def done(row: dict[str, Any]) -> None:
+        tell(row, given.results)
+        sys.stderr.write(in_words(row))
+
     with tempfile.TemporaryDirectory() as folder:
         if given.kills:
             found = kill_often(given.bundle, Path(folder), given.kills, given.seed)
             sound = sound and not found["lost"] and not found["tracebacks"]
             what = f"acknowledged events still there after {given.kills} kills"
             kept = found["acknowledged"] - found["lost"]
-            rows.append(claim(what, kept, "events", "acknowledged", found["acknowledged"], given.seed, start_s=found["start_s"]))
+            done(claim(what, kept, "events", "acknowledged", found["acknowledged"], given.seed, start_s=found["start_s"]))
         if given.minutes:
             mixed = asyncio.run(mix((given.bundle, given.other), Path(folder), given.minutes, given.seed))
             sound = sound and not mixed["failed"]
             what = f"resident memory after {given.minutes:g} minutes of mixed load, {mixed['requests']:,} requests"
             against = f"after {mixed['flat_after_min']:g} minutes"
             more = {name: mixed[name] for name in ("failed", "statuses", "reloads")}
-            rows.append(claim(what, mixed["last_mb"], "MB", against, mixed["first_mb"], given.seed, **more))
+            done(claim(what, mixed["last_mb"], "MB", against, mixed["first_mb"], given.seed, **more))
             crowd = asyncio.run(overload(given.bundle, Path(folder)))
             what = f"99 of 100 refusals under overload, {crowd['refused']:,} of {crowd['requests']:,} requests refused"
-            rows.append(claim(what, crowd["refusal_ms"], "ms", "median answer afterwards", crowd["after_ms"], given.seed, **crowd))
-    for row in rows:
-        tell(row, given.results)
-        sys.stderr.write(in_words(row))
+            done(claim(what, crowd["refusal_ms"], "ms", "median answer afterwards", crowd["after_ms"], given.seed, **crowd))
     return 0 if sound else 1
 
 
