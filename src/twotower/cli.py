@@ -245,6 +245,24 @@ def doctor(data: Path | None) -> None:
     refuse(findings)
 
 
+@app.command()
+@click.argument("bundle", type=FOLDER)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True)
+@click.option("--events", metavar="URL", help="Where accepted events go: sqlite:PATH (default: beside BUNDLE), or redis://…")
+@click.option("--api-key-file", type=FILE, help="File with the key of the routes that write; default: $TWOTOWER_API_KEY.")
+@click.option("--tls-cert", type=FILE, help="PEM file; with --tls-key the server speaks HTTPS.")
+@click.option("--tls-key", type=FILE)
+@click.option("--rate", type=click.FloatRange(0), default=100, show_default=True, help="Requests a second for each client; 0: any.")
+def serve(rate: float, **options: Any) -> None:
+    """Answer over HTTP, with a page to look at it; see docs/serving.md."""
+    from twotower.serving.limits import Limits
+    from twotower.serving.serve import Options
+    from twotower.serving.serve import serve as run_server
+
+    run_server(Options(**options, limits=Limits(rate=rate, burst=2 * rate)))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments

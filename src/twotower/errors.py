@@ -4,7 +4,8 @@
     ├── ConfigError          a setting is unknown, of the wrong type, or contradicts another
     ├── DataError            a file, folder, column or row is not what was promised
     ├── TrainingError        training cannot start or go on (empty data, non-finite loss, missing checkpoint)
-    └── RequestError         a request for recommendations cannot be answered (unknown id, malformed filter)
+    ├── RequestError         a request for recommendations cannot be answered (unknown id, malformed filter)
+    └── BusyError            a server cannot answer now (too much waits, or its store of events does not answer)
 
 A message is sentences: what must hold; what was found, and where; what to do. Anything that is not a `TwoTowerError`
 is a defect of the package: traceback, exit code 1.
@@ -33,7 +34,21 @@ class TrainingError(TwoTowerError):
 
 
 class RequestError(TwoTowerError):
-    """A request for recommendations cannot be answered."""
+    """A request for recommendations cannot be answered.
+
+    Attributes
+    ----------
+    where
+        The part at fault: a character of a text (from 1), a path into JSON such as "and[1].within.km" ("" is all of it), or None.
+    """
+
+    def __init__(self, message: str, *, where: str | int | None = None) -> None:
+        super().__init__(message)
+        self.where = where
+
+
+class BusyError(TwoTowerError):
+    """A server cannot answer now; the same request may be answered later."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

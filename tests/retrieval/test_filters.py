@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twotower.errors import RequestError
-from twotower.retrieval.filters import ItemFilter, check_place, distances_km, hour_of_week
+from twotower.retrieval.filter_tree import hour_of_week
+from twotower.retrieval.filters import ItemFilter, check_place, distances_km
 from twotower.schema import FeatureSpec
 
 OPEN_FRIDAY_EVENING = "".join("1" if hour in range(114, 119) else "0" for hour in range(168))
@@ -169,8 +175,6 @@ def test_within_needs_a_home(catalogue):
 
 
 def test_distances():
-    import numpy as np
-
     found = distances_km(np.array([[0.0, 1.0], [90.0, 0.0], [np.nan, 0.0]]), (0.0, 0.0))
     assert found[0] == pytest.approx(111.19, abs=0.05)
     assert found[1] == pytest.approx(10007.5, abs=1)
@@ -181,3 +185,133 @@ def test_hour_of_week():
     assert hour_of_week("Mon 00:10") == 0
     assert hour_of_week("friday 19:30") == 115
     assert hour_of_week("Sun 23:59") == 167
+
+
+def test_what_was_seen(catalogue):
+    seen = np.array([3, 4, 3])
+    assert catalogue.compile("seen", seen=seen).tolist() == [False, False, False, True, True, False]
+    assert catalogue.compile("not seen and price <= 2", seen=seen).tolist() == [False, False, True, False, False, True]
+    assert catalogue.compile({"seen": False}).tolist() == [False, False, True, True, True, True], "no history: nothing was seen"
+    assert catalogue.compile({"seen": True}, seen=np.array([1, 0])).sum() == 0, "what is unknown is not of the catalogue"
+
+
+FRIDAY_1930 = 1_700_249_400  # 2023-11-17 19:30, a Friday
+
+
+def test_open_now_is_on_the_clock_of_the_data(catalogue):
+    assert catalogue.compile("open_now", now=FRIDAY_1930).tolist() == catalogue.compile('open_at("Fri 19:30")').tolist()
+    assert catalogue.compile({"open": "now"}, now=FRIDAY_1930 - 6 * 3600).tolist() == [False] * 3 + [True, False, False]
+    assert catalogue.compile("not open_now", now=0).tolist() == [False, False, True, False, False, True]
+    for now in (None, -1, 10**15):
+        with pytest.raises(RequestError, match="moment of the request"):
+            catalogue.compile("price == 1 and open_now", now=now)
+
+
+def test_open_now_is_on_the_clock_of_each_place():
+    """Open on Fridays from 19 to 20 everywhere; the moment is 19:30 in New York, 18:30 in Chicago, and Saturday in India."""
+    hours = "".join("1" if hour == 115 else "0" for hour in range(168))
+    zones = ["America/New_York", "America/Chicago", "Asia/Kolkata", "Nowhere/Else", None, "America/New_York", "../etc"]
+    items = pa.table({"item_id": list("abcdefg"), "hours": [hours] * 5 + [None, hours], "timezone": zones})
+    world = ItemFilter(items)
+    utc = FRIDAY_1930 + 5 * 3600
+    assert world.compile("open_now", now=utc).tolist()[2:] == [True] + [False] * 6
+    assert world.compile("not open_now", now=utc).tolist()[2:] == [False, True, True] + [False] * 4
+    assert world.compile("open_now", now=utc + 3600).tolist()[2:] == [False, True] + [False] * 5
+    india = FRIDAY_1930 - 5 * 3600 - 1800  # 19:30 there, half an hour off whole ones
+    for shift, open_ in ((-1801, False), (-1800, True), (1799, True), (1800, False)):
+        assert world.compile("open_now", now=india + shift).tolist()[2:] == [False, False, open_] + [False] * 4
+    assert world.compile('open_at("Fri 19:30")').tolist()[2:] == [True] * 5 + [False, True], "an hour of the week needs no zone"
+
+
+def test_masks_are_kept_by_what_they_refer_to(catalogue):
+    assert catalogue.compile("price <= 2", home=(1, 2)) is catalogue.compile("price <= 2", home=(3, 4), now=5)
+    assert catalogue.compile("within(5)", home=(27.95, -82.46)) is catalogue.compile("within(5)", home=(27.95, -82.46))
+    assert catalogue.compile("within(5)", home=(27.95, -82.46)) is not catalogue.compile("within(5)", home=(27.95, -82.40))
+    assert (
+        catalogue.compile({"within": 5}, home=(27.95, -82.40)).tolist()
+        == catalogue.compile("within(5)", home=(27.95, -82.40)).tolist()
+    )
+    with pytest.raises(ValueError, match="read-only"):
+        catalogue.compile("price <= 2")[3] = True
+
+
+def test_columns_that_cannot_be_compared_say_so():
+    odd = ItemFilter(
+        pa.table(
+            {"item_id": ["a"], "facts": [{"x": 1}], "sizes": [[1, 2]], "big": [2**60], "kind": pa.array(["X"]).dictionary_encode()}
+        )
+    )
+    with pytest.raises(RequestError, match="cannot be compared"):
+        odd.compile("facts == 1")
+    with pytest.raises(RequestError, match="needs a number on both sides"):
+        odd.compile("sizes < 3")
+    for passes in ("sizes == 2", "sizes == 2 and sizes == 1", f"big == {2**60}", "big > 5", 'kind == "x"'):
+        assert odd.compile(passes).tolist() == [False, False, True]
+    odd.warm()
+
+
+VALUES = st.sampled_from([0, 1, 2, 2.5, 3])
+TAGS = ["tea", "Bar", "pub"]
+leaves = st.one_of(
+    st.tuples(st.just("price"), st.sampled_from(["min", "max", "above", "below"]), VALUES),
+    st.tuples(st.just("price"), st.sampled_from(["any", "none"]), st.lists(VALUES, max_size=3)),
+    st.tuples(st.just("tags"), st.sampled_from(["any", "none", "all"]), st.lists(st.sampled_from(["TEA", "bar", "x"]), max_size=2)),
+    st.tuples(st.just("city"), st.sampled_from(["any", "none"]), st.lists(st.sampled_from(["a", "B", "1"]), max_size=2)),
+    st.tuples(st.just("within"), st.just("km"), st.sampled_from([0, 1, 3, 400, 30_000])),
+)
+trees = st.recursive(
+    leaves.map(lambda leaf: {leaf[0]: {leaf[1]: leaf[2]}}),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda parts: {"and": parts})
+        | st.lists(inner, max_size=3).map(lambda parts: {"or": parts})
+        | inner.map(lambda part: {"not": part})
+    ),
+    max_leaves=6,
+)
+_RNG = np.random.default_rng(0)
+ROWS: list[dict[str, Any]] = [
+    {
+        "price": _RNG.choice([None, 0.0, 1.0, 2.0, 2.5, 3.0]),
+        "tags": None if _RNG.random() < 0.2 else [str(tag) for tag in _RNG.choice(TAGS, _RNG.integers(0, 3))],
+        "city": _RNG.choice([None, "A", "b", "1"]),
+        "latitude": None if _RNG.random() < 0.2 else float(_RNG.choice([27.95, 27.96, 28.95, -27.95])),
+        "longitude": float(_RNG.choice([-82.46, -82.45, 97.54])),
+    }
+    for _ in range(60)
+]
+
+
+def truth(row: dict[str, Any], node: dict[str, Any]) -> bool | None:
+    """Three-valued, by Python alone."""
+    ((word, value),) = node.items()
+    if word in ("and", "or"):
+        parts = [truth(row, part) for part in value]
+        stops = word == "or"
+        return stops if stops in parts else None if None in parts else not stops
+    if word == "not":
+        inner = truth(row, value)
+        return None if inner is None else not inner
+    ((condition, wanted),) = value.items()
+    if word == "within":
+        if row["latitude"] is None:
+            return None
+        return bool(distances_km(np.array([[row["latitude"], row["longitude"]]]), (27.95, -82.46))[0] <= wanted)
+    if condition == "all" and not wanted:
+        return True
+    if row[word] is None:
+        return None
+    if condition in ("min", "max", "above", "below"):
+        return {"min": row[word] >= wanted, "max": row[word] <= wanted, "above": row[word] > wanted, "below": row[word] < wanted}[
+            condition
+        ]
+    held = [text.lower() for text in row["tags"]] if word == "tags" else [row["city"].lower()] if word == "city" else [row["price"]]
+    found = [(each.lower() if isinstance(each, str) else each) in held for each in wanted]
+    return all(found) if condition == "all" else any(found) == (condition == "any")
+
+
+@given(trees)
+def test_masks_are_what_python_says(tree: dict[str, Any]) -> None:
+    columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    made = ItemFilter(pa.table({"item_id": [str(i) for i in range(len(ROWS))], **columns}))
+    mask = made.compile(tree, home=(27.95, -82.46))
+    assert mask.tolist()[2:] == [truth(row, tree) is True for row in ROWS]

@@ -1,50 +1,46 @@
-"""A small filter language over item columns, compiled to one bool per item; applied before top-k, so that k come back when k exist.
+"""Filters over the catalogue, compiled to one bool per item and applied before top-k, so that k come back when k exist.
 
-    category == "Mexican" and price <= 2
-    city in ["Tampa", "Largo"] and not category == "Bars"
-    within(27.95, -82.46, 5)          within 5 km of a point (latitude, longitude in degrees)
-    within(5)                         within 5 km of where the user usually goes
-    open_at("Fri 19:30")              open at that hour of the week
+Enter: the raw item columns, once; then filters in the language of `filter_language`, as text or as JSON. Leaves: a mask. What is
+not known of an item (no price, no place) makes a comparison neither true nor false: the item passes neither `price <= 2` nor
+`price != 2` nor `not price <= 2`. A comparison with a list column (categories) asks whether the list holds the value.
 
-Python's own grammar is the parser (`ast.parse`); only the forms above pass, and nothing is ever executed. A comparison with a
-list column (categories) asks whether the list holds the value. What is not known of an item (no price, no place) makes a comparison
-neither true nor false: the item passes neither `price <= 2` nor `price != 2` nor `not price <= 2`.
-
-Where an item is, its categories and its hours are the columns that `catalogue` finds, whatever they are called.
+Where an item is, its categories and its hours are the columns that `catalogue` finds, whatever they are called. Opening hours are
+in the time of the place. "Now" is a moment in seconds: where the catalogue has a column "timezone" with names such as
+"America/New_York" it is UTC, and every item has its own hour; else it is the clock of the data, as all times in the dataset are.
 """
 
 from __future__ import annotations
 
-import ast
-import math
-import operator
-import re
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from twotower.catalogue import category_column, hours_column, is_list, place_columns, places
+from twotower.catalogue import category_column, hours_column, place_columns, places
 from twotower.encoders import EARTH_KM, points_km
 from twotower.errors import RequestError, nearest
-from twotower.retriever import Mask
-from twotower.schema import FIRST_ROW, FeatureSpec
+from twotower.retrieval.columns import Column, Hours, Places
+from twotower.retrieval.filter_language import WORDS, parse_filter
+from twotower.retrieval.filter_tree import MOST_SHOWN, Among, And, Compared, Node, Not, Open, Or, Part, Seen, Within, walk
+from twotower.retrieval.filter_tree import check_place as check_place
+from twotower.retrieval.recent import Recent
+from twotower.retriever import Int, Mask
+from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, ITEM_ID, FeatureSpec
 
-DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-CLOCK = re.compile(r"([a-z]+)\s+([01]?[0-9]|2[0-3])(:[0-5][0-9])?")
-ALIASES = {"attribute": "attributes", "id": "item_id"}
-MOST_SHOWN = 80  # characters of a filter that an error quotes
+ALIASES = {"attribute": "attributes", "id": ITEM_ID}
+ZONE = "timezone"
+CACHE_BYTES = 2**26  # of masks
+CACHE_TREES = 1024
+LAST_MOMENT_S = 253_402_300_800  # the year 10000
 Truth = tuple[Mask, Mask]
-"""Which items certainly pass, and which certainly fail; both False: unknown."""
-_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-}
+"""Of which items something holds, and of which it is known whether it does."""
 
 
 def distances_km(places: NDArray[Any], place: Sequence[float]) -> NDArray[np.float32]:
@@ -64,8 +60,17 @@ def mutual_km(places: NDArray[Any]) -> NDArray[np.float32]:
     return arc
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a filter refers to besides the catalogue; None also where this one does not."""
+
+    home: tuple[float, ...] | None
+    now: int | None
+    seen: Int | None
+
+
 class ItemFilter:
-    """Compiles filter texts for one catalogue.
+    """Compiles filters for one catalogue; safe to share among threads.
 
     Parameters
     ----------
@@ -78,177 +83,190 @@ class ItemFilter:
     ----------
     places
         float64 [len(items), 2]: latitude and longitude in degrees, NaN where unknown.
-    category
-        The column of the categories, or None.
+    category, hours
+        The columns of the categories and of the opening hours, or None.
     """
 
     def __init__(self, items: pa.Table, specs: Sequence[FeatureSpec] = ()) -> None:
         self.items = items
         self.places = places(items, place_columns(items, specs))
-        self.category, self._hours = category_column(items, specs), hours_column(items, specs)
+        self.category, self.hours = category_column(items, specs), hours_column(items, specs)
         self._aliases = ALIASES | ({"category": self.category, "categories": self.category} if self.category else {})
+        self._columns: dict[str, Column] = {}
+        self._trees = Recent[tuple[Node, frozenset[type[Any]]]](CACHE_TREES)
+        self._masks = Recent[Mask](max(8, CACHE_BYTES // (len(items) + FIRST_ROW)))
 
-    def compile(self, text: str, *, home: Sequence[float] | None = None) -> Mask:
-        """Return bool [n_items] over all rows (the two reserved ones False): which items pass.
+    def warm(self) -> None:
+        """Make the usual columns ready now, instead of at the first filter that names them."""
+        usual = [self.category, "city", "price", "stars", ITEM_ID]
+        for name in usual:
+            if name and name in self.items.column_names:
+                self._column(name)
+        _ = self._places, self._hours, self._zones
+
+    def compile(
+        self,
+        where: str | dict[str, Any],
+        *,
+        home: Sequence[float] | None = None,
+        now: int | None = None,
+        seen: Int | None = None,
+    ) -> Mask:
+        """Return bool [n_items] over all rows (the two reserved ones False): which items pass. Read-only: it may be cached.
 
         Parameters
         ----------
+        where
+            The filter, as text or as JSON.
         home
             Latitude and longitude that `within(km)` refers to.
+        now
+            Seconds: the moment that `open_now` refers to.
+        seen
+            Item rows of the history that `seen` refers to; None: nothing was.
 
         Raises
         ------
         RequestError
-            The text is not of the language; the message points at the part.
+            The filter is not of the language, or asks for what the catalogue has not; message and `where` point at the part.
         """
-        try:
-            tree = ast.parse(text.strip(), mode="eval")
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            raise RequestError(
-                f'A filter must read like `category == "Mexican" and within(5)`. Cannot read {text!r}: {error}.'
-            ) from None
-        try:
-            mask, _ = self._visit(tree.body, home)
-        except RecursionError:
-            raise RequestError("A filter must not be nested deeper than a few hundred levels.") from None
-        return np.concatenate([np.zeros(FIRST_ROW, np.bool_), mask])
-
-    def _visit(self, node: ast.expr, home: Sequence[float] | None) -> Truth:
-        if isinstance(node, ast.BoolOp):
-            parts = np.array([self._visit(value, home) for value in node.values])  # [parts, 2, items]
-            every, some = np.logical_and.reduce(parts), np.logical_or.reduce(parts)
-            return (every[0], some[1]) if isinstance(node.op, ast.And) else (some[0], every[1])
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-            true, false = self._visit(node.operand, home)
-            return false, true
-        if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.left, ast.Name):
-            return self._compare(node.left.id, node.ops[0], _literal(node.comparators[0]), node)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-            return self._call(node.func.id, [_literal(value) for value in node.args], home)
-        raise RequestError(f"A filter is made of comparisons, within(…), open_at(…), and, or, not. Found {_part(node)}.")
-
-    def _compare(self, name: str, op: ast.cmpop, value: Any, node: ast.expr) -> Truth:
-        column = name if name in self.items.column_names else self._aliases.get(name, name)
-        if column not in self.items.column_names:
-            known_names = [*self.items.column_names, *(["category"] if self.category else [])]
-            raise RequestError(f"Unknown column {name!r} in {_part(node)}.{nearest(name, known_names)}")
-        values = self.items[column].combine_chunks()
-        wanted = value if isinstance(value, list) else [value]
-        number = _is_number(values.type.value_type if is_list(values.type) else values.type)
-        if number and any(isinstance(part, str) for part in wanted):
-            raise RequestError(f"This comparison needs numbers, without quotes: {_part(node)}; column {name!r} is {values.type}.")
-        known = _known(values)
-        if isinstance(op, (ast.Eq, ast.NotEq, ast.In, ast.NotIn)):
-            found = _is_in(values, wanted)
-            return _truth(~found if isinstance(op, (ast.NotEq, ast.NotIn)) else found, known)
-        if type(op) in _COMPARE and not isinstance(value, list) and _is_number(values.type):
-            numbers = pc.fill_null(values.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False)
-            return _truth(np.asarray(_COMPARE[type(op)](numbers, value), np.bool_), known)
-        raise RequestError(f"This comparison needs a number on both sides: {_part(node)}; column {name!r} is {values.type}.")
-
-    def _call(self, name: str, values: list[Any], home: Sequence[float] | None) -> Truth:
-        if name == "within" and len(values) in (1, 3) and all(isinstance(value, (int, float)) for value in values):
-            *place, radius_km = values
-            return self._within(check_place(place) if place else home, radius_km)
-        if name == "open_at" and len(values) == 1 and isinstance(values[0], str):
-            return self._open_at(hour_of_week(values[0]))
-        raise RequestError(
-            f'A filter knows within(km), within(latitude, longitude, km) and open_at("Fri 19:30"). Got {name} with {values}.'
+        source = (type(where), where if isinstance(where, str) else _written(where))
+        tree, kinds = self._trees.get(source) or self._trees.put(source, _read(where))
+        asked = _Asked(
+            home=tuple(home) if home is not None and Within in kinds else None,
+            now=None if now is None or Open not in kinds else now // 900 * 900,  # clocks differ by whole quarters of an hour
+            seen=seen if Seen in kinds else None,
         )
+        key = (source, asked.home, asked.now)
+        if asked.seen is None and (mask := self._masks.get(key)) is not None:
+            return mask
+        mask = np.zeros(len(self.items) + FIRST_ROW, np.bool_)
+        mask[FIRST_ROW:] = self._certain(tree, True, asked)
+        mask.flags.writeable = False
+        return mask if asked.seen is not None else self._masks.put(key, mask)
 
-    def _within(self, centre: Sequence[float] | None, radius_km: float) -> Truth:
-        known = ~np.isnan(self.places[:, 0])
-        if not known.any():
-            raise RequestError("within needs items with places. This catalogue has none. Leave it out.")
-        if radius_km < 0:
-            raise RequestError(f"within needs a distance in km, 0 or more. Got {radius_km}.")
+    def _certain(self, node: Node, holds: bool, asked: _Asked) -> Mask:
+        """Which items certainly pass, or with `holds` False certainly fail."""
+        if isinstance(node, Not):
+            return self._certain(node.part, not holds, asked)
+        if isinstance(node, And | Or):
+            every = isinstance(node, And) is holds
+            found = np.full(len(self.items), every)
+            for part in node.parts:
+                mask = self._certain(part, holds, asked)
+                found = np.logical_and(found, mask, out=found) if every else np.logical_or(found, mask, out=found)
+            return found
+        true, known = self._leaf(node, asked)
+        return true if holds else known & ~true
+
+    def _leaf(self, node: Among | Compared | Within | Open | Seen, asked: _Asked) -> Truth:
+        if isinstance(node, Within):
+            return self._within(node, asked.home)
+        if isinstance(node, Open):
+            return self._open(node, asked.now)
+        if isinstance(node, Seen):
+            found = np.zeros(len(self.items) + FIRST_ROW, np.bool_)
+            found[[] if asked.seen is None else asked.seen] = True
+            return found[FIRST_ROW:], np.ones(len(self.items), np.bool_)
+        return self._compare(node)
+
+    def _compare(self, node: Among | Compared) -> Truth:
+        column = self._column(self._named(node.column, node.at), node.at)
+        wanted = node.values if isinstance(node, Among) else (node.value,)
+        if column.number and any(isinstance(value, str) for value in wanted):
+            rule = "This comparison needs numbers, without quotes"
+        elif isinstance(node, Compared) and (column.listed or not column.number):
+            rule = "This comparison needs a number on both sides"
+        else:
+            found = column.among(node.values) if isinstance(node, Among) else column.compare(node.bound, float(node.value))
+            return found, column.known
+        raise RequestError(f"{rule}: {node.at}; column {node.column!r} is {column.type}.", where=node.at.where)
+
+    def _named(self, name: str, at: Part) -> str:
+        names = self.items.column_names
+        column = name if name in names else self._aliases.get(name, name)
+        if column not in names:
+            hint = nearest(name, [*names, *(["category"] if self.category else []), *WORDS])
+            raise RequestError(f"Unknown column {name[:MOST_SHOWN]!r} in {at}.{hint}", where=at.where)
+        return column
+
+    def _column(self, name: str, at: Part | None = None) -> Column:
+        if name not in self._columns:
+            try:
+                self._columns[name] = Column(self.items[name])
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                kind = self.items[name].type
+                raise RequestError(
+                    f"Column {name!r} cannot be compared: it is {kind}. Found {at}.", where=None if at is None else at.where
+                ) from None
+        return self._columns[name]
+
+    def _within(self, node: Within, home: Sequence[float] | None) -> Truth:
+        where = node.at.where
+        if not self._places.known.any():
+            raise RequestError(f"within needs items with places. This catalogue has none. Leave out {node.at}.", where=where)
+        centre = home if node.near is None else node.near
         if centre is None:
             raise RequestError(
-                "within(km) needs a history with places. This one has none. Give the point: within(latitude, longitude, km)."
+                f"within(km) needs a history with places. This one has none. Give the point: {node.at}.",
+                where=where,
             )
-        return _truth(np.asarray(distances_km(self.places, centre) <= radius_km), known)
+        return self._places.within(centre, node.km), self._places.known
 
-    def _open_at(self, hour: int) -> Truth:
+    def _open(self, node: Open, now: int | None) -> Truth:
         if self._hours is None:
-            raise RequestError("open_at needs opening hours. This catalogue has none.")
-        hours = self.items[self._hours].combine_chunks()
-        bit = pc.utf8_slice_codeunits(hours, hour, hour + 1)
-        return _truth(np.asarray(pc.fill_null(pc.equal(bit, "1"), False).to_numpy(zero_copy_only=False)), _known(hours))
+            raise RequestError(f"Opening hours are needed. This catalogue has none. Leave out {node.at}.", where=node.at.where)
+        if node.hour is not None:
+            return self._hours.at(node.hour), self._hours.known
+        if now is None or not 0 <= now < LAST_MOMENT_S:
+            raise RequestError(
+                f"Open now needs the moment of the request in seconds. Got {now}. Found {node.at}.", where=node.at.where
+            )
+        if self._zones is None:
+            return self._hours.at(_hour(now)), self._hours.known
+        found, known = (np.zeros(len(self.items), np.bool_) for _ in range(2))
+        for zone, there in self._zones:
+            ahead = datetime.fromtimestamp(now, timezone.utc).astimezone(zone).utcoffset()
+            found |= self._hours.at(_hour(now + int(ahead.total_seconds() if ahead else 0))) & there
+            known |= there
+        return found, known & self._hours.known
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places(self.places)
+
+    @cached_property
+    def _hours(self) -> Hours | None:
+        return None if self.hours is None else Hours(self.items[self.hours])
+
+    @cached_property
+    def _zones(self) -> list[tuple[ZoneInfo, Mask]] | None:
+        """Each time zone and the items in it; None where the catalogue has no such column. An unknown name is an unknown hour."""
+        if ZONE not in self.items.column_names or not pa.types.is_string(self.items[ZONE].type):
+            return None
+        zones = []
+        for name in self.items[ZONE].unique().drop_null().to_pylist():
+            try:
+                zones.append((ZoneInfo(name), self._column(ZONE).among([name])))
+            except (KeyError, ValueError, OSError):
+                continue
+        return zones
 
 
-def check_place(place: Sequence[float]) -> tuple[float, float]:
-    """Return `place`, latitude and longitude in degrees, as it is.
-
-    Raises
-    ------
-    RequestError
-        They are out of range or not finite.
-    """
-    latitude, longitude = (float(value) for value in place)
-    if not (abs(latitude) <= 90 and abs(longitude) <= 180):
-        raise RequestError(f"A place is a latitude from -90 to 90 and a longitude from -180 to 180. Got {latitude}, {longitude}.")
-    return latitude, longitude
+def _hour(time_s: int) -> int:
+    """Hours since Monday 00:00; 1970 began on a Thursday."""
+    return (time_s // 3600 + 3 * 24) % HOURS_PER_WEEK
 
 
-def hour_of_week(text: str) -> int:
-    """ "Fri 19:30" → 115: hours since Monday 00:00, rounded down.
-
-    Raises
-    ------
-    RequestError
-        It is not a weekday, whole or its first three letters, and a time from 0 to 23:59 with or without minutes.
-    """
-    found = CLOCK.fullmatch(text.strip().lower())
-    days = [number for number, day in enumerate(DAYS) if found and found[1] in (day, day[:3])]
-    if not found or not days:
-        raise RequestError(f'A time must look like "Fri 19:30". Got {text!r}.')
-    return days[0] * 24 + int(found[2])
-
-
-def _part(node: ast.expr) -> str:
-    """How an error names a part of the text."""
+def _written(where: Any) -> str:
     try:
-        part = ast.unparse(node)
-    except ValueError:
-        part = "a number of thousands of digits"
-    return f"{part[:MOST_SHOWN]!r} at character {node.col_offset + 1}"
+        return json.dumps(where)
+    except (TypeError, ValueError, RecursionError):
+        raise RequestError(
+            "A filter is a text, or JSON made of objects, lists, texts, numbers and truth values.", where=""
+        ) from None
 
 
-def _literal(node: ast.expr) -> Any:
-    try:
-        value = ast.literal_eval(node)
-        listed = list(value) if isinstance(value, (list, tuple, set)) else [value]
-        if all(isinstance(part, str) or (type(part) in (int, float) and math.isfinite(part)) for part in listed):
-            return listed if isinstance(value, (list, tuple, set)) else value
-    except (ValueError, TypeError, MemoryError, RecursionError, OverflowError):
-        pass
-    raise RequestError(f"A value must be a text in quotes, a number or a list of them. Found {_part(node)}.")
-
-
-def _truth(holds: Mask, known: Mask) -> Truth:
-    return holds & known, ~holds & known
-
-
-def _known(values: pa.Array) -> Mask:
-    unknown = pc.is_null(values, nan_is_null=True)
-    return ~np.asarray(unknown.to_numpy(zero_copy_only=False), np.bool_)
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def _is_in(values: pa.Array, wanted: list[Any]) -> Mask:
-    """Whether each value, or any value of each list, is one of `wanted`; text compares without case."""
-    listed = is_list(values.type)
-    flat = pc.list_flatten(values) if listed else values
-    if _is_number(flat.type):
-        found = pc.is_in(flat.cast(pa.float64()), value_set=pa.array([float(value) for value in wanted], pa.float64()))
-    else:
-        texts = pa.array([str(value).lower() for value in wanted], pa.string())
-        found = pc.is_in(pc.utf8_lower(flat.cast(pa.string())), value_set=texts)
-    mask = np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False))
-    if not listed:
-        return mask
-    owner = pc.list_parent_indices(values).to_numpy(zero_copy_only=False)
-    return np.bincount(owner[mask], minlength=len(values)).astype(np.bool_)
+def _read(where: str | dict[str, Any]) -> tuple[Node, frozenset[type[Any]]]:
+    tree = parse_filter(where)
+    return tree, frozenset(type(node) for node, _ in walk(tree))

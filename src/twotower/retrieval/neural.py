@@ -8,10 +8,11 @@ from torch import Tensor
 
 from twotower.features import FeatureStore
 from twotower.models.two_tower import TwoTower
-from twotower.retrieval.index import ExactIndex
+from twotower.retrieval.index import ExactIndex, joined
 from twotower.retriever import Mask, Queries, Recommendations
 
-BLOCK = 8192
+BLOCK = 8192  # items encoded at once
+PORTION = 1024  # queries encoded at once; the vectors of more would only leave the cache
 
 
 class NeuralRetriever:
@@ -45,8 +46,13 @@ class NeuralRetriever:
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
         """See `Retriever`; scores are cosines."""
-        seen = (queries.offsets, queries.item_row) if exclude_seen else None
-        return self.index.search(self.encode(queries), k, exclude=seen, allow=allow)
+        found = []
+        for start in range(0, len(queries), PORTION):
+            part = queries.slice(start, min(start + PORTION, len(queries)))
+            seen = (part.offsets, part.item_row) if exclude_seen else None
+            allowed = allow[start : start + PORTION] if allow is not None and allow.ndim == 2 else allow
+            found.append(self.index.search(self.encode(part), k, exclude=seen, allow=allowed))
+        return joined(found, k)
 
     def encode(self, queries: Queries) -> Tensor:
         """User vectors float32 [B, D] on the model's device."""

@@ -53,6 +53,8 @@ class Found:
         int64 [n], float32 [n]: item rows in the order of the list, and cosines; of a back-off visits as a share of the greatest.
     home
         Where distances count from.
+    selectivity
+        Share of the items that pass the filter; None without one.
     """
 
     asked: Asked
@@ -60,6 +62,7 @@ class Found:
     rows: Int
     scores: Float
     home: tuple[float, float] | None
+    selectivity: float | None = None
     reasons: list[tuple[Reason, ...]] = field(default_factory=list)
 
 
@@ -195,8 +198,8 @@ class Recommender:
             if chosen:
                 parts = [asked[i] for i in chosen]
                 lists = search([one for one, _, _ in parts], _allowed([mask for _, _, mask in parts]), stages)
-                for i, (one, home, _), (source, rows, scores) in zip(chosen, parts, lists, strict=True):
-                    found[i] = Found(one, source, rows, scores, home)
+                for i, (one, home, mask), (source, rows, scores) in zip(chosen, parts, lists, strict=True):
+                    found[i] = Found(one, source, rows, scores, home, self._share(one.request, mask))
         return [one for one in found if one is not None]
 
     def _search(self, asked: list[Asked], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
@@ -240,8 +243,13 @@ class Recommender:
     def _mask(self, where: Where, home: tuple[float, float] | None) -> Mask | None:
         if not where:
             return self.offered
-        mask = self.filter.compile(where, home=home)  # type: ignore[arg-type]
+        mask = self.filter.compile(where, home=home)
         return mask if self.offered is None else mask & self.offered
+
+    def _share(self, request: Request, mask: Mask | None) -> float | None:
+        if not request.where or mask is None:
+            return None
+        return np.count_nonzero(mask) / max(self.dataset.n_items - FIRST_ROW, 1)
 
     @cached_property
     def _places_by_row(self) -> Float:
@@ -261,7 +269,7 @@ class Recommender:
     def _answer(self, found: Found, places: list[Place], stages: Stages) -> Answer:
         events = len(found.asked.history.item_row)
         confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
-        return Answer(places, found.source, round(confidence, 3), found.asked.known, stages.ms)
+        return Answer(places, found.source, round(confidence, 3), found.asked.known, stages.ms, found.selectivity)
 
     def _places(self, found: list[Found]) -> list[list[Place]]:
         """The lists in people's terms."""

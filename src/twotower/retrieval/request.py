@@ -137,6 +137,8 @@ class Answer:
     stages_ms
         Milliseconds by stage, of all requests that were answered together: "features", "filter", "tower",
         "search", "explain", "describe".
+    selectivity
+        Share of the items that pass the filter; None where there was none.
     """
 
     places: list[Place]
@@ -144,3 +146,4 @@ class Answer:
     confidence: float
     user_known: bool
     stages_ms: dict[str, float] = field(default_factory=dict)
+    selectivity: float | None = None

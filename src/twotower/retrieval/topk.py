@@ -5,8 +5,9 @@ full sort by (score descending, item row ascending), whatever the ties; PAD, UNK
 grows with sqrt(N k) a query.
 
 How: the columns are cut into blocks, and only the `k` blocks with the best maxima are looked into. An item outside of them has
-`k` block maxima before it, each with a better score or the same score and a lower row, so it is not among the `k` best. Score and
-row are packed into one int64 key, so that ties need no care anywhere.
+`k` block maxima before it, each with a better score or the same score and a lower row, so it is not among the `k` best. Where equal
+scores leave open which is taken, score and row are packed into one int64 key. A row of scores alone is faster partitioned by NumPy:
+all that reach the k-th best score are sorted, stably.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ Ragged = tuple[Int, Int]
 """(offsets int64 [B + 1], rows int64 [T]): the rows of query b are rows[offsets[b]:offsets[b + 1]]."""
 
 _CANDIDATES = 2**22  # keys held at once: 32 MB
+_FEW = 3  # rows that are done one by one, on a CPU
 _LANES = 32  # floats in the registers that one step of a reduction fills
 _NOTHING = float("-inf")
+_BROKEN = "Scores must be numbers. Got NaN: the model that made them is broken."
 
 
 def top_k(scores: Float | Tensor, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None) -> Recommendations:
@@ -56,9 +59,25 @@ def top_k(scores: Float | Tensor, k: int, *, exclude: Ragged | None = None, allo
         raise ValueError(f"k must be at least 1. Got {k}.")
     matrix = _tensor(scores)
     _mask(matrix, exclude, allow)
+    return _top(matrix, k)
+
+
+def top_k_among(scores: Float, rows: Int, k: int) -> Recommendations:
+    """The `k` best of one query's candidates: item `rows` int64 [C], ascending, with their scores float32 [C]; as in `top_k`."""
+    found = _top(torch.from_numpy(scores[None]), k)
+    found.items[found.items >= 0] = rows[found.items[found.items >= 0]]
+    return found
+
+
+def _top(matrix: Tensor, k: int) -> Recommendations:
     size, width = matrix.shape
     items = np.full((size, k), -1, np.int64)
     values = np.full((size, k), _NOTHING, np.float32)
+    if size <= _FEW and matrix.device.type == "cpu":
+        for b, row in enumerate(matrix.numpy()):
+            at = _best_of_one(row, k)
+            items[b, : len(at)], values[b, : len(at)] = at, row[at]
+        return Recommendations(items, values)
     step = max(1, _CANDIDATES // (4 * isqrt(width * min(k, width)) + 1))
     for start in range(0, size, step):
         best, rows = _best(matrix[start : start + step], min(k, width))
@@ -66,6 +85,15 @@ def top_k(scores: Float | Tensor, k: int, *, exclude: Ragged | None = None, allo
         values[start : start + step, : rows.shape[1]] = best.cpu().numpy()
     items[values == _NOTHING] = -1
     return Recommendations(items, values)
+
+
+def _best_of_one(scores: Float, k: int) -> Int:
+    """Columns of the k best scores, fewer where fewer are above -inf."""
+    if np.isnan(scores).any():
+        raise ValueError(_BROKEN)
+    floor = np.partition(scores, len(scores) - k)[len(scores) - k] if k < len(scores) else _NOTHING
+    at = np.flatnonzero((scores >= floor) & (scores > _NOTHING))
+    return np.asarray(at[np.argsort(-scores[at], kind="stable")[:k]], np.int64)
 
 
 def _tensor(scores: Float | Tensor) -> Tensor:
@@ -82,8 +110,8 @@ def _mask(matrix: Tensor, exclude: Ragged | None, allow: Mask | None) -> None:
         query = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         matrix[torch.from_numpy(query).to(matrix.device), torch.from_numpy(rows).to(matrix.device)] = _NOTHING
     if allow is not None:
-        allowed = torch.from_numpy(np.ascontiguousarray(allow, bool)).to(matrix.device)
-        matrix.masked_fill_(~allowed, _NOTHING)
+        banned = torch.from_numpy(~np.asarray(allow, bool))  # an array of its own: filters give read-only ones
+        matrix.masked_fill_(banned.to(matrix.device), _NOTHING)
 
 
 def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -91,17 +119,31 @@ def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
     size, width = matrix.shape
     block = _block(width, k)
     blocks = width // block
-    whole = matrix[:, : blocks * block].view(size, blocks, block)
+    whole, tail = matrix[:, : blocks * block].view(size, blocks, block), matrix[:, blocks * block :]
     maxima = whole.amax(-1)
-    tail = torch.arange(blocks * block, width, device=matrix.device).expand(size, -1)
-    chosen = torch.topk(_keys(maxima), min(k, blocks), dim=1, sorted=False).indices
-    rows = (chosen[:, :, None] * block + torch.arange(block, device=matrix.device)).flatten(1)
-    rows = torch.cat([rows, tail], 1)
-    scores = matrix.gather(1, rows)
-    if bool(maxima.isnan().any()) or bool(scores.isnan().any()):
-        raise ValueError("Scores must be numbers. Got NaN: the model that made them is broken.")
-    order = torch.topk(_keys(scores, rows), k, dim=1).indices
-    return scores.gather(1, order), rows.gather(1, order)
+    if bool(maxima.isnan().any()) or bool(tail.isnan().any()):
+        raise ValueError(_BROKEN)
+    # In ascending order, so that among the candidates, too, a lower position is a lower row.
+    chosen = _first(maxima, min(k, blocks), ordered=False).sort(dim=1).values
+    scores = torch.cat([whole.gather(1, chosen[:, :, None].expand(-1, -1, block)).flatten(1), tail], 1)
+    at = _first(scores, k, ordered=True)
+    inside = chosen.shape[1] * block
+    rows = chosen.gather(1, (at // block).clamp(max=chosen.shape[1] - 1)) * block + at % block
+    return scores.gather(1, at), torch.where(at < inside, rows, at - inside + blocks * block)
+
+
+def _first(scores: Tensor, k: int, *, ordered: bool) -> Tensor:
+    """Columns int64 [B, k] of the k best scores, a lower one first where scores are equal; in this order only if `ordered`.
+
+    A top-k of floats leaves open which of equal ones it takes: queries where that matters, few with most scores, are done again.
+    """
+    best = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
+    equal = (best.values[:, 1:] == best.values[:, :-1]) & (best.values[:, 1:] > _NOTHING)
+    again = (equal if ordered else equal[:, k - 1 :]).any(1).nonzero()[:, 0]
+    columns = best.indices[:, :k]
+    if len(again):
+        columns[again] = torch.topk(_keys(scores[again]), k, dim=1).indices
+    return columns
 
 
 def _block(width: int, k: int) -> int:
@@ -111,9 +153,8 @@ def _block(width: int, k: int) -> int:
     return -(-block // _LANES) * _LANES if block > _LANES // 2 else block
 
 
-def _keys(scores: Tensor, rows: Tensor | None = None) -> Tensor:
-    """int64 keys, one for each (score, row) pair: a higher score first, then a lower row."""
+def _keys(scores: Tensor) -> Tensor:
+    """int64 keys, one for each column: a higher score first, then a lower column."""
     bits = (scores + 0.0).view(torch.int32)  # + 0.0: minus zero becomes zero, which it equals
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # the integers in the order of the floats
-    rows = torch.arange(scores.shape[1], device=scores.device) if rows is None else rows
-    return ordered * 2**32 - rows
+    return ordered * 2**32 - torch.arange(scores.shape[1], device=scores.device)

@@ -1,0 +1,206 @@
+"""What answering over HTTP costs, held against what it is made of.
+
+    python benchmarks/serving.py [--items 150000] [--dim 128]
+
+A bundle of so many made-up items is served by a process of its own; server and load share the cores. Against it, in turn: the same
+user tower and the same index, asked for the same lists in one process, their inputs built beforehand. Rows:
+
+- median of one request after the other, over HTTP and bare;
+- the same with a filter that one item of a hundred passes, against without;
+- 99 of 100 answers at half of the highest rate that was sustained, against 25 ms;
+- requests a second with many connections, whose requests are answered together, against one connection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from common import RESULTS, claim, in_words, tell
+from serving_load import Load, Server, at_rate, closed, median_ms, post, wire
+
+from twotower.config import parse_config
+from twotower.console import setup_logging
+from twotower.data.prepare import prepare
+from twotower.pipeline import train_stage
+from twotower.retrieval.recommender import Recommender
+from twotower.retrieval.request import Request
+
+K = 10
+ONE_PERCENT = "shelf == 7"
+PATIENCE_MS = 25
+ROUNDS, EACH = 8, 60
+CONNECTIONS = (2, 4, 8, 16, 32)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and append; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    setup_logging(quiet=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = make_bundle(folder, given.items, given.dim, given.seed)
+        recommender = Recommender.load(bundle)
+        users = [str(user) for user in recommender.dataset.user_ids[2:1002]]
+        bare = bare_call(recommender, users)
+        with Server(bundle, f"sqlite:{folder / 'events.sqlite'}", folder / "log", "--rate", "0") as server:
+            rows = asyncio.run(measure(server.port, users, bare, given))
+    for row in rows:
+        tell(row, given.results)
+        sys.stderr.write(in_words(row))
+    return 0
+
+
+async def measure(port: int, users: Sequence[str], bare: Callable[[int], Any], given: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows."""
+    plain = [post("/v1/recommend", {"user": user, "k": K}) for user in users]
+    narrow = [post("/v1/recommend", {"user": user, "k": K, "filter": ONE_PERCENT}) for user in users]
+    http, alone, filtered, stages = [], [], [], []
+    async with wire(port) as connection:
+        for requests in (plain, narrow):
+            await _one_by_one(connection, requests[:EACH])
+        for number in range(ROUNDS):  # in turn, so that all see the same machine
+            begin = number * EACH % (len(users) - EACH)
+            http.append(await _one_by_one(connection, plain[begin : begin + EACH], stages))
+            alone.append(median_ms(lambda at, begin=begin: bare(begin + at), EACH))
+            filtered.append(await _one_by_one(connection, narrow[begin : begin + EACH]))
+    what = f"{given.items:,} items, dimension {given.dim}"
+    p50 = statistics.median(http)
+    single = await closed(port, plain, connections=1, seconds=given.seconds)
+    best = max([await closed(port, plain, connections=n, seconds=given.seconds) for n in CONNECTIONS], key=lambda load: load.rate)
+    half = await at_rate(port, plain, rate=best.rate / 2, seconds=3 * given.seconds)
+    seed, alike = given.seed, {"stages_ms": profile(stages)}
+    tower = "its user tower and index alone"
+    return [
+        claim(f"one request over HTTP, median; {what}", p50, "ms", tower, statistics.median(alone), seed, **alike),
+        claim(f"one request with a 1 % filter, median; {what}", statistics.median(filtered), "ms", "without", p50, seed),
+        claim(
+            f"99 of 100 answers at {best.rate / 2:.0f} requests a second, half of the most; {what}",
+            half.ms(0.99),
+            "ms",
+            "wanted",
+            PATIENCE_MS,
+            seed,
+            p50=round(half.ms(0.5), 2),
+            statuses=sound(half, best),
+        ),
+        claim(f"answers a second, many connections; {what}", best.rate, "/s", "one connection", single.rate, seed),
+    ]
+
+
+def profile(stages: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Median milliseconds by stage; "rest" is all of the server's time that no stage counts."""
+    names = dict.fromkeys(name for one in stages for name in one)
+    return {name: round(statistics.median(one.get(name, 0.0) for one in stages), 3) for name in names}
+
+
+def sound(*loads: Load) -> dict[int, int]:
+    """How often each status came; anything but 200 is told, not hidden."""
+    total: dict[int, int] = {}
+    for load in loads:
+        for status, count in load.statuses.items():
+            total[status] = total.get(status, 0) + count
+    return total
+
+
+async def _one_by_one(connection: Any, requests: Sequence[bytes], stages: list[dict[str, float]] | None = None) -> float:
+    load = Load()
+    loop = asyncio.get_running_loop()
+    for request in requests:
+        due = loop.time()
+        status, body = await connection.ask(request)
+        load.seconds.append(loop.time() - due)
+        if status != 200:
+            raise RuntimeError(f"status {status}: {body[:300]!r}")
+        if stages is not None:
+            answer = json.loads(body)
+            spent = answer["stages_ms"]
+            stages.append({**spent, "rest": answer["took_ms"] - sum(spent.values())})
+    return load.ms(0.5)
+
+
+def bare_call(recommender: Recommender, users: Sequence[str]) -> Callable[[int], Any]:
+    """A function that makes the list of user number i from inputs built beforehand: the tower, then the index."""
+    bundle, read = recommender.bundle, recommender.reader.read
+    asked = [read(Request(user=user, k=K)).history for user in users]
+    tower = bundle.tower
+    inputs: list[Any] = [bundle.store.padded(one) if tower is not None else bundle.store.users(one) for one in asked]
+
+    def run(number: int) -> Any:
+        one = asked[number]
+        with torch.inference_mode():
+            vector = tower(inputs[number]) if tower is not None else bundle.model.encode_users(inputs[number]).numpy()
+        dialled = torch.from_numpy(np.concatenate([vector, np.zeros((1, 1), np.float32)], axis=1))
+        return recommender.index.search(dialled, K, exclude=(one.offsets, one.item_row))
+
+    return run
+
+
+def make_bundle(folder: Path, items: int, dim: int, seed: int) -> Path:
+    """A bundle of made-up items with places, categories and a column of a hundred values, by a model trained for one step."""
+    chance, users, events = np.random.default_rng(seed), max(items // 10, 1010), 3 * items
+    at = np.arange(items)
+    catalogue = {
+        "item_id": [f"i{number}" for number in at],
+        "name": [f"Place {number}" for number in at],
+        "latitude": 27 + chance.random(items),
+        "longitude": -82 - chance.random(items),
+        "categories": [[f"kind {number % 40}", f"sort {number % 7}"] for number in at],
+        "price": 1 + at % 4,
+        "shelf": at % 100,
+    }
+    log = {
+        "user_id": [f"u{number}" for number in np.concatenate([np.arange(users), chance.integers(0, users, events)])],
+        "item_id": [f"i{number}" for number in np.concatenate([at, chance.integers(0, items, users + events - items)])],
+        "t": 1_600_000_000 + np.sort(chance.integers(0, 10**8, users + events)),
+    }
+    pq.write_table(pa.table(catalogue), folder / "items.parquet")
+    pq.write_table(pa.table(log), folder / "events.parquet")
+    features = [
+        {"name": "location", "kind": "geo", "columns": ["latitude", "longitude"]},
+        {"name": "categories", "kind": "multi"},
+        {"name": "price", "kind": "number"},
+        {"name": "shelf", "kind": "number"},
+    ]
+    tower = {"embedding_dim": dim, "hidden_dims": [dim]}
+    settings = {
+        "data": {
+            "source": "tables",
+            "path": str(folder),
+            "interactions": {"path": "events.parquet", "time": "t"},
+            "items": {"path": "items.parquet", "features": features},
+        },
+        "prepare": {"text_dim": 0},
+        "model": {"user_tower": tower, "item_tower": tower},
+        "training": {"max_steps": 1},
+        "seed": seed,
+    }
+    config = parse_config(settings)
+    prepare(config, folder / "dataset")
+    train_stage(config, folder / "dataset", folder / "run", bundle=folder / "bundle")
+    return folder / "bundle"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=150_000)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default: 5)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS / "serving.jsonl", help="file the rows are appended to")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""The HTTP interface: routes that parse, ask the service, and write JSON. What it is, `/openapi.json` tells.
+
+Open to everybody who can reach the port: recommendations, items, users, health, figures, the page. Behind the key: what changes
+something (`/v1/events`, `/admin/reload`). Without a key configured these are closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from twotower.console import log
+from twotower.errors import BusyError, TwoTowerError
+from twotower.schema import UNKNOWN
+from twotower.serving import schemas as s
+from twotower.serving.gate import Gate, error_body
+from twotower.serving.limits import MOST_FILTER, MOST_K, is_key
+from twotower.serving.service import Service, unknown
+
+PAGE = Path(__file__).with_name("page")
+CODES = {400: "malformed", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": s.ErrorOut, "description": "Cannot be read."},
+    408: {"model": s.ErrorOut, "description": "Not over in time."},
+    413: {"model": s.ErrorOut, "description": "Too large a body."},
+    422: {"model": s.ErrorOut, "description": "Malformed, or about what nobody knows."},
+    429: {"model": s.ErrorOut, "description": "Too many requests of one client; see Retry-After."},
+    503: {"model": s.ErrorOut, "description": "Too much waits, or not ready; see Retry-After."},
+}
+CLOSED: dict[int | str, dict[str, Any]] = {
+    401: {"model": s.ErrorOut, "description": "No key, or not the key."},
+    403: {"model": s.ErrorOut, "description": "The server has no key: what writes is closed."},
+}
+MISSING: dict[int | str, dict[str, Any]] = {404: {"model": s.ErrorOut, "description": "Nobody knows it."}}
+BEARER = HTTPBearer(auto_error=False, description="The key the server was started with.")
+Limit = Annotated[int, Query(ge=1, le=100)]
+Searched = Annotated[str, Query(max_length=100)]
+
+
+def create_app(service: Service, key: str | None) -> FastAPI:
+    """The application around a service.
+
+    Parameters
+    ----------
+    key
+        What opens the routes that write; None leaves them closed.
+    """
+    app = FastAPI(
+        title="twotower", summary="Recommendations from one bundle.", docs_url=None, redoc_url=None, lifespan=_life(service)
+    )
+    app.state.service, app.state.key = service, key
+    app.add_middleware(Gate, limits=service.limits, meters=service.meters)
+    for kind, handler in ((RequestValidationError, _malformed), (StarletteHTTPException, _refused), (TwoTowerError, _mistaken)):
+        app.add_exception_handler(kind, handler)
+    _answers(app, service)
+    _browsing(app, service)
+    _writing(app, service)
+    _watching(app, service)
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    return app
+
+
+def _answers(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/recommend", response_model=s.AnswerOut, responses=REFUSALS, tags=["recommend"])
+    async def recommend(body: s.RecommendIn, request: Request) -> Response:
+        """The best places for a user, for a history, or, where neither is known, the most visited around."""
+        version, (answer,) = await service.recommend([body])
+        return _json({**_heading(request, version), **answer})
+
+    @app.post("/v1/recommend:batch", response_model=s.BatchOut, responses=REFUSALS, tags=["recommend"])
+    async def recommend_batch(body: s.BatchIn, request: Request) -> Response:
+        """Several lists at once, all of one version; one mistake refuses all."""
+        version, answers = await service.recommend(body.requests, "requests")
+        return _json({**_heading(request, version), "answers": answers})
+
+    @app.get("/v1/items/{item_id:path}/similar", response_model=s.SimilarOut, responses=REFUSALS | MISSING, tags=["recommend"])
+    async def similar(
+        item_id: str,
+        k: Annotated[int, Query(ge=1, le=MOST_K)] = 10,
+        where: Annotated[str | None, Query(alias="filter", max_length=MOST_FILTER)] = None,
+    ) -> Response:
+        """Places like one."""
+        _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
+        version, places = await service.similar(item_id, k, where)
+        return _json({"version": version, "items": places})
+
+
+def _browsing(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/items", response_model=s.ItemsOut, responses=REFUSALS, tags=["items"])
+    async def items(q: Searched = "", limit: Limit = 20) -> Response:
+        """Items by a part of their name, whatever its case and accents; without one the most visited."""
+        return _json({"items": await asyncio.to_thread(service.current.browser.items, q, limit)})
+
+    @app.get("/v1/items/{item_id:path}", response_model=s.FactsOut, responses=REFUSALS | MISSING, tags=["items"])
+    async def item(item_id: str) -> Response:
+        """One item, with everything the catalogue has of it."""
+        current = service.current
+        _known(current.engine.row(item_id) != UNKNOWN, "item", item_id)
+        return _json(current.browser.item(item_id))
+
+    @app.get("/v1/users", response_model=s.UsersOut, responses=REFUSALS, tags=["users"])
+    async def users(q: Searched = "", limit: Limit = 20) -> Response:
+        """Users by a part of their id, most events first."""
+        return _json({"users": await asyncio.to_thread(service.current.browser.users, q, limit)})
+
+    @app.get("/v1/users/random", response_model=s.UsersOut, responses=REFUSALS, tags=["users"])
+    async def random_user() -> Response:
+        """Somebody with a history."""
+        return _json({"users": service.current.browser.random_user()})
+
+    @app.get("/v1/users/{user:path}/history", response_model=s.HistoryOut, responses=REFUSALS | MISSING, tags=["users"])
+    async def history(user: str) -> Response:
+        """What is known of a user: the bundle's events and the accepted ones."""
+        current = service.current
+        _known(current.engine.user_row(user) != UNKNOWN or service.journal.of(user), "user", user)
+        return _json(await asyncio.to_thread(current.browser.history, user))
+
+    @app.get("/v1/about", response_model=s.AboutOut, responses=REFUSALS, tags=["items"])
+    async def about() -> Response:
+        """What is served, and what it can be filtered by."""
+        return _json(await asyncio.to_thread(service.current.browser.about))
+
+
+def _writing(app: FastAPI, service: Service) -> None:
+    async def holds_key(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
+        key: str | None = request.app.state.key
+        if key is None:
+            raise HTTPException(403, "Writing needs a key, and this server has none. Set TWOTOWER_API_KEY, or use --api-key-file.")
+        if given is None or not is_key(given.credentials, key):
+            raise HTTPException(401, "Writing needs the key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"})
+
+    keyed = [Depends(holds_key)]
+
+    @app.post("/v1/events", response_model=s.EventsOut, responses=REFUSALS | CLOSED, dependencies=keyed, tags=["events"])
+    async def events(body: s.EventsIn) -> Response:
+        """Keep events. They are on the disk, and count in every later answer, when this is answered."""
+        accepted, repeated = await service.accept(body.events)
+        return _json({"accepted": accepted, "repeated": repeated})
+
+    @app.post("/admin/reload", response_model=s.ReloadOut, responses=REFUSALS | CLOSED, dependencies=keyed, tags=["operation"])
+    async def reload(body: s.ReloadIn | None = None) -> Response:
+        """Serve another bundle, or the same folder read again. A bad one is refused, and the one before goes on."""
+        version, before = await service.reload(Path(body.bundle) if body and body.bundle else None)
+        return _json({"version": version, "before": before})
+
+
+def _watching(app: FastAPI, service: Service) -> None:
+    @app.get("/health/live", response_model=s.StateOut, tags=["operation"])
+    async def live() -> Response:
+        """The process answers."""
+        return _json({"status": "live"})
+
+    @app.get("/health/ready", response_model=s.StateOut, responses={503: REFUSALS[503]}, tags=["operation"])
+    async def ready() -> Response:
+        """It can answer requests for recommendations."""
+        if not service.ready:
+            raise BusyError("A ready server computes and writes. A thread of this one has ended. Start it again.")
+        return _json({"status": "ready", "version": service.current.engine.version})
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"])
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+
+def _json(content: Any) -> Response:
+    return Response(to_json(content, inf_nan_mode="null", fallback=str), media_type="application/json")
+
+
+def _heading(request: Request, version: str) -> dict[str, Any]:
+    took_ms = round(1000 * (time.perf_counter() - request.state.began), 3)
+    return {"request_id": request.state.request_id, "version": version, "took_ms": took_ms}
+
+
+def _known(found: Any, kind: str, name: str) -> None:
+    if not found:
+        raise HTTPException(404, str(unknown(kind, name)))
+
+
+def _error(request: Request, status: int, code: str, message: str, where: Any = None, headers: Any = None) -> Response:
+    request.state.code = code
+    body = error_body(code, message, request.state.request_id, where)
+    return Response(body, status, headers, media_type="application/json")
+
+
+async def _malformed(request: Request, error: Any) -> Response:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        text, where = f"The body must be JSON. {first['ctx']['error']} at character {first['loc'][-1] + 1}.", None
+    else:
+        where = ".".join(str(step) for step in first["loc"][1:]) or None
+        text = f"A request must fit the interface. {where or first['loc'][0]}: {first['msg']}."
+    return _error(request, 422, "malformed", text, where)
+
+
+async def _refused(request: Request, error: Any) -> Response:
+    return _error(request, error.status_code, CODES.get(error.status_code, "refused"), str(error.detail), headers=error.headers)
+
+
+async def _mistaken(request: Request, error: Exception) -> Response:
+    if isinstance(error, BusyError):
+        return _error(request, 503, "busy", str(error), headers={"Retry-After": "1"})
+    return _error(request, 422, "impossible", str(error), getattr(error, "where", None) or None)
+
+
+def _life(service: Service) -> Callable[[FastAPI], Any]:
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        loop, tasks = asyncio.get_running_loop(), set()
+
+        async def again() -> None:
+            try:
+                await service.reload()
+            except TwoTowerError as error:
+                log.error("the bundle before goes on: %s", error)
+
+        def hang_up() -> None:
+            task = loop.create_task(again())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        if threading.current_thread() is threading.main_thread():
+            loop.add_signal_handler(signal.SIGHUP, hang_up)
+        yield
+        await asyncio.to_thread(service.close)
+
+    return life

@@ -1,0 +1,77 @@
+"""What a server lets itself be asked: sizes, rates, times, and who may write."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+MOST_HISTORY = 1000  # visits in a request
+MOST_K = 500
+MOST_BATCH = 256  # requests in one
+MOST_EVENTS = 1000  # events in a request
+MOST_ID = 256  # characters
+MOST_FILTER = 4000  # characters
+LAST_S = 4_102_444_800  # the year 2100: what lies beyond is a mistake of units
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Bounds of a running server.
+
+    Attributes
+    ----------
+    body_bytes
+        Largest body of a request.
+    answer_s
+        An answer that has not begun by then is not given: whoever asked has gone.
+    request_s
+        A whole request, the arrival of its body included.
+    waiting
+        Requests that may wait for the thread that computes.
+    together
+        Requests computed at once.
+    rate, burst
+        Requests a second for each client, and how many it may save up; a rate of 0 asks nobody to wait.
+    connections
+        Open at once.
+    """
+
+    body_bytes: int = 2 * 2**20
+    answer_s: float = 2.0
+    request_s: float = 15.0
+    waiting: int = 512
+    together: int = 32
+    rate: float = 100.0
+    burst: float = 200.0
+    connections: int = 1024
+
+
+class RateLimiter:
+    """A bucket of `burst` requests for each client, filled at `rate` a second.
+
+    Memory is bounded: of more than `most_clients` the one longest unseen is forgotten, which costs it nothing.
+    """
+
+    def __init__(self, rate: float, burst: float, *, most_clients: int = 10_000) -> None:
+        self.rate, self.burst, self.most_clients = rate, burst, most_clients
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait_s(self, client: str, now: float | None = None) -> float:
+        """Take one request from the client's bucket: 0, or the seconds after which there is one again."""
+        if self.rate <= 0:
+            return 0.0
+        now = time.monotonic() if now is None else now
+        left, then = self._buckets.pop(client, (self.burst, now))
+        left = min(self.burst, left + (now - then) * self.rate)
+        wait = 0.0 if left >= 1 else (1 - left) / self.rate
+        self._buckets[client] = (left - 1 if left >= 1 else left, now)
+        if len(self._buckets) > self.most_clients:
+            self._buckets.popitem(last=False)
+        return wait
+
+
+def is_key(given: str, key: str) -> bool:
+    """Whether `given` is the key; how long it takes tells nothing of where they differ."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), key.encode())

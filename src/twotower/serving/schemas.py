@@ -1,0 +1,292 @@
+"""The JSON of the HTTP interface: what is accepted, with its bounds, and what is answered; both are the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+
+from twotower.retrieval.request import Request, Visit
+from twotower.serving.limits import LAST_S, MOST_BATCH, MOST_EVENTS, MOST_FILTER, MOST_HISTORY, MOST_ID, MOST_K
+
+Id = Annotated[str, Field(min_length=1, max_length=MOST_ID)]
+Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
+Stars = Annotated[float, Field(ge=0, le=5)]
+Filter = Annotated[str, Field(max_length=MOST_FILTER)] | dict[str, Any]
+Latitude = Annotated[float, Field(ge=-90, le=90)]
+Longitude = Annotated[float, Field(ge=-180, le=180)]
+
+ASKED: JsonDict = {
+    "user": "u_17",
+    "history": [{"item_id": "b_230", "time_s": 1640995200, "stars": 5}],
+    "k": 5,
+    "filter": 'category == "Mexican" and price <= 2',
+    "near": [27.95, -82.46],
+}
+SENT: JsonDict = {"events": [{"event_id": "01J9Z4-7", "user": "u_17", "item_id": "b_230", "time_s": 1640995200, "stars": 4}]}
+ITEM: JsonDict = {
+    "item_id": "b_5",
+    "name": "Taqueria Sol",
+    "categories": ["Restaurants", "Mexican"],
+    "city": "Tampa",
+    "latitude": 27.96,
+    "longitude": -82.45,
+}
+REASON: JsonDict = {"kind": "visit", "name": "b_230", "label": "El Farol", "share": 0.21}
+PLACE: JsonDict = {**ITEM, "rank": 1, "distance_km": 1.4, "score": 0.83, "reasons": [REASON]}
+LIST: JsonDict = {
+    "source": "model",
+    "confidence": 0.77,
+    "user_known": True,
+    "items": [PLACE],
+    "stages_ms": {"features": 0.4, "tower": 0.6, "search": 2.1, "describe": 0.2},
+}
+
+
+class Accepted(BaseModel):
+    """Base of what is accepted: an unknown field is a mistake."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class VisitIn(Accepted):
+    """A visit of a history."""
+
+    item_id: Id
+    time_s: Moment | None = None
+    stars: Stars | None = None
+
+
+class RecommendIn(Accepted):
+    """Who asks, and for what."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
+
+    user: Id | None = Field(None, description="A user's id. One that nobody knows is no error: the history alone speaks then.")
+    history: list[VisitIn] = Field([], max_length=MOST_HISTORY, description="Oldest first; after what is known of the user.")
+    k: int = Field(10, ge=1, le=MOST_K)
+    filter: Filter | None = Field(None, description="Which items may be in the list: as text, or the same as JSON.")
+    near: tuple[Latitude, Longitude] | None = Field(None, description="Where the request comes from: latitude, longitude.")
+    time_s: Moment | None = Field(None, description="The moment of the question; without one, the end of what is known.")
+    exclude_seen: bool = Field(True, description="Leave out the items of the history.")
+    diversity: float = Field(0.0, ge=0, le=1)
+    popularity: float = Field(0.0, ge=-1, le=1, description="Below zero the rarely visited gain, above zero the often visited.")
+    explain: bool = Field(False, description="Say of each place what moved its score.")
+
+    def request(self, accepted: tuple[Visit, ...]) -> Request:
+        """The same for a `Recommender`; `accepted` are events of the user that came after the bundle was made."""
+        given = tuple(Visit(visit.item_id, visit.time_s, visit.stars) for visit in self.history)
+        return Request(
+            user=self.user,
+            history=accepted + given,
+            k=self.k,
+            where=self.filter,
+            near=self.near,
+            time_s=self.time_s,
+            exclude_seen=self.exclude_seen,
+            diversity=self.diversity,
+            popularity=self.popularity,
+            explain=self.explain,
+        )
+
+
+class BatchIn(Accepted):
+    """Several requests at once."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"requests": [ASKED]}]})
+
+    requests: list[RecommendIn] = Field(min_length=1, max_length=MOST_BATCH)
+
+
+class EventIn(Accepted):
+    """Something that happened; the same `event_id` counts once, however often it is sent."""
+
+    event_id: Id
+    user: Id
+    item_id: Id
+    time_s: Moment | None = Field(None, description="Seconds since 1970; without one, now.")
+    event_type: Id | None = Field(None, description="One of the bundle's kinds of events; without one, the first.")
+    stars: Stars | None = None
+
+
+class EventsIn(Accepted):
+    """Events to keep."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [SENT]})
+
+    events: list[EventIn] = Field(min_length=1, max_length=MOST_EVENTS)
+
+
+class ReloadIn(Accepted):
+    """What to serve from now on."""
+
+    bundle: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
+        None, description="A folder on the server; without one, the folder served now, read again."
+    )
+
+
+class ItemOut(BaseModel):
+    """An item."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [ITEM]})
+
+    item_id: str
+    name: str
+    categories: list[str]
+    city: str | None
+    latitude: float | None
+    longitude: float | None
+
+
+class FactsOut(ItemOut):
+    """An item with every column the catalogue has of it."""
+
+    facts: dict[str, Any]
+
+
+class ReasonOut(BaseModel):
+    """What moved a score."""
+
+    kind: Literal["visit", "user", "item"]
+    name: str
+    label: str
+    share: float
+
+
+class PlaceOut(ItemOut):
+    """A recommended item."""
+
+    rank: int
+    distance_km: float | None
+    score: float
+    reasons: list[ReasonOut]
+
+
+class ListOut(BaseModel):
+    """A list, and how much to make of it."""
+
+    source: Literal["model", "nearby", "recent"]
+    confidence: float
+    user_known: bool
+    items: list[PlaceOut]
+    stages_ms: dict[str, float]
+
+
+class AnswerOut(ListOut):
+    """The answer to one request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"request_id": "5f0c", "version": "a1b2c3d4e5f6", "took_ms": 4.2, **LIST}]}
+    )
+
+    request_id: str
+    version: str
+    took_ms: float
+
+
+class BatchOut(BaseModel):
+    """The answers to several requests, in their order, all of one version."""
+
+    request_id: str
+    version: str
+    took_ms: float
+    answers: list[ListOut]
+
+
+class ItemsOut(BaseModel):
+    """Items."""
+
+    items: list[ItemOut]
+
+
+class SimilarOut(BaseModel):
+    """Places like one."""
+
+    version: str
+    items: list[PlaceOut]
+
+
+class UserOut(BaseModel):
+    """A user, and how many events are known."""
+
+    user: str
+    events: int
+
+
+class UsersOut(BaseModel):
+    """Users."""
+
+    users: list[UserOut]
+
+
+class HappenedOut(ItemOut):
+    """An event of a history."""
+
+    time_s: int | None
+    stars: float | None
+    event_type: str | None
+
+
+class HistoryOut(BaseModel):
+    """A user's events, oldest first."""
+
+    user: str
+    events: list[HappenedOut]
+
+
+class EventsOut(BaseModel):
+    """What became of the events sent: all of them are on the disk now."""
+
+    accepted: int
+    repeated: int
+
+
+class FiltersOut(BaseModel):
+    """What a catalogue can be filtered by."""
+
+    categories: list[str]
+    has_price: bool
+    has_places: bool
+    has_hours: bool
+
+
+class AboutOut(BaseModel):
+    """What is served."""
+
+    version: str
+    name: str
+    items: int
+    users: int
+    metrics: dict[str, Any]
+    filters: FiltersOut
+    events_need_key: bool
+
+
+class StateOut(BaseModel):
+    """Whether the server lives, or is ready."""
+
+    status: Literal["live", "ready"]
+    version: str | None = None
+
+
+class ReloadOut(BaseModel):
+    """What is served now, and what was before."""
+
+    version: str
+    before: str
+
+
+class Mistake(BaseModel):
+    """What must hold, what was found, what to do."""
+
+    code: str
+    message: str
+    where: str | int | None = Field(None, description="The part of the request: a path in its JSON, or a character of its filter.")
+
+
+class ErrorOut(BaseModel):
+    """A request that was refused, or failed."""
+
+    error: Mistake
+    request_id: str

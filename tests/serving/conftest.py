@@ -1,0 +1,123 @@
+"""A small bundle, servers of it in this process (no socket, no waiting), and as processes of their own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from twotower.config import parse_config
+from twotower.pipeline import train_stage
+from twotower.serving.app import create_app
+from twotower.serving.limits import Limits
+from twotower.serving.serve import SWITCH_S
+from twotower.serving.service import Service
+
+ROOT = Path(__file__).parents[2]
+KEY = "a-key-for-these-tests"
+TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
+
+
+@pytest.fixture(scope="session")
+def bundles(town: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two bundles of the town, by models trained for a step each from different seeds; treat them as read-only."""
+    out = tmp_path_factory.mktemp("bundles")
+    for seed in (1, 2):
+        settings = {"model": {"user_tower": TOWER, "item_tower": TOWER}, "training": {"max_steps": 1}, "seed": seed}
+        train_stage(parse_config(settings), town.folder, out / f"run{seed}", bundle=out / f"bundle{seed}")
+    return out / "bundle1", out / "bundle2"
+
+
+@pytest.fixture(scope="session")
+def bundle(bundles: tuple[Path, Path]) -> Path:
+    """The first of them."""
+    return bundles[0]
+
+
+@pytest.fixture(scope="session")
+def keyed() -> dict[str, str]:
+    """Headers with the key."""
+    return {"Authorization": f"Bearer {KEY}"}
+
+
+@pytest.fixture
+def connect(bundle: Path, tmp_path: Path) -> Callable[..., AbstractContextManager[TestClient]]:
+    """A function that starts a server in this process and gives a client of it; the server ends with the block."""
+
+    before = sys.getswitchinterval()
+
+    @contextmanager
+    def start(
+        *, folder: Path = bundle, events: str | None = None, key: str | None = KEY, limits: Limits | None = None
+    ) -> Iterator[TestClient]:
+        service = Service(folder, events or f"sqlite:{tmp_path / 'events.sqlite'}", limits or Limits(rate=0))
+        sys.setswitchinterval(SWITCH_S)
+        try:
+            with TestClient(create_app(service, key), raise_server_exceptions=False) as client:
+                yield client
+        finally:
+            sys.setswitchinterval(before)
+
+    return start
+
+
+@pytest.fixture
+def client(connect: Callable[..., AbstractContextManager[TestClient]]) -> Iterator[TestClient]:
+    """A client of a server without events."""
+    with connect() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def strength() -> Iterator[Any]:
+    """benchmarks/serving_strength.py, whose ways to try a server are used here in small."""
+    names = ("common", "serving_load", "serving_strength")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        yield importlib.import_module("serving_strength")
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def load(strength: Any) -> Any:
+    """benchmarks/serving_load.py."""
+    return sys.modules[strength.Server.__module__]
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis of these tests alone that writes before it answers; without one the test is skipped, in CI it fails."""
+    if shutil.which("redis-server") is None:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs redis-server")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    folder = tmp_path_factory.mktemp("redis")
+    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "appendonly": "yes", "appendfsync": "always", "save": ""}
+    command = ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < end, "Redis did not start"
+                time.sleep(0.02)
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()

@@ -1,0 +1,294 @@
+"""Every route: what it answers, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from twotower.retrieval.recommender import Recommender
+from twotower.serving import schemas
+from twotower.serving.limits import Limits
+
+Connect = Callable[..., AbstractContextManager[TestClient]]
+
+
+def some_items(client: TestClient, n: int) -> list[str]:
+    return [item["item_id"] for item in client.get("/v1/items", params={"limit": n}).json()["items"]]
+
+
+def ranked(client: TestClient, **body: Any) -> list[str]:
+    answer = client.post("/v1/recommend", json=body)
+    assert answer.status_code == 200, answer.text
+    return [place["item_id"] for place in answer.json()["items"]]
+
+
+def send(client: TestClient, headers: dict[str, str], *events: dict[str, Any]) -> dict[str, Any]:
+    answer = client.post("/v1/events", json={"events": events}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_an_answer_is_that_of_the_recommender(client: TestClient, bundle: Any) -> None:
+    user = client.get("/v1/users/random").json()["users"][0]["user"]
+    answer = client.post("/v1/recommend", json={"user": user, "k": 7}).json()
+    expected = Recommender.load(bundle).recommend(user=user, k=7)
+    assert [(p["rank"], p["item_id"]) for p in answer["items"]] == [(p.rank, p.item_id) for p in expected]
+    assert answer["items"][0]["score"] == pytest.approx(expected[0].score, abs=1e-4)
+    schemas.AnswerOut.model_validate(answer)
+    assert answer["user_known"] and answer["source"] == "model" and 0 < answer["confidence"] < 1 and answer["took_ms"] > 0
+
+
+def test_a_history_speaks_for_an_unknown_user_and_is_left_out(client: TestClient) -> None:
+    items = some_items(client, 3)
+    history = [{"item_id": item} for item in items]
+    found = ranked(client, user="nobody", history=history, k=300)
+    assert found == ranked(client, history=history, k=300) and not set(items) & set(found)
+    assert set(items) <= set(ranked(client, history=history, k=300, exclude_seen=False))
+
+
+def test_a_batch_is_its_requests_one_by_one(client: TestClient) -> None:
+    users = [user["user"] for user in client.get("/v1/users?limit=5").json()["users"]]
+    requests = [{"user": user, "k": 1 + number, "filter": "price <= 2"} for number, user in enumerate(users)]
+    answer = client.post("/v1/recommend:batch", json={"requests": requests}).json()
+    schemas.BatchOut.model_validate(answer)
+    for request, one in zip(requests, answer["answers"], strict=True):
+        assert [place["item_id"] for place in one["items"]] == ranked(client, **request)
+
+
+def test_an_accepted_event_changes_the_next_answer_and_the_history(client: TestClient, keyed: dict[str, str]) -> None:
+    user = client.get("/v1/users/random").json()["users"][0]["user"]
+    before, known = ranked(client, user=user), len(client.get(f"/v1/users/{user}/history").json()["events"])
+    sent = {"event_id": "e1", "user": user, "item_id": before[0], "stars": 5}
+    assert send(client, keyed, sent) == {"accepted": 1, "repeated": 0}
+    after = ranked(client, user=user)
+    assert before[0] not in after and after != before[1:]
+    history = client.get(f"/v1/users/{user}/history").json()
+    schemas.HistoryOut.model_validate(history)
+    assert len(history["events"]) == known + 1 and history["events"][-1]["item_id"] == before[0]
+    assert send(client, keyed, sent, {**sent, "event_id": "e2"}) == {"accepted": 1, "repeated": 1}
+
+
+def test_events_of_a_new_user_make_a_history_that_a_restart_keeps(connect: Connect, keyed: dict[str, str]) -> None:
+    with connect() as client:
+        items = some_items(client, 2)
+        send(client, keyed, *({"event_id": item, "user": "new/one", "item_id": item, "time_s": 5} for item in items))
+        first = ranked(client, user="new/one")
+        assert client.get("/v1/users?q=NEW").json()["users"] == [{"user": "new/one", "events": 2}]
+    with connect() as client:
+        assert ranked(client, user="new/one") == first
+        events = client.get("/v1/users/new/one/history").json()["events"]
+        assert [event["item_id"] for event in events] == items and events[0]["name"]
+
+
+def test_the_moment_of_a_question_leaves_out_later_events(client: TestClient, keyed: dict[str, str]) -> None:
+    (item,) = some_items(client, 1)
+    send(client, keyed, {"event_id": "x", "user": "late", "item_id": item, "time_s": 1_000})
+    assert item in ranked(client, user="late", time_s=1_000, k=300)
+    assert item not in ranked(client, user="late", time_s=1_001, k=300)
+
+
+def test_an_event_of_something_unknown_is_refused_with_all_others(client: TestClient, keyed: dict[str, str]) -> None:
+    (item,) = some_items(client, 1)
+    good = {"event_id": "a", "user": "u", "item_id": item}
+    for bad, where in (({"item_id": "nowhere"}, "item_id"), ({"event_type": "dream"}, "event_type")):
+        answer = client.post("/v1/events", json={"events": [good, {**good, **bad}]}, headers=keyed)
+        assert answer.status_code == 422 and answer.json()["error"]["where"] == f"events.1.{where}"
+    assert send(client, keyed, good) == {"accepted": 1, "repeated": 0}
+
+
+def test_items_are_found_by_name(client: TestClient) -> None:
+    most = client.get("/v1/items?limit=100").json()["items"]
+    name = most[0]["name"]
+    found = client.get("/v1/items", params={"q": name[1:].upper(), "limit": 5}).json()["items"]
+    assert name in [item["name"] for item in found] and len(found) <= 5
+    assert client.get("/v1/items?q=no such name").json() == {"items": []}
+    one = client.get(f"/v1/items/{most[0]['item_id']}").json()
+    schemas.FactsOut.model_validate(one)
+    assert one["facts"]["item_id"] == one["item_id"] and {**one, "facts": 0} == {**most[0], "facts": 0}
+
+
+def test_similar_places_are_others_and_pass_the_filter(client: TestClient) -> None:
+    (item,) = some_items(client, 1)
+    answer = client.get(f"/v1/items/{item}/similar", params={"k": 20, "filter": "price == 2"}).json()
+    schemas.SimilarOut.model_validate(answer)
+    found = [place["item_id"] for place in answer["items"]]
+    assert found and item not in found
+    assert {client.get(f"/v1/items/{other}").json()["facts"]["price"] for other in found} == {2}
+    scores = [place["score"] for place in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_about_says_what_is_served(client: TestClient) -> None:
+    about = client.get("/v1/about").json()
+    schemas.AboutOut.model_validate(about)
+    assert about["version"] == client.get("/health/ready").json()["version"] and about["events_need_key"] is True
+    assert about["filters"]["has_price"] and about["filters"]["has_places"] and about["filters"]["has_hours"]
+    assert about["filters"]["categories"][0] == "Restaurants" and about["items"] <= 200
+
+
+MISTAKES: list[tuple[dict[str, Any], str | None]] = [
+    ({"k": 0}, "k"),
+    ({"k": 501}, "k"),
+    ({"K": 5}, "K"),
+    ({"near": [91, 0]}, "near.0"),
+    ({"near": [1]}, "near.1"),
+    ({"diversity": 2}, "diversity"),
+    ({"history": [{"item_id": "nowhere"}]}, "history.0.item_id"),
+    ({"history": [{"item_id": "x"}] * 1001}, "history"),
+    ({"history": [{"item_id": "x", "stars": 9}]}, "history.0.stars"),
+    ({"time_s": 10**12}, "time_s"),
+    ({"user": ""}, "user"),
+    ({"filter": "x" * 4001}, None),
+]
+
+
+@pytest.mark.parametrize(("body", "where"), MISTAKES, ids=[str(where or "filter") for _, where in MISTAKES])
+def test_a_mistake_is_refused_at_its_place(client: TestClient, body: dict[str, Any], where: str | None) -> None:
+    answer = client.post("/v1/recommend", json=body)
+    assert answer.status_code == 422
+    error = schemas.ErrorOut.model_validate(answer.json()).error
+    assert where is None or error.where == where
+    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+
+def test_a_malformed_filter_is_refused_alone_also_among_others(client: TestClient) -> None:
+    answer = client.post("/v1/recommend", json={"filter": "pric <= 2"})
+    assert answer.status_code == 422 and "'price'" in answer.json()["error"]["message"]
+    requests = [{"k": 1}, {"filter": "nonsense <"}, {"k": 1}]
+    answer = client.post("/v1/recommend:batch", json={"requests": requests})
+    assert answer.status_code == 422 and answer.json()["error"]["where"].startswith("requests.1")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"user": "\\ud800"}', b"\xff", b"[" * 100_000, b'{"k": 1e400}', b"null"])
+def test_a_body_of_no_sense_is_refused(client: TestClient, body: bytes) -> None:
+    answer = client.post("/v1/recommend", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422) and answer.json()["error"]["message"]
+
+
+def test_what_writes_needs_the_key(connect: Connect, keyed: dict[str, str]) -> None:
+    body = {"events": [{"event_id": "a", "user": "u", "item_id": "x"}]}
+    with connect() as client:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}, {"Authorization": "Bearer \u00e9"}):
+            for path in ("/v1/events", "/admin/reload"):
+                answer = client.post(path, json=body, headers={name: value.encode("latin-1") for name, value in headers.items()})
+                assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+    with connect(key=None) as client:
+        answer = client.post("/v1/events", json=body, headers=keyed)
+        assert answer.status_code == 403 and "TWOTOWER_API_KEY" in answer.json()["error"]["message"]
+
+
+def test_what_is_not_there_is_not_found(client: TestClient) -> None:
+    for path in ("/nowhere", "/v1/items/nowhere", "/v1/items/a/b/similar", "/v1/users/nobody/history", "/page/../app.py"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found", path
+    assert client.get("/v1/recommend").status_code == 405
+
+
+def test_a_large_body_is_refused_whether_or_not_it_says_so(connect: Connect) -> None:
+    with connect(limits=Limits(rate=0, body_bytes=1000)) as client:
+        large = json.dumps({"user": "x" * 2000}).encode()
+        headers = {"content-type": "application/json"}
+        said = client.post("/v1/recommend", content=large, headers=headers)
+        silent = client.post("/v1/recommend", content=iter([large[:900], large[900:]]), headers=headers)
+        assert "content-length" not in silent.request.headers
+        for answer in (said, silent):
+            assert answer.status_code == 413 and "1,000 bytes" in answer.json()["error"]["message"]
+
+
+def test_one_client_is_asked_to_wait(connect: Connect) -> None:
+    with connect(limits=Limits(rate=0.5, burst=2)) as client:
+        assert [client.get("/v1/about").status_code for _ in range(3)] == [200, 200, 429]
+        answer = client.get("/v1/about")
+        assert answer.json()["error"]["code"] == "rate" and 1 <= int(answer.headers["retry-after"]) <= 2
+        assert client.get("/health/live").status_code == 200, "watchers are not counted"
+
+
+def test_the_page_is_served_under_a_policy_of_its_own_files_only(client: TestClient) -> None:
+    page = client.get("/")
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html") and "/page/app.js" in page.text
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff" and page.headers["x-frame-options"] == "DENY"
+    assert client.get("/page/app.js").status_code == client.get("/page/style.css").status_code == 200
+
+
+def test_a_defect_shows_the_client_nothing_and_the_log_everything(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from twotower.serving.browse import Browser
+
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(Browser, "about", broken)
+    monkeypatch.setattr(logging.getLogger("twotower"), "propagate", True)
+    answer = client.get("/v1/about", headers={"x-request-id": "mine-1"})
+    assert answer.status_code == 500 and answer.json()["request_id"] == "mine-1" and "secret" not in answer.text
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.exc_info and record.exc_info[0] is ZeroDivisionError and record.fields["request_id"] == "mine-1"  # type: ignore[attr-defined]
+
+
+def test_log_lines_are_json_without_who_and_what(client: TestClient) -> None:
+    from twotower.serving.logs import JsonFormatter
+
+    lines: list[str] = []
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    handler.emit = lambda record: lines.append(handler.format(record))  # type: ignore[method-assign]
+    log = logging.getLogger("twotower")
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        (item,) = some_items(client, 1)
+        ranked(client, user="who-is-it", history=[{"item_id": item}])
+        client.get("/v1/users/who-is-it/history", headers={"x-request-id": "bad id\n"})
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    said = [json.loads(line) for line in lines]
+    assert [line["status"] for line in said] == [200, 200, 404]
+    assert all(len(line["request_id"]) == 32 and line["took_ms"] > 0 for line in said)
+    assert said[2]["route"] == "/v1/users/{user:path}/history" and said[2]["code"] == "not_found"
+    assert not any(word in line for line in lines for word in (item, "who-is-it"))
+
+
+def test_figures_for_prometheus(client: TestClient, keyed: dict[str, str]) -> None:
+    (item,) = some_items(client, 1)
+    ranked(client, history=[{"item_id": item}], filter="price <= 2")
+    send(client, keyed, {"event_id": "a", "user": "u", "item_id": item})
+    client.post("/v1/recommend", json={"k": 0})
+    text = client.get("/metrics").text
+    version = client.get("/v1/about").json()["version"]
+    for line in (
+        'twotower_requests_total{route="/v1/recommend",status="200"} 1.0',
+        'twotower_requests_total{route="/v1/recommend",status="422"} 1.0',
+        'twotower_answers_total{source="model"} 1.0',
+        'twotower_stage_seconds_count{stage="search"} 1.0',
+        'twotower_stage_seconds_count{stage="wait"} 1.0',
+        "twotower_filter_share_count 1.0",
+        "twotower_batch_size_count 1.0",
+        'twotower_errors_total{code="malformed"} 1.0',
+        'twotower_events_total{outcome="accepted"} 1.0',
+        f'twotower_bundle{{version="{version}"}} 1.0',
+        "twotower_waiting 0.0",
+    ):
+        assert line in text.splitlines(), line
+
+
+def test_openapi_has_an_example_of_everything_that_is_sent_that_is_valid(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    for kind in (schemas.RecommendIn, schemas.BatchIn, schemas.EventsIn):
+        (example,) = document["components"]["schemas"][kind.__name__]["examples"]
+        kind.model_validate(example)
+    for kind in (schemas.AnswerOut, schemas.ItemOut):
+        (example,) = document["components"]["schemas"][kind.__name__]["examples"]
+        kind.model_validate(example)
+    assert "/" not in document["paths"] and "HTTPBearer" in document["components"]["securitySchemes"]
