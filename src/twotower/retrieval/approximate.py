@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from twotower.errors import DataError, nearest
-from twotower.retrieval.index import BLOCK, BLOCK_BYTES, ExactIndex, Index, Ragged, joined, part_of
+from twotower.retrieval.index import BLOCK, BLOCK_BYTES, GATHERED, ExactIndex, Index, Ragged, joined, part_of
 from twotower.retrieval.topk import top_k
 from twotower.retriever import Float, Int, Mask, Recommendations
 from twotower.schema import FIRST_ROW
@@ -102,7 +102,7 @@ class Approximate(Index):
         longest = 0 if exclude is None else int(np.diff(exclude[0]).max(initial=0))
         fetch = int(k * self.settings["refine"]) + 8 + longest
         effort = self._effort(fetch, max(allowed, 1) / total)
-        if allowed <= max(fetch, self.settings["worth_rows"] * effort / self._effort(0, 1.0)):
+        if allowed <= fetch or self._scan_is_cheaper(allowed, effort, filtered=allow is not None):
             return self.exact.search(queries, k, exclude=exclude, allow=allow)
         found = []
         for b, rows in enumerate(self._candidates(_balanced(queries, 1 / self.settings["balance"]), fetch, effort, allow)):
@@ -114,6 +114,13 @@ class Approximate(Index):
                 best = self.exact.search(queries[b : b + 1], k, exclude=banned, allow=allow)
             found.append(best)
         return joined(found, k)
+
+    def _scan_is_cheaper(self, allowed: int, effort: float, *, filtered: bool) -> bool:
+        """Whether the exact scan of so many items takes less than a search of this effort."""
+        if self.LOOKS_EVERYWHERE and not filtered:
+            return False  # it is there to save memory, too
+        read = min(allowed, GATHERED * len(self.vectors))  # from there on all are read in order, which takes no longer
+        return bool(read <= self.settings["worth_rows"] * effort / self._effort(0, 1.0))
 
     def _lost(self, query: Float, found: Recommendations, rarity: float) -> bool:
         """Whether the worst item found is far further down the list of all items than if one in `rarity` were allowed by chance."""

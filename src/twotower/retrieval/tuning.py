@@ -114,11 +114,14 @@ def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: 
             index = INDEXES[kind].build(vectors, **built, **({} if kind == "exact" else {"balance": POPULARITY_SCALE}))
             size = index.nbytes
             for setting in searched:
-                tried = index.changed(**setting).with_break_even() if isinstance(index, Approximate) else index
+                # The exact scan must not answer in its place here.
+                tried = index.changed(**setting, worth_rows=0) if isinstance(index, Approximate) else index
                 found = tried.search(queries, k).items
                 share = float(np.mean([np.isin(b[b >= 0], a).mean() for a, b in zip(found, truth, strict=True) if (b >= 0).any()]))
-                row = Measured(kind, tried.settings, round(share, 5), round(_p50_ms(tried, queries[:TIMED], k), 4), size)
-                yield row, tried
+                p50_ms = round(_p50_ms(tried, queries[:TIMED], k), 4)
+                kept = tried.with_break_even() if isinstance(tried, Approximate) else tried
+                row = Measured(kind, kept.settings, round(share, 5), p50_ms, size)
+                yield row, kept
                 if row.recall >= recall:
                     break
 
