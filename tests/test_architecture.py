@@ -23,7 +23,7 @@ FLOORS = [
     "evaluation checkpoint report models.build retrieval.neural retrieval.towers_onnx retrieval.asked retrieval.dials "
     "retrieval.item_arrays",
     "trainers.* retrieval.fitting retrieval.new_items retrieval.bundle retrieval.revision retrieval.everyone retrieval.hub "
-    "retrieval.explain retrieval.recommender retrieval.tuning",
+    "retrieval.explain retrieval.recommender retrieval.tuning retrieval.tuning_plot",
     "pipeline serving.*",
     "cli __main__",
 ]

@@ -212,6 +212,22 @@ def remove_items(bundle: Path, ids: str) -> None:
     click.echo(f"{bundle}: revision {manifest['revision']}")
 
 
+@app.command("tune-index")
+@click.argument("bundle", type=FOLDER)
+@click.option("--recall", type=click.FloatRange(0, 1, min_open=True), default=0.99, show_default=True, help="Least recall.")
+@click.option("--k", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Length of the lists it is measured on.")
+@click.option("--kinds", metavar="A,B", help="Indexes to try, of exact, int8, sq, hnsw, ivf_pq; default: all.")
+@click.option("--plot", type=FILE, help="Picture of what was measured; default: BUNDLE-index.svg.")
+def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Path | None) -> None:
+    """Measure indexes on a bundle's own vectors and users, and build the cheapest that finds enough into it."""
+    from twotower.pipeline import tune_index_stage
+
+    chosen = [kind.strip() for kind in kinds.split(",")] if kinds else []
+    picture = plot or bundle.with_name(f"{bundle.name}-index.svg")
+    best = tune_index_stage(bundle, recall=recall, k=k, kinds=chosen, plot=picture, say=click.echo)
+    click.echo(f"{bundle}: {best.kind} {best.settings}; recall {best.recall:.4f}, {best.p50_ms:.3f} ms; picture in {picture}")
+
+
 @app.command()
 @click.option("--out", type=FOLDER, required=True, help="Folder for the dataset, the model, the bundle and the report.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")

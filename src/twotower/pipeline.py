@@ -33,6 +33,8 @@ from twotower.retrieval.everyone import recommend_all
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Place, Request
+from twotower.retrieval.tuning import Measured, tune_index
+from twotower.retrieval.tuning_plot import draw
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, TEST
 from twotower.trainers.base_trainer import Progress, differences, read_rows
 from twotower.trainers.budget import DEVICES, GB, Machine, explain, give_back, is_out_of_memory, make_plan, status
@@ -221,6 +223,20 @@ def recommend_all_stage(bundle: Path, out: Path, request: Request) -> int:
     """Write the lists of all users of a bundle to the Parquet file `out`; returns how many users there are."""
     with progress() as report:
         return recommend_all(Recommender.load(bundle), out, request, report=report)
+
+
+def tune_index_stage(bundle: Path, *, recall: float, k: int, kinds: list[str], plot: Path, say: Callable[[str], None]) -> Measured:
+    """Measure indexes of a bundle, build the best into it and draw `plot`; every setting is said as soon as it is measured."""
+    say(f"{'index':8} {'recall':>7} {'p50, ms':>9} {'MB':>9}  settings")
+
+    def tell(row: Measured) -> None:
+        settings = ", ".join(f"{name} {value:g}" for name, value in row.settings.items())
+        say(f"{row.kind:8} {row.recall:7.4f} {row.p50_ms:9.3f} {row.bytes / 1e6:9.2f}  {settings}")
+
+    best, rows = tune_index(bundle, recall=recall, k=k, kinds=kinds, tell=tell)
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    plot.write_text(draw(rows, best, recall), encoding="utf-8")
+    return best
 
 
 def run_all(config: Config, out: Path, *, resume: bool = False) -> Json:

@@ -1,11 +1,10 @@
 """A real browser before a real server: a small trained bundle, `twotower serve` on it, and pages whose console must stay silent.
 
-Until the server can be imported its double answers (`double.py`). TWOTOWER_SCREENSHOTS names a folder that keeps the pictures.
+TWOTOWER_SCREENSHOTS names a folder that keeps the pictures.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import socket
@@ -25,7 +24,6 @@ from twotower.config import parse_config
 from twotower.pipeline import train_stage
 
 CHROMIUM = "/usr/bin/chromium"
-DOUBLE = Path(__file__).with_name("double.py")
 START_S = 60
 WIDE, PHONE = (1440, 900), (390, 844)
 
@@ -61,9 +59,7 @@ def server(bundle: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    real = importlib.util.find_spec("twotower.serving.app") if importlib.util.find_spec("twotower.serving") else None
-    own = ["-m", "twotower", "serve", str(bundle), "--port", str(port)]
-    command = [sys.executable, *(own if real else [str(DOUBLE), str(bundle), str(port)])]
+    command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(port)]
     log = bundle.parent / "server.log"
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
         try:

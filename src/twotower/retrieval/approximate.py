@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from twotower.errors import DataError, nearest
-from twotower.retrieval.index import BLOCK, BLOCK_BYTES, ExactIndex, Index, Ragged, joined, part_of
+from twotower.retrieval.index import BLOCK, BLOCK_BYTES, GATHERED, ExactIndex, Index, Ragged, joined, part_of
 from twotower.retrieval.topk import top_k
 from twotower.retriever import Float, Int, Mask, Recommendations
 from twotower.schema import FIRST_ROW
@@ -32,6 +32,9 @@ _SAMPLE = 4096  # items that tell how far down the list a score is
 _PROBES = 32  # searches that measure what one costs
 _PROBE_K = 100
 _SPREAD = 4096  # int8 vectors turned into floats at once: they stay in the cache
+
+
+_SHARED: dict[str, Any] = {"worth_rows": 0, "balance": 1.0}
 
 
 class Approximate(Index):
@@ -43,7 +46,9 @@ class Approximate(Index):
         What a subclass built.
     settings
         Besides its own: "refine" (candidates scored exactly, as a multiple of k), "effort" (how widely one looks, where that can be
-        chosen), "worth_rows" (allowed items that an exact scan reads in the time of one search).
+        chosen), "worth_rows" (allowed items that an exact scan reads in the time of one search), "balance" (the structure holds the
+        last number of each vector times this, and gets that of a query divided by it: a number that counts little in queries must
+        not decide which items are neighbours).
     """
 
     DEFAULTS: ClassVar[dict[str, Any]]
@@ -58,19 +63,24 @@ class Approximate(Index):
     @classmethod
     def build(cls, vectors: Tensor, **settings: Any) -> Index:
         """See `Index`. Without "worth_rows" it is measured."""
-        chosen = cls.DEFAULTS | {"worth_rows": 0} | settings
+        chosen = cls.DEFAULTS | _SHARED | settings
         for name, value in settings.items():
-            if name not in cls.DEFAULTS and name != "worth_rows":
-                raise DataError(f"Unknown setting {name!r} of an index {cls.kind}.{nearest(name, [*cls.DEFAULTS, 'worth_rows'])}")
-            if type(value) not in (int, float) or value < (1 if name != "worth_rows" else 0):
-                raise DataError(f"A setting of an index is a number, at least 1. Got {name} = {value!r}.")
+            if name not in cls.DEFAULTS and name not in _SHARED:
+                raise DataError(f"Unknown setting {name!r} of an index {cls.kind}.{nearest(name, [*cls.DEFAULTS, *_SHARED])}")
+            least = 0 if name == "worth_rows" else 1e-6 if name == "balance" else 1
+            if type(value) not in (int, float) or not value >= least:
+                raise DataError(f"A setting of an index is a number, at least {least:g}. Got {name} = {value!r}.")
         plain = vectors.detach().float().cpu().contiguous()
-        index = cls(plain, cls._structure(plain.numpy()[FIRST_ROW:], chosen), chosen)
-        return index if "worth_rows" in settings else index.changed(worth_rows=index._break_even())
+        index = cls(plain, cls._structure(_balanced(plain.numpy()[FIRST_ROW:], chosen["balance"]), chosen), chosen)
+        return index if "worth_rows" in settings else index.with_break_even()
 
     def changed(self, **settings: Any) -> Approximate:
         """The same structure searched with other settings: refine, effort, worth_rows."""
         return type(self)(self.vectors, self.structure, self.settings | settings)
+
+    def with_break_even(self) -> Approximate:
+        """The same with "worth_rows" measured anew."""
+        return self.changed(worth_rows=self._break_even())
 
     def search(
         self, queries: Tensor | Float, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None
@@ -92,10 +102,10 @@ class Approximate(Index):
         longest = 0 if exclude is None else int(np.diff(exclude[0]).max(initial=0))
         fetch = int(k * self.settings["refine"]) + 8 + longest
         effort = self._effort(fetch, max(allowed, 1) / total)
-        if allowed <= max(fetch, self.settings["worth_rows"] * effort / self._effort(0, 1.0)):
+        if allowed <= fetch or self._scan_is_cheaper(allowed, effort, filtered=allow is not None):
             return self.exact.search(queries, k, exclude=exclude, allow=allow)
         found = []
-        for b, rows in enumerate(self._candidates(queries, fetch, effort, allow)):
+        for b, rows in enumerate(self._candidates(_balanced(queries, 1 / self.settings["balance"]), fetch, effort, allow)):
             whole, rows = bool((rows >= FIRST_ROW).all()), np.sort(rows[rows >= FIRST_ROW])
             banned = part_of(exclude, b, b + 1)
             rows = rows if banned is None or not len(banned[1]) else rows[~np.isin(rows, banned[1])]
@@ -104,6 +114,13 @@ class Approximate(Index):
                 best = self.exact.search(queries[b : b + 1], k, exclude=banned, allow=allow)
             found.append(best)
         return joined(found, k)
+
+    def _scan_is_cheaper(self, allowed: int, effort: float, *, filtered: bool) -> bool:
+        """Whether the exact scan of so many items takes less than a search of this effort."""
+        if self.LOOKS_EVERYWHERE and not filtered:
+            return False  # it is there to save memory, too
+        read = min(allowed, GATHERED * len(self.vectors))  # from there on all are read in order, which takes no longer
+        return bool(read <= self.settings["worth_rows"] * effort / self._effort(0, 1.0))
 
     def _lost(self, query: Float, found: Recommendations, rarity: float) -> bool:
         """Whether the worst item found is far further down the list of all items than if one in `rarity` were allowed by chance."""
@@ -179,6 +196,15 @@ class Int8Index(Approximate):
         if not fits:
             raise DataError(f"The index must be whole. {folder}/codes.safetensors is not. Run `twotower tune-index` again.")
         return cls(vectors, structure, settings)
+
+
+def _balanced(vectors: Float, factor: float) -> Float:
+    """The vectors with their last numbers times `factor`."""
+    if factor == 1:
+        return vectors
+    changed: Float = vectors.copy()
+    changed[:, -1] *= factor
+    return changed
 
 
 def _seconds(run: Callable[[Float], Any], probes: Float) -> float:

@@ -4,6 +4,7 @@
     model.safetensors   weights of both towers
     towers/             both towers as ONNX (see `towers_onnx`), where the package `onnx` was there to write them
     index.safetensors   what is known of each item row; see `ItemArrays`
+    index/              what `twotower tune-index` built to search the vectors faster; without it they are searched exactly
     dataset/            catalogue, encoders, histories (the prepared dataset, without rejects)
 
 Nothing in it is code: weights are safetensors, tables Parquet, graphs ONNX, the rest JSON. Written beside its place and exchanged
@@ -35,13 +36,15 @@ from twotower.features import FeatureStore
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.retrieval.fitting import check_arrays, check_dataset, model_of
+from twotower.retrieval.index import ExactIndex, Index
+from twotower.retrieval.indexes import load_index
 from twotower.retrieval.item_arrays import ItemArrays, encode_items, item_arrays
 from twotower.retrieval.sealed import MANIFEST, open_sealed, replacing, seal
 from twotower.retrieval.towers_onnx import USER_FILE, OnnxUserTower, can_export, can_run, export_towers
 from twotower.retriever import Float, Queries
 from twotower.schema import FIRST_ROW
 
-MODEL_FILE, INDEX_FILE, TOWERS, DATASET = "model.safetensors", "index.safetensors", "towers", "dataset"
+MODEL_FILE, INDEX_FILE, INDEX, TOWERS, DATASET = "model.safetensors", "index.safetensors", "index", "towers", "dataset"
 SAME = 1e-3  # between a stored number and the same computed again, on another machine and in other blocks
 TRIES, PAUSE_S = 10, 0.05  # of opening a folder that is being replaced
 
@@ -58,6 +61,8 @@ class Bundle:
         What is known of each item.
     tower
         The user tower in ONNX Runtime; None where there is none, and PyTorch answers.
+    built
+        The index that `twotower tune-index` built; None where there is none, and all vectors are searched.
     """
 
     path: Path
@@ -68,11 +73,17 @@ class Bundle:
     model: TwoTower
     arrays: ItemArrays
     tower: OnnxUserTower | None = None
+    built: Index | None = None
 
     @property
     def moment_s(self) -> int:
         """Seconds: the moment the item vectors stand for."""
         return int(self.manifest["moment_s"])
+
+    @cached_property
+    def index(self) -> Index:
+        """What searches `arrays.vectors`."""
+        return self.built or ExactIndex(torch.from_numpy(self.arrays.vectors))
 
     @cached_property
     def vectors(self) -> Tensor:
@@ -187,7 +198,9 @@ def _load(path: Path) -> Bundle:
         check_arrays(arrays, dataset, config)
         model = model_of(dataset, config, load_file(path / MODEL_FILE))
         store = open_store(dataset, "future", config.model)
-        plain = Bundle(path, manifest, config, dataset, store, model, arrays)
+        # A built index may go to a parser that trusts its file: only now that the hash of every file was checked.
+        built = load_index(path / INDEX, torch.from_numpy(arrays.vectors)) if manifest.get("index") else None
+        plain = Bundle(path, manifest, config, dataset, store, model, arrays, built=built)
         bundle = plain
         if f"{TOWERS}/{USER_FILE}" in manifest["hashes"] and can_run():
             bundle = replace(plain, tower=OnnxUserTower(path / TOWERS / USER_FILE, arrays.tokens))

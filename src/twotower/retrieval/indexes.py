@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from torch import Tensor
@@ -26,3 +27,12 @@ def load_index(folder: Path, vectors: Tensor) -> Index:
     if kind not in INDEXES:
         raise DataError(f"Unknown index {kind!r} in {folder}.{nearest(kind, INDEXES)}")
     return INDEXES[kind].load(folder, vectors)
+
+
+def renew_index(folder: Path, vectors: Tensor) -> None:
+    """Build the index in `folder`, where there is one, again with its settings for other vectors."""
+    if folder.is_dir():
+        about = read_about(folder)
+        index = INDEXES[about["kind"]].build(vectors, **about["settings"])
+        shutil.rmtree(folder)
+        index.save(folder)

@@ -29,7 +29,6 @@ from twotower.retrieval.bundle import Bundle, load_bundle
 from twotower.retrieval.dials import back_off, diversify, with_popularity
 from twotower.retrieval.explain import Explainer
 from twotower.retrieval.filters import ItemFilter, distances_km, mutual_km
-from twotower.retrieval.index import ExactIndex
 from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Visit
 from twotower.retrieval.topk import top_k
 from twotower.retriever import Float, Int, Mask, Recommendations
@@ -95,7 +94,7 @@ class Recommender:
         self.bundle, self.dataset, self.moment_s = bundle, bundle.dataset, bundle.moment_s
         self.filter = ItemFilter(self.dataset.items, self.dataset.specs)
         self.reader = Reader(self.dataset, self.moment_s)
-        self.index = ExactIndex(torch.from_numpy(bundle.arrays.vectors))
+        self.index = bundle.index
         self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
         items = self.dataset.items
         shown = [name for name in dict.fromkeys((*SHOWN, self.filter.category)) if name in items.column_names]
@@ -190,7 +189,7 @@ class Recommender:
                     one = self.reader.read(request)
                     home = one.near or self._home(one.history.item_row)
                 with stages("filter"):
-                    asked[i] = one, home, self._mask(request.where, home)
+                    asked[i] = one, home, self._mask(one, home)
             except RequestError as error:
                 found[i] = error
         for speaks, search in ((True, self._search), (False, self._search_nothing_known)):
@@ -240,10 +239,11 @@ class Recommender:
         order = diversify(scores, self.bundle.arrays.vectors[rows, :-1], request.k, request.diversity)
         return rows[order], scores[order]
 
-    def _mask(self, where: Where, home: tuple[float, float] | None) -> Mask | None:
-        if not where:
+    def _mask(self, asked: Asked, home: tuple[float, float] | None) -> Mask | None:
+        if not asked.request.where:
             return self.offered
-        mask = self.filter.compile(where, home=home)
+        history = asked.history
+        mask = self.filter.compile(asked.request.where, home=home, now=int(history.time_s[0]), seen=history.item_row)
         return mask if self.offered is None else mask & self.offered
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:

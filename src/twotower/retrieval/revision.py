@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from twotower.arrays import write_arrays
 from twotower.data.data_loader import open_store
 from twotower.data.dataset import ITEM_FEATURES_FILE, VISITS_FILE, Dataset
 from twotower.encoders import encode_items as encode_facts
 from twotower.errors import DataError
-from twotower.retrieval.bundle import DATASET, INDEX_FILE, Bundle, load_bundle
+from twotower.retrieval.bundle import DATASET, INDEX, INDEX_FILE, Bundle, load_bundle
+from twotower.retrieval.indexes import renew_index
 from twotower.retrieval.item_arrays import ItemArrays, encode_items
 from twotower.retrieval.new_items import read_items
 from twotower.retrieval.sealed import MANIFEST, read_manifest, replacing, seal, sha256
@@ -68,7 +70,9 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
             offered=np.ones(len(rows), np.bool_),
         )
         old = asdict(bundle.arrays)
-        write_arrays(folder / INDEX_FILE, {name: _placed(old[name], value, rows) for name, value in asdict(added).items()})
+        arrays = {name: _placed(old[name], value, rows) for name, value in asdict(added).items()}
+        write_arrays(folder / INDEX_FILE, arrays)
+        renew_index(folder / INDEX, torch.from_numpy(arrays["vectors"]))
 
     return _revise(bundle, write)
 

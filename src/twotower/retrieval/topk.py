@@ -99,8 +99,12 @@ def _best_of_one(scores: Float, k: int) -> Int:
 def _tensor(scores: Float | Tensor) -> Tensor:
     if isinstance(scores, Tensor):
         return scores.detach().float()
-    array = np.asarray(scores, np.float32)
-    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+    return _writable(np.ascontiguousarray(scores, np.float32))
+
+
+def _writable(array: Float | Int | Mask) -> Tensor:
+    """The same numbers as a tensor, which PyTorch wants writable."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def _mask(matrix: Tensor, exclude: Ragged | None, allow: Mask | None) -> None:
@@ -108,7 +112,7 @@ def _mask(matrix: Tensor, exclude: Ragged | None, allow: Mask | None) -> None:
     if exclude is not None:
         offsets, rows = exclude
         query = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        matrix[torch.from_numpy(query).to(matrix.device), torch.from_numpy(rows).to(matrix.device)] = _NOTHING
+        matrix[_writable(query).to(matrix.device), _writable(rows).to(matrix.device)] = _NOTHING
     if allow is not None:
         banned = torch.from_numpy(~np.asarray(allow, bool))  # an array of its own: filters give read-only ones
         matrix.masked_fill_(banned.to(matrix.device), _NOTHING)
