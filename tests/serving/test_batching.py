@@ -118,6 +118,31 @@ def test_what_comes_too_late_is_not_begun() -> None:
     batcher.close()
 
 
+def test_what_would_come_too_late_by_the_pace_so_far_is_refused_at_once() -> None:
+    doubles = Doubles()
+    batcher = Batcher("numbers", most_waiting=100, most_together=1)
+
+    async def ask() -> list[object]:
+        asyncio.get_running_loop().call_later(0.2, doubles.open.set)
+        await asyncio.gather(*hold())  # one takes 0.2 s: that is the pace
+        futures = hold()
+        await asyncio.to_thread(doubles.held.wait, 10)
+        futures += batcher.submit(doubles.work, [2], time.perf_counter() + SOON)
+        with pytest.raises(BusyError, match="can be done in time"):
+            batcher.submit(doubles.work, [3, 4, 5], time.perf_counter() + 0.5)
+        futures += batcher.submit(doubles.work, [6, 7, 8], time.perf_counter() + SOON)
+        doubles.open.set()
+        return list(await asyncio.gather(*futures))
+
+    def hold() -> list[asyncio.Future[object]]:
+        doubles.open.clear()
+        doubles.held.clear()
+        return batcher.submit(doubles.work, [1], time.perf_counter() + SOON)
+
+    assert asyncio.run(ask()) == [2, 4, 12, 14, 16]
+    batcher.close()
+
+
 def test_closing_finishes_what_waits_and_takes_no_more() -> None:
     doubles = Doubles()
     batcher = Batcher("numbers", most_waiting=100, most_together=2)

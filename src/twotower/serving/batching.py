@@ -20,6 +20,7 @@ from typing import Any
 from twotower.console import log
 from twotower.errors import BusyError
 
+PACE = 0.2  # weight of the latest batch in what is thought of the pace
 Work = Callable[[Sequence[Any]], Sequence[Any]]
 """A function of a list: for each argument a result, or the exception that tells of its mistake, in their order."""
 
@@ -58,7 +59,7 @@ class Batcher:
         self.name, self.most_waiting, self.most_together = name, most_waiting, most_together
         self._queue: deque[Unit] = deque()
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed, self._unit_s = False, 0.0  # seconds each argument took of late
         self._on_batch = on_batch
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -79,16 +80,29 @@ class Batcher:
         Raises
         ------
         BusyError
-            There is no room for all of them.
+            See `admit`.
         """
         loop, now = asyncio.get_running_loop(), time.perf_counter()
         units = [Unit(work, argument, deadline, now, loop, loop.create_future()) for argument in arguments]
         with self._changed:
-            if self._closed or len(self._queue) + len(units) > self.most_waiting:
-                raise BusyError(f"No more than {self.most_waiting} {self.name} may wait at once. Try again a little later.")
+            self.admit(len(units), deadline)
             self._queue.extend(units)
             self._changed.notify()
         return [unit.future for unit in units]
+
+    def admit(self, count: int, deadline: float) -> None:
+        """Refuse what could not be queued, or not be done in time by the pace of late.
+
+        Raises
+        ------
+        BusyError
+            So many more arguments are too many now.
+        """
+        after = len(self._queue) + count
+        if self._closed or after > self.most_waiting:
+            raise BusyError(f"No more than {self.most_waiting} {self.name} may wait at once. Try again a little later.")
+        if after > count and time.perf_counter() + after * self._unit_s > deadline:
+            raise BusyError(f"As many {self.name} wait as can be done in time. Try again a little later.")
 
     def close(self) -> None:
         """Finish what waits, then end the thread."""
@@ -108,6 +122,8 @@ class Batcher:
                 self._on_batch(len(timely), now - timely[0].since)
             if timely:
                 _do(timely)
+                pace = (time.perf_counter() - now) / len(timely)
+                self._unit_s += PACE * (pace - self._unit_s) if self._unit_s else pace
             _deliver(units)
 
     def _next(self) -> list[Unit]:

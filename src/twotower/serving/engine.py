@@ -35,6 +35,14 @@ class Likeness:
     where: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An answer, and its places as a page reads them: made where it is computed, since long lists would hold up everybody else."""
+
+    answer: Answer
+    items: list[Json]
+
+
 class Engine:
     """One version of a bundle, ready.
 
@@ -80,9 +88,12 @@ class Engine:
             if self.row(visit.item_id) != UNKNOWN
         )
 
-    def answer(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
+    def answer(self, requests: Sequence[Request]) -> list[Listed | RequestError]:
         """For each request its answer, or its mistake."""
-        return self.recommender.answer_each(requests)
+        return [
+            one if isinstance(one, RequestError) else Listed(one, [self.place(place) for place in one.places])
+            for one in self.recommender.answer_each(requests)
+        ]
 
     def similar(self, questions: Sequence[Likeness]) -> list[list[Json] | RequestError]:
         """For each question the items whose vectors are nearest to the item's own, best first; or its mistake."""

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from twotower.console import log
 from twotower.errors import DataError, RequestError, TwoTowerError
-from twotower.retrieval.request import Answer, Request
+from twotower.retrieval.request import Request
 from twotower.schema import UNKNOWN
 from twotower.serving.batching import Batcher
 from twotower.serving.browse import Browser
-from twotower.serving.engine import Engine, Json, Likeness
+from twotower.serving.engine import Engine, Json, Likeness, Listed
 from twotower.serving.events import Event, open_store
 from twotower.serving.journal import Journal
 from twotower.serving.limits import Limits
@@ -81,14 +81,15 @@ class Service:
         BusyError
             Too much waits.
         """
-        engine = self.current.engine
+        engine, deadline = self.current.engine, time.perf_counter() + self.limits.answer_s
+        self.answers.admit(len(bodies), deadline)  # a refusal must cost little
         paths: list[tuple[str | int, ...]] = [(*within, number) if within else () for number in range(len(bodies))]
         requests = [self._request(engine, body, path) for body, path in zip(bodies, paths, strict=True)]
-        futures = self.answers.submit(engine.answer, requests, time.perf_counter() + self.limits.answer_s)
+        futures = self.answers.submit(engine.answer, requests, deadline)
         answers = []
         for path, found in zip(paths, await asyncio.gather(*futures, return_exceptions=True), strict=True):
             with _part(*path):
-                answers.append(self._as_json(engine, found))
+                answers.append(self._as_json(found))
         return engine.version, answers
 
     async def similar(self, item_id: str, k: int, where: str | None) -> tuple[str, list[Json]]:
@@ -165,15 +166,16 @@ class Service:
                 raise PartError(_path(*path, "history", number, "item_id"), unknown("item", visit.item_id))
         return body.request(engine.visits(self.journal.of(body.user)) if body.user else ())
 
-    def _as_json(self, engine: Engine, answer: Answer | BaseException) -> Json:
-        if isinstance(answer, BaseException):
-            raise answer
+    def _as_json(self, listed: Listed | BaseException) -> Json:
+        if isinstance(listed, BaseException):
+            raise listed
+        answer = listed.answer
         self.meters.answer(answer)
         return {
             "source": answer.source,
             "confidence": round(answer.confidence, 4),
             "user_known": answer.user_known,
-            "items": [engine.place(place) for place in answer.places],
+            "items": listed.items,
             "stages_ms": {stage: round(spent, 3) for stage, spent in answer.stages_ms.items()},
         }
 
