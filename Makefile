@@ -1,7 +1,7 @@
 # Everything goes through .venv, which is made once and again whenever pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev# more than one: make check EXTRAS=dev,spark
+EXTRAS ?= dev,serve# CI has all: make check EXTRAS=dev,serve,hub,spark
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
