@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from twotower.errors import DataError, nearest
@@ -148,11 +151,12 @@ class Approximate(Index):
         """Items whose vectors are read and scored in the time of one search among all."""
         total, always = len(self.vectors), self.changed(worth_rows=0)
         searches, scans = [], []
-        for number, row in enumerate(np.linspace(FIRST_ROW, total - 1, _PROBES).astype(np.int64)):
-            probe = self.vectors.numpy()[row]
-            some = np.arange(FIRST_ROW + number % _EVERY, total, _EVERY)  # others each time: none lie in the cache already
-            searches.append(_seconds(lambda probe=probe: always.search(probe[None], _PROBE_K)))
-            scans.append(_seconds(lambda probe=probe, some=some: self.exact.among(probe, some, _PROBE_K)) / max(len(some), 1))
+        with one_thread():
+            for number, row in enumerate(np.linspace(FIRST_ROW, total - 1, _PROBES).astype(np.int64)):
+                probe = self.vectors.numpy()[row]
+                some = np.arange(FIRST_ROW + number % _EVERY, total, _EVERY)  # others each time: none lie in the cache already
+                searches.append(_seconds(partial(always.search, probe[None], _PROBE_K)))
+                scans.append(_seconds(partial(self.exact.among, probe, some, _PROBE_K)) / max(len(some), 1))
         return int(np.median(searches) / np.median(scans))
 
 
@@ -207,6 +211,18 @@ def _balanced(vectors: Float, factor: float) -> Float:
     changed: Float = vectors.copy()
     changed[:, -1] *= factor
     return changed
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Everything inside computes on one thread."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _seconds(run: Callable[[], Any]) -> float:
