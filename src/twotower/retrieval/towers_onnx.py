@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twotower.batches import ItemBatch, UserBatch
-from twotower.features import FeatureStore
+from twotower.features import WIDTHS, FeatureStore
 from twotower.models.layers.tables import StoredTable
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Float, Queries
@@ -33,6 +33,7 @@ from twotower.schema import UNKNOWN
 USER_FILE, ITEM_FILE = "user.onnx", "item.onnx"
 OPSET = 18
 MOST_BYTES = 2**31 - 2**24  # of one file, with some room for the graph itself
+MANY = 64  # requests from which on several calls of equal length cost less than one
 WIDE = ("history", "event_type", "stars", "gap")  # inputs [B, W]
 
 
@@ -86,7 +87,20 @@ class OnnxUserTower:
         self._items = items
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Float:
-        """Unit vectors float32 [B, D] of what `FeatureStore.padded` returned."""
+        """Unit vectors float32 [B, D] of what `FeatureStore.padded` returned; many at once by length, so that short histories cost
+        what they hold."""
+        seen = inputs["seen"]
+        if len(seen) < MANY:
+            return self._run(inputs)
+        parts, group = [], np.searchsorted(WIDTHS, seen)
+        order = np.argsort(group, kind="stable")
+        for at in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+            width = max(int(seen[at].max()), 1)
+            parts.append(self._run({name: value[at, :width] if name in WIDE else value[at] for name, value in inputs.items()}))
+        vectors: Float = np.concatenate(parts)[np.argsort(order)]
+        return vectors
+
+    def _run(self, inputs: Mapping[str, NDArray[Any]]) -> Float:
         given = {**inputs, "items": self._items}
         vectors: Float = self._session.run(["vectors"], {name: given[name] for name in self._names})[0]
         return vectors
