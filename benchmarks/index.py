@@ -24,10 +24,10 @@ from common import RESULTS, claim, in_words, tell
 from numpy.typing import NDArray
 
 from twotower.errors import TwoTowerError
-from twotower.retrieval.approximate import Approximate
+from twotower.retrieval.approximate import Approximate, one_thread
 from twotower.retrieval.index import ExactIndex, Index
 from twotower.retrieval.indexes import INDEXES
-from twotower.retrieval.tuning import SWEEPS, one_thread
+from twotower.retrieval.tuning import SWEEPS
 from twotower.schema import FIRST_ROW
 
 K, WIDTH, USERS, CENTRES, RECALL = 100, 128, 200, 1000, 0.99

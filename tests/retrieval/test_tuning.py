@@ -13,6 +13,7 @@ import pytest
 from twotower.cli import main
 from twotower.errors import DataError
 from twotower.retrieval import tuning
+from twotower.retrieval.approximate import one_thread
 from twotower.retrieval.bundle import INDEX, load_bundle
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request, Visit
@@ -115,7 +116,7 @@ def test_threads_are_as_before() -> None:
     import torch
 
     before = torch.get_num_threads()
-    with tuning.one_thread():
+    with one_thread():
         assert torch.get_num_threads() == 1
         np.ones((8, 8)) @ np.ones((8, 8))
     assert torch.get_num_threads() == before

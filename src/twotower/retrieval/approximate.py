@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from twotower.errors import DataError, nearest
@@ -31,6 +34,7 @@ from twotower.schema import FIRST_ROW
 _SAMPLE = 4096  # items that tell how far down the list a score is
 _PROBES = 32  # searches that measure what one costs
 _PROBE_K = 100
+_EVERY = 10  # of the items is scanned by them
 _SPREAD = 4096  # int8 vectors turned into floats at once: they stay in the cache
 
 
@@ -145,13 +149,15 @@ class Approximate(Index):
 
     def _break_even(self) -> int:
         """Items whose vectors are read and scored in the time of one search among all."""
-        total = len(self.vectors)
-        probes = self.vectors.numpy()[np.linspace(FIRST_ROW, total - 1, _PROBES).astype(np.int64)]
-        some = np.linspace(FIRST_ROW, total - 1, max(1, total // 10)).astype(np.int64)
-        always = self.changed(worth_rows=0)
-        search_s = _seconds(lambda probe: always.search(probe[None], _PROBE_K), probes)
-        scan_s = _seconds(lambda probe: self.exact.among(probe, some, _PROBE_K), probes)
-        return int(search_s / scan_s * len(some))
+        total, always = len(self.vectors), self.changed(worth_rows=0)
+        searches, scans = [], []
+        with one_thread():
+            for number, row in enumerate(np.linspace(FIRST_ROW, total - 1, _PROBES).astype(np.int64)):
+                probe = self.vectors.numpy()[row]
+                some = np.arange(FIRST_ROW + number % _EVERY, total, _EVERY)  # others each time: none lie in the cache already
+                searches.append(_seconds(partial(always.search, probe[None], _PROBE_K)))
+                scans.append(_seconds(partial(self.exact.among, probe, some, _PROBE_K)) / max(len(some), 1))
+        return int(np.median(searches) / np.median(scans))
 
 
 class Int8Index(Approximate):
@@ -207,11 +213,19 @@ def _balanced(vectors: Float, factor: float) -> Float:
     return changed
 
 
-def _seconds(run: Callable[[Float], Any], probes: Float) -> float:
-    """Median seconds of a call."""
-    taken = []
-    for probe in probes:
-        began = time.perf_counter()
-        run(probe)
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken))
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Everything inside computes on one thread."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

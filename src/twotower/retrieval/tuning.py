@@ -9,17 +9,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from twotower.errors import DataError, RequestError, nearest
-from twotower.retrieval.approximate import Approximate
+from twotower.retrieval.approximate import Approximate, one_thread
 from twotower.retrieval.bundle import INDEX, Bundle, load_bundle
 from twotower.retrieval.dials import POPULARITY_SCALE, with_popularity
 from twotower.retrieval.index import ExactIndex, Index
@@ -134,18 +132,6 @@ def _users(bundle: Bundle, seed: int) -> Float:
     chosen = np.sort(np.random.default_rng(seed).choice(known, min(USERS, len(known)), replace=False))
     vectors = bundle.encode(bundle.dataset.histories(chosen, np.full(len(chosen), bundle.moment_s)))
     return with_popularity(vectors, np.zeros(len(vectors), np.float32))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Everything inside computes on one thread."""
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _p50_ms(index: Index, queries: Float, k: int) -> float:
