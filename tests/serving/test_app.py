@@ -212,7 +212,7 @@ def test_one_client_is_asked_to_wait(connect: Connect) -> None:
 
 def test_the_page_is_served_under_a_policy_of_its_own_files_only(client: TestClient) -> None:
     page = client.get("/")
-    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html") and "/page/app.js" in page.text
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html") and "page/app.js" in page.text
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     assert page.headers["x-content-type-options"] == "nosniff" and page.headers["x-frame-options"] == "DENY"
