@@ -201,7 +201,7 @@ def said(trainer: Watched) -> set[str]:
 
 
 def test_a_healthy_run_hears_nothing(run: Run) -> None:
-    trainer = run()
+    trainer = run(learning_rate=0.005)
     assert len(trainer.rows) == 3 and said(trainer) == set()
     facts = trainer.doctor.history[-1]
     assert facts.metric > 0.05 and 0 < facts.coverage <= 1 and facts.popular_lift > facts.popularity_lift
