@@ -16,14 +16,14 @@ FLOORS = [
     "losses models.layers.* retrieval.topk retrieval.filters retrieval.filter_language retrieval.filter_tree retrieval.columns "
     "retrieval.recent retrieval.request retrieval.sealed verdict "
     "data.engine data.engine_spark data.raw data.yelp data.yelp_business data.tables data.table_files data.sequences "
-    "data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",
+    "data.neighbours data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",
     "environment data.selection data.prepare data.dataset models.towers.* retrieval.index "
     "retrieval.approximate retrieval.index_faiss retrieval.indexes",
     "data.views data.data_loader models.two_tower baselines slices",
     "evaluation checkpoint report models.build retrieval.neural retrieval.towers_onnx retrieval.asked retrieval.dials "
     "retrieval.item_arrays",
     "trainers.* retrieval.fitting retrieval.new_items retrieval.bundle retrieval.revision retrieval.everyone retrieval.hub "
-    "retrieval.explain retrieval.recommender retrieval.tuning retrieval.tuning_plot",
+    "retrieval.dial_curve retrieval.explain retrieval.recommender retrieval.tuning retrieval.tuning_plot",
     "pipeline serving.*",
     "cli __main__",
 ]

@@ -91,6 +91,17 @@ def test_recommend_for_known_unknown_and_filtered(journey, capsys):
     assert all("Restaurants" in place["categories"] and place["distance_km"] <= 30 for place in near)
 
 
+def test_the_report_shows_what_the_popularity_dial_costs_and_gives(journey):
+    report = json.loads((journey / "run" / "report.json").read_text())
+    curve = report["dial"]
+    assert [row["popularity"] for row in curve] == [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]
+    metric = report["protocol"]["metric"]
+    assert curve[3][metric] == pytest.approx(report["systems"]["two-tower"][metric]["value"], abs=1e-6)  # at 0 it is the model itself
+    assert curve[3]["coverage@10"] == pytest.approx(report["beyond"]["two-tower"]["coverage@10"], abs=1e-6)
+    assert curve[0]["coverage@10"] > curve[3]["coverage@10"] > curve[-1]["coverage@10"]
+    assert "The popularity dial" in (journey / "run" / "report.html").read_text()
+
+
 def test_recommendations_are_the_models_own(journey):
     """The list equals the inner products of vectors made through the towers, by hand."""
     recommender = Recommender.load(journey / "run" / "bundle")

@@ -29,6 +29,7 @@ from twotower.evaluation import judge, metric_names
 from twotower.hardware import memory
 from twotower.report import write_report
 from twotower.retrieval.bundle import export_bundle, load_trained, note_report
+from twotower.retrieval.dial_curve import dial_curve
 from twotower.retrieval.everyone import recommend_all
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.retrieval.recommender import Recommender
@@ -46,6 +47,7 @@ from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 Json = dict[str, Any]
 
+DIAL_QUERIES = 5000  # of the test part, for the curve of the popularity dial
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 DEMO: Json = {  # configs/quickstart.yaml, which an installed package does not carry; a test keeps them equal
     "model": {"user_tower": {"dropout": 0.3, "id_dropout": 0.3}, "item_tower": {"dropout": 0.3, "id_dropout": 0.3}},
@@ -191,6 +193,8 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
             seed=config.seed,
             progress=lambda done, total: report("evaluate", done, total),
         )
+    asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
+    result["dial"] = dial_curve(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
     rows = read_rows(run / "metrics.jsonl")
     write_report(result, out, curves=rows, advice=told(rows))
     return result
