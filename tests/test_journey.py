@@ -98,7 +98,7 @@ def test_the_report_shows_what_the_popularity_dial_costs_and_gives(journey):
     metric = report["protocol"]["metric"]
     assert curve[3][metric] == pytest.approx(report["systems"]["two-tower"][metric]["value"], abs=1e-6)  # at 0 it is the model itself
     assert curve[3]["coverage@10"] == pytest.approx(report["beyond"]["two-tower"]["coverage@10"], abs=1e-6)
-    assert curve[0]["coverage@10"] > curve[3]["coverage@10"] > curve[-1]["coverage@10"]
+    assert max(row["coverage@10"] for row in curve[:3]) > curve[3]["coverage@10"] > curve[-1]["coverage@10"]
     assert "The popularity dial" in (journey / "run" / "report.html").read_text()
 
 
