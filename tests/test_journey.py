@@ -96,7 +96,9 @@ def test_the_report_shows_what_the_popularity_dial_costs_and_gives(journey):
     curve = report["dial"]
     assert [row["popularity"] for row in curve] == [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]
     metric = report["protocol"]["metric"]
-    assert curve[3][metric] == pytest.approx(report["systems"]["two-tower"][metric]["value"], abs=1e-6)  # at 0 it is the model itself
+    assert curve[3][metric] == pytest.approx(
+        report["systems"]["two-tower"][metric]["value"], abs=1e-6
+    )  # at 0 it is the model itself
     assert curve[3]["coverage@10"] == pytest.approx(report["beyond"]["two-tower"]["coverage@10"], abs=1e-6)
     assert max(row["coverage@10"] for row in curve[:3]) > curve[3]["coverage@10"] > curve[-1]["coverage@10"]
     assert "The popularity dial" in (journey / "run" / "report.html").read_text()
