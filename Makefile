@@ -22,6 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## Simulate a town and walk the whole way: prepare, train, evaluate, export, recommend
 	$(BIN)/twotower demo
+	@echo "On a page: $(BIN)/twotower serve runs/town/bundle, then http://127.0.0.1:8000"
 
 test: $(STAMP) ## Run the default tests (under two minutes on two cores)
 	$(BIN)/python -m pytest
