@@ -229,6 +229,7 @@ def test_a_defect_shows_the_client_nothing_and_the_log_everything(
 
     monkeypatch.setattr(Browser, "about", broken)
     monkeypatch.setattr(logging.getLogger("twotower"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("twotower"), "handlers", [])  # those that tests before have left
     answer = client.get("/v1/about", headers={"x-request-id": "mine-1"})
     assert answer.status_code == 500 and answer.json()["request_id"] == "mine-1" and "secret" not in answer.text
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]

@@ -132,5 +132,6 @@ def run() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "cli":
-        sys.exit(main(sys.argv[2:]))
+        parallel.leave(main(sys.argv[2:]))
     run()
+    parallel.leave(0)
