@@ -123,6 +123,8 @@ def visit(browser: Browser, server: str) -> Iterator[Open]:
 
     yield visit
     for context in contexts:
+        for page in context.pages:
+            page.unroute_all(behavior="wait")  # an answer still being changed would fail in the next test
         context.close()
     assert not said, "the page wrote to its console: " + "; ".join(said)
 
