@@ -9,11 +9,11 @@ RUN python -m venv /opt/twotower && mkdir /data
 ENV PATH=/opt/twotower/bin:$PATH
 WORKDIR /src
 COPY constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps --index-url "$TORCH_INDEX" -c constraints.txt torch
+RUN pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" -c constraints.txt torch
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 # What goes in the end is of no use to a server: the packages' own tests, and what extensions of PyTorch are compiled with.
-RUN --mount=type=cache,target=/root/.cache/pip pip install -c constraints.txt '.[serve]' \
+RUN pip install --no-cache-dir -c constraints.txt '.[serve]' \
   && python -c 'import torch; assert torch.version.cuda is None, "a CUDA build: see TORCH_INDEX"' \
   && find /opt/twotower/lib -type d \( -name tests -o -path '*/torch/test' -o -path '*/torch/include' \) -prune -exec rm -rf {} +
 

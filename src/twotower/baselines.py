@@ -20,6 +20,7 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 from twotower.catalogue import place_columns, places
+from twotower.content import content_vectors
 from twotower.data.dataset import Dataset
 from twotower.data.town import NEVER, TRUTH_FILE, Truth
 from twotower.errors import DataError
@@ -185,30 +186,13 @@ class ItemKNN(Baseline):
 
 
 class ContentKNN(Baseline):
-    """Cosine between an item's features and the mean of the history's: what can be said of items that nobody has visited.
-
-    Every feature of the items is a block of unit length: one-hot values weighted by their inverse document frequency (of training
-    items), or the numbers as they are encoded.
-    """
+    """Cosine between an item's features and the mean of the history's: what can be said of items that nobody has visited."""
 
     name = "content_knn"
 
     def __init__(self, dataset: Dataset) -> None:
         super().__init__(dataset)
-        values, numbers, fitted_on = [], [np.zeros((dataset.n_items, 1), np.float32)], FIRST_ROW + dataset.n_train_items
-        for spec in (spec for spec in dataset.specs if spec.side == "item"):
-            array = dataset.item_features[spec.name]
-            if spec.kind == "geo":  # a cell for each scale
-                values += [_one_hot(cell[:, None], fitted_on) for cell in array.T]
-            elif array.dtype.kind == "i":
-                values.append(_one_hot(array.reshape(len(array), -1), fitted_on))
-            else:
-                numbers.append(normalize(array))
-        shown = sparse.csr_matrix((dataset.n_items, 1), dtype=np.float32)
-        self.values, self.numbers = sparse.hstack([shown, *map(normalize, values)], "csr"), np.hstack(numbers)
-        length = np.sqrt(self.values.multiply(self.values).sum(1).A1 + (self.numbers**2).sum(1))
-        scale = (1 / np.where(length > 0, length, 1)).astype(np.float32)
-        self.values, self.numbers = (sparse.diags(scale) @ self.values).tocsr(), self.numbers * scale[:, None]
+        self.values, self.numbers = content_vectors(dataset)
 
     def scores(self, queries: Queries) -> Float:
         history = _binary(_history(queries, len(self.popularity)))
@@ -343,15 +327,6 @@ def _history(queries: Queries, n_items: int) -> sparse.csr_matrix:
     known = queries.item_row >= FIRST_ROW
     ones = np.ones(int(known.sum()), np.float32)
     return sparse.csr_matrix((ones, (query[known], queries.item_row[known])), (len(queries), n_items))
-
-
-def _one_hot(rows: NDArray[Any], fitted_on: int) -> sparse.csr_matrix:
-    """float32 [n_items, values]: known values by their inverse frequency among the first `fitted_on`, from rows [n_items, most]."""
-    item, column = np.nonzero(rows >= FIRST_ROW)
-    value = rows[item, column]
-    found = sparse.csr_matrix((np.ones(len(item), np.float32), (item, value)), (len(rows), int(value.max(initial=0)) + 1))
-    frequency = np.asarray((found[:fitted_on] > 0).sum(0)).ravel()
-    return found @ sparse.diags(np.log((1 + fitted_on) / (1 + frequency)).astype(np.float32))
 
 
 def _binary(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -6,6 +6,7 @@ TWOTOWER_SCREENSHOTS names a folder that keeps the pictures.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
 from twotower.config import parse_config
 from twotower.pipeline import train_stage
@@ -144,3 +145,35 @@ def picture(tmp_path: Path) -> Callable[[Page, str], None]:
         page.screenshot(path=folder / f"{name}.png")
 
     return keep
+
+
+def cards(page: Page) -> Locator:
+    """The recommendations shown."""
+    return page.locator("#list > li.best")
+
+
+def ids(page: Page) -> list[str]:
+    """Their item ids, best first."""
+    return [str(card.get_attribute("data-id")) for card in cards(page).all()]
+
+
+def asked(page: Page, act: Callable[[], object]) -> dict[str, Any]:
+    """The body of the request for recommendations that `act` leads to, once its answer is shown."""
+
+    def own(request: Request) -> bool:
+        return (
+            request.url.endswith("/v1/recommend") and dict(request.post_data_json or {})["k"] != 500
+        )  # those are the ground of the map
+
+    with page.expect_request_finished(own) as sent:
+        act()
+    expect(page.locator("#list-column")).to_have_attribute("aria-busy", "false")
+    return dict(sent.value.post_data_json or {})
+
+
+def draw(page: Page) -> str:
+    """Draw a user; returns the id."""
+    expect(cards(page)).to_have_count(10)
+    asked(page, lambda: page.get_by_role("button", name="Draw a user").click())
+    expect(page.locator("#history > li.visit").first).to_be_visible()
+    return str(re.search(r"user=([^&]+)", page.url)[1])  # type: ignore[index]

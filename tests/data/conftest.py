@@ -17,8 +17,12 @@ from twotower.data.dataset import Dataset
 from twotower.data.engine import Engine
 from twotower.data.prepare import SOURCES, prepare
 from twotower.data.raw import RawTables
-from twotower.schema import FeatureSpec
+from twotower.schema import DAY_S, SPLITS, FeatureSpec
 
+CUTS = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-21"}  # day 10 and day 20
+EVERYTHING = {"kind": "time", "valid": "2100-01-01", "test": "2100-01-02"}
+LAST = {"kind": "leave_one_out"}
+NAMES = {code: name for name, code in SPLITS.items()}
 INTERACTIONS = pa.schema(
     [
         ("user_id", pa.string()),
@@ -54,6 +58,21 @@ FEATURES = (
 
 Row = str | dict[str, Any]
 Prepared = Callable[..., Dataset]
+
+
+def day(number: float) -> int:
+    return int(number * DAY_S)
+
+
+def listed(dataset: Dataset) -> list[tuple[str, str, int, str]]:
+    """(user, item, time, split) of every event, in the order of the file."""
+    events = dataset.events
+    users, items = dataset.user_ids[events.user_row], dataset.item_ids[events.item_row]
+    return list(zip(users, items, events.time_s.tolist(), [NAMES[code] for code in events.split.tolist()], strict=True))
+
+
+def business(item_id: str, **values: Any) -> dict[str, Any]:
+    return {"item_id": item_id, "name": f"The {item_id}", "city": "Town", "categories": ["Food"], "price": 2, **values}
 
 
 def parsed(row: Row) -> dict[str, Any]:

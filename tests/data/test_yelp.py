@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pytest
 
 from twotower.config import DataConfig
-from twotower.data.engine import DuckDBEngine
-from twotower.data.raw import RawTables, Rejects
-from twotower.data.yelp import find_files, read_yelp
-from twotower.errors import ConfigError, DataError
+from twotower.data.raw import Rejects
+from twotower.data.yelp import read_yelp
+from twotower.errors import DataError
 
-Rows = Sequence[dict[str, Any] | str]
-BUSINESS = {"business_id": "b1", "name": "Blue Door", "city": "Reno", "state": "NV", "latitude": 39.5, "longitude": -119.8}
-REVIEW = {"review_id": "r1", "user_id": "u1", "business_id": "b1", "stars": 4.0, "text": "Fine.", "date": "2019-03-04 05:06:07"}
-TIP = {"user_id": "u2", "business_id": "b1", "text": "Go early.", "date": "2014-01-02"}
+from .yelp_rows import BUSINESS, REVIEW, TIP, Read, Rows, engine, write
+
 MARCH_2019 = 1_551_675_967
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
-def write(folder: Path, name: str, rows: Rows) -> Path:
-    """A file of JSON lines; strings are written as they are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / name
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
-    return path
-
-
-@cache
-def engine() -> DuckDBEngine:
-    """One for all tests: a source must not mind what else the engine holds."""
-    return DuckDBEngine(Path(mkdtemp()))
-
-
-class Read:
-    """What `read_yelp` makes of a folder."""
-
-    def __init__(self, folder: Path, **settings: Any) -> None:
-        self.report = folder / "rejects.jsonl"
-        self.rejects = Rejects(self.report, settings.get("max_reject_frac", 1.0))
-        self.raw: RawTables = read_yelp(DataConfig(path=folder, **settings), engine(), self.rejects)
-        self.rejects.check()
-
-    def events(self) -> list[dict[str, Any]]:
-        """All events by order."""
-        return list(self.raw.interactions.to_pyarrow().sort_by("order").to_pylist())
-
-    def rejected(self) -> list[tuple[str, int, str]]:
-        """File, line and reason of the bad rows."""
-        rows = [json.loads(line) for line in self.report.read_text().splitlines()] if self.report.exists() else []
-        return [(row["file"], row["line"], row["reason"]) for row in rows]
 
 
 @pytest.fixture
@@ -225,78 +186,6 @@ def test_a_bad_business_is_rejected_alone(read: Callable[..., Read]) -> None:
         ("business.json", 7, "not a whole JSON object with business_id"),
         ("business.json", 8, "latitude must be from -90 to 90, not nan"),
     ]
-
-
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz"])
-@pytest.mark.parametrize("stem", ["{}", "yelp_academic_dataset_{}"])
-@pytest.mark.parametrize("folder", [".", "yelp-dataset", "yelp-dataset/yelp_dataset"])
-def test_files_are_found_as_yelp_and_kaggle_lay_them_out(suffix: str, stem: str, folder: str, tmp_path: Path) -> None:
-    for name in ("business", "tip"):
-        path = write(tmp_path / folder, stem.format(name) + suffix, [BUSINESS if name == "business" else TIP])
-        if suffix.endswith(".gz"):
-            path.write_bytes(gzip.compress(path.read_bytes()))
-    write(tmp_path / "elsewhere", "readme.txt", [])
-    assert find_files(tmp_path) == find_files(tmp_path / folder)
-    assert find_files(tmp_path)["tip"].name == stem.format("tip") + suffix
-    if stem == "{}":
-        assert len(Read(tmp_path).events()) == 1
-
-
-def test_a_file_in_a_folder_of_its_own_name_is_found(tmp_path: Path) -> None:
-    for name, row in (("business", BUSINESS), ("review", REVIEW)):
-        file = f"yelp_academic_dataset_{name}.json"
-        write(tmp_path / file, file, [row])
-    assert len(Read(tmp_path).events()) == 1
-
-
-def test_a_plain_file_is_preferred_to_its_gzipped_copy(tmp_path: Path) -> None:
-    write(tmp_path, "business.json", [BUSINESS])
-    path = write(tmp_path, "tip.json", [TIP])
-    (tmp_path / "tip.json.gz").write_bytes(gzip.compress(path.read_bytes()))
-    assert find_files(tmp_path)["tip"].name == "tip.json"
-
-
-def test_two_files_for_one_table_are_refused(tmp_path: Path) -> None:
-    for name in ("business.json", "tip.json", "yelp_academic_dataset_tip.json"):
-        write(tmp_path, name, [])
-    with pytest.raises(DataError, match=r"has tip.json and yelp_academic_dataset_tip.json. Move one away"):
-        find_files(tmp_path)
-
-
-def test_two_releases_are_refused(tmp_path: Path) -> None:
-    for folder in ("2015", "2022"):
-        write(tmp_path / folder, "business.json", [BUSINESS])
-    with pytest.raises(DataError, match=r"one release.*2015.*2022.*Name one of them"):
-        find_files(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("tables", "events", "message"),
-    [
-        ([], ["review"], "holds nothing"),
-        (["notes.txt"], ["review"], "holds notes.txt"),
-        (["business.json"], ["review", "tip"], "Found business.json "),
-        (["review.json"], ["review", "tip"], "Found review.json "),
-        (["business.json", "checkin.json"], ["review", "tip", "checkin"], "Found business.json, checkin.json "),
-        (["business.json", "tip.json"], ["review"], "Found business.json, tip.json "),
-    ],
-)
-def test_what_is_missing_is_said_in_one_line(tables: list[str], events: list[str], message: str, tmp_path: Path) -> None:
-    for name in tables:
-        write(tmp_path, name, [])
-    with pytest.raises(DataError, match=message) as caught:
-        Read(tmp_path, events=events)
-    assert "\n" not in str(caught.value) and "data.path" in str(caught.value)
-
-
-def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere does not exist"):
-        Read(tmp_path / "nowhere")
-
-
-def test_an_unknown_event_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Got 'reviews'. Did you mean 'review'\?"):
-        Read(tmp_path, events=["reviews"])
 
 
 def test_the_truth_of_a_town_is_handed_on(read: Callable[..., Read], tmp_path: Path) -> None:

@@ -75,6 +75,18 @@ def test_an_accepted_event_changes_the_next_answer_and_the_history(client: TestC
     assert send(client, keyed, sent, {**sent, "event_id": "e2"}) == {"accepted": 1, "repeated": 1}
 
 
+def test_an_accepted_event_that_the_bundle_was_made_from_counts_once(client: TestClient, keyed: dict[str, str]) -> None:
+    user = client.get("/v1/users/random").json()["users"][0]["user"]
+    before = client.get(f"/v1/users/{user}/history").json()["events"]
+    last, answer = before[-1], client.post("/v1/recommend", json={"user": user}).json()
+    send(client, keyed, {"event_id": "again", "user": user, "item_id": last["item_id"], "time_s": last["time_s"]})
+    assert client.get(f"/v1/users/{user}/history").json()["events"] == before
+    after = client.post("/v1/recommend", json={"user": user}).json()
+    assert (after["items"], after["confidence"]) == (answer["items"], answer["confidence"])
+    send(client, keyed, {"event_id": "later", "user": user, "item_id": last["item_id"], "time_s": last["time_s"] + 1})
+    assert len(client.get(f"/v1/users/{user}/history").json()["events"]) == len(before) + 1
+
+
 def test_events_of_a_new_user_make_a_history_that_a_restart_keeps(connect: Connect, keyed: dict[str, str]) -> None:
     with connect() as client:
         items = some_items(client, 2)

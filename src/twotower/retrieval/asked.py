@@ -110,7 +110,7 @@ class Reader:
         start, stop = events.offsets[user_row : user_row + 2].tolist()
         own = slice(start, start + int(np.searchsorted(events.time_s[start:stop], moment)))
         time_s = _times(visits, moment, int(events.time_s[own.stop - 1]) if own.stop > start else 0)
-        rows = np.array([self._item(visit) for visit in visits], np.int64)
+        rows = np.array([self.item(visit.item_id) for visit in visits], np.int64)
         codes = np.array([self._code(visit) for visit in visits], np.int64)
         stars = np.array([np.nan if visit.stars is None else visit.stars for visit in visits], np.float32)
         order = np.argsort(time_s, kind="stable")
@@ -127,10 +127,11 @@ class Reader:
             place=np.array([near or (np.nan, np.nan)], np.float32),
         )
 
-    def _item(self, visit: Visit) -> int:
-        row = self.items.row(visit.item_id)
+    def item(self, item_id: str) -> int:
+        """Row of an item; `RequestError` where there is none of this id."""
+        row = self.items.row(item_id)
         if row == UNKNOWN:
-            raise RequestError(f"Every item of a history must be in the catalogue. Found no {str(visit.item_id)[:80]!r}.")
+            raise RequestError(f"Every item named must be in the catalogue. Found no {str(item_id)[:80]!r}.")
         return row
 
     def _code(self, visit: Visit) -> int:

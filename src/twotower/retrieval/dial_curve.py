@@ -10,37 +10,40 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from twotower.config import EvaluationConfig
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.evaluation import evaluate
 from twotower.retrieval.dials import with_popularity
-from twotower.retrieval.index import ExactIndex, joined
+from twotower.retrieval.index import ExactIndex
 from twotower.retrieval.item_arrays import popularity
-from twotower.retrieval.neural import PORTION, NeuralRetriever
-from twotower.retriever import Mask, Queries, Recommendations
+from twotower.retrieval.neural import NeuralRetriever
+from twotower.retriever import Queries
 
 DIALS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
 
 
-class Dialled:
-    """A model with the popularity dial at `dial`."""
+class Dialled(NeuralRetriever):
+    """A model with the popularity dial at `dial`: one more number in both vectors.
 
-    def __init__(self, system: NeuralRetriever, counts: Any, dial: float) -> None:
-        self.name, self.system, self.dial = f"{system.name} at {dial}", system, dial
-        column = torch.from_numpy(popularity(counts))[:, None].to(system.device)
+    Parameters
+    ----------
+    visits
+        int64 [n_items]: positive training events of each item.
+    """
+
+    def __init__(self, system: NeuralRetriever, visits: NDArray[Any], dial: float) -> None:
+        self.name, self.model, self.store, self.device = f"{system.name} at {dial}", system.model, system.store, system.device
+        self.dial, column = dial, torch.from_numpy(popularity(visits))[:, None].to(system.device)
         self.index = ExactIndex(torch.cat([system.index.vectors, column], dim=1))
 
-    def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """See `Retriever`."""
-        found = []
-        for start in range(0, len(queries), PORTION):
-            part = queries.slice(start, min(start + PORTION, len(queries)))
-            users = with_popularity(self.system.encode(part).cpu().numpy(), np.full(len(part), self.dial))
-            seen = (part.offsets, part.item_row) if exclude_seen else None
-            allowed = allow[start : start + PORTION] if allow is not None and allow.ndim == 2 else allow
-            found.append(self.index.search(torch.from_numpy(users).to(self.system.device), k, exclude=seen, allow=allowed))
-        return joined(found, k)
+    def encode(self, queries: Queries) -> Tensor:
+        """User vectors float32 [B, D + 1]."""
+        users = super().encode(queries)
+        dialled = with_popularity(users.cpu().numpy(), np.full(len(users), self.dial))
+        return torch.from_numpy(dialled).to(self.device)
 
 
 def dial_curve(

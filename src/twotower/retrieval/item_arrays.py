@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from twotower.data.dataset import Dataset
 from twotower.features import FeatureStore
 from twotower.models.two_tower import TwoTower
+from twotower.retrieval.neural import item_blocks
 from twotower.retriever import Float, Int, Mask
 from twotower.schema import DAY_S, FIRST_ROW, TRAIN
 
 RECENT_DAYS = 90
-BLOCK = 8192  # items encoded at once
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,7 @@ def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) 
     """Vectors float32 [n, D] of item rows at a moment, and what a history reads of them float32 [n, d]."""
     vectors, tokens = [], []
     with torch.inference_mode():
-        for start in range(0, len(row), BLOCK):
-            part = row[start : start + BLOCK]
-            batch = store.items(part, np.full(len(part), moment_s, np.int64)).to(model.log_temperature.device)
+        for batch in item_blocks(model, store, row, moment_s):
             vectors.append(model.encode_items(batch).float().cpu().numpy())
             tokens.append(model.history_items(batch).float().cpu().numpy())
     return np.concatenate(vectors), np.concatenate(tokens)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from twotower.batches import ItemBatch
 from twotower.features import FeatureStore
 from twotower.models.two_tower import TwoTower
 from twotower.retrieval.index import ExactIndex, joined
-from twotower.retriever import Mask, Queries, Recommendations
+from twotower.retriever import Int, Mask, Queries, Recommendations
 
 BLOCK = 8192  # items encoded at once
 PORTION = 1024  # queries encoded at once; the vectors of more would only leave the cache
@@ -25,24 +28,15 @@ class NeuralRetriever:
     n_items
         Item rows, the two reserved ones included.
     time_s
-        Seconds: the moment the item vectors stand for. Ignored when `vectors` are given.
-    vectors
-        Item vectors float32 [n_items, D] made earlier.
+        Seconds: the moment the item vectors stand for.
     """
 
-    def __init__(
-        self,
-        model: TwoTower,
-        store: FeatureStore,
-        *,
-        n_items: int,
-        time_s: int,
-        vectors: Tensor | None = None,
-        name: str = "two-tower",
-    ) -> None:
+    def __init__(self, model: TwoTower, store: FeatureStore, *, n_items: int, time_s: int, name: str = "two-tower") -> None:
         self.name, self.model, self.store = name, model.eval(), store
         self.device = model.log_temperature.device
-        self.index = ExactIndex(self._item_vectors(n_items, time_s) if vectors is None else vectors.to(self.device))
+        with torch.inference_mode():
+            blocks = [self.model.encode_items(batch) for batch in item_blocks(model, store, np.arange(n_items), time_s)]
+        self.index = ExactIndex(torch.cat(blocks))
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
         """See `Retriever`; scores are cosines."""
@@ -59,11 +53,9 @@ class NeuralRetriever:
         with torch.inference_mode():
             return self.model.encode_users(self.store.users(queries).to(self.device))
 
-    def _item_vectors(self, n_items: int, time_s: int) -> Tensor:
-        blocks = []
-        with torch.inference_mode():
-            for start in range(0, n_items, BLOCK):
-                row = np.arange(start, min(start + BLOCK, n_items))
-                batch = self.store.items(row, np.full(len(row), time_s, np.int64))
-                blocks.append(self.model.encode_items(batch.to(self.device)))
-        return torch.cat(blocks)
+
+def item_blocks(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> Iterator[ItemBatch]:
+    """Item rows as known at a moment, in blocks, on the model's device."""
+    for start in range(0, len(row), BLOCK):
+        part = row[start : start + BLOCK]
+        yield store.items(part, np.full(len(part), moment_s, np.int64)).to(model.log_temperature.device)

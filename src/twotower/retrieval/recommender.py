@@ -32,14 +32,15 @@ from twotower.retrieval.filters import ItemFilter, distances_km, mutual_km
 from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Visit
 from twotower.retrieval.topk import top_k
 from twotower.retriever import Float, Int, Mask, Recommendations
-from twotower.schema import FIRST_ROW
+from twotower.schema import FIRST_ROW, ITEM_ID
 
 RECENT_PLACES = 100  # of a history, for the middle of where its user goes
 CANDIDATES_PER_PLACE, LEAST_CANDIDATES = 5, 50  # that diversity chooses from
 TRUST_EVENTS = 3  # events of a history at which half of the confidence is reached
-SHOWN = ("item_id", "name", "city")
+SHOWN = (ITEM_ID, "name", "city")
 
 Where: TypeAlias = "str | dict[str, Any] | None"
+Home: TypeAlias = "tuple[float, float] | None"
 
 
 @dataclass(slots=True)
@@ -60,7 +61,7 @@ class Found:
     source: Source
     rows: Int
     scores: Float
-    home: tuple[float, float] | None
+    home: Home
     selectivity: float | None = None
     reasons: list[tuple[Reason, ...]] = field(default_factory=list)
 
@@ -178,11 +179,32 @@ class Recommender:
             raise RequestError(f"The user must be in the bundle. Found no {user!r}. Give a history of item ids instead.")
         return answer.places
 
+    def similar(self, item_id: str, *, k: int = 10, where: Where = None) -> list[Place]:
+        """The `k` items whose vectors are nearest to that of an item, best first; distances count from it.
+
+        Raises
+        ------
+        RequestError
+            The item is unknown, or the filter is malformed.
+        """
+        row = self.reader.item(item_id)
+        latitude, longitude = self._places_by_row[row].tolist()
+        home = None if latitude != latitude else (latitude, longitude)
+        allow = self.bundle.arrays.offered
+        if where:
+            allow = allow & self.filter.compile(where, home=home)
+        query = self.bundle.arrays.vectors[row : row + 1].copy()
+        query[:, -1] = 0  # popularity has no part in likeness
+        best = self.index.search(torch.from_numpy(query), k, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
+        rows, scores = best.items[0], best.scores[0]
+        rows, scores = rows[rows >= 0], scores[rows >= 0]
+        return self._told(self._facts(rows), rows, scores, home, [])
+
     def find(self, requests: Sequence[Request], stages: Stages | None = None) -> list[Found | RequestError]:
         """Rows and scores of many requests: what `answer_each` puts into words."""
         stages = stages or Stages()
         found: list[Found | RequestError | None] = [None] * len(requests)
-        asked: dict[int, tuple[Asked, tuple[float, float] | None, Mask | None]] = {}
+        asked: dict[int, tuple[Asked, Home, Mask | None]] = {}
         for i, request in enumerate(requests):
             try:
                 with stages("features"):
@@ -239,7 +261,7 @@ class Recommender:
         order = diversify(scores, self.bundle.arrays.vectors[rows, :-1], request.k, request.diversity)
         return rows[order], scores[order]
 
-    def _mask(self, asked: Asked, home: tuple[float, float] | None) -> Mask | None:
+    def _mask(self, asked: Asked, home: Home) -> Mask | None:
         if not asked.request.where:
             return self.offered
         history = asked.history
@@ -257,7 +279,7 @@ class Recommender:
         nowhere = np.full((FIRST_ROW, 2), np.nan)
         return np.concatenate([nowhere, self.filter.places])
 
-    def _home(self, rows: Int) -> tuple[float, float] | None:
+    def _home(self, rows: Int) -> Home:
         """The visited place nearest to all others: between two towns a mean would lie where nobody goes."""
         places = self._places_by_row[rows]
         known = places[np.isfinite(places).all(axis=1)][-RECENT_PLACES:]
@@ -274,33 +296,36 @@ class Recommender:
     def _places(self, found: list[Found]) -> list[list[Place]]:
         """The lists in people's terms."""
         rows = np.concatenate([one.rows for one in found]) if found else np.zeros(0, np.int64)
-        facts = self._shown.take(rows - FIRST_ROW).to_pylist()
+        facts = self._facts(rows)
         lists, start = [], 0
         for one in found:
-            at = self._places_by_row[one.rows]
-            away = (
-                [None] * len(at)
-                if one.home is None
-                else [None if np.isnan(km) else km for km in distances_km(at, one.home).tolist()]
-            )
-            reasons = one.reasons or [()] * len(at)
-            told = zip(facts[start : start + len(at)], away, one.scores.tolist(), reasons, strict=True)
-            lists.append([self._place(rank, *what) for rank, what in enumerate(told, 1)])
-            start += len(at)
+            lists.append(self._told(facts[start : start + len(one.rows)], one.rows, one.scores, one.home, one.reasons))
+            start += len(one.rows)
         return lists
 
-    def _place(self, rank: int, facts: dict[str, Any], km: float | None, score: float, reasons: tuple[Reason, ...]) -> Place:
+    def _facts(self, rows: Int) -> list[dict[str, Any]]:
+        facts: list[dict[str, Any]] = self._shown.take(rows - FIRST_ROW).to_pylist()
+        return facts
+
+    def _told(
+        self, facts: list[dict[str, Any]], rows: Int, scores: Float, home: Home, reasons: list[tuple[Reason, ...]]
+    ) -> list[Place]:
+        km = np.full(len(rows), np.nan) if home is None else distances_km(self._places_by_row[rows], home)
+        told = zip(facts, np.round(km, 2).tolist(), scores.tolist(), reasons or [()] * len(rows), strict=True)
+        return [
+            Place(rank=rank, distance_km=None if away != away else away, score=round(score, 4), reasons=why, **self.named(one))
+            for rank, (one, away, score, why) in enumerate(told, 1)
+        ]
+
+    def named(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """What an item is called, of its raw columns: "item_id", "name" (its id where it has none), "categories", "city"."""
         categories = facts.get(self.filter.category or "") or []
-        return Place(
-            rank=rank,
-            item_id=facts["item_id"],
-            name=facts.get("name") or facts["item_id"],
-            categories=[categories] if isinstance(categories, str) else [str(one) for one in categories if one is not None],
-            city=facts.get("city"),
-            distance_km=None if km is None else round(km, 2),
-            score=round(score, 4),
-            reasons=reasons,
-        )
+        return {
+            "item_id": facts[ITEM_ID],
+            "name": facts.get("name") or facts[ITEM_ID],
+            "categories": [categories] if isinstance(categories, str) else [str(one) for one in categories if one is not None],
+            "city": facts.get("city"),
+        }
 
     def describe(self, row: int) -> dict[str, Any]:
         """Raw columns of an item row."""

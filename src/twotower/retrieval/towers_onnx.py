@@ -79,6 +79,7 @@ class OnnxUserTower:
     def __init__(self, file: Path, items: Float, *, threads: int = 1) -> None:
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

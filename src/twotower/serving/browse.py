@@ -67,7 +67,7 @@ class Browser:
 
     def history(self, user: str) -> Json:
         """Everything known of a user, oldest first: the bundle's events, then the accepted ones."""
-        own, accepted = self._own(user), self.journal.of(user)
+        own, accepted = self._own(user), self.engine.news(user, self.journal.of(user))
         return {"user": user, "events": [self._event(visit) for visit in (*own, *accepted)[-MOST_SHOWN:]]}
 
     def about(self) -> Json:

@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from twotower.errors import RequestError
-from twotower.retrieval.filters import distances_km
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, Place, Request, Visit
 from twotower.schema import FIRST_ROW, UNKNOWN
@@ -68,6 +63,7 @@ class Engine:
             It is no whole bundle of this version.
         """
         engine = cls(Recommender.load(path))
+        engine.recommender.filter.warm()
         engine.answer([Request(history=tuple(Visit(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1]), k=1)])
         return engine
 
@@ -79,12 +75,19 @@ class Engine:
         """Row of a user; UNKNOWN where the bundle knows none of this id."""
         return self.recommender.reader.users.row(user)
 
-    def visits(self, accepted: Iterable[Visit]) -> tuple[Visit, ...]:
-        """Of accepted events those this bundle can read."""
+    def news(self, user: str, accepted: Iterable[Visit]) -> list[Visit]:
+        """Of a user's accepted events those that the bundle, made from later data, does not hold already."""
+        row, events = self.user_row(user), self.dataset.events
+        own = slice(*events.offsets[row : row + 2].tolist())
+        held = set(zip(events.item_row[own].tolist(), events.time_s[own].tolist(), strict=True))
+        return [visit for visit in accepted if (self.row(visit.item_id), visit.time_s) not in held]
+
+    def visits(self, user: str, accepted: Iterable[Visit]) -> tuple[Visit, ...]:
+        """Of a user's accepted events those that add to the bundle's, and that it can read."""
         types = self.dataset.event_types
         return tuple(
             visit if visit.event_type in types else replace(visit, event_type=None)
-            for visit in accepted
+            for visit in self.news(user, accepted)
             if self.row(visit.item_id) != UNKNOWN
         )
 
@@ -98,6 +101,13 @@ class Engine:
     def similar(self, questions: Sequence[Likeness]) -> list[list[Json] | RequestError]:
         """For each question the items whose vectors are nearest to the item's own, best first; or its mistake."""
         return [self._similar(question) for question in questions]
+
+    def _similar(self, question: Likeness) -> list[Json] | RequestError:
+        try:
+            found = self.recommender.similar(question.item_id, k=question.k, where=question.where)
+        except RequestError as error:
+            return error
+        return [self.place(place) for place in found]
 
     def place(self, place: Place) -> Json:
         """A recommended place as a page reads it."""
@@ -117,44 +127,9 @@ class Engine:
 
     def item(self, row: int) -> Json:
         """What a page shows of an item."""
-        facts = self.recommender.describe(row)
         latitude, longitude = self.at(row)
-        categories = facts.get(self.recommender.filter.category or "") or []
-        return {
-            "item_id": facts["item_id"],
-            "name": facts.get("name") or facts["item_id"],
-            "categories": [categories] if isinstance(categories, str) else [str(one) for one in categories if one is not None],
-            "city": facts.get("city"),
-            "latitude": latitude,
-            "longitude": longitude,
-        }
-
-    def _similar(self, question: Likeness) -> list[Json] | RequestError:
-        bundle, row = self.recommender.bundle, self.row(question.item_id)
-        here = self.at(row)
-        home = None if here[0] is None or here[1] is None else (here[0], here[1])
-        allow = bundle.arrays.offered
-        try:
-            if question.where:
-                allow = allow & self.recommender.filter.compile(question.where, home=home)
-        except RequestError as error:
-            return error
-        query = bundle.arrays.vectors[row : row + 1].copy()
-        query[:, -1] = 0  # popularity has no part in likeness
-        itself = (np.array([0, 1]), np.array([row]))
-        found = self.recommender.index.search(torch.from_numpy(query), question.k, exclude=itself, allow=allow)
-        rows, scores = found.items[0][found.items[0] >= 0], found.scores[0]
-        away = distances_km(self.recommender.filter.places[rows - FIRST_ROW], home) if home is not None else [math.nan] * len(rows)
-        return [
-            {
-                **self.item(int(other)),
-                "rank": rank,
-                "distance_km": None if math.isnan(km) else round(float(km), 2),
-                "score": round(float(score), 4),
-                "reasons": [],
-            }
-            for rank, (other, km, score) in enumerate(zip(rows, away, scores, strict=False), 1)
-        ]
+        named = self.recommender.named(self.recommender.describe(row))
+        return {**named, "latitude": latitude, "longitude": longitude}
 
     def at(self, row: int) -> tuple[float | None, float | None]:
         """Where an item is: degrees, None where unknown."""

@@ -164,7 +164,7 @@ class Service:
         for number, visit in enumerate(body.history):
             if engine.row(visit.item_id) == UNKNOWN:
                 raise PartError(_path(*path, "history", number, "item_id"), unknown("item", visit.item_id))
-        return body.request(engine.visits(self.journal.of(body.user)) if body.user else ())
+        return body.request(engine.visits(body.user, self.journal.of(body.user)) if body.user else ())
 
     def _as_json(self, listed: Listed | BaseException) -> Json:
         if isinstance(listed, BaseException):

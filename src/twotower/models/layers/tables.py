@@ -22,7 +22,7 @@ from twotower.errors import ConfigError
 from twotower.schema import FIRST_ROW, PAD
 
 INIT_STD = 0.05
-FROM_ZERO = ("user.id",)  # a user is their history until training knows better: noise in its place cost a tenth of the quality
+FROM_ZERO = ("user.id",)  # a user is their history until training knows better: noise in its place cost quality (docs/log.md)
 BETA, EPS = 0.98, 1e-8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BITS_LOST = {torch.bfloat16: 16, torch.float16: 13}  # of the 23 of float32
