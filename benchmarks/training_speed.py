@@ -33,6 +33,7 @@ from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 PEER_SETTINGS = ("--loss", "sampled_softmax", "--negatives", "256")
 SASREC_SIZE = (
+    "prepare.neighbours=0",
     "training.view=causal",
     "training.batch_size=2048",
     "training.negatives_per_positive=1",
@@ -48,7 +49,8 @@ SASREC_SIZE = (
     "model.item_tower.embedding_dim=64",
     "model.item_tower.hidden_dims=[64]",
 )
-"""Settings on top of configs/s3rec.yaml: two blocks, one head, width 64, history 50, as the peer script has them."""
+"""Settings on top of configs/s3rec.yaml: two blocks, one head, width 64, history 50, as the peer script has them,
+which knows no neighbours."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from twotower.errors import RequestError
@@ -173,6 +174,9 @@ CATALOGUE = ItemFilter(
 )
 
 
+CASES = settings(max_examples=int(os.environ.get("TWOTOWER_FUZZ_CASES", "100")))
+
+
 def answered(where: Any) -> None:
     try:
         mask = CATALOGUE.compile(where, home=(1.0, 1.0), now=0, seen=np.array([2]))
@@ -188,6 +192,7 @@ def answered(where: Any) -> None:
 @example('price == "\\d"')
 @example("price == 1if 2else 3")
 @example("facts == 1")
+@CASES
 def test_any_text_gives_a_mask_or_an_error(text: str) -> None:
     answered(text)
 
@@ -195,5 +200,6 @@ def test_any_text_gives_a_mask_or_an_error(text: str) -> None:
 @given(json_values)
 @example({"facts": 1})
 @example({"price": float("nan")})
+@CASES
 def test_any_json_gives_a_mask_or_an_error(where: Any) -> None:
     answered(where)
