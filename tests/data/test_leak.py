@@ -207,7 +207,7 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("examples", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_nothing_after_the_cut_changes_training(prepared: Any, examples: int) -> None:
     @settings(max_examples=examples)
     @given(worlds().filter(lambda made: trains(made[0])), SETTINGS)
@@ -221,7 +221,7 @@ def test_nothing_after_the_cut_changes_training(prepared: Any, examples: int) ->
     search()
 
 
-@pytest.mark.parametrize("examples", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_nothing_after_a_moment_changes_what_was_known_before(prepared: Any, examples: int) -> None:
     @settings(max_examples=examples)
     @given(worlds().filter(lambda made: trains(made[0])))

@@ -44,33 +44,36 @@ def start(world: int, *arguments: object, fails: bool = False) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "given", [{}, {"rows": True}, {"rows": True, "micro_batch": 40}, {"view": "causal", "loss": "full_softmax"}]
-)
-def test_loss_and_gradients_do_not_depend_on_the_number_of_processes(town, tmp_path, given):
-    config = settings(**given)
-    found = {}
+def test_loss_and_gradients_do_not_depend_on_the_number_of_processes(town, tmp_path):
+    cases = [{}, {"rows": True}, {"rows": True, "micro_batch": 40}, {"view": "causal", "loss": "full_softmax"}]
     for world in (1, 2, 4):
-        start(world, "gradients", town.folder, tmp_path / f"{world}.pt", config)
-        found[world] = torch.load(tmp_path / f"{world}.pt", weights_only=True)
-    assert found[1].keys() == found[2].keys()
-    assert sum(float(value.abs().sum()) > 0 for value in found[1].values()) >= len(found[1]) - 4
-    for world in (2, 4):
-        for name, value in found[1].items():
-            torch.testing.assert_close(found[world][name], value, rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
+        start(world, "gradients", town.folder, tmp_path / str(world), *(settings(**case) for case in cases))
+    for number, case in enumerate(cases):
+        alone = torch.load(tmp_path / "1" / str(number), weights_only=True)
+        assert sum(float(value.abs().sum()) > 0 for value in alone.values()) >= len(alone) - 4
+        for world in (2, 4):
+            found = torch.load(tmp_path / str(world) / str(number), weights_only=True)
+            assert found.keys() == alone.keys()
+            assert_close(found, alone, 1e-9, f"{case} on {world}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [False, True])
-def test_weights_after_fifty_steps_do_not_depend_on_the_number_of_processes(town, tmp_path, rows):
-    config = settings(rows=rows)
-    weights = {}
+def test_weights_after_fifty_steps_do_not_depend_on_the_number_of_processes(town, tmp_path):
     for world in (1, 2, 4):
-        start(world, "train", town.folder, tmp_path / str(world), config)
-        weights[world] = torch.load(tmp_path / str(world) / "last.pt", weights_only=True)["model"]
-    for world in (2, 4):
-        for name, value in weights[1].items():
-            torch.testing.assert_close(weights[world][name], value, rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        start(world, "train", town.folder, tmp_path / str(world), settings(), settings(rows=True))
+    for number in ("0", "1"):
+        alone = weights(tmp_path / "1" / number)
+        for world in (2, 4):
+            assert_close(weights(tmp_path / str(world) / number), alone, 1e-4, f"{number} on {world}")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(torch.load(run / "last.pt", weights_only=True)["model"])
+
+
+def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], within: float, what: str) -> None:
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=within, atol=within, msg=lambda m, name=name: f"{what}: {name}: {m}")
 
 
 @pytest.mark.slow
@@ -85,10 +88,8 @@ def test_a_run_of_two_whose_process_dies_goes_on_with_one_and_with_four(town, tm
         start(world, "resume", town.folder, out, config)
         assert torch.load(out / "last.pt", weights_only=True)["progress"]["step"] == 50
     start(1, "train", town.folder, tmp_path / "whole", config)
-    whole = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)["model"]
     for world in (1, 4):
-        for name, value in torch.load(tmp_path / f"on {world}" / "last.pt", weights_only=True)["model"].items():
-            torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+        assert_close(weights(tmp_path / f"on {world}"), weights(tmp_path / "whole"), 1e-4, f"on {world}")
 
 
 @pytest.mark.slow

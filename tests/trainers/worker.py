@@ -1,4 +1,7 @@
-"""What tests start in processes of their own, that they may kill: worker.py MODE DATASET OUT [settings as JSON]."""
+"""What tests start in processes of their own, that they may kill: worker.py MODE DATASET OUT SETTINGS…
+
+Settings are JSON; of several, each leaves what it makes in a part of OUT by its number.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ def gradients(trainer: TwoTowerTrainer, out: Path) -> None:
         row, grad = table.merged
         found[name] = parallel.whole(torch.zeros_like(table.weight).index_put_((row,), grad), table.rows)
     if parallel.rank() == 0:
+        out.parent.mkdir(exist_ok=True)
         torch.save(found, out)
 
 
@@ -113,21 +117,26 @@ def kill_while_writing(trainer: TwoTowerTrainer) -> None:
 
 def run() -> None:
     mode, data, out, *settings = sys.argv[1:]
-    config = parse_config(json.loads(settings[0]))
+    configs = [parse_config(json.loads(text)) for text in settings]
     torch.set_num_threads(1)
     if mode == "kill_often":
-        kill_often(Path(data), config, Path(out), times=25)
+        kill_often(Path(data), configs[0], Path(out), times=25)
         return
     with parallel.joined(torch.device("cpu")):
-        trainer = TwoTowerTrainer(Dataset.open(Path(data)), config, Path(out))
-        if mode == "gradients":
-            gradients(trainer, Path(out))
-            return
-        if mode == "die":
-            die_at(trainer, 13)
-        if mode == "kill_while_writing":
-            kill_while_writing(trainer)
-        trainer.fit(resume=mode == "resume")
+        for number, config in enumerate(configs):
+            one(mode, Path(data), config, Path(out) / str(number) if len(configs) > 1 else Path(out))
+
+
+def one(mode: str, data: Path, config: Config, out: Path) -> None:
+    trainer = TwoTowerTrainer(Dataset.open(data), config, out)
+    if mode == "gradients":
+        gradients(trainer, out)
+        return
+    if mode == "die":
+        die_at(trainer, 13)
+    if mode == "kill_while_writing":
+        kill_while_writing(trainer)
+    trainer.fit(resume=mode == "resume")
 
 
 if __name__ == "__main__":
