@@ -43,7 +43,7 @@ def test_a_file_that_is_no_configuration_is_one_line(content: bytes, tmp_path: P
         ("seed=4294967296", "'seed'"),
         ("model.user_tower.hidden_dims=[64,0]", "'model.user_tower.hidden_dims.1'"),
         ("model.item_tower.hidden_dims=[-64]", "'model.item_tower.hidden_dims.0'"),
-        ("model.item_tower.embedding_dim=32", "user_tower.embedding_dim and item_tower.embedding_dim must be equal.*64 and 32"),
+        ("model.item_tower.embedding_dim=32", "user_tower.embedding_dim and item_tower.embedding_dim must be equal.*128 and 32"),
         ("evaluation.ks=[10,0]", "'evaluation.ks.1'"),
         ("prepare.split.valid=-0.1", "at least 0 and below 1; got -0.1 and 0.1"),
         ("prepare.split.test=1.0", "at least 0 and below 1"),

@@ -211,12 +211,11 @@ def test_a_changed_bundle_is_refused(journey, tmp_path):
         load_bundle(tmp_path / "bundle")
 
 
-def test_the_demo_is_the_quickstart():
+def test_the_demo_is_the_quickstart_and_both_are_the_defaults():
     from twotower.config import load_config, parse_config
-    from twotower.pipeline import DEMO
 
     written = load_config(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
-    assert parse_config({**DEMO, "data": written.data.model_dump(mode="json")}) == written
+    assert parse_config({"data": written.data.model_dump(mode="json")}) == written
 
 
 def test_help_is_light():

@@ -54,12 +54,13 @@ Positive = Annotated[int, Field(ge=1)]
 class TowerConfig(Settings):
     """What both towers have."""
 
-    embedding_dim: int = Field(64, ge=1)
+    embedding_dim: int = Field(128, ge=1)
     """Width of every feature's embedding; the same for both towers, which share the item table."""
-    hidden_dims: list[Positive] = Field([64], min_length=1)
+    hidden_dims: list[Positive] = Field([128], min_length=1)
     """Hidden layers of the MLP, and last the width of the vectors, the same for both towers. A single entry: no MLP, and no
     interaction; the vector is then the (projected) sum of the features' embeddings."""
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.3, ge=0, lt=1)
+    """Inside the attention blocks and the MLP; the straight path has none, which fits rare ids better."""
     interaction: Literal["dcn", "fm", "none"] = "dcn"
     cross_layers: int = Field(2, ge=1)
     id_dropout: float = Field(0.1, ge=0, lt=1)
@@ -75,7 +76,7 @@ class UserTowerConfig(TowerConfig):
     pooling: Literal["mean", "last", "attention"] = "mean"
     max_history: int = Field(50, ge=1)
     """Most recent events read."""
-    history_dropout: float = Field(0.2, ge=0, lt=1)
+    history_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of history events hidden in training."""
 
     @model_validator(mode="after")
@@ -125,8 +126,8 @@ class ModelConfig(Settings):
     """By name of the table: "item.id", "user.id", "item.categories" …"""
     rows_from: int = Field(200_000, ge=1)
     """Tables of at least so many rows have `update: rows` unless named in `tables`."""
-    temperature: float = Field(0.1, ge=0.01, le=1.0)
-    learn_temperature: bool = True
+    temperature: float = Field(0.15, ge=0.01, le=1.0)
+    learn_temperature: bool = False
 
     @model_validator(mode="after")
     def _towers_meet(self) -> ModelConfig:
@@ -152,13 +153,14 @@ class TrainingConfig(Settings):
     micro_batch: int | None = Field(None, ge=2)
     """Examples (or tokens), and candidates, encoded at once in one process; the whole batch is contrasted all the same, with the
     same gradients, for a second pass through the towers (gradient cache). None: all at once."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     """AdamW; never on tables, norms and biases."""
     warmup_frac: float = Field(0.05, ge=0, le=1)
     """Share of the steps with a rising learning rate; cosine to zero afterwards."""
     clip_norm: float = Field(1.0, gt=0)
-    num_epochs: int = Field(30, ge=1)
+    num_epochs: int | None = Field(None, ge=1)
+    """None: four, or as many as make 600 steps."""
     max_steps: int | None = Field(None, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """"auto": fp32 on CPU; on a GPU bf16 where it has it in hardware, else fp16 with loss scaling."""
@@ -168,8 +170,8 @@ class TrainingConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     save_every_s: float = Field(300.0, gt=0)
     """Seconds between checkpoints to resume from, besides the one at each validation."""
-    eval_every: float = Field(1.0, gt=0)
-    """Epochs between validations; each scores the whole catalogue."""
+    eval_every: float | None = Field(None, gt=0)
+    """Epochs between validations; each scores the whole catalogue. None: one, or more where that would be above 16 validations."""
     eval_metric: str = "NDCG@10"
     eval_queries: int = Field(5000, ge=1)
     """Validation queries scored during training (a seeded sample)."""

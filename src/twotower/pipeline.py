@@ -49,10 +49,6 @@ Json = dict[str, Any]
 
 DIAL_QUERIES = 5000  # of the test part, for the curve of the popularity dial
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
-DEMO: Json = {  # configs/quickstart.yaml, which an installed package does not carry; a test keeps them equal
-    "model": {"user_tower": {"dropout": 0.3, "id_dropout": 0.3}, "item_tower": {"dropout": 0.3, "id_dropout": 0.3}},
-    "training": {"learning_rate": 0.003, "num_epochs": 7},
-}
 
 
 def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int) -> dict[str, int]:
@@ -268,7 +264,7 @@ def demo_stage(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
     raw = out / "raw"
     counts = simulate_stage(raw, **TOWN, seed=seed)
     say(f"A town with {', '.join(f'{count:,} {name}' for name, count in counts.items())}: {raw}")
-    report = run_all(parse_config({**DEMO, "seed": seed, "data": {"source": "yelp", "path": str(raw)}}), out)
+    report = run_all(parse_config({"seed": seed, "data": {"source": "yelp", "path": str(raw)}}), out)
     recommender = Recommender.load(out / "bundle")
     user, places = _known_user(recommender.dataset)
     say(f"\nTen places for {user}, a known user:\n")

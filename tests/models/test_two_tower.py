@@ -23,7 +23,9 @@ def dataset(town) -> Dataset:
 
 @pytest.fixture(params=["mean", "last", "attention"])
 def config(request) -> Config:
-    return parse_config({"model": {"user_tower": {**TOWERS, "pooling": request.param}, "item_tower": TOWERS}})
+    return parse_config(
+        {"model": {"user_tower": {**TOWERS, "pooling": request.param}, "item_tower": TOWERS, "learn_temperature": True}}
+    )
 
 
 def test_both_sides_give_unit_vectors_of_one_width(dataset, config):

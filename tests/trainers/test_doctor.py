@@ -187,7 +187,8 @@ Run = Callable[..., Watched]
 def run(dataset: Dataset, tmp_path: Path) -> Run:
     def train(on: Dataset = dataset, *, user: Any = None, item: Any = None, **training: Any) -> Watched:
         common = {"batch_size": 256, "max_steps": 20, "eval_every": 0.5, "log_every": 1, "learning_rate": 0.01, "patience": 50}
-        model = {"user_tower": {**TOWER, **(user or {})}, "item_tower": {**TOWER, **(item or {})}}
+        towers = {"user_tower": {**TOWER, **(user or {})}, "item_tower": {**TOWER, **(item or {})}}
+        model = {**towers, "temperature": 0.1, "learn_temperature": True}
         trainer = Watched(on, parse_config({"model": model, "training": {**common, **training}}), tmp_path / "run")
         trainer.fit()
         return trainer

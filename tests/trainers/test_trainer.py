@@ -273,7 +273,9 @@ def test_schedule_rises_then_falls():
 
 
 def test_no_decay_on_tables_norms_and_biases(dataset, tmp_path):
-    model = TwoTowerTrainer(dataset, settings(), tmp_path).model
+    config = settings()
+    learning = config.model_copy(update={"model": config.model.model_copy(update={"learn_temperature": True})})
+    model = TwoTowerTrainer(dataset, learning, tmp_path).model
     decayed, plain = make_optimizer(model, 0.1, 0.01).param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert decayed["weight_decay"] == 0.01

@@ -70,8 +70,8 @@ def head_bytes(inputs: int, config: TowerConfig, wide: int) -> tuple[int, int]:
     *hidden, out = config.hidden_dims
     d, dropping = config.embedding_dim, config.dropout > 0
     width = inputs * d
-    kept = width * dropping + F32 * 2 * out  # dropout's bytes; the vector before and after it has length one
-    passing = 4 * F32 * width  # fields, stacked, joined with the history's or state's, and dropped; going back, their gradients
+    kept = F32 * 2 * out  # the vector before and after it has length one
+    passing = 3 * F32 * width  # fields, stacked, and joined with the history's or state's; going back, their gradients
     if hidden:
         cross = config.cross_layers if config.interaction == "dcn" else 0
         # The fields; of each cross layer what its product read and wrote; half of the result is dropped: a byte each and the rest.

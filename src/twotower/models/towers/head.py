@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twotower.config import TowerConfig
-from twotower.models.layers.dropout import Dropout, dropout
+from twotower.models.layers.dropout import Dropout
 from twotower.models.layers.interaction import INTERACTIONS
 from twotower.models.layers.pooling import widened
 
@@ -25,7 +25,6 @@ class TowerHead(nn.Module):
     def __init__(self, fields: int, config: TowerConfig) -> None:
         super().__init__()
         dim, (*hidden, out) = config.embedding_dim, config.hidden_dims
-        self.dropout = config.dropout
         self.straight: nn.Module = nn.Identity()
         if dim != out:
             linear = nn.Linear(dim, out, bias=False)
@@ -48,7 +47,6 @@ class TowerHead(nn.Module):
 
     def raw(self, fields: Tensor) -> Tensor:
         """Embeddings [n, F, d] → vectors float32 [n, D] before they are brought to length one."""
-        fields = dropout(fields, self.dropout, self.training)
         vectors: Tensor = self.straight(fields.sum(dim=1))
         if self.mlp is not None:
             vectors = vectors + self.mlp(fields)
