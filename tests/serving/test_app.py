@@ -42,6 +42,7 @@ def test_an_answer_is_that_of_the_recommender(client: TestClient, bundle: Any) -
     assert [(p["rank"], p["item_id"]) for p in answer["items"]] == [(p.rank, p.item_id) for p in expected]
     assert answer["items"][0]["score"] == pytest.approx(expected[0].score, abs=1e-4)
     schemas.AnswerOut.model_validate(answer)
+    assert all(place["distance_km"] in (None, round(place["distance_km"] or 0, 2)) for place in answer["items"])
     assert answer["user_known"] and answer["source"] == "model" and 0 < answer["confidence"] < 1 and answer["took_ms"] > 0
 
 

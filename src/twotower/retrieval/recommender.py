@@ -310,10 +310,16 @@ class Recommender:
     def _told(
         self, facts: list[dict[str, Any]], rows: Int, scores: Float, home: Home, reasons: list[tuple[Reason, ...]]
     ) -> list[Place]:
-        km = np.full(len(rows), np.nan) if home is None else distances_km(self._places_by_row[rows], home)
-        told = zip(facts, np.round(km, 2).tolist(), scores.tolist(), reasons or [()] * len(rows), strict=True)
+        km = [np.nan] * len(rows) if home is None else distances_km(self._places_by_row[rows], home).tolist()
+        told = zip(facts, km, scores.tolist(), reasons or [()] * len(rows), strict=True)
         return [
-            Place(rank=rank, distance_km=None if away != away else away, score=round(score, 4), reasons=why, **self.named(one))
+            Place(
+                rank=rank,
+                distance_km=None if away != away else round(away, 2),
+                score=round(score, 4),
+                reasons=why,
+                **self.named(one),
+            )
             for rank, (one, away, score, why) in enumerate(told, 1)
         ]
 

@@ -64,7 +64,9 @@ class Engine:
         """
         engine = cls(Recommender.load(path))
         engine.recommender.filter.warm()
-        engine.answer([Request(history=tuple(Visit(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1]), k=1)])
+        engine.answer(
+            [Request(history=tuple(Visit(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1]), k=1, explain=True)]
+        )
         return engine
 
     def row(self, item_id: str) -> int:
