@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--users", type=int, default=1000)
-    parser.add_argument("--results", type=Path, default=RESULTS / "serving.jsonl", help="file the rows are appended to")
+    parser.add_argument("--results", type=Path, default=RESULTS / "serving_parity.jsonl", help="file the rows are appended to")
     return parser
 
 

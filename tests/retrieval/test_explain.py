@@ -79,5 +79,9 @@ def test_reasons_are_in_words(recommender: Recommender) -> None:
     facts = recommender.describe(9)
     label = recommender.explainer.item_label
     assert label("categories", facts) == f"categories: {', '.join(facts['categories'])}"
+    spec = recommender.explainer._columns["categories"]
+    recommender.explainer._columns["categories"] = replace(spec, columns=("ids",))  # learned from ids, shown by names
+    assert label("categories", {**facts, "ids": ["7"]}) == f"categories: {', '.join(facts['categories'])}"
+    recommender.explainer._columns["categories"] = spec
     assert [label(name, facts) for name in ("hours", "id", "text")] == ["hours", "who goes there", "text"]
     assert recommender.answer([Request(explain=True, k=2)])[0].places[0].reasons == ()

@@ -12,7 +12,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from twotower.retrieval.recommender import Recommender
+from twotower.schema import FIRST_ROW
 from twotower.serving import schemas
+from twotower.serving.browse import Browser
+from twotower.serving.engine import Engine
 from twotower.serving.limits import Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
@@ -74,6 +77,22 @@ def test_an_accepted_event_changes_the_next_answer_and_the_history(client: TestC
     schemas.HistoryOut.model_validate(history)
     assert len(history["events"]) == known + 1 and history["events"][-1]["item_id"] == before[0]
     assert send(client, keyed, sent, {**sent, "event_id": "e2"}) == {"accepted": 1, "repeated": 1}
+
+
+def test_events_of_a_set_without_a_clock_have_no_times(bundle: Any) -> None:
+    engine = Engine.load(bundle)
+    user = str(engine.dataset.user_ids[FIRST_ROW])
+    timed, engine.dataset.has_time = Browser(engine, Nobody()).history(user)["events"], False  # type: ignore[arg-type]
+    found = Browser(engine, Nobody()).history(user)["events"]  # type: ignore[arg-type]
+    assert [event["item_id"] for event in found] == [event["item_id"] for event in timed]
+    assert all(event["time_s"] for event in timed) and not any(event["time_s"] for event in found)
+
+
+class Nobody:
+    """A journal of nothing."""
+
+    def of(self, _user: str) -> tuple[Any, ...]:
+        return ()
 
 
 def test_an_accepted_event_that_the_bundle_was_made_from_counts_once(client: TestClient, keyed: dict[str, str]) -> None:

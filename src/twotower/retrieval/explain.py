@@ -115,7 +115,7 @@ class Explainer:
         spec = self._columns.get(name)
         if spec is None:
             return LABELS.get(("item", name), name)
-        value = facts.get(spec.columns[0])
+        value = facts.get(name, facts.get(spec.columns[0]))  # what a feature learns from may be ids of what is shown
         if spec.kind not in ("categorical", "multi", "number") or value is None:
             return name.replace("_", " ")
         said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)

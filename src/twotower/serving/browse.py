@@ -103,7 +103,7 @@ class Browser:
         return [
             Visit(
                 str(self.dataset.item_ids[events.item_row[i]]),
-                int(events.time_s[i]),
+                int(events.time_s[i]) if self.dataset.has_time else None,
                 float(events.stars[i]) if np.isfinite(events.stars[i]) else None,
                 types[events.event_type[i]] or None,
             )

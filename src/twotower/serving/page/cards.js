@@ -19,7 +19,7 @@ export const skeletons = (n) =>
 /** Events, oldest first → one line a place, the latest first, with how often. */
 export function byPlace(events) {
   const found = new Map();
-  for (const event of [...events].sort((a, b) => (b.time_s ?? 0) - (a.time_s ?? 0))) {
+  for (const event of [...events].reverse().sort((a, b) => (b.time_s ?? 0) - (a.time_s ?? 0))) {
     const known = found.get(event.item_id);
     if (known) known.times += 1;
     else found.set(event.item_id, { ...event, times: 1 });
@@ -69,7 +69,8 @@ export class History {
     const stars =
       Number.isFinite(place.stars) &&
       h("span", { class: "stars", role: "img", "aria-label": count(place.stars, "star") }, "★".repeat(Math.round(place.stars)));
-    const when = place.added ? h("span", { class: "tag" }, "added by you") : place.time_s && h("span", {}, date(place.time_s));
+    const known = place.time_s != null && h("span", {}, date(place.time_s));
+    const when = place.added ? h("span", { class: "tag" }, "added by you") : known;
     const times = place.times > 1 && h("span", {}, `${place.times} visits`);
     const drop =
       place.added &&
