@@ -12,12 +12,10 @@ Promise: a request is answered the same alone or among others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,7 +27,7 @@ from twotower.retrieval.bundle import Bundle, load_bundle
 from twotower.retrieval.dials import back_off, diversify, with_popularity
 from twotower.retrieval.explain import Explainer
 from twotower.retrieval.filters import ItemFilter, distances_km, mutual_km
-from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Visit
+from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Stages, Visit
 from twotower.retrieval.topk import top_k
 from twotower.retriever import Float, Int, Mask, Recommendations
 from twotower.schema import FIRST_ROW, ITEM_ID
@@ -64,22 +62,6 @@ class Found:
     home: Home
     selectivity: float | None = None
     reasons: list[tuple[Reason, ...]] = field(default_factory=list)
-
-
-class Stages:
-    """Milliseconds by stage."""
-
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Count what happens inside towards a stage."""
-        begun = perf_counter()
-        try:
-            yield
-        finally:
-            self.ms[name] = round(self.ms.get(name, 0.0) + 1000 * (perf_counter() - begun), 3)
 
 
 class Recommender:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Literal
 
 Source = Literal["model", "nearby", "recent"]
@@ -147,3 +150,19 @@ class Answer:
     user_known: bool
     stages_ms: dict[str, float] = field(default_factory=dict)
     selectivity: float | None = None
+
+
+class Stages:
+    """Milliseconds by stage, as an `Answer` tells them."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count what happens inside towards a stage."""
+        begun = perf_counter()
+        try:
+            yield
+        finally:
+            self.ms[name] = round(self.ms.get(name, 0.0) + 1000 * (perf_counter() - begun), 3)

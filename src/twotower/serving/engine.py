@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,16 @@ class Engine:
         """Row of a user; UNKNOWN where the bundle knows none of this id."""
         return self.recommender.reader.users.row(user)
 
-    def news(self, user: str, accepted: Iterable[Visit]) -> list[Visit]:
+    def news(self, user: str, accepted: Sequence[Visit]) -> list[Visit]:
         """Of a user's accepted events those that the bundle, made from later data, does not hold already."""
+        if not accepted:
+            return []
         row, events = self.user_row(user), self.dataset.events
         own = slice(*events.offsets[row : row + 2].tolist())
         held = set(zip(events.item_row[own].tolist(), events.time_s[own].tolist(), strict=True))
         return [visit for visit in accepted if (self.row(visit.item_id), visit.time_s) not in held]
 
-    def visits(self, user: str, accepted: Iterable[Visit]) -> tuple[Visit, ...]:
+    def visits(self, user: str, accepted: Sequence[Visit]) -> tuple[Visit, ...]:
         """Of a user's accepted events those that add to the bundle's, and that it can read."""
         types = self.dataset.event_types
         return tuple(
