@@ -24,7 +24,7 @@ demo: $(STAMP) ## Simulate a town and walk the whole way: prepare, train, evalua
 	$(BIN)/twotower demo
 	@echo "On a page: $(BIN)/twotower serve runs/town/bundle, then http://127.0.0.1:8000"
 
-test: $(STAMP) ## Run the default tests (some minutes on two cores)
+test: $(STAMP) ## Run the default tests (three minutes on two cores)
 	$(BIN)/python -m pytest
 
 check: $(STAMP) ## What CI runs: formatting, lint, types, and all tests, the slow ones included
