@@ -7,11 +7,15 @@ recommender.recommend(history=["b_17", "b_230"], k=10)
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from twotower.retrieval.recommender import Recommender
+
+# Large pages for large tensors on Linux; PyTorch reads it once. Random rows of a long table cost fewer misses (benchmarks/tables.py).
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def load(bundle: str | Path) -> Recommender:
