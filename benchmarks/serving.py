@@ -1,8 +1,9 @@
 """What answering over HTTP costs, held against what it is made of.
 
-    python benchmarks/serving.py [--items 150000] [--dim 128]
+    python benchmarks/serving.py [--items 150000] [--dim 128] [--tune]
 
-A bundle of so many made-up items is served by a process of its own; server and load share the cores. Against it, in turn: the same
+A bundle of so many made-up items is served by a process of its own; server and load share the cores; its index is the exact one,
+or with --tune the one that `twotower tune-index` chooses for it. Against it, in turn: the same
 user tower and the same index, asked for the same lists in one process, their inputs built beforehand. Rows:
 
 - median of one request after the other, over HTTP and bare;
@@ -36,6 +37,7 @@ from twotower.data.prepare import prepare
 from twotower.pipeline import train_stage
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
+from twotower.retrieval.tuning import tune_index
 
 K = 10
 ONE_PERCENT = "shelf == 7"
@@ -51,18 +53,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = make_bundle(folder, given.items, given.dim, given.seed)
+        if given.tune:
+            tune_index(bundle)
         recommender = Recommender.load(bundle)
         users = [str(user) for user in recommender.dataset.user_ids[2:1002]]
         bare = bare_call(recommender, users)
         with Server(bundle, f"sqlite:{folder / 'events.sqlite'}", folder / "log", "--rate", "0") as server:
-            rows = asyncio.run(measure(server.port, users, bare, given))
+            rows = asyncio.run(measure(server.port, users, bare, recommender.index.kind, given))
     for row in rows:
         tell(row, given.results)
         sys.stderr.write(in_words(row))
     return 0
 
 
-async def measure(port: int, users: Sequence[str], bare: Callable[[int], Any], given: argparse.Namespace) -> list[dict[str, Any]]:
+async def measure(
+    port: int, users: Sequence[str], bare: Callable[[int], Any], kind: str, given: argparse.Namespace
+) -> list[dict[str, Any]]:
     """All rows."""
     plain = [post("/v1/recommend", {"user": user, "k": K}) for user in users]
     narrow = [post("/v1/recommend", {"user": user, "k": K, "filter": ONE_PERCENT}) for user in users]
@@ -75,7 +81,7 @@ async def measure(port: int, users: Sequence[str], bare: Callable[[int], Any], g
             http.append(await _one_by_one(connection, plain[begin : begin + EACH], stages))
             alone.append(median_ms(lambda at, begin=begin: bare(begin + at), EACH))
             filtered.append(await _one_by_one(connection, narrow[begin : begin + EACH]))
-    what = f"{given.items:,} items, dimension {given.dim}"
+    what = f"{given.items:,} items, dimension {given.dim}, index {kind}"
     p50 = statistics.median(http)
     single = await closed(port, plain, connections=1, seconds=given.seconds)
     best = max([await closed(port, plain, connections=n, seconds=given.seconds) for n in CONNECTIONS], key=lambda load: load.rate)
@@ -196,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=150_000)
     parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--tune", action="store_true", help="choose the index first: some minutes")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default: 5)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS / "serving.jsonl", help="file the rows are appended to")

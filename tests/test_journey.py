@@ -71,7 +71,7 @@ def test_recommend_for_known_unknown_and_filtered(journey, capsys):
     user = str(dataset.user_ids[np.argmax(np.diff(dataset.events.offsets))])
     known = [json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--user", user, "--json")]
     assert [place["rank"] for place in known] == list(range(1, 11))
-    assert set(known[0]) == {"rank", "item_id", "name", "categories", "city", "distance_km", "score"}
+    assert set(known[0]) == {"rank", "item_id", "name", "categories", "city", "latitude", "longitude", "distance_km", "score"}
     seen = set(dataset.item_ids[dataset.events.item_row[slice(*dataset.events.offsets[dataset.user_rows([user])[0] :][:2])]])
     assert not seen & {place["item_id"] for place in known}
     assert [place["score"] for place in known] == sorted((place["score"] for place in known), reverse=True)

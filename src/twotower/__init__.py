@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from twotower.retrieval.recommender import Recommender
 
-# Large pages for large tensors on Linux; PyTorch reads it once. Random rows of a long table cost fewer misses (benchmarks/tables.py).
+# Large pages for large tensors on Linux; PyTorch reads it once. Random rows of a long table then miss less (benchmarks/tables.py).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 

@@ -149,7 +149,7 @@ def points_km(places: Array) -> NDArray[np.float32]:
     latitude, longitude = np.radians(np.asarray(places, np.float64)).T
     flat = np.cos(latitude)
     xyz = np.stack([flat * np.cos(longitude), flat * np.sin(longitude), np.sin(latitude)], axis=1) * EARTH_KM
-    return np.nan_to_num(xyz, nan=0.0).astype(np.float32)
+    return np.where(np.isnan(xyz), 0, xyz).astype(np.float32)
 
 
 def _encode_side(encoders: Encoders, side: str, table: pa.Table, text: Texts | None) -> dict[str, Array]:

@@ -153,7 +153,8 @@ class ExactIndex(Index):
             else:
                 part = given[start:stop].detach()
                 if plain and len(part) <= FEW:
-                    scores = part.float().numpy() @ self._columns
+                    scores = _in_eights(part.float().numpy()) @ self._columns
+                    scores = scores[: len(part)]
                 else:
                     with torch.inference_mode():
                         scores = (part @ self.vectors.T).float().cpu().numpy()
@@ -191,6 +192,12 @@ class ExactIndex(Index):
         """See `Index`."""
         cls._read(folder, vectors)
         return cls(vectors)
+
+
+def _in_eights(queries: Float) -> Float:
+    """Several queries with zeros behind them: OpenBLAS multiplies eight in less time than six."""
+    rows = -(-len(queries) // 8) * 8 if len(queries) > 1 else len(queries)
+    return np.concatenate([queries, np.zeros((rows - len(queries), queries.shape[1]), np.float32)])
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -292,17 +292,20 @@ class Recommender:
     def _told(
         self, facts: list[dict[str, Any]], rows: Int, scores: Float, home: Home, reasons: list[tuple[Reason, ...]]
     ) -> list[Place]:
-        km = [np.nan] * len(rows) if home is None else distances_km(self._places_by_row[rows], home).tolist()
-        told = zip(facts, km, scores.tolist(), reasons or [()] * len(rows), strict=True)
+        at = self._places_by_row[rows]
+        km = [np.nan] * len(rows) if home is None else distances_km(at, home).tolist()
+        told = zip(facts, at.tolist(), km, scores.tolist(), reasons or [()] * len(rows), strict=True)
         return [
             Place(
                 rank=rank,
+                latitude=_known(latitude),
+                longitude=_known(longitude),
                 distance_km=None if away != away else round(away, 2),
                 score=round(score, 4),
                 reasons=why,
                 **self.named(one),
             )
-            for rank, (one, away, score, why) in enumerate(told, 1)
+            for rank, (one, (latitude, longitude), away, score, why) in enumerate(told, 1)
         ]
 
     def named(self, facts: dict[str, Any]) -> dict[str, Any]:
@@ -319,6 +322,10 @@ class Recommender:
         """Raw columns of an item row."""
         facts: dict[str, Any] = self.dataset.items.slice(row - FIRST_ROW, 1).to_pylist()[0]
         return facts
+
+
+def _known(degrees: float) -> float | None:
+    return None if degrees != degrees else degrees
 
 
 def _candidates(request: Request) -> int:

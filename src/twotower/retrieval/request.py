@@ -104,6 +104,8 @@ class Place:
 
     Attributes
     ----------
+    latitude, longitude
+        Degrees; None where unknown.
     distance_km
         From where the request comes, else from the most central place of the history; None when either is unknown.
     score
@@ -117,6 +119,8 @@ class Place:
     name: str
     categories: list[str]
     city: str | None
+    latitude: float | None
+    longitude: float | None
     distance_km: float | None
     score: float
     reasons: tuple[Reason, ...] = ()

@@ -6,7 +6,7 @@ grows with sqrt(N k) a query.
 
 How: the columns are cut into blocks, and only the `k` blocks with the best maxima are looked into. An item outside of them has
 `k` block maxima before it, each with a better score or the same score and a lower row, so it is not among the `k` best. Where equal
-scores leave open which is taken, score and row are packed into one int64 key. A few rows are faster one by one: whatever reaches the
+scores leave open which is taken, score and row are packed into one int64 key. A few rows go one by one: whatever reaches the
 k-th best maximum is sorted, stably.
 """
 

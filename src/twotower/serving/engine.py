@@ -98,7 +98,7 @@ class Engine:
     def answer(self, requests: Sequence[Request]) -> list[Listed | RequestError]:
         """For each request its answer, or its mistake."""
         return [
-            one if isinstance(one, RequestError) else Listed(one, [self.place(place) for place in one.places])
+            one if isinstance(one, RequestError) else Listed(one, [_as_json(place) for place in one.places])
             for one in self.recommender.answer_each(requests)
         ]
 
@@ -111,31 +111,16 @@ class Engine:
             found = self.recommender.similar(question.item_id, k=question.k, where=question.where)
         except RequestError as error:
             return error
-        return [self.place(place) for place in found]
-
-    def place(self, place: Place) -> Json:
-        """A recommended place as a page reads it."""
-        latitude, longitude = self.at(self.row(place.item_id))
-        return {
-            "rank": place.rank,
-            "item_id": place.item_id,
-            "name": place.name,
-            "categories": place.categories,
-            "city": place.city,
-            "distance_km": place.distance_km,
-            "score": place.score,
-            "latitude": latitude,
-            "longitude": longitude,
-            "reasons": [asdict(reason) for reason in place.reasons],
-        }
+        return [_as_json(place) for place in found]
 
     def item(self, row: int) -> Json:
         """What a page shows of an item."""
-        latitude, longitude = self.at(row)
-        named = self.recommender.named(self.recommender.describe(row))
-        return {**named, "latitude": latitude, "longitude": longitude}
+        at = self.recommender.filter.places[row - FIRST_ROW].tolist()
+        latitude, longitude = (None if degrees != degrees else degrees for degrees in at)
+        return {**self.recommender.named(self.recommender.describe(row)), "latitude": latitude, "longitude": longitude}
 
-    def at(self, row: int) -> tuple[float | None, float | None]:
-        """Where an item is: degrees, None where unknown."""
-        latitude, longitude = self.recommender.filter.places[row - FIRST_ROW].tolist()
-        return (latitude, longitude) if latitude == latitude else (None, None)
+
+def _as_json(place: Place) -> Json:
+    """A recommended place as a page reads it."""
+    shown = {name: getattr(place, name) for name in place.__slots__}
+    return shown | {"reasons": [asdict(reason) for reason in place.reasons]}
