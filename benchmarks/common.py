@@ -54,6 +54,13 @@ QUALITY_SETS = {
         "s3rec-yelp",
         ("evaluation.exclude_seen=false",),
     ),
+    "yelp2018": QualitySet(
+        "LightGCN's yelp2018",
+        "31,668 users, 38,048 items, 1,237,259 training interactions; ids only, sets without order; the literature's own test part "
+        "of several items a user, a tenth of each user's training items set aside for validation.",
+        "lightgcn.yaml",
+        "lightgcn-yelp2018",
+    ),
     "town": QualitySet(
         "The simulated town",
         "A town of its own for each seed; split by time; the oracle knows everybody's true preferences and is the ceiling.",

@@ -36,6 +36,9 @@ class Engine(Protocol):
     def save(self, rows: ir.Table | pa.Table) -> ir.Table:
         """Compute `rows` once, and keep them until `free`."""
 
+    def save_rows(self, rows: ir.Table, columns: dict[str, ir.Value]) -> ir.Table:
+        """Compute `columns` of the rows of a file once, and keep them with `ROW`, unless `columns` bring one."""
+
     def free(self, table: ir.Table) -> None:
         """Drop what `save` kept; expressions over it must not be computed afterwards."""
 
@@ -66,6 +69,11 @@ class DuckDBEngine:
         table = rows if isinstance(rows, ir.Table) else ibis.memtable(rows)
         kept: ir.Table = self.con.create_table(ibis.util.gen_name("kept"), table, temp=True)
         return kept
+
+    def save_rows(self, rows: ir.Table, columns: dict[str, ir.Value]) -> ir.Table:
+        """See `Engine`. A table keeps the order of the file and numbers its rows; a window over the scan would do so on one core."""
+        kept = self.save(rows.select(**columns))
+        return kept if ROW in columns else kept.mutate(kept.rowid().cast("int64").name(ROW))
 
     def free(self, table: ir.Table) -> None:
         """See `Engine`."""

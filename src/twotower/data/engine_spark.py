@@ -73,6 +73,10 @@ class SparkEngine:
         frame = _typed(self.con, rows) if isinstance(rows, ir.Table) else self.session.createDataFrame(rows)
         return self._view(frame.localCheckpoint(eager=True))
 
+    def save_rows(self, rows: ir.Table, columns: dict[str, ir.Value]) -> ir.Table:
+        """See `Engine`."""
+        return self.save(rows.select(**{ROW: rows[ROW], **columns}))
+
     def free(self, table: ir.Table) -> None:
         """See `Engine`."""
         self.session.catalog.dropTempView(table.get_name())

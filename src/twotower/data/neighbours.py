@@ -9,6 +9,9 @@ one layer of graph convolution (He et al., "LightGCN", SIGIR 2020), computed bef
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
@@ -18,7 +21,7 @@ from twotower.retriever import Int
 from twotower.schema import FIRST_ROW
 
 MOST_EVENTS = 100  # of a user, the latest: who visits everything says little, and pairs grow with the square
-BLOCK = 2048  # items compared at once
+BLOCK = 1024  # items compared at once, by each processor
 
 
 def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most: int) -> NDArray[np.int32]:
@@ -39,13 +42,19 @@ def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most
     """
     visits = _visits(user_row, item_row, n_users, n_items)
     users_of, items_of = np.maximum(visits.getnnz(0), 1), np.maximum(visits.getnnz(1), 1)
-    unit = (sparse.diags(items_of**-0.5) @ visits @ sparse.diags(users_of**-0.5)).tocsc()
+    by_user = (sparse.diags(items_of**-0.5) @ visits @ sparse.diags(users_of**-0.5)).tocsr()
+    by_item = by_user.T.tocsr()
     near = np.zeros((n_items, most), np.int32)
-    for start in range(FIRST_ROW, n_items, BLOCK):
-        block = unit[:, start : start + BLOCK]
-        alike = (block.T @ unit).tocoo()
-        itself = alike.row + start == alike.col
-        _best(alike.row[~itself], alike.col[~itself], alike.data[~itself], near[start : start + BLOCK])
+
+    def find(start: int) -> None:
+        alike = by_item[start : start + BLOCK] @ by_user
+        for row in range(start, min(start + BLOCK, n_items)):
+            found = slice(*alike.indptr[row - start : row - start + 2])
+            best = _best(alike.indices[found], alike.data[found], row, most)
+            near[row, : len(best)] = best
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(find, range(FIRST_ROW, n_items, BLOCK)))
     return near
 
 
@@ -59,11 +68,11 @@ def _visits(user_row: Int, item_row: Int, n_users: int, n_items: int) -> sparse.
     return visits
 
 
-def _best(row: NDArray[np.int32], column: NDArray[np.int32], value: NDArray[np.float64], out: NDArray[np.int32]) -> None:
-    """Write the columns of the greatest values of each row into `out`, as many as it has room for."""
+def _best(item: NDArray[np.int32], value: NDArray[np.float64], itself: int, most: int) -> NDArray[np.int32]:
+    """The items of the greatest values, best first; of equal ones the lower row first."""
     value = value.round(12)  # sums of the same numbers in another order are the same
-    order = np.lexsort((column, -value, row))
-    row, column = row[order], column[order]
-    place = np.arange(len(row)) - cumulated(np.bincount(row, minlength=len(out)))[row]
-    kept = place < out.shape[1]
-    out[row[kept], place[kept]] = column[kept]
+    value[item == itself] = 0
+    floor = np.partition(value, -most)[-most] if len(value) > most else 0
+    kept = (value >= floor) & (value > 0)
+    item, value = item[kept], value[kept]
+    return item[np.lexsort((item, -value))[:most]]

@@ -214,7 +214,7 @@ def screen(
         A kept column whose values must not repeat: the first row with a value stays, later ones are bad.
     """
     with reading(file):
-        flagged = engine.save(rows.select(ROW, ibis.cases(*checks, else_=ibis.null("string")).name(REASON), **columns))
+        flagged = engine.save_rows(rows, {REASON: ibis.cases(*checks, else_=ibis.null("string")), **columns})
         if unique and _repeats(flagged, unique):
             flagged = engine.save(_first_of_each(flagged, unique))
         counts = flagged.aggregate(total=flagged.count(), bad=flagged[REASON].count()).to_pyarrow().to_pylist()[0]

@@ -213,7 +213,15 @@ def _checkins(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
     if found["faults"]:
         faulty = rows.mutate(stamps=stamps).semi_join(lines.filter(lines["faults"] > 0), ROW)
         wrong = faulty.select(ROW, "stamps").unnest("stamps")
-        screen(engine, wrong, _dated(wrong["stamps"], seconds(wrong["stamps"])), {}, file=file, rejects=rejects, locate=find)
+        screen(
+            engine,
+            wrong,
+            _dated(wrong["stamps"], seconds(wrong["stamps"])),
+            {ROW: wrong[ROW]},
+            file=file,
+            rejects=rejects,
+            locate=find,
+        )
     visits = lines.select(ITEM_ID, ROW, "times").unnest("times", offset="nth")
     order = base + visits[ROW] * LINE_ORDERS + visits["nth"]
     return interactions(visits, item_id=visits[ITEM_ID], time_s=visits["times"], order=order, event_type=kind)
