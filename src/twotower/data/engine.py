@@ -71,7 +71,7 @@ class DuckDBEngine:
         return kept
 
     def save_rows(self, rows: ir.Table, columns: dict[str, ir.Value]) -> ir.Table:
-        """See `Engine`. A table keeps the order of the file and numbers its rows; a window over the scan would do so on one core."""
+        """See `Engine`. A table keeps the order of the file and numbers its rows; a window over the scan would do so on one."""
         kept = self.save(rows.select(**columns))
         return kept if ROW in columns else kept.mutate(kept.rowid().cast("int64").name(ROW))
 

@@ -63,7 +63,7 @@ def create_app(service: Service, key: str | None) -> FastAPI:
         title="twotower", summary="Recommendations from one bundle.", docs_url=None, redoc_url=None, lifespan=_life(service)
     )
     app.state.service, app.state.key = service, key
-    app.add_middleware(Gate, limits=service.limits, meters=service.meters)
+    app.add_middleware(Gate, limits=service.limits, meters=service.meters, crowded=lambda: service.crowded)
     for kind, handler in ((RequestValidationError, _malformed), (StarletteHTTPException, _refused), (TwoTowerError, _mistaken)):
         app.add_exception_handler(kind, handler)
     _answers(app, service)

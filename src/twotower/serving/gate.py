@@ -12,6 +12,7 @@ import re
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import HTTPException
@@ -25,6 +26,8 @@ from twotower.serving.meters import Meters
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 UNLIMITED = ("/health/", "/metrics", "/page/")  # watchers and files are not counted
+COMPUTED = "/v1/recommend"
+BREATH_S = 0.05  # a refusal is held back so long: who asks again at once would take the time of those who are answered
 PATIENT = "/admin/"  # loading a bundle takes as long as it takes
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
@@ -44,10 +47,16 @@ UNCACHED = (b"cache-control", b"no-store")
 
 
 class Gate:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application.
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, meters: Meters) -> None:
-        self.app, self.limits, self.meters = app, limits, meters
+    Parameters
+    ----------
+    crowded
+        Whether so much waits that a request should be refused before it is read.
+    """
+
+    def __init__(self, app: ASGIApp, *, limits: Limits, meters: Meters, crowded: Callable[[], bool]) -> None:
+        self.app, self.limits, self.meters, self.crowded = app, limits, meters, crowded
         self.rates = RateLimiter(limits.rate, limits.burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,6 +71,9 @@ class Gate:
                 await passage.refuse(429, "rate", f"At most {self.limits.rate:g} requests a second. Wait a little.", wait)
             elif passage.length > self.limits.body_bytes:
                 await passage.refuse(413, "too_large", too_large(self.limits.body_bytes))
+            elif scope["path"].startswith(COMPUTED) and self.crowded():
+                await asyncio.sleep(BREATH_S)
+                await passage.refuse(503, "busy", "More is asked than can be answered in time. Try again a little later.", 1.0)
             else:
                 await self._within(passage, None if scope["path"].startswith(PATIENT) else self.limits.request_s)
         except Exception as error:

@@ -71,6 +71,11 @@ class Service:
         """Whether both threads work."""
         return self.answers.alive and self.writes.alive
 
+    @property
+    def crowded(self) -> bool:
+        """Whether half of the room is taken: what is let in below that, a batch of any size included, finds a place."""
+        return self.answers.waiting > self.limits.waiting // 2
+
     async def recommend(self, bodies: Sequence[RecommendIn], *within: str) -> tuple[str, list[Json]]:
         """Version, and a list for each request; `within` is the path to them in what was sent.
 
