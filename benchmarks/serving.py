@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         users = [str(user) for user in recommender.dataset.user_ids[2:1002]]
         bare = bare_call(recommender, users)
         with Server(bundle, f"sqlite:{folder / 'events.sqlite'}", folder / "log", "--rate", "0") as server:
-            rows = asyncio.run(measure(server.port, users, bare, recommender.index.kind, given))
+            rows = asyncio.run(measure(server, users, bare, recommender.index.kind, given))
     for row in rows:
         tell(row, given.results)
         sys.stderr.write(in_words(row))
@@ -67,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def measure(
-    port: int, users: Sequence[str], bare: Callable[[int], Any], kind: str, given: argparse.Namespace
+    server: Server, users: Sequence[str], bare: Callable[[int], Any], kind: str, given: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """All rows."""
+    port = server.port
     plain = [post("/v1/recommend", {"user": user, "k": K}) for user in users]
     narrow = [post("/v1/recommend", {"user": user, "k": K, "filter": ONE_PERCENT}) for user in users]
     http, alone, filtered, stages = [], [], [], []
@@ -101,7 +102,16 @@ async def measure(
             p50=round(half.ms(0.5), 2),
             statuses=sound(half, best),
         ),
-        claim(f"answers a second, many connections; {what}", best.rate, "/s", "one connection", single.rate, seed),
+        claim(
+            f"answers a second, many connections; {what}",
+            best.rate,
+            "/s",
+            "one connection",
+            single.rate,
+            seed,
+            start_s=round(server.start_s, 2),
+            memory_mb=round(server.memory_mb()),
+        ),
     ]
 
 

@@ -16,7 +16,7 @@ from twotower.schema import FIRST_ROW
 from twotower.serving import schemas
 from twotower.serving.browse import Browser
 from twotower.serving.engine import Engine
-from twotower.serving.limits import Limits
+from twotower.serving.limits import MOST_BATCH, Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
 
@@ -325,3 +325,16 @@ def test_openapi_has_an_example_of_everything_that_is_sent_that_is_valid(client:
         (example,) = document["components"]["schemas"][kind.__name__]["examples"]
         kind.model_validate(example)
     assert "/" not in document["paths"] and "HTTPBearer" in document["components"]["securitySchemes"]
+
+
+def test_while_too_much_waits_a_request_is_refused_unread(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect() as client:
+        monkeypatch.setattr(type(client.app.state.service), "crowded", True)  # type: ignore[attr-defined]
+        answer = client.post("/v1/recommend", content=b"this is not even JSON")
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "busy" and answer.headers["retry-after"] == "1"
+        assert client.post("/v1/recommend:batch", content=b"nor this").status_code == 503
+        assert client.get("/health/live").status_code == 200 and client.get("/v1/items").status_code == 200
+
+
+def test_a_batch_of_any_size_fits_where_a_request_is_let_in() -> None:
+    assert Limits().waiting // 2 + MOST_BATCH <= Limits().waiting
