@@ -13,11 +13,13 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import QUALITY_SETS, RESULTS, ROOT, QualitySet, Row, commit, machine, tell
@@ -67,7 +69,7 @@ def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: S
     raw = raw_folder(chosen, out, seed, sizes)
     settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
     config = load_config(ROOT / "configs" / chosen.config, settings)
-    report = run_all(config, out)
+    report = run_all(config, out, resume=True)  # what an earlier measurement left in `out` is not trained again
     protocol, metric = report["protocol"], report["protocol"]["metric"]
     device = choose_device(config.training.device)
     shared = {
@@ -76,6 +78,7 @@ def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: S
         "commit": commit(),
         "config_hash": config_hash(config, sizes if chosen.raw is None else None),
         "run_seconds": round(time.perf_counter() - began, 1),
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "split": protocol["split"],
         "queries": protocol["queries"],
     }
@@ -85,15 +88,27 @@ def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: S
             "set": name,
             "protocol": "M" if protocol["seen"] == "masked" else "U",
             "system": system,
-            "metrics": {key: figure["value"] for key, figure in report["systems"][system].items()},
+            "metrics": {key: figure["value"] for key, figure in report["systems"][system].items()} | report["beyond"][system],
             "intervals": {key: [figure["low"], figure["high"]] for key, figure in report["systems"][system].items()},
             "ahead": None if system == MODEL else {"metric": metric, **report["differences"][system][metric]},
             "seconds": report["seconds"][system],
             "settings": report["settings"][system],
+            **({"slices": _slices(report)} if system == MODEL else {}),
             **shared,
         }
         for system in ranked
     ]
+
+
+def _slices(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Title → group → {"users", the model's figure, "ahead": {baseline: interval}}."""
+    return {
+        title: {
+            group: {"users": one["users"], "value": one["systems"][MODEL]["value"], "ahead": one["differences"]}
+            for group, one in groups.items()
+        }
+        for title, groups in report["slices"].items()
+    }
 
 
 def config_hash(config: Config, sizes: dict[str, int] | None) -> str:
@@ -122,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("set", choices=QUALITY_SETS)
     parser.add_argument("--seeds", type=seeds, default=[0], metavar="0,1,2")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
-    parser.add_argument("--out", type=Path, help="keep datasets, models and reports here (default: nowhere)")
+    parser.add_argument(
+        "--out", type=Path, help="keep datasets, models and reports here, and go on with those found (default: nowhere)"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS / "quality.jsonl", help="file the rows are appended to")
     parser.add_argument("--quiet", action="store_true", help="no log lines")
     for name, size in {"users": 3000, "businesses": 1500, "events": 60_000}.items():

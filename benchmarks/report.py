@@ -25,6 +25,7 @@ PAGE = ROOT / "docs" / "results.md"
 PUBLISHED = ROOT / "benchmarks" / "published.jsonl"
 SHOWN = ("NDCG", "HitRate", "Recall")
 CLAIM = ("claim", "figure", "unit", "against", "against_figure", "ratio", "seed", "machine", "commit")
+RIVAL, LEAST_USERS = "ials", 500  # of the table by slice
 QUALITY = ("set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash")
 HEAD = """# Results
 
@@ -101,11 +102,13 @@ def quality_table(rows: Sequence[Row]) -> list[str]:
         by_system.setdefault(row["system"], []).append(row)
     decides = next((row["ahead"]["metric"] for row in rows if row.get("ahead")), columns[0] if columns else "")
     ranked = sorted(by_system, key=lambda system: -statistics.fmean(row["metrics"][decides] for row in by_system[system]))
+    beyond = sorted({name for row in rows for name in row["metrics"] if name.startswith("coverage@")})
+    columns = [*columns, *beyond]
     header = ["system", *columns, f"two-tower ahead, {decides}", "seconds to answer"]
     body = []
     for system in ranked:
         found = by_system[system]
-        figures = [_spread([row["metrics"][name] for row in found]) for name in columns]
+        figures = [_spread([row["metrics"][name] for row in found if name in row["metrics"]]) for name in columns]
         body.append([system, *figures, _ahead(found), f"{statistics.fmean(row['seconds'] for row in found):.1f}"])
     return _table(header, body)
 
@@ -125,6 +128,7 @@ def _quality_section(name: str, rows: Sequence[Row], published: Sequence[Row]) -
     tuned = [f"{row['system']} {_settings(row['settings'])}" for row in rows if row.get("settings") and row["seed"] == seeds[0]]
     if tuned:
         text += ["", f"Baselines' settings (seed {seeds[0]}): {'; '.join(sorted(tuned))}."]
+    text += _slices_table(rows)
     if published:
         columns = _columns(published)
         figures = [[_figure(row["metrics"].get(column)) for column in columns] for row in published]
@@ -136,6 +140,26 @@ def _quality_section(name: str, rows: Sequence[Row], published: Sequence[Row]) -
             *_table(["system", *columns, "source"], body),
         ]
     return "\n".join(text)
+
+
+def _slices_table(rows: Sequence[Row]) -> list[str]:
+    """The groups of enough users: the model, and how far it is ahead of the rival; nothing where no row has any."""
+    found = [row["slices"] for row in rows if row.get("slices")]
+    body = []
+    for title, groups in found[0].items() if found else ():
+        for group, one in groups.items():
+            same = [each[title][group] for each in found if group in each.get(title, {})]
+            if one["users"] >= LEAST_USERS and all(RIVAL in each["ahead"] for each in same):
+                value = _spread([each["value"] for each in same])
+                body.append([title, group, f"{one['users']:,}", value, _ahead([{"ahead": each["ahead"][RIVAL]} for each in same])])
+    if not body:
+        return []
+    return [
+        "",
+        f"By slice, those of at least {LEAST_USERS} users:",
+        "",
+        *_table(["", "", "users", "two-tower", f"ahead of {RIVAL}"], body),
+    ]
 
 
 def _claims_section(name: str, rows: Sequence[Row]) -> str:
@@ -168,6 +192,8 @@ def _ahead(rows: Sequence[Row]) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
     mean = _figure(statistics.fmean(values))
     return f"{mean} ± {_figure(statistics.stdev(values))}" if len(values) > 1 else mean
 

@@ -133,7 +133,8 @@ async def mix(bundles: tuple[Path, Path], folder: Path, minutes: float, seed: in
 async def _mix(server: Server, bundles: tuple[Path, Path], minutes: float, seed: int) -> dict[str, Any]:
     chance, end = random.Random(seed), time.monotonic() + 60 * minutes
     users = [user["user"] for user in json.loads(server.get("/v1/users?limit=100")[1])["users"]]
-    items = [item["item_id"] for item in json.loads(server.get("/v1/items?limit=100")[1])["items"]]
+    found = json.loads(server.get("/v1/items?limit=100")[1])["items"]
+    items, categories = [item["item_id"] for item in found], [name for item in found for name in item["categories"]]
     statuses: Counter[str] = Counter()
     failed = 0
 
@@ -152,7 +153,8 @@ async def _mix(server: Server, bundles: tuple[Path, Path], minutes: float, seed:
 
     def ask(_: int) -> bytes:
         body = {"user": chance.choice(users), "history": [{"item_id": item} for item in chance.sample(items, 3)], "k": 20}
-        return post("/v1/recommend", body | ({"filter": "price <= 2"} if chance.random() < 0.3 else {}))
+        where = {"filter": {"category": {"any": [chance.choice(categories)]}}} if categories and chance.random() < 0.3 else {}
+        return post("/v1/recommend", body | where)
 
     def event(number: int) -> bytes:
         one = {"event_id": f"m{number}", "user": f"{chance.choice(users)}", "item_id": chance.choice(items)}

@@ -71,10 +71,12 @@ def test_a_row_for_each_system_holds_what_the_report_says(measured: Path) -> Non
     assert {each["system"] for each in rows} == {"two-tower", "popular", "item_knn", "oracle"} == set(report["systems"])
     for each in rows:
         assert set(each) >= KEYS
-        assert each["metrics"] == {name: figure["value"] for name, figure in report["systems"][each["system"]].items()}
+        figures = {name: figure["value"] for name, figure in report["systems"][each["system"]].items()}
+        assert each["metrics"] == figures | report["beyond"][each["system"]]
         assert (each["set"], each["protocol"], each["seed"]) == ("town", "M", 3)
         difference = report["differences"].get(each["system"])
         assert each["ahead"] == (difference and {"metric": "NDCG@10", **difference["NDCG@10"]})
+        assert ("slices" in each) == (each["system"] == "two-tower") and each["peak_gib"] > 0
     assert rows[0]["system"] == "oracle", "best first; nothing beats the truth of the town"
 
 

@@ -207,7 +207,7 @@ def judge(
     report
         "dataset", "protocol", "systems" {name: {metric: {"value", "low", "high"}}}, "differences" (main minus each other),
         "beyond" and "seconds" and "settings" by system, "left_out" {baseline: reason},
-        "slices" {title: {group: {"queries", "users", "systems" {name: interval of `metric`}}}}, "verdict".
+        "slices" {title: {group: {"queries", "users", "systems" {name: interval of `metric`}, "differences"}}}, "verdict".
 
     Raises
     ------
@@ -283,8 +283,17 @@ def _compare(
     for title, masks in slices(held_out, dataset).items():
         for group, mask in masks.items():
             inside = table[mask, :, names.index(metric)]
-            figures = intervals(order, inside.mean(0), resample(inside, user[mask], settings.bootstrap, seed))
-            entry = {"queries": int(mask.sum()), "users": len(np.unique(user[mask])), "systems": figures}
+            value, drawn = inside.mean(0), resample(inside, user[mask], settings.bootstrap, seed)
+            entry = {
+                "queries": int(mask.sum()),
+                "users": len(np.unique(user[mask])),
+                "systems": intervals(order, value, drawn),
+                "differences": {},
+            }
+            if main in order:
+                own = order.index(main)
+                ahead = intervals(order, value[own] - value, drawn[:, [own]] - drawn)
+                entry["differences"] = {name: gap for name, gap in ahead.items() if name != main}
             groups.setdefault(title, {})[group] = entry
     return {
         "systems": {name: intervals(names, mean[s], draws[:, s]) for s, name in enumerate(order)},
