@@ -65,9 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 against = f"{peer['model']}, {' '.join(PEER_SETTINGS)}"
                 what, more = "training, two attention blocks, width 64, history 50", {"threads": torch.get_num_threads()}
                 figures = ours["examples_per_s"], "examples/s", against, peer["examples_per_s"]
-                row = claim(what, *figures, given.seed + repeat, **ours, peer=peer, **more)
-                tell(row, given.results)
-                sys.stderr.write(in_words(row))
+                idle = "seconds that training waits for its batches"
+                for row in (
+                    claim(what, *figures, given.seed + repeat, **ours, peer=peer, **more),
+                    claim(idle, ours["waited_s"], "s", "the whole of it", ours["fit_s"], given.seed + repeat, **more),
+                ):
+                    tell(row, given.results)
+                    sys.stderr.write(in_words(row))
     except TwoTowerError as error:
         sys.stderr.write(f"training_speed: error: {' '.join(str(error).split())}\n")
         return 2
@@ -96,17 +100,22 @@ def train(folder: Path, seed: int, epochs: int, overrides: Sequence[str] = ()) -
     """Train for some epochs; examples per second, what they were contrasted with, seconds."""
     trainer = open_trainer(folder, seed, overrides)
     examples = candidates = steps = 0
+    waited = 0.0
     trainer.total_steps = epochs * trainer.batches_per_epoch()
     began = time.perf_counter()
     for epoch in range(epochs):
-        for batch in trainer.batches(epoch, 0):
+        batches, asked = iter(trainer.batches(epoch, 0)), time.perf_counter()
+        while (batch := next(batches, None)) is not None:
+            waited += time.perf_counter() - asked
             trainer._step(batch, None)
             examples, candidates, steps = examples + len(batch.target), candidates + len(batch.log_weight), steps + 1
+            asked = time.perf_counter()
     spent = time.perf_counter() - began
     return {
         "examples_per_s": examples / spent,
         "examples": examples,
         "fit_s": round(spent, 2),
+        "waited_s": round(waited, 3),
         "candidates": round(candidates / steps),
     }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from twotower.losses import LOSSES, full_softmax, infonce, other_positives, sampled_softmax, softmax_loss
+from twotower.losses import LOSSES, Pool, full_softmax, infonce, other_positives, sampled_softmax, softmax_loss
 from twotower.schema import FIRST_ROW
 
 N, D, Q = 40, 8, 16
@@ -52,7 +52,7 @@ def exact_gradient(users: torch.Tensor, items: torch.Tensor, target: np.ndarray)
 
 def test_full_softmax_is_the_closed_form(world):
     users, items, count, target = world
-    candidates = full_softmax(target, count, 0, np.random.default_rng(0))
+    candidates = full_softmax(target, Pool.of(count), 0, np.random.default_rng(0))
     torch.testing.assert_close(gradient(users, items, candidates), exact_gradient(users, items, target))
 
 
@@ -63,7 +63,7 @@ def test_sampled_gradient_nears_the_full_one_as_negatives_grow(world, name):
     errors = []
     for draws in (50, 500, 5000, 50_000):
         rng = np.random.default_rng(1)
-        mean = sum(gradient(users, items, LOSSES[name](target, count, draws, rng)) for _ in range(8)) / 8
+        mean = sum(gradient(users, items, LOSSES[name](target, Pool.of(count), draws, rng)) for _ in range(8)) / 8
         errors.append(float((mean - exact).norm() / exact.norm()))
     assert errors[-1] < 0.01
     assert all(later < 0.6 * earlier for earlier, later in pairwise(errors)), errors
@@ -76,7 +76,7 @@ def in_batch_error(users, items, count, sign: float) -> float:
     for _ in range(100):
         target = rng.choice(N + FIRST_ROW, 256, p=count / count.sum())
         user = users[:1].expand(256, -1)
-        candidates = infonce(target, count, 0, rng)
+        candidates = infonce(target, Pool.of(count), 0, rng)
         log_q = np.log(255 * count[candidates.row] / count.sum())
         log_times = candidates.log_weight + log_q
         changed = replace(candidates, log_weight=(log_times - sign * log_q).astype(np.float32))
@@ -99,7 +99,7 @@ def test_classical_logq_is_further_from_the_full_softmax(world):
     corrected, classical = torch.zeros_like(user), torch.zeros_like(user)
     for _ in range(300):
         others = rng.choice(N + FIRST_ROW, 127, p=count / count.sum())
-        candidates = infonce(np.append(rare, others), count, 0, rng)
+        candidates = infonce(np.append(rare, others), Pool.of(count), 0, rng)
         first = replace(candidates, target=candidates.target[:1])
         corrected += gradient(user, items, first) / 300
         leaf = user.clone().requires_grad_()
@@ -113,7 +113,7 @@ def test_classical_logq_is_further_from_the_full_softmax(world):
 
 def test_masked_positives_leave_the_sum(world):
     users, items, count, target = world
-    candidates = full_softmax(target, count, 0, np.random.default_rng(0))
+    candidates = full_softmax(target, Pool.of(count), 0, np.random.default_rng(0))
     column = int((candidates.target[0] + 1) % N)
     arguments = {"target": torch.from_numpy(candidates.target), "log_weight": torch.zeros(N), "temperature": TEMPERATURE}
     plain = softmax_loss(users, items[candidates.row], masked=None, **arguments)
@@ -127,7 +127,7 @@ def test_masked_positives_leave_the_sum(world):
 
 def test_weights_average(world):
     users, items, count, target = world
-    candidates = full_softmax(target, count, 0, np.random.default_rng(0))
+    candidates = full_softmax(target, Pool.of(count), 0, np.random.default_rng(0))
     arguments = {"log_weight": torch.zeros(N), "masked": None, "temperature": TEMPERATURE}
     each = [
         softmax_loss(users[i : i + 1], items[candidates.row], target=torch.from_numpy(candidates.target[i : i + 1]), **arguments)
@@ -141,7 +141,7 @@ def test_weights_average(world):
 def test_sampled_softmax_does_not_contrast_with_other_positives():
     count = np.array([0, 0, 5, 5, 5])
     rng = np.random.default_rng(0)
-    candidates = sampled_softmax(np.array([2, 3]), count, 1, rng)
+    candidates = sampled_softmax(np.array([2, 3]), Pool.of(count), 1, rng)
     drawn = candidates.log_weight > -np.inf
     assert drawn.sum() == 1
     assert candidates.log_weight[drawn] == pytest.approx(np.log(3))
@@ -153,12 +153,12 @@ def test_untrained_items_are_never_proposed(world):
     count[-5:] = 0
     target = np.where(target >= len(count) - 5, FIRST_ROW, target)
     for propose in LOSSES.values():
-        assert (count[propose(target, count, 500, np.random.default_rng(0)).row] > 0).all()
+        assert (count[propose(target, Pool.of(count), 500, np.random.default_rng(0)).row] > 0).all()
 
 
 def test_other_positives_by_hand():
     offsets, positives = np.array([0, 0, 0, 3, 4]), np.array([5, 6, 8, 5])
-    example, column = other_positives(np.array([2, 3, 2]), np.array([5, 5, 6]), np.array([4, 5, 6, 7]), offsets, positives, 10)
+    example, column = other_positives(np.array([2, 3, 2]), np.array([5, 5, 6]), np.array([4, 5, 6, 7]), offsets, positives)
     assert sorted(zip(example.tolist(), column.tolist(), strict=True)) == [(0, 2), (2, 1)]
 
 

@@ -173,36 +173,56 @@ def _block(
     return (loss * weight).sum()
 
 
-def infonce(target_row: Int, count: Int, draws: int, rng: np.random.Generator) -> Candidates:
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What negatives are drawn from.
+
+    Attributes
+    ----------
+    count
+        int64 [n_items]: how often each item, by row, is a target in an epoch.
+    trained
+        int64 [N]: rows of the items that ever are, ascending; others are never proposed.
+    total
+        Targets in an epoch.
+    """
+
+    count: Int
+    trained: Int
+    total: int
+
+    @classmethod
+    def of(cls, count: Int) -> Pool:
+        """Count once, so that a batch costs nothing by item."""
+        return cls(count, np.flatnonzero(count), int(count.sum()))
+
+
+def infonce(target_row: Int, pool: Pool, draws: int, rng: np.random.Generator) -> Candidates:
     """In-batch positives and `draws` shared uniform negatives; q is the mixture's: (Q - 1) · popularity + draws / N.
 
     Parameters
     ----------
     target_row
         int64 [Q]: positives of the batch.
-    count
-        int64 [n_items]: training positives of every item, by row; items without any are never proposed.
     """
-    trained = np.flatnonzero(count)
-    uniform = rng.choice(trained, draws)
+    uniform = rng.choice(pool.trained, draws)
     row, proposed = np.unique(np.concatenate([target_row, uniform]), return_counts=True)
-    expected = (len(target_row) - 1) * count[row] / count.sum() + draws / len(trained)
+    expected = (len(target_row) - 1) * pool.count[row] / pool.total + draws / len(pool.trained)
     # The example's own positive is replaced by its uncorrected score, so `proposed` may count it without harm.
     return Candidates(row, np.searchsorted(row, target_row), _log_ratio(proposed, expected))
 
 
-def sampled_softmax(target_row: Int, count: Int, draws: int, rng: np.random.Generator) -> Candidates:
+def sampled_softmax(target_row: Int, pool: Pool, draws: int, rng: np.random.Generator) -> Candidates:
     """Uniform negatives only; q = draws / N."""
-    trained = np.flatnonzero(count)
-    uniform = rng.choice(trained, draws)
+    uniform = rng.choice(pool.trained, draws)
     row = np.unique(np.concatenate([target_row, uniform]))
     proposed = np.bincount(np.searchsorted(row, uniform), minlength=len(row))
-    return Candidates(row, np.searchsorted(row, target_row), _log_ratio(proposed, np.full(len(row), draws / len(trained))))
+    return Candidates(row, np.searchsorted(row, target_row), _log_ratio(proposed, np.full(len(row), draws / len(pool.trained))))
 
 
-def full_softmax(target_row: Int, count: Int, draws: int, rng: np.random.Generator) -> Candidates:  # noqa: ARG001 - one signature
+def full_softmax(target_row: Int, pool: Pool, draws: int, rng: np.random.Generator) -> Candidates:  # noqa: ARG001 - one signature
     """Every trained item, once."""
-    row = np.flatnonzero(count)
+    row = pool.trained
     return Candidates(row, np.searchsorted(row, target_row), np.zeros(len(row), np.float32))
 
 
@@ -212,7 +232,7 @@ def _log_ratio(proposed: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.flo
         return ratio
 
 
-def other_positives(user_row: Int, target_row: Int, candidates: Int, offsets: Int, positives: Int, n_items: int) -> tuple[Int, Int]:
+def other_positives(user_row: Int, target_row: Int, candidates: Int, offsets: Int, positives: Int) -> tuple[Int, Int]:
     """Pairs (example, column) of the candidates that the example's user also visited, its own target excepted.
 
     Parameters
@@ -220,21 +240,20 @@ def other_positives(user_row: Int, target_row: Int, candidates: Int, offsets: In
     user_row, target_row
         int64 [Q].
     candidates
-        int64 [C]: item rows of the columns, distinct.
+        int64 [C]: item rows of the columns, distinct, ascending.
     offsets, positives
         int64 [n_users + 1] and [P]: items each user visited in training, by user row.
     """
-    column = np.full(n_items, -1, np.int64)
-    column[candidates] = np.arange(len(candidates))
     start, length = offsets[user_row], offsets[user_row + 1] - offsets[user_row]
     example = np.repeat(np.arange(len(user_row)), length)
     within = np.arange(len(example)) - np.repeat(np.cumsum(length) - length, length)
     item = positives[np.repeat(start, length) + within]
-    kept = (column[item] >= 0) & (item != target_row[example])
-    return example[kept], column[item[kept]]
+    column = np.minimum(np.searchsorted(candidates, item), len(candidates) - 1)
+    kept = (candidates[column] == item) & (item != target_row[example])
+    return example[kept], column[kept]
 
 
-LOSSES: dict[str, Callable[[Int, Int, int, np.random.Generator], Candidates]] = {
+LOSSES: dict[str, Callable[[Int, Pool, int, np.random.Generator], Candidates]] = {
     "infonce": infonce,
     "sampled_softmax": sampled_softmax,
     "full_softmax": full_softmax,

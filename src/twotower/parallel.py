@@ -24,6 +24,7 @@ from torch import Tensor
 
 from twotower.errors import TrainingError
 
+WHOLE_BLOCK = 1 << 16  # rows of each process
 LOST = timedelta(minutes=10)  # a process that says nothing for so long is taken for dead
 
 
@@ -179,16 +180,21 @@ def owned(rows: int) -> int:
 
 
 def whole(part: Tensor, rows: int) -> Tensor:
-    """The whole matrix [rows, …] from the rows each process holds."""
+    """The whole matrix [rows, …] from the rows each process holds, on the CPU of process 0; others get one without rows.
+
+    It is gathered in blocks: no device ever holds more than `WHOLE_BLOCK` rows of each process besides its own.
+    """
     if world() == 1:
         return part
-    sizes = [-(-(rows - p) // world()) for p in range(world())]
-    with torch.no_grad():
-        stacked = gather(part, sizes)
-    result = torch.empty_like(stacked)
-    bounds = np.cumsum([0, *sizes])
-    for p, (a, b) in enumerate(pairwise(bounds)):
-        result[p :: world()] = stacked[a:b]
+    held = [-(-(rows - p) // world()) for p in range(world())]
+    result = torch.empty(rows if rank() == 0 else 0, *part.shape[1:], dtype=part.dtype)
+    for start in range(0, held[0], WHOLE_BLOCK):
+        sizes = [min(max(n - start, 0), WHOLE_BLOCK) for n in held]
+        with torch.no_grad():
+            found = gather(part[start : start + WHOLE_BLOCK], sizes).cpu()
+        for p, (a, b) in enumerate(pairwise(np.cumsum([0, *sizes]))):
+            if rank() == 0:
+                result[start * world() + p :: world()][: b - a] = found[a:b]
     return result
 
 

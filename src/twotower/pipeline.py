@@ -124,7 +124,7 @@ def _fit(config: Config, dataset: Dataset, out: Path, device: torch.device, keep
         trainer = TwoTowerTrainer(dataset, config, out)
         trainer.keep_below = keep_below
         return trainer.fit(resume=resume)
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
     trainer = None  # type: ignore[assignment]  # its tensors are let go of: a plan needs some memory too

@@ -83,6 +83,14 @@ def test_causal_batches_keep_the_token_budget(dataset):
         assert len(members) == 1 or len(members) * width <= config.training.batch_size
 
 
+@pytest.mark.parametrize("view", ["set", "causal"])
+def test_the_logq_counts_what_an_epoch_asks_for(dataset, view):
+    loader, _ = loader_of(dataset, view=view)
+    asked = np.concatenate([loader.view.asked_events(members) for members in loader.plan(0)])
+    found = np.bincount(loader.events.history.item_row[asked], minlength=dataset.n_items)
+    assert np.array_equal(found, loader.pool.count) and loader.pool.total == len(asked)
+
+
 def test_masks_are_the_users_other_positives(dataset):
     loader, _ = loader_of(dataset, view="set")
     members = loader.plan(0)[0]

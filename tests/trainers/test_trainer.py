@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from twotower.config import Config, load_config, parse_config
+from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.views import VIEWS
 from twotower.errors import TrainingError
@@ -79,13 +79,27 @@ def test_twenty_steps_learn(dataset, tmp_path, view, loss):
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+TOWER = {"embedding_dim": 64, "hidden_dims": [256, 128], "num_heads": 4, "dropout": 0.1}
+GOLDEN = {
+    "the recipe, as every file in configs/ has it": {},
+    "the README's own example": {
+        "model": {"user_tower": TOWER, "item_tower": {name: TOWER[name] for name in ("embedding_dim", "hidden_dims", "dropout")}},
+        "training": {"learning_rate": 0.001},
+    },
+    "causal": {"training": {"view": "causal"}, "model": {"user_tower": {"pooling": "last"}}},
+    "full softmax": {"training": {"loss": "full_softmax"}},
+    "sampled softmax": {"training": {"loss": "sampled_softmax"}},
+    "compact tables": {"model": {"tables": {"item.id": {"update": "rows", "dtype": "fp16"}, "user.id": {"max_rows": 100}}}},
+    "micro-batches, recomputed": {"training": {"micro_batch": 32, "gradient_checkpointing": True}},
+    "learned temperature": {"model": {"learn_temperature": True, "temperature": 0.07}},
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
 def test_golden_losses(dataset, tmp_path, name):
-    """The same seed gives the same run, with the model and the training of every configuration: a change that is not meant to
-    change results keeps these figures."""
-    given = load_config(CONFIGS / f"{name}.yaml")
-    short = {"max_steps": 20, "log_every": 1, "eval_every": 1000, "batch_size": min(given.training.batch_size, 128)}
-    values = {"model": given.model.model_dump(mode="json"), "training": {**given.training.model_dump(mode="json"), **short}}
+    """The same seed gives the same run: a change that is not meant to change results keeps these figures."""
+    short = {"max_steps": 20, "log_every": 1, "eval_every": 1000, "batch_size": 128}
+    values = {**GOLDEN[name], "training": {**short, **GOLDEN[name].get("training", {})}}
     TwoTowerTrainer(dataset, parse_config(values), tmp_path).fit()
     golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
     assert figures(tmp_path, "loss") == pytest.approx(golden[name], rel=1e-4)

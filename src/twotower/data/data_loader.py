@@ -21,7 +21,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.views import VIEWS, TrainEvents, View
 from twotower.errors import TrainingError
 from twotower.features import FeatureStore
-from twotower.losses import LOSSES, other_positives
+from twotower.losses import LOSSES, Pool, other_positives
 from twotower.schema import FIRST_ROW, SPLITS, WITHHELD
 from twotower.state import ItemDynamics
 
@@ -82,9 +82,8 @@ class TrainLoader:
     """
 
     def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world: int = 1) -> None:
-        self.seed, self.n_items = config.seed, dataset.n_items
+        self.seed = config.seed
         self.rank, self.world, self.micro = rank, world, config.training.micro_batch
-        self.count = dataset.item_train_count
         self.draws_per_example = config.training.negatives_per_positive
         self.propose = LOSSES[config.training.loss]
         self.store = store
@@ -94,6 +93,8 @@ class TrainLoader:
                 f"Training needs positive events. {dataset.path} has none in its training part. Check prepare's settings."
             )
         self.view: View = VIEWS[config.training.view](self.events, store, config)
+        asked = self.events.history.item_row[self.view.targets]
+        self.pool = Pool.of(np.bincount(asked, minlength=dataset.n_items))
 
     def plan(self, epoch: int) -> list[Int]:
         """Members of every batch of an epoch."""
@@ -104,14 +105,14 @@ class TrainLoader:
         rng = np.random.default_rng([self.seed, 2, epoch, step])
         asked = self.view.asked_events(members)
         target_row, moments = self.events.history.item_row[asked], self.events.history.time_s[asked]
-        candidates = self.propose(target_row, self.count, self.draws_per_example * len(asked), rng)
+        candidates = self.propose(target_row, self.pool, self.draws_per_example * len(asked), rng)
         # A target's state is that just before its event; another candidate's, that before a random event of the batch.
         time_s = rng.choice(moments, len(candidates.row))
         time_s[candidates.target] = moments.max(initial=0)
         np.minimum.at(time_s, candidates.target, moments)  # of several events of one item the earliest: none sees itself
         users, event, weight = self._users(members, np.random.default_rng([self.seed, 3, epoch, step, self.rank]))
         row, owner = self.events.history.item_row[event], self.events.user_row[event]
-        masked = other_positives(owner, row, candidates.row, self.events.positive_offsets, self.events.positive_items, self.n_items)
+        masked = other_positives(owner, row, candidates.row, self.events.positive_offsets, self.events.positive_items)
         shares = [len(part) for part in np.array_split(candidates.row, self.world)]
         return TrainBatch(
             users=users,

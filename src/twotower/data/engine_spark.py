@@ -25,6 +25,7 @@ SETTINGS = {
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "OFF",  # errors are raised all the same; the log repeats them, and every retry, by the page
     "spark.sql.json.enablePartialResults": "false",
+    "spark.sql.files.minPartitionNum": "64",  # else a file is cut by how many workers there are at the moment: see `_position`
 }
 LOCAL = {
     "spark.sql.shuffle.partitions": "4",

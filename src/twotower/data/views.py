@@ -65,7 +65,15 @@ class TrainEvents:
 
 
 class View(Protocol):
-    """How training events become examples."""
+    """How training events become examples.
+
+    Attributes
+    ----------
+    targets
+        Positions of the training events that are asked for, once in an epoch each.
+    """
+
+    targets: Int
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Members of each batch of an epoch."""
@@ -152,13 +160,14 @@ class CausalView:
         self.ask_from = np.where(index > 0, self.start + most + 1 - step, self.start)
         self.user = user
         self.visible = _visible(events)
-        self.target = events.positive
+        asked = events.positive
         if config.evaluation.exclude_seen:
             # A visited item is never recommended then: asking for it again would teach the opposite.
             pair = events.user_row * (events.history.item_row.max(initial=0) + 1) + events.history.item_row
             first = np.zeros(len(pair), np.bool_)
             first[np.unique(pair, return_index=True)[1]] = True
-            self.target = self.target & first
+            asked = asked & first
+        self.asked, self.targets = asked, np.flatnonzero(asked)
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Windows of similar length together, as many as the token budget holds; batches in random order."""
@@ -207,7 +216,7 @@ class CausalView:
     def _asked(self, members: Int) -> NDArray[np.bool_]:
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
         at = np.maximum(window, 0)
-        return np.asarray((window >= self.ask_from[members][:, None]) & self.target[at])
+        return np.asarray((window >= self.ask_from[members][:, None]) & self.asked[at])
 
 
 def request_places(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:

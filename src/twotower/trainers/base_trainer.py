@@ -274,13 +274,22 @@ class BaseTrainer:
             return
         path = self.out / "metrics.jsonl"
         rows = read_rows(path) if self.at.step else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.at.step))
+        beside = path.with_name(f".{path.name}.partial")  # a run killed here keeps its figures
+        beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.at.step))
+        beside.replace(path)
 
     def note(self, row: dict[str, Any]) -> None:
         """Append a row to `metrics.jsonl`; the first process alone does."""
-        if parallel.rank() == 0:
-            with (self.out / "metrics.jsonl").open("a") as file:
+        if parallel.rank() > 0:
+            return
+        path = self.out / "metrics.jsonl"
+        try:
+            with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"The figures of a run must fit on the disk. {path}: {error.strerror}. The last checkpoint stands; free some space."
+            ) from None
 
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
