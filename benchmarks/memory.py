@@ -40,7 +40,7 @@ CONFIGURATIONS = {
         "batches of 4,096, three blocks recomputed, cross networks and MLPs",
         (*DEEP, "training.batch_size=4096", "training.gradient_checkpointing=true"),
     ),
-    "s3rec": ("s3rec", "no attention, width 128", ()),
+    "s3rec": ("s3rec", "the literature's split, as it is", ()),
     "full": ("s3rec", "full softmax over the catalogue", ("training.loss=full_softmax",)),
     "rows": ("million", "a million users, tables by rows", ()),
     "dense": (

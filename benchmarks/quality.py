@@ -69,6 +69,7 @@ def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: S
     raw = raw_folder(chosen, out, seed, sizes)
     settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
     config = load_config(ROOT / "configs" / chosen.config, settings)
+    whole = not (out / "model").exists()
     report = run_all(config, out, resume=True)  # what an earlier measurement left in `out` is not trained again
     protocol, metric = report["protocol"], report["protocol"]["metric"]
     device = choose_device(config.training.device)
@@ -77,7 +78,7 @@ def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: S
         "machine": machine("CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)),
         "commit": commit(),
         "config_hash": config_hash(config, sizes if chosen.raw is None else None),
-        "run_seconds": round(time.perf_counter() - began, 1),
+        **({"run_seconds": round(time.perf_counter() - began, 1)} if whole else {}),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "split": protocol["split"],
         "queries": protocol["queries"],

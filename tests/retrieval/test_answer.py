@@ -107,8 +107,8 @@ def test_visits_go_on_from_the_bundles_own_history(recommender: Recommender, kno
     reader, moment = recommender.reader, recommender.moment_s
     own = reader.read(Request(user=known)).history
     more = reader.read(Request(user=known, history=(Visit(some[0], time_s=moment + 50, stars=4.0), Visit(some[1])))).history
-    assert more.item_row.tolist() == [*own.item_row, *recommender.dataset.item_rows([some[1], some[0]])]
-    assert more.time_s.tolist() == [moment + 51] and more.stars[-1] == 4
+    assert more.item_row.tolist() == [*own.item_row, *recommender.dataset.item_rows([some[0], some[1]])], "in the order given"
+    assert more.time_s.tolist() == [moment + 51] and more.stars[-2] == 4
     earlier = reader.read(Request(user=known, time_s=int(own.event_time_s[3]), history=(Visit(some[0], time_s=moment),))).history
     assert (earlier.event_time_s < own.event_time_s[3]).all() and len(earlier.item_row) <= 3
     (times,) = (reader.read(Request(history=tuple(map(Visit, some)))).history.event_time_s,)

@@ -52,17 +52,17 @@ def test_what_was_cut_off_goes_on(recommender: Recommender, tmp_path: Path, monk
 
     with pytest.raises(KeyboardInterrupt):
         recommend_all(recommender, out, request, report=stop)
-    assert not out.exists() and sum(asked) == 128
+    assert not out.exists() and sum(asked) == 1 + 128, "the request itself is tried first"
     asked.clear()
     users = recommend_all(recommender, out, request)
-    assert sum(asked) == users - 128
+    assert sum(asked) == 1 + users - 128
     assert out.read_bytes() == whole.read_bytes()
 
     with pytest.raises(KeyboardInterrupt):
         recommend_all(recommender, out, request, report=stop)
     asked.clear()
     recommend_all(recommender, out, Request(k=6))  # another question: nothing of the first is taken over
-    assert sum(asked) == users and pq.read_metadata(out).num_rows == 6 * users
+    assert sum(asked) == 1 + users and pq.read_metadata(out).num_rows == 6 * users
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,19 @@ def test_a_malformed_filter_leaves_no_file(recommender: Recommender, tmp_path: P
     with pytest.raises(RequestError):
         recommend_all(recommender, tmp_path / "out.parquet", Request(where="("))
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_who_was_at_no_known_place_gets_no_list_within_a_radius(recommender: Recommender, tmp_path: Path) -> None:
+    home = recommender._home
+    lost = set(recommender.dataset.user_ids[2:5])
+    rows = recommender.dataset.user_rows(sorted(lost))
+    histories = [recommender.reader.read(Request(user=user)).history.item_row.tolist() for user in sorted(lost)]
+    recommender._home = lambda row: None if row.tolist() in histories else home(row)  # type: ignore[method-assign]
+    try:
+        users = recommend_all(recommender, tmp_path / "near.parquet", Request(k=3, where="within(500)"))
+    finally:
+        del recommender._home
+    listed = set(pq.read_table(tmp_path / "near.parquet")["user_id"].to_pylist())
+    assert len(rows) == 3 and not lost & listed and len(listed) > users / 2
+    with pytest.raises(RequestError):
+        recommend_all(recommender, tmp_path / "bad.parquet", Request(where="within("))

@@ -158,10 +158,13 @@ def as_queries(asked: Sequence[Asked]) -> Queries:
 
 
 def _times(visits: Sequence[Visit], moment: int, earliest: int) -> Int:
-    """Seconds of each visit. One without a time counts as a week before the next, the last a week before the moment."""
+    """Seconds of each visit. One without a time counts as a week before the next, the last a week before the moment, but never as
+    earlier than what stands before it."""
+    known = np.array([earliest if visit.time_s is None else visit.time_s for visit in visits], np.int64)
+    before = np.maximum.accumulate(np.maximum(known, earliest)).tolist()
     times, later = [], moment
-    for visit in reversed(visits):
-        later = max(later - WEEK_S, earliest) if visit.time_s is None else visit.time_s
+    for visit, least in zip(reversed(visits), reversed(before), strict=True):
+        later = max(later - WEEK_S, least) if visit.time_s is None else visit.time_s
         times.append(later)
     return np.array(times[::-1], np.int64)
 

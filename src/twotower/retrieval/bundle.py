@@ -29,6 +29,7 @@ from torch import Tensor
 from twotower.arrays import open_arrays, write_arrays
 from twotower.checkpoint import load_checkpoint
 from twotower.config import Config, parse_config
+from twotower.console import log
 from twotower.data.data_loader import open_store, split_moment
 from twotower.data.dataset import ASIDE, Dataset
 from twotower.errors import DataError
@@ -46,6 +47,7 @@ from twotower.schema import FIRST_ROW
 
 MODEL_FILE, INDEX_FILE, INDEX, TOWERS, DATASET = "model.safetensors", "index.safetensors", "index", "towers", "dataset"
 SAME = 1e-3  # between a stored number and the same computed again, on another machine and in other blocks
+REPORTED = ("verdict", "protocol", "dataset", "systems", "differences", "beyond")  # of a judgement: what the page shows
 TRIES, PAUSE_S = 10, 0.05  # of opening a folder that is being replaced
 
 
@@ -131,6 +133,8 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
         write_arrays(folder / INDEX_FILE, asdict(item_arrays(model, store, dataset, moment)))
         if can_export(model):
             export_towers(model, store, folder / TOWERS)
+        else:
+            log.warning("this bundle is without ONNX graphs; install two-tower-rec[serve] and export again to have them")
         copy_dataset(dataset, folder / DATASET)
         return seal(
             folder,
@@ -158,7 +162,7 @@ def copy_dataset(dataset: Dataset, folder: Path) -> None:
 def note_report(path: Path, report: dict[str, Any]) -> dict[str, Any]:
     """Put the judgement's figures into the manifest of the bundle at `path`, beside those of its training; returns the manifest."""
     manifest = open_sealed(path)
-    kept = {name: report[name] for name in ("verdict", "protocol", "systems") if name in report}
+    kept = {name: report[name] for name in REPORTED if name in report}
     with replacing(path) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True)
         return seal(folder, {**manifest, "report": kept})

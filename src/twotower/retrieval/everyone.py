@@ -48,6 +48,9 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
     """
     if out.is_dir():
         raise DataError(f"Lists are written to a file. {out} is a folder. Name a file in it.")
+    for one in recommender.find([replace(request, near=request.near or (0.0, 0.0), k=1)]):
+        if not isinstance(one, Found):
+            raise one  # a mistake of the request itself
     users = recommender.dataset.n_users - FIRST_ROW
     parts = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
     blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]
@@ -77,17 +80,16 @@ def _parts_for(out: Path, settings: dict[str, object]) -> Path:
 
 def _lists(recommender: Recommender, request: Request, start: int, stop: int) -> pa.Table:
     ids = recommender.dataset.users[USER_ID].slice(start, stop - start)
-    found: list[Found] = []
-    for one in recommender.find([replace(request, user=user) for user in ids.to_pylist()]):
-        if not isinstance(one, Found):
-            raise one
-        found.append(one)
-    lengths = np.array([len(one.rows) for one in found])
-    rows = np.concatenate([one.rows for one in found])
+    # The request itself is in order, so what cannot be answered is a `within(km)` of somebody who was at no known place: no rows.
+    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    found = recommender.find([replace(request, user=user) for user in ids.to_pylist()])
+    lists = [(one.rows, one.scores) if isinstance(one, Found) else nothing for one in found]
+    lengths = np.array([len(rows) for rows, _ in lists])
+    rows = np.concatenate([rows for rows, _ in lists])
     rank = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1
     items = recommender.dataset.items[ITEM_ID].take(rows - FIRST_ROW)
     users = ids.take(np.repeat(np.arange(len(found)), lengths))
-    columns = [users, rank.astype(np.int32), items, np.concatenate([one.scores for one in found])]
+    columns = [users, rank.astype(np.int32), items, np.concatenate([scores for _, scores in lists])]
     return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA)
 
 

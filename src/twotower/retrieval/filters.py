@@ -38,6 +38,7 @@ ALIASES = {"attribute": "attributes", "id": ITEM_ID}
 ZONE = "timezone"
 CACHE_BYTES = 2**26  # of masks
 CACHE_TREES = 1024
+CACHE_CHARS = 4000  # of a filter; a longer one is a list of ids that nobody sends twice
 LAST_MOMENT_S = 253_402_300_800  # the year 10000
 Truth = tuple[Mask, Mask]
 """Of which items something holds, and of which it is known whether it does."""
@@ -130,20 +131,22 @@ class ItemFilter:
         RequestError
             The filter is not of the language, or asks for what the catalogue has not; message and `where` point at the part.
         """
-        source = (type(where), where if isinstance(where, str) else _written(where))
-        tree, kinds = self._trees.get(source) or self._trees.put(source, _read(where))
+        text = where if isinstance(where, str) else _written(where)
+        source, kept = (type(where), text), len(text) <= CACHE_CHARS
+        tree, kinds = (self._trees.get(source) or self._trees.put(source, _read(where))) if kept else _read(where)
         asked = _Asked(
             home=tuple(home) if home is not None and Within in kinds else None,
             now=None if now is None or Open not in kinds else now // 900 * 900,  # clocks differ by whole quarters of an hour
             seen=seen if Seen in kinds else None,
         )
         key = (source, asked.home, asked.now)
-        if asked.seen is None and (mask := self._masks.get(key)) is not None:
+        kept = kept and asked.seen is None
+        if kept and (mask := self._masks.get(key)) is not None:
             return mask
         mask = np.zeros(len(self.items) + FIRST_ROW, np.bool_)
         mask[FIRST_ROW:] = self._certain(tree, True, asked)
         mask.flags.writeable = False
-        return mask if asked.seen is not None else self._masks.put(key, mask)
+        return self._masks.put(key, mask) if kept else mask
 
     def _certain(self, node: Node, holds: bool, asked: _Asked) -> Mask:
         """Which items certainly pass, or with `holds` False certainly fail."""

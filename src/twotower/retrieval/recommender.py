@@ -7,7 +7,8 @@ Enters: requests. Leaves: answers. One way for all who ask, from Python, from th
 
     read (ids → rows) ─▶ user tower ─▶ filter ─▶ search ─▶ popularity and diversity ─▶ describe ─▶ explain
 
-Promise: a request is answered the same alone or among others.
+Promise: with the exact index a request is answered the same alone or among others; an approximate one looks as far as the request
+that asks for most, so company may only improve a list.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from time import time
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -247,7 +249,7 @@ class Recommender:
         if not asked.request.where:
             return self.offered
         history = asked.history
-        mask = self.filter.compile(asked.request.where, home=home, now=int(history.time_s[0]), seen=history.item_row)
+        mask = self.filter.compile(asked.request.where, home=home, now=_now(asked.request), seen=history.item_row)
         return mask if self.offered is None else mask & self.offered
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:
@@ -322,6 +324,11 @@ class Recommender:
         """Raw columns of an item row."""
         facts: dict[str, Any] = self.dataset.items.slice(row - FIRST_ROW, 1).to_pylist()[0]
         return facts
+
+
+def _now(request: Request) -> int:
+    """What `open_now` means: the moment of the request, else the time it is."""
+    return int(time()) if request.time_s is None else request.time_s
 
 
 def _known(degrees: float) -> float | None:

@@ -1,7 +1,7 @@
 """New versions of a bundle without training: items come in by their features alone, items go out.
 
-Enters: a bundle's folder. Leaves: the same folder, exchanged in one step for its next revision, sealed anew; servers that watch it
-load it like any other.
+Enters: a bundle's folder. Leaves: the same folder, exchanged in one step for its next revision, sealed anew, which a server
+reads when it is told to reload.
 
 Promises: no weight changes, and no row of an item ever becomes another's, so histories keep their meaning. A new item's vector is
 what the item tower makes of its features, with the id UNKNOWN and no visits: what it is, where it lies, what its text says.
@@ -101,7 +101,10 @@ def _revise(bundle: Bundle, write: Callable[[Path], None]) -> dict[str, Any]:
     with replacing(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         write(folder)
-        manifest = seal(folder, {**bundle.manifest, "revision": int(bundle.manifest.get("revision", 0)) + 1})
+        kept = dict(bundle.manifest)
+        if "index" in kept:  # what was measured of it was measured of other vectors
+            kept["index"] = {name: kept["index"][name] for name in ("kind", "settings")}
+        manifest = seal(folder, {**kept, "revision": int(bundle.manifest.get("revision", 0)) + 1})
         if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
             raise DataError(f"A bundle is revised by one at a time. {bundle.path} has been changed meanwhile. Do it again.")
         return manifest

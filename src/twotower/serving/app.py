@@ -206,7 +206,8 @@ async def _malformed(request: Request, error: Any) -> Response:
     if first["type"] == "json_invalid":
         text, where = f"The body must be JSON. {first['ctx']['error']} at character {first['loc'][-1] + 1}.", None
     else:
-        where = ".".join(str(step) for step in first["loc"][1:]) or None
+        branches = ("constrained-str", "function-after")  # of the union that a filter is: no part of what was sent
+        where = ".".join(str(step) for step in first["loc"][1:] if not str(step).startswith(branches)) or None
         text = f"A request must fit the interface. {where or first['loc'][0]}: {first['msg']}."
     return _error(request, 422, "malformed", text, where)
 

@@ -57,7 +57,8 @@ class Browser:
         found = holding(self._users, query)
         counts = np.diff(self.dataset.events.offsets)[FIRST_ROW:][found]
         known = [str(self.dataset.user_ids[at + FIRST_ROW]) for at in found[np.lexsort((found, -counts))[:limit]]]
-        new = [user for user in self.journal.users() if self.engine.user_row(user) == UNKNOWN and _fold(query) in _fold(user)]
+        newcomers = [user for user in self.journal.users() if self.engine.user_row(user) == UNKNOWN]
+        new = [newcomers[at] for at in holding(folded(pa.chunked_array([pa.array(newcomers, pa.string())])), query)]
         return [self._user(user) for user in [*known, *new[::-1]][:limit]]
 
     def random_user(self) -> list[Json]:

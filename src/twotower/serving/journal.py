@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from twotower.console import log
-from twotower.errors import BusyError
 from twotower.retrieval.request import Visit
 from twotower.serving.events import Event, EventStore
 
@@ -82,6 +81,6 @@ class Journal:
         while not self._stop.wait(every_s):
             try:
                 self.catch_up()
-            except BusyError as error:
+            except Exception as error:  # whatever it is: what other servers accept must come in again
                 log.warning("events of other servers wait: %s", error)
                 self._stop.wait(1.0)

@@ -13,6 +13,7 @@ MOST_BATCH = 256  # requests in one
 MOST_EVENTS = 1000  # events in a request
 MOST_ID = 256  # characters
 MOST_FILTER = 4000  # characters
+MOST_FILTER_JSON = 1 << 16  # bytes
 LAST_S = 4_102_444_800  # the year 2100: what lies beyond is a mistake of units
 
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
+from pydantic_core import to_json
 
 from twotower.retrieval.request import Request, Visit
-from twotower.serving.limits import LAST_S, MOST_BATCH, MOST_EVENTS, MOST_FILTER, MOST_HISTORY, MOST_ID, MOST_K
+from twotower.serving.limits import LAST_S, MOST_BATCH, MOST_EVENTS, MOST_FILTER, MOST_FILTER_JSON, MOST_HISTORY, MOST_ID, MOST_K
 
 Id = Annotated[str, Field(min_length=1, max_length=MOST_ID)]
 Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
 Stars = Annotated[float, Field(ge=0, le=5)]
-Filter = Annotated[str, Field(max_length=MOST_FILTER)] | dict[str, Any]
+
+
+def _bounded(value: dict[str, Any]) -> dict[str, Any]:
+    if len(to_json(value)) > MOST_FILTER_JSON:
+        raise ValueError(f"a filter has at most {MOST_FILTER_JSON:,} bytes of JSON")
+    return value
+
+
+Filter = Annotated[str, Field(max_length=MOST_FILTER)] | Annotated[dict[str, Any], AfterValidator(_bounded)]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
 
