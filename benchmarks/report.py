@@ -25,6 +25,7 @@ PAGE = ROOT / "docs" / "results.md"
 PUBLISHED = ROOT / "benchmarks" / "published.jsonl"
 SHOWN = ("NDCG", "HitRate", "Recall")
 CLAIM = ("claim", "figure", "unit", "against", "against_figure", "ratio", "seed", "machine", "commit")
+BESIDES = ("at_rate", "p50", "candidates", "failed", "reloads", "places_traded_in", "start_s", "memory_mb")
 RIVAL, LEAST_USERS = "ials", 500  # of the table by slice
 QUALITY = ("set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash")
 HEAD = """# Results
@@ -164,13 +165,20 @@ def _slices_table(rows: Sequence[Row]) -> list[str]:
 
 def _claims_section(name: str, rows: Sequence[Row]) -> str:
     latest = {(row["claim"], row["against"]): row for row in rows}
-    header = ["what", "figure", "against", "ratio", "seed", "machine", "commit"]
+    more = any(_more(row) for row in latest.values())
+    header = ["what", "figure", "against", "ratio", *(["besides"] if more else []), "seed", "machine", "commit"]
     body = []
     for row in latest.values():
         against = f"{row['against']}: {row['against_figure']:g} {row['unit']}"
         figures = [f"{row['figure']:g} {row['unit']}", against, f"{row['ratio']:g}"]
-        body.append([row["claim"], *figures, str(row["seed"]), row["machine"], row["commit"]])
+        body.append([row["claim"], *figures, *([_more(row)] if more else []), str(row["seed"]), row["machine"], row["commit"]])
     return "\n".join([f"## Measured by `benchmarks/{name}.py`", "", *_table(header, body)])
+
+
+def _more(row: Row) -> str:
+    """What a row tells besides its figure, in words."""
+    told = {name: row[name] for name in BESIDES if name in row} | row.get("stages_ms", {})
+    return ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in told.items())
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

@@ -28,6 +28,7 @@ from twotower.trainers.vitals import SAMPLE
 MB = 2**20
 BASE = {"cpu": 512 * MB, "cuda": 512 * MB}
 """CPU: measured, Python, PyTorch and what training imports, after a few steps on next to nothing. GPU: assumed."""
+GRAPH_COPIES = 2.6  # of the weights that the exporter of ONNX graphs makes (measured)
 SLACK_SHARE, SLACK_MOST = 0.5, 64 * MB
 """Calibrated, on a CPU: what an allocator loses between blocks that come and go, and the most of it: glibc maps blocks of 32 MB and
 more by themselves, and loses nothing. Taken for a GPU too, unmeasured."""
@@ -111,6 +112,7 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
         work, gradients = users + max(users_on_top, items + items_on_top), 2 * read
         work = max(work, (users if shared else 0) + grown + shared)
     work = max(work, grown + 4 * read)  # the update merges the rows' gradients: six copies, two of them counted already
+    plain = table_weights([table for table in tables if table.config.update == "rows"], dim, processes)
     host = kind == "cpu"
     return Parts(
         base=BASE[kind],
@@ -123,7 +125,7 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
         batches=AHEAD * batch_bytes(facts, processes) + making_bytes(facts.load) if host else batch_bytes(facts, processes),
         opening=facts.opening_bytes if host else 0,
         validation=with_slack(validation_bytes(facts, config, wide)),
-        export=export_bytes(weights, optimiser, facts, config) if host else 0,
+        export=export_bytes(weights, plain, optimiser, facts, config) if host else 0,
     )
 
 
@@ -248,7 +250,9 @@ def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
     return vectors + max(int(questions * facts.question_places * history), items + vectors, scores, doctor)
 
 
-def export_bytes(weights: int, optimiser: int, facts: Facts, config: Config) -> int:
-    """After training: a checkpoint beside a new model, then that model beside its bytes, twice. The data is still mapped."""
+def export_bytes(weights: int, plain: int, optimiser: int, facts: Facts, config: Config) -> int:
+    """After training: a checkpoint beside a new model; then that model beside its bytes, twice; then beside its ONNX graphs, for
+    which tables updated by rows (`plain` bytes) are written out. The data is still mapped."""
     vectors = F32 * config.model.user_tower.hidden_dims[-1] * facts.items
-    return facts.data_bytes + max(2 * weights + optimiser, 3 * weights + vectors)
+    graphs = int((1 + GRAPH_COPIES) * weights) + plain
+    return facts.data_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)
