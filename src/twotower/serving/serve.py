@@ -16,7 +16,7 @@ from twotower.errors import ConfigError
 from twotower.serving.app import create_app
 from twotower.serving.limits import Limits
 from twotower.serving.logs import setup_json_logs
-from twotower.serving.service import Service
+from twotower.serving.service import Service, settle
 
 KEY_VARIABLE = "TWOTOWER_API_KEY"
 SHORTEST_KEY = 16  # characters
@@ -60,8 +60,10 @@ def serve(options: Options) -> None:
         log.info("no key: events and reloading are closed; set %s or use --api-key-file", KEY_VARIABLE)
     for ending in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done: that is no failure
         signal.signal(ending, _end)
+    app = create_app(service, key)
+    settle()
     uvicorn.run(
-        create_app(service, key),
+        app,
         host=options.host,
         port=options.port,
         ssl_certfile=options.tls_cert,
