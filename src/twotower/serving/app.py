@@ -47,8 +47,8 @@ CLOSED: dict[int | str, dict[str, Any]] = {
 }
 MISSING: dict[int | str, dict[str, Any]] = {404: {"model": s.ErrorOut, "description": "Nobody knows it."}}
 BEARER = HTTPBearer(auto_error=False, description="The key the server was started with.")
-Limit = Annotated[int, Query(ge=1, le=100)]
-Searched = Annotated[str, Query(max_length=100)]
+Limit = Annotated[int, Query(ge=1, le=100, description="At most so many.", examples=[20])]
+Searched = Annotated[str, Query(max_length=100, description="A part of the name, or of the id.", examples=["taco"])]
 
 
 def create_app(service: Service, key: str | None) -> FastAPI:
@@ -90,8 +90,8 @@ def _answers(app: FastAPI, service: Service) -> None:
     @app.get("/v1/items/{item_id:path}/similar", response_model=s.SimilarOut, responses=REFUSALS | MISSING, tags=["recommend"])
     async def similar(
         item_id: str,
-        k: Annotated[int, Query(ge=1, le=MOST_K)] = 10,
-        where: Annotated[str | None, Query(alias="filter", max_length=MOST_FILTER)] = None,
+        k: Annotated[int, Query(ge=1, le=MOST_K, description="Length of the list.", examples=[10])] = 10,
+        where: Annotated[str | None, Query(alias="filter", max_length=MOST_FILTER, examples=["within(5)"])] = None,
     ) -> Response:
         """Places like one."""
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)

@@ -131,7 +131,7 @@ class ReloadIn(Accepted):
     """What to serve from now on."""
 
     bundle: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
-        None, description="A folder on the server; without one, the folder served now, read again."
+        None, description="A folder on the server; without one, the folder served now, read again.", examples=["runs/yelp/bundle"]
     )
 
 
@@ -240,21 +240,21 @@ class HappenedOut(ItemOut):
 class HistoryOut(BaseModel):
     """A user's events, oldest first."""
 
-    user: str
+    user: str = Field(examples=["u_17"])
     events: list[HappenedOut]
 
 
 class EventsOut(BaseModel):
     """What became of the events sent: all of them are on the disk now."""
 
-    accepted: int
-    repeated: int
+    accepted: int = Field(examples=[1])
+    repeated: int = Field(examples=[0])
 
 
 class FiltersOut(BaseModel):
     """What a catalogue can be filtered by."""
 
-    categories: list[str]
+    categories: list[str] = Field(examples=[["Restaurants", "Mexican"]])
     has_price: bool
     has_places: bool
     has_hours: bool
@@ -263,10 +263,10 @@ class FiltersOut(BaseModel):
 class AboutOut(BaseModel):
     """What is served."""
 
-    version: str
-    name: str
-    items: int
-    users: int
+    version: str = Field(examples=["15c0f43823b2"])
+    name: str = Field(examples=["bundle"])
+    items: int = Field(examples=[1500])
+    users: int = Field(examples=[3000])
     metrics: dict[str, Any]
     filters: FiltersOut
     events_need_key: bool
@@ -282,8 +282,8 @@ class StateOut(BaseModel):
 class ReloadOut(BaseModel):
     """What is served now, and what was before."""
 
-    version: str
-    before: str
+    version: str = Field(examples=["67499b37599f"])
+    before: str = Field(examples=["7a8339d5a72d"])
 
 
 class Mistake(BaseModel):

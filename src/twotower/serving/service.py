@@ -153,6 +153,7 @@ class Service:
         self.answers.close()
         self.writes.close()
         self.journal.close()
+        gc.unfreeze()  # at the end everything is let go of in its order
 
     def _open(self, path: Path) -> Version:
         try:
