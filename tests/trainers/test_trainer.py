@@ -79,11 +79,14 @@ def test_twenty_steps_learn(dataset, tmp_path, view, loss):
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-TOWER = {"embedding_dim": 64, "hidden_dims": [256, 128], "num_heads": 4, "dropout": 0.1}
+README_TOWER = {"embedding_dim": 64, "hidden_dims": [256, 128], "num_heads": 4, "dropout": 0.1}
 GOLDEN = {
     "the recipe, as every file in configs/ has it": {},
     "the README's own example": {
-        "model": {"user_tower": TOWER, "item_tower": {name: TOWER[name] for name in ("embedding_dim", "hidden_dims", "dropout")}},
+        "model": {
+            "user_tower": README_TOWER,
+            "item_tower": {name: README_TOWER[name] for name in ("embedding_dim", "hidden_dims", "dropout")},
+        },
         "training": {"learning_rate": 0.001},
     },
     "causal": {"training": {"view": "causal"}, "model": {"user_tower": {"pooling": "last"}}},
