@@ -9,13 +9,13 @@ one layer of graph convolution (He et al., "LightGCN", SIGIR 2020), computed bef
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from twotower.hardware import cores
 from twotower.ragged import cumulated
 from twotower.retriever import Int
 from twotower.schema import FIRST_ROW
@@ -53,7 +53,7 @@ def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most
             best = _best(alike.indices[found], alike.data[found], row, most)
             near[row, : len(best)] = best
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(find, range(FIRST_ROW, n_items, BLOCK)))
     return near
 

@@ -32,6 +32,8 @@ SCHEMA = pa.schema([(USER_ID, pa.string()), ("rank", pa.int32()), (ITEM_ID, pa.s
 def recommend_all(recommender: Recommender, out: Path, request: Request, *, report: Report = silent) -> int:
     """Ask `request` for every user and write the lists to `out`; returns how many users there are.
 
+    A user who was at no known place has no rows where the filter says `within(km)` and the request does not say of what.
+
     Parameters
     ----------
     request

@@ -7,8 +7,8 @@ Enters: requests. Leaves: answers. One way for all who ask, from Python, from th
 
     read (ids → rows) ─▶ user tower ─▶ filter ─▶ search ─▶ popularity and diversity ─▶ describe ─▶ explain
 
-Promise: with the exact index a request is answered the same alone or among others; an approximate one looks as far as the request
-that asks for most, so company may only improve a list.
+Promise: with the exact index a request is answered the same alone or among others, but for items whose scores differ in the last
+digit alone; an approximate one looks as far as the request that asks for most, so company may only improve a list.
 """
 
 from __future__ import annotations
@@ -300,8 +300,8 @@ class Recommender:
         return [
             Place(
                 rank=rank,
-                latitude=_known(latitude),
-                longitude=_known(longitude),
+                latitude=known(latitude),
+                longitude=known(longitude),
                 distance_km=None if away != away else round(away, 2),
                 score=round(score, 4),
                 reasons=why,
@@ -331,7 +331,8 @@ def _now(request: Request) -> int:
     return int(time()) if request.time_s is None else request.time_s
 
 
-def _known(degrees: float) -> float | None:
+def known(degrees: float) -> float | None:
+    """Degrees as people read them: None instead of NaN."""
     return None if degrees != degrees else degrees
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from twotower.errors import RequestError
-from twotower.retrieval.recommender import Recommender
+from twotower.retrieval.recommender import Recommender, known
 from twotower.retrieval.request import Answer, Place, Request, Visit
 from twotower.schema import FIRST_ROW, UNKNOWN
 
@@ -116,7 +116,7 @@ class Engine:
     def item(self, row: int) -> Json:
         """What a page shows of an item."""
         at = self.recommender.filter.places[row - FIRST_ROW].tolist()
-        latitude, longitude = (None if degrees != degrees else degrees for degrees in at)
+        latitude, longitude = map(known, at)
         return {**self.recommender.named(self.recommender.describe(row)), "latitude": latitude, "longitude": longitude}
 
 

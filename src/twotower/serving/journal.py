@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from twotower.console import log
+from twotower.errors import BusyError
 from twotower.retrieval.request import Visit
 from twotower.serving.events import Event, EventStore
 
@@ -81,6 +82,9 @@ class Journal:
         while not self._stop.wait(every_s):
             try:
                 self.catch_up()
-            except Exception as error:  # whatever it is: what other servers accept must come in again
+            except BusyError as error:
                 log.warning("events of other servers wait: %s", error)
+                self._stop.wait(1.0)
+            except Exception:  # a defect of ours is told whole, and does not end the following
+                log.exception("events of other servers wait")
                 self._stop.wait(1.0)

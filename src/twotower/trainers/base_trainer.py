@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -275,21 +275,17 @@ class BaseTrainer:
         path = self.out / "metrics.jsonl"
         rows = read_rows(path) if self.at.step else []
         beside = path.with_name(f".{path.name}.partial")  # a run killed here keeps its figures
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.at.step))
-        beside.replace(path)
+        with _room(path):
+            beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.at.step))
+            beside.replace(path)
 
     def note(self, row: dict[str, Any]) -> None:
         """Append a row to `metrics.jsonl`; the first process alone does."""
         if parallel.rank() > 0:
             return
         path = self.out / "metrics.jsonl"
-        try:
-            with path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise TrainingError(
-                f"The figures of a run must fit on the disk. {path}: {error.strerror}. The last checkpoint stands; free some space."
-            ) from None
+        with _room(path), path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
@@ -313,6 +309,17 @@ class BaseTrainer:
             self.at.epoch,
             shown,
         )
+
+
+@contextmanager
+def _room(path: Path) -> Iterator[None]:
+    """A disk that takes no more is told of in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"The figures of a run must fit on the disk. {path}: {error.strerror}. The last checkpoint stands; free some space."
+        ) from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

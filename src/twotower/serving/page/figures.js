@@ -7,6 +7,7 @@ const TITLES = {
   ease: "EASE",
   ials: "iALS",
   item_knn: "item-kNN",
+  content_knn: "content-kNN",
   nearby: "popular nearby",
   popular: "popular",
   recent: "recently popular",
