@@ -92,9 +92,9 @@ def _best_of_one(scores: Float, k: int) -> Int:
     if not len(scores):
         return np.zeros(0, np.int64)
     k = min(k, len(scores))
-    block = isqrt(len(scores) // k)
-    whole = len(scores) // block * block
-    maxima = scores[:whole].reshape(-1, block).max(axis=1)
+    wide = isqrt(len(scores) * k)  # at least k
+    whole = len(scores) // wide * wide
+    maxima = scores[:whole].reshape(-1, wide).max(axis=0)  # of every wide-th score: whole registers at a time
     if np.isnan(maxima).any() or np.isnan(scores[whole:]).any():
         raise ValueError(_BROKEN)
     floor = np.partition(maxima, -k)[-k]  # k scores reach it, so every one of the k best does
