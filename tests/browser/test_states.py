@@ -245,7 +245,9 @@ def test_the_theme_follows_the_system_until_it_is_chosen_and_is_kept(visit: Open
 
 
 def audit(page: Page, rules: dict[str, Any]) -> list[str]:
-    """What axe finds, one line a kind of fault."""
+    """What axe finds once nothing moves and nothing sticky covers the page, one line a kind of fault."""
+    page.evaluate("Promise.all(document.getAnimations().map(one => one.finished.catch(() => null)))")
+    page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
     if page.evaluate("typeof axe") == "undefined":
         page.evaluate(AXE)
     found = page.evaluate("rules => axe.run(document, {runOnly: rules})", rules)
