@@ -1,8 +1,8 @@
 """How long `prepare` takes at the size of Yelp's full dump, against a bare scan of the same files by the same engine.
 
 The scan reads every key that `prepare` reads, each file once, and sums the lengths of what it finds. Both run in processes of their
-own, in turn, `--repeats` times; the figures are medians. The text features are measured apart: with them and without. Prints a JSON
-line for each claim and appends it to benchmarks/results/prepare.jsonl.
+own, in turn, `--repeats` times; the figures are medians. The text features are measured apart: with them and without; seconds by
+stage say where the time goes. Prints a JSON line for each claim and appends it to benchmarks/results/prepare.jsonl.
 
     python benchmarks/prepare.py                # simulates a dump first: about 4 GB of disk and several minutes
     python benchmarks/prepare.py --raw DIR      # any release of Yelp's files
@@ -11,6 +11,7 @@ line for each claim and appends it to benchmarks/results/prepare.jsonl.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from common import RESULTS, claim, tell
 
@@ -31,7 +33,8 @@ KEYS = {  # what `prepare` reads of each file
 }
 WORK = ("scan", "without text", "with text")
 ALLOWED_RATIO, ALLOWED_GIB = 3.0, 4.0
-Figures = dict[str, float]  # "wall" and "cpu" in seconds, "peak" in GiB
+STAGES = "stages.json"
+Figures = dict[str, float]  # "wall" and "cpu" in seconds, "peak" in GiB, and the seconds of every stage of `prepare` by its name
 
 
 def main(words: list[str] | None = None) -> int:
@@ -84,7 +87,9 @@ def _child(work: str, raw: Path, out: Path) -> Figures:
     if status:
         raise SystemExit(f"{work} failed")
     wall = time.perf_counter() - begin
-    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss / _per_gib()}
+    stages = out.with_name(STAGES)
+    spent = json.loads(stages.read_text()) if work != "scan" else {}
+    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss / _per_gib(), **spent}
 
 
 def _per_gib() -> int:
@@ -100,7 +105,15 @@ def _work(work: str, raw: Path, out: Path) -> None:
     from twotower.data.prepare import prepare
 
     text = {} if work == "with text" else {"text_dim": 0}
-    prepare(parse_config({"data": {"path": str(raw)}, "prepare": text}), out)
+    begun = {"start": time.perf_counter()}
+    prepare(
+        parse_config({"data": {"path": str(raw)}, "prepare": text}),
+        out,
+        progress=lambda stage: begun.__setitem__(stage, time.perf_counter()),
+    )
+    ends = [*list(begun.values())[1:], time.perf_counter()]
+    spent = {name: round(end - start, 2) for (name, start), end in zip(begun.items(), ends, strict=True)}
+    out.with_name(STAGES).write_text(json.dumps(spent))
 
 
 def _scan(raw: Path) -> None:
@@ -118,15 +131,19 @@ def _scan(raw: Path) -> None:
 def _report(found: dict[str, Figures], size: str, arguments: argparse.Namespace) -> None:
     scan, bare, full = (found[work] for work in WORK)
 
-    def say(what: str, figure: float, unit: str, against: str, against_figure: float) -> None:
-        tell(claim(f"{what} ({size})", figure, unit, against, against_figure, arguments.seed), arguments.results)
+    def say(what: str, figure: float, unit: str, against: str, against_figure: float, **more: Any) -> None:
+        tell(claim(f"{what} ({size})", figure, unit, against, against_figure, arguments.seed, **more), arguments.results)
 
-    say("prepare without text: seconds", bare["wall"], "s", "a bare scan of the same files by DuckDB", scan["wall"])
-    say("prepare without text: processor seconds", bare["cpu"], "s", "a bare scan of the same files by DuckDB", scan["cpu"])
+    def stages(work: Figures) -> Figures:
+        return {name: seconds for name, seconds in work.items() if name not in ("wall", "cpu", "peak", "start")}
+
+    scanned = "a bare scan of the same files by DuckDB"
+    say("prepare without text: seconds", bare["wall"], "s", scanned, scan["wall"], stages_s=stages(bare))
+    say("prepare without text: processor seconds", bare["cpu"], "s", scanned, scan["cpu"])
     say("prepare without text: peak memory", bare["peak"], "GiB", "the limit set", ALLOWED_GIB)
     text = full["cpu"] - bare["cpu"]  # of two runs: processor seconds differ less from run to run than the clock's
-    say("the text features alone: processor seconds", text, "s", "a bare scan of the same files by DuckDB", scan["cpu"])
-    say("prepare with text: seconds", full["wall"], "s", "a bare scan of the same files by DuckDB", scan["wall"])
+    say("the text features alone: processor seconds", text, "s", scanned, scan["cpu"])
+    say("prepare with text: seconds", full["wall"], "s", scanned, scan["wall"], stages_s=stages(full))
     say("prepare with text: peak memory", full["peak"], "GiB", "the limit set", ALLOWED_GIB)
     verdict = "within" if bare["wall"] <= ALLOWED_RATIO * scan["wall"] else "beyond"
     sys.stderr.write(f"prepare without text / bare scan = {bare['wall'] / scan['wall']:.2f}, {verdict} the {ALLOWED_RATIO:g} set\n")

@@ -177,7 +177,7 @@ def _claims_section(name: str, rows: Sequence[Row]) -> str:
 
 def _more(row: Row) -> str:
     """What a row tells besides its figure, in words."""
-    told = {name: row[name] for name in BESIDES if name in row} | row.get("stages_ms", {})
+    told = {name: row[name] for name in BESIDES if name in row} | row.get("stages_ms", {}) | row.get("stages_s", {})
     return ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in told.items())
 
 

@@ -105,14 +105,15 @@ def test_the_report_shows_what_the_popularity_dial_costs_and_gives(journey):
 
 
 def test_recommendations_are_the_models_own(journey):
-    """The list equals the inner products of vectors made through the towers, by hand."""
+    """The list equals the inner products of vectors made through the towers, and the prior of the items, by hand."""
     recommender = Recommender.load(journey / "run" / "bundle")
     dataset = recommender.dataset
     row = int(np.argmax(np.diff(dataset.events.offsets)))
     queries = dataset.histories(np.array([row]), np.array([recommender.moment_s]))
     with torch.inference_mode():
         vector = recommender.bundle.model.encode_users(recommender.bundle.store.users(queries))[0]
-    scores = (recommender.bundle.vectors @ vector).numpy()
+    prior = recommender.bundle.config.model.temperature * dataset.item_log_popularity
+    scores = (recommender.bundle.vectors @ vector).numpy() + prior
     scores[[0, 1, *queries.item_row]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:10]
     assert [place.item_id for place in recommender.recommend(user=str(dataset.user_ids[row]))] == list(dataset.item_ids[best])

@@ -56,6 +56,23 @@ def test_full_softmax_is_the_closed_form(world):
     torch.testing.assert_close(gradient(users, items, candidates), exact_gradient(users, items, target))
 
 
+def test_a_prior_is_part_of_every_logit(world):
+    """With it the full softmax is log P of the logits plus the prior, and so are its gradients by users, items and temperature."""
+    users, items, count, target = world
+    candidates = full_softmax(target, Pool.of(count), 0, np.random.default_rng(0))
+    prior = torch.from_numpy(np.log(count[candidates.row]))
+    leaves = [leaf.clone().requires_grad_() for leaf in (users, items[candidates.row], TEMPERATURE)]
+    column = torch.from_numpy(candidates.target)
+    loss = softmax_loss(
+        leaves[0], leaves[1], target=column, log_weight=torch.zeros_like(prior), masked=None, temperature=leaves[2], prior=prior,
+        block=5 * len(prior),
+    )  # fmt: skip
+    plain = torch.nn.functional.cross_entropy(leaves[0] @ leaves[1].T / leaves[2] + prior, column)
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-9)
+    for ours, theirs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(plain, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", ["infonce", "sampled_softmax"])
 def test_sampled_gradient_nears_the_full_one_as_negatives_grow(world, name):
     users, items, count, target = world

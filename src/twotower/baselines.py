@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from implicit.cpu.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import ItemItemRecommender
 from numpy.typing import NDArray
 from scipy import linalg, sparse
@@ -24,9 +23,10 @@ from twotower.content import content_vectors
 from twotower.data.dataset import Dataset
 from twotower.data.town import NEVER, TRUTH_FILE, Truth
 from twotower.errors import DataError
+from twotower.factors import ALPHA, ITERATIONS, L2, factorise, interactions
 from twotower.retrieval.topk import top_k
 from twotower.retriever import Float, Mask, Queries, Recommendations
-from twotower.schema import DAY_S, FIRST_ROW, TRAIN
+from twotower.schema import DAY_S, FIRST_ROW
 
 _SCORES_AT_ONCE = 2**25  # 128 MB
 _EARTH_KM = 6371.0
@@ -170,7 +170,7 @@ class ItemKNN(Baseline):
 
     def __init__(self, dataset: Dataset, *, neighbours: int = 0) -> None:
         super().__init__(dataset, neighbours=neighbours)
-        unit = normalize(_binary(_interactions(dataset)).astype(np.float64), axis=0).tocsr()  # inner products of columns: cosines
+        unit = normalize(_binary(interactions(dataset)).astype(np.float64), axis=0).tocsr()  # inner products of columns: cosines
         self.factors = [unit.T.tocsr().astype(np.float32), unit.astype(np.float32)]
         if neighbours:
             model = ItemItemRecommender(K=neighbours + 1)
@@ -212,7 +212,7 @@ class EASE(Baseline):
     def __init__(self, dataset: Dataset, *, l2: float = 300.0) -> None:
         super().__init__(dataset, l2=l2)
         self.last = FIRST_ROW + dataset.n_train_items
-        users = _interactions(dataset)[:, FIRST_ROW : self.last]
+        users = interactions(dataset)[:, FIRST_ROW : self.last]
         gram = (users.T @ users).toarray(order="F")
         gram[np.diag_indices_from(gram)] += l2
         factor, _ = linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
@@ -235,21 +235,23 @@ class EASE(Baseline):
 class IALS(Baseline):
     """Implicit-feedback matrix factorisation by alternating least squares; a query's vector is solved from its history.
 
-    Hu, Koren and Volinsky (2008); item factors by the package `implicit`. The weight of an item is `alpha` · its events,
-    that of the others 1.
+    See `factors`. The weight of an item is `alpha` · its events, that of the others 1.
     """
 
     name = "ials"
 
     def __init__(
-        self, dataset: Dataset, *, factors: int = 128, l2: float = 10.0, alpha: float = 20.0, iterations: int = 15, seed: int = 0
+        self,
+        dataset: Dataset,
+        *,
+        factors: int = 128,
+        l2: float = L2,
+        alpha: float = ALPHA,
+        iterations: int = ITERATIONS,
+        seed: int = 0,
     ) -> None:
         super().__init__(dataset, factors=factors, l2=l2, alpha=alpha, iterations=iterations, seed=seed)
-        with threadpool_limits(1, "blas"):  # its own threads and BLAS's would wait for each other
-            self.model = AlternatingLeastSquares(
-                factors=factors, regularization=l2, alpha=alpha, iterations=iterations, random_state=seed
-            )
-            self.model.fit(_interactions(dataset), show_progress=False)
+        self.model = factorise(interactions(dataset), factors, l2=l2, alpha=alpha, iterations=iterations, seed=seed)
 
     def scores(self, queries: Queries) -> Float:
         history = _history(queries, len(self.popularity))
@@ -311,14 +313,6 @@ def unavailable(name: str, dataset: Dataset, *, max_ease_items: int) -> str | No
     if name == "ease" and dataset.n_train_items > max_ease_items:
         return f"{dataset.n_train_items:,} items are more than evaluation.max_ease_items = {max_ease_items:,}"
     return None
-
-
-def _interactions(dataset: Dataset) -> sparse.csr_matrix:
-    """float32 [n_users, n_items]: positive training events, repeats counted."""
-    events = dataset.events
-    kept = events.positive & (events.split == TRAIN)
-    ones = np.ones(int(kept.sum()), np.float32)
-    return sparse.csr_matrix((ones, (events.user_row[kept], events.item_row[kept])), (dataset.n_users, dataset.n_items))
 
 
 def _history(queries: Queries, n_items: int) -> sparse.csr_matrix:

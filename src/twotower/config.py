@@ -89,6 +89,9 @@ class UserTowerConfig(TowerConfig):
 class ItemTowerConfig(TowerConfig):
     """Item features → vector."""
 
+    initial_ids: Literal["factors", "noise"] = "factors"
+    """What the ids' table begins as: item factors of iALS over the training part, or noise. Tables that are hashed or updated by
+    rows begin as noise."""
     neighbour_dropout: float = Field(0.3, ge=0, lt=1)
     """Share of an item's neighbours hidden in training."""
 
@@ -126,6 +129,9 @@ class ModelConfig(Settings):
     """By name of the table: "item.id", "user.id", "item.categories" …"""
     rows_from: int = Field(200_000, ge=1)
     """Tables of at least so many rows have `update: rows` unless named in `tables`."""
+    popularity_prior: float = Field(1.0, ge=0, le=2)
+    """Share of an item's log popularity that every logit begins with: with 1, towers that know nothing answer by popularity, and
+    vectors are left to say how a taste differs from everybody's. 0: vectors say it all."""
     temperature: float = Field(0.15, ge=0.01, le=1.0)
     learn_temperature: bool = False
 

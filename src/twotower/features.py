@@ -60,6 +60,7 @@ class FeatureStore:
         cells: tuple[Array, Array] | None,
         geo: str = "location",
         max_history: int,
+        log_popularity: NDArray[np.float32],
         use_place: bool = False,
     ) -> None:
         self._items = {name: _tensor(value) for name, value in item_static.items() if not name.endswith(".place")}
@@ -72,6 +73,7 @@ class FeatureStore:
         self.dynamics, self._cells, self.use_place = dynamics, cells, use_place and cells is not None
         self._trained_items, self._trained_users = n_trained_items + FIRST_ROW, n_trained_users + FIRST_ROW
         self.max_history = max_history
+        self.log_popularity = log_popularity
 
     def with_dynamics(self, dynamics: ItemDynamics | None) -> FeatureStore:
         """Return the same store with another state of the items (another moment's knowledge)."""

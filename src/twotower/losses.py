@@ -53,6 +53,7 @@ def softmax_loss(
     log_weight: Tensor,
     masked: tuple[Tensor, Tensor] | None,
     temperature: Tensor,
+    prior: Tensor | None = None,
     weight: Tensor | None = None,
     weight_sum: Tensor | None = None,
     block: int = BLOCK,
@@ -77,6 +78,8 @@ def softmax_loss(
         example's own target.
     temperature
         Scalar that divides the inner products.
+    prior
+        [C] nats: added to every logit of a candidate, the positive's too.
     weight
         [Q]: weight of each example; 1 when None.
     weight_sum
@@ -92,7 +95,8 @@ def softmax_loss(
     with torch.autocast(users.device.type, enabled=False):
         wide = torch.promote_types(users.dtype, torch.float32)
         weight = users.new_ones(len(users), dtype=wide) if weight is None else weight.to(wide)
-        problem = _Problem(target, log_weight.to(wide), masked, weight, block, torch.is_grad_enabled())
+        prior = torch.zeros_like(log_weight, dtype=wide) if prior is None else prior.to(wide)
+        problem = _Problem(target, log_weight.to(wide) + prior, prior[target], masked, weight, block, torch.is_grad_enabled())
         total: Tensor = _SoftmaxSum.apply(  # type: ignore[no-untyped-call]
             users.to(wide), items.to(wide), temperature.to(wide), problem
         )
@@ -105,6 +109,7 @@ class _Problem:
 
     target: Tensor
     log_weight: Tensor
+    prior: Tensor
     masked: tuple[Tensor, Tensor] | None
     weight: Tensor
     block: int
@@ -156,7 +161,7 @@ def _block(
     """Weighted losses of the examples `rows`, summed; their gradients go into `grads`. `buffer` is room for their logits."""
     target, weight = problem.target[rows, None], problem.weight[rows, None]
     scaled = users / temperature
-    positive = (scaled * items[target[:, 0]]).sum(dim=1, keepdim=True)
+    positive = (scaled * items[target[:, 0]]).sum(dim=1, keepdim=True) + problem.prior[rows, None]
     logits = torch.addmm(problem.log_weight, scaled, items.T, out=buffer[: len(users)])
     if masked is not None:
         logits.index_put_(masked, logits.new_tensor(float("-inf")))
@@ -169,7 +174,7 @@ def _block(
         share.mul_(weight).scatter_add_(1, target, -weight)  # the derivative of the weighted loss by the logits
         own = torch.mm(share, items, out=grads[0][rows]).div_(temperature)
         grads[1].addmm_(share.T, scaled)
-        grads[2].sub_((own * users).sum() / temperature)  # a logit is (user · item) / temperature
+        grads[2].sub_((own * users).sum() / temperature)  # a logit is (user · item) / temperature, and constants
     return (loss * weight).sum()
 
 

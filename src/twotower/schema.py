@@ -14,7 +14,7 @@ PAD = 0
 UNKNOWN = 1
 FIRST_ROW = 2
 FORMAT_VERSION = 2  # of datasets and runs
-BUNDLE_FORMAT = 3
+BUNDLE_FORMAT = 4
 
 # Raw tables (what a source returns) and prepared tables.
 USER_ID = "user_id"

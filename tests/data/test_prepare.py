@@ -205,7 +205,8 @@ def test_the_manifest_is_returned_as_written_with_the_settings_that_made_it(tmp_
     manifest = module.prepare(config, tmp_path / "out", progress=stages.append)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
     assert parse_config(manifest["config"]) == config and manifest["seed"] == 3
-    assert stages == ["read raw files", "filter and split events", "write events", "encode features"]
+    began = ["read raw files", "filter and split events", "write events", "encode features", "find neighbours", "write features"]
+    assert stages == began
     assert [row[3] for row in listed(Dataset.open(tmp_path / "out"))] == [
         "train",
         "train",

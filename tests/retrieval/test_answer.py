@@ -144,13 +144,27 @@ def test_popularity_is_one_more_dimension(recommender: Recommender, some: list[s
     model, often, rarely = (
         recommender.answer([Request(history=history, k=whole, popularity=dial)])[0].places for dial in (0.0, 1.0, -1.0)
     )
-    cosine = {place.item_id: place.score for place in model}
+    score = {place.item_id: place.score for place in model}
+    assert [place.score for place in model] == sorted(score.values(), reverse=True)
     for places, sign in ((often, 1), (rarely, -1)):
-        assert {place.item_id: place.score for place in places} == pytest.approx(cosine, abs=2e-4)
+        assert {place.item_id: place.score for place in places} == pytest.approx(score, abs=2e-4)
         rows = recommender.dataset.item_rows([place.item_id for place in places])
         total = np.array([place.score for place in places]) + sign * POPULARITY_SCALE * vectors[rows, -1]
         assert (np.diff(total) < 2e-4).all()
-    assert vectors[2:, -1].mean() == pytest.approx(0, abs=1e-6) and vectors[2:, -1].std() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_score_is_a_cosine_and_the_prior_of_the_item(recommender: Recommender, some: list[str]) -> None:
+    history, bundle = tuple(map(Visit, some)), recommender.bundle
+    answer = recommender.answer([Request(history=history, k=50, explain=True)])[0]
+    (user,) = bundle.encode(recommender.reader.read(Request(history=history)).history)
+    rows = recommender.dataset.item_rows(ids(answer))
+    count = recommender.dataset.item_train_count
+    nats = np.log1p(count[rows]) - np.log1p(count[count > 0]).mean()
+    prior = np.where(count[rows] > 0, 0.15 * nats, 0)
+    assert [place.score for place in answer.places] == pytest.approx(bundle.vectors.numpy()[rows] @ user + prior, abs=1e-4)
+    for place, share in zip(answer.places, prior, strict=True):
+        told = [reason.share for reason in place.reasons if reason.name == "popularity"]
+        assert told == pytest.approx([share], abs=1e-4) or abs(share) < 0.05
 
 
 def test_diversity_takes_what_is_unlike_the_rest() -> None:

@@ -141,7 +141,7 @@ def test_gradient_cache_is_one_large_batch(dataset, tmp_path, view):
     items = [trainer._encode(first + n, lambda part=part: trainer.model.encode_items(part)) for n, part in enumerate(batch.items)]
     whole = softmax_loss(
         torch.cat(users), torch.cat(items), target=batch.target, log_weight=batch.log_weight, masked=batch.masked,
-        temperature=trainer.model.temperature(), weight=batch.weight,
+        temperature=trainer.model.temperature(), prior=batch.prior, weight=batch.weight,
     )  # fmt: skip
     whole.backward()
     assert loss == pytest.approx(float(whole.detach()), abs=1e-9)
@@ -163,6 +163,7 @@ def doubled(batch):
         users=tuple(wide(part) for part in batch.users),
         items=tuple(wide(part) for part in batch.items),
         log_weight=batch.log_weight.double(),
+        prior=batch.prior.double(),
         weight=batch.weight.double(),
     )
 

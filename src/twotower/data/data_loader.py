@@ -38,7 +38,7 @@ class TrainBatch:
         In micro-batches; every process has the same number of them.
     shares
         How many candidates each process encodes, by rank.
-    target, log_weight, masked, weight
+    target, log_weight, prior, masked, weight
         See `losses.softmax_loss`; over this process's examples, and over the candidates of all.
     weight_sum
         Scalar: over the examples of all processes.
@@ -51,6 +51,7 @@ class TrainBatch:
     shares: tuple[int, ...]
     target: Tensor
     log_weight: Tensor
+    prior: Tensor
     masked: tuple[Tensor, Tensor]
     weight: Tensor
     weight_sum: Tensor
@@ -59,7 +60,7 @@ class TrainBatch:
     def to(self, device: torch.device | str) -> TrainBatch:
         """Copy to a device."""
         first, second = self.masked
-        moved = {name: getattr(self, name).to(device) for name in ("target", "log_weight", "weight", "weight_sum")}
+        moved = {name: getattr(self, name).to(device) for name in ("target", "log_weight", "prior", "weight", "weight_sum")}
         users, items = tuple(part.to(device) for part in self.users), tuple(part.to(device) for part in self.items)
         return replace(self, **moved, users=users, items=items, masked=(first.to(device), second.to(device)))
 
@@ -87,6 +88,7 @@ class TrainLoader:
         self.draws_per_example = config.training.negatives_per_positive
         self.propose = LOSSES[config.training.loss]
         self.store = store
+        self.prior = np.float32(config.model.popularity_prior) * store.log_popularity
         self.events = TrainEvents(dataset, store.place)
         if not self.events.positive.any():
             raise TrainingError(
@@ -120,6 +122,7 @@ class TrainLoader:
             shares=tuple(shares),
             target=torch.from_numpy(np.searchsorted(candidates.row, row)),
             log_weight=torch.from_numpy(candidates.log_weight),
+            prior=torch.from_numpy(self.prior[candidates.row]),
             masked=(torch.from_numpy(masked[0]), torch.from_numpy(masked[1])),
             weight=torch.from_numpy(weight),
             weight_sum=torch.tensor(self.events.weight[asked].sum(dtype=np.float64)),
@@ -209,6 +212,7 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
         cells=(cells[0], cells[1]) if len(cells[0]) else None,
         max_history=model.user_tower.max_history,
         use_place=model.request_place,
+        log_popularity=dataset.item_log_popularity,
     )
 
 

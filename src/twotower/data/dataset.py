@@ -222,6 +222,15 @@ class Dataset:
         counted = self.events.positive & (self.events.split == TRAIN)
         return np.bincount(self.events.item_row[counted], minlength=self.n_items).astype(np.int64)
 
+    @cached_property
+    def item_log_popularity(self) -> NDArray[np.float32]:
+        """float32 [n_items]: log(1 + positive training events) in nats, 0 on average over the items that have any.
+
+        0 where nothing is known too: for items without any, and the reserved rows.
+        """
+        logs, known = np.log1p(self.item_train_count), self.item_train_count > 0
+        return np.where(known, logs - (logs[known].mean() if known.any() else 0.0), 0.0).astype(np.float32)
+
     def item_rows(self, ids: list[str]) -> Int:
         """Rows int64 [len(ids)] of item ids; UNKNOWN where there is no such item."""
         return _rows(ids, self.items[ITEM_ID])

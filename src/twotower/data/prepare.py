@@ -142,7 +142,9 @@ def _build(stage: Stage, folder: Path, say: Progress) -> dict[str, Any]:
     encoders.save(folder)
     encoded = encode_items(encoders, items, text)
     if config.prepare.neighbours:
+        say("find neighbours")
         encoded[NEIGHBOURS] = _neighbours(folder, len(users) + FIRST_ROW, len(items) + FIRST_ROW, config.prepare.neighbours)
+    say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
     _write(items, folder / "items.parquet")

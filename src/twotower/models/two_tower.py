@@ -47,12 +47,17 @@ class TwoTower(nn.Module):
             1 + len(layout.user_fields), layout.event_types, config.user_tower, causal=causal, save_memory=save_memory
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature)
+        self.popularity_prior = config.popularity_prior
         self.neighbour_dropout = config.item_tower.neighbour_dropout
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
 
     def temperature(self) -> Tensor:
         """The scalar that divides cosines."""
         return self.log_temperature.exp()
+
+    def popularity_weight(self) -> float:
+        """What a nat of log popularity is worth as a cosine: the prior of the logits, which are cosines / temperature."""
+        return self.popularity_prior * float(self.temperature().detach())
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

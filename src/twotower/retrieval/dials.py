@@ -8,15 +8,21 @@ from twotower.retrieval.filters import distances_km
 from twotower.retriever import Float, Int
 
 POPULARITY_SCALE = 0.1
-"""Cosine that one standard deviation of log popularity is worth with the dial at its end."""
+"""Cosine that a nat of log popularity is worth more, or less, with the dial at an end."""
 NEARBY_KM = 3.0
 """So much farther away counts as e times fewer visits; an item without a place, as ten times so far."""
 UNPLACED = 10.0
 
 
-def with_popularity(vectors: Float, popularity: Float) -> Float:
-    """User vectors [B, D] and their dials [B] → [B, D + 1], whose last number meets the popularity of the items."""
-    return np.concatenate([vectors, (popularity * POPULARITY_SCALE)[:, None]], axis=1).astype(np.float32)
+def with_popularity(vectors: Float, prior: float, dial: Float) -> Float:
+    """User vectors [B, D] and their dials [B] → [B, D + 1], whose last number meets the log popularity of the items.
+
+    Parameters
+    ----------
+    prior
+        What a nat of it is worth with the dial at rest; see `TwoTower.popularity_weight`.
+    """
+    return np.concatenate([vectors, (prior + dial * POPULARITY_SCALE)[:, None]], axis=1).astype(np.float32)
 
 
 def diversify(scores: Float, vectors: Float, k: int, diversity: float) -> Int:

@@ -2,7 +2,7 @@
 
 Enters: a history and item rows. Leaves: shares of the cosine, from the model's own gradients: gradient times input, to the first
 order, the lengths of both vectors held as they are. The cosine is shared out twice: over what the user tower reads (visits and
-features of the user) and over what the item tower reads.
+features of the user) and over what the item tower reads. What popularity adds to the cosine is a reason of its own.
 
 Promise: where a tower is straight (no MLP, no attention, a mean of the history) its shares add up to the cosine; elsewhere they say
 what a small change would do, and the rest is what attention and MLP make of several inputs together.
@@ -35,6 +35,7 @@ LABELS = {
     ("user", "weekday"): "the day of the week",
     ("user", "month"): "the month",
     ("item", "id"): "who goes there",
+    ("item", "popularity"): "how many go there",
     ("item", "state"): "how often, how lately and how well it was rated",
 }
 
@@ -69,6 +70,7 @@ class Explainer:
     def __init__(self, bundle: Bundle, describe: Callable[[int], dict[str, Any]]) -> None:
         self.model, self.store, self.moment_s, self._describe = bundle.model, bundle.store, bundle.moment_s, describe
         self.vectors = bundle.vectors
+        self._popularity = bundle.arrays.vectors[:, -1] * self.model.popularity_weight()
         self._user = [spec.name for spec in self.model.user_embedding.fields]
         self._item = [spec.name for spec in (*self.model.item_embedding.fields, *self.model.item_state.fields)]
         self._columns = {spec.name: spec for spec in bundle.dataset.specs if spec.side == "item"}
@@ -91,15 +93,14 @@ class Explainer:
         shares = self.shares(history, rows)
         visited = [self._describe(int(row)) if row > UNKNOWN else {} for row in shares.visited]
         return [
-            tuple(
-                sorted(self._told(shares, j, visited, self._describe(int(row))), key=lambda reason: -abs(reason.share))[
-                    :MOST_REASONS
-                ]
-            )
+            tuple(sorted(self._told(shares, j, int(row), visited), key=lambda reason: -abs(reason.share))[:MOST_REASONS])
             for j, row in enumerate(rows)
         ]
 
-    def _told(self, shares: Shares, j: int, visited: list[dict[str, Any]], facts: dict[str, Any]) -> Iterator[Reason]:
+    def _told(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
+        facts, popularity = self._describe(row), float(self._popularity[row])
+        if abs(popularity) >= LEAST_SHARE:
+            yield Reason("item", "popularity", LABELS["item", "popularity"], round(popularity, 4))
         for about, share in zip(visited, shares.visits[j].tolist(), strict=True):
             if about and abs(share) >= LEAST_SHARE:
                 yield Reason("visit", about["item_id"], about.get("name") or about["item_id"], round(share, 4))

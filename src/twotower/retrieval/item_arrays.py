@@ -6,18 +6,16 @@ Enters: a trained model, the features at a moment, the visits. Leaves: `ItemArra
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from twotower.data.dataset import Dataset
 from twotower.features import FeatureStore
 from twotower.models.two_tower import TwoTower
 from twotower.retrieval.neural import item_blocks
 from twotower.retriever import Float, Int, Mask
-from twotower.schema import DAY_S, FIRST_ROW, TRAIN
+from twotower.schema import DAY_S, FIRST_ROW
 
 RECENT_DAYS = 90
 
@@ -29,7 +27,7 @@ class ItemArrays:
     Attributes
     ----------
     vectors
-        float32 [n_items, D + 1]: the unit vector, and last the popularity: log visits in training, standardised over the items.
+        float32 [n_items, D + 1]: the unit vector, and last the log popularity; see `Dataset.item_log_popularity`.
     tokens
         float32 [n_items, d]: what a history reads of the item.
     recent
@@ -49,9 +47,8 @@ def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s
     vectors, tokens = encode_items(model, store, np.arange(dataset.n_items), moment_s)
     visits = dataset.visits
     late = visits.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(visits), np.bool_)
-    counts = np.bincount(visits.item_row[visits.split == TRAIN], minlength=dataset.n_items)
     return ItemArrays(
-        vectors=np.concatenate([vectors, popularity(counts)[:, None]], axis=1),
+        vectors=np.concatenate([vectors, store.log_popularity[:, None]], axis=1),
         tokens=tokens,
         recent=np.bincount(visits.item_row[late], minlength=dataset.n_items).astype(np.int64),
         offered=np.arange(dataset.n_items) >= FIRST_ROW,
@@ -66,12 +63,3 @@ def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) 
             vectors.append(model.encode_items(batch).float().cpu().numpy())
             tokens.append(model.history_items(batch).float().cpu().numpy())
     return np.concatenate(vectors), np.concatenate(tokens)
-
-
-def popularity(counts: NDArray[Any]) -> Float:
-    """Visits [n_items] → their logarithm float32 [n_items], mean 0 and deviation 1 over the items; 0 for the reserved rows."""
-    logs = np.log1p(counts[FIRST_ROW:].astype(np.float64))
-    spread = logs.std() if len(logs) else 0.0
-    scaled = np.zeros(len(counts), np.float32)
-    scaled[FIRST_ROW:] = (logs - logs.mean()) / spread if spread else 0.0
-    return scaled

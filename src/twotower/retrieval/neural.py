@@ -1,8 +1,12 @@
-"""A two-tower as a `Retriever`: item vectors made once for a moment, user vectors on demand."""
+"""A two-tower as a `Retriever`: item vectors made once for a moment, user vectors on demand.
+
+Both have one more number than the towers give them: an item its log popularity, a user what a nat of it is worth.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import numpy as np
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor
 from twotower.batches import ItemBatch
 from twotower.features import FeatureStore
 from twotower.models.two_tower import TwoTower
+from twotower.retrieval.dials import POPULARITY_SCALE
 from twotower.retrieval.index import ExactIndex, joined
 from twotower.retriever import Int, Mask, Queries, Recommendations
 
@@ -29,17 +34,28 @@ class NeuralRetriever:
         Item rows, the two reserved ones included.
     time_s
         Seconds: the moment the item vectors stand for.
+    dial
+        Of popularity, from -1 to 1, as in requests.
     """
 
-    def __init__(self, model: TwoTower, store: FeatureStore, *, n_items: int, time_s: int, name: str = "two-tower") -> None:
-        self.name, self.model, self.store = name, model.eval(), store
+    def __init__(
+        self, model: TwoTower, store: FeatureStore, *, n_items: int, time_s: int, name: str = "two-tower", dial: float = 0.0
+    ) -> None:
+        self.name, self.model, self.store, self.dial = name, model.eval(), store, dial
         self.device = model.log_temperature.device
         with torch.inference_mode():
             blocks = [self.model.encode_items(batch) for batch in item_blocks(model, store, np.arange(n_items), time_s)]
-        self.index = ExactIndex(torch.cat(blocks))
+        popularity = torch.from_numpy(store.log_popularity[:, None]).to(self.device)
+        self.index = ExactIndex(torch.cat([torch.cat(blocks), popularity], dim=1))
+
+    def dialled(self, dial: float) -> NeuralRetriever:
+        """The same with the popularity dial at `dial`."""
+        other = copy(self)
+        other.name, other.dial = f"{self.name} at {dial}", dial
+        return other
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """See `Retriever`; scores are cosines."""
+        """See `Retriever`; scores are cosines and what popularity adds to them."""
         found = []
         for start in range(0, len(queries), PORTION):
             part = queries.slice(start, min(start + PORTION, len(queries)))
@@ -49,9 +65,11 @@ class NeuralRetriever:
         return joined(found, k)
 
     def encode(self, queries: Queries) -> Tensor:
-        """User vectors float32 [B, D] on the model's device."""
+        """User vectors float32 [B, D + 1] on the model's device."""
         with torch.inference_mode():
-            return self.model.encode_users(self.store.users(queries).to(self.device))
+            vectors = self.model.encode_users(self.store.users(queries).to(self.device))
+            popularity = self.model.popularity_weight() + self.dial * POPULARITY_SCALE
+            return torch.cat([vectors, vectors.new_full((len(vectors), 1), popularity)], dim=1)
 
 
 def item_blocks(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> Iterator[ItemBatch]:

@@ -26,7 +26,7 @@ import torch
 from twotower.errors import RequestError
 from twotower.retrieval.asked import Asked, Reader, as_queries
 from twotower.retrieval.bundle import Bundle, load_bundle
-from twotower.retrieval.dials import back_off, diversify, with_popularity
+from twotower.retrieval.dials import POPULARITY_SCALE, back_off, diversify, with_popularity
 from twotower.retrieval.explain import Explainer
 from twotower.retrieval.filters import ItemFilter, distances_km, mutual_km
 from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Stages, Visit
@@ -50,7 +50,8 @@ class Found:
     Attributes
     ----------
     rows, scores
-        int64 [n], float32 [n]: item rows in the order of the list, and cosines; of a back-off visits as a share of the greatest.
+        int64 [n], float32 [n]: item rows in the order of the list, and what the model gives them, the dial of popularity at rest;
+        of a back-off visits as a share of the greatest.
     home
         Where distances count from.
     selectivity
@@ -79,7 +80,7 @@ class Recommender:
         self.bundle, self.dataset, self.moment_s = bundle, bundle.dataset, bundle.moment_s
         self.filter = ItemFilter(self.dataset.items, self.dataset.specs)
         self.reader = Reader(self.dataset, self.moment_s)
-        self.index = bundle.index
+        self.index, self._prior = bundle.index, bundle.model.popularity_weight()
         self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
         items = self.dataset.items
         shown = [name for name in dict.fromkeys((*SHOWN, self.filter.category)) if name in items.column_names]
@@ -212,15 +213,16 @@ class Recommender:
         with stages("tower"):
             vectors = self.bundle.encode(queries)
         with stages("search"):
-            popularity = np.array([one.request.popularity for one in asked])
-            dialled = with_popularity(vectors, popularity)
+            dial = np.array([one.request.popularity for one in asked])
+            dialled = with_popularity(vectors, self._prior, dial)
             seen = [one.history.item_row if one.request.exclude_seen else one.history.item_row[:0] for one in asked]
             exclude = (np.append(0, np.cumsum([len(rows) for rows in seen])), np.concatenate(seen))
             most = min(max(_candidates(one.request) for one in asked), self.dataset.n_items)
             best = self.index.search(torch.from_numpy(dialled), most, exclude=exclude, allow=allow)
             lists = [self._cut(one.request, best, b) for b, one in enumerate(asked)]
         items = self.bundle.arrays.vectors
-        return [("model", rows, scores - dialled[b, -1] * items[rows, -1]) for b, (rows, scores) in enumerate(lists)]
+        extra = (dial * POPULARITY_SCALE).astype(np.float32)  # orders the list, and is no part of the score
+        return [("model", rows, scores - extra[b] * items[rows, -1]) for b, (rows, scores) in enumerate(lists)]
 
     def _search_nothing_known(self, asked: list[Asked], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
         recent, places = self.bundle.arrays.recent, self._places_by_row

@@ -62,9 +62,8 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
         dataset = Dataset.open(folder / DATASET)
         store = open_store(dataset, "future", bundle.config.model)
         vectors, tokens = encode_items(bundle.model, store, rows, bundle.moment_s)
-        popularity = bundle.arrays.vectors[FIRST_ROW:, -1].min(initial=0)  # that of an item nobody went to yet
         added = ItemArrays(
-            vectors=np.concatenate([vectors, np.full((len(rows), 1), popularity, np.float32)], axis=1),
+            vectors=np.concatenate([vectors, np.zeros((len(rows), 1), np.float32)], axis=1),  # popularity: unknown, so the mean
             tokens=tokens,
             recent=np.zeros(len(rows), np.int64),
             offered=np.ones(len(rows), np.bool_),

@@ -104,12 +104,13 @@ def choose(rows: Sequence[Measured], recall: float) -> Measured | None:
 
 def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: Sequence[str]) -> Iterator[tuple[Measured, Index]]:
     """Every kind, its settings up to the first that reaches the recall."""
+    balance = float(queries[0, -1]) + POPULARITY_SCALE  # the most that a nat of popularity is worth
     truth = ExactIndex(vectors).search(queries, k).items
     for kind in kinds:
         if len(vectors) - FIRST_ROW < LEAST_ITEMS.get(kind, 0):
             continue
         for built, searched in SWEEPS[kind]:
-            index = INDEXES[kind].build(vectors, **built, **({} if kind == "exact" else {"balance": POPULARITY_SCALE}))
+            index = INDEXES[kind].build(vectors, **built, **({} if kind == "exact" else {"balance": balance}))
             size = index.nbytes
             for setting in searched:
                 # The exact scan must not answer in its place here.
@@ -131,7 +132,7 @@ def _users(bundle: Bundle, seed: int) -> Float:
     known = known if len(known) else np.array([1])
     chosen = np.sort(np.random.default_rng(seed).choice(known, min(USERS, len(known)), replace=False))
     vectors = bundle.encode(bundle.dataset.histories(chosen, np.full(len(chosen), bundle.moment_s)))
-    return with_popularity(vectors, np.zeros(len(vectors), np.float32))
+    return with_popularity(vectors, bundle.model.popularity_weight(), np.zeros(len(vectors), np.float32))
 
 
 def _p50_ms(index: Index, queries: Float, k: int) -> float:

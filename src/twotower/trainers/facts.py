@@ -63,6 +63,8 @@ class Facts:
         Held for a moment while they are made.
     question_places
         History places that a validation question takes on average.
+    trained
+        Events of the training part.
     """
 
     layout: Layout
@@ -71,6 +73,7 @@ class Facts:
     data_bytes: int
     opening_bytes: int
     question_places: float
+    trained: int
     load: Load
 
 
@@ -93,6 +96,7 @@ def facts_of(dataset: Dataset, config: Config) -> Facts:
         data_bytes=features + _data_bytes(events, trained, visits, dataset.n_users),
         opening_bytes=OPENING_EVENT * events,
         question_places=_mean_width(lengths, config.model.user_tower.max_history),
+        trained=trained,
         load=_greatest([_load(loader, int(step)) for step in _largest(loader)]),
     )
 
@@ -127,6 +131,7 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
         data_bytes=features + _data_bytes(events, events, events, users),
         opening_bytes=OPENING_EVENT * events,
         question_places=float(tower.max_history),
+        trained=events,
         load=load,
     )
 

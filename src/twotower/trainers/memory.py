@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from twotower.batches import FieldSpec
 from twotower.config import Config, EmbeddingConfig, TowerConfig
 from twotower.evaluation import QUESTIONS_AT_ONCE
+from twotower.factors import MOST_USERS
 from twotower.losses import BLOCK as LOGITS
 from twotower.retrieval.index import BLOCK as SCORED
 from twotower.retrieval.neural import BLOCK as ENCODED
@@ -123,10 +124,24 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
         activations=with_slack(work),
         loss=loss_bytes(facts.load, config, processes),
         batches=AHEAD * batch_bytes(facts, processes) + making_bytes(facts.load) if host else batch_bytes(facts, processes),
-        opening=facts.opening_bytes if host else 0,
+        opening=max(facts.opening_bytes, beginning_bytes(facts, config)) if host else 0,
         validation=with_slack(validation_bytes(facts, config, wide)),
         export=export_bytes(weights, plain, optimiser, facts, config) if host else 0,
     )
+
+
+def beginning_bytes(facts: Facts, config: Config) -> int:
+    """Before the first step, where ids begin as factors: those of items three times (found, scaled, told) and of the users who are
+    asked; all visits with their numbers, and those of these users by user and by item."""
+    table = config.model.tables.get("item.id") or EmbeddingConfig(
+        update="rows" if facts.layout.items >= config.model.rows_from else "dense"
+    )
+    hashed = table.max_rows is not None and facts.layout.items > table.max_rows
+    if config.model.item_tower.initial_ids == "noise" or table.update == "rows" or hashed:
+        return 0
+    users = min(facts.layout.users, MOST_USERS)
+    factors = F32 * config.model.user_tower.embedding_dim * (3 * facts.items + users)
+    return factors + facts.trained * (3 * ID + F32) + 3 * (ID + F32) * facts.trained
 
 
 def with_slack(size: int) -> int:

@@ -21,6 +21,7 @@ from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.trainers.base_trainer import BaseTrainer, read_rows
+from twotower.trainers.beginning import begin_with_factors
 from twotower.trainers.budget import give_back
 from twotower.trainers.visits import BEYOND_K, Doctor
 
@@ -46,7 +47,9 @@ class TwoTowerTrainer(BaseTrainer):
         self.doctor = Doctor(self.model, dataset, self.held_out, config)
 
     def begin(self) -> None:
-        """The doctor remembers what was said of a resumed run."""
+        """A new run's ids begin as factors; the doctor remembers what was said of a resumed one."""
+        if self.at.step == 0:
+            begin_with_factors(self.model, self.dataset, self.config)
         self.doctor.recall(read_rows(self.out / "metrics.jsonl"))
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
@@ -80,6 +83,7 @@ class TwoTowerTrainer(BaseTrainer):
             log_weight=batch.log_weight,
             masked=batch.masked,
             temperature=self.model.temperature(),
+            prior=batch.prior,
             weight=batch.weight,
             weight_sum=batch.weight_sum,
         )

@@ -83,8 +83,8 @@ class Doctor:
             validation_loss=question_loss(users, vectors, *answers, temperature),
             temperature=temperature,
             learns_temperature=self.config.model.learn_temperature,
-            items=spread(vectors[FIRST_ROW : FIRST_ROW + self.dataset.n_train_items]),
-            users=spread(users),
+            items=spread(vectors[FIRST_ROW : FIRST_ROW + self.dataset.n_train_items, :-1]),  # the last number is no direction
+            users=spread(users[:, :-1]),
             contrast=contrast(batch),
             popularity_lift=judged.beyond[f"popularity_lift@{BEYOND_K}"],
             popular_lift=self.popular_lift,

@@ -1,0 +1,108 @@
+"""Whether the evaluator computes what trec_eval computes, question by question, on the lists of real systems.
+
+    python benchmarks/evaluator_check.py s3rec
+
+Every question of the test part is answered by popularity, item-kNN and iALS (their defaults). The 20 best of each are exported as
+a run in TREC's format beside the judgements (`--out` keeps both files), read back, and scored by pytrec_eval, which is trec_eval.
+Prints a JSON line a system, appended to benchmarks/results/evaluator_check.jsonl: the greatest difference of any metric of any
+question from what `twotower.evaluation.evaluate` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytrec_eval
+from common import QUALITY_SETS, RESULTS, ROOT, claim, in_words, tell
+from quality import raw_folder
+
+from twotower.baselines import BASELINES
+from twotower.config import EvaluationConfig, load_config
+from twotower.console import setup_logging
+from twotower.data.dataset import Dataset, HeldOut
+from twotower.errors import TwoTowerError
+from twotower.evaluation import evaluate
+from twotower.pipeline import prepare_stage
+from twotower.retriever import Int, Retriever
+
+SYSTEMS = ("popular", "item_knn", "ials")
+TREC = {"Recall": "recall", "HitRate": "success", "NDCG": "ndcg_cut", "MAP": "map_cut", "Precision": "P"}
+KS = (5, 10, 20)
+LIMIT = 1e-6
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and append; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=QUALITY_SETS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="keep the runs and judgements here (default: nowhere)")
+    parser.add_argument("--results", type=Path, default=RESULTS / "evaluator_check.jsonl")
+    given = parser.parse_args(arguments)
+    setup_logging(quiet=True)
+    chosen = QUALITY_SETS[given.set]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            raw = raw_folder(chosen, Path(folder), given.seed)
+            config = load_config(ROOT / "configs" / chosen.config, [*chosen.settings, f"data.path={json.dumps(str(raw))}"])
+            prepare_stage(config, Path(folder) / "dataset")
+            dataset, out = Dataset.open(Path(folder) / "dataset"), given.out or Path(folder)
+            for name in SYSTEMS:
+                row = check(BASELINES[name](dataset), dataset, config.evaluation, out, given.set, given.seed)
+                tell(row, given.results)
+                sys.stderr.write(in_words(row))
+    except TwoTowerError as error:
+        sys.stderr.write(f"evaluator_check: error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+def check(retriever: Retriever, dataset: Dataset, settings: EvaluationConfig, out: Path, name: str, seed: int) -> dict[str, Any]:
+    """One system's claim."""
+    held_out = dataset.held_out("test")
+    names = [f"{metric}@{k}" for metric in TREC for k in KS]
+    ours = evaluate(retriever, held_out, dataset, settings, metrics=names, beyond_k=None).values
+    items = retriever.retrieve(held_out.queries, max(KS), exclude_seen=settings.exclude_seen).items
+    run, judged = out / f"{name}-{retriever.name}.run", out / f"{name}.qrels"
+    export(items, held_out, dataset.item_ids, run, judged, retriever.name)
+    with run.open(encoding="utf-8") as lists, judged.open(encoding="utf-8") as truth:
+        evaluator = pytrec_eval.RelevanceEvaluator(
+            pytrec_eval.parse_qrel(truth), {f"{measure}.{k}" for measure in TREC.values() for k in KS}
+        )
+        found = evaluator.evaluate(pytrec_eval.parse_run(lists))
+    keys = [f"{TREC[metric]}_{k}" for metric in TREC for k in KS]
+    theirs = np.array([[found[str(question)][key] for key in keys] for question in range(len(held_out.queries))])
+    title = f"{name}, {retriever.name}: greatest difference from trec_eval of {len(names)} metrics of a question"
+    apart = float(np.abs(ours - theirs).max())
+    return claim(
+        title,
+        apart,
+        "",
+        "wanted",
+        LIMIT,
+        seed,
+        questions=len(theirs),
+        ndcg_10=round(float(ours[:, names.index("NDCG@10")].mean()), 6),
+    )
+
+
+def export(items: Int, held_out: HeldOut, ids: Any, run: Path, judged: Path, tag: str) -> None:
+    """Lists int64 [B, k] and targets as TREC's run and judgements; an item is its id with its row, for ids may hold spaces."""
+    word = [f"{row}:{''.join(str(one).split())}" for row, one in enumerate(ids)]
+    with run.open("w", encoding="utf-8") as file:
+        for question, rows in enumerate(items):
+            file.writelines(f"{question} Q0 {word[row]} {at} {-at} {tag}\n" for at, row in enumerate(rows) if row >= 0)
+    owner = np.repeat(np.arange(len(held_out.queries)), np.diff(held_out.target_offsets))
+    with judged.open("w", encoding="utf-8") as file:
+        file.writelines(f"{question} 0 {word[row]} 1\n" for question, row in zip(owner, held_out.target_row, strict=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a run begins with: ids that know who visits what, where the table can hold it, and the noise they replace elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from twotower import factors
+from twotower.config import parse_config
+from twotower.data.dataset import Dataset
+from twotower.factors import factorise, interactions, item_vectors
+from twotower.models.build import build_model
+from twotower.models.layers.tables import INIT_STD
+from twotower.trainers.beginning import begin_with_factors
+
+WIDTH = 16
+
+
+@pytest.fixture(scope="module")
+def dataset(town: Any) -> Dataset:
+    return Dataset.open(town.folder)
+
+
+def begun(dataset: Dataset, item_tower: dict[str, Any] | None = None, **model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids' table before and after."""
+    tower = {"embedding_dim": WIDTH, "hidden_dims": [WIDTH]}
+    config = parse_config({"model": {"user_tower": tower, "item_tower": {**tower, **(item_tower or {})}, **model}})
+    torch.manual_seed(0)
+    built = build_model(dataset, config)
+    table = built.tables.lookup("item.id")
+    before = table.weight.detach().clone()
+    begin_with_factors(built, dataset, config)
+    return before, table.weight.detach()
+
+
+def test_ids_begin_as_factors_as_long_as_the_noise(dataset: Dataset) -> None:
+    before, after = begun(dataset)
+    known = torch.from_numpy(dataset.item_train_count[: len(after)] > 0)
+    assert float(after[known].norm(dim=1).mean()) == pytest.approx(INIT_STD * WIDTH**0.5, rel=1e-4)
+    assert not after[~known].any() and not torch.equal(before, after)
+    visits = interactions(dataset)
+    theirs = torch.from_numpy(factorise(visits[np.flatnonzero(np.diff(visits.indptr))], WIDTH).item_factors)[: len(after)]
+    cosine = torch.nn.functional.cosine_similarity(after[known], theirs[known])
+    assert float(cosine.min()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("item_tower", "model"),
+    [
+        ({"initial_ids": "noise"}, {}),
+        ({}, {"tables": {"item.id": {"update": "rows"}}}),
+        ({}, {"tables": {"item.id": {"max_rows": 50}}}),
+        ({}, {"rows_from": 10}),
+    ],
+)
+def test_other_tables_keep_their_noise(dataset: Dataset, item_tower: dict[str, Any], model: dict[str, Any]) -> None:
+    before, after = begun(dataset, item_tower, **model)
+    assert torch.equal(before, after)
+
+
+def test_items_of_the_same_people_are_near() -> None:
+    """Two groups of people, each with items of their own."""
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1], 40)
+    visits = (rng.random((80, 30)) < np.where((np.arange(30) % 2)[None] == group[:, None], 0.4, 0.0)).astype(np.float32)
+    vectors = factorise(sparse.csr_matrix(visits), 8).item_factors
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    likeness = unit @ unit.T
+    assert likeness[::2, ::2].mean() > likeness[::2, 1::2].mean() + 0.5
+
+
+def test_of_many_people_some_are_asked(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    plain = factors.factorise
+
+    def counted(visits: sparse.csr_matrix, *words: Any, **more: Any) -> Any:
+        asked.append(visits.shape[0])
+        return plain(visits, *words, **more)
+
+    monkeypatch.setattr(factors, "factorise", counted)
+    monkeypatch.setattr(factors, "MOST_USERS", 50)
+    one, two = (item_vectors(dataset, WIDTH, length=1.0, seed=3) for _ in range(2))
+    assert asked == [50, 50] and np.array_equal(one, two)
+    assert not np.array_equal(one, item_vectors(dataset, WIDTH, length=1.0, seed=4))
