@@ -179,7 +179,7 @@ class TrainingConfig(Settings):
     eval_every: float | None = Field(None, gt=0)
     """Epochs between validations; each scores the whole catalogue. None: one, or more where that would be above 16 validations."""
     eval_metric: str = "NDCG@10"
-    eval_queries: int = Field(5000, ge=1)
+    eval_queries: int = Field(20_000, ge=1)
     """Validation queries scored during training (a seeded sample)."""
     patience: int = Field(5, ge=1)
     """Validations without improvement before stopping."""

@@ -89,7 +89,7 @@ class Reason:
         The visited item's name, or the feature in words.
     share
         Part of the cosine in the first order: gradient times input. The cosine is shared out twice: over visits and features of the
-        user, and over features of the item.
+        user, and over features of the item. What popularity adds to the cosine is a feature of the item too.
     """
 
     kind: Literal["visit", "user", "item"]
@@ -109,7 +109,8 @@ class Place:
     distance_km
         From where the request comes, else from the most central place of the history; None when either is unknown.
     score
-        Cosine of user and item vector, in [-1, 1]; of an answer that is not the model's, visits as a share of the greatest.
+        Cosine of user and item vector, in [-1, 1], and what the item's popularity adds to it, the dial at rest; of an answer that
+        is not the model's, visits as a share of the greatest.
     reasons
         Largest first; empty unless asked for.
     """

@@ -111,7 +111,8 @@ export class Recommended {
     const index = [...this.root.children].findIndex((card) => card.contains(document.activeElement));
     animated(this.root, () => {
       this.cards = new Map(places.map((place) => [place.item_id, this.cards.get(place.item_id) ?? this.card(place.item_id)]));
-      places.forEach((place) => this.update(this.cards.get(place.item_id), place, moves?.get(place.item_id), { hasMap, scored }));
+      const most = Math.max(1, ...places.map((place) => place.score).filter(Number.isFinite));
+      places.forEach((place) => this.update(this.cards.get(place.item_id), place, moves?.get(place.item_id), { hasMap, scored, most }));
       this.root.replaceChildren(...this.cards.values());
     });
     // The card that was used is gone, into the history: the reader goes on with what stands there now.
@@ -137,7 +138,7 @@ export class Recommended {
     return card;
   }
 
-  update(card, place, step, { hasMap, scored }) {
+  update(card, place, step, { hasMap, scored, most }) {
     card.place = place;
     const { kind, sign, words } = move(step);
     $(".rank", card).textContent = place.rank;
@@ -147,7 +148,7 @@ export class Recommended {
     $("h3", card).replaceWith(h("h3", {}, name(place, this.open)));
     $(".meta", card).textContent = [summary(place), hasMap && !placed(place) ? "not on the map" : ""].filter(Boolean).join(" · ");
     $(".row", card).hidden = !scored;
-    $(".score", card).replaceChildren(...score(place.score));
+    $(".score", card).replaceChildren(...score(place.score, most));
     $(".add", card).setAttribute("aria-label", `Add ${place.name} to the history`);
     $(".why", card).setAttribute("aria-label", `Why this: ${place.name}`);
     this.reasons(card);
@@ -173,9 +174,10 @@ export class Recommended {
 
 const name = (place, open) => h("button", { type: "button", class: "name", onclick: () => open(place.item_id) }, place.name);
 
-function score(value) {
+/** A meter, full at the greatest score of the list where that is above 1, and the figure. */
+function score(value, most) {
   if (!Number.isFinite(value)) return [];
-  const share = Math.max(0, Math.min(1, value));
+  const share = Math.max(0, value / most);
   const meter = s(
     "svg",
     { viewBox: "0 0 40 4", "aria-hidden": "true" },
@@ -186,7 +188,7 @@ function score(value) {
     meter,
     h(
       "span",
-      { title: "Cosine of the asker's and the place's vectors" },
+      { title: "Cosine of the asker's and the place's vectors, and what popularity adds" },
       h("span", { class: "unseen" }, "score "),
       value.toFixed(2),
     ),
