@@ -45,6 +45,8 @@ class Layout:
         Kinds of events (codes 1 … event_types).
     item_fields, user_fields
         Input fields of each tower. An item's "state" changes with time, and is not part of a history's tokens.
+    ordered
+        Whether what is asked for comes after the history. Under a given split it comes from anywhere in it.
     """
 
     items: int
@@ -52,6 +54,7 @@ class Layout:
     event_types: int
     item_fields: tuple[FieldSpec, ...]
     user_fields: tuple[FieldSpec, ...]
+    ordered: bool = True
 
 
 @dataclass(frozen=True, slots=True)

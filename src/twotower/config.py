@@ -72,7 +72,8 @@ class UserTowerConfig(TowerConfig):
 
     num_heads: int = Field(4, ge=1)
     num_blocks: int = Field(1, ge=0)
-    """Self-attention blocks over the history; 0 pools the items as they are."""
+    """Self-attention blocks over the history; 0 pools the items as they are, as does a dataset of sets, whose order says nothing
+    (`prepare.split.kind: given`)."""
     pooling: Literal["mean", "last", "attention"] = "mean"
     max_history: int = Field(50, ge=1)
     """Most recent events read."""
@@ -123,6 +124,8 @@ class ModelConfig(Settings):
 
     user_tower: UserTowerConfig = UserTowerConfig()
     item_tower: ItemTowerConfig = ItemTowerConfig()
+    exclude_fields: list[str] = Field([])
+    """Fields that the towers do without, as "item.categories" or "user.hour"; never an id. The data keep them."""
     request_place: bool = False
     """Whether the user tower reads where a request comes from. In training half of the requests come from near their target."""
     tables: dict[str, EmbeddingConfig] = Field({})

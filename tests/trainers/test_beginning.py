@@ -16,6 +16,8 @@ from twotower.factors import factorise, interactions, item_vectors
 from twotower.models.build import build_model
 from twotower.models.layers.tables import INIT_STD
 from twotower.trainers.beginning import begin_with_factors
+from twotower.trainers.facts import facts_of
+from twotower.trainers.memory import predict
 
 WIDTH = 16
 
@@ -60,6 +62,16 @@ def test_ids_begin_as_factors_as_long_as_the_noise(dataset: Dataset) -> None:
 def test_other_tables_keep_their_noise(dataset: Dataset, item_tower: dict[str, Any], model: dict[str, Any]) -> None:
     before, after = begun(dataset, item_tower, **model)
     assert torch.equal(before, after)
+
+
+def test_attention_stays_away_where_histories_have_no_order(town: Any) -> None:
+    dataset = Dataset.open(town.folder)
+    config = parse_config({})
+    assert build_model(dataset, config).user_tower.encoder is not None
+    with_attention = predict(facts_of(dataset, config), config)
+    dataset.manifest["config"]["prepare"]["split"]["kind"] = "given"
+    assert build_model(dataset, config).user_tower.encoder is None
+    assert predict(facts_of(dataset, config), config).step < with_attention.step
 
 
 def test_items_of_the_same_people_are_near() -> None:

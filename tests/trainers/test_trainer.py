@@ -13,7 +13,7 @@ import torch
 from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.views import VIEWS
-from twotower.errors import TrainingError
+from twotower.errors import ConfigError, TrainingError
 from twotower.hardware import Gpu, Torch
 from twotower.losses import LOSSES, softmax_loss
 from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
@@ -106,6 +106,22 @@ def test_golden_losses(dataset, tmp_path, name):
     TwoTowerTrainer(dataset, parse_config(values), tmp_path).fit()
     golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
     assert figures(tmp_path, "loss") == pytest.approx(golden[name], rel=1e-4)
+
+
+def test_fields_can_be_left_out(dataset, tmp_path):
+    """Down to the ids and the history; a name that there is none of says which is meant."""
+    whole = TwoTowerTrainer(dataset, settings(), tmp_path / "whole")
+    embeddings = {"item": (whole.model.item_embedding, whole.model.item_state), "user": (whole.model.user_embedding,)}
+    fields = [f"{side}.{spec.name}" for side, parts in embeddings.items() for part in parts for spec in part.fields]
+    left_out = [name for name in fields if not name.endswith(".id")]
+    assert {"item.state", "item.neighbours", "user.home", "user.month"} <= set(left_out)
+    model = settings().model.model_copy(update={"exclude_fields": left_out})
+    bare = TwoTowerTrainer(dataset, settings(max_steps=3).model_copy(update={"model": model}), tmp_path / "bare")
+    bare.fit()
+    assert set(bare.model.tables) == {"item/id", "user/id"} and not bare.model.item_state.fields
+    with pytest.raises(ConfigError, match=r"must name fields of the towers. Got 'item.stat'. Did you mean 'item.state'"):
+        model = settings().model.model_copy(update={"exclude_fields": ["item.stat"]})
+        TwoTowerTrainer(dataset, settings().model_copy(update={"model": model}), tmp_path / "wrong")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -19,7 +19,7 @@ from twotower.batches import ItemBatch, Layout, UserBatch
 from twotower.config import Config, ModelConfig
 from twotower.data.dataset import Dataset
 from twotower.data.views import VIEWS, TrainEvents, View
-from twotower.errors import TrainingError
+from twotower.errors import ConfigError, TrainingError, nearest
 from twotower.features import FeatureStore
 from twotower.losses import LOSSES, Pool, other_positives
 from twotower.schema import FIRST_ROW, SPLITS, WITHHELD
@@ -216,15 +216,30 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
     )
 
 
-def layout(dataset: Dataset, store: FeatureStore) -> Layout:
-    """Sizes that the dataset gives to the model."""
+def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
+    """Sizes that the dataset gives to the model, and the fields that the settings leave it.
+
+    Raises
+    ------
+    ConfigError
+        `model.exclude_fields` names a field that there is none of; the nearest name is in the message.
+    """
     sizes = {name: len(values) for name, values in dataset.encoders.vocabularies.items()}
+    fields = {"item": store.item_fields(dataset.specs, sizes), "user": store.user_fields(dataset.specs, sizes)}
+    known = [f"{side}.{spec.name}" for side, specs in fields.items() for spec in specs]
+    for name in model.exclude_fields:
+        if name not in known:
+            raise ConfigError(f"model.exclude_fields must name fields of the towers. Got {name!r}.{nearest(name, known)}")
+    kept = {
+        side: tuple(spec for spec in specs if f"{side}.{spec.name}" not in model.exclude_fields) for side, specs in fields.items()
+    }
     return Layout(
         items=dataset.n_train_items + FIRST_ROW,
         users=dataset.n_train_users + FIRST_ROW,
         event_types=len(dataset.event_types),
-        item_fields=store.item_fields(dataset.specs, sizes),
-        user_fields=store.user_fields(dataset.specs, sizes),
+        item_fields=kept["item"],
+        user_fields=kept["user"],
+        ordered=dataset.manifest["config"]["prepare"]["split"]["kind"] != "given",
     )
 
 

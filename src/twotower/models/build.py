@@ -12,7 +12,7 @@ def build_model(dataset: Dataset, config: Config) -> TwoTower:
     """A `TwoTower` with fresh weights; the same dataset and settings always give the same shapes."""
     store = open_store(dataset, "valid", config.model)
     return TwoTower(
-        layout(dataset, store),
+        layout(dataset, store, config.model),
         config.model,
         causal=config.training.view == "causal",
         save_memory=config.training.gradient_checkpointing,

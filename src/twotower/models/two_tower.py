@@ -17,6 +17,13 @@ from twotower.schema import NEIGHBOURS, PAD, UNKNOWN
 TEMPERATURE_RANGE = (0.01, 1.0)
 
 
+def settled(config: ModelConfig, layout: Layout) -> ModelConfig:
+    """The settings that the data leave: attention reads the order of a history, and stays away where order says nothing."""
+    if layout.ordered or not config.user_tower.num_blocks:
+        return config
+    return config.model_copy(update={"user_tower": config.user_tower.model_copy(update={"num_blocks": 0})})
+
+
 class TwoTower(nn.Module):
     """User tower and item tower whose vectors meet in one inner product.
 
@@ -30,6 +37,7 @@ class TwoTower(nn.Module):
 
     def __init__(self, layout: Layout, config: ModelConfig, *, causal: bool, save_memory: bool = False) -> None:
         super().__init__()
+        config = settled(config, layout)
         dim = config.user_tower.embedding_dim
         item_id = FieldSpec("id", "rows", (layout.items,), "item.id")
         user_id = FieldSpec("id", "rows", (layout.users,), "user.id")

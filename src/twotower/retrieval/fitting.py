@@ -38,8 +38,9 @@ def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
         ("user_tower.hidden_dims", user.hidden_dims[:-1], _hidden(weights, "user_tower")),
         ("item_tower.hidden_dims", item.hidden_dims[:-1], _hidden(weights, "item_tower")),
     ]
-    if user.num_blocks:
-        pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
+    position = weights.get("user_tower.encoder.position")
+    if position is not None:
+        pairs.append(("user_tower.max_history", user.max_history, position.shape[0]))
     for name, said, stored in pairs:
         if said != stored:
             raise ValueError(f"model.{name} is {str(said)[:40]} and that of the weights {stored}")

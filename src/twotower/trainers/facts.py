@@ -90,7 +90,7 @@ def facts_of(dataset: Dataset, config: Config) -> Facts:
     visits = len(dataset.visits) if dataset.has_time else 0
     lengths = np.diff(dataset.events.offsets)
     return Facts(
-        layout=layout(dataset, store),
+        layout=layout(dataset, store, config.model),
         items=dataset.n_items,
         bags={name: value.shape[1] for name, value in static.items() if value.ndim == 2},
         data_bytes=features + _data_bytes(events, trained, visits, dataset.n_users),

@@ -19,6 +19,7 @@ from twotower.config import Config, EmbeddingConfig, TowerConfig
 from twotower.evaluation import QUESTIONS_AT_ONCE
 from twotower.factors import MOST_USERS
 from twotower.losses import BLOCK as LOGITS
+from twotower.models.two_tower import settled
 from twotower.retrieval.index import BLOCK as SCORED
 from twotower.retrieval.neural import BLOCK as ENCODED
 from twotower.trainers.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
@@ -98,6 +99,7 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
     precision
         Of the matrix products: "fp32", "bf16" or "fp16".
     """
+    config = config.model_copy(update={"model": settled(config.model, facts.layout)})
     dim, wide = config.model.user_tower.embedding_dim, WIDTH[precision]
     tables, other = storages(facts, config, processes), dense_numbers(facts, config)
     weights, optimiser = table_weights(tables, dim, processes) + F32 * other, table_state(tables, dim, processes) + 2 * F32 * other
