@@ -2,8 +2,7 @@
 
     python benchmarks/full_size.py --dataset FOLDER      # made by `twotower prepare` from the simulated dump
 
-The dump: twotower simulate --users 2000000 --businesses 150000 --events 7000000. Prints a JSON line for each claim and appends it
-to
+The dump: twotower simulate --users 2000000 --businesses 150000 --events 7000000. Prints a JSON line for each claim, appended to
 benchmarks/results/full_size.jsonl.
 """
 
@@ -45,12 +44,16 @@ def main() -> int:
         trainer = TwoTowerTrainer(dataset, config, Path(folder))
         trainer.total_steps = given.steps
         began = time.perf_counter()
+        trainer.begin()
+        beginning = time.perf_counter() - began
+        began = time.perf_counter()
         for batch, _ in zip(trainer.batches(0, 0), range(given.steps), strict=False):
             trainer._step(batch, None)
         seconds = time.perf_counter() - began
     size, per_epoch, peak = trainer.at.examples, trainer.batches_per_epoch(), gigabytes()
     what = f"{dataset.n_users:,} users, {dataset.n_items:,} items, batches of {config.training.batch_size:,}"
     rows = [
+        ("factors that the ids begin with", beginning, "s"),
         (f"{given.steps} training steps ({what})", seconds, "s"),
         (f"an epoch of {per_epoch:,} such steps, from these", seconds / given.steps * per_epoch / 3600, "hours"),
         (f"training at that size: {size / seconds:,.0f} examples/s; peak memory", peak, "GiB"),

@@ -70,6 +70,8 @@ class TowerConfig(Settings):
 class UserTowerConfig(TowerConfig):
     """History and profile → vector."""
 
+    id_dropout: float = Field(0.5, ge=0, lt=1)
+    """Share of the users' ids shown as UNKNOWN in training: half, so that whoever is unknown is answered as well."""
     num_heads: int = Field(4, ge=1)
     num_blocks: int = Field(1, ge=0)
     """Self-attention blocks over the history; 0 pools the items as they are, as does a dataset of sets, whose order says nothing

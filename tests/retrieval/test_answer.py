@@ -46,6 +46,10 @@ def test_three_lines_of_python(town_bundle: Any, some: list[str]) -> None:
     assert [place.rank for place in places] == [1, 2, 3] and not {place.item_id for place in places} & set(some)
 
 
+def scoreless(answer: Answer) -> Answer:
+    return replace(answer, stages_ms={}, places=[replace(place, score=0.0) for place in answer.places])
+
+
 def test_many_at_once_are_answered_as_each_alone(recommender: Recommender, known: str, some: list[str]) -> None:
     requests = [
         Request(user=known),
@@ -59,7 +63,9 @@ def test_many_at_once_are_answered_as_each_alone(recommender: Recommender, known
     together = recommender.answer(requests)
     for request, found in zip(requests, together, strict=True):
         (alone,) = recommender.answer([request])
-        assert replace(found, stages_ms={}) == replace(alone, stages_ms={})
+        assert scoreless(found) == scoreless(alone)
+        # A product of several vectors adds up in another order than one of a single vector; four places are shown.
+        assert [place.score for place in found.places] == pytest.approx([place.score for place in alone.places], abs=1.1e-4)
     assert [one.source for one in together] == ["model", "model", "recent", "nearby", "model", "model", "recent"]
     assert [one.user_known for one in together] == [True, False, False, False, False, True, False]
     assert {"features", "tower", "filter", "search", "describe"} <= together[0].stages_ms.keys()
@@ -159,12 +165,13 @@ def test_a_score_is_a_cosine_and_the_prior_of_the_item(recommender: Recommender,
     (user,) = bundle.encode(recommender.reader.read(Request(history=history)).history)
     rows = recommender.dataset.item_rows(ids(answer))
     count = recommender.dataset.item_train_count
-    nats = np.log1p(count[rows]) - np.log1p(count[count > 0]).mean()
+    nats = np.log1p(count[rows]) - np.log1p(count[count > 0].mean())
     prior = np.where(count[rows] > 0, 0.15 * nats, 0)
     assert [place.score for place in answer.places] == pytest.approx(bundle.vectors.numpy()[rows] @ user + prior, abs=1e-4)
     for place, share in zip(answer.places, prior, strict=True):
         told = [reason.share for reason in place.reasons if reason.name == "popularity"]
-        assert told == pytest.approx([share], abs=1e-4) or abs(share) < 0.05
+        least = min(abs(reason.share) for reason in place.reasons)
+        assert told == pytest.approx([share], abs=1e-4) or (not told and abs(share) <= least + 1e-4)
 
 
 def test_diversity_takes_what_is_unlike_the_rest() -> None:

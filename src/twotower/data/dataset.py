@@ -224,12 +224,14 @@ class Dataset:
 
     @cached_property
     def item_log_popularity(self) -> NDArray[np.float32]:
-        """float32 [n_items]: log(1 + positive training events) in nats, 0 on average over the items that have any.
-
-        0 where nothing is known too: for items without any, and the reserved rows.
+        """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item and the mean that
+        of the items that have any. 0 where nothing is known, which is as many as the mean: for items without any, and the reserved
+        rows.
         """
-        logs, known = np.log1p(self.item_train_count), self.item_train_count > 0
-        return np.where(known, logs - (logs[known].mean() if known.any() else 0.0), 0.0).astype(np.float32)
+        count = self.item_train_count
+        known = count > 0
+        mean = count[known].mean() if known.any() else 0.0
+        return np.where(known, np.log1p(count) - np.log1p(mean), 0.0).astype(np.float32)
 
     def item_rows(self, ids: list[str]) -> Int:
         """Rows int64 [len(ids)] of item ids; UNKNOWN where there is no such item."""

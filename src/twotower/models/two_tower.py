@@ -15,6 +15,7 @@ from twotower.models.towers.user_tower import UserTower
 from twotower.schema import NEIGHBOURS, PAD, UNKNOWN
 
 TEMPERATURE_RANGE = (0.01, 1.0)
+HIDDEN_STATE = 0.5  # share of the items shown without an id whose state is hidden too
 
 
 def settled(config: ModelConfig, layout: Layout) -> ModelConfig:
@@ -81,7 +82,10 @@ class TwoTower(nn.Module):
         """Embedded fields of the items as the item tower reads them [n, F, d]: the id first, the state last where there is one."""
         row = self._drop(batch.row, self.item_id_dropout)
         fields = self.item_fields(ItemBatch(row, batch.fields))
-        return torch.cat([fields, self.item_state(batch.fields, self.tables, None)], dim=1) if self.item_state.fields else fields
+        if not self.item_state.fields:
+            return fields
+        state = self.item_state({"state": self._state(batch.fields["state"], row)}, self.tables, None)
+        return torch.cat([fields, state], dim=1)
 
     def encode_users(self, batch: UserBatch) -> Tensor:
         """Moments of histories → unit vectors float32 [Q, D]."""
@@ -108,6 +112,14 @@ class TwoTower(nn.Module):
             values[NEIGHBOURS] = torch.where(shown, values[NEIGHBOURS], PAD)
         fields: Tensor = self.item_embedding(values, self.tables, (self.waves, self.geo))
         return fields
+
+    def _state(self, state: Tensor, row: Tensor) -> Tensor:
+        """State of items [n, 5], zeros where nothing is known of one: an item that came after training and had no visit yet is new,
+        not one that nobody goes to. In training half of the items without an id are new in this sense."""
+        new = (row == UNKNOWN) & (state[:, -1] > 0)
+        if self.training and self.item_id_dropout:
+            new = new | (row == UNKNOWN) & (torch.rand(row.shape, device=row.device) < HIDDEN_STATE)
+        return state.masked_fill(new[:, None], 0.0)
 
     def _drop(self, row: Tensor, share: float) -> Tensor:
         """In training, show a share of the ids as UNKNOWN."""

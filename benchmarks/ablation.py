@@ -1,0 +1,119 @@
+"""What each part of the recipe, and each group of features, is worth: the same model without it, judged on the same questions.
+
+    python benchmarks/ablation.py parts s3rec --seeds 0,1,2
+    python benchmarks/ablation.py features town --seeds 0,1,2
+
+The set is prepared once for each seed and the recipe trained on it whole, then again without each part in turn. The questions are
+those of the validation part: this is how defaults are chosen. Prints a JSON line for each seed and part, appended to
+benchmarks/results/ablation.jsonl: NDCG@10 without the part beside that of the whole, and the 95 % interval of the difference
+(paired bootstrap of users).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import QUALITY_SETS, RESULTS, ROOT, claim, in_words, tell
+from quality import raw_folder, seeds
+
+from twotower.config import Config, load_config
+from twotower.console import setup_logging
+from twotower.data.data_loader import layout, open_store, split_moment
+from twotower.data.dataset import Dataset
+from twotower.errors import TwoTowerError
+from twotower.evaluation import judge
+from twotower.pipeline import prepare_stage, train_stage
+from twotower.retrieval.bundle import load_trained
+from twotower.retrieval.neural import NeuralRetriever
+
+METRIC, PART, WHOLE = "NDCG@10", "valid", "whole"
+FIELDS = {  # those that a set has none of are passed over
+    "the item's state (visits, stars and recency up to the moment)": ("item.state",),
+    "the user's state (events, stars and recency up to the moment)": ("user.state",),
+    "the clock (hour, weekday, month)": ("user.hour", "user.weekday", "user.month"),
+    "the user's home": ("user.home",),
+    "the item's place": ("item.location", "item.city"),
+    "categories": ("item.categories",),
+    "attributes and price": ("item.attributes", "item.price"),
+    "opening hours": ("item.hours",),
+    "text": ("item.text",),
+}
+PARTS = {
+    "factors that ids begin with": ["model.item_tower.initial_ids=noise"],
+    "the popularity prior": ["model.popularity_prior=0"],
+    "neighbours": ["model.exclude_fields=[item.neighbours]"],
+    "attention": ["model.user_tower.num_blocks=0"],
+    "hiding half of the history": ["model.user_tower.history_dropout=0"],
+    "hiding a tenth of the ids": ["model.user_tower.id_dropout=0", "model.item_tower.id_dropout=0"],
+    "uniform negatives": ["training.negatives_per_positive=0"],
+    "negatives of the batch": ["training.loss=sampled_softmax"],
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and append; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("of", choices=["parts", "features"])
+    parser.add_argument("set", choices=QUALITY_SETS)
+    parser.add_argument("--seeds", type=seeds, default=[0], metavar="0,1,2")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
+    parser.add_argument("--results", type=Path, default=RESULTS / "ablation.jsonl")
+    given = parser.parse_args(arguments)
+    setup_logging(quiet=True)
+    try:
+        for seed in given.seeds:
+            with tempfile.TemporaryDirectory() as folder:
+                measure(given.of, given.set, seed, Path(folder), given.overrides, given.results)
+    except TwoTowerError as error:
+        sys.stderr.write(f"ablation: error: {' '.join(str(error).split())}\n")
+        return 2
+    return 0
+
+
+def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], results: Path) -> None:
+    """One seed: the whole, then the whole without each part."""
+    chosen = QUALITY_SETS[name]
+    raw = raw_folder(chosen, out, seed)
+    settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
+    config = load_config(ROOT / "configs" / chosen.config, settings)
+    prepare_stage(config, out / "dataset")
+    dataset = Dataset.open(out / "dataset")
+    whole = trained(config, dataset, out, WHOLE)
+    for part, changes in (PARTS if of == "parts" else without_fields(dataset, config)).items():
+        changed = load_config(ROOT / "configs" / chosen.config, [*settings, *changes])
+        without = trained(changed, dataset, out, part)
+        evaluation = config.evaluation.model_copy(update={"baselines": []})
+        report = judge([whole, without], dataset, evaluation, part=PART, main=WHOLE, metric=METRIC, seed=seed)
+        figures = {system: report["systems"][system][METRIC]["value"] for system in (WHOLE, part)}
+        lost = report["differences"][part][METRIC]
+        interval = [lost["low"], lost["high"]]
+        title = f"{name}, seed {seed}, {PART} {METRIC} without {part}"
+        row = claim(title, figures[part], "", "with it", figures[WHOLE], seed, lost=lost["value"], interval=interval)
+        tell(row, results)
+        sys.stderr.write(in_words(row))
+
+
+def without_fields(dataset: Dataset, config: Config) -> dict[str, list[str]]:
+    """The groups of which the set has a field, as the settings that leave those fields out."""
+    sizes = layout(dataset, open_store(dataset, PART, config.model), config.model)
+    known = {f"item.{spec.name}" for spec in sizes.item_fields} | {f"user.{spec.name}" for spec in sizes.user_fields}
+    found = {group: [field for field in fields if field in known] for group, fields in FIELDS.items()}
+    return {group: [f"model.exclude_fields={json.dumps(fields)}"] for group, fields in found.items() if fields}
+
+
+def trained(config: Config, dataset: Dataset, out: Path, name: str) -> NeuralRetriever:
+    """The best model of a run, as a retriever of the validation part."""
+    folder = out / str(len(list(out.iterdir())))
+    train_stage(config, dataset.path, folder)
+    model, settings, _ = load_trained(folder / "best.pt", dataset)
+    store = open_store(dataset, PART, settings.model)
+    return NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, PART), name=name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

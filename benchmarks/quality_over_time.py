@@ -1,0 +1,133 @@
+"""How good the model is after how many seconds, beside tuned iALS: a curve of each over the same validation questions.
+
+    python benchmarks/quality_over_time.py s3rec --plot docs/quality_over_time.svg
+
+The model is validated four times an epoch; its seconds are those of the whole recipe, the factors that ids begin with included,
+validations left out. iALS is fitted anew for each number of iterations, with the settings that its tuning chooses.
+Prints a JSON line a point, appended to benchmarks/results/quality_over_time.jsonl, each beside iALS at its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("svg")
+from common import QUALITY_SETS, RESULTS, ROOT, claim, in_words, tell
+from matplotlib import pyplot
+from quality import raw_folder
+
+from twotower.baselines import IALS
+from twotower.config import Config, load_config
+from twotower.console import setup_logging
+from twotower.data.dataset import Dataset
+from twotower.errors import TwoTowerError
+from twotower.evaluation import evaluate, fit_baseline
+from twotower.pipeline import prepare_stage
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+
+METRIC = "NDCG@10"
+ITERATIONS = (1, 2, 3, 5, 8, 15)
+Curve = list[tuple[float, float]]  # seconds, METRIC
+
+
+class Timed(TwoTowerTrainer):
+    """A trainer that notes when each validation found what."""
+
+    def begin(self) -> None:
+        """The clock starts."""
+        self.curve: Curve = []
+        self.began, self.apart = time.perf_counter(), 0.0
+        super().begin()
+
+    def validate(self) -> dict[str, float]:
+        """Validate, off the clock."""
+        began = time.perf_counter()
+        found = super().validate()
+        self.curve.append((began - self.began - self.apart, found[METRIC]))
+        self.apart += time.perf_counter() - began
+        return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, append and draw; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=QUALITY_SETS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, help="file of the picture (.svg)")
+    parser.add_argument("--results", type=Path, default=RESULTS / "quality_over_time.jsonl")
+    given = parser.parse_args(arguments)
+    setup_logging(quiet=True)
+    chosen = QUALITY_SETS[given.set]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            raw = raw_folder(chosen, Path(folder), given.seed)
+            settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={given.seed}", "training.eval_every=0.25"]
+            config = load_config(ROOT / "configs" / chosen.config, settings)
+            prepare_stage(config, Path(folder) / "dataset")
+            dataset = Dataset.open(Path(folder) / "dataset")
+            curves = {"iALS": factorised(dataset, config), "two-tower": trained(dataset, config, Path(folder) / "run")}
+    except TwoTowerError as error:
+        sys.stderr.write(f"quality_over_time: error: {' '.join(str(error).split())}\n")
+        return 2
+    seconds, best = curves["iALS"][-1]
+    for name, curve in curves.items():
+        for after, value in curve:
+            title = f"{given.set}, validation {METRIC} of {name} after {after:.0f} s"
+            row = claim(
+                title, value, "", f"iALS after {seconds:.0f} s", best, given.seed, set=given.set, system=name, seconds=after
+            )
+            tell(row, given.results)
+            sys.stderr.write(in_words(row))
+    if given.plot:
+        draw(curves, given.plot, chosen.title)
+    return 0
+
+
+def trained(dataset: Dataset, config: Config, out: Path) -> Curve:
+    """The model's curve."""
+    trainer = Timed(dataset, config, out)
+    trainer.fit()
+    return trainer.curve
+
+
+def factorised(dataset: Dataset, config: Config) -> Curve:
+    """That of iALS, tuned."""
+    settings = fit_baseline("ials", dataset, config.evaluation, metric=METRIC, seed=config.seed).settings
+    held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
+    curve = []
+    for iterations in ITERATIONS:
+        began = time.perf_counter()
+        system = IALS(dataset, **{**settings, "iterations": iterations})
+        seconds = time.perf_counter() - began
+        curve.append(
+            (seconds, evaluate(system, held_out, dataset, config.evaluation, metrics=[METRIC], beyond_k=None).mean(METRIC))
+        )
+    return curve
+
+
+def draw(curves: dict[str, Curve], file: Path, title: str) -> None:
+    """Both curves over the logarithm of the seconds."""
+    matplotlib.rcParams["svg.hashsalt"] = "two-tower"  # the same curves are the same file
+    figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
+    for (name, curve), colour in zip(curves.items(), ("#8a6d3b", "#0b6e99"), strict=True):
+        seconds, values = zip(*curve, strict=True)
+        axes.plot(seconds, values, marker="o", markersize=3.5, color=colour, label=name)
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of training, two cores")
+    axes.set_ylabel(f"validation {METRIC}")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(file, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
