@@ -49,7 +49,8 @@ PARTS = {
     "neighbours": ["model.exclude_fields=[item.neighbours]"],
     "attention": ["model.user_tower.num_blocks=0"],
     "hiding half of the history": ["model.user_tower.history_dropout=0"],
-    "hiding a tenth of the ids": ["model.user_tower.id_dropout=0", "model.item_tower.id_dropout=0"],
+    "hiding half of the users' ids": ["model.user_tower.id_dropout=0"],
+    "hiding a tenth of the items' ids": ["model.item_tower.id_dropout=0"],
     "uniform negatives": ["training.negatives_per_positive=0"],
     "negatives of the batch": ["training.loss=sampled_softmax"],
 }

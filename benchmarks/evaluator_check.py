@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             raw = raw_folder(chosen, Path(folder), given.seed)
-            config = load_config(ROOT / "configs" / chosen.config, [*chosen.settings, f"data.path={json.dumps(str(raw))}"])
+            config = load_config(
+                ROOT / "configs" / chosen.config, [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={given.seed}"]
+            )
             prepare_stage(config, Path(folder) / "dataset")
             dataset, out = Dataset.open(Path(folder) / "dataset"), given.out or Path(folder)
             for name in SYSTEMS:

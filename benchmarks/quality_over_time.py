@@ -69,7 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             raw = raw_folder(chosen, Path(folder), given.seed)
-            settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={given.seed}", "training.eval_every=0.25"]
+            settings = [
+                *chosen.settings,
+                f"data.path={json.dumps(str(raw))}",
+                f"seed={given.seed}",
+                "training.eval_every=0.25",
+                "training.patience=20",
+            ]
             config = load_config(ROOT / "configs" / chosen.config, settings)
             prepare_stage(config, Path(folder) / "dataset")
             dataset = Dataset.open(Path(folder) / "dataset")

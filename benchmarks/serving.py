@@ -35,6 +35,7 @@ from twotower.config import parse_config
 from twotower.console import setup_logging
 from twotower.data.prepare import prepare
 from twotower.pipeline import train_stage
+from twotower.retrieval.dials import with_popularity
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
 from twotower.retrieval.tuning import tune_index
@@ -151,14 +152,14 @@ def bare_call(recommender: Recommender, users: Sequence[str]) -> Callable[[int],
     """A function that makes the list of user number i from inputs built beforehand: the tower, then the index."""
     bundle, read = recommender.bundle, recommender.reader.read
     asked = [read(Request(user=user, k=K)).history for user in users]
-    tower = bundle.tower
+    tower, prior = bundle.tower, bundle.model.popularity_weight()
     inputs: list[Any] = [bundle.store.padded(one) if tower is not None else bundle.store.users(one) for one in asked]
 
     def run(number: int) -> Any:
         one = asked[number]
         with torch.inference_mode():
             vector = tower(inputs[number]) if tower is not None else bundle.model.encode_users(inputs[number]).numpy()
-        dialled = torch.from_numpy(np.concatenate([vector, np.zeros((1, 1), np.float32)], axis=1))
+        dialled = torch.from_numpy(with_popularity(vector, prior, np.zeros(1, np.float32)))
         return recommender.index.search(dialled, K, exclude=(one.offsets, one.item_row))
 
     return run

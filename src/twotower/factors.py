@@ -22,11 +22,11 @@ MOST_USERS = 200_000  # who say what items are alike; more of them cost time and
 
 
 def interactions(dataset: Dataset) -> sparse.csr_matrix:
-    """float32 [n_users, n_items]: positive training events, repeats counted."""
+    """float32 [n_users, n_items]: positive training events by their weight, repeats added up."""
     events = dataset.events
-    kept = events.positive & (events.split == TRAIN)
-    ones = np.ones(int(kept.sum()), np.float32)
-    return sparse.csr_matrix((ones, (events.user_row[kept], events.item_row[kept])), (dataset.n_users, dataset.n_items))
+    kept = events.positive & (events.split == TRAIN) & (events.weight > 0)
+    weight = events.weight[kept].astype(np.float32)
+    return sparse.csr_matrix((weight, (events.user_row[kept], events.item_row[kept])), (dataset.n_users, dataset.n_items))
 
 
 def factorise(
@@ -55,7 +55,7 @@ def factorise(
 
 def item_vectors(dataset: Dataset, width: int, *, length: float, seed: int) -> Float:
     """Item factors float32 [n_items, width] of `length` on average, by at most `MOST_USERS` users drawn by lot; zeros for items
-    that nobody visited."""
+    that none of them visited."""
     visits = interactions(dataset)
     visitors = np.flatnonzero(np.diff(visits.indptr))
     if len(visitors) > MOST_USERS:

@@ -108,8 +108,8 @@ class _Problem:
     """What `softmax_loss` is not differentiated by."""
 
     target: Tensor
-    log_weight: Tensor
-    prior: Tensor
+    offset: Tensor  # [C]: log weight and prior
+    target_prior: Tensor  # [Q]
     masked: tuple[Tensor, Tensor] | None
     weight: Tensor
     block: int
@@ -161,8 +161,8 @@ def _block(
     """Weighted losses of the examples `rows`, summed; their gradients go into `grads`. `buffer` is room for their logits."""
     target, weight = problem.target[rows, None], problem.weight[rows, None]
     scaled = users / temperature
-    positive = (scaled * items[target[:, 0]]).sum(dim=1, keepdim=True) + problem.prior[rows, None]
-    logits = torch.addmm(problem.log_weight, scaled, items.T, out=buffer[: len(users)])
+    positive = (scaled * items[target[:, 0]]).sum(dim=1, keepdim=True) + problem.target_prior[rows, None]
+    logits = torch.addmm(problem.offset, scaled, items.T, out=buffer[: len(users)])
     if masked is not None:
         logits.index_put_(masked, logits.new_tensor(float("-inf")))
     logits.scatter_(1, target, positive)

@@ -13,7 +13,7 @@ from typing import Literal
 PAD = 0
 UNKNOWN = 1
 FIRST_ROW = 2
-FORMAT_VERSION = 2  # of datasets and runs
+FORMAT_VERSION = 3  # of datasets and runs
 BUNDLE_FORMAT = 4
 
 # Raw tables (what a source returns) and prepared tables.

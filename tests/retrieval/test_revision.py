@@ -97,6 +97,7 @@ def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_pat
     assert back.dataset.n_items == n and back.bundle.manifest["revision"] == 3
     assert back.recommend(history=[second], k=1, where=f'id == "{first}"')[0].name == "New Name"
     np.testing.assert_allclose(back.bundle.arrays.vectors[:, :-1].sum(), after.bundle.arrays.vectors[:, :-1].sum(), atol=1)
+    np.testing.assert_array_equal(back.bundle.arrays.vectors[:, -1], after.bundle.arrays.vectors[:, -1])  # as popular as before
 
 
 @pytest.mark.parametrize(

@@ -224,12 +224,13 @@ class Dataset:
 
     @cached_property
     def item_log_popularity(self) -> NDArray[np.float32]:
-        """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item and the mean that
-        of the items that have any. 0 where nothing is known, which is as many as the mean: for items without any, and the reserved
-        rows.
+        """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item, by their weight,
+        and the mean that of the items that training knows. 0, as many as the mean, for all others, and the reserved rows.
         """
-        count = self.item_train_count
-        known = count > 0
+        counted = self.events.positive & (self.events.split == TRAIN)
+        count = np.bincount(self.events.item_row[counted], self.events.weight[counted], self.n_items)
+        row = np.arange(self.n_items)
+        known = (row >= FIRST_ROW) & (row < FIRST_ROW + self.n_train_items)
         mean = count[known].mean() if known.any() else 0.0
         return np.where(known, np.log1p(count) - np.log1p(mean), 0.0).astype(np.float32)
 

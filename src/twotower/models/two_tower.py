@@ -105,7 +105,9 @@ class TwoTower(nn.Module):
     def item_fields(self, batch: ItemBatch) -> Tensor:
         """Embedded static fields of the items [n, F, d], the id first."""
         values = {**batch.fields, "id": batch.row}
-        if NEIGHBOURS in values:  # an item that is not known has none; of the others each is left out now and then
+        if any(
+            spec.name == NEIGHBOURS for spec in self.item_embedding.fields
+        ):  # an item that is not known has none; of the others each is left out now and then
             shown = (batch.row != UNKNOWN)[:, None].expand_as(values[NEIGHBOURS])
             if self.training and self.neighbour_dropout:
                 shown = shown & (torch.rand(shown.shape, device=shown.device) >= self.neighbour_dropout)

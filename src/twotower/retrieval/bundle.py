@@ -145,6 +145,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
                 "moment_s": moment,
                 "training": progress,
                 "metrics": metrics or {},
+                "popularity_weight": model.popularity_weight(),
             },
         )
 

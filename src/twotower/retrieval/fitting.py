@@ -22,7 +22,8 @@ from twotower.schema import FIRST_ROW
 
 def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor]) -> TwoTower:
     """The model of the stored weights; settings that are not those of the weights cost no memory."""
-    _check_settings(config.model, weights)
+    ordered = dataset.manifest["config"]["prepare"]["split"]["kind"] != "given"
+    _check_settings(config.model, weights, ordered=ordered)
     model = build_model(dataset, config)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
@@ -31,16 +32,15 @@ def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor]) -> Tw
     return model.eval()
 
 
-def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
+def _check_settings(config: ModelConfig, weights: dict[str, Tensor], *, ordered: bool) -> None:
     user, item = config.user_tower, config.item_tower
     pairs = [
         ("user_tower.embedding_dim", user.embedding_dim, weights["geo.weight"].shape[0]),
         ("user_tower.hidden_dims", user.hidden_dims[:-1], _hidden(weights, "user_tower")),
         ("item_tower.hidden_dims", item.hidden_dims[:-1], _hidden(weights, "item_tower")),
     ]
-    position = weights.get("user_tower.encoder.position")
-    if position is not None:
-        pairs.append(("user_tower.max_history", user.max_history, position.shape[0]))
+    if user.num_blocks and ordered:  # see `models.two_tower.settled`
+        pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
     for name, said, stored in pairs:
         if said != stored:
             raise ValueError(f"model.{name} is {str(said)[:40]} and that of the weights {stored}")

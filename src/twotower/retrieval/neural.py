@@ -43,10 +43,16 @@ class NeuralRetriever:
     ) -> None:
         self.name, self.model, self.store, self.dial = name, model.eval(), store, dial
         self.device = model.log_temperature.device
-        with torch.inference_mode():
-            blocks = [self.model.encode_items(batch) for batch in item_blocks(model, store, np.arange(n_items), time_s)]
-        popularity = torch.from_numpy(store.log_popularity[:, None]).to(self.device)
-        self.index = ExactIndex(torch.cat([torch.cat(blocks), popularity], dim=1))
+        filled, vectors = 0, torch.zeros(0)
+        with torch.no_grad():
+            for batch in item_blocks(model, store, np.arange(n_items), time_s):
+                block = self.model.encode_items(batch)
+                if not filled:
+                    vectors = block.new_empty(n_items, block.shape[1] + 1)
+                    vectors[:, -1] = torch.from_numpy(store.log_popularity)
+                vectors[filled : filled + len(block), :-1] = block
+                filled += len(block)
+        self.index = ExactIndex(vectors)
 
     def dialled(self, dial: float) -> NeuralRetriever:
         """The same with the popularity dial at `dial`."""

@@ -63,7 +63,7 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
         store = open_store(dataset, "future", bundle.config.model)
         vectors, tokens = encode_items(bundle.model, store, rows, bundle.moment_s)
         added = ItemArrays(
-            vectors=np.concatenate([vectors, np.zeros((len(rows), 1), np.float32)], axis=1),  # 0: unknown popularity
+            vectors=np.concatenate([vectors, store.log_popularity[rows, None]], axis=1),
             tokens=tokens,
             recent=np.zeros(len(rows), np.int64),
             offered=np.ones(len(rows), np.bool_),

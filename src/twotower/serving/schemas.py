@@ -160,7 +160,7 @@ class ReasonOut(BaseModel):
     kind: Literal["visit", "user", "item"]
     name: str
     label: str
-    share: float
+    share: float = Field(description="What it adds to the score, to the first order; negative where it holds the place down.")
 
 
 class PlaceOut(ItemOut):
@@ -168,7 +168,7 @@ class PlaceOut(ItemOut):
 
     rank: int
     distance_km: float | None
-    score: float
+    score: float = Field(description="A cosine, and what the place's popularity adds to it; of a back-off, visits as a share.")
     reasons: list[ReasonOut]
 
 

@@ -169,8 +169,8 @@ def _popularity(history: Sequence[Facts]) -> str | None:
     return (
         f"What is recommended is nearly one list for everybody: its popularity lift is {now.popularity_lift:.2f}, more than "
         f"{MOST_POPULAR:g} of the {now.popular_lift:.2f} that the most popular items have, and it shows {now.coverage:.1%} of the "
-        "catalogue. Users hardly count: lower model.user_tower.history_dropout, dropout and id_dropout, train longer, or use "
-        "training.loss: infonce with more training.negatives_per_positive."
+        "catalogue. Users hardly count: lower model.user_tower.history_dropout, dropout and id_dropout, or model.popularity_prior, "
+        "train longer, or use training.loss: infonce with more training.negatives_per_positive."
     )
 
 

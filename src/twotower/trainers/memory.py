@@ -253,10 +253,10 @@ def making_bytes(load: Load) -> int:
 
 def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
     """Item vectors, and the most of: a part of the questions going through a block (input, tokens, middle, norm, and 8 d in the
-    MLP; without any, three running sums); a block of items being encoded, and all vectors being joined; a block of scores; and the
-    doctor's scores, divided by the temperature and being summed up: three times."""
+    MLP; without any, three running sums); a block of items being encoded; a block of scores; and the doctor's scores, divided
+    by the temperature and being summed up: three times."""
     model, layout = config.model, facts.layout
-    d, vectors = model.user_tower.embedding_dim, F32 * model.user_tower.hidden_dims[-1] * facts.items
+    d, vectors = model.user_tower.embedding_dim, F32 * (model.user_tower.hidden_dims[-1] + 1) * facts.items
     questions = min(QUESTIONS_AT_ONCE, config.training.eval_queries)
     history = (4 * F32 + 8 * wide if model.user_tower.num_blocks else 3 * F32) * d + 10 * ID
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
@@ -264,12 +264,12 @@ def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
     items = min(ENCODED, facts.items) * (passing + row_bytes(layout.item_fields, facts.bags) + waves)
     scores = min(SCORED, questions) * facts.items * F32
     doctor = 3 * F32 * facts.items * min(max(SCORES // facts.items, 1), SAMPLE, questions)
-    return vectors + max(int(questions * facts.question_places * history), items + vectors, scores, doctor)
+    return vectors + max(int(questions * facts.question_places * history), items, scores, doctor)
 
 
 def export_bytes(weights: int, plain: int, optimiser: int, facts: Facts, config: Config) -> int:
     """After training: a checkpoint beside a new model; then that model beside its bytes, twice; then beside its ONNX graphs, for
     which tables updated by rows (`plain` bytes) are written out. The data is still mapped."""
-    vectors = F32 * config.model.user_tower.hidden_dims[-1] * facts.items
+    vectors = F32 * (config.model.user_tower.hidden_dims[-1] + 1) * facts.items
     graphs = int((1 + GRAPH_COPIES) * weights) + plain
     return facts.data_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)
