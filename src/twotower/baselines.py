@@ -288,7 +288,14 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "item_knn": [{"neighbours": n} for n in (0, 50, 500)],
     "ials": [
         {"factors": factors, "l2": l2, "alpha": alpha}
-        for factors, l2, alpha in ((64, 1.0, 10.0), (64, 10.0, 20.0), (128, 10.0, 10.0), (128, 10.0, 20.0), (128, 30.0, 40.0))
+        for factors, l2, alpha in (
+            (64, 1.0, 10.0),
+            (64, 10.0, 20.0),
+            (128, 10.0, 10.0),
+            (128, 10.0, 20.0),
+            (128, 30.0, 40.0),
+            (256, 10.0, 20.0),
+        )
     ],
 }
 """Settings tried on the validation part; a baseline not named here is fitted as it is."""
