@@ -11,7 +11,6 @@ question from what `twotower.evaluation.evaluate` says.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,16 +19,15 @@ from typing import Any
 
 import numpy as np
 import pytrec_eval
-from common import QUALITY_SETS, RESULTS, ROOT, claim, in_words, tell
-from quality import raw_folder
+from common import QUALITY_SETS, RESULTS, claim, in_words, tell
+from quality import prepared
 
 from twotower.baselines import BASELINES
-from twotower.config import EvaluationConfig, load_config
+from twotower.config import EvaluationConfig
 from twotower.console import setup_logging
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.errors import TwoTowerError
 from twotower.evaluation import evaluate
-from twotower.pipeline import prepare_stage
 from twotower.retriever import Int, Retriever
 
 SYSTEMS = ("popular", "item_knn", "ials")
@@ -47,15 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS / "evaluator_check.jsonl")
     given = parser.parse_args(arguments)
     setup_logging(quiet=True)
-    chosen = QUALITY_SETS[given.set]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            raw = raw_folder(chosen, Path(folder), given.seed)
-            config = load_config(
-                ROOT / "configs" / chosen.config, [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={given.seed}"]
-            )
-            prepare_stage(config, Path(folder) / "dataset")
-            dataset, out = Dataset.open(Path(folder) / "dataset"), given.out or Path(folder)
+            config, dataset = prepared(given.set, given.seed, Path(folder))
+            out = given.out or Path(folder)
             for name in SYSTEMS:
                 row = check(BASELINES[name](dataset), dataset, config.evaluation, out, given.set, given.seed)
                 tell(row, given.results)

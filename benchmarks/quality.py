@@ -27,8 +27,9 @@ from report import quality_table
 
 from twotower.config import Config, load_config
 from twotower.console import setup_logging
+from twotower.data.dataset import Dataset
 from twotower.errors import DataError, TwoTowerError
-from twotower.pipeline import TOWN, run_all, simulate_stage
+from twotower.pipeline import TOWN, prepare_stage, run_all, simulate_stage
 from twotower.trainers.optimizer import choose_device
 
 MODEL = "two-tower"
@@ -116,6 +117,16 @@ def config_hash(config: Config, sizes: dict[str, int] | None) -> str:
     """Twelve characters that stand for all settings but the seed and where the data lies, and for the sizes of a town."""
     values = config.model_dump(mode="json", exclude={"seed": True, "data": {"path"}})
     return hashlib.sha256(json.dumps([values, sizes], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def prepared(name: str, seed: int, folder: Path, *overrides: str) -> tuple[Config, Dataset]:
+    """A set's settings, and the dataset that they make below `folder`."""
+    chosen = QUALITY_SETS[name]
+    raw = raw_folder(chosen, folder, seed)
+    settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
+    config = load_config(ROOT / "configs" / chosen.config, settings)
+    prepare_stage(config, folder / "dataset")
+    return config, Dataset.open(folder / "dataset")
 
 
 def raw_folder(chosen: QualitySet, out: Path, seed: int, sizes: dict[str, int] = TOWN) -> Path:

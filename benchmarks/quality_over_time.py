@@ -10,7 +10,6 @@ Prints a JSON line a point, appended to benchmarks/results/quality_over_time.jso
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -20,17 +19,16 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-from common import QUALITY_SETS, RESULTS, ROOT, claim, in_words, tell
+from common import QUALITY_SETS, RESULTS, claim, in_words, tell
 from matplotlib import pyplot
-from quality import raw_folder
+from quality import prepared
 
 from twotower.baselines import IALS
-from twotower.config import Config, load_config
+from twotower.config import Config
 from twotower.console import setup_logging
 from twotower.data.dataset import Dataset
 from twotower.errors import TwoTowerError
 from twotower.evaluation import evaluate, fit_baseline
-from twotower.pipeline import prepare_stage
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 METRIC = "NDCG@10"
@@ -65,20 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS / "quality_over_time.jsonl")
     given = parser.parse_args(arguments)
     setup_logging(quiet=True)
-    chosen = QUALITY_SETS[given.set]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            raw = raw_folder(chosen, Path(folder), given.seed)
-            settings = [
-                *chosen.settings,
-                f"data.path={json.dumps(str(raw))}",
-                f"seed={given.seed}",
-                "training.eval_every=0.25",
-                "training.patience=20",
-            ]
-            config = load_config(ROOT / "configs" / chosen.config, settings)
-            prepare_stage(config, Path(folder) / "dataset")
-            dataset = Dataset.open(Path(folder) / "dataset")
+            often = ("training.eval_every=0.25", "training.patience=20")
+            config, dataset = prepared(given.set, given.seed, Path(folder), *often)
             curves = {"iALS": factorised(dataset, config), "two-tower": trained(dataset, config, Path(folder) / "run")}
     except TwoTowerError as error:
         sys.stderr.write(f"quality_over_time: error: {' '.join(str(error).split())}\n")
@@ -93,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tell(row, given.results)
             sys.stderr.write(in_words(row))
     if given.plot:
-        draw(curves, given.plot, chosen.title)
+        draw(curves, given.plot, QUALITY_SETS[given.set].title)
     return 0
 
 
