@@ -239,7 +239,7 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
         event_types=len(dataset.event_types),
         item_fields=kept["item"],
         user_fields=kept["user"],
-        ordered=dataset.manifest["config"]["prepare"]["split"]["kind"] != "given",
+        ordered=dataset.ordered,
     )
 
 

@@ -222,6 +222,11 @@ class Dataset:
         counted = self.events.positive & (self.events.split == TRAIN)
         return np.bincount(self.events.item_row[counted], minlength=self.n_items).astype(np.int64)
 
+    @property
+    def ordered(self) -> bool:
+        """Whether held-out events come after their histories; under a given split they come from anywhere in them."""
+        return bool(self.manifest["config"]["prepare"]["split"]["kind"] != "given")
+
     @cached_property
     def item_log_popularity(self) -> NDArray[np.float32]:
         """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item, by their weight,
@@ -275,7 +280,7 @@ class Dataset:
             raise DataError(f"Held-out events are those of the split valid or test. Got {split!r}.")
         events, code = self.events, SPLITS[split]
         user_row = events.user_row
-        given = self.manifest["config"]["prepare"]["split"]["kind"] == "given"
+        given = not self.ordered
         target = np.flatnonzero(events.positive & (events.split == code))
         moment = np.zeros(len(target), np.int64) if given else events.time_s[target]
         # One line per (user, moment, item), the first event of each; events are sorted by user and time already.

@@ -57,6 +57,7 @@ class TwoTower(nn.Module):
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature)
         self.popularity_prior = config.popularity_prior
+        self.reads_neighbours = any(spec.name == NEIGHBOURS for spec in static)
         self.neighbour_dropout = config.item_tower.neighbour_dropout
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
 
@@ -105,9 +106,7 @@ class TwoTower(nn.Module):
     def item_fields(self, batch: ItemBatch) -> Tensor:
         """Embedded static fields of the items [n, F, d], the id first."""
         values = {**batch.fields, "id": batch.row}
-        if any(
-            spec.name == NEIGHBOURS for spec in self.item_embedding.fields
-        ):  # an item that is not known has none; of the others each is left out now and then
+        if self.reads_neighbours:  # an item that is not known has none; of the others each is left out now and then
             shown = (batch.row != UNKNOWN)[:, None].expand_as(values[NEIGHBOURS])
             if self.training and self.neighbour_dropout:
                 shown = shown & (torch.rand(shown.shape, device=shown.device) >= self.neighbour_dropout)

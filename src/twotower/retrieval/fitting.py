@@ -22,8 +22,7 @@ from twotower.schema import FIRST_ROW
 
 def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor]) -> TwoTower:
     """The model of the stored weights; settings that are not those of the weights cost no memory."""
-    ordered = dataset.manifest["config"]["prepare"]["split"]["kind"] != "given"
-    _check_settings(config.model, weights, ordered=ordered)
+    _check_settings(config.model, weights, ordered=dataset.ordered)
     model = build_model(dataset, config)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):

@@ -34,14 +34,13 @@ class NeuralRetriever:
         Item rows, the two reserved ones included.
     time_s
         Seconds: the moment the item vectors stand for.
-    dial
-        Of popularity, from -1 to 1, as in requests.
     """
 
-    def __init__(
-        self, model: TwoTower, store: FeatureStore, *, n_items: int, time_s: int, name: str = "two-tower", dial: float = 0.0
-    ) -> None:
-        self.name, self.model, self.store, self.dial = name, model.eval(), store, dial
+    dial = 0.0
+    """Of popularity, from -1 to 1, as in requests."""
+
+    def __init__(self, model: TwoTower, store: FeatureStore, *, n_items: int, time_s: int, name: str = "two-tower") -> None:
+        self.name, self.model, self.store = name, model.eval(), store
         self.device = model.log_temperature.device
         filled, vectors = 0, torch.zeros(0)
         with torch.no_grad():
