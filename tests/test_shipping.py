@@ -64,11 +64,6 @@ def last(word: str) -> Step:
     return next(step for step in reversed(stages()[-1]) if step.word == word)
 
 
-def without(tool: str) -> None:
-    """Skip the test; in CI, fail."""
-    (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"needs {tool}")
-
-
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -78,10 +73,10 @@ def free_port() -> int:
 # The files, read.
 
 
-def test_a_linter_finds_nothing_in_the_dockerfile() -> None:
+def test_a_linter_finds_nothing_in_the_dockerfile(lacking: Any) -> None:
     hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if hadolint is None:
-        without("hadolint")
+        lacking("needs hadolint")
     done = subprocess.run([str(hadolint), "--no-color", ROOT / "Dockerfile"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -176,9 +171,11 @@ def test_figures_that_the_page_watches_are_given() -> None:
     assert {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in told} <= given | {"process_resident_memory_bytes"}
 
 
-def test_a_redis_of_the_composition_keeps_what_it_acknowledged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_redis_of_the_composition_keeps_what_it_acknowledged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lacking: Any
+) -> None:
     if shutil.which("redis-server") is None:
-        without("redis-server")
+        lacking("needs redis-server")
     port = free_port()
     own = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
     with subprocess.Popen([*SERVICES["redis"]["command"], *own], stdout=subprocess.DEVNULL) as redis:

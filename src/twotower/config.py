@@ -140,6 +140,10 @@ class ModelConfig(Settings):
     temperature: float = Field(0.15, ge=0.01, le=1.0)
     learn_temperature: bool = False
 
+    def stored(self, table: str, ids: int) -> EmbeddingConfig:
+        """How a table of so many ids is stored: as `tables` says, else by its size."""
+        return self.tables.get(table) or EmbeddingConfig(update="rows" if ids >= self.rows_from else "dense")
+
     @model_validator(mode="after")
     def _towers_meet(self) -> ModelConfig:
         u, i = self.user_tower.embedding_dim, self.item_tower.embedding_dim

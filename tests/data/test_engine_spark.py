@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,23 +61,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkEngine]:
-    """One engine for all: without pyspark or Java the tests are skipped, in CI they fail."""
+def spark(tmp_path_factory: pytest.TempPathFactory, lacking: Any) -> Iterator[SparkEngine]:
+    """One engine for all."""
     try:
         import pyspark  # noqa: F401
     except ImportError:
-        _without("needs pyspark: pip install two-tower-rec[spark]")
+        lacking("needs pyspark: pip install two-tower-rec[spark]")
     if shutil.which("java") is None:
-        _without("needs Java 17 for Spark: there is no `java`")
+        lacking("needs Java 17 for Spark: there is no `java`")
     engine = SparkEngine("local[2]", tmp_path_factory.mktemp("spark"))
     yield engine
     engine.close()
-
-
-def _without(reason: str) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def prepared(raw: Path, out: Path, spark: SparkEngine | None, **settings: Any) -> Dataset:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 import signal
 import ssl
@@ -42,8 +41,9 @@ def test_signals_reload_and_end_it_and_log_lines_are_json(strength: Any, bundle:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("openssl") is None and os.environ.get("CI") != "true", reason="needs openssl")
-def test_with_files_for_it_it_speaks_https(load: Any, bundle: Path, tmp_path: Path) -> None:
+def test_with_files_for_it_it_speaks_https(load: Any, bundle: Path, tmp_path: Path, lacking: Any) -> None:
+    if shutil.which("openssl") is None:
+        lacking("needs openssl")
     key, certificate, port = tmp_path / "key.pem", tmp_path / "cert.pem", load.free_port()
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
     subprocess.run(

@@ -135,9 +135,7 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
 def beginning_bytes(facts: Facts, config: Config) -> int:
     """Before the first step, where ids begin as factors: those of items three times (found, scaled, told) and of the users who are
     asked; all visits with their numbers, and those of these users by user and by item."""
-    table = config.model.tables.get("item.id") or EmbeddingConfig(
-        update="rows" if facts.layout.items >= config.model.rows_from else "dense"
-    )
+    table = config.model.stored("item.id", facts.layout.items)
     hashed = table.max_rows is not None and facts.layout.items > table.max_rows
     if config.model.item_tower.initial_ids == "noise" or table.update == "rows" or hashed:
         return 0
@@ -171,7 +169,7 @@ def storages(facts: Facts, config: Config, processes: int = 1) -> list[Storage]:
                 entry[2] += uses
     found = []
     for name, (ids, reads, uses) in asked.items():
-        stored = model.tables.get(name) or EmbeddingConfig(update="rows" if ids >= model.rows_from else "dense")
+        stored = model.stored(name, ids)
         rows = ids if stored.max_rows is None else min(ids, stored.max_rows)
         found.append(Storage(name, rows, stored, min(reads * (1 if rows == ids else 2), rows), uses))
     return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.batches import FieldSpec
-from twotower.config import EmbeddingConfig, ModelConfig
+from twotower.config import ModelConfig
 from twotower.errors import ConfigError, nearest
 from twotower.models.layers.tables import INIT_STD, RowTable, Table
 
@@ -28,8 +28,7 @@ class EmbeddingTables(nn.ModuleDict):
         if _key(name) in self:
             assert self.lookup(name).ids == ids, f"{name} is shared by fields of different sizes"
             return
-        by_rows = EmbeddingConfig(update="rows" if ids >= self.config.rows_from else "dense")
-        config = self.config.tables.get(name, by_rows)
+        config = self.config.stored(name, ids)
         self[_key(name)] = (RowTable if config.update == "rows" else Table)(name, ids, dim, config)
 
     def lookup(self, name: str) -> Table:
