@@ -65,6 +65,8 @@ class TowerConfig(Settings):
     cross_layers: int = Field(2, ge=1)
     id_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of ids shown as UNKNOWN in training, so that the features and the UNKNOWN row learn."""
+    shrinkage: float = Field(0.0, ge=0)
+    """A vector x becomes x / √(|x|² + shrinkage²): with 0 all have length one, else the shorter the less there is to go by."""
 
 
 class UserTowerConfig(TowerConfig):
@@ -72,6 +74,8 @@ class UserTowerConfig(TowerConfig):
 
     id_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of the users' ids shown as UNKNOWN in training: half, so that whoever is unknown is answered as well."""
+    shrinkage: float = Field(1.0, ge=0)
+    """Of the users' vectors: who nothing is known of is answered by popularity, and the more is known the more taste counts."""
     num_heads: int = Field(4, ge=1)
     num_blocks: int = Field(1, ge=0)
     """Self-attention blocks over the history; 0 pools the items as they are, as does a dataset of sets, whose order says nothing
@@ -137,7 +141,7 @@ class ModelConfig(Settings):
     popularity_prior: float = Field(1.0, ge=0, le=2)
     """Share of an item's log popularity that every logit begins with: with 1, towers that know nothing answer by popularity, and
     vectors are left to say how a taste differs from everybody's. 0: vectors say it all."""
-    temperature: float = Field(0.15, ge=0.01, le=1.0)
+    temperature: float = Field(0.12, ge=0.01, le=1.0)
     learn_temperature: bool = False
 
     def stored(self, table: str, ids: int) -> EmbeddingConfig:

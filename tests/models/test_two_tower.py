@@ -1,4 +1,4 @@
-"""The model as a whole: unit vectors, strangers, shared evidence, and a temperature that stays in its range and alive."""
+"""The model as a whole: lengths, strangers, shared evidence, and a temperature that stays in its range and alive."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.config import Config, parse_config
+from twotower.config import Config, UserTowerConfig, parse_config
 from twotower.data.data_loader import open_store
 from twotower.data.dataset import Dataset
 from twotower.models.build import build_model
+from twotower.models.towers.head import TowerHead
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
 
@@ -28,14 +29,33 @@ def config(request) -> Config:
     )
 
 
-def test_both_sides_give_unit_vectors_of_one_width(dataset, config):
+def test_both_sides_give_vectors_of_one_width_no_longer_than_one(dataset, config):
     model, store = build_model(dataset, config).eval(), open_store(dataset, "valid", config.model)
-    users = model.encode_users(store.users(dataset.held_out("valid").queries.slice(0, 40)))
+    asked = store.users(dataset.held_out("valid").queries.slice(0, 40))
+    users = model.encode_users(asked)
     rows = np.arange(dataset.n_items)
     items = model.encode_items(store.items(rows, np.full(len(rows), 1_500_000_000)))
     assert users.shape == (40, 8)
     assert items.shape == (dataset.n_items, 8)
-    torch.testing.assert_close(torch.cat([users, items]).norm(dim=1), torch.ones(40 + dataset.n_items))
+    torch.testing.assert_close(items.norm(dim=1), torch.ones(dataset.n_items))
+    # A user's length is that of what the tower found, held back by the shrinkage; the direction stays.
+    raw = model.user_tower.head.raw(
+        model.user_tower.beside_history(
+            model.user_fields(asked), model.user_tower.visits(model.history_items(asked.items), asked), asked
+        )
+    )
+    length = raw.norm(dim=1)
+    torch.testing.assert_close(users.norm(dim=1), length / (length.square() + config.model.user_tower.shrinkage**2).sqrt())
+    torch.testing.assert_close(torch.cosine_similarity(users, raw), torch.ones(40))
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 1.0])
+def test_nothing_known_is_a_vector_of_zeros_and_has_a_gradient(shrinkage):
+    head = TowerHead(2, UserTowerConfig(**TOWERS, shrinkage=shrinkage))
+    nothing = torch.zeros(3, 2, TOWERS["embedding_dim"], requires_grad=True)
+    vectors = head(nothing)
+    vectors.sum().backward()
+    assert not vectors.any() and torch.isfinite(nothing.grad).all()
 
 
 def test_strangers_are_told_apart_by_their_histories_alone(dataset, config):

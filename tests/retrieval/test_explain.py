@@ -60,7 +60,7 @@ def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
         longer = tokens.clone()
         longer[1] *= 1.001
         moved = tower.head.raw(tower.beside_history(fields, longer, batch)) - raw
-        change = float((moved / raw.norm() * recommender.bundle.vectors[target]).sum())
+        change = float((moved / tower.head.divisor(raw) * recommender.bundle.vectors[target]).sum())
     assert change * 1000 == pytest.approx(float(shares.visits[0, list(shares.visited).index(9)]), rel=0.02, abs=2e-4)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from twotower.batches import ItemBatch, UserBatch
 from twotower.retrieval.bundle import Bundle
@@ -130,25 +130,25 @@ class Explainer:
             tokens = tower.visits(self.model.history_items(batch.items), batch)
         leaves = [fields.requires_grad_(), tokens.requires_grad_()]
         raw = tower.head.raw(tower.beside_history(fields, tokens, batch))
-        by_field, by_token = _shares(raw, items, leaves)
+        by_field, by_token = _shares(raw, tower.head.divisor(raw), items, leaves)
         valid = (batch.history > 0).view(len(items), -1)
         by_visit = (by_token.view(len(items), -1) * valid).numpy()[:, : int(batch.seen.max())]
-        return nn.functional.normalize(raw.detach(), dim=-1), by_field.numpy(), by_visit
+        return (raw / tower.head.divisor(raw)).detach(), by_field.numpy(), by_visit
 
     def _item_side(self, batch: ItemBatch, users: Tensor) -> Float:
         with torch.no_grad():
             fields = self.model.offered_fields(batch)
-        raw = self.model.item_tower.head.raw(fields.requires_grad_())
-        (by_field,) = _shares(raw, users, [fields])
+        head = self.model.item_tower.head
+        raw = head.raw(fields.requires_grad_())
+        (by_field,) = _shares(raw, head.divisor(raw), users, [fields])
         shares: Float = by_field.numpy()
         return shares
 
 
-def _shares(raw: Tensor, others: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """Gradient times input of Σ cos(raw, others), the length of `raw` held: one number for each embedding of `leaves`."""
-    length = raw.detach().norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    cosines = (raw / length * others).sum()
-    gradients = torch.autograd.grad(cosines, leaves, allow_unused=True)
+def _shares(raw: Tensor, divisor: Tensor, others: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Gradient times input of Σ raw · others / divisor, the divisor held: one number for each embedding of `leaves`."""
+    products = (raw / divisor.detach() * others).sum()
+    gradients = torch.autograd.grad(products, leaves, allow_unused=True)
     return [
         torch.zeros(leaf.shape[:-1]) if gradient is None else (gradient * leaf.detach()).sum(dim=-1)
         for leaf, gradient in zip(leaves, gradients, strict=True)

@@ -31,7 +31,7 @@ MOVED = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """How a sample of unit vectors lies: `effective_rank` and `mean_cosine`."""
+    """How the directions of a sample of vectors lie: `effective_rank` and `mean_cosine`."""
 
     rank: float
     cosine: float
@@ -59,6 +59,7 @@ class Contrast:
 def spread(vectors: Tensor) -> Spread:
     """How at most `SAMPLE` of the vectors [n, D], taken at equal distances, lie."""
     some = vectors[:: -(-len(vectors) // SAMPLE)] if len(vectors) else vectors
+    some = torch.nn.functional.normalize(some.double(), dim=-1)
     return Spread(effective_rank(some), mean_cosine(some))
 
 

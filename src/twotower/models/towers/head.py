@@ -1,9 +1,9 @@
-"""What both towers end with: a straight path from the fields, and an MLP over their interaction, → unit vector."""
+"""What both towers end with: a straight path from the fields, and an MLP over their interaction, → a vector no longer than one."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from twotower.config import TowerConfig
 from twotower.models.layers.dropout import Dropout
@@ -11,15 +11,17 @@ from twotower.models.layers.interaction import INTERACTIONS
 from twotower.models.layers.pooling import widened
 
 MLP_DROPOUT = 0.5  # of what the MLP reads: it learns products by heart where the straight path cannot
+LEAST = 1e-24  # of a squared length
 
 
 class TowerHead(nn.Module):
-    """unit(W Σ fields + MLP(interaction(fields))).
+    """x / √(|x|² + shrinkage²), where x = W Σ fields + MLP(interaction(fields)).
 
     The straight path alone is matrix factorisation with features, which learns fast and generalises; the MLP's last layer starts
     at zero and adds what products of features know beyond it. With a single entry in `hidden_dims` there is no MLP, and no
     interaction. W is the identity where the widths agree. Nothing is normalised before the MLP: fields start small, and blowing
-    their noise up made it overfit.
+    their noise up made it overfit. With `shrinkage`, whoever little is known of has a short vector, instead of a taste of full
+    length made of noise.
     """
 
     def __init__(self, fields: int, config: TowerConfig) -> None:
@@ -30,6 +32,7 @@ class TowerHead(nn.Module):
             linear = nn.Linear(dim, out, bias=False)
             nn.init.eye_(linear.weight)
             self.straight = linear
+        self.least = max(config.shrinkage**2, LEAST)
         self.mlp: nn.Module | None = None
         if hidden:
             interaction = INTERACTIONS[config.interaction](fields, dim, config.cross_layers)
@@ -42,11 +45,16 @@ class TowerHead(nn.Module):
             self.mlp = nn.Sequential(*layers, last)
 
     def forward(self, fields: Tensor) -> Tensor:
-        """Embeddings [n, F, d] → unit vectors float32 [n, D]."""
-        return F.normalize(self.raw(fields), dim=-1)
+        """Embeddings [n, F, d] → vectors float32 [n, D] of length one or, with `shrinkage`, below."""
+        raw = self.raw(fields)
+        return raw / self.divisor(raw)
+
+    def divisor(self, raw: Tensor) -> Tensor:
+        """What brings vectors [n, D] to their length: [n, 1]."""
+        return torch.sqrt(raw.square().sum(dim=-1, keepdim=True) + self.least)
 
     def raw(self, fields: Tensor) -> Tensor:
-        """Embeddings [n, F, d] → vectors float32 [n, D] before they are brought to length one."""
+        """Embeddings [n, F, d] → vectors float32 [n, D] before they are brought to their length."""
         vectors: Tensor = self.straight(fields.sum(dim=1))
         if self.mlp is not None:
             vectors = vectors + self.mlp(fields)
