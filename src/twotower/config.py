@@ -141,6 +141,9 @@ class ModelConfig(Settings):
     popularity_prior: float = Field(1.0, ge=0, le=2)
     """Share of an item's log popularity that every logit begins with: with 1, towers that know nothing answer by popularity, and
     vectors are left to say how a taste differs from everybody's. 0: vectors say it all."""
+    revisit_prior: float = Field(3.0, ge=0, le=10)
+    """Nats that the item a user visited last gains where visited items may be recommended again; the one before gains half of it,
+    and so on. Items like them gain a part. Not where a dataset is of sets, whose order says nothing."""
     temperature: float = Field(0.12, ge=0.01, le=1.0)
     learn_temperature: bool = False
 

@@ -17,9 +17,11 @@ from twotower.data.prepare import prepare
 from twotower.errors import RequestError
 from twotower.retrieval.asked import WEEK_S, Ids, Reader
 from twotower.retrieval.bundle import Bundle, export_bundle
-from twotower.retrieval.dials import POPULARITY_SCALE, diversify
+from twotower.retrieval.dials import POPULARITY_SCALE, diversify, with_revisits
+from twotower.retrieval.neural import NeuralRetriever
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, Request, Visit
+from twotower.retriever import Queries
 from twotower.schema import UNKNOWN
 
 from .conftest import checkpoint_of, drawn
@@ -172,6 +174,26 @@ def test_a_score_is_a_cosine_and_the_prior_of_the_item(recommender: Recommender,
         told = [reason.share for reason in place.reasons if reason.name == "popularity"]
         least = min(abs(reason.share) for reason in place.reasons)
         assert told == pytest.approx([share], abs=1e-4) or (not told and abs(share) <= least + 1e-4)
+
+
+def test_what_was_visited_last_gains_where_it_may_come_again(recommender: Recommender, some: list[str]) -> None:
+    """Served as judged: the same list as the retriever of the evaluation, and the last visits before the earlier ones."""
+    bundle, rows = recommender.bundle, recommender.dataset.item_rows(some)
+    request = Request(history=tuple(map(Visit, some)), k=100, exclude_seen=False)
+    (answer,) = recommender.answer([request])
+    asked = recommender.reader.read(request).history
+    offline = NeuralRetriever(bundle.model, bundle.store, n_items=recommender.dataset.n_items, time_s=bundle.moment_s)
+    found = offline.retrieve(asked, 100, exclude_seen=False)
+    assert recommender.dataset.item_rows(ids(answer)).tolist() == found.items[0].tolist()
+    assert [place.score for place in answer.places] == pytest.approx(found.scores[0].tolist(), abs=1e-4)
+
+    vectors, plain = bundle.vectors, torch.from_numpy(bundle.encode(asked))
+    assert with_revisits(plain, asked, vectors, 0.3, np.array([False])) is plain
+    moved = with_revisits(plain, asked, vectors, 0.3, np.array([True])) - plain
+    last_first = vectors[torch.from_numpy(rows[::-1].copy())]
+    torch.testing.assert_close(moved[0], sum(0.3 * 0.5**back * one for back, one in enumerate(last_first)))
+    nobody = Queries.of([[]], time_s=0)
+    assert torch.equal(with_revisits(plain, nobody, vectors, 0.3, np.array([True])), plain)
 
 
 def test_diversity_takes_what_is_unlike_the_rest() -> None:

@@ -12,6 +12,7 @@ import torch
 from twotower.data.data_loader import open_store, split_moment
 from twotower.data.dataset import Dataset
 from twotower.retrieval.bundle import Bundle
+from twotower.retrieval.dials import REVISITS
 from twotower.retrieval.item_arrays import item_arrays
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request, Visit
@@ -44,6 +45,13 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
         np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
         np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
         assert len(shares.visited) == len(set(history.item_row.tolist()))
+        # Where visited items may come again, the last ones have their part in it.
+        shares = straight.explainer.shares(history, rows, again=True)
+        recent = history.item_row[::-1][:REVISITS]
+        weights = straight.bundle.model.revisit_weight() * 0.5 ** np.arange(len(recent))
+        cosines = cosines + straight.bundle.vectors.numpy()[rows] @ (weights @ straight.bundle.vectors.numpy()[recent])
+        np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
+        np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
 
 
 def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:

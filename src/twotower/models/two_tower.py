@@ -57,17 +57,24 @@ class TwoTower(nn.Module):
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature)
         self.popularity_prior = config.popularity_prior
+        self.revisit_prior = config.revisit_prior if layout.ordered else 0.0
         self.reads_neighbours = any(spec.name == NEIGHBOURS for spec in static)
         self.neighbour_dropout = config.item_tower.neighbour_dropout
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
 
     def temperature(self) -> Tensor:
-        """The scalar that divides cosines."""
+        """The scalar that divides inner products."""
         return self.log_temperature.exp()
 
     def popularity_weight(self) -> float:
-        """What a nat of log popularity is worth as a cosine: the prior of the logits, which are cosines / temperature."""
+        """What a nat of log popularity is worth in an inner product: the prior of the logits, which are products / temperature."""
         return self.popularity_prior * float(self.temperature().detach())
+
+    def revisit_weight(self) -> float:
+        """What is added to a user's vector of that of the item they visited last, where it may be recommended again; 0 where order
+        says nothing. It is no part of training: in a set of visits, of which those after the target are seen too, a repetition is
+        easier to foresee than it will be."""
+        return self.revisit_prior * float(self.temperature().detach())
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

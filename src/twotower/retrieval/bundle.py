@@ -146,6 +146,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
                 "training": progress,
                 "metrics": metrics or {},
                 "popularity_weight": model.popularity_weight(),
+                "revisit_weight": model.revisit_weight(),
             },
         )
 

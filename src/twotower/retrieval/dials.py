@@ -1,17 +1,24 @@
-"""What orders a list beside the model: popularity, diversity, and what is offered where nothing is known of who asks."""
+"""What orders a list beside the towers: popularity, visits that may be repeated, diversity, and what is offered where nothing is
+known of who asks."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from twotower.retrieval.filters import distances_km
-from twotower.retriever import Float, Int
+from twotower.retriever import Float, Int, Queries
+from twotower.schema import FIRST_ROW
 
 POPULARITY_SCALE = 0.1
 """Cosine that a nat of log popularity is worth more, or less, with the dial at an end."""
 NEARBY_KM = 3.0
 """So much farther away counts as e times fewer visits; an item without a place, as ten times so far."""
 UNPLACED = 10.0
+REVISITS = 16
+"""Last visits that draw a user's vector to their items; the next would count a 65,536th of the last."""
 
 
 def with_popularity(vectors: Float, prior: float, dial: Float) -> Float:
@@ -23,6 +30,33 @@ def with_popularity(vectors: Float, prior: float, dial: Float) -> Float:
         What a nat of it is worth with the dial at rest; see `TwoTower.popularity_weight`.
     """
     return np.concatenate([vectors, (prior + dial * POPULARITY_SCALE)[:, None]], axis=1).astype(np.float32)
+
+
+def with_revisits(vectors: Tensor, history: Queries, items: Tensor, weight: float, again: NDArray[np.bool_]) -> Tensor:
+    """User vectors [B, D] drawn to the items that were visited last, for those who may be recommended them again.
+
+    The vector of the last visit's item is added with `weight`, that of the one before with half of it, and so on. So an item that
+    was visited gains, and what is like it gains a part of that: in the same inner product, whatever the index.
+
+    Parameters
+    ----------
+    items
+        [n_items, D]: unit vectors.
+    weight
+        See `TwoTower.revisit_weight`.
+    again
+        bool [B]: whose visited items may be recommended.
+    """
+    if not weight or not again.any():
+        return vectors
+    drawn = vectors.clone()
+    start, last = history.offsets[:-1], history.offsets[1:] - 1
+    for back in range(REVISITS):
+        asked = np.flatnonzero(again & (last - back >= start))
+        rows = history.item_row[last[asked] - back]
+        asked, rows = asked[rows >= FIRST_ROW], rows[rows >= FIRST_ROW]
+        drawn[torch.from_numpy(asked)] += weight * 0.5**back * items[torch.from_numpy(rows)]
+    return drawn
 
 
 def diversify(scores: Float, vectors: Float, k: int, diversity: float) -> Int:

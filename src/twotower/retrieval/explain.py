@@ -1,11 +1,11 @@
 """Why an item stands in a list: what each visit of the history and each feature of user and item adds to its score.
 
-Enters: a history and item rows. Leaves: shares of the cosine, from the model's own gradients: gradient times input, to the first
-order, the lengths of both vectors held as they are. The cosine is shared out twice: over what the user tower reads (visits and
-features of the user) and over what the item tower reads. What popularity adds to the cosine is a reason of its own.
+Enters: a history and item rows. Leaves: shares of the inner product, from the model's own gradients: gradient times input, to the
+first order, the lengths of both vectors held as they are. The product is shared out twice: over what the user tower reads (visits
+and features of the user) and over what the item tower reads. What popularity adds to it is a reason of its own.
 
-Promise: where a tower is straight (no MLP, no attention, a mean of the history) its shares add up to the cosine; elsewhere they say
-what a small change would do, and the rest is what attention and MLP make of several inputs together.
+Promise: where a tower is straight (no MLP, no attention, a mean of the history) its shares add up to the product; elsewhere they
+say what a small change would do, and the rest is what attention and MLP make of several inputs together.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from twotower.batches import ItemBatch, UserBatch
 from twotower.retrieval.bundle import Bundle
+from twotower.retrieval.dials import REVISITS, with_revisits
 from twotower.retrieval.request import Reason
 from twotower.retriever import Float, Int, Queries
-from twotower.schema import UNKNOWN
+from twotower.schema import FIRST_ROW, UNKNOWN
 
 MOST_REASONS, MOST_CHARACTERS = 10, 80
 LEAST_SHARE = 0.0005  # below it a share would be printed as nothing
@@ -42,7 +43,7 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the cosine of one user and `k` items.
+    """Shares of the inner products of one user and `k` items.
 
     Attributes
     ----------
@@ -75,22 +76,27 @@ class Explainer:
         self._item = [spec.name for spec in (*self.model.item_embedding.fields, *self.model.item_state.fields)]
         self._columns = {spec.name: spec for spec in bundle.dataset.specs if spec.side == "item"}
 
-    def shares(self, history: Queries, rows: Int) -> Shares:
-        """Shares for one query and item rows int64 [k]."""
-        batch = self.store.users(_repeated(history, len(rows)))
-        user_vectors, user, visits = self._user_side(batch, self.vectors[torch.from_numpy(rows)])
-        items = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
-        item = self._item_side(items, user_vectors)
+    def shares(self, history: Queries, rows: Int, *, again: bool = False) -> Shares:
+        """Shares for one query and item rows int64 [k]; `again`: its visited items were ranked too."""
+        asked, items = _repeated(history, len(rows)), self.vectors[torch.from_numpy(rows)]
+        user_vectors, user, visits = self._user_side(self.store.users(asked), items)
+        item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
+        weight = self.model.revisit_weight() if again else 0.0
+        drawn = with_revisits(user_vectors, asked, self.vectors, weight, np.ones(len(rows), np.bool_))
+        item = self._item_side(item_batch, drawn)
         visited, group = np.unique(history.item_row[-self.store.max_history :], return_inverse=True)
         summed = np.zeros((len(visited), len(rows)), np.float32)
         np.add.at(summed, group, visits.T)
+        for back, row in enumerate(history.item_row[::-1][:REVISITS] if weight else ()):
+            if row >= FIRST_ROW:
+                summed[np.searchsorted(visited, row)] += weight * 0.5**back * (items @ self.vectors[row]).numpy()
         return Shares(visited, summed.T, user, item)
 
-    def reasons(self, history: Queries, rows: Int) -> list[tuple[Reason, ...]]:
+    def reasons(self, history: Queries, rows: Int, *, again: bool = False) -> list[tuple[Reason, ...]]:
         """The largest shares of each item in words, of either sign."""
         if not len(rows):
             return []
-        shares = self.shares(history, rows)
+        shares = self.shares(history, rows, again=again)
         visited = [self._describe(int(row)) if row > UNKNOWN else {} for row in shares.visited]
         return [
             tuple(sorted(self._told(shares, j, int(row), visited), key=lambda reason: -abs(reason.share))[:MOST_REASONS])

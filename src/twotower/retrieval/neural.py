@@ -15,7 +15,7 @@ from torch import Tensor
 from twotower.batches import ItemBatch
 from twotower.features import FeatureStore
 from twotower.models.two_tower import TwoTower
-from twotower.retrieval.dials import POPULARITY_SCALE
+from twotower.retrieval.dials import POPULARITY_SCALE, with_revisits
 from twotower.retrieval.index import ExactIndex, joined
 from twotower.retriever import Int, Mask, Queries, Recommendations
 
@@ -60,19 +60,21 @@ class NeuralRetriever:
         return other
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """See `Retriever`; scores are cosines and what popularity adds to them."""
+        """See `Retriever`; scores are inner products."""
         found = []
         for start in range(0, len(queries), PORTION):
             part = queries.slice(start, min(start + PORTION, len(queries)))
             seen = (part.offsets, part.item_row) if exclude_seen else None
             allowed = allow[start : start + PORTION] if allow is not None and allow.ndim == 2 else allow
-            found.append(self.index.search(self.encode(part), k, exclude=seen, allow=allowed))
+            found.append(self.index.search(self.encode(part, again=not exclude_seen), k, exclude=seen, allow=allowed))
         return joined(found, k)
 
-    def encode(self, queries: Queries) -> Tensor:
-        """User vectors float32 [B, D + 1] on the model's device."""
+    def encode(self, queries: Queries, *, again: bool = False) -> Tensor:
+        """User vectors float32 [B, D + 1] on the model's device; `again`: to rank visited items too."""
         with torch.inference_mode():
             vectors = self.model.encode_users(self.store.users(queries).to(self.device))
+            asked = np.full(len(queries), again)
+            vectors = with_revisits(vectors, queries, self.index.vectors[:, :-1], self.model.revisit_weight(), asked)
             popularity = self.model.popularity_weight() + self.dial * POPULARITY_SCALE
             return torch.cat([vectors, vectors.new_full((len(vectors), 1), popularity)], dim=1)
 

@@ -26,7 +26,7 @@ import torch
 from twotower.errors import RequestError
 from twotower.retrieval.asked import Asked, Reader, as_queries
 from twotower.retrieval.bundle import Bundle, load_bundle
-from twotower.retrieval.dials import POPULARITY_SCALE, back_off, diversify, with_popularity
+from twotower.retrieval.dials import POPULARITY_SCALE, back_off, diversify, with_popularity, with_revisits
 from twotower.retrieval.explain import Explainer
 from twotower.retrieval.filters import ItemFilter, distances_km, mutual_km
 from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Stages, Visit
@@ -80,7 +80,7 @@ class Recommender:
         self.bundle, self.dataset, self.moment_s = bundle, bundle.dataset, bundle.moment_s
         self.filter = ItemFilter(self.dataset.items, self.dataset.specs)
         self.reader = Reader(self.dataset, self.moment_s)
-        self.index, self._prior = bundle.index, bundle.model.popularity_weight()
+        self.index, self._prior, self._revisit = bundle.index, bundle.model.popularity_weight(), bundle.model.revisit_weight()
         self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
         items = self.dataset.items
         shown = [name for name in dict.fromkeys((*SHOWN, self.filter.category)) if name in items.column_names]
@@ -118,7 +118,7 @@ class Recommender:
         with stages("explain"):
             for one in good:
                 if one.asked.request.explain and one.source == "model":
-                    one.reasons = self.explainer.reasons(one.asked.history, one.rows)
+                    one.reasons = self.explainer.reasons(one.asked.history, one.rows, again=not one.asked.request.exclude_seen)
         with stages("describe"):
             places = iter(self._places(good))
             answers = [one if isinstance(one, RequestError) else self._answer(one, next(places), stages) for one in found]
@@ -211,7 +211,9 @@ class Recommender:
     def _search(self, asked: list[Asked], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
         queries = as_queries(asked)
         with stages("tower"):
-            vectors = self.bundle.encode(queries)
+            towers = torch.from_numpy(self.bundle.encode(queries))
+            again = np.array([not one.request.exclude_seen for one in asked])
+            vectors = with_revisits(towers, queries, self.bundle.vectors, self._revisit, again).numpy()
         with stages("search"):
             dial = np.array([one.request.popularity for one in asked])
             dialled = with_popularity(vectors, self._prior, dial)

@@ -53,7 +53,7 @@ class Request:
         The moment of the question in seconds; only events before it count. None: the bundle's own, or just after the latest visit
         where that is later.
     exclude_seen
-        Leave out the items of the history.
+        Leave out the items of the history. Otherwise the last visited, and what is like them, gain; see `dials.with_revisits`.
     diversity
         0 … 1: how much an item's likeness to those above it counts against it.
     popularity
@@ -88,8 +88,8 @@ class Reason:
     label
         The visited item's name, or the feature in words.
     share
-        Part of the cosine in the first order: gradient times input. The cosine is shared out twice: over visits and features of the
-        user, and over features of the item. What popularity adds to the cosine is a feature of the item too.
+        Part of the inner product in the first order: gradient times input. It is shared out twice: over visits and features of the
+        user, and over features of the item. What popularity adds to it is a feature of the item too.
     """
 
     kind: Literal["visit", "user", "item"]

@@ -78,7 +78,7 @@ class RecommendIn(Accepted):
     filter: Filter | None = Field(None, description="Which items may be in the list: as text, or the same as JSON.")
     near: tuple[Latitude, Longitude] | None = Field(None, description="Where the request comes from: latitude, longitude.")
     time_s: Moment | None = Field(None, description="The moment of the question; without one, the end of what is known.")
-    exclude_seen: bool = Field(True, description="Leave out the items of the history.")
+    exclude_seen: bool = Field(True, description="Leave out the items of the history. Otherwise the last visited gain.")
     diversity: float = Field(0.0, ge=0, le=1)
     popularity: float = Field(0.0, ge=-1, le=1, description="Below zero the rarely visited gain, above zero the often visited.")
     explain: bool = Field(False, description="Say of each place what moved its score.")
@@ -168,7 +168,7 @@ class PlaceOut(ItemOut):
 
     rank: int
     distance_km: float | None
-    score: float = Field(description="A cosine, and what the place's popularity adds to it; of a back-off, visits as a share.")
+    score: float = Field(description="An inner product, and what the place's popularity adds; of a back-off, visits as a share.")
     reasons: list[ReasonOut]
 
 
