@@ -74,7 +74,7 @@ class UserTowerConfig(TowerConfig):
 
     id_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of the users' ids shown as UNKNOWN in training: half, so that whoever is unknown is answered as well."""
-    shrinkage: float = Field(1.0, ge=0)
+    shrinkage: float = Field(2.0, ge=0)
     """Of the users' vectors: who nothing is known of is answered by popularity, and the more is known the more taste counts."""
     num_heads: int = Field(4, ge=1)
     num_blocks: int = Field(1, ge=0)
@@ -144,7 +144,7 @@ class ModelConfig(Settings):
     revisit_prior: float = Field(3.0, ge=0, le=10)
     """Nats that the item a user visited last gains where visited items may be recommended again; the one before gains half of it,
     and so on. Items like them gain a part. Not where a dataset is of sets, whose order says nothing."""
-    temperature: float = Field(0.12, ge=0.01, le=1.0)
+    temperature: float = Field(0.1, ge=0.01, le=1.0)
     learn_temperature: bool = False
 
     def stored(self, table: str, ids: int) -> EmbeddingConfig:
