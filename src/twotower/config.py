@@ -182,7 +182,7 @@ class TrainingConfig(Settings):
     """Share of the steps with a rising learning rate; cosine to zero afterwards."""
     clip_norm: float = Field(1.0, gt=0)
     num_epochs: int | None = Field(None, ge=1)
-    """None: four, or as many as make 600 steps."""
+    """None: four, or as many as make 600 steps, at most sixteen."""
     max_steps: int | None = Field(None, ge=1)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """"auto": fp32 on CPU; on a GPU bf16 where it has it in hardware, else fp16 with loss scaling."""

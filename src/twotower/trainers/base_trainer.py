@@ -29,7 +29,7 @@ from twotower.errors import TrainingError
 from twotower.models.layers.tables import RowTable
 from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
 
-LEAST_EPOCHS, LEAST_STEPS, MOST_VALIDATIONS = 4, 600, 16  # where the settings leave it to the data
+LEAST_EPOCHS, LEAST_STEPS, MOST_EPOCHS, MOST_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
 MAY_CHANGE = ("memory_budget_gb", "micro_batch", "gradient_checkpointing", "save_every_s", "log_every")
 """Settings of the training that a resumed run may have anew: they say how it is computed and told, not what is learned."""
 
@@ -121,7 +121,8 @@ class BaseTrainer:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         steps_per_epoch = self.batches_per_epoch()
-        epochs = self.settings.num_epochs or max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch))
+        by_size = min(max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch)), MOST_EPOCHS)
+        epochs = self.settings.num_epochs or by_size
         self.total_steps = self.settings.max_steps or epochs * steps_per_epoch
         if resume:
             self._load()
