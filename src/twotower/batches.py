@@ -47,6 +47,8 @@ class Layout:
         Input fields of each tower. An item's "state" changes with time, and is not part of a history's tokens.
     ordered
         Whether what is asked for comes after the history. Under a given split it comes from anywhere in it.
+    timed
+        Whether events have times; else they have positions only.
     """
 
     items: int
@@ -55,6 +57,7 @@ class Layout:
     item_fields: tuple[FieldSpec, ...]
     user_fields: tuple[FieldSpec, ...]
     ordered: bool = True
+    timed: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,14 +77,20 @@ class UserTowerConfig(TowerConfig):
     shrinkage: float = Field(2.0, ge=0)
     """Of the users' vectors: who nothing is known of is answered by popularity, and the more is known the more taste counts."""
     num_heads: int = Field(4, ge=1)
-    num_blocks: int = Field(1, ge=0)
-    """Self-attention blocks over the history; 0 pools the items as they are, as does a dataset of sets, whose order says nothing
-    (`prepare.split.kind: given`)."""
+    num_blocks: int | None = Field(None, ge=0)
+    """Self-attention blocks over the history; 0 pools the items as they are. None: one where events have times and what is asked
+    for comes after them, else none; see `models.two_tower.settled`."""
     pooling: Literal["mean", "last", "attention"] = "mean"
     max_history: int = Field(50, ge=1)
     """Most recent events read."""
     history_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of history events hidden in training."""
+
+    @property
+    def blocks(self) -> int:
+        """`num_blocks` once it is settled."""
+        assert self.num_blocks is not None, "settled by the data first"
+        return self.num_blocks
 
     @model_validator(mode="after")
     def _heads(self) -> UserTowerConfig:

@@ -64,14 +64,19 @@ def test_other_tables_keep_their_noise(dataset: Dataset, item_tower: dict[str, A
     assert torch.equal(before, after)
 
 
-def test_attention_stays_away_where_histories_have_no_order(town: Any) -> None:
+@pytest.mark.parametrize("missing", ["order", "times"])
+def test_attention_stays_away_where_histories_have_no_order_or_no_times(town: Any, missing: str) -> None:
     dataset = Dataset.open(town.folder)
-    config = parse_config({})
+    config, asked_for = parse_config({}), parse_config({"model": {"user_tower": {"num_blocks": 1}}})
     assert build_model(dataset, config).user_tower.encoder is not None
     with_attention = predict(facts_of(dataset, config), config)
-    dataset.manifest["config"]["prepare"]["split"]["kind"] = "given"
+    if missing == "order":
+        dataset.manifest["config"]["prepare"]["split"]["kind"] = "given"
+    else:
+        dataset.has_time = False
     assert build_model(dataset, config).user_tower.encoder is None
     assert predict(facts_of(dataset, config), config).step < with_attention.step
+    assert build_model(dataset, asked_for).user_tower.encoder is not None
 
 
 def test_items_of_the_same_people_are_near() -> None:

@@ -108,7 +108,7 @@ def kept_bytes(layer, x, *more):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_block_keeps_what_is_counted_for_it(dropout, causal):
-    config = parse_config({"model": {"user_tower": {"dropout": dropout}}})
+    config = parse_config({"model": {"user_tower": {"dropout": dropout, "num_blocks": 1}}})
     block, x = AttentionBlock(128, 4, dropout), torch.randn(1000, 128, requires_grad=True)
     _, kept = kept_bytes(block, x, torch.ones(1000, dtype=torch.bool), ((20, 50),), causal)
     assert history_bytes_a_place(config, 4)[0] == pytest.approx(kept / 1000, rel=0.01)

@@ -240,6 +240,7 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
         item_fields=kept["item"],
         user_fields=kept["user"],
         ordered=dataset.ordered,
+        timed=dataset.has_time,
     )
 
 

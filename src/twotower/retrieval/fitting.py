@@ -14,7 +14,7 @@ from torch import Tensor
 from twotower.config import Config, ModelConfig
 from twotower.data.dataset import Dataset
 from twotower.models.build import build_model
-from twotower.models.two_tower import TwoTower
+from twotower.models.two_tower import TwoTower, settled
 from twotower.retrieval.item_arrays import ItemArrays
 from twotower.retriever import Int
 from twotower.schema import FIRST_ROW
@@ -22,7 +22,7 @@ from twotower.schema import FIRST_ROW
 
 def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor]) -> TwoTower:
     """The model of the stored weights; settings that are not those of the weights cost no memory."""
-    _check_settings(config.model, weights, ordered=dataset.ordered)
+    _check_settings(settled(config.model, ordered=dataset.ordered, timed=dataset.has_time), weights)
     model = build_model(dataset, config)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
@@ -31,19 +31,19 @@ def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor]) -> Tw
     return model.eval()
 
 
-def _check_settings(config: ModelConfig, weights: dict[str, Tensor], *, ordered: bool) -> None:
+def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     user, item = config.user_tower, config.item_tower
     pairs = [
         ("user_tower.embedding_dim", user.embedding_dim, weights["geo.weight"].shape[0]),
         ("user_tower.hidden_dims", user.hidden_dims[:-1], _hidden(weights, "user_tower")),
         ("item_tower.hidden_dims", item.hidden_dims[:-1], _hidden(weights, "item_tower")),
     ]
-    if user.num_blocks and ordered:  # see `models.two_tower.settled`
+    if user.blocks:
         pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
     for name, said, stored in pairs:
         if said != stored:
             raise ValueError(f"model.{name} is {str(said)[:40]} and that of the weights {stored}")
-    if max(user.num_blocks, user.cross_layers, item.cross_layers) > len(weights):
+    if max(user.blocks, user.cross_layers, item.cross_layers) > len(weights):
         raise ValueError("there are more layers than weights")
 
 

@@ -52,7 +52,7 @@ def history_bytes_a_place(config: Config, wide: int) -> tuple[int, int]:
     """Bytes kept of a place of a history for the backward pass, and bytes that come on top of them for a moment."""
     tower = config.model.user_tower
     d = tower.embedding_dim
-    if not tower.num_blocks:
+    if not tower.blocks:
         return 0, 4 * F32 * d  # the tokens, their running sums by run and joined; going back, the gradients of the same
     # A block keeps its input and its middle (two norms read them); what matrix products read and write: both norms' outputs, q, k
     # and v, the mixed values as the attention made them and in a row, and twice the MLP's 4 d; a byte for each of two dropouts;
@@ -61,8 +61,8 @@ def history_bytes_a_place(config: Config, wide: int) -> tuple[int, int]:
     # Going back through an MLP: the gradient of what it adds, with and without dropout's factor, and of its middle.
     passing = 5 * F32 * d if wide == F32 else 4 * F32 * d
     if config.training.gradient_checkpointing:
-        return tower.num_blocks * F32 * d, block + passing  # inputs alone; one block at a time is made again
-    return tower.num_blocks * block, passing
+        return tower.blocks * F32 * d, block + passing  # inputs alone; one block at a time is made again
+    return tower.blocks * block, passing
 
 
 def head_bytes(inputs: int, config: TowerConfig, wide: int) -> tuple[int, int]:

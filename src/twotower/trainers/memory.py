@@ -99,7 +99,8 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
     precision
         Of the matrix products: "fp32", "bf16" or "fp16".
     """
-    config = config.model_copy(update={"model": settled(config.model, facts.layout)})
+    model = settled(config.model, ordered=facts.layout.ordered, timed=facts.layout.timed)
+    config = config.model_copy(update={"model": model})
     dim, wide = config.model.user_tower.embedding_dim, WIDTH[precision]
     tables, other = storages(facts, config, processes), dense_numbers(facts, config)
     weights, optimiser = table_weights(tables, dim, processes) + F32 * other, table_state(tables, dim, processes) + 2 * F32 * other
@@ -211,7 +212,7 @@ def dense_numbers(facts: Facts, config: Config) -> int:
     d = user.embedding_dim
     dense = [spec.sizes[0] for spec in (*layout.item_fields, *layout.user_fields) if spec.kind == "dense"]
     heads = head_numbers(1 + len(layout.item_fields), item) + head_numbers(2 + len(layout.user_fields), user)
-    return user.num_blocks * 12 * d * d + heads + d * (sum(dense) + GEO_FEATURES + user.max_history)
+    return user.blocks * 12 * d * d + heads + d * (sum(dense) + GEO_FEATURES + user.max_history)
 
 
 def head_numbers(inputs: int, config: TowerConfig) -> int:
@@ -256,7 +257,7 @@ def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
     model, layout = config.model, facts.layout
     d, vectors = model.user_tower.embedding_dim, F32 * (model.user_tower.hidden_dims[-1] + 1) * facts.items
     questions = min(QUESTIONS_AT_ONCE, config.training.eval_queries)
-    history = (4 * F32 + 8 * wide if model.user_tower.num_blocks else 3 * F32) * d + 10 * ID
+    history = (4 * F32 + 8 * wide if model.user_tower.blocks else 3 * F32) * d + 10 * ID
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
     _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, wide)
     items = min(ENCODED, facts.items) * (passing + row_bytes(layout.item_fields, facts.bags) + waves)

@@ -25,14 +25,14 @@ class UserTower(nn.Module):
             HistoryEncoder(
                 dim,
                 heads=config.num_heads,
-                blocks=config.num_blocks,
+                blocks=config.blocks,
                 dropout=config.dropout,
                 max_length=config.max_history,
                 gaps=GAP_BUCKETS,
                 causal=causal,
                 save_memory=save_memory,
             )
-            if config.num_blocks
+            if config.blocks
             else None
         )
         self.pooling = POOLINGS[config.pooling](dim)
