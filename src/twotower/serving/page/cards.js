@@ -111,7 +111,7 @@ export class Recommended {
     const index = [...this.root.children].findIndex((card) => card.contains(document.activeElement));
     animated(this.root, () => {
       this.cards = new Map(places.map((place) => [place.item_id, this.cards.get(place.item_id) ?? this.card(place.item_id)]));
-      const most = Math.max(1, ...places.map((place) => place.score).filter(Number.isFinite));
+      const most = Math.max(Number.MIN_VALUE, ...places.map((place) => place.score).filter(Number.isFinite));
       places.forEach((place) => this.update(this.cards.get(place.item_id), place, moves?.get(place.item_id), { hasMap, scored, most }));
       this.root.replaceChildren(...this.cards.values());
     });
@@ -174,7 +174,7 @@ export class Recommended {
 
 const name = (place, open) => h("button", { type: "button", class: "name", onclick: () => open(place.item_id) }, place.name);
 
-/** A meter, full at the greatest score of the list where that is above 1, and the figure. */
+/** A meter, full at the greatest score of the list, and the figure. */
 function score(value, most) {
   if (!Number.isFinite(value)) return [];
   const share = Math.max(0, value / most);
@@ -188,7 +188,7 @@ function score(value, most) {
     meter,
     h(
       "span",
-      { title: "Cosine of the asker's and the place's vectors, and what popularity adds" },
+      { title: "Inner product of the asker's and the place's vectors, and what popularity adds" },
       h("span", { class: "unseen" }, "score "),
       value.toFixed(2),
     ),
