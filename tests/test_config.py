@@ -43,7 +43,14 @@ def test_a_file_that_is_no_configuration_is_one_line(content: bytes, tmp_path: P
         ("seed=4294967296", "'seed'"),
         ("model.user_tower.hidden_dims=[64,0]", "'model.user_tower.hidden_dims.1'"),
         ("model.item_tower.hidden_dims=[-64]", "'model.item_tower.hidden_dims.0'"),
-        ("model.item_tower.embedding_dim=32", "user_tower.embedding_dim and item_tower.embedding_dim must be equal.*128 and 32"),
+        (
+            "model={user_tower: {embedding_dim: 128}, item_tower: {embedding_dim: 32}}",
+            "item_tower.embedding_dim must be equal.*128 and 32",
+        ),
+        (
+            "model={user_tower: {hidden_dims: [9, 8]}, item_tower: {hidden_dims: [4]}}",
+            "item_tower.hidden_dims must be equal.* 8 and 4",
+        ),
         ("evaluation.ks=[10,0]", "'evaluation.ks.1'"),
         ("prepare.split.valid=-0.1", "at least 0 and below 1; got -0.1 and 0.1"),
         ("prepare.split.test=1.0", "at least 0 and below 1"),
@@ -66,3 +73,16 @@ def test_a_value_out_of_its_bounds_is_refused(override: str, message: str) -> No
 def test_shares_from_zero_and_dates_are_fine(split: dict[str, Any]) -> None:
     found = parse_config({"prepare": {"split": split}}).prepare.split
     assert (found.valid, found.test) == (split["valid"], split["test"])
+
+
+def test_the_data_settle_what_is_left_to_them():
+    def widths(events: int, **towers: dict[str, object]) -> list[object]:
+        model = parse_config({"model": towers}).model.settled(ordered=True, timed=events % 2 == 0, events=events)
+        assert model.settled(ordered=False, timed=False, events=0) == model  # once and for all
+        u, i = model.user_tower, model.item_tower
+        return [u.width, u.layers, i.width, i.layers, u.blocks]
+
+    assert widths(999_998) == [128, [128], 128, [128], 1]
+    assert widths(1_000_001) == [256, [256], 256, [256], 0]
+    assert widths(2, item_tower={"embedding_dim": 64}) == [64, [64], 64, [64], 1]
+    assert widths(1, user_tower={"hidden_dims": [99, 32], "num_blocks": 2}) == [128, [99, 32], 128, [32], 2]

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from twotower.config import ModelConfig
+
 GAP_BUCKETS = 24  # log2 of seconds, capped
 STARS_BUCKETS = 8  # 0 padding, 1 none given, 2 … 7 for 0 to 5 stars
 
@@ -49,6 +51,8 @@ class Layout:
         Whether what is asked for comes after the history. Under a given split it comes from anywhere in it.
     timed
         Whether events have times; else they have positions only.
+    events
+        Positive ones of the training part.
     """
 
     items: int
@@ -58,6 +62,11 @@ class Layout:
     user_fields: tuple[FieldSpec, ...]
     ordered: bool = True
     timed: bool = True
+    events: int = 0
+
+    def settle(self, config: ModelConfig) -> ModelConfig:
+        """The settings with what they leave to the data."""
+        return config.settled(ordered=self.ordered, timed=self.timed, events=self.events)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,15 +50,20 @@ __all__ = [
 
 Positive = Annotated[int, Field(ge=1)]
 
+WIDTHS, MANY_EVENTS = (128, 256), 1_000_000
+"""Widths that are left to the data, and from how many training events on the second is taken: where there is much to tell apart."""
+UNSETTLED = "what is left to the data is settled first: ModelConfig.settled"
+
 
 class TowerConfig(Settings):
     """What both towers have."""
 
-    embedding_dim: int = Field(128, ge=1)
-    """Width of every feature's embedding; the same for both towers, which share the item table."""
-    hidden_dims: list[Positive] = Field([128], min_length=1)
+    embedding_dim: int | None = Field(None, ge=1)
+    """Width of every feature's embedding; the same for both towers, which share the item table. None: 128, or 256 from a million
+    training events on (what one tower says holds for both)."""
+    hidden_dims: list[Positive] | None = Field(None, min_length=1)
     """Hidden layers of the MLP, and last the width of the vectors, the same for both towers. A single entry: no MLP, and no
-    interaction; the vector is then the (projected) sum of the features' embeddings."""
+    interaction; the vector is then the (projected) sum of the features' embeddings. None: the width of the embeddings alone."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Inside the attention blocks and the MLP; the straight path has none, which fits rare ids better."""
     interaction: Literal["dcn", "fm", "none"] = "dcn"
@@ -67,6 +72,18 @@ class TowerConfig(Settings):
     """Share of ids shown as UNKNOWN in training, so that the features and the UNKNOWN row learn."""
     shrinkage: float = Field(0.0, ge=0)
     """A vector x becomes x / √(|x|² + shrinkage²): with 0 all have length one, else the shorter the less there is to go by."""
+
+    @property
+    def width(self) -> int:
+        """`embedding_dim` once it is settled."""
+        assert self.embedding_dim is not None, UNSETTLED
+        return self.embedding_dim
+
+    @property
+    def layers(self) -> list[int]:
+        """`hidden_dims` once they are settled."""
+        assert self.hidden_dims is not None, UNSETTLED
+        return self.hidden_dims
 
 
 class UserTowerConfig(TowerConfig):
@@ -79,7 +96,7 @@ class UserTowerConfig(TowerConfig):
     num_heads: int = Field(4, ge=1)
     num_blocks: int | None = Field(None, ge=0)
     """Self-attention blocks over the history; 0 pools the items as they are. None: one where events have times and what is asked
-    for comes after them, else none; see `models.two_tower.settled`."""
+    for comes after them, else none."""
     pooling: Literal["mean", "last", "attention"] = "mean"
     max_history: int = Field(50, ge=1)
     """Most recent events read."""
@@ -89,13 +106,14 @@ class UserTowerConfig(TowerConfig):
     @property
     def blocks(self) -> int:
         """`num_blocks` once it is settled."""
-        assert self.num_blocks is not None, "settled by the data first"
+        assert self.num_blocks is not None, UNSETTLED
         return self.num_blocks
 
     @model_validator(mode="after")
     def _heads(self) -> UserTowerConfig:
-        if self.embedding_dim % self.num_heads:
-            raise ValueError(f"num_heads must divide embedding_dim; got {self.num_heads} and {self.embedding_dim}")
+        for dim in WIDTHS if self.embedding_dim is None else (self.embedding_dim,):
+            if dim % self.num_heads:
+                raise ValueError(f"num_heads must divide embedding_dim; got {self.num_heads} and {dim}")
         return self
 
 
@@ -157,14 +175,43 @@ class ModelConfig(Settings):
         """How a table of so many ids is stored: as `tables` says, else by its size."""
         return self.tables.get(table) or EmbeddingConfig(update="rows" if ids >= self.rows_from else "dense")
 
+    def settled(self, *, ordered: bool, timed: bool, events: int) -> ModelConfig:
+        """The same with what it leaves to the data.
+
+        Attention reads the order of a history and the time between its events: without times it made the model worse (S3-Rec's
+        split), and where there is no order it means nothing. Widths grow with what there is to tell apart.
+
+        Parameters
+        ----------
+        ordered, timed
+            Whether what is asked for comes after the history; whether events have times.
+        events
+            Positive ones of the training part.
+        """
+        both = (self.user_tower, self.item_tower)
+        given = [tower.embedding_dim for tower in both if tower.embedding_dim is not None]
+        ends = [tower.hidden_dims[-1:] for tower in both if tower.hidden_dims is not None]
+        dim = given[0] if given else WIDTHS[events >= MANY_EVENTS]
+        end = ends[0] if ends else [dim]
+        sizes: list[dict[str, Any]] = [{"embedding_dim": dim, "hidden_dims": tower.hidden_dims or end} for tower in both]
+        if self.user_tower.num_blocks is None:
+            sizes[0]["num_blocks"] = int(ordered and timed)
+        towers = {
+            "user_tower": self.user_tower.model_copy(update=sizes[0]),
+            "item_tower": self.item_tower.model_copy(update=sizes[1]),
+        }
+        return self.model_copy(update=towers)
+
     @model_validator(mode="after")
     def _towers_meet(self) -> ModelConfig:
         u, i = self.user_tower.embedding_dim, self.item_tower.embedding_dim
-        if u != i:
+        if u and i and u != i:
             raise ValueError(f"user_tower.embedding_dim and item_tower.embedding_dim must be equal (shared table); got {u} and {i}")
-        u, i = self.user_tower.hidden_dims[-1], self.item_tower.hidden_dims[-1]
-        if u != i:
-            raise ValueError(f"the last of user_tower.hidden_dims and item_tower.hidden_dims must be equal; got {u} and {i}")
+        ends = [tower.hidden_dims[-1] for tower in (self.user_tower, self.item_tower) if tower.hidden_dims]
+        if len(set(ends)) > 1:
+            raise ValueError(
+                f"the last of user_tower.hidden_dims and item_tower.hidden_dims must be equal; got {ends[0]} and {ends[1]}"
+            )
         return self
 
 

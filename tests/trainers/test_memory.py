@@ -21,7 +21,7 @@ from twotower.trainers.budget import GB, Machine, is_out_of_memory, make_plan
 from twotower.trainers.facts import facts_from_sizes
 from twotower.trainers.memory import predict
 
-LARGE = parse_config({"training": {"batch_size": 8192}})
+LARGE = parse_config({"model": {"user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
 
 
 def facts(users: int = 2_000_000, items: int = 150_000, config=LARGE):
@@ -36,7 +36,7 @@ def test_more_rows_take_more_and_more_processes_less_each():
 
 
 def test_a_row_updated_alone_has_eight_bytes_of_state_and_a_dense_one_two_moments():
-    dense = parse_config({"model": {"rows_from": 10**9}, "training": {"batch_size": 8192}})
+    dense = parse_config({"model": {"rows_from": 10**9, "user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
     gap = predict(facts(config=dense), dense).optimiser - predict(facts(), LARGE).optimiser
     assert gap == pytest.approx(2_000_002 * (2 * 4 * 128 - 8), rel=0.01)
 
@@ -108,7 +108,7 @@ def kept_bytes(layer, x, *more):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_block_keeps_what_is_counted_for_it(dropout, causal):
-    config = parse_config({"model": {"user_tower": {"dropout": dropout, "num_blocks": 1}}})
+    config = parse_config({"model": {"user_tower": {"dropout": dropout, "num_blocks": 1, "embedding_dim": 128}}})
     block, x = AttentionBlock(128, 4, dropout), torch.randn(1000, 128, requires_grad=True)
     _, kept = kept_bytes(block, x, torch.ones(1000, dtype=torch.bool), ((20, 50),), causal)
     assert history_bytes_a_place(config, 4)[0] == pytest.approx(kept / 1000, rel=0.01)
@@ -138,7 +138,7 @@ def test_what_is_chosen_can_be_asked_for_by_hand():
     plan = make_plan(found, LARGE, Machine("cpu", int(0.5 * peak)))
     assert any("tables" in line for line in plan.settings)
     by_hand = [re.sub(r"^--set '?|'$", "", line) for line in plan.settings]
-    assert load_config(None, ["training.batch_size=8192", *by_hand]) == plan.config
+    assert load_config(None, ["training.batch_size=8192", "model.user_tower.embedding_dim=128", *by_hand]) == plan.config
 
 
 STARVED = """

@@ -241,6 +241,7 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
         user_fields=kept["user"],
         ordered=dataset.ordered,
         timed=dataset.has_time,
+        events=dataset.n_train_events,
     )
 
 

@@ -223,6 +223,11 @@ class Dataset:
         return np.bincount(self.events.item_row[counted], minlength=self.n_items).astype(np.int64)
 
     @property
+    def n_train_events(self) -> int:
+        """Positive events of the training part."""
+        return int(self.item_train_count.sum())
+
+    @property
     def ordered(self) -> bool:
         """Whether held-out events come after their histories; under a given split they come from anywhere in them."""
         return bool(self.manifest["config"]["prepare"]["split"]["kind"] != "given")

@@ -18,15 +18,6 @@ TEMPERATURE_RANGE = (0.01, 1.0)
 HIDDEN_STATE = 0.5  # share of the items shown without an id whose state is hidden too
 
 
-def settled(config: ModelConfig, *, ordered: bool, timed: bool) -> ModelConfig:
-    """The settings with what they leave to the data: attention reads the order of a history and the time between its events. Where
-    there are no times it made the model worse (S3-Rec's split), and where there is no order it means nothing."""
-    if config.user_tower.num_blocks is not None:
-        return config
-    blocks = int(ordered and timed)
-    return config.model_copy(update={"user_tower": config.user_tower.model_copy(update={"num_blocks": blocks})})
-
-
 class TwoTower(nn.Module):
     """User tower and item tower whose vectors meet in one inner product.
 
@@ -40,8 +31,8 @@ class TwoTower(nn.Module):
 
     def __init__(self, layout: Layout, config: ModelConfig, *, causal: bool, save_memory: bool = False) -> None:
         super().__init__()
-        config = settled(config, ordered=layout.ordered, timed=layout.timed)
-        dim = config.user_tower.embedding_dim
+        config = layout.settle(config)
+        dim = config.user_tower.width
         item_id = FieldSpec("id", "rows", (layout.items,), "item.id")
         user_id = FieldSpec("id", "rows", (layout.users,), "user.id")
         static = tuple(spec for spec in layout.item_fields if spec.name != "state")

@@ -14,7 +14,7 @@ from torch import Tensor
 from twotower.config import Config, ModelConfig
 from twotower.data.dataset import Dataset
 from twotower.models.build import build_model
-from twotower.models.two_tower import TwoTower, settled
+from twotower.models.two_tower import TwoTower
 from twotower.retrieval.item_arrays import ItemArrays
 from twotower.retriever import Int
 from twotower.schema import FIRST_ROW
@@ -22,7 +22,7 @@ from twotower.schema import FIRST_ROW
 
 def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor]) -> TwoTower:
     """The model of the stored weights; settings that are not those of the weights cost no memory."""
-    _check_settings(settled(config.model, ordered=dataset.ordered, timed=dataset.has_time), weights)
+    _check_settings(settled(dataset, config), weights)
     model = build_model(dataset, config)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
@@ -31,12 +31,17 @@ def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor]) -> Tw
     return model.eval()
 
 
+def settled(dataset: Dataset, config: Config) -> ModelConfig:
+    """The settings with what they leave to the data; those of a trained model leave nothing."""
+    return config.model.settled(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
+
+
 def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
     user, item = config.user_tower, config.item_tower
     pairs = [
-        ("user_tower.embedding_dim", user.embedding_dim, weights["geo.weight"].shape[0]),
-        ("user_tower.hidden_dims", user.hidden_dims[:-1], _hidden(weights, "user_tower")),
-        ("item_tower.hidden_dims", item.hidden_dims[:-1], _hidden(weights, "item_tower")),
+        ("user_tower.embedding_dim", user.width, weights["geo.weight"].shape[0]),
+        ("user_tower.hidden_dims", user.layers[:-1], _hidden(weights, "user_tower")),
+        ("item_tower.hidden_dims", item.layers[:-1], _hidden(weights, "item_tower")),
     ]
     if user.blocks:
         pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
@@ -85,10 +90,10 @@ def _covers(offsets: Int, slices: int, total: int) -> bool:
 
 
 def check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
-    n, user = dataset.n_items, config.model.user_tower
+    n, user = dataset.n_items, settled(dataset, config).user_tower
     wanted = {
-        "vectors": ((n, user.hidden_dims[-1] + 1), np.float32),
-        "tokens": ((n, user.embedding_dim), np.float32),
+        "vectors": ((n, user.layers[-1] + 1), np.float32),
+        "tokens": ((n, user.width), np.float32),
         "recent": ((n,), np.int64),
         "offered": ((n,), np.bool_),
     }

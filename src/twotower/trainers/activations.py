@@ -35,7 +35,7 @@ def history_items(facts: Facts, config: Config, processes: int = 1) -> int:
 def encoded(facts: Facts, config: Config, wide: int, processes: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
     """Of one micro-batch of users, and of one of candidates: bytes kept for the backward pass, and those on top for a moment."""
     load, model, layout = facts.load, config.model, facts.layout
-    d, (of_users, of_items) = model.user_tower.embedding_dim, parts(facts, config, processes)
+    d, (of_users, of_items) = model.user_tower.width, parts(facts, config, processes)
     examples, places = (math.ceil(n / processes / of_users) for n in (load.examples, load.places))
     candidates = math.ceil(load.candidates / processes / of_items)
     blocks, last = history_bytes_a_place(config, wide)
@@ -51,7 +51,7 @@ def encoded(facts: Facts, config: Config, wide: int, processes: int = 1) -> tupl
 def history_bytes_a_place(config: Config, wide: int) -> tuple[int, int]:
     """Bytes kept of a place of a history for the backward pass, and bytes that come on top of them for a moment."""
     tower = config.model.user_tower
-    d = tower.embedding_dim
+    d = tower.width
     if not tower.blocks:
         return 0, 4 * F32 * d  # the tokens, their running sums by run and joined; going back, the gradients of the same
     # A block keeps its input and its middle (two norms read them); what matrix products read and write: both norms' outputs, q, k
@@ -67,8 +67,8 @@ def history_bytes_a_place(config: Config, wide: int) -> tuple[int, int]:
 
 def head_bytes(inputs: int, config: TowerConfig, wide: int) -> tuple[int, int]:
     """Bytes a vector keeps in a head, and those on top of them for a moment."""
-    *hidden, out = config.hidden_dims
-    d, dropping = config.embedding_dim, config.dropout > 0
+    *hidden, out = config.layers
+    d, dropping = config.width, config.dropout > 0
     width = inputs * d
     kept = F32 * 2 * out  # the vector before and after it has length one
     passing = 3 * F32 * width  # fields, stacked, and joined with the history's or state's; going back, their gradients

@@ -25,7 +25,6 @@ from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
 from twotower.evaluation import QUESTIONS_AT_ONCE
-from twotower.models.two_tower import settled
 from twotower.trainers.facts import Facts, facts_from_sizes, facts_of, scaled
 from twotower.trainers.memory import Parts, predict, storages
 
@@ -97,7 +96,7 @@ def choices(facts: Facts, config: Config) -> Iterator[Config]:
     large = [table.name for table in storages(facts, config) if table.rows >= LARGE and table.name not in config.model.tables]
     levels: list[dict[str, Any]] = [{}, {"update": "rows"}, {"update": "rows", "dtype": "fp16"}]
     given = config.training.gradient_checkpointing
-    blocks = settled(config.model, ordered=facts.layout.ordered, timed=facts.layout.timed).user_tower.blocks
+    blocks = facts.layout.settle(config.model).user_tower.blocks
     checkpointing = [given] if given or not blocks else [False, True]
     first = config.training.micro_batch or config.training.batch_size
     smaller = [first >> n for n in range(1, 32) if first >> n >= LEAST_MICRO]

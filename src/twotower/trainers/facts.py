@@ -112,7 +112,7 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
         members = max(places // (tower.max_history + 1), 1)
     draws = training.negatives_per_positive * examples
     proposed = items if training.loss == "full_softmax" else round(_distinct(items, examples + draws))
-    form = yelp_layout(users, items, config.prepare.text_dim, neighbours=config.prepare.neighbours > 0)
+    form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.neighbours > 0)
     bags = YELP_BAGS | {NEIGHBOURS: config.prepare.neighbours}
     features = 3 * items * row_bytes(form.item_fields, bags)
     load = Load(
@@ -136,7 +136,7 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
     )
 
 
-def yelp_layout(users: int, items: int, text_dim: int, *, neighbours: bool) -> Layout:
+def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbours: bool) -> Layout:
     """The fields of Yelp's businesses and users; its vocabularies in round figures, small beside the tables of ids."""
     places = (1_000, 20_000)
     item = [
@@ -155,7 +155,14 @@ def yelp_layout(users: int, items: int, text_dim: int, *, neighbours: bool) -> L
         FieldSpec("home", "geo", places, "item.location"),
         *(FieldSpec(name, "rows", (n + FIRST_ROW,), name) for name, n in CLOCK.items()),
     ]
-    return Layout(items=items + FIRST_ROW, users=users + FIRST_ROW, event_types=3, item_fields=tuple(item), user_fields=tuple(user))
+    return Layout(
+        items=items + FIRST_ROW,
+        users=users + FIRST_ROW,
+        event_types=3,
+        item_fields=tuple(item),
+        user_fields=tuple(user),
+        events=events,
+    )
 
 
 def row_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int]) -> int:

@@ -19,7 +19,6 @@ from twotower.config import Config, EmbeddingConfig, TowerConfig
 from twotower.evaluation import QUESTIONS_AT_ONCE
 from twotower.factors import MOST_USERS
 from twotower.losses import BLOCK as LOGITS
-from twotower.models.two_tower import settled
 from twotower.retrieval.index import BLOCK as SCORED
 from twotower.retrieval.neural import BLOCK as ENCODED
 from twotower.trainers.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
@@ -99,9 +98,8 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
     precision
         Of the matrix products: "fp32", "bf16" or "fp16".
     """
-    model = settled(config.model, ordered=facts.layout.ordered, timed=facts.layout.timed)
-    config = config.model_copy(update={"model": model})
-    dim, wide = config.model.user_tower.embedding_dim, WIDTH[precision]
+    config = config.model_copy(update={"model": facts.layout.settle(config.model)})
+    dim, wide = config.model.user_tower.width, WIDTH[precision]
     tables, other = storages(facts, config, processes), dense_numbers(facts, config)
     weights, optimiser = table_weights(tables, dim, processes) + F32 * other, table_state(tables, dim, processes) + 2 * F32 * other
     grown, shared, read = table_gradients(tables, dim)
@@ -141,7 +139,7 @@ def beginning_bytes(facts: Facts, config: Config) -> int:
     if config.model.item_tower.initial_ids == "noise" or table.update == "rows" or hashed:
         return 0
     users = min(facts.layout.users, MOST_USERS)
-    factors = F32 * config.model.user_tower.embedding_dim * (3 * facts.items + users)
+    factors = F32 * config.model.user_tower.width * (3 * facts.items + users)
     return factors + facts.trained * (3 * ID + F32) + 3 * (ID + F32) * facts.trained
 
 
@@ -209,7 +207,7 @@ def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
 def dense_numbers(facts: Facts, config: Config) -> int:
     """Weights outside the tables: attention (12 d² a block), heads, dense fields, places."""
     user, item, layout = config.model.user_tower, config.model.item_tower, facts.layout
-    d = user.embedding_dim
+    d = user.width
     dense = [spec.sizes[0] for spec in (*layout.item_fields, *layout.user_fields) if spec.kind == "dense"]
     heads = head_numbers(1 + len(layout.item_fields), item) + head_numbers(2 + len(layout.user_fields), user)
     return user.blocks * 12 * d * d + heads + d * (sum(dense) + GEO_FEATURES + user.max_history)
@@ -217,12 +215,12 @@ def dense_numbers(facts: Facts, config: Config) -> int:
 
 def head_numbers(inputs: int, config: TowerConfig) -> int:
     """Weights of a head: each cross layer a square of all inputs, then the MLP."""
-    *hidden, out = config.hidden_dims
+    *hidden, out = config.layers
     if not hidden:
-        return config.embedding_dim * out
-    width = inputs * config.embedding_dim
+        return config.width * out
+    width = inputs * config.width
     crossed = config.cross_layers * width**2 if config.interaction == "dcn" else 0
-    return crossed + sum(a * b for a, b in zip([width, *hidden], [*hidden, out], strict=True)) + config.embedding_dim * out
+    return crossed + sum(a * b for a, b in zip([width, *hidden], [*hidden, out], strict=True)) + config.width * out
 
 
 # Loss, batches, validation, export.
@@ -231,7 +229,7 @@ def head_numbers(inputs: int, config: TowerConfig) -> int:
 def loss_bytes(load: Load, config: Config, processes: int) -> int:
     """Vectors of the examples and of all candidates five times (made, joined, their gradients, times the upstream one, cut), and
     the logits of a block of examples."""
-    examples, dim = math.ceil(load.examples / processes), config.model.user_tower.hidden_dims[-1]
+    examples, dim = math.ceil(load.examples / processes), config.model.user_tower.layers[-1]
     block = min(max(LOGITS, load.candidates), examples * load.candidates)
     return 5 * F32 * dim * (examples + load.candidates) + F32 * block
 
@@ -255,7 +253,7 @@ def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
     MLP; without any, three running sums); a block of items being encoded; a block of scores; and the doctor's scores, divided
     by the temperature and being summed up: three times."""
     model, layout = config.model, facts.layout
-    d, vectors = model.user_tower.embedding_dim, F32 * (model.user_tower.hidden_dims[-1] + 1) * facts.items
+    d, vectors = model.user_tower.width, F32 * (model.user_tower.layers[-1] + 1) * facts.items
     questions = min(QUESTIONS_AT_ONCE, config.training.eval_queries)
     history = (4 * F32 + 8 * wide if model.user_tower.blocks else 3 * F32) * d + 10 * ID
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
@@ -269,6 +267,6 @@ def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
 def export_bytes(weights: int, plain: int, optimiser: int, facts: Facts, config: Config) -> int:
     """After training: a checkpoint beside a new model; then that model beside its bytes, twice; then beside its ONNX graphs, for
     which tables updated by rows (`plain` bytes) are written out. The data is still mapped."""
-    vectors = F32 * (config.model.user_tower.hidden_dims[-1] + 1) * facts.items
+    vectors = F32 * (config.model.user_tower.layers[-1] + 1) * facts.items
     graphs = int((1 + GRAPH_COPIES) * weights) + plain
     return facts.data_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower import parallel
 from twotower.config import Config
-from twotower.data.data_loader import TrainBatch, TrainLoader, open_store, split_moment
+from twotower.data.data_loader import TrainBatch, TrainLoader, layout, open_store, split_moment
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
 from twotower.evaluation import evaluate
@@ -37,6 +37,7 @@ class TwoTowerTrainer(BaseTrainer):
         torch.manual_seed(config.seed)
         self.dataset = dataset
         self.store = open_store(dataset, "valid", config.model)
+        config = config.model_copy(update={"model": layout(dataset, self.store, config.model).settle(config.model)})
         self.loader = TrainLoader(dataset, self.store, config, rank=parallel.rank(), world=parallel.world())
         super().__init__(build_model(dataset, config), config, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)

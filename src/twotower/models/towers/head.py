@@ -26,7 +26,7 @@ class TowerHead(nn.Module):
 
     def __init__(self, fields: int, config: TowerConfig) -> None:
         super().__init__()
-        dim, (*hidden, out) = config.embedding_dim, config.hidden_dims
+        dim, (*hidden, out) = config.width, config.layers
         self.straight: nn.Module = nn.Identity()
         if dim != out:
             linear = nn.Linear(dim, out, bias=False)

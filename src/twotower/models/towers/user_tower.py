@@ -18,7 +18,7 @@ class UserTower(nn.Module):
 
     def __init__(self, fields: int, event_types: int, config: UserTowerConfig, *, causal: bool, save_memory: bool = False) -> None:
         super().__init__()
-        dim = config.embedding_dim
+        dim = config.width
         self.event_type = nn.Parameter(torch.zeros(event_types + 1, dim))
         self.stars = nn.Parameter(torch.zeros(STARS_BUCKETS, dim))
         self.encoder = (
