@@ -21,6 +21,7 @@ from pathlib import Path
 from common import QUALITY_SETS, RESULTS, ROOT, claim, in_words, tell
 from quality import raw_folder, seeds
 
+from twotower.batches import Layout
 from twotower.config import Config, load_config
 from twotower.console import setup_logging
 from twotower.data.data_loader import layout, open_store, split_moment
@@ -48,6 +49,7 @@ PARTS = {
     "the popularity prior": ["model.popularity_prior=0"],
     "neighbours": ["model.exclude_fields=[item.neighbours]"],
     "attention": ["model.user_tower.num_blocks=0"],
+    "holding users back, and the lower temperature that it allows": ["model.user_tower.shrinkage=0", "model.temperature=0.15"],
     "hiding half of the history": ["model.user_tower.history_dropout=0"],
     "hiding half of the users' ids": ["model.user_tower.id_dropout=0"],
     "hiding a tenth of the items' ids": ["model.item_tower.id_dropout=0"],
@@ -85,8 +87,12 @@ def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], 
     prepare_stage(config, out / "dataset")
     dataset = Dataset.open(out / "dataset")
     whole = trained(config, dataset, out, WHOLE)
-    for part, changes in (PARTS if of == "parts" else without_fields(dataset, config)).items():
+    sizes = layout(dataset, open_store(dataset, PART, config.model), config.model)
+    for part, changes in (PARTS if of == "parts" else without_fields(sizes)).items():
         changed = load_config(ROOT / "configs" / chosen.config, [*settings, *changes])
+        same_model = sizes.settle(changed.model) == sizes.settle(config.model)
+        if same_model and changed.training == config.training:  # the set goes without it already
+            continue
         without = trained(changed, dataset, out, part)
         evaluation = config.evaluation.model_copy(update={"baselines": []})
         report = judge([whole, without], dataset, evaluation, part=PART, main=WHOLE, metric=METRIC, seed=seed)
@@ -99,9 +105,8 @@ def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], 
         sys.stderr.write(in_words(row))
 
 
-def without_fields(dataset: Dataset, config: Config) -> dict[str, list[str]]:
+def without_fields(sizes: Layout) -> dict[str, list[str]]:
     """The groups of which the set has a field, as the settings that leave those fields out."""
-    sizes = layout(dataset, open_store(dataset, PART, config.model), config.model)
     known = {f"item.{spec.name}" for spec in sizes.item_fields} | {f"user.{spec.name}" for spec in sizes.user_fields}
     found = {group: [field for field in fields if field in known] for group, fields in FIELDS.items()}
     return {group: [f"model.exclude_fields={json.dumps(fields)}"] for group, fields in found.items() if fields}
