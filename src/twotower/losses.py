@@ -68,7 +68,7 @@ def softmax_loss(
     Parameters
     ----------
     users, items
-        Unit vectors [Q, D] and [C, D].
+        Vectors [Q, D] and [C, D].
     target
         int64 [Q]: column of the positive.
     log_weight

@@ -47,7 +47,7 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
         assert len(shares.visited) == len(set(history.item_row.tolist()))
         # Where visited items may come again, the last ones have their part in it.
         shares = straight.explainer.shares(history, rows, again=True)
-        recent = history.item_row[::-1][:REVISITS]
+        recent = history.item_row[::-1][: len(REVISITS)]
         weights = straight.bundle.model.revisit_weight() * 0.5 ** np.arange(len(recent))
         cosines = cosines + straight.bundle.vectors.numpy()[rows] @ (weights @ straight.bundle.vectors.numpy()[recent])
         np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)

@@ -75,7 +75,7 @@ class TwoTower(nn.Module):
         self.log_temperature.clamp_(*(math.log(bound) for bound in TEMPERATURE_RANGE))
 
     def encode_items(self, batch: ItemBatch) -> Tensor:
-        """Items → unit vectors float32 [n, D]."""
+        """Items → vectors float32 [n, D]: of length one without `shrinkage`."""
         vectors: Tensor = self.item_tower(self.offered_fields(batch))
         return vectors
 
@@ -89,7 +89,7 @@ class TwoTower(nn.Module):
         return torch.cat([fields, state], dim=1)
 
     def encode_users(self, batch: UserBatch) -> Tensor:
-        """Moments of histories → unit vectors float32 [Q, D]."""
+        """Moments of histories → vectors float32 [Q, D], no longer than one: the shorter the less is known."""
         vectors: Tensor = self.user_tower(self.user_fields(batch), self.history_items(batch.items), batch)
         return vectors
 

@@ -13,12 +13,12 @@ from twotower.retriever import Float, Int, Queries
 from twotower.schema import FIRST_ROW
 
 POPULARITY_SCALE = 0.1
-"""Cosine that a nat of log popularity is worth more, or less, with the dial at an end."""
+"""What a nat of log popularity is worth more, or less, in an inner product with the dial at an end."""
 NEARBY_KM = 3.0
 """So much farther away counts as e times fewer visits; an item without a place, as ten times so far."""
 UNPLACED = 10.0
-REVISITS = 16
-"""Last visits that draw a user's vector to their items; the next would count a 65,536th of the last."""
+REVISITS = tuple(0.5**back for back in range(16))
+"""What each of the last visits counts, newest first, where a user's vector is drawn to their items."""
 
 
 def with_popularity(vectors: Float, prior: float, dial: Float) -> Float:
@@ -51,11 +51,11 @@ def with_revisits(vectors: Tensor, history: Queries, items: Tensor, weight: floa
         return vectors
     drawn = vectors.clone()
     start, last = history.offsets[:-1], history.offsets[1:] - 1
-    for back in range(REVISITS):
+    for back, share in enumerate(REVISITS):
         asked = np.flatnonzero(again & (last - back >= start))
         rows = history.item_row[last[asked] - back]
         asked, rows = asked[rows >= FIRST_ROW], rows[rows >= FIRST_ROW]
-        drawn[torch.from_numpy(asked)] += weight * 0.5**back * items[torch.from_numpy(rows)]
+        drawn[torch.from_numpy(asked)] += weight * share * items[torch.from_numpy(rows)]
     return drawn
 
 

@@ -87,9 +87,9 @@ class Explainer:
         visited, group = np.unique(history.item_row[-self.store.max_history :], return_inverse=True)
         summed = np.zeros((len(visited), len(rows)), np.float32)
         np.add.at(summed, group, visits.T)
-        for back, row in enumerate(history.item_row[::-1][:REVISITS] if weight else ()):
+        for share, row in zip(REVISITS, history.item_row[::-1] if weight else (), strict=False):
             if row >= FIRST_ROW:
-                summed[np.searchsorted(visited, row)] += weight * 0.5**back * (items @ self.vectors[row]).numpy()
+                summed[np.searchsorted(visited, row)] += weight * share * (items @ self.vectors[row]).numpy()
         return Shares(visited, summed.T, user, item)
 
     def reasons(self, history: Queries, rows: Int, *, again: bool = False) -> list[tuple[Reason, ...]]:
@@ -129,7 +129,7 @@ class Explainer:
         return f"{name.replace('_', ' ')}: {said if len(said) <= MOST_CHARACTERS else said[: MOST_CHARACTERS - 1] + '…'}"
 
     def _user_side(self, batch: UserBatch, items: Tensor) -> tuple[Tensor, Float, Float]:
-        """Unit user vectors [k, D], shares of the fields [k, F] and of the events [k, W]; query j is held against item j."""
+        """User vectors [k, D], shares of the fields [k, F] and of the events [k, W]; query j is held against item j."""
         tower = self.model.user_tower
         with torch.no_grad():
             fields = self.model.user_fields(batch)

@@ -109,7 +109,7 @@ class Place:
     distance_km
         From where the request comes, else from the most central place of the history; None when either is unknown.
     score
-        Cosine of user and item vector, in [-1, 1], and what the item's popularity adds to it, the dial at rest; of an answer that
+        Inner product of user and item vector, and what the item's popularity adds to it, the dial at rest; of an answer that
         is not the model's, visits as a share of the greatest.
     reasons
         Largest first; empty unless asked for.

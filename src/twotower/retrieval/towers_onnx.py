@@ -92,7 +92,7 @@ class OnnxUserTower:
         self._items = items
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Float:
-        """Unit vectors float32 [B, D] of what `FeatureStore.padded` returned; many at once by length, so that short histories cost
+        """Vectors float32 [B, D] of what `FeatureStore.padded` returned; many at once by length, so that short histories cost
         what they hold."""
         seen = inputs["seen"]
         if len(seen) < MANY:

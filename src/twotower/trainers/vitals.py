@@ -105,7 +105,7 @@ def question_loss(users: Tensor, items: Tensor, target_offsets: Int, target_row:
     Parameters
     ----------
     users, items
-        [B, D + 1] of the questions' users, and [N, D + 1] of all item rows: unit vectors, and the weight and log popularity.
+        [B, D + 1] of the questions' users, and [N, D + 1] of all item rows: vectors, and the weight and log popularity.
     target_offsets, target_row
         int64 [B + 1], [T]: each question's answers.
     """

@@ -1,4 +1,4 @@
-"""User tower: history through self-attention, profile, id and context → unit vector, for as many moments as are asked."""
+"""User tower: history through self-attention, profile, id and context → vector, for as many moments as are asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twotower.models.towers.head import TowerHead
 
 
 class UserTower(nn.Module):
-    """Embedded history and fields of users → unit vectors."""
+    """Embedded history and fields of users → vectors no longer than one."""
 
     def __init__(self, fields: int, event_types: int, config: UserTowerConfig, *, causal: bool, save_memory: bool = False) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class UserTower(nn.Module):
         self.head = TowerHead(fields + 1, config)
 
     def forward(self, fields: Tensor, items: Tensor, batch: UserBatch) -> Tensor:
-        """Embeddings of the fields [Q, F, d] (id first), of the histories' distinct items [n, d] → unit vectors float32 [Q, D]."""
+        """Embeddings of the fields [Q, F, d] (id first), of the histories' distinct items [n, d] → vectors float32 [Q, D]."""
         vectors: Tensor = self.head(self.beside_history(fields, self.visits(items, batch), batch))
         return vectors
 
