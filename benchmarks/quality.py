@@ -1,6 +1,7 @@
 """How good the model is beside every baseline: from raw files to one JSON line a system, in one command.
 
     python benchmarks/quality.py s3rec --seeds 0,1,2
+    python benchmarks/quality.py s3rec --seeds 0,1,2 --refit    # and each model once more, with the validation part to learn from
 
 Walks the package's own way (prepare, train, export, evaluate) with the set's file in configs/, once for each seed. Prints a JSON
 line for each system and appends it to benchmarks/results/quality.jsonl; a table of the whole command goes to stderr. Real data
@@ -17,7 +18,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from twotower.console import setup_logging
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError, TwoTowerError
 from twotower.pipeline import TOWN, prepare_stage, run_all, simulate_stage
+from twotower.refit import refit as refit_run
 from twotower.trainers.optimizer import choose_device
 
 MODEL = "two-tower"
@@ -45,17 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seed in given.seeds:
             with tempfile.TemporaryDirectory() as folder:
                 out = given.out / f"{given.set}-{seed}" if given.out else Path(folder)
-                for row in measure(given.set, seed, out, sizes, given.overrides):
+                for row in measure(given.set, seed, out, sizes, given.overrides, refit=given.refit):
                     tell(row, given.results)
                     rows.append(row)
     except TwoTowerError as error:
         sys.stderr.write(f"quality: error: {' '.join(str(error).split())}\n")
         return 2
-    sys.stderr.write("\n".join(quality_table(rows)) + "\n")
+    for again in (False, True)[: 1 + given.refit]:
+        sys.stderr.write("\n".join(quality_table([row for row in rows if row.get("refit", False) == again])) + "\n")
     return 0
 
 
-def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: Sequence[str] = ()) -> list[Row]:
+def measure(
+    name: str, seed: int, out: Path, sizes: dict[str, int], overrides: Sequence[str] = (), *, refit: bool = False
+) -> list[Row]:
     """Run a set with one seed in the folder `out`; one row for each system, best first.
 
     Parameters
@@ -64,21 +69,35 @@ def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: S
         "users", "businesses", "events" of the town.
     overrides
         Settings "a.b=value" on top of the set's own.
+    refit
+        Rows of a refit as well, with "refit" true: every system has learned from the validation part too.
     """
     chosen = QUALITY_SETS[name]
-    began = time.perf_counter()
     raw = raw_folder(chosen, out, seed, sizes)
     settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
     config = load_config(ROOT / "configs" / chosen.config, settings)
-    whole = not (out / "model").exists()
-    report = run_all(config, out, resume=True)  # what an earlier measurement left in `out` is not trained again
-    protocol, metric = report["protocol"], report["protocol"]["metric"]
     device = choose_device(config.training.device)
     shared = {
+        "set": name,
         "seed": seed,
         "machine": machine("CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)),
         "commit": commit(),
         "config_hash": config_hash(config, sizes if chosen.raw is None else None),
+    }
+    rows = _rows(lambda folder: run_all(config, folder, resume=True), out, shared)
+    if refit:
+        rows += _rows(lambda folder: refit_run(out / "model", folder, resume=True), out / "refit", {**shared, "refit": True})
+    return rows
+
+
+def _rows(run: Callable[[Path], dict[str, Any] | None], out: Path, shared: Row) -> list[Row]:
+    """Rows of what `run` leaves in `out`; what an earlier measurement left there is not trained again."""
+    began, whole = time.perf_counter(), not (out / "model").exists()
+    report = run(out)
+    assert report is not None, "every set has a test part"
+    protocol, metric = report["protocol"], report["protocol"]["metric"]
+    shared = {
+        **shared,
         **({"run_seconds": round(time.perf_counter() - began, 1)} if whole else {}),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "split": protocol["split"],
@@ -87,7 +106,6 @@ def measure(name: str, seed: int, out: Path, sizes: dict[str, int], overrides: S
     ranked = sorted(report["systems"], key=lambda system: -report["systems"][system][metric]["value"])
     return [
         {
-            "set": name,
             "protocol": "M" if protocol["seen"] == "masked" else "U",
             "system": system,
             "metrics": {key: figure["value"] for key, figure in report["systems"][system].items()} | report["beyond"][system],
@@ -114,8 +132,10 @@ def _slices(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def config_hash(config: Config, sizes: dict[str, int] | None) -> str:
-    """Twelve characters that stand for all settings but the seed and where the data lies, and for the sizes of a town."""
-    values = config.model_dump(mode="json", exclude={"seed": True, "data": {"path"}})
+    """Twelve characters that stand for all settings but the seed, where the data lies and what a refit sets, and for the sizes of a
+    town."""
+    of_a_refit = {"training": {"stop_frac"}, "evaluation": {"baseline_settings"}}
+    values = config.model_dump(mode="json", exclude={"seed": True, "data": {"path"}, **of_a_refit})
     return hashlib.sha256(json.dumps([values, sizes], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -148,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=QUALITY_SETS)
     parser.add_argument("--seeds", type=seeds, default=[0], metavar="0,1,2")
+    parser.add_argument("--refit", action="store_true", help="and once more with the validation part in training")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
     parser.add_argument(
         "--out", type=Path, help="keep datasets, models and reports here, and go on with those found (default: nowhere)"

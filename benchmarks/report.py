@@ -90,8 +90,8 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def latest_settings(rows: Sequence[Row]) -> list[Row]:
-    """Rows with the settings of the last row, the last one of each system and seed."""
-    kept = {(row["system"], row["seed"]): row for row in rows if row["config_hash"] == rows[-1]["config_hash"]}
+    """Rows with the settings of the last row, the last one of each system and seed, refits apart."""
+    kept = {(row["system"], row["seed"], _refit(row)): row for row in rows if row["config_hash"] == rows[-1]["config_hash"]}
     return list(kept.values())
 
 
@@ -116,6 +116,7 @@ def quality_table(rows: Sequence[Row]) -> list[str]:
 
 def _quality_section(name: str, rows: Sequence[Row], published: Sequence[Row]) -> str:
     chosen = QUALITY_SETS[name]
+    again, rows = [row for row in rows if _refit(row)], [row for row in rows if not _refit(row)]
     seeds = sorted({row["seed"] for row in rows})
     command = f"python benchmarks/quality.py {name} --seeds {','.join(map(str, seeds))}"
     stated = [
@@ -130,6 +131,15 @@ def _quality_section(name: str, rows: Sequence[Row], published: Sequence[Row]) -
     if tuned:
         text += ["", f"Baselines' settings (seed {seeds[0]}): {'; '.join(sorted(tuned))}."]
     text += _slices_table(rows)
+    if again:
+        counted = len({row["seed"] for row in again})
+        text += [
+            "",
+            f"Learned from the validation part too, all systems, with what was chosen on it (`--refit`; {counted} "
+            f"seed{'s' * (counted > 1)}; commit {_each(again, 'commit')}):",
+            "",
+            *quality_table(again),
+        ]
     if published:
         columns = _columns(published)
         figures = [[_figure(row["metrics"].get(column)) for column in columns] for row in published]
@@ -208,6 +218,10 @@ def _spread(values: Sequence[float]) -> str:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
+
+
+def _refit(row: Row) -> bool:
+    return bool(row.get("refit", False))
 
 
 def _each(rows: Iterable[Row], key: str) -> str:

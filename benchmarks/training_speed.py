@@ -101,7 +101,7 @@ def train(folder: Path, seed: int, epochs: int, overrides: Sequence[str] = ()) -
     trainer = open_trainer(folder, seed, overrides)
     examples = candidates = steps = 0
     waited = 0.0
-    trainer.total_steps = epochs * trainer.batches_per_epoch()
+    trainer.at.total_steps = epochs * trainer.batches_per_epoch()
     began = time.perf_counter()
     for epoch in range(epochs):
         batches, asked = iter(trainer.batches(epoch, 0)), time.perf_counter()

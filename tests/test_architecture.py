@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src"
 FLOORS = [
     "errors schema",
-    "config config_data arrays console hardware parallel retriever ragged "
+    "config config_data config_model arrays console hardware parallel retriever ragged "
     "metrics intervals encoders catalogue batches state features",
     "losses models.layers.* retrieval.topk retrieval.filters retrieval.filter_language retrieval.filter_tree retrieval.columns "
     "retrieval.recent retrieval.request retrieval.sealed verdict "
@@ -25,6 +25,7 @@ FLOORS = [
     "trainers.* retrieval.fitting retrieval.new_items retrieval.bundle retrieval.revision retrieval.everyone retrieval.hub "
     "retrieval.dial_curve retrieval.explain retrieval.recommender retrieval.tuning retrieval.tuning_plot",
     "pipeline serving.*",
+    "demo refit",
     "cli __main__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}

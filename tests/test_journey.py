@@ -65,6 +65,29 @@ def test_each_verb_alone_gives_the_same(journey, town, tmp_path, capsys):
     assert said.startswith("two-tower is")
 
 
+def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
+    run = journey / "run" / "model"
+    (said, _) = lines(capsys, "refit", str(run), "--out", str(tmp_path / "refit"))
+    assert said.startswith("two-tower is")
+    before, after = Dataset.open(journey / "run" / "dataset"), Dataset.open(tmp_path / "refit" / "dataset")
+    counts = [d.manifest["counts"]["kept"] for d in (before, after)]
+    assert counts[1]["train_events"] == counts[0]["train_events"] + counts[0]["valid_events"] > counts[0]["train_events"]
+    assert counts[1]["valid_events"] == 0 and counts[1]["test_events"] == counts[0]["test_events"]
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (journey / "run", tmp_path / "refit")]
+    assert reports[0]["settings"] == reports[1]["settings"] and reports[0]["protocol"] == reports[1]["protocol"]
+    assert reports[0]["systems"]["ials"] != reports[1]["systems"]["ials"], "fitted again"
+    progress, again = (torch.load(folder / "best.pt", weights_only=True) for folder in (run, tmp_path / "refit" / "model"))
+    assert again["config"]["training"]["stop_frac"] == progress["progress"]["best_step"] / progress["progress"]["total_steps"]
+    assert again["config"]["model"] == progress["config"]["model"]
+    (said, where) = lines(capsys, "refit", str(run), "--out", str(tmp_path / "all"), "--everything")
+    assert said == "No test part: nothing was judged." and str(tmp_path / "all" / "bundle") in where
+    everything = Dataset.open(tmp_path / "all" / "dataset").manifest["counts"]["kept"]
+    assert everything["train_events"] == everything["events"] == counts[0]["events"]
+    assert lines(capsys, "recommend", "--bundle", str(tmp_path / "all" / "bundle"), "--user", str(before.user_ids[-1]), "--json")
+    assert main(["refit", str(tmp_path / "all" / "model"), "--out", str(tmp_path / "twice")]) == 2
+    assert "A refit needs a run with a validation part" in capsys.readouterr().err
+
+
 def test_recommend_for_known_unknown_and_filtered(journey, capsys):
     bundle = str(journey / "run" / "bundle")
     dataset = Dataset.open(journey / "run" / "bundle" / "dataset")

@@ -78,7 +78,8 @@ def train(data: Path, out: Path, resume: bool, config_path: Path | None, overrid
 
     best = train_stage(load_config(config_path, list(overrides)), data, out, resume=resume)
     if speaks():
-        click.echo(f"{out}: best {best['metric']} {best['value']:.4f} at step {best['step']}; bundle in {out / 'bundle'}")
+        reached = "no validation part" if best["value"] is None else f"best {best['metric']} {best['value']:.4f}"
+        click.echo(f"{out}: {reached}; the model is that of step {best['step']}; bundle in {out / 'bundle'}")
 
 
 @app.command()
@@ -168,7 +169,8 @@ def recommend(
     **asked: Any,
 ) -> None:
     """The best places for a known user, for whoever visited some places, or for everybody."""
-    from twotower.pipeline import as_table, recommend_all_stage
+    from twotower.demo import as_table
+    from twotower.pipeline import recommend_all_stage
     from twotower.retrieval.recommender import Recommender
     from twotower.retrieval.request import Request
 
@@ -240,13 +242,26 @@ def run(out: Path, resume: bool, config_path: Path | None, overrides: tuple[str,
 
 
 @app.command()
+@click.argument("run", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="Folder for the new dataset, model, bundle and report.")
+@click.option("--everything", is_flag=True, help="Learn from the test part too: a model to serve, that nothing is left to judge.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+def refit(run: Path, out: Path, everything: bool, resume: bool) -> None:
+    """Train a run anew on its validation part too, for as long as its best took."""
+    from twotower.pipeline import verdict
+    from twotower.refit import refit as refit_run
+
+    click.echo(verdict(refit_run(run, out, everything=everything, resume=resume), out))
+
+
+@app.command()
 @click.option("--out", type=FOLDER, default=Path("runs/town"), show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: Path, seed: int) -> None:
     """Simulate a town, walk the whole way, and recommend."""
-    from twotower.pipeline import demo_stage
+    from twotower.demo import demo as run_demo
 
-    demo_stage(out, seed=seed, say=click.echo)
+    run_demo(out, seed=seed, say=click.echo)
 
 
 @app.command()

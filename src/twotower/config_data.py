@@ -106,15 +106,17 @@ class DataConfig(Settings):
 
 
 class SplitConfig(Settings):
-    """How held-out events are chosen."""
+    """How held-out events are chosen. A part of 0 is none, and its events are training's, under every kind of split."""
 
     kind: Literal["time", "leave_one_out", "given"] = "time"
     """"time": one cut for everybody; "leave_one_out": each user's last event is test, the one before validation (users with
     at least three events); "given": the source's own test part, and a random `valid` share of the rest."""
     valid: float | date = 0.1
-    """"time": share of the events, or first day of the validation period. "given": share of each user's events."""
+    """"time": share of the events, or first day of the validation period. "given": share of each user's events. Without this part
+    training goes on to the end of its schedule."""
     test: float | date = 0.1
-    """"time": share of the events, or first day of the test period."""
+    """"time": share of the events, or first day of the test period (that of validation: no validation). Without this part nothing
+    is judged."""
 
     new_users: float = Field(0.0, ge=0, lt=1)
     """Share of the users, drawn by lot, whom training never sees, as if they came later: their events are only histories."""
@@ -125,8 +127,8 @@ class SplitConfig(Settings):
     def _same_type(self) -> SplitConfig:
         if isinstance(self.valid, date) != isinstance(self.test, date):
             raise ValueError("valid and test must both be fractions or both be dates")
-        if isinstance(self.valid, date) and isinstance(self.test, date) and self.valid >= self.test:
-            raise ValueError("valid must be a day before test")
+        if isinstance(self.valid, date) and isinstance(self.test, date) and self.valid > self.test:
+            raise ValueError("valid must be no day after test")
         if isinstance(self.valid, float) and isinstance(self.test, float):
             if not (0 <= self.valid < 1 and 0 <= self.test < 1):
                 raise ValueError(f"valid and test must be at least 0 and below 1; got {self.valid} and {self.test}")

@@ -154,7 +154,8 @@ def fit_baseline(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Baseline:
-    """Fit a baseline; with `settings.tune_baselines` keep the choice of `GRIDS` with the best `metric` on validation questions.
+    """Fit a baseline with its `settings.baseline_settings`; without any, with `settings.tune_baselines`, keep the choice of `GRIDS`
+    with the best `metric` on validation questions. Where there are none, nothing is tuned.
 
     Raises
     ------
@@ -163,8 +164,11 @@ def fit_baseline(
     """
     if name not in BASELINES:
         raise ConfigError(f"evaluation.baselines must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
-    grid = GRIDS.get(name, [{}]) if settings.tune_baselines else [{}]
-    valid = dataset.held_out("valid", max_queries=_TUNING_QUERIES, seed=seed) if len(grid) > 1 else None
+    grid: list[dict[str, Any]] = [settings.baseline_settings.get(name, {})]
+    valid = None
+    if not grid[0] and settings.tune_baselines and name in GRIDS:
+        valid = dataset.held_out("valid", max_queries=_TUNING_QUERIES, seed=seed)
+        grid = GRIDS[name] if len(valid.queries) else grid
     best, best_figure = None, -1.0
     for tried, choice in enumerate(grid, 1):
         candidate = BASELINES[name](dataset, **choice)

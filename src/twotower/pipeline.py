@@ -5,16 +5,13 @@ simulate ─▶ raw files ─▶ prepare ─▶ dataset ─▶ train ─▶ run 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from twotower import parallel
 from twotower.baselines import BASELINES
@@ -33,10 +30,10 @@ from twotower.retrieval.dial_curve import dial_curve
 from twotower.retrieval.everyone import recommend_all
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.retrieval.recommender import Recommender
-from twotower.retrieval.request import Place, Request
+from twotower.retrieval.request import Request
 from twotower.retrieval.tuning import Measured, tune_index
 from twotower.retrieval.tuning_plot import draw
-from twotower.schema import FIRST_ROW, FORMAT_VERSION, TEST
+from twotower.schema import FIRST_ROW, FORMAT_VERSION
 from twotower.trainers.base_trainer import Progress, differences, read_rows
 from twotower.trainers.budget import DEVICES, GB, Machine, explain, give_back, is_out_of_memory, make_plan, status
 from twotower.trainers.budget import as_table as as_plan
@@ -78,7 +75,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     Returns
     -------
     dict
-        "metric", "value" and "step" of the best validation.
+        "metric", "value" and "step" of the best validation, and "total_steps" of the schedule. Value None: no validation part.
     """
     check_settings(config)
     dataset = Dataset.open(data)
@@ -89,7 +86,12 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         config, keep_below = _within_budget(config, dataset, device)
         reached = _fit(config, dataset, out, device, keep_below, resume=resume)
         first = parallel.rank() == 0
-    best = {"metric": config.training.eval_metric, "value": reached.best, "step": reached.best_step}
+    best = {
+        "metric": config.training.eval_metric,
+        "value": reached.best,
+        "step": reached.best_step,
+        "total_steps": reached.total_steps,
+    }
     manifest = {
         "format": FORMAT_VERSION,
         "kind": "run",
@@ -165,7 +167,7 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
 
 def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
     """Judge the run on its dataset's test part beside every baseline; write report.json and report.html to `out`."""
-    manifest = _run_manifest(run)
+    manifest = run_manifest(run)
     dataset = Dataset.open(Path(manifest["dataset"]))
     model, config, _ = load_trained(run / "best.pt", dataset)
     for override in overrides or []:
@@ -197,7 +199,7 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
 
 
 def check_settings(config: Config) -> None:
-    """Refuse names of metrics and baselines that nobody knows, before hours are spent.
+    """Refuse names of metrics, baselines and their settings that nobody knows, before hours are spent.
 
     Raises
     ------
@@ -205,14 +207,21 @@ def check_settings(config: Config) -> None:
         The nearest known name is in the message.
     """
     metric_names(config.evaluation, config.training.eval_metric)
-    for name in config.evaluation.baselines:
-        if name not in BASELINES:
-            raise ConfigError(f"evaluation.baselines must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
+    settings = config.evaluation.baseline_settings
+    for place, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():
+        for name in names:
+            if name not in BASELINES:
+                raise ConfigError(f"evaluation.{place} must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
+    for name, values in settings.items():
+        known = [*signature(BASELINES[name]).parameters][1:]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"evaluation.baseline_settings.{name} has no {key!r}.{nearest(key, known)}")
 
 
 def export_stage(run: Path, out: Path) -> Json:
     """Write the run's bundle to `out`; returns its manifest."""
-    manifest = _run_manifest(run)
+    manifest = run_manifest(run)
     written = export_bundle(run / "best.pt", Dataset.open(Path(manifest["dataset"])), out, metrics=manifest["best"])
     if (run / "report.json").is_file():
         return note_report(out, json.loads((run / "report.json").read_text()))
@@ -239,8 +248,11 @@ def tune_index_stage(bundle: Path, *, recall: float, k: int, kinds: list[str], p
     return best
 
 
-def run_all(config: Config, out: Path, *, resume: bool = False) -> Json:
-    """Prepare → train → export → evaluate: `out` gets dataset/, model/, bundle/, report.json and report.html."""
+def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
+    """Prepare → train → export → evaluate: `out` gets dataset/, model/, bundle/, report.json and report.html.
+
+    Without a test part (`prepare.split.test: 0`) nothing is judged, and None is returned instead of the report.
+    """
     check_settings(config)
     if resume and (out / "dataset" / "manifest.json").is_file():
         made = Dataset.open(out / "dataset").manifest["config"]
@@ -254,46 +266,11 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json:
         log.info(summary(prepared, out / "dataset"))
     resume = resume and (out / "model" / "last.pt").is_file()
     train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
+    if not Dataset.open(out / "dataset").manifest["counts"]["kept"]["test_events"]:
+        return None
     report = evaluate_stage(out / "model", out)
     note_report(out / "bundle", report)
     return report
-
-
-def demo_stage(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
-    """The whole way on a simulated town, then ten recommendations for three kinds of asker."""
-    raw = out / "raw"
-    counts = simulate_stage(raw, **TOWN, seed=seed)
-    say(f"A town with {', '.join(f'{count:,} {name}' for name, count in counts.items())}: {raw}")
-    report = run_all(parse_config({"seed": seed, "data": {"source": "yelp", "path": str(raw)}}), out)
-    recommender = Recommender.load(out / "bundle")
-    user, places = _known_user(recommender.dataset)
-    say(f"\nTen places for {user}, a known user:\n")
-    say(as_table(recommender.recommend(user=user)))
-    rows = recommender.dataset.item_rows(places)
-    names = [recommender.describe(int(row))["name"] for row in rows]
-    say(f"\nTen for an unknown user who went to {', '.join(names[:-1])} and {names[-1]}:\n")
-    say(as_table(recommender.recommend(history=places)))
-    category = (recommender.describe(int(rows[-1]))["categories"] or ["Restaurants"])[0]
-    where = f'category == "{category}" and within(5)'
-    say(f"\nThe same user, filter {where}:\n")
-    say(as_table(recommender.recommend(history=places, where=where)))
-    say("\n" + verdict(report, out))
-
-
-def as_table(places: list[Place]) -> str:
-    """Recommendations as text, a line each."""
-    if not places:
-        return "Nothing to recommend: no item passes."
-    table = Table(box=None, pad_edge=False)
-    for name in ("rank", "place", "categories", "city", "km", "score"):
-        table.add_column(name, justify="right" if name in ("rank", "km", "score") else "left", no_wrap=True, overflow="ellipsis")
-    for place in places:
-        distance = "" if place.distance_km is None else f"{place.distance_km:.1f}"
-        categories = ", ".join(place.categories)
-        table.add_row(str(place.rank), place.name[:32], categories[:40], place.city or "", distance, f"{place.score:.3f}")
-    text = io.StringIO()
-    Console(file=text, width=120, color_system=None, force_jupyter=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def summary(manifest: Json, out: Path) -> str:
@@ -303,25 +280,21 @@ def summary(manifest: Json, out: Path) -> str:
     return f"{out}: {kept['kept']['events']:,} events of {users:,} users at {items:,} items"
 
 
-def verdict(report: Json, out: Path) -> str:
+def verdict(report: Json | None, out: Path) -> str:
     """What the report decided, and where it lies."""
+    if report is None:
+        return f"No test part: nothing was judged.\nBundle: {out / 'bundle'}"
     return f"{report['verdict']}\nReport: {out / 'report.html'}"
 
 
-def _known_user(dataset: Dataset) -> tuple[str, list[str]]:
-    """A user with a typical history, and the last three places of another one, for show."""
-    events = dataset.events
-    lengths = np.diff(events.offsets)
-    seen_late = np.bincount(events.user_row[events.split == TEST], minlength=len(lengths)) > 0
-    shown = np.flatnonzero((lengths >= 8) & (lengths <= 30) & seen_late)
-    if len(shown) < 2:
-        shown = np.argsort(-lengths)[:2]
-    first, second = int(shown[0]), int(shown[len(shown) // 2])
-    history = events.item_row[events.offsets[second] : events.offsets[second + 1]]
-    return str(dataset.user_ids[first]), [str(dataset.item_ids[row]) for row in dict.fromkeys(history[::-1].tolist())][:3][::-1]
+def run_manifest(run: Path) -> Json:
+    """What stands of a run in its folder.
 
-
-def _run_manifest(run: Path) -> Json:
+    Raises
+    ------
+    DataError
+        `run` is no run's folder.
+    """
     try:
         manifest = json.loads((run / "manifest.json").read_text())
     except (OSError, ValueError):

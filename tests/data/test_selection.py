@@ -129,6 +129,24 @@ def test_leave_one_out_holds_out_the_last_two_positive_events(prepared: Any) -> 
     assert {by_item["b", item] for item in "pqr"} == {"train"}  # two positive events are too few to hold any out
 
 
+@pytest.mark.parametrize(
+    ("kind", "valid", "test", "parts"),
+    [
+        ("leave_one_out", 0, 0.1, ["train", "train", "train", "test"]),
+        ("leave_one_out", 0.1, 0, ["train", "train", "valid", "train"]),
+        ("leave_one_out", 0, 0, ["train"] * 4),
+        ("given", 0, 0.1, ["train", "train", "train", "test"]),
+        ("given", 0, 0, ["train"] * 4),
+        ("time", 0, 0, ["train"] * 4),
+        ("time", "1970-01-05", "1970-01-05", ["train", "train", "train", "test"]),
+    ],
+)
+def test_events_of_a_part_that_is_not_wanted_are_trainings(prepared: Any, kind: str, valid: Any, test: Any, parts: list[str]) -> None:
+    rows = [{"user_id": "a", "item_id": f"i{n}", "time_s": day(n + 1), "part": "test" if n == 3 else "train"} for n in range(4)]
+    dataset = prepared(rows, split={"kind": kind, "valid": valid, "test": test})
+    assert [row[3] for row in listed(dataset)] == parts
+
+
 def test_leave_one_out_breaks_ties_of_time_by_the_order_of_the_source(prepared: Any) -> None:
     splits = {row[1]: row[3] for row in listed(prepared(["a q 7", "a p 7", "a r 7"], split=LAST))}
     assert splits == {"q": "train", "p": "valid", "r": "test"}

@@ -214,7 +214,7 @@ def test_tables_updated_by_rows_learn_and_resume_to_the_bit(dataset, tmp_path, d
 
 def test_an_overflow_leaves_the_weights_alone_and_the_scale_recovers(dataset, tmp_path):
     trainer = TwoTowerTrainer(dataset, settings(precision="fp16", log_every=1000), tmp_path)
-    trainer.total_steps = 20
+    trainer.at.total_steps = 20
     trainer.scaler = LossScale(enabled=True, patience=2)
     trainer.scaler.scale = 2.0**140  # times any gradient: infinite
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -244,6 +244,17 @@ def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
     assert reached.waited == 2
     assert reached.step < 500
     assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == reached.best_step < reached.step
+
+
+def test_without_a_validation_part_the_end_of_the_schedule_is_the_model(dataset, tmp_path, monkeypatch):
+    held_out = dataset.held_out("valid", max_queries=0)
+    monkeypatch.setattr(dataset, "held_out", lambda *_, **__: held_out)
+    reached = TwoTowerTrainer(dataset, settings(stop_frac=0.5), tmp_path).fit()
+    assert (reached.step, reached.best_step, reached.total_steps, reached.best) == (10, 10, 20, None)
+    rates = figures(tmp_path, "learning_rate")
+    assert len(rates) == 10 and rates[-1] == pytest.approx(schedule(9, 20, 0.05) * 0.01), "as if it went on to step 20"
+    assert not figures(tmp_path, "NDCG@10")
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == 10
 
 
 def test_non_finite_loss_is_an_error_before_the_update(dataset, tmp_path):

@@ -171,7 +171,7 @@ def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, i
     rank = ibis.row_number().over(group_by=[USER_KEY, HELD], order_by=[lot, events[ORDER]])
     size = events.count().over(group_by=[USER_KEY, HELD])
     drawn = rank < (size * split.valid + 1e-9).floor()  # a share of 0.29 of 100 events is 29, not 28
-    code = ibis.ifelse(events[HELD], TEST, ibis.ifelse(drawn, VALID, TRAIN)).cast("int8")
+    code = ibis.ifelse(events[HELD], TEST if split.test else TRAIN, ibis.ifelse(drawn, VALID, TRAIN)).cast("int8")
     return stage.save(events.mutate(split=code)), {}
 
 
@@ -240,13 +240,16 @@ def _refuse(stage: Stage, what: str) -> NoReturn:
 
 
 def _split_after(stage: Stage, events: ir.Table) -> ir.Table:
-    """Leave-one-out, on what the filters left: from a user's last positive event on is test, from the one before validation."""
+    """Leave-one-out, on what the filters left: from a user's last positive event on is test, from the one before validation,
+    where the settings have such a part."""
     if stage.config.prepare.split.kind != "leave_one_out":
         return events
     positive = events[POSITIVE].cast("int64")
     so_far = positive.sum().over(ibis.cumulative_window(group_by=USER_KEY, order_by=list(BY_TIME)))
     total = positive.sum().over(group_by=USER_KEY)
-    later = ibis.ifelse(so_far == total, TEST, ibis.ifelse(so_far == total - 1, VALID, TRAIN))
+    split = stage.config.prepare.split
+    before = ibis.ifelse(so_far == total - 1, VALID if split.valid else TRAIN, TRAIN)
+    later = ibis.ifelse(so_far == total, TEST if split.test else TRAIN, before)
     return stage.save(events.mutate(split=ibis.ifelse(total >= 3, later, TRAIN).cast("int8")))
 
 

@@ -1,9 +1,9 @@
 """The loop: steps, precision, schedule, validation, early stopping, checkpoints and logs, in one process or many.
 
-A subclass says what one batch's gradients are and how to validate; `fit` is the whole story. Of several processes the first one
-writes and speaks; all hold the same weights, tables that are updated by rows apart, which they share. Files in the run's folder:
-`last.pt` (resume from here), `best.pt` (the best validation so far), `metrics.jsonl` (one JSON object per log line or validation)
-and `tensorboard/` (the same figures).
+A subclass says what one batch's gradients are and how to validate, if at all; `fit` is the whole story. Of several processes the
+first one writes and speaks; all hold the same weights, tables that are updated by rows apart, which they share. Files in the run's
+folder: `last.pt` (resume from here), `best.pt` (the best validation so far; the latest where nothing is validated), `metrics.jsonl`
+(one JSON object per log line or validation) and `tensorboard/` (the same figures).
 """
 
 from __future__ import annotations
@@ -49,11 +49,18 @@ class Progress:
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
+    total_steps: int = 1
+    """Of the learning rate's schedule."""
     examples: int = 0
-    best: float = -math.inf
+    best: float | None = None
     best_step: int = 0
     waited: int = 0
     """Validations since the best."""
+
+    def told(self, metric: str) -> str:
+        """What came of it, in words."""
+        reached = "no validation part" if self.best is None else f"best {metric} {self.best:.4f}"
+        return f"{reached}; the model is that of step {self.best_step} of {self.step}"
 
 
 class BaseTrainer:
@@ -78,7 +85,7 @@ class BaseTrainer:
         self.tables = {name: part for name, part in self.model.named_modules() if isinstance(part, RowTable)}
         self.scaler = LossScale(enabled=self.precision is torch.float16)
         self.at = Progress()
-        self.total_steps = 1
+        self.last_step = 1
         self.losses: list[float] = []  # since the last validation
         self._clock = self._saved = time.perf_counter()
         self._clock_examples = 0
@@ -99,8 +106,8 @@ class BaseTrainer:
         number of examples."""
         raise NotImplementedError
 
-    def validate(self) -> dict[str, float]:
-        """Metrics on the validation part; must hold `config.training.eval_metric`."""
+    def validate(self) -> dict[str, float] | None:
+        """Metrics on the validation part, which must hold `config.training.eval_metric`; None: there is no such part."""
         raise NotImplementedError
 
     def begin(self) -> None:
@@ -123,42 +130,45 @@ class BaseTrainer:
         steps_per_epoch = self.batches_per_epoch()
         by_size = min(max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch)), MOST_EPOCHS)
         epochs = self.settings.num_epochs or by_size
-        self.total_steps = self.settings.max_steps or epochs * steps_per_epoch
+        self.settings = self.settings.model_copy(update={"num_epochs": epochs})
+        self.config = self.config.model_copy(update={"training": self.settings})
         if resume:
             self._load()
+        total = self.at.total_steps = self.settings.max_steps or epochs * steps_per_epoch
+        self.last_step = max(round(self.settings.stop_frac * total), 1)
         self._start_logs()
         self.begin()
-        between = self.settings.eval_every or max(1, self.total_steps / steps_per_epoch / MOST_VALIDATIONS)
+        between = self.settings.eval_every or max(1, total / steps_per_epoch / MOST_VALIDATIONS)
         eval_steps = max(round(between * steps_per_epoch), 1)
         log.info(
             "training on %s in %s, %d steps of up to %d examples%s",
             self.device,
             str(self.precision).removeprefix("torch."),
-            self.total_steps,
+            self.last_step,
             self.settings.batch_size,
             f", {parallel.world()} processes" if parallel.world() > 1 else "",
         )
         with progress() as self._bar, self._board() as board:
-            while self.at.step < self.total_steps and not self._stalled():
+            while self.at.step < self.last_step and not self._stalled():
                 for batch in self.batches(self.at.epoch, self.at.step_in_epoch):
                     self._step(batch, board)
-                    if self.at.step % eval_steps == 0 or self.at.step == self.total_steps:
+                    if self.at.step % eval_steps == 0 or self.at.step == self.last_step:
                         self._validate(board)
                     elif self._due():
                         self._save("last.pt")
-                    if self.at.step >= self.total_steps or self._stalled():
+                    if self.at.step >= self.last_step or self._stalled():
                         break
                 else:
                     self.at.epoch, self.at.step_in_epoch = self.at.epoch + 1, 0
             if self.at.best_step == 0:
                 self._validate(board)
         self._save("last.pt")
-        log.info("best %s %.4f at step %d of %d", self.settings.eval_metric, self.at.best, self.at.best_step, self.at.step)
+        log.info(self.at.told(self.settings.eval_metric))
         return self.at
 
     def _step(self, batch: Any, board: SummaryWriter | None) -> None:
         self.model.train()
-        rate = schedule(self.at.step, self.total_steps, self.settings.warmup_frac) * self.settings.learning_rate
+        rate = schedule(self.at.step, self.at.total_steps, self.settings.warmup_frac) * self.settings.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32):
@@ -172,7 +182,7 @@ class BaseTrainer:
         norm = self._update(rate)
         at = self.at
         at.step, at.step_in_epoch, at.examples = at.step + 1, at.step_in_epoch + 1, at.examples + examples
-        self._bar("train", at.step, self.total_steps)
+        self._bar("train", at.step, self.last_step)
         if at.step % self.settings.log_every == 0:
             self._log(board, {"loss": loss, "learning_rate": rate, "grad_norm": norm, **self._speed()})
 
@@ -202,13 +212,15 @@ class BaseTrainer:
     def _validate(self, board: SummaryWriter | None) -> None:
         self.model.eval()
         began = time.perf_counter()
-        names, figures = zip(*self.validate().items(), strict=True)
-        metrics = dict(zip(names, parallel.agreed(figures), strict=True))
-        value = float(metrics[self.settings.eval_metric])
-        self._log(board, {**metrics, "validation_s": time.perf_counter() - began})
+        judged = self.validate()
+        value = None
+        if judged:
+            metrics = dict(zip(judged, parallel.agreed(list(judged.values())), strict=True))
+            value = float(metrics[self.settings.eval_metric])
+            self._log(board, {**metrics, "validation_s": time.perf_counter() - began})
         self._clock += time.perf_counter() - began  # validation is not training time
         self.losses = []
-        if value > self.at.best:
+        if value is None or self.at.best is None or value > self.at.best:
             self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
             self._save("best.pt")
         else:
@@ -259,7 +271,7 @@ class BaseTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.scale, self.scaler.good = state["scaler"]
         self.at = Progress(**state["progress"])
-        log.info("resuming at step %d of %d", self.at.step, self.total_steps)
+        log.info("resuming at step %d", self.at.step)
 
     def _board(self) -> AbstractContextManager[SummaryWriter | None]:
         """What TensorBoard reads; the first process alone writes it."""
@@ -293,7 +305,7 @@ class BaseTrainer:
         rate = (self.at.examples - self._clock_examples) / max(now - self._clock, 1e-9)
         per_step = (now - self._clock) / self.settings.log_every
         self._clock, self._clock_examples = now, self.at.examples
-        return {"examples_per_s": rate, "eta_s": per_step * (self.total_steps - self.at.step)}
+        return {"examples_per_s": rate, "eta_s": per_step * (self.last_step - self.at.step)}
 
     def _log(self, board: SummaryWriter | None, facts: dict[str, float]) -> None:
         if board is None:
@@ -305,8 +317,8 @@ class BaseTrainer:
         log.info(
             "step %d/%d (%.0f%%) | epoch %d | %s",
             self.at.step,
-            self.total_steps,
-            100 * self.at.step / self.total_steps,
+            self.last_step,
+            100 * self.at.step / self.last_step,
             self.at.epoch,
             shown,
         )

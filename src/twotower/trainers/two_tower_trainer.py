@@ -14,7 +14,6 @@ from twotower import parallel
 from twotower.config import Config
 from twotower.data.data_loader import TrainBatch, TrainLoader, layout, open_store, split_moment
 from twotower.data.dataset import Dataset
-from twotower.errors import TrainingError
 from twotower.evaluation import evaluate
 from twotower.losses import softmax_loss
 from twotower.models.build import build_model
@@ -41,17 +40,14 @@ class TwoTowerTrainer(BaseTrainer):
         self.loader = TrainLoader(dataset, self.store, config, rank=parallel.rank(), world=parallel.world())
         super().__init__(build_model(dataset, config), config, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
-        if not len(self.held_out.queries):
-            raise TrainingError(
-                f"Training needs a validation part to stop by. {dataset.path} has none. Prepare another split (prepare.split)."
-            )
-        self.doctor = Doctor(self.model, dataset, self.held_out, config)
+        self.doctor = Doctor(self.model, dataset, self.held_out, config) if len(self.held_out.queries) else None
 
     def begin(self) -> None:
         """A new run's ids begin as factors; the doctor remembers what was said of a resumed one."""
         if self.at.step == 0:
             begin_with_factors(self.model, self.dataset, self.config)
-        self.doctor.recall(read_rows(self.out / "metrics.jsonl"))
+        if self.doctor:
+            self.doctor.recall(read_rows(self.out / "metrics.jsonl"))
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
         """See `BaseTrainer`."""
@@ -111,8 +107,10 @@ class TwoTowerTrainer(BaseTrainer):
         """Keep the temperature in its range."""
         self.model.clamp_temperature()
 
-    def validate(self) -> dict[str, float]:
-        """Full-catalogue metrics on (a sample of) the validation part, and the temperature; the doctor looks on."""
+    def validate(self) -> dict[str, float] | None:
+        """Full-catalogue metrics on (a sample of) the validation part, and the temperature; the doctor looks on. None: none."""
+        if not self.doctor:
+            return None
         self._make_room()
         retriever = NeuralRetriever(
             self.model, self.store, n_items=self.dataset.n_items, time_s=split_moment(self.dataset, "valid")
