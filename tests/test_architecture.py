@@ -22,8 +22,8 @@ FLOORS = [
     "data.views data.data_loader models.two_tower content factors baselines slices",
     "evaluation checkpoint report models.build retrieval.neural retrieval.towers_onnx retrieval.asked retrieval.dials "
     "retrieval.item_arrays",
-    "trainers.* retrieval.fitting retrieval.new_items retrieval.bundle retrieval.revision retrieval.everyone retrieval.hub "
-    "retrieval.dial_curve retrieval.explain retrieval.recommender retrieval.tuning retrieval.tuning_plot",
+    "trainers.* retrieval.shown retrieval.fitting retrieval.new_items retrieval.bundle retrieval.revision retrieval.everyone "
+    "retrieval.hub retrieval.dial_curve retrieval.explain retrieval.recommender retrieval.tuning retrieval.tuning_plot",
     "pipeline serving.*",
     "demo refit",
     "cli __main__",

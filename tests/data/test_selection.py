@@ -141,7 +141,9 @@ def test_leave_one_out_holds_out_the_last_two_positive_events(prepared: Any) -> 
         ("time", "1970-01-05", "1970-01-05", ["train", "train", "train", "test"]),
     ],
 )
-def test_events_of_a_part_that_is_not_wanted_are_trainings(prepared: Any, kind: str, valid: Any, test: Any, parts: list[str]) -> None:
+def test_events_of_a_part_that_is_not_wanted_are_trainings(
+    prepared: Any, kind: str, valid: Any, test: Any, parts: list[str]
+) -> None:
     rows = [{"user_id": "a", "item_id": f"i{n}", "time_s": day(n + 1), "part": "test" if n == 3 else "train"} for n in range(4)]
     dataset = prepared(rows, split={"kind": kind, "valid": valid, "test": test})
     assert [row[3] for row in listed(dataset)] == parts

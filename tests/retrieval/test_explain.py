@@ -83,8 +83,8 @@ def test_reasons_are_in_words(recommender: Recommender) -> None:
         assert shares == sorted(shares, reverse=True) and 1 <= len(shares) <= 10
         assert {reason.kind for reason in place.reasons} <= {"visit", "user", "item"}
     names = {reason.label for place in told.places for reason in place.reasons if reason.kind == "visit"}
-    assert names and names <= {recommender.describe(row)["name"] for row in (3, 9, 50)}
-    facts = recommender.describe(9)
+    assert names and names <= {recommender.shown.describe(row)["name"] for row in (3, 9, 50)}
+    facts = recommender.shown.describe(9)
     label = recommender.explainer.item_label
     assert label("categories", facts) == f"categories: {', '.join(facts['categories'])}"
     spec = recommender.explainer._columns["categories"]

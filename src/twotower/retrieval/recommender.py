@@ -28,19 +28,18 @@ from twotower.retrieval.asked import Asked, Reader, as_queries
 from twotower.retrieval.bundle import Bundle, load_bundle
 from twotower.retrieval.dials import POPULARITY_SCALE, back_off, diversify, with_popularity, with_revisits
 from twotower.retrieval.explain import Explainer
-from twotower.retrieval.filters import ItemFilter, distances_km, mutual_km
+from twotower.retrieval.filters import ItemFilter, mutual_km
 from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Stages, Visit
+from twotower.retrieval.shown import Home, Shown
 from twotower.retrieval.topk import top_k
 from twotower.retriever import Float, Int, Mask, Recommendations
-from twotower.schema import FIRST_ROW, ITEM_ID
+from twotower.schema import FIRST_ROW
 
 RECENT_PLACES = 100  # of a history, for the middle of where its user goes
 CANDIDATES_PER_PLACE, LEAST_CANDIDATES = 5, 50  # that diversity chooses from
 TRUST_EVENTS = 3  # events of a history at which half of the confidence is reached
-SHOWN = (ITEM_ID, "name", "city")
 
 Where: TypeAlias = "str | dict[str, Any] | None"
-Home: TypeAlias = "tuple[float, float] | None"
 
 
 @dataclass(slots=True)
@@ -72,6 +71,8 @@ class Recommender:
 
     Attributes
     ----------
+    shown
+        What people are told of items.
     offered
         bool [n_items]: False for items taken out of the catalogue, and the reserved rows; None where all are offered.
     """
@@ -82,9 +83,8 @@ class Recommender:
         self.reader = Reader(self.dataset, self.moment_s)
         self.index, self._prior, self._revisit = bundle.index, bundle.model.popularity_weight(), bundle.model.revisit_weight()
         self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
-        items = self.dataset.items
-        shown = [name for name in dict.fromkeys((*SHOWN, self.filter.category)) if name in items.column_names]
-        self._shown = items.select(shown).combine_chunks()
+        self._places_by_row = np.concatenate([np.full((FIRST_ROW, 2), np.nan), self.filter.places])
+        self.shown = Shown(self.dataset.items, self.filter.category, self._places_by_row)
 
     @classmethod
     def load(cls, path: Path | str) -> Recommender:
@@ -94,7 +94,7 @@ class Recommender:
     @cached_property
     def explainer(self) -> Explainer:
         """What says why."""
-        return Explainer(self.bundle, self.describe)
+        return Explainer(self.bundle, self.shown.describe)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer many requests at once.
@@ -120,7 +120,7 @@ class Recommender:
                 if one.asked.request.explain and one.source == "model":
                     one.reasons = self.explainer.reasons(one.asked.history, one.rows, again=not one.asked.request.exclude_seen)
         with stages("describe"):
-            places = iter(self._places(good))
+            places = iter(self.shown.places([(one.rows, one.scores, one.home, one.reasons) for one in good]))
             answers = [one if isinstance(one, RequestError) else self._answer(one, next(places), stages) for one in found]
         return answers
 
@@ -183,7 +183,7 @@ class Recommender:
         best = self.index.search(torch.from_numpy(query), k, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
         rows, scores = best.items[0], best.scores[0]
         rows, scores = rows[rows >= 0], scores[rows >= 0]
-        return self._told(self._facts(rows), rows, scores, home, [])
+        return self.shown.places([(rows, scores, home, [])])[0]
 
     def find(self, requests: Sequence[Request], stages: Stages | None = None) -> list[Found | RequestError]:
         """Rows and scores of many requests: what `answer_each` puts into words."""
@@ -261,12 +261,6 @@ class Recommender:
             return None
         return np.count_nonzero(mask) / max(self.dataset.n_items - FIRST_ROW, 1)
 
-    @cached_property
-    def _places_by_row(self) -> Float:
-        """float [n_items, 2]: degrees, NaN where unknown."""
-        nowhere = np.full((FIRST_ROW, 2), np.nan)
-        return np.concatenate([nowhere, self.filter.places])
-
     def _home(self, rows: Int) -> Home:
         """The visited place nearest to all others: between two towns a mean would lie where nobody goes."""
         places = self._places_by_row[rows]
@@ -281,63 +275,10 @@ class Recommender:
         confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
         return Answer(places, found.source, round(confidence, 3), found.asked.known, stages.ms, found.selectivity)
 
-    def _places(self, found: list[Found]) -> list[list[Place]]:
-        """The lists in people's terms."""
-        rows = np.concatenate([one.rows for one in found]) if found else np.zeros(0, np.int64)
-        facts = self._facts(rows)
-        lists, start = [], 0
-        for one in found:
-            lists.append(self._told(facts[start : start + len(one.rows)], one.rows, one.scores, one.home, one.reasons))
-            start += len(one.rows)
-        return lists
-
-    def _facts(self, rows: Int) -> list[dict[str, Any]]:
-        facts: list[dict[str, Any]] = self._shown.take(rows - FIRST_ROW).to_pylist()
-        return facts
-
-    def _told(
-        self, facts: list[dict[str, Any]], rows: Int, scores: Float, home: Home, reasons: list[tuple[Reason, ...]]
-    ) -> list[Place]:
-        at = self._places_by_row[rows]
-        km = [np.nan] * len(rows) if home is None else distances_km(at, home).tolist()
-        told = zip(facts, at.tolist(), km, scores.tolist(), reasons or [()] * len(rows), strict=True)
-        return [
-            Place(
-                rank=rank,
-                latitude=known(latitude),
-                longitude=known(longitude),
-                distance_km=None if away != away else round(away, 2),
-                score=round(score, 4),
-                reasons=why,
-                **self.named(one),
-            )
-            for rank, (one, (latitude, longitude), away, score, why) in enumerate(told, 1)
-        ]
-
-    def named(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """What an item is called, of its raw columns: "item_id", "name" (its id where it has none), "categories", "city"."""
-        categories = facts.get(self.filter.category or "") or []
-        return {
-            "item_id": facts[ITEM_ID],
-            "name": facts.get("name") or facts[ITEM_ID],
-            "categories": [categories] if isinstance(categories, str) else [str(one) for one in categories if one is not None],
-            "city": facts.get("city"),
-        }
-
-    def describe(self, row: int) -> dict[str, Any]:
-        """Raw columns of an item row."""
-        facts: dict[str, Any] = self.dataset.items.slice(row - FIRST_ROW, 1).to_pylist()[0]
-        return facts
-
 
 def _now(request: Request) -> int:
     """What `open_now` means: the moment of the request, else the time it is."""
     return int(time()) if request.time_s is None else request.time_s
-
-
-def known(degrees: float) -> float | None:
-    """Degrees as people read them: None instead of NaN."""
-    return None if degrees != degrees else degrees
 
 
 def _candidates(request: Request) -> int:

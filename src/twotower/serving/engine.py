@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from twotower.errors import RequestError
-from twotower.retrieval.recommender import Recommender, known
+from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, Place, Request, Visit
+from twotower.retrieval.shown import known
 from twotower.schema import FIRST_ROW, UNKNOWN
 
 Json = dict[str, Any]
@@ -117,7 +118,8 @@ class Engine:
         """What a page shows of an item."""
         at = self.recommender.filter.places[row - FIRST_ROW].tolist()
         latitude, longitude = map(known, at)
-        return {**self.recommender.named(self.recommender.describe(row)), "latitude": latitude, "longitude": longitude}
+        shown = self.recommender.shown
+        return {**shown.named(shown.describe(row)), "latitude": latitude, "longitude": longitude}
 
 
 def _as_json(place: Place) -> Json:
