@@ -99,7 +99,7 @@ def _rows(run: Callable[[Path], dict[str, Any] | None], out: Path, shared: Row) 
     shared = {
         **shared,
         **({"run_seconds": round(time.perf_counter() - began, 1)} if whole else {}),
-        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        **({} if shared.get("refit") else {"peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}),
         "split": protocol["split"],
         "queries": protocol["queries"],
     }
@@ -132,10 +132,11 @@ def _slices(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def config_hash(config: Config, sizes: dict[str, int] | None) -> str:
-    """Twelve characters that stand for all settings but the seed, where the data lies and what a refit sets, and for the sizes of a
-    town."""
-    of_a_refit = {"training": {"stop_frac"}, "evaluation": {"baseline_settings"}}
-    values = config.model_dump(mode="json", exclude={"seed": True, "data": {"path"}, **of_a_refit})
+    """Twelve characters that stand for all settings but the seed and where the data lies, and for the sizes of a town."""
+    values = config.model_dump(mode="json", exclude={"seed": True, "data": {"path"}})
+    for section, name, at_rest in (("training", "stop_frac", 1.0), ("evaluation", "baseline_settings", {})):
+        if values[section][name] == at_rest:  # settings that came later, and change nothing at rest
+            del values[section][name]
     return hashlib.sha256(json.dumps([values, sizes], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -291,7 +291,7 @@ def serve(rate: float, **options: Any) -> None:
     from twotower.serving.serve import Options
     from twotower.serving.serve import serve as run_server
 
-    run_server(Options(**options, limits=Limits(rate=rate, burst=2 * rate)))
+    run_server(Options(**options, limits=Limits(rate=rate, burst=max(2 * rate, 1))))
 
 
 def main(arguments: list[str] | None = None) -> int:

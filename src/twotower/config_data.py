@@ -123,6 +123,11 @@ class SplitConfig(Settings):
     new_items: float = Field(0.0, ge=0, lt=1)
     """Share of the items whose training events are withheld, as if they opened later."""
 
+    @property
+    def has_valid(self) -> bool:
+        """Whether there is to be a validation part."""
+        return bool(self.valid) and not (isinstance(self.valid, date) and self.valid == self.test)
+
     @model_validator(mode="after")
     def _same_type(self) -> SplitConfig:
         if isinstance(self.valid, date) != isinstance(self.test, date):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -166,12 +167,13 @@ def fit_baseline(
         raise ConfigError(f"evaluation.baselines must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
     grid: list[dict[str, Any]] = [settings.baseline_settings.get(name, {})]
     valid = None
-    if not grid[0] and settings.tune_baselines and name in GRIDS:
+    if settings.tune_baselines and name in GRIDS and name not in settings.baseline_settings:
         valid = dataset.held_out("valid", max_queries=_TUNING_QUERIES, seed=seed)
         grid = GRIDS[name] if len(valid.queries) else grid
+    drawn = {"seed": seed} if "seed" in signature(BASELINES[name]).parameters else {}
     best, best_figure = None, -1.0
     for tried, choice in enumerate(grid, 1):
-        candidate = BASELINES[name](dataset, **choice)
+        candidate = BASELINES[name](dataset, **{**drawn, **choice})
         figure = evaluate(candidate, valid, dataset, settings, metrics=[metric], beyond_k=None).mean(metric) if valid else 0.0
         if figure > best_figure:  # the first of equals: a grid lists cheaper settings first
             best, best_figure = candidate, figure

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -43,6 +44,7 @@ from twotower.trainers.optimizer import choose_device, choose_precision
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 Json = dict[str, Any]
+Result = TypeVar("Result")
 
 DIAL_QUERIES = 5000  # of the test part, for the curve of the popularity dial
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
@@ -83,8 +85,9 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     config = parse_config({**config.model_dump(mode="json"), "data": made["data"], "prepare": made["prepare"]})
     device = choose_device(config.training.device)
     with parallel.joined(device):
-        config, keep_below = _within_budget(config, dataset, device)
-        reached = _fit(config, dataset, out, device, keep_below, resume=resume)
+        explained = partial(_or_explain, config, dataset, device, out)
+        config, keep_below = explained(lambda: _within_budget(config, dataset, device))
+        reached = explained(lambda: _fit(config, dataset, out, keep_below, resume=resume))
         first = parallel.rank() == 0
     best = {
         "metric": config.training.eval_metric,
@@ -106,7 +109,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         return best  # the first process has written the checkpoints, and writes the rest
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     give_back()
-    export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best)
+    explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
     return best
 
 
@@ -120,16 +123,20 @@ def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tu
     return plan.config, plan.keep_below
 
 
-def _fit(config: Config, dataset: Dataset, out: Path, device: torch.device, keep_below: int | None, *, resume: bool) -> Progress:
-    """Train; for want of memory, end with the plan that would have fitted."""
+def _fit(config: Config, dataset: Dataset, out: Path, keep_below: int | None, *, resume: bool) -> Progress:
+    trainer = TwoTowerTrainer(dataset, config, out)
+    trainer.keep_below = keep_below
+    return trainer.fit(resume=resume)
+
+
+def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
+    """Do the work; for want of memory, end with the plan that would have fitted."""
     try:
-        trainer = TwoTowerTrainer(dataset, config, out)
-        trainer.keep_below = keep_below
-        return trainer.fit(resume=resume)
+        return work()
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-    trainer = None  # type: ignore[assignment]  # its tensors are let go of: a plan needs some memory too
+    # Past the exception all that the work held is let go of: a plan needs some memory too.
     taken = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else status("VmHWM")
     raise explain(dataset, config, _machine(config, device, taken), out)
 
@@ -169,6 +176,8 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     """Judge the run on its dataset's test part beside every baseline; write report.json and report.html to `out`."""
     manifest = run_manifest(run)
     dataset = Dataset.open(Path(manifest["dataset"]))
+    if not has_test(dataset):
+        raise DataError(f"A judgement needs a test part. {dataset.path} has none (prepare.split.test: 0). Judge another run.")
     model, config, _ = load_trained(run / "best.pt", dataset)
     for override in overrides or []:
         if not override.startswith("evaluation."):
@@ -180,6 +189,7 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
         config = parse_config(
             {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}}
         )
+        check_settings(config)
     store = open_store(dataset, "test", config.model)
     system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
     with progress() as report:
@@ -196,6 +206,11 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     rows = read_rows(run / "metrics.jsonl")
     write_report(result, out, curves=rows, advice=told(rows))
     return result
+
+
+def has_test(dataset: Dataset) -> bool:
+    """Whether there is a test part."""
+    return bool(dataset.manifest["counts"]["kept"]["test_events"])
 
 
 def check_settings(config: Config) -> None:
@@ -266,7 +281,9 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
         log.info(summary(prepared, out / "dataset"))
     resume = resume and (out / "model" / "last.pt").is_file()
     train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
-    if not Dataset.open(out / "dataset").manifest["counts"]["kept"]["test_events"]:
+    if not has_test(Dataset.open(out / "dataset")):
+        for name in ("report.json", "report.html"):
+            (out / name).unlink(missing_ok=True)  # of another run
         return None
     report = evaluate_stage(out / "model", out)
     note_report(out / "bundle", report)

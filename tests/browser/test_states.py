@@ -95,7 +95,7 @@ def test_figures_are_a_table_of_systems_with_intervals(visit: Open) -> None:
 @slow
 def test_figures_say_how_to_get_a_report_where_there_is_none(visit: Open) -> None:
     def bare(about: dict[str, Any]) -> None:
-        about["metrics"] = {"metric": "NDCG@10", "value": 0.0712, "step": 9}
+        about["metrics"] = {"metrics": {"metric": "NDCG@10", "value": 0.0712, "step": 9}}
 
     page = visit(address="#tab=figures", routes=(("**/v1/about", changed(bare)),))
     expect(page.locator("#figures")).to_contain_text("NDCG@10 0.0712")

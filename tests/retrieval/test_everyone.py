@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,16 @@ def test_what_was_cut_off_goes_on(recommender: Recommender, tmp_path: Path, monk
     whole, out, request = tmp_path / "whole.parquet", tmp_path / "out.parquet", Request(k=5)
     recommend_all(recommender, whole, request)
     asked: list[int] = []
-    find = recommender.find
-    monkeypatch.setattr(recommender, "find", lambda requests: asked.append(len(requests)) or find(requests))
+    find, clock = recommender.find, count(1_000)
+    moments = set()
+
+    def watched(requests: Any, now: int | None = None) -> Any:
+        asked.append(len(requests))
+        moments.add(now)
+        return find(requests, now=now)
+
+    monkeypatch.setattr(recommender, "find", watched)
+    monkeypatch.setattr("twotower.retrieval.everyone.time", lambda: next(clock))
 
     def stop(_label: str, done: int, _total: int) -> None:
         if done >= 128:
@@ -57,6 +66,7 @@ def test_what_was_cut_off_goes_on(recommender: Recommender, tmp_path: Path, monk
     users = recommend_all(recommender, out, request)
     assert sum(asked) == 1 + users - 128
     assert out.read_bytes() == whole.read_bytes()
+    assert moments == {None, 1_000}, "now is the same for everybody, however often it is cut off"
 
     with pytest.raises(KeyboardInterrupt):
         recommend_all(recommender, out, request, report=stop)

@@ -72,6 +72,21 @@ def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
     assert change * 1000 == pytest.approx(float(shares.visits[0, list(shares.visited).index(9)]), rel=0.02, abs=2e-4)
 
 
+def test_visits_beyond_what_the_model_reads_have_their_share_where_they_draw_the_user(recommender: Recommender) -> None:
+    rows = np.arange(5, 17)
+    history = recommender.reader.read(Request(history=tuple(Visit(str(i)) for i in recommender.dataset.item_ids[rows]))).history
+    explainer, most = recommender.explainer, recommender.explainer.store.max_history
+    whole = explainer.shares(history, np.array([77]), again=True)
+    explainer.store.max_history = 4
+    try:
+        short = explainer.shares(history, np.array([77]), again=True)
+    finally:
+        explainer.store.max_history = most
+    assert short.visited.tolist() == whole.visited.tolist() == rows.tolist()
+    drawn = explainer.model.revisit_weight() * REVISITS[4] * float(explainer.vectors[12] @ explainer.vectors[77])
+    assert short.visits[0, 12 - 5] == pytest.approx(drawn, rel=1e-4), "the fifth from the end: what it draws, and nothing else"
+
+
 def test_reasons_are_in_words(recommender: Recommender) -> None:
     dataset = recommender.dataset
     visits = tuple(Visit(str(i)) for i in dataset.item_ids[[3, 9, 50]])

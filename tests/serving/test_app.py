@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -155,6 +157,35 @@ def test_similar_places_are_others_and_pass_the_filter(client: TestClient) -> No
     assert {client.get(f"/v1/items/{other}").json()["facts"]["price"] for other in found} == {2}
     scores = [place["score"] for place in answer["items"]]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_similar_places_may_be_asked_for_by_what_is_open_now(client: TestClient) -> None:
+    name = client.get("/v1/items?limit=1").json()["items"][0]["item_id"]
+    assert client.get(f"/v1/items/{name}/similar", params={"filter": "open_now or not open_now"}).status_code == 200
+
+
+def test_so_many_places_are_explained_in_a_request(client: TestClient) -> None:
+    assert client.post("/v1/recommend", json={"user": "x", "k": 101, "explain": True}).status_code == 422
+    body = {"requests": [{"user": "x", "k": 60, "explain": True}] * 2}
+    said = client.post("/v1/recommend:batch", json=body).json()["error"]["message"]
+    assert "at most 100 places can be explained at once; 120 are asked for" in said
+    assert client.post(
+        "/v1/recommend:batch", json={"requests": [{"user": "x", "k": 60, "explain": i < 1} for i in range(2)]}
+    ).is_success
+
+
+def test_so_many_lookups_may_be_under_way(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    with connect(limits=Limits(rate=0, lookups=1)) as client:
+        browser, begun, go_on = client.app.state.service.current.browser, threading.Event(), threading.Event()  # type: ignore[attr-defined]
+        monkeypatch.setattr(browser, "items", lambda *_: [begun.set(), go_on.wait(10)][:0])
+        with ThreadPoolExecutor(1) as other:
+            first = other.submit(client.get, "/v1/items?q=a")
+            assert begun.wait(10)
+            refused = client.get("/v1/items?q=b")
+            go_on.set()
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "busy")
+            assert first.result().status_code == 200
+        assert client.get("/v1/items?q=c").status_code == 200
 
 
 def test_about_says_what_is_served(client: TestClient) -> None:

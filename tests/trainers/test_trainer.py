@@ -249,6 +249,9 @@ def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
 def test_without_a_validation_part_the_end_of_the_schedule_is_the_model(dataset, tmp_path, monkeypatch):
     held_out = dataset.held_out("valid", max_queries=0)
     monkeypatch.setattr(dataset, "held_out", lambda *_, **__: held_out)
+    with pytest.raises(TrainingError, match=r"Training stops by a validation part\. That of .* is empty"):
+        TwoTowerTrainer(dataset, settings(), tmp_path)
+    monkeypatch.setitem(dataset.manifest["config"]["prepare"]["split"], "valid", 0.0)
     reached = TwoTowerTrainer(dataset, settings(stop_frac=0.5), tmp_path).fit()
     assert (reached.step, reached.best_step, reached.total_steps, reached.best) == (10, 10, 20, None)
     rates = figures(tmp_path, "learning_rate")

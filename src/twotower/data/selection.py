@@ -112,11 +112,10 @@ def _check_split(stage: Stage) -> None:
     split, raw = stage.config.prepare.split, stage.raw
     if split.kind == "time" and not raw.has_time:
         raise ConfigError("A time split needs times. The events have none. Set prepare.split.kind to leave_one_out or given.")
-    if split.kind == "given":
-        if isinstance(split.valid, date):
-            raise ConfigError(f"Under a given split prepare.split.valid is a share of each user's events. Got {split.valid}.")
-        if not row_count(raw.interactions.filter(raw.interactions[PART] == "test")):
-            raise ConfigError("A given split needs a test part. The data has none. Name data.sequences.test or change the split.")
+    if split.kind != "time" and (isinstance(split.valid, date) or isinstance(split.test, date)):
+        raise ConfigError(f"Dates cut a split by time alone. Got {split.valid} for prepare.split.kind: {split.kind}. Give shares.")
+    if split.kind == "given" and split.test and not row_count(raw.interactions.filter(raw.interactions[PART] == "test")):
+        raise ConfigError("A given split needs a test part. The data has none. Name data.sequences.test or change the split.")
 
 
 def _numbered(stage: Stage) -> tuple[ir.Table, ir.Table, ir.Table]:
@@ -165,7 +164,7 @@ def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, i
         past = [(events[TIME] >= cuts[name]).cast("int8") for name in ("valid", "test")]
         return events.mutate(split=(past[0] + past[1]).cast("int8")), cuts
     events = stage.keep(events, known, "no user, and no split by time to place it")
-    if split.kind == "leave_one_out" or isinstance(split.valid, date):
+    if split.kind == "leave_one_out":
         return events.mutate(split=ibis.literal(TRAIN, "int8")), {}
     lot = _lot(events[ORDER], stage.config.seed)
     rank = ibis.row_number().over(group_by=[USER_KEY, HELD], order_by=[lot, events[ORDER]])

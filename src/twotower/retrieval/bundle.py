@@ -41,7 +41,7 @@ from twotower.retrieval.index import ExactIndex, Index
 from twotower.retrieval.indexes import load_index
 from twotower.retrieval.item_arrays import ItemArrays, encode_items, item_arrays
 from twotower.retrieval.sealed import MANIFEST, open_sealed, replacing, seal
-from twotower.retrieval.towers_onnx import USER_FILE, OnnxUserTower, can_export, can_run, export_towers
+from twotower.retrieval.towers_onnx import USER_FILE, OnnxUserTower, can_run, export_towers, hindrance
 from twotower.retriever import Float, Queries
 from twotower.schema import FIRST_ROW
 
@@ -131,10 +131,11 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
         weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
         (folder / MODEL_FILE).write_bytes(save(weights))
         write_arrays(folder / INDEX_FILE, asdict(item_arrays(model, store, dataset, moment)))
-        if can_export(model):
+        why_not = hindrance(model)
+        if why_not is None:
             export_towers(model, store, folder / TOWERS)
         else:
-            log.warning("this bundle is without ONNX graphs; install two-tower-rec[serve] and export again to have them")
+            log.warning("This bundle is without ONNX graphs. %s", why_not)
         copy_dataset(dataset, folder / DATASET)
         return seal(
             folder,

@@ -14,6 +14,7 @@ import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import time
 
 import numpy as np
 import pyarrow as pa
@@ -54,11 +55,11 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
         if not isinstance(one, Found):
             raise one  # a mistake of the request itself
     users = recommender.dataset.n_users - FIRST_ROW
-    parts = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
+    parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
     blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]
     for start, part in blocks:
         if not part.is_file():
-            _write(_lists(recommender, request, start, min(start + BLOCK, users)), part)
+            _write(_lists(recommender, request, now, start, min(start + BLOCK, users)), part)
         report("recommend", min(start + BLOCK, users), users)
     beside = out.with_name(f".{out.name}.partial")
     with pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
@@ -69,22 +70,25 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
     return users
 
 
-def _parts_for(out: Path, settings: dict[str, object]) -> Path:
-    """The folder of finished blocks; emptied where it holds another run's."""
+def _parts_for(out: Path, settings: dict[str, object]) -> tuple[Path, int]:
+    """The folder of finished blocks, emptied where it holds another run's, and the second that the run began."""
     folder = out.with_name(f".{out.name}.parts")
     said, file = json.dumps(settings, sort_keys=True), folder / "settings.json"
-    if not file.is_file() or file.read_text() != said:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        file.write_text(said)
-    return folder
+    before = file.read_text().splitlines() if file.is_file() else []
+    if len(before) == 2 and before[0] == said and before[1].isdigit():
+        return folder, int(before[1])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    now = int(time())  # what is open now is so for everybody, however long it takes
+    file.write_text(f"{said}\n{now}\n")
+    return folder, now
 
 
-def _lists(recommender: Recommender, request: Request, start: int, stop: int) -> pa.Table:
+def _lists(recommender: Recommender, request: Request, now: int, start: int, stop: int) -> pa.Table:
     ids = recommender.dataset.users[USER_ID].slice(start, stop - start)
     # The request itself is in order, so what cannot be answered is a `within(km)` of somebody who was at no known place: no rows.
     nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    found = recommender.find([replace(request, user=user) for user in ids.to_pylist()])
+    found = recommender.find([replace(request, user=user) for user in ids.to_pylist()], now=now)
     lists = [(one.rows, one.scores) if isinstance(one, Found) else nothing for one in found]
     lengths = np.array([len(rows) for rows, _ in lists])
     rows = np.concatenate([rows for rows, _ in lists])

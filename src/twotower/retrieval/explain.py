@@ -48,7 +48,7 @@ class Shares:
     Attributes
     ----------
     visited
-        int64 [V]: distinct items of the history as far as the model reads it.
+        int64 [V]: distinct items of the history as far as it is read.
     visits, user, item
         float32 [k, V], [k, fields of the user], [k, fields of the item].
     """
@@ -84,10 +84,11 @@ class Explainer:
         weight = self.model.revisit_weight() if again else 0.0
         drawn = with_revisits(user_vectors, asked, self.vectors, weight, np.ones(len(rows), np.bool_))
         item = self._item_side(item_batch, drawn)
-        visited, group = np.unique(history.item_row[-self.store.max_history :], return_inverse=True)
+        read, latest = history.item_row[-self.store.max_history :], history.item_row[-len(REVISITS) :][::-1] if weight else ()
+        visited = np.unique(np.concatenate([read, np.asarray(latest, np.int64)]))
         summed = np.zeros((len(visited), len(rows)), np.float32)
-        np.add.at(summed, group, visits.T)
-        for share, row in zip(REVISITS, history.item_row[::-1] if weight else (), strict=False):
+        np.add.at(summed, np.searchsorted(visited, read), visits.T)
+        for share, row in zip(REVISITS, latest, strict=False):
             if row >= FIRST_ROW:
                 summed[np.searchsorted(visited, row)] += weight * share * (items @ self.vectors[row]).numpy()
         return Shares(visited, summed.T, user, item)

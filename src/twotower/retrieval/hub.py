@@ -74,7 +74,8 @@ def from_pretrained(source: str, out: Path, *, revision: str | None = None, toke
 def card(manifest: dict[str, Any]) -> str:
     """The repository's README: what the bundle recommends, how well, and how to ask it."""
     metrics = manifest.get("metrics", {})
-    said = f"{metrics['metric']} {metrics['value']:.4f} on validation" if "metric" in metrics else "not judged"
+    value = metrics.get("value")
+    said = "not judged" if value is None else f"{metrics['metric']} {value:.4f} on validation"
     features = ", ".join(f"{spec['name']} ({spec['kind']})" for spec in manifest["features"]) or "none"
     return f"""---
 library_name: two-tower-rec

@@ -177,7 +177,7 @@ class Recommender:
         home = None if latitude != latitude else (latitude, longitude)
         allow = self.bundle.arrays.offered
         if where:
-            allow = allow & self.filter.compile(where, home=home)
+            allow = allow & self.filter.compile(where, home=home, now=int(time()))
         query = self.bundle.arrays.vectors[row : row + 1].copy()
         query[:, -1] = 0  # popularity has no part in likeness
         best = self.index.search(torch.from_numpy(query), k, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
@@ -185,8 +185,16 @@ class Recommender:
         rows, scores = rows[rows >= 0], scores[rows >= 0]
         return self.shown.places([(rows, scores, home, [])])[0]
 
-    def find(self, requests: Sequence[Request], stages: Stages | None = None) -> list[Found | RequestError]:
-        """Rows and scores of many requests: what `answer_each` puts into words."""
+    def find(
+        self, requests: Sequence[Request], stages: Stages | None = None, *, now: int | None = None
+    ) -> list[Found | RequestError]:
+        """Rows and scores of many requests: what `answer_each` puts into words.
+
+        Parameters
+        ----------
+        now
+            Seconds that `open_now` means where a request does not say; None: the clock's.
+        """
         stages = stages or Stages()
         found: list[Found | RequestError | None] = [None] * len(requests)
         asked: dict[int, tuple[Asked, Home, Mask | None]] = {}
@@ -196,7 +204,7 @@ class Recommender:
                     one = self.reader.read(request)
                     home = one.near or self._home(one.history.item_row)
                 with stages("filter"):
-                    asked[i] = one, home, self._mask(one, home)
+                    asked[i] = one, home, self._mask(one, home, now)
             except RequestError as error:
                 found[i] = error
         for speaks, search in ((True, self._search), (False, self._search_nothing_known)):
@@ -249,11 +257,12 @@ class Recommender:
         order = diversify(scores, self.bundle.arrays.vectors[rows, :-1], request.k, request.diversity)
         return rows[order], scores[order]
 
-    def _mask(self, asked: Asked, home: Home) -> Mask | None:
+    def _mask(self, asked: Asked, home: Home, now: int | None) -> Mask | None:
         if not asked.request.where:
             return self.offered
         history = asked.history
-        mask = self.filter.compile(asked.request.where, home=home, now=_now(asked.request), seen=history.item_row)
+        moment = next(second for second in (asked.request.time_s, now, int(time())) if second is not None)
+        mask = self.filter.compile(asked.request.where, home=home, now=moment, seen=history.item_row)
         return mask if self.offered is None else mask & self.offered
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:
@@ -274,11 +283,6 @@ class Recommender:
         events = len(found.asked.history.item_row)
         confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
         return Answer(places, found.source, round(confidence, 3), found.asked.known, stages.ms, found.selectivity)
-
-
-def _now(request: Request) -> int:
-    """What `open_now` means: the moment of the request, else the time it is."""
-    return int(time()) if request.time_s is None else request.time_s
 
 
 def _candidates(request: Request) -> int:

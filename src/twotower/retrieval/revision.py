@@ -62,13 +62,13 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
         dataset = Dataset.open(folder / DATASET)
         store = open_store(dataset, "future", bundle.config.model)
         vectors, tokens = encode_items(bundle.model, store, rows, bundle.moment_s)
+        old, known = asdict(bundle.arrays), bundle.dataset.n_items
         added = ItemArrays(
             vectors=np.concatenate([vectors, store.log_popularity[rows, None]], axis=1),
             tokens=tokens,
-            recent=np.zeros(len(rows), np.int64),
+            recent=np.where(rows < known, old["recent"][np.minimum(rows, known - 1)], 0),  # who comes back was visited before
             offered=np.ones(len(rows), np.bool_),
         )
-        old = asdict(bundle.arrays)
         arrays = {name: _placed(old[name], value, rows) for name, value in asdict(added).items()}
         write_arrays(folder / INDEX_FILE, arrays)
         renew_index(folder / INDEX, torch.from_numpy(arrays["vectors"]))

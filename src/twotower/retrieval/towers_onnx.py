@@ -41,10 +41,12 @@ MANY = 64  # requests from which on several calls of equal length cost less than
 WIDE = ("history", "event_type", "stars", "gap")  # inputs [B, W]
 
 
-def can_export(model: TwoTower) -> bool:
-    """Whether the package that writes ONNX files is installed, and one file can hold the model."""
-    numbers = sum(value.numel() for value in model.state_dict().values())
-    return importlib.util.find_spec("onnx") is not None and 4 * numbers < MOST_BYTES
+def hindrance(model: TwoTower) -> str | None:
+    """Why the model cannot be written as ONNX graphs, as a sentence; None where it can."""
+    if importlib.util.find_spec("onnx") is None:
+        return "Install two-tower-rec[serve] and export again to have them."
+    size = 4 * sum(value.numel() for value in model.state_dict().values())
+    return None if size < MOST_BYTES else f"Its tables take {size / 1e9:.1f} GB, and an ONNX file holds {MOST_BYTES / 1e9:.1f} GB."
 
 
 def can_run() -> bool:

@@ -29,6 +29,7 @@ from twotower.schema import UNKNOWN
 from twotower.serving import schemas as s
 from twotower.serving.gate import Gate, error_body
 from twotower.serving.limits import MOST_FILTER, MOST_K, is_key
+from twotower.serving.lookups import Lookups
 from twotower.serving.service import Service, unknown
 
 PAGE = Path(__file__).with_name("page")
@@ -100,10 +101,12 @@ def _answers(app: FastAPI, service: Service) -> None:
 
 
 def _browsing(app: FastAPI, service: Service) -> None:
+    look_up = Lookups(service.limits.lookups)
+
     @app.get("/v1/items", response_model=s.ItemsOut, responses=REFUSALS, tags=["items"])
     async def items(q: Searched = "", limit: Limit = 20) -> Response:
         """Items by a part of their name, whatever its case and accents; without one the most visited."""
-        return _json({"items": await asyncio.to_thread(service.current.browser.items, q, limit)})
+        return _json({"items": await look_up(service.current.browser.items, q, limit)})
 
     @app.get("/v1/items/{item_id:path}", response_model=s.FactsOut, responses=REFUSALS | MISSING, tags=["items"])
     async def item(item_id: str) -> Response:
@@ -115,7 +118,7 @@ def _browsing(app: FastAPI, service: Service) -> None:
     @app.get("/v1/users", response_model=s.UsersOut, responses=REFUSALS, tags=["users"])
     async def users(q: Searched = "", limit: Limit = 20) -> Response:
         """Users by a part of their id, most events first."""
-        return _json({"users": await asyncio.to_thread(service.current.browser.users, q, limit)})
+        return _json({"users": await look_up(service.current.browser.users, q, limit)})
 
     @app.get("/v1/users/random", response_model=s.UsersOut, responses=REFUSALS, tags=["users"])
     async def random_user() -> Response:
@@ -127,12 +130,12 @@ def _browsing(app: FastAPI, service: Service) -> None:
         """What is known of a user: the bundle's events and the accepted ones."""
         current = service.current
         _known(current.engine.user_row(user) != UNKNOWN or service.journal.of(user), "user", user)
-        return _json(await asyncio.to_thread(current.browser.history, user))
+        return _json(await look_up(current.browser.history, user))
 
     @app.get("/v1/about", response_model=s.AboutOut, responses=REFUSALS, tags=["items"])
     async def about() -> Response:
         """What is served, and what it can be filtered by."""
-        return _json(await asyncio.to_thread(service.current.browser.about))
+        return _json(await look_up(service.current.browser.about))
 
 
 def _writing(app: FastAPI, service: Service) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,9 @@ class Browser:
 
     def __init__(self, engine: Engine, journal: Journal) -> None:
         self.engine, self.dataset, self.journal = engine, engine.dataset, journal
+        self._lock, self._looked_at = threading.Lock(), 0
+        self._new: list[str] = []
+        self._new_names = pa.array([], pa.string())
 
     @cached_property
     def _names(self) -> pa.Array:
@@ -42,7 +46,8 @@ class Browser:
 
     def items(self, query: str, limit: int) -> list[Json]:
         """Items whose name holds `query`, whatever its case and accents: names that begin with it first, then the most visited."""
-        found = holding(self._names, query)
+        found, offered = holding(self._names, query), self.engine.recommender.offered
+        found = found if offered is None else found[offered[found + FIRST_ROW]]
         begins = pc.starts_with(self._names, pattern=_fold(query)).to_numpy(zero_copy_only=False)[found]
         order = np.lexsort((found, -self._popular[found], ~begins.astype(bool)))[:limit]
         return [self.engine.item(int(row)) for row in found[order] + FIRST_ROW]
@@ -57,9 +62,20 @@ class Browser:
         found = holding(self._users, query)
         counts = np.diff(self.dataset.events.offsets)[FIRST_ROW:][found]
         known = [str(self.dataset.user_ids[at + FIRST_ROW]) for at in found[np.lexsort((found, -counts))[:limit]]]
-        newcomers = [user for user in self.journal.users() if self.engine.user_row(user) == UNKNOWN]
-        new = [newcomers[at] for at in holding(folded(pa.chunked_array([pa.array(newcomers, pa.string())])), query)]
+        newcomers, names = self._newcomers()
+        new = [newcomers[at] for at in holding(names, query)]
         return [self._user(user) for user in [*known, *new[::-1]][:limit]]
+
+    def _newcomers(self) -> tuple[list[str], pa.Array]:
+        """Users that only accepted events speak of, and their folded ids; only who came since the last time is looked at."""
+        with self._lock:
+            everybody = self.journal.users()
+            fresh = [user for user in everybody[self._looked_at :] if self.engine.user_row(user) == UNKNOWN]
+            self._looked_at = len(everybody)
+            if fresh:
+                self._new = [*self._new, *fresh]
+                self._new_names = pa.concat_arrays([self._new_names, folded(pa.chunked_array([pa.array(fresh, pa.string())]))])
+            return self._new, self._new_names
 
     def random_user(self) -> list[Json]:
         """A user with a history, by chance; nobody where there is none."""

@@ -28,7 +28,7 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 UNLIMITED = ("/health/", "/metrics", "/page/")  # watchers and files are not counted
 COMPUTED = "/v1/recommend"
 BREATH_S = 0.05  # a refusal is held back so long: who asks again at once would take the time of those who are answered
-PATIENT = "/admin/"  # loading a bundle takes as long as it takes
+PATIENT = "/admin/"  # loading a bundle takes as long as it takes, once all that is asked has arrived
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -75,15 +75,15 @@ class Gate:
                 await asyncio.sleep(BREATH_S)
                 await passage.refuse(503, "busy", "More is asked than can be answered in time. Try again a little later.", 1.0)
             else:
-                await self._within(passage, None if scope["path"].startswith(PATIENT) else self.limits.request_s)
+                await self._within(passage, self.limits.request_s, patient=scope["path"].startswith(PATIENT))
         except Exception as error:
             passage.crash = error
             await passage.refuse(500, "internal", "The server made a mistake; its log says which, under this request id.")
         finally:
             self._note(passage)
 
-    async def _within(self, passage: _Passage, seconds: float | None) -> None:
-        """Let the application answer, and stop it when the time is over."""
+    async def _within(self, passage: _Passage, seconds: float, *, patient: bool) -> None:
+        """Let the application answer, and stop it when the time is over; if `patient`, the time is that of the body's arrival."""
         task, late = asyncio.current_task(), threading.Event()
         assert task is not None
 
@@ -91,7 +91,8 @@ class Gate:
             late.set()
             task.cancel()
 
-        timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, stop)
+        timer = asyncio.get_running_loop().call_later(seconds, stop)
+        passage.on_arrival = timer.cancel if patient else None
         try:
             await self.app(passage.scope, passage.receive, passage.send)
         except asyncio.CancelledError:
@@ -101,8 +102,7 @@ class Gate:
                 task.uncancel()
             await passage.refuse(408, "timeout", f"A request must be over within {seconds:g} seconds. This one was not.")
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
 
     def _note(self, passage: _Passage) -> None:
         took, route = time.perf_counter() - passage.began, getattr(passage.scope.get("route"), "path", "other")
@@ -138,6 +138,8 @@ class _Passage:
         self.length = int(length) if length.isdigit() else 0
         self.status, self._read = 0, 0
         self.crash: Exception | None = None
+        self.on_arrival: Callable[[], None] | None = None
+        """Called when the whole body is there."""
         scope["state"] = {**scope.get("state", {}), "request_id": self.request_id, "began": self.began}
 
     async def receive(self) -> Message:
@@ -146,6 +148,8 @@ class _Passage:
         self._read += len(message.get("body", b""))
         if self._read > self._most_bytes:
             raise HTTPException(413, too_large(self._most_bytes))
+        if self.on_arrival is not None and not message.get("more_body", False):
+            self.on_arrival()
         return message
 
     async def send(self, message: Message) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 MOST_HISTORY = 1000  # visits in a request
 MOST_K = 500
+MOST_EXPLAINED = 100  # places in a request
 MOST_BATCH = 256  # requests in one
 MOST_EVENTS = 1000  # events in a request
 MOST_ID = 256  # characters
@@ -27,8 +28,12 @@ class Limits:
         Largest body of a request.
     answer_s
         An answer that has not begun by then is not given: whoever asked has gone.
+    head_s
+        The head of a request, from when the connection was opened or the head begun.
     request_s
         A whole request, the arrival of its body included.
+    lookups
+        Searches by name and the like that may be under way or wait.
     waiting
         Requests that may wait for the thread that computes.
     together
@@ -41,7 +46,9 @@ class Limits:
 
     body_bytes: int = 2 * 2**20
     answer_s: float = 2.0
+    head_s: float = 10.0
     request_s: float = 15.0
+    lookups: int = 64
     waiting: int = 512
     together: int = 32
     rate: float = 100.0

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import to_json
 
 from twotower.retrieval.request import Request, Visit
-from twotower.serving.limits import LAST_S, MOST_BATCH, MOST_EVENTS, MOST_FILTER, MOST_FILTER_JSON, MOST_HISTORY, MOST_ID, MOST_K
+from twotower.serving.limits import (
+    LAST_S,
+    MOST_BATCH,
+    MOST_EVENTS,
+    MOST_EXPLAINED,
+    MOST_FILTER,
+    MOST_FILTER_JSON,
+    MOST_HISTORY,
+    MOST_ID,
+    MOST_K,
+)
 
 Id = Annotated[str, Field(min_length=1, max_length=MOST_ID)]
 Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
@@ -81,7 +92,11 @@ class RecommendIn(Accepted):
     exclude_seen: bool = Field(True, description="Leave out the items of the history. Otherwise the last visited gain.")
     diversity: float = Field(0.0, ge=0, le=1)
     popularity: float = Field(0.0, ge=-1, le=1, description="Below zero the rarely visited gain, above zero the often visited.")
-    explain: bool = Field(False, description="Say of each place what moved its score.")
+    explain: bool = Field(False, description=f"Say of each place what moved its score; of at most {MOST_EXPLAINED} in a request.")
+
+    @model_validator(mode="after")
+    def _few_explained(self) -> RecommendIn:
+        return _explained([self], self)
 
     def request(self, accepted: tuple[Visit, ...]) -> Request:
         """The same for a `Recommender`; `accepted` are events of the user that came after the bundle was made."""
@@ -106,6 +121,21 @@ class BatchIn(Accepted):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"requests": [ASKED]}]})
 
     requests: list[RecommendIn] = Field(min_length=1, max_length=MOST_BATCH)
+
+    @model_validator(mode="after")
+    def _few_explained(self) -> BatchIn:
+        return _explained(self.requests, self)
+
+
+Body = TypeVar("Body")
+
+
+def _explained(requests: Sequence[RecommendIn], body: Body) -> Body:
+    """The body, if what is to be explained can be within the time."""
+    places = sum(one.k for one in requests if one.explain)
+    if places > MOST_EXPLAINED:
+        raise ValueError(f"at most {MOST_EXPLAINED} places can be explained at once; {places} are asked for")
+    return body
 
 
 class EventIn(Accepted):

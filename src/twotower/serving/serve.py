@@ -14,6 +14,7 @@ import uvicorn
 from twotower.console import log
 from twotower.errors import ConfigError
 from twotower.serving.app import create_app
+from twotower.serving.connections import punctual
 from twotower.serving.limits import Limits
 from twotower.serving.logs import setup_json_logs
 from twotower.serving.service import Service, settle
@@ -68,6 +69,7 @@ def serve(options: Options) -> None:
         port=options.port,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
+        http=punctual(options.limits.head_s),
         log_config=None,
         access_log=False,
         server_header=False,

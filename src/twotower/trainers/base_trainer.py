@@ -2,7 +2,7 @@
 
 A subclass says what one batch's gradients are and how to validate, if at all; `fit` is the whole story. Of several processes the
 first one writes and speaks; all hold the same weights, tables that are updated by rows apart, which they share. Files in the run's
-folder: `last.pt` (resume from here), `best.pt` (the best validation so far; the latest where nothing is validated), `metrics.jsonl`
+folder: `last.pt` (resume from here), `best.pt` (the best validation so far; the end where nothing is validated), `metrics.jsonl`
 (one JSON object per log line or validation) and `tensorboard/` (the same figures).
 """
 
@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,8 +30,11 @@ from twotower.models.layers.tables import RowTable
 from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
 
 LEAST_EPOCHS, LEAST_STEPS, MOST_EPOCHS, MOST_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
-MAY_CHANGE = ("memory_budget_gb", "micro_batch", "gradient_checkpointing", "save_every_s", "log_every")
-"""Settings of the training that a resumed run may have anew: they say how it is computed and told, not what is learned."""
+MAY_CHANGE = {
+    "training": ("memory_budget_gb", "micro_batch", "gradient_checkpointing", "save_every_s", "log_every"),
+    "evaluation": ("baselines", "tune_baselines", "baseline_settings", "bootstrap", "max_ease_items"),
+}
+"""Settings that a resumed run may have anew: they say how it is computed, told and judged, not what is learned."""
 
 
 class Batch(Protocol):
@@ -213,18 +216,20 @@ class BaseTrainer:
         self.model.eval()
         began = time.perf_counter()
         judged = self.validate()
-        value = None
         if judged:
             metrics = dict(zip(judged, parallel.agreed(list(judged.values())), strict=True))
             value = float(metrics[self.settings.eval_metric])
+            better = self.at.best is None or value > self.at.best
             self._log(board, {**metrics, "validation_s": time.perf_counter() - began})
+        else:
+            value, better = None, self.at.step == self.last_step
         self._clock += time.perf_counter() - began  # validation is not training time
         self.losses = []
-        if value is None or self.at.best is None or value > self.at.best:
+        if better:
             self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
             self._save("best.pt")
         else:
-            self.at.waited += 1
+            self.at.waited += judged is not None
         self._save("last.pt")
 
     def _stalled(self) -> bool:
@@ -242,6 +247,7 @@ class BaseTrainer:
             "config": self.config.model_dump(mode="json"),
             "data": self.data,
             "progress": asdict(self.at),
+            "losses": self.losses,
             "model": self.model.state_dict() | {f"{name}.weight": rows[name].pop("weight") for name in rows},
             "rows": rows,
             "optimizer": self.optimizer.state_dict(),
@@ -257,7 +263,8 @@ class BaseTrainer:
             raise TrainingError(f"A resumed run must keep its data. They changed since {self.out}/last.pt. Use another --out.")
         old, new = state["config"], self.config.model_dump(mode="json")
         for config in (old, new):
-            config["training"] = {name: value for name, value in config["training"].items() if name not in MAY_CHANGE}
+            for section, names in MAY_CHANGE.items():
+                config[section] = {name: value for name, value in config[section].items() if name not in names}
         changed = differences(old, new)
         if changed:
             raise TrainingError(
@@ -270,14 +277,22 @@ class BaseTrainer:
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.scale, self.scaler.good = state["scaler"]
-        self.at = Progress(**state["progress"])
+        self.at, self.losses = Progress(**state["progress"]), state["losses"]
         log.info("resuming at step %d", self.at.step)
 
-    def _board(self) -> AbstractContextManager[SummaryWriter | None]:
-        """What TensorBoard reads; the first process alone writes it."""
+    @contextmanager
+    def _board(self) -> Iterator[SummaryWriter | None]:
+        """What TensorBoard reads; the first process alone writes it. It copies `metrics.jsonl`: a full disk is told of there."""
         if parallel.rank() > 0:
-            return nullcontext()
-        return SummaryWriter(str(self.out / "tensorboard"), purge_step=self.at.step + 1)
+            yield None
+            return
+        with _room(self.out):
+            board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.at.step + 1)
+        try:
+            yield board
+        finally:
+            with suppress(OSError):
+                board.close()
 
     def _start_logs(self) -> None:
         """Keep the figures up to the step the run starts from; nothing is reported twice."""
@@ -311,8 +326,9 @@ class BaseTrainer:
         if board is None:
             return
         self.note({"step": self.at.step, "epoch": self.at.epoch, **facts})
-        for name, value in facts.items():
-            board.add_scalar(name, value, self.at.step)
+        with suppress(OSError):
+            for name, value in facts.items():
+                board.add_scalar(name, value, self.at.step)
         shown = " | ".join(f"{name} {value:.4g}" for name, value in facts.items())
         log.info(
             "step %d/%d (%.0f%%) | epoch %d | %s",

@@ -20,6 +20,7 @@ from twotower.evaluation import QUESTIONS_AT_ONCE
 from twotower.factors import MOST_USERS
 from twotower.losses import BLOCK as LOGITS
 from twotower.retrieval.index import BLOCK as SCORED
+from twotower.retrieval.index import BLOCK_BYTES as SCORED_BYTES
 from twotower.retrieval.neural import BLOCK as ENCODED
 from twotower.trainers.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
 from twotower.trainers.facts import F32, ID, Facts, Load, row_bytes
@@ -259,7 +260,7 @@ def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
     _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, wide)
     items = min(ENCODED, facts.items) * (passing + row_bytes(layout.item_fields, facts.bags) + waves)
-    scores = min(SCORED, questions) * facts.items * F32
+    scores = max(min(SCORED * facts.items * F32, questions * facts.items * F32, SCORED_BYTES), facts.items * F32)
     doctor = 3 * F32 * facts.items * min(max(SCORES // facts.items, 1), SAMPLE, questions)
     return vectors + max(int(questions * facts.question_places * history), items, scores, doctor)
 

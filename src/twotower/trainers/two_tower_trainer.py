@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from twotower import parallel
-from twotower.config import Config
+from twotower.config import Config, SplitConfig
 from twotower.data.data_loader import TrainBatch, TrainLoader, layout, open_store, split_moment
 from twotower.data.dataset import Dataset
+from twotower.errors import TrainingError
 from twotower.evaluation import evaluate
 from twotower.losses import softmax_loss
 from twotower.models.build import build_model
@@ -40,7 +41,13 @@ class TwoTowerTrainer(BaseTrainer):
         self.loader = TrainLoader(dataset, self.store, config, rank=parallel.rank(), world=parallel.world())
         super().__init__(build_model(dataset, config), config, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
-        self.doctor = Doctor(self.model, dataset, self.held_out, config) if len(self.held_out.queries) else None
+        wanted = SplitConfig(**dataset.manifest["config"]["prepare"]["split"]).has_valid
+        if wanted and not len(self.held_out.queries):
+            raise TrainingError(
+                f"Training stops by a validation part. That of {dataset.path} is empty. Prepare a larger one (prepare.split.valid; "
+                "0: none)."
+            )
+        self.doctor = Doctor(self.model, dataset, self.held_out, config) if wanted else None
 
     def begin(self) -> None:
         """A new run's ids begin as factors; the doctor remembers what was said of a resumed one."""

@@ -28,7 +28,7 @@ const figure = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(di
 /** Draws the tab into `root`. */
 export function showFigures(root, about) {
   const report = about.metrics?.report ?? about.metrics ?? {};
-  if (!report.systems) return root.replaceChildren(bare(about.metrics ?? {}));
+  if (!report.systems) return root.replaceChildren(bare(about.metrics?.metrics ?? {}));
   const names = [...new Set(Object.values(report.systems).flatMap(Object.keys))].sort(
     new Intl.Collator("en", { numeric: true }).compare,
   );
@@ -175,7 +175,7 @@ const table = (heads, lines) =>
 
 function bare({ metric, value }) {
   const kept =
-    metric && h("p", {}, `In training, the model reached ${metric} `, h("b", {}, figure(value)), " on the validation part.");
+    Number.isFinite(value) && h("p", {}, `In training, the model reached ${metric} `, h("b", {}, figure(value)), " on the validation part.");
   return h(
     "div",
     { class: "state" },
