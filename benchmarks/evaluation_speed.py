@@ -14,7 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import RESULTS, claim, in_words, tell
@@ -26,6 +28,7 @@ from twotower.data.data_loader import open_store, split_moment
 from twotower.errors import TwoTowerError
 from twotower.retrieval.index import BLOCK
 from twotower.retrieval.neural import NeuralRetriever
+from twotower.retrieval.topk import top_k
 from twotower.retriever import Queries
 
 K = 20
@@ -44,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for _ in range(given.repeats):
             ours.append(_seconds(lambda: recommend(retriever, queries)))
             bare.append(_seconds(lambda: multiply(vectors, retriever.index.vectors)))
+        parts = stages(retriever, queries)
         against = {"the bare product of all scores": min(bare)}
         if given.peer_python:
             against["RecTools SASRec, recommend"] = run_peer(given.peer, given.peer_python, 1)["recommend_s"]
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for name, seconds in against.items():
         what = f"the {K} best of {len(retriever.index.vectors):,} rows for {len(queries):,} users"
-        row = claim(what, min(ours), "s", name, seconds, given.seed, threads=torch.get_num_threads())
+        row = claim(what, min(ours), "s", name, seconds, given.seed, threads=torch.get_num_threads(), stages_s=parts)
         tell(row, given.results)
         sys.stderr.write(in_words(row))
     return 0
@@ -71,6 +75,25 @@ def recommend(retriever: NeuralRetriever, queries: Queries) -> None:
     """From histories to lists, a portion at a time."""
     for start in range(0, len(queries), PORTION):
         retriever.retrieve(queries.slice(start, min(start + PORTION, len(queries))), K)
+
+
+@torch.inference_mode()
+def stages(retriever: NeuralRetriever, queries: Queries) -> dict[str, float]:
+    """Seconds of each part of `recommend`, done one after the other."""
+    spent = {"histories encoded": 0.0, "scores": 0.0, "the best chosen": 0.0}
+
+    def timed(part: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        found = work()
+        spent[part] += time.perf_counter() - began
+        return found
+
+    for start in range(0, len(queries), BLOCK):
+        part = queries.slice(start, min(start + BLOCK, len(queries)))
+        vectors = timed("histories encoded", partial(retriever.encode, part))
+        scores = timed("scores", lambda vectors=vectors: vectors @ retriever.index.vectors.T)
+        timed("the best chosen", partial(top_k, scores, K, exclude=(part.offsets, part.item_row)))
+    return {part: round(seconds, 3) for part, seconds in spent.items()}
 
 
 @torch.inference_mode()

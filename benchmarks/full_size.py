@@ -9,21 +9,26 @@ benchmarks/results/full_size.jsonl.
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from common import RESULTS, claim, tell
 
 from twotower.config import load_config
 from twotower.console import setup_logging
-from twotower.data.data_loader import split_moment
+from twotower.data.data_loader import TrainLoader, open_store, split_moment
 from twotower.data.dataset import Dataset
 from twotower.evaluation import evaluate
+from twotower.pipeline import TOWN, prepare_stage, simulate_stage
 from twotower.retrieval.neural import NeuralRetriever
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+
+LOADED = 60  # batches whose making is timed
 
 
 def main() -> int:
@@ -47,9 +52,19 @@ def main() -> int:
         trainer.begin()
         beginning = time.perf_counter() - began
         began = time.perf_counter()
-        for batch, _ in zip(trainer.batches(0, 0), range(given.steps), strict=False):
+        batches, asked, waited = iter(trainer.batches(0, 0)), time.perf_counter(), 0.0
+        for _ in range(given.steps):
+            batch = next(batches)
+            waited += time.perf_counter() - asked
             trainer._step(batch, None)
+            asked = time.perf_counter()
         seconds = time.perf_counter() - began
+        batches.close()
+        plan = trainer.loader.plan(0)
+        began = time.perf_counter()
+        for step in range(LOADED):
+            trainer.loader.batch(plan[step], 0, step)
+        loading = 1000 * (time.perf_counter() - began) / LOADED
     size, per_epoch, peak = trainer.at.examples, trainer.batches_per_epoch(), gigabytes()
     what = f"{dataset.n_users:,} users, {dataset.n_items:,} items, batches of {config.training.batch_size:,}"
     rows = [
@@ -58,15 +73,39 @@ def main() -> int:
         (f"an epoch of {per_epoch:,} such steps, from these", seconds / given.steps * per_epoch / 3600, "hours"),
         (f"training at that size: {size / seconds:,.0f} examples/s; peak memory", peak, "GiB"),
     ]
+    small = small_loader(given.overrides)
+    loader = [
+        claim("training at that size waits for its batches", waited, "s", "the whole of it", seconds, config.seed),
+        claim("the loader makes a batch at that size", loading, "ms", "on the simulated town of 60,000 events", small, config.seed),
+    ]
     held_out = dataset.held_out("test", max_queries=given.users, seed=0)
     began = time.perf_counter()
-    retriever = NeuralRetriever(trainer.model, trainer.store, n_items=dataset.n_items, time_s=split_moment(dataset, "valid"))
+    store = open_store(dataset, "test", trainer.config.model)
+    retriever = NeuralRetriever(trainer.model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
     evaluate(retriever, held_out, dataset, config.evaluation, metrics=["NDCG@10"], beyond_k=None)
     asked = f"evaluation of {len(held_out.queries):,} questions on the whole catalogue"
     rows += [(asked, time.perf_counter() - began, "s"), (f"peak memory after the {asked}", gigabytes(), "GiB")]
     for what, figure, unit in rows:
         tell(claim(what, figure, unit, "nothing", figure, config.seed), given.results)
+    for row in loader:
+        tell(row, given.results)
     return 0
+
+
+def small_loader(overrides: Sequence[str]) -> float:
+    """Milliseconds that the loader takes for a batch of the town, with the same settings."""
+    with tempfile.TemporaryDirectory() as folder:
+        simulate_stage(Path(folder) / "raw", **TOWN, seed=0)
+        config = load_config(None, [f"data.path={json.dumps(folder + '/raw')}", *overrides])
+        prepare_stage(config, Path(folder) / "dataset")
+        dataset = Dataset.open(Path(folder) / "dataset")
+        store = open_store(dataset, "valid", config.model)
+        loader = TrainLoader(dataset, store, config)
+        plan = loader.plan(0)
+        began = time.perf_counter()
+        for step in range(LOADED):
+            loader.batch(plan[step], 0, step)
+        return 1000 * (time.perf_counter() - began) / LOADED
 
 
 def gigabytes() -> float:

@@ -30,6 +30,11 @@ CONFIGURATIONS = {
     "town": ("town", "the town, as it is", ()),
     "micro": ("town", "batches of 2,048 in micro-batches of 512", ("training.batch_size=2048", "training.micro_batch=512")),
     "large": ("town", "batches of 8,192", ("training.batch_size=8192",)),
+    "cache": (
+        "s3rec",
+        "batches of 65,536 in micro-batches of 512",
+        ("training.batch_size=65536", "training.micro_batch=512", "training.max_steps=3"),
+    ),
     "causal": (
         "town",
         "causal view, 16,384 tokens, three blocks",

@@ -25,12 +25,13 @@ def train_rows(table: RowTable, target: torch.Tensor) -> None:
         table.step(number, rate, 1.0)
 
 
-def test_one_number_a_row_is_adamw_without_momentum_exactly():
+@pytest.mark.parametrize("decay", [0.3, 4.0], ids=["the factor kept apart", "the factor folded in, again and again"])
+def test_one_number_a_row_is_adamw_without_momentum_exactly(decay: float):
     """A row of one number has the second moment of that number: then nothing tells the two optimisers apart."""
-    table = RowTable("t", 30, 1, EmbeddingConfig(update="rows", weight_decay=0.3)).double()
+    table = RowTable("t", 30, 1, EmbeddingConfig(update="rows", weight_decay=decay)).double()
     target = torch.randn(30, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     dense = torch.nn.Parameter(table.weight.clone())
-    optimizer = torch.optim.AdamW([dense], betas=(0.0, BETA), eps=EPS, weight_decay=0.3)
+    optimizer = torch.optim.AdamW([dense], betas=(0.0, BETA), eps=EPS, weight_decay=decay)
     for ids, rate in zip(reads(30), RATES, strict=True):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
@@ -41,18 +42,31 @@ def test_one_number_a_row_is_adamw_without_momentum_exactly():
     assert (table.weight[PAD] == 0).all()
 
 
-def test_what_rows_miss_is_made_up_for():
+@pytest.mark.parametrize("decay", [0.5, 5.0])
+def test_what_rows_miss_is_made_up_for(decay: float):
     """The dense form, written out with one second moment a row, for every row at every step."""
-    table = RowTable("t", 12, 6, EmbeddingConfig(update="rows", weight_decay=0.5)).double()
+    table = RowTable("t", 12, 6, EmbeddingConfig(update="rows", weight_decay=decay)).double()
     target = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     weight, second = table.weight.clone(), torch.zeros(12, dtype=torch.float64)
     for number, (ids, rate) in enumerate(zip(reads(12), RATES, strict=True), 1):
         leaf = weight.clone().requires_grad_()
         (torch.nn.functional.embedding(ids, leaf, padding_idx=PAD) * target[ids]).sin().sum().backward()
         second = BETA * second + (1 - BETA) * leaf.grad.square().mean(dim=1)
-        weight = weight * (1 - rate * 0.5) - rate * leaf.grad / ((second / (1 - BETA**number)).sqrt() + EPS)[:, None]
+        weight = weight * (1 - rate * decay) - rate * leaf.grad / ((second / (1 - BETA**number)).sqrt() + EPS)[:, None]
     train_rows(table, target)
     torch.testing.assert_close(table.weight * table.scale, weight, rtol=1e-6, atol=1e-9)
+
+
+def test_rows_of_a_short_type_that_nobody_reads_decay_all_the_same():
+    table = RowTable("t", 4000, 8, EmbeddingConfig(update="rows", dtype="bf16", weight_decay=5.0))
+    before = table.weight[100:].float()
+    for number in range(1, 41):
+        table(torch.tensor([5])).sum().backward()
+        table.collect()
+        table.step(number, 0.01, 1.0)
+    after = table.weight[100:].float() * table.scale.float()
+    assert float(table.scale) > 0.5, "folded in on the way"
+    assert float(after.norm() / before.norm()) == pytest.approx(0.95**40, rel=0.01), "rounding at random keeps the mean"
 
 
 def test_gradients_of_several_reads_add_up():

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from twotower.checkpoint import load_checkpoint
 from twotower.cli import main
-from twotower.config import load_config, parse_config
+from twotower.config import Config, load_config, parse_config
 from twotower.errors import TrainingError
 from twotower.models.layers.attention import AttentionBlock
 from twotower.models.towers.head import TowerHead
 from twotower.trainers.activations import head_bytes, history_bytes_a_place
-from twotower.trainers.budget import GB, Machine, is_out_of_memory, make_plan
+from twotower.trainers.budget import DEVICES, GB, Machine, human, is_out_of_memory, make_plan
 from twotower.trainers.facts import facts_from_sizes
 from twotower.trainers.memory import predict
 
@@ -52,9 +55,57 @@ def test_the_cheapest_change_in_time_comes_first():
     assert not any("batch_size" in setting for settings in asked for setting in settings)
 
 
-def test_what_cannot_fit_is_refused_with_the_change_that_would():
-    with pytest.raises(TrainingError, match=r"must fit into 1\.\d\d GB.*(max_rows|batch_size|processes)"):
-        make_plan(facts(users=100_000_000), LARGE, Machine("cuda", int(1.5 * GB), "fp16"))
+def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machine, Config]:
+    """What kind of change the refusal names, and what it makes of the machine and the settings."""
+    values = config.model_dump(mode="json")
+    if found := re.search(r"Train with (\d+) processes", advice):
+        return "processes", replace(machine, processes=int(found[1])), config
+    if found := re.search(r"Allow ([\d.]+) GB", advice):
+        return "budget", replace(machine, budget=math.ceil(float(found[1]) * GB * 1.01)), config
+    if found := re.search(r"max_rows: (\d+) for (\S+) in", advice):
+        values["model"]["tables"][found[2]] = {"update": "rows", "dtype": "fp16", "max_rows": int(found[1])}
+        return "max_rows", machine, parse_config(values)
+    found = re.search(r"--set training\.(\w+)=(\d+)\.$", advice)
+    assert found, advice
+    values["training"][found[1]] = int(found[2])
+    return found[1], machine, parse_config(values)
+
+
+@pytest.mark.parametrize(
+    ("users", "items", "budget_gb", "kind"),
+    [
+        (20_000_000, 150_000, 3.0, "max_rows"),
+        (20_000_000, 150_000, 1.2, "processes"),
+        (20_000_000, 150_000, 0.3, "budget"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_the_change_that_would(users, items, budget_gb, kind):
+    machine = Machine("cuda", int(budget_gb * GB), "fp16")
+    with pytest.raises(TrainingError, match=r"must fit into .*It takes .*even with") as refusal:
+        make_plan(facts(users, items), LARGE, machine)
+    named, machine, config = taken_up(str(refusal.value), machine, LARGE)
+    assert named == kind, str(refusal.value)
+    assert make_plan(facts(users, items, config), config, machine).parts.peak <= machine.budget
+
+
+def test_the_plans_that_the_manual_shows_are_those_that_are_made():
+    page = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines()]
+    shown = {cells[1].strip(): [cell.strip() for cell in cells[2:5]] for cells in rows if len(cells) == 6}
+    yelp, sizes = load_config(None, []), (1_987_897, 150_346, 6_990_280)
+    wide = load_config(None, ["model.user_tower.embedding_dim=128"])
+    huge, t4, p100 = (10**8, 10**7, 10**9), DEVICES["T4"], DEVICES["P100"]
+    machines = [(yelp, sizes, t4, 1), (yelp, sizes, p100, 1), (wide, huge, t4, 16)]
+    for column, (config, (users, items, events), budget, processes) in enumerate(machines):
+        parts = make_plan(facts_from_sizes(users, items, events, config), config, Machine("cuda", budget, "fp16", processes)).parts
+        each = " each" if processes > 1 else ""
+        assert shown["weights"][column] == human(parts.weights) + each
+        assert shown["optimiser"][column] == human(parts.optimiser)
+        assert shown["activations"][column] == human(parts.activations)
+        assert shown["loss and gradients"][column] == human(parts.loss + parts.gradients)
+        assert shown["base process, batches made ahead"][column] == human(parts.base + parts.data + parts.batches)
+        assert shown["a training step at its height"][column] == human(parts.step)
+        assert shown["validation"][column] == human(parts.validating)
 
 
 def test_the_command_prints_the_plan_and_refuses(capsys):

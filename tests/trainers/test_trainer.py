@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
+from twotower.data.prepare import prepare
 from twotower.data.views import VIEWS
 from twotower.errors import ConfigError, TrainingError
 from twotower.hardware import Gpu, Torch
@@ -95,7 +97,22 @@ GOLDEN = {
     "compact tables": {"model": {"tables": {"item.id": {"update": "rows", "dtype": "fp16"}, "user.id": {"max_rows": 100}}}},
     "micro-batches, recomputed": {"training": {"micro_batch": 32, "gradient_checkpointing": True}},
     "learned temperature": {"model": {"learn_temperature": True, "temperature": 0.07}},
+    "visited items may come again": {"evaluation": {"exclude_seen": False}},
+    "leave one out, without times": {"prepare": {"split": {"kind": "leave_one_out"}}},
+    "sets, a given split": {"prepare": {"split": {"kind": "given", "valid": 0.2}}},
 }
+
+
+def sequences(folder: Path, values: dict[str, object]) -> Dataset:
+    """A set as the literature has them: ids in an order, and a test part of its own."""
+    folder.mkdir()
+    draw = random.Random(4)
+    for file, most in (("train.txt", 20), ("test.txt", 3)):
+        lines = [f"{user} {' '.join(map(str, draw.sample(range(150), 3 + draw.randrange(most))))}" for user in range(300)]
+        (folder / file).write_text("\n".join(lines))
+    data = {"source": "sequences", "path": str(folder), "sequences": {"train": "train.txt", "test": "test.txt"}}
+    prepare(parse_config({**values, "data": data}), folder / "dataset")
+    return Dataset.open(folder / "dataset")
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -103,6 +120,8 @@ def test_golden_losses(dataset, tmp_path, name):
     """The same seed gives the same run: a change that is not meant to change results keeps these figures."""
     short = {"max_steps": 20, "log_every": 1, "eval_every": 1000, "batch_size": 128}
     values = {**GOLDEN[name], "training": {**short, **GOLDEN[name].get("training", {})}}
+    if "prepare" in values:
+        dataset = sequences(tmp_path / "sequences", values)
     TwoTowerTrainer(dataset, parse_config(values), tmp_path).fit()
     golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
     assert figures(tmp_path, "loss") == pytest.approx(golden[name], rel=1e-4)

@@ -24,7 +24,6 @@ from rich.table import Table
 from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
-from twotower.evaluation import QUESTIONS_AT_ONCE
 from twotower.trainers.facts import Facts, facts_from_sizes, facts_of, scaled
 from twotower.trainers.memory import Parts, predict, storages
 
@@ -134,13 +133,6 @@ def settings(old: Config, new: Config) -> tuple[str, ...]:
 
 def _way_out(facts: Facts, config: Config, least: Config, machine: Machine) -> str:
     """A change that would make the smallest plan fit, the one that costs the model least first."""
-    for shift in range(5):
-        asked = QUESTIONS_AT_ONCE >> shift  # validation takes fewer at once
-        if (
-            asked < config.training.eval_queries
-            and machine.parts(facts, changed(least, {}, eval_queries=asked)).peak <= machine.budget
-        ):
-            return f"Validate on fewer questions: --set training.eval_queries={asked}."
     largest = max(storages(facts, least), key=lambda table: table.rows)
     for shift in range(1, 7):
         rows = largest.rows >> shift

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 from twotower import parallel
@@ -40,11 +41,15 @@ class Doctor:
 
     def __init__(self, model: TwoTower, dataset: Dataset, held_out: HeldOut, config: Config) -> None:
         self.model, self.dataset, self.held_out, self.config = model, dataset, held_out, config
-        metric = config.training.eval_metric
-        popular = evaluate(Popular(dataset), held_out, dataset, config.evaluation, metrics=[metric], beyond_k=BEYOND_K)
-        self.popular_lift = popular.beyond[f"popularity_lift@{BEYOND_K}"]
         self.history: list[Facts] = []
         self.said: set[str] = set()
+
+    @cached_property
+    def popular_lift(self) -> float:
+        """How much more popular than the histories the most popular items are."""
+        metric, settings = self.config.training.eval_metric, self.config.evaluation
+        popular = evaluate(Popular(self.dataset), self.held_out, self.dataset, settings, metrics=[metric], beyond_k=BEYOND_K)
+        return popular.beyond[f"popularity_lift@{BEYOND_K}"]
 
     def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Remember what was found and said up to where a resumed run goes on, from the rows that `visit` returned."""
