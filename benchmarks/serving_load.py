@@ -31,9 +31,11 @@ class Server:
         File that gets its log lines.
     options
         More of the command line.
+    wait
+        Whether to wait until it is ready.
     """
 
-    def __init__(self, bundle: Path, events: str, log: Path, *options: str, start_s: float = 120) -> None:
+    def __init__(self, bundle: Path, events: str, log: Path, *options: str, start_s: float = 120, wait: bool = True) -> None:
         self.port, self.log = free_port(), log
         command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(self.port), "--events", events]
         began = time.perf_counter()
@@ -41,7 +43,7 @@ class Server:
             self.process = subprocess.Popen(
                 [*command, *options], stdout=target, stderr=target, env={**os.environ, "TWOTOWER_API_KEY": KEY}
             )
-        while not self._ready():
+        while wait and not self._ready():
             if self.process.poll() is not None or time.perf_counter() > began + start_s:
                 self.process.kill()
                 raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")

@@ -28,6 +28,7 @@ from serving_load import ENDED, Load, Server, at_rate, closed, post, wire
 
 GROUP = 8  # events in a request, at most
 WRITERS = 4
+WHILE_STARTING = 0.2  # share of the kills
 FLAT_AFTER_MIN = 5.0
 
 
@@ -46,26 +47,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sound = sound and not found["lost"] and not found["tracebacks"]
             what = f"acknowledged events still there after {given.kills} kills"
             kept = found["acknowledged"] - found["lost"]
-            done(claim(what, kept, "events", "acknowledged", found["acknowledged"], given.seed, start_s=found["start_s"]))
+            more = {name: found[name] for name in ("start_s", "while_starting", "tracebacks")}
+            done(claim(what, kept, "events", "acknowledged", found["acknowledged"], given.seed, **more))
         if given.minutes:
             mixed = asyncio.run(mix((given.bundle, given.other), Path(folder), given.minutes, given.seed))
             sound = sound and not mixed["failed"]
-            what = f"resident memory after {given.minutes:g} minutes of mixed load, {mixed['requests']:,} requests"
+            what = f"resident memory after {given.minutes:g} minutes of mixed load"
             against = f"after {mixed['flat_after_min']:g} minutes"
-            more = {name: mixed[name] for name in ("failed", "statuses", "reloads")}
+            more = {name: mixed[name] for name in ("requests", "failed", "statuses", "reloads")}
             done(claim(what, mixed["last_mb"], "MB", against, mixed["first_mb"], given.seed, **more))
             crowd = asyncio.run(overload(given.bundle, Path(folder)))
-            what = f"99 of 100 refusals under overload, {crowd['refused']:,} of {crowd['requests']:,} requests refused"
+            what = "99 of 100 refusals under overload"
             done(claim(what, crowd["refusal_ms"], "ms", "median answer afterwards", crowd["after_ms"], given.seed, **crowd))
     return 0 if sound else 1
 
 
 def kill_often(bundle: Path, folder: Path, times: int, seed: int) -> dict[str, Any]:
-    """Kill the server `times` times under a load of events; what was acknowledged, lost, and how the starts went."""
+    """Kill the server `times` times, under a load of events or while it starts; what was acknowledged, lost, and how it started."""
     chance, events, log = random.Random(seed), f"sqlite:{folder / 'events.sqlite'}", folder / "server.log"
     acknowledged: list[dict[str, Any]] = []
-    lost, starts, checked, code = 0, [], 0, 0
+    lost, starts, checked, code, early = 0, [], 0, 0, 0
     for number in range(times + 1):
+        if starts and number < times and chance.random() < WHILE_STARTING:
+            with Server(bundle, events, log, "--rate", "0", wait=False):
+                time.sleep(chance.uniform(0.1, 1.0) * starts[-1])
+            early += 1
+            continue
         with Server(bundle, events, log, "--rate", "0") as server:
             starts.append(server.start_s)
             if number == times:
@@ -82,9 +89,9 @@ def kill_often(bundle: Path, folder: Path, times: int, seed: int) -> dict[str, A
         "kills": times,
         "acknowledged": len(acknowledged),
         "lost": lost,
-        "tracebacks": tracebacks,
+        "tracebacks": tracebacks + (code != 0),
+        "while_starting": early,
         "start_s": round(sorted(starts)[len(starts) // 2], 3),
-        "exit_code": code,
     }
 
 

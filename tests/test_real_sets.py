@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from twotower.config import load_config
 from twotower.pipeline import run_all
 from twotower.retrieval.recommender import Recommender
+from twotower.serving.app import create_app
+from twotower.serving.limits import Limits
+from twotower.serving.service import Service
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -47,3 +52,29 @@ def test_the_s3rec_split_beats_its_published_figures(real_data, tmp_path):
     assert report["protocol"]["queries"] == 30431
     assert ours["HitRate@10"]["low"] > 0.0341, json.dumps(ours)
     assert ours["NDCG@10"]["low"] > 0.0168, json.dumps(ours)
+    _a_bundle_of_it_serves(tmp_path / "bundle")
+
+
+def _a_bundle_of_it_serves(bundle: Path) -> None:
+    """Real names and categories, radius filters on the places that have coordinates, against plain arithmetic; over HTTP too."""
+    recommender = Recommender.load(bundle)
+    degrees = recommender.shown.degrees
+    placed = np.flatnonzero(np.isfinite(degrees).all(1))
+    assert len(placed) == 2930
+    busiest = placed[np.argmax(recommender.dataset.item_train_count[placed])]
+    middle = degrees[busiest]
+    a, b = np.radians(degrees[placed]), np.radians(middle)
+    half = np.sin((a[:, 0] - b[0]) / 2) ** 2 + np.cos(a[:, 0]) * np.cos(b[0]) * np.sin((a[:, 1] - b[1]) / 2) ** 2
+    near = set(recommender.dataset.item_ids[placed[2 * 6371 * np.arcsin(np.sqrt(half)) <= 4]])
+    visited = [str(recommender.dataset.item_ids[busiest])]
+    whole = [place.item_id for place in recommender.recommend(history=visited, k=recommender.dataset.n_items)]
+    expected = [item for item in whole if item in near]
+    found = recommender.recommend(history=visited, k=25, where="within(4)", near=(float(middle[0]), float(middle[1])))
+    assert [place.item_id for place in found] == expected[:25] and len(expected) > 25
+    assert all(place.name != place.item_id and place.categories for place in found)
+    with TestClient(create_app(Service(bundle, f"sqlite:{bundle.parent / 'events.sqlite'}", Limits(rate=0)), None)) as client:
+        body = {"history": [{"item_id": visited[0]}], "k": 25, "filter": {"within": 4}, "near": middle.tolist(), "explain": True}
+        answer = client.post("/v1/recommend", json=body).json()
+        assert [place["item_id"] for place in answer["items"]] == expected[:25] and answer["items"][0]["reasons"]
+        assert client.get("/v1/items", params={"q": found[0].name}).json()["items"][0]["name"] == found[0].name
+        assert client.get("/").status_code == 200

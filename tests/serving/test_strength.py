@@ -68,8 +68,9 @@ def test_with_files_for_it_it_speaks_https(load: Any, bundle: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_killed_five_times_under_events_nothing_acknowledged_is_lost(strength: Any, bundle: Path, tmp_path: Path) -> None:
-    found = strength.kill_often(bundle, tmp_path, 5, seed=1)
-    assert found["lost"] == 0 and found["acknowledged"] > 100 and found["tracebacks"] == 0 and found["exit_code"] == 0
+    found = strength.kill_often(bundle, tmp_path, 8, seed=1)
+    assert found["lost"] == 0 and found["acknowledged"] > 100 and found["tracebacks"] == 0
+    assert 0 < found["while_starting"] < 8
 
 
 @pytest.mark.slow
