@@ -73,7 +73,7 @@ def prepare(
 @click.option("--resume", is_flag=True, help="Go on from the run's last checkpoint.")
 @configured
 def train(data: Path, out: Path, resume: bool, config_path: Path | None, overrides: tuple[str, ...]) -> None:
-    """Train both towers; the best model by validation is left in OUT, with its bundle."""
+    """Train both towers; the best model by validation (without such a part, the last) is left in OUT, with its bundle."""
     from twotower.pipeline import train_stage
 
     best = train_stage(load_config(config_path, list(overrides)), data, out, resume=resume)
