@@ -142,7 +142,7 @@ class ExactIndex(Index):
         plain = self._matrix is not None
         alone = plain and share < (GATHERED if len(given) == 1 else GATHERED_OF_MANY)
         step = 1 if alone else max(1, min(BLOCK, BLOCK_BYTES // (4 * max(len(self.vectors), 1))))
-        found = []
+        found, scratch = [], None
         for start in range(0, len(given), step):
             stop = min(start + step, len(given))
             allowed = allow[start:stop] if allow is not None and allow.ndim == 2 else allow
@@ -157,7 +157,10 @@ class ExactIndex(Index):
                     scores = scores[: len(part)]
                 else:
                     with torch.inference_mode():
-                        scores = (part @ self.vectors.T).float().cpu().numpy()
+                        if scratch is None:  # made once: the pages of a new matrix cost as much as choosing the best in it
+                            scratch = self.vectors.new_empty(len(part), len(self.vectors))
+                        product = torch.mm(part, self.vectors.T, out=scratch[: len(part)])
+                        scores = product.float().cpu().numpy()
                 found.append(top_k(scores, k, exclude=excluded, allow=allowed))
         return joined(found, k)
 
