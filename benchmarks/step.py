@@ -1,6 +1,6 @@
 """A training step held against its limit: the time that its matrix products and its attention take alone.
 
-    python benchmarks/step.py [--set a.b=value] [--table] [--compile]
+    python benchmarks/step.py [--set a.b=value] [--table]
 
 On the S3-Rec Yelp split, with the model and the batches that `training_speed.py` trains with: batches are built beforehand, every
 matrix product and attention kernel of a step is written down with its operands, forward and backward, and then steps and their
@@ -52,9 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = open_trainer(Path(folder), given.seed, given.overrides)
-            if given.compile:
-                trainer.model.encode_users = torch.compile(trainer.model.encode_users, dynamic=True)
-                trainer.model.encode_items = torch.compile(trainer.model.encode_items, dynamic=True)
             batches = [trainer.loader.batch(members, 0, i) for i, members in enumerate(trainer.loader.plan(0)[: given.steps])]
             step_s, products_s = measure(lambda batch: trainer._step(batch, None), batches, given.repeats)
             if given.table:
@@ -66,7 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     items = sum(len(batch.log_weight) for batch in batches) / len(batches)
     what = f"a training step of {examples:.0f} examples against {items:.0f} candidates on average"
     step_ms, products_ms = 1000 * step_s / len(batches), 1000 * products_s / len(batches)
-    what += ", towers through torch.compile" if given.compile else ""
     against, threads = "its matrix products and attention kernels alone", torch.get_num_threads()
     row = claim(what, step_ms, "ms", against, products_ms, given.seed, threads=threads)
     tell(row, given.results)
@@ -124,7 +120,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=7, help="times each is run (default: 7)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
-    parser.add_argument("--compile", action="store_true", help="with both towers through torch.compile")
     parser.add_argument("--table", action="store_true", help="show what the time of a step goes into")
     parser.add_argument("--results", type=Path, default=RESULTS / "step.jsonl", help="file the row is appended to")
     return parser

@@ -38,8 +38,8 @@ class Shown:
 
     def __init__(self, items: pa.Table, category: str | None, places: Float) -> None:
         self.items, self.category, self.degrees = items, category, places
-        names = [name for name in dict.fromkeys((*NAMES, category)) if name in items.column_names]
-        self._columns = items.select(names).combine_chunks()
+        names = [name for name in dict.fromkeys((*NAMES, category or ITEM_ID)) if name in items.column_names]
+        self._columns = {name: items[name].combine_chunks() for name in names}
         self._of_late: Recent[dict[str, Any]] = Recent(AT_HAND)
 
     def places(self, lists: Sequence[tuple[Int, Float, Home, Sequence[tuple[Reason, ...]]]]) -> list[list[Place]]:
@@ -66,13 +66,12 @@ class Shown:
         }
 
     def _facts(self, rows: Int) -> list[dict[str, Any]]:
-        """Of those shown of late they are at hand: a table that is read now and then is never in the processor's cache."""
-        found = {row: self._of_late.get(row) for row in rows.tolist()}
-        missing = [row for row, facts in found.items() if facts is None]
-        if missing:
-            read = self._columns.take(np.array(missing) - FIRST_ROW).to_pylist()
-            found.update((row, self._of_late.put(row, facts)) for row, facts in zip(missing, read, strict=True))
-        return [found[row] or {} for row in rows.tolist()]
+        """Of those shown of late they are at hand; others are read value by value: Arrow's kernel that takes rows out of a table is not
+        in the processor's cache when it is called now and then, and takes as long as a fifth of a search."""
+        return [self._of_late.get(row) or self._of_late.put(row, self._read(row - FIRST_ROW)) for row in rows.tolist()]
+
+    def _read(self, position: int) -> dict[str, Any]:
+        return {name: column[position].as_py() for name, column in self._columns.items()}
 
     def _told(
         self, facts: list[dict[str, Any]], rows: Int, scores: Float, home: Home, reasons: Sequence[tuple[Reason, ...]]
