@@ -135,7 +135,7 @@ def _report(found: dict[str, Figures], size: str, arguments: argparse.Namespace)
         tell(claim(f"{what} ({size})", figure, unit, against, against_figure, arguments.seed, **more), arguments.results)
 
     def stages(work: Figures) -> Figures:
-        return {name: seconds for name, seconds in work.items() if name not in ("wall", "cpu", "peak", "start")}
+        return {name: round(seconds, 2) for name, seconds in work.items() if name not in ("wall", "cpu", "peak", "start")}
 
     scanned = "a bare scan of the same files by DuckDB"
     say("prepare without text: seconds", bare["wall"], "s", scanned, scan["wall"], stages_s=stages(bare))

@@ -27,7 +27,7 @@ SHOWN = ("NDCG", "HitRate", "Recall")
 CLAIM = ("claim", "figure", "unit", "against", "against_figure", "ratio", "seed", "machine", "commit")
 BESIDES = (
     *("at_rate", "p50", "candidates", "recall", "bytes", "lost", "interval", "requests", "refused", "failed", "reloads"),
-    *("while_starting", "tracebacks", "places_traded_in", "start_s", "memory_mb"),
+    *("while_starting", "tracebacks", "places_traded_in", "start_s", "memory_mb", "examples_per_s"),
 )
 RIVAL, LEAST_USERS = "ials", 500  # of the table by slice
 QUALITY = ("set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash")
@@ -197,7 +197,7 @@ def _more(row: Row) -> str:
 def _told(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(f'{end:+.4f}' for end in value)}]".replace("-", "−")
-    return f"{value:,}"
+    return f"{round(value) if isinstance(value, float) and value >= 1000 else value:,}"
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -224,9 +226,12 @@ def test_a_mistake_is_refused_at_its_place(client: TestClient, body: dict[str, A
 def test_a_malformed_filter_is_refused_alone_also_among_others(client: TestClient) -> None:
     answer = client.post("/v1/recommend", json={"filter": "pric <= 2"})
     assert answer.status_code == 422 and "'price'" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["where"] == "filter:1", "the character"
+    answer = client.post("/v1/recommend", json={"filter": {"and": [{"price": {"mx": 2}}]}})
+    assert answer.status_code == 422 and answer.json()["error"]["where"] == "filter.and[0].price.mx"
     requests = [{"k": 1}, {"filter": "nonsense <"}, {"k": 1}]
     answer = client.post("/v1/recommend:batch", json={"requests": requests})
-    assert answer.status_code == 422 and answer.json()["error"]["where"].startswith("requests.1")
+    assert answer.status_code == 422 and answer.json()["error"]["where"] == "requests.1.filter:10"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"user": "\\ud800"}', b"\xff", b"[" * 100_000, b'{"k": 1e400}', b"null"])
@@ -252,6 +257,31 @@ def test_what_is_not_there_is_not_found(client: TestClient) -> None:
         answer = client.get(path)
         assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found", path
     assert client.get("/v1/recommend").status_code == 405
+
+
+def test_a_request_must_be_over_in_time(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow(*_: Any) -> Any:
+        await asyncio.sleep(30)
+
+    with connect(limits=Limits(rate=0, request_s=0.2)) as client:
+        monkeypatch.setattr(client.app.state.service, "recommend", slow)  # type: ignore[attr-defined]
+        began = time.perf_counter()
+        answer = client.post("/v1/recommend", json={"k": 1})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout") and time.perf_counter() - began < 10
+        monkeypatch.undo()
+        assert client.post("/v1/recommend", json={"k": 1}).status_code == 200
+
+
+def test_loading_may_take_longer_than_a_request_once_all_of_it_is_there(
+    connect: Connect, keyed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow(*_: Any) -> tuple[str, str]:
+        await asyncio.sleep(0.6)
+        return "new", "old"
+
+    with connect(limits=Limits(rate=0, request_s=0.2)) as client:
+        monkeypatch.setattr(client.app.state.service, "reload", slow)  # type: ignore[attr-defined]
+        assert client.post("/admin/reload", json={}, headers=keyed).json() == {"version": "new", "before": "old"}
 
 
 def test_a_large_body_is_refused_whether_or_not_it_says_so(connect: Connect) -> None:

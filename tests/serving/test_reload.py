@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from twotower.retrieval.revision import add_items, remove_items
 from twotower.serving.limits import Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
@@ -61,6 +62,24 @@ def test_answers_under_way_are_each_of_one_bundle_while_two_take_turns(
             for thread in threads:
                 thread.join()
         assert not wrong and set(seen) == set(expected)
+
+
+def test_items_come_and_go_without_a_restart(connect: Connect, bundle: Path, keyed: dict[str, str], tmp_path: Path) -> None:
+    served, file = tmp_path / "served", tmp_path / "new.jsonl"
+    shutil.copytree(bundle, served)
+    file.write_text('{"item_id": "opened-today", "name": "Ama\'s Noodle Bar"}\n')
+    only = {"filter": 'id in ["opened-today"]', "k": 5}
+    with connect(folder=served) as client:
+        assert client.post("/v1/recommend", json=only).json()["items"] == []
+        add_items(served, file)
+        assert reload(client, keyed, None).status_code == 200
+        assert [place["name"] for place in client.post("/v1/recommend", json=only).json()["items"]] == ["Ama's Noodle Bar"]
+        assert [item["item_id"] for item in client.get("/v1/items?q=noodle bar").json()["items"]][:1] == ["opened-today"]
+        remove_items(served, ["opened-today"])
+        assert reload(client, keyed, None).status_code == 200
+        assert client.post("/v1/recommend", json=only).json()["items"] == []
+        assert "opened-today" not in [item["item_id"] for item in client.get("/v1/items?q=noodle bar").json()["items"]]
+        assert client.get("/v1/items/opened-today").status_code == 200, "in histories it still counts"
 
 
 def test_a_bad_bundle_is_refused_and_the_one_before_goes_on(

@@ -66,8 +66,8 @@ class Shown:
         }
 
     def _facts(self, rows: Int) -> list[dict[str, Any]]:
-        """Of those shown of late they are at hand; others are read value by value: Arrow's kernel that takes rows out of a table is not
-        in the processor's cache when it is called now and then, and takes as long as a fifth of a search."""
+        """Of those shown of late they are at hand; others are read value by value: a kernel that takes rows out of a table is not
+        in the cache of a processor that calls it now and then, and takes as long as a fifth of a search."""
         return [self._of_late.get(row) or self._of_late.put(row, self._read(row - FIRST_ROW)) for row in rows.tolist()]
 
     def _read(self, position: int) -> dict[str, Any]:
