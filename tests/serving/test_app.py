@@ -231,7 +231,7 @@ def test_a_malformed_filter_is_refused_alone_also_among_others(client: TestClien
     assert answer.status_code == 422 and answer.json()["error"]["where"] == "filter.and[0].price.mx"
     requests = [{"k": 1}, {"filter": "nonsense <"}, {"k": 1}]
     answer = client.post("/v1/recommend:batch", json={"requests": requests})
-    assert answer.status_code == 422 and answer.json()["error"]["where"] == "requests.1.filter:10"
+    assert answer.status_code == 422 and answer.json()["error"]["where"] == "requests.1.filter:11"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"user": "\\ud800"}', b"\xff", b"[" * 100_000, b'{"k": 1e400}', b"null"])
