@@ -235,14 +235,17 @@ class Dataset:
     @cached_property
     def item_log_popularity(self) -> NDArray[np.float32]:
         """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item, by their weight,
-        and the mean that of the items that training knows. 0, as many as the mean, for all others, and the reserved rows.
+        and the mean that of the items that training knows. All others have the median of those: a new item is thought of as one of
+        the middle. 0 for the reserved rows.
         """
         counted = self.events.positive & (self.events.split == TRAIN)
         count = np.bincount(self.events.item_row[counted], self.events.weight[counted], self.n_items)
         row = np.arange(self.n_items)
         known = (row >= FIRST_ROW) & (row < FIRST_ROW + self.n_train_items)
-        mean = count[known].mean() if known.any() else 0.0
-        return np.where(known, np.log1p(count) - np.log1p(mean), 0.0).astype(np.float32)
+        if not known.any():
+            return np.zeros(self.n_items, np.float32)
+        logs = np.log1p(count) - np.log1p(count[known].mean())
+        return np.where(known, logs, np.where(row < FIRST_ROW, 0.0, np.median(logs[known]))).astype(np.float32)
 
     def item_rows(self, ids: list[str]) -> Int:
         """Rows int64 [len(ids)] of item ids; UNKNOWN where there is no such item."""
