@@ -48,7 +48,7 @@ def changed(change: Callable[[dict[str, Any]], None]) -> Callable[[Route], None]
 
 
 def with_report(about: dict[str, Any]) -> None:
-    about["metrics"] = REPORT
+    about["metrics"] = {"report": REPORT}
 
 
 def without_places(about: dict[str, Any]) -> None:

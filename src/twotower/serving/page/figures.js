@@ -27,7 +27,7 @@ const figure = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(di
 
 /** Draws the tab into `root`. */
 export function showFigures(root, about) {
-  const report = about.metrics?.report ?? about.metrics ?? {};
+  const report = about.metrics?.report ?? {};
   if (!report.systems) return root.replaceChildren(bare(about.metrics?.metrics ?? {}));
   const names = [...new Set(Object.values(report.systems).flatMap(Object.keys))].sort(
     new Intl.Collator("en", { numeric: true }).compare,
