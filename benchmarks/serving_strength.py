@@ -62,9 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if sound else 1
 
 
-def kill_often(bundle: Path, folder: Path, times: int, seed: int) -> dict[str, Any]:
+def kill_often(bundle: Path, folder: Path, times: int, seed: int, events: str = "") -> dict[str, Any]:
     """Kill the server `times` times, under a load of events or while it starts; what was acknowledged, lost, and how it started."""
-    chance, events, log = random.Random(seed), f"sqlite:{folder / 'events.sqlite'}", folder / "server.log"
+    chance, log = random.Random(seed), folder / "server.log"
+    events = events or f"sqlite:{folder / 'events.sqlite'}"
     acknowledged: list[dict[str, Any]] = []
     lost, starts, checked, code, early = 0, [], 0, 0, 0
     for number in range(times + 1):

@@ -130,6 +130,20 @@ def test_the_moment_of_a_question_leaves_out_later_events(client: TestClient, ke
     assert item not in ranked(client, user="late", time_s=1_001, k=300)
 
 
+def test_an_event_that_one_server_of_a_redis_accepts_changes_the_answer_of_another(
+    connect: Connect, keyed: dict[str, str], redis_url: str
+) -> None:
+    with connect(events=redis_url) as one, connect(events=redis_url) as other:
+        item = some_items(one, 1)[0]
+        send(one, keyed, {"event_id": "shared", "user": "of-both", "item_id": item, "time_s": 5})
+        end = time.monotonic() + 10
+        while other.get("/v1/users/of-both/history").status_code == 404:
+            assert time.monotonic() < end, "nothing came"
+        assert ranked(other, user="of-both") == ranked(one, user="of-both") and item not in ranked(other, user="of-both", k=300)
+    with connect(events=redis_url) as third:
+        assert [event["item_id"] for event in third.get("/v1/users/of-both/history").json()["events"]] == [item]
+
+
 def test_an_event_of_something_unknown_is_refused_with_all_others(client: TestClient, keyed: dict[str, str]) -> None:
     (item,) = some_items(client, 1)
     good = {"event_id": "a", "user": "u", "item_id": item}

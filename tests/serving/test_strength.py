@@ -67,8 +67,12 @@ def test_with_files_for_it_it_speaks_https(load: Any, bundle: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_killed_five_times_under_events_nothing_acknowledged_is_lost(strength: Any, bundle: Path, tmp_path: Path) -> None:
-    found = strength.kill_often(bundle, tmp_path, 8, seed=1)
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+def test_killed_again_and_again_under_events_nothing_acknowledged_is_lost(
+    strength: Any, bundle: Path, tmp_path: Path, store: str, request: pytest.FixtureRequest
+) -> None:
+    events = request.getfixturevalue("redis_url") if store == "redis" else ""
+    found = strength.kill_often(bundle, tmp_path, 8, seed=1, events=events)
     assert found["lost"] == 0 and found["acknowledged"] > 100 and found["tracebacks"] == 0
     assert 0 < found["while_starting"] < 8
 
