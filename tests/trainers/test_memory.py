@@ -38,6 +38,11 @@ def test_more_rows_take_more_and_more_processes_less_each():
     assert half < whole
 
 
+def test_without_a_validation_part_none_is_counted():
+    found, config = facts(items=5_000_000), parse_config({"prepare": {"split": {"valid": 0.0}}})
+    assert predict(found, config).validation == 0 < predict(found, parse_config({})).validation
+
+
 def test_a_row_updated_alone_has_eight_bytes_of_state_and_a_dense_one_two_moments():
     dense = parse_config({"model": {"rows_from": 10**9, "user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
     gap = predict(facts(config=dense), dense).optimiser - predict(facts(), LARGE).optimiser

@@ -127,7 +127,7 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
         loss=loss_bytes(facts.load, config, processes),
         batches=AHEAD * batch_bytes(facts, processes) + making_bytes(facts.load) if host else batch_bytes(facts, processes),
         opening=max(facts.opening_bytes, beginning_bytes(facts, config)) if host else 0,
-        validation=with_slack(validation_bytes(facts, config, wide)),
+        validation=with_slack(validation_bytes(facts, config, wide)) if config.prepare.split.has_valid else 0,
         export=export_bytes(weights, plain, optimiser, facts, config) if host else 0,
     )
 
