@@ -1,8 +1,9 @@
 """Whether the evaluator computes what trec_eval computes, question by question, on the lists of real systems.
 
-    python benchmarks/evaluator_check.py s3rec
+    python benchmarks/evaluator_check.py s3rec [--run FOLDER]
 
-Every question of the test part is answered by popularity, item-kNN and iALS (their defaults). The 20 best of each are exported as
+Every question of the test part is answered by popularity, item-kNN and iALS (their defaults), and with --run by the model that
+`quality.py s3rec --out` left in FOLDER. The 20 best of each are exported as
 a run in TREC's format beside the judgements (`--out` keeps both files), read back, and scored by pytrec_eval, which is trec_eval.
 Prints a JSON line a system, appended to benchmarks/results/evaluator_check.jsonl: the greatest difference of any metric of any
 question from what `twotower.evaluation.evaluate` says.
@@ -13,7 +14,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,12 @@ from quality import prepared
 from twotower.baselines import BASELINES
 from twotower.config import EvaluationConfig
 from twotower.console import setup_logging
+from twotower.data.data_loader import open_store, split_moment
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.errors import TwoTowerError
 from twotower.evaluation import evaluate
+from twotower.retrieval.bundle import load_trained
+from twotower.retrieval.neural import NeuralRetriever
 from twotower.retriever import Int, Retriever
 
 SYSTEMS = ("popular", "item_knn", "ials")
@@ -41,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=QUALITY_SETS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", type=Path, help="what a run left: its model's lists too")
     parser.add_argument("--out", type=Path, help="keep the runs and judgements here (default: nowhere)")
     parser.add_argument("--results", type=Path, default=RESULTS / "evaluator_check.jsonl")
     given = parser.parse_args(arguments)
@@ -49,14 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             config, dataset = prepared(given.set, given.seed, Path(folder))
             out = given.out or Path(folder)
-            for name in SYSTEMS:
-                row = check(BASELINES[name](dataset), dataset, config.evaluation, out, given.set, given.seed)
+            systems: list[Callable[[], Retriever]] = [partial(BASELINES[name], dataset) for name in SYSTEMS]
+            systems += [partial(trained, given.run, dataset)] if given.run else []
+            for system in systems:
+                row = check(system(), dataset, config.evaluation, out, given.set, given.seed)
                 tell(row, given.results)
                 sys.stderr.write(in_words(row))
     except TwoTowerError as error:
         sys.stderr.write(f"evaluator_check: error: {' '.join(str(error).split())}\n")
         return 2
     return 0
+
+
+def trained(run: Path, dataset: Dataset) -> NeuralRetriever:
+    """The model of a run on this very dataset."""
+    model, config, _ = load_trained(run / "model" / "best.pt", dataset)
+    store = open_store(dataset, "test", config.model)
+    return NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
 
 
 def check(retriever: Retriever, dataset: Dataset, settings: EvaluationConfig, out: Path, name: str, seed: int) -> dict[str, Any]:
