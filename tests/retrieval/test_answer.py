@@ -167,8 +167,8 @@ def test_a_score_is_a_cosine_and_the_prior_of_the_item(recommender: Recommender,
     (user,) = bundle.encode(recommender.reader.read(Request(history=history)).history)
     rows = recommender.dataset.item_rows(ids(answer))
     count = recommender.dataset.item_train_count
-    nats = np.log1p(count[rows]) - np.log1p(count[count > 0].mean())
-    prior = np.where(count[rows] > 0, 0.1 * nats, 0)
+    nats = np.log1p(count) - np.log1p(count[count > 0].mean())
+    prior = 0.1 * np.where(count > 0, nats, np.median(nats[count > 0]))[rows]
     assert [place.score for place in answer.places] == pytest.approx(bundle.vectors.numpy()[rows] @ user + prior, abs=1e-4)
     for place, share in zip(answer.places, prior, strict=True):
         told = [reason.share for reason in place.reasons if reason.name == "popularity"]
