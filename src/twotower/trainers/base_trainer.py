@@ -326,7 +326,7 @@ class BaseTrainer:
         if board is None:
             return
         self.note({"step": self.at.step, "epoch": self.at.epoch, **facts})
-        with suppress(OSError):
+        with suppress(OSError):  # a copy of what `note` has written, which tells of a full disk
             for name, value in facts.items():
                 board.add_scalar(name, value, self.at.step)
         shown = " | ".join(f"{name} {value:.4g}" for name, value in facts.items())

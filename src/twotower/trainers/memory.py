@@ -260,7 +260,8 @@ def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
     _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, wide)
     items = min(ENCODED, facts.items) * (passing + row_bytes(layout.item_fields, facts.bags) + waves)
-    scores = max(min(SCORED * facts.items * F32, questions * facts.items * F32, SCORED_BYTES), facts.items * F32)
+    row = facts.items * F32
+    scores = max(min(min(SCORED, questions) * row, SCORED_BYTES), row)
     doctor = 3 * F32 * facts.items * min(max(SCORES // facts.items, 1), SAMPLE, questions)
     return vectors + max(int(questions * facts.question_places * history), items, scores, doctor)
 
