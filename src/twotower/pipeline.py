@@ -35,11 +35,12 @@ from twotower.retrieval.request import Request
 from twotower.retrieval.tuning import Measured, tune_index
 from twotower.retrieval.tuning_plot import draw
 from twotower.schema import FIRST_ROW, FORMAT_VERSION
-from twotower.trainers.base_trainer import Progress, differences, read_rows
+from twotower.trainers.base_trainer import Progress
 from twotower.trainers.budget import DEVICES, GB, Machine, explain, give_back, is_out_of_memory, make_plan, status
 from twotower.trainers.budget import as_table as as_plan
 from twotower.trainers.doctor import told
 from twotower.trainers.facts import facts_from_sizes, facts_of
+from twotower.trainers.files import differences, read_rows
 from twotower.trainers.optimizer import choose_device, choose_precision
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 

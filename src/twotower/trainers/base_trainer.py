@@ -27,6 +27,7 @@ from twotower.config import Config
 from twotower.console import Report, log, progress, silent
 from twotower.errors import TrainingError
 from twotower.models.layers.tables import RowTable
+from twotower.trainers.files import differences, read_rows, room
 from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
 
 LEAST_EPOCHS, LEAST_STEPS, MOST_EPOCHS, MOST_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
@@ -286,7 +287,7 @@ class BaseTrainer:
         if parallel.rank() > 0:
             yield None
             return
-        with _room(self.out):
+        with room(self.out):
             board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.at.step + 1)
         try:
             yield board
@@ -303,7 +304,7 @@ class BaseTrainer:
         path = self.out / "metrics.jsonl"
         rows = read_rows(path) if self.at.step else []
         beside = path.with_name(f".{path.name}.partial")  # a run killed here keeps its figures
-        with _room(path):
+        with room(path):
             beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.at.step))
             beside.replace(path)
 
@@ -312,7 +313,7 @@ class BaseTrainer:
         if parallel.rank() > 0:
             return
         path = self.out / "metrics.jsonl"
-        with _room(path), path.open("a") as file:
+        with room(path), path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def _speed(self) -> dict[str, float]:
@@ -338,36 +339,3 @@ class BaseTrainer:
             self.at.epoch,
             shown,
         )
-
-
-@contextmanager
-def _room(path: Path) -> Iterator[None]:
-    """A disk that takes no more is told of in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise TrainingError(
-            f"The figures of a run must fit on the disk. {path}: {error.strerror}. The last checkpoint stands; free some space."
-        ) from None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; none when there is no file, and a line that a killed run left half-written is passed over."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        with suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """Which settings differ, in words; empty when none do."""
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            inner = differences(a, b, f"{prefix}{name}.")
-            found += [inner] if inner else []
-        elif a != b:
-            found.append(f"{prefix}{name} was {a!r}, is {b!r}")
-    return "; ".join(found)

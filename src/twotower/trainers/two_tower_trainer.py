@@ -20,9 +20,10 @@ from twotower.losses import softmax_loss
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.retrieval.neural import NeuralRetriever
-from twotower.trainers.base_trainer import BaseTrainer, read_rows
+from twotower.trainers.base_trainer import BaseTrainer
 from twotower.trainers.beginning import begin_with_factors
 from twotower.trainers.budget import give_back
+from twotower.trainers.files import read_rows
 from twotower.trainers.visits import BEYOND_K, Doctor
 
 
