@@ -9,6 +9,8 @@ import torch
 from twotower.config import Config, parse_config
 from twotower.data.data_loader import TrainLoader, open_store
 from twotower.data.dataset import Dataset
+from twotower.data.views import user_shares
+from twotower.errors import TrainingError
 from twotower.schema import TRAIN
 
 
@@ -17,9 +19,9 @@ def dataset(town) -> Dataset:
     return Dataset.open(town.folder)
 
 
-def loader_of(dataset: Dataset, **settings: object) -> tuple[TrainLoader, Config]:
+def loader_of(dataset: Dataset, *, rank: int = 0, world: int = 1, **settings: object) -> tuple[TrainLoader, Config]:
     config = parse_config({"training": {"batch_size": 128, **settings}, "model": {"user_tower": {"max_history": 12}}})
-    return TrainLoader(dataset, open_store(dataset, "valid", config.model), config), config
+    return TrainLoader(dataset, open_store(dataset, "valid", config.model), config, rank=rank, world=world), config
 
 
 def same(a: object, b: object) -> bool:
@@ -102,6 +104,35 @@ def test_masks_are_the_users_other_positives(dataset):
         mine = set(history.item_row[history.offsets[user] : history.offsets[user + 1]]) - {history.item_row[event]}
         expected = {(example, column) for column, row in enumerate(candidates) if row in mine}
         assert {pair for pair in masked if pair[0] == example} == expected
+
+
+@pytest.mark.parametrize("view", ["set", "causal"])
+def test_processes_read_the_histories_of_their_own_users_and_share_a_batch_by_them(dataset, view):
+    alone, _ = loader_of(dataset, view=view)
+    shares = [loader_of(dataset, view=view, micro_batch=20, rank=rank, world=3)[0] for rank in range(3)]
+    kept = [len(loader.events.history.item_row) for loader in shares]
+    total = len(alone.events.history.item_row)
+    assert sum(kept) == total and max(kept) < 1.1 * total / 3, "each has about a third of the events, and nobody's twice"
+    assert np.concatenate([loader.events.user_row for loader in shares]).tolist() == alone.events.user_row.tolist()
+    for step, members in enumerate(alone.plan(0)[:10]):
+        whole, parts = alone.batch(members, 0, step), [loader.batch(members, 0, step) for loader in shares]
+        assert len({len(part.users) for part in parts}) == 1, "all do the same number of micro-batches"
+        assert torch.equal(torch.cat([micro.row for part in parts for micro in part.items]), whole.items[0].row)
+        asked = sorted(target for part in parts for target in part.target[part.weight > 0].tolist())
+        assert asked == sorted(whole.target.tolist())
+        for loader, part in zip(shares, parts, strict=True):
+            own = set(loader.events.user_row.tolist())
+            assert {int(row) for micro in part.users for row in micro.user_row} - {0, 1} <= own
+            assert same(part.weight_sum, whole.weight_sum) and part.examples == whole.examples
+
+
+def test_users_are_shared_so_that_nobody_is_without():
+    offsets = np.array([0, 0, 90, 90, 91, 92, 100])  # one user has nearly all, two have nothing
+    assert user_shares(offsets, 1).tolist() == [0, 6]
+    assert user_shares(offsets, 2).tolist() == [0, 3, 6]
+    assert np.diff(offsets[user_shares(offsets, 4)]).tolist() == [90, 1, 1, 8]
+    with pytest.raises(TrainingError, match=r"4 users with training events and 5 processes\. Start fewer"):
+        user_shares(offsets, 5)
 
 
 def test_a_loader_error_reaches_the_reader(dataset):

@@ -21,7 +21,7 @@ from twotower.models.layers.attention import AttentionBlock
 from twotower.models.towers.head import TowerHead
 from twotower.trainers.activations import head_bytes, history_bytes_a_place
 from twotower.trainers.budget import DEVICES, GB, Machine, human, is_out_of_memory, make_plan
-from twotower.trainers.facts import facts_from_sizes
+from twotower.trainers.facts import OWN_EVENT, facts_from_sizes
 from twotower.trainers.memory import predict
 
 LARGE = parse_config({"model": {"user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
@@ -34,8 +34,9 @@ def facts(users: int = 2_000_000, items: int = 150_000, config=LARGE):
 def test_more_rows_take_more_and_more_processes_less_each():
     small, large = (predict(facts(users=n), LARGE).peak for n in (1_000_000, 4_000_000))
     assert small < large
-    whole, half = (predict(facts(), LARGE, processes=n).weights for n in (1, 2))
-    assert half < whole
+    whole, half = (predict(facts(), LARGE, processes=n) for n in (1, 2))
+    assert half.weights < whole.weights
+    assert whole.data - half.data == 7_000_000 * OWN_EVENT / 2, "each reads the histories of its own users"
 
 
 def test_without_a_validation_part_none_is_counted():

@@ -68,8 +68,8 @@ class TrainBatch:
 class TrainLoader:
     """Batches of a view with their candidates; iterate from any (epoch, step).
 
-    Several processes draw the same batches and candidates, and each builds its own share: so what a batch is does not depend on how
-    many there are.
+    Several processes draw the same batches and candidates, and each builds its own share, the examples of its own users: so what a
+    batch is does not depend on how many there are, and each reads its own part of the histories.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class TrainLoader:
     Raises
     ------
     TrainingError
-        The training part holds no positive event.
+        The training part holds no positive event, or fewer users than there are processes.
     """
 
     def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world: int = 1) -> None:
@@ -89,13 +89,13 @@ class TrainLoader:
         self.propose = LOSSES[config.training.loss]
         self.store = store
         self.prior = np.float32(config.model.popularity_prior) * store.log_popularity
-        self.events = TrainEvents(dataset, store.place)
+        self.events = TrainEvents(dataset, store.place, rank=rank, world=world)
         if not self.events.positive.any():
             raise TrainingError(
                 f"Training needs positive events. {dataset.path} has none in its training part. Check prepare's settings."
             )
         self.view: View = VIEWS[config.training.view](self.events, store, config)
-        asked = self.events.history.item_row[self.view.targets]
+        asked, _, _ = self.events.asked(self.view.targets)
         self.pool = Pool.of(np.bincount(asked, minlength=dataset.n_items))
 
     def plan(self, epoch: int) -> list[Int]:
@@ -106,7 +106,7 @@ class TrainLoader:
         """Build one batch; the same arguments give the same batch."""
         rng = np.random.default_rng([self.seed, 2, epoch, step])
         asked = self.view.asked_events(members)
-        target_row, moments = self.events.history.item_row[asked], self.events.history.time_s[asked]
+        target_row, moments, weights = self.events.asked(asked)
         candidates = self.propose(target_row, self.pool, self.draws_per_example * len(asked), rng)
         # A target's state is that just before its event; another candidate's, that before a random event of the batch.
         time_s = rng.choice(moments, len(candidates.row))
@@ -114,7 +114,8 @@ class TrainLoader:
         np.minimum.at(time_s, candidates.target, moments)  # of several events of one item the earliest: none sees itself
         users, event, weight = self._users(members, np.random.default_rng([self.seed, 3, epoch, step, self.rank]))
         row, owner = self.events.history.item_row[event], self.events.user_row[event]
-        masked = other_positives(owner, row, candidates.row, self.events.positive_offsets, self.events.positive_items)
+        own = owner - self.events.first_user
+        masked = other_positives(own, row, candidates.row, self.events.positive_offsets, self.events.positive_items)
         shares = [len(part) for part in np.array_split(candidates.row, self.world)]
         return TrainBatch(
             users=users,
@@ -125,17 +126,18 @@ class TrainLoader:
             prior=torch.from_numpy(self.prior[candidates.row]),
             masked=(torch.from_numpy(masked[0]), torch.from_numpy(masked[1])),
             weight=torch.from_numpy(weight),
-            weight_sum=torch.tensor(self.events.weight[asked].sum(dtype=np.float64)),
+            weight_sum=torch.tensor(weights.sum(dtype=np.float64)),
             examples=len(asked),
         )
 
     def _users(self, members: Int, rng: np.random.Generator) -> tuple[tuple[UserBatch, ...], Int, NDArray[np.float32]]:
         """Micro-batches of this process's members, and the event and the weight of each of their examples."""
-        share = np.array_split(members, self.world)[self.rank]
+        owner = self.view.owner(members)
+        shares = [members[owner == rank] for rank in range(self.world)]
         built = []
-        for part in np.array_split(share, self._parts(len(members), self.view.size(members))):
+        for part in np.array_split(shares[self.rank], max(self._parts(len(share), self.view.size(share)) for share in shares)):
             # Nobody may be without work, or the others would wait: who has no member takes one that counts for nothing.
-            examples = self.view.examples(part if len(part) else members[:1], rng)
+            examples = self.view.examples(part if len(part) else np.array([self.view.idle]), rng)
             built.append((examples.users, examples.event, self.events.weight[examples.event] * (len(part) > 0)))
         users, event, weight = zip(*built, strict=True)
         return users, np.concatenate(event), np.concatenate(weight).astype(np.float32)
@@ -144,13 +146,12 @@ class TrainLoader:
         """Micro-batches of this process's share of the candidates."""
         start = sum(shares[: self.rank])
         share = np.arange(start, start + shares[self.rank])
-        parts = np.array_split(share, self._parts(len(row), len(row)))
+        parts = np.array_split(share, self._parts(max(shares), max(shares)))  # as many in every process
         return tuple(self.store.items(row[part], time_s[part]) for part in parts)
 
     def _parts(self, members: int, size: int) -> int:
-        """How many micro-batches a batch of `size` examples, tokens or items is: the same number in every process."""
-        share = -(-size // self.world)
-        return 1 if self.micro is None else min(-(-share // self.micro), max(members // self.world, 1))
+        """How many micro-batches a share of `members` is, of `size` examples, tokens or items."""
+        return 1 if self.micro is None else min(-(-size // self.micro), max(members, 1))
 
     def iterate(self, epoch: int, start: int = 0, *, ahead: int = 2) -> Iterator[TrainBatch]:
         """Batches of an epoch from step `start`, built by one thread up to `ahead` steps early."""

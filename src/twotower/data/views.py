@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from twotower.batches import UserBatch
 from twotower.config import Config
 from twotower.data.dataset import Dataset
+from twotower.errors import TrainingError
 from twotower.features import FeatureStore, last_tokens
 from twotower.ragged import cumulated
 from twotower.schema import TRAIN
@@ -28,7 +29,7 @@ REQUEST_DEGREES = 0.01  # standard deviation of a training request's distance fr
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What a view chose for one batch: the user side, and of each example the target's position among the training events."""
+    """What a view chose for one batch: the user side, and of each example the target's position among this process's events."""
 
     users: UserBatch
     event: Int
@@ -38,30 +39,77 @@ class Examples:
 class TrainEvents:
     """The training events alone, by user: all that a view may look at.
 
+    Every process knows which events are asked for; the histories it reads are those of its own run of users, which in the files are
+    one slice.
+
+    Parameters
+    ----------
+    rank, world
+        Which of how many processes this is.
+
     Attributes
     ----------
+    offsets, positive
+        int64 [n_users + 1], bool [E]: where each user's events lie among all training events, and which may be targets.
+    shares
+        int64 [world + 1]: the events of process r are shares[r]:shares[r + 1], as many as the others' as whole users allow.
+    first_user, first
+        Where this process's users, and their events, begin.
     history
-        Ragged events of every user row, with their prefix sums.
-    user_row, positive, weight
-        [E]: of each event; `positive` marks those that may be targets.
+        Ragged events of its users, with their prefix sums.
+    user_row, weight
+        Of each of these events.
     positive_offsets, positive_items
-        Distinct positive items of every user row, ragged.
+        Distinct positive items of each of its users, ragged.
+
+    Raises
+    ------
+    TrainingError
+        There are more processes than users with training events.
     """
 
-    def __init__(self, dataset: Dataset, place: NDArray[np.float32]) -> None:
-        events = dataset.events
-        kept = np.flatnonzero(events.split == TRAIN)
-        self.user_row = events.user_row[kept]
-        offsets = cumulated(np.bincount(self.user_row, minlength=dataset.n_users))
-        self.history = History(
-            offsets, events.item_row[kept], events.time_s[kept], events.event_type[kept], events.stars[kept], place
-        )
-        self.weight = events.weight[kept]
-        self.positive = events.positive[kept] & (self.weight > 0)
-        pairs = np.unique(self.user_row[self.positive] * dataset.n_items + self.history.item_row[self.positive])
-        owners = np.bincount(pairs // dataset.n_items, minlength=dataset.n_users)
-        self.positive_offsets = cumulated(owners)
+    def __init__(self, dataset: Dataset, place: NDArray[np.float32], *, rank: int = 0, world: int = 1) -> None:
+        self._all = events = dataset.events
+        self._kept = np.flatnonzero(events.split == TRAIN)
+        self.positive = events.positive[self._kept] & (events.weight[self._kept] > 0)
+        self.offsets = np.searchsorted(self._kept, events.offsets)
+        users = user_shares(self.offsets, world)
+        self.shares = self.offsets[users]
+        self.first_user, self.first = users[rank], self.shares[rank]
+        offsets = self.offsets[users[rank] : users[rank + 1] + 1] - self.first
+        own = self._kept[self.first : self.shares[rank + 1]]
+        self.history = History(offsets, events.item_row[own], events.time_s[own], events.event_type[own], events.stars[own], place)
+        self.weight = events.weight[own]
+        row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        self.user_row = row + self.first_user
+        positive = self.positive[self.first : self.shares[rank + 1]]
+        pairs = np.unique(row[positive] * dataset.n_items + self.history.item_row[positive])
+        self.positive_offsets = cumulated(np.bincount(pairs // dataset.n_items, minlength=len(offsets) - 1))
         self.positive_items = pairs % dataset.n_items
+
+    def asked(self, event: Int) -> tuple[Int, Int, NDArray[np.float32]]:
+        """Item, moment and weight of training events, by their position among those of all users; read from the files."""
+        at = self._kept[event]
+        return self._all.item_row[at], self._all.time_s[at], self._all.weight[at]
+
+    def owner(self, event: Int) -> Int:
+        """The process that has each training event of all users."""
+        return np.asarray(np.searchsorted(self.shares, event, side="right") - 1)
+
+
+def user_shares(offsets: Int, world: int) -> Int:
+    """Users int64 [world + 1] at which the runs of the processes begin, given where each user's events lie: about as many events
+    each, and at least one user who has any."""
+    active = np.flatnonzero(np.diff(offsets))
+    if world > max(len(active), 1):
+        raise TrainingError(
+            f"Each process of a run reads the histories of its own users. There are {len(active):,} users with training events and "
+            f"{world:,} processes. Start fewer."
+        )
+    each = np.arange(world)
+    cut = np.searchsorted(offsets[active], offsets[-1] * each / world)
+    cut = np.minimum(np.maximum.accumulate(cut - each) + each, len(active) - world + each)  # nobody without users
+    return np.array([0, *active[cut[1:]], len(offsets) - 1])
 
 
 class View(Protocol):
@@ -71,9 +119,12 @@ class View(Protocol):
     ----------
     targets
         Positions of the training events that are asked for, once in an epoch each.
+    idle
+        A member of this process, whatever it asks for.
     """
 
     targets: Int
+    idle: int
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Members of each batch of an epoch."""
@@ -87,8 +138,12 @@ class View(Protocol):
         """Positions of the training events that these members ask for, an example each."""
         ...
 
+    def owner(self, members: Int) -> Int:
+        """The process that has the history of each."""
+        ...
+
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Build (a part of) one batch; its examples are those of `asked_events`, in that order."""
+        """Build (a part of) one batch of this process's members; its examples are those of `asked_events`, in that order."""
         ...
 
 
@@ -100,7 +155,7 @@ class SetView:
         self.batch_size = config.training.batch_size
         self.hidden = config.model.user_tower.history_dropout
         self.drop_same_item = config.evaluation.exclude_seen
-        self.targets = np.flatnonzero(events.positive)
+        self.targets, self.idle = np.flatnonzero(events.positive), int(events.first)
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Random batches of equal size; a remainder too small to contrast within joins the batch before."""
@@ -115,30 +170,36 @@ class SetView:
         """The members themselves."""
         return members
 
+    def owner(self, members: Int) -> Int:
+        """Who has the event."""
+        return self.events.owner(members)
+
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
         """Histories without the target, a share of the rest hidden at random."""
-        history, user = self.events.history, self.events.user_row[members]
-        start, length = history.offsets[user], history.offsets[user + 1] - history.offsets[user]
-        example = np.repeat(np.arange(len(members)), length)
+        history, event = self.events.history, members - self.events.first
+        user = self.events.user_row[event]
+        own = user - self.events.first_user
+        start, length = history.offsets[own], history.offsets[own + 1] - history.offsets[own]
+        example = np.repeat(np.arange(len(event)), length)
         token = np.arange(len(example)) - np.repeat(np.cumsum(length) - length, length) + np.repeat(start, length)
-        keep = token != members[example]
+        keep = token != event[example]
         if self.drop_same_item:
             # A visited item is never recommended then: showing it would teach the opposite.
-            keep &= history.item_row[token] != history.item_row[members][example]
+            keep &= history.item_row[token] != history.item_row[event][example]
         keep &= rng.random(len(token), dtype=np.float32) >= self.hidden
-        tokens = _pack(token[keep], example[keep], len(members), self.store.max_history)
-        row = np.arange(len(members))
+        tokens = _pack(token[keep], example[keep], len(event), self.store.max_history)
+        row = np.arange(len(event))
         users = self.store.user_batch(
             history,
             tokens,
             at_row=row,
             at_pos=(tokens >= 0).sum(axis=1),
-            state=history.state_without(user, members),
-            time_s=history.time_s[members],
+            state=history.state_without(own, event),
+            time_s=history.time_s[event],
             user_row=user,
-            request_place=request_places(self.store, history.item_row[members], rng),
+            request_place=request_places(self.store, history.item_row[event], rng),
         )
-        return Examples(users, members, user)
+        return Examples(users, event, user)
 
 
 class CausalView:
@@ -147,7 +208,7 @@ class CausalView:
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
         self.events, self.store = events, store
         self.token_budget = config.training.batch_size
-        offsets, most = events.history.offsets, store.max_history
+        offsets, most = events.offsets, store.max_history
         step = max(most // 2, 1)
         length = np.diff(offsets)
         # A window holds the `most` events a moment may see and one more, which is only asked for. It asks for those of its second
@@ -158,12 +219,13 @@ class CausalView:
         self.start = offsets[user] + index * step
         self.stop = np.minimum(self.start + most + 1, offsets[user + 1])
         self.ask_from = np.where(index > 0, self.start + most + 1 - step, self.start)
-        self.user = user
+        self.user, self.idle = user, int(np.searchsorted(self.start, events.first))
         self.visible = _visible(events)
         asked = events.positive
         if config.evaluation.exclude_seen:
             # A visited item is never recommended then: asking for it again would teach the opposite.
-            pair = events.user_row * (events.history.item_row.max(initial=0) + 1) + events.history.item_row
+            item, _, _ = events.asked(np.arange(offsets[-1]))
+            pair = np.repeat(np.arange(len(length)), length) * (item.max(initial=0) + 1) + item
             first = np.zeros(len(pair), np.bool_)
             first[np.unique(pair, return_index=True)[1]] = True
             asked = asked & first
@@ -192,21 +254,26 @@ class CausalView:
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
         return np.asarray(window[self._asked(members)])
 
+    def owner(self, members: Int) -> Int:
+        """Who has the window."""
+        return self.events.owner(self.start[members])
+
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
         """Whole windows; one example per positive event."""
         history = self.events.history
-        start, stop = self.start[members], self.stop[members]
+        start, stop = self.start[members] - self.events.first, self.stop[members] - self.events.first
         window = last_tokens(start, stop, self.store.max_history + 1)
         row, column = np.nonzero(self._asked(members))
         event = window[row, column]
         user = self.user[members][row]
+        own = user - self.events.first_user
         seen = self.visible[event]  # training events of the user strictly before
         users = self.store.user_batch(
             history,
             window[:, : self.store.max_history],
             at_row=row,
-            at_pos=np.clip(history.offsets[user] + seen - start[row], 0, None),
-            state=history.state(user, seen),
+            at_pos=np.clip(history.offsets[own] + seen - start[row], 0, None),
+            state=history.state(own, seen),
             time_s=history.time_s[event],
             user_row=user,
             request_place=request_places(self.store, history.item_row[event], rng),
@@ -243,9 +310,9 @@ def _pack(token: Int, example: Int, size: int, most: int) -> Int:
 
 
 def _visible(events: TrainEvents) -> Int:
-    """int64 [E]: training events of the same user strictly before each event in time."""
+    """int64: training events of the same user strictly before each of this process's events in time."""
     history = events.history
     changed = np.ones(len(history.time_s), np.bool_)
     changed[1:] = (history.time_s[1:] != history.time_s[:-1]) | (events.user_row[1:] != events.user_row[:-1])
     first = np.maximum.accumulate(np.where(changed, np.arange(len(changed)), 0))
-    return first - history.offsets[events.user_row]
+    return np.asarray(first - history.offsets[events.user_row - events.first_user])

@@ -22,9 +22,10 @@ Int = NDArray[np.int64]
 ID, F32 = 8, 4  # bytes of an integer, of a number
 MAPPED_EVENT, MAPPED_VISIT = 3 * ID + 2 * F32 + 2, ID + F32 + 1
 """Bytes in the files: item, time, type; stars, weight; positive, split. Time; stars; split."""
-TRAIN_EVENT = 123
-"""`TrainEvents`: user, item, time, type 32; stars, weight, positive 9; in its `History` a place in float64 16, two flags 2, prefix
-sums of stars, places and their counts 40; the positive pairs 8. Of a view its targets 8, and the order of an epoch 8."""
+TRAIN_EVENT, OWN_EVENT = 25, 106
+"""`TrainEvents`, in every process: position in the file 8, positive 1; of a view its targets 8, and the order of an epoch 8. Of the
+process's own users: user, item, time, type 32; stars, weight 8; in its `History` a place in float64 16, two flags 2, prefix sums of
+stars, places and their counts 40; the positive pairs 8."""
 TRAIN_VISIT = 4 * ID
 """`ItemDynamics`: key, time, two prefix sums."""
 OPENING_EVENT = 7 * ID
@@ -57,8 +58,9 @@ class Facts:
         Rows of the catalogue.
     bags
         Ids of a row of each multi-valued field, by field name.
-    data_bytes
-        Held while training: what `Dataset`, `FeatureStore` and `TrainLoader` keep, the pages of mapped files included.
+    data_bytes, shared_bytes
+        Held while training: what `Dataset`, `FeatureStore` and `TrainLoader` keep, the pages of mapped files included; and the
+        histories, of which each process holds its part.
     opening_bytes
         Held for a moment while they are made.
     question_places
@@ -71,6 +73,7 @@ class Facts:
     items: int
     bags: dict[str, int]
     data_bytes: int
+    shared_bytes: int
     opening_bytes: int
     question_places: float
     trained: int
@@ -94,6 +97,7 @@ def facts_of(dataset: Dataset, config: Config) -> Facts:
         items=dataset.n_items,
         bags={name: value.shape[1] for name, value in static.items() if value.ndim == 2},
         data_bytes=features + _data_bytes(events, trained, visits, dataset.n_users),
+        shared_bytes=trained * OWN_EVENT,
         opening_bytes=OPENING_EVENT * events,
         question_places=_mean_width(lengths, config.model.user_tower.max_history),
         trained=trained,
@@ -129,6 +133,7 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
         items=items + FIRST_ROW,
         bags=bags,
         data_bytes=features + _data_bytes(events, events, events, users),
+        shared_bytes=events * OWN_EVENT,
         opening_bytes=OPENING_EVENT * events,
         question_places=float(tower.max_history),
         trained=events,

@@ -119,7 +119,7 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
     host = kind == "cpu"
     return Parts(
         base=BASE[kind],
-        data=facts.data_bytes if host else 0,
+        data=facts.data_bytes + math.ceil(facts.shared_bytes / processes) if host else 0,
         weights=weights,
         optimiser=optimiser,
         gradients=gradients,
@@ -271,4 +271,4 @@ def export_bytes(weights: int, plain: int, optimiser: int, facts: Facts, config:
     which tables updated by rows (`plain` bytes) are written out. The data is still mapped."""
     vectors = F32 * (config.model.user_tower.layers[-1] + 1) * facts.items
     graphs = int((1 + GRAPH_COPIES) * weights) + plain
-    return facts.data_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)
+    return facts.data_bytes + facts.shared_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)
