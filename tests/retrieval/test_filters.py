@@ -223,6 +223,19 @@ def test_open_now_is_on_the_clock_of_each_place():
     assert world.compile('open_at("Fri 19:30")').tolist()[2:] == [True] * 5 + [False, True], "an hour of the week needs no zone"
 
 
+@pytest.mark.parametrize("asked", ["ΠΕΙΡΑΙΑΣ", "İstanbul", "TAMPA"])
+def test_texts_are_found_by_their_own_spelling_in_any_script(asked: str) -> None:
+    cities = ItemFilter(pa.table({"item_id": list("abc"), "city": ["ΠΕΙΡΑΙΑΣ", "İstanbul", "Tampa"]}))
+    assert cities.compile(f'city == "{asked}"').sum() == 1
+
+
+def test_what_is_not_offered_passes_no_filter() -> None:
+    offered = np.array([False, False, True, False, True])
+    shop = ItemFilter(pa.table({"item_id": list("abc"), "price": [1, 1, 2]}), offered=offered)
+    assert shop.compile("price == 1").tolist() == [False, False, True, False, False]
+    assert shop.compile("not price == 1").tolist() == [False, False, False, False, True]
+
+
 def test_masks_are_kept_by_what_they_refer_to(catalogue):
     assert catalogue.compile("price <= 2", home=(1, 2)) is catalogue.compile("price <= 2", home=(3, 4), now=5)
     assert catalogue.compile("within(5)", home=(27.95, -82.46)) is catalogue.compile("within(5)", home=(27.95, -82.46))

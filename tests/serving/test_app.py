@@ -126,8 +126,38 @@ def test_events_of_a_new_user_make_a_history_that_a_restart_keeps(connect: Conne
 def test_the_moment_of_a_question_leaves_out_later_events(client: TestClient, keyed: dict[str, str]) -> None:
     (item,) = some_items(client, 1)
     send(client, keyed, {"event_id": "x", "user": "late", "item_id": item, "time_s": 1_000})
-    assert item in ranked(client, user="late", time_s=1_000, k=300)
+    assert item in ranked(client, user="late", time_s=999, k=300)
     assert item not in ranked(client, user="late", time_s=1_001, k=300)
+
+
+def test_an_event_counts_in_a_question_of_its_own_second_and_spoils_none_of_before(
+    client: TestClient, keyed: dict[str, str]
+) -> None:
+    visited, first, second = some_items(client, 3)
+    at = 1_700_000_000
+    send(client, keyed, {"event_id": "now", "user": "late", "item_id": visited, "time_s": at})
+    told = [{"item_id": first}, {"item_id": second}]
+    for moment, events in ((None, 3), (at + 1, 3), (at, 3), (at - 60, 2)):
+        body = {"user": "late", "history": told, "k": 300, **({} if moment is None else {"time_s": moment})}
+        answer = client.post("/v1/recommend", json=body).json()
+        found = [place["item_id"] for place in answer["items"]]
+        assert answer["source"] == "model" and not {first, second} & set(found)
+        assert (visited in found) == (events == 2), moment
+
+
+def test_the_lists_of_a_batch_are_counted_and_bounded(connect: Connect, keyed: dict[str, str]) -> None:
+    with connect(limits=Limits(rate=1, burst=5)) as client:
+        assert client.post("/v1/recommend:batch", json={"requests": [{"k": 1}] * 40}).status_code == 200
+        waits = client.post("/v1/recommend", json={"k": 1})
+        assert waits.status_code == 429 and 30 < int(waits.headers["retry-after"]) < 40
+    with connect() as client:
+        answer = client.post("/v1/recommend:batch", json={"requests": [{"k": 500}] * 52})
+        assert answer.status_code == 422 and "at most 25,600 places" in answer.json()["error"]["message"]
+        events = [{"event_id": str(n), "user": "busy", "item_id": some_items(client, 1)[0]} for n in range(1000)]
+        send(client, keyed, *events)
+        wrong = [{"user": "busy"}] * 3 + [{"user": "busy", "history": [{"item_id": "no such"}]}]
+        refused = client.post("/v1/recommend:batch", json={"requests": wrong}).json()["error"]
+        assert refused["where"] == "requests.3.history.0.item_id", "however much was accepted before"
 
 
 def test_an_event_that_one_server_of_a_redis_accepts_changes_the_answer_of_another(
@@ -209,6 +239,7 @@ def test_about_says_what_is_served(client: TestClient) -> None:
     schemas.AboutOut.model_validate(about)
     assert about["version"] == client.get("/health/ready").json()["version"] and about["events_need_key"] is True
     assert about["filters"]["has_price"] and about["filters"]["has_places"] and about["filters"]["has_hours"]
+    assert not about["filters"]["has_zones"]
     assert about["filters"]["categories"][0] == "Restaurants" and about["items"] <= 200
 
 
@@ -226,6 +257,11 @@ MISTAKES: list[tuple[dict[str, Any], str | None]] = [
     ({"user": ""}, "user"),
     ({"filter": "x" * 4001}, None),
 ]
+
+
+def test_a_filter_that_is_too_long_as_json_is_told_so(client: TestClient) -> None:
+    answer = client.post("/v1/recommend", json={"filter": {"id": {"any": ["x" * 100] * 700}}})
+    assert answer.status_code == 422 and "at most 65,536 bytes of JSON" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(("body", "where"), MISTAKES, ids=[str(where or "filter") for _, where in MISTAKES])
@@ -384,6 +420,8 @@ def test_figures_for_prometheus(client: TestClient, keyed: dict[str, str]) -> No
         "twotower_filter_share_count 1.0",
         "twotower_batch_size_count 1.0",
         'twotower_errors_total{code="malformed"} 1.0',
+        'twotower_errors_total{code="internal"} 0.0',
+        'twotower_reloads_total{outcome="refused"} 0.0',
         'twotower_events_total{outcome="accepted"} 1.0',
         f'twotower_bundle{{version="{version}"}} 1.0',
         "twotower_waiting 0.0",

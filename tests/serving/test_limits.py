@@ -61,5 +61,18 @@ def test_settings_that_do_not_fit_are_refused_before_anything_starts(tmp_path: P
     given = {"bundle": tmp_path, "host": "127.0.0.1", "port": 0, "events": None, "api_key_file": None, "limits": Limits()}
     with pytest.raises(ConfigError, match="needs both"):
         serve(Options(**given, tls_cert=tmp_path, tls_key=None))
+    with pytest.raises(ConfigError, match="TLS needs a certificate and its key in PEM files"):
+        serve(Options(**given, tls_cert=tmp_path / "nope", tls_key=tmp_path / "nope"))
     with pytest.raises(DataError, match="A bundle is a folder"):
         serve(Options(**given, tls_cert=None, tls_key=None))
+
+
+def test_what_a_request_asks_for_besides_is_waited_for_by_the_next() -> None:
+    limiter = RateLimiter(10, 5)
+    assert limiter.wait_s("a", 0) == 0
+    limiter.charge("a", 255, 0)
+    assert limiter.wait_s("a", 0) == pytest.approx((1 + 255 - 4) / 10) and limiter.wait_s("b", 0) == 0
+    assert limiter.wait_s("a", 25.2) == 0
+    free = RateLimiter(0, 5)
+    free.charge("a", 255, 0)
+    assert free.wait_s("a", 0) == 0

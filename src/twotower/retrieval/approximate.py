@@ -26,8 +26,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from twotower.errors import DataError, nearest
-from twotower.retrieval.index import BLOCK, BLOCK_BYTES, GATHERED, ExactIndex, Index, Ragged, joined, part_of
-from twotower.retrieval.topk import top_k
+from twotower.retrieval.index import BLOCK, BLOCK_BYTES, GATHERED, ExactIndex, Index, joined, part_of
+from twotower.retrieval.topk import Ragged, top_k
 from twotower.retriever import Float, Int, Mask, Recommendations
 from twotower.schema import FIRST_ROW
 

@@ -56,6 +56,20 @@ class Asked:
         return self.known or len(self.history.item_row) > 0
 
 
+class VisitError(RequestError):
+    """A visit is to an item that is not in the catalogue.
+
+    Attributes
+    ----------
+    number
+        Its place in the history that was given, from 0.
+    """
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
 class Ids:
     """Rows of external ids: 16 bytes an id, where a dictionary takes two hundred."""
 
@@ -110,7 +124,7 @@ class Reader:
         start, stop = events.offsets[user_row : user_row + 2].tolist()
         own = slice(start, start + int(np.searchsorted(events.time_s[start:stop], moment)))
         time_s = _times(visits, moment, int(events.time_s[own.stop - 1]) if own.stop > start else 0)
-        rows = np.array([self.item(visit.item_id) for visit in visits], np.int64)
+        rows = np.array([self._visited(number, visit) for number, visit in enumerate(visits)], np.int64)
         codes = np.array([self._code(visit) for visit in visits], np.int64)
         stars = np.array([np.nan if visit.stars is None else visit.stars for visit in visits], np.float32)
         order = np.argsort(time_s, kind="stable")
@@ -133,6 +147,12 @@ class Reader:
         if row == UNKNOWN:
             raise RequestError(f"Every item named must be in the catalogue. Found no {str(item_id)[:80]!r}.")
         return row
+
+    def _visited(self, number: int, visit: Visit) -> int:
+        try:
+            return self.item(visit.item_id)
+        except RequestError as error:
+            raise VisitError(number, str(error)) from None
 
     def _code(self, visit: Visit) -> int:
         if visit.event_type is None:

@@ -67,7 +67,8 @@ class Column:
             inside = code < len(self._numbers)
             codes = code[inside][self._numbers[code[inside]] == wanted[inside]].tolist()
         else:
-            codes = [self._codes[text] for value in values if (text := str(value).lower()) in self._codes]
+            lowered = pc.utf8_lower(pa.array([str(value) for value in values], pa.string())).to_pylist()  # as the column was
+            codes = [self._codes[text] for text in lowered if text in self._codes]
         for code in codes:
             found[self._items[self._from[code] : self._from[code + 1]]] = True
         return found

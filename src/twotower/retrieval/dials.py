@@ -75,14 +75,14 @@ def diversify(scores: Float, vectors: Float, k: int, diversity: float) -> Int:
     int64 [min(k, C)]
         Positions of the candidates.
     """
-    likeness = vectors @ vectors.T
     left = np.ones(len(scores), np.bool_)
     nearest = np.zeros(len(scores), np.float32)
     chosen: list[int] = []
     while len(chosen) < min(k, len(scores)):
         value = np.where(left, (1 - diversity) * scores - diversity * nearest, -np.inf)
         best = int(np.argmax(value)) if chosen else 0
-        nearest = np.maximum(nearest, likeness[best]) if chosen else likeness[best]
+        likeness = vectors @ vectors[best]
+        nearest = np.maximum(nearest, likeness) if chosen else likeness
         left[best] = False
         chosen.append(best)
     return np.array(chosen, np.int64)

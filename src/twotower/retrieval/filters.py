@@ -36,9 +36,10 @@ from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, ITEM_ID, FeatureSpec
 
 ALIASES = {"attribute": "attributes", "id": ITEM_ID}
 ZONE = "timezone"
-CACHE_BYTES = 2**26  # of masks
+CACHE_BYTES = 2**26  # of masks and the filters they belong to
 CACHE_TREES = 1024
 CACHE_CHARS = 4000  # of a filter; a longer one is a list of ids that nobody sends twice
+KEY_BYTES = 4 * CACHE_CHARS  # at most
 LAST_MOMENT_S = 253_402_300_800  # the year 10000
 Truth = tuple[Mask, Mask]
 """Of which items something holds, and of which it is known whether it does."""
@@ -79,6 +80,8 @@ class ItemFilter:
         Raw item columns (pyarrow), one line per item from row 2 on.
     specs
         The features of the dataset: they say which columns hold places, categories and hours.
+    offered
+        bool [n_items]: items that may pass at all; None: every one.
 
     Attributes
     ----------
@@ -88,14 +91,14 @@ class ItemFilter:
         The columns of the categories and of the opening hours, or None.
     """
 
-    def __init__(self, items: pa.Table, specs: Sequence[FeatureSpec] = ()) -> None:
-        self.items = items
+    def __init__(self, items: pa.Table, specs: Sequence[FeatureSpec] = (), *, offered: Mask | None = None) -> None:
+        self.items, self.offered = items, offered
         self.places = places(items, place_columns(items, specs))
         self.category, self.hours = category_column(items, specs), hours_column(items, specs)
         self._aliases = ALIASES | ({"category": self.category, "categories": self.category} if self.category else {})
         self._columns: dict[str, Column] = {}
         self._trees = Recent[tuple[Node, frozenset[type[Any]]]](CACHE_TREES)
-        self._masks = Recent[Mask](max(8, CACHE_BYTES // (len(items) + FIRST_ROW)))
+        self._masks = Recent[Mask](max(8, CACHE_BYTES // (len(items) + FIRST_ROW + KEY_BYTES)))
 
     def warm(self) -> None:
         """Make the usual columns ready now, instead of at the first filter that names them."""
@@ -145,6 +148,8 @@ class ItemFilter:
             return mask
         mask = np.zeros(len(self.items) + FIRST_ROW, np.bool_)
         mask[FIRST_ROW:] = self._certain(tree, True, asked)
+        if self.offered is not None:
+            mask &= self.offered
         mask.flags.writeable = False
         return self._masks.put(key, mask) if kept else mask
 
@@ -241,6 +246,11 @@ class ItemFilter:
     @cached_property
     def _hours(self) -> Hours | None:
         return None if self.hours is None else Hours(self.items[self.hours])
+
+    @property
+    def zoned(self) -> bool:
+        """Whether the catalogue says which time zone its places are in."""
+        return bool(self._zones)
 
     @cached_property
     def _zones(self) -> list[tuple[ZoneInfo, Mask]] | None:

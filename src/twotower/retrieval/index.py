@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twotower.errors import DataError
-from twotower.retrieval.topk import top_k, top_k_among
+from twotower.retrieval.topk import Ragged, top_k, top_k_among
 from twotower.retriever import Float, Int, Mask, Recommendations
 from twotower.schema import FIRST_ROW
 
@@ -31,8 +31,6 @@ GATHERED = 0.4  # below this share of the items, reading their vectors one by on
 GATHERED_OF_MANY = 0.1  # the same where all would serve many queries
 _GATHER = 2048  # vectors copied at once: they stay in the cache
 _FILE = "index.json"
-
-Ragged = tuple[Int, Int]
 
 
 class Index(ABC):

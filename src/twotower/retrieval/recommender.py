@@ -79,10 +79,10 @@ class Recommender:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.dataset, self.moment_s = bundle, bundle.dataset, bundle.moment_s
-        self.filter = ItemFilter(self.dataset.items, self.dataset.specs)
+        self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
+        self.filter = ItemFilter(self.dataset.items, self.dataset.specs, offered=self.offered)
         self.reader = Reader(self.dataset, self.moment_s)
         self.index, self._prior, self._revisit = bundle.index, bundle.model.popularity_weight(), bundle.model.revisit_weight()
-        self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
         self._places_by_row = np.concatenate([np.full((FIRST_ROW, 2), np.nan), self.filter.places])
         self.shown = Shown(self.dataset.items, self.filter.category, self._places_by_row)
 
@@ -175,9 +175,7 @@ class Recommender:
         row = self.reader.item(item_id)
         latitude, longitude = self._places_by_row[row].tolist()
         home = None if latitude != latitude else (latitude, longitude)
-        allow = self.bundle.arrays.offered
-        if where:
-            allow = allow & self.filter.compile(where, home=home, now=int(time()))
+        allow = self.filter.compile(where, home=home, now=int(time())) if where else self.offered
         query = self.bundle.arrays.vectors[row : row + 1].copy()
         query[:, -1] = 0  # popularity has no part in likeness
         best = self.index.search(torch.from_numpy(query), k, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
@@ -262,8 +260,7 @@ class Recommender:
             return self.offered
         history = asked.history
         moment = next(second for second in (asked.request.time_s, now, int(time())) if second is not None)
-        mask = self.filter.compile(asked.request.where, home=home, now=moment, seen=history.item_row)
-        return mask if self.offered is None else mask & self.offered
+        return self.filter.compile(asked.request.where, home=home, now=moment, seen=history.item_row)
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:
         if not request.where or mask is None:

@@ -84,7 +84,8 @@ def _answers(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/recommend:batch", response_model=s.BatchOut, responses=REFUSALS, tags=["recommend"])
     async def recommend_batch(body: s.BatchIn, request: Request) -> Response:
-        """Several lists at once, all of one version; one mistake refuses all."""
+        """Several lists at once, all of one version; one mistake refuses all. Each counts as a request of the client."""
+        request.state.asks_for(len(body.requests))
         version, answers = await service.recommend(body.requests, "requests")
         return _json({**_heading(request, version), "answers": answers})
 
@@ -123,7 +124,7 @@ def _browsing(app: FastAPI, service: Service) -> None:
     @app.get("/v1/users/random", response_model=s.UsersOut, responses=REFUSALS, tags=["users"])
     async def random_user() -> Response:
         """Somebody with a history."""
-        return _json({"users": service.current.browser.random_user()})
+        return _json({"users": await look_up(service.current.browser.random_user)})
 
     @app.get("/v1/users/{user:path}/history", response_model=s.HistoryOut, responses=REFUSALS | MISSING, tags=["users"])
     async def history(user: str) -> Response:
@@ -205,7 +206,9 @@ def _error(request: Request, status: int, code: str, message: str, where: Any = 
 
 
 async def _malformed(request: Request, error: Any) -> Response:
-    first = error.errors()[0]
+    errors = error.errors()
+    # What is no text was meant as JSON: of the union that a filter is, the other branch tells why it is none.
+    first = next((one for one in errors if not (one["type"] == "string_type" and isinstance(one["input"], dict))), errors[0])
     if first["type"] == "json_invalid":
         text, where = f"The body must be JSON. {first['ctx']['error']} at character {first['loc'][-1] + 1}.", None
     else:

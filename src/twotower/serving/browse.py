@@ -98,12 +98,21 @@ class Browser:
             "metrics": {name: self.engine.manifest[name] for name in ("metrics", "report") if self.engine.manifest.get(name)},
             "filters": {
                 "categories": self._categories,
-                "has_price": "price" in items.column_names,
+                "has_price": self._levels,
                 "has_places": bool(np.isfinite(recommender.filter.places).any()),
                 "has_hours": hours_column(items, self.dataset.specs) is not None,
+                "has_zones": recommender.filter.zoned,
             },
             "events_need_key": True,
         }
+
+    @cached_property
+    def _levels(self) -> bool:
+        """Whether prices are the levels from 1 to 4 that a page can offer."""
+        if "price" not in self.dataset.items.column_names:
+            return False
+        found = self.dataset.items["price"].unique().drop_null().to_pylist()
+        return bool(found) and set(found) <= {1, 2, 3, 4}
 
     @cached_property
     def _categories(self) -> list[str]:

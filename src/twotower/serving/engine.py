@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from twotower.errors import RequestError
+from twotower.retrieval.asked import VisitError
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, Place, Request, Visit
 from twotower.retrieval.shown import known
 from twotower.schema import FIRST_ROW, UNKNOWN
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, and the events of its user that were accepted since the bundle was made, oldest first."""
+
+    request: Request
+    accepted: tuple[Visit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +76,8 @@ class Engine:
         """
         engine = cls(Recommender.load(path))
         engine.recommender.filter.warm()
-        engine.answer(
-            [Request(history=tuple(Visit(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1]), k=1, explain=True)]
-        )
+        some = tuple(Visit(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])
+        engine.answer([Asked(Request(history=some, k=1, explain=True))])
         return engine
 
     def row(self, item_id: str) -> int:
@@ -80,28 +90,37 @@ class Engine:
 
     def news(self, user: str, accepted: Sequence[Visit]) -> list[Visit]:
         """Of a user's accepted events those that the bundle, made from later data, does not hold already."""
+        return [visit for visit, _ in self._news(user, accepted)]
+
+    def _news(self, user: str, accepted: Sequence[Visit]) -> list[tuple[Visit, int]]:
         if not accepted:
             return []
         row, events = self.user_row(user), self.dataset.events
         own = slice(*events.offsets[row : row + 2].tolist())
         held = set(zip(events.item_row[own].tolist(), events.time_s[own].tolist(), strict=True))
-        return [visit for visit in accepted if (self.row(visit.item_id), visit.time_s) not in held]
+        rows = [self.row(visit.item_id) for visit in accepted]
+        return [(visit, row) for visit, row in zip(accepted, rows, strict=True) if (row, visit.time_s) not in held]
 
-    def visits(self, user: str, accepted: Sequence[Visit]) -> tuple[Visit, ...]:
+    def answer(self, asked: Sequence[Asked]) -> list[Listed | RequestError]:
+        """For each request its answer, or its mistake."""
+        readable = cache(self._readable)  # many of a batch may be one user's
+        requests = [_after(one.request, readable(one.request.user, one.accepted)) for one in asked]
+        listed: list[Listed | RequestError] = []
+        for one, request, answer in zip(asked, requests, self.recommender.answer_each(requests), strict=True):
+            if isinstance(answer, VisitError):
+                listed.append(VisitError(answer.number - len(request.history) + len(one.request.history), str(answer)))
+            else:
+                listed.append(answer if isinstance(answer, RequestError) else Listed(answer, list(map(_as_json, answer.places))))
+        return listed
+
+    def _readable(self, user: str | None, accepted: tuple[Visit, ...]) -> tuple[Visit, ...]:
         """Of a user's accepted events those that add to the bundle's, and that it can read."""
         types = self.dataset.event_types
         return tuple(
             visit if visit.event_type in types else replace(visit, event_type=None)
-            for visit in self.news(user, accepted)
-            if self.row(visit.item_id) != UNKNOWN
+            for visit, row in (self._news(user, accepted) if user else ())
+            if row != UNKNOWN
         )
-
-    def answer(self, requests: Sequence[Request]) -> list[Listed | RequestError]:
-        """For each request its answer, or its mistake."""
-        return [
-            one if isinstance(one, RequestError) else Listed(one, [_as_json(place) for place in one.places])
-            for one in self.recommender.answer_each(requests)
-        ]
 
     def similar(self, questions: Sequence[Likeness]) -> list[list[Json] | RequestError]:
         """For each question the items whose vectors are nearest to the item's own, best first; or its mistake."""
@@ -120,6 +139,16 @@ class Engine:
         latitude, longitude = map(known, at)
         shown = self.recommender.shown
         return {**shown.named(shown.describe(row)), "latitude": latitude, "longitude": longitude}
+
+
+def _after(request: Request, accepted: tuple[Visit, ...]) -> Request:
+    """The request of a user who did this before what it tells of them: as far as its moment goes, that second included, since an
+    accepted event counts in the next answer."""
+    moment = request.time_s
+    if moment is not None:
+        accepted = accepted[: bisect_right(accepted, moment, key=lambda visit: visit.time_s or 0)]
+        moment += bool(accepted) and accepted[-1].time_s == moment
+    return replace(request, history=accepted + request.history, time_s=moment) if accepted else request
 
 
 def _as_json(place: Place) -> Json:

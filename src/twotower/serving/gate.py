@@ -64,9 +64,10 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        passage = _Passage(scope, receive, send, self.limits.body_bytes)
+        passage, client = _Passage(scope, receive, send, self.limits.body_bytes), (scope.get("client") or ("",))[0]
+        scope["state"]["asks_for"] = lambda requests: self.rates.charge(client, requests - 1)
         try:
-            wait = 0.0 if scope["path"].startswith(UNLIMITED) else self.rates.wait_s((scope.get("client") or ("",))[0])
+            wait = 0.0 if scope["path"].startswith(UNLIMITED) else self.rates.wait_s(client)
             if wait:
                 await passage.refuse(429, "rate", f"At most {self.limits.rate:g} requests a second. Wait a little.", wait)
             elif passage.length > self.limits.body_bytes:

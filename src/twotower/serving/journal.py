@@ -30,7 +30,6 @@ class Journal:
     def __init__(self, store: EventStore) -> None:
         self._store, self._position, self._lock = store, "", threading.Lock()
         self._visits: dict[str, tuple[Visit, ...]] = {}
-        self.kept = 0
         self._stop = threading.Event()
         self.catch_up()
         self._thread: threading.Thread | None = None
@@ -60,7 +59,6 @@ class Journal:
                 events, self._position = self._store.since(self._position)
                 for event in events:
                     self._take(event)
-                self.kept += len(events)
                 if not events:
                     return
 

@@ -11,6 +11,7 @@ MOST_HISTORY = 1000  # visits in a request
 MOST_K = 500
 MOST_EXPLAINED = 100  # places in a request
 MOST_BATCH = 256  # requests in one
+MOST_PLACES = 25_600  # of all its lists: 6 MB
 MOST_EVENTS = 1000  # events in a request
 MOST_ID = 256  # characters
 MOST_FILTER = 4000  # characters
@@ -32,6 +33,10 @@ class Limits:
         The head of a request, from when the connection was opened or the head begun.
     request_s
         A whole request, the arrival of its body included.
+    taken_s
+        Of an answer that waits to be read, 16 KiB must be in so many seconds.
+    rest_s
+        A connection may rest between requests: longer than a balancer lets one rest, so that the balancer closes first.
     lookups
         Searches by name and the like that may be under way or wait.
     waiting
@@ -39,7 +44,7 @@ class Limits:
     together
         Requests computed at once.
     rate, burst
-        Requests a second for each client, and how many it may save up; a rate of 0 asks nobody to wait.
+        Requests a second for each client, each of a batch being one, and how many it may save up; a rate of 0 asks nobody to wait.
     connections
         Open at once.
     """
@@ -48,6 +53,8 @@ class Limits:
     answer_s: float = 2.0
     head_s: float = 10.0
     request_s: float = 15.0
+    taken_s: float = 15.0
+    rest_s: int = 65
     lookups: int = 64
     waiting: int = 512
     together: int = 32
@@ -57,7 +64,7 @@ class Limits:
 
 
 class RateLimiter:
-    """A bucket of `burst` requests for each client, filled at `rate` a second.
+    """A bucket of `burst` requests for each client, filled at `rate` a second; each list of a batch is one.
 
     Memory is bounded: of more than `most_clients` the one longest unseen is forgotten, which costs it nothing.
     """
@@ -68,16 +75,26 @@ class RateLimiter:
 
     def wait_s(self, client: str, now: float | None = None) -> float:
         """Take one request from the client's bucket: 0, or the seconds after which there is one again."""
-        if self.rate <= 0:
-            return 0.0
+        left, now = self._left(client, now)
+        wait = 0.0 if left >= 1 or self.rate <= 0 else (1 - left) / self.rate
+        self._keep(client, left if wait else left - 1, now)
+        return wait
+
+    def charge(self, client: str, requests: int, now: float | None = None) -> None:
+        """Take what a request that was let in asks for besides, whatever is left: who comes next waits for it."""
+        left, now = self._left(client, now)
+        self._keep(client, left - requests, now)
+
+    def _left(self, client: str, now: float | None) -> tuple[float, float]:
         now = time.monotonic() if now is None else now
         left, then = self._buckets.pop(client, (self.burst, now))
-        left = min(self.burst, left + (now - then) * self.rate)
-        wait = 0.0 if left >= 1 else (1 - left) / self.rate
-        self._buckets[client] = (left - 1 if left >= 1 else left, now)
+        return min(self.burst, left + (now - then) * self.rate), now
+
+    def _keep(self, client: str, left: float, now: float) -> None:
+        if self.rate > 0:
+            self._buckets[client] = (left, now)
         if len(self._buckets) > self.most_clients:
             self._buckets.popitem(last=False)
-        return wait
 
 
 def is_key(given: str, key: str) -> bool:

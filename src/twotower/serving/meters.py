@@ -11,6 +11,7 @@ from twotower.retrieval.request import Answer
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 SHARES = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32)
+RELOADS, EVENTS, ERRORS = ("loaded", "refused"), ("accepted", "repeated"), ("internal", "busy", "rate", "timeout")
 
 
 class Meters:
@@ -35,6 +36,9 @@ class Meters:
         self._events = Counter("twotower_events", "Events by what became of them.", ["outcome"], registry=r)
         self._reloads = Counter("twotower_reloads", "Bundles loaded while serving.", ["outcome"], registry=r)
         self._bundle = Gauge("twotower_bundle", "1 for the version that answers.", ["version"], registry=r)
+        for counter, outcomes in ((self._reloads, RELOADS), (self._events, EVENTS), (self._errors, ERRORS)):
+            for outcome in outcomes:  # a series that appears with its first count has not risen: nobody would be woken
+                counter.labels(outcome)
         Gauge("twotower_waiting", "Requests that wait to be computed.", registry=r).set_function(waiting)
 
     def request(self, route: str, status: int, seconds: float) -> None:

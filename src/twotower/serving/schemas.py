@@ -20,6 +20,7 @@ from twotower.serving.limits import (
     MOST_HISTORY,
     MOST_ID,
     MOST_K,
+    MOST_PLACES,
 )
 
 Id = Annotated[str, Field(min_length=1, max_length=MOST_ID)]
@@ -88,7 +89,9 @@ class RecommendIn(Accepted):
     k: int = Field(10, ge=1, le=MOST_K)
     filter: Filter | None = Field(None, description="Which items may be in the list: as text, or the same as JSON.")
     near: tuple[Latitude, Longitude] | None = Field(None, description="Where the request comes from: latitude, longitude.")
-    time_s: Moment | None = Field(None, description="The moment of the question; without one, the end of what is known.")
+    time_s: Moment | None = Field(
+        None, description="The moment of the question, its second included; without one, the end of what is known."
+    )
     exclude_seen: bool = Field(True, description="Leave out the items of the history. Otherwise the last visited gain.")
     diversity: float = Field(0.0, ge=0, le=1)
     popularity: float = Field(0.0, ge=-1, le=1, description="Below zero the rarely visited gain, above zero the often visited.")
@@ -98,12 +101,11 @@ class RecommendIn(Accepted):
     def _few_explained(self) -> RecommendIn:
         return _explained([self], self)
 
-    def request(self, accepted: tuple[Visit, ...]) -> Request:
-        """The same for a `Recommender`; `accepted` are events of the user that came after the bundle was made."""
-        given = tuple(Visit(visit.item_id, visit.time_s, visit.stars) for visit in self.history)
+    def request(self) -> Request:
+        """The same for a `Recommender`."""
         return Request(
             user=self.user,
-            history=accepted + given,
+            history=tuple(Visit(visit.item_id, visit.time_s, visit.stars) for visit in self.history),
             k=self.k,
             where=self.filter,
             near=self.near,
@@ -124,6 +126,9 @@ class BatchIn(Accepted):
 
     @model_validator(mode="after")
     def _few_explained(self) -> BatchIn:
+        places = sum(one.k for one in self.requests)
+        if places > MOST_PLACES:
+            raise ValueError(f"at most {MOST_PLACES:,} places can be asked for at once; these requests ask for {places:,}")
         return _explained(self.requests, self)
 
 
@@ -288,6 +293,7 @@ class FiltersOut(BaseModel):
     has_price: bool
     has_places: bool
     has_hours: bool
+    has_zones: bool = Field(description="Whether places say their time zone, so that open_now is by each one's own clock.")
 
 
 class AboutOut(BaseModel):

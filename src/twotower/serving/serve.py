@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from twotower.serving.service import Service, settle
 KEY_VARIABLE = "TWOTOWER_API_KEY"
 SHORTEST_KEY = 16  # characters
 SWITCH_S = 0.0005  # how long a computing thread may keep the interpreter from the one that answers
-IDLE_S = 65  # a connection may rest; longer than a balancer before it lets one rest, so that the balancer closes first
 DRAIN_S = 10  # for requests under way when told to stop
 
 
@@ -50,6 +50,8 @@ def serve(options: Options) -> None:
     """
     if (options.tls_cert is None) != (options.tls_key is None):
         raise ConfigError("TLS needs both --tls-cert and --tls-key. Only one is given.")
+    if options.tls_cert and options.tls_key:
+        check_pair(options.tls_cert, options.tls_key)
     key = read_key(options.api_key_file)
     setup_json_logs()
     sys.setswitchinterval(SWITCH_S)
@@ -69,18 +71,31 @@ def serve(options: Options) -> None:
         port=options.port,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
-        http=punctual(options.limits.head_s),
+        http=punctual(options.limits),
         log_config=None,
         access_log=False,
         server_header=False,
         limit_concurrency=options.limits.connections,
-        timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=DRAIN_S,
     )
 
 
 def _end(*_: Any) -> None:
     raise SystemExit(0)
+
+
+def check_pair(cert: Path, key: Path) -> None:
+    """See that TLS can begin.
+
+    Raises
+    ------
+    ConfigError
+        One of the files cannot be read, or they do not belong together.
+    """
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as error:  # what ssl raises is an OSError
+        raise ConfigError(f"TLS needs a certificate and its key in PEM files. {cert}, {key}: {error}. Check both files.") from None
 
 
 def read_key(file: Path | None) -> str | None:

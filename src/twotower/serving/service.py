@@ -16,11 +16,11 @@ from pathlib import Path
 
 from twotower.console import log
 from twotower.errors import DataError, RequestError, TwoTowerError
-from twotower.retrieval.request import Request
+from twotower.retrieval.asked import VisitError
 from twotower.schema import UNKNOWN
 from twotower.serving.batching import Batcher
 from twotower.serving.browse import Browser
-from twotower.serving.engine import Engine, Json, Likeness, Listed
+from twotower.serving.engine import Asked, Engine, Json, Likeness, Listed
 from twotower.serving.events import Event, open_store
 from twotower.serving.journal import Journal
 from twotower.serving.limits import Limits
@@ -89,8 +89,8 @@ class Service:
         engine, deadline = self.current.engine, time.perf_counter() + self.limits.answer_s
         self.answers.admit(len(bodies), deadline)  # a refusal must cost little
         paths: list[tuple[str | int, ...]] = [(*within, number) if within else () for number in range(len(bodies))]
-        requests = [self._request(engine, body, path) for body, path in zip(bodies, paths, strict=True)]
-        futures = self.answers.submit(engine.answer, requests, deadline)
+        asked = [Asked(body.request(), self.journal.of(body.user) if body.user else ()) for body in bodies]
+        futures = self.answers.submit(engine.answer, asked, deadline)
         answers = []
         for path, found in zip(paths, await asyncio.gather(*futures, return_exceptions=True), strict=True):
             with _part(*path):
@@ -166,12 +166,6 @@ class Service:
         settle()
         return Version(path, engine, Browser(engine, self.journal))
 
-    def _request(self, engine: Engine, body: RecommendIn, path: tuple[str | int, ...]) -> Request:
-        for number, visit in enumerate(body.history):
-            if engine.row(visit.item_id) == UNKNOWN:
-                raise PartError(_path(*path, "history", number, "item_id"), unknown("item", visit.item_id))
-        return body.request(engine.visits(body.user, self.journal.of(body.user)) if body.user else ())
-
     def _as_json(self, listed: Listed | BaseException) -> Json:
         if isinstance(listed, BaseException):
             raise listed
@@ -205,7 +199,9 @@ class PartError(RequestError):
     def __init__(self, part: str, error: RequestError) -> None:
         super().__init__(str(error))
         inner = getattr(error, "where", None)
-        if not isinstance(error, PartError) and inner is not None:  # only mistakes of filters say where
+        if isinstance(error, VisitError):
+            inner = _path("history", error.number, "item_id")
+        elif not isinstance(error, PartError) and inner is not None:  # a mistake of a filter
             inner = f"filter:{inner}" if isinstance(inner, int) else _path(*filter(None, ("filter", inner)))
         self.where = _path(*filter(None, (part, inner)))
 

@@ -207,6 +207,7 @@ function drawMap(refit) {
     {
       recommended: items,
       history: visits(),
+      visits: [...own.events, ...state.added.map((id) => known.get(id) ?? {})],
       near: asked.near,
       radius: about.filters.has_places ? asked.radius : null,
     },

@@ -68,7 +68,7 @@ export class Controls {
       others < 0 ? "Any category" : others ? `${state.categories[0]} +${others}` : state.categories[0];
     for (const radio of form.querySelectorAll("[name=price]")) radio.checked = Number(radio.value) === (state.price ?? 0);
     $("#open").checked = state.open;
-    $("#open-now").textContent = state.open ? now() : "";
+    $("#open-now").textContent = state.open ? (this.filters.has_zones ? "there" : now()) : "";
     $("#seen").checked = state.seen;
     if (document.activeElement !== $("#where")) $("#where").value = state.where;
     const radius = $("#radius");

@@ -68,10 +68,12 @@ export function announce(sentence) {
 /** Calls `act` once the calls have paused for `wait` ms. */
 export function settled(act, wait) {
   let timer;
-  return (...args) => {
+  const later = (...args) => {
     clearTimeout(timer);
     timer = setTimeout(() => act(...args), wait);
   };
+  later.stop = () => clearTimeout(timer);
+  return later;
 }
 
 export const count = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;

@@ -25,7 +25,7 @@ export class PlaceMap {
       size: { width: 0, height: 0 },
       pointers: new Map(),
     });
-    this.content = { recommended: [], history: [], near: null, radius: null };
+    this.content = { recommended: [], history: [], visits: [], near: null, radius: null };
     this.layers = Object.fromEntries(
       ["grid", "circle", "context", "history", "recommended", "pin", "top"].map((name) => [name, s("g", { class: name })]),
     );
@@ -54,13 +54,14 @@ export class PlaceMap {
     );
   }
 
-  /** Shows new content; `refit` also moves the view to it. */
+  /** Shows new content: `history` is a line a place, `visits` are all of them, oldest first; `refit` also moves the view to it. */
   show(content, { refit = false } = {}) {
     const only = (places) => places.filter(placed);
     this.content = {
       ...content,
       recommended: only(content.recommended),
       history: only(content.history),
+      visits: only(content.visits),
     };
     this.pinButton.setAttribute("aria-pressed", String(Boolean(content.near)));
     const label = content.near ? "Take the pin away" : "Ask from the middle of the map";
@@ -227,9 +228,9 @@ export class PlaceMap {
     this.scale.textContent = km(length.km);
   }
 
-  /** Where distances count from, as the server does: the pin, else the most central place of the history. */
+  /** Where distances count from, as the server does: the pin, else the most central place of the last visits. */
   centre() {
-    return this.content.near ?? middle(this.content.history.map(at));
+    return this.content.near ?? middle(this.content.visits.map(at));
   }
 
   /** Lights the place with this id, or none: a ring and its name. */

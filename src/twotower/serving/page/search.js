@@ -40,6 +40,7 @@ export function combobox(input, { find, draw, pick, nothing }) {
   const choose = (n) => {
     const option = options[n];
     if (!option) return;
+    later.stop();
     close();
     input.value = "";
     pick(option);
@@ -92,7 +93,11 @@ export function combobox(input, { find, draw, pick, nothing }) {
     event.preventDefault();
     if (options.length || list.hidden || event.key === "Escape") act();
   });
-  input.addEventListener("input", later);
+  input.addEventListener("input", () => {
+    options = []; // those of the text before are not what Enter means now
+    mark(-1);
+    later();
+  });
   input.addEventListener("click", () => list.hidden && look());
   input.addEventListener("blur", close);
 }

@@ -8,6 +8,7 @@ const SIMILAR = 8;
 const DAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 const WEEK = /^[01]{168}$/;
 const TOLD = ["item_id", "name", "categories", "city", "latitude", "longitude"]; // shown elsewhere in the sheet
+const LEVELS = [1, 2, 3, 4]; // of prices: other numbers are said as they are
 
 export class Sheet {
   /** `add(place)`, `ask(place)`: the place joins the history, or becomes where requests come from; `has(id)`: is it in the history;
@@ -107,7 +108,7 @@ function facts(columns) {
     );
   const shown = ([name, value]) => [
     h("dt", {}, name.replaceAll("_", " ")),
-    h("dd", {}, Array.isArray(value) ? chips(value) : name === "price" ? "$".repeat(value) : String(value)),
+    h("dd", {}, Array.isArray(value) ? chips(value) : name === "price" && LEVELS.includes(value) ? "$".repeat(value) : String(value)),
   ];
   return [rows.length > 0 && h("dl", {}, rows.flatMap(shown)), week && h("dl", { class: "week" }, hours(week))].filter(Boolean);
 }

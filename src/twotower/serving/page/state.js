@@ -80,7 +80,7 @@ export function filterOf(state, filters) {
     state.categories.length && `category in [${state.categories.map(text).join(", ")}]`,
     state.price && filters.has_price && `price <= ${state.price}`,
     state.radius && filters.has_places && `within(${state.radius})`,
-    state.open && filters.has_hours && `open_at(${text(now())})`,
+    state.open && filters.has_hours && (filters.has_zones ? "open_now" : `open_at(${text(now())})`),
   ];
   const chosen = parts.filter(Boolean);
   const own = state.where.trim();
