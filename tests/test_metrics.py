@@ -129,6 +129,10 @@ def test_diversity_by_hand() -> None:
     np.testing.assert_allclose(m.diversity(lists, offsets, category), [near, (near + 1 + 1) / 3, 0, np.nan, np.nan])
 
 
+def test_lists_without_any_category_have_no_diversity() -> None:
+    assert np.isnan(m.diversity(np.array([[2, 3]]), np.array([0, 0, 0, 0, 0, 1]), np.array([0]))).all()
+
+
 def test_diversity_against_python_sets() -> None:
     rng = np.random.default_rng(3)
     sets = [set(), set(), *(set(rng.integers(0, 9, rng.integers(1, 6)).tolist()) for _ in range(40))]

@@ -63,8 +63,8 @@ class Baseline:
         for start in range(0, len(queries), step):
             part = queries.slice(start, start + step)
             scores = self.scores(part)
-            if self.needs_history:
-                scores[_history(part, len(self.popularity)).getnnz(1) == 0] = self.popularity
+            if self.needs_history:  # the history says nothing: it is empty, or of items that training did not know
+                scores[~scores.any(axis=1)] = self.popularity
             allowed = allow[start : start + step] if allow is not None and allow.ndim == 2 else allow
             parts.append(top_k(scores, k, exclude=(part.offsets, part.item_row) if exclude_seen else None, allow=allowed))
         items = np.concatenate([part.items for part in parts]) if parts else np.empty((0, k), np.int64)
@@ -215,9 +215,9 @@ class EASE(Baseline):
         users = interactions(dataset)[:, FIRST_ROW : self.last]
         gram = (users.T @ users).toarray(order="F")
         gram[np.diag_indices_from(gram)] += l2
-        factor, _ = linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
+        factor, singular = linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
         inverse, failed = linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
-        if failed:
+        if singular or failed:
             raise DataError(f"EASE needs a regularised matrix it can invert. Got l2 = {l2}. Choose a larger l2.")
         inverse = inverse.T  # rows in memory one after another; the upper triangle is filled
         for j in range(len(inverse)):

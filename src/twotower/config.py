@@ -59,7 +59,8 @@ class TrainingConfig(Settings):
     negatives_per_positive: int = Field(4, ge=0)
     """Uniform negatives per example, pooled and shared by the whole batch (512 × 4 = 2,048)."""
     batch_size: int = Field(512, ge=2)
-    """Examples per step, over all processes. Causal view: the token budget of a batch, padding included."""
+    """Examples per step, over all processes; a few more where they do not come out even. Causal view: the token budget of a batch,
+    padding included."""
     micro_batch: int | None = Field(None, ge=2)
     """Examples (or tokens), and candidates, encoded at once in one process; the whole batch is contrasted all the same, with the
     same gradients, for a second pass through the towers (gradient cache). None: all at once."""

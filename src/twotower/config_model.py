@@ -72,13 +72,6 @@ class UserTowerConfig(TowerConfig):
         assert self.num_blocks is not None, UNSETTLED
         return self.num_blocks
 
-    @model_validator(mode="after")
-    def _heads(self) -> UserTowerConfig:
-        for dim in WIDTHS if self.embedding_dim is None else (self.embedding_dim,):
-            if dim % self.num_heads:
-                raise ValueError(f"num_heads must divide embedding_dim; got {self.num_heads} and {dim}")
-        return self
-
 
 class ItemTowerConfig(TowerConfig):
     """Item features → vector."""
@@ -170,6 +163,11 @@ class ModelConfig(Settings):
         u, i = self.user_tower.embedding_dim, self.item_tower.embedding_dim
         if u and i and u != i:
             raise ValueError(f"user_tower.embedding_dim and item_tower.embedding_dim must be equal (shared table); got {u} and {i}")
+        heads = self.user_tower.num_heads
+        given = u or i
+        for dim in (given,) if given else WIDTHS:
+            if dim % heads and self.user_tower.num_blocks != 0:
+                raise ValueError(f"user_tower.num_heads must divide embedding_dim; got {heads} and {dim}")
         ends = [tower.hidden_dims[-1] for tower in (self.user_tower, self.item_tower) if tower.hidden_dims]
         if len(set(ends)) > 1:
             raise ValueError(

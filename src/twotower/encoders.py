@@ -264,7 +264,8 @@ def _floats(column: Any) -> NDArray[np.float64]:
 
 
 def _places(table: pa.Table, spec: FeatureSpec) -> NDArray[np.float64]:
-    return np.stack([_floats(table[name]) for name in spec.columns], axis=1)
+    places = np.stack([_floats(table[name]) for name in spec.columns], axis=1)
+    return np.where(np.isfinite(places).all(axis=1, keepdims=True), places, np.nan)  # half of a place is none
 
 
 def _cells(places: Array) -> NDArray[np.int64]:

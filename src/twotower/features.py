@@ -63,12 +63,10 @@ class FeatureStore:
         log_popularity: NDArray[np.float32],
         use_place: bool = False,
     ) -> None:
-        self._items = {name: _tensor(value) for name, value in item_static.items() if not name.endswith(".place")}
+        self._items = _fields(item_static)
         self._user_static = user_static
-        self._users = {name: _tensor(value) for name, value in user_static.items() if name not in ("since_s", "elite")}
-        places = {name.removesuffix(".place"): value for name, value in item_static.items() if name.endswith(".place")}
-        self._items |= {f"{name}.point": torch.from_numpy(points_km(value)) for name, value in places.items()}
-        self.place: Array = places.get(geo, np.zeros((0, 2), np.float32))
+        self._users = _fields({name: value for name, value in user_static.items() if name not in ("since_s", "elite")})
+        self.place: Array = item_static.get(f"{geo}.place", np.zeros((0, 2), np.float32))
         self._geo_table = f"item.{geo}"
         self.dynamics, self._cells, self.use_place = dynamics, cells, use_place and cells is not None
         self._trained_items, self._trained_users = n_trained_items + FIRST_ROW, n_trained_users + FIRST_ROW
@@ -284,6 +282,13 @@ def _stars_bucket(stars: Array) -> Int:
 def _take(values: Array, at: Int) -> Array:
     """`values[at]`, or zeros when there are no values at all."""
     return values[at] if len(values) else np.zeros(at.shape, values.dtype)
+
+
+def _fields(static: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    """Encoded static features as the towers read them: a place as its point on the sphere."""
+    kept = {name: _tensor(value) for name, value in static.items() if not name.endswith(".place")}
+    places = {name.removesuffix(".place"): value for name, value in static.items() if name.endswith(".place")}
+    return kept | {f"{name}.point": torch.from_numpy(points_km(value)) for name, value in places.items()}
 
 
 def _tensor(value: Array) -> Tensor:

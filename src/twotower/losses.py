@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from twotower.ragged import expanded
+
 Int = NDArray[np.int64]
 
 BLOCK = 2**22  # logits held at once: 16 MB
@@ -250,9 +252,8 @@ def other_positives(user_row: Int, target_row: Int, candidates: Int, offsets: In
         int64 [n_users + 1] and [P]: items each user visited in training, by user row.
     """
     start, length = offsets[user_row], offsets[user_row + 1] - offsets[user_row]
-    example = np.repeat(np.arange(len(user_row)), length)
-    within = np.arange(len(example)) - np.repeat(np.cumsum(length) - length, length)
-    item = positives[np.repeat(start, length) + within]
+    example, at = expanded(start, length)
+    item = positives[at]
     column = np.minimum(np.searchsorted(candidates, item), len(candidates) - 1)
     kept = (candidates[column] == item) & (item != target_row[example])
     return example[kept], column[kept]

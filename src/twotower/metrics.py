@@ -186,7 +186,7 @@ def _shared(lengths: Int, starts: Int, category: Int) -> Int:
     slot = np.repeat(np.arange(size * k), flat)
     label = category[starts.ravel()[slot] + np.arange(len(slot)) - indptr[slot]]
     _, column = np.unique(slot // k * (int(label.max(initial=0)) + 1) + label, return_inverse=True)  # lists share no column
-    table = sparse.csr_matrix((np.ones(len(slot), np.int64), column, indptr))
+    table = sparse.csr_matrix((np.ones(len(slot), np.int64), column, indptr), (size * k, int(column.max(initial=-1)) + 1))
     pairs = (table @ table.T).tocoo()
     shared = np.zeros((size, k, k), np.int64)
     shared[pairs.row // k, pairs.row % k, pairs.col % k] = pairs.data

@@ -12,6 +12,12 @@ def cumulated(sizes: Int) -> Int:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
+def expanded(start: Int, size: Int) -> tuple[Int, Int]:
+    """Slices start[i]:start[i] + size[i] laid end to end → of each place its slice and its position, both int64 [Σ size]."""
+    owner = np.repeat(np.arange(len(size)), size)
+    return owner, np.arange(len(owner)) + np.repeat(start - (np.cumsum(size) - size), size)
+
+
 def changes(*keys: Int) -> Mask:
     """True where any key differs from the line before; the first line opens a group."""
     changed = np.ones(len(keys[0]), np.bool_)

@@ -12,9 +12,10 @@ import pytest
 from twotower.baselines import BASELINES, GRIDS, IALS, ItemKNN, Nearby, Oracle, Popular, Recent, Repeat, unavailable
 from twotower.config import EvaluationConfig
 from twotower.data.dataset import Dataset, Events
+from twotower.errors import DataError
 from twotower.evaluation import evaluate
 from twotower.retriever import Queries, Recommendations
-from twotower.schema import DAY_S, TRAIN, UNKNOWN, FeatureSpec
+from twotower.schema import DAY_S, FIRST_ROW, TRAIN, UNKNOWN, FeatureSpec
 
 Settings = dict[str, dict[str, Any]]
 CHEAP: Settings = {"ials": {"factors": 8, "iterations": 3}}
@@ -221,6 +222,20 @@ def test_ease_is_ridge_regression_of_each_item_on_the_others() -> None:
         solved = np.linalg.solve(a.T @ a + 5 * np.eye(11), a.T @ x[:, j])
         np.testing.assert_allclose(weights[[i - 2 for i in others], j - 2], solved, atol=1e-5)
         assert weights[j - 2, j - 2] == 0
+
+
+def test_ease_refuses_a_matrix_it_cannot_invert() -> None:
+    pairs = [(u, i) for u in (2, 3) for i in (2, 3, 4)]  # everybody went everywhere
+    with pytest.raises(DataError, match="l2 = 0"):
+        BASELINES["ease"](dataset_of([(u, i, 1, 0) for u, i in pairs], n_items=5, n_users=4), l2=0.0)
+
+
+@pytest.mark.parametrize("name", ["ease", "ials", "item_knn"])
+def test_a_history_of_items_that_training_did_not_know_is_answered_by_popularity(dataset: Dataset, name: str) -> None:
+    new = FIRST_ROW + dataset.n_train_items
+    assert new < dataset.n_items
+    popular, found = (BASELINES[one](dataset).retrieve(ask([new]), 5).items[0] for one in ("popular", name))
+    assert found.tolist() == popular.tolist()
 
 
 def test_ials_solves_the_query_by_weighted_least_squares(dataset: Dataset) -> None:

@@ -126,6 +126,17 @@ def test_processes_read_the_histories_of_their_own_users_and_share_a_batch_by_th
             assert same(part.weight_sum, whole.weight_sum) and part.examples == whole.examples
 
 
+def test_a_process_without_a_share_of_a_small_batch_takes_part_in_it(dataset):
+    shares = [loader_of(dataset, batch_size=4, negatives_per_positive=1, rank=rank, world=4)[0] for rank in range(4)]
+    idle = 0
+    for step, members in enumerate(shares[0].plan(0)[:200]):
+        for loader in shares:
+            batch = loader.batch(members, 0, step)
+            assert len(batch.target) and (batch.target < len(batch.log_weight)).all()
+            idle += not batch.weight.any()
+    assert idle > 20
+
+
 def test_users_are_shared_so_that_nobody_is_without():
     offsets = np.array([0, 0, 90, 90, 91, 92, 100])  # one user has nearly all, two have nothing
     assert user_shares(offsets, 1).tolist() == [0, 6]

@@ -133,7 +133,7 @@ def test_leave_one_out_holds_out_the_last_two_positive_events(prepared: Any) -> 
     ("kind", "valid", "test", "parts"),
     [
         ("leave_one_out", 0, 0.1, ["train", "train", "train", "test"]),
-        ("leave_one_out", 0.1, 0, ["train", "train", "valid", "train"]),
+        ("leave_one_out", 0.1, 0, ["train", "train", "train", "valid"]),  # a later event in training would tell of it
         ("leave_one_out", 0, 0, ["train"] * 4),
         ("given", 0, 0.1, ["train", "train", "train", "test"]),
         ("given", 0, 0, ["train"] * 4),

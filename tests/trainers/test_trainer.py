@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -304,6 +305,41 @@ def test_nothing_to_train_on(dataset, tmp_path):
     broken.__dict__["events"] = replace(dataset.events, positive=dataset.events.positive & False)
     with pytest.raises(TrainingError, match="positive"):
         TwoTowerTrainer(broken, settings(), tmp_path)
+
+
+def test_visits_that_all_come_again_leave_nothing_to_ask_for(dataset, tmp_path):
+    """The causal view asks for first visits where visited items are left out; here no first visit is a positive one."""
+    broken, events = Dataset(dataset.path, dataset.manifest), dataset.events
+    pair = events.user_row * dataset.n_items + events.item_row
+    first = np.isin(np.arange(len(pair)), np.unique(pair, return_index=True)[1])
+    broken.__dict__["events"] = replace(events, positive=events.positive & ~first)
+    with pytest.raises(TrainingError, match="positive events to ask for"):
+        TwoTowerTrainer(broken, settings(view="causal"), tmp_path)
+
+
+def test_places_of_items_and_of_users_may_be_half_known(tmp_path):
+    """A feature of the kind "geo" is read on both sides; half of a place is none."""
+    days = [f"{user},{item},2020-01-{1 + (3 * user + item) % 28:02d}" for user in range(12) for item in range(8)]
+    (tmp_path / "events.csv").write_text("user,item,at\n" + "\n".join(days))
+    (tmp_path / "users.csv").write_text("user,lat,lon\n" + "\n".join(f"{n},{40 + n / 10},{'' if n == 3 else 8}" for n in range(12)))
+    (tmp_path / "items.csv").write_text("item,lat,lon\n" + "\n".join(f"{n},{40 + n / 10},{'' if n == 3 else 8}" for n in range(8)))
+    geo = [{"name": "lives", "kind": "geo", "columns": ["lat", "lon"]}]
+    data = {
+        "source": "tables",
+        "path": str(tmp_path),
+        "interactions": {"path": "events.csv", "user_id": "user", "item_id": "item", "time": "at"},
+        "users": {"path": "users.csv", "user_id": "user", "features": geo},
+        "items": {"path": "items.csv", "item_id": "item", "features": [{**geo[0], "name": "lies"}]},
+    }
+    config = parse_config({"data": data, "training": {"max_steps": 2, "batch_size": 16}})
+    prepare(config, tmp_path / "dataset")
+    made = Dataset.open(tmp_path / "dataset")
+    trainer = TwoTowerTrainer(made, config, tmp_path / "run")
+    trainer.fit()
+    (item,), (user,) = made.item_rows(["3"]), made.user_rows(["3"])
+    assert np.isnan(made.item_features["lies.place"][item]).all() and np.isnan(made.user_features["lives.place"][user]).all()
+    points = trainer.loader.batch(trainer.loader.plan(0)[0], 0, 0).users[0].fields["lives.point"]
+    assert points.shape[1] == 3 and points.norm(dim=1).max() > 6000
 
 
 def test_precision_follows_the_hardware():

@@ -90,11 +90,11 @@ class TrainLoader:
         self.store = store
         self.prior = np.float32(config.model.popularity_prior) * store.log_popularity
         self.events = TrainEvents(dataset, store.place, rank=rank, world=world)
-        if not self.events.positive.any():
-            raise TrainingError(
-                f"Training needs positive events. {dataset.path} has none in its training part. Check prepare's settings."
-            )
         self.view: View = VIEWS[config.training.view](self.events, store, config)
+        if not len(self.view.targets):
+            raise TrainingError(
+                f"Training needs positive events to ask for. {dataset.path} has none in its training part. Check what prepare kept."
+            )
         asked, _, _ = self.events.asked(self.view.targets)
         self.pool = Pool.of(np.bincount(asked, minlength=dataset.n_items))
 
@@ -121,7 +121,9 @@ class TrainLoader:
             users=users,
             items=self._items(candidates.row, time_s, shares),
             shares=tuple(shares),
-            target=torch.from_numpy(np.searchsorted(candidates.row, row)),
+            target=torch.from_numpy(
+                np.minimum(np.searchsorted(candidates.row, row), len(candidates.row) - 1)
+            ),  # an idle one's: any
             log_weight=torch.from_numpy(candidates.log_weight),
             prior=torch.from_numpy(self.prior[candidates.row]),
             masked=(torch.from_numpy(masked[0]), torch.from_numpy(masked[1])),

@@ -26,7 +26,7 @@ from twotower.arrays import open_arrays
 from twotower.data.town import TRUTH_FILE
 from twotower.encoders import Encoders
 from twotower.errors import DataError
-from twotower.ragged import changes, cumulated, lower_bound
+from twotower.ragged import changes, cumulated, expanded, lower_bound
 from twotower.retriever import Float, Int, Mask, Queries
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, SPLITS, TRAIN, UNKNOWN, USER_ID, WITHHELD, FeatureSpec
 
@@ -327,7 +327,7 @@ class Dataset:
 
     def _queries(self, pool: Int | None, begin: Int, end: Int, user_row: Int, time_s: Int) -> Queries:
         events, offsets = self.events, cumulated(end - begin)
-        at = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], end - begin)
+        _, at = expanded(begin, end - begin)
         at = at if pool is None else pool[at]
         return Queries(
             offsets=offsets,

@@ -240,15 +240,17 @@ def _refuse(stage: Stage, what: str) -> NoReturn:
 
 def _split_after(stage: Stage, events: ir.Table) -> ir.Table:
     """Leave-one-out, on what the filters left: from a user's last positive event on is test, from the one before validation,
-    where the settings have such a part."""
+    where the settings have such a part; without a test part the last is validation's."""
     if stage.config.prepare.split.kind != "leave_one_out":
         return events
     positive = events[POSITIVE].cast("int64")
     so_far = positive.sum().over(ibis.cumulative_window(group_by=USER_KEY, order_by=list(BY_TIME)))
     total = positive.sum().over(group_by=USER_KEY)
     split = stage.config.prepare.split
-    before = ibis.ifelse(so_far == total - 1, VALID if split.valid else TRAIN, TRAIN)
-    later = ibis.ifelse(so_far == total, TEST if split.test else TRAIN, before)
+    valid = VALID if split.valid else TRAIN
+    later = ibis.ifelse(so_far == total, TEST, ibis.ifelse(so_far == total - 1, valid, TRAIN))
+    if not split.test:
+        later = ibis.ifelse(so_far == total, valid, TRAIN)
     return stage.save(events.mutate(split=ibis.ifelse(total >= 3, later, TRAIN).cast("int8")))
 
 

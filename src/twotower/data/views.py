@@ -19,7 +19,7 @@ from twotower.config import Config
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
 from twotower.features import FeatureStore, last_tokens
-from twotower.ragged import cumulated
+from twotower.ragged import changes, cumulated, expanded
 from twotower.schema import TRAIN
 from twotower.state import History
 
@@ -180,8 +180,7 @@ class SetView:
         user = self.events.user_row[event]
         own = user - self.events.first_user
         start, length = history.offsets[own], history.offsets[own + 1] - history.offsets[own]
-        example = np.repeat(np.arange(len(event)), length)
-        token = np.arange(len(example)) - np.repeat(np.cumsum(length) - length, length) + np.repeat(start, length)
+        example, token = expanded(start, length)
         keep = token != event[example]
         if self.drop_same_item:
             # A visited item is never recommended then: showing it would teach the opposite.
@@ -214,8 +213,7 @@ class CausalView:
         # A window holds the `most` events a moment may see and one more, which is only asked for. It asks for those of its second
         # half: all but a user's first few have context.
         windows = np.where(length > most + 1, 1 + -(-(length - most - 1) // step), np.minimum(length, 1))
-        user = np.repeat(np.arange(len(length)), windows)
-        index = np.arange(len(user)) - np.repeat(np.cumsum(windows) - windows, windows)
+        user, index = expanded(np.zeros_like(windows), windows)
         self.start = offsets[user] + index * step
         self.stop = np.minimum(self.start + most + 1, offsets[user + 1])
         self.ask_from = np.where(index > 0, self.start + most + 1 - step, self.start)
@@ -312,7 +310,5 @@ def _pack(token: Int, example: Int, size: int, most: int) -> Int:
 def _visible(events: TrainEvents) -> Int:
     """int64: training events of the same user strictly before each of this process's events in time."""
     history = events.history
-    changed = np.ones(len(history.time_s), np.bool_)
-    changed[1:] = (history.time_s[1:] != history.time_s[:-1]) | (events.user_row[1:] != events.user_row[:-1])
-    first = np.maximum.accumulate(np.where(changed, np.arange(len(changed)), 0))
+    first = np.maximum.accumulate(np.where(changes(history.time_s, events.user_row), np.arange(len(events.user_row)), 0))
     return np.asarray(first - history.offsets[events.user_row - events.first_user])

@@ -5,14 +5,20 @@ from __future__ import annotations
 from twotower.config import Config
 from twotower.data.data_loader import layout, open_store
 from twotower.data.dataset import Dataset
+from twotower.features import FeatureStore
 from twotower.models.two_tower import TwoTower
 
 
-def build_model(dataset: Dataset, config: Config) -> TwoTower:
-    """A `TwoTower` with fresh weights; the same dataset and settings always give the same shapes."""
-    store = open_store(dataset, "valid", config.model)
+def build_model(dataset: Dataset, config: Config, store: FeatureStore | None = None) -> TwoTower:
+    """A `TwoTower` with fresh weights; the same dataset and settings always give the same shapes.
+
+    Parameters
+    ----------
+    store
+        One of the dataset's, where it is open already: whatever the moment, its fields are the same.
+    """
     return TwoTower(
-        layout(dataset, store, config.model),
+        layout(dataset, store or open_store(dataset, "valid", config.model), config.model),
         config.model,
         causal=config.training.view == "causal",
         save_memory=config.training.gradient_checkpointing,

@@ -203,8 +203,8 @@ def _load(path: Path) -> Bundle:
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})
         check_dataset(dataset)
         check_arrays(arrays, dataset, config)
-        model = model_of(dataset, config, load_file(path / MODEL_FILE))
         store = open_store(dataset, "future", config.model)
+        model = model_of(dataset, config, load_file(path / MODEL_FILE), store)
         # A built index may go to a parser that trusts its file: only now that the hash of every file was checked.
         built = load_index(path / INDEX, torch.from_numpy(arrays.vectors)) if manifest.get("index") else None
         plain = Bundle(path, manifest, config, dataset, store, model, arrays, built=built)

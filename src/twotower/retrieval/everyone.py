@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from twotower.console import Report, silent
 from twotower.errors import DataError
+from twotower.ragged import expanded
 from twotower.retrieval.recommender import Found, Recommender
 from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
@@ -92,7 +93,7 @@ def _lists(recommender: Recommender, request: Request, now: int, start: int, sto
     lists = [(one.rows, one.scores) if isinstance(one, Found) else nothing for one in found]
     lengths = np.array([len(rows) for rows, _ in lists])
     rows = np.concatenate([rows for rows, _ in lists])
-    rank = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 1
+    _, rank = expanded(np.ones_like(lengths), lengths)
     items = recommender.dataset.items[ITEM_ID].take(rows - FIRST_ROW)
     users = ids.take(np.repeat(np.arange(len(found)), lengths))
     columns = [users, rank.astype(np.int32), items, np.concatenate([scores for _, scores in lists])]

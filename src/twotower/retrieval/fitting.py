@@ -13,6 +13,7 @@ from torch import Tensor
 
 from twotower.config import Config, ModelConfig
 from twotower.data.dataset import Dataset
+from twotower.features import FeatureStore
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.retrieval.item_arrays import ItemArrays
@@ -20,10 +21,10 @@ from twotower.retriever import Int
 from twotower.schema import FIRST_ROW
 
 
-def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor]) -> TwoTower:
+def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store: FeatureStore) -> TwoTower:
     """The model of the stored weights; settings that are not those of the weights cost no memory."""
     _check_settings(settled(dataset, config), weights)
-    model = build_model(dataset, config)
+    model = build_model(dataset, config, store)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
             raise ValueError(f"{name} must hold finite numbers of type {value.dtype}")

@@ -145,7 +145,7 @@ class BaseTrainer:
         between = self.settings.eval_every or max(1, total / steps_per_epoch / MOST_VALIDATIONS)
         eval_steps = max(round(between * steps_per_epoch), 1)
         log.info(
-            "training on %s in %s, %d steps of up to %d examples%s",
+            "training on %s in %s, %d steps of about %d examples%s",
             self.device,
             str(self.precision).removeprefix("torch."),
             self.last_step,

@@ -40,13 +40,13 @@ class TwoTowerTrainer(BaseTrainer):
         self.store = open_store(dataset, "valid", config.model)
         config = config.model_copy(update={"model": layout(dataset, self.store, config.model).settle(config.model)})
         self.loader = TrainLoader(dataset, self.store, config, rank=parallel.rank(), world=parallel.world())
-        super().__init__(build_model(dataset, config), config, out, data=dataset.fingerprint)
+        super().__init__(build_model(dataset, config, self.store), config, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
         wanted = SplitConfig(**dataset.manifest["config"]["prepare"]["split"]).has_valid
         if wanted and not len(self.held_out.queries):
             raise TrainingError(
-                f"Training stops by a validation part. That of {dataset.path} is empty. Prepare a larger one (prepare.split.valid; "
-                "0: none)."
+                f"Training stops by a validation part. That of {dataset.path} is empty. Prepare it with a larger one, or with more "
+                "events of a user, or with none (prepare.split.valid: 0)."
             )
         self.doctor = Doctor(self.model, dataset, self.held_out, config) if wanted else None
 
@@ -94,6 +94,7 @@ class TwoTowerTrainer(BaseTrainer):
         )
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         if cached:
+            torch.clear_autocast_cache()  # it holds weights as the pass without gradients cast them: they would learn nothing
             for number, (encode, leaf) in enumerate(zip(encoders, leaves, strict=True)):
                 self._encode(number, encode).backward(leaf.grad)  # type: ignore[no-untyped-call]
         total = loss.detach().double()

@@ -89,13 +89,14 @@ def mean_cosine(vectors: Tensor) -> float:
 
 def contrast(batch: TrainBatch) -> Contrast:
     """What a batch (this process's share of it) contrasts."""
-    examples, stands = len(batch.target), batch.log_weight > float("-inf")  # as a negative, and not as somebody's positive alone
-    candidates, masked = int(stands.sum()), int(stands[batch.masked[1]].sum())
+    counted, stands = batch.weight > 0, batch.log_weight > float("-inf")  # as a negative, and not as somebody's positive alone
+    examples, candidates = int(counted.sum()), int(stands.sum())
     if not examples:  # a process may have no share of a small batch
         return Contrast(0.0, 0.0, float(candidates))
-    _, of_user = torch.unique(torch.cat([part.user_row for part in batch.users]), return_counts=True)
+    masked = int((counted[batch.masked[0]] & stands[batch.masked[1]]).sum())
+    _, of_user = torch.unique(torch.cat([part.user_row for part in batch.users])[counted], return_counts=True)
     same = float((of_user * (of_user - 1)).sum()) / max(examples * (examples - 1), 1)
-    negatives = candidates - float(stands[batch.target].double().mean()) - masked / examples
+    negatives = candidates - float(stands[batch.target[counted]].double().mean()) - masked / examples
     return Contrast(masked / max(examples * candidates, 1), same, negatives)
 
 

@@ -11,7 +11,9 @@ from twotower.models.layers.interaction import INTERACTIONS
 from twotower.models.layers.pooling import widened
 
 MLP_DROPOUT = 0.5  # of what the MLP reads: it learns products by heart where the straight path cannot
-LEAST = 1e-24  # of a squared length
+LEAST = 1e-6
+"""Of a squared length. The gradient of a vector of zeros, as an item has of which nothing is known, is 1 / √LEAST times that of
+what comes behind: with less, clipping would undo the steps of all others, and a short type overflow."""
 
 
 class TowerHead(nn.Module):
