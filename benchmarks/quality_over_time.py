@@ -19,7 +19,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-from common import QUALITY_SETS, RESULTS, claim, in_words, tell
+from common import QUALITY_SETS, RESULTS, claim, in_words, machine, tell
 from matplotlib import pyplot
 from quality import prepared
 
@@ -115,7 +115,7 @@ def draw(curves: dict[str, Curve], file: Path, title: str) -> None:
         seconds, values = zip(*curve, strict=True)
         axes.plot(seconds, values, marker="o", markersize=3.5, color=colour, label=name)
     axes.set_xscale("log")
-    axes.set_xlabel("seconds of training, two cores")
+    axes.set_xlabel(f"seconds of training ({machine()})")
     axes.set_ylabel(f"validation {METRIC}")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(alpha=0.25)

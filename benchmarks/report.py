@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def render(results: Path, published: Path = PUBLISHED) -> str:
     """The page as text; the same rows give the same page."""
     files = {file.stem: read_rows(file) for file in sorted(results.glob("*.jsonl"))}
-    rows = [row for found in files.values() for row in found if "system" in row]
+    rows = [row for found in files.values() for row in found if "claim" not in row]
     parts = [HEAD.rstrip()]
     for name in QUALITY_SETS:
         measured = latest_settings([row for row in rows if row["set"] == name])
