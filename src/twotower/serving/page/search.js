@@ -14,6 +14,8 @@ export function combobox(input, { find, draw, pick, nothing }) {
   let options = [];
   let active = -1;
   let newest = null;
+  let pending = false; // results of what was typed are on their way
+  let entered = false; // and the first of them is to be picked
 
   const lines = () => [...list.querySelectorAll("[role=option]")];
   const mark = (n) => {
@@ -28,7 +30,9 @@ export function combobox(input, { find, draw, pick, nothing }) {
     input.setAttribute("aria-expanded", "true");
   };
   const close = () => {
+    later.stop();
     newest?.abort();
+    pending = entered = false;
     list.hidden = true;
     input.setAttribute("aria-expanded", "false");
     mark(-1);
@@ -40,7 +44,6 @@ export function combobox(input, { find, draw, pick, nothing }) {
   const choose = (n) => {
     const option = options[n];
     if (!option) return;
-    later.stop();
     close();
     input.value = "";
     pick(option);
@@ -72,10 +75,12 @@ export function combobox(input, { find, draw, pick, nothing }) {
       options = found;
       open(...found.map(line));
       mark(input.value.trim() ? 0 : -1);
+      if (entered) choose(0);
     } catch (error) {
       if (!signal.aborted) say(error.message);
     } finally {
       clearTimeout(slow);
+      if (!signal.aborted) pending = entered = false;
     }
   }
 
@@ -88,13 +93,21 @@ export function combobox(input, { find, draw, pick, nothing }) {
   };
   input.addEventListener("keydown", (event) => {
     const act = keys[event.key];
+    if (event.key === "Enter" && pending) {
+      event.preventDefault();
+      entered = true;
+      return;
+    }
     if (!act || (!options.length && event.key !== "Escape" && event.key !== "ArrowDown")) return;
     if (list.hidden && event.key !== "ArrowDown" && event.key !== "Escape") return;
     event.preventDefault();
     if (options.length || list.hidden || event.key === "Escape") act();
   });
   input.addEventListener("input", () => {
-    options = []; // those of the text before are not what Enter means now
+    newest?.abort(); // what the text before finds is not what Enter means now
+    options = [];
+    pending = true;
+    entered = false;
     mark(-1);
     later();
   });
