@@ -79,7 +79,7 @@ class TrainLoader:
     Raises
     ------
     TrainingError
-        The training part holds no positive event, or fewer users than there are processes.
+        The training part holds no event that the view asks for, or fewer users than there are processes.
     """
 
     def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world: int = 1) -> None:
@@ -114,6 +114,7 @@ class TrainLoader:
         np.minimum.at(time_s, candidates.target, moments)  # of several events of one item the earliest: none sees itself
         users, event, weight = self._users(members, np.random.default_rng([self.seed, 3, epoch, step, self.rank]))
         row, owner = self.events.history.item_row[event], self.events.user_row[event]
+        target = np.minimum(np.searchsorted(candidates.row, row), len(candidates.row) - 1)  # one that counts for nothing has any
         own = owner - self.events.first_user
         masked = other_positives(own, row, candidates.row, self.events.positive_offsets, self.events.positive_items)
         shares = [len(part) for part in np.array_split(candidates.row, self.world)]
@@ -121,9 +122,7 @@ class TrainLoader:
             users=users,
             items=self._items(candidates.row, time_s, shares),
             shares=tuple(shares),
-            target=torch.from_numpy(
-                np.minimum(np.searchsorted(candidates.row, row), len(candidates.row) - 1)
-            ),  # an idle one's: any
+            target=torch.from_numpy(target),
             log_weight=torch.from_numpy(candidates.log_weight),
             prior=torch.from_numpy(self.prior[candidates.row]),
             masked=(torch.from_numpy(masked[0]), torch.from_numpy(masked[1])),

@@ -248,9 +248,8 @@ def _split_after(stage: Stage, events: ir.Table) -> ir.Table:
     total = positive.sum().over(group_by=USER_KEY)
     split = stage.config.prepare.split
     valid = VALID if split.valid else TRAIN
-    later = ibis.ifelse(so_far == total, TEST, ibis.ifelse(so_far == total - 1, valid, TRAIN))
-    if not split.test:
-        later = ibis.ifelse(so_far == total, valid, TRAIN)
+    last, before = (TEST, valid) if split.test else (valid, TRAIN)
+    later = ibis.ifelse(so_far == total, last, ibis.ifelse(so_far == total - 1, before, TRAIN))
     return stage.save(events.mutate(split=ibis.ifelse(total >= 3, later, TRAIN).cast("int8")))
 
 

@@ -26,7 +26,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """A request, and the events of its user that were accepted since the bundle was made, oldest first."""
 
     request: Request
@@ -77,7 +77,7 @@ class Engine:
         engine = cls(Recommender.load(path))
         engine.recommender.filter.warm()
         some = tuple(Visit(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])
-        engine.answer([Asked(Request(history=some, k=1, explain=True))])
+        engine.answer([Question(Request(history=some, k=1, explain=True))])
         return engine
 
     def row(self, item_id: str) -> int:
@@ -101,12 +101,12 @@ class Engine:
         rows = [self.row(visit.item_id) for visit in accepted]
         return [(visit, row) for visit, row in zip(accepted, rows, strict=True) if (row, visit.time_s) not in held]
 
-    def answer(self, asked: Sequence[Asked]) -> list[Listed | RequestError]:
+    def answer(self, questions: Sequence[Question]) -> list[Listed | RequestError]:
         """For each request its answer, or its mistake."""
         readable = cache(self._readable)  # many of a batch may be one user's
-        requests = [_after(one.request, readable(one.request.user, one.accepted)) for one in asked]
+        requests = [_after(one.request, readable(one.request.user, one.accepted)) for one in questions]
         listed: list[Listed | RequestError] = []
-        for one, request, answer in zip(asked, requests, self.recommender.answer_each(requests), strict=True):
+        for one, request, answer in zip(questions, requests, self.recommender.answer_each(requests), strict=True):
             if isinstance(answer, VisitError):
                 listed.append(VisitError(answer.number - len(request.history) + len(one.request.history), str(answer)))
             else:

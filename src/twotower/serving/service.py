@@ -20,7 +20,7 @@ from twotower.retrieval.asked import VisitError
 from twotower.schema import UNKNOWN
 from twotower.serving.batching import Batcher
 from twotower.serving.browse import Browser
-from twotower.serving.engine import Asked, Engine, Json, Likeness, Listed
+from twotower.serving.engine import Engine, Json, Likeness, Listed, Question
 from twotower.serving.events import Event, open_store
 from twotower.serving.journal import Journal
 from twotower.serving.limits import Limits
@@ -89,8 +89,8 @@ class Service:
         engine, deadline = self.current.engine, time.perf_counter() + self.limits.answer_s
         self.answers.admit(len(bodies), deadline)  # a refusal must cost little
         paths: list[tuple[str | int, ...]] = [(*within, number) if within else () for number in range(len(bodies))]
-        asked = [Asked(body.request(), self.journal.of(body.user) if body.user else ()) for body in bodies]
-        futures = self.answers.submit(engine.answer, asked, deadline)
+        questions = [Question(body.request(), self.journal.of(body.user) if body.user else ()) for body in bodies]
+        futures = self.answers.submit(engine.answer, questions, deadline)
         answers = []
         for path, found in zip(paths, await asyncio.gather(*futures, return_exceptions=True), strict=True):
             with _part(*path):
