@@ -120,3 +120,20 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory, lacking: Any) -> Iterato
     finally:
         server.kill()
         server.wait()
+
+
+def some_items(client: TestClient, n: int) -> list[str]:
+    return [item["item_id"] for item in client.get("/v1/items", params={"limit": n}).json()["items"]]
+
+
+def ranked(client: TestClient, **body: Any) -> list[str]:
+    answer = client.post("/v1/recommend", json=body)
+    assert answer.status_code == 200, answer.text
+    return [place["item_id"] for place in answer.json()["items"]]
+
+
+def send(client: TestClient, headers: dict[str, str], *events: dict[str, Any]) -> dict[str, Any]:
+    answer = client.post("/v1/events", json={"events": events}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found

@@ -1,14 +1,11 @@
-"""Every route: what it answers, and how it refuses."""
+"""Every route: what it answers."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,26 +17,10 @@ from twotower.schema import FIRST_ROW
 from twotower.serving import schemas
 from twotower.serving.browse import Browser
 from twotower.serving.engine import Engine
-from twotower.serving.limits import MOST_BATCH, Limits
+
+from .conftest import ranked, send, some_items
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
-
-
-def some_items(client: TestClient, n: int) -> list[str]:
-    return [item["item_id"] for item in client.get("/v1/items", params={"limit": n}).json()["items"]]
-
-
-def ranked(client: TestClient, **body: Any) -> list[str]:
-    answer = client.post("/v1/recommend", json=body)
-    assert answer.status_code == 200, answer.text
-    return [place["item_id"] for place in answer.json()["items"]]
-
-
-def send(client: TestClient, headers: dict[str, str], *events: dict[str, Any]) -> dict[str, Any]:
-    answer = client.post("/v1/events", json={"events": events}, headers=headers)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
 
 
 def test_an_answer_is_that_of_the_recommender(client: TestClient, bundle: Any) -> None:
@@ -145,21 +126,6 @@ def test_an_event_counts_in_a_question_of_its_own_second_and_spoils_none_of_befo
         assert (visited in found) == (events == 2), moment
 
 
-def test_the_lists_of_a_batch_are_counted_and_bounded(connect: Connect, keyed: dict[str, str]) -> None:
-    with connect(limits=Limits(rate=1, burst=5)) as client:
-        assert client.post("/v1/recommend:batch", json={"requests": [{"k": 1}] * 40}).status_code == 200
-        waits = client.post("/v1/recommend", json={"k": 1})
-        assert waits.status_code == 429 and 30 < int(waits.headers["retry-after"]) < 40
-    with connect() as client:
-        answer = client.post("/v1/recommend:batch", json={"requests": [{"k": 500}] * 52})
-        assert answer.status_code == 422 and "at most 25,600 places" in answer.json()["error"]["message"]
-        events = [{"event_id": str(n), "user": "busy", "item_id": some_items(client, 1)[0]} for n in range(1000)]
-        send(client, keyed, *events)
-        wrong = [{"user": "busy"}] * 3 + [{"user": "busy", "history": [{"item_id": "no such"}]}]
-        refused = client.post("/v1/recommend:batch", json={"requests": wrong}).json()["error"]
-        assert refused["where"] == "requests.3.history.0.item_id", "however much was accepted before"
-
-
 def test_an_event_that_one_server_of_a_redis_accepts_changes_the_answer_of_another(
     connect: Connect, keyed: dict[str, str], redis_url: str
 ) -> None:
@@ -172,15 +138,6 @@ def test_an_event_that_one_server_of_a_redis_accepts_changes_the_answer_of_anoth
         assert ranked(other, user="of-both") == ranked(one, user="of-both") and item not in ranked(other, user="of-both", k=300)
     with connect(events=redis_url) as third:
         assert [event["item_id"] for event in third.get("/v1/users/of-both/history").json()["events"]] == [item]
-
-
-def test_an_event_of_something_unknown_is_refused_with_all_others(client: TestClient, keyed: dict[str, str]) -> None:
-    (item,) = some_items(client, 1)
-    good = {"event_id": "a", "user": "u", "item_id": item}
-    for bad, where in (({"item_id": "nowhere"}, "item_id"), ({"event_type": "dream"}, "event_type")):
-        answer = client.post("/v1/events", json={"events": [good, {**good, **bad}]}, headers=keyed)
-        assert answer.status_code == 422 and answer.json()["error"]["where"] == f"events.1.{where}"
-    assert send(client, keyed, good) == {"accepted": 1, "repeated": 0}
 
 
 def test_items_are_found_by_name(client: TestClient) -> None:
@@ -210,30 +167,6 @@ def test_similar_places_may_be_asked_for_by_what_is_open_now(client: TestClient)
     assert client.get(f"/v1/items/{name}/similar", params={"filter": "open_now or not open_now"}).status_code == 200
 
 
-def test_so_many_places_are_explained_in_a_request(client: TestClient) -> None:
-    assert client.post("/v1/recommend", json={"user": "x", "k": 101, "explain": True}).status_code == 422
-    body = {"requests": [{"user": "x", "k": 60, "explain": True}] * 2}
-    said = client.post("/v1/recommend:batch", json=body).json()["error"]["message"]
-    assert "at most 100 places can be explained at once; 120 are asked for" in said
-    assert client.post(
-        "/v1/recommend:batch", json={"requests": [{"user": "x", "k": 60, "explain": i < 1} for i in range(2)]}
-    ).is_success
-
-
-def test_so_many_lookups_may_be_under_way(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect(limits=Limits(rate=0, lookups=1)) as client:
-        browser, begun, go_on = client.app.state.service.current.browser, threading.Event(), threading.Event()  # type: ignore[attr-defined]
-        monkeypatch.setattr(browser, "items", lambda *_: [begun.set(), go_on.wait(10)][:0])
-        with ThreadPoolExecutor(1) as other:
-            first = other.submit(client.get, "/v1/items?q=a")
-            assert begun.wait(10)
-            refused = client.get("/v1/items?q=b")
-            go_on.set()
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "busy")
-            assert first.result().status_code == 200
-        assert client.get("/v1/items?q=c").status_code == 200
-
-
 def test_about_says_what_is_served(client: TestClient) -> None:
     about = client.get("/v1/about").json()
     schemas.AboutOut.model_validate(about)
@@ -243,116 +176,6 @@ def test_about_says_what_is_served(client: TestClient) -> None:
     assert about["filters"]["categories"][0] == "Restaurants" and about["items"] <= 200
 
 
-MISTAKES: list[tuple[dict[str, Any], str | None]] = [
-    ({"k": 0}, "k"),
-    ({"k": 501}, "k"),
-    ({"K": 5}, "K"),
-    ({"near": [91, 0]}, "near.0"),
-    ({"near": [1]}, "near.1"),
-    ({"diversity": 2}, "diversity"),
-    ({"history": [{"item_id": "nowhere"}]}, "history.0.item_id"),
-    ({"history": [{"item_id": "x"}] * 1001}, "history"),
-    ({"history": [{"item_id": "x", "stars": 9}]}, "history.0.stars"),
-    ({"time_s": 10**12}, "time_s"),
-    ({"user": ""}, "user"),
-    ({"filter": "x" * 4001}, None),
-]
-
-
-def test_a_filter_that_is_too_long_as_json_is_told_so(client: TestClient) -> None:
-    answer = client.post("/v1/recommend", json={"filter": {"id": {"any": ["x" * 100] * 700}}})
-    assert answer.status_code == 422 and "at most 65,536 bytes of JSON" in answer.json()["error"]["message"]
-
-
-@pytest.mark.parametrize(("body", "where"), MISTAKES, ids=[str(where or "filter") for _, where in MISTAKES])
-def test_a_mistake_is_refused_at_its_place(client: TestClient, body: dict[str, Any], where: str | None) -> None:
-    answer = client.post("/v1/recommend", json=body)
-    assert answer.status_code == 422
-    error = schemas.ErrorOut.model_validate(answer.json()).error
-    assert where is None or error.where == where
-    assert answer.headers["x-request-id"] == answer.json()["request_id"]
-
-
-def test_a_malformed_filter_is_refused_alone_also_among_others(client: TestClient) -> None:
-    answer = client.post("/v1/recommend", json={"filter": "pric <= 2"})
-    assert answer.status_code == 422 and "'price'" in answer.json()["error"]["message"]
-    assert answer.json()["error"]["where"] == "filter:1", "the character"
-    answer = client.post("/v1/recommend", json={"filter": {"and": [{"price": {"mx": 2}}]}})
-    assert answer.status_code == 422 and answer.json()["error"]["where"] == "filter.and[0].price.mx"
-    requests = [{"k": 1}, {"filter": "nonsense <"}, {"k": 1}]
-    answer = client.post("/v1/recommend:batch", json={"requests": requests})
-    assert answer.status_code == 422 and answer.json()["error"]["where"] == "requests.1.filter:11"
-
-
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"user": "\\ud800"}', b"\xff", b"[" * 100_000, b'{"k": 1e400}', b"null"])
-def test_a_body_of_no_sense_is_refused(client: TestClient, body: bytes) -> None:
-    answer = client.post("/v1/recommend", content=body, headers={"content-type": "application/json"})
-    assert answer.status_code in (400, 422) and answer.json()["error"]["message"]
-
-
-def test_what_writes_needs_the_key(connect: Connect, keyed: dict[str, str]) -> None:
-    body = {"events": [{"event_id": "a", "user": "u", "item_id": "x"}]}
-    with connect() as client:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}, {"Authorization": "Bearer \u00e9"}):
-            for path in ("/v1/events", "/admin/reload"):
-                answer = client.post(path, json=body, headers={name: value.encode("latin-1") for name, value in headers.items()})
-                assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
-    with connect(key=None) as client:
-        answer = client.post("/v1/events", json=body, headers=keyed)
-        assert answer.status_code == 403 and "TWOTOWER_API_KEY" in answer.json()["error"]["message"]
-
-
-def test_what_is_not_there_is_not_found(client: TestClient) -> None:
-    for path in ("/nowhere", "/v1/items/nowhere", "/v1/items/a/b/similar", "/v1/users/nobody/history", "/page/../app.py"):
-        answer = client.get(path)
-        assert answer.status_code == 404 and answer.json()["error"]["code"] == "not_found", path
-    assert client.get("/v1/recommend").status_code == 405
-
-
-def test_a_request_must_be_over_in_time(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def slow(*_: Any) -> Any:
-        await asyncio.sleep(30)
-
-    with connect(limits=Limits(rate=0, request_s=0.2)) as client:
-        monkeypatch.setattr(client.app.state.service, "recommend", slow)  # type: ignore[attr-defined]
-        began = time.perf_counter()
-        answer = client.post("/v1/recommend", json={"k": 1})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout") and time.perf_counter() - began < 10
-        monkeypatch.undo()
-        assert client.post("/v1/recommend", json={"k": 1}).status_code == 200
-
-
-def test_loading_may_take_longer_than_a_request_once_all_of_it_is_there(
-    connect: Connect, keyed: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def slow(*_: Any) -> tuple[str, str]:
-        await asyncio.sleep(0.6)
-        return "new", "old"
-
-    with connect(limits=Limits(rate=0, request_s=0.2)) as client:
-        monkeypatch.setattr(client.app.state.service, "reload", slow)  # type: ignore[attr-defined]
-        assert client.post("/admin/reload", json={}, headers=keyed).json() == {"version": "new", "before": "old"}
-
-
-def test_a_large_body_is_refused_whether_or_not_it_says_so(connect: Connect) -> None:
-    with connect(limits=Limits(rate=0, body_bytes=1000)) as client:
-        large = json.dumps({"user": "x" * 2000}).encode()
-        headers = {"content-type": "application/json"}
-        said = client.post("/v1/recommend", content=large, headers=headers)
-        silent = client.post("/v1/recommend", content=iter([large[:900], large[900:]]), headers=headers)
-        assert "content-length" not in silent.request.headers
-        for answer in (said, silent):
-            assert answer.status_code == 413 and "1,000 bytes" in answer.json()["error"]["message"]
-
-
-def test_one_client_is_asked_to_wait(connect: Connect) -> None:
-    with connect(limits=Limits(rate=0.5, burst=2)) as client:
-        assert [client.get("/v1/about").status_code for _ in range(3)] == [200, 200, 429]
-        answer = client.get("/v1/about")
-        assert answer.json()["error"]["code"] == "rate" and 1 <= int(answer.headers["retry-after"]) <= 2
-        assert client.get("/health/live").status_code == 200, "watchers are not counted"
-
-
 def test_the_page_is_served_under_a_policy_of_its_own_files_only(client: TestClient) -> None:
     page = client.get("/")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html") and "page/app.js" in page.text
@@ -360,23 +183,6 @@ def test_the_page_is_served_under_a_policy_of_its_own_files_only(client: TestCli
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
     assert page.headers["x-content-type-options"] == "nosniff" and page.headers["x-frame-options"] == "DENY"
     assert client.get("/page/app.js").status_code == client.get("/page/style.css").status_code == 200
-
-
-def test_a_defect_shows_the_client_nothing_and_the_log_everything(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from twotower.serving.browse import Browser
-
-    def broken(*_: Any) -> Any:
-        raise ZeroDivisionError("secret detail")
-
-    monkeypatch.setattr(Browser, "about", broken)
-    monkeypatch.setattr(logging.getLogger("twotower"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("twotower"), "handlers", [])  # those that tests before have left
-    answer = client.get("/v1/about", headers={"x-request-id": "mine-1"})
-    assert answer.status_code == 500 and answer.json()["request_id"] == "mine-1" and "secret" not in answer.text
-    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert record.exc_info and record.exc_info[0] is ZeroDivisionError and record.fields["request_id"] == "mine-1"  # type: ignore[attr-defined]
 
 
 def test_log_lines_are_json_without_who_and_what(client: TestClient) -> None:
@@ -438,16 +244,3 @@ def test_openapi_has_an_example_of_everything_that_is_sent_that_is_valid(client:
         (example,) = document["components"]["schemas"][kind.__name__]["examples"]
         kind.model_validate(example)
     assert "/" not in document["paths"] and "HTTPBearer" in document["components"]["securitySchemes"]
-
-
-def test_while_too_much_waits_a_request_is_refused_unread(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    with connect() as client:
-        monkeypatch.setattr(type(client.app.state.service), "crowded", True)  # type: ignore[attr-defined]
-        answer = client.post("/v1/recommend", content=b"this is not even JSON")
-        assert answer.status_code == 503 and answer.json()["error"]["code"] == "busy" and answer.headers["retry-after"] == "1"
-        assert client.post("/v1/recommend:batch", content=b"nor this").status_code == 503
-        assert client.get("/health/live").status_code == 200 and client.get("/v1/items").status_code == 200
-
-
-def test_a_batch_of_any_size_fits_where_a_request_is_let_in() -> None:
-    assert Limits().waiting // 2 + MOST_BATCH <= Limits().waiting

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import random
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from twotower.config import Config, parse_config
+from twotower.config import parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.data.views import VIEWS
 from twotower.errors import ConfigError, TrainingError
-from twotower.hardware import Gpu, Torch
 from twotower.losses import LOSSES, softmax_loss
-from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
+from twotower.trainers.optimizer import schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
+from .conftest import figures, settings
+
 CONFIGS = Path(__file__).parents[2] / "configs"
-TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
-
-
-@pytest.fixture(scope="module")
-def dataset(town) -> Dataset:
-    return Dataset.open(town.folder)
-
-
-def settings(**training: object) -> Config:
-    common = {"batch_size": 256, "max_steps": 20, "eval_every": 0.4, "log_every": 1, "learning_rate": 0.01, "patience": 50}
-    return parse_config({"model": {"user_tower": TOWER, "item_tower": TOWER}, "training": {**common, **training}})
-
-
-def figures(out, name: str) -> list[float]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row[name] for row in rows if name in row]
 
 
 def stop_after(trainer: TwoTowerTrainer, steps: int) -> None:
@@ -82,52 +64,6 @@ def test_twenty_steps_learn(dataset, tmp_path, view, loss):
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-README_TOWER = {"embedding_dim": 64, "hidden_dims": [256, 128], "num_heads": 4, "dropout": 0.1}
-GOLDEN = {
-    "the recipe, as every file in configs/ has it": {},
-    "the README's own example": {
-        "model": {
-            "user_tower": README_TOWER,
-            "item_tower": {name: README_TOWER[name] for name in ("embedding_dim", "hidden_dims", "dropout")},
-        },
-        "training": {"learning_rate": 0.001},
-    },
-    "causal": {"training": {"view": "causal"}, "model": {"user_tower": {"pooling": "last"}}},
-    "full softmax": {"training": {"loss": "full_softmax"}},
-    "sampled softmax": {"training": {"loss": "sampled_softmax"}},
-    "compact tables": {"model": {"tables": {"item.id": {"update": "rows", "dtype": "fp16"}, "user.id": {"max_rows": 100}}}},
-    "micro-batches, recomputed": {"training": {"micro_batch": 32, "gradient_checkpointing": True}},
-    "learned temperature": {"model": {"learn_temperature": True, "temperature": 0.07}},
-    "visited items may come again": {"evaluation": {"exclude_seen": False}},
-    "leave one out, without times": {"prepare": {"split": {"kind": "leave_one_out"}}},
-    "sets, a given split": {"prepare": {"split": {"kind": "given", "valid": 0.2}}},
-}
-
-
-def sequences(folder: Path, values: dict[str, object]) -> Dataset:
-    """A set as the literature has them: ids in an order, and a test part of its own."""
-    folder.mkdir()
-    draw = random.Random(4)
-    for file, most in (("train.txt", 20), ("test.txt", 3)):
-        lines = [f"{user} {' '.join(map(str, draw.sample(range(150), 3 + draw.randrange(most))))}" for user in range(300)]
-        (folder / file).write_text("\n".join(lines))
-    data = {"source": "sequences", "path": str(folder), "sequences": {"train": "train.txt", "test": "test.txt"}}
-    prepare(parse_config({**values, "data": data}), folder / "dataset")
-    return Dataset.open(folder / "dataset")
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_golden_losses(dataset, tmp_path, name):
-    """The same seed gives the same run: a change that is not meant to change results keeps these figures."""
-    short = {"max_steps": 20, "log_every": 1, "eval_every": 1000, "batch_size": 128}
-    values = {**GOLDEN[name], "training": {**short, **GOLDEN[name].get("training", {})}}
-    if "prepare" in values:
-        dataset = sequences(tmp_path / "sequences", values)
-    TwoTowerTrainer(dataset, parse_config(values), tmp_path).fit()
-    golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
-    assert figures(tmp_path, "loss") == pytest.approx(golden[name], rel=1e-4)
-
-
 def test_fields_can_be_left_out(dataset, tmp_path):
     """Down to the ids and the history; a name that there is none of says which is meant."""
     whole = TwoTowerTrainer(dataset, settings(), tmp_path / "whole")
@@ -142,13 +78,6 @@ def test_fields_can_be_left_out(dataset, tmp_path):
     with pytest.raises(ConfigError, match=r"must name fields of the towers. Got 'item.stat'. Did you mean 'item.state'"):
         model = settings().model.model_copy(update={"exclude_fields": ["item.stat"]})
         TwoTowerTrainer(dataset, settings().model_copy(update={"model": model}), tmp_path / "wrong")
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_mixed_precision_and_checkpointing_train(dataset, tmp_path, precision):
-    TwoTowerTrainer(dataset, settings(precision=precision, gradient_checkpointing=True, max_steps=12), tmp_path).fit()
-    losses = figures(tmp_path, "loss")
-    assert sum(losses[-5:]) < sum(losses[:5])
 
 
 def test_gradient_checkpointing_changes_nothing(dataset, tmp_path):
@@ -230,31 +159,6 @@ def test_tables_updated_by_rows_learn_and_resume_to_the_bit(dataset, tmp_path, d
     for (name, mine), theirs in zip(resumed.tables.items(), whole.tables.values(), strict=True):
         for key, value in mine.state().items():
             assert torch.equal(value, theirs.state()[key]), (name, key)
-
-
-def test_an_overflow_leaves_the_weights_alone_and_the_scale_recovers(dataset, tmp_path):
-    trainer = TwoTowerTrainer(dataset, settings(precision="fp16", log_every=1000), tmp_path)
-    trainer.at.total_steps = 20
-    trainer.scaler = LossScale(enabled=True, patience=2)
-    trainer.scaler.scale = 2.0**140  # times any gradient: infinite
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    batches = trainer.batches(0, 0)
-    trainer._step(next(batches), None)
-    assert trainer.scaler.scale == 2.0**139
-    for name, value in trainer.model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    trainer.scaler.scale = 1024.0
-    for _ in range(4):
-        trainer._step(next(batches), None)
-    assert trainer.scaler.scale == 4096.0
-    assert not torch.equal(trainer.model.state_dict()["user_tower.stars"], before["user_tower.stars"])
-
-
-def test_gradients_that_overflow_unscaled_are_an_error():
-    scale = LossScale(enabled=False)
-    assert scale.judge(True)
-    with pytest.raises(TrainingError, match="no loss scale left"):
-        scale.judge(False)
 
 
 def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
@@ -340,51 +244,6 @@ def test_places_of_items_and_of_users_may_be_half_known(tmp_path):
     assert np.isnan(made.item_features["lies.place"][item]).all() and np.isnan(made.user_features["lives.place"][user]).all()
     points = trainer.loader.batch(trainer.loader.plan(0)[0], 0, 0).users[0].fields["lives.point"]
     assert points.shape[1] == 3 and points.norm(dim=1).max() > 6000
-
-
-def test_precision_follows_the_hardware():
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert choose_precision("auto", cpu) is torch.float32
-    for capability, expected in [
-        ((6, 0), torch.float16),
-        ((7, 5), torch.float16),
-        ((8, 0), torch.bfloat16),
-        ((9, 0), torch.bfloat16),
-    ]:
-        assert choose_precision("auto", cuda, capability) is expected
-    assert choose_precision("bf16", cpu) is torch.bfloat16
-
-
-def test_a_gpu_is_chosen_only_where_its_kernels_are():
-    t4, p100 = Gpu("T4", (7, 5), 15 << 30), Gpu("P100", (6, 0), 16 << 30)
-    built = {"version": "2.13.0", "build": "CUDA 13.0", "arch_list": ("sm_75", "sm_80", "sm_90")}
-    assert choose_device("auto", Torch(**built, gpus=(t4,))).type == "cuda"
-    assert choose_device("cpu", Torch(**built, gpus=(t4,))).type == "cpu"
-    assert choose_device("auto", Torch(**built, gpus=(p100,))).type == "cpu"
-    with pytest.raises(TrainingError, match="no kernels for the GPU it sees"):
-        choose_device("cuda", Torch(**built, gpus=(p100,)))
-    with pytest.raises(TrainingError, match="Found none"):
-        choose_device("cuda", Torch(**built, gpus=()))
-
-
-def test_schedule_rises_then_falls():
-    rates = [schedule(step, 100, 0.1) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == 1
-    assert all(a > b for a, b in pairwise(rates[10:]))
-    assert rates[-1] < 0.01
-
-
-def test_no_decay_on_tables_norms_and_biases(dataset, tmp_path):
-    config = settings()
-    learning = config.model_copy(update={"model": config.model.model_copy(update={"learn_temperature": True})})
-    model = TwoTowerTrainer(dataset, learning, tmp_path).model
-    decayed, plain = make_optimizer(model, 0.1, 0.01).param_groups
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert decayed["weight_decay"] == 0.01
-    assert plain["weight_decay"] == 0
-    assert all(names[id(p)].endswith("weight") and p.ndim == 2 and not names[id(p)].startswith("tables") for p in decayed["params"])
-    assert {"tables.item/id.weight", "log_temperature"} <= {names[id(p)] for p in plain["params"]}
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(dataset, tmp_path, monkeypatch):

@@ -1,0 +1,63 @@
+"""The same seed gives the same losses, kind of run by kind of run."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from twotower.config import parse_config
+from twotower.data.dataset import Dataset
+from twotower.data.prepare import prepare
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+
+from .conftest import figures
+
+README_TOWER = {"embedding_dim": 64, "hidden_dims": [256, 128], "num_heads": 4, "dropout": 0.1}
+
+
+GOLDEN = {
+    "the recipe, as every file in configs/ has it": {},
+    "the README's own example": {
+        "model": {
+            "user_tower": README_TOWER,
+            "item_tower": {name: README_TOWER[name] for name in ("embedding_dim", "hidden_dims", "dropout")},
+        },
+        "training": {"learning_rate": 0.001},
+    },
+    "causal": {"training": {"view": "causal"}, "model": {"user_tower": {"pooling": "last"}}},
+    "full softmax": {"training": {"loss": "full_softmax"}},
+    "sampled softmax": {"training": {"loss": "sampled_softmax"}},
+    "compact tables": {"model": {"tables": {"item.id": {"update": "rows", "dtype": "fp16"}, "user.id": {"max_rows": 100}}}},
+    "micro-batches, recomputed": {"training": {"micro_batch": 32, "gradient_checkpointing": True}},
+    "learned temperature": {"model": {"learn_temperature": True, "temperature": 0.07}},
+    "visited items may come again": {"evaluation": {"exclude_seen": False}},
+    "leave one out, without times": {"prepare": {"split": {"kind": "leave_one_out"}}},
+    "sets, a given split": {"prepare": {"split": {"kind": "given", "valid": 0.2}}},
+}
+
+
+def sequences(folder: Path, values: dict[str, object]) -> Dataset:
+    """A set as the literature has them: ids in an order, and a test part of its own."""
+    folder.mkdir()
+    draw = random.Random(4)
+    for file, most in (("train.txt", 20), ("test.txt", 3)):
+        lines = [f"{user} {' '.join(map(str, draw.sample(range(150), 3 + draw.randrange(most))))}" for user in range(300)]
+        (folder / file).write_text("\n".join(lines))
+    data = {"source": "sequences", "path": str(folder), "sequences": {"train": "train.txt", "test": "test.txt"}}
+    prepare(parse_config({**values, "data": data}), folder / "dataset")
+    return Dataset.open(folder / "dataset")
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_losses(dataset, tmp_path, name):
+    """The same seed gives the same run: a change that is not meant to change results keeps these figures."""
+    short = {"max_steps": 20, "log_every": 1, "eval_every": 1000, "batch_size": 128}
+    values = {**GOLDEN[name], "training": {**short, **GOLDEN[name].get("training", {})}}
+    if "prepare" in values:
+        dataset = sequences(tmp_path / "sequences", values)
+    TwoTowerTrainer(dataset, parse_config(values), tmp_path).fit()
+    golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
+    assert figures(tmp_path, "loss") == pytest.approx(golden[name], rel=1e-4)
