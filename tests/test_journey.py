@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from twotower.cli import main
+from twotower.data.data_loader import log_popularity
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError
 from twotower.retrieval.bundle import load_bundle
@@ -135,7 +136,7 @@ def test_recommendations_are_the_models_own(journey):
     queries = dataset.histories(np.array([row]), np.array([recommender.moment_s]))
     with torch.inference_mode():
         vector = recommender.bundle.model.encode_users(recommender.bundle.store.users(queries))[0]
-    prior = recommender.bundle.config.model.temperature * dataset.item_log_popularity
+    prior = recommender.bundle.config.model.temperature * log_popularity(dataset)
     scores = (recommender.bundle.vectors @ vector).numpy() + prior
     scores[[0, 1, *queries.item_row]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:10]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +18,6 @@ from twotower.trainers.optimizer import schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 from .conftest import figures, settings
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def stop_after(trainer: TwoTowerTrainer, steps: int) -> None:

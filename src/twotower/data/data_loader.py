@@ -22,7 +22,7 @@ from twotower.data.views import VIEWS, TrainEvents, View
 from twotower.errors import ConfigError, TrainingError, nearest
 from twotower.features import FeatureStore
 from twotower.losses import LOSSES, Pool, other_positives
-from twotower.schema import FIRST_ROW, SPLITS, WITHHELD
+from twotower.schema import FIRST_ROW, SPLITS, TRAIN, WITHHELD
 from twotower.state import ItemDynamics
 
 Int = NDArray[np.int64]
@@ -214,8 +214,23 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
         cells=(cells[0], cells[1]) if len(cells[0]) else None,
         max_history=model.user_tower.max_history,
         use_place=model.request_place,
-        log_popularity=dataset.item_log_popularity,
+        log_popularity=log_popularity(dataset),
     )
+
+
+def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
+    """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item, by their weight, and
+    the mean that of the items that training knows. All others have the median of those: a new item is thought of as one of the
+    middle. 0 for the reserved rows."""
+    events = dataset.events
+    counted = events.positive & (events.split == TRAIN)
+    count = np.bincount(events.item_row[counted], events.weight[counted], dataset.n_items)
+    row = np.arange(dataset.n_items)
+    known = (row >= FIRST_ROW) & (row < FIRST_ROW + dataset.n_train_items)
+    if not known.any():
+        return np.zeros(dataset.n_items, np.float32)
+    logs = np.log1p(count) - np.log1p(count[known].mean())
+    return np.where(known, logs, np.where(row < FIRST_ROW, 0.0, np.median(logs[known]))).astype(np.float32)
 
 
 def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:

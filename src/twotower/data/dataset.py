@@ -232,21 +232,6 @@ class Dataset:
         """Whether held-out events come after their histories; under a given split they come from anywhere in them."""
         return bool(self.manifest["config"]["prepare"]["split"]["kind"] != "given")
 
-    @cached_property
-    def item_log_popularity(self) -> NDArray[np.float32]:
-        """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item, by their weight,
-        and the mean that of the items that training knows. All others have the median of those: a new item is thought of as one of
-        the middle. 0 for the reserved rows.
-        """
-        counted = self.events.positive & (self.events.split == TRAIN)
-        count = np.bincount(self.events.item_row[counted], self.events.weight[counted], self.n_items)
-        row = np.arange(self.n_items)
-        known = (row >= FIRST_ROW) & (row < FIRST_ROW + self.n_train_items)
-        if not known.any():
-            return np.zeros(self.n_items, np.float32)
-        logs = np.log1p(count) - np.log1p(count[known].mean())
-        return np.where(known, logs, np.where(row < FIRST_ROW, 0.0, np.median(logs[known]))).astype(np.float32)
-
     def item_rows(self, ids: list[str]) -> Int:
         """Rows int64 [len(ids)] of item ids; UNKNOWN where there is no such item."""
         return _rows(ids, self.items[ITEM_ID])

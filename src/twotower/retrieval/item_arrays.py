@@ -27,7 +27,7 @@ class ItemArrays:
     Attributes
     ----------
     vectors
-        float32 [n_items, D + 1]: the unit vector, and last the log popularity; see `Dataset.item_log_popularity`.
+        float32 [n_items, D + 1]: the unit vector, and last the log popularity; see `data_loader.log_popularity`.
     tokens
         float32 [n_items, d]: what a history reads of the item.
     recent
