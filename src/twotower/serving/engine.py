@@ -11,7 +11,6 @@ import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +102,9 @@ class Engine:
 
     def answer(self, questions: Sequence[Question]) -> list[Listed | RequestError]:
         """For each request its answer, or its mistake."""
-        readable = cache(self._readable)  # many of a batch may be one user's
-        requests = [_after(one.request, readable(one.request.user, one.accepted)) for one in questions]
+        told = {id(one.accepted): one for one in questions if one.accepted}  # many of a batch may be one user's
+        readable = {key: self._readable(str(one.request.user), one.accepted) for key, one in told.items()}
+        requests = [_after(one.request, readable.get(id(one.accepted), ())) for one in questions]
         listed: list[Listed | RequestError] = []
         for one, request, answer in zip(questions, requests, self.recommender.answer_each(requests), strict=True):
             if isinstance(answer, VisitError):
@@ -113,12 +113,12 @@ class Engine:
                 listed.append(answer if isinstance(answer, RequestError) else Listed(answer, list(map(_as_json, answer.places))))
         return listed
 
-    def _readable(self, user: str | None, accepted: tuple[Visit, ...]) -> tuple[Visit, ...]:
+    def _readable(self, user: str, accepted: tuple[Visit, ...]) -> tuple[Visit, ...]:
         """Of a user's accepted events those that add to the bundle's, and that it can read."""
         types = self.dataset.event_types
         return tuple(
             visit if visit.event_type in types else replace(visit, event_type=None)
-            for visit, row in (self._news(user, accepted) if user else ())
+            for visit, row in self._news(user, accepted)
             if row != UNKNOWN
         )
 
