@@ -136,7 +136,10 @@ def test_recommendations_are_the_models_own(journey):
     queries = dataset.histories(np.array([row]), np.array([recommender.moment_s]))
     with torch.inference_mode():
         vector = recommender.bundle.model.encode_users(recommender.bundle.store.users(queries))[0]
-    prior = recommender.bundle.config.model.temperature * log_popularity(dataset)
+    prior = (
+        recommender.bundle.config.model.temperature
+        * recommender.bundle.model.popularity(torch.from_numpy(log_popularity(dataset))).numpy()
+    )
     scores = (recommender.bundle.vectors @ vector).numpy() + prior
     scores[[0, 1, *queries.item_row]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:10]

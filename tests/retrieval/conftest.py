@@ -29,6 +29,7 @@ def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[Two
         for name, value in built.state_dict().items():
             if value.ndim and name != "waves.waves":
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+        built.new_popularity.fill_(0.75)
     return built.eval(), config
 
 

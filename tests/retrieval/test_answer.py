@@ -168,10 +168,10 @@ def test_a_score_is_a_cosine_and_the_prior_of_the_item(recommender: Recommender,
     rows = recommender.dataset.item_rows(ids(answer))
     count = recommender.dataset.item_train_count
     nats = np.log1p(count) - np.log1p(count[count > 0].mean())
-    prior = 0.1 * np.where(count > 0, nats, np.median(nats[count > 0]))[rows]
+    prior = 0.1 * np.where(count > 0, nats, float(bundle.model.new_popularity))[rows]
     assert [place.score for place in answer.places] == pytest.approx(bundle.vectors.numpy()[rows] @ user + prior, abs=1e-4)
     for place, share in zip(answer.places, prior, strict=True):
-        told = [reason.share for reason in place.reasons if reason.name == "popularity"]
+        told = [reason.share for reason in place.reasons if reason.name in ("popularity", "new")]
         least = min(abs(reason.share) for reason in place.reasons)
         assert told == pytest.approx([share], abs=1e-4) or (not told and abs(share) <= least + 1e-4)
 

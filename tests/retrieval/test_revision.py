@@ -50,6 +50,8 @@ def test_a_new_item_is_what_its_features_say(bundle: Path, tmp_path: Path, capsy
     n = before.dataset.n_items
     assert (row, bare, after.dataset.n_items) == (n, n + 1, n + 2)
     np.testing.assert_array_equal(after.arrays.vectors[:n], before.arrays.vectors)
+    assert (after.arrays.vectors[[row, bare], -1] == float(before.model.new_popularity)).all()
+    assert float(before.model.new_popularity) != 0
     for name, value in after.dataset.item_features.items():
         if name != "text":
             np.testing.assert_array_equal(value[row], value[unvisited])

@@ -220,8 +220,8 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
 
 def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
     """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item, by their weight, and
-    the mean that of the items that training knows. All others have the median of those: a new item is thought of as one of the
-    middle. 0 for the reserved rows."""
+    the mean that of the items that training knows. NaN for all others, which nobody has counted; see `TwoTower.popularity`. 0 for
+    the reserved rows."""
     events = dataset.events
     counted = events.positive & (events.split == TRAIN)
     count = np.bincount(events.item_row[counted], events.weight[counted], dataset.n_items)
@@ -230,7 +230,7 @@ def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
     if not known.any():
         return np.zeros(dataset.n_items, np.float32)
     logs = np.log1p(count) - np.log1p(count[known].mean())
-    return np.where(known, logs, np.where(row < FIRST_ROW, 0.0, np.median(logs[known]))).astype(np.float32)
+    return np.where(known, logs, np.where(row < FIRST_ROW, 0.0, np.nan)).astype(np.float32)
 
 
 def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:

@@ -16,6 +16,8 @@ from twotower.schema import NEIGHBOURS, PAD, UNKNOWN
 
 TEMPERATURE_RANGE = (0.01, 1.0)
 HIDDEN_STATE = 0.5  # share of the items shown without an id whose state is hidden too
+NEW_LENGTH = 0.85
+"""Of the vectors of items that training never saw: features alone tell less of an item than those who went there."""
 
 
 class TwoTower(nn.Module):
@@ -51,6 +53,9 @@ class TwoTower(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature)
         self.popularity_prior = config.popularity_prior
         self.revisit_prior = config.revisit_prior if layout.ordered else 0.0
+        self.new_popularity: Tensor
+        """Scalar, nats: the log popularity that new items count as; see `trainers.newcomers`."""
+        self.register_buffer("new_popularity", torch.zeros(()))
         self.reads_neighbours = any(spec.name == NEIGHBOURS for spec in static)
         self.neighbour_dropout = config.item_tower.neighbour_dropout
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
@@ -75,9 +80,26 @@ class TwoTower(nn.Module):
         self.log_temperature.clamp_(*(math.log(bound) for bound in TEMPERATURE_RANGE))
 
     def encode_items(self, batch: ItemBatch) -> Tensor:
-        """Items → vectors float32 [n, D]: of length one without `shrinkage`."""
+        """Items → vectors float32 [n, D]: of length one without `shrinkage`, those of new items `NEW_LENGTH` as long."""
         vectors: Tensor = self.item_tower(self.offered_fields(batch))
-        return vectors
+        return vectors if self.training else vectors * self.item_length(batch.row)
+
+    def item_length(self, row: Tensor) -> Tensor:
+        """What the vectors of items are multiplied by once training is over [n, 1]."""
+        shorter = NEW_LENGTH if self.popularity_prior else 1.0
+        return torch.where(row == UNKNOWN, shorter, 1.0)[:, None]
+
+    def popularity(self, logs: Tensor) -> Tensor:
+        """Log popularity of items [n], where NaN stands for a new one."""
+        return torch.where(logs.isnan(), self.new_popularity, logs)
+
+    def as_if_new(self, batch: ItemBatch) -> ItemBatch:
+        """The same items as they would be if training and nobody else had ever seen them."""
+        fields = dict(batch.fields)
+        if self.item_state.fields:
+            fields["state"] = torch.zeros_like(fields["state"])
+            fields["state"][:, -1] = 1.0
+        return ItemBatch(torch.full_like(batch.row, UNKNOWN), fields)
 
     def offered_fields(self, batch: ItemBatch) -> Tensor:
         """Embedded fields of the items as the item tower reads them [n, F, d]: the id first, the state last where there is one."""

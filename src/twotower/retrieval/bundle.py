@@ -229,7 +229,7 @@ def _check_towers(plain: Bundle, bundle: Bundle) -> None:
     vectors, tokens = encode_items(plain.model, plain.store, rows, plain.moment_s)
     for name, one, other in (
         (f"the graph of {USER_FILE}", wanted, found),
-        (f"the vectors of {INDEX_FILE}", vectors, plain.arrays.vectors[rows, :-1]),
+        (f"the vectors of {INDEX_FILE}", vectors, plain.arrays.vectors[rows]),
         (f"the tokens of {INDEX_FILE}", tokens, plain.arrays.tokens[rows]),
     ):
         if not np.allclose(one, other, atol=SAME):

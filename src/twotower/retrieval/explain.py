@@ -37,6 +37,7 @@ LABELS = {
     ("user", "month"): "the month",
     ("item", "id"): "who goes there",
     ("item", "popularity"): "how many go there",
+    ("item", "new"): "new here: shown now and then",
     ("item", "state"): "how often, how lately and how well it was rated",
 }
 
@@ -72,6 +73,7 @@ class Explainer:
         self.model, self.store, self.moment_s, self._describe = bundle.model, bundle.store, bundle.moment_s, describe
         self.vectors = bundle.vectors
         self._popularity = bundle.arrays.vectors[:, -1] * self.model.popularity_weight()
+        self._new = np.isnan(self.store.log_popularity)
         self._user = [spec.name for spec in self.model.user_embedding.fields]
         self._item = [spec.name for spec in (*self.model.item_embedding.fields, *self.model.item_state.fields)]
         self._columns = {spec.name: spec for spec in bundle.dataset.specs if spec.side == "item"}
@@ -107,7 +109,8 @@ class Explainer:
     def _told(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
         facts, popularity = self._describe(row), float(self._popularity[row])
         if abs(popularity) >= LEAST_SHARE:
-            yield Reason("item", "popularity", LABELS["item", "popularity"], round(popularity, 4))
+            name = "new" if self._new[row] else "popularity"
+            yield Reason("item", name, LABELS["item", name], round(popularity, 4))
         for about, share in zip(visited, shares.visits[j].tolist(), strict=True):
             if about and abs(share) >= LEAST_SHARE:
                 yield Reason("visit", about["item_id"], about.get("name") or about["item_id"], round(share, 4))
@@ -148,7 +151,7 @@ class Explainer:
         head = self.model.item_tower.head
         raw = head.raw(fields.requires_grad_())
         (by_field,) = _shares(raw, head.divisor(raw), users, [fields])
-        shares: Float = by_field.numpy()
+        shares: Float = (by_field * self.model.item_length(batch.row)).numpy()
         return shares
 
 

@@ -27,7 +27,7 @@ class ItemArrays:
     Attributes
     ----------
     vectors
-        float32 [n_items, D + 1]: the unit vector, and last the log popularity; see `data_loader.log_popularity`.
+        float32 [n_items, D + 1]: the vector, and last the log popularity; see `data_loader.log_popularity`.
     tokens
         float32 [n_items, d]: what a history reads of the item.
     recent
@@ -48,7 +48,7 @@ def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s
     visits = dataset.visits
     late = visits.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(visits), np.bool_)
     return ItemArrays(
-        vectors=np.concatenate([vectors, store.log_popularity[:, None]], axis=1),
+        vectors=vectors,
         tokens=tokens,
         recent=np.bincount(visits.item_row[late], minlength=dataset.n_items).astype(np.int64),
         offered=np.arange(dataset.n_items) >= FIRST_ROW,
@@ -56,10 +56,11 @@ def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s
 
 
 def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> tuple[Float, Float]:
-    """Vectors float32 [n, D] of item rows at a moment, and what a history reads of them float32 [n, d]."""
+    """What an index holds of item rows at a moment, float32 [n, D + 1], and what a history reads of them, float32 [n, d]."""
     vectors, tokens = [], []
     with torch.inference_mode():
         for batch in item_blocks(model, store, row, moment_s):
             vectors.append(model.encode_items(batch).float().cpu().numpy())
             tokens.append(model.history_items(batch).float().cpu().numpy())
-    return np.concatenate(vectors), np.concatenate(tokens)
+        logs = model.popularity(torch.from_numpy(store.log_popularity[row])).numpy()
+    return np.concatenate([np.concatenate(vectors), logs[:, None]], axis=1), np.concatenate(tokens)

@@ -48,7 +48,7 @@ class NeuralRetriever:
                 block = self.model.encode_items(batch)
                 if not filled:
                     vectors = block.new_empty(n_items, block.shape[1] + 1)
-                    vectors[:, -1] = torch.from_numpy(store.log_popularity)
+                    vectors[:, -1] = model.popularity(torch.from_numpy(store.log_popularity).to(self.device))
                 vectors[filled : filled + len(block), :-1] = block
                 filled += len(block)
         self.index = ExactIndex(vectors)

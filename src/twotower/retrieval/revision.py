@@ -64,7 +64,7 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
         vectors, tokens = encode_items(bundle.model, store, rows, bundle.moment_s)
         old, known = asdict(bundle.arrays), bundle.dataset.n_items
         added = ItemArrays(
-            vectors=np.concatenate([vectors, store.log_popularity[rows, None]], axis=1),
+            vectors=vectors,
             tokens=tokens,
             recent=np.where(rows < known, old["recent"][np.minimum(rows, known - 1)], 0),  # who comes back was visited before
             offered=np.ones(len(rows), np.bool_),

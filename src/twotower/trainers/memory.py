@@ -24,6 +24,7 @@ from twotower.retrieval.index import BLOCK_BYTES as SCORED_BYTES
 from twotower.retrieval.neural import BLOCK as ENCODED
 from twotower.trainers.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
 from twotower.trainers.facts import F32, ID, Facts, Load, row_bytes
+from twotower.trainers.newcomers import PRETENDED, QUESTIONS
 from twotower.trainers.vitals import BLOCK as SCORES
 from twotower.trainers.vitals import SAMPLE
 
@@ -127,7 +128,7 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
         loss=loss_bytes(facts.load, config, processes),
         batches=AHEAD * batch_bytes(facts, processes) + making_bytes(facts.load) if host else batch_bytes(facts, processes),
         opening=max(facts.opening_bytes, beginning_bytes(facts, config)) if host else 0,
-        validation=with_slack(validation_bytes(facts, config, wide)) if config.prepare.split.has_valid else 0,
+        validation=with_slack(validation_bytes(facts, config, wide)),
         export=export_bytes(weights, plain, optimiser, facts, config) if host else 0,
     )
 
@@ -251,18 +252,20 @@ def making_bytes(load: Load) -> int:
 
 def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
     """Item vectors, and the most of: a part of the questions going through a block (input, tokens, middle, norm, and 8 d in the
-    MLP; without any, three running sums); a block of items being encoded; a block of scores; and the doctor's scores, divided
-    by the temperature and being summed up: three times."""
+    MLP; without any, three running sums); a block of items being encoded; a block of scores, beside the vectors of items shown as
+    new; and the doctor's scores, divided by the temperature and being summed up: three times. Without a validation part it is
+    done once, for the new items alone."""
     model, layout = config.model, facts.layout
     d, vectors = model.user_tower.width, F32 * (model.user_tower.layers[-1] + 1) * facts.items
-    questions = min(QUESTIONS_AT_ONCE, config.training.eval_queries)
+    judged = config.prepare.split.has_valid
+    questions = min(QUESTIONS_AT_ONCE, max(config.training.eval_queries * judged, QUESTIONS))
     history = (4 * F32 + 8 * wide if model.user_tower.blocks else 3 * F32) * d + 10 * ID
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
     _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, wide)
     items = min(ENCODED, facts.items) * (passing + row_bytes(layout.item_fields, facts.bags) + waves)
     row = facts.items * F32
-    scores = max(min(min(SCORED, questions) * row, SCORED_BYTES), row)
-    doctor = 3 * F32 * facts.items * min(max(SCORES // facts.items, 1), SAMPLE, questions)
+    scores = max(min(min(SCORED, questions) * row, SCORED_BYTES), row) + math.ceil(3 * PRETENDED * vectors)
+    doctor = judged * 3 * F32 * facts.items * min(max(SCORES // facts.items, 1), SAMPLE, questions)
     return vectors + max(int(questions * facts.question_places * history), items, scores, doctor)
 
 

@@ -24,6 +24,7 @@ from twotower.trainers.base_trainer import BaseTrainer
 from twotower.trainers.beginning import begin_with_factors
 from twotower.trainers.budget import give_back
 from twotower.trainers.files import read_rows
+from twotower.trainers.newcomers import settle_new_items
 from twotower.trainers.visits import BEYOND_K, Doctor
 
 
@@ -117,13 +118,16 @@ class TwoTowerTrainer(BaseTrainer):
         self.model.clamp_temperature()
 
     def validate(self) -> dict[str, float] | None:
-        """Full-catalogue metrics on (a sample of) the validation part, and the temperature; the doctor looks on. None: none."""
-        if not self.doctor:
+        """Full-catalogue metrics on (a sample of) the validation part, and the temperature; the doctor looks on. None: there
+        is none. Either way new items get their popularity, in the end."""
+        if not self.doctor and self.at.step < self.last_step:
             return None
         self._make_room()
-        retriever = NeuralRetriever(
-            self.model, self.store, n_items=self.dataset.n_items, time_s=split_moment(self.dataset, "valid")
-        )
+        moment, exposure = split_moment(self.dataset, "valid"), self.config.model.new_item_exposure
+        retriever = NeuralRetriever(self.model, self.store, n_items=self.dataset.n_items, time_s=moment)
+        settle_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
+        if not self.doctor:
+            return None
         shown = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
         judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
         self._make_room()
