@@ -124,7 +124,7 @@ class ModelConfig(Settings):
     revisit_prior: float = Field(3.0, ge=0, le=10)
     """Nats that the item a user visited last gains where visited items may be recommended again; the one before gains half of it,
     and so on. Items like them gain a part. Not where a dataset is of sets, whose order says nothing."""
-    new_item_exposure: float = Field(0.03, ge=0, lt=1)
+    new_item_exposure: float = Field(0.035, ge=0, lt=1)
     """Share of the first ten places that items which training never saw take together, over all who ask, if they are as many as
     the catalogue has, or a twentieth of it. More or fewer are shown more or less. Without `popularity_prior` it means nothing."""
     temperature: float = Field(0.1, ge=0.01, le=1.0)
