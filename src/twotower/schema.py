@@ -13,8 +13,8 @@ from typing import Literal
 PAD = 0
 UNKNOWN = 1
 FIRST_ROW = 2
-FORMAT_VERSION = 3  # of datasets and runs
-BUNDLE_FORMAT = 4
+FORMAT_VERSION = 4  # of datasets and runs
+BUNDLE_FORMAT = 5
 
 # Raw tables (what a source returns) and prepared tables.
 USER_ID = "user_id"
