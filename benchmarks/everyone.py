@@ -1,0 +1,91 @@
+"""Lists for everybody: how long `twotower recommend --all` takes, beside its towers and index alone, and in how much memory.
+
+    python benchmarks/everyone.py BUNDLE
+
+The command runs as its users run it, in a process of its own. Beside it, in this process: the user tower and the search of the same
+index for a sample of the same users, in blocks of the same size, as if for all. Prints a JSON line for each claim, appended to
+benchmarks/results/everyone.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from common import RESULTS, claim, in_words, tell
+
+from twotower.console import setup_logging
+from twotower.retrieval.bundle import load_bundle
+from twotower.retrieval.dials import with_popularity
+from twotower.retrieval.everyone import BLOCK
+from twotower.schema import FIRST_ROW
+
+SAMPLE = 20  # blocks
+K = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and append; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS / "everyone.jsonl", help="file the rows are appended to")
+    given = parser.parse_args(arguments)
+    setup_logging(quiet=True)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "lists.parquet"
+        seconds, peak = _run(["--bundle", str(given.bundle), "--all", "--out", str(out)])
+        rows = pq.ParquetFile(out).metadata.num_rows
+        _, alone = _run(["--bundle", str(given.bundle), "--history", _some_item(given.bundle)])
+    users, items, bare = bare_seconds(given.bundle)
+    what = f"lists of {K} for {users:,} users among {items:,} items"
+    rate = {"users_a_second": round(users / seconds), "rows": rows}
+    found = [
+        claim(what, seconds, "s", "user tower and index alone, from a sample", bare, 0, **rate),
+        claim(f"peak memory of {what}", peak, "GiB", "a list for one", alone, 0),
+    ]
+    for row in found:
+        tell(row, given.results)
+        sys.stderr.write(in_words(row))
+    return 0
+
+
+def bare_seconds(path: Path) -> tuple[int, int, float]:
+    """Users and items of a bundle, and the seconds that tower and search would take for all of them."""
+    bundle = load_bundle(path)
+    dataset, spent = bundle.dataset, 0.0
+    users = dataset.n_users - FIRST_ROW
+    blocks = range(0, users, BLOCK)
+    for start in np.linspace(0, len(blocks) - 1, min(SAMPLE, len(blocks))).astype(int) * BLOCK:
+        rows = FIRST_ROW + np.arange(start, min(start + BLOCK, users))
+        queries = dataset.histories(rows, np.full(len(rows), bundle.moment_s))
+        began = time.perf_counter()
+        vectors = with_popularity(bundle.encode(queries), bundle.model.popularity_weight(), np.zeros(len(rows), np.float32))
+        bundle.index.search(vectors, K, exclude=(queries.offsets, queries.item_row))
+        spent += time.perf_counter() - began
+    return users, dataset.n_items - FIRST_ROW, spent * len(blocks) / min(SAMPLE, len(blocks))
+
+
+def _some_item(path: Path) -> str:
+    return str(load_bundle(path).dataset.item_ids[FIRST_ROW])
+
+
+def _run(options: list[str]) -> tuple[float, float]:
+    """Seconds and peak GiB of `twotower recommend` in a process of its own."""
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "twotower", "recommend", *options], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"everyone: error: `twotower recommend {' '.join(options)}` must end well. It returned {status}.")
+    return time.perf_counter() - began, usage.ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    sys.exit(main())
