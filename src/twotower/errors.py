@@ -18,7 +18,10 @@ from collections.abc import Iterable
 
 
 class TwoTowerError(Exception):
-    """Base of every error that the caller can mend."""
+    """Base of every error that the caller can mend: one line, whatever stands in what is quoted."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 class ConfigError(TwoTowerError):

@@ -1,6 +1,6 @@
 """Whatever stands in the files of a bundle, loading it ends in a bundle or in one `DataError`.
 
-`TWOTOWER_FUZZ_CASES` says how many cases of each of the five kinds are tried: with 20000 they are 10^5, in some three hours.
+`TWOTOWER_FUZZ_CASES` says how many cases of each of the five kinds are tried: with 20000 they are 10^5, in an hour of a core.
 """
 
 from __future__ import annotations

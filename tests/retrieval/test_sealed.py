@@ -59,6 +59,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "another kind": (lambda f: edit(f, lambda m: m.update(kind="dataset"), again=True), "something else"),
     "newer": (lambda f: edit(f, lambda m: m.update(format=BUNDLE_FORMAT + 1), again=True), "newer version"),
     "older": (lambda f: edit(f, lambda m: m.update(format=1), again=True), "Export it again with this version"),
+    "a format of two lines": (
+        lambda f: edit(f, lambda m: m.update(format="4\n5"), again=True),
+        "Export it again with this version",
+    ),
     "no hashes": (lambda f: edit(f, lambda m: m.pop("hashes"), again=True), "lists no hashes"),
     "outside": (lambda f: ((f.parent / "secret.txt").write_text("one"), edit(f, outside, again=True)), "of its own folder"),
 }
