@@ -27,7 +27,7 @@ SHOWN = ("NDCG", "HitRate", "Recall")
 CLAIM = ("claim", "figure", "unit", "against", "against_figure", "ratio", "seed", "machine", "commit")
 BESIDES = (
     *("at_rate", "p50", "candidates", "recall", "bytes", "lost", "interval", "requests", "refused", "failed", "reloads"),
-    *("while_starting", "tracebacks", "places_traded_in", "start_s", "memory_mb", "examples_per_s"),
+    *("while_starting", "tracebacks", "places_traded_in", "start_s", "memory_mb", "examples_per_s", "users_a_second"),
 )
 RIVAL, LEAST_USERS = "ials", 500  # of the table by slice
 QUALITY = ("set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash")
