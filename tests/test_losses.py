@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from twotower.losses import LOSSES, Pool, full_softmax, infonce, other_positives, sampled_softmax, softmax_loss
+from twotower.losses import LOSSES, Masked, Pool, full_softmax, infonce, other_positives, sampled_softmax, softmax_loss
 from twotower.schema import FIRST_ROW
 
 N, D, Q = 40, 8, 16
@@ -134,7 +134,7 @@ def test_masked_positives_leave_the_sum(world):
     column = int((candidates.target[0] + 1) % N)
     arguments = {"target": torch.from_numpy(candidates.target), "log_weight": torch.zeros(N), "temperature": TEMPERATURE}
     plain = softmax_loss(users, items[candidates.row], masked=None, **arguments)
-    masked = softmax_loss(users, items[candidates.row], masked=(torch.tensor([0]), torch.tensor([column])), **arguments)
+    masked = softmax_loss(users, items[candidates.row], masked=Masked.of(np.array([0]), np.array([column]), Q), **arguments)
     scores = users[0] @ items[FIRST_ROW:].T / TEMPERATURE
     others = torch.cat([scores[:column], scores[column + 1 :]])
     by_hand = plain - (torch.logsumexp(scores, 0) - torch.logsumexp(others, 0)) / Q
@@ -183,7 +183,8 @@ def plain_loss(users, items, temperature, *, target, log_weight, masked, weight)
     """The loss as its formula reads, all logits at once."""
     scores = users @ items.T / temperature
     positive = scores.gather(1, target[:, None])
-    logits = (scores + log_weight).index_put(masked, scores.new_tensor(float("-inf"))).scatter(1, target[:, None], positive)
+    pairs = (masked.example, masked.column)
+    logits = (scores + log_weight).index_put(pairs, scores.new_tensor(float("-inf"))).scatter(1, target[:, None], positive)
     return ((torch.logsumexp(logits, dim=1) - positive[:, 0]) * weight).sum() / weight.sum()
 
 
@@ -200,7 +201,7 @@ def problem(size: int, width: int, seed: int = 0) -> tuple[list[torch.Tensor], d
     rest = {"target": target, "log_weight": log_weight, "weight": weight}
     arguments = {name: torch.from_numpy(value) for name, value in rest.items()}
     leaves = [users, items, torch.tensor(0.2, dtype=torch.float64)]
-    return [leaf.requires_grad_() for leaf in leaves], arguments | {"masked": (torch.from_numpy(example), torch.from_numpy(column))}
+    return [leaf.requires_grad_() for leaf in leaves], arguments | {"masked": Masked.of(example, column, size)}
 
 
 @pytest.mark.parametrize("block", [1, 3 * 23 + 1, 17 * 23, 10**9])
@@ -218,13 +219,13 @@ def test_value_and_gradients_are_those_of_the_formula_whatever_the_block(block):
 def test_parts_over_the_sum_of_all_weights_add_up():
     leaves, arguments = problem(12, 9)
     users, items, temperature = leaves
-    example, column = arguments["masked"]
+    example, column = arguments["masked"].example.numpy(), arguments["masked"].column.numpy()
     whole = softmax_loss(users, items, temperature=temperature, **arguments)
     parts = []
     for a, b in ((0, 5), (5, 12)):
         inside = (example >= a) & (example < b)
         own = {name: arguments[name][a:b] for name in ("target", "weight")}
-        own |= {"masked": (example[inside] - a, column[inside]), "log_weight": arguments["log_weight"]}
+        own |= {"masked": Masked.of(example[inside] - a, column[inside], b - a), "log_weight": arguments["log_weight"]}
         parts.append(softmax_loss(users[a:b], items, temperature=temperature, weight_sum=arguments["weight"].sum(), **own))
     torch.testing.assert_close(parts[0] + parts[1], whole)
 

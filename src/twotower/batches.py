@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from twotower.config import ModelConfig
 
 GAP_BUCKETS = 24  # log2 of seconds, capped
 STARS_BUCKETS = 8  # 0 padding, 1 none given, 2 … 7 for 0 to 5 stars
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,8 @@ class ItemBatch:
     fields: dict[str, Tensor]
 
     def to(self, device: torch.device | str) -> ItemBatch:
-        """Copy to a device."""
-        return ItemBatch(self.row.to(device), {name: value.to(device) for name, value in self.fields.items()})
+        """Copy to a device; see `on_device`."""
+        return on_device(self, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,32 @@ class UserBatch:
     fields: dict[str, Tensor]
 
     def to(self, device: torch.device | str) -> UserBatch:
-        """Copy to a device."""
-        moved = {name: getattr(self, name).to(device) for name in self.__slots__ if name not in ("fields", "widths")}
-        return replace(self, **moved, fields={name: value.to(device) for name, value in self.fields.items()})
+        """Copy to a device; see `on_device`."""
+        return on_device(self, device)
+
+
+def on_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Return the batch with all tensors on `device`; copies from pinned memory do not wait for the device."""
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """Return a batch whose tensors are replaced by `change(tensor)`, however deep they lie in dataclasses, tuples and dicts.
+
+    Examples
+    --------
+    >>> items = ItemBatch(torch.tensor([2, 3]), {"state": torch.zeros(2, 5)})
+    >>> map_tensors(items, lambda tensor: tensor[:1]).row
+    tensor([2])
+    """
+    found: Any = batch
+    if isinstance(found, Tensor):
+        found = change(found)
+    elif isinstance(found, dict):
+        found = {name: map_tensors(value, change) for name, value in found.items()}
+    elif isinstance(found, tuple):
+        found = tuple(map_tensors(value, change) for value in found)
+    elif is_dataclass(found) and not isinstance(found, type):
+        found = replace(found, **{part.name: map_tensors(getattr(found, part.name), change) for part in fields(found)})
+    mapped: Batch = found
+    return mapped

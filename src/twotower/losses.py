@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,13 +46,37 @@ class Candidates:
     log_weight: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """Pairs (example, candidate) that are left out of the loss: the other items that the example's user interacted with.
+
+    Attributes
+    ----------
+    example, column
+        int64 [P]: positions among the examples, ascending, and among the candidates; never an example's own target.
+    offsets
+        int64 [Q + 1], in host memory: the pairs of example q are offsets[q]:offsets[q + 1]. The loss cuts its blocks by them
+        without reading anything back from the device.
+    """
+
+    example: Tensor
+    column: Tensor
+    offsets: Int
+
+    @classmethod
+    def of(cls, example: Int, column: Int, examples: int) -> Masked:
+        """Count the pairs of each of `examples` examples."""
+        offsets = np.searchsorted(example, np.arange(examples + 1))
+        return cls(torch.from_numpy(example), torch.from_numpy(column), offsets)
+
+
 def softmax_loss(
     users: Tensor,
     items: Tensor,
     *,
     target: Tensor,
     log_weight: Tensor,
-    masked: tuple[Tensor, Tensor] | None,
+    masked: Masked | None,
     temperature: Tensor,
     prior: Tensor | None = None,
     weight: Tensor | None = None,
@@ -76,8 +99,7 @@ def softmax_loss(
     log_weight
         [C]: added to the logit of a candidate wherever it is not the positive; -inf leaves it out.
     masked
-        (example, column) pairs int64 [P] each, the examples ascending, left out of the sum: the user's other positives. Never the
-        example's own target.
+        Pairs left out of the sum: the user's other positives.
     temperature
         Scalar that divides the inner products.
     prior
@@ -112,7 +134,7 @@ class _Problem:
     target: Tensor
     offset: Tensor  # [C]: log weight and prior
     target_prior: Tensor  # [Q]
-    masked: tuple[Tensor, Tensor] | None
+    masked: Masked | None
     weight: Tensor
     block: int
     differentiable: bool
@@ -120,12 +142,13 @@ class _Problem:
     def blocks(self, width: int) -> Iterator[tuple[slice, tuple[Tensor, Tensor] | None]]:
         """Examples start:stop of each block, and its masked pairs counted from `start`."""
         size = max(self.block // width, 1)
-        starts = range(0, len(self.target), size)
-        example, column = self.masked or (self.target[:0], self.target[:0])
-        bounds = torch.searchsorted(example.contiguous(), torch.tensor([*starts, len(self.target)], device=example.device)).tolist()
-        for start, (first, last) in zip(starts, pairwise(bounds), strict=True):
-            pairs = (example[first:last] - start, column[first:last]) if last > first else None
-            yield slice(start, start + size), pairs
+        for start in range(0, len(self.target), size):
+            stop = min(start + size, len(self.target))
+            pairs = None
+            if self.masked is not None:
+                first, last = int(self.masked.offsets[start]), int(self.masked.offsets[stop])
+                pairs = (self.masked.example[first:last] - start, self.masked.column[first:last]) if last > first else None
+            yield slice(start, stop), pairs
 
 
 class _SoftmaxSum(torch.autograd.Function):
@@ -166,7 +189,7 @@ def _block(
     positive = (scaled * items[target[:, 0]]).sum(dim=1, keepdim=True) + problem.target_prior[rows, None]
     logits = torch.addmm(problem.offset, scaled, items.T, out=buffer[: len(users)])
     if masked is not None:
-        logits.index_put_(masked, logits.new_tensor(float("-inf")))
+        logits.index_put_(masked, logits.new_full((), float("-inf")))
     logits.scatter_(1, target, positive)
     # The greatest logit and its share of the sum say what the sum is, with no exponential but the softmax's own.
     top = logits.amax(dim=1, keepdim=True)

@@ -98,7 +98,7 @@ def test_masks_are_the_users_other_positives(dataset):
     members = loader.plan(0)[0]
     batch = loader.batch(members, 0, 0)
     candidates, history = batch.items[0].row.numpy(), loader.events.history
-    masked = set(zip(batch.masked[0].tolist(), batch.masked[1].tolist(), strict=True))
+    masked = set(zip(batch.masked.example.tolist(), batch.masked.column.tolist(), strict=True))
     for example, event in enumerate(members[:20]):
         user = loader.events.user_row[event]
         mine = set(history.item_row[history.offsets[user] : history.offsets[user + 1]]) - {history.item_row[event]}

@@ -27,25 +27,30 @@ def test_an_overflow_leaves_the_weights_alone_and_the_scale_recovers(dataset, tm
     trainer = TwoTowerTrainer(dataset, settings(precision="fp16", log_every=1000), tmp_path)
     trainer.at.total_steps = 20
     trainer.scaler = LossScale(enabled=True, patience=2)
-    trainer.scaler.scale = 2.0**140  # times any gradient: infinite
+    trainer.scaler.scale.fill_(2.0**140)  # times any gradient: infinite
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     batches = trainer.batches(0, 0)
     trainer._step(next(batches), None)
-    assert trainer.scaler.scale == 2.0**139
+    assert float(trainer.scaler.scale) == 2.0**139
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    trainer.scaler.scale = 1024.0
+    trainer.scaler.scale.fill_(1024.0)
     for _ in range(4):
         trainer._step(next(batches), None)
-    assert trainer.scaler.scale == 4096.0
+    assert float(trainer.scaler.scale) == 4096.0
     assert not torch.equal(trainer.model.state_dict()["user_tower.stars"], before["user_tower.stars"])
 
 
-def test_gradients_that_overflow_unscaled_are_an_error():
-    scale = LossScale(enabled=False)
-    assert scale.judge(True)
-    with pytest.raises(TrainingError, match="no loss scale left"):
-        scale.judge(False)
+def test_gradients_that_overflow_unscaled_are_an_error(dataset, tmp_path):
+    trainer = TwoTowerTrainer(dataset, settings(log_every=3), tmp_path)
+    weight = trainer.model.user_tower.stars
+    weight.register_hook(lambda grad: grad * float("inf"))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(TrainingError, match=r"The gradients must stay finite.*no loss scale left to lower"):
+        trainer.fit()
+    assert trainer.at.step == 3, "the first line of the log is the first to be told"
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name]) or name == "tables.item/id.weight", name
 
 
 def test_precision_follows_the_hardware():

@@ -94,7 +94,7 @@ def test_gradient_cache_is_one_large_batch(dataset, tmp_path, view):
     trainer.model.double().train()
     batch = doubled(next(trainer.batches(0, 0)))
     assert len(batch.users) >= 3 and len(batch.items) >= 3
-    loss, _ = trainer.backward(batch, 1.0)
+    loss, _ = trainer.backward(batch, torch.ones(()))
     cached = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
 
     trainer.model.zero_grad()
@@ -106,7 +106,7 @@ def test_gradient_cache_is_one_large_batch(dataset, tmp_path, view):
         temperature=trainer.model.temperature(), prior=batch.prior, weight=batch.weight,
     )  # fmt: skip
     whole.backward()
-    assert loss == pytest.approx(float(whole.detach()), abs=1e-9)
+    assert float(loss) == pytest.approx(float(whole.detach()), abs=1e-9)
     assert cached.keys() == {name for name, p in trainer.model.named_parameters() if p.grad is not None}
     for name, p in trainer.model.named_parameters():
         if p.grad is not None:
@@ -184,8 +184,9 @@ def test_without_a_validation_part_the_end_of_the_schedule_is_the_model(dataset,
 def test_non_finite_loss_is_an_error_before_the_update(dataset, tmp_path):
     trainer = TwoTowerTrainer(dataset, settings(), tmp_path)
     before = trainer.model.log_temperature.clone()
-    trainer.backward = lambda *_: (float("nan"), 1)
-    with pytest.raises(TrainingError, match="finite"):
+    real = trainer.backward
+    trainer.backward = lambda batch, scale: (real(batch, scale)[0] * float("nan"), 1)
+    with pytest.raises(TrainingError, match="At step 1 it was not"):
         trainer.fit()
     assert torch.equal(before, trainer.model.log_temperature)
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from twotower.batches import ItemBatch, Layout, UserBatch
+from twotower.batches import ItemBatch, Layout, UserBatch, map_tensors, on_device
 from twotower.config import Config, ModelConfig
 from twotower.data.dataset import Dataset
 from twotower.data.views import VIEWS, TrainEvents, View
 from twotower.errors import ConfigError, TrainingError, nearest
 from twotower.features import FeatureStore
-from twotower.losses import LOSSES, Pool, other_positives
+from twotower.losses import LOSSES, Masked, Pool, other_positives
 from twotower.schema import FIRST_ROW, SPLITS, TRAIN, WITHHELD
 from twotower.state import ItemDynamics
 
@@ -52,17 +52,46 @@ class TrainBatch:
     target: Tensor
     log_weight: Tensor
     prior: Tensor
-    masked: tuple[Tensor, Tensor]
+    masked: Masked
     weight: Tensor
     weight_sum: Tensor
     examples: int
 
     def to(self, device: torch.device | str) -> TrainBatch:
-        """Copy to a device."""
-        first, second = self.masked
-        moved = {name: getattr(self, name).to(device) for name in ("target", "log_weight", "prior", "weight", "weight_sum")}
-        users, items = tuple(part.to(device) for part in self.users), tuple(part.to(device) for part in self.items)
-        return replace(self, **moved, users=users, items=items, masked=(first.to(device), second.to(device)))
+        """Copy to a device; see `on_device`."""
+        return on_device(self, device)
+
+
+class DeviceCopies:
+    """Copies batches to a device while it computes on the batch before.
+
+    On a GPU the copies start from pinned memory and run on a stream of their own: neither the thread that makes the batches nor
+    the one that computes waits for them. On a CPU there is nothing to copy.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def start(self, batch: TrainBatch) -> tuple[TrainBatch, torch.cuda.Event | None]:
+        """Begin to copy a batch; called by the thread that makes the batches."""
+        if self.stream is None:
+            return batch.to(self.device), None
+        with torch.cuda.stream(self.stream):
+            return map_tensors(batch, torch.Tensor.pin_memory).to(self.device), self.stream.record_event()
+
+    def finish(self, batch: TrainBatch, copied: torch.cuda.Event | None) -> TrainBatch:
+        """Return the batch for use on the current stream, which waits for the copies on the device; this thread does not."""
+        if copied is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(copied)
+            map_tensors(batch, lambda tensor: _used_by(tensor, stream))
+        return batch
+
+
+def _used_by(tensor: Tensor, stream: torch.cuda.Stream) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
 
 
 class TrainLoader:
@@ -125,7 +154,7 @@ class TrainLoader:
             target=torch.from_numpy(target),
             log_weight=torch.from_numpy(candidates.log_weight),
             prior=torch.from_numpy(self.prior[candidates.row]),
-            masked=(torch.from_numpy(masked[0]), torch.from_numpy(masked[1])),
+            masked=Masked.of(*masked, len(target)),
             weight=torch.from_numpy(weight),
             weight_sum=torch.tensor(weights.sum(dtype=np.float64)),
             examples=len(asked),
@@ -154,13 +183,13 @@ class TrainLoader:
         """How many micro-batches a share of `members` is, of `size` examples, tokens or items."""
         return 1 if self.micro is None else min(-(-size // self.micro), max(members, 1))
 
-    def iterate(self, epoch: int, start: int = 0, *, ahead: int = 2) -> Iterator[TrainBatch]:
-        """Batches of an epoch from step `start`, built by one thread up to `ahead` steps early."""
-        plan = self.plan(epoch)
-        ready: queue.Queue[TrainBatch | BaseException | None] = queue.Queue(ahead)
+    def iterate(self, epoch: int, start: int = 0, *, ahead: int = 2, device: torch.device | str = "cpu") -> Iterator[TrainBatch]:
+        """Batches of an epoch from step `start`, on `device`; one thread builds and copies them up to `ahead` steps early."""
+        plan, copies = self.plan(epoch), DeviceCopies(torch.device(device))
+        ready: queue.Queue[tuple[TrainBatch, torch.cuda.Event | None] | BaseException | None] = queue.Queue(ahead)
         stopped = threading.Event()
 
-        def put(thing: TrainBatch | BaseException | None) -> None:
+        def put(thing: tuple[TrainBatch, torch.cuda.Event | None] | BaseException | None) -> None:
             while not stopped.is_set():
                 try:
                     return ready.put(thing, timeout=0.1)
@@ -172,7 +201,7 @@ class TrainLoader:
                 for step in range(start, len(plan)):
                     if stopped.is_set():
                         return
-                    put(self.batch(plan[step], epoch, step))
+                    put(copies.start(self.batch(plan[step], epoch, step)))
                 put(None)
             except BaseException as error:  # handed to the reader, which raises it
                 put(error)
@@ -183,7 +212,7 @@ class TrainLoader:
             while (thing := ready.get()) is not None:
                 if isinstance(thing, BaseException):
                     raise thing
-                yield thing
+                yield copies.finish(*thing)
         finally:
             stopped.set()
             thread.join()

@@ -157,8 +157,11 @@ class ExactIndex(Index):
                     with torch.inference_mode():
                         if scratch is None:  # made once: the pages of a new matrix cost as much as choosing the best in it
                             scratch = self.vectors.new_empty(len(part), len(self.vectors))
-                        product = torch.mm(part, self.vectors.T, out=scratch[: len(part)])
-                        scores = product.float().cpu().numpy()
+                        product = torch.mm(part, self.vectors.T, out=scratch[: len(part)]).float()
+                        if not plain:  # on a GPU the scores stay there
+                            found.append(top_k(product, k, exclude=excluded, allow=allowed))
+                            continue
+                        scores = product.numpy()
                 found.append(top_k(scores, k, exclude=excluded, allow=allowed))
         return joined(found, k)
 

@@ -80,7 +80,9 @@ def _top(matrix: Tensor, k: int) -> Recommendations:
         return Recommendations(items, values)
     step = max(1, _CANDIDATES // (4 * isqrt(width * min(k, width)) + 1))
     for start in range(0, size, step):
-        best, rows = _best(matrix[start : start + step], min(k, width))
+        best, rows, broken = _best(matrix[start : start + step], min(k, width))
+        if broken:
+            raise ValueError(_BROKEN)
         items[start : start + step, : rows.shape[1]] = rows.cpu().numpy()
         values[start : start + step, : rows.shape[1]] = best.cpu().numpy()
     items[values == _NOTHING] = -1
@@ -124,29 +126,31 @@ def _mask(matrix: Tensor, exclude: Ragged | None, allow: Mask | None) -> None:
         matrix.masked_fill_(banned.to(matrix.device), _NOTHING)
 
 
-def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Scores and rows of the k best columns, k <= N."""
+def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores and rows of the k best columns, k <= N, and whether a score is NaN: all on the device of `matrix`."""
     size, width = matrix.shape
     block = _block(width, k)
     blocks = width // block
     whole, tail = matrix[:, : blocks * block].view(size, blocks, block), matrix[:, blocks * block :]
     maxima = whole.amax(-1)
-    if bool(maxima.isnan().any()) or bool(tail.isnan().any()):
-        raise ValueError(_BROKEN)
+    broken = maxima.isnan().any() | tail.isnan().any()
     # In ascending order, so that among the candidates, too, a lower position is a lower row.
     chosen = _first(maxima, min(k, blocks), ordered=False).sort(dim=1).values
     scores = torch.cat([whole.gather(1, chosen[:, :, None].expand(-1, -1, block)).flatten(1), tail], 1)
     at = _first(scores, k, ordered=True)
     inside = chosen.shape[1] * block
     rows = chosen.gather(1, (at // block).clamp(max=chosen.shape[1] - 1)) * block + at % block
-    return scores.gather(1, at), torch.where(at < inside, rows, at - inside + blocks * block)
+    return scores.gather(1, at), torch.where(at < inside, rows, at - inside + blocks * block), broken
 
 
 def _first(scores: Tensor, k: int, *, ordered: bool) -> Tensor:
     """Columns int64 [B, k] of the k best scores, a lower one first where scores are equal; in this order only if `ordered`.
 
-    A top-k of floats leaves open which of equal ones it takes: queries where that matters, few with most scores, are done again.
+    A top-k of floats leaves open which of equal ones it takes. On a CPU queries where that matters, few with most scores, are done
+    again. A GPU would have to be waited for to know them: there integer keys, which have no ties, order all queries at once.
     """
+    if scores.device.type != "cpu":
+        return torch.topk(_keys(scores), k, dim=1).indices
     best = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
     equal = (best.values[:, 1:] == best.values[:, :-1]) & (best.values[:, 1:] > _NOTHING)
     again = (equal if ordered else equal[:, k - 1 :]).any(1).nonzero()[:, 0]

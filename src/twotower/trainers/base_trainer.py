@@ -1,9 +1,10 @@
 """The loop: steps, precision, schedule, validation, early stopping, checkpoints and logs, in one process or many.
 
-A subclass says what one batch's gradients are and how to validate, if at all; `fit` is the whole story. Of several processes the
-first one writes and speaks; all hold the same weights, tables that are updated by rows apart, which they share. Files in the run's
-folder: `last.pt` (resume from here), `best.pt` (the best validation so far; the end where nothing is validated), `metrics.jsonl`
-(one JSON object per log line or validation) and `tensorboard/` (the same figures).
+A subclass says what one batch's gradients are and how to validate, if at all; `fit` is the whole story. A step never waits for the
+device: losses, norms and what went wrong stay there until a line of the log, a validation or a checkpoint asks for them. Of several
+processes the first one writes and speaks; all hold the same weights, tables that are updated by rows apart, which they share. Files
+in the run's folder: `last.pt` (resume from here), `best.pt` (the best validation so far; the end where nothing is validated),
+`metrics.jsonl` (one JSON object per log line or validation) and `tensorboard/` (the same figures).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from twotower import parallel
@@ -28,7 +29,7 @@ from twotower.console import Report, log, progress, silent
 from twotower.errors import TrainingError
 from twotower.models.layers.tables import RowTable
 from twotower.trainers.files import differences, read_rows, room
-from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
+from twotower.trainers.optimizer import Losses, LossScale, choose_device, choose_precision, clipped_step, make_optimizer, schedule
 
 LEAST_EPOCHS, LEAST_STEPS, MOST_EPOCHS, MOST_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
 MAY_CHANGE = {
@@ -36,14 +37,6 @@ MAY_CHANGE = {
     "evaluation": ("baselines", "tune_baselines", "baseline_settings", "bootstrap", "max_ease_items"),
 }
 """Settings that a resumed run may have anew: they say how it is computed, told and judged, not what is learned."""
-
-
-class Batch(Protocol):
-    """Whatever moves to a device."""
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Copy to a device."""
-        ...
 
 
 @dataclass
@@ -87,10 +80,10 @@ class BaseTrainer:
         self.model = model.to(self.device)
         self.optimizer = make_optimizer(self.model, self.settings.learning_rate, self.settings.weight_decay)
         self.tables = {name: part for name, part in self.model.named_modules() if isinstance(part, RowTable)}
-        self.scaler = LossScale(enabled=self.precision is torch.float16)
+        self.scaler = LossScale(self.device, enabled=self.precision is torch.float16)
         self.at = Progress()
         self.last_step = 1
-        self.losses: list[float] = []  # since the last validation
+        self.losses = Losses(self.device)  # since the last validation
         self._clock = self._saved = time.perf_counter()
         self._clock_examples = 0
         self._bar: Report = silent
@@ -105,9 +98,9 @@ class BaseTrainer:
         """Batches in an epoch."""
         raise NotImplementedError
 
-    def backward(self, batch: Any, scale: float) -> tuple[float, int]:
-        """Add the gradients of `scale` times this process's part of the mean loss; return that loss, over all processes, and the
-        number of examples."""
+    def backward(self, batch: Any, scale: Tensor) -> tuple[Tensor, int]:
+        """Add the gradients of `scale` times this process's part of the mean loss; return that loss, over all processes, as a
+        float64 scalar on the device, and the number of examples."""
         raise NotImplementedError
 
     def validate(self) -> dict[str, float] | None:
@@ -177,21 +170,39 @@ class BaseTrainer:
             group["lr"] = rate
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32):
             loss, examples = self.backward(batch.to(self.device), self.scaler.scale)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"The loss must stay finite. Got {loss} at step {self.at.step + 1}. Lower training.learning_rate, or use "
-                f"training.precision: fp32. The last checkpoint stands in {self.out}."
-            )
-        self.losses.append(loss)
+        self.losses.add(loss, self.at.step + 1)
         norm = self._update(rate)
         at = self.at
         at.step, at.step_in_epoch, at.examples = at.step + 1, at.step_in_epoch + 1, at.examples + examples
         self._bar("train", at.step, self.last_step)
         if at.step % self.settings.log_every == 0:
-            self._log(board, {"loss": loss, "learning_rate": rate, "grad_norm": norm, **self._speed()})
+            told, length = self.check(loss, norm)
+            self._log(board, {"loss": told, "learning_rate": rate, "grad_norm": length, **self._speed()})
 
-    def _update(self, rate: float) -> float:
-        """Move the weights along the gradients, clipped; returns their norm. With fp16, an overflow leaves the weights alone."""
+    def check(self, *values: Tensor) -> list[float]:
+        """Read scalars from the device, at once, and with them whether training can go on.
+
+        Raises
+        ------
+        TrainingError
+            A loss was not finite, or gradients were not, with no loss scale left to lower. The weights are those from before.
+        """
+        on_device = (*values, self.losses.failed, self.scaler.exhausted)
+        *told, failed, exhausted = torch.stack([value.double() for value in on_device]).tolist()
+        wrong = f"The loss must stay finite. At step {failed:.0f} it was not."
+        if exhausted:
+            wrong = (
+                f"The gradients must stay finite. They overflowed before step {self.at.step + 1}, with no loss scale left to lower."
+            )
+        if failed or exhausted:
+            raise TrainingError(
+                f"{wrong} Lower training.learning_rate, or use training.precision: fp32. The last checkpoint stands in {self.out}."
+            )
+        return told
+
+    def _update(self, rate: float) -> Tensor:
+        """Move the weights along the gradients, clipped; returns their norm, a float64 scalar on the device. Gradients that are not
+        finite leave the weights alone."""
         dense = [p for group in self.optimizer.param_groups for p in group["params"]]
         if parallel.world() > 1:
             for parameter in dense:
@@ -201,19 +212,19 @@ class BaseTrainer:
         parallel.add_up([rows])
         grads = [p.grad for p in dense if p.grad is not None]
         squares = [norm.double().square() for norm in torch._foreach_norm(grads)]
-        norm = math.sqrt(float(torch.stack([*squares, rows]).sum())) / self.scaler.scale
-        factor = min(1.0, self.settings.clip_norm / (norm + 1e-6)) / self.scaler.scale
-        if self.scaler.judge(math.isfinite(norm)):
-            if factor != 1:
-                torch._foreach_mul_(grads, factor)
-            self.optimizer.step()
-            for table in self.tables.values():
-                table.step(self.at.step + 1, rate, factor)
-            self.after_step()
+        norm = torch.stack([*squares, rows]).sum().sqrt() / self.scaler.scale
+        factor = (self.settings.clip_norm / (norm + 1e-6)).clamp(max=1.0) / self.scaler.scale
+        taken = norm.isfinite() & (self.losses.failed == 0)
+        self.scaler.update(norm.isfinite())
+        clipped_step(self.optimizer, factor, taken)
+        for table in self.tables.values():
+            table.step(self.at.step + 1, rate, factor, taken)
+        self.after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def _validate(self, board: SummaryWriter | None) -> None:
+        self.check()
         self.model.eval()
         began = time.perf_counter()
         judged = self.validate()
@@ -225,7 +236,7 @@ class BaseTrainer:
         else:
             value, better = None, self.at.step == self.last_step
         self._clock += time.perf_counter() - began  # validation is not training time
-        self.losses = []
+        self.losses.load([0.0, 0])
         if better:
             self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
             self._save("best.pt")
@@ -239,20 +250,24 @@ class BaseTrainer:
     # Files.
 
     def _due(self) -> bool:
-        """Whether the last checkpoint is old enough for another one."""
+        """Whether the last checkpoint is old enough for another one. Several processes, which have to agree, ask at lines of the
+        log alone: the answer of another one is read back from the device."""
+        if parallel.world() > 1 and self.at.step % self.settings.log_every:
+            return False
         return bool(parallel.agreed([time.perf_counter() - self._saved >= self.settings.save_every_s])[0])
 
     def _save(self, name: str) -> None:
+        self.check()
         rows = {name: table.state() for name, table in self.tables.items()}
         state = {
             "config": self.config.model_dump(mode="json"),
             "data": self.data,
             "progress": asdict(self.at),
-            "losses": self.losses,
+            "losses": self.losses.state(),
             "model": self.model.state_dict() | {f"{name}.weight": rows[name].pop("weight") for name in rows},
             "rows": rows,
             "optimizer": self.optimizer.state_dict(),
-            "scaler": [self.scaler.scale, self.scaler.good],
+            "scaler": self.scaler.state(),
         }
         if parallel.rank() == 0:
             save_checkpoint(self.out / name, state)
@@ -277,8 +292,9 @@ class BaseTrainer:
             weights[f"{name}.weight"] = table.weight
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.scale, self.scaler.good = state["scaler"]
-        self.at, self.losses = Progress(**state["progress"]), state["losses"]
+        self.scaler.load(state["scaler"])
+        self.at = Progress(**state["progress"])
+        self.losses.load(state["losses"])
         log.info("resuming at step %d", self.at.step)
 
     @contextmanager

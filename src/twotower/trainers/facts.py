@@ -209,7 +209,7 @@ def _load(loader: TrainLoader, step: int) -> Load:
         members=len(members),
         history_items=sum(len(part.items.row) for part in batch.users),
         candidates=len(batch.log_weight),
-        masked=len(batch.masked[0]),
+        masked=len(batch.masked.example),
         events=int(lengths[owner].sum()),
     )
 

@@ -60,13 +60,13 @@ class TwoTowerTrainer(BaseTrainer):
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
         """See `BaseTrainer`."""
-        return self.loader.iterate(epoch, start)
+        return self.loader.iterate(epoch, start, device=self.device)
 
     def batches_per_epoch(self) -> int:
         """See `BaseTrainer`."""
         return len(self.loader.plan(0))
 
-    def backward(self, batch: TrainBatch, scale: float) -> tuple[float, int]:
+    def backward(self, batch: TrainBatch, scale: Tensor) -> tuple[Tensor, int]:
         """See `BaseTrainer`.
 
         A batch in several micro-batches goes through the towers twice (Gao et al., "Scaling Deep Contrastive Learning Batch Size
@@ -100,7 +100,7 @@ class TwoTowerTrainer(BaseTrainer):
                 self._encode(number, encode).backward(leaf.grad)  # type: ignore[no-untyped-call]
         total = loss.detach().double()
         parallel.add_up([total])
-        return float(total), batch.examples
+        return total, batch.examples
 
     def _encode(self, number: int, encode: Callable[[], Tensor]) -> Tensor:
         """Encode micro-batch `number` of the step; what it drops is a function of seed, step, process and number alone."""
@@ -132,6 +132,6 @@ class TwoTowerTrainer(BaseTrainer):
         judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
         self._make_room()
         batch = self.loader.batch(self.loader.plan(self.at.epoch)[0], self.at.epoch, 0).to(self.device)
-        mean = sum(self.losses) / max(len(self.losses), 1)
-        self.note(self.doctor.visit(retriever, judged, batch, step=self.at.step, epoch=self.at.epoch, training_loss=mean))
+        at, mean = self.at, self.losses.mean()
+        self.note(self.doctor.visit(retriever, judged, batch, step=at.step, epoch=at.epoch, training_loss=mean))
         return {**{name: judged.mean(name) for name in shown}, "temperature": float(self.model.temperature().detach())}

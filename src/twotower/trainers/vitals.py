@@ -93,7 +93,7 @@ def contrast(batch: TrainBatch) -> Contrast:
     examples, candidates = int(counted.sum()), int(stands.sum())
     if not examples:  # a process may have no share of a small batch
         return Contrast(0.0, 0.0, float(candidates))
-    masked = int((counted[batch.masked[0]] & stands[batch.masked[1]]).sum())
+    masked = int((counted[batch.masked.example] & stands[batch.masked.column]).sum())
     _, of_user = torch.unique(torch.cat([part.user_row for part in batch.users])[counted], return_counts=True)
     same = float((of_user * (of_user - 1)).sum()) / max(examples * (examples - 1), 1)
     negatives = candidates - float(stands[batch.target[counted]].double().mean()) - masked / examples

@@ -84,18 +84,21 @@ class RowTable(Table):
 
     moments: Tensor  # [rows, 2] float32, side by side: one visit to memory; exact for step numbers below 2^24
     scale: Tensor
+    least_scale: float
+    """What `scale` would be had no step been left out: known without asking the device, and no greater than `scale`."""
 
     def _make(self, name: str, dim: int, config: EmbeddingConfig) -> None:
         held = parallel.owned(self.rows)
         self.decay = config.weight_decay
         self.register_buffer("weight", _normal_rows(name, self.rows, dim, self.std, DTYPES[config.dtype]))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.least_scale = 1.0
         self.register_buffer("moments", torch.zeros(held, 2), persistent=False)
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def read(self, row: Tensor) -> tuple[Tensor, Tensor]:
         """The distinct rows, as a matrix of their own that is remembered for `collect`."""
-        distinct, at = torch.unique(torch.cat([row.new_full((1,), PAD), row.flatten()]), return_inverse=True)
+        distinct, at = distinct_rows(torch.cat([row.new_full((1,), PAD), row.flatten()]))
         wide = parallel.ask_owners(distinct, self.weight)
         wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
         leaf = wide * self.scale.to(wide.dtype)
@@ -116,44 +119,57 @@ class RowTable(Table):
         row, grad = _merged(row, grad)
         if parallel.world() > 1:
             row, grad = _merged(*parallel.tell_owners(row, grad))
-        real = row >= (1 if parallel.rank() == 0 else 0)  # PAD is row 0 of process 0
-        self.merged = (row[real], grad[real])
+        self.merged = (row, grad)  # PAD among them, whose gradient is zero: padding gets none
         self.pending = []
-        return self.merged[1].double().square().sum()
+        return grad.double().square().sum()
 
     @torch.no_grad()
-    def step(self, number: int, rate: float, factor: float) -> None:
-        """Update the collected rows at step `number` (from 1), their gradients times `factor`."""
+    def step(self, number: int, rate: float, factor: Tensor, taken: Tensor) -> None:
+        """Update the collected rows at step `number` (from 1).
+
+        Parameters
+        ----------
+        factor
+            Scalar that multiplies their gradients.
+        taken
+            bool scalar: False leaves everything as it is.
+        """
         row, grad = self.merged
         grad = grad * factor
-        self._shrink(1 - rate * self.decay)
-        second, touched = self.moments[row].unbind(dim=1)
+        self._shrink(1 - rate * self.decay, taken)
+        before = self.moments[row]
+        second, touched = before.unbind(dim=1)
         second = second * BETA ** (number - touched) + (1 - BETA) * grad.square().mean(dim=1)
-        self.moments[row] = torch.stack([second, torch.full_like(second, number)], dim=1)
+        self.moments[row] = torch.where(taken, torch.stack([second, torch.full_like(second, number)], dim=1), before)
         step = rate * grad / ((second / (1 - BETA**number)).sqrt() + EPS)[:, None]
         stored = self.weight[row]
-        self.weight[row] = rounded(stored.to(step.dtype) - step / self.scale.to(step.dtype), stored.dtype)
+        moved = rounded(stored.to(step.dtype) - step / self.scale.to(step.dtype), stored.dtype)
+        self.weight[row] = torch.where(taken, moved, stored)
 
-    def _shrink(self, factor: float) -> None:
+    def _shrink(self, factor: float, taken: Tensor) -> None:
         if factor == 1:
             return
-        self.scale *= factor
-        if self.scale < _FOLD_BELOW:
+        self.scale.copy_(torch.where(taken, self.scale * factor, self.scale))
+        self.least_scale *= factor
+        if self.least_scale < _FOLD_BELOW:
             for start in range(0, len(self.weight), _BLOCK):
                 block = self.weight[start : start + _BLOCK]
                 block.copy_(rounded(block.float() * self.scale.float(), block.dtype))
             self.scale.fill_(1.0)
+            self.least_scale = 1.0
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs, of the whole table: its weights, their factor, and both numbers of each row."""
         held = {"weight": self.weight, "moments": self.moments}
-        return {name: parallel.whole(value, self.rows) for name, value in held.items()} | {"scale": self.scale}
+        scales = {"scale": self.scale, "least_scale": torch.tensor(self.least_scale, dtype=torch.float64)}
+        return {name: parallel.whole(value, self.rows) for name, value in held.items()} | scales
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned, in any number of processes."""
         for name in ("weight", "moments"):
             getattr(self, name).copy_(parallel.part_of(state[name]))
         self.scale.copy_(state["scale"])
+        self.least_scale = float(state["least_scale"])
 
 
 class StoredTable(Table):
@@ -229,8 +245,30 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return result.to(dtype)
 
 
+def distinct_rows(row: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows of int64 [m], ascending, and each entry's position among them.
+
+    How many there are is known at once on a CPU. A GPU would have to be waited for: there the result is as long as `row`, the
+    distinct rows first and PAD behind them. So it is where PyTorch's `unique` has no other choice, with several processes, whose
+    messages need the number anyway.
+    """
+    if row.device.type == "cpu" or parallel.world() > 1:
+        distinct, at = torch.unique(row, return_inverse=True)
+        return distinct, at
+    return padded_distinct_rows(row)
+
+
+def padded_distinct_rows(row: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct rows of int64 [m], ascending, with PAD behind them up to [m], and each entry's position among them."""
+    ordered, order = torch.sort(row)
+    new = ordered != torch.roll(ordered, 1)
+    new[:1] = False
+    rank = torch.cumsum(new, dim=0)
+    return torch.full_like(row, PAD).scatter_(0, rank, ordered), torch.empty_like(rank).scatter_(0, order, rank)
+
+
 def _merged(row: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    distinct, at = torch.unique(row, return_inverse=True)
+    distinct, at = distinct_rows(row)
     return distinct, grad.new_zeros(len(distinct), grad.shape[1]).index_add_(0, at, grad)
 
 
