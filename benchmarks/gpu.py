@@ -1,0 +1,261 @@
+"""Whether the promises hold on a GPU: is it right, is it fast, does it fit, does the whole of it run.
+
+    python benchmarks/gpu.py --quick                       # in a notebook cell on Kaggle: a minute or two, nothing prepared
+    python benchmarks/gpu.py --prepare .gpu                # where the real data are: datasets to carry to a machine with a GPU
+    python benchmarks/gpu.py --data .gpu --out results     # there: all of it, eight minutes at most
+    python benchmarks/gpu.py --device cpu                  # a rehearsal without a GPU, as small as shows that all of it runs
+
+Parts run one after the other, the cheapest first, in a process of their own that is ended when a part takes longer than its
+limit; a part that fails is recorded with its traceback, and the next one begins. Each leaves a JSON line in gpu.jsonl in the folder
+`--out`: the part, whether its promise holds (null where it only measures), its figures, its seconds. A table comes at the end. The
+exit code is 0 when all parts ran, whatever they found, and 1 when one failed. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common import Row, commit, machine
+
+REAL_SETS = ("s3rec", "yelp2018")
+PACKED = "sets.tar.xz"
+
+
+class Part(NamedTuple):
+    """A part by name: its function in `gpu_parts`, with its arguments, and its limit in seconds; `quick`: of the short form too."""
+
+    name: str
+    function: str
+    arguments: dict[str, Any]
+    limit_s: float
+    quick: bool = False
+    needs: str = "town"
+
+
+PARTS = (
+    Part("right: the machine", "machine", {}, 60, quick=True),
+    Part("right: losses and lists as on the CPU", "same_losses", {}, 60, quick=True),
+    *(
+        Part(f"right: {name}", "variant", {"name": name}, 60, quick=name in ("gradient checkpointing", "tables by rows"))
+        for name in ("gradient checkpointing", "micro-batches", "tables by rows", "next event", "classic towers", "full softmax")
+    ),
+    Part("right: an overflow in fp16", "overflow", {}, 60, quick=True),
+    Part("right: cut and resumed", "resumed", {}, 60),
+    Part("fits: the town, batches of 512", "fits", {}, 60, quick=True),
+    Part("fits: the town in fp16, batches of 8,192", "fits", {"settings": ["training.batch_size=8192"], "precision": "fp16"}, 60),
+    Part("fits: tables of the full Yelp dump, 15 GB", "fits", {"full": True, "precision": "fp16"}, 60),
+    Part(
+        "fits: the same, dense, width 128",
+        "fits",
+        {"full": True, "precision": "fp16", "settings": ["model.rows_from=100000000", "model.user_tower.embedding_dim=128"]},
+        60,
+    ),
+    Part("fast: the town", "speed", {"name": "town"}, 60, quick=True),
+    Part("fast: S3-Rec's Yelp", "speed", {"name": "s3rec"}, 60, needs="s3rec"),
+    Part("fast: yelp2018", "speed", {"name": "yelp2018"}, 90, needs="yelp2018"),
+    Part("right: bf16 and fp16 within the noise of fp32", "precisions", {}, 150),
+    Part("whole: evaluation of the town", "evaluated", {"name": "town"}, 60, quick=True),
+    Part("whole: evaluation of S3-Rec's Yelp", "evaluated", {"name": "s3rec"}, 60, needs="s3rec"),
+    Part("whole: torchrun and collectives", "processes", {}, 90),
+    Part("whole: the notebook's cells", "notebook", {}, 150),
+    Part("right: torch.compile", "compiled", {}, 120),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts; returns the exit code."""
+    given = _parser().parse_args(arguments)
+    if given.worker:
+        return work(given)
+    if given.prepare:
+        return prepare(given.prepare)
+    if given.device == "auto":
+        import torch
+
+        given.device = "cuda" if torch.cuda.is_available() else "cpu"
+    given.out.mkdir(parents=True, exist_ok=True)
+    given.data = unpacked(given)
+    chosen = [part for part in PARTS if (part.quick or not given.quick) and all(word in part.name for word in given.only)]
+    rows = run_parts(chosen, given)
+    sys.stdout.write(table(rows))
+    return int(any(row["failed"] for row in rows))
+
+
+def prepare(folder: Path) -> int:
+    """Make all datasets, note the commit that they are carried with, and pack both into one file."""
+    import gpu_parts
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as made, tarfile.open(folder / PACKED, "w:xz") as archive:
+        for name in ("town", *REAL_SETS):
+            gpu_parts.prepare_set(name, Path(made))
+        (Path(made) / "commit").write_text(commit())
+        archive.add(made, ".")
+    return 0
+
+
+def unpacked(given: argparse.Namespace) -> Path:
+    """The folder of the datasets: those that `prepare` packed, or as it was given."""
+    packed, folder = given.data / PACKED, given.out / "datasets"
+    if not packed.is_file():
+        return Path(given.data)
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def run_parts(parts: Sequence[Part], given: argparse.Namespace) -> list[Row]:
+    """Run parts in worker processes; a new one takes over where one was ended or broke."""
+    left, rows, began = list(parts), [], time.perf_counter()
+    file, carried = given.out / "gpu.jsonl", given.data / "commit"
+    file.write_text("")
+    come_from = carried.read_text().strip() if carried.is_file() else commit()
+
+    def note(row: Row) -> None:
+        rows.append({**row, "commit": come_from})
+        with file.open("a", encoding="utf-8") as target:
+            target.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
+        sys.stderr.write(f"{row['part']}: {_state(row)}, {row.get('seconds', 0)} s\n")
+
+    while left:
+        present = [part for part in left if part.needs == "town" or (given.data / part.needs / "manifest.json").is_file()]
+        for part in left:
+            if part not in present:
+                note({"part": part.name, "ok": None, "failed": False, "skipped": f"no dataset {part.needs}"})
+        left = present
+        if left:
+            done = watch(left, given, began, note)
+            left = left[done:]
+    return rows
+
+
+def watch(parts: Sequence[Part], given: argparse.Namespace, began: float, tell: Callable[[Row], None]) -> int:
+    """Start a worker on `parts` and look after it; returns how many of them are done with."""
+    with tempfile.TemporaryDirectory() as scratch:
+        places = ["--out", str(given.out), "--data", str(given.data), "--scratch", scratch]
+        names = [word for part in parts for word in ("--part", part.name)]
+        command = [sys.executable, __file__, "--worker", "--device", given.device, *places, *names]
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert worker.stdout is not None
+        done = 0
+        for part in parts:
+            limit = min(part.limit_s, max(given.limit_s - (time.perf_counter() - began), 1.0))
+            started = time.perf_counter()
+            row = _answer(worker, limit)
+            if row is None:
+                worker.kill()
+                worker.wait()
+                taken = time.perf_counter() - started
+                why = f"ended after {taken:.0f} s, its limit" if taken >= limit else f"its process ended with {worker.returncode}"
+                row = {"part": part.name, "ok": False, "failed": True, "seconds": round(taken, 1), "error": why}
+            done += 1
+            tell(row)
+            if row["failed"]:
+                break
+        worker.kill()
+        worker.wait()
+    return done
+
+
+def _answer(worker: subprocess.Popen[str], limit: float) -> Row | None:
+    """The next row that a worker prints; None when it ends or says nothing in time."""
+    import select
+
+    assert worker.stdout is not None
+    deadline = time.perf_counter() + limit
+    while (rest := deadline - time.perf_counter()) > 0:
+        if select.select([worker.stdout], [], [], rest)[0]:
+            line = worker.stdout.readline()
+            if not line:
+                return None
+            if line.startswith("{"):
+                row: Row = json.loads(line)
+                return row
+    return None
+
+
+def work(given: argparse.Namespace) -> int:
+    """Be the worker: run parts, print a row for each, and end after one that failed, whose device may be in any state."""
+    import gpu_parts
+    import torch
+
+    from twotower.console import setup_logging
+
+    setup_logging(quiet=True)
+    bench = gpu_parts.Bench(torch.device(given.device), given.data, given.scratch, small=given.device == "cpu")
+    bench.out.mkdir(parents=True, exist_ok=True)
+    for part in (part for part in PARTS if part.name in given.part):
+        began = time.perf_counter()
+        arguments = dict(part.arguments)
+        call = partial(getattr(gpu_parts, part.function), bench, *arguments.pop("settings", ()), **arguments)
+        row: Row = {"part": part.name}
+        try:
+            found = call()
+            row |= {"ok": found.ok, "failed": False, **found.figures}
+        except Exception as error:
+            sys.stderr.write(traceback.format_exc())
+            row |= {"ok": False, "failed": True, "error": str(error)[-500:], "traceback": traceback.format_exc()[-4000:]}
+        row |= {"seconds": round(time.perf_counter() - began, 1), "torch": torch.__version__, "machine": machine(bench.name)}
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
+        if row["failed"]:
+            return 1
+    return 0
+
+
+def _state(row: Row) -> str:
+    if row.get("skipped"):
+        return f"skipped, {row['skipped']}"
+    if row["failed"]:
+        return "FAILED"
+    return {True: "holds", False: "DOES NOT HOLD", None: "measured"}[row["ok"]]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All parts, a line each."""
+    hidden = {"part", "ok", "failed", "seconds", "machine", "torch", "commit", "traceback", "skipped"}
+    lines = ["", f"{'part':<46} {'':<14} {'s':>5}  figures"]
+    for row in rows:
+        figures = ", ".join(f"{name} {_short(value)}" for name, value in row.items() if name not in hidden)
+        lines.append(f"{row['part']:<46} {_state(row):<14.14} {row.get('seconds', 0):>5}  {figures}")
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="auto: a GPU if there is one")
+    parser.add_argument("--quick", action="store_true", help="the short form, on a simulated town alone")
+    parser.add_argument("--only", action="append", default=[], metavar="WORD", help="parts whose name holds WORD; repeatable")
+    parser.add_argument(
+        "--data", type=Path, default=Path(".gpu"), help="folder that --prepare made, or of datasets by name (default: .gpu)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of gpu.jsonl (default: runs/gpu)")
+    parser.add_argument("--limit-s", type=float, default=480, help="seconds for all parts together (default: 480)")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="make the datasets in FOLDER and do nothing else")
+    for name in ("--worker", "--part", "--scratch"):
+        more: dict[str, Any] = {"action": "store_true"} if name == "--worker" else {}
+        if name == "--part":
+            more = {"action": "append", "default": []}
+        if name == "--scratch":
+            more = {"type": Path}
+        parser.add_argument(name, help=argparse.SUPPRESS, **more)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
