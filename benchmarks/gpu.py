@@ -64,11 +64,11 @@ PARTS = (
     Part("fast: the town", "speed", {"name": "town"}, 60, quick=True),
     Part("fast: S3-Rec's Yelp", "speed", {"name": "s3rec"}, 60, needs="s3rec"),
     Part("fast: yelp2018", "speed", {"name": "yelp2018"}, 90, needs="yelp2018"),
-    Part("right: bf16 and fp16 within the noise of fp32", "precisions", {}, 150),
     Part("whole: evaluation of the town", "evaluated", {"name": "town"}, 60, quick=True),
     Part("whole: evaluation of S3-Rec's Yelp", "evaluated", {"name": "s3rec"}, 60, needs="s3rec"),
     Part("whole: torchrun and collectives", "processes", {}, 90),
     Part("whole: the notebook's cells", "notebook", {}, 150),
+    Part("right: bf16 and fp16 within the noise of fp32", "precisions", {}, 150),
     Part("right: torch.compile", "compiled", {}, 120),
 )
 

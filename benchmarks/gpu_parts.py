@@ -228,7 +228,7 @@ def variant(bench: Bench, name: str) -> Found:
 
 def precisions(bench: Bench) -> Found:
     """bf16 and fp16 train within the noise of fp32: paired intervals on the town's test part, and two seeds of fp32."""
-    few = ("training.max_steps=6", "training.eval_queries=200") if bench.small else ()
+    few = ("training.max_steps=6", "training.eval_queries=200") if bench.small else ("training.max_steps=300",)
     dataset, systems, seconds = bench.dataset(), [], {}
     store = open_store(dataset, "test", bench.config().model)
     for name, settings in {
@@ -316,7 +316,7 @@ def compiled(bench: Bench) -> Found:
             assert encoder is not None
             for part in (model.user_tower.head, model.item_tower.head, *encoder.blocks):
                 part.compile(dynamic=True)
-        losses = losses_of(trainer, 2 if bench.small else 12)
+        losses = losses_of(trainer, 2 if bench.small else 8)
         batches = list(islice(trainer.batches(0, 0), 2 if bench.small else 8))
         found[name] = {
             "losses": losses,
@@ -337,7 +337,7 @@ def speed(bench: Bench, name: str) -> Found:
     drained = list(islice(trainer.batches(0, 0), 4 if bench.small else 24))
     for batch in drained:
         trainer._step(batch, None)
-    figures = throughput(bench, trainer, 2 if bench.small else 10)
+    figures = throughput(bench, trainer, 2 if bench.small else 6)
     plan = trainer.loader.plan(0)
     making = bench.seconds(lambda: [trainer.loader.batch(plan[i], 0, i) for i in range(len(drained))]) / len(drained)
     stepping = min(bench.seconds(lambda: [trainer._step(batch, None) for batch in drained]) for _ in range(3)) / len(drained)
@@ -349,9 +349,10 @@ def speed(bench: Bench, name: str) -> Found:
     some = min(bench.seconds(lambda: [trainer._step(batch, None) for batch in drained[:6]]) for _ in range(3))
     kernels = min(bench.seconds(lambda: [replay(one) for one in calls]) for _ in range(3))
     stalls = read_backs(trainer, drained) if bench.device.type == "cuda" else None
+    figures |= busy(trainer, drained[:6]) if bench.device.type == "cuda" else {}
     here = bench.trainer(name, device=CPU)
     here.begin()
-    on_cpu = throughput(replace(bench, device=CPU), here, 1 if bench.small else 5)["examples_per_s"]
+    on_cpu = throughput(replace(bench, device=CPU), here, 1 if bench.small else 3)["examples_per_s"]
     figures |= {
         "times_cpu": round(figures["examples_per_s"] / on_cpu, 2),
         "cpu_examples_per_s": on_cpu,
@@ -362,6 +363,25 @@ def speed(bench: Bench, name: str) -> Found:
         "precision": str(trainer.precision).removeprefix("torch."),
     }
     return Found(None if stalls is None else stalls == 0, figures)
+
+
+def busy(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> dict[str, Any]:
+    """How long the GPU works in a step, on what most, and how often it is asked to."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as seen:
+        for batch in batches:
+            trainer._step(batch, None)
+        torch.cuda.synchronize()
+    events = seen.key_averages()
+    kernels = sorted(
+        (event for event in events if event.device_type.name == "CUDA"), key=lambda event: -event.self_device_time_total
+    )
+    each = 1000 * len(batches)
+    return {
+        "device_ms": round(sum(event.self_device_time_total for event in kernels) / each, 2),
+        "launches": round(sum(event.count for event in events if "LaunchKernel" in event.key) / len(batches)),
+        "longest_ms": {event.key[:60]: round(event.self_device_time_total / each, 2) for event in kernels[:6]},
+    }
 
 
 def throughput(bench: Bench, trainer: TwoTowerTrainer, seconds: float) -> dict[str, Any]:
@@ -435,7 +455,7 @@ def fits(bench: Bench, *settings: str, precision: str = "auto", full: bool = Fal
         two_tower_trainer.build_model = plain
     if not full:
         trainer.begin()
-    losses = losses_of(trainer, 3 if bench.small else 30)
+    losses = taught(trainer, 3 if bench.small else 30)
     step = torch.cuda.max_memory_allocated() if on_gpu else 0
     validation = None
     if not full:
@@ -443,20 +463,26 @@ def fits(bench: Bench, *settings: str, precision: str = "auto", full: bool = Fal
             torch.cuda.reset_peak_memory_stats()
         trainer.validate()
         validation = torch.cuda.max_memory_allocated() if on_gpu else 0
-    parts = plan.parts
-    planned, judged = (max(size - parts.base, 1) for size in (parts.step, parts.validating))
-    figures: dict[str, Any] = {"planned_step_mb": round(planned / 1e6), "settings": list(plan.settings), "precision": named}
+    planned = plan.parts.step if validation is None else max(plan.parts.step, plan.parts.validating)
+    figures: dict[str, Any] = {"planned_mb": round(planned / 1e6), "settings": list(plan.settings), "precision": named}
     if not on_gpu:
         return Found(None, figures)
-    figures |= {"step_mb": round(step / 1e6), "step_of_plan": round(step / planned, 3)}
-    if validation is not None:
-        figures |= {"validation_mb": round(validation / 1e6), "validation_of_plan": round(validation / judged, 3)}
     free, total = torch.cuda.mem_get_info()
-    figures |= {"reserved_mb": round(torch.cuda.memory_reserved() / 1e6), "context_mb": round((total - free) / 1e6)}
-    figures["context_mb"] -= figures["reserved_mb"]
+    context = total - free - torch.cuda.memory_reserved()
     torch.cuda.set_per_process_memory_fraction(1.0)
-    fine = 0.85 <= max(step / planned, (validation or 0) / judged) <= 1.15 and all(map(math.isfinite, losses))
-    return Found(fine, figures)
+    share = (context + max(step, validation or 0)) / planned
+    inside = max(step, validation or 0) / (planned - plan.parts.base)
+    figures |= {"of_plan": round(share, 3), "of_plan_without_context": round(inside, 3), "context_mb": round(context / 1e6)}
+    figures |= {"step_mb": round(step / 1e6), "validation_mb": round((validation or 0) / 1e6)}
+    return Found(0.85 <= share <= 1.15 and all(map(math.isfinite, losses)), figures)
+
+
+def taught(trainer: TwoTowerTrainer, steps: int) -> list[float]:
+    """Train as a run does, batches copied ahead; the mean loss."""
+    for batch in islice(trainer.batches(0, 0), steps):
+        trainer._step(batch, None)
+    trainer.check()
+    return [trainer.losses.mean()]
 
 
 def enlarged(layout: Layout, users: int, items: int) -> Layout:
@@ -524,13 +550,13 @@ def notebook(bench: Bench) -> Found:
     source = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     script = bench.out / "notebook.py"
     script.write_text(source, encoding="utf-8")
-    sizes = (300, 200, 6000) if bench.small else (1000, 600, 20_000)
+    sizes = (300, 200, 6000) if bench.small else (600, 400, 12_000)
     few = "training.max_steps=20 training.log_every=2 evaluation.bootstrap=100 evaluation.tune_baselines=false"
     named = {
         "SOURCE": str(ROOT),
         "OUT": str(bench.out / "notebook"),
         "TOWN": "--users {} --businesses {} --events {}".format(*sizes),
-        "SETTINGS": few if bench.small else "evaluation.tune_baselines=false",
+        "SETTINGS": few if bench.small else "training.max_steps=200 evaluation.tune_baselines=false",
         "PROCESSES": "1",
     }
     said = run(script, **{f"TWOTOWER_NOTEBOOK_{name}": value for name, value in named.items()}, MPLBACKEND="Agg")

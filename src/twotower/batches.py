@@ -13,6 +13,7 @@ from twotower.config import ModelConfig
 
 GAP_BUCKETS = 24  # log2 of seconds, capped
 STARS_BUCKETS = 8  # 0 padding, 1 none given, 2 … 7 for 0 to 5 stars
+ALIGNED = 16  # bytes: the start of every tensor in a block
 Batch = TypeVar("Batch")
 
 
@@ -126,6 +127,37 @@ class UserBatch:
 def on_device(batch: Batch, device: torch.device | str) -> Batch:
     """Return the batch with all tensors on `device`; copies from pinned memory do not wait for the device."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def packed(batch: Batch, *, pin_memory: bool = False) -> tuple[Tensor, Callable[[Tensor], Batch]]:
+    """Copy all tensors of a batch into one block of bytes, to be copied on at once.
+
+    Returns
+    -------
+    block
+        uint8 [n], each tensor at a multiple of 16 bytes.
+    rebuild
+        Makes the same batch from a copy of the block, on any device, as views of it.
+    """
+    tensors: list[Tensor] = []
+    map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    starts = [0]
+    for tensor in tensors:
+        starts.append(starts[-1] + -(-tensor.nbytes // ALIGNED) * ALIGNED)
+    block = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin_memory)
+
+    def view(block: Tensor, number: int) -> Tensor:
+        tensor, start = tensors[number], starts[number]
+        return block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+
+    for number, tensor in enumerate(tensors):
+        view(block, number).copy_(tensor)
+
+    def rebuild(block: Tensor) -> Batch:
+        numbers = iter(range(len(tensors)))
+        return map_tensors(batch, lambda _: view(block, next(numbers)))
+
+    return block, rebuild
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:

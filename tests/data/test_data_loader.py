@@ -27,6 +27,8 @@ def loader_of(dataset: Dataset, *, rank: int = 0, world: int = 1, **settings: ob
 def same(a: object, b: object) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
     if isinstance(a, dict):
         return all(same(a[key], b[key]) for key in a)
     if isinstance(a, tuple):

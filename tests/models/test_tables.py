@@ -93,6 +93,26 @@ def test_a_step_touches_only_what_was_read():
     assert (table.weight != before).any(dim=1).nonzero().flatten().tolist() == [5, 900]
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_step_that_is_left_out_changes_no_weight_and_is_made_up_for(dtype):
+    """Its gradients are infinite. The steps after it are those of a table that was not read in it."""
+    torch.manual_seed(3)
+    config = EmbeddingConfig(update="rows", weight_decay=2.0, dtype=dtype)
+    tables = [RowTable("t", 50, 4, config) for _ in range(2)]
+    for number in range(1, 6):
+        for left_out, table in zip((False, True), tables, strict=True):
+            if number == 3 and not left_out:
+                continue
+            before = table.weight.clone()
+            (table(torch.tensor([5, 9])) * (float("inf") if number == 3 else 1.0)).sum().backward()
+            table.collect()
+            torch.manual_seed(number)
+            table.step(number, 0.01, ONE, torch.tensor(number != 3))
+            assert torch.equal(table.weight, before) == (number == 3)
+    torch.testing.assert_close(*(table.weight.float() * table.scale.float() for table in tables), rtol=1e-5, atol=1e-7)
+    assert float(tables[0].scale) == float(tables[1].scale) == pytest.approx(0.98**4)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_at_random_is_right_on_average(dtype):
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
 
-from twotower.batches import map_tensors
+from twotower.batches import ALIGNED, map_tensors, packed
 from twotower.config import Config, parse_config
 from twotower.data.data_loader import DeviceCopies, TrainLoader
 from twotower.data.dataset import Dataset
@@ -212,6 +212,18 @@ def test_copied_ahead_batches_keep_their_order_and_their_content(
         assert len(pairs) > 20 and all(torch.equal(a, b) for a, b in pairs)
         assert one.shares == other.shares and one.examples == other.examples
     assert slow.threads == ({"twotower-loader"} if copies is None else set())
+
+
+def test_a_batch_packed_into_one_block_is_the_same_batch(loader: TrainLoader) -> None:
+    batch = loader.batch(loader.plan(0)[0], 0, 0)
+    block, rebuild = packed(batch)
+    block = block.clone()  # as if it had come from elsewhere
+    found = rebuild(block)
+    for one, other in zip(tensors(batch), tensors(found), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(one, other)
+        assert not other.numel() or block.data_ptr() <= other.data_ptr() < block.data_ptr() + len(block)
+        assert (other.data_ptr() - block.data_ptr()) % ALIGNED == 0 or not other.numel()
+    assert found.shares == batch.shares and found.masked.offsets is batch.masked.offsets
 
 
 def test_all_tensors_of_a_batch_move(loader: TrainLoader) -> None:

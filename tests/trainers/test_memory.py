@@ -80,9 +80,9 @@ def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machin
 @pytest.mark.parametrize(
     ("users", "items", "budget_gb", "kind"),
     [
-        (20_000_000, 150_000, 3.0, "max_rows"),
-        (20_000_000, 150_000, 1.2, "processes"),
-        (20_000_000, 150_000, 0.3, "budget"),
+        (20_000_000, 150_000, 3.6, "max_rows"),
+        (20_000_000, 150_000, 2.4, "processes"),
+        (20_000_000, 150_000, 0.9, "budget"),
     ],
 )
 def test_what_cannot_fit_is_refused_with_the_change_that_would(users, items, budget_gb, kind):

@@ -2,11 +2,10 @@
 
 Enters: `Facts` (sizes of the data, and what one batch holds) and the settings. Leaves: `Parts`, in bytes, and their greatest sum.
 
-Promise: nothing is allocated and nothing measured here. Two figures alone are calibrated and not derived, both on a CPU: `BASE`,
-what a process takes before any data, and `SLACK_*`, what the C library's allocator loses between blocks within a step. A CPU's
-allocator also keeps what was freed; a run with `training.memory_budget_gb` gives it back (`budget.give_back`), and such a run is
-what is predicted. On a GPU the base is an assumption (context, kernels, workspaces), and data and batches made ahead stay in the
-host's memory.
+Promise: nothing is allocated and nothing measured here. Two figures alone are calibrated and not derived: `BASE`, what a process
+takes before any data, and `SLACK_*`, what the C library's allocator loses between blocks within a step. That allocator also keeps
+what was freed; a run with `training.memory_budget_gb` gives it back (`budget.give_back`), and such a run is what is predicted. On a
+GPU the data stay in the host's memory.
 """
 
 from __future__ import annotations
@@ -29,8 +28,9 @@ from twotower.trainers.vitals import BLOCK as SCORES
 from twotower.trainers.vitals import SAMPLE
 
 MB = 2**20
-BASE = {"cpu": 512 * MB, "cuda": 512 * MB}
-"""CPU: measured, Python, PyTorch and what training imports, after a few steps on next to nothing. GPU: assumed."""
+BASE = {"cpu": 512 * MB, "cuda": 1075 * MB}
+"""CPU: measured, Python, PyTorch and what training imports, after a few steps on next to nothing. GPU: measured on an H100 with
+CUDA 13, its context with the kernels that a step loads (1,043 to 1,091 million bytes) and the workspace of cuBLAS (34)."""
 GRAPH_COPIES = 2.6  # of the weights that the exporter of ONNX graphs makes (measured)
 SLACK_SHARE, SLACK_MOST = 0.5, 64 * MB
 """Calibrated, on a CPU: what an allocator loses between blocks that come and go, and the most of it: glibc maps blocks of 32 MB and
@@ -126,9 +126,9 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
         gradients=gradients,
         activations=with_slack(work),
         loss=loss_bytes(facts.load, config, processes),
-        batches=AHEAD * batch_bytes(facts, processes) + making_bytes(facts.load) if host else batch_bytes(facts, processes),
+        batches=AHEAD * batch_bytes(facts, processes) + (making_bytes(facts.load) if host else 0),
         opening=max(facts.opening_bytes, beginning_bytes(facts, config)) if host else 0,
-        validation=with_slack(validation_bytes(facts, config, wide)),
+        validation=with_slack(validation_bytes(facts, config)),
         export=export_bytes(weights, plain, optimiser, facts, config) if host else 0,
     )
 
@@ -250,18 +250,18 @@ def making_bytes(load: Load) -> int:
     return 15 * ID * load.places + 6 * ID * load.events
 
 
-def validation_bytes(facts: Facts, config: Config, wide: int) -> int:
+def validation_bytes(facts: Facts, config: Config) -> int:
     """Item vectors, and the most of: a part of the questions going through a block (input, tokens, middle, norm, and 8 d in the
     MLP; without any, three running sums); a block of items being encoded; a block of scores, beside the vectors of items shown as
     new; and the doctor's scores, divided by the temperature and being summed up: three times. Without a validation part it is
-    done once, for the new items alone."""
+    done once, for the new items alone. All of it is computed in fp32."""
     model, layout = config.model, facts.layout
     d, vectors = model.user_tower.width, F32 * (model.user_tower.layers[-1] + 1) * facts.items
     judged = config.prepare.split.has_valid
     questions = min(QUESTIONS_AT_ONCE, max(config.training.eval_queries * judged, QUESTIONS))
-    history = (4 * F32 + 8 * wide if model.user_tower.blocks else 3 * F32) * d + 10 * ID
+    history = (12 * F32 if model.user_tower.blocks else 3 * F32) * d + 10 * ID
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
-    _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, wide)
+    _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, F32)
     items = min(ENCODED, facts.items) * (passing + row_bytes(layout.item_fields, facts.bags) + waves)
     row = facts.items * F32
     scores = max(min(min(SCORED, questions) * row, SCORED_BYTES), row) + math.ceil(3 * PRETENDED * vectors)

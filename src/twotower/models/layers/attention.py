@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from twotower.models.layers.dropout import dropout
 
 Widths = tuple[tuple[int, int], ...]
 """(histories, width) of each run of histories of equal width; see `UserBatch`."""
+_ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class AttentionBlock(nn.Module):
@@ -44,11 +48,18 @@ class AttentionBlock(nn.Module):
                 if causal
                 else (valid[start:stop].view(size, width) | (torch.arange(width, device=x.device) == 0))[:, None, None]
             )
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+            with _kernels(x.device):
+                out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
             mixed.append(out.transpose(1, 2).reshape(size * width, -1))
             start = stop
         x = x + dropout(self.out(torch.cat(mixed)), self.dropout, self.training)
         return x + dropout(self.mlp(self.norm_mlp(x)), self.dropout, self.training)
+
+
+def _kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Which attention kernels PyTorch may choose from: on a GPU all but cuDNN's, which are compiled for every new shape. A batch
+    has five of them, other ones in each step: 0.5 s a step on an H100, where the step itself takes 0.02 s (docs/log.md)."""
+    return nullcontext() if device.type != "cuda" else sdpa_kernel(_ANY_SHAPE)
 
 
 class HistoryEncoder(nn.Module):

@@ -132,19 +132,17 @@ class RowTable(Table):
         factor
             Scalar that multiplies their gradients.
         taken
-            bool scalar: False leaves everything as it is.
+            bool scalar: False leaves the weights as they are. It counts as a step that read no row: what is missed is made up for.
         """
         row, grad = self.merged
-        grad = grad * factor
+        grad = (grad * factor).masked_fill_(~taken, 0.0)
         self._shrink(1 - rate * self.decay, taken)
-        before = self.moments[row]
-        second, touched = before.unbind(dim=1)
+        second, touched = self.moments[row].unbind(dim=1)
         second = second * BETA ** (number - touched) + (1 - BETA) * grad.square().mean(dim=1)
-        self.moments[row] = torch.where(taken, torch.stack([second, torch.full_like(second, number)], dim=1), before)
+        self.moments[row] = torch.stack([second, torch.full_like(second, number)], dim=1)
         step = rate * grad / ((second / (1 - BETA**number)).sqrt() + EPS)[:, None]
         stored = self.weight[row]
-        moved = rounded(stored.to(step.dtype) - step / self.scale.to(step.dtype), stored.dtype)
-        self.weight[row] = torch.where(taken, moved, stored)
+        self.weight[row] = rounded(stored.to(step.dtype) - step / self.scale.to(step.dtype), stored.dtype)
 
     def _shrink(self, factor: float, taken: Tensor) -> None:
         if factor == 1:
