@@ -15,20 +15,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import queue
 import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import Row, commit, machine
 
 REAL_SETS = ("s3rec", "yelp2018")
+LEAST_S = 10  # a part is not begun with less time than this
 PACKED = "sets.tar.xz"
 
 
@@ -123,20 +126,22 @@ def run_parts(parts: Sequence[Part], given: argparse.Namespace) -> list[Row]:
     come_from = carried.read_text().strip() if carried.is_file() else commit()
 
     def note(row: Row) -> None:
-        rows.append({**row, "commit": come_from})
+        rows.append({**row, "commit": come_from, "date": time.strftime("%Y-%m-%d")})
         with file.open("a", encoding="utf-8") as target:
             target.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
-        sys.stderr.write(f"{row['part']}: {_state(row)}, {row.get('seconds', 0)} s\n")
+        sys.stderr.write(f"{row['gpu_part']}: {_state(row)}, {row.get('seconds', 0)} s\n")
 
-    while left:
-        present = [part for part in left if part.needs == "town" or (given.data / part.needs / "manifest.json").is_file()]
-        for part in left:
-            if part not in present:
-                note({"part": part.name, "ok": None, "failed": False, "skipped": f"no dataset {part.needs}"})
-        left = present
-        if left:
-            done = watch(left, given, began, note)
-            left = left[done:]
+    def skip(part: Part, why: str) -> None:
+        note({"gpu_part": part.name, "ok": None, "failed": False, "skipped": why})
+
+    for part in parts:
+        if part.needs != "town" and not (given.data / part.needs / "manifest.json").is_file():
+            left.remove(part)
+            skip(part, f"no dataset {part.needs}")
+    while left and time.perf_counter() - began < given.limit_s - LEAST_S:
+        left = left[watch(left, given, began, note) :]
+    for part in left:
+        skip(part, "no time left")
     return rows
 
 
@@ -147,18 +152,21 @@ def watch(parts: Sequence[Part], given: argparse.Namespace, began: float, tell: 
         names = [word for part in parts for word in ("--part", part.name)]
         command = [sys.executable, __file__, "--worker", "--device", given.device, *places, *names]
         worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert worker.stdout is not None
-        done = 0
+        answers, done = _rows_of(worker), 0
         for part in parts:
-            limit = min(part.limit_s, max(given.limit_s - (time.perf_counter() - began), 1.0))
             started = time.perf_counter()
-            row = _answer(worker, limit)
+            limit = min(part.limit_s, given.part_limit_s, given.limit_s - (started - began))
+            if limit < LEAST_S:
+                break
+            row = None
+            with suppress(queue.Empty):
+                row = answers.get(timeout=limit)
             if row is None:
                 worker.kill()
                 worker.wait()
                 taken = time.perf_counter() - started
                 why = f"ended after {taken:.0f} s, its limit" if taken >= limit else f"its process ended with {worker.returncode}"
-                row = {"part": part.name, "ok": False, "failed": True, "seconds": round(taken, 1), "error": why}
+                row = {"gpu_part": part.name, "ok": False, "failed": True, "seconds": round(taken, 1), "error": why}
             done += 1
             tell(row)
             if row["failed"]:
@@ -168,21 +176,19 @@ def watch(parts: Sequence[Part], given: argparse.Namespace, began: float, tell: 
     return done
 
 
-def _answer(worker: subprocess.Popen[str], limit: float) -> Row | None:
-    """The next row that a worker prints; None when it ends or says nothing in time."""
-    import select
+def _rows_of(worker: subprocess.Popen[str]) -> queue.Queue[Row | None]:
+    """What a worker prints, row by row as it comes, and None at its end."""
+    rows: queue.Queue[Row | None] = queue.Queue()
 
-    assert worker.stdout is not None
-    deadline = time.perf_counter() + limit
-    while (rest := deadline - time.perf_counter()) > 0:
-        if select.select([worker.stdout], [], [], rest)[0]:
-            line = worker.stdout.readline()
-            if not line:
-                return None
+    def read() -> None:
+        assert worker.stdout is not None
+        for line in worker.stdout:
             if line.startswith("{"):
-                row: Row = json.loads(line)
-                return row
-    return None
+                rows.put(json.loads(line))
+        rows.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return rows
 
 
 def work(given: argparse.Namespace) -> int:
@@ -198,10 +204,9 @@ def work(given: argparse.Namespace) -> int:
     for part in (part for part in PARTS if part.name in given.part):
         began = time.perf_counter()
         arguments = dict(part.arguments)
-        call = partial(getattr(gpu_parts, part.function), bench, *arguments.pop("settings", ()), **arguments)
-        row: Row = {"part": part.name}
+        row: Row = {"gpu_part": part.name}
         try:
-            found = call()
+            found = getattr(gpu_parts, part.function)(bench, *arguments.pop("settings", ()), **arguments)
             row |= {"ok": found.ok, "failed": False, **found.figures}
         except Exception as error:
             sys.stderr.write(traceback.format_exc())
@@ -224,11 +229,11 @@ def _state(row: Row) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """All parts, a line each."""
-    hidden = {"part", "ok", "failed", "seconds", "machine", "torch", "commit", "traceback", "skipped"}
+    hidden = {"gpu_part", "ok", "failed", "seconds", "machine", "torch", "commit", "date", "traceback", "skipped"}
     lines = ["", f"{'part':<46} {'':<14} {'s':>5}  figures"]
     for row in rows:
         figures = ", ".join(f"{name} {_short(value)}" for name, value in row.items() if name not in hidden)
-        lines.append(f"{row['part']:<46} {_state(row):<14.14} {row.get('seconds', 0):>5}  {figures}")
+        lines.append(f"{row['gpu_part']:<46} {_state(row):<14.14} {row.get('seconds', 0):>5}  {figures}")
     return "\n".join(lines) + "\n"
 
 
@@ -246,14 +251,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder of gpu.jsonl (default: runs/gpu)")
     parser.add_argument("--limit-s", type=float, default=480, help="seconds for all parts together (default: 480)")
+    parser.add_argument("--part-limit-s", type=float, default=600, help="seconds for one part at most (default: its own limit)")
     parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="make the datasets in FOLDER and do nothing else")
-    for name in ("--worker", "--part", "--scratch"):
-        more: dict[str, Any] = {"action": "store_true"} if name == "--worker" else {}
-        if name == "--part":
-            more = {"action": "append", "default": []}
-        if name == "--scratch":
-            more = {"type": Path}
-        parser.add_argument(name, help=argparse.SUPPRESS, **more)
+    hidden = {"help": argparse.SUPPRESS}  # how the worker is called
+    parser.add_argument("--worker", action="store_true", **hidden)
+    parser.add_argument("--part", action="append", default=[], **hidden)
+    parser.add_argument("--scratch", type=Path, **hidden)
     return parser
 
 

@@ -30,6 +30,7 @@ BESIDES = (
     *("while_starting", "tracebacks", "places_traded_in", "start_s", "memory_mb", "examples_per_s", "users_a_second"),
 )
 RIVAL, LEAST_USERS = "ials", 500  # of the table by slice
+GPU = ("gpu_part", "ok", "failed", "machine", "torch", "commit", "date", "seconds")
 QUALITY = ("set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash")
 HEAD = """# Results
 
@@ -60,13 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def render(results: Path, published: Path = PUBLISHED) -> str:
     """The page as text; the same rows give the same page."""
     files = {file.stem: read_rows(file) for file in sorted(results.glob("*.jsonl"))}
-    rows = [row for found in files.values() for row in found if "claim" not in row]
+    rows = [row for found in files.values() for row in found if "claim" not in row and "gpu_part" not in row]
     parts = [HEAD.rstrip()]
     for name in QUALITY_SETS:
         measured = latest_settings([row for row in rows if row["set"] == name])
         if measured:
             parts.append(_quality_section(name, measured, [row for row in read_rows(published) if row["set"] == name]))
     parts += [_claims_section(name, claims) for name, found in files.items() if (claims := [r for r in found if "claim" in r])]
+    on_gpu = [row for found in files.values() for row in found if "gpu_part" in row]
+    parts += [_gpu_section(on_gpu)] if on_gpu else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -76,13 +79,14 @@ def read_rows(file: Path) -> list[Row]:
     Raises
     ------
     DataError
-        A line is neither a claim, nor a quality row, nor (with "source") a published one.
+        A line is neither a claim, nor a part of `gpu.py`, nor a quality row, nor (with "source") a published one.
     """
     rows: list[Row] = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            kind = CLAIM if "claim" in row else ("set", "protocol", "system", "metrics", "source") if "source" in row else QUALITY
+            kinds = {"claim": CLAIM, "gpu_part": GPU, "source": ("set", "protocol", "system", "metrics", "source")}
+            kind = next((keys for key, keys in kinds.items() if key in row), QUALITY)
             missing = [key for key in kind if key not in row]
         except (ValueError, TypeError):
             missing = ["a JSON object"]
@@ -90,6 +94,27 @@ def read_rows(file: Path) -> list[Row]:
             raise DataError(f"A result must be a whole row. {file.name}:{number} lacks {', '.join(missing)}. Measure again.")
         rows.append(row)
     return rows
+
+
+def _gpu_section(rows: Sequence[Row]) -> str:
+    """What `gpu.py` found: a line a part, the latest row of each."""
+    latest = {row["gpu_part"]: row for row in rows}
+    body = []
+    for part, row in latest.items():
+        state = {True: "holds", False: "does not hold", None: "measured"}[row["ok"]]
+        figures = "; ".join(f"{name} {_figures(value)}" for name, value in row.items() if name not in GPU)
+        body.append([part, state, figures, str(row["machine"]), str(row["torch"]), f"{row['date']}, {row['commit']}"])
+    head = "`python benchmarks/gpu.py`; what each part asks is in the docstring of its function, in `benchmarks/gpu_parts.py`."
+    table = _table(["part", "promise", "figures", "machine", "PyTorch", "date, commit"], body)
+    return "\n".join(["## gpu", "", head, "", *table])
+
+
+def _figures(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_figures(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_figure, value))}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def latest_settings(rows: Sequence[Row]) -> list[Row]:
