@@ -53,7 +53,10 @@ __all__ = [
 class TrainingConfig(Settings):
     """The training strategy."""
 
-    view: Literal["set", "causal"] = "set"
+    recipe: Literal["auto", "fixed"] = "auto"
+    """"auto": a short race on the validation part chooses `view`, `batch_size`, `model.user_tower.num_blocks` and `pooling` where
+    you set none of them (`trainers.recipe_race`). "fixed": the settings as they are; a finished run's configuration says so."""
+    view: Literal["set", "causal", "both"] = "set"
     """"set": predict any one event of a user from the others; "causal": every position predicts the next event."""
     loss: Literal["infonce", "sampled_softmax", "full_softmax"] = "infonce"
     negatives_per_positive: int = Field(4, ge=0)

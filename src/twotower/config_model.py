@@ -65,6 +65,8 @@ class UserTowerConfig(TowerConfig):
     """Most recent events read."""
     history_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of history events hidden in training."""
+    causal_history_dropout: float = Field(0.0, ge=0, lt=1)
+    """The same for the next-event objective."""
 
     @property
     def blocks(self) -> int:

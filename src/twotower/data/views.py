@@ -207,6 +207,7 @@ class CausalView:
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
         self.events, self.store = events, store
         self.token_budget = config.training.batch_size
+        self.hidden = config.model.user_tower.causal_history_dropout
         offsets, most = events.offsets, store.max_history
         step = max(most // 2, 1)
         length = np.diff(offsets)
@@ -266,11 +267,12 @@ class CausalView:
         user = self.user[members][row]
         own = user - self.events.first_user
         seen = self.visible[event]  # training events of the user strictly before
+        tokens, before = _hidden(window[:, : self.store.max_history], self.hidden, rng)
         users = self.store.user_batch(
             history,
-            window[:, : self.store.max_history],
+            tokens,
             at_row=row,
-            at_pos=np.clip(history.offsets[own] + seen - start[row], 0, None),
+            at_pos=before[row, np.clip(history.offsets[own] + seen - start[row], 0, None)],
             state=history.state(own, seen),
             time_s=history.time_s[event],
             user_row=user,
@@ -296,7 +298,47 @@ def request_places(store: FeatureStore, target_row: Int, rng: np.random.Generato
     return np.where(rng.random(len(target_row))[:, None] < 0.5, near, np.nan).astype(np.float32)
 
 
-VIEWS: dict[str, type[SetView] | type[CausalView]] = {"set": SetView, "causal": CausalView}
+class MixedView:
+    """Batches of both views, as many of one as of the other. Members of the set view follow those of the causal view."""
+
+    def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
+        self.causal = CausalView(events, store, config)
+        examples = max(config.training.batch_size // 8, 2)
+        training = config.training.model_copy(update={"batch_size": examples})
+        self.sets = SetView(events, store, config.model_copy(update={"training": training}))
+        self.begin = len(self.causal.start)
+        self.targets, self.idle = np.concatenate([self.causal.targets, self.sets.targets]), self.causal.idle
+
+    def plan(self, rng: np.random.Generator) -> list[Int]:
+        """Batches of either view in turn."""
+        causal, sets = self.causal.plan(rng), self.sets.plan(rng)
+        return [part for i, batch in enumerate(causal) for part in (batch, sets[i % len(sets)] + self.begin)]
+
+    def _of(self, members: Int) -> tuple[View, Int]:
+        return (self.sets, members - self.begin) if len(members) and members[0] >= self.begin else (self.causal, members)
+
+    def size(self, members: Int) -> int:
+        """See `View`."""
+        view, own = self._of(members)
+        return view.size(own)
+
+    def asked_events(self, members: Int) -> Int:
+        """See `View`."""
+        view, own = self._of(members)
+        return view.asked_events(own)
+
+    def owner(self, members: Int) -> Int:
+        """See `View`."""
+        view, own = self._of(members)
+        return view.owner(own)
+
+    def examples(self, members: Int, rng: np.random.Generator) -> Examples:
+        """See `View`."""
+        view, own = self._of(members)
+        return view.examples(own, rng)
+
+
+VIEWS: dict[str, type[SetView] | type[CausalView] | type[MixedView]] = {"set": SetView, "causal": CausalView, "both": MixedView}
 
 
 def _pack(token: Int, example: Int, size: int, most: int) -> Int:
@@ -305,6 +347,16 @@ def _pack(token: Int, example: Int, size: int, most: int) -> Int:
     stop = np.cumsum(count)
     at = last_tokens(stop - count, stop, most)
     return np.where(at >= 0, token[np.maximum(at, 0)] if len(token) else -1, -1)
+
+
+def _hidden(window: Int, share: float, rng: np.random.Generator) -> tuple[Int, Int]:
+    """Windows [S, W] without a random share of their events, and how many of the first 0 … W places [S, W + 1] are left."""
+    kept = window >= 0
+    if share:
+        kept &= rng.random(window.shape, dtype=np.float32) >= share
+    before = np.concatenate([np.zeros((len(window), 1), np.int64), np.cumsum(kept, axis=1)], axis=1)
+    order = np.argsort(~kept, axis=1, kind="stable")
+    return np.where(np.take_along_axis(kept, order, 1), np.take_along_axis(window, order, 1), -1), before
 
 
 def _visible(events: TrainEvents) -> Int:
