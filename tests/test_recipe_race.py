@@ -14,7 +14,7 @@ from twotower.errors import TrainingError
 from twotower.pipeline import run_all, train_stage
 from twotower.trainers import recipe_race
 from twotower.trainers.base_trainer import Progress
-from twotower.trainers.recipe_race import CANDIDATES, entrants, is_given, read_record, settle
+from twotower.trainers.recipe_race import CANDIDATES, RUNGS, entrants, is_given, read_record, settle
 
 QUALITY = {name: float(number) for number, name in enumerate(CANDIDATES)}
 SMALL = [
@@ -61,6 +61,28 @@ def test_the_candidate_with_the_best_validation_goes_on(best: str, tmp_path: Pat
     assert best in record["why"] and all(row["results"][0]["seconds"] >= 0 for row in record["tried"])
     assert (tmp_path / "last.pt").read_text() == best, "its steps are not lost"
     assert not (tmp_path / "recipe").exists(), "the checkpoints of the others are"
+
+
+def test_a_close_candidate_is_compared_again_and_may_win(tmp_path: Path) -> None:
+    class Late(Fits):
+        def __call__(self, config: Config, out: Path, resume: bool) -> Progress:
+            reached = super().__call__(config, out, resume)
+            late = name_of(config) == "next event"
+            values = {RUNGS[0]: 0.95 if late else 1.0, RUNGS[1]: 1.2 if late else 1.1}
+            reached.best = values[config.training.stop_frac]
+            return reached
+
+    fit = Late(QUALITY)
+    _, record, _ = settle(entrants(load_config()), tmp_path, fit)
+    assert record is not None and record["chosen"] == "next event"
+    assert [(share, resume) for name, share, resume in fit.calls if name == "any event"] == [(RUNGS[0], False), (RUNGS[1], True)]
+
+
+def test_a_candidate_that_is_far_behind_costs_one_rung(tmp_path: Path) -> None:
+    fit = Fits({"any event": 1.0, "next event": 0.5})
+    _, record, _ = settle(entrants(load_config()), tmp_path, fit)
+    assert record is not None and record["chosen"] == "any event"
+    assert sorted(fit.calls) == [("any event", RUNGS[0], False), ("next event", RUNGS[0], False)]
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,10 @@ CANDIDATES: dict[str, Json] = {
 }
 """Name → settings on top of the defaults. The first is used where there is nothing to choose by."""
 
-RUNGS = (0.25,)
-"""Shares of a candidate's steps at which candidates are compared; the better half goes on, and after the last the best alone."""
+RUNGS = (0.125, 0.25)
+"""Shares of a candidate's steps at which candidates are compared. At the last the best one wins."""
+CLOSE = 0.9
+"""At the rungs before the last, a candidate goes on if it has at least this share of the best metric."""
 FOLDER, RECORD = "recipe", "recipe.json"
 UNITS = ("training.view", "training.batch_size")
 """A batch size counts examples under one view and tokens under the other: set without the view, it means the default view."""
@@ -182,10 +184,13 @@ def _race(runners: list[Entrant], out: Path, fit: Fit) -> tuple[Entrant, Json]:
             if len(one.results) <= number:
                 done[one.name] = _run(one, share, out, fit)
                 _write(out, {"tried": [each.row() for each in done.values()]})
-        racing = sorted((done[one.name] for one in racing), key=lambda one: -one.value)
-        last = number == len(RUNGS) - 1
-        racing = racing[: 1 if last else -(-len(racing) // 2)]
-    return racing[0], _recorded(racing[0], list(done.values()))
+        at_rung = {one.name: float(done[one.name].results[number]["value"]) for one in racing}
+        best = max(at_rung.values())
+        racing = [done[one.name] for one in racing if at_rung[one.name] >= CLOSE * best]
+        if len(racing) == 1:
+            break
+    winner = max(racing, key=lambda one: one.value)
+    return winner, _recorded(winner, list(done.values()))
 
 
 def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
@@ -204,9 +209,9 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
 
 def _recorded(winner: Entrant, runners: list[Entrant]) -> Json:
     """Return the record of a finished race."""
-    others = [one for one in runners if one.name != winner.name]
     metric, share = winner.config.training.eval_metric, winner.results[-1]["share"]
-    figures = ", ".join(f'"{one.name}" {one.value:.4f}' for one in others)
+    others = [f'"{one.name}" {one.value:.4f} after {one.results[-1]["share"]:.0%}' for one in runners if one.name != winner.name]
+    figures = ", ".join(others)
     seconds = sum(one.seconds for one in runners)
     why = (
         f'"{winner.name}" has the best validation {metric} after {share:.0%} of its steps: {winner.value:.4f}; {figures}. '
