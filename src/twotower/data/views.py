@@ -298,49 +298,6 @@ def request_places(store: FeatureStore, target_row: Int, rng: np.random.Generato
     return np.where(rng.random(len(target_row))[:, None] < 0.5, near, np.nan).astype(np.float32)
 
 
-class MixedView:
-    """Batches of both views, as many of one as of the other. Members of the set view follow those of the causal view."""
-
-    def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
-        self.causal = CausalView(events, store, config)
-        examples = max(config.training.batch_size // 8, 2)
-        training = config.training.model_copy(update={"batch_size": examples})
-        self.sets = SetView(events, store, config.model_copy(update={"training": training}))
-        self.begin = len(self.causal.start)
-        self.targets, self.idle = np.concatenate([self.causal.targets, self.sets.targets]), self.causal.idle
-
-    def plan(self, rng: np.random.Generator) -> list[Int]:
-        """Batches of either view in turn."""
-        causal, sets = self.causal.plan(rng), self.sets.plan(rng)
-        return [part for i, batch in enumerate(causal) for part in (batch, sets[i % len(sets)] + self.begin)]
-
-    def _of(self, members: Int) -> tuple[View, Int]:
-        return (self.sets, members - self.begin) if len(members) and members[0] >= self.begin else (self.causal, members)
-
-    def size(self, members: Int) -> int:
-        """See `View`."""
-        view, own = self._of(members)
-        return view.size(own)
-
-    def asked_events(self, members: Int) -> Int:
-        """See `View`."""
-        view, own = self._of(members)
-        return view.asked_events(own)
-
-    def owner(self, members: Int) -> Int:
-        """See `View`."""
-        view, own = self._of(members)
-        return view.owner(own)
-
-    def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """See `View`."""
-        view, own = self._of(members)
-        return view.examples(own, rng)
-
-
-VIEWS: dict[str, type[SetView] | type[CausalView] | type[MixedView]] = {"set": SetView, "causal": CausalView, "both": MixedView}
-
-
 def _pack(token: Int, example: Int, size: int, most: int) -> Int:
     """Ragged tokens, sorted by example → the last `most` of each as int64 [size, H], -1 after the end."""
     count = np.bincount(example, minlength=size)

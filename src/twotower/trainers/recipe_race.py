@@ -43,14 +43,14 @@ CANDIDATES: dict[str, Json] = {
         "model.user_tower.pooling": "last",
     },
 }
-"""Name → settings on top of the defaults. The first is used where there is nothing to choose by."""
+"""Name → settings on top of the defaults, in the order of preference: of equal candidates the first is taken."""
 
 RUNGS = (0.125, 0.25)
 """Shares of a candidate's steps at which candidates are compared. At the last the best one wins."""
 CLOSE = 0.9
 """At the rungs before the last, a candidate goes on if it has at least this share of the best metric."""
 TIE = 0.97
-"""Candidates with at least this share of the best metric at the end count as equal; the one that trains fastest is taken."""
+"""Candidates with at least this share of the best metric at the end count as equal; the first of `CANDIDATES` is taken."""
 FOLDER, RECORD = "recipe", "recipe.json"
 UNITS = ("training.view", "training.batch_size")
 """A batch size counts examples under one view and tokens under the other: set without the view, it means the default view."""
@@ -84,11 +84,6 @@ class Entrant:
     def seconds(self) -> float:
         """Time spent on it in the race."""
         return float(sum(row["seconds"] for row in self.results))
-
-    @property
-    def whole_seconds(self) -> float:
-        """Estimate of the time of its whole training."""
-        return self.seconds / float(self.results[-1]["share"])
 
     def row(self) -> Json:
         """The entry of the record."""
@@ -197,7 +192,7 @@ def _race(runners: list[Entrant], out: Path, fit: Fit) -> tuple[Entrant, Json]:
         if len(racing) == 1:
             break
     tied = [one for one in racing if one.value >= TIE * max(each.value for each in racing)]
-    winner = min(tied, key=lambda one: one.whole_seconds)
+    winner = tied[0]
     return winner, _recorded(winner, list(done.values()), tied=len(tied) > 1)
 
 
@@ -216,12 +211,14 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
 
 
 def _recorded(winner: Entrant, runners: list[Entrant], *, tied: bool) -> Json:
-    """Return the record of a finished race; `tied`: the winner was taken for its speed."""
+    """Return the record of a finished race; `tied`: the winner was taken by its order."""
     metric, share = winner.config.training.eval_metric, winner.results[-1]["share"]
     others = [f'"{one.name}" {one.value:.4f} after {one.results[-1]["share"]:.0%}' for one in runners if one.name != winner.name]
     figures = ", ".join(others)
     seconds = sum(one.seconds for one in runners)
-    reason = "is as good as the best and trains fastest: validation" if tied else "has the best validation"
+    reason = (
+        "is within 3 % of the best, and comes first in the order of candidates: validation" if tied else "has the best validation"
+    )
     why = (
         f'"{winner.name}" {reason} {metric} after {share:.0%} of its steps {winner.value:.4f}; {figures}. '
         f"The comparison took {seconds:.0f} s, of which {winner.seconds:.0f} s are steps of this run."
