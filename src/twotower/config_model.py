@@ -60,13 +60,11 @@ class UserTowerConfig(TowerConfig):
     num_blocks: int | None = Field(None, ge=0)
     """Self-attention blocks over the history; 0 pools the items as they are. None: one where events have times and what is asked
     for comes after them, else none."""
-    pooling: Literal["mean", "last", "attention", "blend"] = "mean"
+    pooling: Literal["mean", "last", "attention"] = "mean"
     max_history: int = Field(50, ge=1)
     """Most recent events read."""
     history_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of history events hidden in training."""
-    causal_history_dropout: float = Field(0.0, ge=0, lt=1)
-    """The same for the next-event objective."""
 
     @property
     def blocks(self) -> int:

@@ -108,23 +108,6 @@ def test_both_views_take_turns(dataset):
     assert all(loader.view.size(members) <= config.training.batch_size // 4 for members in plan[1::2])
 
 
-def test_hidden_events_of_a_window_are_not_seen(dataset):
-    loader, _ = loader_of(dataset, view="causal")
-    whole = [loader.view.examples(members, np.random.default_rng(0)) for members in loader.plan(0)]
-    loader.view.hidden = 0.5
-    part = [loader.view.examples(members, np.random.default_rng(0)) for members in loader.plan(0)]
-    seen = [np.concatenate([built.users.seen.numpy() for built in batches]) for batches in (whole, part)]
-    assert np.all(seen[1] <= seen[0]) and 0.4 < seen[1].sum() / seen[0].sum() < 0.6
-    for built in part:
-        rows = built.users.items.row[built.users.history].numpy()
-        for event, at, count in zip(built.event, built.users.at.tolist(), built.users.seen.tolist(), strict=True):
-            own = loader.events.history.offsets[loader.events.user_row[event] - loader.events.first_user]
-            before = loader.events.history.item_row[own:event].tolist()
-            shown = rows[at - count + 1 : at + 1].tolist() if count else []
-            places = iter(before)
-            assert all(item in places for item in shown), "in their order, and only what came before"
-
-
 def test_masks_are_the_users_other_positives(dataset):
     loader, _ = loader_of(dataset, view="set")
     members = loader.plan(0)[0]

@@ -207,7 +207,6 @@ class CausalView:
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
         self.events, self.store = events, store
         self.token_budget = config.training.batch_size
-        self.hidden = config.model.user_tower.causal_history_dropout
         offsets, most = events.offsets, store.max_history
         step = max(most // 2, 1)
         length = np.diff(offsets)
@@ -267,12 +266,11 @@ class CausalView:
         user = self.user[members][row]
         own = user - self.events.first_user
         seen = self.visible[event]  # training events of the user strictly before
-        tokens, before = _hidden(window[:, : self.store.max_history], self.hidden, rng)
         users = self.store.user_batch(
             history,
-            tokens,
+            window[:, : self.store.max_history],
             at_row=row,
-            at_pos=before[row, np.clip(history.offsets[own] + seen - start[row], 0, None)],
+            at_pos=np.clip(history.offsets[own] + seen - start[row], 0, None),
             state=history.state(own, seen),
             time_s=history.time_s[event],
             user_row=user,
@@ -298,22 +296,15 @@ def request_places(store: FeatureStore, target_row: Int, rng: np.random.Generato
     return np.where(rng.random(len(target_row))[:, None] < 0.5, near, np.nan).astype(np.float32)
 
 
+VIEWS: dict[str, type[SetView] | type[CausalView]] = {"set": SetView, "causal": CausalView}
+
+
 def _pack(token: Int, example: Int, size: int, most: int) -> Int:
     """Ragged tokens, sorted by example → the last `most` of each as int64 [size, H], -1 after the end."""
     count = np.bincount(example, minlength=size)
     stop = np.cumsum(count)
     at = last_tokens(stop - count, stop, most)
     return np.where(at >= 0, token[np.maximum(at, 0)] if len(token) else -1, -1)
-
-
-def _hidden(window: Int, share: float, rng: np.random.Generator) -> tuple[Int, Int]:
-    """Windows [S, W] without a random share of their events, and how many of the first 0 … W places [S, W + 1] are left."""
-    kept = window >= 0
-    if share:
-        kept &= rng.random(window.shape, dtype=np.float32) >= share
-    before = np.concatenate([np.zeros((len(window), 1), np.int64), np.cumsum(kept, axis=1)], axis=1)
-    order = np.argsort(~kept, axis=1, kind="stable")
-    return np.where(np.take_along_axis(kept, order, 1), np.take_along_axis(window, order, 1), -1), before
 
 
 def _visible(events: TrainEvents) -> Int:

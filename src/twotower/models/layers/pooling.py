@@ -56,19 +56,6 @@ class AttentionPooling(Pooling):
         return (running_sum(weight * widened(x), widths)[at] / running_sum(weight, widths)[at]).to(x.dtype)
 
 
-class BlendPooling(Pooling):
-    """The last event and the mean, each with a learned weight per dimension."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim)
-        self.weight = nn.Parameter(torch.full((2, dim), 0.5))
-
-    def pool(self, x: Tensor, widths: Widths, at: Tensor, seen: Tensor) -> Tensor:
-        """See `Pooling`."""
-        mean = running_sum(widened(x), widths)[at] / seen.clamp(min=1)[:, None]
-        return (self.weight[0] * x[at] + self.weight[1] * mean).to(x.dtype)
-
-
 def widened(x: Tensor) -> Tensor:
     """At least float32, whatever the mixed precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -81,9 +68,4 @@ def running_sum(x: Tensor, widths: Widths) -> Tensor:
     return torch.cat(sums)
 
 
-POOLINGS: dict[str, type[Pooling]] = {
-    "last": LastPooling,
-    "mean": MeanPooling,
-    "attention": AttentionPooling,
-    "blend": BlendPooling,
-}
+POOLINGS: dict[str, type[Pooling]] = {"last": LastPooling, "mean": MeanPooling, "attention": AttentionPooling}
