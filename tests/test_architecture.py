@@ -19,7 +19,7 @@ FLOORS = [
     "data.neighbours data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",
     "environment data.selection data.prepare data.dataset models.towers.* retrieval.index "
     "retrieval.approximate retrieval.index_faiss retrieval.indexes",
-    "data.views data.both_views data.data_loader models.two_tower content factors baselines slices",
+    "data.views data.data_loader models.two_tower content factors baselines slices",
     "evaluation checkpoint report models.build retrieval.neural retrieval.towers_onnx retrieval.asked retrieval.dials "
     "retrieval.item_arrays",
     "trainers.* retrieval.shown retrieval.fitting retrieval.new_items retrieval.bundle retrieval.revision retrieval.everyone "

@@ -56,15 +56,14 @@ class TrainingConfig(Settings):
     recipe: Literal["auto", "fixed"] = "auto"
     """"auto": a short race on the validation part chooses `view`, `batch_size`, `model.user_tower.num_blocks` and `pooling` where
     you set none of them (`trainers.recipe_race`). "fixed": the settings as they are; a finished run's configuration says so."""
-    view: Literal["set", "causal", "both"] = "set"
-    """"set": predict any one event of a user from the others; "causal": every position predicts the next event;
-    "both": batches of the two take turns, and histories are read left to right."""
+    view: Literal["set", "causal"] = "set"
+    """"set": predict any one event of a user from the others; "causal": every position predicts the next event."""
     loss: Literal["infonce", "sampled_softmax", "full_softmax"] = "infonce"
     negatives_per_positive: int = Field(4, ge=0)
     """Uniform negatives per example, pooled and shared by the whole batch (512 × 4 = 2,048)."""
     batch_size: int = Field(512, ge=2)
     """Examples per step, over all processes; a few more where they do not come out even. Causal view: the token budget of a batch,
-    padding included. Both: that token budget, and an eighth of it as examples."""
+    padding included."""
     micro_batch: int | None = Field(None, ge=2)
     """Examples (or tokens), and candidates, encoded at once in one process; the whole batch is contrasted all the same, with the
     same gradients, for a second pass through the towers (gradient cache). None: all at once."""

@@ -36,7 +36,7 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("view", ["set", "causal", "both"])
+@pytest.mark.parametrize("view", ["set", "causal"])
 def test_batches_are_a_function_of_seed_epoch_and_step(dataset, view):
     loader, _ = loader_of(dataset, view=view)
     again, _ = loader_of(dataset, view=view)
@@ -93,21 +93,6 @@ def test_the_logq_counts_what_an_epoch_asks_for(dataset, view):
     assert np.array_equal(found, loader.pool.count) and loader.pool.total == len(asked)
 
 
-def test_both_views_take_turns(dataset):
-    loader, config = loader_of(dataset, view="both")
-    alone, _ = loader_of(dataset, view="causal")
-    plan = loader.plan(0)
-    turns, causal = [loader.view.is_of_sets(members) for members in plan], plan[::2]
-    assert turns == [False, True] * (len(plan) // 2)
-    assert sorted(map(len, causal)) == sorted(map(len, alone.plan(0)))
-    examples = [loader.view.examples(members, np.random.default_rng(0)) for members in plan]
-    for members, built in zip(plan, examples, strict=True):
-        np.testing.assert_array_equal(built.event, loader.view.asked_events(members))
-    asked = np.concatenate([built.event for built in examples[::2]])
-    np.testing.assert_array_equal(np.sort(asked), np.sort(alone.view.targets))
-    assert all(loader.view.size(members) <= config.training.batch_size // 4 for members in plan[1::2])
-
-
 def test_masks_are_the_users_other_positives(dataset):
     loader, _ = loader_of(dataset, view="set")
     members = loader.plan(0)[0]
@@ -121,7 +106,7 @@ def test_masks_are_the_users_other_positives(dataset):
         assert {pair for pair in masked if pair[0] == example} == expected
 
 
-@pytest.mark.parametrize("view", ["set", "causal", "both"])
+@pytest.mark.parametrize("view", ["set", "causal"])
 def test_processes_read_the_histories_of_their_own_users_and_share_a_batch_by_them(dataset, view):
     alone, _ = loader_of(dataset, view=view)
     shares = [loader_of(dataset, view=view, micro_batch=20, rank=rank, world=3)[0] for rank in range(3)]

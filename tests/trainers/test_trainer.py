@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from twotower.config import parse_config
-from twotower.data.both_views import VIEWS
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
+from twotower.data.views import VIEWS
 from twotower.errors import ConfigError, TrainingError
 from twotower.losses import LOSSES, softmax_loss
 from twotower.trainers.optimizer import schedule

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from twotower.batches import ItemBatch, Layout, UserBatch
 from twotower.config import Config, ModelConfig
-from twotower.data.both_views import VIEWS
 from twotower.data.dataset import Dataset
-from twotower.data.views import TrainEvents, View
+from twotower.data.views import VIEWS, TrainEvents, View
 from twotower.errors import ConfigError, TrainingError, nearest
 from twotower.features import FeatureStore
 from twotower.losses import LOSSES, Pool, other_positives

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from twotower.batches import FieldSpec, Layout
 from twotower.config import Config
-from twotower.data.both_views import TOKENS_AN_EXAMPLE
 from twotower.data.data_loader import TrainLoader, layout, open_store
 from twotower.data.dataset import Dataset
 from twotower.features import CLOCK, WIDTHS
@@ -115,8 +114,6 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
     else:
         examples = places = training.batch_size  # windows of two events ask for as many as they have places
         members = max(places // (tower.max_history + 1), 1)
-    if training.view == "both":  # its batches of the set view read more places than those of the causal view
-        places = max(places, training.batch_size // TOKENS_AN_EXAMPLE * tower.max_history)
     draws = training.negatives_per_positive * examples
     proposed = items if training.loss == "full_softmax" else round(_distinct(items, examples + draws))
     form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.neighbours > 0)
