@@ -213,14 +213,14 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
 def _recorded(winner: Entrant, runners: list[Entrant], *, tied: bool) -> Json:
     """Return the record of a finished race; `tied`: the winner was taken by its order."""
     metric, share = winner.config.training.eval_metric, winner.results[-1]["share"]
-    others = [f'"{one.name}" {one.value:.4f} after {one.results[-1]["share"]:.0%}' for one in runners if one.name != winner.name]
+    others = [f'"{one.name}" {one.value:.4f} after {one.results[-1]["share"]:.1%}' for one in runners if one.name != winner.name]
     figures = ", ".join(others)
     seconds = sum(one.seconds for one in runners)
     reason = (
         "is within 3 % of the best, and comes first in the order of candidates: validation" if tied else "has the best validation"
     )
     why = (
-        f'"{winner.name}" {reason} {metric} after {share:.0%} of its steps {winner.value:.4f}; {figures}. '
+        f'"{winner.name}" {reason} {metric} after {share:.1%} of its steps {winner.value:.4f}; {figures}. '
         f"The comparison took {seconds:.0f} s, of which {winner.seconds:.0f} s are steps of this run."
     )
     tried = [one.row() for one in runners]
