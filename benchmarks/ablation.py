@@ -82,7 +82,7 @@ def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], 
     """One seed: the whole, then the whole without each part."""
     chosen = QUALITY_SETS[name]
     raw = raw_folder(chosen, out, seed)
-    settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
+    settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", "training.recipe=fixed", *overrides]
     config = load_config(ROOT / "configs" / chosen.config, settings)
     prepare_stage(config, out / "dataset")
     dataset = Dataset.open(out / "dataset")

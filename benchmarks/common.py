@@ -64,6 +64,18 @@ QUALITY_SETS = {
         "lightgcn.yaml",
         "lightgcn-yelp2018",
     ),
+    "toys": QualitySet(
+        "Amazon Toys and Games",
+        "19,412 users, 11,924 items, 167,597 interactions; leave one out, the whole catalogue ranked. Seen items are masked.",
+        "toys.yaml",
+        "amazon-toys",
+    ),
+    "beauty": QualitySet(
+        "Amazon Beauty",
+        "22,363 users, 12,101 items, 198,502 interactions; leave one out, the whole catalogue ranked. Seen items are masked.",
+        "beauty.yaml",
+        "amazon-beauty",
+    ),
     "town": QualitySet(
         "The simulated town",
         "A town of its own for each seed; split by time; the oracle knows everybody's true preferences and is the ceiling.",

@@ -46,7 +46,7 @@ def main() -> int:
 def measure(seed: int, out: Path, overrides: list[str], results: Path) -> None:
     """One town, three runs."""
     simulate_stage(out / "raw", **TOWN, seed=seed)
-    settings = [f"data.path={json.dumps(str(out / 'raw'))}", f"seed={seed}", *overrides]
+    settings = [f"data.path={json.dumps(str(out / 'raw'))}", f"seed={seed}", "training.recipe=fixed", *overrides]
     config = load_config(ROOT / "configs" / "quickstart.yaml", settings)
     prepare_stage(config, out / "dataset")
     dataset = Dataset.open(out / "dataset")

@@ -201,7 +201,7 @@ def make_bundle(folder: Path, items: int, dim: int, seed: int) -> Path:
         },
         "prepare": {"text_dim": 0},
         "model": {"user_tower": tower, "item_tower": tower},
-        "training": {"max_steps": 1},
+        "training": {"max_steps": 1, "recipe": "fixed"},
         "seed": seed,
     }
     config = parse_config(settings)

@@ -53,6 +53,9 @@ __all__ = [
 class TrainingConfig(Settings):
     """The training strategy."""
 
+    recipe: Literal["auto", "fixed"] = "auto"
+    """"auto": a short race on the validation part chooses `view`, `batch_size`, `model.user_tower.num_blocks` and `pooling` where
+    you set none of them (`trainers.recipe_race`). "fixed": the settings as they are; a finished run's configuration says so."""
     view: Literal["set", "causal"] = "set"
     """"set": predict any one event of a user from the others; "causal": every position predicts the next event."""
     loss: Literal["infonce", "sampled_softmax", "full_softmax"] = "infonce"

@@ -42,6 +42,7 @@ from twotower.trainers.doctor import told
 from twotower.trainers.facts import facts_from_sizes, facts_of
 from twotower.trainers.files import differences, read_rows
 from twotower.trainers.optimizer import choose_device, choose_precision
+from twotower.trainers.recipe_race import RECORD, entrants, settle
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 Json = dict[str, Any]
@@ -82,10 +83,11 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     """
     check_settings(config)
     dataset = Dataset.open(data)
-    made = dataset.manifest["config"]
-    config = parse_config({**config.model_dump(mode="json"), "data": made["data"], "prepare": made["prepare"]})
+    config = _as_made(config, dataset)
+    runners = entrants(config, ordered=dataset.ordered, validated=config.prepare.split.has_valid)
     device = choose_device(config.training.device)
     with parallel.joined(device):
+        config, recipe, resume = settle(runners, out, partial(_fit_within, dataset, device), resume=resume)
         explained = partial(_or_explain, config, dataset, device, out)
         config, keep_below = explained(lambda: _within_budget(config, dataset, device))
         reached = explained(lambda: _fit(config, dataset, out, keep_below, resume=resume))
@@ -105,6 +107,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         "data": dataset.fingerprint,
         "config": config.model_dump(mode="json"),
         "best": best,
+        "recipe": recipe,
     }
     if not first:
         return best  # the first process has written the checkpoints, and writes the rest
@@ -112,6 +115,13 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     give_back()
     explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
     return best
+
+
+def _as_made(config: Config, dataset: Dataset) -> Config:
+    """Return the settings with the dataset's own `data` and `prepare`; which others the user set stays known."""
+    made = dataset.manifest["config"]
+    own = parse_config({"data": made["data"], "prepare": made["prepare"]})
+    return config.model_copy(update={"data": own.data, "prepare": own.prepare})
 
 
 def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tuple[Config, int | None]:
@@ -128,6 +138,13 @@ def _fit(config: Config, dataset: Dataset, out: Path, keep_below: int | None, *,
     trainer = TwoTowerTrainer(dataset, config, out)
     trainer.keep_below = keep_below
     return trainer.fit(resume=resume)
+
+
+def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Path, resume: bool) -> Progress:
+    """Train within the memory budget, for the recipe race."""
+    explained = partial(_or_explain, config, dataset, device, out)
+    planned, keep_below = explained(lambda: _within_budget(config, dataset, device))
+    return explained(lambda: _fit(planned, dataset, out, keep_below, resume=resume))
 
 
 def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
@@ -204,6 +221,7 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
         )
     asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
     result["dial"] = dial_curve(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
+    result["recipe"] = manifest.get("recipe")
     rows = read_rows(run / "metrics.jsonl")
     write_report(result, out, curves=rows, advice=told(rows))
     return result
@@ -280,7 +298,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
     else:
         prepared = prepare_stage(config, out / "dataset")
         log.info(summary(prepared, out / "dataset"))
-    resume = resume and (out / "model" / "last.pt").is_file()
+    resume = resume and any((out / "model" / name).is_file() for name in ("last.pt", RECORD))
     train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
     if not has_test(Dataset.open(out / "dataset")):
         for name in ("report.json", "report.html"):

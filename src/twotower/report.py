@@ -75,6 +75,7 @@ def render(report: Mapping[str, Any]) -> str:
         beyond=_beyond(report, ranked),
         plots=_plots(report.get("curves", ()), metric),
         advice=report.get("advice", ()),
+        recipe=report.get("recipe"),
     )
 
 

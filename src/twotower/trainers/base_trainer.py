@@ -33,7 +33,7 @@ from twotower.trainers.optimizer import Losses, LossScale, choose_device, choose
 
 LEAST_EPOCHS, LEAST_STEPS, MOST_EPOCHS, MOST_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
 MAY_CHANGE = {
-    "training": ("memory_budget_gb", "micro_batch", "gradient_checkpointing", "save_every_s", "log_every"),
+    "training": ("memory_budget_gb", "micro_batch", "gradient_checkpointing", "save_every_s", "log_every", "stop_frac", "recipe"),
     "evaluation": ("baselines", "tune_baselines", "baseline_settings", "bootstrap", "max_ease_items"),
 }
 """Settings that a resumed run may have anew: they say how it is computed, told and judged, not what is learned."""
