@@ -4,8 +4,8 @@ Enters: `Facts` (sizes of the data, and what one batch holds) and the settings. 
 
 Promise: nothing is allocated and nothing measured here. Two figures alone are calibrated and not derived: `BASE`, what a process
 takes before any data, and `SLACK_*`, what the C library's allocator loses between blocks within a step. That allocator also keeps
-what was freed; a run with `training.memory_budget_gb` gives it back (`budget.give_back`), and such a run is what is predicted. On a
-GPU the data stay in the host's memory.
+what was freed; a run with `training.memory_budget_gb` gives it back (`budget.give_back`), and such a run is what is predicted.
+On a GPU the data stay in the host's memory.
 """
 
 from __future__ import annotations
