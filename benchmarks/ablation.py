@@ -21,16 +21,16 @@ from pathlib import Path
 from common import QUALITY_SETS, RESULTS, ROOT, claim, in_words, tell
 from quality import raw_folder, seeds
 
-from twotower.batches import Layout
-from twotower.config import Config, load_config
-from twotower.console import setup_logging
-from twotower.data.data_loader import layout, open_store, split_moment
+from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import layout, open_store, split_moment
 from twotower.errors import TwoTowerError
-from twotower.evaluation import judge
-from twotower.pipeline import prepare_stage, train_stage
-from twotower.retrieval.bundle import load_trained
-from twotower.retrieval.neural import NeuralRetriever
+from twotower.evaluation.evaluator import judge
+from twotower.features.batches import Layout
+from twotower.models.neural_retriever import NeuralRetriever
+from twotower.pipeline.stages import prepare_stage, train_stage
+from twotower.utils.config import Config, load_config
+from twotower.utils.console import setup_logging
 
 METRIC, PART, WHOLE = "NDCG@10", "valid", "whole"
 FIELDS = {  # those that a set has none of are passed over

@@ -28,18 +28,19 @@ import numpy as np
 from common import QUALITY_SETS, RESULTS, ROOT, Row, claim, in_words, tell
 from quality import raw_folder, seeds
 
-from twotower.baselines import BASELINES
-from twotower.config import Config, EvaluationConfig, load_config
-from twotower.console import setup_logging
-from twotower.data.data_loader import open_store, split_moment
+from twotower.baselines.baselines import BASELINES
+from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import TwoTowerError
-from twotower.evaluation import evaluate
-from twotower.pipeline import prepare_stage, train_stage
-from twotower.retrieval.bundle import load_trained
-from twotower.retrieval.neural import NeuralRetriever
-from twotower.retriever import Mask, Queries, Recommendations, Retriever
+from twotower.evaluation.evaluator import evaluate
+from twotower.models.neural_retriever import NeuralRetriever
+from twotower.pipeline.stages import prepare_stage, train_stage
+from twotower.retriever import Queries, Recommendations, Retriever
 from twotower.schema import FIRST_ROW
+from twotower.utils.config import Config, EvaluationConfig, load_config
+from twotower.utils.console import setup_logging
+from twotower.utils.types import Mask
 
 NEW_USERS, NEW_ITEMS = 0.1, 0.05
 METRICS = ("NDCG@10", "Recall@50")

@@ -23,13 +23,13 @@ from common import RESULTS, claim, in_words, tell
 from torch import Tensor
 from training_speed import add_peer, open_trainer, run_peer
 
-from twotower.console import setup_logging
-from twotower.data.data_loader import open_store, split_moment
+from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import TwoTowerError
-from twotower.retrieval.index import BLOCK
-from twotower.retrieval.neural import NeuralRetriever
-from twotower.retrieval.topk import top_k
+from twotower.models.neural_retriever import NeuralRetriever
 from twotower.retriever import Queries
+from twotower.search.index import BLOCK
+from twotower.search.topk import top_k
+from twotower.utils.console import setup_logging
 
 K = 20
 PORTION = 1024  # queries at once, as in the evaluation

@@ -6,7 +6,7 @@ Every question of the test part is answered by popularity, item-kNN and iALS (th
 `quality.py s3rec --out` left in FOLDER. The 20 best of each are exported as
 a run in TREC's format beside the judgements (`--out` keeps both files), read back, and scored by pytrec_eval, which is trec_eval.
 Prints a JSON line a system, appended to benchmarks/results/evaluator_check.jsonl: the greatest difference of any metric of any
-question from what `twotower.evaluation.evaluate` says.
+question from what `twotower.evaluation.evaluator.evaluate` says.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ import pytrec_eval
 from common import QUALITY_SETS, RESULTS, claim, in_words, tell
 from quality import prepared
 
-from twotower.baselines import BASELINES
-from twotower.config import EvaluationConfig
-from twotower.console import setup_logging
-from twotower.data.data_loader import open_store, split_moment
+from twotower.baselines.baselines import BASELINES
+from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import TwoTowerError
-from twotower.evaluation import evaluate
-from twotower.retrieval.bundle import load_trained
-from twotower.retrieval.neural import NeuralRetriever
-from twotower.retriever import Int, Retriever
+from twotower.evaluation.evaluator import evaluate
+from twotower.models.neural_retriever import NeuralRetriever
+from twotower.retriever import Retriever
+from twotower.utils.config import EvaluationConfig
+from twotower.utils.console import setup_logging
+from twotower.utils.types import Int
 
 SYSTEMS = ("popular", "item_knn", "ials")
 TREC = {"Recall": "recall", "HitRate": "success", "NDCG": "ndcg_cut", "MAP": "map_cut", "Precision": "P"}

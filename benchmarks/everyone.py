@@ -22,11 +22,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from common import RESULTS, claim, in_words, tell
 
-from twotower.console import setup_logging
-from twotower.retrieval.bundle import load_bundle
-from twotower.retrieval.dials import with_popularity
-from twotower.retrieval.everyone import BLOCK
+from twotower.bundle.bundle import load_bundle
+from twotower.retrieval.recommend_all import BLOCK
 from twotower.schema import FIRST_ROW
+from twotower.search.reranking import with_popularity
+from twotower.utils.console import setup_logging
 
 SAMPLE = 20  # blocks
 K = 10

@@ -19,14 +19,15 @@ from pathlib import Path
 
 from common import RESULTS, claim, tell
 
-from twotower.config import load_config
-from twotower.console import setup_logging
-from twotower.data.data_loader import TrainLoader, open_store, split_moment
+from twotower.data.data_loader import TrainLoader
 from twotower.data.dataset import Dataset
-from twotower.evaluation import evaluate
-from twotower.pipeline import TOWN, prepare_stage, simulate_stage
-from twotower.retrieval.neural import NeuralRetriever
+from twotower.data.dataset_features import open_store, split_moment
+from twotower.evaluation.evaluator import evaluate
+from twotower.models.neural_retriever import NeuralRetriever
+from twotower.pipeline.stages import TOWN, prepare_stage, simulate_stage
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils.config import load_config
+from twotower.utils.console import setup_logging
 
 LOADED = 60  # batches whose making is timed
 

@@ -196,7 +196,7 @@ def work(given: argparse.Namespace) -> int:
     import gpu_parts
     import torch
 
-    from twotower.console import setup_logging
+    from twotower.utils.console import setup_logging
 
     setup_logging(quiet=True)
     bench = gpu_parts.Bench(torch.device(given.device), given.data, given.scratch, small=given.device == "cpu")

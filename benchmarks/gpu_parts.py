@@ -28,23 +28,23 @@ from common import QUALITY_SETS, ROOT
 from step import Products, replay
 from torch import Tensor
 
-from twotower import parallel
-from twotower.batches import Layout
-from twotower.config import Config, load_config
-from twotower.data.data_loader import open_store, split_moment
+from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
-from twotower.evaluation import evaluate, judge
+from twotower.data.dataset_features import open_store, split_moment
+from twotower.evaluation.evaluator import evaluate, judge
+from twotower.features.batches import Layout
 from twotower.models.layers import attention, dropout
+from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import TwoTower
-from twotower.pipeline import TOWN, prepare_stage, simulate_stage
-from twotower.retrieval.bundle import load_trained
-from twotower.retrieval.neural import NeuralRetriever
+from twotower.pipeline.stages import TOWN, prepare_stage, simulate_stage
 from twotower.retriever import Recommendations
 from twotower.trainers import two_tower_trainer
-from twotower.trainers.budget import DEVICES, Machine, make_plan
-from twotower.trainers.facts import facts_of
+from twotower.trainers.memory.plan import DEVICES, Machine, make_plan
+from twotower.trainers.memory.sizes import facts_of
 from twotower.trainers.optimizer import choose_precision
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils import distributed
+from twotower.utils.config import Config, load_config
 
 CPU = torch.device("cpu")
 CLASSIC = (  # the shape of the classic two-tower: an MLP over a cross network, attention in front
@@ -530,9 +530,9 @@ def processes(bench: Bench) -> Found:
     dist.init_process_group(backend)
     try:
         x = torch.arange(6.0, device=bench.device).view(3, 2).requires_grad_()
-        gathered = parallel._Gather.apply(x, (3,))  # type: ignore[no-untyped-call]
+        gathered = distributed._Gather.apply(x, (3,))  # type: ignore[no-untyped-call]
         gathered.sum().backward()
-        sent, counts = parallel._exchange(x.detach(), [3])
+        sent, counts = distributed._exchange(x.detach(), [3])
         total = torch.ones(2, dtype=torch.float64, device=bench.device)
         dist.all_reduce(total)
         dist.broadcast(total, 0)

@@ -23,12 +23,12 @@ import torch
 from common import RESULTS, claim, in_words, tell
 from numpy.typing import NDArray
 
+from twotower.bundle.index_tuning import SWEEPS
 from twotower.errors import TwoTowerError
-from twotower.retrieval.approximate import Approximate, one_thread
-from twotower.retrieval.index import ExactIndex, Index
-from twotower.retrieval.indexes import INDEXES
-from twotower.retrieval.tuning import SWEEPS
 from twotower.schema import FIRST_ROW
+from twotower.search.approximate import Approximate, one_thread
+from twotower.search.index import ExactIndex, Index
+from twotower.search.registry import INDEXES
 
 K, WIDTH, USERS, CENTRES, RECALL = 100, 128, 200, 1000, 0.99
 SHARES = (1.0, 0.5, 0.1, 0.01, 0.001)

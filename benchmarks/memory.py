@@ -58,10 +58,10 @@ CONFIGURATIONS = {
 PREDICT = """
 import sys
 from pathlib import Path
-from twotower.config import load_config
+from twotower.utils.config import load_config
 from twotower.data.dataset import Dataset
-from twotower.trainers.budget import Machine
-from twotower.trainers.facts import facts_of
+from twotower.trainers.memory.plan import Machine
+from twotower.trainers.memory.sizes import facts_of
 config = load_config(Path(sys.argv[2]) if sys.argv[2] else None, sys.argv[3:])
 print(Machine("cpu", 1).parts(facts_of(Dataset.open(Path(sys.argv[1])), config), config).peak)
 """

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from common import RESULTS, ROOT, claim, tell
 
-from twotower.config import Config, load_config
-from twotower.console import setup_logging
-from twotower.data.data_loader import open_store, split_moment
+from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
-from twotower.evaluation import judge
-from twotower.pipeline import TOWN, prepare_stage, simulate_stage, train_stage
-from twotower.retrieval.bundle import load_trained
-from twotower.retrieval.neural import NeuralRetriever
+from twotower.data.dataset_features import open_store, split_moment
+from twotower.evaluation.evaluator import judge
+from twotower.models.neural_retriever import NeuralRetriever
+from twotower.pipeline.stages import TOWN, prepare_stage, simulate_stage, train_stage
+from twotower.utils.config import Config, load_config
+from twotower.utils.console import setup_logging
 
 METRIC = "NDCG@10"
 

@@ -62,7 +62,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _simulated(out: Path, arguments: argparse.Namespace) -> Path:
-    from twotower.data.simulate import simulate
+    from twotower.data.simulator.simulate import simulate
 
     simulate(out, users=arguments.users, businesses=arguments.businesses, events=arguments.events, seed=arguments.seed)
     (out / "town_truth.safetensors").unlink()  # no raw file of Yelp
@@ -101,8 +101,8 @@ def _work(work: str, raw: Path, out: Path) -> None:
     if work == "scan":
         _scan(raw)
         return
-    from twotower.config import parse_config
     from twotower.data.prepare import prepare
+    from twotower.utils.config import parse_config
 
     text = {} if work == "with text" else {"text_dim": 0}
     begun = {"start": time.perf_counter()}

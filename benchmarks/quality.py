@@ -28,13 +28,13 @@ import torch
 from common import QUALITY_SETS, RESULTS, ROOT, QualitySet, Row, commit, machine, tell
 from report import quality_table
 
-from twotower.config import Config, load_config
-from twotower.console import setup_logging
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError, TwoTowerError
-from twotower.pipeline import TOWN, prepare_stage, run_all, simulate_stage
-from twotower.refit import refit as refit_run
+from twotower.pipeline.refit import refit as refit_run
+from twotower.pipeline.stages import TOWN, prepare_stage, run_all, simulate_stage
 from twotower.trainers.optimizer import choose_device
+from twotower.utils.config import Config, load_config
+from twotower.utils.console import setup_logging
 
 MODEL = "two-tower"
 

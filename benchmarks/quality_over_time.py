@@ -23,13 +23,13 @@ from common import QUALITY_SETS, RESULTS, claim, in_words, machine, tell
 from matplotlib import pyplot
 from quality import prepared
 
-from twotower.baselines import IALS
-from twotower.config import Config
-from twotower.console import setup_logging
+from twotower.baselines.baselines import IALS
 from twotower.data.dataset import Dataset
 from twotower.errors import TwoTowerError
-from twotower.evaluation import evaluate, fit_baseline
+from twotower.evaluation.evaluator import evaluate, fit_baseline
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils.config import Config
+from twotower.utils.console import setup_logging
 
 METRIC = "NDCG@10"
 ITERATIONS = (1, 2, 3, 5, 8, 15)

@@ -31,14 +31,14 @@ import torch
 from common import RESULTS, claim, in_words, tell
 from serving_load import Load, Server, at_rate, closed, median_ms, post, wire
 
-from twotower.config import parse_config
-from twotower.console import setup_logging
+from twotower.bundle.index_tuning import tune_index
 from twotower.data.prepare import prepare
-from twotower.pipeline import train_stage
-from twotower.retrieval.dials import with_popularity
+from twotower.pipeline.stages import train_stage
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
-from twotower.retrieval.tuning import tune_index
+from twotower.search.reranking import with_popularity
+from twotower.utils.config import parse_config
+from twotower.utils.console import setup_logging
 
 K = 10
 ONE_PERCENT = "shelf == 7"

@@ -21,9 +21,9 @@ from pathlib import Path
 from common import RESULTS, claim, in_words, tell
 from serving_load import Server, post, wire
 
-from twotower.console import setup_logging
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
+from twotower.utils.console import setup_logging
 
 K = 100
 ROUNDING, WANTED = 1e-6, 1e-4

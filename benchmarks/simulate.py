@@ -16,7 +16,7 @@ from typing import Any
 
 from common import RESULTS, claim, tell
 
-from twotower.data.simulate import simulate
+from twotower.data.simulator.simulate import simulate
 
 SIZES = {"users": 5_000, "businesses": 2_500, "events": 100_000}
 LARGE = {"users": 2_000_000, "businesses": 150_000, "events": 7_000_000}

@@ -24,8 +24,8 @@ from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_speed import open_trainer
 
-from twotower.console import setup_logging
 from twotower.errors import TwoTowerError
+from twotower.utils.console import setup_logging
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled_dot_product")

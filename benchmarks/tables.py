@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from common import RESULTS, claim, tell
 
-from twotower.config import EmbeddingConfig
 from twotower.models.layers.tables import RowTable, Table
+from twotower.utils.config import EmbeddingConfig
 
 DIM, IDS, SEED = 64, 8192, 0
 CLAIM = "one step of a table of {rows:,} rows × 64, updated by rows ({dtype}), 8,192 ids read"

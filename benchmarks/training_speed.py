@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from common import QUALITY_SETS, RESULTS, ROOT, Row, claim, in_words, tell
 
-from twotower.config import load_config
-from twotower.console import setup_logging
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError, TwoTowerError
-from twotower.pipeline import prepare_stage
+from twotower.pipeline.stages import prepare_stage
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils.config import load_config
+from twotower.utils.console import setup_logging
 
 PEER_SETTINGS = ("--loss", "sampled_softmax", "--negatives", "256")
 SASREC_SIZE = (

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from twotower.config import Config
+    from twotower.retrieval.recommender import Recommender
+    from twotower.utils.config import Config
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # sums come out the same on every machine, and tests do not fight for cores
@@ -56,12 +57,37 @@ def real_data(lacking: Lacking) -> Path:
 @pytest.fixture(scope="session")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Town:
     """A town of 300 users, 200 businesses and 6,000 events, simulated and prepared once; treat it as read-only."""
-    from twotower.config import parse_config
     from twotower.data.prepare import prepare
-    from twotower.data.simulate import simulate
+    from twotower.data.simulator.simulate import simulate
+    from twotower.utils.config import parse_config
 
     root = tmp_path_factory.mktemp("town")
     simulate(root / "raw", users=300, businesses=200, events=6_000, seed=7)
     config = parse_config({"data": {"source": "yelp", "path": str(root / "raw")}, "prepare": {"text_dim": 8}})
     prepare(config, root / "dataset")
     return Town(root / "raw", root / "dataset", config)
+
+
+@pytest.fixture(scope="session")
+def town_bundle(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a bundle of the town, its weights drawn at random; treat it as read-only."""
+    from twotower.bundle.bundle import export_bundle
+    from twotower.data.dataset import Dataset
+    from twotower.utils.checkpoint import save_checkpoint
+
+    from .drawn_bundle import MODEL, checkpoint_of, drawn
+
+    root = tmp_path_factory.mktemp("town-bundle")
+    dataset = Dataset.open(town.folder)
+    model, config = drawn(dataset, MODEL)
+    save_checkpoint(root / "best.pt", checkpoint_of(dataset, model, config))
+    export_bundle(root / "best.pt", dataset, root / "bundle", metrics={"metric": "NDCG@10", "value": 0.1})
+    return root / "bundle"
+
+
+@pytest.fixture(scope="session")
+def recommender(town_bundle: Path) -> Recommender:
+    """That bundle, opened."""
+    from twotower.retrieval.recommender import Recommender
+
+    return Recommender.load(town_bundle)

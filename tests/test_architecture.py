@@ -1,45 +1,51 @@
-"""The house has floors: a module imports lower floors, or siblings on its own, wherever in the file the import stands."""
+"""The layout of the package: the order of its folders, its size, and the page that describes it."""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-SRC = Path(__file__).parents[1] / "src"
-FLOORS = [
-    "errors schema",
-    "config config_data config_model arrays console hardware parallel retriever ragged "
-    "metrics intervals encoders catalogue batches state features",
-    "losses models.layers.* retrieval.topk retrieval.filters retrieval.filter_language retrieval.filter_tree retrieval.columns "
-    "retrieval.recent retrieval.request retrieval.sealed verdict "
-    "data.engine data.engine_spark data.raw data.yelp data.yelp_business data.tables data.table_files data.sequences "
-    "data.neighbours data.simulate data.town data.town_builder data.town_life data.town_listing data.town_words",
-    "environment data.selection data.prepare data.dataset models.towers.* retrieval.index "
-    "retrieval.approximate retrieval.index_faiss retrieval.indexes",
-    "data.views data.data_loader models.two_tower content factors baselines slices",
-    "evaluation checkpoint report models.build retrieval.neural retrieval.towers_onnx retrieval.asked retrieval.dials "
-    "retrieval.item_arrays",
-    "trainers.* retrieval.shown retrieval.fitting retrieval.new_items retrieval.bundle retrieval.revision retrieval.everyone "
-    "retrieval.hub retrieval.dial_curve retrieval.explain retrieval.recommender retrieval.tuning retrieval.tuning_plot",
-    "pipeline serving.*",
-    "demo refit",
-    "cli __main__",
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "twotower"
+PAGE = ROOT / "docs" / "architecture.md"
+
+# From bottom to top. A folder imports only what stands before it: in an earlier row, or further left in its own row.
+# A name with ".py" is a module at the root of the package.
+ORDER = [
+    "errors.py schema.py",
+    "utils",
+    "retriever.py",
+    "features",
+    "search/filters search",
+    "data/simulator data/sources data",
+    "models/layers models/towers models",
+    "baselines",
+    "evaluation",
+    "bundle",
+    "retrieval",
+    "trainers/health trainers trainers/memory",
+    "serving",
+    "pipeline",
+    "cli.py __main__.py __init__.py",
 ]
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
-FILES = [path for path in (SRC / "twotower").rglob("*.py") if path.stem != "__init__"]
-MODULES = {".".join(path.relative_to(SRC / "twotower").with_suffix("").parts): path for path in FILES}
+PLACES = [place for row in ORDER for place in row.split()]
+MOST_LOOSE, MOST_FOLDERS = 8, 20
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.read_text().strip()]  # an empty `__init__.py` has no imports
+MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in FILES}
 
 
-def floor(module: str) -> int | None:
-    """The floor of a module, by its own name or by its folder's."""
-    return FLOOR.get(module, FLOOR.get(module.rpartition(".")[0] + ".*"))
+def place_of(module: str) -> str:
+    """Return the folder of a module, or the module itself where it stands at the root of the package."""
+    return module.rpartition("/")[0] or module
 
 
 def imports(source: str) -> set[str]:
-    """Modules of the package that a file imports: at the top, inside functions, and under TYPE_CHECKING alike."""
+    """Return the modules of the package that a file imports: at the top, inside functions and under TYPE_CHECKING."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -47,23 +53,53 @@ def imports(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: imports are absolute in this package"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
-    return {name.removeprefix("twotower.") for name in found if name.startswith("twotower.")} & MODULES.keys()
+    names = {name.removeprefix("twotower.").replace(".", "/") + ".py" for name in found if name.startswith("twotower.")}
+    return names & MODULES.keys()
+
+
+def section(number: int) -> str:
+    """Return the text of a numbered section of the page."""
+    return re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.M)[number].partition("\n")[2]
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_a_module_imports_lower_floors_and_siblings_only(module: str) -> None:
-    here = floor(module)
-    assert here is not None, f"{module} has no floor: add it to FLOORS"
+def test_a_folder_imports_only_folders_below_it(module: str) -> None:
+    here = place_of(module)
+    assert here in PLACES, f"{here} is not in ORDER: add it there and to docs/architecture.md"
     for other in imports(MODULES[module].read_text()):
-        below = floor(other)
-        sibling = module.rpartition(".")[0] == other.rpartition(".")[0]
-        assert below is not None and (below < here or (below == here and sibling)), f"{module} ({here}) imports {other} ({below})"
+        below = place_of(other)
+        assert below == here or PLACES.index(below) < PLACES.index(here), f"{module} imports {other}, which is above it"
 
 
-def test_no_module_imports_itself_by_a_detour() -> None:
+def test_no_module_imports_itself_through_others() -> None:
     TopologicalSorter({name: imports(path.read_text()) for name, path in MODULES.items()}).prepare()  # raises on a cycle
 
 
+def test_the_package_has_few_rooms() -> None:
+    folders = {place_of(module) for module in MODULES if "/" in module}
+    loose = {module for module in MODULES if "/" not in module}
+    assert len(folders) <= MOST_FOLDERS and len(loose) <= MOST_LOOSE
+    assert set(PLACES) == folders | loose, "ORDER names what does not exist"
+
+
 def test_an_import_is_found_wherever_it_stands() -> None:
-    assert imports("def f():\n    from twotower import config") == {"config"}
-    assert imports("if TYPE_CHECKING:\n    from twotower.errors import DataError\nimport twotower.schema") == {"errors", "schema"}
+    assert imports("def f():\n    from twotower.utils import config") == {"utils/config.py"}
+    assert imports("if TYPE_CHECKING:\n    from twotower.errors import DataError\nimport twotower.schema") == {
+        "errors.py",
+        "schema.py",
+    }
+    assert imports("from twotower.models.towers.head import TowerHead") == {"models/towers/head.py"}
+
+
+def test_the_page_shows_the_order_of_the_folders() -> None:
+    table = section(2).split("\n### ")[0]
+    shown = [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table.splitlines() if row.startswith("| `")]
+    assert [name.rstrip("/") for names in shown for name in names] == PLACES
+
+
+def test_the_page_names_every_module_once() -> None:
+    table = section(2).split("\n### ")[1]
+    shown = re.findall(r"^\| `([^`]+)` \| .+ \|$", table, re.M)
+    assert sorted(shown) == sorted(MODULES)
+    order = [PLACES.index(place_of(module)) for module in shown]
+    assert order == sorted(order), "modules stand in the order of the folders"

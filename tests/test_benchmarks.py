@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from twotower.config import load_config
+from twotower.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--users", "60", "--businesses", "50", "--events", "1200", "--quiet"]

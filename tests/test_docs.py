@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from twotower.config import Config, load_config
+from twotower.utils.config import Config, load_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])

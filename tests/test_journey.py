@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from twotower.bundle.bundle import load_bundle
 from twotower.cli import main
-from twotower.data.data_loader import log_popularity
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import log_popularity
 from twotower.errors import DataError
-from twotower.retrieval.bundle import load_bundle
 from twotower.retrieval.recommender import Recommender
 
 SMALL = """
@@ -240,7 +240,7 @@ def test_a_changed_bundle_is_refused(journey, tmp_path):
 
 
 def test_the_demo_is_the_quickstart_and_both_are_the_defaults():
-    from twotower.config import load_config, parse_config
+    from twotower.utils.config import load_config, parse_config
 
     written = load_config(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
     assert parse_config({"data": written.data.model_dump(mode="json")}) == written

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from twotower import environment
+from twotower.pipeline import machine_check
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "train_kaggle.ipynb"
@@ -121,10 +121,10 @@ def test_a_failing_program_stops_the_notebook(capfd: pytest.CaptureFixture[str])
 def test_mounted_files_are_found(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "input" / file).parent.mkdir(parents=True)
     (tmp_path / "input" / file).write_text("{}")
-    monkeypatch.setattr(environment, "KAGGLE", (tmp_path / "input", tmp_path / "input" / "datasets"))
+    monkeypatch.setattr(machine_check, "KAGGLE", (tmp_path / "input", tmp_path / "input" / "datasets"))
     names: dict[str, Any] = {"Path": Path, "DATA": "", "OUT": tmp_path / "out", "SETTINGS": ["seed=1"], "source": ROOT}
     exec(code()["data"], names)
-    assert names["raw"] in environment.KAGGLE
+    assert names["raw"] in machine_check.KAGGLE
     assert names["config"] == ROOT / "configs" / "kaggle.yaml"
     assert names["settings"] == ["--set", "seed=1"]
 

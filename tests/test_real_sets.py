@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from twotower.config import load_config
-from twotower.pipeline import run_all
+from twotower.pipeline.stages import run_all
 from twotower.retrieval.recommender import Recommender
 from twotower.serving.app import create_app
 from twotower.serving.limits import Limits
 from twotower.serving.service import Service
+from twotower.utils.config import load_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -26,9 +26,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from twotower.cli import app
-from twotower.config import parse_config
-from twotower.serving.events import RedisStore
-from twotower.serving.meters import Meters
+from twotower.serving.event_store import RedisStore
+from twotower.serving.prometheus import Meters
+from twotower.utils.config import parse_config
 
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -261,7 +261,7 @@ def wait_until_healthy(machine: Machine, check: list[str], server: subprocess.Po
 
 @pytest.mark.slow
 def test_the_steps_of_the_image_end_in_a_server_that_is_ready(town: Any, tmp_path: Path) -> None:
-    from twotower.pipeline import train_stage
+    from twotower.pipeline.stages import train_stage
 
     tower = {"embedding_dim": 8, "hidden_dims": [8]}
     settings = {"model": {"user_tower": tower, "item_tower": tower}, "training": {"max_steps": 1}}

@@ -9,6 +9,6 @@ if __name__ == "__main__":
     code = main()
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(code)
-    from twotower.parallel import leave  # loads PyTorch, which --help does without
+    from twotower.utils.distributed import leave  # loads PyTorch, which --help does without
 
     leave(code)

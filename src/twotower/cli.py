@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from twotower.config import load_config
-from twotower.console import setup_logging, speaks
 from twotower.errors import TwoTowerError
+from twotower.utils.config import load_config
+from twotower.utils.console import setup_logging, speaks
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -45,7 +45,7 @@ def app(debug: bool, quiet: bool) -> None:  # noqa: ARG001 - read by main()
 @click.option("--out", type=FOLDER, required=True, help="Folder for the raw files.")
 def simulate(users: int, businesses: int, events: int, seed: int, out: Path) -> None:
     """Write the raw Yelp files of a simulated town whose true preferences are known."""
-    from twotower.pipeline import simulate_stage
+    from twotower.pipeline.stages import simulate_stage
 
     counts = simulate_stage(out, users=users, businesses=businesses, events=events, seed=seed)
     click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
@@ -60,7 +60,7 @@ def prepare(
     data_dir: Path | None, output_dir: Path, engine: str | None, config_path: Path | None, overrides: tuple[str, ...]
 ) -> None:
     """Raw files → a dataset: filtered, split, with features as they were known at the time."""
-    from twotower.pipeline import prepare_stage, summary
+    from twotower.pipeline.stages import prepare_stage, summary
 
     extra = [f"data.path={json.dumps(str(data_dir))}"] if data_dir else []
     extra += [f"prepare.engine={engine}"] if engine else []
@@ -74,7 +74,7 @@ def prepare(
 @configured
 def train(data: Path, out: Path, resume: bool, config_path: Path | None, overrides: tuple[str, ...]) -> None:
     """Train both towers; the best model by validation (without such a part, the last) is left in OUT, with its bundle."""
-    from twotower.pipeline import train_stage
+    from twotower.pipeline.stages import train_stage
 
     best = train_stage(load_config(config_path, list(overrides)), data, out, resume=resume)
     if speaks():
@@ -103,7 +103,7 @@ def plan(
     overrides: tuple[str, ...],
 ) -> None:
     """Say what training will take of memory, and the settings that fit."""
-    from twotower.pipeline import plan_stage
+    from twotower.pipeline.stages import plan_stage
 
     if data is None and None in (users, items, events):
         raise click.UsageError("plan needs --data, or --users, --items and --events.")
@@ -119,7 +119,7 @@ def plan(
 )
 def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
     """Judge a run on the test part against every baseline; write report.json and report.html into RUN."""
-    from twotower.pipeline import evaluate_stage, verdict
+    from twotower.pipeline.stages import evaluate_stage, verdict
 
     click.echo(verdict(evaluate_stage(run, run, list(overrides)), run))
 
@@ -129,7 +129,7 @@ def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--out", type=FOLDER, required=True, help="Folder for the bundle.")
 def export(run: Path, out: Path) -> None:
     """Write everything needed to answer into one folder, without any code in it."""
-    from twotower.pipeline import export_stage
+    from twotower.pipeline.stages import export_stage
 
     manifest = export_stage(run, out)
     click.echo(f"{out}: {len(manifest['hashes'])} files")
@@ -169,8 +169,8 @@ def recommend(
     **asked: Any,
 ) -> None:
     """The best places for a known user, for whoever visited some places, or for everybody."""
-    from twotower.demo import as_table
-    from twotower.pipeline import recommend_all_stage
+    from twotower.pipeline.demo import as_table
+    from twotower.pipeline.stages import recommend_all_stage
     from twotower.retrieval.recommender import Recommender
     from twotower.retrieval.request import Request
 
@@ -197,7 +197,7 @@ def recommend(
 @click.option("--items", type=FILE, required=True, help="JSON lines, CSV or Parquet with columns of the catalogue.")
 def add_items(bundle: Path, items: Path) -> None:
     """Put new items into a bundle by their features alone, without training."""
-    from twotower.retrieval import revision
+    from twotower.bundle import revision
 
     manifest = revision.add_items(bundle, items)
     click.echo(f"{bundle}: revision {manifest['revision']}")
@@ -208,7 +208,7 @@ def add_items(bundle: Path, items: Path) -> None:
 @click.option("--ids", required=True, help="Item ids, separated by commas.")
 def remove_items(bundle: Path, ids: str) -> None:
     """Take items out of what a bundle offers; in histories they still count."""
-    from twotower.retrieval import revision
+    from twotower.bundle import revision
 
     manifest = revision.remove_items(bundle, [part.strip() for part in ids.split(",") if part.strip()])
     click.echo(f"{bundle}: revision {manifest['revision']}")
@@ -222,7 +222,7 @@ def remove_items(bundle: Path, ids: str) -> None:
 @click.option("--plot", type=FILE, help="Picture of what was measured; default: BUNDLE-index.svg.")
 def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Path | None) -> None:
     """Measure indexes on a bundle's own vectors and users, and build the cheapest that finds enough into it."""
-    from twotower.pipeline import tune_index_stage
+    from twotower.pipeline.stages import tune_index_stage
 
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds else []
     picture = plot or bundle.with_name(f"{bundle.name}-index.svg")
@@ -236,7 +236,7 @@ def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Pat
 @configured
 def run(out: Path, resume: bool, config_path: Path | None, overrides: tuple[str, ...]) -> None:
     """The whole way in one process: prepare, train, evaluate, export."""
-    from twotower.pipeline import run_all, verdict
+    from twotower.pipeline.stages import run_all, verdict
 
     click.echo(verdict(run_all(load_config(config_path, list(overrides)), out, resume=resume), out))
 
@@ -248,8 +248,8 @@ def run(out: Path, resume: bool, config_path: Path | None, overrides: tuple[str,
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 def refit(run: Path, out: Path, everything: bool, resume: bool) -> None:
     """Train a run anew on its validation part too, for as long as its best took."""
-    from twotower.pipeline import verdict
-    from twotower.refit import refit as refit_run
+    from twotower.pipeline.refit import refit as refit_run
+    from twotower.pipeline.stages import verdict
 
     click.echo(verdict(refit_run(run, out, everything=everything, resume=resume), out))
 
@@ -259,7 +259,7 @@ def refit(run: Path, out: Path, everything: bool, resume: bool) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 def demo(out: Path, seed: int) -> None:
     """Simulate a town, walk the whole way, and recommend."""
-    from twotower.demo import demo as run_demo
+    from twotower.pipeline.demo import demo as run_demo
 
     run_demo(out, seed=seed, say=click.echo)
 
@@ -268,7 +268,7 @@ def demo(out: Path, seed: int) -> None:
 @click.option("--data", type=FOLDER, help="Folder of the raw files; without one the usual places are looked into.")
 def doctor(data: Path | None) -> None:
     """Say whether this machine can do the work, and what to do where it cannot."""
-    from twotower.environment import diagnose, gather, refuse
+    from twotower.pipeline.machine_check import diagnose, gather, refuse
 
     findings = diagnose(gather(data))
     for finding in findings:
@@ -288,8 +288,8 @@ def doctor(data: Path | None) -> None:
 def serve(rate: float, **options: Any) -> None:
     """Answer over HTTP, with a page to look at it; see docs/serving.md."""
     from twotower.serving.limits import Limits
-    from twotower.serving.serve import Options
-    from twotower.serving.serve import serve as run_server
+    from twotower.serving.server import Options
+    from twotower.serving.server import serve as run_server
 
     run_server(Options(**options, limits=Limits(rate=rate, burst=max(2 * rate, 1))))
 

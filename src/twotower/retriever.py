@@ -10,13 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from twotower.schema import UNKNOWN
-
-Int = NDArray[np.int64]
-Float = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+from twotower.utils.types import Float, Int, Mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Names shared by every floor: columns, reserved rows, splits, and the declaration of a feature.
+"""Names shared by the whole package: columns, reserved rows, splits, and the declaration of a feature.
 
 External ids are strings (`user_id`, `item_id`). Rows are int64 positions in the id tables (`user_row`, `item_row`), never mixed
 with ids. Row 0 is PAD, row 1 UNKNOWN; real rows start at 2, those seen in training first, so that `row < n_train_items + 2`
@@ -15,6 +15,7 @@ UNKNOWN = 1
 FIRST_ROW = 2
 FORMAT_VERSION = 4  # of datasets and runs
 BUNDLE_FORMAT = 5
+TRUTH_FILE = "town_truth.safetensors"  # of a simulated town
 
 # Raw tables (what a source returns) and prepared tables.
 USER_ID = "user_id"

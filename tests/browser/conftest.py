@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
-from twotower.config import parse_config
-from twotower.pipeline import train_stage
+from twotower.pipeline.stages import train_stage
+from twotower.utils.config import parse_config
 
 CHROMIUM = "/usr/bin/chromium"
 START_S = 60

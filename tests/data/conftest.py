@@ -12,12 +12,12 @@ import ibis
 import pyarrow as pa
 import pytest
 
-from twotower.config import parse_config
 from twotower.data.dataset import Dataset
-from twotower.data.engine import Engine
 from twotower.data.prepare import SOURCES, prepare
-from twotower.data.raw import RawTables
+from twotower.data.sources.engine import Engine
+from twotower.data.sources.raw_tables import RawTables
 from twotower.schema import DAY_S, SPLITS, FeatureSpec
+from twotower.utils.config import parse_config
 
 CUTS = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-21"}  # day 10 and day 20
 EVERYTHING = {"kind": "time", "valid": "2100-01-01", "test": "2100-01-02"}

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.config import Config, parse_config
-from twotower.data.data_loader import TrainLoader, open_store
+from twotower.data.data_loader import TrainLoader
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import open_store
 from twotower.data.views import user_shares
 from twotower.errors import TrainingError
 from twotower.schema import TRAIN
+from twotower.utils.config import Config, parse_config
 
 
 @pytest.fixture(scope="module")

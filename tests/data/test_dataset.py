@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.data.data_loader import log_popularity
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import log_popularity
 from twotower.errors import DataError
 from twotower.retriever import Queries
 from twotower.schema import DAY_S, FIRST_ROW, SPLITS, TRAIN, UNKNOWN, WITHHELD

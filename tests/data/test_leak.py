@@ -17,14 +17,15 @@ import torch
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
-from twotower.config import ModelConfig, UserTowerConfig, parse_config
 from twotower.data import prepare as preparing
 from twotower.data import selection
-from twotower.data.data_loader import TrainLoader, open_store
+from twotower.data.data_loader import TrainLoader
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import open_store
 from twotower.errors import DataError
+from twotower.features.point_in_time import ItemDynamics
 from twotower.schema import DAY_S, FIRST_ROW, TRAIN
-from twotower.state import ItemDynamics
+from twotower.utils.config import ModelConfig, UserTowerConfig, parse_config
 
 HALF, CUT, TEST_CUT, END = 5, 10, 15, 20  # days
 SPLIT = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-16"}

@@ -10,11 +10,11 @@ from unittest import mock
 
 import pytest
 
-from twotower.config import parse_config
 from twotower.data import prepare as module
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, DataError
 from twotower.schema import FeatureSpec
+from twotower.utils.config import parse_config
 
 from .conftest import CUTS, EVERYTHING, LAST, business, day, listed
 

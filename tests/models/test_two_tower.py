@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.config import Config, TowerConfig, UserTowerConfig, parse_config
-from twotower.data.data_loader import open_store
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import open_store
 from twotower.models.build import build_model
 from twotower.models.towers.head import TowerHead
 from twotower.models.two_tower import NEW_LENGTH
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.utils.config import Config, TowerConfig, UserTowerConfig, parse_config
 
 TOWERS = {"embedding_dim": 16, "hidden_dims": [32, 8], "interaction": "dcn"}
 

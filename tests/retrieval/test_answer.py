@@ -10,21 +10,21 @@ import pytest
 import torch
 
 import twotower
-from twotower.checkpoint import save_checkpoint
-from twotower.config import parse_config
+from twotower.bundle.bundle import Bundle, export_bundle
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.errors import RequestError
-from twotower.retrieval.asked import WEEK_S, Ids, Reader
-from twotower.retrieval.bundle import Bundle, export_bundle
-from twotower.retrieval.dials import POPULARITY_SCALE, diversify, with_revisits
-from twotower.retrieval.neural import NeuralRetriever
+from twotower.models.neural_retriever import NeuralRetriever
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, Request, Visit
+from twotower.retrieval.request_reader import WEEK_S, Ids, Reader
 from twotower.retriever import Queries
 from twotower.schema import UNKNOWN
+from twotower.search.reranking import POPULARITY_SCALE, diversify, with_revisits
+from twotower.utils.checkpoint import save_checkpoint
+from twotower.utils.config import parse_config
 
-from .conftest import checkpoint_of, drawn
+from ..drawn_bundle import checkpoint_of, drawn
 
 
 def ids(answer: Answer) -> list[str]:

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.data.data_loader import open_store, split_moment
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.item_arrays import item_arrays
 from twotower.data.dataset import Dataset
-from twotower.retrieval.bundle import Bundle
-from twotower.retrieval.dials import REVISITS
-from twotower.retrieval.item_arrays import item_arrays
+from twotower.data.dataset_features import open_store, split_moment
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request, Visit
+from twotower.search.reranking import REVISITS
 
-from .conftest import drawn
+from ..drawn_bundle import drawn
 
 STRAIGHT = {"embedding_dim": 16, "hidden_dims": [16]}
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from twotower.config import parse_config
-from twotower.data.data_loader import open_store, split_moment
+from twotower.bundle.bundle import Bundle
+from twotower.bundle.item_arrays import item_arrays
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import open_store, split_moment
 from twotower.data.prepare import prepare
 from twotower.errors import RequestError
 from twotower.models.build import build_model
-from twotower.retrieval.bundle import Bundle
-from twotower.retrieval.item_arrays import item_arrays
 from twotower.retrieval.recommender import Recommender
+from twotower.utils.config import parse_config
 
 ITEMS: list[dict[str, Any]] = [
     {

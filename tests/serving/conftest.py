@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from twotower.config import parse_config
-from twotower.pipeline import train_stage
+from twotower.pipeline.stages import train_stage
 from twotower.serving.app import create_app
 from twotower.serving.limits import Limits
-from twotower.serving.serve import SWITCH_S
+from twotower.serving.server import SWITCH_S
 from twotower.serving.service import Service
+from twotower.utils.config import parse_config
 
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-for-these-tests"

@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import FIRST_ROW
 from twotower.serving import schemas
-from twotower.serving.browse import Browser
-from twotower.serving.engine import Engine
+from twotower.serving.catalogue import Browser
+from twotower.serving.model_version import Engine
 
 from .conftest import ranked, send, some_items
 
@@ -186,7 +186,7 @@ def test_the_page_is_served_under_a_policy_of_its_own_files_only(client: TestCli
 
 
 def test_log_lines_are_json_without_who_and_what(client: TestClient) -> None:
-    from twotower.serving.logs import JsonFormatter
+    from twotower.serving.json_logs import JsonFormatter
 
     lines: list[str] = []
     handler = logging.StreamHandler()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from twotower.errors import ConfigError, DataError
 from twotower.serving.limits import Limits, RateLimiter, is_key
-from twotower.serving.serve import KEY_VARIABLE, Options, read_key, serve
+from twotower.serving.server import KEY_VARIABLE, Options, read_key, serve
 
 
 @given(st.lists(st.floats(0, 3), max_size=60), st.integers(1, 5), st.integers(1, 5))

@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from twotower.serving import schemas
-from twotower.serving.browse import Browser
+from twotower.serving.catalogue import Browser
 from twotower.serving.limits import MOST_BATCH, Limits
 
 from .conftest import send, some_items

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from twotower.retrieval.revision import add_items, remove_items
+from twotower.bundle.revision import add_items, remove_items
 from twotower.serving.limits import Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
@@ -101,7 +101,7 @@ def test_a_bad_bundle_is_refused_and_the_one_before_goes_on(
 def test_a_bundle_that_loads_and_cannot_answer_is_refused(
     connect: Connect, keyed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from twotower.serving.engine import Engine
+    from twotower.serving.model_version import Engine
 
     def broken(*_: Any) -> Any:
         raise KeyError("a tensor of another shape")

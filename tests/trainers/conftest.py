@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
+from twotower.utils.config import Config, parse_config
 
 TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
 

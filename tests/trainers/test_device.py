@@ -14,17 +14,17 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils import _foreach_utils
 
-from twotower.batches import ALIGNED, map_tensors, packed
-from twotower.config import Config, parse_config
 from twotower.data.data_loader import DeviceCopies, TrainLoader
 from twotower.data.dataset import Dataset
+from twotower.features.batches import ALIGNED, map_tensors, packed
 from twotower.models.layers.tables import distinct_rows, padded_distinct_rows
-from twotower.retrieval import topk
-from twotower.retrieval.neural import item_blocks
+from twotower.models.neural_retriever import item_blocks
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW
+from twotower.search import topk
 from twotower.trainers import base_trainer
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils.config import Config, parse_config
 
 from .conftest import settings
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from twotower.config import parse_config
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils.config import parse_config
 
 from .conftest import figures
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from twotower.checkpoint import load_checkpoint, save_checkpoint
-from twotower.config import parse_config
 from twotower.errors import TrainingError
+from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
+from twotower.utils.config import parse_config
 
 WORKER = Path(__file__).with_name("worker.py")
 

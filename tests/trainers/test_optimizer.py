@@ -7,11 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from twotower.config import parse_config
 from twotower.errors import TrainingError
-from twotower.hardware import Gpu, Torch
 from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils.config import parse_config
+from twotower.utils.hardware import Gpu, Torch
 
 from .conftest import figures, settings
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from twotower.config import parse_config
+from twotower.utils.config import parse_config
 
 WORKER = Path(__file__).with_name("worker.py")
 TOWER = {"embedding_dim": 16, "hidden_dims": [32, 16], "dropout": 0, "id_dropout": 0}

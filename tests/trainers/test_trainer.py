@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.config import parse_config
+from twotower.data.candidates import LOSSES
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.data.views import VIEWS
 from twotower.errors import ConfigError, TrainingError
-from twotower.losses import LOSSES, softmax_loss
 from twotower.trainers.optimizer import schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils.config import parse_config
+from twotower.utils.losses import softmax_loss
 
 from .conftest import figures, settings
 
@@ -253,7 +254,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(dataset, tmp_path, monkeypatch)
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("twotower.checkpoint.torch.save", full)
+    monkeypatch.setattr("twotower.utils.checkpoint.torch.save", full)
     with pytest.raises(TrainingError, match="No space left on device"):
         trainer._save("last.pt")
     assert (tmp_path / "last.pt").read_bytes() == before

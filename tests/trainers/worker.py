@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from twotower import parallel
 from twotower.cli import main
-from twotower.config import Config, parse_config
 from twotower.data.dataset import Dataset
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils import distributed
+from twotower.utils.config import Config, parse_config
 
 
 def gradients(trainer: TwoTowerTrainer, out: Path) -> None:
@@ -33,12 +33,12 @@ def gradients(trainer: TwoTowerTrainer, out: Path) -> None:
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
             found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    parallel.add_up([value for name, value in found.items() if name not in ("loss", "examples")])
+    distributed.add_up([value for name, value in found.items() if name not in ("loss", "examples")])
     for name, table in trainer.tables.items():
         table.collect()
         row, grad = table.merged
-        found[name] = parallel.whole(torch.zeros_like(table.weight).index_put_((row,), grad), table.rows)
-    if parallel.rank() == 0:
+        found[name] = distributed.whole(torch.zeros_like(table.weight).index_put_((row,), grad), table.rows)
+    if distributed.rank() == 0:
         out.parent.mkdir(exist_ok=True)
         torch.save(found, out)
 
@@ -51,7 +51,7 @@ def wide(trainer: TwoTowerTrainer) -> None:
         for parameter in trainer.model.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, dtype=parameter.dtype, generator=generator)
         for table in trainer.model.tables.values():
-            if parallel.rank() == 0:
+            if distributed.rank() == 0:
                 table.weight[0] = 0
     for name in ("encode_users", "encode_items"):
         encode = getattr(trainer.model, name)
@@ -69,7 +69,7 @@ def die_at(trainer: TwoTowerTrainer, step: int) -> None:
     take = trainer._step
 
     def then_die(batch, board):
-        if trainer.at.step == step and parallel.rank() == parallel.world() - 1:
+        if trainer.at.step == step and distributed.rank() == distributed.world() - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         take(batch, board)
 
@@ -122,7 +122,7 @@ def run() -> None:
     if mode == "kill_often":
         kill_often(Path(data), configs[0], Path(out), times=25)
         return
-    with parallel.joined(torch.device("cpu")):
+    with distributed.joined(torch.device("cpu")):
         for number, config in enumerate(configs):
             one(mode, Path(data), config, Path(out) / str(number) if len(configs) > 1 else Path(out))
 
@@ -141,6 +141,6 @@ def one(mode: str, data: Path, config: Config, out: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "cli":
-        parallel.leave(main(sys.argv[2:]))
+        distributed.leave(main(sys.argv[2:]))
     run()
-    parallel.leave(0)
+    distributed.leave(0)

@@ -15,17 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from twotower.batches import ItemBatch, Layout, UserBatch, on_device, packed
-from twotower.config import Config, ModelConfig
+from twotower.data.candidates import LOSSES, Pool, other_positives
 from twotower.data.dataset import Dataset
 from twotower.data.views import VIEWS, TrainEvents, View
-from twotower.errors import ConfigError, TrainingError, nearest
-from twotower.features import FeatureStore
-from twotower.losses import LOSSES, Masked, Pool, other_positives
-from twotower.schema import FIRST_ROW, SPLITS, TRAIN, WITHHELD
-from twotower.state import ItemDynamics
-
-Int = NDArray[np.int64]
+from twotower.errors import TrainingError
+from twotower.features.batches import ItemBatch, UserBatch, on_device, packed
+from twotower.features.feature_store import FeatureStore
+from twotower.utils.config import Config
+from twotower.utils.losses import Masked
+from twotower.utils.types import Int
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,85 +216,3 @@ class TrainLoader:
         finally:
             stopped.set()
             thread.join()
-
-
-def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore:
-    """Features as known when `split` begins: the state of the items comes from earlier splits alone.
-
-    Parameters
-    ----------
-    split
-        "valid" (what training itself may know), "test", or "future" (everything: for serving).
-    """
-    dynamics = None
-    if dataset.has_time:
-        visits = dataset.visits
-        kept = visits.split < SPLITS.get(split, WITHHELD + 1)
-        dynamics = ItemDynamics(visits.item_row[kept], visits.time_s[kept], visits.stars[kept])
-    geo = next((spec.name for spec in dataset.specs if spec.side == "item" and spec.kind == "geo"), "")
-    cells = [np.array(dataset.encoders.vocabularies.get(f"item.{geo}.{scale}", ()), np.int64) for scale in range(2)]
-    return FeatureStore(
-        dataset.item_features,
-        dataset.user_features,
-        dynamics=dynamics,
-        n_trained_items=dataset.n_train_items,
-        n_trained_users=dataset.n_train_users,
-        geo=geo,
-        cells=(cells[0], cells[1]) if len(cells[0]) else None,
-        max_history=model.user_tower.max_history,
-        use_place=model.request_place,
-        log_popularity=log_popularity(dataset),
-    )
-
-
-def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
-    """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item, by their weight, and
-    the mean that of the items that training knows. NaN for all others, which nobody has counted; see `TwoTower.popularity`. 0 for
-    the reserved rows."""
-    events = dataset.events
-    counted = events.positive & (events.split == TRAIN)
-    count = np.bincount(events.item_row[counted], events.weight[counted], dataset.n_items)
-    row = np.arange(dataset.n_items)
-    known = (row >= FIRST_ROW) & (row < FIRST_ROW + dataset.n_train_items)
-    if not known.any():
-        return np.zeros(dataset.n_items, np.float32)
-    logs = np.log1p(count) - np.log1p(count[known].mean())
-    return np.where(known, logs, np.where(row < FIRST_ROW, 0.0, np.nan)).astype(np.float32)
-
-
-def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
-    """Sizes that the dataset gives to the model, and the fields that the settings leave it.
-
-    Raises
-    ------
-    ConfigError
-        `model.exclude_fields` names a field that there is none of; the nearest name is in the message.
-    """
-    sizes = {name: len(values) for name, values in dataset.encoders.vocabularies.items()}
-    fields = {"item": store.item_fields(dataset.specs, sizes), "user": store.user_fields(dataset.specs, sizes)}
-    known = [f"{side}.{spec.name}" for side, specs in fields.items() for spec in specs]
-    for name in model.exclude_fields:
-        if name not in known:
-            raise ConfigError(f"model.exclude_fields must name fields of the towers. Got {name!r}.{nearest(name, known)}")
-    kept = {
-        side: tuple(spec for spec in specs if f"{side}.{spec.name}" not in model.exclude_fields) for side, specs in fields.items()
-    }
-    return Layout(
-        items=dataset.n_train_items + FIRST_ROW,
-        users=dataset.n_train_users + FIRST_ROW,
-        event_types=len(dataset.event_types),
-        item_fields=kept["item"],
-        user_fields=kept["user"],
-        ordered=dataset.ordered,
-        timed=dataset.has_time,
-        events=dataset.n_train_events,
-    )
-
-
-def split_moment(dataset: Dataset, split: str) -> int:
-    """Seconds: the moment at which the index for `split` is made (its cut; without one, just after all that is known)."""
-    cuts = dataset.manifest.get("cuts_s") or {}
-    if split in cuts:
-        return int(cuts[split])
-    known = dataset.visits.time_s[dataset.visits.split < SPLITS.get(split, WITHHELD + 1)]
-    return int(known.max(initial=0)) + 1

@@ -22,13 +22,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twotower.arrays import open_arrays
-from twotower.data.town import TRUTH_FILE
-from twotower.encoders import Encoders
 from twotower.errors import DataError
-from twotower.ragged import changes, cumulated, expanded, lower_bound
-from twotower.retriever import Float, Int, Mask, Queries
-from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, SPLITS, TRAIN, UNKNOWN, USER_ID, WITHHELD, FeatureSpec
+from twotower.features.encoders import Encoders
+from twotower.retriever import Queries
+from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNOWN, USER_ID, WITHHELD, FeatureSpec
+from twotower.utils.array_files import open_arrays
+from twotower.utils.ragged import changes, cumulated, expanded, lower_bound
+from twotower.utils.types import Float, Int, Mask
 
 EVENTS_FILE, VISITS_FILE = "events.safetensors", "visits.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,20 +26,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twotower.arrays import open_arrays, write_arrays
-from twotower.config import Config, PrepareConfig
+from twotower.data.co_visitation import co_visited
 from twotower.data.dataset import EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE, VISITS_FILE
-from twotower.data.engine import DuckDBEngine, Engine
-from twotower.data.engine_spark import SparkEngine
-from twotower.data.neighbours import co_visited
-from twotower.data.raw import CHARS, RawTables, Rejects, Source
 from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
-from twotower.data.sequences import read_sequences
-from twotower.data.tables import read_tables
-from twotower.data.yelp import read_yelp
-from twotower.encoders import encode_items, encode_users, fit_encoders, hash_texts
+from twotower.data.sources.engine import DuckDBEngine, Engine
+from twotower.data.sources.raw_tables import CHARS, RawTables, Rejects, Source
+from twotower.data.sources.sequences import read_sequences
+from twotower.data.sources.spark_engine import SparkEngine
+from twotower.data.sources.tables import read_tables
+from twotower.data.sources.yelp import read_yelp
 from twotower.errors import ConfigError, DataError, nearest
-from twotower.ragged import cumulated
+from twotower.features.encoders import encode_items, encode_users, fit_encoders, hash_texts
 from twotower.schema import (
     EVENT_TYPE,
     FIRST_ROW,
@@ -62,6 +58,10 @@ from twotower.schema import (
     WITHHELD,
     FeatureSpec,
 )
+from twotower.utils.array_files import open_arrays, write_arrays
+from twotower.utils.atomic_files import atomic_folder
+from twotower.utils.config import Config, PrepareConfig
+from twotower.utils.ragged import cumulated
 
 SOURCES: dict[str, Source] = {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences}
 ROW_GROUP = 1 << 20
@@ -289,20 +289,8 @@ def _replacing(out: Path) -> Iterator[Path]:
     """A fresh folder beside `out`, which takes its place when the block ends well and vanishes when it does not."""
     if out.exists() and not _replaceable(out):
         raise DataError(f"The output must be a new folder or a dataset to replace. {out} is neither. Choose another folder.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{state}") for state in ("new", "old"))
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
+    with atomic_folder(out) as fresh:
         yield fresh
-        if out.exists():
-            out.rename(old)
-        fresh.rename(out)
-    finally:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _replaceable(out: Path) -> bool:

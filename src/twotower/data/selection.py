@@ -18,25 +18,11 @@ from typing import NoReturn
 import ibis
 import ibis.expr.types as ir
 
-from twotower.config import Config, SplitConfig
-from twotower.data.engine import Engine, kept_below
-from twotower.data.raw import RawTables
+from twotower.data.sources.engine import Engine, kept_below
+from twotower.data.sources.raw_tables import RawTables
 from twotower.errors import ConfigError, DataError, nearest
-from twotower.schema import (
-    EVENT_TYPE,
-    ITEM_ID,
-    ORDER,
-    PART,
-    POSITIVE,
-    SPLIT,
-    STARS,
-    TEST,
-    TIME,
-    TRAIN,
-    USER_ID,
-    VALID,
-    WITHHELD,
-)
+from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, POSITIVE, SPLIT, STARS, TEST, TIME, TRAIN, USER_ID, VALID, WITHHELD
+from twotower.utils.config import Config, SplitConfig
 
 ITEM_KEY, USER_KEY = "item_key", "user_key"  # dense numbers in the order of the ids: joins and sorts on them are cheap
 HELD = "held"  # the source's own test part

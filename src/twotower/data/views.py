@@ -14,16 +14,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.batches import UserBatch
-from twotower.config import Config
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
-from twotower.features import FeatureStore, last_tokens
-from twotower.ragged import changes, cumulated, expanded
+from twotower.features.batches import UserBatch
+from twotower.features.feature_store import FeatureStore, last_tokens
+from twotower.features.point_in_time import History
 from twotower.schema import TRAIN
-from twotower.state import History
+from twotower.utils.config import Config
+from twotower.utils.ragged import changes, cumulated, expanded
+from twotower.utils.types import Int
 
-Int = NDArray[np.int64]
 REQUEST_DEGREES = 0.01  # standard deviation of a training request's distance from its target: about 1 km
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from twotower.config import Config
-from twotower.data.data_loader import layout, open_store
 from twotower.data.dataset import Dataset
-from twotower.features import FeatureStore
+from twotower.data.dataset_features import layout, open_store
+from twotower.features.feature_store import FeatureStore
 from twotower.models.two_tower import TwoTower
+from twotower.utils.config import Config
 
 
 def build_model(dataset: Dataset, config: Config, store: FeatureStore | None = None) -> TwoTower:

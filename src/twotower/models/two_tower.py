@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from twotower.batches import FieldSpec, ItemBatch, Layout, UserBatch
-from twotower.config import ModelConfig
+from twotower.features.batches import FieldSpec, ItemBatch, Layout, UserBatch
 from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
 from twotower.models.towers.item_tower import ItemTower
 from twotower.models.towers.user_tower import UserTower
 from twotower.schema import NEIGHBOURS, PAD, UNKNOWN
+from twotower.utils.config import ModelConfig
 
 TEMPERATURE_RANGE = (0.01, 1.0)
 HIDDEN_STATE = 0.5  # share of the items shown without an id whose state is hidden too
@@ -54,7 +54,7 @@ class TwoTower(nn.Module):
         self.popularity_prior = config.popularity_prior
         self.revisit_prior = config.revisit_prior if layout.ordered else 0.0
         self.new_popularity: Tensor
-        """Scalar, nats: the log popularity that new items count as; see `trainers.newcomers`."""
+        """Scalar, nats: the log popularity that new items count as; see `trainers.new_item_popularity`."""
         self.register_buffer("new_popularity", torch.zeros(()))
         self.reads_neighbours = any(spec.name == NEIGHBOURS for spec in static)
         self.neighbour_dropout = config.item_tower.neighbour_dropout

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.batches import ItemBatch, UserBatch
-from twotower.retrieval.bundle import Bundle
-from twotower.retrieval.dials import REVISITS, with_revisits
+from twotower.bundle.bundle import Bundle
+from twotower.features.batches import ItemBatch, UserBatch
 from twotower.retrieval.request import Reason
-from twotower.retriever import Float, Int, Queries
+from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.search.reranking import REVISITS, with_revisits
+from twotower.utils.types import Float, Int
 
 MOST_REASONS, MOST_CHARACTERS = 10, 80
 LEAST_SHARE = 0.0005  # below it a share would be printed as nothing

@@ -23,17 +23,19 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from twotower.bundle.bundle import Bundle, load_bundle
 from twotower.errors import RequestError
-from twotower.retrieval.asked import Asked, Reader, as_queries
-from twotower.retrieval.bundle import Bundle, load_bundle
-from twotower.retrieval.dials import POPULARITY_SCALE, back_off, diversify, with_popularity, with_revisits
+from twotower.features.geo import mutual_km
 from twotower.retrieval.explain import Explainer
-from twotower.retrieval.filters import ItemFilter, mutual_km
+from twotower.retrieval.item_details import Home, Shown
 from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Stages, Visit
-from twotower.retrieval.shown import Home, Shown
-from twotower.retrieval.topk import top_k
-from twotower.retriever import Float, Int, Mask, Recommendations
+from twotower.retrieval.request_reader import Asked, Reader, as_queries
+from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW
+from twotower.search.filters.item_filter import ItemFilter
+from twotower.search.reranking import POPULARITY_SCALE, back_off, diversify, with_popularity, with_revisits
+from twotower.search.topk import top_k
+from twotower.utils.types import Float, Int, Mask
 
 RECENT_PLACES = 100  # of a history, for the middle of where its user goes
 CANDIDATES_PER_PLACE, LEAST_CANDIDATES = 5, 50  # that diversity chooses from
@@ -142,7 +144,7 @@ class Recommender:
         Parameters
         ----------
         where
-            A filter; see `retrieval.filters`.
+            A filter; see `search.filters`.
         near
             Latitude and longitude the request comes from: distances and `within(km)` count from there, and a model trained with
             `model.request_place` prefers what is around. Default: the most central place of the history.

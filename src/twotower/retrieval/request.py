@@ -46,14 +46,14 @@ class Request:
     k
         Length of the list.
     where
-        A filter, as text or as JSON; see `retrieval.filters`.
+        A filter, as text or as JSON; see `search.filters`.
     near
         Latitude and longitude in degrees the request comes from.
     time_s
         The moment of the question in seconds; only events before it count. None: the bundle's own, or just after the latest visit
         where that is later.
     exclude_seen
-        Leave out the items of the history. Otherwise the last visited, and what is like them, gain; see `dials.with_revisits`.
+        Leave out the items of the history. Otherwise the last visited, and what is like them, gain; see `reranking.with_revisits`.
     diversity
         0 … 1: how much an item's likeness to those above it counts against it.
     popularity

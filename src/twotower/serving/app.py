@@ -23,14 +23,14 @@ from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from twotower.console import log
 from twotower.errors import BusyError, TwoTowerError
 from twotower.schema import UNKNOWN
 from twotower.serving import schemas as s
-from twotower.serving.gate import Gate, error_body
+from twotower.serving.bounded_executor import Lookups
 from twotower.serving.limits import MOST_FILTER, MOST_K, is_key
-from twotower.serving.lookups import Lookups
+from twotower.serving.middleware import Gate, error_body
 from twotower.serving.service import Service, unknown
+from twotower.utils.console import log
 
 PAGE = Path(__file__).with_name("page")
 CODES = {400: "malformed", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}

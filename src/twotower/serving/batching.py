@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from twotower.console import log
 from twotower.errors import BusyError
+from twotower.utils.console import log
 
 PACE = 0.2  # weight of the latest batch in what is thought of the pace
 Work = Callable[[Sequence[Any]], Sequence[Any]]

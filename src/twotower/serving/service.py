@@ -14,18 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from twotower.console import log
 from twotower.errors import DataError, RequestError, TwoTowerError
-from twotower.retrieval.asked import VisitError
+from twotower.retrieval.request_reader import VisitError
 from twotower.schema import UNKNOWN
 from twotower.serving.batching import Batcher
-from twotower.serving.browse import Browser
-from twotower.serving.engine import Engine, Json, Likeness, Listed, Question
-from twotower.serving.events import Event, open_store
-from twotower.serving.journal import Journal
+from twotower.serving.catalogue import Browser
+from twotower.serving.event_journal import Journal
+from twotower.serving.event_store import Event, open_store
 from twotower.serving.limits import Limits
-from twotower.serving.meters import Meters
+from twotower.serving.model_version import Engine, Likeness, Listed, Question
+from twotower.serving.prometheus import Meters
 from twotower.serving.schemas import EventIn, RecommendIn
+from twotower.utils.console import log
+from twotower.utils.types import Json
 
 EVENTS_TOGETHER = 256  # requests whose events go into one write
 

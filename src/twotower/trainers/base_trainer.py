@@ -22,14 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from twotower import parallel
-from twotower.checkpoint import load_checkpoint, save_checkpoint
-from twotower.config import Config
-from twotower.console import Report, log, progress, silent
 from twotower.errors import TrainingError
 from twotower.models.layers.tables import RowTable
-from twotower.trainers.files import differences, read_rows, room
 from twotower.trainers.optimizer import Losses, LossScale, choose_device, choose_precision, clipped_step, make_optimizer, schedule
+from twotower.trainers.run_files import differences, read_rows, room
+from twotower.utils import distributed
+from twotower.utils.atomic_files import atomic_file
+from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
+from twotower.utils.config import Config
+from twotower.utils.console import Report, log, progress, silent
 
 LEAST_EPOCHS, LEAST_STEPS, MOST_EPOCHS, MOST_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
 MAY_CHANGE = {
@@ -143,7 +144,7 @@ class BaseTrainer:
             str(self.precision).removeprefix("torch."),
             self.last_step,
             self.settings.batch_size,
-            f", {parallel.world()} processes" if parallel.world() > 1 else "",
+            f", {distributed.world()} processes" if distributed.world() > 1 else "",
         )
         with progress() as self._bar, self._board() as board:
             while self.at.step < self.last_step and not self._stalled():
@@ -204,12 +205,12 @@ class BaseTrainer:
         """Move the weights along the gradients, clipped; returns their norm, a float64 scalar on the device. Gradients that are not
         finite leave the weights alone."""
         dense = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if parallel.world() > 1:
+        if distributed.world() > 1:
             for parameter in dense:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parallel.add_up([p.grad for p in dense if p.grad is not None])
+            distributed.add_up([p.grad for p in dense if p.grad is not None])
         rows = sum((table.collect() for table in self.tables.values()), torch.zeros((), dtype=torch.float64, device=self.device))
-        parallel.add_up([rows])
+        distributed.add_up([rows])
         grads = [p.grad for p in dense if p.grad is not None]
         squares = [norm.double().square() for norm in torch._foreach_norm(grads)]
         norm = torch.stack([*squares, rows]).sum().sqrt() / self.scaler.scale
@@ -229,7 +230,7 @@ class BaseTrainer:
         began = time.perf_counter()
         judged = self.validate()
         if judged:
-            metrics = dict(zip(judged, parallel.agreed(list(judged.values())), strict=True))
+            metrics = dict(zip(judged, distributed.agreed(list(judged.values())), strict=True))
             value = float(metrics[self.settings.eval_metric])
             better = self.at.best is None or value > self.at.best
             self._log(board, {**metrics, "validation_s": time.perf_counter() - began})
@@ -252,9 +253,9 @@ class BaseTrainer:
     def _due(self) -> bool:
         """Whether the last checkpoint is old enough for another one. Several processes, which have to agree, ask at lines of the
         log alone: the answer of another one is read back from the device."""
-        if parallel.world() > 1 and self.at.step % self.settings.log_every:
+        if distributed.world() > 1 and self.at.step % self.settings.log_every:
             return False
-        return bool(parallel.agreed([time.perf_counter() - self._saved >= self.settings.save_every_s])[0])
+        return bool(distributed.agreed([time.perf_counter() - self._saved >= self.settings.save_every_s])[0])
 
     def _save(self, name: str) -> None:
         self.check()
@@ -269,7 +270,7 @@ class BaseTrainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state(),
         }
-        if parallel.rank() == 0:
+        if distributed.rank() == 0:
             save_checkpoint(self.out / name, state)
         self._saved = time.perf_counter()
 
@@ -300,7 +301,7 @@ class BaseTrainer:
     @contextmanager
     def _board(self) -> Iterator[SummaryWriter | None]:
         """What TensorBoard reads; the first process alone writes it. It copies `metrics.jsonl`: a full disk is told of there."""
-        if parallel.rank() > 0:
+        if distributed.rank() > 0:
             yield None
             return
         with room(self.out):
@@ -315,18 +316,16 @@ class BaseTrainer:
         """Keep the figures up to the step the run starts from; nothing is reported twice."""
         self._clock, self._clock_examples = time.perf_counter(), self.at.examples
         self._saved = self._clock
-        if parallel.rank() > 0:
+        if distributed.rank() > 0:
             return
         path = self.out / "metrics.jsonl"
         rows = read_rows(path) if self.at.step else []
-        beside = path.with_name(f".{path.name}.partial")  # a run killed here keeps its figures
-        with room(path):
+        with room(path), atomic_file(path) as beside:  # a run killed here keeps its figures
             beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.at.step))
-            beside.replace(path)
 
     def note(self, row: dict[str, Any]) -> None:
         """Append a row to `metrics.jsonl`; the first process alone does."""
-        if parallel.rank() > 0:
+        if distributed.rank() > 0:
             return
         path = self.out / "metrics.jsonl"
         with room(path), path.open("a") as file:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from twotower import hardware
-from twotower.console import log
 from twotower.errors import TrainingError
+from twotower.utils import hardware
+from twotower.utils.console import log
 
 
 def choose_device(wanted: str, found: hardware.Torch | None = None) -> torch.device:

@@ -6,7 +6,7 @@ user left alone.
 
 Examples
 --------
->>> from twotower.config import load_config
+>>> from twotower.utils.config import load_config
 >>> [entrant.name for entrant in entrants(load_config(None, ["training.view=causal"]))]
 ['next event']
 """
@@ -23,14 +23,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from twotower import parallel
-from twotower.config import Config, parse_config
-from twotower.console import log
 from twotower.errors import TrainingError
 from twotower.trainers.base_trainer import Progress
-from twotower.trainers.files import room
+from twotower.trainers.run_files import room
+from twotower.utils import distributed
+from twotower.utils.config import Config, parse_config
+from twotower.utils.console import log
+from twotower.utils.types import Json
 
-Json = dict[str, Any]
 Fit = Callable[[Config, Path, bool], Progress]
 """Train with these settings in this folder, from its last checkpoint if the flag is set; stops after `training.stop_frac`."""
 
@@ -203,7 +203,7 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
     training = one.config.training.model_copy(update={"stop_frac": share * one.config.training.stop_frac})
     reached = fit(one.config.model_copy(update={"training": training}), folder, (folder / "last.pt").is_file())
     assert reached.best is not None, "a race needs a validation part"
-    seconds = parallel.agreed([time.perf_counter() - began])[0]
+    seconds = distributed.agreed([time.perf_counter() - began])[0]
     row = {"share": share, "step": reached.step, "value": reached.best, "seconds": round(seconds, 2)}
     metric = one.config.training.eval_metric
     log.info('recipe: "%s" reached %s %.4f at step %d in %.0f s', one.name, metric, reached.best, reached.step, seconds)
@@ -247,7 +247,7 @@ def read_record(out: Path) -> Json | None:
 
 
 def _write(out: Path, record: Json) -> None:
-    if parallel.rank() > 0:
+    if distributed.rank() > 0:
         return
     out.mkdir(parents=True, exist_ok=True)
     beside = out / f".{RECORD}.partial"
@@ -269,20 +269,20 @@ def _recalled(runners: list[Entrant], record: Json | None) -> list[Entrant]:
 def _hand_over(winner: Entrant, out: Path) -> None:
     """Move the winner's files into `out`, `last.pt` at the end, and drop the rest. It may be cut off and called again."""
     folder = out / FOLDER / _slug(winner.name)
-    if parallel.rank() == 0 and (folder / "last.pt").is_file():
+    if distributed.rank() == 0 and (folder / "last.pt").is_file():
         if (folder / "tensorboard").is_dir():
             shutil.rmtree(out / "tensorboard", ignore_errors=True)
         for name in ("tensorboard", "metrics.jsonl", "best.pt", "last.pt"):
             if (folder / name).exists():
                 (folder / name).replace(out / name)
-    if parallel.rank() == 0:
+    if distributed.rank() == 0:
         shutil.rmtree(out / FOLDER, ignore_errors=True)
-    parallel.agreed([0.0])  # all wait until the files are there
+    distributed.agreed([0.0])  # all wait until the files are there
 
 
 def _forget(out: Path) -> None:
     """Remove the race of an earlier run in this folder."""
-    if parallel.rank() == 0:
+    if distributed.rank() == 0:
         shutil.rmtree(out / FOLDER, ignore_errors=True)
         (out / RECORD).unlink(missing_ok=True)
 

@@ -10,22 +10,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower import parallel
-from twotower.config import Config, SplitConfig
-from twotower.data.data_loader import TrainBatch, TrainLoader, layout, open_store, split_moment
+from twotower.data.data_loader import TrainBatch, TrainLoader
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import layout, open_store, split_moment
 from twotower.errors import TrainingError
-from twotower.evaluation import evaluate
-from twotower.losses import softmax_loss
+from twotower.evaluation.evaluator import evaluate
 from twotower.models.build import build_model
+from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import TwoTower
-from twotower.retrieval.neural import NeuralRetriever
 from twotower.trainers.base_trainer import BaseTrainer
-from twotower.trainers.beginning import begin_with_factors
-from twotower.trainers.budget import give_back
-from twotower.trainers.files import read_rows
-from twotower.trainers.newcomers import settle_new_items
-from twotower.trainers.visits import BEYOND_K, Doctor
+from twotower.trainers.health.monitor import BEYOND_K, Doctor
+from twotower.trainers.new_item_popularity import settle_new_items
+from twotower.trainers.run_files import read_rows
+from twotower.trainers.warm_start import begin_with_factors
+from twotower.utils import distributed
+from twotower.utils.config import Config, SplitConfig
+from twotower.utils.hardware import give_back
+from twotower.utils.losses import softmax_loss
 
 
 class TwoTowerTrainer(BaseTrainer):
@@ -40,7 +41,7 @@ class TwoTowerTrainer(BaseTrainer):
         self.dataset = dataset
         self.store = open_store(dataset, "valid", config.model)
         config = config.model_copy(update={"model": layout(dataset, self.store, config.model).settle(config.model)})
-        self.loader = TrainLoader(dataset, self.store, config, rank=parallel.rank(), world=parallel.world())
+        self.loader = TrainLoader(dataset, self.store, config, rank=distributed.rank(), world=distributed.world())
         super().__init__(build_model(dataset, config, self.store), config, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
         wanted = SplitConfig(**dataset.manifest["config"]["prepare"]["split"]).has_valid
@@ -84,7 +85,7 @@ class TwoTowerTrainer(BaseTrainer):
         users, items = torch.cat(leaves[: len(batch.users)]), torch.cat(leaves[len(batch.users) :])
         loss = softmax_loss(
             users,
-            parallel.gather(items, batch.shares),
+            distributed.gather(items, batch.shares),
             target=batch.target,
             log_weight=batch.log_weight,
             masked=batch.masked,
@@ -99,12 +100,12 @@ class TwoTowerTrainer(BaseTrainer):
             for number, (encode, leaf) in enumerate(zip(encoders, leaves, strict=True)):
                 self._encode(number, encode).backward(leaf.grad)  # type: ignore[no-untyped-call]
         total = loss.detach().double()
-        parallel.add_up([total])
+        distributed.add_up([total])
         return total, batch.examples
 
     def _encode(self, number: int, encode: Callable[[], Tensor]) -> Tensor:
         """Encode micro-batch `number` of the step; what it drops is a function of seed, step, process and number alone."""
-        key = np.random.SeedSequence([self.config.seed, self.at.step, parallel.rank(), number])
+        key = np.random.SeedSequence([self.config.seed, self.at.step, distributed.rank(), number])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
         self._make_room()
         return encode()

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from twotower.batches import FieldSpec
-from twotower.config import ModelConfig
 from twotower.errors import ConfigError, nearest
+from twotower.features.batches import FieldSpec
 from twotower.models.layers.tables import INIT_STD, RowTable, Table
+from twotower.utils.config import ModelConfig
 
 GEO_SCALES_KM = (1.0, 3.0, 10.0, 40.0)
 GEO_WAVES = 32  # random directions per scale

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.config import TowerConfig
 from twotower.models.layers.dropout import Dropout
 from twotower.models.layers.interaction import INTERACTIONS
 from twotower.models.layers.pooling import widened
+from twotower.utils.config import TowerConfig
 
 MLP_DROPOUT = 0.5  # of what the MLP reads: it learns products by heart where the straight path cannot
 LEAST = 1e-6

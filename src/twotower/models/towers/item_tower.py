@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from twotower.config import ItemTowerConfig
 from twotower.models.towers.head import TowerHead
+from twotower.utils.config import ItemTowerConfig
 
 
 class ItemTower(nn.Module):

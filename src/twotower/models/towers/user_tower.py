@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from twotower.batches import GAP_BUCKETS, STARS_BUCKETS, UserBatch
-from twotower.config import UserTowerConfig
+from twotower.features.batches import GAP_BUCKETS, STARS_BUCKETS, UserBatch
 from twotower.models.layers.attention import HistoryEncoder
 from twotower.models.layers.pooling import POOLINGS
 from twotower.models.towers.head import TowerHead
+from twotower.utils.config import UserTowerConfig
 
 
 class UserTower(nn.Module):

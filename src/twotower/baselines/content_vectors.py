@@ -1,0 +1,49 @@
+"""What the items' features say of each item, as vectors: for comparing items that nobody has visited.
+
+Enters: a dataset. Leaves: a sparse and a dense matrix, one row an item, whose rows together have unit length (0 without features).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.preprocessing import normalize
+
+from twotower.data.dataset import Dataset
+from twotower.schema import FIRST_ROW
+from twotower.utils.types import Float
+
+
+def content_vectors(dataset: Dataset) -> tuple[sparse.csr_matrix, Float]:
+    """float32 [n_items, values] and float32 [n_items, numbers].
+
+    Every feature of the items is a block of unit length: one-hot values weighted by their inverse document frequency (of training
+    items), or the numbers as they are encoded.
+    """
+    fitted_on = FIRST_ROW + dataset.n_train_items
+    shown = [sparse.csr_matrix((dataset.n_items, 1), dtype=np.float32)]
+    numbers = [np.zeros((dataset.n_items, 1), np.float32)]
+    for spec in (spec for spec in dataset.specs if spec.side == "item"):
+        array = dataset.item_features[spec.name]
+        if spec.kind == "geo":  # a cell for each scale
+            shown += [normalize(_one_hot(cell[:, None], fitted_on)) for cell in array.T]
+        elif array.dtype.kind == "i":
+            shown.append(normalize(_one_hot(array.reshape(len(array), -1), fitted_on)))
+        else:
+            numbers.append(normalize(array))
+    values, dense = sparse.hstack(shown, "csr"), np.hstack(numbers)
+    length = np.sqrt(values.multiply(values).sum(1).A1 + (dense**2).sum(1))
+    scale = (1 / np.where(length > 0, length, 1)).astype(np.float32)
+    return (sparse.diags(scale) @ values).tocsr(), dense * scale[:, None]
+
+
+def _one_hot(rows: NDArray[Any], fitted_on: int) -> sparse.csr_matrix:
+    """float32 [n_items, values]: known values by their inverse frequency among the first `fitted_on`, from rows [n_items, most]."""
+    item, column = np.nonzero(rows >= FIRST_ROW)
+    value = rows[item, column]
+    found = sparse.csr_matrix((np.ones(len(item), np.float32), (item, value)), (len(rows), int(value.max(initial=0)) + 1))
+    frequency = np.asarray((found[:fitted_on] > 0).sum(0)).ravel()
+    return found @ sparse.diags(np.log((1 + fitted_on) / (1 + frequency)).astype(np.float32))

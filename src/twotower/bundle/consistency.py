@@ -1,0 +1,104 @@
+"""Whether the parts of a bundle fit together: what a stranger's files say of their sizes is checked before memory is spent on it.
+
+Every check ends in a `ValueError` (or what a reader raises); `bundle.load_bundle` makes one clear line of it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+
+import numpy as np
+from torch import Tensor
+
+from twotower.bundle.item_arrays import ItemArrays
+from twotower.data.dataset import Dataset
+from twotower.features.feature_store import FeatureStore
+from twotower.models.build import build_model
+from twotower.models.two_tower import TwoTower
+from twotower.schema import FIRST_ROW
+from twotower.utils.config import Config, ModelConfig
+from twotower.utils.types import Int
+
+
+def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store: FeatureStore) -> TwoTower:
+    """The model of the stored weights; settings that are not those of the weights cost no memory."""
+    _check_settings(settled(dataset, config), weights)
+    model = build_model(dataset, config, store)
+    for name, value in model.state_dict().items():
+        if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
+            raise ValueError(f"{name} must hold finite numbers of type {value.dtype}")
+    model.load_state_dict(weights, assign=True)
+    return model.eval()
+
+
+def settled(dataset: Dataset, config: Config) -> ModelConfig:
+    """The settings with what they leave to the data; those of a trained model leave nothing."""
+    return config.model.settled(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
+
+
+def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
+    user, item = config.user_tower, config.item_tower
+    pairs = [
+        ("user_tower.embedding_dim", user.width, weights["geo.weight"].shape[0]),
+        ("user_tower.hidden_dims", user.layers[:-1], _hidden(weights, "user_tower")),
+        ("item_tower.hidden_dims", item.layers[:-1], _hidden(weights, "item_tower")),
+    ]
+    if user.blocks:
+        pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
+    for name, said, stored in pairs:
+        if said != stored:
+            raise ValueError(f"model.{name} is {str(said)[:40]} and that of the weights {stored}")
+    if max(user.blocks, user.cross_layers, item.cross_layers) > len(weights):
+        raise ValueError("there are more layers than weights")
+
+
+def _hidden(weights: dict[str, Tensor], tower: str) -> list[int]:
+    """Widths of the hidden layers of a tower's MLP."""
+    found = {name: re.fullmatch(rf"{tower}\.head\.mlp\.(\d+)\.weight", name) for name in weights}
+    layers = sorted((int(match[1]), weights[name].shape[0]) for name, match in found.items() if match)
+    return [width for _, width in layers[:-1]]
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Read every part, so that none is read later from a folder that has been replaced; their sizes must agree."""
+    n_items, n_users = dataset.n_items, dataset.n_users
+    events, visits = dataset.events, dataset.visits
+    sizes = {
+        "items": len(dataset.items) + FIRST_ROW == n_items,
+        "users": len(dataset.users) + FIRST_ROW == n_users,
+        "trained items": 0 <= dataset.n_train_items <= n_items - FIRST_ROW,
+        "trained users": 0 <= dataset.n_train_users <= n_users - FIRST_ROW,
+        "item features": all(len(value) == n_items for value in dataset.item_features.values()),
+        "user features": all(len(value) == n_users for value in dataset.user_features.values()),
+        "events": all(len(getattr(events, part.name)) == len(events) for part in fields(events) if part.name != "offsets"),
+        "visits": all(len(getattr(visits, part.name)) == len(visits) for part in fields(visits) if part.name != "offsets"),
+        "events of users": _covers(events.offsets, n_users, len(events)),
+        "visits of items": _covers(visits.offsets, n_items, len(visits)),
+        "items of events": not len(events) or bool(events.item_row.min() >= 0 and events.item_row.max() < n_items),
+        "types of events": not len(events)
+        or bool(events.event_type.min() >= 0 and events.event_type.max() <= len(dataset.event_types)),
+        "features": dataset.encoders.specs == dataset.specs,
+    }
+    for name, fits in sizes.items():
+        if not fits:
+            raise ValueError(f"the {name} are not those that the manifest speaks of")
+
+
+def _covers(offsets: Int, slices: int, total: int) -> bool:
+    rising = bool((np.diff(offsets) >= 0).all())
+    return offsets.shape == (slices + 1,) and offsets.dtype == np.int64 and rising and offsets[0] == 0 and offsets[-1] == total
+
+
+def check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
+    n, user = dataset.n_items, settled(dataset, config).user_tower
+    wanted = {
+        "vectors": ((n, user.layers[-1] + 1), np.float32),
+        "tokens": ((n, user.width), np.float32),
+        "recent": ((n,), np.int64),
+        "offered": ((n,), np.bool_),
+    }
+    for name, (shape, kind) in wanted.items():
+        array = getattr(arrays, name)
+        if array.shape != shape or array.dtype != kind or not np.isfinite(array).all():
+            raise ValueError(f"{name} of each item must be finite {np.dtype(kind)} of shape {shape}")

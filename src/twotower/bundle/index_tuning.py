@@ -1,0 +1,156 @@
+"""Which index serves a bundle best: measured on its own vectors, with its own users as queries, and built into it.
+
+Enters: a bundle. Leaves: a row for every setting tried (recall against the exact search, median milliseconds of a single query on
+one thread, bytes), and the bundle with the cheapest index that reaches the recall asked for, sealed anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from twotower.bundle.bundle import INDEX, Bundle, load_bundle
+from twotower.bundle.sealed_folder import read_manifest, replacing, seal
+from twotower.errors import DataError, RequestError, nearest
+from twotower.schema import FIRST_ROW
+from twotower.search.approximate import Approximate, one_thread
+from twotower.search.index import ExactIndex, Index
+from twotower.search.registry import INDEXES
+from twotower.search.reranking import POPULARITY_SCALE, with_popularity
+from twotower.utils.types import Float
+
+USERS = 500  # whose histories are the queries of the recall
+TIMED = 100  # of them, searched one by one
+WARMING = 5
+ALIKE = 1.1  # times the fastest: among such indexes the smallest is taken
+LEAST_ITEMS = {"hnsw": 1000, "ivf_pq": 10_000}  # below, a graph or lists have nothing to skip
+
+Setting = dict[str, Any]
+SWEEPS: dict[str, list[tuple[Setting, list[Setting]]]] = {
+    "exact": [({}, [{}])],
+    "int8": [({}, [{"refine": refine} for refine in (1.1, 1.5, 2.0, 4.0)])],
+    "sq": [({"bits": bits}, [{"refine": refine} for refine in (1.1, 1.5, 2.0, 4.0, 8.0)]) for bits in (8, 4)],
+    "hnsw": [({"neighbours": m}, [{"effort": effort} for effort in (100, 200, 400, 800, 1600)]) for m in (16, 32)],
+    "ivf_pq": [({}, [{"effort": effort} for effort in (8, 16, 32, 64, 128, 256)])],
+}
+"""By kind: what is built, and the settings it is searched with, cheapest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One setting and what it gave: recall of the best `k`, median milliseconds of a query alone on one thread, bytes scanned."""
+
+    kind: str
+    settings: Setting
+    recall: float
+    p50_ms: float
+    bytes: int
+
+
+def tune_index(
+    path: Path,
+    *,
+    recall: float = 0.99,
+    k: int = 100,
+    kinds: Sequence[str] = (),
+    seed: int = 0,
+    tell: Callable[[Measured], None] | None = None,
+) -> tuple[Measured, list[Measured]]:
+    """Measure, choose, build into the bundle at `path`; returns the choice and all rows, each of which went to `tell` first.
+
+    Raises
+    ------
+    DataError
+        The bundle cannot be read or has changed meanwhile, or an index needs FAISS, which is not installed.
+    RequestError
+        A kind is unknown, or a number out of range.
+    """
+    for kind in kinds:
+        if kind not in INDEXES:
+            raise RequestError(f"Unknown index {kind!r}.{nearest(kind, INDEXES)}")
+    if not (0 < recall <= 1 and k >= 1):
+        raise RequestError(f"A recall lies above 0 and at most at 1, k is at least 1. Got {recall} and {k}.")
+    bundle = load_bundle(path)
+    vectors = torch.from_numpy(bundle.arrays.vectors)
+    queries = _users(bundle, seed)
+    rows: list[Measured] = []
+    good: dict[int, Index] = {}  # by position in `rows`
+    for row, index in _sweep(vectors, queries, min(k, max(len(vectors) - FIRST_ROW, 1)), recall, kinds or tuple(INDEXES)):
+        rows.append(row)
+        if tell is not None:
+            tell(row)
+        if row.recall >= recall:
+            good[len(rows) - 1] = index
+    best = choose(rows, recall)
+    if best is None:
+        raise DataError(f"An index must reach a recall of {recall}. None of {', '.join(kinds)} does. Take exact, or ask for less.")
+    _write(bundle, best, good[next(i for i in good if rows[i] is best)], k, len(queries))
+    return best, rows
+
+
+def choose(rows: Sequence[Measured], recall: float) -> Measured | None:
+    """The cheapest that reaches the recall: the smallest of those about as fast as the fastest."""
+    good = [row for row in rows if row.recall >= recall]
+    fastest = min((row.p50_ms for row in good), default=0.0)
+    return min((row for row in good if row.p50_ms <= ALIKE * fastest), key=lambda row: row.bytes, default=None)
+
+
+def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: Sequence[str]) -> Iterator[tuple[Measured, Index]]:
+    """Every kind, its settings up to the first that reaches the recall."""
+    balance = float(queries[0, -1]) + POPULARITY_SCALE  # the most that a nat of popularity is worth
+    truth = ExactIndex(vectors).search(queries, k).items
+    for kind in kinds:
+        if len(vectors) - FIRST_ROW < LEAST_ITEMS.get(kind, 0):
+            continue
+        for built, searched in SWEEPS[kind]:
+            index = INDEXES[kind].build(vectors, **built, **({} if kind == "exact" else {"balance": balance}))
+            size = index.nbytes
+            for setting in searched:
+                # The exact scan must not answer in its place here.
+                tried = index.changed(**setting, worth_rows=0) if isinstance(index, Approximate) else index
+                found = tried.search(queries, k).items
+                share = float(np.mean([np.isin(b[b >= 0], a).mean() for a, b in zip(found, truth, strict=True) if (b >= 0).any()]))
+                p50_ms = round(_p50_ms(tried, queries[:TIMED], k), 4)
+                kept = tried.with_break_even() if isinstance(tried, Approximate) else tried
+                row = Measured(kind, kept.settings, round(share, 5), p50_ms, size)
+                yield row, kept
+                if row.recall >= recall:
+                    break
+
+
+def _users(bundle: Bundle, seed: int) -> Float:
+    """Vectors of users of the bundle, with the popularity dial at rest: those who have a history, or everybody where none has."""
+    lengths = np.diff(bundle.dataset.events.offsets)
+    known = np.flatnonzero(lengths > 0)
+    known = known if len(known) else np.array([1])
+    chosen = np.sort(np.random.default_rng(seed).choice(known, min(USERS, len(known)), replace=False))
+    vectors = bundle.encode(bundle.dataset.histories(chosen, np.full(len(chosen), bundle.moment_s)))
+    return with_popularity(vectors, bundle.model.popularity_weight(), np.zeros(len(vectors), np.float32))
+
+
+def _p50_ms(index: Index, queries: Float, k: int) -> float:
+    taken = []
+    with one_thread():
+        for query in [*queries[:WARMING], *queries]:
+            began = time.perf_counter()
+            index.search(query[None], k)
+            taken.append(time.perf_counter() - began)
+    return float(1000 * np.median(taken[WARMING:] or taken))
+
+
+def _write(bundle: Bundle, row: Measured, index: Index, k: int, users: int) -> None:
+    """Exchange the bundle for one with this index."""
+    with replacing(bundle.path) as folder:
+        shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
+        shutil.rmtree(folder / INDEX, ignore_errors=True)
+        index.save(folder / INDEX)
+        seal(folder, {**bundle.manifest, "index": {**asdict(row), "k": k, "users": users}})
+        if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
+            raise DataError(f"A bundle is revised by one at a time. {bundle.path} has been changed meanwhile. Do it again.")

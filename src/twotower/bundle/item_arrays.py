@@ -1,0 +1,66 @@
+"""What a bundle knows of each item row: its vector, its popularity, what a history reads of it, whether it is offered.
+
+Enters: a trained model, the features at a moment, the visits. Leaves: `ItemArrays`, ready to be stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from twotower.data.dataset import Dataset
+from twotower.features.feature_store import FeatureStore
+from twotower.models.neural_retriever import item_blocks
+from twotower.models.two_tower import TwoTower
+from twotower.schema import DAY_S, FIRST_ROW
+from twotower.utils.types import Float, Int, Mask
+
+RECENT_DAYS = 90
+
+
+@dataclass(frozen=True)
+class ItemArrays:
+    """What is known of each item row, the reserved ones included.
+
+    Attributes
+    ----------
+    vectors
+        float32 [n_items, D + 1]: the vector, and last the log popularity; see `dataset_features.log_popularity`.
+    tokens
+        float32 [n_items, d]: what a history reads of the item.
+    recent
+        int64 [n_items]: visits in the last 90 days of the data; without a clock, all.
+    offered
+        bool [n_items]: False for an item that was taken out of the catalogue. It still counts in histories.
+    """
+
+    vectors: Float
+    tokens: Float
+    recent: Int
+    offered: Mask
+
+
+def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s: int) -> ItemArrays:
+    """Everything known of the items at a moment."""
+    vectors, tokens = encode_items(model, store, np.arange(dataset.n_items), moment_s)
+    visits = dataset.visits
+    late = visits.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(visits), np.bool_)
+    return ItemArrays(
+        vectors=vectors,
+        tokens=tokens,
+        recent=np.bincount(visits.item_row[late], minlength=dataset.n_items).astype(np.int64),
+        offered=np.arange(dataset.n_items) >= FIRST_ROW,
+    )
+
+
+def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> tuple[Float, Float]:
+    """What an index holds of item rows at a moment, float32 [n, D + 1], and what a history reads of them, float32 [n, d]."""
+    vectors, tokens = [], []
+    with torch.inference_mode():
+        for batch in item_blocks(model, store, row, moment_s):
+            vectors.append(model.encode_items(batch).float().cpu().numpy())
+            tokens.append(model.history_items(batch).float().cpu().numpy())
+        logs = model.popularity(torch.from_numpy(store.log_popularity[row])).numpy()
+    return np.concatenate([np.concatenate(vectors), logs[:, None]], axis=1), np.concatenate(tokens)

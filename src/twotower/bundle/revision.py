@@ -1,0 +1,138 @@
+"""New versions of a bundle without training: items come in by their features alone, items go out.
+
+Enters: a bundle's folder. Leaves: the same folder, exchanged in one step for its next revision, sealed anew, which a server
+reads when it is told to reload.
+
+Promises: no weight changes, and no row of an item ever becomes another's, so histories keep their meaning. A new item's vector is
+what the item tower makes of its features, with the id UNKNOWN and no visits: what it is, where it lies, what its text says.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from twotower.bundle.bundle import DATASET, INDEX, INDEX_FILE, Bundle, load_bundle
+from twotower.bundle.item_arrays import ItemArrays, encode_items
+from twotower.bundle.item_file import read_items
+from twotower.bundle.sealed_folder import MANIFEST, read_manifest, replacing, seal, sha256
+from twotower.data.dataset import ITEM_FEATURES_FILE, VISITS_FILE, Dataset
+from twotower.data.dataset_features import open_store
+from twotower.errors import DataError
+from twotower.features.encoders import encode_items as encode_facts
+from twotower.schema import FIRST_ROW, ITEM_ID, NEIGHBOURS, PAD, UNKNOWN
+from twotower.search.registry import renew_index
+from twotower.utils.array_files import write_arrays
+from twotower.utils.types import Int
+
+ITEMS_FILE = "items.parquet"
+
+
+def add_items(path: Path, file: Path) -> dict[str, Any]:
+    """Add the items of `file` (JSON lines, CSV or Parquet, with columns of the catalogue) to the bundle; returns its new manifest.
+
+    An item that was taken out comes back with what the file says of it.
+
+    Raises
+    ------
+    DataError
+        The bundle or the file cannot be read, or an item is in the catalogue already.
+    """
+    bundle = load_bundle(path)
+    new = read_items(file, bundle.dataset.items.schema, bundle.dataset.specs)
+    rows = bundle.dataset.item_rows(new[ITEM_ID].to_pylist())
+    there = (rows != UNKNOWN) & bundle.arrays.offered[rows]
+    if there.any():
+        name = new[ITEM_ID][int(np.argmax(there))].as_py()
+        raise DataError(f"A new item must not be in the catalogue. {file} has {name!r}, which is. Take it out of the file.")
+    fresh = rows == UNKNOWN
+    rows[fresh] = bundle.dataset.n_items + np.arange(fresh.sum())
+
+    def write(folder: Path) -> None:
+        _write_dataset(bundle.dataset, new, rows, folder / DATASET)
+        dataset = Dataset.open(folder / DATASET)
+        store = open_store(dataset, "future", bundle.config.model)
+        vectors, tokens = encode_items(bundle.model, store, rows, bundle.moment_s)
+        old, known = asdict(bundle.arrays), bundle.dataset.n_items
+        added = ItemArrays(
+            vectors=vectors,
+            tokens=tokens,
+            recent=np.where(rows < known, old["recent"][np.minimum(rows, known - 1)], 0),  # who comes back was visited before
+            offered=np.ones(len(rows), np.bool_),
+        )
+        arrays = {name: _placed(old[name], value, rows) for name, value in asdict(added).items()}
+        write_arrays(folder / INDEX_FILE, arrays)
+        renew_index(folder / INDEX, torch.from_numpy(arrays["vectors"]))
+
+    return _revise(bundle, write)
+
+
+def remove_items(path: Path, ids: Sequence[str]) -> dict[str, Any]:
+    """Take items out of what the bundle offers; in histories they still count. Returns the new manifest.
+
+    Raises
+    ------
+    DataError
+        The bundle cannot be read, or an item is not in its catalogue.
+    """
+    bundle = load_bundle(path)
+    rows = bundle.dataset.item_rows(list(ids))
+    if (rows == UNKNOWN).any():
+        name = list(ids)[int(np.argmax(rows == UNKNOWN))]
+        raise DataError(f"An item to take out must be in the catalogue. {path} has no {name!r}. Check the id.")
+    offered = bundle.arrays.offered.copy()
+    offered[rows] = False
+    changed = asdict(replace(bundle.arrays, offered=offered))
+    return _revise(bundle, lambda folder: write_arrays(folder / INDEX_FILE, changed))
+
+
+def _revise(bundle: Bundle, write: Callable[[Path], None]) -> dict[str, Any]:
+    """A copy of the bundle, changed by `write`, in its place."""
+    with replacing(bundle.path) as folder:
+        shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
+        write(folder)
+        kept = dict(bundle.manifest)
+        if "index" in kept:  # what was measured of it was measured of other vectors
+            kept["index"] = {name: kept["index"][name] for name in ("kind", "settings")}
+        manifest = seal(folder, {**kept, "revision": int(bundle.manifest.get("revision", 0)) + 1})
+        if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
+            raise DataError(f"A bundle is revised by one at a time. {bundle.path} has been changed meanwhile. Do it again.")
+        return manifest
+
+
+def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> None:
+    """Put the items at `rows` into the copied dataset at `folder`."""
+    encoded = {name: value[FIRST_ROW:] for name, value in encode_facts(dataset.encoders, new).items()}
+    near = dataset.item_features.get(NEIGHBOURS)
+    if near is not None:  # who comes back has those of training, who is new has none
+        encoded[NEIGHBOURS] = np.where((rows < len(near))[:, None], near[np.minimum(rows, len(near) - 1)], PAD)
+    features = {name: _placed(value, encoded[name], rows) for name, value in dataset.item_features.items()}
+    position = np.arange(max(dataset.n_items, int(rows.max()) + 1)) - FIRST_ROW
+    position[rows] = len(dataset.items) + np.arange(len(rows))
+    items = pa.concat_tables([dataset.items, new]).take(position[FIRST_ROW:])
+    visits = {name: np.array(value) for name, value in asdict(dataset.visits).items()}
+    offsets = visits["offsets"]
+    visits["offsets"] = np.concatenate([offsets, np.full(len(position) - dataset.n_items, offsets[-1])])
+    pq.write_table(items, folder / ITEMS_FILE, compression="zstd")
+    write_arrays(folder / ITEM_FEATURES_FILE, features)
+    write_arrays(folder / VISITS_FILE, visits)
+    manifest = {**dataset.manifest, "n_items": len(items) + FIRST_ROW}
+    manifest["hashes"] = {name: sha256(folder / name) for name in manifest["hashes"]}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+
+
+def _placed(old: Any, new: Any, rows: Int) -> Any:
+    """`old` [n, …] with `new` at `rows`, longer where they lie beyond its end."""
+    missing = max(int(rows.max()) + 1 - len(old), 0)
+    placed = np.concatenate([old, np.zeros((missing, *old.shape[1:]), old.dtype)])
+    placed[rows] = new
+    return placed

@@ -1,0 +1,232 @@
+"""The literature's "user item item …" files → the three raw tables.
+
+Enters: a training file, optionally a test file of the same form, a JSON object item → attributes, and JSON lines that describe
+items. Leaves: `RawTables` without times: `time_s` is the position in the user's line, repeats kept; a test line goes on where the
+training line of its user ended. Promise: tokens are ids whatever they look like; nothing is sorted, merged or renumbered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from twotower.data.sources.engine import Engine
+from twotower.data.sources.raw_tables import (
+    CHARS,
+    INTERACTIONS,
+    RawTables,
+    Rejects,
+    ids_only,
+    json_lines,
+    listing,
+    open_bytes,
+    reading,
+)
+from twotower.errors import DataError
+from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, TIME, USER_ID, FeatureSpec
+from twotower.utils.config import DataConfig
+
+EVENT = "interaction"  # the type of every event
+SHOWN = {"name": pa.string(), "city": pa.string(), "state": pa.string(), "latitude": pa.float64(), "longitude": pa.float64()}
+CATEGORIES, CATEGORY_IDS = "categories", "category_ids"
+
+
+def read_sequences(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
+    """Read the files that `config.sequences` names.
+
+    Parameters
+    ----------
+    config
+        Files are relative to `path`.
+    engine
+        Receives the tables.
+    rejects
+        Receives lines that are no text, and item lines that are no JSON object with an item.
+
+    Returns
+    -------
+    RawTables
+        Items are those of the sequences, then those that only the items file has. Attributes become the multi-valued feature
+        "categories"; when the items file brings category names as well, `categories` holds these, to be shown and filtered by, and
+        the feature reads the column `category_ids`.
+
+    Raises
+    ------
+    DataError
+        A file is missing, is of another form, or holds no interaction.
+    """
+    settings = config.sequences
+    counts: dict[str, int] = {}
+    parts = [_sequences(_found(config.path, settings.train, "train"), rejects, counts)]
+    if settings.test:
+        parts.append(_sequences(_found(config.path, settings.test, "test"), rejects, counts))
+    events = engine.save(_events(parts, split=settings.test is not None))
+    described = _items(_found(config.path, settings.items, "items"), rejects, counts) if settings.items else {}
+    attributes = _attributes(_found(config.path, settings.attributes, "attributes")) if settings.attributes else {}
+    ids = dict.fromkeys(chain(*(items for _, items, _ in parts), described))
+    table, features = _item_table(list(ids), described, attributes)
+    return RawTables(
+        interactions=events,
+        users=ids_only(engine, events, USER_ID),
+        items=engine.save(table),
+        features=features,
+        has_time=False,
+        counts=counts,
+    )
+
+
+Part = tuple[list[str], list[str], NDArray[np.int64]]
+"""Users [L] and numbers of items int64 [L] of the lines, all items in a row in between: (users, items, lengths)."""
+
+
+def _sequences(file: Path, rejects: Rejects, counts: dict[str, int]) -> Part:
+    """The lines of a file; a user alone on a line has no events."""
+    with reading(file), open_bytes(file) as source:
+        content = source.read()
+    try:
+        lines = [line.split() for line in content.decode().split("\n")]
+    except UnicodeDecodeError:
+        lines = list(_readable(file, content, rejects))
+    lines = [line for line in lines if line]
+    rejects.total(file.name, len(lines) + rejects.rejected.get(file.name, 0))
+    counts[file.name] = len(lines)
+    lengths = np.fromiter((len(line) - 1 for line in lines), np.int64, len(lines))
+    if not lengths.sum():
+        raise DataError(
+            f'The lines of {file.name} must be "user item item …", separated by blanks. {file} has {len(lines)} lines and no '
+            f"item{f', the first is {lines[0][0][:60]!r}' if lines else ''}. Name another file in data.sequences."
+        )
+    return [line[0] for line in lines], [item for line in lines for item in line[1:]], lengths
+
+
+def _readable(file: Path, content: bytes, rejects: Rejects) -> Iterator[list[str]]:
+    for number, line in enumerate(content.split(b"\n"), 1):
+        try:
+            yield line.decode().split()
+        except UnicodeDecodeError:
+            rejects.add(file.name, number, "not UTF-8 text", line.decode("utf-8", "replace"))
+
+
+def _events(parts: list[Part], *, split: bool) -> pa.Table:
+    """All events in the order of the files; the position counts a user's events over all lines before."""
+    users = list(chain(*(part[0] for part in parts)))
+    lengths = np.concatenate([part[2] for part in parts])
+    known: dict[str, int] = {}
+    line_user = np.fromiter((known.setdefault(user, len(known)) for user in users), np.int64, len(users))
+    event_user = np.repeat(line_user, lengths)
+    size = len(event_user)
+    by_user = np.argsort(event_user, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(event_user, minlength=len(known)))[:-1]])
+    position = np.empty(size, np.int64)
+    position[by_user] = np.arange(size) - np.repeat(starts, np.bincount(event_user, minlength=len(known)))
+    sizes = [int(part[2].sum()) for part in parts]
+    part = np.repeat(["train", "test"][: len(parts)], sizes) if split else None
+    columns = {
+        USER_ID: pa.array(list(known)).take(pa.array(event_user)),
+        ITEM_ID: pa.array(list(chain(*(items for _, items, _ in parts)))),
+        TIME: pa.array(position),
+        ORDER: pa.array(np.arange(size)),
+        EVENT_TYPE: pa.repeat(EVENT, size),
+        CHARS: pa.array(np.zeros(size, np.int64)),
+        PART: pa.nulls(size, pa.string()) if part is None else pa.array(part),
+    }
+    types = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64()}
+    return pa.table({name: columns.get(name, pa.nulls(size, types[kind])) for name, kind in INTERACTIONS.items()})
+
+
+def _items(file: Path, rejects: Rejects, counts: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """What the items file says of each item; the first line of an item counts."""
+    found: dict[str, dict[str, Any]] = {}
+    total = 0
+    with reading(file):
+        for number, line in json_lines(file):
+            total += 1
+            try:
+                item, row = _item(line)
+                if item in found:
+                    raise ValueError(f"item {item!r} repeats that of an earlier line")
+                found[item] = row
+            except (ValueError, RecursionError) as error:
+                rejects.add(file.name, number, str(error), line.decode("utf-8", "replace").rstrip())
+    rejects.total(file.name, total)
+    counts[file.name] = total
+    return found
+
+
+def _item(line: bytes) -> tuple[str, dict[str, Any]]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        raise ValueError("not a whole JSON object with item") from None
+    if not isinstance(row, dict) or row.get("item") in (None, ""):
+        raise ValueError("item is missing")
+    place = [_number(row.get(name), name, limit) for name, limit in (("latitude", 90), ("longitude", 180))]
+    values: dict[str, Any] = {name: str(row[name]).strip() for name in ("name", "city", "state") if row.get(name)}
+    categories = row.get("categories") or []
+    names = categories.split(",") if isinstance(categories, str) else categories if isinstance(categories, list) else []
+    return str(row["item"]), {
+        **values,
+        "latitude": place[0],
+        "longitude": place[1],
+        CATEGORIES: list(dict.fromkeys(str(name).strip() for name in names)),
+    }
+
+
+def _number(value: Any, name: str, limit: int) -> float | None:
+    if value in (None, ""):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not -limit <= number <= limit:
+        raise ValueError(f"{name} must be from -{limit} to {limit}, not {str(value)[:60]!r}")
+    return number
+
+
+def _attributes(file: Path) -> dict[str, list[str]]:
+    with reading(file), open_bytes(file) as source:
+        content = source.read()
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(
+            f"data.sequences.attributes must be one JSON object, item → list of attributes. {file} is none. Name another file."
+        )
+    return {item: [str(value) for value in (values if isinstance(values, list) else [values])] for item, values in found.items()}
+
+
+def _item_table(
+    ids: list[str], described: dict[str, dict[str, Any]], attributes: dict[str, list[str]]
+) -> tuple[pa.Table, tuple[FeatureSpec, ...]]:
+    rows = [described.get(item, {}) for item in ids]
+    columns: dict[str, Any] = {ITEM_ID: pa.array(ids, pa.string())}
+    columns |= {name: pa.array([row.get(name) for row in rows], kind) for name, kind in SHOWN.items()}
+    names = [row.get(CATEGORIES, []) for row in rows]
+    lists = pa.list_(pa.string())
+    attribute_ids = pa.array([attributes.get(item, []) for item in ids], lists)
+    columns[CATEGORIES] = pa.array(names, lists) if any(names) else attribute_ids
+    if attributes and any(names):
+        columns[CATEGORY_IDS] = attribute_ids
+    column = CATEGORY_IDS if CATEGORY_IDS in columns else CATEGORIES
+    features = (FeatureSpec(name="categories", side="item", kind="multi", columns=(column,)),) if attributes else ()
+    return pa.table(columns), features
+
+
+def _found(base: Path, path: Path, setting: str) -> Path:
+    full = base / path
+    if not full.is_file():
+        raise DataError(
+            f"data.sequences.{setting} must be a file below data.path. There is none at {full}; {listing(full.parent)}. "
+            "Set the name, or data.path (--data-dir)."
+        )
+    return full

@@ -1,0 +1,184 @@
+"""One file of a user's own table, CSV, Parquet or JSON lines → a lazy table of chosen columns, and the way back to its lines.
+
+Promise: the rows come in the order of the file, with `ROW`; a malformed line moves no other row.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twotower.data.sources.engine import ROW, DuckDBEngine, Engine
+from twotower.data.sources.raw_tables import Locate, Rejects, json_lines, locate_json, open_bytes, reading
+from twotower.errors import ConfigError, DataError, nearest
+
+FORMS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".parquet": "parquet",
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+}
+DELIMITERS = ",\t;|"
+SAMPLED_LINES = 1000  # of a JSON-lines file, to learn its keys
+
+Close = Callable[[], int]
+Scan = tuple[ir.Table, Locate, Close]
+"""The rows, their lines, and a function that reports malformed lines after the first full scan and returns how many there are."""
+
+
+def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:
+    """Open a file by its suffix.
+
+    Raises
+    ------
+    DataError
+        The suffix is unknown, the file cannot be opened, or it lacks a column; the nearest one is named.
+    ConfigError
+        The engine is not DuckDB, and the file is CSV or Parquet.
+    """
+    suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
+    form = FORMS.get(suffix)
+    if form is None:
+        raise DataError(f"A table is one of {', '.join(FORMS)} (also .gz). Got {file}. Convert or rename the file.")
+    if form != "json" and not isinstance(engine, DuckDBEngine):
+        raise ConfigError(f"Under prepare.engine spark a table is JSON lines. Got {file}. Convert it, or use the engine duckdb.")
+    with reading(file):
+        return {"csv": _csv, "json": _json, "parquet": _parquet}[form](engine, file, names, section, rejects)
+
+
+def _require(columns: Sequence[str], names: Sequence[str], file: Path, section: str) -> None:
+    for name in names:
+        if name not in columns:
+            raise DataError(f"data.{section} names columns of {file.name}. It has no {name!r}.{nearest(name, columns)}")
+
+
+def _parquet(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:  # noqa: ARG001
+    try:
+        schema = pq.read_schema(file)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file.name} must be a Parquet file. {file}: {str(error).splitlines()[0]} Replace the file.") from None
+    _require(schema.names, names, file, section)
+    rows = engine.con.read_parquet(str(file)).select(*names)
+
+    def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
+        return ((position + 1, "") for position in positions)
+
+    return _numbered(rows), locate, lambda: 0
+
+
+def _json(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:  # noqa: ARG001
+    keys: dict[str, None] = {}
+    for _, line in islice(json_lines(file), SAMPLED_LINES):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        keys |= dict.fromkeys(row if isinstance(row, dict) else ())
+    _require(list(keys), names, file, section)
+    return engine.read_json(file, names), locate_json(file), lambda: 0
+
+
+def _csv(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:
+    header, delimiter = _header(file)
+    _require(header, names, file, section)
+    table = ibis.util.gen_name("rejects")
+    rows = engine.con.read_csv(
+        str(file),
+        columns=dict.fromkeys(header, "VARCHAR"),
+        auto_detect=False,
+        header=True,
+        delim=delimiter,
+        quote='"',
+        escape='"',
+        nullstr="",
+        ignore_errors=True,
+        store_rejects=True,
+        rejects_table=table,
+        rejects_scan=f"{table}_scans",
+    ).select(*names)
+
+    def malformed() -> dict[int, str]:
+        query = f'SELECT line_byte_position, min(error_message) FROM "{table}" GROUP BY 1 ORDER BY 1'
+        found = engine.con.raw_sql(query).fetchall()
+        lines = _lines_at(file, [int(place) for place, _ in found])
+        return {line: " ".join(str(why).split()) for line, (_, why) in zip(lines, found, strict=True)}
+
+    def close() -> int:
+        lines = malformed()
+        for line, text in _csv_lines(file, lines.keys()):
+            rejects.add(file.name, line, f"not a row of {len(header)} columns: {lines[line]}", text)
+        rejects.total(file.name, len(lines))
+        return len(lines)
+
+    def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
+        return _csv_rows(file, delimiter, positions, malformed().keys())
+
+    return _numbered(rows), locate, close
+
+
+def _numbered(rows: ir.Table) -> ir.Table:
+    return rows.mutate(ibis.row_number().cast("int64").name(ROW))
+
+
+def _header(file: Path) -> tuple[list[str], str]:
+    """Column names of a CSV file, and its delimiter: the one its first line has most of."""
+    with open_bytes(file) as source:
+        line = source.readline().decode("utf-8-sig", "replace").rstrip("\r\n")
+    delimiter = max(DELIMITERS, key=line.count)
+    header = next(csv.reader([line], delimiter=delimiter), [])
+    if not header or len(set(header)) < len(header):
+        raise DataError(
+            f"The first line of {file.name} must name its columns, each once. {file} begins with {line[:100]!r}. Add a header."
+        )
+    return header, delimiter
+
+
+def _lines_at(file: Path, places: Sequence[int]) -> list[int]:
+    """Line number of each byte position, in rising order (the engine's own line numbers do not count line breaks inside quotes)."""
+    found: list[int] = []
+    if places:
+        end = 0
+        with open_bytes(file) as source:
+            for number, line in enumerate(source, 1):
+                end += len(line)
+                while len(found) < len(places) and places[len(found)] < end:
+                    found.append(number)
+    return found
+
+
+def _csv_lines(file: Path, wanted: Collection[int]) -> Iterator[tuple[int, str]]:
+    if wanted:
+        with open_bytes(file) as source:
+            for number, line in enumerate(source, 1):
+                if number in wanted:
+                    yield number, line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _csv_rows(file: Path, delimiter: str, positions: Sequence[int], malformed: Collection[int]) -> Iterator[tuple[int, str]]:
+    """First line and content of the well-formed rows at `positions`."""
+    wanted = iter(positions)
+    row, position = next(wanted, None), -1
+    with io.TextIOWrapper(open_bytes(file), "utf-8-sig", "replace", newline="") as source:
+        reader = csv.reader(source, delimiter=delimiter)
+        next(reader, None)
+        start = reader.line_num + 1
+        for record in reader:
+            position += bool(record) and start not in malformed
+            while record and position == row and start not in malformed:
+                yield start, delimiter.join(record)
+                row = next(wanted, None)
+            if row is None:
+                return
+            start = reader.line_num + 1

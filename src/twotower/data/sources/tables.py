@@ -1,0 +1,329 @@
+"""Any CSV, Parquet or JSON-lines tables, their columns named and typed in the configuration → the three raw tables.
+
+Enters: files (or globs; CSV and JSON lines also gzipped) and the settings of each. Leaves: `RawTables` with the declared feature
+columns under their own names. A column that is missing is named with its file; a value that does not fit its kind is a bad row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+
+from twotower.data.sources.engine import ROW, Engine
+from twotower.data.sources.raw_tables import (
+    CHARS,
+    Check,
+    Columns,
+    Locate,
+    RawTables,
+    Rejects,
+    ids_only,
+    interactions,
+    listing,
+    missing,
+    screen,
+    seconds,
+    shown,
+)
+from twotower.data.sources.table_files import FORMS, Close, scan_file
+from twotower.errors import ConfigError, DataError
+from twotower.schema import EVENT_TYPE, HOURS_PER_WEEK, ITEM_ID, ORDER, STARS, TEXT, TIME, USER_ID, FeatureSpec, Side
+from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConfig, ItemTableConfig, TableConfig, UserTableConfig
+
+FILE_ORDERS = 1 << 50  # room in `order` for the rows of one file
+LAST_S = 4_102_444_800  # 2100
+MOST_STARS = 5
+DEFAULT_EVENT = "event"  # the type of every event of a table without a column for it
+ZONE = r"(\d\d:\d\d[\d:.]*)\s*([+-]\d\d):?(\d\d)?$"  # of "2024-05-01T12:00:00+02:00"
+SINCE, ELITE = "since_s", "elite"
+PLACE, FIRST = "source_place", "source_first"
+
+Typed = Callable[["Fields"], None]
+
+
+def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
+    """Read the tables that `config.interactions`, `config.users` and `config.items` describe.
+
+    Parameters
+    ----------
+    config
+        `interactions` is required. Without `items` every item of the interactions is one, known by its id alone; users likewise.
+    engine
+        Receives the tables.
+    rejects
+        Receives bad rows: an id that is missing or repeated in its table; a time, number, place or vector that cannot be one;
+        stars off the scale of 0 to 5.
+
+    Returns
+    -------
+    RawTables
+        `has_time` is False when no time column is named: then `time_s` is the position of the row.
+
+    Raises
+    ------
+    DataError
+        A file or column is missing, or a file cannot be read.
+    ConfigError
+        No interactions are named, or two declarations want one column for different things.
+    """
+    table = config.interactions
+    if table is None:
+        raise ConfigError(
+            "The source tables needs data.interactions. Got none. Describe your tables there, or set data.source to yelp."
+        )
+    reader = _Reader(config.path, engine, rejects, {})
+    events, texts = _interactions(reader, table)
+    items = _entities(reader, config.items) if config.items else ids_only(engine, events, ITEM_ID)
+    users = _entities(reader, config.users) if config.users else ids_only(engine, events, USER_ID)
+    return RawTables(
+        interactions=events,
+        users=users,
+        items=items,
+        features=(
+            *_specs(config.items.features if config.items else [], "item"),
+            *_specs(config.users.features if config.users else [], "user"),
+        ),
+        has_time=table.time is not None,
+        counts=reader.counts,
+        texts=texts,
+    )
+
+
+class Fields:
+    """Typed columns of one scanned file (its own columns are there as "raw NAME"), and what makes a row of it bad."""
+
+    def __init__(self, rows: ir.Table) -> None:
+        self._rows = rows
+        self.columns: Columns = {}
+        self.checks: list[Check] = []
+
+    def raw(self, name: str) -> ir.Value:
+        """A column as the file holds it."""
+        return self._rows[f"raw {name}"]
+
+    def text(self, name: str) -> ir.StringValue:
+        """A column as strings, null where empty."""
+        value = self.raw(name)
+        text: ir.StringValue = (value if value.type().is_string() else value.cast("string")).nullif("")
+        return text
+
+    def required(self, ours: str, name: str) -> None:
+        """An id."""
+        self.columns[ours] = self.text(name)
+        self.checks.append((missing(self.columns[ours]), f"{name} is missing"))
+
+    def number(self, name: str, limit: float | None = None) -> ir.FloatingValue:
+        """A column as float64; NaN counts as missing. Within ±limit where one is given."""
+        value = self.text(name).try_cast("float64")
+        value = ibis.ifelse(value.isnan(), ibis.null("float64"), value)
+        said_so = self.text(name).lower().isin(["nan", "null", "none", "na"])
+        self.checks.append(
+            (self.text(name).notnull() & ~said_so & value.isnull(), f"{name} is no number: " + shown(self.text(name)))
+        )
+        out = value.isinf() if limit is None else value.abs() > limit
+        self.checks.append((out, f"{name} is out of range: " + shown(self.text(name))))
+        return value
+
+    def stars(self, name: str) -> ir.FloatingValue:
+        """A column on the scale of 0 to 5."""
+        value = self.number(name)
+        self.checks.append((~value.between(0, MOST_STARS), f"{name} is not on the 0-{MOST_STARS} scale: " + shown(self.text(name))))
+        return value
+
+    def time(self, name: str, *, required: bool) -> ir.IntegerValue:
+        """A date, a timestamp, or epoch seconds or milliseconds, as seconds since 1970; a zone given is taken off."""
+        value, text = self.raw(name), self.text(name)
+        if value.type().is_temporal():
+            time = value.cast("timestamp").epoch_seconds().cast("int64")
+        else:
+            hours, minutes = (text.re_extract(ZONE, part).try_cast("int64").fill_null(0) for part in (2, 3))
+            sign = ibis.ifelse(text.re_extract(ZONE, 2).startswith("-"), -1, 1)
+            time = seconds(text.re_replace(ZONE, r"\1")) - hours * 3600 - sign * minutes * 60
+        self.checks.append((text.notnull() & time.isnull(), f"{name} is no time: " + shown(text)))
+        self.checks.append((time < 0, f"{name} lies before 1970: " + shown(text)))
+        self.checks.append((time > LAST_S, f"{name} lies after 2100: " + shown(text)))
+        if required:
+            self.checks.append((text.isnull(), f"{name} is missing"))
+        return time
+
+    def many(self, name: str, separator: str) -> ir.ArrayValue:
+        """A native list, a JSON list, or a string split by `separator`, as strings."""
+        value = self.raw(name)
+        if value.type().is_array():
+            parts = value.cast("array<string>")
+        else:
+            text = self.text(name)
+            listed = text.try_cast("json").cast("array<string>")
+            parts = ibis.ifelse(text.strip().startswith("["), listed, text.split(separator))
+        return parts.map(lambda part: part.strip()).filter(lambda part: part != "")
+
+    def feature(self, feature: ColumnConfig) -> None:
+        """Add the columns of one declared feature."""
+        for name in columns_of(feature):
+            self.columns[name] = self._value(feature, name)
+
+    def _value(self, feature: ColumnConfig, name: str) -> ir.Value:
+        if feature.kind == "number":
+            return self.number(name)
+        if feature.kind == "geo":
+            return self.number(name, limit=90 if name == columns_of(feature)[0] else 180)
+        if feature.kind in ("multi", "vector"):
+            parts = self.many(name, feature.separator)
+            if feature.kind == "multi":
+                return parts
+            vector = parts.map(lambda part: part.try_cast("float64"))
+            bad = parts.length() != vector.filter(lambda number: number.abs() < float("inf")).length()
+            self.checks.append((bad, f"{name} is no list of numbers: " + shown(self.raw(name).cast("string"))))
+            return vector
+        text = self.text(name)
+        if feature.kind == "hours":
+            bad = text.notnull() & ~text.re_search(f"^[01]{{{HOURS_PER_WEEK}}}$")
+            self.checks.append((bad, f"{name} is not {HOURS_PER_WEEK} characters of 0 and 1: " + shown(text)))
+        return text
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Where the files are, and who keeps the books."""
+
+    base: Path
+    engine: Engine
+    rejects: Rejects
+    counts: dict[str, int]
+
+    def read(self, table: TableConfig, section: str, names: list[str], typed: Typed, unique: str | None = None) -> ir.Table:
+        """The good rows of all files of a table, typed, with `PLACE`, their order."""
+        parts = []
+        for rows, locate, close, file, place in self.scans(table, section, names):
+            fields = Fields(rows)
+            typed(fields)
+            nothing = ibis.and_(*(fields.raw(name).isnull() for name in names))
+            checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.checks]
+            good, count = screen(
+                self.engine, rows, checks, fields.columns, file=file, rejects=self.rejects, locate=locate, unique=unique
+            )
+            self.counts[file.name] = self.counts.get(file.name, 0) + count + close()
+            parts.append(good.select((good[ROW] + place).name(PLACE), *fields.columns))
+        return _union(parts)
+
+    def texts(self, table: TableConfig, section: str, name: str) -> ir.Table:
+        """A column of all files of a table as `TEXT`, by `ORDER`; bad rows are not left out."""
+        parts = []
+        for rows, *_, place in self.scans(table, section, [name]):
+            parts.append(rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)))
+        return _union(parts)
+
+    def scans(self, table: TableConfig, section: str, names: list[str]) -> Iterator[tuple[ir.Table, Locate, Close, Path, int]]:
+        """For each file of a table: its rows as `Fields` wants them, their lines, …, the file, and the place of its first row."""
+        for number, file in enumerate(_files(self.base, table.path, section)):
+            rows, locate, close = scan_file(self.engine, file, names, section, self.rejects)
+            yield rows.rename({f"raw {name}": name for name in names}), locate, close, file, number * FILE_ORDERS
+
+
+def _union(parts: list[ir.Table]) -> ir.Table:
+    return ibis.union(*parts) if len(parts) > 1 else parts[0]
+
+
+def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Table, ir.Table | None]:
+    """The interactions, and their texts where they have any."""
+    names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text]
+
+    def typed(fields: Fields) -> None:
+        fields.required(USER_ID, table.user_id)
+        fields.required(ITEM_ID, table.item_id)
+        fields.columns[EVENT_TYPE] = (
+            fields.text(table.event_type).fill_null(DEFAULT_EVENT) if table.event_type else ibis.literal(DEFAULT_EVENT)
+        )
+        if table.time:
+            fields.columns[TIME] = fields.time(table.time, required=True)
+        if table.stars:
+            fields.columns[STARS] = fields.stars(table.stars)
+        if table.text:
+            fields.columns[CHARS] = fields.text(table.text).length().fill_null(0)
+
+    rows = reader.read(table, "interactions", _distinct(names), typed)
+    given = {name: rows[name] for name in rows.columns if name != PLACE}
+    texts = reader.texts(table, "interactions", table.text) if table.text else None
+    return interactions(rows, **{TIME: rows[PLACE], **given, ORDER: rows[PLACE]}), texts
+
+
+def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.Table:
+    """Items or users: the id, what every one has, and the declared columns."""
+    ours: dict[str, str | None]
+    if isinstance(table, ItemTableConfig):
+        section, key, theirs, also = "items", ITEM_ID, table.item_id, table.name
+        ours = {key: theirs, "name": also}
+    else:
+        section, key, theirs, also = "users", USER_ID, table.user_id, table.since
+        ours = {key: theirs, SINCE: None, ELITE: None}
+    declared = [column for feature in table.features for column in columns_of(feature)]
+    for column in declared:
+        if ours.get(column, column) != column or column in (ROW, PLACE, FIRST):
+            raise ConfigError(
+                f"The name {column!r} is taken in data.{section}. A feature has it for its column. Rename the column."
+            )
+    _check_kinds(table.features, section, {"name": "string"} if ours.get("name") == "name" else {})
+
+    def typed(fields: Fields) -> None:
+        fields.required(key, theirs)
+        if section == "items":
+            fields.columns["name"] = fields.text(also) if also else ibis.null("string")
+        else:
+            fields.columns[SINCE] = fields.time(also, required=False) if also else ibis.null("int64")
+            fields.columns[ELITE] = ibis.null("array<int64>")
+        for feature in table.features:
+            fields.feature(feature)
+
+    rows = reader.read(table, section, _distinct([theirs, also, *declared]), typed, unique=key)
+    first = ibis.row_number().over(group_by=key, order_by=PLACE) == 0  # the files of one glob may repeat each other
+    once = rows.mutate(first.name(FIRST)).filter(ibis._[FIRST]).order_by(PLACE).drop(FIRST, PLACE)
+    return reader.engine.save(once)
+
+
+def columns_of(feature: ColumnConfig) -> list[str]:
+    """Raw columns of a declared feature."""
+    columns = feature.columns or [feature.name]
+    wanted = 2 if feature.kind == "geo" else 1
+    if len(columns) != wanted:
+        what = "two columns, latitude and longitude" if wanted == 2 else "one column"
+        raise ConfigError(
+            f"A feature of kind {feature.kind!r} has {what}. Feature {feature.name!r} has {', '.join(columns)}. Set its columns."
+        )
+    return columns
+
+
+def _specs(features: list[ColumnConfig], side: Side) -> tuple[FeatureSpec, ...]:
+    return tuple(FeatureSpec(name=f.name, side=side, kind=f.kind, columns=tuple(columns_of(f))) for f in features)
+
+
+def _check_kinds(features: list[ColumnConfig], section: str, seen: dict[str, str]) -> None:
+    """One column has one type, whichever features read it; `seen` has those of columns read otherwise."""
+    types = {"number": "number", "geo": "number", "multi": "list", "vector": "vector"}
+    for feature in features:
+        for column in columns_of(feature):
+            kind = types.get(feature.kind, "string")
+            if seen.setdefault(column, kind) != kind:
+                raise ConfigError(
+                    f"A column of data.{section} has one type. {column!r} is used as {seen[column]} and as {kind}. Copy the column."
+                )
+
+
+def _files(base: Path, path: Path, section: str) -> list[Path]:
+    """The file, or what a glob finds, by name."""
+    full = base / path
+    if full.is_file():
+        return [full]
+    found = sorted(p for p in base.glob(str(path)) if p.is_file()) if not path.is_absolute() and set("*?[") & set(str(path)) else []
+    if not found:
+        forms = f"a file or glob ({', '.join(FORMS)}; also .gz)"
+        instead = f"Found none at {full}: {listing(full.parent)}"
+        raise DataError(f"data.{section}.path must be {forms}, relative to data.path. {instead}. Set it right.")
+    return found
+
+
+def _distinct(names: list[str | None]) -> list[str]:
+    return list(dict.fromkeys(name for name in names if name))

@@ -1,0 +1,255 @@
+"""Yelp's raw files, of any release from 2015 to 2022, plain or gzipped → the three raw tables.
+
+Enters: a folder with the businesses and the reviews or tips, optionally users and check-ins, as Yelp ships them or as Kaggle mounts
+them. Leaves: `RawTables` in one naming, that of the 2022 release.
+
+Promises: the aggregates Yelp computes over the whole dump (`stars`, `review_count` of a business, `average_stars` of a user) are
+never read. Reviews, tips, users and check-ins never exist as Python objects, and the user's `friends` are not parsed. Reading again
+gives the same rows with the same `order`: reviews before tips before check-ins, each in the order of its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+
+from twotower.data.sources.engine import ROW, Engine
+from twotower.data.sources.raw_tables import (
+    CHARS,
+    Check,
+    RawTables,
+    Rejects,
+    ids_only,
+    interactions,
+    listing,
+    locate_json,
+    missing,
+    screen,
+    seconds,
+    shown,
+)
+from twotower.data.sources.yelp_business import read_businesses
+from twotower.errors import ConfigError, DataError, nearest
+from twotower.schema import ITEM_ID, STARS, TEXT, TIME, TRUTH_FILE, USER_ID, FeatureSpec
+from twotower.utils.config import DataConfig
+
+TABLES = ("business", "review", "tip", "checkin", "user")
+EVENTS = ("review", "tip", "checkin")
+STEMS = ("yelp_academic_dataset_{}", "{}", "{}s", "yelp_{}")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
+SEARCH_DEPTH = 2  # folders below `data.path` that are looked into
+FIRST_S, LAST_S = 1_072_915_200, 4_102_444_800  # 2004, Yelp's first year, to 2100
+FILE_ORDERS = 1 << 60  # room in `order` for the rows of one table
+LINE_ORDERS = 1 << 24  # ... and for the visits in one line of check-ins
+FEATURES = (
+    FeatureSpec(name="categories", side="item", kind="multi", columns=("categories",)),
+    FeatureSpec(name="attributes", side="item", kind="multi", columns=("attributes",)),
+    FeatureSpec(name="price", side="item", kind="categorical", columns=("price",)),
+    FeatureSpec(name="city", side="item", kind="categorical", columns=("city",)),
+    FeatureSpec(name="location", side="item", kind="geo", columns=("latitude", "longitude")),
+    FeatureSpec(name="hours", side="item", kind="hours", columns=("hours",)),
+    FeatureSpec(name="text", side="item", kind="text", columns=("name",)),
+)
+
+
+def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
+    """Read the Yelp files under `config.path`.
+
+    Parameters
+    ----------
+    config
+        `path` is the folder of the files or a parent of it; `events` chooses among review, tip and checkin, and may name what the
+        folder lacks.
+    engine
+        Receives the tables.
+    rejects
+        Receives the bad rows.
+
+    Returns
+    -------
+    RawTables
+        Item columns: `name`, `city`, `state`, `latitude`, `longitude`, `categories`, `attributes` ("WiFi=free",
+        "Ambience.casual=True"; what is false or none is left out), `price` (1 to 4), `hours` (168 characters of 0 and 1 from Monday
+        00:00). Check-ins are events without a user; those of the 2015 and 2017 releases have no dates, are counted and left out.
+
+    Raises
+    ------
+    DataError
+        A required file is missing, stands twice, or cannot be read.
+    ConfigError
+        `config.events` names an unknown table.
+    """
+    for name in config.events:
+        if name not in EVENTS:
+            raise ConfigError(f"data.events takes review, tip and checkin. Got {name!r}.{nearest(name, EVENTS)}")
+    files = find_files(config.path)
+    kinds = [kind for kind in EVENTS if kind in files and kind in config.events]
+    if "business" not in files or not {"review", "tip"} & set(kinds):
+        _refuse(config, files)
+    counts: dict[str, int] = {}
+    items = read_businesses(files["business"], engine, rejects, counts)
+    parts, texts = [], []
+    for position, kind in enumerate(kinds):
+        read, base = (_checkins if kind == "checkin" else _opinions), position * FILE_ORDERS
+        parts.append(read(files[kind], kind, base, engine, rejects, counts))
+        if kind != "checkin":
+            # A scan of one key: the engine then knows how large the file is, and builds no hash table of all texts in a join.
+            text = engine.read_json(files[kind], [TEXT])
+            texts.append(text.select(text[TEXT], order=text[ROW] + base))
+    events = _union(parts)
+    users = _users(files["user"], engine, rejects, counts) if "user" in files else ids_only(engine, events, USER_ID)
+    truth = files["business"].parent / TRUTH_FILE
+    return RawTables(
+        interactions=events,
+        users=users,
+        items=items,
+        features=FEATURES,
+        has_time=True,
+        counts=counts,
+        texts=_union(texts),
+        truth=truth if truth.is_file() else None,
+    )
+
+
+def _union(tables: list[ir.Table]) -> ir.Table:
+    return ibis.union(*tables) if len(tables) > 1 else tables[0]
+
+
+def find_files(path: Path) -> dict[str, Path]:
+    """The file of each table, in `path` or in the one folder below it that holds any.
+
+    Raises
+    ------
+    DataError
+        Several folders hold such files, or a folder holds two for one table.
+    """
+    found = {folder: files for folder in _folders(path) if (files := _files_in(folder))}
+    if path in found:
+        return found[path]
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder in found)
+        raise DataError(f"data.path must lead to the files of one release. {path} holds several: {names}. Name one of them.")
+    return next(iter(found.values()), {})
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """`path`, then the folders below it; a folder named as a file belongs to the folder it stands in."""
+    level = [path.parent if path.is_file() else path]
+    for _ in range(SEARCH_DEPTH + 1):
+        yield from level
+        level = sorted(
+            child for folder in level if folder.is_dir() for child in folder.iterdir() if child.is_dir() and not _table(child.name)
+        )
+
+
+def _files_in(folder: Path) -> dict[str, Path]:
+    """The files of a folder by table; a plain file is preferred to its gzipped copy."""
+    files: dict[str, Path] = {}
+    for child in sorted(folder.iterdir()) if folder.is_dir() else []:
+        table = _table(child.name)
+        path = child / child.name if child.is_dir() else child  # Kaggle used to mount each file in a folder of its own name
+        if not table or not path.is_file():
+            continue
+        other = files.setdefault(table, path)
+        if other.name.removesuffix(".gz") != path.name.removesuffix(".gz"):
+            both = f"{folder} has {other.name} and {path.name}"
+            raise DataError(f"A folder must hold one file for the table {table!r}. {both}. Move one away.")
+    return files
+
+
+def _table(name: str) -> str | None:
+    """The table a file's name stands for."""
+    suffix = next((s for s in SUFFIXES if name.endswith(s)), None)
+    stem = name.removesuffix(suffix) if suffix else None
+    return next((table for table in TABLES for pattern in STEMS if stem == pattern.format(table)), None)
+
+
+def _refuse(config: DataConfig, files: dict[str, Path]) -> None:
+    present = ", ".join(path.name for path in files.values())
+    found = f"Found {present}" if present else listing(config.path)
+    raise DataError(
+        "Yelp data are a file of businesses and one of reviews or tips (yelp_academic_dataset_business.json, …_review.json, "
+        f"…_tip.json, also as .jsonl or .gz), chosen by data.events = {', '.join(config.events)}. {found} "
+        f"(data.path: {config.path}). Set data.path to their folder (--data-dir), or data.source to tables or sequences."
+    )
+
+
+def _opinions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
+    """Reviews or tips: a user, a business, a date, a text, and stars in reviews."""
+    keys = ["user_id", "business_id", "date", "text"] + (["stars"] if kind == "review" else [])
+    rows = engine.read_json(file, keys)
+    time, given = seconds(rows["date"]), rows[STARS] if kind == "review" else ibis.null("string")
+    stars = given.try_cast("float64")
+    checks = [
+        *_required(rows, keys, "user_id", "business_id", "date"),
+        *_dated(rows["date"], time),
+        (given.notnull() & ~stars.between(1, 5).fill_null(False), "stars must be from 1 to 5, not " + shown(given)),
+    ]
+    columns = {USER_ID: rows["user_id"], ITEM_ID: rows["business_id"], TIME: time, STARS: stars}
+    columns[CHARS] = rows[TEXT].length().fill_null(0)
+    find = locate_json(file)
+    good, counts[file.name] = screen(engine, rows, checks, columns, file=file, rejects=rejects, locate=find)
+    return interactions(good, **{name: good[name] for name in columns}, order=good[ROW] + base, event_type=kind)
+
+
+def _checkins(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
+    """Dated visits, many in a line, by nobody in particular; lines of weekday-hour counts are counted as undated."""
+    keys = ["business_id", "date", "time", "checkin_info"]
+    rows = engine.read_json(file, keys)
+    undated = rows["date"].isnull() & (rows["time"].notnull() | rows["checkin_info"].notnull())
+    stamps = rows["date"].replace(", ", ",").split(",")
+    times = stamps.map(seconds).filter(lambda time: time.between(FIRST_S, LAST_S))  # an eighth of what the visits would take
+    columns = {ITEM_ID: rows["business_id"], "undated": undated, "times": times, "faults": stamps.length() - times.length()}
+    checks = [*_required(rows, keys, "business_id"), (missing(rows["date"]) & ~undated, "date is missing")]
+    find = locate_json(file)
+    lines, counts[file.name] = screen(engine, rows, checks, columns, file=file, rejects=rejects, locate=find)
+    total = lines.aggregate(undated=lines["undated"].sum(), faults=lines["faults"].sum(), visits=lines["times"].length().sum())
+    found = total.to_pyarrow().to_pylist()[0]
+    counts |= {f"{file.name} undated": found["undated"] or 0, f"{file.name} visits": found["visits"] or 0}
+    if found["faults"]:
+        faulty = rows.mutate(stamps=stamps).semi_join(lines.filter(lines["faults"] > 0), ROW)
+        wrong = faulty.select(ROW, "stamps").unnest("stamps")
+        screen(
+            engine,
+            wrong,
+            _dated(wrong["stamps"], seconds(wrong["stamps"])),
+            {ROW: wrong[ROW]},
+            file=file,
+            rejects=rejects,
+            locate=find,
+        )
+    visits = lines.select(ITEM_ID, ROW, "times").unnest("times", offset="nth")
+    order = base + visits[ROW] * LINE_ORDERS + visits["nth"]
+    return interactions(visits, item_id=visits[ITEM_ID], time_s=visits["times"], order=order, event_type=kind)
+
+
+def _users(file: Path, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
+    """Since when a user yelps, and the elite years: "" or "2015,2016" (2020 may read "20,20"), or a list."""
+    keys = ["user_id", "yelping_since", "elite"]
+    rows = engine.read_json(file, keys)
+    since = seconds(rows["yelping_since"])
+    checks = [*_required(rows, keys, "user_id"), *_dated(rows["yelping_since"], since, "yelping_since")]
+    whole = rows["elite"].fill_null("").re_replace(r"\b20,\s*20\b", "2020").re_replace(r"[^0-9]+", ",")
+    years = whole.split(",").map(lambda year: year.try_cast("int64")).filter(lambda year: year.between(2004, 2100))
+    columns = {USER_ID: rows["user_id"], "since_s": since, "elite": years}
+    find = locate_json(file)
+    good, counts[file.name] = screen(engine, rows, checks, columns, file=file, rejects=rejects, locate=find, unique=USER_ID)
+    return good.drop(ROW)
+
+
+def _required(rows: ir.Table, read: list[str], *keys: str) -> list[Check]:
+    """Bad are lines without any of the keys that are read (cut off, or no JSON at all), and rows that lack a required one."""
+    nothing = ibis.and_(*(rows[key].isnull() for key in read if key != TEXT))
+    names = ", ".join(keys)
+    return [(nothing, f"not a whole JSON object with {names}"), *((missing(rows[key]), f"{key} is missing") for key in keys)]
+
+
+def _dated(text: ir.StringValue, time: ir.IntegerValue, name: str = "date") -> list[Check]:
+    """Bad are values that are no date, and dates Yelp cannot have seen."""
+    return [
+        (text.notnull() & time.isnull(), f"{name} is no date: " + shown(text)),
+        (~time.between(FIRST_S, LAST_S), f"{name} lies before 2004 or after 2100: " + shown(text)),
+    ]

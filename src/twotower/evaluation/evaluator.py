@@ -1,0 +1,345 @@
+"""The judgement: retrievers and held-out questions in, a report out.
+
+Enters: systems (a model, baselines, an oracle), a dataset and the questions of one of its splits. Leaves: a dictionary ready for
+JSON, which `report.py` writes. Promised: the whole catalogue is ranked, in bounded memory; all systems answer the same questions
+under the same rule for seen items; every interval is a paired bootstrap over users (`bootstrap.py`). The oracle is listed and never
+competes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+
+from twotower.baselines.baselines import BASELINES, GRIDS, Baseline, unavailable
+from twotower.data.dataset import Dataset, HeldOut
+from twotower.errors import ConfigError, DataError, nearest
+from twotower.evaluation.bootstrap import intervals, resample
+from twotower.evaluation.slices import categories, slices
+from twotower.evaluation.verdict import verdict
+from twotower.retriever import Retriever
+from twotower.schema import FIRST_ROW, SPLITS, UNKNOWN, WITHHELD
+from twotower.utils import metrics as m
+from twotower.utils.config import EvaluationConfig
+from twotower.utils.types import Float64, Int
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
+
+QUESTIONS_AT_ONCE = 1024
+_TUNING_QUERIES = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What one system did.
+
+    Attributes
+    ----------
+    metrics
+        Names of the columns of `values`.
+    values
+        float64 [B, len(metrics)], a row a query.
+    beyond
+        Figures beyond accuracy, at the length of the list `k` they were asked for.
+    seconds
+        Spent in `retrieve`.
+    """
+
+    name: str
+    metrics: tuple[str, ...]
+    values: Float64
+    beyond: dict[str, float]
+    seconds: float
+
+    def mean(self, metric: str) -> float:
+        """The mean of a metric over the queries; 0 without any."""
+        return float(self.values[:, self.metrics.index(metric)].mean()) if len(self.values) else 0.0
+
+
+def mean_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Metric → mean over the questions."""
+    return {name: evaluation.mean(name) for name in evaluation.metrics}
+
+
+def metric_names(settings: EvaluationConfig, *more: str) -> tuple[str, ...]:
+    """Every metric at every k of the settings, and `more`; unknown names are a `ConfigError`."""
+    names = [f"{name}@{k}" for name in m.METRICS for k in sorted(set(settings.ks))]
+    for name in more:
+        m.parse_metric(name)
+    return tuple(dict.fromkeys([*names, *more]))
+
+
+def evaluate(
+    retriever: Retriever,
+    held_out: HeldOut,
+    dataset: Dataset,
+    settings: EvaluationConfig,
+    *,
+    metrics: Sequence[str] | None = None,
+    beyond_k: int | None = 10,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask `retriever` every question of `held_out`, in parts, and measure its lists.
+
+    Parameters
+    ----------
+    metrics
+        Names such as "NDCG@10"; None: all of them at all `settings.ks`.
+    beyond_k
+        Length of the lists judged beyond accuracy; None leaves that out.
+    progress
+        Called after each part with (questions done, questions).
+    """
+    names = tuple(metrics) if metrics is not None else metric_names(settings)
+    depth = max([*(m.parse_metric(name)[1] for name in names), beyond_k or 1])
+    n_targets, size = np.diff(held_out.target_offsets), len(held_out.queries)
+    values, seconds = np.zeros((size, len(names))), 0.0
+    beyond = _Beyond(dataset, beyond_k) if beyond_k else None
+    for start in range(0, size, QUESTIONS_AT_ONCE):
+        stop = min(start + QUESTIONS_AT_ONCE, size)
+        queries, offsets = held_out.queries.slice(start, stop), held_out.target_offsets[start : stop + 1]
+        began = time.perf_counter()
+        items = retriever.retrieve(queries, depth, exclude_seen=settings.exclude_seen).items
+        seconds += time.perf_counter() - began
+        hits = m.hit_matrix(items, offsets - offsets[0], held_out.target_row[offsets[0] : offsets[-1]])
+        for column, name in enumerate(names):
+            values[start:stop, column] = m.compute(name, hits, n_targets[start:stop])
+        if beyond:
+            beyond.add(items, queries.item_row)
+        if progress:
+            progress(stop, size)
+    return Evaluation(retriever.name, names, values, beyond.figures() if beyond else {}, seconds)
+
+
+class _Beyond:
+    """Running counts behind the figures beyond accuracy."""
+
+    def __init__(self, dataset: Dataset, k: int) -> None:
+        self.k, self.popularity = k, dataset.item_train_count
+        self.exposure, self.history = np.zeros_like(self.popularity), np.zeros_like(self.popularity)
+        self.categories = categories(dataset)
+        self.spread, self.lists = 0.0, 0
+
+    def add(self, items: Int, history: Int) -> None:
+        top, size = items[:, : self.k], len(self.exposure)
+        self.exposure += np.bincount(top[top >= 0], minlength=size)
+        self.history += np.bincount(history, minlength=size)
+        if self.categories is not None:
+            spread = m.diversity(top, *self.categories)
+            self.spread, self.lists = self.spread + float(np.nansum(spread)), self.lists + int((~np.isnan(spread)).sum())
+
+    def figures(self) -> dict[str, float]:
+        exposure, history, popularity = (a[FIRST_ROW:] for a in (self.exposure, self.history, self.popularity))
+        figures = {
+            f"coverage@{self.k}": m.coverage(exposure),
+            f"gini@{self.k}": m.gini(exposure),
+            f"novelty_bits@{self.k}": m.novelty(exposure, popularity),
+            f"popularity_lift@{self.k}": m.popularity_lift(exposure, history, popularity),
+        }
+        return figures | ({f"diversity@{self.k}": self.spread / self.lists} if self.lists else {})
+
+
+def fit_baseline(
+    name: str,
+    dataset: Dataset,
+    settings: EvaluationConfig,
+    *,
+    metric: str = "NDCG@10",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Baseline:
+    """Fit a baseline with its `settings.baseline_settings`; without any, with `settings.tune_baselines`, keep the choice of `GRIDS`
+    with the best `metric` on validation questions. Where there are none, nothing is tuned.
+
+    Raises
+    ------
+    ConfigError
+        The baseline is unknown; the nearest known one is named.
+    """
+    if name not in BASELINES:
+        raise ConfigError(f"evaluation.baselines must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
+    grid: list[dict[str, Any]] = [settings.baseline_settings.get(name, {})]
+    valid = None
+    if settings.tune_baselines and name in GRIDS and name not in settings.baseline_settings:
+        valid = dataset.held_out("valid", max_queries=_TUNING_QUERIES, seed=seed)
+        grid = GRIDS[name] if len(valid.queries) else grid
+    drawn = {"seed": seed} if "seed" in signature(BASELINES[name]).parameters else {}
+    best, best_figure = None, -1.0
+    for tried, choice in enumerate(grid, 1):
+        candidate = BASELINES[name](dataset, **{**drawn, **choice})
+        figure = evaluate(candidate, valid, dataset, settings, metrics=[metric], beyond_k=None).mean(metric) if valid else 0.0
+        if figure > best_figure:  # the first of equals: a grid lists cheaper settings first
+            best, best_figure = candidate, figure
+        if progress:
+            progress(tried, len(grid))
+    assert best is not None
+    return best
+
+
+def judge(
+    systems: Iterable[Retriever],
+    dataset: Dataset,
+    settings: EvaluationConfig,
+    *,
+    held_out: HeldOut | None = None,
+    part: str = "test",
+    main: str = "two-tower",
+    metric: str = "NDCG@10",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Ask `systems` and every baseline of the settings the same questions, and compare them.
+
+    Parameters
+    ----------
+    systems
+        With distinct names. The one named `main` is compared with all others; without it the baselines are judged alone.
+    held_out
+        The questions, from the split `part`; None: all of that split, or a seeded sample of `settings.max_queries`.
+    metric
+        Decides the verdict and is shown by slice.
+    progress
+        Called with (done, total), in questions; choosing a baseline's settings counts as much as asking it.
+
+    Returns
+    -------
+    report
+        "dataset", "protocol", "systems" {name: {metric: {"value", "low", "high"}}}, "differences" (main minus each other),
+        "beyond" and "seconds" and "settings" by system, "left_out" {baseline: reason},
+        "slices" {title: {group: {"queries", "users", "systems" {name: interval of `metric`}, "differences"}}}, "verdict".
+
+    Raises
+    ------
+    DataError
+        There is no question to ask.
+    """
+    held_out = held_out or dataset.held_out(part, max_queries=settings.max_queries, seed=seed)
+    if not len(held_out.queries):
+        raise DataError(
+            f"The split {part!r} must hold at least one question. It holds none. Prepare the data with a larger {part} part."
+        )
+    given = list(systems)
+    names, left_out = _competitors(dataset, settings, {system.name for system in given})
+    tell = _Meter(progress, len(held_out.queries), len(given) + 2 * len(names))
+    judged: list[Evaluation] = []
+    chosen: dict[str, dict[str, Any]] = {}
+    every, k = metric_names(settings, metric), m.parse_metric(metric)[1]
+    entries: list[Retriever | str] = [*given, *names]
+    for entry in entries:
+        system = entry
+        if isinstance(system, str):  # fitted here, one at a time: two large ones need not fit into memory together
+            system = fit_baseline(system, dataset, settings, metric=metric, seed=seed, progress=tell.part())
+        chosen[system.name] = dict(getattr(system, "settings", {}))
+        judged.append(evaluate(system, held_out, dataset, settings, metrics=every, beyond_k=k, progress=tell.part()))
+    compared = _compare(judged, held_out, dataset, settings, main, metric, seed)
+    return (
+        compared
+        | {"dataset": _facts(dataset), "settings": chosen, "left_out": left_out}
+        | {
+            "protocol": _protocol(dataset, held_out, settings, part, metric),
+            "beyond": {e.name: {key: round(value, 6) for key, value in e.beyond.items()} for e in judged},
+            "seconds": {e.name: round(e.seconds, 3) for e in judged},
+        }
+    )
+
+
+class _Meter:
+    """Progress of many parts as one: each part, whatever its own total, is worth `size`."""
+
+    def __init__(self, progress: Progress | None, size: int, parts: int) -> None:
+        self.progress, self.size, self.parts, self.started = progress, size, parts, 0
+
+    def part(self) -> Progress:
+        before, self.started = self.started * self.size, self.started + 1
+        report = self.progress or (lambda _done, _total: None)
+        return lambda done, total: report(before + self.size * done // total, self.size * self.parts)
+
+
+def _competitors(dataset: Dataset, settings: EvaluationConfig, given: set[str]) -> tuple[list[str], dict[str, str]]:
+    """Names of the baselines that run, and the reasons of those that cannot; a town's oracle runs unasked."""
+    asked = [name for name in dict.fromkeys(settings.baselines) if name not in given]
+    reasons = {
+        name: unavailable(name, dataset, max_ease_items=settings.max_ease_items) for name in dict.fromkeys([*asked, "oracle"])
+    }
+    left_out = {name: reason for name, reason in reasons.items() if reason and name in asked}
+    return [name for name, reason in reasons.items() if not reason and name not in given], left_out
+
+
+def _compare(
+    judged: Sequence[Evaluation], held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, main: str, metric: str, seed: int
+) -> dict[str, Any]:
+    """Intervals of the systems, of the differences to the main one, and by slice; the verdict."""
+    order, names = [e.name for e in judged], judged[0].metrics
+    table = np.stack([e.values for e in judged], 1)  # [B, S, M]
+    user = _people(held_out)
+    draws = resample(table.reshape(len(user), -1), user, settings.bootstrap, seed).reshape(-1, len(order), len(names))
+    mean, differences = table.mean(0), {}
+    if main in order:
+        own = order.index(main)
+        others = [s for s in range(len(order)) if s != own]
+        differences = {order[s]: intervals(names, mean[own] - mean[s], draws[:, own] - draws[:, s]) for s in others}
+    groups: dict[str, dict[str, Any]] = {}
+    for title, masks in slices(held_out, dataset).items():
+        for group, mask in masks.items():
+            inside = table[mask, :, names.index(metric)]
+            value, drawn = inside.mean(0), resample(inside, user[mask], settings.bootstrap, seed)
+            entry = {
+                "queries": int(mask.sum()),
+                "users": len(np.unique(user[mask])),
+                "systems": intervals(order, value, drawn),
+                "differences": {},
+            }
+            if main in order:
+                own = order.index(main)
+                ahead = intervals(order, value[own] - value, drawn[:, [own]] - drawn)
+                entry["differences"] = {name: gap for name, gap in ahead.items() if name != main}
+            groups.setdefault(title, {})[group] = entry
+    return {
+        "systems": {name: intervals(names, mean[s], draws[:, s]) for s, name in enumerate(order)},
+        "differences": differences,
+        "slices": groups,
+        "verdict": verdict({e.name: e.mean(metric) for e in judged}, differences, main, metric),
+    }
+
+
+def _people(held_out: HeldOut) -> Int:
+    """int64 [B]: who asks; every unknown asker is somebody else."""
+    user = held_out.queries.user_row
+    return np.where(user == UNKNOWN, -1 - np.arange(len(user)), user)
+
+
+def _facts(dataset: Dataset) -> dict[str, Any]:
+    events = dataset.events
+    facts = {
+        "users": dataset.n_users - FIRST_ROW,
+        "items": dataset.n_items - FIRST_ROW,
+        "new_users": dataset.n_users - FIRST_ROW - dataset.n_train_users,
+        "new_items": dataset.n_items - FIRST_ROW - dataset.n_train_items,
+        "events": len(events),
+        "event_types": list(dataset.event_types),
+        "features": [f"{spec.side}: {spec.name}" for spec in dataset.specs],
+    }
+    parts = np.bincount(events.split, minlength=WITHHELD + 1)
+    return facts | {f"{part}_events": int(parts[code]) for part, code in (SPLITS | {"withheld": WITHHELD}).items()}
+
+
+def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, part: str, metric: str) -> dict[str, Any]:
+    return {
+        "split": dataset.manifest["config"]["prepare"]["split"]["kind"],
+        "part": part,
+        "seen": "masked" if settings.exclude_seen else "allowed",
+        "queries": len(held_out.queries),
+        "users": len(np.unique(_people(held_out))),
+        "targets": len(held_out.target_row),
+        "catalogue": dataset.n_items - FIRST_ROW,
+        "metric": metric,
+        "ks": sorted(set(settings.ks)),
+        "ties": "lower item row first",
+        "interval": f"95 %, {settings.bootstrap} paired bootstrap resamples of users",
+    }

@@ -1,0 +1,316 @@
+"""Static facts of items and users → arrays, one rule per kind of feature; fitted on what training saw, and nothing else.
+
+Enters: raw tables (pyarrow) whose first rows are the training ones. Leaves: numpy arrays over all rows, the two reserved rows
+included, and the fitted encoders as JSON and safetensors, so that a new item is encoded exactly as a trained one was.
+
+Promise: fitting reads only the first `n_train` rows, so nothing that appears later changes a vocabulary or a statistic.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.preprocessing import normalize
+from sklearn.utils.extmath import randomized_svd
+from threadpoolctl import threadpool_limits
+
+from twotower.errors import DataError
+from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, UNKNOWN, FeatureSpec
+from twotower.utils.array_files import open_arrays, write_arrays
+from twotower.utils.types import Array
+
+Texts = list[str] | Any  # strings, or the sparse counts of their words
+CELL_DEGREES = (0.1, 0.02)  # coarse and fine cells: about 11 and 2 km
+MAX_VALUES = 64  # most values kept of a multi-valued feature
+ELITE_BASE_YEAR = 2000
+_HASH_BITS = 15
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What fitting learned; everything needed to encode further rows.
+
+    Attributes
+    ----------
+    specs
+        The declared features.
+    vocabularies
+        "side.name" → known values; value i has row i + 2. Cells of "geo" features are integers.
+    statistics
+        "side.name" → [mean, standard deviation] of a number, [most values kept] of a multi-valued feature, [width] of a vector (0:
+        training saw none).
+    arrays
+        Text: "side.name.idf" float32 [2^15] and "side.name.components" float32 [dim, 2^15].
+    """
+
+    specs: tuple[FeatureSpec, ...]
+    vocabularies: dict[str, list[Any]] = field(default_factory=dict)
+    statistics: dict[str, list[float]] = field(default_factory=dict)
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write `encoders.json` and `encoders.safetensors` into `folder`."""
+        specs = [asdict(spec) for spec in self.specs]
+        body = {"specs": specs, "vocabularies": self.vocabularies, "statistics": self.statistics}
+        (folder / "encoders.json").write_text(json.dumps(body, ensure_ascii=False, sort_keys=True, indent=0))
+        write_arrays(folder / "encoders.safetensors", self.arrays)
+
+    @classmethod
+    def load(cls, folder: Path) -> Encoders:
+        """Read what `save` wrote."""
+        body = json.loads((folder / "encoders.json").read_text())
+        specs = tuple(FeatureSpec(**{**spec, "columns": tuple(spec["columns"])}) for spec in body["specs"])
+        return cls(specs, body["vocabularies"], body["statistics"], open_arrays(folder / "encoders.safetensors"))
+
+
+def fit_encoders(
+    specs: tuple[FeatureSpec, ...],
+    items: pa.Table,
+    users: pa.Table,
+    *,
+    n_train_items: int,
+    n_train_users: int,
+    item_text: Texts | None = None,
+    text_dim: int = 32,
+    seed: int = 0,
+) -> Encoders:
+    """Learn vocabularies, means and text directions from the training rows alone.
+
+    Parameters
+    ----------
+    specs
+        Declared features; those whose columns the table lacks must have been left out.
+    items, users
+        Raw tables, training rows first.
+    item_text
+        One string per item, or what `hash_texts` made of them, for the first "text" feature of the items (only training rows are
+        read here); others read their column.
+    """
+    encoders = Encoders(specs)
+    trained = {"item": items.slice(0, n_train_items), "user": users.slice(0, n_train_users)}
+    for spec in specs:
+        key, table = f"{spec.side}.{spec.name}", trained[spec.side]
+        if spec.kind in ("categorical", "multi"):
+            encoders.vocabularies[key] = _vocabulary(table[spec.columns[0]], multi=spec.kind == "multi")
+            if spec.kind == "multi":
+                longest = pc.max(pc.list_value_length(table[spec.columns[0]])).as_py() or 1
+                encoders.statistics[key] = [min(longest, MAX_VALUES)]
+        elif spec.kind == "geo":
+            for scale, cells in enumerate(_cells(_places(table, spec)).T):
+                encoders.vocabularies[f"{key}.{scale}"] = sorted({int(cell) for cell in cells if cell >= 0})
+        elif spec.kind == "number":
+            values = _floats(table[spec.columns[0]])
+            known = values[np.isfinite(values)]
+            std = float(known.std()) if len(known) else 1.0
+            encoders.statistics[key] = [float(known.mean()) if len(known) else 0.0, std or 1.0]
+        elif spec.kind == "text":
+            texts = item_text if item_text is not None and spec is _main_text(specs) else table[spec.columns[0]].to_pylist()
+            _fit_text(encoders, key, hash_texts(texts)[: len(table)], text_dim, seed)
+        elif spec.kind == "vector":
+            encoders.statistics[key] = [max(_widths(table[spec.columns[0]], spec), default=0)]
+    return encoders
+
+
+def encode_items(encoders: Encoders, items: pa.Table, item_text: Texts | None = None) -> dict[str, Array]:
+    """Arrays over all item rows [2 + len(items), …]; see `_encode` for the form of each kind."""
+    return _encode_side(encoders, "item", items, item_text)
+
+
+def encode_users(encoders: Encoders, users: pa.Table) -> dict[str, Array]:
+    """Arrays over all user rows; besides declared features "since_s" int64 (0 unknown) and "elite" int64 (bit y: year 2000 + y)."""
+    arrays = _encode_side(encoders, "user", users, None)
+    if "since_s" in users.column_names:
+        arrays["since_s"] = _reserve(pc.fill_null(users["since_s"].cast(pa.int64()), 0).to_numpy())
+    if "elite" in users.column_names:
+        arrays["elite"] = _reserve(_year_bits(users["elite"]))
+    return arrays
+
+
+def cell_rows(encoders_cells: tuple[Array, Array], places: Array) -> NDArray[np.int64]:
+    """Rows int64 [n, 2] of the coarse and fine cells of `places` [n, 2] (degrees); UNKNOWN where the cell or the place is."""
+    return np.stack([_lookup_int(known, cells) for known, cells in zip(encoders_cells, _cells(places).T, strict=True)], axis=1)
+
+
+def _encode_side(encoders: Encoders, side: str, table: pa.Table, text: Texts | None) -> dict[str, Array]:
+    arrays: dict[str, Array] = {}
+    for spec in encoders.specs:
+        if spec.side == side:
+            arrays |= _encode(encoders, spec, table, text if spec is _main_text(encoders.specs) else None)
+    return arrays
+
+
+def _main_text(specs: tuple[FeatureSpec, ...]) -> FeatureSpec | None:
+    """The feature that the items' gathered text belongs to."""
+    return next((spec for spec in specs if spec.side == "item" and spec.kind == "text"), None)
+
+
+def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts | None) -> dict[str, Array]:
+    """Return one feature's arrays: rows int32 [n], bag int32 [n, most values], number float32 [n, 2] (value, missing), geo cells
+    int32 [n, 2] and ".place" float32 [n, 2] degrees, hours float32 [n, 168], text and vector float32 [n, dim];
+    the two reserved rows lead: zeros for PAD, and for UNKNOWN what a row without the fact has.
+    """
+    key = f"{spec.side}.{spec.name}"
+    if spec.kind == "geo":
+        places = _places(table, spec)
+        known = tuple(np.array(encoders.vocabularies[f"{key}.{scale}"], np.int64) for scale in range(2))
+        cells = _reserve(cell_rows((known[0], known[1]), places).astype(np.int32), UNKNOWN)
+        return {spec.name: cells, f"{spec.name}.place": _reserve(places.astype(np.float32), np.nan, pad=np.nan)}
+    if spec.kind == "text" and text is not None:
+        return {spec.name: _reserve(_text_vectors(encoders, key, text))}
+    column = table[spec.columns[0]].combine_chunks()
+    if spec.kind == "categorical":
+        return {spec.name: _reserve(_lookup(encoders.vocabularies[key], column.cast(pa.string())).astype(np.int32), UNKNOWN)}
+    if spec.kind == "multi":
+        bags = _bags(encoders.vocabularies[key], column, int(encoders.statistics[key][0]))
+        return {spec.name: _reserve(bags, [UNKNOWN, *[0] * (bags.shape[1] - 1)])}
+    if spec.kind == "number":
+        mean, std = encoders.statistics[key]
+        values = _floats(column)
+        missing = ~np.isfinite(values)
+        scaled = np.where(missing, 0.0, np.clip((values - mean) / std, -10, 10))
+        return {spec.name: _reserve(np.stack([scaled, missing], axis=1).astype(np.float32), [0, 1])}
+    if spec.kind == "hours":
+        return {spec.name: _reserve(_bits(column), 0.5)}
+    if spec.kind == "text":
+        return {spec.name: _reserve(_text_vectors(encoders, key, column.to_pylist()))}
+    return {spec.name: _reserve(_vectors(column, spec, int(encoders.statistics[key][0])))}
+
+
+def _reserve(values: Array, unknown: Any = 0, *, pad: float = 0) -> Array:
+    """Put the two reserved rows in front."""
+    head = np.full((FIRST_ROW, *values.shape[1:]), pad, values.dtype)
+    head[UNKNOWN] = unknown
+    return np.concatenate([head, values])
+
+
+def _widths(column: Any, spec: FeatureSpec, *expected: int) -> set[int]:
+    """The width of the vectors of a column, as a set of none or one; null and empty vectors have none."""
+    found = {int(width) for width in pc.unique(pc.list_value_length(column)).to_pylist() if width} | set(expected)
+    if len(found) > 1:
+        raise DataError(
+            f"All vectors of a feature have one width. Feature {spec.name!r} of the {spec.side}s has vectors of "
+            f"{', '.join(map(str, sorted(found)))} numbers. Mend the column {spec.columns[0]!r}."
+        )
+    return found
+
+
+def _vectors(column: pa.Array, spec: FeatureSpec, width: int) -> NDArray[np.float32]:
+    """Vectors [n, width], zeros where there is none; where training saw none, all are one zero wide."""
+    vectors = np.zeros((len(column), max(width, 1)), np.float32)
+    if width:
+        _widths(column, spec, width)
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        vectors[lengths > 0] = _floats(pc.list_flatten(column)).reshape(-1, width)
+    return vectors
+
+
+def _vocabulary(column: pa.ChunkedArray, *, multi: bool) -> list[str]:
+    values = pc.list_flatten(column) if multi else column
+    return sorted(value for value in pc.unique(values.cast(pa.string())).to_pylist() if value)
+
+
+def _lookup(vocabulary: list[str], values: pa.Array) -> NDArray[np.int64]:
+    """Rows of string values: position + 2, UNKNOWN when not in the vocabulary."""
+    found = pc.index_in(values, value_set=pa.array(vocabulary, pa.string()), skip_nulls=True)
+    return np.asarray(pc.fill_null(found, UNKNOWN - FIRST_ROW).to_numpy(zero_copy_only=False), np.int64) + FIRST_ROW
+
+
+def _lookup_int(known: Array, values: Array) -> NDArray[np.int64]:
+    if not len(known):
+        return np.full(len(values), UNKNOWN, np.int64)
+    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    return np.where(known[at] == values, at + FIRST_ROW, UNKNOWN).astype(np.int64)
+
+
+def _bags(vocabulary: list[str], column: pa.Array, width: int) -> NDArray[np.int32]:
+    """Known values of each list, the first `width`, padded with 0; a list of unknown values alone becomes [UNKNOWN]."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    owner = np.repeat(np.arange(len(column)), lengths)
+    rows = _lookup(vocabulary, pc.list_flatten(column).cast(pa.string()))
+    bags = np.zeros((len(column), width), np.int32)
+    bags[np.unique(owner), 0] = UNKNOWN
+    known = rows != UNKNOWN
+    owner, rows = owner[known], rows[known]
+    place = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    kept = place < width
+    bags[owner[kept], place[kept]] = rows[kept]
+    return bags
+
+
+def _floats(column: Any) -> NDArray[np.float64]:
+    values = column.cast(pa.float64())
+    return np.asarray(pc.fill_null(values, float("nan")).to_numpy(), np.float64)
+
+
+def _places(table: pa.Table, spec: FeatureSpec) -> NDArray[np.float64]:
+    places = np.stack([_floats(table[name]) for name in spec.columns], axis=1)
+    return np.where(np.isfinite(places).all(axis=1, keepdims=True), places, np.nan)  # half of a place is none
+
+
+def _cells(places: Array) -> NDArray[np.int64]:
+    """Cell numbers [n, 2], coarse and fine; -1 where the place is unknown."""
+    cells = []
+    for size in CELL_DEGREES:
+        row, column = np.floor((places[:, 0] + 90) / size), np.floor((places[:, 1] + 180) / size)
+        cells.append(np.nan_to_num(row * 100_000 + column, nan=-1).astype(np.int64))
+    return np.stack(cells, axis=1)
+
+
+def _bits(column: pa.Array) -> NDArray[np.float32]:
+    """Strings of 168 characters 0/1 → [n, 168]; unknown hours are all 0.5."""
+    text = pc.fill_null(column, "").to_pylist()
+    bits = np.full((len(text), HOURS_PER_WEEK), 0.5, np.float32)
+    known = [i for i, value in enumerate(text) if len(value) == HOURS_PER_WEEK]
+    if known:
+        joined = np.frombuffer("".join(text[i] for i in known).encode(), np.uint8)
+        bits[known] = (joined.reshape(-1, HOURS_PER_WEEK) - ord("0")).astype(np.float32)
+    return bits
+
+
+def _year_bits(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    array = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+    years = pc.list_flatten(array).to_numpy(zero_copy_only=False).astype(np.int64)
+    bits = np.zeros(len(array), np.int64)
+    np.bitwise_or.at(bits, np.repeat(np.arange(len(array)), lengths), np.int64(1) << np.clip(years - ELITE_BASE_YEAR, 0, 62))
+    return bits
+
+
+def hash_texts(texts: Texts) -> csr_matrix:
+    """Texts → 1 + log(count) of their words, float32 [n, 2^15]; what is hashed already stays as it is."""
+    if isinstance(texts, csr_matrix):
+        return texts
+    vectorizer = HashingVectorizer(
+        n_features=1 << _HASH_BITS, alternate_sign=False, norm=None, stop_words="english", dtype=np.float32
+    )
+    counts: csr_matrix = vectorizer.transform([text or "" for text in texts])
+    counts.data = 1 + np.log(counts.data)
+    return counts
+
+
+def _fit_text(encoders: Encoders, key: str, counts: csr_matrix, dim: int, seed: int) -> None:
+    documents = np.asarray((counts > 0).sum(axis=0)).ravel()
+    idf = (np.log((1 + counts.shape[0]) / (1 + documents)) + 1).astype(np.float32)
+    width = min(dim, max(counts.shape[0] - 1, 1))
+    components = np.zeros((dim, 1 << _HASH_BITS), np.float32)
+    if width and counts.nnz:
+        # One thread: the order of additions, and so every byte, must not depend on the number of cores.
+        with threadpool_limits(1):
+            weighted = normalize(counts.multiply(idf).tocsr())
+            components[:width] = randomized_svd(weighted, width, n_iter=4, random_state=seed)[2]
+    encoders.arrays.update({f"{key}.idf": idf, f"{key}.components": components})
+
+
+def _text_vectors(encoders: Encoders, key: str, texts: Texts) -> NDArray[np.float32]:
+    weighted = normalize(hash_texts(texts).multiply(encoders.arrays[f"{key}.idf"]).tocsr())
+    vectors = np.asarray(weighted @ encoders.arrays[f"{key}.components"].T, np.float32)
+    return np.asarray(normalize(vectors), np.float32)

@@ -1,0 +1,169 @@
+"""What was known before a moment: of an item from the visits to it, of a user from their history.
+
+Enters: sorted logs. Leaves: sums and features at any (row, moment), by bisection and prefix sums.
+
+Promise: strictly before. An event of the moment itself, or later, changes nothing here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twotower.features.encoders import ELITE_BASE_YEAR
+from twotower.schema import DAY_S
+from twotower.utils.types import Array, Int
+
+MEAN_STARS = 3.75  # a round figure near Yelp's mean; only centres the feature
+RECENT_DAYS = 30
+ITEM_STATE_WIDTH = 5
+USER_STATE_WIDTH = 7
+_TIME_BITS = 36  # seconds since 1970 up to the year 4147; leaves 27 bits for item rows
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryState:
+    """What a history says about its user, as sums: so that any one event can be taken out again. Arrays over moments [Q].
+
+    `place` is the sum of latitudes and longitudes [Q, 2] of the `place_n` events whose item has a place; times are seconds, 0 for
+    none.
+    """
+
+    count: Int
+    stars_sum: Array
+    stars_n: Int
+    place: Array
+    place_n: Int
+    first_s: Int
+    last_s: Int
+
+
+class History:
+    """Ragged histories with prefix sums: the state of a user after any number of their events, in constant time.
+
+    Parameters
+    ----------
+    offsets, item_row, time_s, event_type, stars
+        As in `Queries`: [S + 1] and [T].
+    place
+        float [n_items, 2]: degrees of every item, NaN where unknown.
+    """
+
+    def __init__(self, offsets: Int, item_row: Int, time_s: Int, event_type: Int, stars: Array, place: Array) -> None:
+        self.offsets, self.item_row, self.time_s, self.event_type, self.stars = offsets, item_row, time_s, event_type, stars
+        self._rated = np.isfinite(stars)
+        self._where = place[item_row].astype(np.float64) if len(place) else np.full((len(item_row), 2), np.nan)
+        self._placed = np.isfinite(self._where).all(axis=1)
+        self._stars_sum = _prefix(np.where(self._rated, stars, 0.0))
+        self._stars_n = _prefix(self._rated)
+        self._place = _prefix(np.where(self._placed[:, None], self._where, 0.0))
+        self._place_n = _prefix(self._placed)
+
+    def state(self, row: Int, pos: Int) -> HistoryState:
+        """State after the first `pos` events of history `row`; both int64 [Q]."""
+        a = self.offsets[row]
+        b = a + pos
+        some = pos > 0
+        time_s = self.time_s if len(self.time_s) else np.zeros(1, np.int64)
+        return HistoryState(
+            count=pos,
+            stars_sum=self._stars_sum[b] - self._stars_sum[a],
+            stars_n=self._stars_n[b] - self._stars_n[a],
+            place=self._place[b] - self._place[a],
+            place_n=self._place_n[b] - self._place_n[a],
+            first_s=np.where(some, time_s[np.minimum(a, len(time_s) - 1)], 0),
+            last_s=np.where(some, time_s[b - 1], 0),
+        )
+
+    def state_without(self, row: Int, event: Int) -> HistoryState:
+        """State after all events of history `row` but the one at position `event` of the flat arrays; both int64 [Q].
+
+        `last_s` is the time of the event just before the one left out: what the user had done last when it happened.
+        """
+        a, b = self.offsets[row], self.offsets[row + 1]
+        whole = self.state(row, b - a)
+        own_stars = np.where(self._rated[event], self.stars[event], 0.0)
+        own_place = np.where(self._placed[event][:, None], self._where[event], 0.0)
+        second = np.where(b - a > 1, self.time_s[np.minimum(a + 1, len(self.time_s) - 1)], 0)
+        return replace(
+            whole,
+            count=whole.count - 1,
+            stars_sum=whole.stars_sum - own_stars,
+            stars_n=whole.stars_n - self._rated[event],
+            place=whole.place - own_place,
+            place_n=whole.place_n - self._placed[event],
+            first_s=np.where(event == a, second, self.time_s[a]),
+            last_s=np.where(event > a, self.time_s[np.maximum(event - 1, 0)], 0),
+        )
+
+
+class ItemDynamics:
+    """The state of any item at any moment, from the visits strictly before it.
+
+    Parameters
+    ----------
+    item_row, time_s, stars
+        Visits [V], sorted by (item_row, time_s); stars NaN where none were given.
+    """
+
+    def __init__(self, item_row: Int, time_s: Int, stars: Array) -> None:
+        self._key = (item_row.astype(np.int64) << _TIME_BITS) + time_s
+        self._time_s = time_s
+        rated = np.isfinite(stars)
+        self._stars_sum = _prefix(np.where(rated, stars, 0.0))
+        self._stars_n = _prefix(rated)
+
+    def state(self, row: Int, time_s: Int) -> NDArray[np.float32]:
+        """Features float32 [n, 5] of item `row` just before `time_s` (both int64 [n]).
+
+        Columns: log visits, mean stars (shrunk towards 3.75 by five), log visits of the last 30 days, log age in days since
+        the first visit, and 1 where nothing was known.
+        """
+        base = row.astype(np.int64) << _TIME_BITS
+        first = np.searchsorted(self._key, base)
+        last = np.searchsorted(self._key, base + np.maximum(time_s, 0))
+        recent = np.searchsorted(self._key, base + np.maximum(time_s - RECENT_DAYS * DAY_S, 0))
+        count, recent_n = last - first, last - np.maximum(recent, first)
+        stars_sum, stars_n = self._stars_sum[last] - self._stars_sum[first], self._stars_n[last] - self._stars_n[first]
+        opened = self._time_s[np.minimum(first, len(self._time_s) - 1)] if len(self._time_s) else np.zeros_like(time_s)
+        age_days = np.where(count > 0, np.maximum(time_s - opened, 0) / DAY_S, 0.0)
+        mean = (stars_sum - MEAN_STARS * stars_n) / (stars_n + 5.0)
+        columns = [np.log1p(count) / 3, mean, np.log1p(recent_n) / 2, np.log1p(age_days) / 5, count == 0]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+
+def user_state(state: HistoryState, time_s: Int, since_s: Int, elite: Int, timed: bool) -> NDArray[np.float32]:
+    """Features float32 [Q, 7]: log events, mean stars, and with a clock: log days since the first and the last event, log days
+    since joining, elite years so far; then 1 where there is no history."""
+    count = state.count
+    columns = [np.log1p(count) / 3, (state.stars_sum - MEAN_STARS * state.stars_n) / (state.stars_n + 1.0)]
+    zero = np.zeros(len(count))
+    if timed:
+        active_days = np.where(count > 0, np.maximum(time_s - state.first_s, 0) / DAY_S, 0.0)
+        idle_days = np.where((count > 0) & (state.last_s > 0), np.maximum(time_s - state.last_s, 0) / DAY_S, 0.0)
+        account_days = np.where(since_s > 0, np.maximum(time_s - since_s, 0) / DAY_S, 0.0)
+        columns += [np.log1p(active_days) / 5, np.log1p(idle_days) / 5, np.log1p(account_days) / 5]
+        columns.append(np.log1p(_years_before(elite, time_s)))
+    else:
+        columns += [zero] * 4
+    columns.append(count == 0)
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def _years_before(bits: Int, time_s: Int) -> Int:
+    """Number of years marked in `bits` that ended before the year of `time_s` began."""
+    year = time_s.astype("datetime64[s]").astype("datetime64[Y]").astype(np.int64) + 1970
+    earlier = (np.int64(1) << np.clip(year - ELITE_BASE_YEAR, 0, 62)) - 1
+    past = np.ascontiguousarray(bits & earlier)
+    years: Int = np.unpackbits(past.view(np.uint8).reshape(len(past), 8), axis=1).sum(axis=1).astype(np.int64)
+    return years
+
+
+def _prefix(values: Array) -> Array:
+    """Sums before each position: [T, …] → [T + 1, …]."""
+    dtype = np.int64 if values.dtype == np.bool_ else np.float64  # in float32 the stars of a few million events no longer add up
+    sums = np.zeros((len(values) + 1, *values.shape[1:]), dtype)
+    np.cumsum(values, axis=0, dtype=dtype, out=sums[1:])
+    return sums

@@ -1,0 +1,69 @@
+"""The whole way on a simulated town, for show, and recommendations as text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from twotower.data.dataset import Dataset
+from twotower.pipeline.stages import TOWN, run_all, simulate_stage, verdict
+from twotower.retrieval.recommender import Recommender
+from twotower.retrieval.request import Place
+from twotower.schema import TEST
+from twotower.utils.config import parse_config
+
+
+def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
+    """The whole way on a simulated town, then ten recommendations for three kinds of asker."""
+    raw = out / "raw"
+    counts = simulate_stage(raw, **TOWN, seed=seed)
+    say(f"A town with {', '.join(f'{count:,} {name}' for name, count in counts.items())}: {raw}")
+    report = run_all(parse_config({"seed": seed, "data": {"source": "yelp", "path": str(raw)}}), out)
+    assert report is not None
+    recommender = Recommender.load(out / "bundle")
+    user, places = _known_user(recommender.dataset)
+    say(f"\nTen places for {user}, a known user:\n")
+    say(as_table(recommender.recommend(user=user)))
+    rows = recommender.dataset.item_rows(places)
+    names = [recommender.shown.describe(int(row))["name"] for row in rows]
+    say(f"\nTen for an unknown user who went to {', '.join(names[:-1])} and {names[-1]}:\n")
+    say(as_table(recommender.recommend(history=places)))
+    category = (recommender.shown.describe(int(rows[-1]))["categories"] or ["Restaurants"])[0]
+    where = f'category == "{category}" and within(5)'
+    say(f"\nThe same user, filter {where}:\n")
+    say(as_table(recommender.recommend(history=places, where=where)))
+    say("\n" + verdict(report, out))
+
+
+def as_table(places: list[Place]) -> str:
+    """Recommendations as text, a line each."""
+    if not places:
+        return "Nothing to recommend: no item passes."
+    table = Table(box=None, pad_edge=False)
+    for name in ("rank", "place", "categories", "city", "km", "score"):
+        table.add_column(name, justify="right" if name in ("rank", "km", "score") else "left", no_wrap=True, overflow="ellipsis")
+    for place in places:
+        distance = "" if place.distance_km is None else f"{place.distance_km:.1f}"
+        categories = ", ".join(place.categories)
+        table.add_row(str(place.rank), place.name[:32], categories[:40], place.city or "", distance, f"{place.score:.3f}")
+    text = io.StringIO()
+    Console(file=text, width=120, color_system=None, force_jupyter=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _known_user(dataset: Dataset) -> tuple[str, list[str]]:
+    """A user with a typical history, and the last three places of another one, for show."""
+    events = dataset.events
+    lengths = np.diff(events.offsets)
+    seen_late = np.bincount(events.user_row[events.split == TEST], minlength=len(lengths)) > 0
+    shown = np.flatnonzero((lengths >= 8) & (lengths <= 30) & seen_late)
+    if len(shown) < 2:
+        shown = np.argsort(-lengths)[:2]
+    first, second = int(shown[0]), int(shown[len(shown) // 2])
+    history = events.item_row[events.offsets[second] : events.offsets[second + 1]]
+    return str(dataset.user_ids[first]), [str(dataset.item_ids[row]) for row in dict.fromkeys(history[::-1].tolist())][:3][::-1]

@@ -1,0 +1,26 @@
+"""What the popularity dial costs and gives: accuracy and coverage of a trained model at several settings of it.
+
+Enters: a model as a `Retriever`, a dataset and questions. Leaves: rows for the report. The dial is the one of requests: another
+number in both vectors, and nothing trained again.
+"""
+
+from __future__ import annotations
+
+from twotower.data.dataset import Dataset, HeldOut
+from twotower.evaluation.evaluator import evaluate
+from twotower.models.neural_retriever import NeuralRetriever
+from twotower.utils.config import EvaluationConfig
+
+DIALS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
+
+
+def dial_curve(
+    system: NeuralRetriever, held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, *, metric: str, k: int = 10
+) -> list[dict[str, float]]:
+    """{"popularity", `metric`, "coverage@k"} at each of `DIALS`."""
+    rows = []
+    for dial in DIALS:
+        judged = evaluate(system.dialled(dial), held_out, dataset, settings, metrics=(metric,), beyond_k=k)
+        figures = {metric: judged.mean(metric), f"coverage@{k}": judged.beyond[f"coverage@{k}"]}
+        rows.append({"popularity": dial, **{name: round(value, 6) for name, value in figures.items()}})
+    return rows

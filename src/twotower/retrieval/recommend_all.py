@@ -1,0 +1,103 @@
+"""Lists for all users of a bundle into one Parquet file: in bounded memory, resumable, whole or not at all.
+
+Enters: a recommender, and what is asked for everybody alike. Leaves: columns `user_id`, `rank`, `item_id`, `score`, by user in the
+order of the bundle. Promise: a run that was cut off and started again gives the same rows as one that was not; parts of another
+bundle or of another question are never mixed in.
+
+Blocks of users are finished one by one in a folder beside the file, and laid end to end when all are there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twotower.errors import DataError
+from twotower.retrieval.recommender import Found, Recommender
+from twotower.retrieval.request import Request
+from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
+from twotower.utils.atomic_files import atomic_file
+from twotower.utils.console import Report, silent
+from twotower.utils.ragged import expanded
+
+BLOCK = 512  # users at once: 512 masks of 150,000 items are 77 MB
+SCHEMA = pa.schema([(USER_ID, pa.string()), ("rank", pa.int32()), (ITEM_ID, pa.string()), ("score", pa.float32())])
+
+
+def recommend_all(recommender: Recommender, out: Path, request: Request, *, report: Report = silent) -> int:
+    """Ask `request` for every user and write the lists to `out`; returns how many users there are.
+
+    A user who was at no known place has no rows where the filter says `within(km)` and the request does not say of what.
+
+    Parameters
+    ----------
+    request
+        Its user is filled in; `explain` has no effect.
+    report
+        Told how far it is.
+
+    Raises
+    ------
+    DataError
+        `out` is a folder.
+    RequestError
+        The request cannot be answered, for instance for a malformed filter.
+    """
+    if out.is_dir():
+        raise DataError(f"Lists are written to a file. {out} is a folder. Name a file in it.")
+    for one in recommender.find([replace(request, near=request.near or (0.0, 0.0), k=1)]):
+        if not isinstance(one, Found):
+            raise one  # a mistake of the request itself
+    users = recommender.dataset.n_users - FIRST_ROW
+    parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
+    blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]
+    for start, part in blocks:
+        if not part.is_file():
+            _write(_lists(recommender, request, now, start, min(start + BLOCK, users)), part)
+        report("recommend", min(start + BLOCK, users), users)
+    with atomic_file(out) as beside, pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
+        for _, part in blocks:
+            writer.write_table(pq.read_table(part))
+    shutil.rmtree(parts)
+    return users
+
+
+def _parts_for(out: Path, settings: dict[str, object]) -> tuple[Path, int]:
+    """The folder of finished blocks, emptied where it holds another run's, and the second that the run began."""
+    folder = out.with_name(f".{out.name}.parts")
+    said, file = json.dumps(settings, sort_keys=True), folder / "settings.json"
+    before = file.read_text().splitlines() if file.is_file() else []
+    if len(before) == 2 and before[0] == said and before[1].isdigit():
+        return folder, int(before[1])
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    now = int(time())  # what is open now is so for everybody, however long it takes
+    file.write_text(f"{said}\n{now}\n")
+    return folder, now
+
+
+def _lists(recommender: Recommender, request: Request, now: int, start: int, stop: int) -> pa.Table:
+    ids = recommender.dataset.users[USER_ID].slice(start, stop - start)
+    # The request itself is in order, so what cannot be answered is a `within(km)` of somebody who was at no known place: no rows.
+    nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    found = recommender.find([replace(request, user=user) for user in ids.to_pylist()], now=now)
+    lists = [(one.rows, one.scores) if isinstance(one, Found) else nothing for one in found]
+    lengths = np.array([len(rows) for rows, _ in lists])
+    rows = np.concatenate([rows for rows, _ in lists])
+    _, rank = expanded(np.ones_like(lengths), lengths)
+    items = recommender.dataset.items[ITEM_ID].take(rows - FIRST_ROW)
+    users = ids.take(np.repeat(np.arange(len(found)), lengths))
+    columns = [users, rank.astype(np.int32), items, np.concatenate([scores for _, scores in lists])]
+    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA)
+
+
+def _write(table: pa.Table, file: Path) -> None:
+    with atomic_file(file) as beside:
+        pq.write_table(table, beside, compression="zstd")

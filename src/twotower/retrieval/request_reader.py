@@ -1,0 +1,205 @@
+"""Requests, checked and in the model's terms: ids → rows, histories → `Queries`.
+
+Enters: a `Request`. Leaves: `Asked`, and many of them as `Queries`. Promise: whatever a stranger writes into a request is answered
+by one `RequestError` that names the part, never by a crash; an unknown user is no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from twotower.data.dataset import Dataset
+from twotower.errors import RequestError, nearest
+from twotower.retrieval.request import Request, Visit
+from twotower.retriever import Queries
+from twotower.schema import DAY_S, FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
+from twotower.search.filters.item_filter import check_place
+from twotower.utils.ragged import cumulated
+from twotower.utils.types import Int
+
+WEEK_S = 7 * DAY_S
+LAST_S = 1 << 36  # times are seconds before the year 4147
+MOST_STARS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request in rows.
+
+    Attributes
+    ----------
+    user_row
+        UNKNOWN where the bundle does not know the user.
+    history
+        Its events alone, all before the moment.
+    """
+
+    request: Request
+    user_row: int
+    near: tuple[float, float] | None
+    history: Queries
+
+    @property
+    def known(self) -> bool:
+        """Whether the bundle knows the user."""
+        return self.user_row != UNKNOWN
+
+    @property
+    def speaks(self) -> bool:
+        """Whether anything is known of who asks."""
+        return self.known or len(self.history.item_row) > 0
+
+
+class VisitError(RequestError):
+    """A visit is to an item that is not in the catalogue.
+
+    Attributes
+    ----------
+    number
+        Its place in the history that was given, from 0.
+    """
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+class Ids:
+    """Rows of external ids: 16 bytes an id, where a dictionary takes two hundred."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column.combine_chunks()
+        hashes = np.fromiter((hash(text) for chunk in column.chunks for text in chunk.to_pylist()), np.int64, len(column))
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def row(self, text: str) -> int:
+        """Row of an id, UNKNOWN where there is none such."""
+        at = int(np.searchsorted(self._hashes, hash(text)))
+        while at < len(self._hashes) and self._hashes[at] == hash(text):
+            if self._column[int(self._order[at])].as_py() == text:
+                return int(self._order[at]) + FIRST_ROW
+            at += 1
+        return UNKNOWN
+
+
+class Reader:
+    """Reads requests for one dataset.
+
+    Parameters
+    ----------
+    moment_s
+        Seconds: the moment of a question that names none, unless its history goes on beyond it.
+    """
+
+    def __init__(self, dataset: Dataset, moment_s: int) -> None:
+        self.dataset, self.moment_s = dataset, moment_s
+        self.items, self.users = Ids(dataset.items[ITEM_ID]), Ids(dataset.users[USER_ID])
+        self._codes = {name: code for code, name in enumerate(dataset.event_types, 1)}
+
+    def read(self, request: Request) -> Asked:
+        """Check a request.
+
+        Raises
+        ------
+        RequestError
+            An item is unknown, or a number, time, place or kind of event is none that can be.
+        """
+        _check(request)
+        near = None if request.near is None else check_place(request.near)
+        user_row = UNKNOWN if request.user is None else self.users.row(request.user)
+        times = [visit.time_s for visit in request.history if visit.time_s is not None]
+        moment = request.time_s if request.time_s is not None else max([self.moment_s, *(time_s + 1 for time_s in times)])
+        return Asked(request, user_row, near, self._history(user_row, request.history, moment, near))
+
+    def _history(self, user_row: int, visits: Sequence[Visit], moment: int, near: tuple[float, float] | None) -> Queries:
+        """The bundle's own events of the user, then `visits`, as far as they lie before the moment."""
+        events = self.dataset.events
+        start, stop = events.offsets[user_row : user_row + 2].tolist()
+        own = slice(start, start + int(np.searchsorted(events.time_s[start:stop], moment)))
+        time_s = _times(visits, moment, int(events.time_s[own.stop - 1]) if own.stop > start else 0)
+        rows = np.array([self._visited(number, visit) for number, visit in enumerate(visits)], np.int64)
+        codes = np.array([self._code(visit) for visit in visits], np.int64)
+        stars = np.array([np.nan if visit.stars is None else visit.stars for visit in visits], np.float32)
+        order = np.argsort(time_s, kind="stable")
+        order = order[time_s[order] < moment]
+        item_row = np.concatenate([events.item_row[own], rows[order]])
+        return Queries(
+            offsets=np.array([0, len(item_row)]),
+            item_row=item_row,
+            event_time_s=np.concatenate([events.time_s[own], time_s[order]]),
+            event_type=np.concatenate([events.event_type[own], codes[order]]),
+            stars=np.concatenate([events.stars[own], stars[order]]),
+            time_s=np.array([moment]),
+            user_row=np.array([user_row]),
+            place=np.array([near or (np.nan, np.nan)], np.float32),
+        )
+
+    def item(self, item_id: str) -> int:
+        """Row of an item; `RequestError` where there is none of this id."""
+        row = self.items.row(item_id)
+        if row == UNKNOWN:
+            raise RequestError(f"Every item named must be in the catalogue. Found no {str(item_id)[:80]!r}.")
+        return row
+
+    def _visited(self, number: int, visit: Visit) -> int:
+        try:
+            return self.item(visit.item_id)
+        except RequestError as error:
+            raise VisitError(number, str(error)) from None
+
+    def _code(self, visit: Visit) -> int:
+        if visit.event_type is None:
+            return 1
+        if visit.event_type not in self._codes:
+            raise RequestError(
+                f"The kind of an event must be one the model knows. Got {str(visit.event_type)[:80]!r}."
+                f"{nearest(visit.event_type, self._codes)}"
+            )
+        return self._codes[visit.event_type]
+
+
+def as_queries(asked: Sequence[Asked]) -> Queries:
+    """Many requests as one batch."""
+    parts = [one.history for one in asked]
+
+    def joined(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    names = ("item_row", "event_time_s", "event_type", "stars", "time_s", "user_row", "place")
+    lengths = np.array([len(part.item_row) for part in parts], np.int64)
+    return Queries(offsets=cumulated(lengths), **{name: joined(name) for name in names})
+
+
+def _times(visits: Sequence[Visit], moment: int, earliest: int) -> Int:
+    """Seconds of each visit. One without a time counts as a week before the next, the last a week before the moment, but never as
+    earlier than what stands before it."""
+    known = np.array([earliest if visit.time_s is None else visit.time_s for visit in visits], np.int64)
+    before = np.maximum.accumulate(np.maximum(known, earliest)).tolist()
+    times, later = [], moment
+    for visit, least in zip(reversed(visits), reversed(before), strict=True):
+        later = max(later - WEEK_S, least) if visit.time_s is None else visit.time_s
+        times.append(later)
+    return np.array(times[::-1], np.int64)
+
+
+def _check(request: Request) -> None:
+    """Refuse numbers that cannot be."""
+    if not (isinstance(request.k, Integral) and request.k >= 1):
+        raise RequestError(f"k must be a whole number of at least 1. Got {str(request.k)[:40]}.")
+    for name, value, least in (("diversity", request.diversity, 0), ("popularity", request.popularity, -1)):
+        if not least <= value <= 1:
+            raise RequestError(f"{name} must be from {least} to 1. Got {value}.")
+    for time_s in chain([request.time_s], (visit.time_s for visit in request.history)):
+        if time_s is not None and not 0 <= time_s < LAST_S:
+            raise RequestError(f"A time must be in seconds since 1970, from 0 to {LAST_S - 1}. Got {str(time_s)[:40]}.")
+    for visit in request.history:
+        if visit.stars is not None and not 0 <= visit.stars <= MOST_STARS:
+            raise RequestError(f"Stars must be from 0 to {MOST_STARS}. Got {visit.stars}.")

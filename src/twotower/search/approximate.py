@@ -1,0 +1,232 @@
+"""What all approximate indexes share: candidates found fast, scored exactly, and never fewer than there are.
+
+Enter: vectors, and a subclass that proposes candidates. Leaves: `Recommendations` as of any index. How: candidates, some more than
+asked for, are scored with the vectors themselves. A filter goes into the search; the narrower it is, the more a search among all
+items wastes, so that below some number of allowed items an exact scan of these is cheaper. Where that is, is measured when the
+index is built (`worth_rows`). The exact scan also answers whoever gets fewer candidates than wanted, and whose filter goes against
+the query: when far more of a sample of all items score above the worst one found than a filter by chance would explain, what the
+filter lets pass lies outside of where the search looked.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from twotower.errors import DataError, nearest
+from twotower.retriever import Recommendations
+from twotower.schema import FIRST_ROW
+from twotower.search.index import BLOCK, BLOCK_BYTES, GATHERED, ExactIndex, Index, joined, part_of
+from twotower.search.topk import Ragged, top_k
+from twotower.utils.types import Float, Int, Mask
+
+_SAMPLE = 4096  # items that tell how far down the list a score is
+_PROBES = 32  # searches that measure what one costs
+_PROBE_K = 100
+_EVERY = 10  # of the items is scanned by them
+_SPREAD = 4096  # int8 vectors turned into floats at once: they stay in the cache
+
+
+_SHARED: dict[str, Any] = {"worth_rows": 0, "balance": 1.0}
+
+
+class Approximate(Index):
+    """An index that proposes candidates.
+
+    Parameters
+    ----------
+    structure
+        What a subclass built.
+    settings
+        Besides its own: "refine" (candidates scored exactly, as a multiple of k), "effort" (how widely one looks, where that can be
+        chosen), "worth_rows" (allowed items that an exact scan reads in the time of one search), "balance" (the structure holds the
+        last number of each vector times this, and gets that of a query divided by it: a number that counts little in queries must
+        not decide which items are neighbours).
+    """
+
+    DEFAULTS: ClassVar[dict[str, Any]]
+    LOOKS_EVERYWHERE: ClassVar[bool] = True
+
+    def __init__(self, vectors: Tensor, structure: Any, settings: dict[str, Any]) -> None:
+        super().__init__(vectors.detach().float().cpu().contiguous(), settings)
+        self.structure, self.exact = structure, ExactIndex(self.vectors)
+        rows = np.linspace(FIRST_ROW, len(vectors) - 1, min(_SAMPLE, len(vectors)), dtype=np.int64)
+        self._sample = self.vectors.numpy()[rows]
+
+    @classmethod
+    def build(cls, vectors: Tensor, **settings: Any) -> Index:
+        """See `Index`. Without "worth_rows" it is measured."""
+        chosen = cls.DEFAULTS | _SHARED | settings
+        for name, value in settings.items():
+            if name not in cls.DEFAULTS and name not in _SHARED:
+                raise DataError(f"Unknown setting {name!r} of an index {cls.kind}.{nearest(name, [*cls.DEFAULTS, *_SHARED])}")
+            least = 0 if name == "worth_rows" else 1e-6 if name == "balance" else 1
+            if type(value) not in (int, float) or not value >= least:
+                raise DataError(f"A setting of an index is a number, at least {least:g}. Got {name} = {value!r}.")
+        plain = vectors.detach().float().cpu().contiguous()
+        index = cls(plain, cls._structure(_balanced(plain.numpy()[FIRST_ROW:], chosen["balance"]), chosen), chosen)
+        return index if "worth_rows" in settings else index.with_break_even()
+
+    def changed(self, **settings: Any) -> Approximate:
+        """The same structure searched with other settings: refine, effort, worth_rows."""
+        return type(self)(self.vectors, self.structure, self.settings | settings)
+
+    def with_break_even(self) -> Approximate:
+        """The same with "worth_rows" measured anew."""
+        return self.changed(worth_rows=self._break_even())
+
+    def search(
+        self, queries: Tensor | Float, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None
+    ) -> Recommendations:
+        """See `Index`."""
+        given = queries.detach().float().cpu().numpy() if isinstance(queries, Tensor) else queries
+        given = np.ascontiguousarray(given, np.float32)
+        step = 1 if allow is not None and allow.ndim == 2 else max(1, min(BLOCK, BLOCK_BYTES // (4 * len(self.vectors))))
+        found = []
+        for start in range(0, len(given), step):
+            stop = min(start + step, len(given))
+            allowed = allow[start] if allow is not None and allow.ndim == 2 else allow
+            found.append(self._portion(given[start:stop], k, part_of(exclude, start, stop), allowed))
+        return joined(found, k)
+
+    def _portion(self, queries: Float, k: int, exclude: Ragged | None, allow: Mask | None) -> Recommendations:
+        total = max(len(self.vectors) - FIRST_ROW, 1)
+        allowed = total if allow is None else int(np.count_nonzero(allow[FIRST_ROW:]))
+        longest = 0 if exclude is None else int(np.diff(exclude[0]).max(initial=0))
+        fetch = int(k * self.settings["refine"]) + 8 + longest
+        effort = self._effort(fetch, max(allowed, 1) / total)
+        if allowed <= fetch or self._scan_is_cheaper(allowed, effort, filtered=allow is not None):
+            return self.exact.search(queries, k, exclude=exclude, allow=allow)
+        found = []
+        for b, rows in enumerate(self._candidates(_balanced(queries, 1 / self.settings["balance"]), fetch, effort, allow)):
+            whole, rows = bool((rows >= FIRST_ROW).all()), np.sort(rows[rows >= FIRST_ROW])
+            banned = part_of(exclude, b, b + 1)
+            rows = rows if banned is None or not len(banned[1]) else rows[~np.isin(rows, banned[1])]
+            best = self.exact.among(queries[b], rows, k) if whole and len(rows) >= k else None
+            if best is None or (allow is not None and self._lost(queries[b], best, total / allowed)):
+                best = self.exact.search(queries[b : b + 1], k, exclude=banned, allow=allow)
+            found.append(best)
+        return joined(found, k)
+
+    def _scan_is_cheaper(self, allowed: int, effort: float, *, filtered: bool) -> bool:
+        """Whether the exact scan of so many items takes less than a search of this effort."""
+        if self.LOOKS_EVERYWHERE and not filtered:
+            return False  # it is there to save memory, too
+        read = min(allowed, GATHERED * len(self.vectors))  # from there on all are read in order, which takes no longer
+        return bool(read <= self.settings["worth_rows"] * effort / self._effort(0, 1.0))
+
+    def _lost(self, query: Float, found: Recommendations, rarity: float) -> bool:
+        """Whether the worst item found is far further down the list of all items than if one in `rarity` were allowed by chance."""
+        if self.LOOKS_EVERYWHERE:
+            return False
+        above = np.count_nonzero(self._sample @ query > found.scores[0, -1])
+        expected = found.items.shape[1] * rarity * len(self._sample) / len(self.vectors)
+        return bool(above > 2 * expected + 3)
+
+    def _effort(self, fetch: int, share: float) -> float:  # noqa: ARG002 - where every item is looked at, it is always the same
+        """How widely to look so that a filter that lets `share` pass, or a long list, costs no recall; in the unit of "effort"."""
+        return 1.0
+
+    @classmethod
+    @abstractmethod
+    def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
+        """Build over the vectors float32 [n, D] of rows 2, 3, …; may complete `settings`."""
+
+    @abstractmethod
+    def _candidates(self, queries: Float, fetch: int, effort: float, allow: Mask | None) -> Int:
+        """Item rows int64 [B, fetch] of promising items that are allowed; -1 where there are no more."""
+
+    def _break_even(self) -> int:
+        """Items whose vectors are read and scored in the time of one search among all."""
+        total, always = len(self.vectors), self.changed(worth_rows=0)
+        searches, scans = [], []
+        with one_thread():
+            for number, row in enumerate(np.linspace(FIRST_ROW, total - 1, _PROBES).astype(np.int64)):
+                probe = self.vectors.numpy()[row]
+                some = np.arange(FIRST_ROW + number % _EVERY, total, _EVERY)  # others each time: none lie in the cache already
+                searches.append(_seconds(partial(always.search, probe[None], _PROBE_K)))
+                scans.append(_seconds(partial(self.exact.among, probe, some, _PROBE_K)) / max(len(some), 1))
+        return int(np.median(searches) / np.median(scans))
+
+
+class Int8Index(Approximate):
+    """Every item is looked at in eight bits a number, a quarter of the memory; needs nothing but NumPy and PyTorch."""
+
+    kind = "int8"
+    DEFAULTS: ClassVar[dict[str, Any]] = {"refine": 1.5}
+
+    @classmethod
+    def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:  # noqa: ARG003
+        scale = np.maximum(np.abs(vectors).max(axis=1, initial=0.0), 1e-30) / 127
+        return {"codes": np.rint(vectors / scale[:, None]).astype(np.int8), "scale": scale.astype(np.float32)}
+
+    def _candidates(self, queries: Float, fetch: int, effort: float, allow: Mask | None) -> Int:  # noqa: ARG002
+        codes, scale, users = torch.from_numpy(self.structure["codes"]), self.structure["scale"], torch.from_numpy(queries)
+        scores = np.full((len(queries), len(self.vectors)), -np.inf, np.float32)
+        for start in range(0, len(codes), _SPREAD):
+            product = torch.matmul(codes[start : start + _SPREAD].float(), users.T).numpy()  # [_SPREAD, B]
+            scores[:, FIRST_ROW + start : FIRST_ROW + start + len(product)] = (product * scale[start : start + _SPREAD, None]).T
+        return top_k(scores, fetch, allow=allow).items
+
+    @property
+    def nbytes(self) -> int:
+        """See `Index`."""
+        return int(self.structure["codes"].nbytes + self.structure["scale"].nbytes)
+
+    def save(self, folder: Path) -> None:
+        """See `Index`."""
+        super().save(folder)
+        save_file(self.structure, folder / "codes.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, vectors: Tensor) -> Int8Index:
+        """See `Index`."""
+        settings = cls._read(folder, vectors)
+        try:
+            structure = load_file(folder / "codes.safetensors")
+            fits = structure["codes"].shape == (len(vectors) - FIRST_ROW, vectors.shape[1]) and structure["codes"].dtype == np.int8
+            fits = fits and structure["scale"].shape == (len(vectors) - FIRST_ROW,)
+        except (OSError, KeyError, SafetensorError):
+            fits = False
+        if not fits:
+            raise DataError(f"The index must be whole. {folder}/codes.safetensors is not. Run `twotower tune-index` again.")
+        return cls(vectors, structure, settings)
+
+
+def _balanced(vectors: Float, factor: float) -> Float:
+    """The vectors with their last numbers times `factor`."""
+    if factor == 1:
+        return vectors
+    changed: Float = vectors.copy()
+    changed[:, -1] *= factor
+    return changed
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Everything inside computes on one thread."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

@@ -1,0 +1,175 @@
+"""Indexes of the library FAISS: HNSW, IVF-PQ and scalar quantised; everything of the package that touches it.
+
+FAISS is optional. Its files are read by C++ code that trusts them: read only such as a bundle has checked. The metric is the inner
+product throughout, as vectors may carry a dimension that is not normalised.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from math import isqrt
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from twotower.errors import DataError
+from twotower.schema import FIRST_ROW
+from twotower.search.approximate import Approximate
+from twotower.utils.types import Float, Int, Mask
+
+_FILE = "index.faiss"
+_CENTROIDS = 256  # of a product quantiser: one byte a code
+_TRAINED_ON = 2**16  # vectors that quantisers learn from
+_LANES = 16  # quantised vectors of other widths are compared number by number, six times slower
+
+
+def faiss() -> Any:
+    """The library.
+
+    Raises
+    ------
+    DataError
+        It is not installed.
+    """
+    try:
+        with warnings.catch_warnings():  # its SWIG types have no __module__, which Python 3.12 minds
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module("faiss")
+    except ImportError:
+        raise DataError(
+            'This index needs FAISS. It is not installed. Run `pip install "two-tower-rec[serve]"`, '
+            "or take the index exact or int8: `twotower tune-index BUNDLE --kinds exact,int8`."
+        ) from None
+
+
+class _Faiss(Approximate):
+    def _candidates(self, queries: Float, fetch: int, effort: float, allow: Mask | None) -> Int:
+        library, chosen = faiss(), {}
+        if allow is not None:
+            chosen["sel"] = library.IDSelectorBitmap(np.packbits(allow[FIRST_ROW:], bitorder="little"))
+        _, found = self.structure.search(self._padded(queries), fetch, params=self._parameters(library, round(effort), chosen))
+        return np.where(found >= 0, found + FIRST_ROW, -1).astype(np.int64)
+
+    def _padded(self, queries: Float) -> Float:
+        return _padded(queries, self.structure.d)
+
+    @staticmethod
+    def _parameters(library: Any, effort: int, chosen: dict[str, Any]) -> Any:  # noqa: ARG004
+        return library.SearchParameters(**chosen)
+
+    @property
+    def nbytes(self) -> int:
+        """See `Index`."""
+        return int(faiss().serialize_index(self.structure).nbytes)
+
+    def save(self, folder: Path) -> None:
+        """See `Index`."""
+        super().save(folder)
+        faiss().write_index(self.structure, str(folder / _FILE))
+
+    @classmethod
+    def load(cls, folder: Path, vectors: Tensor) -> Any:
+        """See `Index`. The caller has checked the file: see above."""
+        settings, library = cls._read(folder, vectors), faiss()
+        try:
+            structure = library.read_index(str(folder / _FILE))
+        except RuntimeError:
+            structure = None
+        if structure is None or structure.ntotal != len(vectors) - FIRST_ROW or structure.d < vectors.shape[1]:
+            raise DataError(f"The index must be whole. {folder / _FILE} is not. Run `twotower tune-index` again.")
+        return cls(vectors, structure, settings)
+
+
+class HnswIndex(_Faiss):
+    """A graph of neighbours over vectors of eight bits a number (Malkov and Yashunin, 2018).
+
+    Settings: "neighbours" of an item, "construction" (candidates while building), "effort" (candidates while searching).
+    """
+
+    kind = "hnsw"
+    DEFAULTS: ClassVar[dict[str, Any]] = {"neighbours": 16, "construction": 100, "effort": 200, "refine": 1.2}
+    LOOKS_EVERYWHERE = False
+
+    @classmethod
+    def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
+        library = faiss()
+        kind, metric = library.ScalarQuantizer.QT_8bit, library.METRIC_INNER_PRODUCT
+        padded = _padded(vectors, -(-vectors.shape[1] // _LANES) * _LANES)
+        index = library.IndexHNSWSQ(padded.shape[1], kind, int(settings["neighbours"]), metric)
+        index.hnsw.efConstruction = int(settings["construction"])
+        index.train(_some(padded))
+        index.add(padded)
+        return index
+
+    def _effort(self, fetch: int, share: float) -> float:
+        # The search stops when it has seen `effort` items nearer than the next; of these only a share is allowed.
+        return float(max(self.settings["effort"], fetch) / share)
+
+    @staticmethod
+    def _parameters(library: Any, effort: int, chosen: dict[str, Any]) -> Any:
+        return library.SearchParametersHNSW(efSearch=effort, **chosen)
+
+
+class IvfPqIndex(_Faiss):
+    """Items in lists by their nearest centre, each as a few bytes (Jégou and others, 2011).
+
+    Settings: "lists" (0: 4 √n), "width" (numbers that one byte stands for), "effort" (lists that are looked into).
+    """
+
+    kind = "ivf_pq"
+    DEFAULTS: ClassVar[dict[str, Any]] = {"lists": 0, "width": 2, "effort": 32, "refine": 4.0}
+    LOOKS_EVERYWHERE = False
+
+    @classmethod
+    def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
+        library, size = faiss(), len(vectors)
+        if size < _CENTROIDS:
+            raise DataError(f"An index ivf_pq needs at least {_CENTROIDS} items. Got {size}. Take the exact one.")
+        settings["lists"] = min(int(settings["lists"]) or 4 * isqrt(size), size)
+        width = int(settings["width"])
+        padded = _padded(vectors, -(-vectors.shape[1] // width) * width)
+        coarse = library.IndexFlatIP(padded.shape[1])
+        index = library.IndexIVFPQ(
+            coarse, padded.shape[1], settings["lists"], padded.shape[1] // width, 8, library.METRIC_INNER_PRODUCT
+        )
+        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # else it writes warnings to the terminal
+        index.train(_some(padded))
+        index.add(padded)
+        return index
+
+    def _effort(self, fetch: int, share: float) -> float:  # noqa: ARG002
+        return float(min(self.settings["effort"] / max(share, 1e-9), self.settings["lists"]))
+
+    @staticmethod
+    def _parameters(library: Any, effort: int, chosen: dict[str, Any]) -> Any:
+        return library.SearchParametersIVF(nprobe=effort, **chosen)
+
+
+class ScalarIndex(_Faiss):
+    """Every item is looked at, in "bits" (8, 6 or 4) a number."""
+
+    kind = "sq"
+    DEFAULTS: ClassVar[dict[str, Any]] = {"bits": 8, "refine": 1.2}
+
+    @classmethod
+    def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
+        library = faiss()
+        if settings["bits"] not in (8, 6, 4):
+            raise DataError(f"An index sq has 8, 6 or 4 bits a number. Got {settings['bits']}.")
+        kind = getattr(library.ScalarQuantizer, f"QT_{settings['bits']}bit")
+        padded = _padded(vectors, -(-vectors.shape[1] // _LANES) * _LANES)
+        index = library.IndexScalarQuantizer(padded.shape[1], kind, library.METRIC_INNER_PRODUCT)
+        index.train(_some(padded))
+        index.add(padded)
+        return index
+
+
+def _some(vectors: Float) -> Float:
+    return np.ascontiguousarray(vectors[:: max(1, len(vectors) // _TRAINED_ON)])
+
+
+def _padded(vectors: Float, width: int) -> Float:
+    return vectors if vectors.shape[1] == width else np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))

@@ -1,0 +1,133 @@
+"""Columns of the catalogue, made ready once, so that a filter costs what it finds.
+
+Enter: raw columns (pyarrow), places, opening hours. Leave: masks bool [n], one line per item. Promised: no Arrow work after making;
+values are inverted lists (value → items, values in order), places are sorted by latitude, hours are bits by hour of the week.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from twotower.features.geo import EARTH_KM, points_km
+from twotower.features.item_columns import is_list
+from twotower.schema import HOURS_PER_WEEK
+from twotower.search.filters.tree import Bound, Value
+from twotower.utils.types import Mask
+
+_HOUR_LINES = 2**16  # lines of opening hours spread out at once: 11 MB
+
+
+class Column:
+    """One raw column, single values or lists, as inverted lists.
+
+    Attributes
+    ----------
+    type
+        As Arrow calls it.
+    number, listed
+        Whether values are numbers, else text compared without case; whether a line holds several.
+    known
+        bool [n]: False where the column is null or NaN.
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        values = column.combine_chunks()
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(values.type.value_type)
+        self.type, self.listed = str(column.type), is_list(values.type)
+        self.known = ~np.asarray(pc.is_null(values, nan_is_null=True).to_numpy(zero_copy_only=False), np.bool_)
+        owner = pc.list_parent_indices(values).to_numpy() if self.listed else np.arange(len(values))
+        flat = pc.list_flatten(values) if self.listed else values
+        self.number = bool(pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type))
+        there = ~np.asarray(pc.is_null(flat, nan_is_null=True).to_numpy(zero_copy_only=False), np.bool_)
+        flat, owner = flat.filter(pa.array(there)), owner[there]
+        self._codes: dict[str, int] = {}
+        self._numbers = np.zeros(0)
+        if self.number:
+            self._numbers, code = np.unique(flat.to_numpy(zero_copy_only=False).astype(np.float64), return_inverse=True)
+        else:
+            texts = pc.utf8_lower(flat.cast(pa.string())).dictionary_encode()
+            self._codes = {text: number for number, text in enumerate(texts.dictionary.to_pylist())}
+            code = texts.indices.to_numpy(zero_copy_only=False)
+        size = len(self._numbers) if self.number else len(self._codes)
+        self._items = owner[np.argsort(code, kind="stable")].astype(np.int32)
+        self._from = np.concatenate([[0], np.cumsum(np.bincount(code, minlength=size))])
+
+    def among(self, values: Sequence[Value]) -> Mask:
+        """Which items hold any of `values`; of a number column they must be numbers."""
+        found = np.zeros(len(self.known), np.bool_)
+        if self.number:
+            wanted = np.array([float(value) for value in values])
+            code = np.searchsorted(self._numbers, wanted)
+            inside = code < len(self._numbers)
+            codes = code[inside][self._numbers[code[inside]] == wanted[inside]].tolist()
+        else:
+            lowered = pc.utf8_lower(pa.array([str(value) for value in values], pa.string())).to_pylist()  # as the column was
+            codes = [self._codes[text] for text in lowered if text in self._codes]
+        for code in codes:
+            found[self._items[self._from[code] : self._from[code + 1]]] = True
+        return found
+
+    def compare(self, bound: Bound, value: float) -> Mask:
+        """Which items have a number on this side of `value`; for number columns without lists."""
+        at = int(np.searchsorted(self._numbers, value, "left" if bound in ("<", ">=") else "right"))
+        below = bound in ("<", "<=")
+        few = self._from[at] * 2 <= len(self._items)
+        found = np.zeros(len(self.known), np.bool_) if few == below else self.known.copy()
+        found[self._items[: self._from[at]] if few else self._items[self._from[at] :]] = few == below
+        return found
+
+
+class Places:
+    """Where the items are.
+
+    Parameters
+    ----------
+    places
+        float [n, 2]: latitude and longitude in degrees, both NaN where unknown.
+    """
+
+    def __init__(self, places: NDArray[np.float64]) -> None:
+        self.known: Mask = np.asarray(np.isfinite(places).all(axis=1), np.bool_)
+        items = np.flatnonzero(self.known)
+        self._items = items[np.argsort(places[items, 0], kind="stable")]
+        self._latitude = places[self._items, 0]
+        self._points = np.ascontiguousarray(points_km(places[self._items]).T)  # [3, known]
+
+    def within(self, centre: Sequence[float], km: float) -> Mask:
+        """Which items lie no farther than `km` from `centre` (latitude, longitude in degrees)."""
+        found = np.zeros(len(self.known), np.bool_)
+        if km >= np.pi * EARTH_KM:
+            return found | self.known
+        # A little more than the radius in latitude, so that rounding loses nobody; the distance itself decides.
+        reach = np.degrees(km / EARTH_KM) + 1e-3
+        low, high = np.searchsorted(self._latitude, [centre[0] - reach, centre[0] + reach])
+        here = points_km(np.array([centre], np.float64))[0]
+        away = self._points[:, low:high] - here[:, None]
+        chord = np.float32(2 * EARTH_KM * np.sin(km / (2 * EARTH_KM)))
+        found[self._items[low:high][np.einsum("ij,ij->j", away, away) <= chord * chord]] = True
+        return found
+
+
+class Hours:
+    """When the items are open: text of 168 characters 0 and 1, hour 0 = Monday 00:00."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        values = column.combine_chunks()
+        self.known = np.asarray(values.is_valid().to_numpy(zero_copy_only=False), np.bool_)
+        self._bits = np.zeros((HOURS_PER_WEEK, -(-len(values) // 8)), np.uint8)
+        for start in range(0, len(values), _HOUR_LINES):
+            lines = pc.fill_null(values.slice(start, _HOUR_LINES).cast(pa.binary()), b"").to_pylist()
+            open_ = np.array(lines, f"S{HOURS_PER_WEEK}").view(np.uint8).reshape(len(lines), HOURS_PER_WEEK) == ord("1")
+            packed = np.packbits(open_.T, axis=1, bitorder="little")
+            self._bits[:, start // 8 : start // 8 + packed.shape[1]] = packed
+
+    def at(self, hour: int) -> Mask:
+        """Which items are open at this hour of the week."""
+        bits = np.unpackbits(self._bits[hour], count=len(self.known), bitorder="little")
+        return np.asarray(bits, np.bool_)

@@ -1,0 +1,268 @@
+"""The filter language: one small tree, written as text or as JSON. Enters either; leaves the tree. No catalogue is needed here.
+
+    category == "Mexican" and price <= 2         {"and": [{"category": "Mexican"}, {"price": {"max": 2}}]}
+    category in ["Mexican", "Thai"]              {"category": {"any": ["Mexican", "Thai"]}}        a list alone means "any"
+    category == "Bars" and category == "Pubs"    {"category": {"all": ["Bars", "Pubs"]}}
+    category not in ["Bars"]                     {"category": {"none": ["Bars"]}}
+    stars >= 4 and price > 1 and price < 4       {"stars": {"min": 4}, "price": {"above": 1, "below": 4}}
+    id in ["a", "b"] and not id == "c"           {"id": {"any": ["a", "b"], "none": ["c"]}}        allow and deny
+    within(5) or within(27.95, -82.46, 5)        {"or": [{"within": 5}, {"within": {"km": 5, "near": [27.95, -82.46]}}]}
+    open_at("Fri 19:30") or open_now             {"or": [{"open": "Fri 19:30"}, {"open": "now"}]}
+    not seen                                     {"not": {"seen": true}}, or {"seen": false}
+                                                 {"column": "open", "any": [1]}                    a column with a word's name
+
+Several keys of a JSON object must all hold; `{}` holds for every item. Text is read by Python's own grammar (`ast.parse`); only the
+forms above pass, and nothing is ever executed. Promised: equal filters give equal trees in both notations, and whatever is given
+either gives a tree of at most `MOST_PARTS` parts or a `RequestError` that says where.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from typing import Any
+
+from twotower.errors import RequestError, nearest
+from twotower.search.filters.tree import (
+    MOST_SHOWN,
+    Among,
+    And,
+    Bound,
+    Compared,
+    Node,
+    Not,
+    Open,
+    Or,
+    Part,
+    Seen,
+    Value,
+    Within,
+    check_place,
+    hour_of_week,
+    join,
+    walk,
+)
+
+MOST_CHARACTERS = 20_000  # of a text; Python's parser is recursive
+MOST_PARTS = 256
+MOST_DEPTH = 64
+BOUNDS: dict[str, Bound] = {"min": ">=", "max": "<=", "above": ">", "below": "<"}
+CONDITIONS = ("any", "all", "none", *BOUNDS)
+WORDS = ("and", "or", "not", "within", "open", "open_now", "seen", "column")
+"""What a column must not be called to be named without `column`; "open_now" in texts alone."""
+_COMPARE: dict[type[ast.cmpop], Bound] = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$")
+
+
+def parse_filter(where: str | dict[str, Any]) -> Node:
+    """Return the tree of a filter given as text, or as JSON already loaded.
+
+    Raises
+    ------
+    RequestError
+        It is not of the language, or too large; the message and its `where` point at the part.
+    """
+    try:
+        tree = _Text(where).tree() if isinstance(where, str) else _json(where, "")
+    except RecursionError:
+        tree = None
+    if tree is None or any(number >= MOST_PARTS or depth > MOST_DEPTH for number, (_, depth) in enumerate(walk(tree))):
+        raise RequestError(f"A filter must have at most {MOST_PARTS} parts, nested at most {MOST_DEPTH} deep.", where="")
+    return tree
+
+
+def _within(km: Any, near: tuple[float, float] | None, at: Part) -> Within:
+    if km < 0:
+        raise RequestError(f"within needs a distance in km, 0 or more. Got {km} in {at}.", where=at.where)
+    return Within(float(km), near, at)
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, str) or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number, no truth value, that a float can hold."""
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+class _Text:
+    """Reads one text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.strip()
+        self.before = len(text) - len(text.lstrip())
+        self.lines = _LINE.findall(self.text) or [""]
+
+    def tree(self) -> Node:
+        """The whole text as a tree."""
+        if len(self.text) > MOST_CHARACTERS:
+            raise RequestError(
+                f"A filter's text has at most {MOST_CHARACTERS:,} characters. Got {len(self.text):,}. Give longer lists as JSON.",
+                where=MOST_CHARACTERS + 1,
+            )
+        try:
+            return self._visit(ast.parse(self.text, mode="eval").body)
+        except (SyntaxError, ValueError, MemoryError) as error:
+            where = self.before + self._blamed(error) + 1
+            shown = self.text if len(self.text) <= MOST_SHOWN else self.text[:MOST_SHOWN] + "…"
+            reason = getattr(error, "msg", None) or str(error) or "it is nested too deep"
+            rule = 'A filter must read like `category == "Mexican" and within(5)`.'
+            raise RequestError(f"{rule} Cannot read {shown!r} at character {where}: {reason}.", where=where) from None
+
+    def _visit(self, node: ast.expr) -> Node:
+        if isinstance(node, ast.BoolOp):
+            return join(And if isinstance(node.op, ast.And) else Or, [self._visit(value) for value in node.values])
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+            return Not(self._visit(node.operand))
+        if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.left, ast.Name):
+            return self._compare(node.left.id, node.ops[0], self._literal(node.comparators[0]), self._part(node))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+            return self._call(node.func.id, [self._literal(value) for value in node.args], self._part(node))
+        if isinstance(node, ast.Name) and node.id in ("seen", "open_now"):
+            return Seen() if node.id == "seen" else Open(None, self._part(node))
+        part = self._part(node)
+        raise RequestError(
+            f"A filter is made of comparisons, within(…), open_at(…), open_now, seen, and, or, not. Found {part}.", where=part.where
+        )
+
+    def _compare(self, name: str, op: ast.cmpop, value: Value | list[Value], part: Part) -> Node:
+        if isinstance(op, ast.Eq | ast.NotEq | ast.In | ast.NotIn):
+            among = Among(name, tuple(value) if isinstance(value, list) else (value,), part)
+            return Not(among) if isinstance(op, ast.NotEq | ast.NotIn) else among
+        if type(op) in _COMPARE and not isinstance(value, list):
+            return Compared(name, _COMPARE[type(op)], value, part)
+        raise RequestError(
+            f"A comparison is one of == != in not in < <= > >= with a value that fits. Found {part}.", where=part.where
+        )
+
+    def _call(self, name: str, values: list[Any], part: Part) -> Node:
+        if name == "within" and len(values) in (1, 3) and all(_is_number(value) for value in values):
+            return _within(values[-1], check_place(values[:-1], part) if len(values) == 3 else None, part)
+        if name == "open_at" and len(values) == 1 and isinstance(values[0], str):
+            return Open(hour_of_week(values[0], part), part)
+        raise RequestError(
+            f'A filter knows within(km), within(latitude, longitude, km) and open_at("Fri 19:30"). Found {part}.', where=part.where
+        )
+
+    def _literal(self, node: ast.expr) -> Any:
+        try:
+            value = ast.literal_eval(node)
+        except (ValueError, TypeError, MemoryError, OverflowError):
+            value = None
+        listed = list(value) if isinstance(value, list | tuple | set) else [value]
+        if all(_is_value(each) for each in listed):
+            return listed if isinstance(value, list | tuple | set) else value
+        part = self._part(node)
+        raise RequestError(f"A value must be a text in quotes, a number or a list of them. Found {part}.", where=part.where)
+
+    def _part(self, node: ast.expr) -> Part:
+        start = self._offset(node.lineno, self._characters(node.lineno, node.col_offset))
+        end = self._offset(node.end_lineno, self._characters(node.end_lineno, node.end_col_offset))
+        return Part(self.before + start + 1, " ".join(self.text[start : min(end, start + MOST_SHOWN)].split()))
+
+    def _characters(self, line: int | None, column: int | None) -> int:
+        """Characters of a line before a column, which the parser counts in bytes."""
+        return len(self.lines[(line or 1) - 1].encode()[:column].decode())
+
+    def _blamed(self, error: Exception) -> int:
+        if not isinstance(error, SyntaxError):
+            return 0
+        return self._offset(error.lineno, error.offset - 1) if error.offset else len(self.text)  # 0: something lacks at the end
+
+    def _offset(self, line: int | None, column: int) -> int:
+        return min(sum(map(len, self.lines[: (line or 1) - 1])) + column, len(self.text))
+
+
+def _json(node: Any, path: str) -> Node:
+    if not isinstance(node, dict):
+        raise _wrong('A filter as JSON is an object such as {"price": {"max": 2}}', node, path)
+    if "column" in node:
+        if not isinstance(node["column"], str):
+            raise _wrong("column names a column", node["column"], _key(path, "column"))
+        return _condition(node["column"], {key: value for key, value in node.items() if key != "column"}, path)
+    return join(And, [_entry(key, value, _key(path, key)) for key, value in node.items()])
+
+
+def _entry(key: Any, value: Any, path: str) -> Node:
+    if key in ("and", "or"):
+        if not isinstance(value, list):
+            raise _wrong(f"{key} holds a list of filters", value, path)
+        return join(And if key == "and" else Or, [_json(part, f"{path}[{number}]") for number, part in enumerate(value)])
+    if key == "not":
+        return Not(_json(value, path))
+    if key == "seen":
+        if not isinstance(value, bool):
+            raise _wrong("seen is true or false", value, path)
+        return Seen() if value else Not(Seen())
+    if key == "open":
+        if not isinstance(value, str):
+            raise _wrong('open is "now" or a time such as "Fri 19:30"', value, path)
+        at = Part(path, value)
+        return Open(None if value.strip().lower() == "now" else hour_of_week(value, at), at)
+    return _around(value, path) if key == "within" else _condition(str(key), value, path)
+
+
+def _around(value: Any, path: str) -> Node:
+    around = value if isinstance(value, dict) else {"km": value}
+    for key in around:
+        if key not in ("km", "near"):
+            inner = _key(path, key)
+            raise RequestError(f"within is made of km and near. Found {inner}.", where=inner)
+    at = Part(_key(path, "km") if isinstance(value, dict) else path, "within")
+    if not _is_number(km := around.get("km")):
+        raise _wrong("within needs a distance in km, 0 or more", km, str(at.where))
+    near = around.get("near")
+    inner = _key(path, "near")
+    if near is not None and not (isinstance(near, list | tuple) and len(near) == 2 and all(map(_is_number, near))):
+        raise _wrong("near is a list of latitude and longitude", near, inner)
+    return _within(km, None if near is None else check_place(near, Part(inner, "near")), at)
+
+
+def _condition(column: str, value: Any, path: str) -> Node:
+    if not isinstance(value, dict):
+        return Among(column, _values(value, path), Part(path, column))
+    parts: list[Node] = []
+    for key, wanted in value.items():
+        inner = _key(path, key)
+        at = Part(inner, column)
+        if key in BOUNDS:
+            if not _is_number(wanted):
+                raise _wrong(f"{key} is a number", wanted, inner)
+            parts.append(Compared(column, BOUNDS[key], wanted, at))
+        elif key == "all":
+            parts.append(join(And, [Among(column, (each,), at) for each in _values(wanted, inner)]))
+        elif key in CONDITIONS:
+            among = Among(column, _values(wanted, inner), at)
+            parts.append(among if key == "any" else Not(among))
+        else:
+            raise RequestError(f"Unknown condition at {inner}.{nearest(str(key)[:MOST_SHOWN], CONDITIONS)}", where=inner)
+    if not parts:
+        raise _wrong(f"A condition is a value, a list, or an object of {', '.join(CONDITIONS)}", value, path)
+    return join(And, parts)
+
+
+def _values(value: Any, path: str) -> tuple[Value, ...]:
+    listed = list(value) if isinstance(value, list | tuple) else [value]
+    for number, each in enumerate(listed):
+        if not _is_value(each):
+            at = f"{path}[{number}]" if isinstance(value, list | tuple) else path
+            raise _wrong("A value must be a text, a number or a list of them", each, at)
+    return tuple(listed)
+
+
+def _key(path: str, key: Any) -> str:
+    name = str(key)[:MOST_SHOWN]
+    if not name.isidentifier():
+        return f"{path}[{name!r}]"
+    return f"{path}.{name}" if path else name
+
+
+def _wrong(rule: str, found: Any, path: str) -> RequestError:
+    plain = isinstance(found, str | bool | float | None) or _is_number(found)
+    shown = repr(found)[:MOST_SHOWN] if plain else f"a {type(found).__name__}"
+    return RequestError(f"{rule}. Got {shown} at {Part(path, '')}.", where=path)

@@ -1,0 +1,236 @@
+"""Search for the items of greatest inner product with a query: what an index promises, and the exact one.
+
+Enter: vectors of all item rows, queries, what to leave out. Leaves: `Recommendations`. Promised by every index: scores are exact
+inner products; ties go to the lower row; rows PAD and UNKNOWN are never found; what is excluded or not allowed is left out before
+the best are chosen, so that `k` come back when `k` exist. An approximate index may miss some of the best; the exact one may not.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from twotower.errors import DataError
+from twotower.retriever import Recommendations
+from twotower.schema import FIRST_ROW
+from twotower.search.topk import Ragged, top_k, top_k_among
+from twotower.utils.types import Float, Int, Mask
+
+BLOCK = 256  # queries scored at once
+BLOCK_BYTES = 2**28  # of scores at once
+FEW = 32  # queries whose product reads the vectors column by column, on a CPU: half the time of rows, and scores as they are wanted
+GATHERED = 0.4  # below this share of the items, reading their vectors one by one takes less than reading all
+GATHERED_OF_MANY = 0.1  # the same where all would serve many queries
+_GATHER = 2048  # vectors copied at once: they stay in the cache
+_FILE = "index.json"
+
+
+class Index(ABC):
+    """Vectors float32 [n_items, D] of all item rows, and whatever is built beside them to find the best faster.
+
+    Attributes
+    ----------
+    kind
+        Its name in `INDEXES`.
+    settings
+        What it was built with, and how it searches.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, vectors: Tensor, settings: dict[str, Any]) -> None:
+        self.vectors, self.settings = vectors, settings
+
+    @classmethod
+    @abstractmethod
+    def build(cls, vectors: Tensor, **settings: Any) -> Index:
+        """Make an index of these vectors.
+
+        Raises
+        ------
+        DataError
+            A setting is unknown or out of range, or the vectors are too few for this kind.
+        """
+
+    @abstractmethod
+    def search(
+        self, queries: Tensor | Float, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None
+    ) -> Recommendations:
+        """The `k` items of greatest inner product with each query float32 [B, D].
+
+        Parameters
+        ----------
+        exclude
+            Ragged item rows (offsets [B + 1], rows [T]) left out per query.
+        allow
+            bool [n_items] or [B, n_items]: False leaves an item out.
+        """
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that a search scans; besides them an approximate index reads the vectors of the candidates."""
+
+    def save(self, folder: Path) -> None:
+        """Write what was built beside the vectors, which are not written, into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = list(self.vectors.shape)
+        (folder / _FILE).write_text(json.dumps({"kind": self.kind, "settings": self.settings, "shape": shape}, indent=1))
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, vectors: Tensor) -> Index:
+        """Read what `save` wrote; `vectors` are those it was built from.
+
+        Raises
+        ------
+        DataError
+            The folder holds no index of this kind, or one of other vectors.
+        """
+
+    @classmethod
+    def _read(cls, folder: Path, vectors: Tensor) -> dict[str, Any]:
+        found = read_about(folder)
+        if found["kind"] != cls.kind or found["shape"] != list(vectors.shape):
+            raise DataError(
+                f"An index goes with its vectors. {folder} is {found['kind']} of {found['shape']}; "
+                f"wanted {cls.kind} of {list(vectors.shape)}. Run `twotower tune-index` again."
+            )
+        settings: dict[str, Any] = found["settings"]
+        return settings
+
+
+class ExactIndex(Index):
+    """Every item is looked at; blocks of queries in bounded memory, a query alone as fast as its filter allows."""
+
+    kind = "exact"
+
+    def __init__(self, vectors: Tensor) -> None:
+        super().__init__(vectors, {})
+        plain = vectors.device.type == "cpu" and vectors.dtype == torch.float32
+        self._matrix: Float | None = vectors.detach().numpy() if plain else None
+
+    @cached_property
+    def _columns(self) -> Float:
+        """float32 [D, n_items]: the vectors once more, for few queries at a time; a judgement of many never makes them."""
+        assert self._matrix is not None
+        return np.ascontiguousarray(self._matrix.T)
+
+    @classmethod
+    def build(cls, vectors: Tensor, **settings: Any) -> ExactIndex:
+        """See `Index`; there are no settings."""
+        if settings:
+            raise DataError(f"An exact index has no settings. Got {', '.join(settings)}.")
+        return cls(vectors)
+
+    def search(
+        self, queries: Tensor | Float, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None
+    ) -> Recommendations:
+        """See `Index`."""
+        given = (queries if isinstance(queries, Tensor) else torch.from_numpy(queries)).to(self.vectors.device)
+        share = 1.0 if allow is None else np.count_nonzero(allow) / max(allow.size, 1)
+        plain = self._matrix is not None
+        alone = plain and share < (GATHERED if len(given) == 1 else GATHERED_OF_MANY)
+        step = 1 if alone else max(1, min(BLOCK, BLOCK_BYTES // (4 * max(len(self.vectors), 1))))
+        found, scratch = [], None
+        for start in range(0, len(given), step):
+            stop = min(start + step, len(given))
+            allowed = allow[start:stop] if allow is not None and allow.ndim == 2 else allow
+            excluded = part_of(exclude, start, stop)
+            if alone:
+                assert allowed is not None
+                found.append(self._one(given[start].float().numpy(), k, excluded, allowed.reshape(-1)))
+            else:
+                part = given[start:stop].detach()
+                if plain and len(part) <= FEW:
+                    scores = _in_eights(part.float().numpy()) @ self._columns
+                    scores = scores[: len(part)]
+                else:
+                    with torch.inference_mode():
+                        if scratch is None:  # made once: the pages of a new matrix cost as much as choosing the best in it
+                            scratch = self.vectors.new_empty(len(part), len(self.vectors))
+                        product = torch.mm(part, self.vectors.T, out=scratch[: len(part)]).float()
+                        if not plain:  # on a GPU the scores stay there
+                            found.append(top_k(product, k, exclude=excluded, allow=allowed))
+                            continue
+                        scores = product.numpy()
+                found.append(top_k(scores, k, exclude=excluded, allow=allowed))
+        return joined(found, k)
+
+    def _one(self, query: Float, k: int, exclude: Ragged | None, allow: Mask) -> Recommendations:
+        """One query among the few items that its filter allows."""
+        kept = allow.copy()
+        kept[:FIRST_ROW] = False
+        if exclude is not None:
+            kept[exclude[1]] = False
+        return self.among(query, np.flatnonzero(kept), k)
+
+    def among(self, query: Float, rows: Int, k: int) -> Recommendations:
+        """The `k` best of the candidates `rows` int64 [C], ascending, for one query float32 [D]; vectors on the CPU only."""
+        assert self._matrix is not None
+        scores = np.empty(len(rows), np.float32)
+        held = np.empty((min(_GATHER, len(rows)), self._matrix.shape[1]), np.float32)
+        for start in range(0, len(rows), _GATHER):
+            part = rows[start : start + _GATHER]
+            # mode="clip" writes into `out` directly; every row exists.
+            np.matmul(
+                np.take(self._matrix, part, axis=0, out=held[: len(part)], mode="clip"), query, out=scores[start : start + _GATHER]
+            )
+        return top_k_among(scores, rows, k)
+
+    @property
+    def nbytes(self) -> int:
+        """See `Index`."""
+        return self.vectors.numel() * self.vectors.element_size()
+
+    @classmethod
+    def load(cls, folder: Path, vectors: Tensor) -> ExactIndex:
+        """See `Index`."""
+        cls._read(folder, vectors)
+        return cls(vectors)
+
+
+def _in_eights(queries: Float) -> Float:
+    """Several queries with zeros behind them: OpenBLAS multiplies eight in less time than six."""
+    rows = -(-len(queries) // 8) * 8 if len(queries) > 1 else len(queries)
+    return np.concatenate([queries, np.zeros((rows - len(queries), queries.shape[1]), np.float32)])
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What the index in `folder` says of itself: "kind", "settings", "shape".
+
+    Raises
+    ------
+    DataError
+        There is none.
+    """
+    try:
+        found = json.loads((folder / _FILE).read_text())
+        return {"kind": str(found["kind"]), "settings": dict(found["settings"]), "shape": list(found["shape"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"An index is a folder with {_FILE}. Found none in {folder}. Run `twotower tune-index`.") from None
+
+
+def joined(parts: Sequence[Recommendations], k: int) -> Recommendations:
+    """Lists of several portions of queries as one."""
+    if not parts:
+        return Recommendations(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
+    items: list[NDArray[np.int64]] = [part.items for part in parts]
+    return Recommendations(np.concatenate(items), np.concatenate([part.scores for part in parts]))
+
+
+def part_of(ragged: Ragged | None, start: int, stop: int) -> Ragged | None:
+    """Queries start..stop of ragged rows."""
+    if ragged is None:
+        return None
+    offsets, rows = ragged[0][start : stop + 1], ragged[1]
+    return offsets - offsets[0], rows[offsets[0] : offsets[-1]]

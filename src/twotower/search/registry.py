@@ -1,0 +1,38 @@
+"""All indexes by name, and the loading of any of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from torch import Tensor
+
+from twotower.errors import DataError, nearest
+from twotower.search.approximate import Int8Index
+from twotower.search.faiss_indexes import HnswIndex, IvfPqIndex, ScalarIndex
+from twotower.search.index import ExactIndex, Index, read_about
+
+INDEXES: dict[str, type[Index]] = {kind.kind: kind for kind in (ExactIndex, Int8Index, ScalarIndex, HnswIndex, IvfPqIndex)}
+
+
+def load_index(folder: Path, vectors: Tensor) -> Index:
+    """The index that `Index.save` wrote into `folder`, of whatever kind; `vectors` are those it was built from.
+
+    Raises
+    ------
+    DataError
+        There is none, it is of an unknown kind, not whole, of other vectors, or needs FAISS, which is not installed.
+    """
+    kind = read_about(folder)["kind"]
+    if kind not in INDEXES:
+        raise DataError(f"Unknown index {kind!r} in {folder}.{nearest(kind, INDEXES)}")
+    return INDEXES[kind].load(folder, vectors)
+
+
+def renew_index(folder: Path, vectors: Tensor) -> None:
+    """Build the index in `folder`, where there is one, again with its settings for other vectors."""
+    if folder.is_dir():
+        about = read_about(folder)
+        index = INDEXES[about["kind"]].build(vectors, **about["settings"])
+        shutil.rmtree(folder)
+        index.save(folder)

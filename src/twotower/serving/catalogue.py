@@ -1,0 +1,166 @@
+"""Looking around in a bundle: items by name, users, histories, and what there is to filter by."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from twotower.features.item_columns import as_lists, hours_column
+from twotower.retrieval.request import Visit
+from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.serving.event_journal import Journal
+from twotower.serving.model_version import Engine
+from twotower.utils.types import Json
+
+MOST_SHOWN = 1000  # events of a history
+CATEGORIES = 50
+
+
+class Browser:
+    """What a page looks up in one version of a bundle and in the accepted events."""
+
+    def __init__(self, engine: Engine, journal: Journal) -> None:
+        self.engine, self.dataset, self.journal = engine, engine.dataset, journal
+        self._lock, self._looked_at = threading.Lock(), 0
+        self._new: list[str] = []
+        self._new_names = pa.array([], pa.string())
+
+    @cached_property
+    def _names(self) -> pa.Array:
+        items = self.dataset.items
+        return folded(items["name" if "name" in items.column_names else "item_id"])
+
+    @cached_property
+    def _users(self) -> pa.Array:
+        return folded(self.dataset.users["user_id"])
+
+    @cached_property
+    def _popular(self) -> Any:
+        return np.diff(self.dataset.visits.offsets)[FIRST_ROW:]
+
+    def items(self, query: str, limit: int) -> list[Json]:
+        """Items whose name holds `query`, whatever its case and accents: names that begin with it first, then the most visited."""
+        found, offered = holding(self._names, query), self.engine.recommender.offered
+        found = found if offered is None else found[offered[found + FIRST_ROW]]
+        begins = pc.starts_with(self._names, pattern=_fold(query)).to_numpy(zero_copy_only=False)[found]
+        order = np.lexsort((found, -self._popular[found], ~begins.astype(bool)))[:limit]
+        return [self.engine.item(int(row)) for row in found[order] + FIRST_ROW]
+
+    def item(self, item_id: str) -> Json:
+        """A known item with all its raw columns under "facts"."""
+        row = self.engine.row(item_id)
+        return {**self.engine.item(row), "facts": self.engine.recommender.shown.describe(row)}
+
+    def users(self, query: str, limit: int) -> list[Json]:
+        """Users whose id holds `query`: the bundle's, most events first, then those only accepted events speak of."""
+        found = holding(self._users, query)
+        counts = np.diff(self.dataset.events.offsets)[FIRST_ROW:][found]
+        known = [str(self.dataset.user_ids[at + FIRST_ROW]) for at in found[np.lexsort((found, -counts))[:limit]]]
+        newcomers, names = self._newcomers()
+        new = [newcomers[at] for at in holding(names, query)]
+        return [self._user(user) for user in [*known, *new[::-1]][:limit]]
+
+    def _newcomers(self) -> tuple[list[str], pa.Array]:
+        """Users that only accepted events speak of, and their folded ids; only who came since the last time is looked at."""
+        with self._lock:
+            everybody = self.journal.users()
+            fresh = [user for user in everybody[self._looked_at :] if self.engine.user_row(user) == UNKNOWN]
+            self._looked_at = len(everybody)
+            if fresh:
+                self._new = [*self._new, *fresh]
+                self._new_names = pa.concat_arrays([self._new_names, folded(pa.chunked_array([pa.array(fresh, pa.string())]))])
+            return self._new, self._new_names
+
+    def random_user(self) -> list[Json]:
+        """A user with a history, by chance; nobody where there is none."""
+        some = np.flatnonzero(np.diff(self.dataset.events.offsets) > 0)
+        return [self._user(str(self.dataset.user_ids[some[random.randrange(len(some))]]))] if len(some) else []
+
+    def history(self, user: str) -> Json:
+        """Everything known of a user, oldest first: the bundle's events, then the accepted ones."""
+        own, accepted = self._own(user), self.engine.news(user, self.journal.of(user))
+        return {"user": user, "events": [self._event(visit) for visit in (*own, *accepted)[-MOST_SHOWN:]]}
+
+    def about(self) -> Json:
+        """What is served, and what it can be filtered by."""
+        recommender, items = self.engine.recommender, self.dataset.items
+        return {
+            "version": self.engine.version,
+            "name": self.engine.name,
+            "items": self.dataset.n_items - FIRST_ROW,
+            "users": self.dataset.n_users - FIRST_ROW,
+            "metrics": {name: self.engine.manifest[name] for name in ("metrics", "report") if self.engine.manifest.get(name)},
+            "filters": {
+                "categories": self._categories,
+                "has_price": self._levels,
+                "has_places": bool(np.isfinite(recommender.filter.places).any()),
+                "has_hours": hours_column(items, self.dataset.specs) is not None,
+                "has_zones": recommender.filter.zoned,
+            },
+            "events_need_key": True,
+        }
+
+    @cached_property
+    def _levels(self) -> bool:
+        """Whether prices are the levels from 1 to 4 that a page can offer."""
+        if "price" not in self.dataset.items.column_names:
+            return False
+        found = self.dataset.items["price"].unique().drop_null().to_pylist()
+        return bool(found) and set(found) <= {1, 2, 3, 4}
+
+    @cached_property
+    def _categories(self) -> list[str]:
+        column = self.engine.recommender.filter.category
+        if column is None:
+            return []
+        counted = Counter(one for one in as_lists(self.dataset.items[column]).flatten().to_pylist() if one is not None)
+        return [name for name, _ in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))[:CATEGORIES]]
+
+    def _own(self, user: str) -> list[Visit]:
+        row = self.engine.user_row(user)
+        events, types = self.dataset.events, ["", *self.dataset.event_types]
+        at = range(max(int(events.offsets[row]), int(events.offsets[row + 1]) - MOST_SHOWN), int(events.offsets[row + 1]))
+        return [
+            Visit(
+                str(self.dataset.item_ids[events.item_row[i]]),
+                int(events.time_s[i]) if self.dataset.has_time else None,
+                float(events.stars[i]) if np.isfinite(events.stars[i]) else None,
+                types[events.event_type[i]] or None,
+            )
+            for i in at
+        ]
+
+    def _event(self, visit: Visit) -> Json:
+        row = self.engine.row(visit.item_id)
+        item = self.engine.item(row) if row != UNKNOWN else {"item_id": visit.item_id, "name": visit.item_id}
+        return {**NOTHING, **item, "time_s": visit.time_s, "stars": visit.stars, "event_type": visit.event_type}
+
+    def _user(self, user: str) -> Json:
+        row = self.engine.user_row(user)
+        own = int(np.diff(self.dataset.events.offsets[row : row + 2])[0])
+        return {"user": user, "events": own + len(self.journal.of(user))}
+
+
+NOTHING: Json = {"categories": [], "city": None, "latitude": None, "longitude": None}  # of an item the bundle no longer has
+
+
+def folded(column: pa.ChunkedArray) -> pa.Array:
+    """Texts without case and accents; null becomes empty."""
+    plain = pc.replace_substring_regex(pc.utf8_normalize(column.cast(pa.string()), form="NFKD"), r"\p{Mn}", "")
+    return pc.fill_null(pc.utf8_lower(plain), "").combine_chunks()
+
+
+def holding(texts: pa.Array, query: str) -> Any:
+    """Positions int64 of the folded texts that hold `query`."""
+    return np.flatnonzero(pc.match_substring(texts, _fold(query)).to_numpy(zero_copy_only=False))
+
+
+def _fold(text: str) -> str:
+    return str(folded(pa.chunked_array([[text]]))[0])

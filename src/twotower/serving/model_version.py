@@ -1,0 +1,155 @@
+"""A bundle that answers over HTTP: the one place where the server touches a `Recommender`.
+
+Enters: requests of `retrieval.request`. Leaves: answers, and what a page shows of items, as plain values for JSON. Everything an
+answer is made from belongs to one `Engine`, so an answer is of one version throughout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from twotower.errors import RequestError
+from twotower.retrieval.item_details import known
+from twotower.retrieval.recommender import Recommender
+from twotower.retrieval.request import Answer, Place, Request, Visit
+from twotower.retrieval.request_reader import VisitError
+from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.utils.types import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request, and the events of its user that were accepted since the bundle was made, oldest first."""
+
+    request: Request
+    accepted: tuple[Visit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """A question for places like one."""
+
+    item_id: str
+    k: int
+    where: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An answer, and its places as a page reads them: made where it is computed, since long lists would hold up everybody else."""
+
+    answer: Answer
+    items: list[Json]
+
+
+class Engine:
+    """One version of a bundle, ready.
+
+    Attributes
+    ----------
+    version
+        A dozen hexadecimal digits that stand for every file of the bundle.
+    """
+
+    def __init__(self, recommender: Recommender) -> None:
+        self.recommender, self.dataset = recommender, recommender.dataset
+        self.manifest: Json = recommender.bundle.manifest
+        self.version = hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:12]
+        self.name = recommender.bundle.path.resolve().name
+
+    @classmethod
+    def load(cls, path: Path) -> Engine:
+        """Open the bundle at `path`, check it, and let it answer once.
+
+        Raises
+        ------
+        DataError
+            It is no whole bundle of this version.
+        """
+        engine = cls(Recommender.load(path))
+        engine.recommender.filter.warm()
+        some = tuple(Visit(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])
+        engine.answer([Question(Request(history=some, k=1, explain=True))])
+        return engine
+
+    def row(self, item_id: str) -> int:
+        """Row of an item; UNKNOWN where there is none of this id."""
+        return self.recommender.reader.items.row(item_id)
+
+    def user_row(self, user: str) -> int:
+        """Row of a user; UNKNOWN where the bundle knows none of this id."""
+        return self.recommender.reader.users.row(user)
+
+    def news(self, user: str, accepted: Sequence[Visit]) -> list[Visit]:
+        """Of a user's accepted events those that the bundle, made from later data, does not hold already."""
+        return [visit for visit, _ in self._news(user, accepted)]
+
+    def _news(self, user: str, accepted: Sequence[Visit]) -> list[tuple[Visit, int]]:
+        if not accepted:
+            return []
+        row, events = self.user_row(user), self.dataset.events
+        own = slice(*events.offsets[row : row + 2].tolist())
+        held = set(zip(events.item_row[own].tolist(), events.time_s[own].tolist(), strict=True))
+        rows = [self.row(visit.item_id) for visit in accepted]
+        return [(visit, row) for visit, row in zip(accepted, rows, strict=True) if (row, visit.time_s) not in held]
+
+    def answer(self, questions: Sequence[Question]) -> list[Listed | RequestError]:
+        """For each request its answer, or its mistake."""
+        told = {id(one.accepted): one for one in questions if one.accepted}  # many of a batch may be one user's
+        readable = {key: self._readable(str(one.request.user), one.accepted) for key, one in told.items()}
+        requests = [_after(one.request, readable.get(id(one.accepted), ())) for one in questions]
+        listed: list[Listed | RequestError] = []
+        for one, request, answer in zip(questions, requests, self.recommender.answer_each(requests), strict=True):
+            if isinstance(answer, VisitError):
+                listed.append(VisitError(answer.number - len(request.history) + len(one.request.history), str(answer)))
+            else:
+                listed.append(answer if isinstance(answer, RequestError) else Listed(answer, list(map(_as_json, answer.places))))
+        return listed
+
+    def _readable(self, user: str, accepted: tuple[Visit, ...]) -> tuple[Visit, ...]:
+        """Of a user's accepted events those that add to the bundle's, and that it can read."""
+        types = self.dataset.event_types
+        return tuple(
+            visit if visit.event_type in types else replace(visit, event_type=None)
+            for visit, row in self._news(user, accepted)
+            if row != UNKNOWN
+        )
+
+    def similar(self, questions: Sequence[Likeness]) -> list[list[Json] | RequestError]:
+        """For each question the items whose vectors are nearest to the item's own, best first; or its mistake."""
+        return [self._similar(question) for question in questions]
+
+    def _similar(self, question: Likeness) -> list[Json] | RequestError:
+        try:
+            found = self.recommender.similar(question.item_id, k=question.k, where=question.where)
+        except RequestError as error:
+            return error
+        return [_as_json(place) for place in found]
+
+    def item(self, row: int) -> Json:
+        """What a page shows of an item."""
+        at = self.recommender.filter.places[row - FIRST_ROW].tolist()
+        latitude, longitude = map(known, at)
+        shown = self.recommender.shown
+        return {**shown.named(shown.describe(row)), "latitude": latitude, "longitude": longitude}
+
+
+def _after(request: Request, accepted: tuple[Visit, ...]) -> Request:
+    """The request of a user who did this before what it tells of them: as far as its moment goes, that second included, since an
+    accepted event counts in the next answer."""
+    moment = request.time_s
+    if moment is not None:
+        accepted = accepted[: bisect_right(accepted, moment, key=lambda visit: visit.time_s or 0)]
+        moment += bool(accepted) and accepted[-1].time_s == moment
+    return replace(request, history=accepted + request.history, time_s=moment) if accepted else request
+
+
+def _as_json(place: Place) -> Json:
+    """A recommended place as a page reads it."""
+    shown = {name: getattr(place, name) for name in place.__slots__}
+    return shown | {"reasons": [asdict(reason) for reason in place.reasons]}

@@ -1,0 +1,277 @@
+"""What training takes of memory, by arithmetic: one small function for each part, with the reason of every coefficient beside it.
+
+Enters: `Facts` (sizes of the data, and what one batch holds) and the settings. Leaves: `Parts`, in bytes, and their greatest sum.
+
+Promise: nothing is allocated and nothing measured here. Two figures alone are calibrated and not derived: `BASE`, what a process
+takes before any data, and `SLACK_*`, what the C library's allocator loses between blocks within a step. That allocator also keeps
+what was freed; a run with `training.memory_budget_gb` gives it back (`hardware.give_back`), and such a run is what is predicted.
+On a GPU the data stay in the host's memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from twotower.baselines.als import MOST_USERS
+from twotower.evaluation.evaluator import QUESTIONS_AT_ONCE
+from twotower.features.batches import FieldSpec
+from twotower.models.neural_retriever import BLOCK as ENCODED
+from twotower.search.index import BLOCK as SCORED
+from twotower.search.index import BLOCK_BYTES as SCORED_BYTES
+from twotower.trainers.health.measurements import BLOCK as SCORES
+from twotower.trainers.health.measurements import SAMPLE
+from twotower.trainers.memory.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
+from twotower.trainers.memory.sizes import F32, ID, Facts, Load, row_bytes
+from twotower.trainers.new_item_popularity import PRETENDED, QUESTIONS
+from twotower.utils.config import Config, EmbeddingConfig, TowerConfig
+from twotower.utils.losses import BLOCK as LOGITS
+
+MB = 2**20
+BASE = {"cpu": 512 * MB, "cuda": 1075 * MB}
+"""CPU: measured, Python, PyTorch and what training imports, after a few steps on next to nothing. GPU: measured on an H100 with
+CUDA 13, its context with the kernels that a step loads (1,043 to 1,091 million bytes) and the workspace of cuBLAS (34)."""
+GRAPH_COPIES = 2.6  # of the weights that the exporter of ONNX graphs makes (measured)
+SLACK_SHARE, SLACK_MOST = 0.5, 64 * MB
+"""Calibrated, on a CPU: what an allocator loses between blocks that come and go, and the most of it: glibc maps blocks of 32 MB and
+more by themselves, and loses nothing. Taken for a GPU too, unmeasured."""
+WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
+AHEAD = 4
+"""Batches at once: the one in use, two in the queue, one waiting for a place in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Bytes of one process, by part; `activations` are those of what is encoded at once, `opening`, `validation` and `export` what
+    those take instead of gradients, activations and loss."""
+
+    base: int
+    data: int
+    weights: int
+    optimiser: int
+    gradients: int
+    activations: int
+    loss: int
+    batches: int
+    opening: int
+    validation: int
+    export: int
+
+    @property
+    def fixed(self) -> int:
+        """What is there throughout the steps."""
+        return self.base + self.data + self.weights + self.optimiser
+
+    @property
+    def step(self) -> int:
+        """The peak of a training step."""
+        return self.fixed + self.gradients + self.activations + self.loss + self.batches
+
+    @property
+    def validating(self) -> int:
+        """The peak of a validation; the batches of the steps after it are there already."""
+        return self.fixed + self.batches + self.validation
+
+    @property
+    def peak(self) -> int:
+        """The peak of a run."""
+        opened = self.base + self.data + self.weights + self.opening
+        return max(self.step, opened, self.validating, self.base + self.export)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One table: rows, how it is stored, and how many of its rows one step reads (by a process)."""
+
+    name: str
+    rows: int
+    config: EmbeddingConfig
+    reads: int
+    uses: int
+
+
+def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str = "fp32", processes: int = 1) -> Parts:
+    """Bytes of one of `processes` equal processes.
+
+    Parameters
+    ----------
+    kind
+        "cpu", whose memory holds data and batches too, or "cuda": a GPU's own memory.
+    precision
+        Of the matrix products: "fp32", "bf16" or "fp16".
+    """
+    config = config.model_copy(update={"model": facts.layout.settle(config.model)})
+    dim, wide = config.model.user_tower.width, WIDTH[precision]
+    tables, other = storages(facts, config, processes), dense_numbers(facts, config)
+    weights, optimiser = table_weights(tables, dim, processes) + F32 * other, table_state(tables, dim, processes) + 2 * F32 * other
+    grown, shared, read = table_gradients(tables, dim)
+    grown += F32 * other
+    (users, users_on_top), (items, items_on_top) = encoded(facts, config, wide, processes)
+    if parts(facts, config, processes) != (1, 1):
+        # Gradients of earlier micro-batches stand beside a later one's activations.
+        work, gradients = max(users + users_on_top, items + items_on_top), grown + shared + 2 * read
+    else:
+        # Users are encoded first and gone back through last, so that their height is without the candidates' activations. The
+        # tables' gradients come when the activations are gone; those of tables that candidates read, while the users' stand.
+        work, gradients = users + max(users_on_top, items + items_on_top), 2 * read
+        work = max(work, (users if shared else 0) + grown + shared)
+    work = max(work, grown + 4 * read)  # the update merges the rows' gradients: six copies, two of them counted already
+    plain = table_weights([table for table in tables if table.config.update == "rows"], dim, processes)
+    host = kind == "cpu"
+    return Parts(
+        base=BASE[kind],
+        data=facts.data_bytes + math.ceil(facts.shared_bytes / processes) if host else 0,
+        weights=weights,
+        optimiser=optimiser,
+        gradients=gradients,
+        activations=with_slack(work),
+        loss=loss_bytes(facts.load, config, processes),
+        batches=AHEAD * batch_bytes(facts, processes) + (making_bytes(facts.load) if host else 0),
+        opening=max(facts.opening_bytes, beginning_bytes(facts, config)) if host else 0,
+        validation=with_slack(validation_bytes(facts, config)),
+        export=export_bytes(weights, plain, optimiser, facts, config) if host else 0,
+    )
+
+
+def beginning_bytes(facts: Facts, config: Config) -> int:
+    """Before the first step, where ids begin as factors: those of items three times (found, scaled, told) and of the users who are
+    asked; all visits with their numbers, and those of these users by user and by item."""
+    table = config.model.stored("item.id", facts.layout.items)
+    hashed = table.max_rows is not None and facts.layout.items > table.max_rows
+    if config.model.item_tower.initial_ids == "noise" or table.update == "rows" or hashed:
+        return 0
+    users = min(facts.layout.users, MOST_USERS)
+    factors = F32 * config.model.user_tower.width * (3 * facts.items + users)
+    return factors + facts.trained * (3 * ID + F32) + 3 * (ID + F32) * facts.trained
+
+
+def with_slack(size: int) -> int:
+    """Bytes taken for `size` bytes of blocks that come and go."""
+    return size + min(int(SLACK_SHARE * size), SLACK_MOST)
+
+
+# Tables and other weights.
+
+
+def storages(facts: Facts, config: Config, processes: int = 1) -> list[Storage]:
+    """Every table of the model, once."""
+    layout, load, model = facts.layout, facts.load, config.model
+    share = math.ceil(load.examples / processes)
+    listed = math.ceil(load.candidates / processes) + history_items(facts, config, processes) * parts(facts, config, processes)[0]
+    asked: dict[str, list[int]] = {}
+    item_fields = (FieldSpec("id", "rows", (layout.items,), "item.id"), *layout.item_fields)
+    user_fields = (FieldSpec("id", "rows", (layout.users,), "user.id"), *layout.user_fields)
+    # An item's fields are read for histories and for candidates; a user's once.
+    for specs, reads, uses in ((item_fields, listed, 2), (user_fields, share, 1)):
+        for spec in specs:
+            for name, rows in tables_of(spec):
+                entry = asked.setdefault(name, [rows, 0, 0])
+                entry[1] += reads * (facts.bags.get(spec.name, 1) if spec.kind == "bag" else 1)
+                entry[2] += uses
+    found = []
+    for name, (ids, reads, uses) in asked.items():
+        stored = model.stored(name, ids)
+        rows = ids if stored.max_rows is None else min(ids, stored.max_rows)
+        found.append(Storage(name, rows, stored, min(reads * (1 if rows == ids else 2), rows), uses))
+    return found
+
+
+def tables_of(spec: FieldSpec) -> list[tuple[str, int]]:
+    """Names and ids of the tables a field reads: none for a dense one."""
+    if spec.kind == "geo":
+        return [(f"{spec.table}.{scale}", rows) for scale, rows in enumerate(spec.sizes)]
+    return [] if spec.kind == "dense" else [(spec.table, spec.sizes[0])]
+
+
+def held(table: Storage, processes: int) -> int:
+    """Rows of a table in one process: tables updated by rows are shared, the others stand in every process."""
+    return math.ceil(table.rows / processes) if table.config.update == "rows" else table.rows
+
+
+def table_weights(tables: list[Storage], dim: int, processes: int) -> int:
+    """Stored numbers."""
+    return sum(held(table, processes) * dim * WIDTH[table.config.dtype] for table in tables)
+
+
+def table_state(tables: list[Storage], dim: int, processes: int) -> int:
+    """By rows: a second moment and the step of the last reading, 4 bytes each. Dense: AdamW's two moments of every number."""
+    return sum(held(table, processes) * (8 if table.config.update == "rows" else 2 * F32 * dim) for table in tables)
+
+
+def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
+    """Bytes of the dense tables' gradients; of a second one for the largest table that is read twice in a step, whose two
+    gradients stand side by side before they are added; and of one copy of the rows that are read of the others."""
+    dense = [(table.rows * dim * F32, table.uses) for table in tables if table.config.update == "dense"]
+    twice = max((size for size, uses in dense if uses > 1), default=0)
+    return sum(size for size, _ in dense), twice, sum(t.reads for t in tables if t.config.update == "rows") * dim * F32
+
+
+def dense_numbers(facts: Facts, config: Config) -> int:
+    """Weights outside the tables: attention (12 d² a block), heads, dense fields, places."""
+    user, item, layout = config.model.user_tower, config.model.item_tower, facts.layout
+    d = user.width
+    dense = [spec.sizes[0] for spec in (*layout.item_fields, *layout.user_fields) if spec.kind == "dense"]
+    heads = head_numbers(1 + len(layout.item_fields), item) + head_numbers(2 + len(layout.user_fields), user)
+    return user.blocks * 12 * d * d + heads + d * (sum(dense) + GEO_FEATURES + user.max_history)
+
+
+def head_numbers(inputs: int, config: TowerConfig) -> int:
+    """Weights of a head: each cross layer a square of all inputs, then the MLP."""
+    *hidden, out = config.layers
+    if not hidden:
+        return config.width * out
+    width = inputs * config.width
+    crossed = config.cross_layers * width**2 if config.interaction == "dcn" else 0
+    return crossed + sum(a * b for a, b in zip([width, *hidden], [*hidden, out], strict=True)) + config.width * out
+
+
+# Loss, batches, validation, export.
+
+
+def loss_bytes(load: Load, config: Config, processes: int) -> int:
+    """Vectors of the examples and of all candidates five times (made, joined, their gradients, times the upstream one, cut), and
+    the logits of a block of examples."""
+    examples, dim = math.ceil(load.examples / processes), config.model.user_tower.layers[-1]
+    block = min(max(LOGITS, load.candidates), examples * load.candidates)
+    return 5 * F32 * dim * (examples + load.candidates) + F32 * block
+
+
+def batch_bytes(facts: Facts, processes: int = 1) -> int:
+    """One batch as it comes from the loader: four integers a place, the fields of items and users, two integers a masked pair."""
+    load, layout, bags = facts.load, facts.layout, facts.bags
+    item, user = row_bytes(layout.item_fields, bags), row_bytes(layout.user_fields, bags)
+    shared = load.places * 4 * ID + load.examples * (user + 4 * ID) + (load.candidates * item) + load.masked * 2 * ID
+    return math.ceil(shared / processes) + load.history_items * item + F32 * load.candidates
+
+
+def making_bytes(load: Load) -> int:
+    """Beside the batch, while the loader makes one: about fifteen integers a place (which event, whether any, sorted by item …),
+    and six for each event of the users in full (whose it is, which it is, its item, whether it is kept)."""
+    return 15 * ID * load.places + 6 * ID * load.events
+
+
+def validation_bytes(facts: Facts, config: Config) -> int:
+    """Item vectors, and the most of: a part of the questions going through a block (input, tokens, middle, norm, and 8 d in the
+    MLP; without any, three running sums); a block of items being encoded; a block of scores, beside the vectors of items shown as
+    new; and the doctor's scores, divided by the temperature and being summed up: three times. Without a validation part it is
+    done once, for the new items alone. All of it is computed in fp32."""
+    model, layout = config.model, facts.layout
+    d, vectors = model.user_tower.width, F32 * (model.user_tower.layers[-1] + 1) * facts.items
+    judged = config.prepare.split.has_valid
+    questions = min(QUESTIONS_AT_ONCE, max(config.training.eval_queries * judged, QUESTIONS))
+    history = (12 * F32 if model.user_tower.blocks else 3 * F32) * d + 10 * ID
+    waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
+    _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, F32)
+    items = min(ENCODED, facts.items) * (passing + row_bytes(layout.item_fields, facts.bags) + waves)
+    row = facts.items * F32
+    scores = max(min(min(SCORED, questions) * row, SCORED_BYTES), row) + math.ceil(3 * PRETENDED * vectors)
+    doctor = judged * 3 * F32 * facts.items * min(max(SCORES // facts.items, 1), SAMPLE, questions)
+    return vectors + max(int(questions * facts.question_places * history), items, scores, doctor)
+
+
+def export_bytes(weights: int, plain: int, optimiser: int, facts: Facts, config: Config) -> int:
+    """After training: a checkpoint beside a new model; then that model beside its bytes, twice; then beside its ONNX graphs, for
+    which tables updated by rows (`plain` bytes) are written out. The data is still mapped."""
+    vectors = F32 * (config.model.user_tower.layers[-1] + 1) * facts.items
+    graphs = int((1 + GRAPH_COPIES) * weights) + plain
+    return facts.data_bytes + facts.shared_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)

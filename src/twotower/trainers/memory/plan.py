@@ -1,0 +1,219 @@
+"""A run that fits: settings that keep training below a budget, chosen before it starts, and named when memory ends all the same.
+
+Enters: `Facts`, the settings, a budget. Leaves: a `Plan`, or a `TrainingError` that says what would fit.
+
+Promise: what a batch is contrasted with is never made less. The change that costs the least time comes first: attention computed
+twice (gradient_checkpointing), then both towers twice (micro_batch, the largest that fits), then both, and only then the storage of
+the large tables, which learn otherwise: by rows, and last in fp16.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from twotower.data.dataset import Dataset
+from twotower.errors import TrainingError
+from twotower.trainers.memory.estimate import Parts, predict, storages
+from twotower.trainers.memory.sizes import Facts, facts_from_sizes, facts_of, scaled
+from twotower.utils.config import Config, parse_config
+
+GB = 10**9
+DEVICES = {"T4": 15 * GB, "P100": 16 * GB}  # GPUs without bf16, whose precision "auto" means fp16
+LARGE = 10_000  # rows from which a table's storage matters
+LEAST_MICRO = 32
+# The last is oneDNN's, which has no other word for a refused allocation.
+_SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "could not create a primitive")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan is for: "cpu" or "cuda", its memory in bytes, the precision, and how many such processes train together."""
+
+    kind: str
+    budget: int
+    precision: str = "fp32"
+    processes: int = 1
+
+    def parts(self, facts: Facts, config: Config) -> Parts:
+        """What one process takes."""
+        return predict(facts, config, kind=self.kind, precision=self.precision, processes=self.processes)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Settings that fit, what they take, and how they differ from those asked for, as `--set` lines."""
+
+    config: Config
+    parts: Parts
+    machine: Machine
+    settings: tuple[str, ...]
+
+    @property
+    def keep_below(self) -> int:
+        """Bytes of the process that leave room for one step's work."""
+        return self.parts.fixed + self.machine.budget - self.parts.peak
+
+    def __str__(self) -> str:
+        chosen = ", ".join(self.settings) or "nothing changed"
+        return f"{human(self.parts.peak)} of {human(self.machine.budget)}: {chosen}"
+
+
+def make_plan(facts: Facts, config: Config, machine: Machine) -> Plan:
+    """The first settings that fit.
+
+    Raises
+    ------
+    TrainingError
+        None do; the message names a change that would.
+    """
+    least: tuple[Parts, Config] | None = None
+    for tried in choices(facts, config):
+        parts = machine.parts(facts, tried)
+        if parts.peak <= machine.budget:
+            return Plan(tried, parts, machine, settings(config, tried))
+        if least is None or parts.peak < least[0].peak:
+            least = parts, tried
+    assert least is not None  # the settings as they are come first
+    raise TrainingError(
+        f"Training must fit into {human(machine.budget)}. It takes {human(least[0].peak)} even with "
+        f"{', '.join(settings(config, least[1])) or 'the settings as they are'}. {_way_out(facts, config, least[1], machine)}"
+    )
+
+
+def choices(facts: Facts, config: Config) -> Iterator[Config]:
+    """Settings to try, the cheapest in time first."""
+    large = [table.name for table in storages(facts, config) if table.rows >= LARGE and table.name not in config.model.tables]
+    levels: list[dict[str, Any]] = [{}, {"update": "rows"}, {"update": "rows", "dtype": "fp16"}]
+    given = config.training.gradient_checkpointing
+    blocks = facts.layout.settle(config.model).user_tower.blocks
+    checkpointing = [given] if given or not blocks else [False, True]
+    first = config.training.micro_batch or config.training.batch_size
+    smaller = [first >> n for n in range(1, 32) if first >> n >= LEAST_MICRO]
+    # Attention a second time; both towers a second time, in parts as large as fit; both.
+    passes = [(config.training.micro_batch, save) for save in checkpointing]
+    passes += [(micro, save) for save in checkpointing for micro in smaller]
+    for level in levels:
+        tables = {name: level for name in large} if level else {}
+        for micro, save in passes:
+            yield changed(config, tables, micro_batch=micro, gradient_checkpointing=save)
+
+
+def changed(config: Config, tables: dict[str, Any], **training: Any) -> Config:
+    """The same settings but for the storage of some tables and some of the training's."""
+    values = config.model_dump(mode="json")
+    values["training"] |= training
+    values["model"]["tables"] |= tables
+    return parse_config(values)
+
+
+def settings(old: Config, new: Config) -> tuple[str, ...]:
+    """What was chosen, as the arguments that would choose it by hand."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json", exclude_unset=False)
+    found = [
+        f"--set training.{name}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in after["training"].items()
+        if value != before["training"][name]
+    ]
+    if old.model.tables != new.model.tables:
+        given = {name: table.model_dump(mode="json", exclude_defaults=True) for name, table in new.model.tables.items()}
+        inside = ", ".join(f"{name}: {{{', '.join(f'{key}: {value}' for key, value in of.items())}}}" for name, of in given.items())
+        found.append(f"--set 'model.tables={{{inside}}}'")
+    return tuple(found)
+
+
+def _way_out(facts: Facts, config: Config, least: Config, machine: Machine) -> str:
+    """A change that would make the smallest plan fit, the one that costs the model least first."""
+    largest = max(storages(facts, least), key=lambda table: table.rows)
+    for shift in range(1, 7):
+        rows = largest.rows >> shift
+        stored = least.model.tables.get(largest.name)
+        if rows < LARGE:
+            break
+        smaller = {**(stored.model_dump(mode="json") if stored else {"update": "rows"}), "max_rows": rows}
+        if machine.parts(facts, changed(least, {largest.name: smaller})).peak <= machine.budget:
+            return f"Let ids share rows: max_rows: {rows} for {largest.name} in model.tables."
+    for shift in range(1, 10):
+        size = config.training.batch_size >> shift
+        micro = min(least.training.micro_batch or size, size)
+        fewer = replace(facts, load=scaled(facts.load, size / config.training.batch_size))
+        if size >= LEAST_MICRO and machine.parts(fewer, changed(least, {}, micro_batch=micro)).peak <= machine.budget:
+            return f"Contrast less: --set training.batch_size={size}."
+    for processes in (machine.processes << n for n in range(1, 8)):
+        if replace(machine, processes=processes).parts(facts, least).peak <= machine.budget:
+            return f"Train with {processes} processes, which share the tables."
+    return f"Allow {human(machine.parts(facts, least).peak)}."
+
+
+def as_table(plan: Plan) -> str:
+    """The plan as text."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    parts = plan.parts
+    where = "training, a step at its height" + (
+        f", each of {plan.machine.processes} processes" if plan.machine.processes > 1 else ""
+    )
+    table.add_row(where, human(parts.step))
+    for name in ("base", "data", "weights", "optimiser", "gradients", "activations", "loss", "batches"):
+        table.add_row(f"  {NAMES.get(name, name)}", human(getattr(parts, name)))
+    table.add_row("validation", human(parts.validating))
+    if plan.machine.kind == "cpu":
+        table.add_row("opening the data", human(parts.base + parts.data + parts.weights + parts.opening))
+        table.add_row("export", human(parts.base + parts.export))
+    table.add_row("peak", human(parts.peak))
+    table.add_row("budget", human(plan.machine.budget))
+    text = io.StringIO()
+    Console(file=text, width=120, color_system=None).print(table)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    kept = "With training.memory_budget_gb freed memory is given back; without, the C library may keep more than this."
+    return "\n".join([*lines, *([kept] if plan.machine.kind == "cpu" else []), *(plan.settings or ("It fits as it is.",))])
+
+
+NAMES = {"base": "base process", "batches": "batches made ahead"}
+
+
+def human(size: float) -> str:
+    """Bytes for people, in powers of ten."""
+    for unit, factor in (("GB", GB), ("MB", 10**6)):
+        if size >= factor:
+            return f"{size / factor:.2f} {unit}" if unit == "GB" else f"{size / factor:.0f} {unit}"
+    return f"{size / 1000:.0f} kB"
+
+
+# When memory ends all the same.
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on a GPU or by a CPU's allocator."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def explain(dataset: Dataset, config: Config, machine: Machine, out: Path) -> TrainingError:
+    """The error of a run that ended for want of memory when `machine.budget` bytes were taken."""
+    try:
+        facts = facts_of(dataset, config)
+    except (MemoryError, RuntimeError):  # there is not even room for that
+        facts = facts_from_sizes(dataset.n_train_users, dataset.n_train_items, len(dataset.events), config)
+    smaller = replace(machine, budget=min(machine.budget, machine.parts(facts, config).peak - 1))
+    try:
+        plan = make_plan(facts, config, smaller)
+        budget = math.ceil(plan.parts.peak / GB * 1000) / 1000
+        chosen = " ".join((f"--set training.memory_budget_gb={budget}", *plan.settings))
+        resumed = "in another --out" if any("model.tables" in setting for setting in plan.settings) else "with --resume"
+        advice = f"These settings would have fitted, {resumed}: {chosen}."
+    except TrainingError as refusal:
+        advice = str(refusal)
+    last = out / "last.pt"
+    stands = f"The last checkpoint, {last}, is intact." if last.is_file() else "There is no checkpoint yet."
+    return TrainingError(f"Training must fit into memory. It ended when {human(machine.budget)} were taken. {advice} {stands}")

@@ -1,0 +1,230 @@
+"""What `estimate.predict` needs to know of the data: from a dataset and the batches of its first epoch, or from sizes alone.
+
+Promise: from sizes alone the batches are the largest that the settings allow (every history full, items drawn evenly).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from twotower.data.data_loader import TrainLoader
+from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import layout, open_store
+from twotower.features.batches import FieldSpec, Layout
+from twotower.features.feature_store import CLOCK, WIDTHS
+from twotower.features.point_in_time import ITEM_STATE_WIDTH, USER_STATE_WIDTH
+from twotower.schema import FIRST_ROW, NEIGHBOURS, TRAIN
+from twotower.utils.config import Config
+from twotower.utils.types import Int
+
+ID, F32 = 8, 4  # bytes of an integer, of a number
+MAPPED_EVENT, MAPPED_VISIT = 3 * ID + 2 * F32 + 2, ID + F32 + 1
+"""Bytes in the files: item, time, type; stars, weight; positive, split. Time; stars; split."""
+TRAIN_EVENT, OWN_EVENT = 25, 106
+"""`TrainEvents`, in every process: position in the file 8, positive 1; of a view its targets 8, and the order of an epoch 8. Of the
+process's own users: user, item, time, type 32; stars, weight 8; in its `History` a place in float64 16, two flags 2, prefix sums of
+stars, places and their counts 40; the positive pairs 8."""
+TRAIN_VISIT = 4 * ID
+"""`ItemDynamics`: key, time, two prefix sums."""
+OPENING_EVENT = 7 * ID
+"""Users of all events, those of training, pairs being sorted to be distinct: seven integers."""
+LOOKED_AT = 200  # batches of an epoch whose sizes are compared
+YELP_BAGS = {"categories": 6, "attributes": 20}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What one batch holds, over all processes: examples, history places with padding, members (examples or windows), distinct
+    items of its histories, candidates, masked pairs, and events of its users in full."""
+
+    examples: int
+    places: int
+    members: int
+    history_items: int
+    candidates: int
+    masked: int
+    events: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """Sizes that the data give.
+
+    Attributes
+    ----------
+    items
+        Rows of the catalogue.
+    bags
+        Ids of a row of each multi-valued field, by field name.
+    data_bytes, shared_bytes
+        Held while training: what `Dataset`, `FeatureStore` and `TrainLoader` keep, the pages of mapped files included; and the
+        histories, of which each process holds its part.
+    opening_bytes
+        Held for a moment while they are made.
+    question_places
+        History places that a validation question takes on average.
+    trained
+        Events of the training part.
+    """
+
+    layout: Layout
+    items: int
+    bags: dict[str, int]
+    data_bytes: int
+    shared_bytes: int
+    opening_bytes: int
+    question_places: float
+    trained: int
+    load: Load
+
+
+def facts_of(dataset: Dataset, config: Config) -> Facts:
+    """Facts of a dataset; the load is the greatest, count by count, of the largest batches of the first epoch."""
+    alone = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch": None})})
+    store = open_store(dataset, "valid", config.model)
+    loader = TrainLoader(dataset, store, alone)
+    static = dataset.item_features
+    of_users = sum(value.nbytes for name, value in dataset.user_features.items() if name not in ("since_s", "elite"))
+    copied = sum(value.nbytes * (2 if value.dtype == np.int32 else 1) for value in static.values())
+    features = of_users * 2 + copied + sum(value.nbytes for value in static.values())
+    events, trained = len(dataset.events), int((dataset.events.split == TRAIN).sum())
+    visits = len(dataset.visits) if dataset.has_time else 0
+    lengths = np.diff(dataset.events.offsets)
+    return Facts(
+        layout=layout(dataset, store, config.model),
+        items=dataset.n_items,
+        bags={name: value.shape[1] for name, value in static.items() if value.ndim == 2},
+        data_bytes=features + _data_bytes(events, trained, visits, dataset.n_users),
+        shared_bytes=trained * OWN_EVENT,
+        opening_bytes=OPENING_EVENT * events,
+        question_places=_mean_width(lengths, config.model.user_tower.max_history),
+        trained=trained,
+        load=_greatest([_load(loader, int(step)) for step in _largest(loader)]),
+    )
+
+
+def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Facts:
+    """Facts of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
+    tower, training = config.model.user_tower, config.training
+    if training.view == "set":
+        examples, places = training.batch_size, training.batch_size * tower.max_history
+        members = examples
+    else:
+        examples = places = training.batch_size  # windows of two events ask for as many as they have places
+        members = max(places // (tower.max_history + 1), 1)
+    draws = training.negatives_per_positive * examples
+    proposed = items if training.loss == "full_softmax" else round(_distinct(items, examples + draws))
+    form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.neighbours > 0)
+    bags = YELP_BAGS | {NEIGHBOURS: config.prepare.neighbours}
+    features = 3 * items * row_bytes(form.item_fields, bags)
+    load = Load(
+        examples=examples,
+        places=places,
+        members=members,
+        history_items=round(_distinct(items, places)) + 1,
+        candidates=proposed,
+        masked=round(examples * tower.max_history * proposed / items),
+        events=examples * tower.max_history,
+    )
+    return Facts(
+        layout=form,
+        items=items + FIRST_ROW,
+        bags=bags,
+        data_bytes=features + _data_bytes(events, events, events, users),
+        shared_bytes=events * OWN_EVENT,
+        opening_bytes=OPENING_EVENT * events,
+        question_places=float(tower.max_history),
+        trained=events,
+        load=load,
+    )
+
+
+def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbours: bool) -> Layout:
+    """The fields of Yelp's businesses and users; its vocabularies in round figures, small beside the tables of ids."""
+    places = (1_000, 20_000)
+    item = [
+        FieldSpec("categories", "bag", (1_300,), "item.categories"),
+        FieldSpec("attributes", "bag", (150,), "item.attributes"),
+        FieldSpec("price", "rows", (6,), "item.price"),
+        FieldSpec("city", "rows", (1_500,), "item.city"),
+        FieldSpec("location", "geo", places, "item.location"),
+        FieldSpec("hours", "dense", (168,), "item.hours"),
+        *([FieldSpec("text", "dense", (text_dim,), "item.text")] if text_dim else []),
+        *([FieldSpec(NEIGHBOURS, "bag", (items + FIRST_ROW,), "item.id")] if neighbours else []),
+        FieldSpec("state", "dense", (ITEM_STATE_WIDTH,), "item.state"),
+    ]
+    user = [
+        FieldSpec("state", "dense", (USER_STATE_WIDTH,), "user.state"),
+        FieldSpec("home", "geo", places, "item.location"),
+        *(FieldSpec(name, "rows", (n + FIRST_ROW,), name) for name, n in CLOCK.items()),
+    ]
+    return Layout(
+        items=items + FIRST_ROW,
+        users=users + FIRST_ROW,
+        event_types=3,
+        item_fields=tuple(item),
+        user_fields=tuple(user),
+        events=events,
+    )
+
+
+def row_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int]) -> int:
+    """Bytes of one row of a batch: its id and its fields."""
+    total = ID
+    for spec in specs:
+        each = {"rows": ID, "geo": 2 * ID + 3 * F32, "bag": ID * bags.get(spec.name, 1), "dense": F32 * spec.sizes[0]}
+        total += each[spec.kind]
+    return total
+
+
+def scaled(load: Load, factor: float) -> Load:
+    """The load of batches `factor` times as large."""
+    return Load(*(max(round(getattr(load, part.name) * factor), 1) for part in fields(load)))
+
+
+def _data_bytes(events: int, trained: int, visits: int, users: int) -> int:
+    mapped = events * MAPPED_EVENT + visits * MAPPED_VISIT
+    return mapped + trained * TRAIN_EVENT + visits * TRAIN_VISIT + users * 3 * ID  # offsets: of events, of training, of positives
+
+
+def _largest(loader: TrainLoader) -> Int:
+    """Which batches to look at: of an evenly taken sample those with the most places or examples, and the most examples."""
+    plan = loader.plan(0)
+    looked = np.unique(np.linspace(0, len(plan) - 1, min(len(plan), LOOKED_AT)).astype(np.int64))
+    size = [loader.view.size(plan[i]) for i in looked]
+    asked = [len(loader.view.asked_events(plan[i])) for i in looked]
+    return np.unique([looked[int(np.argmax(size))], looked[int(np.argmax(asked))]])
+
+
+def _load(loader: TrainLoader, step: int) -> Load:
+    members = loader.plan(0)[step]
+    batch = loader.batch(members, 0, step)
+    owner = loader.events.user_row[loader.view.asked_events(members)]
+    lengths = np.diff(loader.events.history.offsets)
+    return Load(
+        examples=batch.examples,
+        places=sum(len(part.history) for part in batch.users),
+        members=len(members),
+        history_items=sum(len(part.items.row) for part in batch.users),
+        candidates=len(batch.log_weight),
+        masked=len(batch.masked.example),
+        events=int(lengths[owner].sum()),
+    )
+
+
+def _greatest(loads: list[Load]) -> Load:
+    return Load(*(max(getattr(load, part.name) for load in loads) for part in fields(Load)))
+
+
+def _mean_width(lengths: Int, most: int) -> float:
+    """Mean padded length of the history of whoever an event belongs to."""
+    classes = np.array([width for width in WIDTHS if width < most] + [most])
+    width = classes[np.searchsorted(classes, np.minimum(lengths, most))]
+    return float((width * lengths).sum() / max(int(lengths.sum()), 1))
+
+
+def _distinct(items: int, draws: int) -> float:
+    """Expected number of distinct ones among so many even draws: no other distribution has more."""
+    return items * -float(np.expm1(draws * np.log1p(-1 / max(items, 2))))

@@ -1,0 +1,85 @@
+"""To and from the hub, which a folder stands for: what comes back is the bundle that went, checked."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import twotower
+from twotower.bundle import hub
+from twotower.bundle.hub import CARD, from_pretrained, push_to_hub
+from twotower.errors import DataError
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub of one machine, with the calls of `huggingface_hub` that the module makes."""
+    root = tmp_path / "remote"
+
+    class Api:
+        def __init__(self, token: str | None) -> None:
+            assert token is None
+
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+            assert private and exist_ok
+            (root / name).mkdir(parents=True, exist_ok=True)
+            (root / name / ".gitattributes").write_text("*.onnx filter=lfs")
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, delete_patterns: list[str], commit_message: str) -> str:
+            assert delete_patterns == ["*"] and commit_message
+            (root / repo_id / CARD).unlink(missing_ok=True)
+            shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
+            return "commit"
+
+        def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str) -> None:
+            (root / repo_id / path_in_repo).write_bytes(path_or_fileobj)
+
+    def snapshot_download(name: str, *, revision: str | None, local_dir: str, token: str | None) -> None:
+        assert revision is token is None
+        shutil.copytree(root / name, local_dir, dirs_exist_ok=True)
+        (Path(local_dir) / ".cache" / "huggingface").mkdir(parents=True)
+
+    monkeypatch.setattr(hub, "_hub", lambda: SimpleNamespace(HfApi=Api, snapshot_download=snapshot_download))
+    return root
+
+
+def test_there_and_back(town_bundle: Path, remote: Path, tmp_path: Path) -> None:
+    assert push_to_hub(town_bundle, "somebody/town") == "commit"
+    said = (remote / "somebody" / "town" / CARD).read_text()
+    assert said.startswith("---\n") and "NDCG@10 0.1000" in said and "categories (multi)" in said
+    for number, source in enumerate(("somebody/town", str(remote / "somebody" / "town"))):
+        out = from_pretrained(source, tmp_path / f"bundle{number}")
+        one, other = twotower.load(town_bundle), twotower.load(out)
+        assert one.bundle.manifest == other.bundle.manifest
+        assert one.recommend(history=[], k=5) == other.recommend(history=[], k=5)
+
+
+def test_what_was_changed_on_the_way_is_refused(town_bundle: Path, remote: Path, tmp_path: Path) -> None:
+    push_to_hub(town_bundle, "somebody/town")
+    (remote / "somebody" / "town" / "run.py").write_text("print()")
+    with pytest.raises(DataError, match=r"run\.py is not of it"):
+        from_pretrained("somebody/town", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_calls_are_those_of_the_package(lacking: Any) -> None:
+    """The stand-in above has the arguments that the real functions take."""
+    import inspect
+
+    if find_spec("huggingface_hub") is None:
+        lacking("needs huggingface_hub: pip install two-tower-rec[hub]")
+    huggingface_hub: Any = import_module("huggingface_hub")
+    for function, wanted in (
+        (huggingface_hub.HfApi.__init__, {"token"}),
+        (huggingface_hub.HfApi.create_repo, {"private", "exist_ok"}),
+        (huggingface_hub.HfApi.upload_folder, {"repo_id", "folder_path", "delete_patterns", "commit_message"}),
+        (huggingface_hub.HfApi.upload_file, {"path_or_fileobj", "path_in_repo", "repo_id"}),
+        (huggingface_hub.snapshot_download, {"revision", "local_dir", "token"}),
+    ):
+        assert wanted <= inspect.signature(function).parameters.keys()

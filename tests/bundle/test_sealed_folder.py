@@ -1,0 +1,135 @@
+"""A bundle is opened as it was written or refused in one line, and replaced without a moment in which there is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from twotower.bundle import sealed_folder
+from twotower.bundle.bundle import load_bundle, note_report
+from twotower.bundle.sealed_folder import MANIFEST, open_sealed, read_manifest, replacing, seal
+from twotower.errors import DataError
+from twotower.schema import BUNDLE_FORMAT
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sealed folder of two files."""
+    with replacing(tmp_path / "bundle") as fresh:
+        (fresh / "inner").mkdir()
+        (fresh / "a.txt").write_text("one")
+        (fresh / "inner" / "b.txt").write_text("two")
+        seal(fresh, {"number": 1})
+    return tmp_path / "bundle"
+
+
+def edit(folder: Path, change: Callable[[dict], None], *, again: bool = False) -> None:
+    """Change the manifest; `again`: and seal it again, as whoever means harm would."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    if again:
+        manifest["seal"] = sealed_folder._seal_of(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def outside(manifest: dict) -> None:
+    manifest["hashes"]["../secret.txt"] = manifest["hashes"]["a.txt"]
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "changed": (lambda f: (f / "a.txt").write_text("One"), "a.txt is changed"),
+    "longer": (lambda f: (f / "a.txt").write_text("one "), "a.txt is changed"),
+    "shorter": (lambda f: (f / "inner" / "b.txt").write_text("tw"), "b.txt is changed"),
+    "missing": (lambda f: (f / "a.txt").unlink(), "a.txt is missing"),
+    "more": (lambda f: (f / "inner" / "c.py").write_text("print()"), "c.py is not of it"),
+    "link": (lambda f: (f / "c").symlink_to("/etc/hostname"), "link or a device"),
+    "linked folder": (lambda f: (f / "c").symlink_to("/etc"), "link or a device"),
+    "pipe": (lambda f: os.mkfifo(f / "c"), "link or a device"),
+    "manifest edited": (lambda f: edit(f, lambda m: m.update(number=2)), "manifest.json is changed"),
+    "manifest cut off": (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:-9]), "Found none"),
+    "manifest of lists": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "Found none"),
+    "manifest a link": (lambda f: ((f / MANIFEST).rename(f / "m"), (f / MANIFEST).symlink_to("m")), "Found none"),
+    "another kind": (lambda f: edit(f, lambda m: m.update(kind="dataset"), again=True), "something else"),
+    "newer": (lambda f: edit(f, lambda m: m.update(format=BUNDLE_FORMAT + 1), again=True), "newer version"),
+    "older": (lambda f: edit(f, lambda m: m.update(format=1), again=True), "Export it again with this version"),
+    "a format of two lines": (
+        lambda f: edit(f, lambda m: m.update(format="4\n5"), again=True),
+        "Export it again with this version",
+    ),
+    "no hashes": (lambda f: edit(f, lambda m: m.pop("hashes"), again=True), "lists no hashes"),
+    "outside": (lambda f: ((f.parent / "secret.txt").write_text("one"), edit(f, outside, again=True)), "of its own folder"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_whatever_was_done_to_it_is_one_line(folder: Path, name: str) -> None:
+    assert open_sealed(folder)["number"] == 1
+    damage, said = DAMAGE[name]
+    damage(folder)
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        open_sealed(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fails_half_way_leaves_the_old_one(folder: Path) -> None:
+    with pytest.raises(KeyError), replacing(folder) as fresh:
+        (fresh / "a.txt").write_text("half")
+        raise KeyError
+    assert open_sealed(folder)["number"] == 1
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
+def test_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("me")
+    with pytest.raises(DataError, match="something else"), replacing(tmp_path / "letters"):
+        pytest.fail("must not begin")
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "me"
+
+
+def test_a_link_to_a_bundle_goes_on_leading_to_it(folder: Path) -> None:
+    link = folder.parent / "current"
+    link.symlink_to(folder)
+    with replacing(link) as fresh:
+        seal(fresh, {"number": 2})
+    assert link.is_symlink() and open_sealed(folder)["number"] == 2
+
+
+def test_a_reader_always_finds_one(folder: Path) -> None:
+    seen, lost, done = set(), [], threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                seen.add(read_manifest(folder)["number"])
+            except DataError as error:
+                lost.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(2, 60):
+        with replacing(folder) as fresh:
+            seal(fresh, {"number": number})
+    done.set()
+    reader.join()
+    assert not lost and len(seen) > 5
+
+
+def test_where_folders_cannot_be_exchanged_a_loader_waits(
+    town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(town_bundle, tmp_path / "bundle")
+    monkeypatch.setattr("twotower.utils.atomic_files._exchange", lambda *_: False)
+    note_report(tmp_path / "bundle", {"verdict": "good"})
+    assert load_bundle(tmp_path / "bundle").manifest["report"] == {"verdict": "good"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    (tmp_path / "bundle").rename(tmp_path / "away")
+    threading.Timer(0.02, lambda: (tmp_path / "away").rename(tmp_path / "bundle")).start()
+    assert load_bundle(tmp_path / "bundle").manifest["report"] == {"verdict": "good"}

@@ -1,0 +1,34 @@
+"""A model whose weights are all drawn at random, so that every part of a tower changes its output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from twotower.data.dataset import Dataset
+from twotower.models.build import build_model
+from twotower.models.two_tower import TwoTower
+from twotower.utils.config import Config, parse_config
+
+TOWER = {"embedding_dim": 16, "hidden_dims": [24, 16]}
+MODEL = {"request_place": True, "user_tower": {**TOWER, "max_history": 20}, "item_tower": TOWER}
+
+
+def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[TwoTower, Config]:
+    """A model whose weights are all drawn, the ones that begin at zero too, and its settings."""
+    config = parse_config({"model": model, "training": training})
+    built = build_model(dataset, config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, value in built.state_dict().items():
+            if value.ndim and name != "waves.waves":
+                value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
+        built.new_popularity.fill_(0.75)
+    return built.eval(), config
+
+
+def checkpoint_of(dataset: Dataset, model: TwoTower, config: Config) -> dict[str, Any]:
+    """What a trainer would have saved."""
+    settings = config.model_dump(mode="json")
+    return {"data": dataset.fingerprint, "config": settings, "model": model.state_dict(), "progress": {}}

@@ -1,0 +1,331 @@
+"""The filter language: each form by hand, and every malformed text answered in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twotower.errors import RequestError
+from twotower.features.geo import distances_km
+from twotower.schema import FeatureSpec
+from twotower.search.filters.item_filter import ItemFilter, check_place
+from twotower.search.filters.tree import hour_of_week
+
+OPEN_FRIDAY_EVENING = "".join("1" if hour in range(114, 119) else "0" for hour in range(168))
+
+
+@pytest.fixture
+def catalogue() -> ItemFilter:
+    return ItemFilter(
+        pa.table(
+            {
+                "item_id": ["a", "b", "c", "d"],
+                "name": ["A", "B", "C", "D"],
+                "categories": [["Mexican", "Bars"], ["Mexican"], None, ["Parks"]],
+                "city": ["Tampa", "Largo", "Tampa", None],
+                "price": pa.array([1, 3, None, 2], pa.int64()),
+                "latitude": [27.95, 27.95, None, 28.95],
+                "longitude": [-82.46, -82.40, None, -82.46],
+                "hours": [OPEN_FRIDAY_EVENING, "1" * 168, None, "0" * 168],
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "passed"),
+    [
+        ('category == "mexican"', "ab"),
+        ('category != "Bars"', "bd"),
+        ('not category == "Bars"', "bd"),
+        ("not price <= 2", "b"),
+        ("not not price <= 2", "ad"),
+        ("not (price <= 2 or city == 'Tampa')", "b"),
+        ("not (price <= 2 and city == 'Tampa')", "b"),
+        ("price == 1 or city == 'Tampa'", "ac"),
+        ("not (price == 3 and city == 'Tampa')", "abd"),
+        ("not within(27.95, -82.46, 5)", "bd"),
+        ('not open_at("Fri 19:30")', "d"),
+        ("city != 'Tampa'", "b"),
+        ("price not in [1]", "bd"),
+        ('category in ["Parks", "Bars"]', "ad"),
+        ('city in ["Tampa"] and price <= 2', "a"),
+        ("price > 1", "bd"),
+        ("price == 2 or price == 3", "bd"),
+        ("price in [1, 2]", "ad"),
+        ("within(27.95, -82.46, 5)", "a"),
+        ("within(27.95, -82.46, 7)", "ab"),
+        ("within(6)", "ab"),
+        ('open_at("Fri 19:30")', "ab"),
+        ('open_at("Mon 03:00")', "b"),
+        ('open_at("friday 19")', "ab"),
+        ('id == "c"', "c"),
+    ],
+)
+def test_forms(catalogue, text, passed):
+    mask = catalogue.compile(text, home=(27.95, -82.44))
+    assert mask.shape == (6,)
+    assert not mask[:2].any()
+    assert "".join("abcd"[i] for i in range(4) if mask[2 + i]) == passed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "category ==",
+        "colour == 3",
+        "price < 'x'",
+        "city < 3",
+        "__import__('os').system('ls')",
+        "price.real == 3",
+        "category == [[1]]",
+        "category == city",
+        "1 < price < 3",
+        "within('a')",
+        "within(1, 2)",
+        "open_at('Someday')",
+        "open_at(3)",
+        "price",
+        "lambda: 1",
+        "price == True",
+        "price == '2'",
+        "price in [1, '2']",
+        "price != 'x'",
+        f"price == {10**400}",
+        f"price < {10**400}",
+        f"price < 0x{'f' * 4000}",
+        "price < 1e999",
+        "within(1e999)",
+        "within(-1)",
+        "within(91, 0, 5)",
+        "within(0, 181, 5)",
+        "open_at('Fri 19:99')",
+        "open_at('Fri 24:00')",
+        "open_at('friyay 7')",
+        "open_at('Fri ²')",
+        "open_at('Fri')",
+        "(" * 300 + "price == 1" + ")" * 300,
+        "\x00",
+    ],
+)
+def test_malformed_is_one_line(catalogue, text):
+    with pytest.raises(RequestError) as caught:
+        catalogue.compile(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_catalogue_without_places_says_so():
+    nowhere = ItemFilter(pa.table({"item_id": ["a"], "latitude": pa.array([None], pa.float64()), "longitude": [1.0]}))
+    for text in ("within(5)", "within(1, 2, 5)", "not within(5)"):
+        with pytest.raises(RequestError, match="This catalogue has none"):
+            nowhere.compile(text, home=(1.0, 2.0))
+
+
+def spec(name: str, kind: str, *columns: str) -> FeatureSpec:
+    return FeatureSpec(name=name, side="item", kind=kind, columns=columns or (name,))
+
+
+def test_columns_are_those_of_the_features():
+    items = pa.table(
+        {
+            "item_id": ["a", "b", "c"],
+            "lat": [1.0, None, 1.0],
+            "lon": [2.0, 2.0, 3.0],
+            "latitude": ["north", "south", None],
+            "longitude": [0.0, 0.0, 0.0],
+            "tags": [["tea"], [], None],
+            "open": ["1" * 168, None, "0" * 168],
+        }
+    )
+    specs = (spec("at", "geo", "lat", "lon"), spec("tags", "multi"), spec("open", "hours"))
+    shop = ItemFilter(items, specs)
+    assert shop.compile("within(1, 2, 5)").tolist() == [False, False, True, False, False]
+    assert shop.compile('category == "Tea"').tolist() == [False, False, True, False, False]
+    assert shop.compile('not categories == "Tea"').tolist() == [False, False, False, True, False]
+    assert shop.compile('not open_at("Mon 0")').tolist() == [False, False, False, False, True]
+    assert ItemFilter(items).category is None
+    with pytest.raises(RequestError, match="This catalogue has none"):
+        ItemFilter(items).compile("within(1, 2, 5)")
+
+
+def test_a_column_called_category_is_itself():
+    shop = ItemFilter(
+        pa.table({"item_id": ["a", "b"], "category": ["Tea", None], "tags": [["x"], ["y"]]}), (spec("tags", "multi"),)
+    )
+    assert shop.category == "category"
+    assert shop.compile('category == "tea"').tolist() == [False, False, True, False]
+    assert shop.compile('categories != "tea"').tolist() == [False, False, False, False]
+
+
+@pytest.mark.parametrize("place", [(500.0, 500.0), (91.0, 0.0), (0.0, -180.5), (float("nan"), 0.0), (0.0, float("inf"))])
+def test_a_place_lies_on_the_earth(place):
+    with pytest.raises(RequestError, match="latitude from -90 to 90"):
+        check_place(place)
+    assert check_place((-90, 180)) == (-90.0, 180.0)
+
+
+def test_within_needs_a_home(catalogue):
+    with pytest.raises(RequestError, match="Give the point"):
+        catalogue.compile("within(5)")
+
+
+def test_distances():
+    found = distances_km(np.array([[0.0, 1.0], [90.0, 0.0], [np.nan, 0.0]]), (0.0, 0.0))
+    assert found[0] == pytest.approx(111.19, abs=0.05)
+    assert found[1] == pytest.approx(10007.5, abs=1)
+    assert np.isnan(found[2])
+
+
+def test_hour_of_week():
+    assert hour_of_week("Mon 00:10") == 0
+    assert hour_of_week("friday 19:30") == 115
+    assert hour_of_week("Sun 23:59") == 167
+
+
+def test_what_was_seen(catalogue):
+    seen = np.array([3, 4, 3])
+    assert catalogue.compile("seen", seen=seen).tolist() == [False, False, False, True, True, False]
+    assert catalogue.compile("not seen and price <= 2", seen=seen).tolist() == [False, False, True, False, False, True]
+    assert catalogue.compile({"seen": False}).tolist() == [False, False, True, True, True, True], "no history: nothing was seen"
+    assert catalogue.compile({"seen": True}, seen=np.array([1, 0])).sum() == 0, "what is unknown is not of the catalogue"
+
+
+FRIDAY_1930 = 1_700_249_400  # 2023-11-17 19:30, a Friday
+
+
+def test_open_now_is_on_the_clock_of_the_data(catalogue):
+    assert catalogue.compile("open_now", now=FRIDAY_1930).tolist() == catalogue.compile('open_at("Fri 19:30")').tolist()
+    assert catalogue.compile({"open": "now"}, now=FRIDAY_1930 - 6 * 3600).tolist() == [False] * 3 + [True, False, False]
+    assert catalogue.compile("not open_now", now=0).tolist() == [False, False, True, False, False, True]
+    for now in (None, -1, 10**15):
+        with pytest.raises(RequestError, match="moment of the request"):
+            catalogue.compile("price == 1 and open_now", now=now)
+
+
+def test_open_now_is_on_the_clock_of_each_place():
+    """Open on Fridays from 19 to 20 everywhere; the moment is 19:30 in New York, 18:30 in Chicago, and Saturday in India."""
+    hours = "".join("1" if hour == 115 else "0" for hour in range(168))
+    zones = ["America/New_York", "America/Chicago", "Asia/Kolkata", "Nowhere/Else", None, "America/New_York", "../etc"]
+    items = pa.table({"item_id": list("abcdefg"), "hours": [hours] * 5 + [None, hours], "timezone": zones})
+    world = ItemFilter(items)
+    utc = FRIDAY_1930 + 5 * 3600
+    assert world.compile("open_now", now=utc).tolist()[2:] == [True] + [False] * 6
+    assert world.compile("not open_now", now=utc).tolist()[2:] == [False, True, True] + [False] * 4
+    assert world.compile("open_now", now=utc + 3600).tolist()[2:] == [False, True] + [False] * 5
+    india = FRIDAY_1930 - 5 * 3600 - 1800  # 19:30 there, half an hour off whole ones
+    for shift, open_ in ((-1801, False), (-1800, True), (1799, True), (1800, False)):
+        assert world.compile("open_now", now=india + shift).tolist()[2:] == [False, False, open_] + [False] * 4
+    assert world.compile('open_at("Fri 19:30")').tolist()[2:] == [True] * 5 + [False, True], "an hour of the week needs no zone"
+
+
+@pytest.mark.parametrize("asked", ["ΠΕΙΡΑΙΑΣ", "İstanbul", "TAMPA"])
+def test_texts_are_found_by_their_own_spelling_in_any_script(asked: str) -> None:
+    cities = ItemFilter(pa.table({"item_id": list("abc"), "city": ["ΠΕΙΡΑΙΑΣ", "İstanbul", "Tampa"]}))
+    assert cities.compile(f'city == "{asked}"').sum() == 1
+
+
+def test_what_is_not_offered_passes_no_filter() -> None:
+    offered = np.array([False, False, True, False, True])
+    shop = ItemFilter(pa.table({"item_id": list("abc"), "price": [1, 1, 2]}), offered=offered)
+    assert shop.compile("price == 1").tolist() == [False, False, True, False, False]
+    assert shop.compile("not price == 1").tolist() == [False, False, False, False, True]
+
+
+def test_masks_are_kept_by_what_they_refer_to(catalogue):
+    assert catalogue.compile("price <= 2", home=(1, 2)) is catalogue.compile("price <= 2", home=(3, 4), now=5)
+    assert catalogue.compile("within(5)", home=(27.95, -82.46)) is catalogue.compile("within(5)", home=(27.95, -82.46))
+    assert catalogue.compile("within(5)", home=(27.95, -82.46)) is not catalogue.compile("within(5)", home=(27.95, -82.40))
+    assert (
+        catalogue.compile({"within": 5}, home=(27.95, -82.40)).tolist()
+        == catalogue.compile("within(5)", home=(27.95, -82.40)).tolist()
+    )
+    with pytest.raises(ValueError, match="read-only"):
+        catalogue.compile("price <= 2")[3] = True
+
+
+def test_columns_that_cannot_be_compared_say_so():
+    odd = ItemFilter(
+        pa.table(
+            {"item_id": ["a"], "facts": [{"x": 1}], "sizes": [[1, 2]], "big": [2**60], "kind": pa.array(["X"]).dictionary_encode()}
+        )
+    )
+    with pytest.raises(RequestError, match="cannot be compared"):
+        odd.compile("facts == 1")
+    with pytest.raises(RequestError, match="needs a number on both sides"):
+        odd.compile("sizes < 3")
+    for passes in ("sizes == 2", "sizes == 2 and sizes == 1", f"big == {2**60}", "big > 5", 'kind == "x"'):
+        assert odd.compile(passes).tolist() == [False, False, True]
+    odd.warm()
+
+
+VALUES = st.sampled_from([0, 1, 2, 2.5, 3])
+TAGS = ["tea", "Bar", "pub"]
+leaves = st.one_of(
+    st.tuples(st.just("price"), st.sampled_from(["min", "max", "above", "below"]), VALUES),
+    st.tuples(st.just("price"), st.sampled_from(["any", "none"]), st.lists(VALUES, max_size=3)),
+    st.tuples(st.just("tags"), st.sampled_from(["any", "none", "all"]), st.lists(st.sampled_from(["TEA", "bar", "x"]), max_size=2)),
+    st.tuples(st.just("city"), st.sampled_from(["any", "none"]), st.lists(st.sampled_from(["a", "B", "1"]), max_size=2)),
+    st.tuples(st.just("within"), st.just("km"), st.sampled_from([0, 1, 3, 400, 30_000])),
+)
+trees = st.recursive(
+    leaves.map(lambda leaf: {leaf[0]: {leaf[1]: leaf[2]}}),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda parts: {"and": parts})
+        | st.lists(inner, max_size=3).map(lambda parts: {"or": parts})
+        | inner.map(lambda part: {"not": part})
+    ),
+    max_leaves=6,
+)
+_RNG = np.random.default_rng(0)
+ROWS: list[dict[str, Any]] = [
+    {
+        "price": _RNG.choice([None, 0.0, 1.0, 2.0, 2.5, 3.0]),
+        "tags": None if _RNG.random() < 0.2 else [str(tag) for tag in _RNG.choice(TAGS, _RNG.integers(0, 3))],
+        "city": _RNG.choice([None, "A", "b", "1"]),
+        "latitude": None if _RNG.random() < 0.2 else float(_RNG.choice([27.95, 27.96, 28.95, -27.95])),
+        "longitude": float(_RNG.choice([-82.46, -82.45, 97.54])),
+    }
+    for _ in range(60)
+]
+
+
+def truth(row: dict[str, Any], node: dict[str, Any]) -> bool | None:
+    """Three-valued, by Python alone."""
+    ((word, value),) = node.items()
+    if word in ("and", "or"):
+        parts = [truth(row, part) for part in value]
+        stops = word == "or"
+        return stops if stops in parts else None if None in parts else not stops
+    if word == "not":
+        inner = truth(row, value)
+        return None if inner is None else not inner
+    ((condition, wanted),) = value.items()
+    if word == "within":
+        if row["latitude"] is None:
+            return None
+        return bool(distances_km(np.array([[row["latitude"], row["longitude"]]]), (27.95, -82.46))[0] <= wanted)
+    if condition == "all" and not wanted:
+        return True
+    if row[word] is None:
+        return None
+    if condition in ("min", "max", "above", "below"):
+        return {"min": row[word] >= wanted, "max": row[word] <= wanted, "above": row[word] > wanted, "below": row[word] < wanted}[
+            condition
+        ]
+    held = [text.lower() for text in row["tags"]] if word == "tags" else [row["city"].lower()] if word == "city" else [row["price"]]
+    found = [(each.lower() if isinstance(each, str) else each) in held for each in wanted]
+    return all(found) if condition == "all" else any(found) == (condition == "any")
+
+
+@given(trees)
+def test_masks_are_what_python_says(tree: dict[str, Any]) -> None:
+    columns = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    made = ItemFilter(pa.table({"item_id": [str(i) for i in range(len(ROWS))], **columns}))
+    mask = made.compile(tree, home=(27.95, -82.46))
+    assert mask.tolist()[2:] == [truth(row, tree) is True for row in ROWS]

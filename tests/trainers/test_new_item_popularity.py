@@ -1,0 +1,109 @@
+"""What new items count as: the share of the places that it gives them, and when it is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import split_moment
+from twotower.data.prepare import prepare
+from twotower.models.neural_retriever import NeuralRetriever
+from twotower.models.two_tower import NEW_LENGTH
+from twotower.schema import FIRST_ROW
+from twotower.trainers.new_item_popularity import PLACES, PRETENDED, settle_new_items
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+
+from .conftest import settings
+
+
+@pytest.fixture(scope="module")
+def trainer(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TwoTowerTrainer:
+    trained = TwoTowerTrainer(dataset, settings(max_steps=60), tmp_path_factory.mktemp("run"))
+    trained.fit()
+    trained.model.eval()
+    return trained
+
+
+def settled(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tuple[float, NeuralRetriever]:
+    dataset, moment = trainer.dataset, split_moment(trainer.dataset, "valid")
+    retriever = NeuralRetriever(trainer.model, trainer.store, n_items=dataset.n_items, time_s=moment)
+    before = retriever.index.vectors.clone()
+    settle_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=seed)
+    found = float(trainer.model.new_popularity)
+    new = np.arange(dataset.n_items) >= FIRST_ROW + dataset.n_train_items
+    after = retriever.index.vectors
+    assert new.any() and torch.equal(after[~new], before[~new]) and torch.equal(after[:, :-1], before[:, :-1])
+    assert (after[new, -1] == found).all()
+    return found, retriever
+
+
+def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popularity: float, seed: int) -> float:
+    """Of the first ten places, by hand: known items without ids and state, ranked among all other known ones."""
+    dataset, model = trainer.dataset, trainer.model
+    known = FIRST_ROW + np.arange(dataset.n_train_items)
+    size = max(dataset.n_items - FIRST_ROW - dataset.n_train_items, round(PRETENDED * len(known)))
+    rows = np.random.default_rng(seed).choice(known, size, replace=False)
+    batch = trainer.store.items(rows, np.full(size, split_moment(dataset, "valid")))
+    vectors = retriever.index.vectors.clone()
+    with torch.no_grad():
+        vectors[rows, :-1] = model.encode_items(model.as_if_new(batch))
+    vectors[rows, -1] = popularity
+    queries = trainer.held_out.queries
+    scores = (retriever.encode(queries) @ vectors.T).numpy()
+    scores[:, :FIRST_ROW], scores[:, FIRST_ROW + dataset.n_train_items :] = -np.inf, -np.inf
+    scores[np.repeat(np.arange(len(queries)), queries.lengths), queries.item_row] = -np.inf
+    best = np.argsort(-scores, axis=1)[:, :PLACES]
+    return float(np.isin(best, rows).mean())
+
+
+@pytest.mark.parametrize("exposure", [0.03, 0.15])
+def test_new_items_take_their_share_of_the_places(trainer: TwoTowerTrainer, exposure: float) -> None:
+    shares = []
+    for seed in range(12):
+        popularity, retriever = settled(trainer, exposure, seed)
+        assert share_of_places(trainer, retriever, popularity, seed) == pytest.approx(exposure, abs=0.01), "of those chosen"
+        shares.append(share_of_places(trainer, retriever, popularity, seed + 100))
+    assert np.mean(shares) == pytest.approx(exposure, rel=0.4), "of others"
+
+
+def test_more_places_take_more_popularity(trainer: TwoTowerTrainer) -> None:
+    found = [settled(trainer, exposure)[0] for exposure in (0.0, 0.01, 0.1, 0.5)]
+    assert found == sorted(set(found))
+
+
+def test_a_vector_of_a_new_item_is_shorter_and_says_nothing_of_its_visits(trainer: TwoTowerTrainer) -> None:
+    rows = np.arange(FIRST_ROW, FIRST_ROW + 20)
+    early, late = (trainer.store.items(rows, np.full(20, moment)) for moment in (0, 2_000_000_000))
+    with torch.no_grad():
+        known, new, later = map(trainer.model.encode_items, (early, *map(trainer.model.as_if_new, (early, late))))
+    torch.testing.assert_close(new.norm(dim=1), torch.full((20,), NEW_LENGTH))
+    torch.testing.assert_close(known.norm(dim=1), torch.ones(20))
+    assert torch.equal(new, later)
+
+
+def test_it_is_found_without_a_validation_part_too(town, tmp_path: Path) -> None:
+    config = town.config.model_copy(
+        update={
+            "prepare": town.config.prepare.model_copy(update={"split": town.config.prepare.split.model_copy(update={"valid": 0.0})})
+        }
+    )
+    prepare(config, tmp_path / "dataset")
+    trainer = TwoTowerTrainer(Dataset.open(tmp_path / "dataset"), settings(max_steps=5), tmp_path / "run")
+    trainer.fit()
+    assert trainer.at.best is None and float(trainer.model.new_popularity) != 0
+
+
+def test_where_popularity_has_no_part_nothing_is_made_of_it(dataset: Dataset, tmp_path: Path) -> None:
+    config = settings(max_steps=2)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"popularity_prior": 0.0})})
+    trainer = TwoTowerTrainer(dataset, config, tmp_path)
+    trainer.fit()
+    assert float(trainer.model.new_popularity) == 0
+    batch = trainer.store.items(np.arange(FIRST_ROW, FIRST_ROW + 5), np.zeros(5, np.int64))
+    with torch.no_grad():
+        vectors = trainer.model.eval().encode_items(trainer.model.as_if_new(batch))
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))

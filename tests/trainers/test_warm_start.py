@@ -1,0 +1,105 @@
+"""What a run begins with: ids that know who visits what, where the table can hold it, and the noise they replace elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from twotower.baselines import als
+from twotower.baselines.als import factorise, interactions, item_vectors
+from twotower.data.dataset import Dataset
+from twotower.models.build import build_model
+from twotower.models.layers.tables import INIT_STD
+from twotower.trainers.memory.estimate import predict
+from twotower.trainers.memory.sizes import facts_of
+from twotower.trainers.warm_start import begin_with_factors
+from twotower.utils.config import parse_config
+
+WIDTH = 16
+
+
+@pytest.fixture(scope="module")
+def dataset(town: Any) -> Dataset:
+    return Dataset.open(town.folder)
+
+
+def begun(dataset: Dataset, item_tower: dict[str, Any] | None = None, **model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids' table before and after."""
+    tower = {"embedding_dim": WIDTH, "hidden_dims": [WIDTH]}
+    config = parse_config({"model": {"user_tower": tower, "item_tower": {**tower, **(item_tower or {})}, **model}})
+    torch.manual_seed(0)
+    built = build_model(dataset, config)
+    table = built.tables.lookup("item.id")
+    before = table.weight.detach().clone()
+    begin_with_factors(built, dataset, config)
+    return before, table.weight.detach()
+
+
+def test_ids_begin_as_factors_as_long_as_the_noise(dataset: Dataset) -> None:
+    before, after = begun(dataset)
+    known = torch.from_numpy(dataset.item_train_count[: len(after)] > 0)
+    assert float(after[known].norm(dim=1).mean()) == pytest.approx(INIT_STD * WIDTH**0.5, rel=1e-4)
+    assert not after[~known].any() and not torch.equal(before, after)
+    visits = interactions(dataset)
+    theirs = torch.from_numpy(factorise(visits[np.flatnonzero(np.diff(visits.indptr))], WIDTH).item_factors)[: len(after)]
+    cosine = torch.nn.functional.cosine_similarity(after[known], theirs[known])
+    assert float(cosine.min()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("item_tower", "model"),
+    [
+        ({"initial_ids": "noise"}, {}),
+        ({}, {"tables": {"item.id": {"update": "rows"}}}),
+        ({}, {"tables": {"item.id": {"max_rows": 50}}}),
+        ({}, {"rows_from": 10}),
+    ],
+)
+def test_other_tables_keep_their_noise(dataset: Dataset, item_tower: dict[str, Any], model: dict[str, Any]) -> None:
+    before, after = begun(dataset, item_tower, **model)
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("missing", ["order", "times"])
+def test_attention_stays_away_where_histories_have_no_order_or_no_times(town: Any, missing: str) -> None:
+    dataset = Dataset.open(town.folder)
+    config, asked_for = parse_config({}), parse_config({"model": {"user_tower": {"num_blocks": 1}}})
+    assert build_model(dataset, config).user_tower.encoder is not None
+    with_attention = predict(facts_of(dataset, config), config)
+    if missing == "order":
+        dataset.manifest["config"]["prepare"]["split"]["kind"] = "given"
+    else:
+        dataset.has_time = False
+    assert build_model(dataset, config).user_tower.encoder is None
+    assert predict(facts_of(dataset, config), config).step < with_attention.step
+    assert build_model(dataset, asked_for).user_tower.encoder is not None
+
+
+def test_items_of_the_same_people_are_near() -> None:
+    """Two groups of people, each with items of their own."""
+    rng = np.random.default_rng(0)
+    group = np.repeat([0, 1], 40)
+    visits = (rng.random((80, 30)) < np.where((np.arange(30) % 2)[None] == group[:, None], 0.4, 0.0)).astype(np.float32)
+    vectors = factorise(sparse.csr_matrix(visits), 8).item_factors
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    likeness = unit @ unit.T
+    assert likeness[::2, ::2].mean() > likeness[::2, 1::2].mean() + 0.5
+
+
+def test_of_many_people_some_are_asked(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    plain = als.factorise
+
+    def counted(visits: sparse.csr_matrix, *words: Any, **more: Any) -> Any:
+        asked.append(visits.shape[0])
+        return plain(visits, *words, **more)
+
+    monkeypatch.setattr(als, "factorise", counted)
+    monkeypatch.setattr(als, "MOST_USERS", 50)
+    one, two = (item_vectors(dataset, WIDTH, length=1.0, seed=3) for _ in range(2))
+    assert asked == [50, 50] and np.array_equal(one, two)
+    assert not np.array_equal(one, item_vectors(dataset, WIDTH, length=1.0, seed=4))

@@ -1,0 +1,88 @@
+"""Settings: what a YAML file may leave out, what is refused, and that every refusal is one line that names the place."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twotower.errors import ConfigError
+from twotower.utils.config import Config, load_config, parse_config
+
+
+def test_a_section_left_empty_has_its_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seed: 3\ndata:\ntraining:\nmodel:\n  user_tower:\n")
+    assert load_config(tmp_path / "c.yaml") == Config(seed=3)
+    assert load_config(tmp_path / "c.yaml", ["training.num_epochs=2"]).training.num_epochs == 2
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "c.yaml") == Config()
+
+
+def test_null_is_not_a_number() -> None:
+    with pytest.raises(ConfigError, match=r"training.batch_size"):
+        parse_config({"training": {"batch_size": None}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"seed: 1\n# caf\xe9\n", b"a: [", b"prepare: {split: {valid: 2024-13-45}}", b"[]", b"0", b"a: \x00", b"[" * 5000],
+)
+def test_a_file_that_is_no_configuration_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"The configuration must be .*c.yaml") as error:
+        load_config(tmp_path / "c.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "'seed': input should be greater than or equal to 0"),
+        ("seed=4294967296", "'seed'"),
+        ("model.user_tower.hidden_dims=[64,0]", "'model.user_tower.hidden_dims.1'"),
+        ("model.item_tower.hidden_dims=[-64]", "'model.item_tower.hidden_dims.0'"),
+        (
+            "model={user_tower: {embedding_dim: 128}, item_tower: {embedding_dim: 32}}",
+            "item_tower.embedding_dim must be equal.*128 and 32",
+        ),
+        (
+            "model={user_tower: {hidden_dims: [9, 8]}, item_tower: {hidden_dims: [4]}}",
+            "item_tower.hidden_dims must be equal.* 8 and 4",
+        ),
+        ("evaluation.ks=[10,0]", "'evaluation.ks.1'"),
+        ("prepare.split.valid=-0.1", "at least 0 and below 1; got -0.1 and 0.1"),
+        ("prepare.split.test=1.0", "at least 0 and below 1"),
+        ("prepare.split.test=.nan", "at least 0 and below 1"),
+        ("prepare.split.test=0.95", "leave something to train on"),
+        ("data.items.fetures=[]", r"Unknown setting 'data.items.fetures'. Did you mean 'features'\?"),
+        ("data.interactions.item=x", r"Unknown setting 'data.interactions.item'. Did you mean 'item_id'\?"),
+        ("prepare.split.valid=2024-13-45", "must be valid YAML"),
+    ],
+)
+def test_a_value_out_of_its_bounds_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(None, [override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "split", [{"valid": 0, "test": 0.5}, {"valid": 0.0, "test": 0}, {"valid": date(2020, 1, 1), "test": date(2020, 1, 2)}]
+)
+def test_shares_from_zero_and_dates_are_fine(split: dict[str, Any]) -> None:
+    found = parse_config({"prepare": {"split": split}}).prepare.split
+    assert (found.valid, found.test) == (split["valid"], split["test"])
+
+
+def test_the_data_settle_what_is_left_to_them():
+    def widths(events: int, **towers: dict[str, object]) -> list[object]:
+        model = parse_config({"model": towers}).model.settled(ordered=True, timed=events % 2 == 0, events=events)
+        assert model.settled(ordered=False, timed=False, events=0) == model  # once and for all
+        u, i = model.user_tower, model.item_tower
+        return [u.width, u.layers, i.width, i.layers, u.blocks]
+
+    assert widths(999_998) == [128, [128], 128, [128], 1]
+    assert widths(1_000_001) == [256, [256], 256, [256], 0]
+    assert widths(2, item_tower={"embedding_dim": 64}) == [64, [64], 64, [64], 1]
+    assert widths(1, user_tower={"hidden_dims": [99, 32], "num_blocks": 2}) == [128, [99, 32], 128, [32], 2]

@@ -1,0 +1,287 @@
+"""The losses against closed forms: what the sampled ones estimate, which sign the correction has, what a mask changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from twotower.data.candidates import LOSSES, Pool, full_softmax, infonce, other_positives, sampled_softmax
+from twotower.schema import FIRST_ROW
+from twotower.utils.losses import Masked, softmax_loss
+
+N, D, Q = 40, 8, 16
+TEMPERATURE = torch.tensor(0.3, dtype=torch.float64)
+
+
+@pytest.fixture
+def world() -> tuple[torch.Tensor, torch.Tensor, np.ndarray, np.ndarray]:
+    """Users, items (all rows), a skewed popularity, and targets drawn from it."""
+    rng = np.random.default_rng(0)
+    count = np.zeros(N + FIRST_ROW, np.int64)
+    count[FIRST_ROW:] = 1 + (200 / np.arange(1, N + 1)).astype(np.int64)
+    users = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(Q, D))), dim=1)
+    items = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(N + FIRST_ROW, D))), dim=1)
+    target = rng.choice(N + FIRST_ROW, Q, p=count / count.sum())
+    return users, items, count, target
+
+
+def gradient(users: torch.Tensor, items: torch.Tensor, candidates) -> torch.Tensor:
+    """Gradient of the loss with respect to the users [Q, D]."""
+    leaf = users.clone().requires_grad_()
+    loss = softmax_loss(
+        leaf,
+        items[candidates.row],
+        target=torch.from_numpy(candidates.target),
+        log_weight=torch.from_numpy(candidates.log_weight).double(),
+        masked=None,
+        temperature=TEMPERATURE,
+    )
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+def exact_gradient(users: torch.Tensor, items: torch.Tensor, target: np.ndarray) -> torch.Tensor:
+    """Full softmax in closed form: (Σ_j P_j v_j − v₊) / (T Q)."""
+    live = items[FIRST_ROW:]
+    probability = torch.softmax(users @ live.T / TEMPERATURE, dim=1)
+    return (probability @ live - items[target]) / (TEMPERATURE * len(target))
+
+
+def test_full_softmax_is_the_closed_form(world):
+    users, items, count, target = world
+    candidates = full_softmax(target, Pool.of(count), 0, np.random.default_rng(0))
+    torch.testing.assert_close(gradient(users, items, candidates), exact_gradient(users, items, target))
+
+
+def test_a_prior_is_part_of_every_logit(world):
+    """With it the full softmax is log P of the logits plus the prior, and so are its gradients by users, items and temperature."""
+    users, items, count, target = world
+    candidates = full_softmax(target, Pool.of(count), 0, np.random.default_rng(0))
+    prior = torch.from_numpy(np.log(count[candidates.row]))
+    leaves = [leaf.clone().requires_grad_() for leaf in (users, items[candidates.row], TEMPERATURE)]
+    column = torch.from_numpy(candidates.target)
+    loss = softmax_loss(
+        leaves[0], leaves[1], target=column, log_weight=torch.zeros_like(prior), masked=None, temperature=leaves[2], prior=prior,
+        block=5 * len(prior),
+    )  # fmt: skip
+    plain = torch.nn.functional.cross_entropy(leaves[0] @ leaves[1].T / leaves[2] + prior, column)
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-9)
+    for ours, theirs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(plain, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["infonce", "sampled_softmax"])
+def test_sampled_gradient_nears_the_full_one_as_negatives_grow(world, name):
+    users, items, count, target = world
+    exact = exact_gradient(users, items, target)
+    errors = []
+    for draws in (50, 500, 5000, 50_000):
+        rng = np.random.default_rng(1)
+        mean = sum(gradient(users, items, LOSSES[name](target, Pool.of(count), draws, rng)) for _ in range(8)) / 8
+        errors.append(float((mean - exact).norm() / exact.norm()))
+    assert errors[-1] < 0.01
+    assert all(later < 0.6 * earlier for earlier, later in pairwise(errors)), errors
+
+
+def in_batch_error(users, items, count, sign: float) -> float:
+    """Relative error of the mean gradient from in-batch negatives alone, when log q is subtracted `sign` times."""
+    rng = np.random.default_rng(2)
+    total, exact = torch.zeros_like(users[0]), torch.zeros_like(users[0])
+    for _ in range(100):
+        target = rng.choice(N + FIRST_ROW, 256, p=count / count.sum())
+        user = users[:1].expand(256, -1)
+        candidates = infonce(target, Pool.of(count), 0, rng)
+        log_q = np.log(255 * count[candidates.row] / count.sum())
+        log_times = candidates.log_weight + log_q
+        changed = replace(candidates, log_weight=(log_times - sign * log_q).astype(np.float32))
+        total += gradient(user, items, changed).sum(dim=0)
+        exact += exact_gradient(user, items, target).sum(dim=0)
+    return float((total - exact).norm() / exact.norm())
+
+
+def test_sign_of_the_correction(world):
+    """In-batch negatives come by popularity: subtracting log q mends that; leaving it out does not, adding it makes it worse."""
+    users, items, count, _ = world
+    right, none, wrong = (in_batch_error(users, items, count, sign) for sign in (1.0, 0.0, -1.0))
+    assert right < 0.1 < none < wrong, (right, none, wrong)
+
+
+def test_classical_logq_is_further_from_the_full_softmax(world):
+    """Correcting the positive as well (the classical form) counts a rare one as many: the corrected loss puts that right."""
+    users, items, count, _ = world
+    rng, rare, user = np.random.default_rng(3), N + FIRST_ROW - 1, users[:1]
+    corrected, classical = torch.zeros_like(user), torch.zeros_like(user)
+    for _ in range(300):
+        others = rng.choice(N + FIRST_ROW, 127, p=count / count.sum())
+        candidates = infonce(np.append(rare, others), Pool.of(count), 0, rng)
+        first = replace(candidates, target=candidates.target[:1])
+        corrected += gradient(user, items, first) / 300
+        leaf = user.clone().requires_grad_()
+        logits = leaf @ items[candidates.row].T / TEMPERATURE + torch.from_numpy(candidates.log_weight).double()
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(first.target))
+        classical += torch.autograd.grad(loss, leaf)[0] / 300
+    exact = exact_gradient(user, items, np.array([rare]))
+    errors = [float((found - exact).norm() / exact.norm()) for found in (corrected, classical)]
+    assert errors[0] < 0.03 < errors[1], errors
+
+
+def test_masked_positives_leave_the_sum(world):
+    users, items, count, target = world
+    candidates = full_softmax(target, Pool.of(count), 0, np.random.default_rng(0))
+    column = int((candidates.target[0] + 1) % N)
+    arguments = {"target": torch.from_numpy(candidates.target), "log_weight": torch.zeros(N), "temperature": TEMPERATURE}
+    plain = softmax_loss(users, items[candidates.row], masked=None, **arguments)
+    masked = softmax_loss(users, items[candidates.row], masked=Masked.of(np.array([0]), np.array([column]), Q), **arguments)
+    scores = users[0] @ items[FIRST_ROW:].T / TEMPERATURE
+    others = torch.cat([scores[:column], scores[column + 1 :]])
+    by_hand = plain - (torch.logsumexp(scores, 0) - torch.logsumexp(others, 0)) / Q
+    torch.testing.assert_close(masked, by_hand)
+    assert masked < plain
+
+
+def test_weights_average(world):
+    users, items, count, target = world
+    candidates = full_softmax(target, Pool.of(count), 0, np.random.default_rng(0))
+    arguments = {"log_weight": torch.zeros(N), "masked": None, "temperature": TEMPERATURE}
+    each = [
+        softmax_loss(users[i : i + 1], items[candidates.row], target=torch.from_numpy(candidates.target[i : i + 1]), **arguments)
+        for i in range(Q)
+    ]
+    weight = torch.arange(Q, dtype=torch.float64)
+    both = softmax_loss(users, items[candidates.row], target=torch.from_numpy(candidates.target), weight=weight, **arguments)
+    torch.testing.assert_close(both, (torch.stack(each) * weight).sum() / weight.sum())
+
+
+def test_sampled_softmax_does_not_contrast_with_other_positives():
+    count = np.array([0, 0, 5, 5, 5])
+    rng = np.random.default_rng(0)
+    candidates = sampled_softmax(np.array([2, 3]), Pool.of(count), 1, rng)
+    drawn = candidates.log_weight > -np.inf
+    assert drawn.sum() == 1
+    assert candidates.log_weight[drawn] == pytest.approx(np.log(3))
+
+
+def test_untrained_items_are_never_proposed(world):
+    _, _, count, target = world
+    count = count.copy()
+    count[-5:] = 0
+    target = np.where(target >= len(count) - 5, FIRST_ROW, target)
+    for propose in LOSSES.values():
+        assert (count[propose(target, Pool.of(count), 500, np.random.default_rng(0)).row] > 0).all()
+
+
+def test_other_positives_by_hand():
+    offsets, positives = np.array([0, 0, 0, 3, 4]), np.array([5, 6, 8, 5])
+    example, column = other_positives(np.array([2, 3, 2]), np.array([5, 5, 6]), np.array([4, 5, 6, 7]), offsets, positives)
+    assert sorted(zip(example.tolist(), column.tolist(), strict=True)) == [(0, 2), (2, 1)]
+
+
+def plain_loss(users, items, temperature, *, target, log_weight, masked, weight) -> torch.Tensor:
+    """The loss as its formula reads, all logits at once."""
+    scores = users @ items.T / temperature
+    positive = scores.gather(1, target[:, None])
+    pairs = (masked.example, masked.column)
+    logits = (scores + log_weight).index_put(pairs, scores.new_tensor(float("-inf"))).scatter(1, target[:, None], positive)
+    return ((torch.logsumexp(logits, dim=1) - positive[:, 0]) * weight).sum() / weight.sum()
+
+
+def problem(size: int, width: int, seed: int = 0) -> tuple[list[torch.Tensor], dict]:
+    """Random users, items and temperature, and what else the loss reads: masks, weights of zero, candidates of none."""
+    rng = np.random.default_rng(seed)
+    users, items = (torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(n, D))), dim=1) for n in (size, width))
+    target = rng.integers(0, width, size)
+    log_weight = rng.normal(size=width)
+    log_weight[rng.random(width) < 0.2] = -np.inf
+    example, column = np.nonzero((rng.random((size, width)) < 0.1) & (np.arange(width) != target[:, None]))
+    weight = rng.integers(0, 4, size).astype(np.float64)
+    weight[0] = 1.5
+    rest = {"target": target, "log_weight": log_weight, "weight": weight}
+    arguments = {name: torch.from_numpy(value) for name, value in rest.items()}
+    leaves = [users, items, torch.tensor(0.2, dtype=torch.float64)]
+    return [leaf.requires_grad_() for leaf in leaves], arguments | {"masked": Masked.of(example, column, size)}
+
+
+@pytest.mark.parametrize("block", [1, 3 * 23 + 1, 17 * 23, 10**9])
+def test_value_and_gradients_are_those_of_the_formula_whatever_the_block(block):
+    leaves, arguments = problem(17, 23)
+    expected = plain_loss(*leaves, **arguments)
+    users, items, temperature = leaves
+    loss = softmax_loss(users, items, temperature=temperature, block=block, **arguments)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-9)
+    wanted, found = (torch.autograd.grad(3 * value, leaves) for value in (expected, loss))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def test_parts_over_the_sum_of_all_weights_add_up():
+    leaves, arguments = problem(12, 9)
+    users, items, temperature = leaves
+    example, column = arguments["masked"].example.numpy(), arguments["masked"].column.numpy()
+    whole = softmax_loss(users, items, temperature=temperature, **arguments)
+    parts = []
+    for a, b in ((0, 5), (5, 12)):
+        inside = (example >= a) & (example < b)
+        own = {name: arguments[name][a:b] for name in ("target", "weight")}
+        own |= {"masked": Masked.of(example[inside] - a, column[inside], b - a), "log_weight": arguments["log_weight"]}
+        parts.append(softmax_loss(users[a:b], items, temperature=temperature, weight_sum=arguments["weight"].sum(), **own))
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+
+
+def test_extreme_logits_stay_exact_in_float32():
+    """At the coldest temperature a positive may be e^200 times less likely than another candidate: its share rounds to zero."""
+    users = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    items = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    cold = {"temperature": torch.tensor(0.01), "masked": None, "log_weight": torch.zeros(2)}
+    loss = softmax_loss(users, items, target=torch.tensor([0]), **cold)
+    loss.backward()
+    assert loss.item() == pytest.approx(200)
+    torch.testing.assert_close(users.grad, torch.tensor([[200.0, 0.0]]))
+
+
+class Tensors(TorchDispatchMode):
+    """Notes the largest tensor that any operation returns, and how many matrix products there were."""
+
+    largest = products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        found = out if isinstance(out, tuple | list) else (out,)
+        self.largest = max(self.largest, *(each.numel() for each in found if isinstance(each, torch.Tensor)), 0)
+        self.products += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_)
+        return out
+
+
+@pytest.mark.parametrize(("size", "width"), [(50, 40), (400, 40), (50, 400)])
+def test_nothing_is_larger_than_a_block_or_a_gradient(size, width):
+    leaves, arguments = problem(size, width)
+    with Tensors() as seen:
+        softmax_loss(*leaves[:2], temperature=leaves[2], block=800, **arguments).backward()
+    assert seen.largest <= max(800, size * D, width * D)
+
+
+def test_the_gradient_is_made_once_and_only_when_wanted():
+    leaves, arguments = problem(10, 20)
+    with Tensors() as wanted:
+        softmax_loss(*leaves[:2], temperature=leaves[2], **arguments).backward()
+    with Tensors() as unwanted, torch.no_grad():
+        softmax_loss(*leaves[:2], temperature=leaves[2], **arguments)
+    assert (wanted.products, unwanted.products) == (3, 1)
+
+
+def test_the_gradient_is_a_constant():
+    leaves, arguments = problem(4, 5)
+    loss = softmax_loss(*leaves[:2], temperature=leaves[2], **arguments)
+    (first,) = torch.autograd.grad(loss, leaves[0], create_graph=True)
+    assert not first.requires_grad
+
+
+def test_it_is_computed_in_float32_under_autocast():
+    leaves, arguments = problem(6, 7)
+    leaves, arguments = [leaf.detach().float() for leaf in leaves], {**arguments, "log_weight": arguments["log_weight"].float()}
+    exact = softmax_loss(*leaves[:2], temperature=leaves[2], **arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(softmax_loss(*leaves[:2], temperature=leaves[2], **arguments), exact)
