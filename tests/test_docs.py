@@ -77,6 +77,15 @@ def test_the_configuration_the_project_began_with_loads_unchanged(tmp_path: Path
     assert SEED_YAML in (ROOT / "README.md").read_text()
 
 
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "how-to").glob("*.md")), ids=lambda page: page.stem)
+def test_a_task_page_is_short(page: Path) -> None:
+    assert len(page.read_text().splitlines()) <= 60
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_has_the_one_recipe(path: Path) -> None:
     given = load_config(path)
