@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from twotower.utils.config import Config, load_config
+from twotower.cli import app
+from twotower.utils.config import Config, load_config, parse_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
+LIVING = [page for page in PAGES if page.name not in ("CHANGELOG.md", "log.md", "results.md")]  # history, and a generated page
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 SEED_YAML = """
@@ -57,6 +62,58 @@ def test_every_local_link_leads_somewhere(page: Path) -> None:
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name} links to {link}, which does not exist"
         assert not fragment or fragment in anchors(target), f"{page.name} links to {link}: no such heading"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.S | re.M)
+
+
+COMMANDS = sorted(
+    {
+        found[1]
+        for page in LIVING
+        for block in blocks(page, "bash")
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines()
+        if (found := re.match(r"(?:\w+=\S+ |torchrun .*-m )*twotower (.+?)(?: +#.*| &)?$", line.strip())) and "…" not in line
+    }
+)
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_every_command_of_a_page_is_understood(words: str) -> None:
+    name, *arguments = shlex.split(words)
+    with click.Context(app) as parent:
+        app.commands[name].make_context(name, arguments, parent=parent)  # raises on an option that does not exist
+
+
+@pytest.mark.parametrize("page", LIVING, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_yaml_and_python_of_a_page_are_valid(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        parse_config(yaml.safe_load(block))
+    for block in blocks(page, "python"):
+        if "-> " not in block or "return" in block:  # signatures alone are no program
+            compile(block, str(page), "exec")
+
+
+@pytest.mark.parametrize("page", LIVING, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_setting_of_a_page_exists(page: Path) -> None:
+    for name in re.findall(
+        r"\b(?:data|prepare|model|training|evaluation)\.[a-z_]+[a-z_.]*[a-z_]",
+        "\n".join(re.findall(r"`[^`\n]+`", page.read_text())),
+    ):
+        if name.endswith((".md", ".py", ".html", ".yaml", ".sh")):
+            continue
+        section: Any = Config
+        for part in name.split("."):
+            if not (isinstance(section, type) and issubclass(section, BaseModel)):
+                break
+            assert part in section.model_fields, f"{page.name} names {name}, which is no setting"
+            annotation = section.model_fields[part].annotation
+            models = [
+                a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type) and issubclass(a, BaseModel)
+            ]
+            section = models[0] if models else None
 
 
 def test_every_recipe_names_a_registry_that_is_there() -> None:
