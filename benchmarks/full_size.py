@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS / "full_size.jsonl")
     given = parser.parse_args()
     setup_logging()
-    limits = [f"training.max_steps={given.steps}", "training.eval_every=1000", "training.eval_queries=1000"]
+    limits = [f"training.max_steps={given.steps}", "training.eval_every_epochs=1000", "training.eval_queries=1000"]
     config = load_config(given.config, [*given.overrides, *limits])
     dataset = Dataset.open(given.dataset)
     with tempfile.TemporaryDirectory() as folder:

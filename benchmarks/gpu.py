@@ -61,7 +61,11 @@ PARTS = (
     Part(
         "fits: the same, dense, width 128",
         "fits",
-        {"full": True, "precision": "fp16", "settings": ["model.rows_from=100000000", "model.user_tower.embedding_dim=128"]},
+        {
+            "full": True,
+            "precision": "fp16",
+            "settings": ["model.sparse_update_from_rows=100000000", "model.user_tower.embedding_dim=128"],
+        },
         60,
     ),
     Part("fast: the town", "speed", {"name": "town"}, 60, quick=True),

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def test_boston_2015_with_tips_as_events(real_data, tmp_path):
     path = real_data / "yelp-raw" / "2015-boston"
-    settings = [f"data.path={path}", "training.num_epochs=3", "evaluation.bootstrap=100"]
+    settings = [f"data.path={path}", "training.num_epochs=3", "evaluation.bootstrap_resamples=100"]
     report = run_all(load_config(CONFIGS / "boston2015.yaml", settings), tmp_path)
     assert report["dataset"]["events"] == 5372
     assert report["dataset"]["event_types"] == ["tip"]
@@ -35,7 +35,7 @@ def test_boston_2015_with_tips_as_events(real_data, tmp_path):
 
 
 def test_the_heads_of_the_2022_release(real_data, tmp_path):
-    settings = [f"data.path={real_data / 'yelp-raw' / '2022'}", "training.num_epochs=3", "evaluation.bootstrap=100"]
+    settings = [f"data.path={real_data / 'yelp-raw' / '2022'}", "training.num_epochs=3", "evaluation.bootstrap_resamples=100"]
     report = run_all(load_config(None, settings), tmp_path)
     assert report["dataset"]["events"] == 1794
     assert report["dataset"]["items"] == 5000
@@ -43,7 +43,7 @@ def test_the_heads_of_the_2022_release(real_data, tmp_path):
 
 
 def test_the_s3rec_split_beats_its_published_figures(real_data, tmp_path):
-    """Published, protocol M: HR@10 .0341, NDCG@10 .0168 (S3-Rec with categories)."""
+    """Published, masked protocol: HR@10 .0341, NDCG@10 .0168 (S3-Rec with categories)."""
     settings = [f"data.path={real_data / 's3rec-yelp'}", "training.num_epochs=1", "evaluation.baselines=[popular]"]
     report = run_all(load_config(CONFIGS / "s3rec.yaml", settings), tmp_path)
     ours = report["systems"]["two-tower"]

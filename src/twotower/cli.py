@@ -244,14 +244,14 @@ def run(out: Path, resume: bool, config_path: Path | None, overrides: tuple[str,
 @app.command()
 @click.argument("run", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="Folder for the new dataset, model, bundle and report.")
-@click.option("--everything", is_flag=True, help="Learn from the test part too: a model to serve, that nothing is left to judge.")
+@click.option("--include-test", is_flag=True, help="Learn from the test part too: a model to serve, that nothing is left to judge.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
-def refit(run: Path, out: Path, everything: bool, resume: bool) -> None:
+def refit(run: Path, out: Path, include_test: bool, resume: bool) -> None:
     """Train a run anew on its validation part too, for as long as its best took."""
     from twotower.pipeline.refit import refit as refit_run
     from twotower.pipeline.stages import verdict
 
-    click.echo(verdict(refit_run(run, out, everything=everything, resume=resume), out))
+    click.echo(verdict(refit_run(run, out, include_test=include_test, resume=resume), out))
 
 
 @app.command()

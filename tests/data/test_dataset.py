@@ -47,7 +47,7 @@ def questions(dataset: Dataset, split: str, **sample: Any) -> list[Question]:
 @pytest.mark.parametrize("split", [{"kind": "leave_one_out"}, {"kind": "time", "valid": "1970-01-11", "test": "1970-01-21"}])
 def test_new_users_and_items_are_history_and_targets_and_never_training(prepared: Any, split: dict[str, Any]) -> None:
     rows = [f"u{u} i{(7 * u + 3 * n) % 40} {4 * n + u / 200}" for u in range(60) for n in range(6)]
-    dataset = prepared(days(*rows), split={**split, "new_users": 0.3, "new_items": 0.2})
+    dataset = prepared(days(*rows), split={**split, "withhold_user_frac": 0.3, "withhold_item_frac": 0.2})
     whole = prepared(days(*rows), split=split)
     events, known_items, known_users = dataset.events, FIRST_ROW + dataset.n_train_items, FIRST_ROW + dataset.n_train_users
     aside, trained = events.split == WITHHELD, events.split == TRAIN
@@ -140,7 +140,7 @@ def test_a_given_split_asks_once_per_user_after_all_they_did_before(prepared: An
     part = lambda user, item, n, name: {"user_id": user, "item_id": item, "time_s": n, "part": name}  # noqa: E731
     rows = [part("a", f"i{n}", n, "train") for n in range(8)] + [part("a", "t1", 0, "test"), part("a", "t0", 1, "test")]
     rows += [part("b", "i1", 0, "train"), part("new", "i1", 0, "test"), part("new", "i1", 1, "test")]
-    dataset = prepared(rows, has_time=False, split={"kind": "given", "valid": 0.25})
+    dataset = prepared(rows, has_time=False, split={"kind": "predefined", "valid": 0.25})
     events, held = dataset.events, questions(dataset, "valid")
     of_a = slice(*dataset.events.offsets[dataset.user_rows(["a"])[0] :][:2].tolist())
     names, splits = dataset.item_ids[events.item_row[of_a]], events.split[of_a]

@@ -136,9 +136,9 @@ def training_side(dataset: Dataset) -> dict[str, Any]:
     return flat(side) | {"tables": tables, "encoders": files, "types": dataset.event_types}  # type: ignore[no-any-return]
 
 
-def batches(dataset: Dataset, view: str) -> list[Any]:
+def batches(dataset: Dataset, objective: str) -> list[Any]:
     """Every batch of an epoch; empty where no event may be a target."""
-    config = parse_config({"training": {"view": view, "batch_size": 4, "negatives_per_positive": 1}})
+    config = parse_config({"training": {"objective": objective, "batch_size": 4, "negatives_per_positive": 1}})
     if not dataset.item_train_count.any():
         return []
     loader = TrainLoader(dataset, open_store(dataset, "valid", SHORT), config)
@@ -176,8 +176,8 @@ def check_cut(prepared: Any, first: World, other: World, **kept: Any) -> None:
     one, two = first.dataset(prepared, **kept), other.dataset(prepared, **kept)
     expected, found = training_side(one), training_side(two)
     assert [name for name in expected if expected[name] != found[name]] == []
-    for view in ("set", "causal"):
-        assert batches(one, view) == batches(two, view)
+    for objective in ("any_event", "next_event"):
+        assert batches(one, objective) == batches(two, objective)
 
 
 def check_moment(prepared: Any, first: World, other: World) -> None:
@@ -199,7 +199,7 @@ LIMITS = st.fixed_dictionaries(
 
 SETTINGS = st.fixed_dictionaries(
     {
-        "repeats": st.sampled_from(["keep", "fold"]),
+        "duplicates": st.sampled_from(["keep", "keep_first"]),
         "positive_min_stars": st.sampled_from([None, 3.0]),
         "min_user_events": st.integers(1, 2),
         "min_item_events": st.integers(1, 2),
@@ -272,7 +272,7 @@ LIMITED = {"min_user_events": 2, "min_item_events": 2}
         pytest.param(check_cut, preparing, "fit_encoders", fit_on_everything, {}, id="vocabularies", marks=pytest.mark.slow),
         pytest.param(check_cut, preparing, "_item_text", text_of_everything, {}, id="text", marks=pytest.mark.slow),
         # The first in the file is kept, which may be a later one.
-        pytest.param(check_cut, selection, "BY_TIME", ("order",), {"repeats": "fold"}, id="fold", marks=pytest.mark.slow),
+        pytest.param(check_cut, selection, "BY_TIME", ("order",), {"duplicates": "keep_first"}, id="fold", marks=pytest.mark.slow),
         pytest.param(check_moment, ItemDynamics, "state", state_of_tomorrow, {}, id="item state"),
         pytest.param(check_moment, Dataset, "histories", history_of_tomorrow, {}, id="history", marks=pytest.mark.slow),
     ],

@@ -110,11 +110,11 @@ def test_a_causal_training_example_equals_the_same_question_served(dataset):
     from twotower.data.dataset_features import open_store
     from twotower.utils.config import parse_config
 
-    config = parse_config({"training": {"view": "causal", "batch_size": 400}})
+    config = parse_config({"training": {"objective": "next_event", "batch_size": 400}})
     store = open_store(dataset, "valid", config.model)
     loader = TrainLoader(dataset, store, config)
     members = loader.plan(0)[0]
-    examples = loader.view.examples(members, np.random.default_rng(0))
+    examples = loader.objective.examples(members, np.random.default_rng(0))
     moments = loader.events.history.time_s[examples.event]
     served = store.users(dataset.histories(examples.user_row, moments))
     for name, value in served.fields.items():

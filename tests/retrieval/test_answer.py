@@ -260,7 +260,7 @@ def test_the_bundle_says_what_it_is(town_bundle: Any, recommender: Recommender) 
     assert isinstance(bundle.vectors, torch.Tensor)
 
 
-@pytest.mark.parametrize("table", [{"update": "rows", "dtype": "bf16", "max_rows": 9}, {"max_rows": 9, "hashing": "double"}, {}])
+@pytest.mark.parametrize("table", [{"update": "sparse", "dtype": "bf16", "max_rows": 9}, {"max_rows": 9, "hashing": "double"}, {}])
 def test_items_without_clock_or_features_are_answered_too(tmp_path: Any, table: dict[str, Any]) -> None:
     """From a table of visits alone, with compact tables, through a bundle's files."""
     events = [f"u{u},p{(u * k + k) % 19}" for u in range(12) for k in range(1, 7)]

@@ -30,11 +30,11 @@ from .conftest import settings
 
 META = torch.device("meta")
 CLASSIC = {"embedding_dim": 16, "hidden_dims": [32, 16]}  # with an MLP, and so a cross network
-BY_ROWS = {"update": "rows", "weight_decay": 0.01}
+BY_ROWS = {"update": "sparse", "weight_decay": 0.01}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "next event": {"training": {"view": "causal"}},
-    "micro-batches": {"training": {"micro_batch": 60}},
+    "next event": {"training": {"objective": "next_event"}},
+    "micro-batches": {"training": {"micro_batch_size": 60}},
     "recomputed attention": {"training": {"gradient_checkpointing": True}},
     "full softmax": {"training": {"loss": "full_softmax"}},
     "fp16": {"training": {"precision": "fp16"}},
@@ -184,7 +184,7 @@ class Slow(DeviceCopies):
 
 @pytest.fixture
 def loader(dataset: Dataset, tmp_path: Any) -> TrainLoader:
-    return TwoTowerTrainer(dataset, settings(micro_batch=60), tmp_path).loader
+    return TwoTowerTrainer(dataset, settings(micro_batch_size=60), tmp_path).loader
 
 
 def tensors(batch: Any) -> list[torch.Tensor]:

@@ -104,7 +104,7 @@ def test_the_gradient_cache_teaches_every_weight_in_a_short_type_too(dataset, tm
     towers = {"user_tower": {**still, "history_dropout": 0}, "item_tower": {**still, "neighbour_dropout": 0}}
     gradients = []
     for micro in (None, 64):
-        config = parse_config({"model": towers, "training": {"batch_size": 256, "precision": "bf16", "micro_batch": micro}})
+        config = parse_config({"model": towers, "training": {"batch_size": 256, "precision": "bf16", "micro_batch_size": micro}})
         trainer = TwoTowerTrainer(dataset, config, tmp_path / str(micro))
         trainer.model.eval()  # nothing is dropped
         batch = trainer.loader.batch(trainer.loader.plan(0)[0], 0, 0)

@@ -19,14 +19,21 @@ STILL = {**TOWER, "history_dropout": 0}  # nothing is left to chance but what th
 
 
 def settings(*, rows: bool = False, **training: object) -> str:
-    tables = {name: {"update": "rows", "weight_decay": 0.01} for name in ("item.id", "user.id", "item.categories")}
+    tables = {name: {"update": "sparse", "weight_decay": 0.01} for name in ("item.id", "user.id", "item.categories")}
     # The MLP's dropout is no setting; a straight tower has none.
     tower = {**STILL, "hidden_dims": [16]}
     model = {
         "user_tower": tower,
         "item_tower": {**{k: v for k, v in tower.items() if k != "history_dropout"}, "neighbour_dropout": 0},
     }
-    common = {"batch_size": 250, "max_steps": 50, "eval_every": 100, "log_every": 10, "learning_rate": 0.003, "eval_queries": 200}
+    common = {
+        "batch_size": 250,
+        "max_steps": 50,
+        "eval_every_epochs": 100,
+        "log_every": 10,
+        "learning_rate": 0.003,
+        "eval_queries": 200,
+    }
     values = {"model": {**model, **({"tables": tables} if rows else {})}, "training": {**common, **training}}
     return json.dumps(parse_config(values).model_dump(mode="json"))
 
@@ -45,7 +52,7 @@ def start(world: int, *arguments: object, fails: bool = False) -> str:
 
 @pytest.mark.slow
 def test_loss_and_gradients_do_not_depend_on_the_number_of_processes(town, tmp_path):
-    cases = [{}, {"rows": True}, {"rows": True, "micro_batch": 40}, {"view": "causal", "loss": "full_softmax"}]
+    cases = [{}, {"rows": True}, {"rows": True, "micro_batch_size": 40}, {"objective": "next_event", "loss": "full_softmax"}]
     for world in (1, 2, 4):
         start(world, "gradients", town.folder, tmp_path / str(world), *(settings(**case) for case in cases))
     for number, case in enumerate(cases):
@@ -78,7 +85,7 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 
 @pytest.mark.slow
 def test_a_run_of_two_whose_process_dies_goes_on_with_one_and_with_four(town, tmp_path):
-    config = settings(rows=True, eval_every=0.25, patience=100)
+    config = settings(rows=True, eval_every_epochs=0.25, patience=100)
     for world in (1, 4):
         out = tmp_path / f"on {world}"
         said = start(2, "die", town.folder, out, config, fails=True)

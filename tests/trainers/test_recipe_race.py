@@ -23,13 +23,13 @@ SMALL = [
     "prepare.text_dim=8",
     "training.num_epochs=4",
     "evaluation.baselines=[popular]",
-    "evaluation.bootstrap=20",
+    "evaluation.bootstrap_resamples=20",
 ]
 
 
 def name_of(config: Config) -> str:
     """The candidate whose settings a configuration has."""
-    return next(one.name for one in entrants(load_config()) if one.config.training.view == config.training.view)
+    return next(one.name for one in entrants(load_config()) if one.config.training.objective == config.training.objective)
 
 
 class Fits:
@@ -95,8 +95,8 @@ def test_a_candidate_that_is_far_behind_costs_one_rung(tmp_path: Path) -> None:
     ("override", "names"),
     [
         ("seed=3", list(CANDIDATES)),
-        ("training.view=causal", ["next event"]),
-        ("training.view=set", ["any event"]),
+        ("training.objective=next_event", ["next event"]),
+        ("training.objective=any_event", ["any event"]),
         ("training.batch_size=256", ["any event"]),
         ("training.recipe=fixed", ["as configured"]),
     ],
@@ -115,7 +115,7 @@ def test_the_race_settles_only_what_the_user_left(override: str, names: list[str
 
 def test_a_setting_of_the_user_holds_in_every_candidate() -> None:
     config = load_config(None, ["model.user_tower.num_blocks=1", "model.user_tower.pooling=mean"])
-    assert is_given(config, "model.user_tower.pooling") and not is_given(config, "training.view")
+    assert is_given(config, "model.user_tower.pooling") and not is_given(config, "training.objective")
     for one in entrants(config):
         assert (one.config.model.user_tower.num_blocks, one.config.model.user_tower.pooling) == (1, "mean")
 
@@ -170,8 +170,10 @@ def test_a_run_is_the_same_from_its_manifest_without_the_race(town: Any, tmp_pat
 
 def test_a_race_of_real_candidates_keeps_the_one_that_learns(town: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = {"stuck": {"training.learning_rate": 1e-9}, "learns": {"training.learning_rate": 0.01}}
-    monkeypatch.setattr(recipe_race, "CANDIDATES", {name: {"training.view": "set", **one} for name, one in candidates.items()})
-    config = load_config(None, [*SMALL, "model.item_tower.initial_ids=noise"])
+    monkeypatch.setattr(
+        recipe_race, "CANDIDATES", {name: {"training.objective": "any_event", **one} for name, one in candidates.items()}
+    )
+    config = load_config(None, [*SMALL, "model.item_tower.id_init=random"])
     train_stage(config, town.folder, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["recipe"]["chosen"] == "learns" and manifest["config"]["training"]["learning_rate"] == 0.01

@@ -53,10 +53,10 @@ def test_ids_begin_as_factors_as_long_as_the_noise(dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("item_tower", "model"),
     [
-        ({"initial_ids": "noise"}, {}),
-        ({}, {"tables": {"item.id": {"update": "rows"}}}),
+        ({"id_init": "random"}, {}),
+        ({}, {"tables": {"item.id": {"update": "sparse"}}}),
         ({}, {"tables": {"item.id": {"max_rows": 50}}}),
-        ({}, {"rows_from": 10}),
+        ({}, {"sparse_update_from_rows": 10}),
     ],
 )
 def test_other_tables_keep_their_noise(dataset: Dataset, item_tower: dict[str, Any], model: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def test_attention_stays_away_where_histories_have_no_order_or_no_times(town: An
     assert build_model(dataset, config).user_tower.encoder is not None
     with_attention = predict(facts_of(dataset, config), config)
     if missing == "order":
-        dataset.manifest["config"]["prepare"]["split"]["kind"] = "given"
+        dataset.manifest["config"]["prepare"]["split"]["kind"] = "predefined"
     else:
         dataset.has_time = False
     assert build_model(dataset, config).user_tower.encoder is None

@@ -230,7 +230,7 @@ class Dataset:
     @property
     def ordered(self) -> bool:
         """Whether held-out events come after their histories; under a given split they come from anywhere in them."""
-        return bool(self.manifest["config"]["prepare"]["split"]["kind"] != "given")
+        return bool(self.manifest["config"]["prepare"]["split"]["kind"] != "predefined")
 
     def item_rows(self, ids: list[str]) -> Int:
         """Rows int64 [len(ids)] of item ids; UNKNOWN where there is no such item."""

@@ -64,16 +64,16 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
     Raises
     ------
     ConfigError
-        `model.exclude_fields` names a field that there is none of; the nearest name is in the message.
+        `model.exclude_features` names a field that there is none of; the nearest name is in the message.
     """
     sizes = {name: len(values) for name, values in dataset.encoders.vocabularies.items()}
     fields = {"item": store.item_fields(dataset.specs, sizes), "user": store.user_fields(dataset.specs, sizes)}
     known = [f"{side}.{spec.name}" for side, specs in fields.items() for spec in specs]
-    for name in model.exclude_fields:
+    for name in model.exclude_features:
         if name not in known:
-            raise ConfigError(f"model.exclude_fields must name fields of the towers. Got {name!r}.{nearest(name, known)}")
+            raise ConfigError(f"model.exclude_features must name fields of the towers. Got {name!r}.{nearest(name, known)}")
     kept = {
-        side: tuple(spec for spec in specs if f"{side}.{spec.name}" not in model.exclude_fields) for side, specs in fields.items()
+        side: tuple(spec for spec in specs if f"{side}.{spec.name}" not in model.exclude_features) for side, specs in fields.items()
     }
     return Layout(
         items=dataset.n_train_items + FIRST_ROW,

@@ -141,9 +141,9 @@ def _build(stage: Stage, folder: Path, say: Progress) -> dict[str, Any]:
     encoders = fit_encoders(specs, items, users, **trained, item_text=text, text_dim=config.prepare.text_dim, seed=config.seed)
     encoders.save(folder)
     encoded = encode_items(encoders, items, text)
-    if config.prepare.neighbours:
+    if config.prepare.co_visited_items:
         say("find neighbours")
-        encoded[NEIGHBOURS] = _neighbours(folder, len(users) + FIRST_ROW, len(items) + FIRST_ROW, config.prepare.neighbours)
+        encoded[NEIGHBOURS] = _neighbours(folder, len(users) + FIRST_ROW, len(items) + FIRST_ROW, config.prepare.co_visited_items)
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))

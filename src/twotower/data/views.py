@@ -1,9 +1,9 @@
-"""How training events become examples: two views of the same histories.
+"""How training events become examples: two objectives over the same histories.
 
-- "set": an example is one event of a user, predicted from the user's other training events, whatever their order.
-- "causal": a batch holds whole windows of histories, of similar length under a token budget, and every position is an example.
+- "any_event": an example is one event of a user, predicted from the user's other training events, whatever their order.
+- "next_event": a batch holds whole windows of histories, of similar length under a token budget, and every position is an example.
 
-Promise: a view looks at training events alone, and what it draws depends on the generator it is given, and on nothing else.
+Promise: an objective looks at training events alone, and what it draws depends on the generator it is given, and on nothing else.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ REQUEST_DEGREES = 0.01  # standard deviation of a training request's distance fr
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What a view chose for one batch: the user side, and of each example the target's position among this process's events."""
+    """What an objective chose for one batch: the user side, and of each example the target's position among this process's
+    events."""
 
     users: UserBatch
     event: Int
@@ -37,7 +38,7 @@ class Examples:
 
 
 class TrainEvents:
-    """The training events alone, by user: all that a view may look at.
+    """The training events alone, by user: all that an objective may look at.
 
     Every process knows which events are asked for; the histories it reads are those of its own run of users, which in the files are
     one slice.
@@ -112,7 +113,7 @@ def user_shares(offsets: Int, world: int) -> Int:
     return np.array([0, *active[cut[1:]], len(offsets) - 1])
 
 
-class View(Protocol):
+class Objective(Protocol):
     """How training events become examples.
 
     Attributes
@@ -147,7 +148,7 @@ class View(Protocol):
         ...
 
 
-class SetView:
+class AnyEventObjective:
     """Predict any one event from the others. Members are positions of positive training events."""
 
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
@@ -201,7 +202,7 @@ class SetView:
         return Examples(users, event, user)
 
 
-class CausalView:
+class NextEventObjective:
     """Every position predicts from what came strictly before. Members are windows of histories."""
 
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
@@ -296,7 +297,10 @@ def request_places(store: FeatureStore, target_row: Int, rng: np.random.Generato
     return np.where(rng.random(len(target_row))[:, None] < 0.5, near, np.nan).astype(np.float32)
 
 
-VIEWS: dict[str, type[SetView] | type[CausalView]] = {"set": SetView, "causal": CausalView}
+OBJECTIVES: dict[str, type[AnyEventObjective] | type[NextEventObjective]] = {
+    "any_event": AnyEventObjective,
+    "next_event": NextEventObjective,
+}
 
 
 def _pack(token: Int, example: Int, size: int, most: int) -> Int:

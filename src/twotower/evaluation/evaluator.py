@@ -62,11 +62,6 @@ class Evaluation:
         return float(self.values[:, self.metrics.index(metric)].mean()) if len(self.values) else 0.0
 
 
-def mean_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Metric → mean over the questions."""
-    return {name: evaluation.mean(name) for name in evaluation.metrics}
-
-
 def metric_names(settings: EvaluationConfig, *more: str) -> tuple[str, ...]:
     """Every metric at every k of the settings, and `more`; unknown names are a `ConfigError`."""
     names = [f"{name}@{k}" for name in m.METRICS for k in sorted(set(settings.ks))]
@@ -278,7 +273,7 @@ def _compare(
     order, names = [e.name for e in judged], judged[0].metrics
     table = np.stack([e.values for e in judged], 1)  # [B, S, M]
     user = _people(held_out)
-    draws = resample(table.reshape(len(user), -1), user, settings.bootstrap, seed).reshape(-1, len(order), len(names))
+    draws = resample(table.reshape(len(user), -1), user, settings.bootstrap_resamples, seed).reshape(-1, len(order), len(names))
     mean, differences = table.mean(0), {}
     if main in order:
         own = order.index(main)
@@ -288,7 +283,7 @@ def _compare(
     for title, masks in slices(held_out, dataset).items():
         for group, mask in masks.items():
             inside = table[mask, :, names.index(metric)]
-            value, drawn = inside.mean(0), resample(inside, user[mask], settings.bootstrap, seed)
+            value, drawn = inside.mean(0), resample(inside, user[mask], settings.bootstrap_resamples, seed)
             entry = {
                 "queries": int(mask.sum()),
                 "users": len(np.unique(user[mask])),
@@ -333,7 +328,7 @@ def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, p
     return {
         "split": dataset.manifest["config"]["prepare"]["split"]["kind"],
         "part": part,
-        "seen": "masked" if settings.exclude_seen else "allowed",
+        "seen": "masked" if settings.exclude_seen else "unmasked",
         "queries": len(held_out.queries),
         "users": len(np.unique(_people(held_out))),
         "targets": len(held_out.target_row),
@@ -341,5 +336,5 @@ def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, p
         "metric": metric,
         "ks": sorted(set(settings.ks)),
         "ties": "lower item row first",
-        "interval": f"95 %, {settings.bootstrap} paired bootstrap resamples of users",
+        "interval": f"95 %, {settings.bootstrap_resamples} paired bootstrap resamples of users",
     }

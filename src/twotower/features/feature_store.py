@@ -72,12 +72,6 @@ class FeatureStore:
         self.max_history = max_history
         self.log_popularity = log_popularity
 
-    def with_dynamics(self, dynamics: ItemDynamics | None) -> FeatureStore:
-        """Return the same store with another state of the items (another moment's knowledge)."""
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, dynamics=dynamics)
-        return other
-
     def items(self, row: Int, time_s: Int | None = None) -> ItemBatch:
         """Items `row` int64 [n]; with `time_s` int64 [n] also their state just before it ("state" float32 [n, 5])."""
         at = torch.from_numpy(row)

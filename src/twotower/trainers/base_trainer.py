@@ -34,8 +34,16 @@ from twotower.utils.console import Report, log, progress, silent
 
 LEAST_EPOCHS, LEAST_STEPS, MOST_EPOCHS, MOST_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
 MAY_CHANGE = {
-    "training": ("memory_budget_gb", "micro_batch", "gradient_checkpointing", "save_every_s", "log_every", "stop_frac", "recipe"),
-    "evaluation": ("baselines", "tune_baselines", "baseline_settings", "bootstrap", "max_ease_items"),
+    "training": (
+        "memory_budget_gb",
+        "micro_batch_size",
+        "gradient_checkpointing",
+        "checkpoint_every_s",
+        "log_every",
+        "stop_frac",
+        "recipe",
+    ),
+    "evaluation": ("baselines", "tune_baselines", "baseline_settings", "bootstrap_resamples", "max_ease_items"),
 }
 """Settings that a resumed run may have anew: they say how it is computed, told and judged, not what is learned."""
 
@@ -136,7 +144,7 @@ class BaseTrainer:
         self.last_step = max(round(self.settings.stop_frac * total), 1)
         self._start_logs()
         self.begin()
-        between = self.settings.eval_every or max(1, total / steps_per_epoch / MOST_VALIDATIONS)
+        between = self.settings.eval_every_epochs or max(1, total / steps_per_epoch / MOST_VALIDATIONS)
         eval_steps = max(round(between * steps_per_epoch), 1)
         log.info(
             "training on %s in %s, %d steps of about %d examples%s",
@@ -255,7 +263,7 @@ class BaseTrainer:
         log alone: the answer of another one is read back from the device."""
         if distributed.world() > 1 and self.at.step % self.settings.log_every:
             return False
-        return bool(distributed.agreed([time.perf_counter() - self._saved >= self.settings.save_every_s])[0])
+        return bool(distributed.agreed([time.perf_counter() - self._saved >= self.settings.checkpoint_every_s])[0])
 
     def _save(self, name: str) -> None:
         self.check()

@@ -7,7 +7,7 @@ user left alone.
 Examples
 --------
 >>> from twotower.utils.config import load_config
->>> [entrant.name for entrant in entrants(load_config(None, ["training.view=causal"]))]
+>>> [entrant.name for entrant in entrants(load_config(None, ["training.objective=next_event"]))]
 ['next event']
 """
 
@@ -35,9 +35,9 @@ Fit = Callable[[Config, Path, bool], Progress]
 """Train with these settings in this folder, from its last checkpoint if the flag is set; stops after `training.stop_frac`."""
 
 CANDIDATES: dict[str, Json] = {
-    "any event": {"training.view": "set"},
+    "any event": {"training.objective": "any_event"},
     "next event": {
-        "training.view": "causal",
+        "training.objective": "next_event",
         "training.batch_size": 4096,
         "model.user_tower.num_blocks": 2,
         "model.user_tower.pooling": "last",
@@ -52,8 +52,8 @@ CLOSE = 0.9
 TIE = 0.97
 """Candidates with at least this share of the best metric at the end count as equal; the first of `CANDIDATES` is taken."""
 FOLDER, RECORD = "recipe", "recipe.json"
-UNITS = ("training.view", "training.batch_size")
-"""A batch size counts examples under one view and tokens under the other: set without the view, it means the default view."""
+UNITS = ("training.objective", "training.batch_size")
+"""A batch size counts examples under one objective and tokens under the other: given alone, it means the default objective."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True) ->
     plain = [Entrant("as configured", {}, fixed)]
     if config.training.recipe == "fixed":
         return plain
-    view_given, size_given = (is_given(config, name) for name in UNITS)
+    objective_given, size_given = (is_given(config, name) for name in UNITS)
     found: list[Entrant] = []
     for name, settings in CANDIDATES.items():
-        view = config.training.view if view_given or size_given else settings["training.view"]
-        if settings["training.view"] != view or (view != "set" and not ordered):
+        objective = config.training.objective if objective_given or size_given else settings["training.objective"]
+        if settings["training.objective"] != objective or (objective != "any_event" and not ordered):
             continue
         free = {key: value for key, value in settings.items() if not is_given(config, key)}
         entrant = Entrant(name, free, with_settings(fixed, free))

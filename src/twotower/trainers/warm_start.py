@@ -25,7 +25,7 @@ def begin_with_factors(model: TwoTower, dataset: Dataset, config: Config) -> Non
     too many to factorise first, and ids that share rows have no factors of their own.
     """
     table = model.tables.lookup("item.id")
-    if config.model.item_tower.initial_ids == "noise" or isinstance(table, RowTable) or table.hashing is not None:
+    if config.model.item_tower.id_init == "random" or isinstance(table, RowTable) or table.hashing is not None:
         return
     found = torch.zeros_like(table.weight)
     if distributed.rank() == 0:

@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "min_user_events": 3,
         "min_item_events": 3,
         "k_core": True,
-        "repeats": "fold",
+        "duplicates": "keep_first",
     },
 }
 

@@ -57,7 +57,7 @@ SICK: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("dimensions", {"items": Spread(2.9, 0.4)}, ("hidden_dims", "training.negatives_per_positive")),
     ("popularity", {"popularity_lift": 0.7}, ("model.user_tower.history_dropout",)),
     ("masked", {"contrast": Contrast(0.21, 0.0, 30.0)}, ("training.negatives_per_positive", "full_softmax")),
-    ("same_user", {"contrast": Contrast(0.0, 0.26, 30.0)}, ("training.batch_size", "training.view")),
+    ("same_user", {"contrast": Contrast(0.0, 0.26, 30.0)}, ("training.batch_size", "training.objective")),
     ("validation_loss", {"validation_loss": 5.2}, ("training.eval_metric",)),
     ("unknown", {"untrained": ("user.id",)}, ("model.user_tower.id_dropout",)),
 ]
@@ -186,7 +186,14 @@ Run = Callable[..., Watched]
 @pytest.fixture
 def run(dataset: Dataset, tmp_path: Path) -> Run:
     def train(on: Dataset = dataset, *, user: Any = None, item: Any = None, **training: Any) -> Watched:
-        common = {"batch_size": 256, "max_steps": 20, "eval_every": 0.5, "log_every": 1, "learning_rate": 0.01, "patience": 50}
+        common = {
+            "batch_size": 256,
+            "max_steps": 20,
+            "eval_every_epochs": 0.5,
+            "log_every": 1,
+            "learning_rate": 0.01,
+            "patience": 50,
+        }
         towers = {"user_tower": {**TOWER, **(user or {})}, "item_tower": {**TOWER, **(item or {})}}
         model = {**towers, "temperature": 0.1, "learn_temperature": True}
         trainer = Watched(on, parse_config({"model": model, "training": {**common, **training}}), tmp_path / "run")
@@ -214,7 +221,7 @@ def test_steps_far_too_large_are_seen(run: Run) -> None:
 
 
 def test_a_batch_of_a_few_users_and_no_further_negatives_is_seen(run: Run) -> None:
-    trainer = run(view="causal", negatives_per_positive=0, batch_size=64, max_steps=2)
+    trainer = run(objective="next_event", negatives_per_positive=0, batch_size=64, max_steps=2)
     assert {"masked", "same_user"} <= said(trainer)
     assert trainer.doctor.history[-1].contrast.negatives < 10
 
@@ -277,7 +284,7 @@ def test_vectors_too_narrow_for_the_catalogue_are_seen(run: Run) -> None:
 @pytest.mark.slow
 def test_learning_by_heart_is_seen(run: Run) -> None:
     """The loss on held-out visits rises long before the metric falls, and then training goes on for nothing."""
-    trainer = run(max_steps=300, eval_every=1.0)
+    trainer = run(max_steps=300, eval_every_epochs=1.0)
     assert {"validation_loss", "best_is_past"} <= said(trainer)
     heard = {one["name"]: row["step"] for row in reversed(trainer.rows) for one in row["advice"]}  # the first time of each
     assert heard["validation_loss"] < heard["best_is_past"]
@@ -291,5 +298,5 @@ def test_one_list_for_everybody_is_seen(run: Run, tmp_path: Path) -> None:
     (tmp_path / "visits.txt").write_text("".join(" ".join(line) + "\n" for line in lines))
     data = {"source": "sequences", "path": str(tmp_path), "sequences": {"train": "visits.txt"}}
     prepare(parse_config({"data": data, "prepare": {"split": {"kind": "leave_one_out"}, "text_dim": 0}}), tmp_path / "dataset")
-    trainer = run(Dataset.open(tmp_path / "dataset"), item={"initial_ids": "noise"}, max_steps=60, eval_every=1.0)
+    trainer = run(Dataset.open(tmp_path / "dataset"), item={"id_init": "random"}, max_steps=60, eval_every_epochs=1.0)
     assert "popularity" in said(trainer) and {"dimensions", "temperature"}.isdisjoint(said(trainer))

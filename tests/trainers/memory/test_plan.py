@@ -45,7 +45,9 @@ def test_without_a_validation_part_new_items_are_still_asked_for():
 
 
 def test_a_row_updated_alone_has_eight_bytes_of_state_and_a_dense_one_two_moments():
-    dense = parse_config({"model": {"rows_from": 10**9, "user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
+    dense = parse_config(
+        {"model": {"sparse_update_from_rows": 10**9, "user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}}
+    )
     gap = predict(facts(config=dense), dense).optimiser - predict(facts(), LARGE).optimiser
     assert gap == pytest.approx(2_000_002 * (2 * 4 * 128 - 8), rel=0.01)
 
@@ -57,7 +59,7 @@ def test_the_cheapest_change_in_time_comes_first():
     asked = [make_plan(found, LARGE, Machine("cuda", int(peak * share), "fp16")).settings for share in (1.0, 0.95, 0.6)]
     assert asked[0] == ()
     assert len(asked[1]) == 1 and "model.tables" not in asked[1][0]
-    assert any("micro_batch" in setting for setting in asked[2])
+    assert any("micro_batch_size" in setting for setting in asked[2])
     assert not any("batch_size" in setting for settings in asked for setting in settings)
 
 
@@ -69,7 +71,7 @@ def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machin
     if found := re.search(r"Allow ([\d.]+) GB", advice):
         return "budget", replace(machine, budget=math.ceil(float(found[1]) * GB * 1.01)), config
     if found := re.search(r"max_rows: (\d+) for (\S+) in", advice):
-        values["model"]["tables"][found[2]] = {"update": "rows", "dtype": "fp16", "max_rows": int(found[1])}
+        values["model"]["tables"][found[2]] = {"update": "sparse", "dtype": "fp16", "max_rows": int(found[1])}
         return "max_rows", machine, parse_config(values)
     found = re.search(r"--set training\.(\w+)=(\d+)\.$", advice)
     assert found, advice
@@ -185,7 +187,7 @@ def test_a_micro_batch_takes_less_and_checkpointing_less_of_many_blocks():
         config = parse_config({"model": {"user_tower": {"num_blocks": 4}}, "training": {"batch_size": 8192, **values}})
         return predict(facts(config=config), config).activations
 
-    assert work(micro_batch=512) < work(gradient_checkpointing=True) < work()
+    assert work(micro_batch_size=512) < work(gradient_checkpointing=True) < work()
 
 
 def test_what_is_chosen_can_be_asked_for_by_hand():
@@ -220,7 +222,12 @@ def test_a_run_that_memory_ends_names_what_would_have_fitted_and_keeps_its_check
     must be in that very epoch: the next begins with a new thread, and the C library ends a process that has no room for one."""
     small = ("model.user_tower", "model.item_tower")
     settings = [f"{tower}.{width}" for tower in small for width in ("embedding_dim=64", "hidden_dims=[64]")]
-    settings += ["training.batch_size=2048", "training.device=cpu", "training.save_every_s=0.001", "training.eval_every=100"]
+    settings += [
+        "training.batch_size=2048",
+        "training.device=cpu",
+        "training.checkpoint_every_s=0.001",
+        "training.eval_every_epochs=100",
+    ]
     given = [part for setting in (*settings, "training.eval_queries=100", "training.max_steps=100") for part in ("--set", setting)]
     command = [sys.executable, "-c", STARVED, "train", "--data", str(town.folder), "--out", str(tmp_path / "run"), *given]
     mapped = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # the C library keeps nothing that a step could find room in
@@ -228,6 +235,6 @@ def test_a_run_that_memory_ends_names_what_would_have_fitted_and_keeps_its_check
     said = ended.stderr.splitlines()[-1]
     assert ended.returncode == 2, ended.stderr
     assert "Training must fit into memory" in said
-    assert re.search(r"--set training\.memory_budget_gb=[\d.]+ --set training\.micro_batch=\d+", said)
+    assert re.search(r"--set training\.memory_budget_gb=[\d.]+ --set training\.micro_batch_size=\d+", said)
     assert "last.pt, is intact" in said
     assert 1 <= load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] < 100

@@ -181,7 +181,7 @@ def _masked(history: Sequence[Facts]) -> str | None:
     return (
         f"{now.masked:.1%} of the candidates of an example are its own user's positives, more than {MOST_MASKED:.0%}; they are "
         f"left out, and {now.negatives:.0f} negatives remain. Raise training.negatives_per_positive or use training.loss: "
-        "full_softmax, and in the causal view raise training.batch_size. Nothing helps where "
+        "full_softmax, and with training.objective: next_event raise training.batch_size. Nothing helps where "
         "everybody has visited much of the catalogue."
     )
 
@@ -192,8 +192,8 @@ def _same_user(history: Sequence[Facts]) -> str | None:
         return None
     return (
         f"{now.same_user:.1%} of the pairs of examples in a batch belong to one user, more than {MOST_SAME_USER:.0%}: it is "
-        f"worth {1 / now.same_user:.1f} users. Raise training.batch_size (training.micro_batch bounds the memory), or use "
-        "training.view: set."
+        f"worth {1 / now.same_user:.1f} users. Raise training.batch_size (training.micro_batch_size bounds the memory), or use "
+        "training.objective: any_event."
     )
 
 

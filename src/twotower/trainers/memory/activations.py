@@ -18,10 +18,10 @@ GEO_FEATURES = 2 * len(GEO_SCALES_KM) * GEO_WAVES
 
 def parts(facts: Facts, config: Config, processes: int = 1) -> tuple[int, int]:
     """Micro-batches of the users and of the candidates; as the loader cuts them."""
-    load, micro = facts.load, config.training.micro_batch
+    load, micro = facts.load, config.training.micro_batch_size
     if micro is None:
         return 1, 1
-    size = load.places if config.training.view == "causal" else load.examples
+    size = load.places if config.training.objective == "next_event" else load.examples
     most = max(load.members // processes, 1)
     cut = [math.ceil(math.ceil(n / processes) / micro) for n in (size, load.candidates)]
     return min(cut[0], most), min(cut[1], max(load.candidates // processes, 1))

@@ -116,7 +116,7 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
         work, gradients = users + max(users_on_top, items + items_on_top), 2 * read
         work = max(work, (users if shared else 0) + grown + shared)
     work = max(work, grown + 4 * read)  # the update merges the rows' gradients: six copies, two of them counted already
-    plain = table_weights([table for table in tables if table.config.update == "rows"], dim, processes)
+    plain = table_weights([table for table in tables if table.config.update == "sparse"], dim, processes)
     host = kind == "cpu"
     return Parts(
         base=BASE[kind],
@@ -138,7 +138,7 @@ def beginning_bytes(facts: Facts, config: Config) -> int:
     asked; all visits with their numbers, and those of these users by user and by item."""
     table = config.model.stored("item.id", facts.layout.items)
     hashed = table.max_rows is not None and facts.layout.items > table.max_rows
-    if config.model.item_tower.initial_ids == "noise" or table.update == "rows" or hashed:
+    if config.model.item_tower.id_init == "random" or table.update == "sparse" or hashed:
         return 0
     users = min(facts.layout.users, MOST_USERS)
     factors = F32 * config.model.user_tower.width * (3 * facts.items + users)
@@ -185,7 +185,7 @@ def tables_of(spec: FieldSpec) -> list[tuple[str, int]]:
 
 def held(table: Storage, processes: int) -> int:
     """Rows of a table in one process: tables updated by rows are shared, the others stand in every process."""
-    return math.ceil(table.rows / processes) if table.config.update == "rows" else table.rows
+    return math.ceil(table.rows / processes) if table.config.update == "sparse" else table.rows
 
 
 def table_weights(tables: list[Storage], dim: int, processes: int) -> int:
@@ -195,7 +195,7 @@ def table_weights(tables: list[Storage], dim: int, processes: int) -> int:
 
 def table_state(tables: list[Storage], dim: int, processes: int) -> int:
     """By rows: a second moment and the step of the last reading, 4 bytes each. Dense: AdamW's two moments of every number."""
-    return sum(held(table, processes) * (8 if table.config.update == "rows" else 2 * F32 * dim) for table in tables)
+    return sum(held(table, processes) * (8 if table.config.update == "sparse" else 2 * F32 * dim) for table in tables)
 
 
 def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
@@ -203,7 +203,7 @@ def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
     gradients stand side by side before they are added; and of one copy of the rows that are read of the others."""
     dense = [(table.rows * dim * F32, table.uses) for table in tables if table.config.update == "dense"]
     twice = max((size for size, uses in dense if uses > 1), default=0)
-    return sum(size for size, _ in dense), twice, sum(t.reads for t in tables if t.config.update == "rows") * dim * F32
+    return sum(size for size, _ in dense), twice, sum(t.reads for t in tables if t.config.update == "sparse") * dim * F32
 
 
 def dense_numbers(facts: Facts, config: Config) -> int:

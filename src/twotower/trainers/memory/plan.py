@@ -3,8 +3,8 @@
 Enters: `Facts`, the settings, a budget. Leaves: a `Plan`, or a `TrainingError` that says what would fit.
 
 Promise: what a batch is contrasted with is never made less. The change that costs the least time comes first: attention computed
-twice (gradient_checkpointing), then both towers twice (micro_batch, the largest that fits), then both, and only then the storage of
-the large tables, which learn otherwise: by rows, and last in fp16.
+twice (gradient_checkpointing), then both towers twice (micro_batch_size, the largest that fits), then both, and only then the
+storage of the large tables, which learn otherwise: by rows, and last in fp16.
 """
 
 from __future__ import annotations
@@ -92,19 +92,19 @@ def make_plan(facts: Facts, config: Config, machine: Machine) -> Plan:
 def choices(facts: Facts, config: Config) -> Iterator[Config]:
     """Settings to try, the cheapest in time first."""
     large = [table.name for table in storages(facts, config) if table.rows >= LARGE and table.name not in config.model.tables]
-    levels: list[dict[str, Any]] = [{}, {"update": "rows"}, {"update": "rows", "dtype": "fp16"}]
+    levels: list[dict[str, Any]] = [{}, {"update": "sparse"}, {"update": "sparse", "dtype": "fp16"}]
     given = config.training.gradient_checkpointing
     blocks = facts.layout.settle(config.model).user_tower.blocks
     checkpointing = [given] if given or not blocks else [False, True]
-    first = config.training.micro_batch or config.training.batch_size
+    first = config.training.micro_batch_size or config.training.batch_size
     smaller = [first >> n for n in range(1, 32) if first >> n >= LEAST_MICRO]
     # Attention a second time; both towers a second time, in parts as large as fit; both.
-    passes = [(config.training.micro_batch, save) for save in checkpointing]
+    passes = [(config.training.micro_batch_size, save) for save in checkpointing]
     passes += [(micro, save) for save in checkpointing for micro in smaller]
     for level in levels:
         tables = {name: level for name in large} if level else {}
         for micro, save in passes:
-            yield changed(config, tables, micro_batch=micro, gradient_checkpointing=save)
+            yield changed(config, tables, micro_batch_size=micro, gradient_checkpointing=save)
 
 
 def changed(config: Config, tables: dict[str, Any], **training: Any) -> Config:
@@ -138,14 +138,14 @@ def _way_out(facts: Facts, config: Config, least: Config, machine: Machine) -> s
         stored = least.model.tables.get(largest.name)
         if rows < LARGE:
             break
-        smaller = {**(stored.model_dump(mode="json") if stored else {"update": "rows"}), "max_rows": rows}
+        smaller = {**(stored.model_dump(mode="json") if stored else {"update": "sparse"}), "max_rows": rows}
         if machine.parts(facts, changed(least, {largest.name: smaller})).peak <= machine.budget:
             return f"Let ids share rows: max_rows: {rows} for {largest.name} in model.tables."
     for shift in range(1, 10):
         size = config.training.batch_size >> shift
-        micro = min(least.training.micro_batch or size, size)
+        micro = min(least.training.micro_batch_size or size, size)
         fewer = replace(facts, load=scaled(facts.load, size / config.training.batch_size))
-        if size >= LEAST_MICRO and machine.parts(fewer, changed(least, {}, micro_batch=micro)).peak <= machine.budget:
+        if size >= LEAST_MICRO and machine.parts(fewer, changed(least, {}, micro_batch_size=micro)).peak <= machine.budget:
             return f"Contrast less: --set training.batch_size={size}."
     for processes in (machine.processes << n for n in range(1, 8)):
         if replace(machine, processes=processes).parts(facts, least).peak <= machine.budget:

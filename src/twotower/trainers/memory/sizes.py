@@ -23,9 +23,9 @@ ID, F32 = 8, 4  # bytes of an integer, of a number
 MAPPED_EVENT, MAPPED_VISIT = 3 * ID + 2 * F32 + 2, ID + F32 + 1
 """Bytes in the files: item, time, type; stars, weight; positive, split. Time; stars; split."""
 TRAIN_EVENT, OWN_EVENT = 25, 106
-"""`TrainEvents`, in every process: position in the file 8, positive 1; of a view its targets 8, and the order of an epoch 8. Of the
-process's own users: user, item, time, type 32; stars, weight 8; in its `History` a place in float64 16, two flags 2, prefix sums of
-stars, places and their counts 40; the positive pairs 8."""
+"""`TrainEvents`, in every process: position in the file 8, positive 1; of an objective its targets 8, and the order of an epoch 8.
+Of the process's own users: user, item, time, type 32; stars, weight 8; in its `History` a place in float64 16, two flags 2, prefix
+sums of stars, places and their counts 40; the positive pairs 8."""
 TRAIN_VISIT = 4 * ID
 """`ItemDynamics`: key, time, two prefix sums."""
 OPENING_EVENT = 7 * ID
@@ -82,7 +82,7 @@ class Facts:
 
 def facts_of(dataset: Dataset, config: Config) -> Facts:
     """Facts of a dataset; the load is the greatest, count by count, of the largest batches of the first epoch."""
-    alone = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch": None})})
+    alone = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": None})})
     store = open_store(dataset, "valid", config.model)
     loader = TrainLoader(dataset, store, alone)
     static = dataset.item_features
@@ -108,7 +108,7 @@ def facts_of(dataset: Dataset, config: Config) -> Facts:
 def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Facts:
     """Facts of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
     tower, training = config.model.user_tower, config.training
-    if training.view == "set":
+    if training.objective == "any_event":
         examples, places = training.batch_size, training.batch_size * tower.max_history
         members = examples
     else:
@@ -116,8 +116,8 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
         members = max(places // (tower.max_history + 1), 1)
     draws = training.negatives_per_positive * examples
     proposed = items if training.loss == "full_softmax" else round(_distinct(items, examples + draws))
-    form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.neighbours > 0)
-    bags = YELP_BAGS | {NEIGHBOURS: config.prepare.neighbours}
+    form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.co_visited_items > 0)
+    bags = YELP_BAGS | {NEIGHBOURS: config.prepare.co_visited_items}
     features = 3 * items * row_bytes(form.item_fields, bags)
     load = Load(
         examples=examples,
@@ -193,15 +193,15 @@ def _largest(loader: TrainLoader) -> Int:
     """Which batches to look at: of an evenly taken sample those with the most places or examples, and the most examples."""
     plan = loader.plan(0)
     looked = np.unique(np.linspace(0, len(plan) - 1, min(len(plan), LOOKED_AT)).astype(np.int64))
-    size = [loader.view.size(plan[i]) for i in looked]
-    asked = [len(loader.view.asked_events(plan[i])) for i in looked]
+    size = [loader.objective.size(plan[i]) for i in looked]
+    asked = [len(loader.objective.asked_events(plan[i])) for i in looked]
     return np.unique([looked[int(np.argmax(size))], looked[int(np.argmax(asked))]])
 
 
 def _load(loader: TrainLoader, step: int) -> Load:
     members = loader.plan(0)[step]
     batch = loader.batch(members, 0, step)
-    owner = loader.events.user_row[loader.view.asked_events(members)]
+    owner = loader.events.user_row[loader.objective.asked_events(members)]
     lengths = np.diff(loader.events.history.offsets)
     return Load(
         examples=batch.examples,
