@@ -90,7 +90,7 @@ def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], 
     sizes = layout(dataset, open_store(dataset, PART, config.model), config.model)
     for part, changes in (PARTS if of == "parts" else without_fields(sizes)).items():
         changed = load_config(ROOT / "configs" / chosen.config, [*settings, *changes])
-        same_model = sizes.settle(changed.model) == sizes.settle(config.model)
+        same_model = sizes.resolve(changed.model) == sizes.resolve(config.model)
         if same_model and changed.training == config.training:  # the set goes without it already
             continue
         without = trained(changed, dataset, out, part)

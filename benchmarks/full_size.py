@@ -48,7 +48,7 @@ def main() -> int:
     dataset = Dataset.open(given.dataset)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TwoTowerTrainer(dataset, config, Path(folder))
-        trainer.at.total_steps = given.steps
+        trainer.state.total_steps = given.steps
         began = time.perf_counter()
         trainer.begin()
         beginning = time.perf_counter() - began
@@ -66,7 +66,7 @@ def main() -> int:
         for step in range(LOADED):
             trainer.loader.batch(plan[step], 0, step)
         loading = 1000 * (time.perf_counter() - began) / LOADED
-    size, per_epoch, peak = trainer.at.examples, trainer.batches_per_epoch(), gigabytes()
+    size, per_epoch, peak = trainer.state.examples, trainer.batches_per_epoch(), gigabytes()
     what = f"{dataset.n_users:,} users, {dataset.n_items:,} items, batches of {config.training.batch_size:,}"
     rows = [
         ("factors that the ids begin with", beginning, "s"),

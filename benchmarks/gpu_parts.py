@@ -40,7 +40,7 @@ from twotower.pipeline.stages import TOWN, prepare_stage, simulate_stage
 from twotower.retriever import Recommendations
 from twotower.trainers import two_tower_trainer
 from twotower.trainers.memory.plan import DEVICES, Machine, make_plan
-from twotower.trainers.memory.sizes import facts_of
+from twotower.trainers.memory.sizes import dataset_sizes
 from twotower.trainers.optimizer import choose_precision
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
@@ -105,7 +105,7 @@ class Bench:
         self.out.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.out))
         trainer = TwoTowerTrainer(self.dataset(name), self.config(name, *QUIET, *settings, device=device), folder)
-        trainer.at.total_steps = 600
+        trainer.state.total_steps = 600
         return trainer
 
     @cached_property
@@ -283,7 +283,7 @@ def resumed(bench: Bench) -> Found:
 
     def until(batch: Any, board: Any) -> None:
         step(batch, board)
-        if cut.at.step == steps // 2:
+        if cut.state.step == steps // 2:
             cut._save("last.pt")
             raise KeyboardInterrupt
 
@@ -432,7 +432,7 @@ def fits(bench: Bench, *settings: str, precision: str = "auto", full: bool = Fal
     fewer = ("training.batch_size=512",) if bench.small else ()
     dataset = bench.dataset()
     config = bench.config("town", *QUIET, f"training.precision={precision}", *settings, *fewer)
-    facts = facts_of(dataset, config)
+    facts = dataset_sizes(dataset, config)
     if full:
         users, items = (YELP_USERS // 100, YELP_ITEMS // 100) if bench.small else (YELP_USERS, YELP_ITEMS)
         facts = replace(facts, layout=enlarged(facts.layout, users + 2, items + 2))

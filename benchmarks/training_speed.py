@@ -103,7 +103,7 @@ def train(folder: Path, seed: int, epochs: int, overrides: Sequence[str] = ()) -
     examples = candidates = steps = 0
     waited, began = 0.0, time.perf_counter()
     trainer = open_trainer(folder, seed, overrides)
-    trainer.at.total_steps = epochs * trainer.batches_per_epoch()
+    trainer.state.total_steps = epochs * trainer.batches_per_epoch()
     trainer.begin()
     opened = time.perf_counter() - began
     for epoch in range(epochs):

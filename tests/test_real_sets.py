@@ -58,7 +58,7 @@ def test_the_s3rec_split_beats_its_published_figures(real_data, tmp_path):
 def _a_bundle_of_it_serves(bundle: Path) -> None:
     """Real names and categories, radius filters on the places that have coordinates, against plain arithmetic; over HTTP too."""
     recommender = Recommender.load(bundle)
-    degrees = recommender.shown.degrees
+    degrees = recommender.details.degrees
     placed = np.flatnonzero(np.isfinite(degrees).all(1))
     assert len(placed) == 2930
     busiest = placed[np.argmax(recommender.dataset.item_train_count[placed])]

@@ -9,7 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from twotower.baselines.baselines import BASELINES, GRIDS, IALS, ItemKNN, Nearby, Oracle, Popular, Recent, Repeat, unavailable
+from twotower.baselines.baselines import (
+    BASELINES,
+    GRIDS,
+    IALS,
+    ItemKNN,
+    Nearby,
+    Oracle,
+    Popular,
+    RecentPopularity,
+    Repeat,
+    unavailable,
+)
 from twotower.data.dataset import Dataset, Events
 from twotower.errors import DataError
 from twotower.evaluation.evaluator import evaluate
@@ -155,9 +166,9 @@ def test_recent_ends_at_midnight_before_the_question() -> None:
         (2, 5, DAY, 2),
         (3, 5, DAY, 2),
     ]
-    recent = Recent(dataset_of(events, n_items=7, n_users=5), days=30)
+    recent = RecentPopularity(dataset_of(events, n_items=7, n_users=5), days=30)
     assert lists(recent.retrieve(ask([]), 4)) == [[4, 3, 2, 5]]  # then popularity: 2 has two training events; 5 and 6 none
-    assert lists(Recent(dataset_of(events, n_items=7, n_users=5), days=29).retrieve(ask([]), 2)) == [[4, 2]]
+    assert lists(RecentPopularity(dataset_of(events, n_items=7, n_users=5), days=29).retrieve(ask([]), 2)) == [[4, 2]]
 
 
 def test_nearby_weighs_popularity_by_distance_from_home() -> None:

@@ -30,7 +30,7 @@ def bundle(town_bundle: Path, tmp_path: Path) -> Path:
 
 def twin(path: Path, row: int, name: str) -> dict[str, Any]:
     """What the catalogue says of an item, under another id."""
-    return {**Recommender.load(path).shown.describe(row), "item_id": name}
+    return {**Recommender.load(path).details.describe(row), "item_id": name}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -20,9 +20,9 @@ def dataset(town) -> Dataset:
     return Dataset.open(town.folder)
 
 
-def loader_of(dataset: Dataset, *, rank: int = 0, world: int = 1, **settings: object) -> tuple[TrainLoader, Config]:
+def loader_of(dataset: Dataset, *, rank: int = 0, world_size: int = 1, **settings: object) -> tuple[TrainLoader, Config]:
     config = parse_config({"training": {"batch_size": 128, **settings}, "model": {"user_tower": {"max_history": 12}}})
-    return TrainLoader(dataset, open_store(dataset, "valid", config.model), config, rank=rank, world=world), config
+    return TrainLoader(dataset, open_store(dataset, "valid", config.model), config, rank=rank, world_size=world_size), config
 
 
 def same(a: object, b: object) -> bool:
@@ -112,7 +112,7 @@ def test_masks_are_the_users_other_positives(dataset):
 @pytest.mark.parametrize("objective", ["any_event", "next_event"])
 def test_processes_read_the_histories_of_their_own_users_and_share_a_batch_by_them(dataset, objective):
     alone, _ = loader_of(dataset, objective=objective)
-    shares = [loader_of(dataset, objective=objective, micro_batch_size=20, rank=rank, world=3)[0] for rank in range(3)]
+    shares = [loader_of(dataset, objective=objective, micro_batch_size=20, rank=rank, world_size=3)[0] for rank in range(3)]
     kept = [len(loader.events.history.item_row) for loader in shares]
     total = len(alone.events.history.item_row)
     assert sum(kept) == total and max(kept) < 1.1 * total / 3, "each has about a third of the events, and nobody's twice"
@@ -130,7 +130,7 @@ def test_processes_read_the_histories_of_their_own_users_and_share_a_batch_by_th
 
 
 def test_a_process_without_a_share_of_a_small_batch_takes_part_in_it(dataset):
-    shares = [loader_of(dataset, batch_size=4, negatives_per_positive=1, rank=rank, world=4)[0] for rank in range(4)]
+    shares = [loader_of(dataset, batch_size=4, negatives_per_positive=1, rank=rank, world_size=4)[0] for rank in range(4)]
     idle = 0
     for step, members in enumerate(shares[0].plan(0)[:200]):
         for loader in shares:

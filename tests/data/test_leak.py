@@ -182,14 +182,14 @@ def check_cut(prepared: Any, first: World, other: World, **kept: Any) -> None:
 
 def check_moment(prepared: Any, first: World, other: World) -> None:
     """Another second half of training leaves what was known before it as it was."""
-    expected, found = (states(world.dataset(prepared), HALF * DAY_S) for world in (first, other))
+    expected, found = (states(world_size.dataset(prepared), HALF * DAY_S) for world_size in (first, other))
     moments = {key for key in expected if key[1] < HALF * DAY_S}  # those of the half itself differ in who is there
     assert moments and {key: expected[key] for key in moments} == {key: found[key] for key in moments}
 
 
-def trains(world: World) -> bool:
+def trains(world_size: World) -> bool:
     """Whether somebody known did something early."""
-    return any(row["user_id"] is not None for row in world.early)
+    return any(row["user_id"] is not None for row in world_size.early)
 
 
 LIMITS = st.fixed_dictionaries(

@@ -20,7 +20,7 @@ from twotower.retrieval.request import Answer, Request, Visit
 from twotower.retrieval.request_reader import WEEK_S, Ids, Reader
 from twotower.retriever import Queries
 from twotower.schema import UNKNOWN
-from twotower.search.reranking import POPULARITY_SCALE, diversify, with_revisits
+from twotower.search.reranking import POPULARITY_SCALE, boost_recent_items, mmr
 from twotower.utils.checkpoint import save_checkpoint
 from twotower.utils.config import parse_config
 
@@ -188,21 +188,21 @@ def test_what_was_visited_last_gains_where_it_may_come_again(recommender: Recomm
     assert [place.score for place in answer.places] == pytest.approx(found.scores[0].tolist(), abs=1e-4)
 
     vectors, plain = bundle.vectors, torch.from_numpy(bundle.encode(asked))
-    assert with_revisits(plain, asked, vectors, 0.3, np.array([False])) is plain
-    moved = with_revisits(plain, asked, vectors, 0.3, np.array([True])) - plain
+    assert boost_recent_items(plain, asked, vectors, 0.3, np.array([False])) is plain
+    moved = boost_recent_items(plain, asked, vectors, 0.3, np.array([True])) - plain
     last_first = vectors[torch.from_numpy(rows[::-1].copy())]
     torch.testing.assert_close(moved[0], sum(0.3 * 0.5**back * one for back, one in enumerate(last_first)))
     nobody = Queries.of([[]], time_s=0)
-    assert torch.equal(with_revisits(plain, nobody, vectors, 0.3, np.array([True])), plain)
+    assert torch.equal(boost_recent_items(plain, nobody, vectors, 0.3, np.array([True])), plain)
 
 
 def test_diversity_takes_what_is_unlike_the_rest() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1], [0.6, 0.8]], np.float32)
     scores = np.array([0.9, 0.8, 0.5, 0.4], np.float32)
-    assert diversify(scores, vectors, 3, 0.0).tolist() == [0, 1, 2]
-    assert diversify(scores, vectors, 4, 0.5).tolist() == [0, 2, 1, 3]
-    assert diversify(scores, vectors, 4, 0.8).tolist() == [0, 2, 3, 1]
-    assert diversify(scores, vectors, 9, 1.0).tolist()[:2] == [0, 2]
+    assert mmr(scores, vectors, 3, 0.0).tolist() == [0, 1, 2]
+    assert mmr(scores, vectors, 4, 0.5).tolist() == [0, 2, 1, 3]
+    assert mmr(scores, vectors, 4, 0.8).tolist() == [0, 2, 3, 1]
+    assert mmr(scores, vectors, 9, 1.0).tolist()[:2] == [0, 2]
 
 
 def test_a_known_user_needs_no_history_and_may_have_more(recommender: Recommender, known: str, some: list[str]) -> None:

@@ -48,7 +48,7 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
         # Where visited items may come again, the last ones have their part in it.
         shares = straight.explainer.shares(history, rows, again=True)
         recent = history.item_row[::-1][: len(REVISITS)]
-        weights = straight.bundle.model.revisit_weight() * 0.5 ** np.arange(len(recent))
+        weights = straight.bundle.model.recent_item_weight() * 0.5 ** np.arange(len(recent))
         cosines = cosines + straight.bundle.vectors.numpy()[rows] @ (weights @ straight.bundle.vectors.numpy()[recent])
         np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
         np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
@@ -83,7 +83,7 @@ def test_visits_beyond_what_the_model_reads_have_their_share_where_they_draw_the
     finally:
         explainer.store.max_history = most
     assert short.visited.tolist() == whole.visited.tolist() == rows.tolist()
-    drawn = explainer.model.revisit_weight() * REVISITS[4] * float(explainer.vectors[12] @ explainer.vectors[77])
+    drawn = explainer.model.recent_item_weight() * REVISITS[4] * float(explainer.vectors[12] @ explainer.vectors[77])
     assert short.visits[0, 12 - 5] == pytest.approx(drawn, rel=1e-4), "the fifth from the end: what it draws, and nothing else"
 
 
@@ -98,8 +98,8 @@ def test_reasons_are_in_words(recommender: Recommender) -> None:
         assert shares == sorted(shares, reverse=True) and 1 <= len(shares) <= 10
         assert {reason.kind for reason in place.reasons} <= {"visit", "user", "item"}
     names = {reason.label for place in told.places for reason in place.reasons if reason.kind == "visit"}
-    assert names and names <= {recommender.shown.describe(row)["name"] for row in (3, 9, 50)}
-    facts = recommender.shown.describe(9)
+    assert names and names <= {recommender.details.describe(row)["name"] for row in (3, 9, 50)}
+    facts = recommender.details.describe(9)
     label = recommender.explainer.item_label
     assert label("categories", facts) == f"categories: {', '.join(facts['categories'])}"
     spec = recommender.explainer._columns["categories"]

@@ -147,7 +147,7 @@ def test_items_are_found_by_name(client: TestClient) -> None:
     assert name in [item["name"] for item in found] and len(found) <= 5
     assert client.get("/v1/items?q=no such name").json() == {"items": []}
     one = client.get(f"/v1/items/{most[0]['item_id']}").json()
-    schemas.FactsOut.model_validate(one)
+    schemas.ItemDetailOut.model_validate(one)
     assert one["facts"]["item_id"] == one["item_id"] and {**one, "facts": 0} == {**most[0], "facts": 0}
 
 

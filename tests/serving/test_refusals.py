@@ -200,7 +200,7 @@ def test_a_defect_shows_the_client_nothing_and_the_log_everything(
 
 def test_while_too_much_waits_a_request_is_refused_unread(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect() as client:
-        monkeypatch.setattr(type(client.app.state.service), "crowded", True)  # type: ignore[attr-defined]
+        monkeypatch.setattr(type(client.app.state.service), "overloaded", True)  # type: ignore[attr-defined]
         answer = client.post("/v1/recommend", content=b"this is not even JSON")
         assert answer.status_code == 503 and answer.json()["error"]["code"] == "busy" and answer.headers["retry-after"] == "1"
         assert client.post("/v1/recommend:batch", content=b"nor this").status_code == 503

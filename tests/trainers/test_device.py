@@ -70,7 +70,7 @@ def test_a_step_runs_on_the_meta_device(dataset: Dataset, tmp_path: Any, kind: s
     assert all(weight.device == META for weight in trainer.model.parameters())
     for batch in list(trainer.batches(0, 0))[:2]:
         trainer._step(batch, None)
-    assert trainer.at.step == 2
+    assert trainer.state.step == 2
     with pytest.raises(NotImplementedError):  # the first line of the log would read
         trainer.check()
 

@@ -27,7 +27,7 @@ def stop_after(trainer: TwoTowerTrainer, steps: int) -> None:
 
     def then_stop(batch, board):
         step(batch, board)
-        if trainer.at.step == steps:
+        if trainer.state.step == steps:
             raise KeyboardInterrupt
 
     trainer._step = then_stop
@@ -47,7 +47,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(dataset, tmp_path, objective):
     torch.manual_seed(99)  # what is dropped depends on the step alone
     resumed.fit(resume=True)
 
-    assert resumed.at == whole.at
+    assert resumed.state == whole.state
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert figures(tmp_path / "broken", "loss") == figures(tmp_path / "whole", "loss")
@@ -161,9 +161,9 @@ def test_tables_updated_by_rows_learn_and_resume_to_the_bit(dataset, tmp_path, d
 
 def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
     trainer = TwoTowerTrainer(dataset, settings(max_steps=500, patience=2, eval_every_epochs=0.2), tmp_path)
-    trainer.validate = lambda: {"NDCG@10": 1.0 / (1 + trainer.at.step)}
+    trainer.validate = lambda: {"NDCG@10": 1.0 / (1 + trainer.state.step)}
     reached = trainer.fit()
-    assert reached.waited == 2
+    assert reached.validations_since_best == 2
     assert reached.step < 500
     assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == reached.best_step < reached.step
 

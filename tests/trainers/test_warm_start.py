@@ -15,8 +15,8 @@ from twotower.data.dataset import Dataset
 from twotower.models.build import build_model
 from twotower.models.layers.tables import INIT_STD
 from twotower.trainers.memory.estimate import predict
-from twotower.trainers.memory.sizes import facts_of
-from twotower.trainers.warm_start import begin_with_factors
+from twotower.trainers.memory.sizes import dataset_sizes
+from twotower.trainers.warm_start import init_item_ids_from_als
 from twotower.utils.config import parse_config
 
 WIDTH = 16
@@ -35,7 +35,7 @@ def begun(dataset: Dataset, item_tower: dict[str, Any] | None = None, **model: A
     built = build_model(dataset, config)
     table = built.tables.lookup("item.id")
     before = table.weight.detach().clone()
-    begin_with_factors(built, dataset, config)
+    init_item_ids_from_als(built, dataset, config)
     return before, table.weight.detach()
 
 
@@ -69,13 +69,13 @@ def test_attention_stays_away_where_histories_have_no_order_or_no_times(town: An
     dataset = Dataset.open(town.folder)
     config, asked_for = parse_config({}), parse_config({"model": {"user_tower": {"num_blocks": 1}}})
     assert build_model(dataset, config).user_tower.encoder is not None
-    with_attention = predict(facts_of(dataset, config), config)
+    with_attention = predict(dataset_sizes(dataset, config), config)
     if missing == "order":
         dataset.manifest["config"]["prepare"]["split"]["kind"] = "predefined"
     else:
         dataset.has_time = False
     assert build_model(dataset, config).user_tower.encoder is None
-    assert predict(facts_of(dataset, config), config).step < with_attention.step
+    assert predict(dataset_sizes(dataset, config), config).step < with_attention.step
     assert build_model(dataset, asked_for).user_tower.encoder is not None
 
 

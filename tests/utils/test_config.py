@@ -77,8 +77,8 @@ def test_shares_from_zero_and_dates_are_fine(split: dict[str, Any]) -> None:
 
 def test_the_data_settle_what_is_left_to_them():
     def widths(events: int, **towers: dict[str, object]) -> list[object]:
-        model = parse_config({"model": towers}).model.settled(ordered=True, timed=events % 2 == 0, events=events)
-        assert model.settled(ordered=False, timed=False, events=0) == model  # once and for all
+        model = parse_config({"model": towers}).model.resolved(ordered=True, timed=events % 2 == 0, events=events)
+        assert model.resolved(ordered=False, timed=False, events=0) == model  # once and for all
         u, i = model.user_tower, model.item_tower
         return [u.width, u.layers, i.width, i.layers, u.blocks]
 

@@ -82,7 +82,7 @@ class Popular(Baseline):
         return np.tile(self.popularity, (len(queries), 1))
 
 
-class Recent(Baseline):
+class RecentPopularity(Baseline):
     """The items with the most positive events in the `days` days up to midnight before the query; ties by popularity.
 
     It reads every event before that midnight, held-out ones of others included: what was known at the moment, as the features of
@@ -280,7 +280,7 @@ class Oracle(Baseline):
 
 
 BASELINES: dict[str, type[Baseline]] = {
-    c.name: c for c in (Popular, Recent, Nearby, Repeat, ItemKNN, ContentKNN, EASE, IALS, Oracle)
+    c.name: c for c in (Popular, RecentPopularity, Nearby, Repeat, ItemKNN, ContentKNN, EASE, IALS, Oracle)
 }
 
 GRIDS: dict[str, list[dict[str, Any]]] = {

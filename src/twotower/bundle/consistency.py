@@ -23,7 +23,7 @@ from twotower.utils.types import Int
 
 def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store: FeatureStore) -> TwoTower:
     """The model of the stored weights; settings that are not those of the weights cost no memory."""
-    _check_settings(settled(dataset, config), weights)
+    _check_settings(resolved_model(dataset, config), weights)
     model = build_model(dataset, config, store)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
@@ -32,9 +32,9 @@ def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store
     return model.eval()
 
 
-def settled(dataset: Dataset, config: Config) -> ModelConfig:
+def resolved_model(dataset: Dataset, config: Config) -> ModelConfig:
     """The settings with what they leave to the data; those of a trained model leave nothing."""
-    return config.model.settled(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
+    return config.model.resolved(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
 
 
 def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
@@ -91,7 +91,7 @@ def _covers(offsets: Int, slices: int, total: int) -> bool:
 
 
 def check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
-    n, user = dataset.n_items, settled(dataset, config).user_tower
+    n, user = dataset.n_items, resolved_model(dataset, config).user_tower
     wanted = {
         "vectors": ((n, user.layers[-1] + 1), np.float32),
         "tokens": ((n, user.width), np.float32),

@@ -24,7 +24,7 @@ import torch
 from twotower.bundle.bundle import DATASET, INDEX, INDEX_FILE, Bundle, load_bundle
 from twotower.bundle.item_arrays import ItemArrays, encode_items
 from twotower.bundle.item_file import read_items
-from twotower.bundle.sealed_folder import MANIFEST, read_manifest, replacing, seal, sha256
+from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, read_manifest, sha256, write_manifest
 from twotower.data.dataset import ITEM_FEATURES_FILE, VISITS_FILE, Dataset
 from twotower.data.dataset_features import open_store
 from twotower.errors import DataError
@@ -97,13 +97,13 @@ def remove_items(path: Path, ids: Sequence[str]) -> dict[str, Any]:
 
 def _revise(bundle: Bundle, write: Callable[[Path], None]) -> dict[str, Any]:
     """A copy of the bundle, changed by `write`, in its place."""
-    with replacing(bundle.path) as folder:
+    with atomic_replace(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         write(folder)
         kept = dict(bundle.manifest)
         if "index" in kept:  # what was measured of it was measured of other vectors
             kept["index"] = {name: kept["index"][name] for name in ("kind", "settings")}
-        manifest = seal(folder, {**kept, "revision": int(bundle.manifest.get("revision", 0)) + 1})
+        manifest = write_manifest(folder, {**kept, "revision": int(bundle.manifest.get("revision", 0)) + 1})
         if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
             raise DataError(f"A bundle is revised by one at a time. {bundle.path} has been changed meanwhile. Do it again.")
         return manifest

@@ -111,14 +111,14 @@ class TrainLoader:
         The training part holds no event that the objective asks for, or fewer users than there are processes.
     """
 
-    def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world_size: int = 1) -> None:
         self.seed = config.seed
-        self.rank, self.world, self.micro = rank, world, config.training.micro_batch_size
+        self.rank, self.world_size, self.micro = rank, world_size, config.training.micro_batch_size
         self.draws_per_example = config.training.negatives_per_positive
         self.propose = LOSSES[config.training.loss]
         self.store = store
         self.prior = np.float32(config.model.popularity_prior) * store.log_popularity
-        self.events = TrainEvents(dataset, store.place, rank=rank, world=world)
+        self.events = TrainEvents(dataset, store.place, rank=rank, world_size=world_size)
         self.objective: Objective = OBJECTIVES[config.training.objective](self.events, store, config)
         if not len(self.objective.targets):
             raise TrainingError(
@@ -146,7 +146,7 @@ class TrainLoader:
         target = np.minimum(np.searchsorted(candidates.row, row), len(candidates.row) - 1)  # one that counts for nothing has any
         own = owner - self.events.first_user
         masked = other_positives(own, row, candidates.row, self.events.positive_offsets, self.events.positive_items)
-        shares = [len(part) for part in np.array_split(candidates.row, self.world)]
+        shares = [len(part) for part in np.array_split(candidates.row, self.world_size)]
         return TrainBatch(
             users=users,
             items=self._items(candidates.row, time_s, shares),
@@ -163,7 +163,7 @@ class TrainLoader:
     def _users(self, members: Int, rng: np.random.Generator) -> tuple[tuple[UserBatch, ...], Int, NDArray[np.float32]]:
         """Micro-batches of this process's members, and the event and the weight of each of their examples."""
         owner = self.objective.owner(members)
-        shares = [members[owner == rank] for rank in range(self.world)]
+        shares = [members[owner == rank] for rank in range(self.world_size)]
         built = []
         for part in np.array_split(shares[self.rank], max(self._parts(len(share), self.objective.size(share)) for share in shares)):
             # Nobody may be without work, or the others would wait: who has no member takes one that counts for nothing.

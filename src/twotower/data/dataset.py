@@ -27,7 +27,7 @@ from twotower.features.encoders import Encoders
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNOWN, USER_ID, WITHHELD, FeatureSpec
 from twotower.utils.array_files import open_arrays
-from twotower.utils.ragged import changes, cumulated, expanded, lower_bound
+from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
 from twotower.utils.types import Float, Int, Mask
 
 EVENTS_FILE, VISITS_FILE = "events.safetensors", "visits.safetensors"
@@ -290,7 +290,7 @@ class Dataset:
         kept = np.isin(query, chosen)
         return HeldOut(
             queries=self._queries(pool, begin, end, user_row[first[chosen]], time_s),
-            target_offsets=cumulated(sizes[chosen]),
+            target_offsets=lengths_to_offsets(sizes[chosen]),
             target_row=item[distinct][kept],
             event_index=target[distinct][kept],
         )
@@ -311,8 +311,8 @@ class Dataset:
         return pool, begin, end, np.where(end > begin, last + 1, moment)
 
     def _queries(self, pool: Int | None, begin: Int, end: Int, user_row: Int, time_s: Int) -> Queries:
-        events, offsets = self.events, cumulated(end - begin)
-        _, at = expanded(begin, end - begin)
+        events, offsets = self.events, lengths_to_offsets(end - begin)
+        _, at = ragged_arange(begin, end - begin)
         at = at if pool is None else pool[at]
         return Queries(
             offsets=offsets,

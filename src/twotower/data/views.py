@@ -21,7 +21,7 @@ from twotower.features.feature_store import FeatureStore, last_tokens
 from twotower.features.point_in_time import History
 from twotower.schema import TRAIN
 from twotower.utils.config import Config
-from twotower.utils.ragged import changes, cumulated, expanded
+from twotower.utils.ragged import changes, lengths_to_offsets, ragged_arange
 from twotower.utils.types import Int
 
 REQUEST_DEGREES = 0.01  # standard deviation of a training request's distance from its target: about 1 km
@@ -69,12 +69,12 @@ class TrainEvents:
         There are more processes than users with training events.
     """
 
-    def __init__(self, dataset: Dataset, place: NDArray[np.float32], *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, dataset: Dataset, place: NDArray[np.float32], *, rank: int = 0, world_size: int = 1) -> None:
         self._all = events = dataset.events
         self._kept = np.flatnonzero(events.split == TRAIN)
         self.positive = events.positive[self._kept] & (events.weight[self._kept] > 0)
         self.offsets = np.searchsorted(self._kept, events.offsets)
-        users = user_shares(self.offsets, world)
+        users = user_shares(self.offsets, world_size)
         self.shares = self.offsets[users]
         self.first_user, self.first = users[rank], self.shares[rank]
         offsets = self.offsets[users[rank] : users[rank + 1] + 1] - self.first
@@ -85,7 +85,7 @@ class TrainEvents:
         self.user_row = row + self.first_user
         positive = self.positive[self.first : self.shares[rank + 1]]
         pairs = np.unique(row[positive] * dataset.n_items + self.history.item_row[positive])
-        self.positive_offsets = cumulated(np.bincount(pairs // dataset.n_items, minlength=len(offsets) - 1))
+        self.positive_offsets = lengths_to_offsets(np.bincount(pairs // dataset.n_items, minlength=len(offsets) - 1))
         self.positive_items = pairs % dataset.n_items
 
     def asked(self, event: Int) -> tuple[Int, Int, NDArray[np.float32]]:
@@ -98,18 +98,18 @@ class TrainEvents:
         return np.asarray(np.searchsorted(self.shares, event, side="right") - 1)
 
 
-def user_shares(offsets: Int, world: int) -> Int:
+def user_shares(offsets: Int, world_size: int) -> Int:
     """Users int64 [world + 1] at which the runs of the processes begin, given where each user's events lie: about as many events
     each, and at least one user who has any."""
     active = np.flatnonzero(np.diff(offsets))
-    if world > max(len(active), 1):
+    if world_size > max(len(active), 1):
         raise TrainingError(
             f"Each process of a run reads the histories of its own users. There are {len(active):,} users with training events and "
-            f"{world:,} processes. Start fewer."
+            f"{world_size:,} processes. Start fewer."
         )
-    each = np.arange(world)
-    cut = np.searchsorted(offsets[active], offsets[-1] * each / world)
-    cut = np.minimum(np.maximum.accumulate(cut - each) + each, len(active) - world + each)  # nobody without users
+    each = np.arange(world_size)
+    cut = np.searchsorted(offsets[active], offsets[-1] * each / world_size)
+    cut = np.minimum(np.maximum.accumulate(cut - each) + each, len(active) - world_size + each)  # nobody without users
     return np.array([0, *active[cut[1:]], len(offsets) - 1])
 
 
@@ -181,7 +181,7 @@ class AnyEventObjective:
         user = self.events.user_row[event]
         own = user - self.events.first_user
         start, length = history.offsets[own], history.offsets[own + 1] - history.offsets[own]
-        example, token = expanded(start, length)
+        example, token = ragged_arange(start, length)
         keep = token != event[example]
         if self.drop_same_item:
             # A visited item is never recommended then: showing it would teach the opposite.
@@ -214,7 +214,7 @@ class NextEventObjective:
         # A window holds the `most` events a moment may see and one more, which is only asked for. It asks for those of its second
         # half: all but a user's first few have context.
         windows = np.where(length > most + 1, 1 + -(-(length - most - 1) // step), np.minimum(length, 1))
-        user, index = expanded(np.zeros_like(windows), windows)
+        user, index = ragged_arange(np.zeros_like(windows), windows)
         self.start = offsets[user] + index * step
         self.stop = np.minimum(self.start + most + 1, offsets[user + 1])
         self.ask_from = np.where(index > 0, self.start + most + 1 - step, self.start)

@@ -28,7 +28,7 @@ from twotower.utils import metrics as m
 from twotower.utils.config import EvaluationConfig
 from twotower.utils.types import Float64, Int
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with (done, total)."""
 
 QUESTIONS_AT_ONCE = 1024
@@ -78,7 +78,7 @@ def evaluate(
     *,
     metrics: Sequence[str] | None = None,
     beyond_k: int | None = 10,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Ask `retriever` every question of `held_out`, in parts, and measure its lists.
 
@@ -147,7 +147,7 @@ def fit_baseline(
     *,
     metric: str = "NDCG@10",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Baseline:
     """Fit a baseline with its `settings.baseline_settings`; without any, with `settings.tune_baselines`, keep the choice of `GRIDS`
     with the best `metric` on validation questions. Where there are none, nothing is tuned.
@@ -187,7 +187,7 @@ def judge(
     main: str = "two-tower",
     metric: str = "NDCG@10",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """Ask `systems` and every baseline of the settings the same questions, and compare them.
 
@@ -247,10 +247,10 @@ def judge(
 class _Meter:
     """Progress of many parts as one: each part, whatever its own total, is worth `size`."""
 
-    def __init__(self, progress: Progress | None, size: int, parts: int) -> None:
+    def __init__(self, progress: ProgressCallback | None, size: int, parts: int) -> None:
         self.progress, self.size, self.parts, self.started = progress, size, parts, 0
 
-    def part(self) -> Progress:
+    def part(self) -> ProgressCallback:
         before, self.started = self.started * self.size, self.started + 1
         report = self.progress or (lambda _done, _total: None)
         return lambda done, total: report(before + self.size * done // total, self.size * self.parts)

@@ -33,7 +33,7 @@ class TwoTower(nn.Module):
 
     def __init__(self, layout: Layout, config: ModelConfig, *, causal: bool, save_memory: bool = False) -> None:
         super().__init__()
-        config = layout.settle(config)
+        config = layout.resolve(config)
         dim = config.user_tower.width
         item_id = FieldSpec("id", "rows", (layout.items,), "item.id")
         user_id = FieldSpec("id", "rows", (layout.users,), "user.id")
@@ -68,7 +68,7 @@ class TwoTower(nn.Module):
         """What a nat of log popularity is worth in an inner product: the prior of the logits, which are products / temperature."""
         return self.popularity_prior * float(self.temperature().detach())
 
-    def revisit_weight(self) -> float:
+    def recent_item_weight(self) -> float:
         """What is added to a user's vector of that of the item they visited last, where it may be recommended again; 0 where order
         says nothing. It is no part of training: in a set of visits, of which those after the target are seen too, a repetition is
         easier to foresee than it will be."""

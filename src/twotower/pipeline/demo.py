@@ -30,10 +30,10 @@ def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
     say(f"\nTen places for {user}, a known user:\n")
     say(as_table(recommender.recommend(user=user)))
     rows = recommender.dataset.item_rows(places)
-    names = [recommender.shown.describe(int(row))["name"] for row in rows]
+    names = [recommender.details.describe(int(row))["name"] for row in rows]
     say(f"\nTen for an unknown user who went to {', '.join(names[:-1])} and {names[-1]}:\n")
     say(as_table(recommender.recommend(history=places)))
-    category = (recommender.shown.describe(int(rows[-1]))["categories"] or ["Restaurants"])[0]
+    category = (recommender.details.describe(int(rows[-1]))["categories"] or ["Restaurants"])[0]
     where = f'category == "{category}" and within(5)'
     say(f"\nThe same user, filter {where}:\n")
     say(as_table(recommender.recommend(history=places, where=where)))

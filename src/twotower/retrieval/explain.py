@@ -23,7 +23,7 @@ from twotower.features.batches import ItemBatch, UserBatch
 from twotower.retrieval.request import Reason
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
-from twotower.search.reranking import REVISITS, with_revisits
+from twotower.search.reranking import REVISITS, boost_recent_items
 from twotower.utils.types import Float, Int
 
 MOST_REASONS, MOST_CHARACTERS = 10, 80
@@ -84,8 +84,8 @@ class Explainer:
         asked, items = _repeated(history, len(rows)), self.vectors[torch.from_numpy(rows)]
         user_vectors, user, visits = self._user_side(self.store.users(asked), items)
         item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
-        weight = self.model.revisit_weight() if again else 0.0
-        drawn = with_revisits(user_vectors, asked, self.vectors, weight, np.ones(len(rows), np.bool_))
+        weight = self.model.recent_item_weight() if again else 0.0
+        drawn = boost_recent_items(user_vectors, asked, self.vectors, weight, np.ones(len(rows), np.bool_))
         item = self._item_side(item_batch, drawn)
         read, latest = history.item_row[-self.store.max_history :], history.item_row[-len(REVISITS) :][::-1] if weight else ()
         visited = np.unique(np.concatenate([read, np.asarray(latest, np.int64)]))

@@ -14,16 +14,16 @@ import pyarrow as pa
 from twotower.features.geo import distances_km
 from twotower.retrieval.request import Place, Reason
 from twotower.schema import FIRST_ROW, ITEM_ID
-from twotower.utils.lru_cache import Recent
+from twotower.utils.lru_cache import LRUCache
 from twotower.utils.types import Float, Int
 
 NAMES = (ITEM_ID, "name", "city")
-AT_HAND = 20_000  # items whose facts are kept as Python objects: some 20 MB
+CACHE_SIZE = 20_000  # items whose facts are kept as Python objects: some 20 MB
 
 Home: TypeAlias = "tuple[float, float] | None"
 
 
-class Shown:
+class ItemDetails:
     """The items of a bundle in people's terms.
 
     Parameters
@@ -40,7 +40,7 @@ class Shown:
         self.items, self.category, self.degrees = items, category, places
         names = [name for name in dict.fromkeys((*NAMES, category or ITEM_ID)) if name in items.column_names]
         self._columns = {name: items[name].combine_chunks() for name in names}
-        self._of_late: Recent[dict[str, Any]] = Recent(AT_HAND)
+        self._cache: LRUCache[dict[str, Any]] = LRUCache(CACHE_SIZE)
 
     def places(self, lists: Sequence[tuple[Int, Float, Home, Sequence[tuple[Reason, ...]]]]) -> list[list[Place]]:
         """Lists of rows, scores, where distances count from, and reasons (or none), as places; all read at once."""
@@ -55,7 +55,7 @@ class Shown:
         facts: dict[str, Any] = self.items.slice(row - FIRST_ROW, 1).to_pylist()[0]
         return facts
 
-    def named(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def display_fields(self, facts: dict[str, Any]) -> dict[str, Any]:
         """What an item is called, of its raw columns: "item_id", "name" (its id where it has none), "categories", "city"."""
         categories = facts.get(self.category or "") or []
         return {
@@ -68,7 +68,7 @@ class Shown:
     def _facts(self, rows: Int) -> list[dict[str, Any]]:
         """Of those shown of late they are at hand; others are read value by value: a kernel that takes rows out of a table is not
         in the cache of a processor that calls it now and then, and takes as long as a fifth of a search."""
-        return [self._of_late.get(row) or self._of_late.put(row, self._read(row - FIRST_ROW)) for row in rows.tolist()]
+        return [self._cache.get(row) or self._cache.put(row, self._read(row - FIRST_ROW)) for row in rows.tolist()]
 
     def _read(self, position: int) -> dict[str, Any]:
         return {name: column[position].as_py() for name, column in self._columns.items()}
@@ -82,17 +82,17 @@ class Shown:
         return [
             Place(
                 rank=rank,
-                latitude=known(latitude),
-                longitude=known(longitude),
+                latitude=nan_to_none(latitude),
+                longitude=nan_to_none(longitude),
                 distance_km=None if away != away else round(away, 2),
                 score=round(score, 4),
                 reasons=why,
-                **self.named(one),
+                **self.display_fields(one),
             )
             for rank, (one, (latitude, longitude), away, score, why) in enumerate(told, 1)
         ]
 
 
-def known(degrees: float) -> float | None:
+def nan_to_none(degrees: float) -> float | None:
     """Degrees as people read them: None instead of NaN."""
     return None if degrees != degrees else degrees

@@ -27,13 +27,13 @@ from twotower.bundle.bundle import Bundle, load_bundle
 from twotower.errors import RequestError
 from twotower.features.geo import mutual_km
 from twotower.retrieval.explain import Explainer
-from twotower.retrieval.item_details import Home, Shown
+from twotower.retrieval.item_details import Home, ItemDetails
 from twotower.retrieval.request import Answer, Place, Reason, Request, Source, Stages, Visit
-from twotower.retrieval.request_reader import Asked, Reader, as_queries
+from twotower.retrieval.request_reader import ParsedRequest, Reader, to_queries
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW
 from twotower.search.filters.item_filter import ItemFilter
-from twotower.search.reranking import POPULARITY_SCALE, back_off, diversify, with_popularity, with_revisits
+from twotower.search.reranking import POPULARITY_SCALE, append_popularity_weight, boost_recent_items, fallback_scores, mmr
 from twotower.search.topk import top_k
 from twotower.utils.types import Float, Int, Mask
 
@@ -45,7 +45,7 @@ Where: TypeAlias = "str | dict[str, Any] | None"
 
 
 @dataclass(slots=True)
-class Found:
+class RankedRows:
     """The list of one request in rows.
 
     Attributes
@@ -59,7 +59,7 @@ class Found:
         Share of the items that pass the filter; None without one.
     """
 
-    asked: Asked
+    parsed: ParsedRequest
     source: Source
     rows: Int
     scores: Float
@@ -84,9 +84,9 @@ class Recommender:
         self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
         self.filter = ItemFilter(self.dataset.items, self.dataset.specs, offered=self.offered)
         self.reader = Reader(self.dataset, self.moment_s)
-        self.index, self._prior, self._revisit = bundle.index, bundle.model.popularity_weight(), bundle.model.revisit_weight()
+        self.index, self._prior, self._revisit = bundle.index, bundle.model.popularity_weight(), bundle.model.recent_item_weight()
         self._places_by_row = np.concatenate([np.full((FIRST_ROW, 2), np.nan), self.filter.places])
-        self.shown = Shown(self.dataset.items, self.filter.category, self._places_by_row)
+        self.details = ItemDetails(self.dataset.items, self.filter.category, self._places_by_row)
 
     @classmethod
     def load(cls, path: Path | str) -> Recommender:
@@ -96,7 +96,7 @@ class Recommender:
     @cached_property
     def explainer(self) -> Explainer:
         """What says why."""
-        return Explainer(self.bundle, self.shown.describe)
+        return Explainer(self.bundle, self.details.describe)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer many requests at once.
@@ -116,13 +116,13 @@ class Recommender:
         """Answer many requests at once; a request that cannot be answered gets its error, the others their answers."""
         stages = Stages()
         found = self.find(requests, stages)
-        good = [one for one in found if isinstance(one, Found)]
+        good = [one for one in found if isinstance(one, RankedRows)]
         with stages("explain"):
             for one in good:
-                if one.asked.request.explain and one.source == "model":
-                    one.reasons = self.explainer.reasons(one.asked.history, one.rows, again=not one.asked.request.exclude_seen)
+                if one.parsed.request.explain and one.source == "model":
+                    one.reasons = self.explainer.reasons(one.parsed.history, one.rows, again=not one.parsed.request.exclude_seen)
         with stages("describe"):
-            places = iter(self.shown.places([(one.rows, one.scores, one.home, one.reasons) for one in good]))
+            places = iter(self.details.places([(one.rows, one.scores, one.home, one.reasons) for one in good]))
             answers = [one if isinstance(one, RequestError) else self._answer(one, next(places), stages) for one in found]
         return answers
 
@@ -183,11 +183,11 @@ class Recommender:
         best = self.index.search(torch.from_numpy(query), k, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
         rows, scores = best.items[0], best.scores[0]
         rows, scores = rows[rows >= 0], scores[rows >= 0]
-        return self.shown.places([(rows, scores, home, [])])[0]
+        return self.details.places([(rows, scores, home, [])])[0]
 
     def find(
         self, requests: Sequence[Request], stages: Stages | None = None, *, now: int | None = None
-    ) -> list[Found | RequestError]:
+    ) -> list[RankedRows | RequestError]:
         """Rows and scores of many requests: what `answer_each` puts into words.
 
         Parameters
@@ -196,51 +196,53 @@ class Recommender:
             Seconds that `open_now` means where a request does not say; None: the clock's.
         """
         stages = stages or Stages()
-        found: list[Found | RequestError | None] = [None] * len(requests)
-        asked: dict[int, tuple[Asked, Home, Mask | None]] = {}
+        found: list[RankedRows | RequestError | None] = [None] * len(requests)
+        parsed: dict[int, tuple[ParsedRequest, Home, Mask | None]] = {}
         for i, request in enumerate(requests):
             try:
                 with stages("features"):
                     one = self.reader.read(request)
                     home = one.near or self._home(one.history.item_row)
                 with stages("filter"):
-                    asked[i] = one, home, self._mask(one, home, now)
+                    parsed[i] = one, home, self._mask(one, home, now)
             except RequestError as error:
                 found[i] = error
         for speaks, search in ((True, self._search), (False, self._search_nothing_known)):
-            chosen = [i for i, (one, _, _) in asked.items() if one.speaks == speaks]
+            chosen = [i for i, (one, _, _) in parsed.items() if one.speaks == speaks]
             if chosen:
-                parts = [asked[i] for i in chosen]
+                parts = [parsed[i] for i in chosen]
                 lists = search([one for one, _, _ in parts], _allowed([mask for _, _, mask in parts]), stages)
                 for i, (one, home, mask), (source, rows, scores) in zip(chosen, parts, lists, strict=True):
-                    found[i] = Found(one, source, rows, scores, home, self._share(one.request, mask))
+                    found[i] = RankedRows(one, source, rows, scores, home, self._share(one.request, mask))
         return [one for one in found if one is not None]
 
-    def _search(self, asked: list[Asked], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
-        queries = as_queries(asked)
+    def _search(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
+        queries = to_queries(parsed)
         with stages("tower"):
             towers = torch.from_numpy(self.bundle.encode(queries))
-            again = np.array([not one.request.exclude_seen for one in asked])
-            vectors = with_revisits(towers, queries, self.bundle.vectors, self._revisit, again).numpy()
+            again = np.array([not one.request.exclude_seen for one in parsed])
+            vectors = boost_recent_items(towers, queries, self.bundle.vectors, self._revisit, again).numpy()
         with stages("search"):
-            dial = np.array([one.request.popularity for one in asked])
-            dialled = with_popularity(vectors, self._prior, dial)
-            seen = [one.history.item_row if one.request.exclude_seen else one.history.item_row[:0] for one in asked]
+            dial = np.array([one.request.popularity for one in parsed])
+            vectors_with_bias = append_popularity_weight(vectors, self._prior, dial)
+            seen = [one.history.item_row if one.request.exclude_seen else one.history.item_row[:0] for one in parsed]
             exclude = (np.append(0, np.cumsum([len(rows) for rows in seen])), np.concatenate(seen))
-            most = min(max(_candidates(one.request) for one in asked), self.dataset.n_items)
-            best = self.index.search(torch.from_numpy(dialled), most, exclude=exclude, allow=allow)
-            lists = [self._cut(one.request, best, b) for b, one in enumerate(asked)]
+            most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_items)
+            best = self.index.search(torch.from_numpy(vectors_with_bias), most, exclude=exclude, allow=allow)
+            lists = [self._cut(one.request, best, b) for b, one in enumerate(parsed)]
         items = self.bundle.arrays.vectors
         extra = (dial * POPULARITY_SCALE).astype(np.float32)  # orders the list, and is no part of the score
         return [("model", rows, scores - extra[b] * items[rows, -1]) for b, (rows, scores) in enumerate(lists)]
 
-    def _search_nothing_known(self, asked: list[Asked], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
+    def _search_nothing_known(
+        self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages
+    ) -> list[tuple[Source, Int, Float]]:
         recent, places = self.bundle.arrays.recent, self._places_by_row
         lists: list[tuple[Source, Int, Float]] = []
         with stages("search"):
-            for b, one in enumerate(asked):
+            for b, one in enumerate(parsed):
                 source: Source = "recent" if one.near is None or np.isnan(places).all() else "nearby"
-                scores = back_off(recent, places, one.near if source == "nearby" else None)
+                scores = fallback_scores(recent, places, one.near if source == "nearby" else None)
                 mine = None if allow is None else allow[b] if allow.ndim == 2 else allow
                 best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_items), allow=mine)
                 rows, _ = self._cut(one.request, best, 0)
@@ -254,15 +256,15 @@ class Recommender:
         rows, scores = rows[rows >= 0], scores[rows >= 0]
         if not request.diversity:
             return rows[: request.k], scores[: request.k]
-        order = diversify(scores, self.bundle.arrays.vectors[rows, :-1], request.k, request.diversity)
+        order = mmr(scores, self.bundle.arrays.vectors[rows, :-1], request.k, request.diversity)
         return rows[order], scores[order]
 
-    def _mask(self, asked: Asked, home: Home, now: int | None) -> Mask | None:
-        if not asked.request.where:
+    def _mask(self, parsed: ParsedRequest, home: Home, now: int | None) -> Mask | None:
+        if not parsed.request.where:
             return self.offered
-        history = asked.history
-        moment = next(second for second in (asked.request.time_s, now, int(time())) if second is not None)
-        return self.filter.compile(asked.request.where, home=home, now=moment, seen=history.item_row)
+        history = parsed.history
+        moment = next(second for second in (parsed.request.time_s, now, int(time())) if second is not None)
+        return self.filter.compile(parsed.request.where, home=home, now=moment, seen=history.item_row)
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:
         if not request.where or mask is None:
@@ -278,10 +280,10 @@ class Recommender:
         latitude, longitude = known[int(np.argmin(mutual_km(known).sum(axis=1)))].tolist()
         return latitude, longitude
 
-    def _answer(self, found: Found, places: list[Place], stages: Stages) -> Answer:
-        events = len(found.asked.history.item_row)
+    def _answer(self, found: RankedRows, places: list[Place], stages: Stages) -> Answer:
+        events = len(found.parsed.history.item_row)
         confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
-        return Answer(places, found.source, round(confidence, 3), found.asked.known, stages.ms, found.selectivity)
+        return Answer(places, found.source, round(confidence, 3), found.parsed.known, stages.ms, found.selectivity)
 
 
 def _candidates(request: Request) -> int:

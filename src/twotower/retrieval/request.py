@@ -53,7 +53,8 @@ class Request:
         The moment of the question in seconds; only events before it count. None: the bundle's own, or just after the latest visit
         where that is later.
     exclude_seen
-        Leave out the items of the history. Otherwise the last visited, and what is like them, gain; see `reranking.with_revisits`.
+        Leave out the items of the history. Otherwise the last visited, and what is like them, gain; see
+        `reranking.boost_recent_items`.
     diversity
         0 … 1: how much an item's likeness to those above it counts against it.
     popularity

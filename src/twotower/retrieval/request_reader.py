@@ -1,7 +1,7 @@
 """Requests, checked and in the model's terms: ids → rows, histories → `Queries`.
 
-Enters: a `Request`. Leaves: `Asked`, and many of them as `Queries`. Promise: whatever a stranger writes into a request is answered
-by one `RequestError` that names the part, never by a crash; an unknown user is no error.
+Enters: a `Request`. Leaves: `ParsedRequest`, and many of them as `Queries`. Promise: whatever a stranger writes into a request is
+answered by one `RequestError` that names the part, never by a crash; an unknown user is no error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twotower.retrieval.request import Request, Visit
 from twotower.retriever import Queries
 from twotower.schema import DAY_S, FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
 from twotower.search.filters.item_filter import check_place
-from twotower.utils.ragged import cumulated
+from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Int
 
 WEEK_S = 7 * DAY_S
@@ -30,7 +30,7 @@ MOST_STARS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedRequest:
     """One request in rows.
 
     Attributes
@@ -104,7 +104,7 @@ class Reader:
         self.items, self.users = Ids(dataset.items[ITEM_ID]), Ids(dataset.users[USER_ID])
         self._codes = {name: code for code, name in enumerate(dataset.event_types, 1)}
 
-    def read(self, request: Request) -> Asked:
+    def read(self, request: Request) -> ParsedRequest:
         """Check a request.
 
         Raises
@@ -117,7 +117,7 @@ class Reader:
         user_row = UNKNOWN if request.user is None else self.users.row(request.user)
         times = [visit.time_s for visit in request.history if visit.time_s is not None]
         moment = request.time_s if request.time_s is not None else max([self.moment_s, *(time_s + 1 for time_s in times)])
-        return Asked(request, user_row, near, self._history(user_row, request.history, moment, near))
+        return ParsedRequest(request, user_row, near, self._history(user_row, request.history, moment, near))
 
     def _history(self, user_row: int, visits: Sequence[Visit], moment: int, near: tuple[float, float] | None) -> Queries:
         """The bundle's own events of the user, then `visits`, as far as they lie before the moment."""
@@ -166,7 +166,7 @@ class Reader:
         return self._codes[visit.event_type]
 
 
-def as_queries(asked: Sequence[Asked]) -> Queries:
+def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
     """Many requests as one batch."""
     parts = [one.history for one in asked]
 
@@ -175,7 +175,7 @@ def as_queries(asked: Sequence[Asked]) -> Queries:
 
     names = ("item_row", "event_time_s", "event_type", "stars", "time_s", "user_row", "place")
     lengths = np.array([len(part.item_row) for part in parts], np.int64)
-    return Queries(offsets=cumulated(lengths), **{name: joined(name) for name in names})
+    return Queries(offsets=lengths_to_offsets(lengths), **{name: joined(name) for name in names})
 
 
 def _times(visits: Sequence[Visit], moment: int, earliest: int) -> Int:

@@ -28,7 +28,7 @@ from twotower.schema import UNKNOWN
 from twotower.serving import schemas as s
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.limits import MOST_FILTER, MOST_K, is_key
-from twotower.serving.middleware import Gate, error_body
+from twotower.serving.middleware import RequestMiddleware, error_body
 from twotower.serving.service import Service, unknown
 from twotower.utils.console import log
 
@@ -64,7 +64,7 @@ def create_app(service: Service, key: str | None) -> FastAPI:
         title="twotower", summary="Recommendations from one bundle.", docs_url=None, redoc_url=None, lifespan=_life(service)
     )
     app.state.service, app.state.key = service, key
-    app.add_middleware(Gate, limits=service.limits, meters=service.meters, crowded=lambda: service.crowded)
+    app.add_middleware(RequestMiddleware, limits=service.limits, meters=service.meters, overloaded=lambda: service.overloaded)
     for kind, handler in ((RequestValidationError, _malformed), (StarletteHTTPException, _refused), (TwoTowerError, _mistaken)):
         app.add_exception_handler(kind, handler)
     _answers(app, service)
@@ -109,7 +109,7 @@ def _browsing(app: FastAPI, service: Service) -> None:
         """Items by a part of their name, whatever its case and accents; without one the most visited."""
         return _json({"items": await look_up(service.current.browser.items, q, limit)})
 
-    @app.get("/v1/items/{item_id:path}", response_model=s.FactsOut, responses=REFUSALS | MISSING, tags=["items"])
+    @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, responses=REFUSALS | MISSING, tags=["items"])
     async def item(item_id: str) -> Response:
         """One item, with everything the catalogue has of it."""
         current = service.current

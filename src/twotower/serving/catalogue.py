@@ -56,7 +56,7 @@ class Browser:
     def item(self, item_id: str) -> Json:
         """A known item with all its raw columns under "facts"."""
         row = self.engine.row(item_id)
-        return {**self.engine.item(row), "facts": self.engine.recommender.shown.describe(row)}
+        return {**self.engine.item(row), "facts": self.engine.recommender.details.describe(row)}
 
     def users(self, query: str, limit: int) -> list[Json]:
         """Users whose id holds `query`: the bundle's, most events first, then those only accepted events speak of."""

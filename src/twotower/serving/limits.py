@@ -50,14 +50,14 @@ class Limits:
     """
 
     body_bytes: int = 2 * 2**20
-    answer_s: float = 2.0
-    head_s: float = 10.0
+    queue_timeout_s: float = 2.0
+    header_timeout_s: float = 10.0
     request_s: float = 15.0
-    taken_s: float = 15.0
-    rest_s: int = 65
+    write_timeout_s: float = 15.0
+    keep_alive_s: int = 65
     lookups: int = 64
     waiting: int = 512
-    together: int = 32
+    max_batch: int = 32
     rate: float = 100.0
     burst: float = 200.0
     connections: int = 1024

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from twotower.errors import RequestError
-from twotower.retrieval.item_details import known
+from twotower.retrieval.item_details import nan_to_none
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, Place, Request, Visit
 from twotower.retrieval.request_reader import VisitError
@@ -134,9 +134,9 @@ class Engine:
     def item(self, row: int) -> Json:
         """What a page shows of an item."""
         at = self.recommender.filter.places[row - FIRST_ROW].tolist()
-        latitude, longitude = map(known, at)
-        shown = self.recommender.shown
-        return {**shown.named(shown.describe(row)), "latitude": latitude, "longitude": longitude}
+        latitude, longitude = map(nan_to_none, at)
+        details = self.recommender.details
+        return {**details.display_fields(details.describe(row)), "latitude": latitude, "longitude": longitude}
 
 
 def _after(request: Request, accepted: tuple[Visit, ...]) -> Request:
@@ -151,5 +151,5 @@ def _after(request: Request, accepted: tuple[Visit, ...]) -> Request:
 
 def _as_json(place: Place) -> Json:
     """A recommended place as a page reads it."""
-    shown = {name: getattr(place, name) for name in place.__slots__}
-    return shown | {"reasons": [asdict(reason) for reason in place.reasons]}
+    details = {name: getattr(place, name) for name in place.__slots__}
+    return details | {"reasons": [asdict(reason) for reason in place.reasons]}

@@ -183,7 +183,7 @@ class ItemOut(BaseModel):
     longitude: float | None
 
 
-class FactsOut(ItemOut):
+class ItemDetailOut(ItemOut):
     """An item with every column the catalogue has of it."""
 
     facts: dict[str, Any]

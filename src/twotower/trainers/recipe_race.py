@@ -24,14 +24,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from twotower.errors import TrainingError
-from twotower.trainers.base_trainer import Progress
-from twotower.trainers.run_files import room
+from twotower.trainers.base_trainer import TrainingState
+from twotower.trainers.run_files import disk_errors_as_training_errors
 from twotower.utils import distributed
 from twotower.utils.config import Config, parse_config
 from twotower.utils.console import log
 from twotower.utils.types import Json
 
-Fit = Callable[[Config, Path, bool], Progress]
+Fit = Callable[[Config, Path, bool], TrainingState]
 """Train with these settings in this folder, from its last checkpoint if the flag is set; stops after `training.stop_frac`."""
 
 CANDIDATES: dict[str, Json] = {
@@ -142,7 +142,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return parse_config(values)
 
 
-def settle(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool = False) -> tuple[Config, Json | None, bool]:
+def choose_recipe(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool = False) -> tuple[Config, Json | None, bool]:
     """Run the race, if there is more than one entrant, and put the winner's checkpoints into `out`.
 
     Parameters
@@ -203,7 +203,7 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
     training = one.config.training.model_copy(update={"stop_frac": share * one.config.training.stop_frac})
     reached = fit(one.config.model_copy(update={"training": training}), folder, (folder / "last.pt").is_file())
     assert reached.best is not None, "a race needs a validation part"
-    seconds = distributed.agreed([time.perf_counter() - began])[0]
+    seconds = distributed.broadcast([time.perf_counter() - began])[0]
     row = {"share": share, "step": reached.step, "value": reached.best, "seconds": round(seconds, 2)}
     metric = one.config.training.eval_metric
     log.info('recipe: "%s" reached %s %.4f at step %d in %.0f s', one.name, metric, reached.best, reached.step, seconds)
@@ -251,7 +251,7 @@ def _write(out: Path, record: Json) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     beside = out / f".{RECORD}.partial"
-    with room(out):
+    with disk_errors_as_training_errors(out):
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         beside.replace(out / RECORD)
 
@@ -277,7 +277,7 @@ def _hand_over(winner: Entrant, out: Path) -> None:
                 (folder / name).replace(out / name)
     if distributed.rank() == 0:
         shutil.rmtree(out / FOLDER, ignore_errors=True)
-    distributed.agreed([0.0])  # all wait until the files are there
+    distributed.broadcast([0.0])  # all wait until the files are there
 
 
 def _forget(out: Path) -> None:

@@ -18,7 +18,7 @@ from twotower.utils.config import Config
 
 
 @torch.no_grad()
-def begin_with_factors(model: TwoTower, dataset: Dataset, config: Config) -> None:
+def init_item_ids_from_als(model: TwoTower, dataset: Dataset, config: Config) -> None:
     """Fill the table of item ids with item factors, as long on average as the noise that they replace.
 
     Of several processes the first one finds them. Tables that are updated by rows or hashed keep their noise: so many items are
@@ -32,5 +32,5 @@ def begin_with_factors(model: TwoTower, dataset: Dataset, config: Config) -> Non
         width = table.weight.shape[1]
         vectors = item_vectors(dataset, width, length=INIT_STD * width**0.5, seed=config.seed)
         found.copy_(torch.from_numpy(vectors[: table.ids]))
-    distributed.add_up([found])
+    distributed.all_reduce_sum([found])
     table.weight.copy_(found)

@@ -15,7 +15,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 WIDTHS, MANY_EVENTS = (128, 256), 1_000_000
 """Widths that are left to the data, and from how many training events on the second is taken: where there is much to tell apart."""
-UNSETTLED = "what is left to the data is settled first: ModelConfig.settled"
+UNRESOLVED = "what is left to the data is resolved first: ModelConfig.resolved"
 
 
 class TowerConfig(Settings):
@@ -38,14 +38,14 @@ class TowerConfig(Settings):
 
     @property
     def width(self) -> int:
-        """`embedding_dim` once it is settled."""
-        assert self.embedding_dim is not None, UNSETTLED
+        """`embedding_dim` once it is resolved."""
+        assert self.embedding_dim is not None, UNRESOLVED
         return self.embedding_dim
 
     @property
     def layers(self) -> list[int]:
-        """`hidden_dims` once they are settled."""
-        assert self.hidden_dims is not None, UNSETTLED
+        """`hidden_dims` once they are resolved."""
+        assert self.hidden_dims is not None, UNRESOLVED
         return self.hidden_dims
 
 
@@ -68,8 +68,8 @@ class UserTowerConfig(TowerConfig):
 
     @property
     def blocks(self) -> int:
-        """`num_blocks` once it is settled."""
-        assert self.num_blocks is not None, UNSETTLED
+        """`num_blocks` once it is resolved."""
+        assert self.num_blocks is not None, UNRESOLVED
         return self.num_blocks
 
 
@@ -134,7 +134,7 @@ class ModelConfig(Settings):
         """How a table of so many ids is stored: as `tables` says, else by its size."""
         return self.tables.get(table) or EmbeddingConfig(update="sparse" if ids >= self.sparse_update_from_rows else "dense")
 
-    def settled(self, *, ordered: bool, timed: bool, events: int) -> ModelConfig:
+    def resolved(self, *, ordered: bool, timed: bool, events: int) -> ModelConfig:
         """The same with what it leaves to the data.
 
         Attention reads the order of a history and the time between its events: without times it made the model worse (S3-Rec's

@@ -20,27 +20,27 @@ from twotower.models.towers.head import TowerHead
 from twotower.trainers.memory.activations import head_bytes, history_bytes_a_place
 from twotower.trainers.memory.estimate import predict
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, human, is_out_of_memory, make_plan
-from twotower.trainers.memory.sizes import OWN_EVENT, facts_from_sizes
+from twotower.trainers.memory.sizes import OWN_EVENT, yelp_sizes
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config, load_config, parse_config
 
 LARGE = parse_config({"model": {"user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
 
 
-def facts(users: int = 2_000_000, items: int = 150_000, config=LARGE):
-    return facts_from_sizes(users, items, 7_000_000, config)
+def workload(users: int = 2_000_000, items: int = 150_000, config=LARGE):
+    return yelp_sizes(users, items, 7_000_000, config)
 
 
 def test_more_rows_take_more_and_more_processes_less_each():
-    small, large = (predict(facts(users=n), LARGE).peak for n in (1_000_000, 4_000_000))
+    small, large = (predict(workload(users=n), LARGE).peak for n in (1_000_000, 4_000_000))
     assert small < large
-    whole, half = (predict(facts(), LARGE, processes=n) for n in (1, 2))
+    whole, half = (predict(workload(), LARGE, processes=n) for n in (1, 2))
     assert half.weights < whole.weights
     assert whole.data - half.data == 7_000_000 * OWN_EVENT / 2, "each reads the histories of its own users"
 
 
 def test_without_a_validation_part_new_items_are_still_asked_for():
-    found, config = facts(items=50_000_000), parse_config({"prepare": {"split": {"valid": 0.0}}})
+    found, config = workload(items=50_000_000), parse_config({"prepare": {"split": {"valid": 0.0}}})
     assert 0 < predict(found, config).validation <= predict(found, parse_config({})).validation
 
 
@@ -48,13 +48,13 @@ def test_a_row_updated_alone_has_eight_bytes_of_state_and_a_dense_one_two_moment
     dense = parse_config(
         {"model": {"sparse_update_from_rows": 10**9, "user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}}
     )
-    gap = predict(facts(config=dense), dense).optimiser - predict(facts(), LARGE).optimiser
+    gap = predict(workload(config=dense), dense).optimiser - predict(workload(), LARGE).optimiser
     assert gap == pytest.approx(2_000_002 * (2 * 4 * 128 - 8), rel=0.01)
 
 
 def test_the_cheapest_change_in_time_comes_first():
     """Attention or both towers a second time before the storage of the tables."""
-    found = facts()
+    found = workload()
     peak = predict(found, LARGE, kind="cuda", precision="fp16").peak
     asked = [make_plan(found, LARGE, Machine("cuda", int(peak * share), "fp16")).settings for share in (1.0, 0.95, 0.6)]
     assert asked[0] == ()
@@ -90,10 +90,10 @@ def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machin
 def test_what_cannot_fit_is_refused_with_the_change_that_would(users, items, budget_gb, kind):
     machine = Machine("cuda", int(budget_gb * GB), "fp16")
     with pytest.raises(TrainingError, match=r"must fit into .*It takes .*even with") as refusal:
-        make_plan(facts(users, items), LARGE, machine)
+        make_plan(workload(users, items), LARGE, machine)
     named, machine, config = taken_up(str(refusal.value), machine, LARGE)
     assert named == kind, str(refusal.value)
-    assert make_plan(facts(users, items, config), config, machine).parts.peak <= machine.budget
+    assert make_plan(workload(users, items, config), config, machine).parts.peak <= machine.budget
 
 
 def test_the_plans_that_the_manual_shows_are_those_that_are_made():
@@ -105,7 +105,7 @@ def test_the_plans_that_the_manual_shows_are_those_that_are_made():
     huge, t4, p100 = (10**8, 10**7, 10**9), DEVICES["T4"], DEVICES["P100"]
     machines = [(yelp, sizes, t4, 1), (yelp, sizes, p100, 1), (wide, huge, t4, 16)]
     for column, (config, (users, items, events), budget, processes) in enumerate(machines):
-        parts = make_plan(facts_from_sizes(users, items, events, config), config, Machine("cuda", budget, "fp16", processes)).parts
+        parts = make_plan(yelp_sizes(users, items, events, config), config, Machine("cuda", budget, "fp16", processes)).parts
         each = " each" if processes > 1 else ""
         assert shown["weights"][column] == human(parts.weights) + each
         assert shown["optimiser"][column] == human(parts.optimiser)
@@ -185,14 +185,14 @@ def test_a_head_keeps_what_is_counted_for_it(interaction, hidden):
 def test_a_micro_batch_takes_less_and_checkpointing_less_of_many_blocks():
     def work(**values):
         config = parse_config({"model": {"user_tower": {"num_blocks": 4}}, "training": {"batch_size": 8192, **values}})
-        return predict(facts(config=config), config).activations
+        return predict(workload(config=config), config).activations
 
     assert work(micro_batch_size=512) < work(gradient_checkpointing=True) < work()
 
 
 def test_what_is_chosen_can_be_asked_for_by_hand():
     """The lines of a plan, given to the command line, are the plan's settings."""
-    found = facts()
+    found = workload()
     peak = predict(found, LARGE).peak
     plan = make_plan(found, LARGE, Machine("cpu", int(0.5 * peak)))
     assert any("tables" in line for line in plan.settings)
@@ -207,7 +207,7 @@ from twotower.utils.hardware import status
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 step = TwoTowerTrainer._step
 def starve(self, batch, board):
-    if self.at.step >= 1:
+    if self.state.step >= 1:
         size = status("VmSize") + 2**20
         resource.setrlimit(resource.RLIMIT_AS, (size, -1))
     step(self, batch, board)

@@ -29,7 +29,7 @@ from twotower.search.filters.column_index import Column, Hours, Places
 from twotower.search.filters.parser import WORDS, parse_filter
 from twotower.search.filters.tree import MOST_SHOWN, Among, And, Compared, Node, Not, Open, Or, Part, Seen, Within, walk
 from twotower.search.filters.tree import check_place as check_place
-from twotower.utils.lru_cache import Recent
+from twotower.utils.lru_cache import LRUCache
 from twotower.utils.types import Int, Mask
 
 ALIASES = {"attribute": "attributes", "id": ITEM_ID}
@@ -78,8 +78,8 @@ class ItemFilter:
         self.category, self.hours = category_column(items, specs), hours_column(items, specs)
         self._aliases = ALIASES | ({"category": self.category, "categories": self.category} if self.category else {})
         self._columns: dict[str, Column] = {}
-        self._trees = Recent[tuple[Node, frozenset[type[Any]]]](CACHE_TREES)
-        self._masks = Recent[Mask](max(8, CACHE_BYTES // (len(items) + FIRST_ROW + KEY_BYTES)))
+        self._trees = LRUCache[tuple[Node, frozenset[type[Any]]]](CACHE_TREES)
+        self._masks = LRUCache[Mask](max(8, CACHE_BYTES // (len(items) + FIRST_ROW + KEY_BYTES)))
 
     def warm(self) -> None:
         """Make the usual columns ready now, instead of at the first filter that names them."""

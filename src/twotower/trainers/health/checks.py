@@ -1,6 +1,6 @@
 """The training doctor: what each validation finds out about a run's health, and plain advice about it.
 
-Enters: `Facts`, one for each validation (`monitor.py` finds them). Leaves: `Advice`, from their history.
+Enters: `ValidationStats`, one for each validation (`monitor.py` finds them). Leaves: `Advice`, from their history.
 
 Promise: `diagnose` is a pure function of the facts it is given. Every threshold is a constant here, with its reason beside it.
 """
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from twotower.models.two_tower import TEMPERATURE_RANGE
-from twotower.trainers.health.measurements import ID_TABLES, MOVED, Contrast, Spread
+from twotower.trainers.health.measurements import ID_TABLES, MOVED, BatchStats, VectorSpread
 
 LATELY = 2
 """Validations in a row that must agree: a run's first figures pass, and one validation may be chance."""
@@ -40,7 +40,7 @@ PAST_VALIDATIONS, PAST_SHARE = 3, 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class ValidationStats:
     """What one validation found.
 
     Attributes
@@ -70,18 +70,22 @@ class Facts:
     validation_loss: float
     temperature: float
     learns_temperature: bool
-    items: Spread
-    users: Spread
-    contrast: Contrast
+    items: VectorSpread
+    users: VectorSpread
+    batch_stats: BatchStats
     popularity_lift: float
     popular_lift: float
     coverage: float
     untrained: tuple[str, ...]
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Facts:
+    def of(cls, values: Mapping[str, Any]) -> ValidationStats:
         """What `dataclasses.asdict` took apart, and JSON may have carried."""
-        parts = {"items": Spread(**values["items"]), "users": Spread(**values["users"]), "contrast": Contrast(**values["contrast"])}
+        parts = {
+            "items": VectorSpread(**values["items"]),
+            "users": VectorSpread(**values["users"]),
+            "contrast": BatchStats(**values["contrast"]),
+        }
         return cls(**{**values, **parts, "untrained": tuple(values["untrained"])})
 
 
@@ -93,13 +97,13 @@ class Advice:
     message: str
 
 
-def diagnose(history: Sequence[Facts]) -> list[Advice]:
+def diagnose(history: Sequence[ValidationStats]) -> list[Advice]:
     """Everything that the latest of the validations, oldest first, gives reason to say."""
     found = [(name, check(history)) for name, check in CHECKS.items()] if history else []
     return [Advice(name, message) for name, message in found if message]
 
 
-def told(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def advice_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The last message of every advice in rows {"step", "advice": [{"name", "message"}, …]} of a training log, in the order of
     their first."""
     last: dict[str, str] = {}
@@ -108,10 +112,10 @@ def told(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(last.values())
 
 
-def _temperature(history: Sequence[Facts]) -> str | None:
+def _temperature(history: Sequence[ValidationStats]) -> str | None:
     low, high = TEMPERATURE_RANGE
     now = history[-1].temperature
-    if not _lately(history, lambda facts: facts.learns_temperature and not low * AT_CLAMP < facts.temperature < high / AT_CLAMP):
+    if not _lately(history, lambda stats: stats.learns_temperature and not low * AT_CLAMP < stats.temperature < high / AT_CLAMP):
         return None
     measured = f"The temperature is {now:.3g}, at a bound of its range of {low:g} to {high:g}, for {LATELY} validations."
     if now < 2 * low:
@@ -127,8 +131,11 @@ def _temperature(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _collapse(history: Sequence[Facts]) -> str | None:
-    sides: dict[str, Callable[[Facts], Spread]] = {"items": lambda facts: facts.items, "users": lambda facts: facts.users}
+def _collapse(history: Sequence[ValidationStats]) -> str | None:
+    sides: dict[str, Callable[[ValidationStats], VectorSpread]] = {
+        "items": lambda stats: stats.items,
+        "users": lambda stats: stats.users,
+    }
     for name, of in sides.items():
         if not _lately(history, partial(_fallen_together, of)):
             continue
@@ -141,16 +148,16 @@ def _collapse(history: Sequence[Facts]) -> str | None:
     return None
 
 
-def _fallen_together(of: Callable[[Facts], Spread], facts: Facts) -> bool:
-    return _nats(of(facts), facts.temperature) < LEAST_SPREAD
+def _fallen_together(of: Callable[[ValidationStats], VectorSpread], stats: ValidationStats) -> bool:
+    return _nats(of(stats), stats.temperature) < LEAST_SPREAD
 
 
-def _dimensions(history: Sequence[Facts]) -> str | None:
+def _dimensions(history: Sequence[ValidationStats]) -> str | None:
     """Jing et al., "Understanding Dimensional Collapse in Contrastive Self-supervised Learning" (ICLR 2022).
 
     Of the items alone: users may well differ in little but where they live, as long as the items can be told apart.
     """
-    if not _lately(history, lambda facts: facts.items.rank < LEAST_RANK):
+    if not _lately(history, lambda stats: stats.items.rank < LEAST_RANK):
         return None
     return (
         f"The vectors of the items use {history[-1].items.rank:.1f} directions (effective rank), fewer than {LEAST_RANK:g}. Widen "
@@ -159,9 +166,9 @@ def _dimensions(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _popularity(history: Sequence[Facts]) -> str | None:
-    def hardly_personal(facts: Facts) -> bool:
-        return facts.popular_lift > 0 and facts.popularity_lift > MOST_POPULAR * facts.popular_lift
+def _popularity(history: Sequence[ValidationStats]) -> str | None:
+    def hardly_personal(stats: ValidationStats) -> bool:
+        return stats.popular_lift > 0 and stats.popularity_lift > MOST_POPULAR * stats.popular_lift
 
     if not _lately(history, hardly_personal):
         return None
@@ -174,8 +181,8 @@ def _popularity(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _masked(history: Sequence[Facts]) -> str | None:
-    now = history[-1].contrast
+def _masked(history: Sequence[ValidationStats]) -> str | None:
+    now = history[-1].batch_stats
     if now.masked <= MOST_MASKED:
         return None
     return (
@@ -186,8 +193,8 @@ def _masked(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _same_user(history: Sequence[Facts]) -> str | None:
-    now = history[-1].contrast
+def _same_user(history: Sequence[ValidationStats]) -> str | None:
+    now = history[-1].batch_stats
     if now.same_user <= MOST_SAME_USER:
         return None
     return (
@@ -197,7 +204,7 @@ def _same_user(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _validation_loss(history: Sequence[Facts]) -> str | None:
+def _validation_loss(history: Sequence[ValidationStats]) -> str | None:
     lowest = min(range(len(history)), key=lambda i: history[i].validation_loss)
     best = max(range(len(history)), key=lambda i: history[i].metric)
     now, low = history[-1], history[lowest]
@@ -211,7 +218,7 @@ def _validation_loss(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _best_is_past(history: Sequence[Facts]) -> str | None:
+def _best_is_past(history: Sequence[ValidationStats]) -> str | None:
     best = max(range(len(history)), key=lambda i: history[i].metric)
     past, now = len(history) - 1 - best, history[-1]
     share = 1 - history[best].step / now.step if now.step else 0.0
@@ -231,7 +238,7 @@ def _best_is_past(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _unknown(history: Sequence[Facts]) -> str | None:
+def _unknown(history: Sequence[ValidationStats]) -> str | None:
     untrained = history[-1].untrained
     if not untrained:
         return None
@@ -242,7 +249,7 @@ def _unknown(history: Sequence[Facts]) -> str | None:
     )
 
 
-CHECKS: dict[str, Callable[[Sequence[Facts]], str | None]] = {
+CHECKS: dict[str, Callable[[Sequence[ValidationStats]], str | None]] = {
     "temperature": _temperature,
     "collapse": _collapse,
     "dimensions": _dimensions,
@@ -255,10 +262,10 @@ CHECKS: dict[str, Callable[[Sequence[Facts]], str | None]] = {
 }
 
 
-def _lately(history: Sequence[Facts], sick: Callable[[Facts], bool]) -> bool:
-    return len(history) >= LATELY and all(sick(facts) for facts in history[-LATELY:])
+def _lately(history: Sequence[ValidationStats], sick: Callable[[ValidationStats], bool]) -> bool:
+    return len(history) >= LATELY and all(sick(stats) for stats in history[-LATELY:])
 
 
-def _nats(spread: Spread, temperature: float) -> float:
+def _nats(spread: VectorSpread, temperature: float) -> float:
     """By how much the score of one vector falls, on average, where it is exchanged for another."""
     return (1 - spread.cosine) / temperature

@@ -35,7 +35,7 @@ YELP_BAGS = {"categories": 6, "attributes": 20}
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class BatchSizes:
     """What one batch holds, over all processes: examples, history places with padding, members (examples or windows), distinct
     items of its histories, candidates, masked pairs, and events of its users in full."""
 
@@ -49,7 +49,7 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class WorkloadSizes:
     """Sizes that the data give.
 
     Attributes
@@ -77,10 +77,10 @@ class Facts:
     opening_bytes: int
     question_places: float
     trained: int
-    load: Load
+    load: BatchSizes
 
 
-def facts_of(dataset: Dataset, config: Config) -> Facts:
+def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
     """Facts of a dataset; the load is the greatest, count by count, of the largest batches of the first epoch."""
     alone = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": None})})
     store = open_store(dataset, "valid", config.model)
@@ -92,7 +92,7 @@ def facts_of(dataset: Dataset, config: Config) -> Facts:
     events, trained = len(dataset.events), int((dataset.events.split == TRAIN).sum())
     visits = len(dataset.visits) if dataset.has_time else 0
     lengths = np.diff(dataset.events.offsets)
-    return Facts(
+    return WorkloadSizes(
         layout=layout(dataset, store, config.model),
         items=dataset.n_items,
         bags={name: value.shape[1] for name, value in static.items() if value.ndim == 2},
@@ -101,11 +101,11 @@ def facts_of(dataset: Dataset, config: Config) -> Facts:
         opening_bytes=OPENING_EVENT * events,
         question_places=_mean_width(lengths, config.model.user_tower.max_history),
         trained=trained,
-        load=_greatest([_load(loader, int(step)) for step in _largest(loader)]),
+        load=_greatest([_batch_sizes(loader, int(step)) for step in _largest(loader)]),
     )
 
 
-def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Facts:
+def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadSizes:
     """Facts of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
     tower, training = config.model.user_tower, config.training
     if training.objective == "any_event":
@@ -119,7 +119,7 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
     form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.co_visited_items > 0)
     bags = YELP_BAGS | {NEIGHBOURS: config.prepare.co_visited_items}
     features = 3 * items * row_bytes(form.item_fields, bags)
-    load = Load(
+    load = BatchSizes(
         examples=examples,
         places=places,
         members=members,
@@ -128,7 +128,7 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
         masked=round(examples * tower.max_history * proposed / items),
         events=examples * tower.max_history,
     )
-    return Facts(
+    return WorkloadSizes(
         layout=form,
         items=items + FIRST_ROW,
         bags=bags,
@@ -179,9 +179,9 @@ def row_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int]) -> int:
     return total
 
 
-def scaled(load: Load, factor: float) -> Load:
+def scaled(load: BatchSizes, factor: float) -> BatchSizes:
     """The load of batches `factor` times as large."""
-    return Load(*(max(round(getattr(load, part.name) * factor), 1) for part in fields(load)))
+    return BatchSizes(*(max(round(getattr(load, part.name) * factor), 1) for part in fields(load)))
 
 
 def _data_bytes(events: int, trained: int, visits: int, users: int) -> int:
@@ -198,12 +198,12 @@ def _largest(loader: TrainLoader) -> Int:
     return np.unique([looked[int(np.argmax(size))], looked[int(np.argmax(asked))]])
 
 
-def _load(loader: TrainLoader, step: int) -> Load:
+def _batch_sizes(loader: TrainLoader, step: int) -> BatchSizes:
     members = loader.plan(0)[step]
     batch = loader.batch(members, 0, step)
     owner = loader.events.user_row[loader.objective.asked_events(members)]
     lengths = np.diff(loader.events.history.offsets)
-    return Load(
+    return BatchSizes(
         examples=batch.examples,
         places=sum(len(part.history) for part in batch.users),
         members=len(members),
@@ -214,8 +214,8 @@ def _load(loader: TrainLoader, step: int) -> Load:
     )
 
 
-def _greatest(loads: list[Load]) -> Load:
-    return Load(*(max(getattr(load, part.name) for load in loads) for part in fields(Load)))
+def _greatest(loads: list[BatchSizes]) -> BatchSizes:
+    return BatchSizes(*(max(getattr(load, part.name) for load in loads) for part in fields(BatchSizes)))
 
 
 def _mean_width(lengths: Int, most: int) -> float:
