@@ -29,7 +29,7 @@ def test_boston_2015_with_tips_as_events(real_data, tmp_path):
     assert {"two-tower", "ials", "nearby"} <= set(report["systems"])
     recommender = Recommender.load(tmp_path / "bundle")
     someone = str(recommender.dataset.item_ids[2])
-    places = recommender.recommend(history=[someone], where='category == "Restaurants" and within(2)')
+    places = recommender.recommend(history=[someone], filter='category == "Restaurants" and within(2)')
     assert len(places) == 10
     assert all(place.distance_km <= 2 and "Restaurants" in place.categories for place in places)
 
@@ -69,7 +69,7 @@ def _a_bundle_of_it_serves(bundle: Path) -> None:
     visited = [str(recommender.dataset.item_ids[busiest])]
     whole = [place.item_id for place in recommender.recommend(history=visited, k=recommender.dataset.n_items)]
     expected = [item for item in whole if item in near]
-    found = recommender.recommend(history=visited, k=25, where="within(4)", near=(float(middle[0]), float(middle[1])))
+    found = recommender.recommend(history=visited, k=25, filter="within(4)", near=(float(middle[0]), float(middle[1])))
     assert [place.item_id for place in found] == expected[:25] and len(expected) > 25
     assert all(place.name != place.item_id and place.categories for place in found)
     with TestClient(create_app(Service(bundle, f"sqlite:{bundle.parent / 'events.sqlite'}", Limits(rate=0)), None)) as client:

@@ -146,7 +146,7 @@ def export(run: Path, out: Path) -> None:
 @click.option("--k", type=click.IntRange(1, 10_000), default=10, show_default=True)
 @click.option(
     "--filter",
-    "where",
+    "filter",
     metavar="TEXT",
     help="""E.g. 'category == "Mexican" and price <= 2 and within(5)' (km from the user's places).""",
 )
@@ -185,8 +185,8 @@ def recommend(
     if not as_json:
         click.echo(as_table(found))
         return
-    for place in found:
-        said = asdict(place)
+    for item in found:
+        said = asdict(item)
         if not asked["explain"]:
             del said["reasons"]
         click.echo(json.dumps(said, ensure_ascii=False))

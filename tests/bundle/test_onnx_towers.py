@@ -53,7 +53,7 @@ def test_it_is_the_same_vector(town: Any, tmp_path: Path, name: str) -> None:
     user = {k: v for k, v in settings.items() if k not in whole}
     towers = {"user_tower": {**both, "max_history": 20, **user}, "item_tower": both}
     dataset = Dataset.open(town.folder)
-    model, config = drawn(dataset, {**towers, "request_place": len(name) % 2 == 0, **whole}, objective=objective)
+    model, config = drawn(dataset, {**towers, "request_location": len(name) % 2 == 0, **whole}, objective=objective)
     store, moment = open_store(dataset, "future", config.model), split_moment(dataset, "future")
     export_towers(model, store, tmp_path / "towers")
 
@@ -71,7 +71,7 @@ def test_it_is_the_same_vector(town: Any, tmp_path: Path, name: str) -> None:
     for queries in (
         everybody,
         everybody.slice(7, 8),
-        Queries.of([[], [5], [6, 7, 8]], time_s=moment, place=(28.0, -82.0)),
+        Queries.of([[], [5], [6, 7, 8]], time_s=moment, location=(28.0, -82.0)),
         Queries.of([[]], time_s=moment),
     ):
         with torch.inference_mode():

@@ -157,9 +157,9 @@ def test_a_loader_error_reaches_the_reader(dataset):
 
 
 def test_places_of_requests_are_near_half_of_the_targets(dataset):
-    config = parse_config({"model": {"request_place": True}, "training": {"batch_size": 512}})
+    config = parse_config({"model": {"request_location": True}, "training": {"batch_size": 512}})
     loader = TrainLoader(dataset, open_store(dataset, "valid", config.model), config)
-    points = loader.batch(loader.plan(0)[0], 0, 0).users[0].fields["request_place.point"]
+    points = loader.batch(loader.plan(0)[0], 0, 0).users[0].fields["request_location.point"]
     known = (points != 0).any(dim=1)
     assert 0.4 < known.float().mean() < 0.6
     target = loader.events.history.item_row[loader.plan(0)[0]]

@@ -102,7 +102,7 @@ def test_events_with_few_stars_are_history_and_never_targets(prepared: Any) -> N
     assert questions(dataset, "valid") == [("a", 12 * DAY_S, ["p"], ["r"])]
     held = dataset.held_out("valid")
     assert held.queries.stars.tolist() == [1] and held.queries.event_type.tolist() == [1]
-    assert held.queries.event_time_s.tolist() == [DAY_S] and np.isnan(held.queries.place).all()
+    assert held.queries.event_time_s.tolist() == [DAY_S] and np.isnan(held.queries.location).all()
 
 
 # --- leave-one-out -------------------------------------------------------------------------------------------------------------
@@ -221,16 +221,16 @@ def test_ids_and_rows_answer_each_other(plain: Dataset) -> None:
 
 
 def test_arrays_have_the_promised_types_and_agree_with_each_other(plain: Dataset) -> None:
-    events, visits = plain.events, plain.visits
+    events, item_events = plain.events, plain.item_events
     for name in ("offsets", "item_row", "time_s", "event_type"):
         assert getattr(events, name).dtype == np.int64
     assert (events.stars.dtype, events.weight.dtype) == (np.float32, np.float32)
-    assert (events.positive.dtype, events.split.dtype, visits.split.dtype) == (np.bool_, np.int8, np.int8)
-    assert len(events.offsets) == plain.n_users + 1 and len(visits.offsets) == plain.n_items + 1
-    assert events.offsets[-1] == len(events) == len(visits) - 1
+    assert (events.positive.dtype, events.split.dtype, item_events.split.dtype) == (np.bool_, np.int8, np.int8)
+    assert len(events.offsets) == plain.n_users + 1 and len(item_events.offsets) == plain.n_items + 1
+    assert events.offsets[-1] == len(events) == len(item_events) - 1
     assert plain.item_train_count.tolist() == [0, 0, 2, 1] + [0] * 5 and plain.item_train_count.dtype == np.int64
     pairs = sorted(zip(events.item_row.tolist(), events.time_s.tolist(), strict=True))
-    seen = sorted(zip(visits.item_row.tolist(), visits.time_s.tolist(), strict=True))
+    seen = sorted(zip(item_events.item_row.tolist(), item_events.time_s.tolist(), strict=True))
     assert [pair for pair in seen if pair != (3, 4 * DAY_S)] == pairs and len(seen) == len(pairs) + 1
 
 

@@ -29,7 +29,7 @@ from twotower.utils.config import ModelConfig, UserTowerConfig, parse_config
 
 HALF, CUT, TEST_CUT, END = 5, 10, 15, 20  # days
 SPLIT = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-16"}
-SHORT = ModelConfig(user_tower=UserTowerConfig(max_history=3), request_place=True)
+SHORT = ModelConfig(user_tower=UserTowerConfig(max_history=3), request_location=True)
 WORDS = ["soup", "noodles", "coffee", "haircut", "tyres"]
 Row = dict[str, Any]
 
@@ -122,12 +122,12 @@ def flat(value: Any) -> Any:
 def training_side(dataset: Dataset) -> dict[str, Any]:
     """All of a dataset that training can see."""
     items, users = FIRST_ROW + dataset.n_train_items, FIRST_ROW + dataset.n_train_users
-    seen, visited = dataset.events.split == TRAIN, dataset.visits.split == TRAIN
+    seen, visited = dataset.events.split == TRAIN, dataset.item_events.split == TRAIN
     side = {
         f"event {name}": getattr(dataset.events, name)[seen] for name in ("item_row", "time_s", "event_type", "stars", "user_row")
     }
     side |= {name: getattr(dataset.events, name)[seen] for name in ("weight", "positive")}
-    side |= {f"visit {name}": getattr(dataset.visits, name)[visited] for name in ("item_row", "time_s", "stars")}
+    side |= {f"visit {name}": getattr(dataset.item_events, name)[visited] for name in ("item_row", "time_s", "stars")}
     side |= {"item ids": dataset.item_ids[:items], "user ids": dataset.user_ids[:users], "count": dataset.item_train_count[:items]}
     side |= {f"item {name}": values[:items] for name, values in dataset.item_features.items()}
     side |= {f"user {name}": values[:users] for name, values in dataset.user_features.items()}

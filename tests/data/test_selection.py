@@ -51,7 +51,7 @@ def test_fold_keeps_the_first_event_of_a_pair_and_leaves_anonymous_ones(prepared
     rows = ["a x 9", "a x 3 1", "a x 3 2", "b x 5", "- x 1", "- x 1"]
     dataset = prepared(rows, split=EVERYTHING, duplicates="keep_first")
     assert [row[:3] for row in listed(dataset)] == [("a", "x", 3), ("b", "x", 5)]
-    assert dataset.events.stars[0] == 1 and len(dataset.visits) == 4
+    assert dataset.events.stars[0] == 1 and len(dataset.item_events) == 4
 
 
 def test_minimum_counts_look_at_training_alone_and_newcomers_stay(prepared: Any) -> None:
@@ -178,10 +178,10 @@ def test_without_a_clock_time_is_the_position_in_the_users_own_sequence(prepared
 def test_anonymous_visits_count_under_a_time_split_and_are_left_out_of_others(prepared: Any) -> None:
     rows = ["a x 1", "a y 2", "a z 3", f"- x {day(12)}", "- y 5", f"- w {day(30)}"]
     timed = prepared(rows, split=CUTS)
-    visits = timed.visits
+    visits = timed.item_events
     found = set(zip(timed.item_ids[visits.item_row], visits.time_s.tolist(), visits.split.tolist(), strict=True))
     assert found == {("x", 1, 0), ("x", day(12), 1), ("y", 2, 0), ("y", 5, 0), ("z", 3, 0), ("w", day(30), 2)}
     assert timed.n_users == 3 and timed.event_types == ["review"]
     last = prepared(rows, split=LAST)
-    assert len(last.visits) == 3
+    assert len(last.item_events) == 3
     assert last.manifest["counts"]["dropped"]["events"]["no user, and no split by time to place it"] == 3

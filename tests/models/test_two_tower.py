@@ -44,7 +44,7 @@ def test_both_sides_give_vectors_of_one_width_no_longer_than_one(dataset, config
     # A user's length is that of what the tower found, held back by the norm_shrinkage; the direction stays.
     raw = model.user_tower.head.raw(
         model.user_tower.beside_history(
-            model.user_fields(asked), model.user_tower.visits(model.history_items(asked.items), asked), asked
+            model.user_fields(asked), model.user_tower.event_embeddings(model.history_items(asked.items), asked), asked
         )
     )
     length = raw.norm(dim=1)

@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "classic towers": {"model": {"user_tower": CLASSIC, "item_tower": CLASSIC}},
     "tables by rows": {"model": {"tables": {"item.id": BY_ROWS, "user.id": {**BY_ROWS, "max_rows": 64}}}},
     "tables by rows in bf16": {"model": {"tables": {"item.id": {**BY_ROWS, "dtype": "bf16"}}}},
-    "request place": {"model": {"request_place": True}},
+    "request place": {"model": {"request_location": True}},
 }
 
 

@@ -240,7 +240,7 @@ def test_places_of_items_and_of_users_may_be_half_known(tmp_path):
     trainer = TwoTowerTrainer(made, config, tmp_path / "run")
     trainer.fit()
     (item,), (user,) = made.item_rows(["3"]), made.user_rows(["3"])
-    assert np.isnan(made.item_features["lies.place"][item]).all() and np.isnan(made.user_features["lives.place"][user]).all()
+    assert np.isnan(made.item_features["lies.degrees"][item]).all() and np.isnan(made.user_features["lives.degrees"][user]).all()
     points = trainer.loader.batch(trainer.loader.plan(0)[0], 0, 0).users[0].fields["lives.point"]
     assert points.shape[1] == 3 and points.norm(dim=1).max() > 6000
 

@@ -148,7 +148,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
                 "training": progress,
                 "metrics": metrics or {},
                 "popularity_weight": model.popularity_weight(),
-                "revisit_weight": model.recent_item_weight(),
+                "recent_item_weight": model.recent_item_weight(),
             },
         )
 

@@ -63,7 +63,7 @@ def _hidden(weights: dict[str, Tensor], tower: str) -> list[int]:
 def check_dataset(dataset: Dataset) -> None:
     """Read every part, so that none is read later from a folder that has been replaced; their sizes must agree."""
     n_items, n_users = dataset.n_items, dataset.n_users
-    events, visits = dataset.events, dataset.visits
+    events, item_events = dataset.events, dataset.item_events
     sizes = {
         "items": len(dataset.items) + FIRST_ROW == n_items,
         "users": len(dataset.users) + FIRST_ROW == n_users,
@@ -72,9 +72,11 @@ def check_dataset(dataset: Dataset) -> None:
         "item features": all(len(value) == n_items for value in dataset.item_features.values()),
         "user features": all(len(value) == n_users for value in dataset.user_features.values()),
         "events": all(len(getattr(events, part.name)) == len(events) for part in fields(events) if part.name != "offsets"),
-        "visits": all(len(getattr(visits, part.name)) == len(visits) for part in fields(visits) if part.name != "offsets"),
+        "visits": all(
+            len(getattr(item_events, part.name)) == len(item_events) for part in fields(item_events) if part.name != "offsets"
+        ),
         "events of users": _covers(events.offsets, n_users, len(events)),
-        "visits of items": _covers(visits.offsets, n_items, len(visits)),
+        "visits of items": _covers(item_events.offsets, n_items, len(item_events)),
         "items of events": not len(events) or bool(events.item_row.min() >= 0 and events.item_row.max() < n_items),
         "types of events": not len(events)
         or bool(events.event_type.min() >= 0 and events.event_type.max() <= len(dataset.event_types)),
@@ -95,7 +97,7 @@ def check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
     wanted = {
         "vectors": ((n, user.layers[-1] + 1), np.float32),
         "tokens": ((n, user.width), np.float32),
-        "recent": ((n,), np.int64),
+        "recent_event_count": ((n,), np.int64),
         "offered": ((n,), np.bool_),
     }
     for name, (shape, kind) in wanted.items():

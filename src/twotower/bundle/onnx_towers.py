@@ -8,7 +8,7 @@ Enters: a trained model. Leaves: `user.onnx` and `item.onnx`, every size of batc
 
 To rank, a user's vector takes one more number, what a nat of log popularity is worth ("popularity_weight" of the bundle's
 manifest), and an item's its log popularity; see `item_arrays`. Where visited items may be recommended again, the vectors of the
-last ones are added first, by "revisit_weight"; see `reranking.boost_recent_items`.
+last ones are added first, by "recent_item_weight"; see `reranking.boost_recent_items`.
 
 Promise: the vectors are PyTorch's to 1e-5. A request touches no feature of an item: those of its history are rows of "items".
 """

@@ -118,7 +118,7 @@ class TrainLoader:
         self.propose = LOSSES[config.training.loss]
         self.store = store
         self.prior = np.float32(config.model.popularity_prior) * store.log_popularity
-        self.events = TrainEvents(dataset, store.place, rank=rank, world_size=world_size)
+        self.events = TrainEvents(dataset, store.location, rank=rank, world_size=world_size)
         self.objective: Objective = OBJECTIVES[config.training.objective](self.events, store, config)
         if not len(self.objective.targets):
             raise TrainingError(

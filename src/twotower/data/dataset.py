@@ -30,7 +30,7 @@ from twotower.utils.array_files import open_arrays
 from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
 from twotower.utils.types import Float, Int, Mask
 
-EVENTS_FILE, VISITS_FILE = "events.safetensors", "visits.safetensors"
+EVENTS_FILE, ITEM_EVENTS_FILE = "events.safetensors", "visits.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
 ASIDE = ("rejects.jsonl", TRUTH_FILE)  # files of the folder that no model is made from
 
@@ -72,7 +72,7 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
-class Visits:
+class ItemEvents:
     """Every kept event and every anonymous one, by item, oldest first.
 
     Attributes
@@ -177,9 +177,9 @@ class Dataset:
         return Events(**open_arrays(self.path / EVENTS_FILE))
 
     @cached_property
-    def visits(self) -> Visits:
+    def item_events(self) -> ItemEvents:
         """Everything that happened at each item."""
-        return Visits(**open_arrays(self.path / VISITS_FILE))
+        return ItemEvents(**open_arrays(self.path / ITEM_EVENTS_FILE))
 
     @cached_property
     def items(self) -> pa.Table:
@@ -322,7 +322,7 @@ class Dataset:
             stars=events.stars[at],
             time_s=np.asarray(time_s, np.int64),
             user_row=np.asarray(user_row, np.int64),
-            place=np.full((len(begin), 2), np.nan, np.float32),
+            location=np.full((len(begin), 2), np.nan, np.float32),
         )
 
 

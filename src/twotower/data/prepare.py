@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twotower.data.co_visitation import co_visited
-from twotower.data.dataset import EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE, VISITS_FILE
+from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE
 from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
 from twotower.data.sources.engine import DuckDBEngine, Engine
 from twotower.data.sources.raw_tables import CHARS, RawTables, Rejects, Source
@@ -66,8 +66,8 @@ from twotower.utils.ragged import lengths_to_offsets
 SOURCES: dict[str, Source] = {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences}
 ROW_GROUP = 1 << 20
 RESERVED_FEATURES = {  # fields and arrays that are there anyway
-    "item": ("id", NEIGHBOURS, "state", "home", "request_place", "hour", "weekday", "month"),
-    "user": ("id", "state", "home", "request_place", "hour", "weekday", "month", "since_s", "elite"),
+    "item": ("id", NEIGHBOURS, "state", "home", "request_location", "hour", "weekday", "month"),
+    "user": ("id", "state", "home", "request_location", "hour", "weekday", "month", "since_s", "elite"),
 }
 TRUTH = "town_truth.safetensors"
 OFFSETS = "offsets"  # where the rows of each user, or item, begin
@@ -222,7 +222,7 @@ def _write_events(
     write_arrays(folder / EVENTS_FILE, events)
     visits = _arrays(full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT))
     visits[OFFSETS] = lengths_to_offsets(np.bincount(visits.pop(ITEM_ROW), minlength=row_count(items) + FIRST_ROW))
-    write_arrays(folder / VISITS_FILE, visits)
+    write_arrays(folder / ITEM_EVENTS_FILE, visits)
     n_events, by_split = len(events[SPLIT]), np.bincount(events[SPLIT], minlength=WITHHELD + 1).tolist()
     counts = {f"{name}_events": by_split[code] for name, code in (SPLITS | {"withheld": WITHHELD}).items()}
     positives = int(events[POSITIVE].sum())

@@ -69,7 +69,7 @@ class TrainEvents:
         There are more processes than users with training events.
     """
 
-    def __init__(self, dataset: Dataset, place: NDArray[np.float32], *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, dataset: Dataset, location: NDArray[np.float32], *, rank: int = 0, world_size: int = 1) -> None:
         self._all = events = dataset.events
         self._kept = np.flatnonzero(events.split == TRAIN)
         self.positive = events.positive[self._kept] & (events.weight[self._kept] > 0)
@@ -79,7 +79,9 @@ class TrainEvents:
         self.first_user, self.first = users[rank], self.shares[rank]
         offsets = self.offsets[users[rank] : users[rank + 1] + 1] - self.first
         own = self._kept[self.first : self.shares[rank + 1]]
-        self.history = History(offsets, events.item_row[own], events.time_s[own], events.event_type[own], events.stars[own], place)
+        self.history = History(
+            offsets, events.item_row[own], events.time_s[own], events.event_type[own], events.stars[own], location
+        )
         self.weight = events.weight[own]
         row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         self.user_row = row + self.first_user
@@ -197,7 +199,7 @@ class AnyEventObjective:
             state=history.state_without(own, event),
             time_s=history.time_s[event],
             user_row=user,
-            request_place=request_places(self.store, history.item_row[event], rng),
+            request_location=request_locations(self.store, history.item_row[event], rng),
         )
         return Examples(users, event, user)
 
@@ -275,7 +277,7 @@ class NextEventObjective:
             state=history.state(own, seen),
             time_s=history.time_s[event],
             user_row=user,
-            request_place=request_places(self.store, history.item_row[event], rng),
+            request_location=request_locations(self.store, history.item_row[event], rng),
         )
         return Examples(users, event, user)
 
@@ -285,15 +287,15 @@ class NextEventObjective:
         return np.asarray((window >= self.ask_from[members][:, None]) & self.asked[at])
 
 
-def request_places(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:
+def request_locations(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:
     """Places [Q, 2] that training requests come from: for a random half within a few km of the target, for the others unknown.
 
     People ask from near where they go, so a model that reads the place learns to prefer what is around it; the other half keeps it
     able to answer without. None when the store does not read places.
     """
-    if not store.use_place:
+    if not store.use_location:
         return None
-    near = store.place[target_row] + rng.normal(scale=REQUEST_DEGREES, size=(len(target_row), 2))
+    near = store.location[target_row] + rng.normal(scale=REQUEST_DEGREES, size=(len(target_row), 2))
     return np.where(rng.random(len(target_row))[:, None] < 0.5, near, np.nan).astype(np.float32)
 
 

@@ -242,10 +242,10 @@ def check_settings(config: Config) -> None:
     """
     metric_names(config.evaluation, config.training.eval_metric)
     settings = config.evaluation.baseline_settings
-    for place, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():
+    for section, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():
         for name in names:
             if name not in BASELINES:
-                raise ConfigError(f"evaluation.{place} must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
+                raise ConfigError(f"evaluation.{section} must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
     for name, values in settings.items():
         known = [*signature(BASELINES[name]).parameters][1:]
         for key in values:

@@ -32,7 +32,7 @@ LABELS = {
     ("user", "id"): "who asks",
     ("user", "state"): "how much, how kindly and how lately they rate",
     ("user", "home"): "where they usually go",
-    ("user", "request_place"): "where the request comes from",
+    ("user", "request_location"): "where the request comes from",
     ("user", "hour"): "the hour of the day",
     ("user", "weekday"): "the day of the week",
     ("user", "month"): "the month",
@@ -108,7 +108,7 @@ class Explainer:
         ]
 
     def _told(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
-        facts, popularity = self._describe(row), float(self._popularity[row])
+        columns, popularity = self._describe(row), float(self._popularity[row])
         if abs(popularity) >= LEAST_SHARE:
             name = "new" if self._new[row] else "popularity"
             yield Reason("item", name, LABELS["item", name], round(popularity, 4))
@@ -120,14 +120,14 @@ class Explainer:
                 yield Reason("user", name, LABELS.get(("user", name), name.replace("_", " ")), round(share, 4))
         for name, share in zip(self._item, shares.item[j].tolist(), strict=True):
             if abs(share) >= LEAST_SHARE:
-                yield Reason("item", name, self.item_label(name, facts), round(share, 4))
+                yield Reason("item", name, self.item_label(name, columns), round(share, 4))
 
-    def item_label(self, name: str, facts: dict[str, Any]) -> str:
+    def item_label(self, name: str, columns: dict[str, Any]) -> str:
         """A feature of an item in words, with its value where that is short."""
         spec = self._columns.get(name)
         if spec is None:
             return LABELS.get(("item", name), name)
-        value = facts.get(name, facts.get(spec.columns[0]))  # what a feature learns from may be ids of what is shown
+        value = columns.get(name, columns.get(spec.columns[0]))  # what a feature learns from may be ids of what is shown
         if spec.kind not in ("categorical", "multi", "number") or value is None:
             return name.replace("_", " ")
         said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -138,7 +138,7 @@ class Explainer:
         tower = self.model.user_tower
         with torch.no_grad():
             fields = self.model.user_fields(batch)
-            tokens = tower.visits(self.model.history_items(batch.items), batch)
+            tokens = tower.event_embeddings(self.model.history_items(batch.items), batch)
         leaves = [fields.requires_grad_(), tokens.requires_grad_()]
         raw = tower.head.raw(tower.beside_history(fields, tokens, batch))
         by_field, by_token = _shares(raw, tower.head.divisor(raw), items, leaves)
@@ -174,6 +174,6 @@ def _repeated(history: Queries, times: int) -> Queries:
         offsets=np.arange(times + 1) * length,
         time_s=np.repeat(history.time_s, times),
         user_row=np.repeat(history.user_row, times),
-        place=np.repeat(history.place, times, axis=0),
+        location=np.repeat(history.location, times, axis=0),
         **tiled,
     )

@@ -89,18 +89,18 @@ def mmr(scores: Float, vectors: Float, k: int, diversity: float) -> Int:
     return np.array(chosen, np.int64)
 
 
-def fallback_scores(recent: Int, places: Float, near: tuple[float, float] | None) -> Float:
+def fallback_scores(recent_event_count: Int, locations: Float, near: tuple[float, float] | None) -> Float:
     """Scores float32 [n] of items for somebody nothing is known of: recent visits, told down by the distance from `near`.
 
     Parameters
     ----------
     recent
         int64 [n]: visits in the last months.
-    places
+    locations
         float [n, 2]: degrees, NaN where unknown.
     """
-    scores = np.log1p(recent.astype(np.float64))
+    scores = np.log1p(recent_event_count.astype(np.float64))
     if near is not None:
-        away = distances_km(places, near) / NEARBY_KM
+        away = distances_km(locations, near) / NEARBY_KM
         scores = scores - np.where(np.isnan(away), UNPLACED, away)
     return scores.astype(np.float32)

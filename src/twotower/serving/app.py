@@ -93,12 +93,12 @@ def _answers(app: FastAPI, service: Service) -> None:
     async def similar(
         item_id: str,
         k: Annotated[int, Query(ge=1, le=MOST_K, description="Length of the list.", examples=[10])] = 10,
-        where: Annotated[str | None, Query(alias="filter", max_length=MOST_FILTER, examples=["within(5)"])] = None,
+        filter: Annotated[str | None, Query(max_length=MOST_FILTER, examples=["within(5)"])] = None,
     ) -> Response:
         """Places like one."""
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
-        version, places = await service.similar(item_id, k, where)
-        return _json({"version": version, "items": places})
+        version, items = await service.similar(item_id, k, filter)
+        return _json({"version": version, "items": items})
 
 
 def _browsing(app: FastAPI, service: Service) -> None:
@@ -199,9 +199,9 @@ def _known(found: Any, kind: str, name: str) -> None:
         raise HTTPException(404, str(unknown(kind, name)))
 
 
-def _error(request: Request, status: int, code: str, message: str, where: Any = None, headers: Any = None) -> Response:
+def _error(request: Request, status: int, code: str, message: str, location: Any = None, headers: Any = None) -> Response:
     request.state.code = code
-    body = error_body(code, message, request.state.request_id, where)
+    body = error_body(code, message, request.state.request_id, location)
     return Response(body, status, headers, media_type="application/json")
 
 
@@ -210,12 +210,12 @@ async def _malformed(request: Request, error: Any) -> Response:
     # What is no text was meant as JSON: of the union that a filter is, the other branch tells why it is none.
     first = next((one for one in errors if not (one["type"] == "string_type" and isinstance(one["input"], dict))), errors[0])
     if first["type"] == "json_invalid":
-        text, where = f"The body must be JSON. {first['ctx']['error']} at character {first['loc'][-1] + 1}.", None
+        text, location = f"The body must be JSON. {first['ctx']['error']} at character {first['loc'][-1] + 1}.", None
     else:
         branches = ("constrained-str", "function-after")  # of the union that a filter is: no part of what was sent
-        where = ".".join(str(step) for step in first["loc"][1:] if not str(step).startswith(branches)) or None
-        text = f"A request must fit the interface. {where or first['loc'][0]}: {first['msg']}."
-    return _error(request, 422, "malformed", text, where)
+        location = ".".join(str(step) for step in first["loc"][1:] if not str(step).startswith(branches)) or None
+        text = f"A request must fit the interface. {location or first['loc'][0]}: {first['msg']}."
+    return _error(request, 422, "malformed", text, location)
 
 
 async def _refused(request: Request, error: Any) -> Response:
@@ -225,7 +225,7 @@ async def _refused(request: Request, error: Any) -> Response:
 async def _mistaken(request: Request, error: Exception) -> Response:
     if isinstance(error, BusyError):
         return _error(request, 503, "busy", str(error), headers={"Retry-After": "1"})
-    return _error(request, 422, "impossible", str(error), getattr(error, "where", None) or None)
+    return _error(request, 422, "impossible", str(error), getattr(error, "location", None) or None)
 
 
 def _life(service: Service) -> Callable[[FastAPI], Any]:

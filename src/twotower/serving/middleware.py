@@ -178,9 +178,9 @@ class _Passage:
         return added if any(name == b"cache-control" for name, _ in present) else [*added, UNCACHED]
 
 
-def error_body(code: str, message: str, request_id: str, where: Any = None) -> bytes:
+def error_body(code: str, message: str, request_id: str, location: Any = None) -> bytes:
     """The one form of an error, as JSON."""
-    error = {"code": code, "message": message} | ({} if where is None else {"where": where})
+    error = {"code": code, "message": message} | ({} if location is None else {"location": location})
     return to_json({"error": error, "request_id": request_id})
 
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic.config import JsonDict
 from pydantic_core import to_json
 
-from twotower.retrieval.request import Request, Visit
+from twotower.retrieval.request import HistoryEvent, Request
 from twotower.serving.limits import (
     LAST_S,
     MOST_BATCH,
@@ -71,7 +71,7 @@ class Accepted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class VisitIn(Accepted):
+class HistoryEventIn(Accepted):
     """A visit of a history."""
 
     item_id: Id
@@ -85,7 +85,7 @@ class RecommendIn(Accepted):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
 
     user: Id | None = Field(None, description="A user's id. One that nobody knows is no error: the history alone speaks then.")
-    history: list[VisitIn] = Field([], max_length=MOST_HISTORY, description="Oldest first; after what is known of the user.")
+    history: list[HistoryEventIn] = Field([], max_length=MOST_HISTORY, description="Oldest first; after what is known of the user.")
     k: int = Field(10, ge=1, le=MOST_K)
     filter: Filter | None = Field(None, description="Which items may be in the list: as text, or the same as JSON.")
     near: tuple[Latitude, Longitude] | None = Field(None, description="Where the request comes from: latitude, longitude.")
@@ -105,9 +105,9 @@ class RecommendIn(Accepted):
         """The same for a `Recommender`."""
         return Request(
             user=self.user,
-            history=tuple(Visit(visit.item_id, visit.time_s, visit.stars) for visit in self.history),
+            history=tuple(HistoryEvent(event.item_id, event.time_s, event.stars) for event in self.history),
             k=self.k,
-            where=self.filter,
+            filter=self.filter,
             near=self.near,
             time_s=self.time_s,
             exclude_seen=self.exclude_seen,
@@ -126,9 +126,9 @@ class BatchIn(Accepted):
 
     @model_validator(mode="after")
     def _few_explained(self) -> BatchIn:
-        places = sum(one.k for one in self.requests)
-        if places > MOST_PLACES:
-            raise ValueError(f"at most {MOST_PLACES:,} places can be asked for at once; these requests ask for {places:,}")
+        items = sum(one.k for one in self.requests)
+        if items > MOST_PLACES:
+            raise ValueError(f"at most {MOST_PLACES:,} places can be asked for at once; these requests ask for {items:,}")
         return _explained(self.requests, self)
 
 
@@ -137,9 +137,9 @@ Body = TypeVar("Body")
 
 def _explained(requests: Sequence[RecommendIn], body: Body) -> Body:
     """The body, if what is to be explained can be within the time."""
-    places = sum(one.k for one in requests if one.explain)
-    if places > MOST_EXPLAINED:
-        raise ValueError(f"at most {MOST_EXPLAINED} places can be explained at once; {places} are asked for")
+    items = sum(one.k for one in requests if one.explain)
+    if items > MOST_EXPLAINED:
+        raise ValueError(f"at most {MOST_EXPLAINED} places can be explained at once; {items} are asked for")
     return body
 
 
@@ -186,7 +186,7 @@ class ItemOut(BaseModel):
 class ItemDetailOut(ItemOut):
     """An item with every column the catalogue has of it."""
 
-    facts: dict[str, Any]
+    columns: dict[str, Any]
 
 
 class ReasonOut(BaseModel):
@@ -198,7 +198,7 @@ class ReasonOut(BaseModel):
     share: float = Field(description="What it adds to the score, to the first order; negative where it holds the place down.")
 
 
-class PlaceOut(ItemOut):
+class RecommendationOut(ItemOut):
     """A recommended item."""
 
     rank: int
@@ -213,7 +213,7 @@ class ListOut(BaseModel):
     source: Literal["model", "nearby", "recent"]
     confidence: float
     user_known: bool
-    items: list[PlaceOut]
+    items: list[RecommendationOut]
     stages_ms: dict[str, float]
 
 
@@ -248,7 +248,7 @@ class SimilarOut(BaseModel):
     """Places like one."""
 
     version: str
-    items: list[PlaceOut]
+    items: list[RecommendationOut]
 
 
 class UserOut(BaseModel):
@@ -264,7 +264,7 @@ class UsersOut(BaseModel):
     users: list[UserOut]
 
 
-class HappenedOut(ItemOut):
+class HistoryEventOut(ItemOut):
     """An event of a history."""
 
     time_s: int | None
@@ -276,7 +276,7 @@ class HistoryOut(BaseModel):
     """A user's events, oldest first."""
 
     user: str = Field(examples=["u_17"])
-    events: list[HappenedOut]
+    events: list[HistoryEventOut]
 
 
 class EventsOut(BaseModel):
@@ -291,7 +291,7 @@ class FiltersOut(BaseModel):
 
     categories: list[str] = Field(examples=[["Restaurants", "Mexican"]])
     has_price: bool
-    has_places: bool
+    has_locations: bool
     has_hours: bool
     has_zones: bool = Field(description="Whether places say their time zone, so that open_now is by each one's own clock.")
 
@@ -327,7 +327,9 @@ class Mistake(BaseModel):
 
     code: str
     message: str
-    where: str | int | None = Field(None, description="The part of the request: a path in its JSON, or a character of its filter.")
+    location: str | int | None = Field(
+        None, description="The part of the request: a path in its JSON, or a character of its filter."
+    )
 
 
 class ErrorOut(BaseModel):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twotower.errors import DataError, RequestError, TwoTowerError
-from twotower.retrieval.request_reader import VisitError
+from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import UNKNOWN
 from twotower.serving.batching import Batcher
 from twotower.serving.catalogue import Browser
@@ -98,12 +98,12 @@ class Service:
                 answers.append(self._as_json(found))
         return engine.version, answers
 
-    async def similar(self, item_id: str, k: int, where: str | None) -> tuple[str, list[Json]]:
+    async def similar(self, item_id: str, k: int, filter: str | None) -> tuple[str, list[Json]]:
         """Version, and the places most like one."""
         engine = self.current.engine
         deadline = time.perf_counter() + self.limits.queue_timeout_s
         with _part():
-            (future,) = self.answers.submit(engine.similar, [Likeness(item_id, k, where)], deadline)
+            (future,) = self.answers.submit(engine.similar, [Likeness(item_id, k, filter)], deadline)
             return engine.version, await future
 
     async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
@@ -193,18 +193,18 @@ class PartError(RequestError):
 
     Attributes
     ----------
-    where
+    location
         Path to the part in the JSON of the request; of a filter as text, a colon and the character follow.
     """
 
     def __init__(self, part: str, error: RequestError) -> None:
         super().__init__(str(error))
-        inner = getattr(error, "where", None)
-        if isinstance(error, VisitError):
+        inner = getattr(error, "location", None)
+        if isinstance(error, UnknownItemError):
             inner = _path("history", error.number, "item_id")
         elif not isinstance(error, PartError) and inner is not None:  # a mistake of a filter
             inner = f"filter:{inner}" if isinstance(inner, int) else _path(*filter(None, ("filter", inner)))
-        self.where = _path(*filter(None, (part, inner)))
+        self.location = _path(*filter(None, (part, inner)))
 
 
 def unknown(kind: str, name: str) -> RequestError:

@@ -112,7 +112,7 @@ class ModelConfig(Settings):
     item_tower: ItemTowerConfig = ItemTowerConfig()
     exclude_features: list[str] = Field([])
     """Fields that the towers do without, as "item.categories" or "user.hour"; never an id. The data keep them."""
-    request_place: bool = False
+    request_location: bool = False
     """Whether the user tower reads where a request comes from. In training half of the requests come from near their target."""
     tables: dict[str, EmbeddingConfig] = Field({})
     """By name of the table: "item.id", "user.id", "item.categories" …"""

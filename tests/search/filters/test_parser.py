@@ -91,7 +91,7 @@ def test_an_error_points_at_the_part(where: Any, at: str | int) -> None:
     )
     with pytest.raises(RequestError) as caught:
         catalogue.compile(where)
-    assert caught.value.where == at
+    assert caught.value.location == at
     assert "\n" not in str(caught.value)
     if at:
         assert str(at) in str(caught.value)

@@ -17,7 +17,7 @@ from twotower.cli import main
 from twotower.errors import TrainingError
 from twotower.models.layers.attention import AttentionBlock
 from twotower.models.towers.head import TowerHead
-from twotower.trainers.memory.activations import head_bytes, history_bytes_a_place
+from twotower.trainers.memory.activations import head_bytes, history_bytes_a_slot
 from twotower.trainers.memory.estimate import predict
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, human, is_out_of_memory, make_plan
 from twotower.trainers.memory.sizes import OWN_EVENT, yelp_sizes
@@ -170,7 +170,7 @@ def test_a_block_keeps_what_is_counted_for_it(dropout, causal):
     config = parse_config({"model": {"user_tower": {"dropout": dropout, "num_blocks": 1, "embedding_dim": 128}}})
     block, x = AttentionBlock(128, 4, dropout), torch.randn(1000, 128, requires_grad=True)
     _, kept = kept_bytes(block, x, torch.ones(1000, dtype=torch.bool), ((20, 50),), causal)
-    assert history_bytes_a_place(config, 4)[0] == pytest.approx(kept / 1000, rel=0.01)
+    assert history_bytes_a_slot(config, 4)[0] == pytest.approx(kept / 1000, rel=0.01)
 
 
 @pytest.mark.parametrize("interaction", ["dcn", "fm", "none"])

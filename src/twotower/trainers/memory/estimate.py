@@ -245,14 +245,14 @@ def batch_bytes(workload: WorkloadSizes, processes: int = 1) -> int:
     """One batch as it comes from the loader: four integers a place, the fields of items and users, two integers a masked pair."""
     load, layout, bags = workload.load, workload.layout, workload.bags
     item, user = row_bytes(layout.item_fields, bags), row_bytes(layout.user_fields, bags)
-    shared = load.places * 4 * ID + load.examples * (user + 4 * ID) + (load.candidates * item) + load.masked * 2 * ID
+    shared = load.slots * 4 * ID + load.examples * (user + 4 * ID) + (load.candidates * item) + load.masked * 2 * ID
     return math.ceil(shared / processes) + load.history_items * item + F32 * load.candidates
 
 
 def making_bytes(load: BatchSizes) -> int:
     """Beside the batch, while the loader makes one: about fifteen integers a place (which event, whether any, sorted by item …),
     and six for each event of the users in full (whose it is, which it is, its item, whether it is kept)."""
-    return 15 * ID * load.places + 6 * ID * load.events
+    return 15 * ID * load.slots + 6 * ID * load.events
 
 
 def validation_bytes(workload: WorkloadSizes, config: Config) -> int:
@@ -271,7 +271,7 @@ def validation_bytes(workload: WorkloadSizes, config: Config) -> int:
     row = workload.items * F32
     scores = max(min(min(SCORED, questions) * row, SCORED_BYTES), row) + math.ceil(3 * SIMULATED_SHARE * vectors)
     health = judged * 3 * F32 * workload.items * min(max(SCORES // workload.items, 1), SAMPLE, questions)
-    return vectors + max(int(questions * workload.question_places * history), items, scores, health)
+    return vectors + max(int(questions * workload.question_slots * history), items, scores, health)
 
 
 def export_bytes(weights: int, plain: int, optimiser: int, workload: WorkloadSizes, config: Config) -> int:

@@ -40,7 +40,7 @@ class BatchSizes:
     items of its histories, candidates, masked pairs, and events of its users in full."""
 
     examples: int
-    places: int
+    slots: int
     members: int
     history_items: int
     candidates: int
@@ -75,7 +75,7 @@ class WorkloadSizes:
     data_bytes: int
     shared_bytes: int
     opening_bytes: int
-    question_places: float
+    question_slots: float
     trained: int
     load: BatchSizes
 
@@ -90,7 +90,7 @@ def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
     copied = sum(value.nbytes * (2 if value.dtype == np.int32 else 1) for value in static.values())
     features = of_users * 2 + copied + sum(value.nbytes for value in static.values())
     events, trained = len(dataset.events), int((dataset.events.split == TRAIN).sum())
-    visits = len(dataset.visits) if dataset.has_time else 0
+    visits = len(dataset.item_events) if dataset.has_time else 0
     lengths = np.diff(dataset.events.offsets)
     return WorkloadSizes(
         layout=layout(dataset, store, config.model),
@@ -99,7 +99,7 @@ def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
         data_bytes=features + _data_bytes(events, trained, visits, dataset.n_users),
         shared_bytes=trained * OWN_EVENT,
         opening_bytes=OPENING_EVENT * events,
-        question_places=_mean_width(lengths, config.model.user_tower.max_history),
+        question_slots=_mean_width(lengths, config.model.user_tower.max_history),
         trained=trained,
         load=_greatest([_batch_sizes(loader, int(step)) for step in _largest(loader)]),
     )
@@ -109,11 +109,11 @@ def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadS
     """Facts of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
     tower, training = config.model.user_tower, config.training
     if training.objective == "any_event":
-        examples, places = training.batch_size, training.batch_size * tower.max_history
+        examples, slots = training.batch_size, training.batch_size * tower.max_history
         members = examples
     else:
-        examples = places = training.batch_size  # windows of two events ask for as many as they have places
-        members = max(places // (tower.max_history + 1), 1)
+        examples = slots = training.batch_size  # windows of two events ask for as many as they have places
+        members = max(slots // (tower.max_history + 1), 1)
     draws = training.negatives_per_positive * examples
     proposed = items if training.loss == "full_softmax" else round(_distinct(items, examples + draws))
     form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.co_visited_items > 0)
@@ -121,9 +121,9 @@ def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadS
     features = 3 * items * row_bytes(form.item_fields, bags)
     load = BatchSizes(
         examples=examples,
-        places=places,
+        slots=slots,
         members=members,
-        history_items=round(_distinct(items, places)) + 1,
+        history_items=round(_distinct(items, slots)) + 1,
         candidates=proposed,
         masked=round(examples * tower.max_history * proposed / items),
         events=examples * tower.max_history,
@@ -135,7 +135,7 @@ def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadS
         data_bytes=features + _data_bytes(events, events, events, users),
         shared_bytes=events * OWN_EVENT,
         opening_bytes=OPENING_EVENT * events,
-        question_places=float(tower.max_history),
+        question_slots=float(tower.max_history),
         trained=events,
         load=load,
     )
@@ -143,13 +143,13 @@ def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadS
 
 def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbours: bool) -> Layout:
     """The fields of Yelp's businesses and users; its vocabularies in round figures, small beside the tables of ids."""
-    places = (1_000, 20_000)
+    slots = (1_000, 20_000)
     item = [
         FieldSpec("categories", "bag", (1_300,), "item.categories"),
         FieldSpec("attributes", "bag", (150,), "item.attributes"),
         FieldSpec("price", "rows", (6,), "item.price"),
         FieldSpec("city", "rows", (1_500,), "item.city"),
-        FieldSpec("location", "geo", places, "item.location"),
+        FieldSpec("location", "geo", slots, "item.location"),
         FieldSpec("hours", "dense", (168,), "item.hours"),
         *([FieldSpec("text", "dense", (text_dim,), "item.text")] if text_dim else []),
         *([FieldSpec(NEIGHBOURS, "bag", (items + FIRST_ROW,), "item.id")] if neighbours else []),
@@ -157,7 +157,7 @@ def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbour
     ]
     user = [
         FieldSpec("state", "dense", (USER_STATE_WIDTH,), "user.state"),
-        FieldSpec("home", "geo", places, "item.location"),
+        FieldSpec("home", "geo", slots, "item.location"),
         *(FieldSpec(name, "rows", (n + FIRST_ROW,), name) for name, n in CLOCK.items()),
     ]
     return Layout(
@@ -205,7 +205,7 @@ def _batch_sizes(loader: TrainLoader, step: int) -> BatchSizes:
     lengths = np.diff(loader.events.history.offsets)
     return BatchSizes(
         examples=batch.examples,
-        places=sum(len(part.history) for part in batch.users),
+        slots=sum(len(part.history) for part in batch.users),
         members=len(members),
         history_items=sum(len(part.items.row) for part in batch.users),
         candidates=len(batch.log_weight),
