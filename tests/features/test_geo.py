@@ -16,7 +16,7 @@ def haversine_km(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * EARTH_KM * np.arcsin(np.sqrt(half)))
 
 
-@pytest.mark.parametrize("place", PLACES.tolist())
+@pytest.mark.parametrize("location", PLACES.tolist())
 def test_distances_are_those_of_the_haversine_formula(location: list[float]) -> None:
     expected = [haversine_km(np.array(location), other) for other in PLACES]
     np.testing.assert_allclose(distances_km(PLACES, location), expected, rtol=1e-4, atol=2e-3)

@@ -116,7 +116,7 @@ def test_a_driver_that_pytorch_makes_nothing_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "expected"),
+    ("machine", "expected"),
     [
         ({"python": (3, 9)}, {"python": PROBLEM}),
         ({"python": (3, 14)}, {"python": WARNING}),

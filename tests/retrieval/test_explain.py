@@ -101,12 +101,12 @@ def test_reasons_are_in_words(recommender: Recommender) -> None:
         assert {reason.kind for reason in place.reasons} <= {"visit", "user", "item"}
     names = {reason.label for place in told.items for reason in place.reasons if reason.kind == "visit"}
     assert names and names <= {recommender.details.describe(row)["name"] for row in (3, 9, 50)}
-    facts = recommender.details.describe(9)
+    columns = recommender.details.describe(9)
     label = recommender.explainer.item_label
-    assert label("categories", facts) == f"categories: {', '.join(facts['categories'])}"
+    assert label("categories", columns) == f"categories: {', '.join(columns['categories'])}"
     spec = recommender.explainer._columns["categories"]
     recommender.explainer._columns["categories"] = replace(spec, columns=("ids",))  # learned from ids, shown by names
-    assert label("categories", {**facts, "ids": ["7"]}) == f"categories: {', '.join(facts['categories'])}"
+    assert label("categories", {**columns, "ids": ["7"]}) == f"categories: {', '.join(columns['categories'])}"
     recommender.explainer._columns["categories"] = spec
-    assert [label(name, facts) for name in ("hours", "id", "text")] == ["hours", "who goes there", "text"]
+    assert [label(name, columns) for name in ("hours", "id", "text")] == ["hours", "who goes there", "text"]
     assert recommender.answer([Request(explain=True, k=2)])[0].items[0].reasons == ()

@@ -28,7 +28,7 @@ from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, read_manifes
 from twotower.data.dataset import ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, Dataset
 from twotower.data.dataset_features import open_store
 from twotower.errors import DataError
-from twotower.features.encoders import encode_items as encode_facts
+from twotower.features.encoders import encode_items as encode_item_features
 from twotower.schema import FIRST_ROW, ITEM_ID, NEIGHBOURS, PAD, UNKNOWN
 from twotower.search.registry import renew_index
 from twotower.utils.array_files import write_arrays
@@ -113,7 +113,7 @@ def _revise(bundle: Bundle, write: Callable[[Path], None]) -> dict[str, Any]:
 
 def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> None:
     """Put the items at `rows` into the copied dataset at `folder`."""
-    encoded = {name: value[FIRST_ROW:] for name, value in encode_facts(dataset.encoders, new).items()}
+    encoded = {name: value[FIRST_ROW:] for name, value in encode_item_features(dataset.encoders, new).items()}
     near = dataset.item_features.get(NEIGHBOURS)
     if near is not None:  # who comes back has those of training, who is new has none
         encoded[NEIGHBOURS] = np.where((rows < len(near))[:, None], near[np.minimum(rows, len(near) - 1)], PAD)

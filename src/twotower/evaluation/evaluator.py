@@ -235,7 +235,7 @@ def judge(
     compared = _compare(judged, held_out, dataset, settings, main, metric, seed)
     return (
         compared
-        | {"dataset": _facts(dataset), "settings": chosen, "left_out": left_out}
+        | {"dataset": _counts(dataset), "settings": chosen, "left_out": left_out}
         | {
             "protocol": _protocol(dataset, held_out, settings, part, metric),
             "beyond": {e.name: {key: round(value, 6) for key, value in e.beyond.items()} for e in judged},
@@ -309,9 +309,9 @@ def _people(held_out: HeldOut) -> Int:
     return np.where(user == UNKNOWN, -1 - np.arange(len(user)), user)
 
 
-def _facts(dataset: Dataset) -> dict[str, Any]:
+def _counts(dataset: Dataset) -> dict[str, Any]:
     events = dataset.events
-    facts = {
+    counts = {
         "users": dataset.n_users - FIRST_ROW,
         "items": dataset.n_items - FIRST_ROW,
         "new_users": dataset.n_users - FIRST_ROW - dataset.n_train_users,
@@ -321,7 +321,7 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
         "features": [f"{spec.side}: {spec.name}" for spec in dataset.specs],
     }
     parts = np.bincount(events.split, minlength=WITHHELD + 1)
-    return facts | {f"{part}_events": int(parts[code]) for part, code in (SPLITS | {"withheld": WITHHELD}).items()}
+    return counts | {f"{part}_events": int(parts[code]) for part, code in (SPLITS | {"withheld": WITHHELD}).items()}
 
 
 def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, part: str, metric: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Enters: the machine, read once into `MachineInfo`. Leaves: a finding for every thing that matters, each a line.
 
-Promise: `diagnose` is a pure function of the facts. Nothing is changed, nothing is allocated on a GPU, nothing is fetched.
+Promise: `diagnose` is a pure function of it. Nothing is changed, nothing is allocated on a GPU, nothing is fetched.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What people are shown of items: rows and scores in, recommendations out.
 
-Enters: the raw columns of a bundle's items. Leaves: `Recommendation`s, and facts by name.
+Enters: the raw columns of a bundle's items. Leaves: `Recommendation`s, and columns by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from twotower.utils.lru_cache import LRUCache
 from twotower.utils.types import Float, Int
 
 NAMES = (ITEM_ID, "name", "city")
-CACHE_SIZE = 20_000  # items whose facts are kept as Python objects: some 20 MB
+CACHE_SIZE = 20_000  # items whose columns are kept as Python objects: some 20 MB
 
 Home: TypeAlias = "tuple[float, float] | None"
 

@@ -54,7 +54,7 @@ class Browser:
         return [self.engine.item(int(row)) for row in found[order] + FIRST_ROW]
 
     def item(self, item_id: str) -> Json:
-        """A known item with all its raw columns under "facts"."""
+        """A known item with all its raw columns under "columns"."""
         row = self.engine.row(item_id)
         return {**self.engine.item(row), "columns": self.engine.recommender.details.describe(row)}
 

@@ -332,14 +332,14 @@ class BaseTrainer:
         self._clock, self._clock_examples = now, self.state.examples
         return {"examples_per_s": rate, "eta_s": per_step * (self.last_step - self.state.step)}
 
-    def _log(self, board: SummaryWriter | None, facts: dict[str, float]) -> None:
+    def _log(self, board: SummaryWriter | None, figures: dict[str, float]) -> None:
         if board is None:
             return
-        self.note({"step": self.state.step, "epoch": self.state.epoch, **facts})
+        self.note({"step": self.state.step, "epoch": self.state.epoch, **figures})
         with suppress(OSError):  # a copy of what `note` has written, which tells of a full disk
-            for name, value in facts.items():
+            for name, value in figures.items():
                 board.add_scalar(name, value, self.state.step)
-        shown = " | ".join(f"{name} {value:.4g}" for name, value in facts.items())
+        shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
         log.info(
             "step %d/%d (%.0f%%) | epoch %d | %s",
             self.state.step,

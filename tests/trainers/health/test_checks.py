@@ -1,4 +1,4 @@
-"""The training doctor: figures against independent formulas, and every check fires on a real run made sick on purpose."""
+"""Health checks of a training: figures against independent formulas, and every check fires on a real run made sick on purpose."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ export class Details {
     this.dialog.replaceChildren(
       this.head(place.name, summary({ ...place, distance_km: this.far(place.item_id) })),
       h("div", { class: "row" }, add, ask),
-      ...facts(place.columns ?? {}),
+      ...columnRows(place.columns ?? {}),
       h("h3", {}, "Similar places"),
       similar.length
         ? h(
@@ -95,7 +95,7 @@ export class Details {
   }
 }
 
-function facts(columns) {
+function columnRows(columns) {
   const rows = Object.entries(columns).filter(
     ([name, value]) => !TOLD.includes(name) && value !== null && value !== "" && !WEEK.test(value) && String(value),
   );

@@ -1,8 +1,8 @@
-"""The training doctor: what each validation finds out about a run's health, and plain advice about it.
+"""Health checks of a training: what each validation finds out about a run's health, and plain advice about it.
 
 Enters: `ValidationStats`, one for each validation (`monitor.py` finds them). Leaves: `Advice`, from their history.
 
-Promise: `diagnose` is a pure function of the facts it is given. Every threshold is a constant here, with its reason beside it.
+Promise: `diagnose` is a pure function of the statistics it is given. Every threshold is a constant here, with its reason beside it.
 """
 
 from __future__ import annotations

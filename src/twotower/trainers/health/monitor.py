@@ -1,4 +1,4 @@
-"""The training doctor's visits: at each validation of a run, its figures are taken, judged, logged and remembered.
+"""Health checks of a training: at each validation of a run, its figures are taken, judged, logged and remembered.
 
 Enters: the model, its answers to the validation questions, a batch. Leaves: a row of the training log.
 
@@ -34,7 +34,7 @@ class HealthMonitor:
     Parameters
     ----------
     model
-        All processes of a run make their doctor together.
+        All processes of a run make their monitor together.
     held_out
         The validation questions.
     """
@@ -61,7 +61,7 @@ class HealthMonitor:
     def check(
         self, retriever: NeuralRetriever, judged: Evaluation, batch: TrainBatch, *, step: int, epoch: int, training_loss: float
     ) -> dict[str, Any]:
-        """Look at a run, and tell the log what is new. All processes of a run visit together.
+        """Look at a run, and tell the log what is new. All processes of a run check together.
 
         Parameters
         ----------
@@ -70,7 +70,7 @@ class HealthMonitor:
         batch
             Any training batch.
         training_loss
-            Mean nats since the visit before.
+            Mean nats since the check before.
 
         Returns
         -------

@@ -81,7 +81,7 @@ class WorkloadSizes:
 
 
 def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
-    """Facts of a dataset; the load is the greatest, count by count, of the largest batches of the first epoch."""
+    """Sizes of a dataset; the load is the greatest, count by count, of the largest batches of the first epoch."""
     alone = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": None})})
     store = open_store(dataset, "valid", config.model)
     loader = TrainLoader(dataset, store, alone)
@@ -106,7 +106,7 @@ def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
 
 
 def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadSizes:
-    """Facts of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
+    """Sizes of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
     tower, training = config.model.user_tower, config.training
     if training.objective == "any_event":
         examples, slots = training.batch_size, training.batch_size * tower.max_history
