@@ -24,7 +24,7 @@ from twotower.search.approximate import one_thread
 @pytest.fixture
 def bundle(town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to change, and no index too small to be tried."""
-    monkeypatch.setattr(index_tuning, "LEAST_ITEMS", {"ivf_pq": 256})
+    monkeypatch.setattr(index_tuning, "MIN_ITEMS", {"ivf_pq": 256})
     monkeypatch.setattr(index_tuning, "USERS", 40)
     monkeypatch.setattr(index_tuning, "TIMED", 5)
     shutil.copytree(town_bundle, tmp_path / "bundle")

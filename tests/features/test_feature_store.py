@@ -37,8 +37,8 @@ def by_hand(events: list[tuple[int, int, float]]) -> dict[str, object]:
         "count": len(events),
         "stars_sum": sum(rated),
         "stars_n": len(rated),
-        "place": np.sum(locations, axis=0) if locations else np.zeros(2),
-        "place_n": len(locations),
+        "location": np.sum(locations, axis=0) if locations else np.zeros(2),
+        "location_n": len(locations),
         "first_s": events[0][1] * DAY_S if events else 0,
         "last_s": events[-1][1] * DAY_S if events else 0,
     }

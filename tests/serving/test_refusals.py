@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from twotower.serving import schemas
 from twotower.serving.catalogue import Browser
-from twotower.serving.limits import MOST_BATCH, Limits
+from twotower.serving.limits import MAX_BATCH_REQUESTS, Limits
 
 from .conftest import send, some_items
 
@@ -208,4 +208,4 @@ def test_while_too_much_waits_a_request_is_refused_unread(connect: Connect, monk
 
 
 def test_a_batch_of_any_size_fits_where_a_request_is_let_in() -> None:
-    assert Limits().waiting // 2 + MOST_BATCH <= Limits().waiting
+    assert Limits().waiting // 2 + MAX_BATCH_REQUESTS <= Limits().waiting

@@ -99,7 +99,7 @@ def test_of_many_people_some_are_asked(dataset: Dataset, monkeypatch: pytest.Mon
         return plain(visits, *words, **more)
 
     monkeypatch.setattr(als, "factorise", counted)
-    monkeypatch.setattr(als, "MOST_USERS", 50)
+    monkeypatch.setattr(als, "MAX_ALS_USERS", 50)
     one, two = (item_vectors(dataset, WIDTH, length=1.0, seed=3) for _ in range(2))
     assert asked == [50, 50] and np.array_equal(one, two)
     assert not np.array_equal(one, item_vectors(dataset, WIDTH, length=1.0, seed=4))

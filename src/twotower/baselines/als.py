@@ -18,7 +18,7 @@ from twotower.schema import FIRST_ROW, TRAIN
 from twotower.utils.types import Float
 
 L2, ALPHA, ITERATIONS = 10.0, 20.0, 15  # what tuning chooses on S3-Rec's split and on yelp2018
-MOST_USERS = 200_000  # who say what items are alike: a bound of time and memory
+MAX_ALS_USERS = 200_000  # who say what items are alike: a bound of time and memory
 
 
 def interactions(dataset: Dataset) -> sparse.csr_matrix:
@@ -54,12 +54,12 @@ def factorise(
 
 
 def item_vectors(dataset: Dataset, width: int, *, length: float, seed: int) -> Float:
-    """Item factors float32 [n_items, width] of `length` on average, by at most `MOST_USERS` users drawn by lot; zeros for items
+    """Item factors float32 [n_items, width] of `length` on average, by at most `MAX_ALS_USERS` users drawn by lot; zeros for items
     that none of them visited."""
     matrix = interactions(dataset)
     visitors = np.flatnonzero(np.diff(matrix.indptr))
-    if len(visitors) > MOST_USERS:
-        visitors = np.sort(np.random.default_rng(seed).choice(visitors, MOST_USERS, replace=False))
+    if len(visitors) > MAX_ALS_USERS:
+        visitors = np.sort(np.random.default_rng(seed).choice(visitors, MAX_ALS_USERS, replace=False))
     vectors: Float = np.array(factorise(matrix[visitors], width, seed=seed).item_factors, np.float32)
     vectors[:FIRST_ROW] = 0
     norms = np.linalg.norm(vectors, axis=1)

@@ -30,7 +30,7 @@ USERS = 500  # whose histories are the queries of the recall
 TIMED = 100  # of them, searched one by one
 WARMING = 5
 ALIKE = 1.1  # times the fastest: among such indexes the smallest is taken
-LEAST_ITEMS = {"hnsw": 1000, "ivf_pq": 10_000}  # below, a graph or lists have nothing to skip
+MIN_ITEMS = {"hnsw": 1000, "ivf_pq": 10_000}  # below, a graph or lists have nothing to skip
 
 Setting = dict[str, Any]
 SWEEPS: dict[str, list[tuple[Setting, list[Setting]]]] = {
@@ -109,7 +109,7 @@ def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: 
     balance = float(queries[0, -1]) + POPULARITY_SCALE  # the most that a nat of popularity is worth
     truth = ExactIndex(vectors).search(queries, k).items
     for kind in kinds:
-        if len(vectors) - FIRST_ROW < LEAST_ITEMS.get(kind, 0):
+        if len(vectors) - FIRST_ROW < MIN_ITEMS.get(kind, 0):
             continue
         for built, searched in SWEEPS[kind]:
             index = INDEXES[kind].build(vectors, **built, **({} if kind == "exact" else {"balance": balance}))

@@ -24,7 +24,7 @@ from twotower.utils.types import Json
 
 MANIFEST = "manifest.json"
 KIND = "bundle"
-MOST_BYTES = 64 << 20  # of a manifest
+MAX_MANIFEST_BYTES = 64 << 20  # of a manifest
 _BLOCK = 1 << 20
 
 
@@ -88,7 +88,7 @@ def read_manifest(folder: Path) -> Json:
     """
     file = folder / MANIFEST
     try:
-        if not stat.S_ISREG(file.lstat().st_mode) or file.stat().st_size > MOST_BYTES:
+        if not stat.S_ISREG(file.lstat().st_mode) or file.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

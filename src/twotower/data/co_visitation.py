@@ -20,7 +20,7 @@ from twotower.utils.hardware import cores
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Int
 
-MOST_EVENTS = 100  # of a user, the latest: who visits everything says little, and pairs grow with the square
+MAX_USER_EVENTS = 100  # of a user, the latest: who visits everything says little, and pairs grow with the square
 BLOCK = 1024  # items compared at once, by each processor
 
 
@@ -61,7 +61,7 @@ def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most
 def _visits(user_row: Int, item_row: Int, n_users: int, n_items: int) -> sparse.csr_matrix:
     """float64 [n_users, n_items]: 1 where a user was, by their latest events."""
     end = lengths_to_offsets(np.bincount(user_row, minlength=n_users))[user_row + 1]
-    late = end - np.arange(len(user_row)) <= MOST_EVENTS
+    late = end - np.arange(len(user_row)) <= MAX_USER_EVENTS
     interactions = sparse.csr_matrix((np.ones(int(late.sum())), (user_row[late], item_row[late])), (n_users, n_items))
     interactions.sum_duplicates()
     interactions.data[:] = 1

@@ -25,12 +25,12 @@ DISTRIBUTION = "two-tower-rec"
 OLDEST_PYTHON, NEWEST_PYTHON, OLDEST_TORCH = (3, 10), (3, 13), (2, 4)  # pyproject.toml; newer ones than these were not tried
 KAGGLE = (Path("/kaggle/input"), Path("/kaggle/input/datasets"))  # where it mounts data sets: by name, or by owner and name
 GB = 10**9
-LEAST_RAM = 3 * GB // 2  # the whole way over a town of 60,000 events peaked at 1.5 GB
-EASE_RAM = LEAST_RAM + 4 * EvaluationConfig().max_ease_items ** 2  # one float32 matrix, items × items
-LEAST_DISK = GB // 5  # that town's raw files, dataset, two checkpoints and bundle are below 0.1 GB
+MIN_RAM_BYTES = 3 * GB // 2  # the whole way over a town of 60,000 events peaked at 1.5 GB
+EASE_RAM = MIN_RAM_BYTES + 4 * EvaluationConfig().max_ease_items ** 2  # one float32 matrix, items × items
+MIN_DISK_BYTES = GB // 5  # that town's raw files, dataset, two checkpoints and bundle are below 0.1 GB
 # All of Yelp: 2,000,000 users and 150,000 items of width 64 in float32, with AdamW's two moments, in three checkpoints at a time.
 YELP_DISK = 2_150_000 * 64 * 4 * 3 * 3
-LEAST_GPU = GB  # PyTorch's own kernels and workspaces take some hundred MB before the first table
+MIN_GPU_BYTES = GB  # PyTorch's own kernels and workspaces take some hundred MB before the first table
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def _gpu(number: int, machine: MachineInfo, others: bool) -> Finding:
         missing = f"This PyTorch has no kernels for it ({' '.join(machine.torch.arch_list)}): the first operation on it fails."
         advice = f"{missing} {_way_out(gpu, machine)}"
         return Finding(name, WARNING if others else PROBLEM, found, advice)
-    if gpu.memory_bytes < LEAST_GPU:
+    if gpu.memory_bytes < MIN_GPU_BYTES:
         return Finding(name, WARNING, found, "Little for training: set training.device: cpu if it runs out of memory.")
     return Finding(name, OK, found)
 
@@ -195,8 +195,8 @@ def _memory(machine: MachineInfo) -> Finding:
     memory = machine.memory
     limit = "" if memory.limit_bytes is None else f", of which this process may take {memory.limit_bytes / GB:.1f}"
     found = f"{memory.free_bytes / GB:.1f} GB free of {memory.total_bytes / GB:.1f}{limit}."
-    if memory.free_bytes < LEAST_RAM:
-        return Finding("memory", PROBLEM, found, f"The demo alone takes up to {LEAST_RAM / GB:.1f} GB: end other programs.")
+    if memory.free_bytes < MIN_RAM_BYTES:
+        return Finding("memory", PROBLEM, found, f"The demo alone takes up to {MIN_RAM_BYTES / GB:.1f} GB: end other programs.")
     if memory.free_bytes < EASE_RAM:
         advice = f"The baseline EASE may take {EASE_RAM / GB:.1f} GB: lower evaluation.max_ease_items for large catalogues."
         return Finding("memory", WARNING, found, advice)
@@ -205,7 +205,7 @@ def _memory(machine: MachineInfo) -> Finding:
 
 def _disk(machine: MachineInfo) -> Finding:
     found = f"{machine.disk_free_bytes / GB:.1f} GB free in {machine.folder}."
-    if machine.disk_free_bytes < LEAST_DISK:
+    if machine.disk_free_bytes < MIN_DISK_BYTES:
         return Finding("disk", PROBLEM, found, "A checkpoint would not fit: make room, or write elsewhere with --out.")
     if machine.disk_free_bytes < YELP_DISK:
         advice = f"All of Yelp needs up to {YELP_DISK / GB:.1f} GB for checkpoints: make room before training on it."

@@ -26,8 +26,8 @@ from twotower.schema import FIRST_ROW, UNKNOWN
 from twotower.search.reranking import REVISITS, boost_recent_items
 from twotower.utils.types import Float, Int
 
-MOST_REASONS, MOST_CHARACTERS = 10, 80
-LEAST_SHARE = 0.0005  # below it a share would be printed as nothing
+MAX_REASONS, MAX_LABEL_CHARS = 10, 80
+MIN_SHARE = 0.0005  # below it a share would be printed as nothing
 LABELS = {
     ("user", "id"): "who asks",
     ("user", "state"): "how much, how kindly and how lately they rate",
@@ -103,23 +103,23 @@ class Explainer:
         shares = self.shares(history, rows, again=again)
         visited = [self._describe(int(row)) if row > UNKNOWN else {} for row in shares.visited]
         return [
-            tuple(sorted(self._told(shares, j, int(row), visited), key=lambda reason: -abs(reason.share))[:MOST_REASONS])
+            tuple(sorted(self._told(shares, j, int(row), visited), key=lambda reason: -abs(reason.share))[:MAX_REASONS])
             for j, row in enumerate(rows)
         ]
 
     def _told(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
         columns, popularity = self._describe(row), float(self._popularity[row])
-        if abs(popularity) >= LEAST_SHARE:
+        if abs(popularity) >= MIN_SHARE:
             name = "new" if self._new[row] else "popularity"
             yield Reason("item", name, LABELS["item", name], round(popularity, 4))
         for about, share in zip(visited, shares.visits[j].tolist(), strict=True):
-            if about and abs(share) >= LEAST_SHARE:
+            if about and abs(share) >= MIN_SHARE:
                 yield Reason("visit", about["item_id"], about.get("name") or about["item_id"], round(share, 4))
         for name, share in zip(self._user, shares.user[j].tolist(), strict=True):
-            if abs(share) >= LEAST_SHARE:
+            if abs(share) >= MIN_SHARE:
                 yield Reason("user", name, LABELS.get(("user", name), name.replace("_", " ")), round(share, 4))
         for name, share in zip(self._item, shares.item[j].tolist(), strict=True):
-            if abs(share) >= LEAST_SHARE:
+            if abs(share) >= MIN_SHARE:
                 yield Reason("item", name, self.item_label(name, columns), round(share, 4))
 
     def item_label(self, name: str, columns: dict[str, Any]) -> str:
@@ -131,7 +131,7 @@ class Explainer:
         if spec.kind not in ("categorical", "multi", "number") or value is None:
             return name.replace("_", " ")
         said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        return f"{name.replace('_', ' ')}: {said if len(said) <= MOST_CHARACTERS else said[: MOST_CHARACTERS - 1] + '…'}"
+        return f"{name.replace('_', ' ')}: {said if len(said) <= MAX_LABEL_CHARS else said[: MAX_LABEL_CHARS - 1] + '…'}"
 
     def _user_side(self, batch: UserBatch, items: Tensor) -> tuple[Tensor, Float, Float]:
         """User vectors [k, D], shares of the fields [k, F] and of the events [k, W]; query j is held against item j."""

@@ -38,7 +38,7 @@ from twotower.search.topk import top_k
 from twotower.utils.types import Float, Int, Mask
 
 HOME_EVENTS = 100  # of a history, for the middle of where its user goes
-CANDIDATES_PER_ITEM, LEAST_CANDIDATES = 5, 50  # that diversity chooses from
+CANDIDATES_PER_ITEM, MIN_CANDIDATES = 5, 50  # that diversity chooses from
 TRUST_EVENTS = 3  # events of a history at which half of the confidence is reached
 
 FilterSpec: TypeAlias = "str | dict[str, Any] | None"
@@ -290,7 +290,7 @@ class Recommender:
 
 def _candidates(request: Request) -> int:
     """How many of the best a list is made from."""
-    return max(CANDIDATES_PER_ITEM * request.k, LEAST_CANDIDATES) if request.diversity else request.k
+    return max(CANDIDATES_PER_ITEM * request.k, MIN_CANDIDATES) if request.diversity else request.k
 
 
 def _allowed(masks: list[Mask | None]) -> Mask | None:

@@ -26,7 +26,7 @@ from twotower.utils.types import Int
 
 WEEK_S = 7 * DAY_S
 LAST_S = 1 << 36  # times are seconds before the year 4147
-MOST_STARS = 5
+MAX_STARS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
     def joined(name: str) -> Any:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    names = ("item_row", "event_time_s", "event_type", "stars", "time_s", "user_row", "place")
+    names = ("item_row", "event_time_s", "event_type", "stars", "time_s", "user_row", "location")
     lengths = np.array([len(part.item_row) for part in parts], np.int64)
     return Queries(offsets=lengths_to_offsets(lengths), **{name: joined(name) for name in names})
 
@@ -201,5 +201,5 @@ def _check(request: Request) -> None:
         if time_s is not None and not 0 <= time_s < LAST_S:
             raise RequestError(f"A time must be in seconds since 1970, from 0 to {LAST_S - 1}. Got {str(time_s)[:40]}.")
     for event in request.history:
-        if event.stars is not None and not 0 <= event.stars <= MOST_STARS:
-            raise RequestError(f"Stars must be from 0 to {MOST_STARS}. Got {event.stars}.")
+        if event.stars is not None and not 0 <= event.stars <= MAX_STARS:
+            raise RequestError(f"Stars must be from 0 to {MAX_STARS}. Got {event.stars}.")

@@ -28,7 +28,7 @@ from torch import Tensor
 from twotower.errors import DataError, nearest
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW
-from twotower.search.index import BLOCK, BLOCK_BYTES, GATHERED, ExactIndex, Index, joined, part_of
+from twotower.search.index import BLOCK, BLOCK_BYTES, GATHER_BELOW, ExactIndex, Index, joined, part_of
 from twotower.search.topk import Ragged, top_k
 from twotower.utils.types import Float, Int, Mask
 
@@ -124,7 +124,7 @@ class Approximate(Index):
         """Whether the exact scan of so many items takes less than a search of this effort."""
         if self.LOOKS_EVERYWHERE and not filtered:
             return False  # it is there to save memory, too
-        read = min(allowed, GATHERED * len(self.vectors))  # from there on all are read in order, which takes no longer
+        read = min(allowed, GATHER_BELOW * len(self.vectors))  # from there on all are read in order, which takes no longer
         return bool(read <= self.settings["exact_scan_below"] * effort / self._effort(0, 1.0))
 
     def _lost(self, query: Float, found: Recommendations, rarity: float) -> bool:

@@ -27,7 +27,7 @@ from twotower.errors import BusyError, TwoTowerError
 from twotower.schema import UNKNOWN
 from twotower.serving import schemas as s
 from twotower.serving.bounded_executor import Lookups
-from twotower.serving.limits import MOST_FILTER, MOST_K, is_key
+from twotower.serving.limits import MAX_FILTER_CHARS, MAX_K, is_key
 from twotower.serving.middleware import RequestMiddleware, error_body
 from twotower.serving.service import Service, unknown
 from twotower.utils.console import log
@@ -92,8 +92,8 @@ def _answers(app: FastAPI, service: Service) -> None:
     @app.get("/v1/items/{item_id:path}/similar", response_model=s.SimilarOut, responses=REFUSALS | MISSING, tags=["recommend"])
     async def similar(
         item_id: str,
-        k: Annotated[int, Query(ge=1, le=MOST_K, description="Length of the list.", examples=[10])] = 10,
-        filter: Annotated[str | None, Query(max_length=MOST_FILTER, examples=["within(5)"])] = None,
+        k: Annotated[int, Query(ge=1, le=MAX_K, description="Length of the list.", examples=[10])] = 10,
+        filter: Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])] = None,
     ) -> Response:
         """Places like one."""
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)

@@ -19,7 +19,7 @@ from twotower.serving.event_journal import Journal
 from twotower.serving.model_version import Engine
 from twotower.utils.types import Json
 
-MOST_SHOWN = 1000  # events of a history
+MAX_HISTORY_OUT = 1000  # events of a history
 CATEGORIES = 50
 
 
@@ -86,7 +86,7 @@ class Browser:
     def history(self, user: str) -> Json:
         """Everything known of a user, oldest first: the bundle's events, then the accepted ones."""
         own, accepted = self._own(user), self.engine.news(user, self.journal.of(user))
-        return {"user": user, "events": [self._event(event) for event in (*own, *accepted)[-MOST_SHOWN:]]}
+        return {"user": user, "events": [self._event(event) for event in (*own, *accepted)[-MAX_HISTORY_OUT:]]}
 
     def about(self) -> Json:
         """What is served, and what it can be filtered by."""
@@ -126,7 +126,7 @@ class Browser:
     def _own(self, user: str) -> list[HistoryEvent]:
         row = self.engine.user_row(user)
         events, types = self.dataset.events, ["", *self.dataset.event_types]
-        at = range(max(int(events.offsets[row]), int(events.offsets[row + 1]) - MOST_SHOWN), int(events.offsets[row + 1]))
+        at = range(max(int(events.offsets[row]), int(events.offsets[row + 1]) - MAX_HISTORY_OUT), int(events.offsets[row + 1]))
         return [
             HistoryEvent(
                 str(self.dataset.item_ids[events.item_row[i]]),

@@ -15,7 +15,7 @@ from twotower.retrieval.request import HistoryEvent
 from twotower.serving.event_store import Event, EventStore
 from twotower.utils.console import log
 
-MOST_KEPT = 1000  # of a user's events in memory, the latest; the store keeps all
+MAX_EVENTS_PER_USER = 1000  # of a user's events in memory, the latest; the store keeps all
 
 
 class Journal:
@@ -74,7 +74,7 @@ class Journal:
         at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
         history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
         # A new tuple, never a changed one: whoever reads meanwhile has the old one whole.
-        self._events[event.user] = (*visits[:at], history_event, *visits[at:])[-MOST_KEPT:]
+        self._events[event.user] = (*visits[:at], history_event, *visits[at:])[-MAX_EVENTS_PER_USER:]
 
     def _follow(self, every_s: float) -> None:
         while not self._stop.wait(every_s):

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from twotower.serving.limits import Limits
 
 CROWD_REST_S = 1  # a connection may rest when more than half of them are taken
-LEAST_READ = 2**14  # bytes of an answer in `write_timeout_s`
+MIN_READ_BYTES = 2**14  # bytes of an answer in `write_timeout_s`
 
 
 def with_timeouts(limits: Limits) -> type[HttpToolsProtocol]:
@@ -69,7 +69,7 @@ def with_timeouts(limits: Limits) -> type[HttpToolsProtocol]:
 
         def _unread(self, before: int) -> None:
             waiting = self.transport.get_write_buffer_size()
-            if before - waiting < LEAST_READ:
+            if before - waiting < MIN_READ_BYTES:
                 self.transport.abort()
             else:
                 self._await_reading(waiting)

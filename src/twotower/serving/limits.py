@@ -7,15 +7,15 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-MOST_HISTORY = 1000  # visits in a request
-MOST_K = 500
-MOST_EXPLAINED = 100  # places in a request
-MOST_BATCH = 256  # requests in one
-MOST_PLACES = 25_600  # of all its lists: 6 MB
-MOST_EVENTS = 1000  # events in a request
-MOST_ID = 256  # characters
-MOST_FILTER = 4000  # characters
-MOST_FILTER_JSON = 1 << 16  # bytes
+MAX_HISTORY_EVENTS = 1000  # visits in a request
+MAX_K = 500
+MAX_EXPLAINED_ITEMS = 100  # places in a request
+MAX_BATCH_REQUESTS = 256  # requests in one
+MAX_BATCH_ITEMS = 25_600  # of all its lists: 6 MB
+MAX_EVENTS_PER_REQUEST = 1000  # events in a request
+MAX_ID_CHARS = 256  # characters
+MAX_FILTER_CHARS = 4000  # characters
+MAX_FILTER_JSON_BYTES = 1 << 16  # bytes
 LAST_S = 4_102_444_800  # the year 2100: what lies beyond is a mistake of units
 
 

@@ -12,29 +12,29 @@ from pydantic_core import to_json
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.serving.limits import (
     LAST_S,
-    MOST_BATCH,
-    MOST_EVENTS,
-    MOST_EXPLAINED,
-    MOST_FILTER,
-    MOST_FILTER_JSON,
-    MOST_HISTORY,
-    MOST_ID,
-    MOST_K,
-    MOST_PLACES,
+    MAX_BATCH_ITEMS,
+    MAX_BATCH_REQUESTS,
+    MAX_EVENTS_PER_REQUEST,
+    MAX_EXPLAINED_ITEMS,
+    MAX_FILTER_CHARS,
+    MAX_FILTER_JSON_BYTES,
+    MAX_HISTORY_EVENTS,
+    MAX_ID_CHARS,
+    MAX_K,
 )
 
-Id = Annotated[str, Field(min_length=1, max_length=MOST_ID)]
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
 Stars = Annotated[float, Field(ge=0, le=5)]
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
-    if len(to_json(value)) > MOST_FILTER_JSON:
-        raise ValueError(f"a filter has at most {MOST_FILTER_JSON:,} bytes of JSON")
+    if len(to_json(value)) > MAX_FILTER_JSON_BYTES:
+        raise ValueError(f"a filter has at most {MAX_FILTER_JSON_BYTES:,} bytes of JSON")
     return value
 
 
-Filter = Annotated[str, Field(max_length=MOST_FILTER)] | Annotated[dict[str, Any], AfterValidator(_bounded)]
+Filter = Annotated[str, Field(max_length=MAX_FILTER_CHARS)] | Annotated[dict[str, Any], AfterValidator(_bounded)]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
 
@@ -85,8 +85,10 @@ class RecommendIn(Accepted):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
 
     user: Id | None = Field(None, description="A user's id. One that nobody knows is no error: the history alone speaks then.")
-    history: list[HistoryEventIn] = Field([], max_length=MOST_HISTORY, description="Oldest first; after what is known of the user.")
-    k: int = Field(10, ge=1, le=MOST_K)
+    history: list[HistoryEventIn] = Field(
+        [], max_length=MAX_HISTORY_EVENTS, description="Oldest first; after what is known of the user."
+    )
+    k: int = Field(10, ge=1, le=MAX_K)
     filter: Filter | None = Field(None, description="Which items may be in the list: as text, or the same as JSON.")
     near: tuple[Latitude, Longitude] | None = Field(None, description="Where the request comes from: latitude, longitude.")
     time_s: Moment | None = Field(
@@ -95,7 +97,9 @@ class RecommendIn(Accepted):
     exclude_seen: bool = Field(True, description="Leave out the items of the history. Otherwise the last visited gain.")
     diversity: float = Field(0.0, ge=0, le=1)
     popularity: float = Field(0.0, ge=-1, le=1, description="Below zero the rarely visited gain, above zero the often visited.")
-    explain: bool = Field(False, description=f"Say of each place what moved its score; of at most {MOST_EXPLAINED} in a request.")
+    explain: bool = Field(
+        False, description=f"Say of each place what moved its score; of at most {MAX_EXPLAINED_ITEMS} in a request."
+    )
 
     @model_validator(mode="after")
     def _few_explained(self) -> RecommendIn:
@@ -122,13 +126,13 @@ class BatchIn(Accepted):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"requests": [ASKED]}]})
 
-    requests: list[RecommendIn] = Field(min_length=1, max_length=MOST_BATCH)
+    requests: list[RecommendIn] = Field(min_length=1, max_length=MAX_BATCH_REQUESTS)
 
     @model_validator(mode="after")
     def _few_explained(self) -> BatchIn:
         items = sum(one.k for one in self.requests)
-        if items > MOST_PLACES:
-            raise ValueError(f"at most {MOST_PLACES:,} places can be asked for at once; these requests ask for {items:,}")
+        if items > MAX_BATCH_ITEMS:
+            raise ValueError(f"at most {MAX_BATCH_ITEMS:,} places can be asked for at once; these requests ask for {items:,}")
         return _explained(self.requests, self)
 
 
@@ -138,8 +142,8 @@ Body = TypeVar("Body")
 def _explained(requests: Sequence[RecommendIn], body: Body) -> Body:
     """The body, if what is to be explained can be within the time."""
     items = sum(one.k for one in requests if one.explain)
-    if items > MOST_EXPLAINED:
-        raise ValueError(f"at most {MOST_EXPLAINED} places can be explained at once; {items} are asked for")
+    if items > MAX_EXPLAINED_ITEMS:
+        raise ValueError(f"at most {MAX_EXPLAINED_ITEMS} places can be explained at once; {items} are asked for")
     return body
 
 
@@ -159,7 +163,7 @@ class EventsIn(Accepted):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [SENT]})
 
-    events: list[EventIn] = Field(min_length=1, max_length=MOST_EVENTS)
+    events: list[EventIn] = Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)
 
 
 class ReloadIn(Accepted):

@@ -32,7 +32,7 @@ from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import Config
 from twotower.utils.console import Report, log, progress, silent
 
-LEAST_EPOCHS, LEAST_STEPS, MOST_EPOCHS, MOST_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
+MIN_EPOCHS, MIN_STEPS, MAX_EPOCHS, MAX_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
 
 
 @dataclass
@@ -121,7 +121,7 @@ class BaseTrainer:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         steps_per_epoch = self.batches_per_epoch()
-        by_size = min(max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch)), MOST_EPOCHS)
+        by_size = min(max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch)), MAX_EPOCHS)
         epochs = self.settings.num_epochs or by_size
         self.settings = self.settings.model_copy(update={"num_epochs": epochs})
         self.config = self.config.model_copy(update={"training": self.settings})
@@ -131,7 +131,7 @@ class BaseTrainer:
         self.last_step = max(round(self.settings.stop_frac * total), 1)
         self._start_logs()
         self.begin()
-        between = self.settings.eval_every_epochs or max(1, total / steps_per_epoch / MOST_VALIDATIONS)
+        between = self.settings.eval_every_epochs or max(1, total / steps_per_epoch / MAX_VALIDATIONS)
         eval_steps = max(round(between * steps_per_epoch), 1)
         log.info(
             "training on %s in %s, %d steps of about %d examples%s",

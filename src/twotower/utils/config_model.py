@@ -13,7 +13,7 @@ from twotower.utils.config_data import Settings
 
 Positive = Annotated[int, Field(ge=1)]
 
-WIDTHS, MANY_EVENTS = (128, 256), 1_000_000
+WIDTHS, WIDE_FROM_EVENTS = (128, 256), 1_000_000
 """Widths that are left to the data, and from how many training events on the second is taken: where there is much to tell apart."""
 UNRESOLVED = "what is left to the data is resolved first: ModelConfig.resolved"
 
@@ -150,7 +150,7 @@ class ModelConfig(Settings):
         both = (self.user_tower, self.item_tower)
         given = [tower.embedding_dim for tower in both if tower.embedding_dim is not None]
         ends = [tower.hidden_dims[-1:] for tower in both if tower.hidden_dims is not None]
-        dim = given[0] if given else WIDTHS[events >= MANY_EVENTS]
+        dim = given[0] if given else WIDTHS[events >= WIDE_FROM_EVENTS]
         end = ends[0] if ends else [dim]
         sizes: list[dict[str, Any]] = [{"embedding_dim": dim, "hidden_dims": tower.hidden_dims or end} for tower in both]
         if self.user_tower.num_blocks is None:

@@ -36,7 +36,7 @@ from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConf
 
 FILE_ORDERS = 1 << 50  # room in `order` for the rows of one file
 LAST_S = 4_102_444_800  # 2100
-MOST_STARS = 5
+MAX_STARS = 5
 DEFAULT_EVENT = "event"  # the type of every event of a table without a column for it
 ZONE = r"(\d\d:\d\d[\d:.]*)\s*([+-]\d\d):?(\d\d)?$"  # of "2024-05-01T12:00:00+02:00"
 SINCE, ELITE = "since_s", "elite"
@@ -131,7 +131,7 @@ class Fields:
     def stars(self, name: str) -> ir.FloatingValue:
         """A column on the scale of 0 to 5."""
         value = self.number(name)
-        self.checks.append((~value.between(0, MOST_STARS), f"{name} is not on the 0-{MOST_STARS} scale: " + shown(self.text(name))))
+        self.checks.append((~value.between(0, MAX_STARS), f"{name} is not on the 0-{MAX_STARS} scale: " + shown(self.text(name))))
         return value
 
     def time(self, name: str, *, required: bool) -> ir.IntegerValue:

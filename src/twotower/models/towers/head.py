@@ -11,9 +11,9 @@ from twotower.models.layers.pooling import widened
 from twotower.utils.config import TowerConfig
 
 MLP_DROPOUT = 0.5  # of what the MLP reads: it learns products by heart where the straight path cannot
-LEAST = 1e-6
-"""Of a squared length. The gradient of a vector of zeros, as an item has of which nothing is known, is 1 / √LEAST times that of
-what comes behind: with less, clipping would undo the steps of all others, and a short type overflow."""
+MIN_SQUARED_NORM = 1e-6
+"""Of a squared length. The gradient of a vector of zeros, as an item has of which nothing is known, is 1 / √MIN_SQUARED_NORM times
+that of what comes behind: with less, clipping would undo the steps of all others, and a short type overflow."""
 
 
 class TowerHead(nn.Module):
@@ -34,7 +34,7 @@ class TowerHead(nn.Module):
             linear = nn.Linear(dim, out, bias=False)
             nn.init.eye_(linear.weight)
             self.straight = linear
-        self.least = max(config.norm_shrinkage**2, LEAST)
+        self.least = max(config.norm_shrinkage**2, MIN_SQUARED_NORM)
         self.mlp: nn.Module | None = None
         if hidden:
             interaction = INTERACTIONS[config.interaction](fields, dim, config.cross_layers)

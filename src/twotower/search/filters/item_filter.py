@@ -27,7 +27,7 @@ from twotower.features.item_columns import category_column, hours_column, locati
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, ITEM_ID, FeatureSpec
 from twotower.search.filters.column_index import Column, GeoIndex, Hours
 from twotower.search.filters.parser import WORDS, parse_filter
-from twotower.search.filters.tree import MOST_SHOWN, Among, And, Compared, Node, Not, Open, Or, Part, Seen, Within, walk
+from twotower.search.filters.tree import MAX_QUOTED_CHARS, Among, And, Compared, Node, Not, Open, Or, Part, Seen, Within, walk
 from twotower.search.filters.tree import check_location as check_location
 from twotower.utils.lru_cache import LRUCache
 from twotower.utils.types import Int, Mask
@@ -176,7 +176,7 @@ class ItemFilter:
         column = name if name in names else self._aliases.get(name, name)
         if column not in names:
             hint = nearest(name, [*names, *(["category"] if self.category else []), *WORDS])
-            raise RequestError(f"Unknown column {name[:MOST_SHOWN]!r} in {at}.{hint}", location=at.location)
+            raise RequestError(f"Unknown column {name[:MAX_QUOTED_CHARS]!r} in {at}.{hint}", location=at.location)
         return column
 
     def _column(self, name: str, at: Part | None = None) -> Column:

@@ -13,7 +13,7 @@
 
 Several keys of a JSON object must all hold; `{}` holds for every item. Text is read by Python's own grammar (`ast.parse`); only the
 forms above pass, and nothing is ever executed. Promised: equal filters give equal trees in both notations, and whatever is given
-either gives a tree of at most `MOST_PARTS` parts or a `RequestError` that says where.
+either gives a tree of at most `MAX_PARTS` parts or a `RequestError` that says where.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from twotower.errors import RequestError, nearest
 from twotower.search.filters.tree import (
-    MOST_SHOWN,
+    MAX_QUOTED_CHARS,
     Among,
     And,
     Bound,
@@ -44,9 +44,9 @@ from twotower.search.filters.tree import (
     walk,
 )
 
-MOST_CHARACTERS = 20_000  # of a text; Python's parser is recursive
-MOST_PARTS = 256
-MOST_DEPTH = 64
+MAX_CHARS = 20_000  # of a text; Python's parser is recursive
+MAX_PARTS = 256
+MAX_DEPTH = 64
 BOUNDS: dict[str, Bound] = {"min": ">=", "max": "<=", "above": ">", "below": "<"}
 CONDITIONS = ("any", "all", "none", *BOUNDS)
 WORDS = ("and", "or", "not", "within", "open", "open_now", "seen", "column")
@@ -67,8 +67,8 @@ def parse_filter(filter_: str | dict[str, Any]) -> Node:
         tree = _Text(filter_).tree() if isinstance(filter_, str) else _json(filter_, "")
     except RecursionError:
         tree = None
-    if tree is None or any(number >= MOST_PARTS or depth > MOST_DEPTH for number, (_, depth) in enumerate(walk(tree))):
-        raise RequestError(f"A filter must have at most {MOST_PARTS} parts, nested at most {MOST_DEPTH} deep.", location="")
+    if tree is None or any(number >= MAX_PARTS or depth > MAX_DEPTH for number, (_, depth) in enumerate(walk(tree))):
+        raise RequestError(f"A filter must have at most {MAX_PARTS} parts, nested at most {MAX_DEPTH} deep.", location="")
     return tree
 
 
@@ -100,16 +100,16 @@ class _Text:
 
     def tree(self) -> Node:
         """The whole text as a tree."""
-        if len(self.text) > MOST_CHARACTERS:
+        if len(self.text) > MAX_CHARS:
             raise RequestError(
-                f"A filter's text has at most {MOST_CHARACTERS:,} characters. Got {len(self.text):,}. Give longer lists as JSON.",
-                location=MOST_CHARACTERS + 1,
+                f"A filter's text has at most {MAX_CHARS:,} characters. Got {len(self.text):,}. Give longer lists as JSON.",
+                location=MAX_CHARS + 1,
             )
         try:
             return self._visit(ast.parse(self.text, mode="eval").body)
         except (SyntaxError, ValueError, MemoryError) as error:
             location = self.before + self._blamed(error) + 1
-            shown = self.text if len(self.text) <= MOST_SHOWN else self.text[:MOST_SHOWN] + "…"
+            shown = self.text if len(self.text) <= MAX_QUOTED_CHARS else self.text[:MAX_QUOTED_CHARS] + "…"
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deep"
             rule = 'A filter must read like `category == "Mexican" and within(5)`.'
             raise RequestError(f"{rule} Cannot read {shown!r} at character {location}: {reason}.", location=location) from None
@@ -165,7 +165,7 @@ class _Text:
     def _part(self, node: ast.expr) -> Part:
         start = self._offset(node.lineno, self._characters(node.lineno, node.col_offset))
         end = self._offset(node.end_lineno, self._characters(node.end_lineno, node.end_col_offset))
-        return Part(self.before + start + 1, " ".join(self.text[start : min(end, start + MOST_SHOWN)].split()))
+        return Part(self.before + start + 1, " ".join(self.text[start : min(end, start + MAX_QUOTED_CHARS)].split()))
 
     def _characters(self, line: int | None, column: int | None) -> int:
         """Characters of a line before a column, which the parser counts in bytes."""
@@ -242,7 +242,7 @@ def _condition(column: str, value: Any, path: str) -> Node:
             among = Among(column, _values(wanted, inner), at)
             parts.append(among if key == "any" else Not(among))
         else:
-            raise RequestError(f"Unknown condition at {inner}.{nearest(str(key)[:MOST_SHOWN], CONDITIONS)}", location=inner)
+            raise RequestError(f"Unknown condition at {inner}.{nearest(str(key)[:MAX_QUOTED_CHARS], CONDITIONS)}", location=inner)
     if not parts:
         raise _wrong(f"A condition is a value, a list, or an object of {', '.join(CONDITIONS)}", value, path)
     return join(And, parts)
@@ -258,7 +258,7 @@ def _values(value: Any, path: str) -> tuple[Value, ...]:
 
 
 def _key(path: str, key: Any) -> str:
-    name = str(key)[:MOST_SHOWN]
+    name = str(key)[:MAX_QUOTED_CHARS]
     if not name.isidentifier():
         return f"{path}[{name!r}]"
     return f"{path}.{name}" if path else name
@@ -266,5 +266,5 @@ def _key(path: str, key: Any) -> str:
 
 def _wrong(rule: str, found: Any, path: str) -> RequestError:
     plain = isinstance(found, str | bool | float | None) or _is_number(found)
-    shown = repr(found)[:MOST_SHOWN] if plain else f"a {type(found).__name__}"
+    shown = repr(found)[:MAX_QUOTED_CHARS] if plain else f"a {type(found).__name__}"
     return RequestError(f"{rule}. Got {shown} at {Part(path, '')}.", location=path)

@@ -14,7 +14,7 @@ from twotower.errors import RequestError
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 CLOCK = re.compile(r"([a-z]+)\s+([01]?[0-9]|2[0-3])(:[0-5][0-9])?")
-MOST_SHOWN = 80  # characters of a filter that an error quotes
+MAX_QUOTED_CHARS = 80  # characters of a filter that an error quotes
 
 Value = str | int | float
 Bound = Literal["<", "<=", ">", ">="]
@@ -147,7 +147,8 @@ def hour_of_week(text: str, at: Part | None = None) -> int:
     days = [number for number, day in enumerate(DAYS) if found and found[1] in (day, day[:3])]
     if not found or not days:
         raise RequestError(
-            f'A time must look like "Fri 19:30". Got {text[:MOST_SHOWN]!r}{_in(at)}.', location=None if at is None else at.location
+            f'A time must look like "Fri 19:30". Got {text[:MAX_QUOTED_CHARS]!r}{_in(at)}.',
+            location=None if at is None else at.location,
         )
     return days[0] * 24 + int(found[2])
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from twotower.baselines.als import MOST_USERS
+from twotower.baselines.als import MAX_ALS_USERS
 from twotower.evaluation.evaluator import QUESTIONS_AT_ONCE
 from twotower.features.batches import FieldSpec
 from twotower.models.neural_retriever import BLOCK as ENCODED
@@ -33,7 +33,7 @@ BASE = {"cpu": 512 * MB, "cuda": 1075 * MB}
 """CPU: measured, Python, PyTorch and what training imports, after a few steps on next to nothing. GPU: measured on an H100 with
 CUDA 13, its context with the kernels that a step loads (1,043 to 1,091 million bytes) and the workspace of cuBLAS (34)."""
 GRAPH_COPIES = 2.6  # of the weights that the exporter of ONNX graphs makes (measured)
-SLACK_SHARE, SLACK_MOST = 0.5, 64 * MB
+SLACK_SHARE, MAX_SLACK_BYTES = 0.5, 64 * MB
 """Calibrated, on a CPU: what an allocator loses between blocks that come and go, and the most of it: glibc maps blocks of 32 MB and
 more by themselves, and loses nothing. Taken for a GPU too, unmeasured."""
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -143,14 +143,14 @@ def beginning_bytes(workload: WorkloadSizes, config: Config) -> int:
     hashed = table.max_rows is not None and workload.layout.items > table.max_rows
     if config.model.item_tower.id_init == "random" or table.update == "sparse" or hashed:
         return 0
-    users = min(workload.layout.users, MOST_USERS)
+    users = min(workload.layout.users, MAX_ALS_USERS)
     factors = F32 * config.model.user_tower.width * (3 * workload.items + users)
     return factors + workload.trained * (3 * ID + F32) + 3 * (ID + F32) * workload.trained
 
 
 def with_slack(size: int) -> int:
     """Bytes taken for `size` bytes of blocks that come and go."""
-    return size + min(int(SLACK_SHARE * size), SLACK_MOST)
+    return size + min(int(SLACK_SHARE * size), MAX_SLACK_BYTES)
 
 
 # Tables and other weights.

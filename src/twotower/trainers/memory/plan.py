@@ -29,7 +29,7 @@ from twotower.utils.config import Config, parse_config
 GB = 10**9
 DEVICES = {"T4": 15 * GB, "P100": 16 * GB}  # GPUs without bf16, whose precision "auto" means fp16
 LARGE = 10_000  # rows from which a table's storage matters
-LEAST_MICRO = 32
+MIN_MICRO_BATCH = 32
 # The last is oneDNN's, which has no other word for a refused allocation.
 _SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "could not create a primitive")
 
@@ -97,7 +97,7 @@ def candidate_configs(workload: WorkloadSizes, config: Config) -> Iterator[Confi
     blocks = workload.layout.resolve(config.model).user_tower.blocks
     checkpointing = [given] if given or not blocks else [False, True]
     first = config.training.micro_batch_size or config.training.batch_size
-    smaller = [first >> n for n in range(1, 32) if first >> n >= LEAST_MICRO]
+    smaller = [first >> n for n in range(1, 32) if first >> n >= MIN_MICRO_BATCH]
     # Attention a second time; both towers a second time, in parts as large as fit; both.
     passes = [(config.training.micro_batch_size, save) for save in checkpointing]
     passes += [(micro, save) for save in checkpointing for micro in smaller]
@@ -145,7 +145,7 @@ def _way_out(workload: WorkloadSizes, config: Config, least: Config, machine: Ma
         size = config.training.batch_size >> shift
         micro = min(least.training.micro_batch_size or size, size)
         fewer = replace(workload, load=scaled(workload.load, size / config.training.batch_size))
-        if size >= LEAST_MICRO and machine.parts(fewer, changed(least, {}, micro_batch_size=micro)).peak <= machine.budget:
+        if size >= MIN_MICRO_BATCH and machine.parts(fewer, changed(least, {}, micro_batch_size=micro)).peak <= machine.budget:
             return f"Contrast less: --set training.batch_size={size}."
     for processes in (machine.processes << n for n in range(1, 8)):
         if replace(machine, processes=processes).parts(workload, least).peak <= machine.budget:
