@@ -29,7 +29,7 @@ class Queries:
         int64 [B]: the moment of the question; every event of the history is strictly earlier.
     user_row
         int64 [B]: the user's row (profile and id embedding), UNKNOWN = 1 when there is none. Never required.
-    place
+    location
         float32 [B, 2]: latitude and longitude the request comes from, NaN when unknown.
     """
 

@@ -30,7 +30,7 @@ class ItemArrays:
         float32 [n_items, D + 1]: the vector, and last the log popularity; see `dataset_features.log_popularity`.
     tokens
         float32 [n_items, d]: what a history reads of the item.
-    recent
+    recent_event_count
         int64 [n_items]: visits in the last 90 days of the data; without a clock, all.
     offered
         bool [n_items]: False for an item that was taken out of the catalogue. It still counts in histories.

@@ -102,7 +102,7 @@ class TrainLoader:
 
     Parameters
     ----------
-    rank, world
+    rank, world_size
         Which of how many processes this is.
 
     Raises
@@ -124,8 +124,8 @@ class TrainLoader:
             raise TrainingError(
                 f"Training needs positive events to ask for. {dataset.path} has none in its training part. Check what prepare kept."
             )
-        asked, _, _ = self.events.asked(self.objective.targets)
-        self.pool = Pool.of(np.bincount(asked, minlength=dataset.n_items))
+        target_row, _, _ = self.events.targets(self.objective.targets)
+        self.pool = Pool.of(np.bincount(target_row, minlength=dataset.n_items))
 
     def plan(self, epoch: int) -> list[Int]:
         """Members of every batch of an epoch."""
@@ -134,9 +134,9 @@ class TrainLoader:
     def batch(self, members: Int, epoch: int, step: int) -> TrainBatch:
         """Build one batch; the same arguments give the same batch."""
         rng = np.random.default_rng([self.seed, 2, epoch, step])
-        asked = self.objective.asked_events(members)
-        target_row, moments, weights = self.events.asked(asked)
-        candidates = self.propose(target_row, self.pool, self.draws_per_example * len(asked), rng)
+        target_event = self.objective.target_events(members)
+        target_row, moments, weights = self.events.targets(target_event)
+        candidates = self.propose(target_row, self.pool, self.draws_per_example * len(target_event), rng)
         # A target's state is that just before its event; another candidate's, that before a random event of the batch.
         time_s = rng.choice(moments, len(candidates.row))
         time_s[candidates.target] = moments.max(initial=0)
@@ -157,7 +157,7 @@ class TrainLoader:
             masked=Masked.of(*masked, len(target)),
             weight=torch.from_numpy(weight),
             weight_sum=torch.tensor(weights.sum(dtype=np.float64)),
-            examples=len(asked),
+            examples=len(target_event),
         )
 
     def _users(self, members: Int, rng: np.random.Generator) -> tuple[tuple[UserBatch, ...], Int, NDArray[np.float32]]:

@@ -45,7 +45,7 @@ class TrainEvents:
 
     Parameters
     ----------
-    rank, world
+    rank, world_size
         Which of how many processes this is.
 
     Attributes
@@ -90,7 +90,7 @@ class TrainEvents:
         self.positive_offsets = lengths_to_offsets(np.bincount(pairs // dataset.n_items, minlength=len(offsets) - 1))
         self.positive_items = pairs % dataset.n_items
 
-    def asked(self, event: Int) -> tuple[Int, Int, NDArray[np.float32]]:
+    def targets(self, event: Int) -> tuple[Int, Int, NDArray[np.float32]]:
         """Item, moment and weight of training events, by their position among those of all users; read from the files."""
         at = self._kept[event]
         return self._all.item_row[at], self._all.time_s[at], self._all.weight[at]
@@ -137,7 +137,7 @@ class Objective(Protocol):
         """What encoding them takes: examples, or tokens with their padding."""
         ...
 
-    def asked_events(self, members: Int) -> Int:
+    def target_events(self, members: Int) -> Int:
         """Positions of the training events that these members ask for, an example each."""
         ...
 
@@ -146,7 +146,7 @@ class Objective(Protocol):
         ...
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Build (a part of) one batch of this process's members; its examples are those of `asked_events`, in that order."""
+        """Build (a part of) one batch of this process's members; its examples are those of `target_events`, in that order."""
         ...
 
 
@@ -169,7 +169,7 @@ class AnyEventObjective:
         """Examples."""
         return len(members)
 
-    def asked_events(self, members: Int) -> Int:
+    def target_events(self, members: Int) -> Int:
         """The members themselves."""
         return members
 
@@ -222,15 +222,15 @@ class NextEventObjective:
         self.ask_from = np.where(index > 0, self.start + most + 1 - step, self.start)
         self.user, self.idle = user, int(np.searchsorted(self.start, events.first))
         self.visible = _visible(events)
-        asked = events.positive
+        is_target = events.positive
         if config.evaluation.exclude_seen:
             # A visited item is never recommended then: asking for it again would teach the opposite.
-            item, _, _ = events.asked(np.arange(offsets[-1]))
+            item, _, _ = events.targets(np.arange(offsets[-1]))
             pair = np.repeat(np.arange(len(length)), length) * (item.max(initial=0) + 1) + item
             first = np.zeros(len(pair), np.bool_)
             first[np.unique(pair, return_index=True)[1]] = True
-            asked = asked & first
-        self.asked, self.targets = asked, np.flatnonzero(asked)
+            is_target = is_target & first
+        self.is_target, self.targets = is_target, np.flatnonzero(is_target)
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Windows of similar length together, as many as the token budget holds; batches in random order."""
@@ -244,16 +244,16 @@ class NextEventObjective:
             size = max(int((ahead * np.arange(1, len(ahead) + 1) <= self.token_budget).sum()), 1)
             batches.append(order[begin : begin + size])
             begin += size
-        return [batches[i] for i in rng.permutation(len(batches)) if self._asked(batches[i]).any()]
+        return [batches[i] for i in rng.permutation(len(batches)) if self._is_target(batches[i]).any()]
 
     def size(self, members: Int) -> int:
         """Tokens, padded to the longest window."""
         return len(members) * int((self.stop - self.start)[members].max(initial=1))
 
-    def asked_events(self, members: Int) -> Int:
+    def target_events(self, members: Int) -> Int:
         """Every position of the windows that is asked for."""
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
-        return np.asarray(window[self._asked(members)])
+        return np.asarray(window[self._is_target(members)])
 
     def owner(self, members: Int) -> Int:
         """Who has the window."""
@@ -264,7 +264,7 @@ class NextEventObjective:
         history = self.events.history
         start, stop = self.start[members] - self.events.first, self.stop[members] - self.events.first
         window = last_tokens(start, stop, self.store.max_history + 1)
-        row, column = np.nonzero(self._asked(members))
+        row, column = np.nonzero(self._is_target(members))
         event = window[row, column]
         user = self.user[members][row]
         own = user - self.events.first_user
@@ -281,10 +281,10 @@ class NextEventObjective:
         )
         return Examples(users, event, user)
 
-    def _asked(self, members: Int) -> NDArray[np.bool_]:
+    def _is_target(self, members: Int) -> NDArray[np.bool_]:
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
         at = np.maximum(window, 0)
-        return np.asarray((window >= self.ask_from[members][:, None]) & self.asked[at])
+        return np.asarray((window >= self.ask_from[members][:, None]) & self.is_target[at])
 
 
 def request_locations(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:

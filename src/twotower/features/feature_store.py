@@ -42,7 +42,7 @@ class FeatureStore:
         Known coarse and fine cells of the items' places, or None: then users have no home area.
     geo
         Name of the items' feature that says where they are; users' places share its tables.
-    use_place
+    use_location
         Whether the place a request comes from is a feature of the user.
     max_history
         Most recent events read of a history.
@@ -144,7 +144,7 @@ class FeatureStore:
             int64 [Q]: each moment's row of `tokens`, the tokens it sees, its time, its user.
         state
             Each moment's state.
-        request_place
+        request_location
             float [Q, 2]: where each request comes from, or None.
         """
         order, widths, slot = _slots_of(tokens)

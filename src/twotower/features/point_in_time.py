@@ -47,7 +47,7 @@ class History:
     ----------
     offsets, item_row, time_s, event_type, stars
         As in `Queries`: [S + 1] and [T].
-    place
+    location
         float [n_items, 2]: degrees of every item, NaN where unknown.
     """
 

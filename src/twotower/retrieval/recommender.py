@@ -73,7 +73,7 @@ class Recommender:
 
     Attributes
     ----------
-    shown
+    details
         What people are told of items.
     offered
         bool [n_items]: False for items taken out of the catalogue, and the reserved rows; None where all are offered.

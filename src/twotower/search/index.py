@@ -27,9 +27,8 @@ from twotower.utils.types import Float, Int, Mask
 
 BLOCK = 256  # queries scored at once
 BLOCK_BYTES = 2**28  # of scores at once
-COLUMN_SCAN_MAX_QUERIES = (
-    32  # queries whose product reads the vectors column by column, on a CPU: half the time of rows, and scores as they are wanted
-)
+COLUMN_SCAN_MAX_QUERIES = 32
+"""On a CPU so few queries read the vectors column by column: half the time of rows, and scores as they are wanted."""
 GATHER_BELOW = 0.4  # below this share of the items, reading their vectors one by one takes less than reading all
 GATHER_BELOW_SHARED = 0.1  # the same where all would serve many queries
 _GATHER = 2048  # vectors copied at once: they stay in the cache

@@ -94,7 +94,7 @@ def fallback_scores(recent_event_count: Int, locations: Float, near: tuple[float
 
     Parameters
     ----------
-    recent
+    recent_event_count
         int64 [n]: visits in the last months.
     locations
         float [n, 2]: degrees, NaN where unknown.

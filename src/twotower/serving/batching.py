@@ -45,9 +45,9 @@ class Batcher:
     ----------
     name
         Of the thread, and of what is done in errors: "answers", "events".
-    most_waiting
+    max_waiting
         Arguments that may wait; one more is refused.
-    most_together
+    max_batch
         Arguments handed over at once.
     on_batch
         Told of each: how many arguments, and the seconds the first had waited.

@@ -27,21 +27,21 @@ class Limits:
     ----------
     body_bytes
         Largest body of a request.
-    answer_s
+    queue_timeout_s
         An answer that has not begun by then is not given: whoever asked has gone.
-    head_s
+    header_timeout_s
         The head of a request, from when the connection was opened or the head begun.
     request_s
         A whole request, the arrival of its body included.
-    taken_s
+    write_timeout_s
         Of an answer that waits to be read, 16 KiB must be in so many seconds.
-    rest_s
+    keep_alive_s
         A connection may rest between requests: longer than a balancer lets one rest, so that the balancer closes first.
     lookups
         Searches by name and the like that may be under way or wait.
     waiting
         Requests that may wait for the thread that computes.
-    together
+    max_batch
         Requests computed at once.
     rate, burst
         Requests a second for each client, each of a batch being one, and how many it may save up; a rate of 0 asks nobody to wait.

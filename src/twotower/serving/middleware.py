@@ -51,7 +51,7 @@ class RequestMiddleware:
 
     Parameters
     ----------
-    crowded
+    overloaded
         Whether so much waits that a request should be refused before it is read.
     """
 

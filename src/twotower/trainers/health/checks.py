@@ -53,7 +53,7 @@ class ValidationStats:
         Nats: mean since the validation before; `question_loss`.
     temperature, learns_temperature
         Its value; whether it is trained.
-    items, users, contrast
+    items, users, batch_stats
         See their types.
     popularity_lift, popular_lift
         `metrics.popularity_lift` of the lists recommended, and of those of the baseline "popular" for the same questions.
@@ -179,9 +179,9 @@ def _popularity(history: Sequence[ValidationStats]) -> str | None:
     now = history[-1]
     return (
         f"What is recommended is nearly one list for everybody: its popularity lift is {now.popularity_lift:.2f}, more than "
-        f"{MAX_POPULARITY_SHARE:g} of the {now.popular_lift:.2f} that the most popular items have, and it shows {now.coverage:.1%} of the "
-        "catalogue. Users hardly count: lower model.user_tower.history_dropout, dropout and id_dropout, or model.popularity_prior, "
-        "train longer, or use training.loss: infonce with more training.negatives_per_positive."
+        f"{MAX_POPULARITY_SHARE:g} of the {now.popular_lift:.2f} that the most popular items have, and it shows "
+        f"{now.coverage:.1%} of the catalogue. Users hardly count: lower model.user_tower.history_dropout, dropout and id_dropout, "
+        "or model.popularity_prior, train longer, or use training.loss: infonce with more training.negatives_per_positive."
     )
 
 
@@ -190,8 +190,8 @@ def _masked(history: Sequence[ValidationStats]) -> str | None:
     if now.masked <= MAX_MASKED_SHARE:
         return None
     return (
-        f"{now.masked:.1%} of the candidates of an example are its own user's positives, more than {MAX_MASKED_SHARE:.0%}; they are "
-        f"left out, and {now.negatives:.0f} negatives remain. Raise training.negatives_per_positive or use training.loss: "
+        f"{now.masked:.1%} of the candidates of an example are its own user's positives, more than {MAX_MASKED_SHARE:.0%}; they "
+        f"are left out, and {now.negatives:.0f} negatives remain. Raise training.negatives_per_positive or use training.loss: "
         "full_softmax, and with training.objective: next_event raise training.batch_size. Nothing helps where "
         "everybody has visited much of the catalogue."
     )

@@ -63,7 +63,7 @@ class WorkloadSizes:
         histories, of which each process holds its part.
     opening_bytes
         Held for a moment while they are made.
-    question_places
+    question_slots
         History places that a validation question takes on average.
     trained
         Events of the training part.
@@ -194,14 +194,14 @@ def _largest(loader: TrainLoader) -> Int:
     plan = loader.plan(0)
     looked = np.unique(np.linspace(0, len(plan) - 1, min(len(plan), LOOKED_AT)).astype(np.int64))
     size = [loader.objective.size(plan[i]) for i in looked]
-    asked = [len(loader.objective.asked_events(plan[i])) for i in looked]
-    return np.unique([looked[int(np.argmax(size))], looked[int(np.argmax(asked))]])
+    target_counts = [len(loader.objective.target_events(plan[i])) for i in looked]
+    return np.unique([looked[int(np.argmax(size))], looked[int(np.argmax(target_counts))]])
 
 
 def _batch_sizes(loader: TrainLoader, step: int) -> BatchSizes:
     members = loader.plan(0)[step]
     batch = loader.batch(members, 0, step)
-    owner = loader.events.user_row[loader.objective.asked_events(members)]
+    owner = loader.events.user_row[loader.objective.target_events(members)]
     lengths = np.diff(loader.events.history.offsets)
     return BatchSizes(
         examples=batch.examples,
