@@ -49,6 +49,10 @@ __all__ = [
     "parse_config",
 ]
 
+INTERNAL = {"training": "stop_frac", "evaluation": "baseline_settings"}
+"""What `twotower refit` carries over from a run, in the configuration that a checkpoint holds: no settings, files and `--set`
+cannot name them."""
+
 
 class TrainingConfig(Settings):
     """The training strategy."""
@@ -156,6 +160,9 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
             raise ConfigError(f"The configuration must be a mapping of sections. {path} holds a {type(values).__name__}.")
     for override in overrides or []:
         _apply_override(values, override)
+    for section, name in INTERNAL.items():
+        if isinstance(values.get(section), dict) and name in values[section]:
+            raise ConfigError(f"Unknown setting '{section}.{name}'. Only `twotower refit` sets it.")
     return parse_config(values)
 
 

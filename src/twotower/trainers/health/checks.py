@@ -84,7 +84,7 @@ class ValidationStats:
         parts = {
             "items": VectorSpread(**values["items"]),
             "users": VectorSpread(**values["users"]),
-            "contrast": BatchStats(**values["contrast"]),
+            "batch_stats": BatchStats(**values["batch_stats"]),
         }
         return cls(**{**values, **parts, "untrained": tuple(values["untrained"])})
 
