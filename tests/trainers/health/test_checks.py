@@ -60,8 +60,8 @@ SICK: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("collapse", {"users": VectorSpread(8.0, 0.96)}, ("training.learning_rate",)),
     ("dimensions", {"items": VectorSpread(2.9, 0.4)}, ("hidden_dims", "training.negatives_per_positive")),
     ("popularity", {"popularity_lift": 0.7}, ("model.user_tower.history_dropout",)),
-    ("masked", {"contrast": BatchStats(0.21, 0.0, 30.0)}, ("training.negatives_per_positive", "full_softmax")),
-    ("same_user", {"contrast": BatchStats(0.0, 0.26, 30.0)}, ("training.batch_size", "training.objective")),
+    ("masked", {"batch_stats": BatchStats(0.21, 0.0, 30.0)}, ("training.negatives_per_positive", "full_softmax")),
+    ("same_user", {"batch_stats": BatchStats(0.0, 0.26, 30.0)}, ("training.batch_size", "training.objective")),
     ("validation_loss", {"validation_loss": 5.2}, ("training.eval_metric",)),
     ("unknown", {"untrained": ("user.id",)}, ("model.user_tower.id_dropout",)),
 ]
