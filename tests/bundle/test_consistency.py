@@ -45,7 +45,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "no settings": (lambda _, manifest: manifest.pop("config"), "KeyError"),
     "other vectors": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v[:, ::-1]), "the vectors of index.safetensors"),
     "no numbers": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v * np.nan), "vectors of each item must be finite"),
-    "fewer items": (lambda f, _: edit_arrays(f / INDEX_FILE, recent_event_count=lambda v: v[:-1]), "recent_event_count of each item"),
+    "fewer items": (
+        lambda f, _: edit_arrays(f / INDEX_FILE, recent_event_count=lambda v: v[:-1]),
+        "recent_event_count of each item",
+    ),
     "broken weights": (
         lambda f, _: edit_arrays(f / MODEL_FILE, **{"geo.weight": lambda v: v * np.inf}),
         "geo.weight must hold finite",
