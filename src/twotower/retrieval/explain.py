@@ -103,11 +103,11 @@ class Explainer:
         shares = self.shares(history, rows, again=again)
         visited = [self._describe(int(row)) if row > UNKNOWN else {} for row in shares.visited]
         return [
-            tuple(sorted(self._told(shares, j, int(row), visited), key=lambda reason: -abs(reason.share))[:MAX_REASONS])
+            tuple(sorted(self._reasons_of(shares, j, int(row), visited), key=lambda reason: -abs(reason.share))[:MAX_REASONS])
             for j, row in enumerate(rows)
         ]
 
-    def _told(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
+    def _reasons_of(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
         columns, popularity = self._describe(row), float(self._popularity[row])
         if abs(popularity) >= MIN_SHARE:
             name = "new" if self._new[row] else "popularity"

@@ -169,7 +169,7 @@ def choose_recipe(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool =
         _forget(out)
     if len(runners) == 1 or (resume and (out / "last.pt").is_file()):
         return runners[0].config, None, resume
-    winner, record = _race(_recalled(runners, record), out, fit)
+    winner, record = _race(_restored(runners, record), out, fit)
     _write(out, record)
     log.info("recipe: %s", record["why"])
     _hand_over(winner, out)
@@ -256,7 +256,7 @@ def _write(out: Path, record: Json) -> None:
         beside.replace(out / RECORD)
 
 
-def _recalled(runners: list[Entrant], record: Json | None) -> list[Entrant]:
+def _restored(runners: list[Entrant], record: Json | None) -> list[Entrant]:
     """Return the entrants with the rungs that a killed race finished."""
     rows = {row["name"]: row for row in (record or {}).get("tried", []) if isinstance(row, dict)}
     known = [rows.get(one.name) for one in runners]

@@ -54,7 +54,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LOST)
     me = rank()
-    signal.signal(signal.SIGTERM, _told_to_end)
+    signal.signal(signal.SIGTERM, _end_on_sigterm)
     try:
         yield
         dist.barrier()  # who leaves first closes its connections, and gloo may abort a process that still writes to them
@@ -69,7 +69,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _told_to_end(*_: object) -> None:
+def _end_on_sigterm(*_: object) -> None:
     """`torchrun` ends all processes when one has died."""
     raise TrainingError(
         f"All processes of a run must live to its end. Process {rank()} was told to end (SIGTERM), as when another one has "

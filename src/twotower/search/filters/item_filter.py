@@ -44,7 +44,7 @@ Truth = tuple[Mask, Mask]
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Context:
     """What a filter refers to besides the catalogue; None also where this one does not."""
 
     home: tuple[float, ...] | None
@@ -118,44 +118,44 @@ class ItemFilter:
         text = filter_ if isinstance(filter_, str) else _written(filter_)
         source, kept = (type(filter_), text), len(text) <= CACHE_CHARS
         tree, kinds = (self._trees.get(source) or self._trees.put(source, _read(filter_))) if kept else _read(filter_)
-        asked = _Asked(
+        context = _Context(
             home=tuple(home) if home is not None and Within in kinds else None,
             now=None if now is None or Open not in kinds else now // 900 * 900,  # clocks differ by whole quarters of an hour
             seen=seen if Seen in kinds else None,
         )
-        key = (source, asked.home, asked.now)
-        kept = kept and asked.seen is None
+        key = (source, context.home, context.now)
+        kept = kept and context.seen is None
         if kept and (mask := self._masks.get(key)) is not None:
             return mask
         mask = np.zeros(len(self.items) + FIRST_ROW, np.bool_)
-        mask[FIRST_ROW:] = self._certain(tree, True, asked)
+        mask[FIRST_ROW:] = self._certain(tree, True, context)
         if self.offered is not None:
             mask &= self.offered
         mask.flags.writeable = False
         return self._masks.put(key, mask) if kept else mask
 
-    def _certain(self, node: Node, holds: bool, asked: _Asked) -> Mask:
+    def _certain(self, node: Node, holds: bool, context: _Context) -> Mask:
         """Which items certainly pass, or with `holds` False certainly fail."""
         if isinstance(node, Not):
-            return self._certain(node.part, not holds, asked)
+            return self._certain(node.part, not holds, context)
         if isinstance(node, And | Or):
             every = isinstance(node, And) is holds
             found = np.full(len(self.items), every)
             for part in node.parts:
-                mask = self._certain(part, holds, asked)
+                mask = self._certain(part, holds, context)
                 found = np.logical_and(found, mask, out=found) if every else np.logical_or(found, mask, out=found)
             return found
-        true, known = self._leaf(node, asked)
+        true, known = self._leaf(node, context)
         return true if holds else known & ~true
 
-    def _leaf(self, node: Among | Compared | Within | Open | Seen, asked: _Asked) -> Truth:
+    def _leaf(self, node: Among | Compared | Within | Open | Seen, context: _Context) -> Truth:
         if isinstance(node, Within):
-            return self._within(node, asked.home)
+            return self._within(node, context.home)
         if isinstance(node, Open):
-            return self._open(node, asked.now)
+            return self._open(node, context.now)
         if isinstance(node, Seen):
             found = np.zeros(len(self.items) + FIRST_ROW, np.bool_)
-            found[[] if asked.seen is None else asked.seen] = True
+            found[[] if context.seen is None else context.seen] = True
             return found[FIRST_ROW:], np.ones(len(self.items), np.bool_)
         return self._compare(node)
 

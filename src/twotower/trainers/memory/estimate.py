@@ -188,19 +188,19 @@ def tables_of(spec: FieldSpec) -> list[tuple[str, int]]:
     return [] if spec.kind == "dense" else [(spec.table, spec.sizes[0])]
 
 
-def held(table: Storage, processes: int) -> int:
+def rows_per_process(table: Storage, processes: int) -> int:
     """Rows of a table in one process: tables updated by rows are shared, the others stand in every process."""
     return math.ceil(table.rows / processes) if table.config.update == "sparse" else table.rows
 
 
 def table_weights(tables: list[Storage], dim: int, processes: int) -> int:
     """Stored numbers."""
-    return sum(held(table, processes) * dim * WIDTH[table.config.dtype] for table in tables)
+    return sum(rows_per_process(table, processes) * dim * WIDTH[table.config.dtype] for table in tables)
 
 
 def table_state(tables: list[Storage], dim: int, processes: int) -> int:
     """By rows: a second moment and the step of the last reading, 4 bytes each. Dense: AdamW's two moments of every number."""
-    return sum(held(table, processes) * (8 if table.config.update == "sparse" else 2 * F32 * dim) for table in tables)
+    return sum(rows_per_process(table, processes) * (8 if table.config.update == "sparse" else 2 * F32 * dim) for table in tables)
 
 
 def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
