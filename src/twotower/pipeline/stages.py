@@ -19,13 +19,14 @@ from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.bundle.index_tuning import Measured, tune_index
 from twotower.bundle.index_tuning_plot import draw
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import open_store, split_moment
+from twotower.data.dataset_features import can_refresh, open_store, popularity_before, split_moment
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation.evaluator import judge, metric_names
 from twotower.evaluation.report import write_report
-from twotower.models.neural_retriever import NeuralRetriever
+from twotower.evaluation.verdict import refreshed
+from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
 from twotower.pipeline.popularity_curve import dial_curve
 from twotower.retrieval.recommend_all import recommend_all
 from twotower.retrieval.recommender import Recommender
@@ -37,10 +38,12 @@ from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import facts_from_sizes, facts_of
 from twotower.trainers.optimizer import choose_device, choose_precision
+from twotower.trainers.popularity_half_life import choose_half_life
 from twotower.trainers.recipe_race import RECORD, entrants, settle
 from twotower.trainers.run_files import differences, read_rows
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
+from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import Config, load_config, parse_config
 from twotower.utils.console import log, progress
 from twotower.utils.hardware import give_back, memory, status
@@ -92,6 +95,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         config, keep_below = explained(lambda: _within_budget(config, dataset, device))
         reached = explained(lambda: _fit(config, dataset, out, keep_below, resume=resume))
         first = distributed.rank() == 0
+    config, half_lives = _with_half_life(config, dataset, out / "best.pt") if first else (config, [])
     best = {
         "metric": config.training.eval_metric,
         "value": reached.best,
@@ -108,6 +112,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         "config": config.model_dump(mode="json"),
         "best": best,
         "recipe": recipe,
+        "popularity_half_life": half_lives,
     }
     if not first:
         return best  # the first process has written the checkpoints, and writes the rest
@@ -115,6 +120,25 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     give_back()
     explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
     return best
+
+
+def _with_half_life(config: Config, dataset: Dataset, checkpoint: Path) -> tuple[Config, list[Json]]:
+    """Choose the half-life of popularity where the settings leave it to the data; it is written into the checkpoint's settings."""
+    if config.model.popularity_half_life_days is not None:
+        return config, []
+    model, _, _ = load_trained(checkpoint, dataset)
+    chosen, tried = choose_half_life(model, dataset, config)
+    if chosen is None:
+        return config, []
+    metric = config.training.eval_metric
+    best = max(row[metric] for row in tried)
+    what = f"{chosen:g} days" if chosen else "none, all events count alike"
+    log.info("half-life of popularity: %s (validation %s %.4f with a refreshed index)", what, metric, best)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"popularity_half_life_days": chosen})})
+    state = load_checkpoint(checkpoint)
+    state["config"]["model"]["popularity_half_life_days"] = chosen
+    save_checkpoint(checkpoint, state)
+    return config, tried
 
 
 def _as_made(config: Config, dataset: Dataset) -> Config:
@@ -210,11 +234,13 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
         check_settings(config)
     store = open_store(dataset, "test", config.model)
     system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
+    held_out = dataset.held_out("test", max_queries=config.evaluation.max_queries, seed=config.seed).by_time()
     with progress() as report:
         result = judge(
-            [system],
+            [system, *_refreshed(system, dataset, config)],
             dataset,
             config.evaluation,
+            held_out=held_out,
             metric=config.training.eval_metric,
             seed=config.seed,
             progress=lambda done, total: report("evaluate", done, total),
@@ -225,6 +251,24 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     rows = read_rows(run / "metrics.jsonl")
     write_report(result, out, curves=rows, advice=told(rows))
     return result
+
+
+def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> list[RefreshedRetriever]:
+    """The same model with an index that is refreshed along the test part, where that can be judged."""
+    days, half_life = config.evaluation.refresh_days, config.model.popularity_half_life_days
+    if days is None or half_life is None or not can_refresh(dataset):
+        return []
+    return [
+        RefreshedRetriever(
+            system.model,
+            open_store(dataset, "future", config.model),
+            partial(popularity_before, dataset, half_life_days=half_life),
+            n_items=dataset.n_items,
+            start_s=split_moment(dataset, "test"),
+            every_days=days,
+            name=refreshed(system.name, days),
+        )
+    ]
 
 
 def has_test(dataset: Dataset) -> bool:
