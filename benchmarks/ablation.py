@@ -45,11 +45,11 @@ FIELDS = {  # those that a set has none of are passed over
     "text": ("item.text",),
 }
 PARTS = {
-    "factors that ids begin with": ["model.item_tower.initial_ids=noise"],
+    "factors that ids begin with": ["model.item_tower.id_init=random"],
     "the popularity prior": ["model.popularity_prior=0"],
-    "neighbours": ["model.exclude_fields=[item.neighbours]"],
+    "neighbours": ["model.exclude_features=[item.neighbours]"],
     "attention": ["model.user_tower.num_blocks=0"],
-    "holding users back, and the lower temperature that it allows": ["model.user_tower.shrinkage=0", "model.temperature=0.15"],
+    "holding users back, and the lower temperature that it allows": ["model.user_tower.norm_shrinkage=0", "model.temperature=0.15"],
     "hiding half of the history": ["model.user_tower.history_dropout=0"],
     "hiding half of the users' ids": ["model.user_tower.id_dropout=0"],
     "hiding a tenth of the items' ids": ["model.item_tower.id_dropout=0"],
@@ -90,7 +90,7 @@ def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], 
     sizes = layout(dataset, open_store(dataset, PART, config.model), config.model)
     for part, changes in (PARTS if of == "parts" else without_fields(sizes)).items():
         changed = load_config(ROOT / "configs" / chosen.config, [*settings, *changes])
-        same_model = sizes.settle(changed.model) == sizes.settle(config.model)
+        same_model = sizes.resolve(changed.model) == sizes.resolve(config.model)
         if same_model and changed.training == config.training:  # the set goes without it already
             continue
         without = trained(changed, dataset, out, part)
@@ -109,7 +109,7 @@ def without_fields(sizes: Layout) -> dict[str, list[str]]:
     """The groups of which the set has a field, as the settings that leave those fields out."""
     known = {f"item.{spec.name}" for spec in sizes.item_fields} | {f"user.{spec.name}" for spec in sizes.user_fields}
     found = {group: [field for field in fields if field in known] for group, fields in FIELDS.items()}
-    return {group: [f"model.exclude_fields={json.dumps(fields)}"] for group, fields in found.items() if fields}
+    return {group: [f"model.exclude_features={json.dumps(fields)}"] for group, fields in found.items() if fields}
 
 
 def trained(config: Config, dataset: Dataset, out: Path, name: str) -> NeuralRetriever:

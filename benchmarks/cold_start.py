@@ -3,7 +3,7 @@
     python benchmarks/cold_start.py s3rec --seeds 0,1,2
 
 Trains the set's own configuration twice for each seed: on everything, and with 10 % of the users and 5 % of the items withheld from
-training (`prepare.split.new_users`, `new_items`). The test part is asked the same questions both times:
+training (`prepare.split.withhold_user_frac`, `withhold_item_frac`). The test part is asked the same questions both times:
 
 - withheld users, answered from their history alone: NDCG@10 beside what the same users get from the model that knows them;
 - withheld items, embedded from their features alone: Recall@50 of the questions they answer, beside content-kNN over the same
@@ -84,7 +84,7 @@ def measure(name: str, seed: int, overrides: Sequence[str], part: str) -> list[R
     with tempfile.TemporaryDirectory() as folder:
         raw = raw_folder(chosen, Path(folder), seed)
         settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
-        withheld = [f"prepare.split.new_users={NEW_USERS}", f"prepare.split.new_items={NEW_ITEMS}"]
+        withheld = [f"prepare.split.withhold_user_frac={NEW_USERS}", f"prepare.split.withhold_item_frac={NEW_ITEMS}"]
         whole, cold = (
             Trained(load_config(ROOT / "configs" / chosen.config, [*settings, *more]), Path(folder) / which, part)
             for which, more in (("whole", []), ("cold", withheld))

@@ -48,10 +48,10 @@ class QualitySet:
 _S3REC = "30,431 users, 20,033 items, 316,354 interactions; leave one out, the whole catalogue ranked."
 QUALITY_SETS = {
     "s3rec": QualitySet(
-        "The literature's Yelp split, protocol M", f"{_S3REC} Items of the history are masked.", "s3rec.yaml", "s3rec-yelp"
+        "The literature's Yelp split, masked", f"{_S3REC} Items of the history are masked.", "s3rec.yaml", "s3rec-yelp"
     ),
     "s3rec-unmasked": QualitySet(
-        "The literature's Yelp split, protocol U",
+        "The literature's Yelp split, unmasked",
         f"{_S3REC} Items of the history may be recommended again.",
         "s3rec.yaml",
         "s3rec-yelp",

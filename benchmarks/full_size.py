@@ -43,12 +43,12 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS / "full_size.jsonl")
     given = parser.parse_args()
     setup_logging()
-    limits = [f"training.max_steps={given.steps}", "training.eval_every=1000", "training.eval_queries=1000"]
+    limits = [f"training.max_steps={given.steps}", "training.eval_every_epochs=1000", "training.eval_queries=1000"]
     config = load_config(given.config, [*given.overrides, *limits])
     dataset = Dataset.open(given.dataset)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TwoTowerTrainer(dataset, config, Path(folder))
-        trainer.at.total_steps = given.steps
+        trainer.state.total_steps = given.steps
         began = time.perf_counter()
         trainer.begin()
         beginning = time.perf_counter() - began
@@ -66,7 +66,7 @@ def main() -> int:
         for step in range(LOADED):
             trainer.loader.batch(plan[step], 0, step)
         loading = 1000 * (time.perf_counter() - began) / LOADED
-    size, per_epoch, peak = trainer.at.examples, trainer.batches_per_epoch(), gigabytes()
+    size, per_epoch, peak = trainer.state.examples, trainer.batches_per_epoch(), gigabytes()
     what = f"{dataset.n_users:,} users, {dataset.n_items:,} items, batches of {config.training.batch_size:,}"
     rows = [
         ("factors that the ids begin with", beginning, "s"),

@@ -40,7 +40,7 @@ from twotower.pipeline.stages import TOWN, prepare_stage, simulate_stage
 from twotower.retriever import Recommendations
 from twotower.trainers import two_tower_trainer
 from twotower.trainers.memory.plan import DEVICES, Machine, make_plan
-from twotower.trainers.memory.sizes import facts_of
+from twotower.trainers.memory.sizes import dataset_sizes
 from twotower.trainers.optimizer import choose_precision
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
@@ -54,14 +54,14 @@ CLASSIC = (  # the shape of the classic two-tower: an MLP over a cross network, 
 )
 VARIANTS: dict[str, tuple[str, ...]] = {
     "gradient checkpointing": ("training.gradient_checkpointing=true", "model.user_tower.num_blocks=2"),
-    "micro-batches": ("training.micro_batch=128",),
-    "tables by rows": ("model.rows_from=100",),
-    "next event": ("training.view=causal", "model.user_tower.num_blocks=2", "model.user_tower.pooling=last"),
+    "micro-batches": ("training.micro_batch_size=128",),
+    "tables by rows": ("model.sparse_update_from_rows=100",),
+    "next event": ("training.objective=next_event", "model.user_tower.num_blocks=2", "model.user_tower.pooling=last"),
     "classic towers": CLASSIC,
     "full softmax": ("training.loss=full_softmax",),
 }
 YELP_USERS, YELP_ITEMS = 1_987_897, 150_346  # of the full dump
-QUIET = ("training.log_every=1000000", "training.eval_every=1000000")
+QUIET = ("training.log_every=1000000", "training.eval_every_epochs=1000000")
 
 
 class Found(NamedTuple):
@@ -105,7 +105,7 @@ class Bench:
         self.out.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.out))
         trainer = TwoTowerTrainer(self.dataset(name), self.config(name, *QUIET, *settings, device=device), folder)
-        trainer.at.total_steps = 600
+        trainer.state.total_steps = 600
         return trainer
 
     @cached_property
@@ -255,7 +255,7 @@ def precisions(bench: Bench) -> Found:
 
 def overflow(bench: Bench) -> Found:
     """fp16 with a loss scale far too large: the step is left out, the scale halved, and the next ones train."""
-    trainer = bench.trainer("town", "training.precision=fp16", "model.rows_from=100")
+    trainer = bench.trainer("town", "training.precision=fp16", "model.sparse_update_from_rows=100")
     trainer.begin()
     trainer.scaler.scale.fill_(2.0**140)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -283,7 +283,7 @@ def resumed(bench: Bench) -> Found:
 
     def until(batch: Any, board: Any) -> None:
         step(batch, board)
-        if cut.at.step == steps // 2:
+        if cut.state.step == steps // 2:
             cut._save("last.pt")
             raise KeyboardInterrupt
 
@@ -432,7 +432,7 @@ def fits(bench: Bench, *settings: str, precision: str = "auto", full: bool = Fal
     fewer = ("training.batch_size=512",) if bench.small else ()
     dataset = bench.dataset()
     config = bench.config("town", *QUIET, f"training.precision={precision}", *settings, *fewer)
-    facts = facts_of(dataset, config)
+    facts = dataset_sizes(dataset, config)
     if full:
         users, items = (YELP_USERS // 100, YELP_ITEMS // 100) if bench.small else (YELP_USERS, YELP_ITEMS)
         facts = replace(facts, layout=enlarged(facts.layout, users + 2, items + 2))
@@ -551,7 +551,7 @@ def notebook(bench: Bench) -> Found:
     script = bench.out / "notebook.py"
     script.write_text(source, encoding="utf-8")
     sizes = (300, 200, 6000) if bench.small else (600, 400, 12_000)
-    few = "training.max_steps=20 training.log_every=2 evaluation.bootstrap=100 evaluation.tune_baselines=false"
+    few = "training.max_steps=20 training.log_every=2 evaluation.bootstrap_resamples=100 evaluation.tune_baselines=false"
     named = {
         "SOURCE": str(ROOT),
         "OUT": str(bench.out / "notebook"),

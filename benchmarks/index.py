@@ -69,7 +69,7 @@ def tuned(kind: str, items: Array, users: Array) -> Index:
     built, searched = SWEEPS[kind][0]
     index = INDEXES[kind].build(vectors, **built)
     for setting in searched:
-        tried = index.changed(**setting, worth_rows=0) if isinstance(index, Approximate) else index
+        tried = index.changed(**setting, exact_scan_below=0) if isinstance(index, Approximate) else index
         if recall(tried.search(users, K).items, truth) >= RECALL:
             break
     return tried.with_break_even() if isinstance(tried, Approximate) else tried

@@ -28,17 +28,17 @@ MILLION_USERS, MILLION_ITEMS, MILLION_EVENTS = 1_000_000, 50_000, 4  # events: o
 
 CONFIGURATIONS = {
     "town": ("town", "the town, as it is", ()),
-    "micro": ("town", "batches of 2,048 in micro-batches of 512", ("training.batch_size=2048", "training.micro_batch=512")),
+    "micro": ("town", "batches of 2,048 in micro-batches of 512", ("training.batch_size=2048", "training.micro_batch_size=512")),
     "large": ("town", "batches of 8,192", ("training.batch_size=8192",)),
     "cache": (
         "s3rec",
         "batches of 65,536 in micro-batches of 512",
-        ("training.batch_size=65536", "training.micro_batch=512", "training.max_steps=3"),
+        ("training.batch_size=65536", "training.micro_batch_size=512", "training.max_steps=3"),
     ),
     "causal": (
         "town",
         "causal view, 16,384 tokens, three blocks",
-        ("training.view=causal", "training.batch_size=16384", "model.user_tower.num_blocks=3"),
+        ("training.objective=next_event", "training.batch_size=16384", "model.user_tower.num_blocks=3"),
     ),
     "checkpointing": (
         "town",
@@ -51,7 +51,7 @@ CONFIGURATIONS = {
     "dense": (
         "million",
         "a million users, dense tables, no attention",
-        ("model.rows_from=100000000", "model.user_tower.num_blocks=0"),
+        ("model.sparse_update_from_rows=100000000", "model.user_tower.num_blocks=0"),
     ),
 }
 

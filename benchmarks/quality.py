@@ -108,7 +108,7 @@ def _rows(run: Callable[[Path], dict[str, Any] | None], out: Path, shared: Row) 
     ranked = sorted(report["systems"], key=lambda system: -report["systems"][system][metric]["value"])
     return [
         {
-            "protocol": "M" if protocol["seen"] == "masked" else "U",
+            "protocol": protocol["seen"],
             "system": system,
             "metrics": {key: figure["value"] for key, figure in report["systems"][system].items()} | report["beyond"][system],
             "intervals": {key: [figure["low"], figure["high"]] for key, figure in report["systems"][system].items()},

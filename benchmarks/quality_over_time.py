@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setup_logging(quiet=True)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            often = ("training.eval_every=0.25", "training.patience=20")
+            often = ("training.eval_every_epochs=0.25", "training.patience=20")
             config, dataset = prepared(given.set, given.seed, Path(folder), *often)
             curves = {"iALS": factorised(dataset, config), "two-tower": trained(dataset, config, Path(folder) / "run")}
     except TwoTowerError as error:

@@ -29,7 +29,7 @@ BESIDES = (
     *("at_rate", "p50", "candidates", "recall", "bytes", "lost", "interval", "requests", "refused", "failed", "reloads"),
     *("while_starting", "tracebacks", "places_traded_in", "start_s", "memory_mb", "examples_per_s", "users_a_second"),
 )
-RIVAL, LEAST_USERS = "ials", 500  # of the table by slice
+RIVAL, MIN_SLICE_USERS = "ials", 500  # of the table by slice
 GPU = ("gpu_part", "ok", "failed", "machine", "torch", "commit", "date", "seconds")
 QUALITY = ("set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash")
 HEAD = """# Results
@@ -188,14 +188,14 @@ def _slices_table(rows: Sequence[Row]) -> list[str]:
     for title, groups in found[0].items() if found else ():
         for group, one in groups.items():
             same = [each[title][group] for each in found if group in each.get(title, {})]
-            if one["users"] >= LEAST_USERS and all(RIVAL in each["ahead"] for each in same):
+            if one["users"] >= MIN_SLICE_USERS and all(RIVAL in each["ahead"] for each in same):
                 value = _spread([each["value"] for each in same])
                 body.append([title, group, f"{one['users']:,}", value, _ahead([{"ahead": each["ahead"][RIVAL]} for each in same])])
     if not body:
         return []
     return [
         "",
-        f"By slice, those of at least {LEAST_USERS} users:",
+        f"By slice, those of at least {MIN_SLICE_USERS} users:",
         "",
         *_table(["", "", "users", "two-tower", f"ahead of {RIVAL}"], body),
     ]

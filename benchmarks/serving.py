@@ -36,7 +36,7 @@ from twotower.data.prepare import prepare
 from twotower.pipeline.stages import train_stage
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
-from twotower.search.reranking import with_popularity
+from twotower.search.reranking import append_popularity_weight
 from twotower.utils.config import parse_config
 from twotower.utils.console import setup_logging
 
@@ -159,8 +159,8 @@ def bare_call(recommender: Recommender, users: Sequence[str]) -> Callable[[int],
         one = asked[number]
         with torch.inference_mode():
             vector = tower(inputs[number]) if tower is not None else bundle.model.encode_users(inputs[number]).numpy()
-        dialled = torch.from_numpy(with_popularity(vector, prior, np.zeros(1, np.float32)))
-        return recommender.index.search(dialled, K, exclude=(one.offsets, one.item_row))
+        with_popularity_bias = torch.from_numpy(append_popularity_weight(vector, prior, np.zeros(1, np.float32)))
+        return recommender.index.search(with_popularity_bias, K, exclude=(one.offsets, one.item_row))
 
     return run
 

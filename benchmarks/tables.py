@@ -51,7 +51,7 @@ def main() -> int:
 
 def by_rows(rows: int, dtype: str) -> Callable[[], None]:
     """A step of a table that is updated by rows."""
-    table = RowTable("table", rows, DIM, EmbeddingConfig.model_validate({"update": "rows", "dtype": dtype, "weight_decay": 0.01}))
+    table = RowTable("table", rows, DIM, EmbeddingConfig.model_validate({"update": "sparse", "dtype": dtype, "weight_decay": 0.01}))
     number = 0
 
     def step() -> None:

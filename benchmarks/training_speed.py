@@ -33,8 +33,8 @@ from twotower.utils.console import setup_logging
 
 PEER_SETTINGS = ("--loss", "sampled_softmax", "--negatives", "256")
 SASREC_SIZE = (
-    "prepare.neighbours=0",
-    "training.view=causal",
+    "prepare.co_visited_items=0",
+    "training.objective=next_event",
     "training.batch_size=2048",
     "training.negatives_per_positive=0",
     "training.learning_rate=0.001",
@@ -48,7 +48,7 @@ SASREC_SIZE = (
     "model.user_tower.pooling=last",
     "model.item_tower.embedding_dim=64",
     "model.item_tower.hidden_dims=[64]",
-    "model.item_tower.initial_ids=noise",
+    "model.item_tower.id_init=random",
 )
 """Settings on top of configs/s3rec.yaml: two blocks, one head, width 64, history 50, as the peer script has them,
 which knows no neighbours, and whose ids begin as noise."""
@@ -103,7 +103,7 @@ def train(folder: Path, seed: int, epochs: int, overrides: Sequence[str] = ()) -
     examples = candidates = steps = 0
     waited, began = 0.0, time.perf_counter()
     trainer = open_trainer(folder, seed, overrides)
-    trainer.at.total_steps = epochs * trainer.batches_per_epoch()
+    trainer.state.total_steps = epochs * trainer.batches_per_epoch()
     trainer.begin()
     opened = time.perf_counter() - began
     for epoch in range(epochs):

@@ -12,7 +12,7 @@ from twotower.models.two_tower import TwoTower
 from twotower.utils.config import Config, parse_config
 
 TOWER = {"embedding_dim": 16, "hidden_dims": [24, 16]}
-MODEL = {"request_place": True, "user_tower": {**TOWER, "max_history": 20}, "item_tower": TOWER}
+MODEL = {"request_location": True, "user_tower": {**TOWER, "max_history": 20}, "item_tower": TOWER}
 
 
 def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[TwoTower, Config]:

@@ -33,7 +33,7 @@ ORDER = [
     "cli.py __main__.py __init__.py",
 ]
 PLACES = [place for row in ORDER for place in row.split()]
-MOST_LOOSE, MOST_FOLDERS = 8, 20
+MAX_LOOSE, MAX_FOLDERS = 8, 20
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.read_text().strip()]  # an empty `__init__.py` has no imports
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in FILES}
@@ -78,7 +78,7 @@ def test_no_module_imports_itself_through_others() -> None:
 def test_the_package_has_few_rooms() -> None:
     folders = {place_of(module) for module in MODULES if "/" in module}
     loose = {module for module in MODULES if "/" not in module}
-    assert len(folders) <= MOST_FOLDERS and len(loose) <= MOST_LOOSE
+    assert len(folders) <= MAX_FOLDERS and len(loose) <= MAX_LOOSE
     assert set(PLACES) == folders | loose, "ORDER names what does not exist"
 
 

@@ -23,7 +23,7 @@ SMALL = [
     "training.num_epochs=1",
     "evaluation.baselines=[popular, item_knn]",
     "evaluation.tune_baselines=false",
-    "evaluation.bootstrap=20",
+    "evaluation.bootstrap_resamples=20",
 ]
 KEYS = {"set", "protocol", "system", "metrics", "seed", "machine", "commit", "seconds", "config_hash"}
 
@@ -56,7 +56,7 @@ def lines(file: Path) -> list[dict[str, Any]]:
 def row(system: str, seed: int, ndcg: float, low: float = 0.0, high: float = 0.0, **more: Any) -> dict[str, Any]:
     """A row as `quality.py` writes them."""
     ahead = None if system == "two-tower" else {"metric": "NDCG@10", "value": (low + high) / 2, "low": low, "high": high}
-    fixed = {"set": "town", "protocol": "M", "machine": "1 core", "commit": "c0ffee", "seconds": 1.0, "config_hash": "new"}
+    fixed = {"set": "town", "protocol": "masked", "machine": "1 core", "commit": "c0ffee", "seconds": 1.0, "config_hash": "new"}
     return {**fixed, "system": system, "seed": seed, "metrics": {"NDCG@10": ndcg}, "ahead": ahead, **more}
 
 
@@ -73,7 +73,7 @@ def test_a_row_for_each_system_holds_what_the_report_says(measured: Path) -> Non
         assert set(each) >= KEYS
         figures = {name: figure["value"] for name, figure in report["systems"][each["system"]].items()}
         assert each["metrics"] == figures | report["beyond"][each["system"]]
-        assert (each["set"], each["protocol"], each["seed"]) == ("town", "M", 3)
+        assert (each["set"], each["protocol"], each["seed"]) == ("town", "masked", 3)
         difference = report["differences"].get(each["system"])
         assert each["ahead"] == (difference and {"metric": "NDCG@10", **difference["NDCG@10"]})
         assert ("slices" in each) == (each["system"] == "two-tower") and each["peak_gib"] > 0

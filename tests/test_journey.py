@@ -21,7 +21,7 @@ model:
   user_tower: {embedding_dim: 16, hidden_dims: [16], max_history: 20}
   item_tower: {embedding_dim: 16, hidden_dims: [16]}
 training: {batch_size: 256, num_epochs: 2, learning_rate: 0.01}
-evaluation: {bootstrap: 50, baselines: [popular, ials], tune_baselines: false}
+evaluation: {bootstrap_resamples: 50, baselines: [popular, ials], tune_baselines: false}
 prepare: {text_dim: 8}
 """
 
@@ -80,7 +80,7 @@ def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     progress, again = (torch.load(folder / "best.pt", weights_only=True) for folder in (run, tmp_path / "refit" / "model"))
     assert again["config"]["training"]["stop_frac"] == progress["progress"]["best_step"] / progress["progress"]["total_steps"]
     assert again["config"]["model"] == progress["config"]["model"]
-    (said, where) = lines(capsys, "refit", str(run), "--out", str(tmp_path / "all"), "--everything")
+    (said, where) = lines(capsys, "refit", str(run), "--out", str(tmp_path / "all"), "--include-test")
     assert said == "No test part: nothing was judged." and str(tmp_path / "all" / "bundle") in where
     everything = Dataset.open(tmp_path / "all" / "dataset").manifest["counts"]["kept"]
     assert everything["train_events"] == everything["events"] == counts[0]["events"]

@@ -34,7 +34,7 @@ try:
 finally:
     nbformat.write(notebook, executed)
 """
-FEW = "training.num_epochs=3 training.log_every=2 evaluation.bootstrap=100 evaluation.tune_baselines=false"
+FEW = "training.num_epochs=3 training.log_every=2 evaluation.bootstrap_resamples=100 evaluation.tune_baselines=false"
 TOWN = "--users 300 --businesses 200 --events 6000"
 
 

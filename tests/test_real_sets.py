@@ -22,20 +22,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def test_boston_2015_with_tips_as_events(real_data, tmp_path):
     path = real_data / "yelp-raw" / "2015-boston"
-    settings = [f"data.path={path}", "training.num_epochs=3", "evaluation.bootstrap=100"]
+    settings = [f"data.path={path}", "training.num_epochs=3", "evaluation.bootstrap_resamples=100"]
     report = run_all(load_config(CONFIGS / "boston2015.yaml", settings), tmp_path)
     assert report["dataset"]["events"] == 5372
     assert report["dataset"]["event_types"] == ["tip"]
     assert {"two-tower", "ials", "nearby"} <= set(report["systems"])
     recommender = Recommender.load(tmp_path / "bundle")
     someone = str(recommender.dataset.item_ids[2])
-    places = recommender.recommend(history=[someone], where='category == "Restaurants" and within(2)')
+    places = recommender.recommend(history=[someone], filter='category == "Restaurants" and within(2)')
     assert len(places) == 10
     assert all(place.distance_km <= 2 and "Restaurants" in place.categories for place in places)
 
 
 def test_the_heads_of_the_2022_release(real_data, tmp_path):
-    settings = [f"data.path={real_data / 'yelp-raw' / '2022'}", "training.num_epochs=3", "evaluation.bootstrap=100"]
+    settings = [f"data.path={real_data / 'yelp-raw' / '2022'}", "training.num_epochs=3", "evaluation.bootstrap_resamples=100"]
     report = run_all(load_config(None, settings), tmp_path)
     assert report["dataset"]["events"] == 1794
     assert report["dataset"]["items"] == 5000
@@ -43,7 +43,7 @@ def test_the_heads_of_the_2022_release(real_data, tmp_path):
 
 
 def test_the_s3rec_split_beats_its_published_figures(real_data, tmp_path):
-    """Published, protocol M: HR@10 .0341, NDCG@10 .0168 (S3-Rec with categories)."""
+    """Published, masked protocol: HR@10 .0341, NDCG@10 .0168 (S3-Rec with categories)."""
     settings = [f"data.path={real_data / 's3rec-yelp'}", "training.num_epochs=1", "evaluation.baselines=[popular]"]
     report = run_all(load_config(CONFIGS / "s3rec.yaml", settings), tmp_path)
     ours = report["systems"]["two-tower"]
@@ -58,7 +58,7 @@ def test_the_s3rec_split_beats_its_published_figures(real_data, tmp_path):
 def _a_bundle_of_it_serves(bundle: Path) -> None:
     """Real names and categories, radius filters on the places that have coordinates, against plain arithmetic; over HTTP too."""
     recommender = Recommender.load(bundle)
-    degrees = recommender.shown.degrees
+    degrees = recommender.details.degrees
     placed = np.flatnonzero(np.isfinite(degrees).all(1))
     assert len(placed) == 2930
     busiest = placed[np.argmax(recommender.dataset.item_train_count[placed])]
@@ -69,7 +69,7 @@ def _a_bundle_of_it_serves(bundle: Path) -> None:
     visited = [str(recommender.dataset.item_ids[busiest])]
     whole = [place.item_id for place in recommender.recommend(history=visited, k=recommender.dataset.n_items)]
     expected = [item for item in whole if item in near]
-    found = recommender.recommend(history=visited, k=25, where="within(4)", near=(float(middle[0]), float(middle[1])))
+    found = recommender.recommend(history=visited, k=25, filter="within(4)", near=(float(middle[0]), float(middle[1])))
     assert [place.item_id for place in found] == expected[:25] and len(expected) > 25
     assert all(place.name != place.item_id and place.categories for place in found)
     with TestClient(create_app(Service(bundle, f"sqlite:{bundle.parent / 'events.sqlite'}", Limits(rate=0)), None)) as client:

@@ -119,7 +119,8 @@ def plan(
 )
 def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
     """Judge a run on the test part against every baseline; write report.json and report.html into RUN."""
-    from twotower.pipeline.stages import evaluate_stage, verdict
+    from twotower.pipeline.evaluate import evaluate_stage
+    from twotower.pipeline.stages import verdict
 
     click.echo(verdict(evaluate_stage(run, run, list(overrides)), run))
 
@@ -146,7 +147,7 @@ def export(run: Path, out: Path) -> None:
 @click.option("--k", type=click.IntRange(1, 10_000), default=10, show_default=True)
 @click.option(
     "--filter",
-    "where",
+    "filter",
     metavar="TEXT",
     help="""E.g. 'category == "Mexican" and price <= 2 and within(5)' (km from the user's places).""",
 )
@@ -185,8 +186,8 @@ def recommend(
     if not as_json:
         click.echo(as_table(found))
         return
-    for place in found:
-        said = asdict(place)
+    for item in found:
+        said = asdict(item)
         if not asked["explain"]:
             del said["reasons"]
         click.echo(json.dumps(said, ensure_ascii=False))
@@ -244,14 +245,14 @@ def run(out: Path, resume: bool, config_path: Path | None, overrides: tuple[str,
 @app.command()
 @click.argument("run", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="Folder for the new dataset, model, bundle and report.")
-@click.option("--everything", is_flag=True, help="Learn from the test part too: a model to serve, that nothing is left to judge.")
+@click.option("--include-test", is_flag=True, help="Learn from the test part too: a model to serve, that nothing is left to judge.")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
-def refit(run: Path, out: Path, everything: bool, resume: bool) -> None:
+def refit(run: Path, out: Path, include_test: bool, resume: bool) -> None:
     """Train a run anew on its validation part too, for as long as its best took."""
     from twotower.pipeline.refit import refit as refit_run
     from twotower.pipeline.stages import verdict
 
-    click.echo(verdict(refit_run(run, out, everything=everything, resume=resume), out))
+    click.echo(verdict(refit_run(run, out, include_test=include_test, resume=resume), out))
 
 
 @app.command()

@@ -41,13 +41,13 @@ class RequestError(TwoTowerError):
 
     Attributes
     ----------
-    where
+    location
         The part at fault: a character of a text (from 1), a path into JSON such as "and[1].within.km" ("" is all of it), or None.
     """
 
-    def __init__(self, message: str, *, where: str | int | None = None) -> None:
+    def __init__(self, message: str, *, location: str | int | None = None) -> None:
         super().__init__(message)
-        self.where = where
+        self.location = location
 
 
 class BusyError(TwoTowerError):

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from twotower.schema import UNKNOWN
-from twotower.utils.ragged import cumulated, expanded
+from twotower.utils.ragged import lengths_to_offsets, ragged_arange
 from twotower.utils.types import Float, Int, Mask
 
 
@@ -30,7 +30,7 @@ class Queries:
         int64 [B]: the moment of the question; every event of the history is strictly earlier.
     user_row
         int64 [B]: the user's row (profile and id embedding), UNKNOWN = 1 when there is none. Never required.
-    place
+    location
         float32 [B, 2]: latitude and longitude the request comes from, NaN when unknown.
     """
 
@@ -41,7 +41,7 @@ class Queries:
     stars: Float
     time_s: Int
     user_row: Int
-    place: Float
+    location: Float
 
     def __len__(self) -> int:
         return len(self.time_s)
@@ -62,22 +62,22 @@ class Queries:
             stars=self.stars[a:b],
             time_s=self.time_s[start:stop],
             user_row=self.user_row[start:stop],
-            place=self.place[start:stop],
+            location=self.location[start:stop],
         )
 
     def take(self, rows: Int) -> Queries:
         """Queries `rows` int64 [n], in that order."""
         start, length = self.offsets[rows], self.lengths[rows]
-        _, at = expanded(start, length)
+        _, at = ragged_arange(start, length)
         return Queries(
-            offsets=cumulated(length),
+            offsets=lengths_to_offsets(length),
             item_row=self.item_row[at],
             event_time_s=self.event_time_s[at],
             event_type=self.event_type[at],
             stars=self.stars[at],
             time_s=self.time_s[rows],
             user_row=self.user_row[rows],
-            place=self.place[rows],
+            location=self.location[rows],
         )
 
     @classmethod
@@ -88,7 +88,7 @@ class Queries:
         time_s: int,
         event_times_s: list[list[int]] | None = None,
         user_rows: list[int] | None = None,
-        place: tuple[float, float] | None = None,
+        location: tuple[float, float] | None = None,
         event_type: int = 1,
     ) -> Queries:
         """Queries from plain lists of item rows, oldest first; all asked at `time_s`.
@@ -108,7 +108,7 @@ class Queries:
             stars=np.full(len(flat), np.nan, np.float32),
             time_s=np.full(size, time_s, np.int64),
             user_row=np.array(user_rows or [UNKNOWN] * size, np.int64),
-            place=np.full((size, 2), place or (np.nan, np.nan), np.float32),
+            location=np.full((size, 2), location or (np.nan, np.nan), np.float32),
         )
 
 

@@ -9,7 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from twotower.baselines.baselines import BASELINES, GRIDS, IALS, ItemKNN, Nearby, Oracle, Popular, Recent, Repeat, unavailable
+from twotower.baselines.baselines import (
+    BASELINES,
+    GRIDS,
+    IALS,
+    ItemKNN,
+    Nearby,
+    Oracle,
+    Popular,
+    RecentPopularity,
+    Repeat,
+    unavailable,
+)
 from twotower.data.dataset import Dataset, Events
 from twotower.errors import DataError
 from twotower.evaluation.evaluator import evaluate
@@ -22,12 +33,12 @@ CHEAP: Settings = {"ials": {"factors": 8, "iterations": 3}}
 DAY = 20_000  # the day of the questions
 
 
-def dataset_of(events: list[tuple[int, int, int, int]], *, n_items: int, n_users: int, places: Any = None) -> Dataset:
+def dataset_of(events: list[tuple[int, int, int, int]], *, n_items: int, n_users: int, locations: Any = None) -> Dataset:
     """A dataset in memory from (user row, item row, day, split) lines; all events are positive."""
     lines = sorted(events, key=lambda e: (e[0], e[2]))
     user, item, day, split = np.array(lines, np.int64).reshape(-1, 4).T
     specs = (
-        [{"name": "location", "side": "item", "kind": "geo", "columns": ["latitude", "longitude"]}] if places is not None else []
+        [{"name": "location", "side": "item", "kind": "geo", "columns": ["latitude", "longitude"]}] if locations is not None else []
     )
     manifest = {"n_items": n_items, "n_users": n_users, "has_time": True, "event_types": ["review"], "features": specs}
     manifest |= {"n_train_items": len(np.unique(item[split == TRAIN])), "n_train_users": len(np.unique(user[split == TRAIN]))}
@@ -39,14 +50,14 @@ def dataset_of(events: list[tuple[int, int, int, int]], *, n_items: int, n_users
         offsets, item, day * DAY_S, np.ones(size, np.int64), none, ones, np.ones(size, bool), split.astype(np.int8)
     )
     table = {"item_id": [f"i{row}" for row in range(2, n_items)]}
-    if places is not None:
-        table |= {"latitude": [p[0] for p in places], "longitude": [p[1] for p in places]}
+    if locations is not None:
+        table |= {"latitude": [p[0] for p in locations], "longitude": [p[1] for p in locations]}
     dataset.__dict__["items"] = pa.table(table)
     return dataset
 
 
-def ask(*histories: list[int], place: tuple[float, float] | None = None) -> Queries:
-    return Queries.of(list(histories), time_s=DAY * DAY_S, place=place)
+def ask(*histories: list[int], location: tuple[float, float] | None = None) -> Queries:
+    return Queries.of(list(histories), time_s=DAY * DAY_S, location=location)
 
 
 @pytest.fixture(scope="module")
@@ -155,18 +166,24 @@ def test_recent_ends_at_midnight_before_the_question() -> None:
         (2, 5, DAY, 2),
         (3, 5, DAY, 2),
     ]
-    recent = Recent(dataset_of(events, n_items=7, n_users=5), days=30)
+    recent = RecentPopularity(dataset_of(events, n_items=7, n_users=5), days=30)
     assert lists(recent.retrieve(ask([]), 4)) == [[4, 3, 2, 5]]  # then popularity: 2 has two training events; 5 and 6 none
-    assert lists(Recent(dataset_of(events, n_items=7, n_users=5), days=29).retrieve(ask([]), 2)) == [[4, 2]]
+    assert lists(RecentPopularity(dataset_of(events, n_items=7, n_users=5), days=29).retrieve(ask([]), 2)) == [[4, 2]]
 
 
 def test_nearby_weighs_popularity_by_distance_from_home() -> None:
-    places = [(36.0, -115.0), (36.0, -115.1), (36.0, -114.0), (None, None), (36.0, -115.0)]  # items 2 … 6; one tenth is about 9 km
+    locations = [
+        (36.0, -115.0),
+        (36.0, -115.1),
+        (36.0, -114.0),
+        (None, None),
+        (36.0, -115.0),
+    ]  # items 2 … 6; one tenth is about 9 km
     events = [(2, 4, 1, 0)] * 6 + [(3, 3, 1, 0)] * 2 + [(3, 2, 1, 0)]
-    nearby = Nearby(dataset_of(events, n_items=7, n_users=4, places=places), scale_km=3)
+    nearby = Nearby(dataset_of(events, n_items=7, n_users=4, locations=locations), scale_km=3)
     assert lists(nearby.retrieve(ask([2]), 9)) == [[6, 3, 5, 4]]  # log 1, log 3 - 3, log 1 - 10, log 7 - 30
     assert lists(nearby.retrieve(ask([6, 6, 4], []), 2, exclude_seen=False)) == [[2, 6], [4, 3]]
-    assert lists(nearby.retrieve(ask([2], place=(36.0, -114.0)), 1)) == [[4]]  # where the request comes from wins
+    assert lists(nearby.retrieve(ask([2], location=(36.0, -114.0)), 1)) == [[4]]  # where the request comes from wins
     assert lists(nearby.retrieve(ask([5]), 2)) == [[4, 3]]  # a history without coordinates
     home = nearby.home(ask([2, 3, 4], [3], []))
     np.testing.assert_allclose(home, [[36, -115.0], [36, -115.1], [np.nan, np.nan]])
@@ -266,7 +283,7 @@ def test_who_has_nothing_to_say() -> None:
     popular = Popular(bare).retrieve(ask([], [3]), 3).items  # they still answer, by popularity
     for name in ("recent", "nearby"):
         np.testing.assert_array_equal(BASELINES[name](bare).retrieve(ask([], [3]), 3).items, popular)
-    located = dataset_of([(2, 2, 1, 0)], n_items=4, n_users=3, places=[(1.0, 2.0), (None, None)])
+    located = dataset_of([(2, 2, 1, 0)], n_items=4, n_users=3, locations=[(1.0, 2.0), (None, None)])
     assert unavailable("nearby", located, max_ease_items=1) is None and isinstance(located.specs[0], FeatureSpec)
 
 

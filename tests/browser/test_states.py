@@ -52,7 +52,7 @@ def with_report(about: dict[str, Any]) -> None:
 
 
 def without_places(about: dict[str, Any]) -> None:
-    about["filters"] |= {"has_places": False, "has_price": False, "has_hours": False}
+    about["filters"] |= {"has_locations": False, "has_price": False, "has_hours": False}
 
 
 def nowhere(found: dict[str, Any]) -> None:
@@ -192,7 +192,7 @@ def test_a_filter_that_is_refused_is_answered_at_the_filter(visit: Open, picture
 @slow
 def test_a_refusal_that_says_where_is_marked_there(visit: Open) -> None:
     page = shown(visit(refused=(422,)))
-    error = {"error": {"code": "impossible", "message": "Unknown column.", "where": 10}, "request_id": "r1"}
+    error = {"error": {"code": "impossible", "message": "Unknown column.", "location": 10}, "request_id": "r1"}
     page.route("**/v1/recommend", lambda route: route.fulfill(status=422, json=error))
     page.get_by_label("Your own filter").fill("a == 1 or b == 2")
     page.get_by_label("Your own filter").press("Enter")
@@ -264,7 +264,7 @@ def why(page: Page) -> None:
 
 def sheet(page: Page) -> None:
     page.locator("#list > li.best .name").first.click()
-    page.locator("#sheet .cards > li:not(.skeleton)").first.wait_for()
+    page.locator("#details .cards > li:not(.skeleton)").first.wait_for()
 
 
 def searching(page: Page) -> None:

@@ -114,7 +114,7 @@ def test_addresses_are_read_as_written_and_nonsense_falls_back(visit: Open) -> N
     page = visit()
     back = page.evaluate(
         """async () => {
-          const { START, fromHash, toHash } = await import("/page/state.js");
+          const { START, fromHash, toHash } = await import("/page/url_state.js");
           const full = { ...START, tab: "figures", user: "a&b=c", added: ["x,y", "#1"], near: [48.2, -16.4], k: 30, price: 2,
             categories: ["Bars & Pubs", "Tea, Coffee"], radius: 10, open: true, where: 'city == "A%20B"', seen: true,
             popularity: -0.5, diversity: 0.3 };

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from twotower.bundle.bundle import INDEX_FILE, MODEL_FILE, load_bundle
-from twotower.bundle.sealed_folder import MANIFEST, seal
+from twotower.bundle.sealed_folder import MANIFEST, write_manifest
 from twotower.errors import DataError
 from twotower.utils.array_files import open_arrays, write_arrays
 
@@ -45,7 +45,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "no settings": (lambda _, manifest: manifest.pop("config"), "KeyError"),
     "other vectors": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v[:, ::-1]), "the vectors of index.safetensors"),
     "no numbers": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v * np.nan), "vectors of each item must be finite"),
-    "fewer items": (lambda f, _: edit_arrays(f / INDEX_FILE, recent=lambda v: v[:-1]), "recent of each item"),
+    "fewer items": (
+        lambda f, _: edit_arrays(f / INDEX_FILE, recent_event_count=lambda v: v[:-1]),
+        "recent_event_count of each item",
+    ),
     "broken weights": (
         lambda f, _: edit_arrays(f / MODEL_FILE, **{"geo.weight": lambda v: v * np.inf}),
         "geo.weight must hold finite",
@@ -67,7 +70,7 @@ def test_what_does_not_fit_is_one_line(town_bundle: Path, tmp_path: Path, name: 
     manifest = json.loads((folder / MANIFEST).read_text())
     change, said = CHANGES[name]
     change(folder, manifest)
-    seal(folder, manifest)
+    write_manifest(folder, manifest)
     with pytest.raises(DataError) as caught:
         load_bundle(folder)
     assert said in str(caught.value) and "\n" not in str(caught.value)
@@ -76,5 +79,5 @@ def test_what_does_not_fit_is_one_line(town_bundle: Path, tmp_path: Path, name: 
 def test_a_bundle_without_graphs_answers_by_its_weights(town_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(town_bundle, tmp_path / "bundle"))
     shutil.rmtree(folder / "towers")
-    seal(folder, json.loads((folder / MANIFEST).read_text()))
+    write_manifest(folder, json.loads((folder / MANIFEST).read_text()))
     assert load_bundle(folder).tower is None

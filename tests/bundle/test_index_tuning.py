@@ -17,14 +17,14 @@ from twotower.bundle.revision import add_items
 from twotower.cli import main
 from twotower.errors import DataError
 from twotower.retrieval.recommender import Recommender
-from twotower.retrieval.request import Request, Visit
+from twotower.retrieval.request import HistoryEvent, Request
 from twotower.search.approximate import one_thread
 
 
 @pytest.fixture
 def bundle(town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to change, and no index too small to be tried."""
-    monkeypatch.setattr(index_tuning, "LEAST_ITEMS", {"ivf_pq": 256})
+    monkeypatch.setattr(index_tuning, "MIN_ITEMS", {"ivf_pq": 256})
     monkeypatch.setattr(index_tuning, "USERS", 40)
     monkeypatch.setattr(index_tuning, "TIMED", 5)
     shutil.copytree(town_bundle, tmp_path / "bundle")
@@ -44,24 +44,24 @@ def test_a_tuned_bundle_answers_like_the_exact_one(
     assert opened.index.kind == kind
     told = opened.manifest["index"]
     assert told["kind"] == kind and told["recall"] >= 0.9 and told["p50_ms"] > 0 and told["bytes"] > 0 and told["k"] == 10
-    history = tuple(Visit(str(name)) for name in recommender.dataset.item_ids[2:6])
+    history = tuple(HistoryEvent(str(name)) for name in recommender.dataset.item_ids[2:6])
     for request in (
         Request(history=history, k=10),
-        Request(history=history, k=10, popularity=1.0, where="seen or price <= 2", exclude_seen=False),
-        Request(history=history, k=10, where={"seen": True}),
+        Request(history=history, k=10, popularity=1.0, filter="seen or price <= 2", exclude_seen=False),
+        Request(history=history, k=10, filter={"seen": True}),
     ):
         (ours,), (exact,) = Recommender(opened).answer([request]), recommender.answer([request])
-        assert len(ours.places) == len(exact.places)
-        same = {place.item_id for place in ours.places} & {place.item_id for place in exact.places}
-        assert len(same) >= 0.8 * len(exact.places)
+        assert len(ours.items) == len(exact.items)
+        same = {place.item_id for place in ours.items} & {place.item_id for place in exact.items}
+        assert len(same) >= 0.8 * len(exact.items)
 
 
 def test_a_filter_knows_what_was_seen_and_what_is_open(recommender: Recommender) -> None:
     ids = [str(name) for name in recommender.dataset.item_ids[2:6]]
-    history = tuple(map(Visit, ids))
-    (answer,) = recommender.answer([Request(history=history, k=20, where="seen", exclude_seen=False)])
-    assert {place.item_id for place in answer.places} == set(ids)
-    assert recommender.answer([Request(history=history, k=20, where="open_now")])[0].places
+    history = tuple(map(HistoryEvent, ids))
+    (answer,) = recommender.answer([Request(history=history, k=20, filter="seen", exclude_seen=False)])
+    assert {place.item_id for place in answer.items} == set(ids)
+    assert recommender.answer([Request(history=history, k=20, filter="open_now")])[0].items
 
 
 def test_an_index_is_built_again_when_items_come(bundle: Path) -> None:

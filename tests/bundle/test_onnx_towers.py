@@ -17,19 +17,19 @@ from twotower.retriever import Queries
 
 from ..drawn_bundle import drawn
 
-BY_ROWS = {"update": "rows", "dtype": "bf16"}
+BY_ROWS = {"update": "sparse", "dtype": "bf16"}
 TOWERS: dict[str, tuple[dict[str, Any], str]] = {
-    "mean of the items, straight": ({"num_blocks": 0, "hidden_dims": [16]}, "set"),
-    "projected": ({"num_blocks": 0, "hidden_dims": [12]}, "set"),
-    "set, dcn": ({"num_blocks": 1}, "set"),
-    "set, last": ({"num_blocks": 2, "pooling": "last", "interaction": "fm"}, "set"),
-    "causal": ({"num_blocks": 1, "pooling": "attention", "interaction": "none"}, "causal"),
-    "causal, last": ({"num_blocks": 2, "pooling": "last", "interaction": "fm"}, "causal"),
-    "deep": ({"hidden_dims": [20, 24, 16], "cross_layers": 3, "num_heads": 2}, "causal"),
-    "hashed": ({"tables": {"item.id": {"max_rows": 60}, "item.categories": {"max_rows": 24}}}, "set"),
-    "quotients": ({"tables": {"user.id": {"max_rows": 60, "hashing": "quotient_remainder"}}}, "set"),
-    "without some fields": ({"exclude_fields": ["item.state", "item.categories", "user.hour", "user.home"]}, "set"),
-    "by rows": ({"tables": {"item.id": {**BY_ROWS, "max_rows": 60}, "user.id": BY_ROWS, "item.attributes": BY_ROWS}}, "set"),
+    "mean of the items, straight": ({"num_blocks": 0, "hidden_dims": [16]}, "any_event"),
+    "projected": ({"num_blocks": 0, "hidden_dims": [12]}, "any_event"),
+    "set, dcn": ({"num_blocks": 1}, "any_event"),
+    "set, last": ({"num_blocks": 2, "pooling": "last", "interaction": "fm"}, "any_event"),
+    "causal": ({"num_blocks": 1, "pooling": "attention", "interaction": "none"}, "next_event"),
+    "causal, last": ({"num_blocks": 2, "pooling": "last", "interaction": "fm"}, "next_event"),
+    "deep": ({"hidden_dims": [20, 24, 16], "cross_layers": 3, "num_heads": 2}, "next_event"),
+    "hashed": ({"tables": {"item.id": {"max_rows": 60}, "item.categories": {"max_rows": 24}}}, "any_event"),
+    "quotients": ({"tables": {"user.id": {"max_rows": 60, "hashing": "quotient_remainder"}}}, "any_event"),
+    "without some fields": ({"exclude_features": ["item.state", "item.categories", "user.hour", "user.home"]}, "any_event"),
+    "by rows": ({"tables": {"item.id": {**BY_ROWS, "max_rows": 60}, "user.id": BY_ROWS, "item.attributes": BY_ROWS}}, "any_event"),
 }
 
 
@@ -45,15 +45,15 @@ OFTEN = (
 
 @pytest.mark.parametrize("name", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in TOWERS])
 def test_it_is_the_same_vector(town: Any, tmp_path: Path, name: str) -> None:
-    settings, view = TOWERS[name]
+    settings, objective = TOWERS[name]
     both = {"embedding_dim": 16, "hidden_dims": [24, 16]} | {
         k: v for k, v in settings.items() if k in ("hidden_dims", "interaction")
     }
-    whole = {k: v for k, v in settings.items() if k in ("tables", "exclude_fields")}
+    whole = {k: v for k, v in settings.items() if k in ("tables", "exclude_features")}
     user = {k: v for k, v in settings.items() if k not in whole}
     towers = {"user_tower": {**both, "max_history": 20, **user}, "item_tower": both}
     dataset = Dataset.open(town.folder)
-    model, config = drawn(dataset, {**towers, "request_place": len(name) % 2 == 0, **whole}, view=view)
+    model, config = drawn(dataset, {**towers, "request_location": len(name) % 2 == 0, **whole}, objective=objective)
     store, moment = open_store(dataset, "future", config.model), split_moment(dataset, "future")
     export_towers(model, store, tmp_path / "towers")
 
@@ -71,7 +71,7 @@ def test_it_is_the_same_vector(town: Any, tmp_path: Path, name: str) -> None:
     for queries in (
         everybody,
         everybody.slice(7, 8),
-        Queries.of([[], [5], [6, 7, 8]], time_s=moment, place=(28.0, -82.0)),
+        Queries.of([[], [5], [6, 7, 8]], time_s=moment, location=(28.0, -82.0)),
         Queries.of([[]], time_s=moment),
     ):
         with torch.inference_mode():

@@ -30,7 +30,7 @@ def bundle(town_bundle: Path, tmp_path: Path) -> Path:
 
 def twin(path: Path, row: int, name: str) -> dict[str, Any]:
     """What the catalogue says of an item, under another id."""
-    return {**Recommender.load(path).shown.describe(row), "item_id": name}
+    return {**Recommender.load(path).details.describe(row), "item_id": name}
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -60,7 +60,7 @@ def test_a_new_item_is_what_its_features_say(bundle: Path, tmp_path: Path, capsy
     recommender = Recommender.load(bundle)
     found = [place.item_id for place in recommender.recommend(history=["new one", "bare"], k=n, exclude_seen=False)]
     assert {"new one", "bare"} <= set(found)
-    assert recommender.recommend(history=["bare"], where='id == "new one"', k=3)[0].name == twin(bundle, row, "new one")["name"]
+    assert recommender.recommend(history=["bare"], filter='id == "new one"', k=3)[0].name == twin(bundle, row, "new one")["name"]
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
@@ -88,7 +88,7 @@ def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_pat
     after = Recommender.load(bundle)
     n = after.dataset.n_items
     for history in ([], [str(after.dataset.item_ids[50])], [first]):
-        offered = {place.item_id for place in after.recommend(history=history, k=n, where="not price == 9 or price == 9")}
+        offered = {place.item_id for place in after.recommend(history=history, k=n, filter="not price == 9 or price == 9")}
         offered |= {place.item_id for place in after.recommend(history=history, k=n)}
         assert not {first, second} & offered and len(offered) >= n - 5
     assert after.recommend(history=[first], k=3) != after.recommend(history=[str(after.dataset.item_ids[50])], k=3)
@@ -97,7 +97,7 @@ def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_pat
     )
     back = Recommender.load(bundle)
     assert back.dataset.n_items == n and back.bundle.manifest["revision"] == 3
-    assert back.recommend(history=[second], k=1, where=f'id == "{first}"')[0].name == "New Name"
+    assert back.recommend(history=[second], k=1, filter=f'id == "{first}"')[0].name == "New Name"
     np.testing.assert_allclose(back.bundle.arrays.vectors[:, :-1].sum(), after.bundle.arrays.vectors[:, :-1].sum(), atol=1)
     np.testing.assert_array_equal(back.bundle.arrays.vectors[:, -1], after.bundle.arrays.vectors[:, -1])  # as popular as before
 

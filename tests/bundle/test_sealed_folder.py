@@ -14,7 +14,7 @@ import pytest
 
 from twotower.bundle import sealed_folder
 from twotower.bundle.bundle import load_bundle, note_report
-from twotower.bundle.sealed_folder import MANIFEST, open_sealed, read_manifest, replacing, seal
+from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, read_manifest, verify_manifest, write_manifest
 from twotower.errors import DataError
 from twotower.schema import BUNDLE_FORMAT
 
@@ -22,11 +22,11 @@ from twotower.schema import BUNDLE_FORMAT
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A sealed folder of two files."""
-    with replacing(tmp_path / "bundle") as fresh:
+    with atomic_replace(tmp_path / "bundle") as fresh:
         (fresh / "inner").mkdir()
         (fresh / "a.txt").write_text("one")
         (fresh / "inner" / "b.txt").write_text("two")
-        seal(fresh, {"number": 1})
+        write_manifest(fresh, {"number": 1})
     return tmp_path / "bundle"
 
 
@@ -70,26 +70,26 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_whatever_was_done_to_it_is_one_line(folder: Path, name: str) -> None:
-    assert open_sealed(folder)["number"] == 1
+    assert verify_manifest(folder)["number"] == 1
     damage, said = DAMAGE[name]
     damage(folder)
     with pytest.raises(DataError, match=re.escape(said)) as caught:
-        open_sealed(folder)
+        verify_manifest(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_what_fails_half_way_leaves_the_old_one(folder: Path) -> None:
-    with pytest.raises(KeyError), replacing(folder) as fresh:
+    with pytest.raises(KeyError), atomic_replace(folder) as fresh:
         (fresh / "a.txt").write_text("half")
         raise KeyError
-    assert open_sealed(folder)["number"] == 1
+    assert verify_manifest(folder)["number"] == 1
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
 
 def test_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("me")
-    with pytest.raises(DataError, match="something else"), replacing(tmp_path / "letters"):
+    with pytest.raises(DataError, match="something else"), atomic_replace(tmp_path / "letters"):
         pytest.fail("must not begin")
     assert (tmp_path / "letters" / "dear.txt").read_text() == "me"
 
@@ -97,9 +97,9 @@ def test_something_else_is_not_replaced(tmp_path: Path) -> None:
 def test_a_link_to_a_bundle_goes_on_leading_to_it(folder: Path) -> None:
     link = folder.parent / "current"
     link.symlink_to(folder)
-    with replacing(link) as fresh:
-        seal(fresh, {"number": 2})
-    assert link.is_symlink() and open_sealed(folder)["number"] == 2
+    with atomic_replace(link) as fresh:
+        write_manifest(fresh, {"number": 2})
+    assert link.is_symlink() and verify_manifest(folder)["number"] == 2
 
 
 def test_a_reader_always_finds_one(folder: Path) -> None:
@@ -115,8 +115,8 @@ def test_a_reader_always_finds_one(folder: Path) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     for number in range(2, 60):
-        with replacing(folder) as fresh:
-            seal(fresh, {"number": number})
+        with atomic_replace(folder) as fresh:
+            write_manifest(fresh, {"number": number})
     done.set()
     reader.join()
     assert not lost and len(seen) > 5

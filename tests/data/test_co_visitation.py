@@ -32,7 +32,7 @@ def test_neighbours_are_those_of_the_same_users_weighted_by_how_few_items_these_
 
 
 def test_only_a_users_latest_events_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(co_visitation, "MOST_EVENTS", 2)
+    monkeypatch.setattr(co_visitation, "MAX_USER_EVENTS", 2)
     near = co_visitation.co_visited(np.array([2, 2, 2]), np.array([2, 3, 4]), n_users=3, n_items=5, most=3)
     assert near.tolist() == [[0] * 3, [0] * 3, [0] * 3, [4, 0, 0], [3, 0, 0]]
 

@@ -20,9 +20,9 @@ def dataset(town) -> Dataset:
     return Dataset.open(town.folder)
 
 
-def loader_of(dataset: Dataset, *, rank: int = 0, world: int = 1, **settings: object) -> tuple[TrainLoader, Config]:
+def loader_of(dataset: Dataset, *, rank: int = 0, world_size: int = 1, **settings: object) -> tuple[TrainLoader, Config]:
     config = parse_config({"training": {"batch_size": 128, **settings}, "model": {"user_tower": {"max_history": 12}}})
-    return TrainLoader(dataset, open_store(dataset, "valid", config.model), config, rank=rank, world=world), config
+    return TrainLoader(dataset, open_store(dataset, "valid", config.model), config, rank=rank, world_size=world_size), config
 
 
 def same(a: object, b: object) -> bool:
@@ -39,31 +39,31 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize("view", ["set", "causal"])
-def test_batches_are_a_function_of_seed_epoch_and_step(dataset, view):
-    loader, _ = loader_of(dataset, view=view)
-    again, _ = loader_of(dataset, view=view)
+@pytest.mark.parametrize("objective", ["any_event", "next_event"])
+def test_batches_are_a_function_of_seed_epoch_and_step(dataset, objective):
+    loader, _ = loader_of(dataset, objective=objective)
+    again, _ = loader_of(dataset, objective=objective)
     first = list(loader.iterate(3))
     resumed = list(again.iterate(3, start=len(first) - 2))
     assert all(same(a, b) for a, b in zip(first[-2:], resumed, strict=True))
     assert not same(first[0], next(again.iterate(4)))
 
 
-@pytest.mark.parametrize("view", ["set", "causal"])
-def test_an_epoch_asks_for_every_positive_training_event_once(dataset, view):
-    loader, _ = loader_of(dataset, view=view)
-    events = [loader.view.examples(members, np.random.default_rng(0)).event for members in loader.plan(0)]
+@pytest.mark.parametrize("objective", ["any_event", "next_event"])
+def test_an_epoch_asks_for_every_positive_training_event_once(dataset, objective):
+    loader, _ = loader_of(dataset, objective=objective)
+    events = [loader.objective.examples(members, np.random.default_rng(0)).event for members in loader.plan(0)]
     asked, expected = np.sort(np.concatenate(events)), np.flatnonzero(loader.events.positive)
     assert len(expected) == (dataset.events.positive & (dataset.events.split == TRAIN)).sum()
-    if view == "causal":  # what was visited before is masked in the evaluation, so it is not asked for
+    if objective == "next_event":  # what was visited before is masked in the evaluation, so it is not asked for
         pairs = list(zip(loader.events.user_row.tolist(), loader.events.history.item_row.tolist(), strict=True))
         expected = [event for event in expected if pairs[event] not in pairs[:event]]
     np.testing.assert_array_equal(asked, expected)
 
 
 def test_causal_windows_show_as_much_as_evaluation_does(dataset):
-    loader, _ = loader_of(dataset, view="causal")
-    batches = [loader.view.examples(members, np.random.default_rng(0)) for members in loader.plan(0)]
+    loader, _ = loader_of(dataset, objective="next_event")
+    batches = [loader.objective.examples(members, np.random.default_rng(0)) for members in loader.plan(0)]
     seen = np.concatenate([batch.users.seen.numpy() for batch in batches])
     longest = np.diff(loader.events.history.offsets).max()
     assert longest > 12
@@ -71,9 +71,9 @@ def test_causal_windows_show_as_much_as_evaluation_does(dataset):
 
 
 def test_the_target_is_never_in_its_own_history(dataset):
-    loader, _ = loader_of(dataset, view="set")
+    loader, _ = loader_of(dataset, objective="any_event")
     for members in loader.plan(0)[:5]:
-        batch = loader.view.examples(members, np.random.default_rng(0))
+        batch = loader.objective.examples(members, np.random.default_rng(0))
         rows = batch.users.items.row[batch.users.history].numpy()
         target = loader.events.history.item_row[batch.event]
         for i, (at, seen) in enumerate(zip(batch.users.at.tolist(), batch.users.seen.tolist(), strict=True)):
@@ -82,22 +82,22 @@ def test_the_target_is_never_in_its_own_history(dataset):
 
 
 def test_causal_batches_keep_the_token_budget(dataset):
-    loader, config = loader_of(dataset, view="causal")
+    loader, config = loader_of(dataset, objective="next_event")
     for members in loader.plan(0):
-        width = int((loader.view.stop[members] - loader.view.start[members]).max())
+        width = int((loader.objective.stop[members] - loader.objective.start[members]).max())
         assert len(members) == 1 or len(members) * width <= config.training.batch_size
 
 
-@pytest.mark.parametrize("view", ["set", "causal"])
-def test_the_logq_counts_what_an_epoch_asks_for(dataset, view):
-    loader, _ = loader_of(dataset, view=view)
-    asked = np.concatenate([loader.view.asked_events(members) for members in loader.plan(0)])
+@pytest.mark.parametrize("objective", ["any_event", "next_event"])
+def test_the_logq_counts_what_an_epoch_asks_for(dataset, objective):
+    loader, _ = loader_of(dataset, objective=objective)
+    asked = np.concatenate([loader.objective.target_events(members) for members in loader.plan(0)])
     found = np.bincount(loader.events.history.item_row[asked], minlength=dataset.n_items)
     assert np.array_equal(found, loader.pool.count) and loader.pool.total == len(asked)
 
 
 def test_masks_are_the_users_other_positives(dataset):
-    loader, _ = loader_of(dataset, view="set")
+    loader, _ = loader_of(dataset, objective="any_event")
     members = loader.plan(0)[0]
     batch = loader.batch(members, 0, 0)
     candidates, history = batch.items[0].row.numpy(), loader.events.history
@@ -109,10 +109,10 @@ def test_masks_are_the_users_other_positives(dataset):
         assert {pair for pair in masked if pair[0] == example} == expected
 
 
-@pytest.mark.parametrize("view", ["set", "causal"])
-def test_processes_read_the_histories_of_their_own_users_and_share_a_batch_by_them(dataset, view):
-    alone, _ = loader_of(dataset, view=view)
-    shares = [loader_of(dataset, view=view, micro_batch=20, rank=rank, world=3)[0] for rank in range(3)]
+@pytest.mark.parametrize("objective", ["any_event", "next_event"])
+def test_processes_read_the_histories_of_their_own_users_and_share_a_batch_by_them(dataset, objective):
+    alone, _ = loader_of(dataset, objective=objective)
+    shares = [loader_of(dataset, objective=objective, micro_batch_size=20, rank=rank, world_size=3)[0] for rank in range(3)]
     kept = [len(loader.events.history.item_row) for loader in shares]
     total = len(alone.events.history.item_row)
     assert sum(kept) == total and max(kept) < 1.1 * total / 3, "each has about a third of the events, and nobody's twice"
@@ -130,7 +130,7 @@ def test_processes_read_the_histories_of_their_own_users_and_share_a_batch_by_th
 
 
 def test_a_process_without_a_share_of_a_small_batch_takes_part_in_it(dataset):
-    shares = [loader_of(dataset, batch_size=4, negatives_per_positive=1, rank=rank, world=4)[0] for rank in range(4)]
+    shares = [loader_of(dataset, batch_size=4, negatives_per_positive=1, rank=rank, world_size=4)[0] for rank in range(4)]
     idle = 0
     for step, members in enumerate(shares[0].plan(0)[:200]):
         for loader in shares:
@@ -157,9 +157,9 @@ def test_a_loader_error_reaches_the_reader(dataset):
 
 
 def test_places_of_requests_are_near_half_of_the_targets(dataset):
-    config = parse_config({"model": {"request_place": True}, "training": {"batch_size": 512}})
+    config = parse_config({"model": {"request_location": True}, "training": {"batch_size": 512}})
     loader = TrainLoader(dataset, open_store(dataset, "valid", config.model), config)
-    points = loader.batch(loader.plan(0)[0], 0, 0).users[0].fields["request_place.point"]
+    points = loader.batch(loader.plan(0)[0], 0, 0).users[0].fields["request_location.point"]
     known = (points != 0).any(dim=1)
     assert 0.4 < known.float().mean() < 0.6
     target = loader.events.history.item_row[loader.plan(0)[0]]

@@ -47,7 +47,7 @@ def questions(dataset: Dataset, split: str, **sample: Any) -> list[Question]:
 @pytest.mark.parametrize("split", [{"kind": "leave_one_out"}, {"kind": "time", "valid": "1970-01-11", "test": "1970-01-21"}])
 def test_new_users_and_items_are_history_and_targets_and_never_training(prepared: Any, split: dict[str, Any]) -> None:
     rows = [f"u{u} i{(7 * u + 3 * n) % 40} {4 * n + u / 200}" for u in range(60) for n in range(6)]
-    dataset = prepared(days(*rows), split={**split, "new_users": 0.3, "new_items": 0.2})
+    dataset = prepared(days(*rows), split={**split, "withhold_user_frac": 0.3, "withhold_item_frac": 0.2})
     whole = prepared(days(*rows), split=split)
     events, known_items, known_users = dataset.events, FIRST_ROW + dataset.n_train_items, FIRST_ROW + dataset.n_train_users
     aside, trained = events.split == WITHHELD, events.split == TRAIN
@@ -102,7 +102,7 @@ def test_events_with_few_stars_are_history_and_never_targets(prepared: Any) -> N
     assert questions(dataset, "valid") == [("a", 12 * DAY_S, ["p"], ["r"])]
     held = dataset.held_out("valid")
     assert held.queries.stars.tolist() == [1] and held.queries.event_type.tolist() == [1]
-    assert held.queries.event_time_s.tolist() == [DAY_S] and np.isnan(held.queries.place).all()
+    assert held.queries.event_time_s.tolist() == [DAY_S] and np.isnan(held.queries.location).all()
 
 
 # --- leave-one-out -------------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_a_given_split_asks_once_per_user_after_all_they_did_before(prepared: An
     part = lambda user, item, n, name: {"user_id": user, "item_id": item, "time_s": n, "part": name}  # noqa: E731
     rows = [part("a", f"i{n}", n, "train") for n in range(8)] + [part("a", "t1", 0, "test"), part("a", "t0", 1, "test")]
     rows += [part("b", "i1", 0, "train"), part("new", "i1", 0, "test"), part("new", "i1", 1, "test")]
-    dataset = prepared(rows, has_time=False, split={"kind": "given", "valid": 0.25})
+    dataset = prepared(rows, has_time=False, split={"kind": "predefined", "valid": 0.25})
     events, held = dataset.events, questions(dataset, "valid")
     of_a = slice(*dataset.events.offsets[dataset.user_rows(["a"])[0] :][:2].tolist())
     names, splits = dataset.item_ids[events.item_row[of_a]], events.split[of_a]
@@ -221,16 +221,16 @@ def test_ids_and_rows_answer_each_other(plain: Dataset) -> None:
 
 
 def test_arrays_have_the_promised_types_and_agree_with_each_other(plain: Dataset) -> None:
-    events, visits = plain.events, plain.visits
+    events, item_events = plain.events, plain.item_events
     for name in ("offsets", "item_row", "time_s", "event_type"):
         assert getattr(events, name).dtype == np.int64
     assert (events.stars.dtype, events.weight.dtype) == (np.float32, np.float32)
-    assert (events.positive.dtype, events.split.dtype, visits.split.dtype) == (np.bool_, np.int8, np.int8)
-    assert len(events.offsets) == plain.n_users + 1 and len(visits.offsets) == plain.n_items + 1
-    assert events.offsets[-1] == len(events) == len(visits) - 1
+    assert (events.positive.dtype, events.split.dtype, item_events.split.dtype) == (np.bool_, np.int8, np.int8)
+    assert len(events.offsets) == plain.n_users + 1 and len(item_events.offsets) == plain.n_items + 1
+    assert events.offsets[-1] == len(events) == len(item_events) - 1
     assert plain.item_train_count.tolist() == [0, 0, 2, 1] + [0] * 5 and plain.item_train_count.dtype == np.int64
     pairs = sorted(zip(events.item_row.tolist(), events.time_s.tolist(), strict=True))
-    seen = sorted(zip(visits.item_row.tolist(), visits.time_s.tolist(), strict=True))
+    seen = sorted(zip(item_events.item_row.tolist(), item_events.time_s.tolist(), strict=True))
     assert [pair for pair in seen if pair != (3, 4 * DAY_S)] == pairs and len(seen) == len(pairs) + 1
 
 

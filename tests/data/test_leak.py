@@ -29,7 +29,7 @@ from twotower.utils.config import ModelConfig, UserTowerConfig, parse_config
 
 HALF, CUT, TEST_CUT, END = 5, 10, 15, 20  # days
 SPLIT = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-16"}
-SHORT = ModelConfig(user_tower=UserTowerConfig(max_history=3), request_place=True)
+SHORT = ModelConfig(user_tower=UserTowerConfig(max_history=3), request_location=True)
 WORDS = ["soup", "noodles", "coffee", "haircut", "tyres"]
 Row = dict[str, Any]
 
@@ -122,12 +122,12 @@ def flat(value: Any) -> Any:
 def training_side(dataset: Dataset) -> dict[str, Any]:
     """All of a dataset that training can see."""
     items, users = FIRST_ROW + dataset.n_train_items, FIRST_ROW + dataset.n_train_users
-    seen, visited = dataset.events.split == TRAIN, dataset.visits.split == TRAIN
+    seen, visited = dataset.events.split == TRAIN, dataset.item_events.split == TRAIN
     side = {
         f"event {name}": getattr(dataset.events, name)[seen] for name in ("item_row", "time_s", "event_type", "stars", "user_row")
     }
     side |= {name: getattr(dataset.events, name)[seen] for name in ("weight", "positive")}
-    side |= {f"visit {name}": getattr(dataset.visits, name)[visited] for name in ("item_row", "time_s", "stars")}
+    side |= {f"visit {name}": getattr(dataset.item_events, name)[visited] for name in ("item_row", "time_s", "stars")}
     side |= {"item ids": dataset.item_ids[:items], "user ids": dataset.user_ids[:users], "count": dataset.item_train_count[:items]}
     side |= {f"item {name}": values[:items] for name, values in dataset.item_features.items()}
     side |= {f"user {name}": values[:users] for name, values in dataset.user_features.items()}
@@ -136,9 +136,9 @@ def training_side(dataset: Dataset) -> dict[str, Any]:
     return flat(side) | {"tables": tables, "encoders": files, "types": dataset.event_types}  # type: ignore[no-any-return]
 
 
-def batches(dataset: Dataset, view: str) -> list[Any]:
+def batches(dataset: Dataset, objective: str) -> list[Any]:
     """Every batch of an epoch; empty where no event may be a target."""
-    config = parse_config({"training": {"view": view, "batch_size": 4, "negatives_per_positive": 1}})
+    config = parse_config({"training": {"objective": objective, "batch_size": 4, "negatives_per_positive": 1}})
     if not dataset.item_train_count.any():
         return []
     loader = TrainLoader(dataset, open_store(dataset, "valid", SHORT), config)
@@ -176,20 +176,20 @@ def check_cut(prepared: Any, first: World, other: World, **kept: Any) -> None:
     one, two = first.dataset(prepared, **kept), other.dataset(prepared, **kept)
     expected, found = training_side(one), training_side(two)
     assert [name for name in expected if expected[name] != found[name]] == []
-    for view in ("set", "causal"):
-        assert batches(one, view) == batches(two, view)
+    for objective in ("any_event", "next_event"):
+        assert batches(one, objective) == batches(two, objective)
 
 
 def check_moment(prepared: Any, first: World, other: World) -> None:
     """Another second half of training leaves what was known before it as it was."""
-    expected, found = (states(world.dataset(prepared), HALF * DAY_S) for world in (first, other))
+    expected, found = (states(world_size.dataset(prepared), HALF * DAY_S) for world_size in (first, other))
     moments = {key for key in expected if key[1] < HALF * DAY_S}  # those of the half itself differ in who is there
     assert moments and {key: expected[key] for key in moments} == {key: found[key] for key in moments}
 
 
-def trains(world: World) -> bool:
+def trains(world_size: World) -> bool:
     """Whether somebody known did something early."""
-    return any(row["user_id"] is not None for row in world.early)
+    return any(row["user_id"] is not None for row in world_size.early)
 
 
 LIMITS = st.fixed_dictionaries(
@@ -199,7 +199,7 @@ LIMITS = st.fixed_dictionaries(
 
 SETTINGS = st.fixed_dictionaries(
     {
-        "repeats": st.sampled_from(["keep", "fold"]),
+        "duplicates": st.sampled_from(["keep", "keep_first"]),
         "positive_min_stars": st.sampled_from([None, 3.0]),
         "min_user_events": st.integers(1, 2),
         "min_item_events": st.integers(1, 2),
@@ -272,7 +272,7 @@ LIMITED = {"min_user_events": 2, "min_item_events": 2}
         pytest.param(check_cut, preparing, "fit_encoders", fit_on_everything, {}, id="vocabularies", marks=pytest.mark.slow),
         pytest.param(check_cut, preparing, "_item_text", text_of_everything, {}, id="text", marks=pytest.mark.slow),
         # The first in the file is kept, which may be a later one.
-        pytest.param(check_cut, selection, "BY_TIME", ("order",), {"repeats": "fold"}, id="fold", marks=pytest.mark.slow),
+        pytest.param(check_cut, selection, "BY_TIME", ("order",), {"duplicates": "keep_first"}, id="fold", marks=pytest.mark.slow),
         pytest.param(check_moment, ItemDynamics, "state", state_of_tomorrow, {}, id="item state"),
         pytest.param(check_moment, Dataset, "histories", history_of_tomorrow, {}, id="history", marks=pytest.mark.slow),
     ],

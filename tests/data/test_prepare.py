@@ -114,7 +114,7 @@ def test_excluded_features_are_not_encoded(prepared: Any) -> None:
         (("user since_s",), "Got 'since_s'. Rename it"),
         (("item state",), "A feature of the items needs a name of its own.*Got 'state'"),
         (("item city", "item price", "item city"), "Got 'city' twice. Rename it"),
-        (("item at.place",), "must hold no dot. Got 'at.place'"),
+        (("item at.degrees",), "must hold no dot. Got 'at.place'"),
         (("item city", "user city", "item elite"), None),
     ],
 )
@@ -138,9 +138,9 @@ def test_every_feature_has_a_name_of_its_own(names: tuple[str, ...], message: st
         ([f"a x {day(15)}"], {"split": CUTS}, "1 events were found, none of a known user in the training part"),
         (["- x 1", "- x 2"], {"split": LAST}, r"2 dropped because no user"),
         (["a x 1", "b x 2"], {"split": CUTS, "min_user_events": 2}, "2 were found, min_user_events 2, .* left none. Lower"),
-        (["a x 1"], {"split": {"kind": "time"}, "has_time": False}, "A time split needs times.*leave_one_out or given"),
-        (["a x 1"], {"split": {"kind": "given", "valid": 0.1}}, "A given split needs a test part"),
-        (["a x 1"], {"split": {**CUTS, "kind": "given"}}, "Dates cut a split by time alone. Got 1970-01-11"),
+        (["a x 1"], {"split": {"kind": "time"}, "has_time": False}, "A time split needs times.*leave_one_out or predefined"),
+        (["a x 1"], {"split": {"kind": "predefined", "valid": 0.1}}, "A predefined split needs a test part"),
+        (["a x 1"], {"split": {**CUTS, "kind": "predefined"}}, "Dates cut a split by time alone. Got 1970-01-11"),
         (["a x 1"], {"split": CUTS, "event_weights": {"reviews": 2}}, r"'reviews'. Did you mean 'review'\?"),
     ],
 )

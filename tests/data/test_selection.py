@@ -20,7 +20,7 @@ from .conftest import CUTS, EVERYTHING, LAST, business, day, listed
 def test_every_row_read_is_kept_or_dropped_for_a_counted_reason(prepared: Any) -> None:
     rows = ["a x 1", "a x 2", "a y 3", "b x 4", "b y 5", "b gone 6", "- x 7", "c x 8", "a rare 9", f"new x {day(25)}"]
     known = [business(name) for name in ("x", "y", "rare")]
-    dataset = prepared(rows, items=known, split=CUTS, repeats="fold", min_user_events=2, min_item_events=2)
+    dataset = prepared(rows, items=known, split=CUTS, duplicates="keep_first", min_user_events=2, min_item_events=2)
     counts = dataset.manifest["counts"]
     assert counts["dropped"] == {
         "events": {
@@ -49,9 +49,9 @@ def test_every_row_read_is_kept_or_dropped_for_a_counted_reason(prepared: Any) -
 
 def test_fold_keeps_the_first_event_of_a_pair_and_leaves_anonymous_ones(prepared: Any) -> None:
     rows = ["a x 9", "a x 3 1", "a x 3 2", "b x 5", "- x 1", "- x 1"]
-    dataset = prepared(rows, split=EVERYTHING, repeats="fold")
+    dataset = prepared(rows, split=EVERYTHING, duplicates="keep_first")
     assert [row[:3] for row in listed(dataset)] == [("a", "x", 3), ("b", "x", 5)]
-    assert dataset.events.stars[0] == 1 and len(dataset.visits) == 4
+    assert dataset.events.stars[0] == 1 and len(dataset.item_events) == 4
 
 
 def test_minimum_counts_look_at_training_alone_and_newcomers_stay(prepared: Any) -> None:
@@ -135,8 +135,8 @@ def test_leave_one_out_holds_out_the_last_two_positive_events(prepared: Any) -> 
         ("leave_one_out", 0, 0.1, ["train", "train", "train", "test"]),
         ("leave_one_out", 0.1, 0, ["train", "train", "train", "valid"]),  # a later event in training would tell of it
         ("leave_one_out", 0, 0, ["train"] * 4),
-        ("given", 0, 0.1, ["train", "train", "train", "test"]),
-        ("given", 0, 0, ["train"] * 4),
+        ("predefined", 0, 0.1, ["train", "train", "train", "test"]),
+        ("predefined", 0, 0, ["train"] * 4),
         ("time", 0, 0, ["train"] * 4),
         ("time", "1970-01-05", "1970-01-05", ["train", "train", "train", "test"]),
     ],
@@ -160,7 +160,7 @@ def test_a_given_split_draws_validation_from_the_rest_by_seed(prepared: Any) -> 
         for user in ("a", "b")
         for n in range(25)
     ]
-    split = {"kind": "given", "valid": 0.25}
+    split = {"kind": "predefined", "valid": 0.25}
     first, again, other = (prepared(rows, has_time=False, split=split, seed=seed) for seed in (0, 0, 1))
     assert listed(first) == listed(again) != listed(other)
     per_user = Counter((user, part) for user, _, _, part in listed(first))
@@ -171,17 +171,17 @@ def test_a_given_split_draws_validation_from_the_rest_by_seed(prepared: Any) -> 
 
 def test_without_a_clock_time_is_the_position_in_the_users_own_sequence(prepared: Any) -> None:
     rows = [{"user_id": "a", "item_id": f"i{n}", "time_s": n % 3, "part": "test" if n >= 3 else "train"} for n in range(5)]
-    dataset = prepared(rows, has_time=False, split={"kind": "given", "valid": 0.0})
+    dataset = prepared(rows, has_time=False, split={"kind": "predefined", "valid": 0.0})
     assert [row[1:3] for row in listed(dataset)] == [(f"i{n}", n) for n in range(5)]
 
 
 def test_anonymous_visits_count_under_a_time_split_and_are_left_out_of_others(prepared: Any) -> None:
     rows = ["a x 1", "a y 2", "a z 3", f"- x {day(12)}", "- y 5", f"- w {day(30)}"]
     timed = prepared(rows, split=CUTS)
-    visits = timed.visits
+    visits = timed.item_events
     found = set(zip(timed.item_ids[visits.item_row], visits.time_s.tolist(), visits.split.tolist(), strict=True))
     assert found == {("x", 1, 0), ("x", day(12), 1), ("y", 2, 0), ("y", 5, 0), ("z", 3, 0), ("w", day(30), 2)}
     assert timed.n_users == 3 and timed.event_types == ["review"]
     last = prepared(rows, split=LAST)
-    assert len(last.visits) == 3
+    assert len(last.item_events) == 3
     assert last.manifest["counts"]["dropped"]["events"]["no user, and no split by time to place it"] == 3

@@ -12,7 +12,7 @@ from twotower.baselines.baselines import BASELINES, GRIDS, Popular
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.errors import ConfigError, DataError
 from twotower.evaluation.bootstrap import intervals, resample
-from twotower.evaluation.evaluator import evaluate, fit_baseline, judge, mean_metrics, metric_names
+from twotower.evaluation.evaluator import evaluate, fit_baseline, judge, metric_names
 from twotower.evaluation.slices import categories, first_target, popularity_class, slices
 from twotower.evaluation.verdict import verdict
 from twotower.retriever import Queries, Recommendations
@@ -20,7 +20,7 @@ from twotower.schema import DAY_S, FIRST_ROW, SPLITS
 from twotower.utils.config import EvaluationConfig
 from twotower.utils.types import Mask
 
-FAST = EvaluationConfig(ks=[5, 10], bootstrap=50, tune_baselines=False, baselines=["popular", "recent", "item_knn"])
+FAST = EvaluationConfig(ks=[5, 10], bootstrap_resamples=50, tune_baselines=False, baselines=["popular", "recent", "item_knn"])
 
 
 class Cheat:
@@ -58,7 +58,8 @@ def report(dataset: Dataset, held_out: HeldOut) -> Any:
 
 
 def test_popularity_counted_by_hand(dataset: Dataset, held_out: HeldOut) -> None:
-    judged = mean_metrics(evaluate(Popular(dataset), held_out, dataset, EvaluationConfig(ks=[5], exclude_seen=False)))
+    evaluation = evaluate(Popular(dataset), held_out, dataset, EvaluationConfig(ks=[5], exclude_seen=False))
+    judged = {name: evaluation.mean(name) for name in evaluation.metrics}
     top = np.lexsort((np.arange(dataset.n_items), -dataset.item_train_count))
     top = [row for row in top if row >= FIRST_ROW][:5]
     targets = np.split(held_out.target_row, held_out.target_offsets[1:-1])

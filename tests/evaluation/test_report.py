@@ -47,7 +47,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report(town: Any) -> Any:
     settings = EvaluationConfig(
-        ks=[5, 10], bootstrap=30, tune_baselines=False, baselines=["popular", "item_knn", "ease"], max_ease_items=1
+        ks=[5, 10], bootstrap_resamples=30, tune_baselines=False, baselines=["popular", "item_knn", "ease"], max_ease_items=1
     )
     judged = judge([], Dataset.open(town.folder), settings)
     own = judged["systems"]["item_knn"]

@@ -98,9 +98,9 @@ def test_the_unknown_row_is_that_of_an_item_nothing_is_known_of() -> None:
     assert not tags[PAD].any()
     for name, values in arrays.items():
         np.testing.assert_array_equal(values[UNKNOWN], values[3], err_msg=name)
-        if name != "at.place":
+        if name != "at.degrees":
             assert not values[PAD].any(), name
-    assert np.isnan(arrays["at.place"][:2]).all()
+    assert np.isnan(arrays["at.degrees"][:2]).all()
     assert arrays["price"][UNKNOWN].tolist() == [0, 1]
     assert arrays["city"][UNKNOWN] == UNKNOWN
 

@@ -32,13 +32,13 @@ def history_of(users: list[list[tuple[int, int, float]]]) -> History:
 def by_hand(events: list[tuple[int, int, float]]) -> dict[str, object]:
     """The state after `events`, the long way."""
     rated = [stars for _, _, stars in events if np.isfinite(stars)]
-    places = [PLACE[row] for row, _, _ in events if np.isfinite(PLACE[row]).all()]
+    locations = [PLACE[row] for row, _, _ in events if np.isfinite(PLACE[row]).all()]
     return {
         "count": len(events),
         "stars_sum": sum(rated),
         "stars_n": len(rated),
-        "place": np.sum(places, axis=0) if places else np.zeros(2),
-        "place_n": len(places),
+        "location": np.sum(locations, axis=0) if locations else np.zeros(2),
+        "location_n": len(locations),
         "first_s": events[0][1] * DAY_S if events else 0,
         "last_s": events[-1][1] * DAY_S if events else 0,
     }
@@ -110,11 +110,11 @@ def test_a_causal_training_example_equals_the_same_question_served(dataset):
     from twotower.data.dataset_features import open_store
     from twotower.utils.config import parse_config
 
-    config = parse_config({"training": {"view": "causal", "batch_size": 400}})
+    config = parse_config({"training": {"objective": "next_event", "batch_size": 400}})
     store = open_store(dataset, "valid", config.model)
     loader = TrainLoader(dataset, store, config)
     members = loader.plan(0)[0]
-    examples = loader.view.examples(members, np.random.default_rng(0))
+    examples = loader.objective.examples(members, np.random.default_rng(0))
     moments = loader.events.history.time_s[examples.event]
     served = store.users(dataset.histories(examples.user_row, moments))
     for name, value in served.fields.items():
@@ -129,8 +129,8 @@ def test_a_causal_training_example_equals_the_same_question_served(dataset):
 def _seen(batch, i: int) -> tuple[torch.Tensor, ...]:
     """The last events that moment `i` sees: item rows, types, stars. (A window may show fewer than a served history.)"""
     at, seen = int(batch.at[i]), min(int(batch.seen[i]), 25)
-    places = slice(at - seen + 1, at + 1)
-    return batch.items.row[batch.history[places]], batch.event_type[places], batch.stars[places]
+    locations = slice(at - seen + 1, at + 1)
+    return batch.items.row[batch.history[locations]], batch.event_type[locations], batch.stars[locations]
 
 
 def test_batches_do_not_depend_on_company(dataset):

@@ -16,14 +16,14 @@ def haversine_km(one: np.ndarray, other: np.ndarray) -> float:
     return float(2 * EARTH_KM * np.arcsin(np.sqrt(half)))
 
 
-@pytest.mark.parametrize("place", PLACES.tolist())
-def test_distances_are_those_of_the_haversine_formula(place: list[float]) -> None:
-    expected = [haversine_km(np.array(place), other) for other in PLACES]
-    np.testing.assert_allclose(distances_km(PLACES, place), expected, rtol=1e-4, atol=2e-3)
+@pytest.mark.parametrize("location", PLACES.tolist())
+def test_distances_are_those_of_the_haversine_formula(location: list[float]) -> None:
+    expected = [haversine_km(np.array(location), other) for other in PLACES]
+    np.testing.assert_allclose(distances_km(PLACES, location), expected, rtol=1e-4, atol=2e-3)
 
 
 def test_mutual_distances_are_all_pairs() -> None:
-    np.testing.assert_array_equal(mutual_km(PLACES), np.stack([distances_km(PLACES, place) for place in PLACES.tolist()]))
+    np.testing.assert_array_equal(mutual_km(PLACES), np.stack([distances_km(PLACES, location) for location in PLACES.tolist()]))
 
 
 def test_an_unknown_location_has_no_distance() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from twotower.features.item_columns import as_lists, category_column, hours_column, place_columns, places
+from twotower.features.item_columns import as_lists, category_column, hours_column, location_columns, locations
 from twotower.schema import FeatureSpec, Kind
 
 
@@ -15,15 +15,15 @@ def spec(name: str, kind: Kind, *columns: str) -> FeatureSpec:
 
 def test_the_place_is_the_first_geo_features_else_the_columns_of_that_name() -> None:
     items = pa.table({"latitude": [1.0, None], "longitude": [3, 4], "lat": [5.0, 6.0], "lon": [7.0, float("nan")]})
-    assert place_columns(items, ()) == ("latitude", "longitude")
-    assert place_columns(items, (), learned=True) is None
+    assert location_columns(items, ()) == ("latitude", "longitude")
+    assert location_columns(items, (), learned=True) is None
     user = FeatureSpec(name="home", side="user", kind="geo", columns=("a", "b"))
     for learned in (False, True):
-        assert place_columns(items, (user, spec("shop", "geo", "lat", "lon")), learned=learned) == ("lat", "lon")
-    np.testing.assert_array_equal(places(items, ("latitude", "longitude")), [[1, 3], [np.nan, np.nan]])
-    np.testing.assert_array_equal(places(items, ("lat", "lon")), [[5, 7], [np.nan, np.nan]])
-    assert np.isnan(places(items, None)).all()
-    assert place_columns(pa.table({"latitude": ["north"], "longitude": [1.0]}), ()) is None
+        assert location_columns(items, (user, spec("shop", "geo", "lat", "lon")), learned=learned) == ("lat", "lon")
+    np.testing.assert_array_equal(locations(items, ("latitude", "longitude")), [[1, 3], [np.nan, np.nan]])
+    np.testing.assert_array_equal(locations(items, ("lat", "lon")), [[5, 7], [np.nan, np.nan]])
+    assert np.isnan(locations(items, None)).all()
+    assert location_columns(pa.table({"latitude": ["north"], "longitude": [1.0]}), ()) is None
 
 
 def test_categories_are_shown_by_name_and_learned_by_id() -> None:

@@ -41,20 +41,20 @@ def test_both_sides_give_vectors_of_one_width_no_longer_than_one(dataset, config
     known = (rows != UNKNOWN) & (rows < FIRST_ROW + dataset.n_train_items)
     lengths = torch.where(torch.from_numpy(known), 1.0, NEW_LENGTH)
     torch.testing.assert_close(items.norm(dim=1), lengths, rtol=1e-4, atol=0)
-    # A user's length is that of what the tower found, held back by the shrinkage; the direction stays.
+    # A user's length is that of what the tower found, held back by the norm_shrinkage; the direction stays.
     raw = model.user_tower.head.raw(
         model.user_tower.beside_history(
-            model.user_fields(asked), model.user_tower.visits(model.history_items(asked.items), asked), asked
+            model.user_fields(asked), model.user_tower.event_embeddings(model.history_items(asked.items), asked), asked
         )
     )
     length = raw.norm(dim=1)
-    torch.testing.assert_close(users.norm(dim=1), length / (length.square() + config.model.user_tower.shrinkage**2).sqrt())
+    torch.testing.assert_close(users.norm(dim=1), length / (length.square() + config.model.user_tower.norm_shrinkage**2).sqrt())
     torch.testing.assert_close(torch.cosine_similarity(users, raw), torch.ones(40))
 
 
-@pytest.mark.parametrize("shrinkage", [0.0, 1.0])
-def test_nothing_known_is_a_vector_of_zeros_and_has_a_gradient(shrinkage):
-    head = TowerHead(2, UserTowerConfig(**TOWERS, shrinkage=shrinkage))
+@pytest.mark.parametrize("norm_shrinkage", [0.0, 1.0])
+def test_nothing_known_is_a_vector_of_zeros_and_has_a_gradient(norm_shrinkage):
+    head = TowerHead(2, UserTowerConfig(**TOWERS, norm_shrinkage=norm_shrinkage))
     nothing = torch.zeros(3, 2, TOWERS["embedding_dim"], requires_grad=True)
     vectors = head(nothing)
     vectors.sum().backward()

@@ -11,7 +11,7 @@ import torch
 
 from twotower.cli import main
 from twotower.pipeline import machine_check
-from twotower.pipeline.machine_check import OK, PROBLEM, WARNING, Facts, Finding, RawFiles, diagnose
+from twotower.pipeline.machine_check import OK, PROBLEM, WARNING, Finding, MachineInfo, RawFiles, diagnose
 from twotower.utils import hardware
 from twotower.utils.hardware import Gpu, Memory, Torch, auto_precision, control_group, serves
 
@@ -21,7 +21,7 @@ CU128 = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 P100, T4 = Gpu("Tesla P100-PCIE-16GB", (6, 0), 17 * GB), Gpu("Tesla T4", (7, 5), 16 * GB)
 A100, H100 = Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 42 * GB), Gpu("NVIDIA H100 80GB HBM3", (9, 0), 85 * GB)
 CPU = Torch("2.8.0+cpu", "CPU")
-FACTS = Facts(
+MACHINE = MachineInfo(
     python=(3, 12),
     torch=CPU,
     driver=False,
@@ -40,12 +40,12 @@ def cuda(arch_list: tuple[str, ...], *gpus: Gpu) -> Torch:
     return Torch("2.8.0+cu1xx", "CUDA 12.x", arch_list, gpus)
 
 
-def judged(**facts: object) -> dict[str, Finding]:
-    return {finding.name: finding for finding in diagnose(replace(FACTS, **facts))}
+def judged(**machine: object) -> dict[str, Finding]:
+    return {finding.name: finding for finding in diagnose(replace(MACHINE, **machine))}
 
 
-def levels(**facts: object) -> dict[str, str]:
-    return {name: finding.level for name, finding in judged(**facts).items() if finding.level != OK}
+def levels(**machine: object) -> dict[str, str]:
+    return {name: finding.level for name, finding in judged(**machine).items() if finding.level != OK}
 
 
 def test_a_machine_without_a_gpu_is_fine() -> None:
@@ -116,7 +116,7 @@ def test_a_driver_that_pytorch_makes_nothing_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "expected"),
+    ("machine", "expected"),
     [
         ({"python": (3, 9)}, {"python": PROBLEM}),
         ({"python": (3, 14)}, {"python": WARNING}),
@@ -137,14 +137,14 @@ def test_a_driver_that_pytorch_makes_nothing_of() -> None:
     ],
     ids=str,
 )
-def test_what_is_not_as_it_should_be_is_told(facts: dict[str, object], expected: dict[str, str]) -> None:
-    findings = judged(**facts)
+def test_what_is_not_as_it_should_be_is_told(machine: dict[str, object], expected: dict[str, str]) -> None:
+    findings = judged(**machine)
     assert {name: finding.level for name, finding in findings.items() if finding.level != OK} == expected
     assert all(findings[name].advice for name in expected)
 
 
 def test_optional_parts_name_their_installation() -> None:
-    told = [str(finding) for finding in diagnose(replace(FACTS, extras={"spark": ("pyspark",), "faiss": ()}))]
+    told = [str(finding) for finding in diagnose(replace(MACHINE, extras={"spark": ("pyspark",), "faiss": ()}))]
     assert any("pip install 'two-tower-rec[spark]'" in line and "pyspark" in line for line in told)
     assert any("faiss: installed." in line for line in told)
 
@@ -213,11 +213,13 @@ def test_memory_limits_of_both_kinds_of_control_groups(tmp_path: Path) -> None:
 def test_this_machine_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TWOTOWER_DATA", raising=False)
-    facts = machine_check.gather()
-    assert facts.torch.version == torch.__version__ and (facts.torch.build == "CPU") == (torch.version.cuda is torch.version.hip)
-    assert len(facts.torch.gpus) == torch.cuda.device_count()
-    assert 0 < facts.memory.free_bytes <= facts.memory.total_bytes and facts.cores >= 1 and facts.disk_free_bytes > 0
-    assert facts.folder == tmp_path and not facts.asked and "dev" not in facts.extras
+    machine = machine_check.gather()
+    assert machine.torch.version == torch.__version__ and (machine.torch.build == "CPU") == (
+        torch.version.cuda is torch.version.hip
+    )
+    assert len(machine.torch.gpus) == torch.cuda.device_count()
+    assert 0 < machine.memory.free_bytes <= machine.memory.total_bytes and machine.cores >= 1 and machine.disk_free_bytes > 0
+    assert machine.folder == tmp_path and not machine.asked and "dev" not in machine.extras
 
 
 def test_raw_files_are_found_where_they_are(town: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,11 +243,11 @@ def test_raw_files_are_found_where_they_are(town: object, tmp_path: Path, monkey
 def test_the_command_prints_a_line_each_and_exits_with_the_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine_check, "gather", lambda data: replace(FACTS, asked=data is not None))
+    monkeypatch.setattr(machine_check, "gather", lambda data: replace(MACHINE, asked=data is not None))
     assert main(["doctor", "--data", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(diagnose(FACTS)) and all(line.startswith("ok") for line in lines)
-    monkeypatch.setattr(machine_check, "gather", lambda _: replace(FACTS, torch=cuda(CU128, P100), disk_free_bytes=0))
+    assert len(lines) == len(diagnose(MACHINE)) and all(line.startswith("ok") for line in lines)
+    monkeypatch.setattr(machine_check, "gather", lambda _: replace(MACHINE, torch=cuda(CU128, P100), disk_free_bytes=0))
     assert main(["doctor"]) == 2
     told = capsys.readouterr()
     assert sum(line.startswith("problem") for line in told.out.splitlines()) == 2

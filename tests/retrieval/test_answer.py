@@ -16,11 +16,11 @@ from twotower.data.prepare import prepare
 from twotower.errors import RequestError
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.retrieval.recommender import Recommender
-from twotower.retrieval.request import Answer, Request, Visit
+from twotower.retrieval.request import Answer, HistoryEvent, Request
 from twotower.retrieval.request_reader import WEEK_S, Ids, Reader
 from twotower.retriever import Queries
 from twotower.schema import UNKNOWN
-from twotower.search.reranking import POPULARITY_SCALE, diversify, with_revisits
+from twotower.search.reranking import POPULARITY_SCALE, boost_recent_items, mmr
 from twotower.utils.checkpoint import save_checkpoint
 from twotower.utils.config import parse_config
 
@@ -28,7 +28,7 @@ from ..drawn_bundle import checkpoint_of, drawn
 
 
 def ids(answer: Answer) -> list[str]:
-    return [place.item_id for place in answer.places]
+    return [place.item_id for place in answer.items]
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +49,34 @@ def test_three_lines_of_python(town_bundle: Any, some: list[str]) -> None:
 
 
 def scoreless(answer: Answer) -> Answer:
-    return replace(answer, stages_ms={}, places=[replace(place, score=0.0) for place in answer.places])
+    return replace(answer, stages_ms={}, items=[replace(place, score=0.0) for place in answer.items])
 
 
 def test_many_at_once_are_answered_as_each_alone(recommender: Recommender, known: str, some: list[str]) -> None:
     requests = [
         Request(user=known),
-        Request(history=tuple(map(Visit, some)), k=20, diversity=0.4),
+        Request(history=tuple(map(HistoryEvent, some)), k=20, diversity=0.4),
         Request(),
         Request(near=(27.9, -82.4), k=3),
-        Request(user="nobody", history=(Visit(some[0], stars=2.0),), where='category == "Restaurants"', k=400),
-        Request(user=known, history=tuple(map(Visit, some)), popularity=-1.0, exclude_seen=False),
-        Request(user="nobody", where="price <= 2", k=7),
+        Request(user="nobody", history=(HistoryEvent(some[0], stars=2.0),), filter='category == "Restaurants"', k=400),
+        Request(user=known, history=tuple(map(HistoryEvent, some)), popularity=-1.0, exclude_seen=False),
+        Request(user="nobody", filter="price <= 2", k=7),
     ]
     together = recommender.answer(requests)
     for request, found in zip(requests, together, strict=True):
         (alone,) = recommender.answer([request])
         assert scoreless(found) == scoreless(alone)
         # A product of several vectors adds up in another order than one of a single vector; four places are shown.
-        assert [place.score for place in found.places] == pytest.approx([place.score for place in alone.places], abs=1.1e-4)
+        assert [place.score for place in found.items] == pytest.approx([place.score for place in alone.items], abs=1.1e-4)
     assert [one.source for one in together] == ["model", "model", "recent", "nearby", "model", "model", "recent"]
     assert [one.user_known for one in together] == [True, False, False, False, False, True, False]
     assert {"features", "tower", "filter", "search", "describe"} <= together[0].stages_ms.keys()
 
 
 def test_a_bad_request_spoils_no_other(recommender: Recommender, some: list[str]) -> None:
-    bad = Request(history=(Visit("nothing"),))
-    first, second, third = recommender.answer_each([Request(history=(Visit(some[0]),)), bad, Request(where="(")])
-    assert isinstance(first, Answer) and first.places
+    bad = Request(history=(HistoryEvent("nothing"),))
+    first, second, third = recommender.answer_each([Request(history=(HistoryEvent(some[0]),)), bad, Request(filter="(")])
+    assert isinstance(first, Answer) and first.items
     assert isinstance(second, RequestError) and "'nothing'" in str(second)
     assert isinstance(third, RequestError)
     with pytest.raises(RequestError, match="'nothing'"):
@@ -95,8 +95,8 @@ def test_a_bad_request_spoils_no_other(recommender: Recommender, some: list[str]
         {"near": (100.0, 0.0)},
         {"time_s": -1},
         {"time_s": 10**30},
-        {"where": "price <"},
-        {"history": (Visit("x"),)},
+        {"filter": "price <"},
+        {"history": (HistoryEvent("x"),)},
         {"history": ("stars", 9.0)},
         {"history": ("event_type", "dance")},
         {"history": ("time_s", 2**63)},
@@ -105,7 +105,7 @@ def test_a_bad_request_spoils_no_other(recommender: Recommender, some: list[str]
 def test_what_cannot_be_asked_is_one_line(recommender: Recommender, some: list[str], part: dict[str, Any]) -> None:
     if part.get("history") and isinstance(part["history"][0], str):
         name, value = part["history"]
-        part = {"history": (Visit(some[0], **{name: value}),)}
+        part = {"history": (HistoryEvent(some[0], **{name: value}),)}
     with pytest.raises(RequestError) as caught:
         recommender.answer([Request(**part)])
     assert "\n" not in str(caught.value)
@@ -114,43 +114,47 @@ def test_what_cannot_be_asked_is_one_line(recommender: Recommender, some: list[s
 def test_visits_go_on_from_the_bundles_own_history(recommender: Recommender, known: str, some: list[str]) -> None:
     reader, moment = recommender.reader, recommender.moment_s
     own = reader.read(Request(user=known)).history
-    more = reader.read(Request(user=known, history=(Visit(some[0], time_s=moment + 50, stars=4.0), Visit(some[1])))).history
+    more = reader.read(
+        Request(user=known, history=(HistoryEvent(some[0], time_s=moment + 50, stars=4.0), HistoryEvent(some[1])))
+    ).history
     assert more.item_row.tolist() == [*own.item_row, *recommender.dataset.item_rows([some[0], some[1]])], "in the order given"
     assert more.time_s.tolist() == [moment + 51] and more.stars[-2] == 4
-    earlier = reader.read(Request(user=known, time_s=int(own.event_time_s[3]), history=(Visit(some[0], time_s=moment),))).history
+    earlier = reader.read(
+        Request(user=known, time_s=int(own.event_time_s[3]), history=(HistoryEvent(some[0], time_s=moment),))
+    ).history
     assert (earlier.event_time_s < own.event_time_s[3]).all() and len(earlier.item_row) <= 3
-    (times,) = (reader.read(Request(history=tuple(map(Visit, some)))).history.event_time_s,)
+    (times,) = (reader.read(Request(history=tuple(map(HistoryEvent, some)))).history.event_time_s,)
     assert (moment - times).tolist() == [4 * WEEK_S, 3 * WEEK_S, 2 * WEEK_S, WEEK_S]
 
 
 def test_the_back_off_is_what_was_visited_lately(recommender: Recommender) -> None:
     arrays, dataset = recommender.bundle.arrays, recommender.dataset
-    visits = dataset.visits
+    visits = dataset.item_events
     late = visits.time_s >= recommender.moment_s - 90 * 86_400
-    assert (arrays.recent == np.bincount(visits.item_row[late], minlength=dataset.n_items)).all()
+    assert (arrays.recent_event_count == np.bincount(visits.item_row[late], minlength=dataset.n_items)).all()
     answer = recommender.answer([Request(user="nobody", k=5)])[0]
-    order = np.argsort(-arrays.recent, kind="stable")[:5]
+    order = np.argsort(-arrays.recent_event_count, kind="stable")[:5]
     assert ids(answer) == list(dataset.item_ids[order])
-    assert answer.confidence == 0 and answer.places[0].score == 1.0
-    place = recommender.filter.places[30]
+    assert answer.confidence == 0 and answer.items[0].score == 1.0
+    place = recommender.filter.locations[30]
     nearby = recommender.answer([Request(near=tuple(place.tolist()), k=20)])[0]
     far = recommender.answer([Request(k=20)])[0]
-    km = recommender.answer([Request(near=tuple(place.tolist()), k=198, exclude_seen=False)])[0].places
+    km = recommender.answer([Request(near=tuple(place.tolist()), k=198, exclude_seen=False)])[0].items
     assert nearby.source == "nearby" and set(ids(nearby)) != set(ids(far))
-    assert np.mean([one.distance_km for one in nearby.places]) < np.mean([one.distance_km for one in km])
+    assert np.mean([one.distance_km for one in nearby.items]) < np.mean([one.distance_km for one in km])
 
 
 def test_confidence_grows_with_the_history(recommender: Recommender, some: list[str]) -> None:
-    found = [recommender.answer([Request(history=tuple(map(Visit, some[:n])))])[0].confidence for n in (1, 3)]
+    found = [recommender.answer([Request(history=tuple(map(HistoryEvent, some[:n])))])[0].confidence for n in (1, 3)]
     assert found == [0.25, 0.5]
 
 
 def test_popularity_is_one_more_dimension(recommender: Recommender, some: list[str]) -> None:
-    history = tuple(map(Visit, some))
+    history = tuple(map(HistoryEvent, some))
     whole = recommender.dataset.n_items
     vectors = recommender.bundle.arrays.vectors
     model, often, rarely = (
-        recommender.answer([Request(history=history, k=whole, popularity=dial)])[0].places for dial in (0.0, 1.0, -1.0)
+        recommender.answer([Request(history=history, k=whole, popularity=dial)])[0].items for dial in (0.0, 1.0, -1.0)
     )
     score = {place.item_id: place.score for place in model}
     assert [place.score for place in model] == sorted(score.values(), reverse=True)
@@ -162,15 +166,15 @@ def test_popularity_is_one_more_dimension(recommender: Recommender, some: list[s
 
 
 def test_a_score_is_a_cosine_and_the_prior_of_the_item(recommender: Recommender, some: list[str]) -> None:
-    history, bundle = tuple(map(Visit, some)), recommender.bundle
+    history, bundle = tuple(map(HistoryEvent, some)), recommender.bundle
     answer = recommender.answer([Request(history=history, k=50, explain=True)])[0]
     (user,) = bundle.encode(recommender.reader.read(Request(history=history)).history)
     rows = recommender.dataset.item_rows(ids(answer))
     count = recommender.dataset.item_train_count
     nats = np.log1p(count) - np.log1p(count[count > 0].mean())
     prior = 0.1 * np.where(count > 0, nats, float(bundle.model.new_popularity))[rows]
-    assert [place.score for place in answer.places] == pytest.approx(bundle.vectors.numpy()[rows] @ user + prior, abs=1e-4)
-    for place, share in zip(answer.places, prior, strict=True):
+    assert [place.score for place in answer.items] == pytest.approx(bundle.vectors.numpy()[rows] @ user + prior, abs=1e-4)
+    for place, share in zip(answer.items, prior, strict=True):
         told = [reason.share for reason in place.reasons if reason.name in ("popularity", "new")]
         least = min(abs(reason.share) for reason in place.reasons)
         assert told == pytest.approx([share], abs=1e-4) or (not told and abs(share) <= least + 1e-4)
@@ -179,34 +183,34 @@ def test_a_score_is_a_cosine_and_the_prior_of_the_item(recommender: Recommender,
 def test_what_was_visited_last_gains_where_it_may_come_again(recommender: Recommender, some: list[str]) -> None:
     """Served as judged: the same list as the retriever of the evaluation, and the last visits before the earlier ones."""
     bundle, rows = recommender.bundle, recommender.dataset.item_rows(some)
-    request = Request(history=tuple(map(Visit, some)), k=100, exclude_seen=False)
+    request = Request(history=tuple(map(HistoryEvent, some)), k=100, exclude_seen=False)
     (answer,) = recommender.answer([request])
     asked = recommender.reader.read(request).history
     offline = NeuralRetriever(bundle.model, bundle.store, n_items=recommender.dataset.n_items, time_s=bundle.moment_s)
     found = offline.retrieve(asked, 100, exclude_seen=False)
     assert recommender.dataset.item_rows(ids(answer)).tolist() == found.items[0].tolist()
-    assert [place.score for place in answer.places] == pytest.approx(found.scores[0].tolist(), abs=1e-4)
+    assert [place.score for place in answer.items] == pytest.approx(found.scores[0].tolist(), abs=1e-4)
 
     vectors, plain = bundle.vectors, torch.from_numpy(bundle.encode(asked))
-    assert with_revisits(plain, asked, vectors, 0.3, np.array([False])) is plain
-    moved = with_revisits(plain, asked, vectors, 0.3, np.array([True])) - plain
+    assert boost_recent_items(plain, asked, vectors, 0.3, np.array([False])) is plain
+    moved = boost_recent_items(plain, asked, vectors, 0.3, np.array([True])) - plain
     last_first = vectors[torch.from_numpy(rows[::-1].copy())]
     torch.testing.assert_close(moved[0], sum(0.3 * 0.5**back * one for back, one in enumerate(last_first)))
     nobody = Queries.of([[]], time_s=0)
-    assert torch.equal(with_revisits(plain, nobody, vectors, 0.3, np.array([True])), plain)
+    assert torch.equal(boost_recent_items(plain, nobody, vectors, 0.3, np.array([True])), plain)
 
 
 def test_diversity_takes_what_is_unlike_the_rest() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1], [0.6, 0.8]], np.float32)
     scores = np.array([0.9, 0.8, 0.5, 0.4], np.float32)
-    assert diversify(scores, vectors, 3, 0.0).tolist() == [0, 1, 2]
-    assert diversify(scores, vectors, 4, 0.5).tolist() == [0, 2, 1, 3]
-    assert diversify(scores, vectors, 4, 0.8).tolist() == [0, 2, 3, 1]
-    assert diversify(scores, vectors, 9, 1.0).tolist()[:2] == [0, 2]
+    assert mmr(scores, vectors, 3, 0.0).tolist() == [0, 1, 2]
+    assert mmr(scores, vectors, 4, 0.5).tolist() == [0, 2, 1, 3]
+    assert mmr(scores, vectors, 4, 0.8).tolist() == [0, 2, 3, 1]
+    assert mmr(scores, vectors, 9, 1.0).tolist()[:2] == [0, 2]
 
 
 def test_a_known_user_needs_no_history_and_may_have_more(recommender: Recommender, known: str, some: list[str]) -> None:
-    plain, more = recommender.recommend(user=known), recommender.recommend(user=known, history=[*some, Visit(some[0])])
+    plain, more = recommender.recommend(user=known), recommender.recommend(user=known, history=[*some, HistoryEvent(some[0])])
     assert plain != more and len(more) == 10
     with pytest.raises(RequestError, match="must be in the bundle"):
         recommender.recommend(user="nobody")
@@ -242,7 +246,7 @@ def test_ids_are_found_whatever_they_are(recommender: Recommender) -> None:
 
 def test_a_sequence_without_a_clock_takes_real_times(recommender: Recommender, known: str, some: list[str]) -> None:
     reader = Reader(recommender.dataset, 7)
-    history = reader.read(Request(user=known, history=(Visit(some[0], time_s=1_700_000_000),))).history
+    history = reader.read(Request(user=known, history=(HistoryEvent(some[0], time_s=1_700_000_000),))).history
     assert history.item_row[-1] == recommender.dataset.item_rows([some[0]])[0]
 
 
@@ -260,7 +264,7 @@ def test_the_bundle_says_what_it_is(town_bundle: Any, recommender: Recommender) 
     assert isinstance(bundle.vectors, torch.Tensor)
 
 
-@pytest.mark.parametrize("table", [{"update": "rows", "dtype": "bf16", "max_rows": 9}, {"max_rows": 9, "hashing": "double"}, {}])
+@pytest.mark.parametrize("table", [{"update": "sparse", "dtype": "bf16", "max_rows": 9}, {"max_rows": 9, "hashing": "double"}, {}])
 def test_items_without_clock_or_features_are_answered_too(tmp_path: Any, table: dict[str, Any]) -> None:
     """From a table of visits alone, with compact tables, through a bundle's files."""
     events = [f"u{u},p{(u * k + k) % 19}" for u in range(12) for k in range(1, 7)]
@@ -277,10 +281,10 @@ def test_items_without_clock_or_features_are_answered_too(tmp_path: Any, table: 
     plain = Recommender(replace(recommender.bundle, tower=None))
     requests = [
         Request(user="u3", k=50),
-        Request(history=(Visit("p3"), Visit("p5", time_s=1_700_000_000)), k=3),
+        Request(history=(HistoryEvent("p3"), HistoryEvent("p5", time_s=1_700_000_000)), k=3),
         Request(near=(1, 2)),
     ]
     found = recommender.answer(requests)
     assert [one.source for one in found] == ["model", "model", "recent"]
     assert [ids(one) for one in found] == [ids(one) for one in plain.answer(requests)]
-    assert found[1].places[0].distance_km is None and found[1].places[0].categories == []
+    assert found[1].items[0].distance_km is None and found[1].items[0].categories == []

@@ -14,7 +14,7 @@ from twotower.bundle.item_arrays import item_arrays
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, split_moment
 from twotower.retrieval.recommender import Recommender
-from twotower.retrieval.request import Request, Visit
+from twotower.retrieval.request import HistoryEvent, Request
 from twotower.search.reranking import REVISITS
 
 from ..drawn_bundle import drawn
@@ -36,8 +36,8 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
     rows = np.arange(2, 40)
     for visits in (
         (),
-        (Visit(str(straight.dataset.item_ids[9])),),
-        tuple(Visit(str(i)) for i in straight.dataset.item_ids[[3, 9, 3, 50]]),
+        (HistoryEvent(str(straight.dataset.item_ids[9])),),
+        tuple(HistoryEvent(str(i)) for i in straight.dataset.item_ids[[3, 9, 3, 50]]),
     ):
         history = straight.reader.read(Request(user=str(straight.dataset.user_ids[4]), history=visits)).history
         shares = straight.explainer.shares(history, rows)
@@ -48,7 +48,7 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
         # Where visited items may come again, the last ones have their part in it.
         shares = straight.explainer.shares(history, rows, again=True)
         recent = history.item_row[::-1][: len(REVISITS)]
-        weights = straight.bundle.model.revisit_weight() * 0.5 ** np.arange(len(recent))
+        weights = straight.bundle.model.recent_item_weight() * 0.5 ** np.arange(len(recent))
         cosines = cosines + straight.bundle.vectors.numpy()[rows] @ (weights @ straight.bundle.vectors.numpy()[recent])
         np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
         np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
@@ -57,13 +57,13 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
 def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
     """One visited item's vector, a thousandth longer, moves the raw score by a thousandth of its share."""
     dataset, model, store = recommender.dataset, recommender.bundle.model, recommender.bundle.store
-    history = recommender.reader.read(Request(history=tuple(Visit(str(i)) for i in dataset.item_ids[[3, 9, 50]]))).history
+    history = recommender.reader.read(Request(history=tuple(HistoryEvent(str(i)) for i in dataset.item_ids[[3, 9, 50]]))).history
     target = 77
     shares = recommender.explainer.shares(history, np.array([target]))
     batch = store.users(history)
     with torch.inference_mode():
         tower, fields = model.user_tower, model.user_fields(batch)
-        tokens = tower.visits(model.history_items(batch.items), batch).double().float()
+        tokens = tower.event_embeddings(model.history_items(batch.items), batch).double().float()
         raw = tower.head.raw(tower.beside_history(fields, tokens, batch))
         longer = tokens.clone()
         longer[1] *= 1.001
@@ -74,7 +74,9 @@ def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
 
 def test_visits_beyond_what_the_model_reads_have_their_share_where_they_draw_the_user(recommender: Recommender) -> None:
     rows = np.arange(5, 17)
-    history = recommender.reader.read(Request(history=tuple(Visit(str(i)) for i in recommender.dataset.item_ids[rows]))).history
+    history = recommender.reader.read(
+        Request(history=tuple(HistoryEvent(str(i)) for i in recommender.dataset.item_ids[rows]))
+    ).history
     explainer, most = recommender.explainer, recommender.explainer.store.max_history
     whole = explainer.shares(history, np.array([77]), again=True)
     explainer.store.max_history = 4
@@ -83,28 +85,28 @@ def test_visits_beyond_what_the_model_reads_have_their_share_where_they_draw_the
     finally:
         explainer.store.max_history = most
     assert short.visited.tolist() == whole.visited.tolist() == rows.tolist()
-    drawn = explainer.model.revisit_weight() * REVISITS[4] * float(explainer.vectors[12] @ explainer.vectors[77])
+    drawn = explainer.model.recent_item_weight() * REVISITS[4] * float(explainer.vectors[12] @ explainer.vectors[77])
     assert short.visits[0, 12 - 5] == pytest.approx(drawn, rel=1e-4), "the fifth from the end: what it draws, and nothing else"
 
 
 def test_reasons_are_in_words(recommender: Recommender) -> None:
     dataset = recommender.dataset
-    visits = tuple(Visit(str(i)) for i in dataset.item_ids[[3, 9, 50]])
+    visits = tuple(HistoryEvent(str(i)) for i in dataset.item_ids[[3, 9, 50]])
     plain, told = (recommender.answer([Request(history=visits, k=4, explain=explain)])[0] for explain in (False, True))
-    assert [replace(place, reasons=()) for place in told.places] == plain.places
-    assert all(place.reasons == () for place in plain.places)
-    for place in told.places:
+    assert [replace(place, reasons=()) for place in told.items] == plain.items
+    assert all(place.reasons == () for place in plain.items)
+    for place in told.items:
         shares = [abs(reason.share) for reason in place.reasons]
         assert shares == sorted(shares, reverse=True) and 1 <= len(shares) <= 10
         assert {reason.kind for reason in place.reasons} <= {"visit", "user", "item"}
-    names = {reason.label for place in told.places for reason in place.reasons if reason.kind == "visit"}
-    assert names and names <= {recommender.shown.describe(row)["name"] for row in (3, 9, 50)}
-    facts = recommender.shown.describe(9)
+    names = {reason.label for place in told.items for reason in place.reasons if reason.kind == "visit"}
+    assert names and names <= {recommender.details.describe(row)["name"] for row in (3, 9, 50)}
+    columns = recommender.details.describe(9)
     label = recommender.explainer.item_label
-    assert label("categories", facts) == f"categories: {', '.join(facts['categories'])}"
+    assert label("categories", columns) == f"categories: {', '.join(columns['categories'])}"
     spec = recommender.explainer._columns["categories"]
     recommender.explainer._columns["categories"] = replace(spec, columns=("ids",))  # learned from ids, shown by names
-    assert label("categories", {**facts, "ids": ["7"]}) == f"categories: {', '.join(facts['categories'])}"
+    assert label("categories", {**columns, "ids": ["7"]}) == f"categories: {', '.join(columns['categories'])}"
     recommender.explainer._columns["categories"] = spec
-    assert [label(name, facts) for name in ("hours", "id", "text")] == ["hours", "who goes there", "text"]
-    assert recommender.answer([Request(explain=True, k=2)])[0].places[0].reasons == ()
+    assert [label(name, columns) for name in ("hours", "id", "text")] == ["hours", "who goes there", "text"]
+    assert recommender.answer([Request(explain=True, k=2)])[0].items[0].reasons == ()

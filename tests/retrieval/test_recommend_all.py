@@ -36,7 +36,7 @@ def test_it_is_what_each_is_told_alone(town_bundle: Path, recommender: Recommend
         by_user.setdefault(row["user_id"], []).append(row["item_id"])
         assert row["rank"] == len(by_user[row["user_id"]])
     for user in users[::9]:
-        alone = recommender.recommend(user=str(user), k=4, where='category == "Restaurants" and within(9)')
+        alone = recommender.recommend(user=str(user), k=4, filter='category == "Restaurants" and within(9)')
         assert by_user.get(str(user), []) == [place.item_id for place in alone]
 
 
@@ -87,7 +87,7 @@ def test_mistakes(town_bundle: Path, tmp_path: Path, arguments: list[str], monke
 
 def test_a_malformed_filter_leaves_no_file(recommender: Recommender, tmp_path: Path) -> None:
     with pytest.raises(RequestError):
-        recommend_all(recommender, tmp_path / "out.parquet", Request(where="("))
+        recommend_all(recommender, tmp_path / "out.parquet", Request(filter="("))
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -98,10 +98,10 @@ def test_who_was_at_no_known_place_gets_no_list_within_a_radius(recommender: Rec
     histories = [recommender.reader.read(Request(user=user)).history.item_row.tolist() for user in sorted(lost)]
     recommender._home = lambda row: None if row.tolist() in histories else home(row)  # type: ignore[method-assign]
     try:
-        users = recommend_all(recommender, tmp_path / "near.parquet", Request(k=3, where="within(500)"))
+        users = recommend_all(recommender, tmp_path / "near.parquet", Request(k=3, filter="within(500)"))
     finally:
         del recommender._home
     listed = set(pq.read_table(tmp_path / "near.parquet")["user_id"].to_pylist())
     assert len(rows) == 3 and not lost & listed and len(listed) > users / 2
     with pytest.raises(RequestError):
-        recommend_all(recommender, tmp_path / "bad.parquet", Request(where="within("))
+        recommend_all(recommender, tmp_path / "bad.parquet", Request(filter="within("))

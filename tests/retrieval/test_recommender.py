@@ -72,9 +72,9 @@ def test_categories_and_distances_are_those_of_the_features(shop: Recommender) -
 
 
 def test_filters_know_the_shops_columns(shop: Recommender) -> None:
-    found = shop.recommend(history=["p1"], k=20, where='category == "tea" and within(3.5)')
+    found = shop.recommend(history=["p1"], k=20, filter='category == "tea" and within(3.5)')
     assert {place.item_id for place in found} == {"p3", "p4"}
-    assert {place.item_id for place in shop.recommend(history=[], k=20, where="not type <= 6")} == {"p7", "p8"}
+    assert {place.item_id for place in shop.recommend(history=[], k=20, filter="not type <= 6")} == {"p7", "p8"}
 
 
 @pytest.mark.parametrize("near", [(500.0, 500.0), (float("nan"), 16.0), (48.0, float("inf"))])

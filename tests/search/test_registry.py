@@ -23,10 +23,10 @@ from twotower.utils.types import Mask
 
 N, D, K = 2_500, 17, 20
 SETTINGS: dict[str, dict[str, Any]] = {
-    "hnsw": {"neighbours": 24, "construction": 150, "effort": 250, "refine": 1.5},
-    "ivf_pq": {"lists": 50, "effort": 25, "refine": 8},
-    "int8": {"refine": 1.5},
-    "sq": {"refine": 1.5},
+    "hnsw": {"M": 24, "ef_construction": 150, "ef_search": 250, "rescore_factor": 1.5},
+    "ivf_pq": {"nlist": 50, "nprobe": 25, "rescore_factor": 8},
+    "int8": {"rescore_factor": 1.5},
+    "sq": {"rescore_factor": 1.5},
 }
 Array = NDArray[Any]
 
@@ -48,9 +48,9 @@ def catalogue(whole: bool) -> torch.Tensor:
 
 
 @cache
-def built(kind: str, whole: bool, worth_rows: int = 0) -> Index:
-    """With worth_rows = 0 an approximate index never prefers the exact scan."""
-    more = {} if kind == "exact" else {**SETTINGS[kind], "worth_rows": worth_rows}
+def built(kind: str, whole: bool, exact_scan_below: int = 0) -> Index:
+    """With exact_scan_below = 0 an approximate index never prefers the exact scan."""
+    more = {} if kind == "exact" else {**SETTINGS[kind], "exact_scan_below": exact_scan_below}
     return INDEXES[kind].build(catalogue(whole), **more)
 
 
@@ -167,7 +167,7 @@ def test_a_saved_index_answers_alike(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", INDEXES)
 def test_settings_are_checked(kind: str) -> None:
-    for wrong in ({"depth": 3}, {"refine": 0}, {"refine": "2"}):
+    for wrong in ({"depth": 3}, {"rescore_factor": 0}, {"rescore_factor": "2"}):
         with pytest.raises(DataError, match="setting"):
             INDEXES[kind].build(catalogue(False), **wrong)
 
@@ -175,11 +175,11 @@ def test_settings_are_checked(kind: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind != "exact"])
 def test_where_an_exact_scan_is_cheaper_is_measured(kind: str) -> None:
     index = INDEXES[kind].build(catalogue(False), **SETTINGS[kind])
-    assert index.settings["worth_rows"] > 0
+    assert index.settings["exact_scan_below"] > 0
 
 
 def test_the_exact_scan_answers_what_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below `worth_rows` allowed items nothing is proposed, above it something is."""
+    """Below `exact_scan_below` allowed items nothing is proposed, above it something is."""
     index, query = built("int8", False, 500), clustered(8, 1)
     assert isinstance(index, Approximate)
     asked = []

@@ -147,8 +147,8 @@ def test_items_are_found_by_name(client: TestClient) -> None:
     assert name in [item["name"] for item in found] and len(found) <= 5
     assert client.get("/v1/items?q=no such name").json() == {"items": []}
     one = client.get(f"/v1/items/{most[0]['item_id']}").json()
-    schemas.FactsOut.model_validate(one)
-    assert one["facts"]["item_id"] == one["item_id"] and {**one, "facts": 0} == {**most[0], "facts": 0}
+    schemas.ItemDetailOut.model_validate(one)
+    assert one["columns"]["item_id"] == one["item_id"] and {**one, "columns": 0} == {**most[0], "columns": 0}
 
 
 def test_similar_places_are_others_and_pass_the_filter(client: TestClient) -> None:
@@ -157,7 +157,7 @@ def test_similar_places_are_others_and_pass_the_filter(client: TestClient) -> No
     schemas.SimilarOut.model_validate(answer)
     found = [place["item_id"] for place in answer["items"]]
     assert found and item not in found
-    assert {client.get(f"/v1/items/{other}").json()["facts"]["price"] for other in found} == {2}
+    assert {client.get(f"/v1/items/{other}").json()["columns"]["price"] for other in found} == {2}
     scores = [place["score"] for place in answer["items"]]
     assert scores == sorted(scores, reverse=True)
 
@@ -171,7 +171,7 @@ def test_about_says_what_is_served(client: TestClient) -> None:
     about = client.get("/v1/about").json()
     schemas.AboutOut.model_validate(about)
     assert about["version"] == client.get("/health/ready").json()["version"] and about["events_need_key"] is True
-    assert about["filters"]["has_price"] and about["filters"]["has_places"] and about["filters"]["has_hours"]
+    assert about["filters"]["has_price"] and about["filters"]["has_locations"] and about["filters"]["has_hours"]
     assert not about["filters"]["has_zones"]
     assert about["filters"]["categories"][0] == "Restaurants" and about["items"] <= 200
 

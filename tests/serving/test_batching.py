@@ -43,7 +43,7 @@ async def gathered(batcher: Batcher, doubles: Doubles, numbers: Sequence[int]) -
 
 def test_what_waits_together_is_done_together_in_order() -> None:
     doubles, told = Doubles(), []
-    batcher = Batcher("numbers", most_waiting=100, most_together=4, on_batch=lambda size, _: told.append(size))
+    batcher = Batcher("numbers", max_waiting=100, max_batch=4, on_batch=lambda size, _: told.append(size))
     assert asyncio.run(gathered(batcher, doubles, range(1, 11))) == [2 * number for number in range(1, 11)]
     assert doubles.batches == [[100], [1, 2, 3, 4], [5, 6, 7, 8], [9, 10]] and told == [1, 4, 4, 2]
     batcher.close()
@@ -52,7 +52,7 @@ def test_what_waits_together_is_done_together_in_order() -> None:
 
 def test_a_mistake_is_told_to_who_made_it_alone() -> None:
     doubles = Doubles()
-    batcher = Batcher("numbers", most_waiting=100, most_together=8)
+    batcher = Batcher("numbers", max_waiting=100, max_batch=8)
     found = asyncio.run(gathered(batcher, doubles, [1, -5, 3]))
     assert found[0] == 2 and found[2] == 6 and isinstance(found[1], RequestError) and "-5" in str(found[1])
     batcher.close()
@@ -60,7 +60,7 @@ def test_a_mistake_is_told_to_who_made_it_alone() -> None:
 
 def test_a_defect_is_told_to_all_and_the_thread_goes_on() -> None:
     doubles = Doubles()
-    batcher = Batcher("numbers", most_waiting=100, most_together=8)
+    batcher = Batcher("numbers", max_waiting=100, max_batch=8)
     assert all(isinstance(one, ZeroDivisionError) for one in asyncio.run(gathered(batcher, doubles, [1, 0, 3])))
     assert asyncio.run(gathered(batcher, doubles, [4])) == [8]
     batcher.close()
@@ -68,7 +68,7 @@ def test_a_defect_is_told_to_all_and_the_thread_goes_on() -> None:
 
 def test_other_work_is_not_mixed_in_and_keeps_its_turn() -> None:
     one, other = Doubles(), Doubles()
-    batcher = Batcher("numbers", most_waiting=100, most_together=8)
+    batcher = Batcher("numbers", max_waiting=100, max_batch=8)
 
     async def ask() -> list[object]:
         one.open.clear()
@@ -86,7 +86,7 @@ def test_other_work_is_not_mixed_in_and_keeps_its_turn() -> None:
 
 def test_more_than_may_wait_is_refused_at_once_and_whole() -> None:
     doubles = Doubles()
-    batcher = Batcher("numbers", most_waiting=3, most_together=8)
+    batcher = Batcher("numbers", max_waiting=3, max_batch=8)
 
     async def ask() -> list[object]:
         doubles.open.clear()
@@ -106,7 +106,7 @@ def test_more_than_may_wait_is_refused_at_once_and_whole() -> None:
 
 def test_what_comes_too_late_is_not_begun() -> None:
     doubles = Doubles()
-    batcher = Batcher("numbers", most_waiting=100, most_together=8)
+    batcher = Batcher("numbers", max_waiting=100, max_batch=8)
 
     async def ask() -> list[object]:
         now = time.perf_counter()
@@ -120,7 +120,7 @@ def test_what_comes_too_late_is_not_begun() -> None:
 
 def test_what_would_come_too_late_by_the_pace_so_far_is_refused_at_once() -> None:
     doubles = Doubles()
-    batcher = Batcher("numbers", most_waiting=100, most_together=1)
+    batcher = Batcher("numbers", max_waiting=100, max_batch=1)
 
     async def ask() -> list[object]:
         asyncio.get_running_loop().call_later(0.2, doubles.open.set)
@@ -145,7 +145,7 @@ def test_what_would_come_too_late_by_the_pace_so_far_is_refused_at_once() -> Non
 
 def test_closing_finishes_what_waits_and_takes_no_more() -> None:
     doubles = Doubles()
-    batcher = Batcher("numbers", most_waiting=100, most_together=2)
+    batcher = Batcher("numbers", max_waiting=100, max_batch=2)
 
     async def ask() -> list[object]:
         futures = batcher.submit(doubles.work, [1, 2, 3], time.perf_counter() + SOON)
@@ -159,7 +159,7 @@ def test_closing_finishes_what_waits_and_takes_no_more() -> None:
 
 def test_who_has_gone_is_not_waited_for() -> None:
     doubles = Doubles()
-    batcher = Batcher("numbers", most_waiting=100, most_together=8)
+    batcher = Batcher("numbers", max_waiting=100, max_batch=8)
 
     async def ask() -> None:
         gone, stays = batcher.submit(doubles.work, [1, 2], time.perf_counter() + SOON)

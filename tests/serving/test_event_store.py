@@ -14,7 +14,7 @@ import pytest
 
 from twotower.errors import BusyError, ConfigError, DataError
 from twotower.serving import event_store as module
-from twotower.serving.event_journal import MOST_KEPT, Journal
+from twotower.serving.event_journal import MAX_EVENTS_PER_USER, Journal
 from twotower.serving.event_store import Event, EventStore, open_store
 
 Opener = Callable[[], EventStore]
@@ -90,8 +90,8 @@ def test_a_journal_has_each_user_s_events_by_time_and_the_latest_of_many(opener:
     journal = Journal(store)
     assert journal.append([[event("c", time_s=30)], [event("a", time_s=10), event("a"), event("x", user="v")], []]) == [1, 2, 0]
     assert [visit.time_s for visit in journal.of("u")] == [10, 30, 50] and len(journal.of("v")) == 1 and journal.of("w") == ()
-    journal.append([[event(f"n{i}", user="often", time_s=i) for i in range(MOST_KEPT + 5)]])
-    assert [visit.time_s for visit in journal.of("often")] == list(range(5, MOST_KEPT + 5))
+    journal.append([[event(f"n{i}", user="often", time_s=i) for i in range(MAX_EVENTS_PER_USER + 5)]])
+    assert [visit.time_s for visit in journal.of("often")] == list(range(5, MAX_EVENTS_PER_USER + 5))
     journal.close()
 
 

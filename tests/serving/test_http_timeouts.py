@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import uvicorn
 
-from twotower.serving.http_timeouts import punctual
+from twotower.serving.http_timeouts import with_timeouts
 from twotower.serving.limits import Limits
 
 HEAD_S = 0.4
-LIMITS = Limits(head_s=HEAD_S, taken_s=0.4, connections=6)
+LIMITS = Limits(header_timeout_s=HEAD_S, write_timeout_s=0.4, connections=6)
 LARGE = 20_000_000
 ASKED = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -32,7 +32,7 @@ async def application(scope: Any, _receive: Any, send: Any) -> None:
 def port() -> Iterator[int]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(application, http=punctual(LIMITS), log_config=None, lifespan="off")
+        config = uvicorn.Config(application, http=with_timeouts(LIMITS), log_config=None, lifespan="off")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
@@ -74,7 +74,7 @@ def test_an_answer_that_nobody_reads_is_let_go_of_and_one_that_is_read_slowly_ar
         while got < LARGE:  # for longer than an answer may wait unread
             time.sleep(0.02)
             got += len(slow.recv(400_000))
-        assert time.perf_counter() - began > 2 * LIMITS.taken_s
+        assert time.perf_counter() - began > 2 * LIMITS.write_timeout_s
         with pytest.raises(OSError):  # what is left of it was thrown away
             while idle.recv(1_000_000):
                 pass

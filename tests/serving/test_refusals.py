@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from twotower.serving import schemas
 from twotower.serving.catalogue import Browser
-from twotower.serving.limits import MOST_BATCH, Limits
+from twotower.serving.limits import MAX_BATCH_REQUESTS, Limits
 
 from .conftest import send, some_items
 
@@ -36,7 +36,7 @@ def test_the_lists_of_a_batch_are_counted_and_bounded(connect: Connect, keyed: d
         send(client, keyed, *events)
         wrong = [{"user": "busy"}] * 3 + [{"user": "busy", "history": [{"item_id": "no such"}]}]
         refused = client.post("/v1/recommend:batch", json={"requests": wrong}).json()["error"]
-        assert refused["where"] == "requests.3.history.0.item_id", "however much was accepted before"
+        assert refused["location"] == "requests.3.history.0.item_id", "however much was accepted before"
 
 
 def test_an_event_of_something_unknown_is_refused_with_all_others(client: TestClient, keyed: dict[str, str]) -> None:
@@ -44,7 +44,7 @@ def test_an_event_of_something_unknown_is_refused_with_all_others(client: TestCl
     good = {"event_id": "a", "user": "u", "item_id": item}
     for bad, where in (({"item_id": "nowhere"}, "item_id"), ({"event_type": "dream"}, "event_type")):
         answer = client.post("/v1/events", json={"events": [good, {**good, **bad}]}, headers=keyed)
-        assert answer.status_code == 422 and answer.json()["error"]["where"] == f"events.1.{where}"
+        assert answer.status_code == 422 and answer.json()["error"]["location"] == f"events.1.{where}"
     assert send(client, keyed, good) == {"accepted": 1, "repeated": 0}
 
 
@@ -98,19 +98,19 @@ def test_a_mistake_is_refused_at_its_place(client: TestClient, body: dict[str, A
     answer = client.post("/v1/recommend", json=body)
     assert answer.status_code == 422
     error = schemas.ErrorOut.model_validate(answer.json()).error
-    assert where is None or error.where == where
+    assert where is None or error.location == where
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
 
 def test_a_malformed_filter_is_refused_alone_also_among_others(client: TestClient) -> None:
     answer = client.post("/v1/recommend", json={"filter": "pric <= 2"})
     assert answer.status_code == 422 and "'price'" in answer.json()["error"]["message"]
-    assert answer.json()["error"]["where"] == "filter:1", "the character"
+    assert answer.json()["error"]["location"] == "filter:1", "the character"
     answer = client.post("/v1/recommend", json={"filter": {"and": [{"price": {"mx": 2}}]}})
-    assert answer.status_code == 422 and answer.json()["error"]["where"] == "filter.and[0].price.mx"
+    assert answer.status_code == 422 and answer.json()["error"]["location"] == "filter.and[0].price.mx"
     requests = [{"k": 1}, {"filter": "nonsense <"}, {"k": 1}]
     answer = client.post("/v1/recommend:batch", json={"requests": requests})
-    assert answer.status_code == 422 and answer.json()["error"]["where"] == "requests.1.filter:11"
+    assert answer.status_code == 422 and answer.json()["error"]["location"] == "requests.1.filter:11"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"user": "\\ud800"}', b"\xff", b"[" * 100_000, b'{"k": 1e400}', b"null"])
@@ -200,7 +200,7 @@ def test_a_defect_shows_the_client_nothing_and_the_log_everything(
 
 def test_while_too_much_waits_a_request_is_refused_unread(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect() as client:
-        monkeypatch.setattr(type(client.app.state.service), "crowded", True)  # type: ignore[attr-defined]
+        monkeypatch.setattr(type(client.app.state.service), "overloaded", True)  # type: ignore[attr-defined]
         answer = client.post("/v1/recommend", content=b"this is not even JSON")
         assert answer.status_code == 503 and answer.json()["error"]["code"] == "busy" and answer.headers["retry-after"] == "1"
         assert client.post("/v1/recommend:batch", content=b"nor this").status_code == 503
@@ -208,4 +208,4 @@ def test_while_too_much_waits_a_request_is_refused_unread(connect: Connect, monk
 
 
 def test_a_batch_of_any_size_fits_where_a_request_is_let_in() -> None:
-    assert Limits().waiting // 2 + MOST_BATCH <= Limits().waiting
+    assert Limits().waiting // 2 + MAX_BATCH_REQUESTS <= Limits().waiting

@@ -18,7 +18,7 @@ def dataset(town) -> Dataset:
 
 
 def settings(**training: object) -> Config:
-    common = {"batch_size": 256, "max_steps": 20, "eval_every": 0.4, "log_every": 1, "learning_rate": 0.01, "patience": 50}
+    common = {"batch_size": 256, "max_steps": 20, "eval_every_epochs": 0.4, "log_every": 1, "learning_rate": 0.01, "patience": 50}
     return parse_config({"model": {"user_tower": TOWER, "item_tower": TOWER}, "training": {**common, **training}})
 
 

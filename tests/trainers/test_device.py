@@ -30,18 +30,18 @@ from .conftest import settings
 
 META = torch.device("meta")
 CLASSIC = {"embedding_dim": 16, "hidden_dims": [32, 16]}  # with an MLP, and so a cross network
-BY_ROWS = {"update": "rows", "weight_decay": 0.01}
+BY_ROWS = {"update": "sparse", "weight_decay": 0.01}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "next event": {"training": {"view": "causal"}},
-    "micro-batches": {"training": {"micro_batch": 60}},
+    "next event": {"training": {"objective": "next_event"}},
+    "micro-batches": {"training": {"micro_batch_size": 60}},
     "recomputed attention": {"training": {"gradient_checkpointing": True}},
     "full softmax": {"training": {"loss": "full_softmax"}},
     "fp16": {"training": {"precision": "fp16"}},
     "classic towers": {"model": {"user_tower": CLASSIC, "item_tower": CLASSIC}},
     "tables by rows": {"model": {"tables": {"item.id": BY_ROWS, "user.id": {**BY_ROWS, "max_rows": 64}}}},
     "tables by rows in bf16": {"model": {"tables": {"item.id": {**BY_ROWS, "dtype": "bf16"}}}},
-    "request place": {"model": {"request_place": True}},
+    "request place": {"model": {"request_location": True}},
 }
 
 
@@ -70,7 +70,7 @@ def test_a_step_runs_on_the_meta_device(dataset: Dataset, tmp_path: Any, kind: s
     assert all(weight.device == META for weight in trainer.model.parameters())
     for batch in list(trainer.batches(0, 0))[:2]:
         trainer._step(batch, None)
-    assert trainer.at.step == 2
+    assert trainer.state.step == 2
     with pytest.raises(NotImplementedError):  # the first line of the log would read
         trainer.check()
 
@@ -184,7 +184,7 @@ class Slow(DeviceCopies):
 
 @pytest.fixture
 def loader(dataset: Dataset, tmp_path: Any) -> TrainLoader:
-    return TwoTowerTrainer(dataset, settings(micro_batch=60), tmp_path).loader
+    return TwoTowerTrainer(dataset, settings(micro_batch_size=60), tmp_path).loader
 
 
 def tensors(batch: Any) -> list[torch.Tensor]:

@@ -27,15 +27,15 @@ GOLDEN = {
         },
         "training": {"learning_rate": 0.001},
     },
-    "causal": {"training": {"view": "causal"}, "model": {"user_tower": {"pooling": "last"}}},
+    "causal": {"training": {"objective": "next_event"}, "model": {"user_tower": {"pooling": "last"}}},
     "full softmax": {"training": {"loss": "full_softmax"}},
     "sampled softmax": {"training": {"loss": "sampled_softmax"}},
-    "compact tables": {"model": {"tables": {"item.id": {"update": "rows", "dtype": "fp16"}, "user.id": {"max_rows": 100}}}},
-    "micro-batches, recomputed": {"training": {"micro_batch": 32, "gradient_checkpointing": True}},
+    "compact tables": {"model": {"tables": {"item.id": {"update": "sparse", "dtype": "fp16"}, "user.id": {"max_rows": 100}}}},
+    "micro-batches, recomputed": {"training": {"micro_batch_size": 32, "gradient_checkpointing": True}},
     "learned temperature": {"model": {"learn_temperature": True, "temperature": 0.07}},
     "visited items may come again": {"evaluation": {"exclude_seen": False}},
     "leave one out, without times": {"prepare": {"split": {"kind": "leave_one_out"}}},
-    "sets, a given split": {"prepare": {"split": {"kind": "given", "valid": 0.2}}},
+    "sets, a given split": {"prepare": {"split": {"kind": "predefined", "valid": 0.2}}},
 }
 
 
@@ -54,7 +54,7 @@ def sequences(folder: Path, values: dict[str, object]) -> Dataset:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_losses(dataset, tmp_path, name):
     """The same seed gives the same run: a change that is not meant to change results keeps these figures."""
-    short = {"max_steps": 20, "log_every": 1, "eval_every": 1000, "batch_size": 128}
+    short = {"max_steps": 20, "log_every": 1, "eval_every_epochs": 1000, "batch_size": 128}
     values = {**GOLDEN[name], "training": {**short, **GOLDEN[name].get("training", {})}}
     if "prepare" in values:
         dataset = sequences(tmp_path / "sequences", values)

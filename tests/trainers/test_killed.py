@@ -22,8 +22,15 @@ WORKER = Path(__file__).with_name("worker.py")
 
 def settings(**training: object) -> str:
     tower = {"embedding_dim": 16, "hidden_dims": [16]}
-    tables = {"user.id": {"update": "rows", "dtype": "bf16"}}
-    common = {"batch_size": 250, "eval_every": 0.5, "log_every": 5, "patience": 1000, "save_every_s": 0.05, "num_epochs": 1000}
+    tables = {"user.id": {"update": "sparse", "dtype": "bf16"}}
+    common = {
+        "batch_size": 250,
+        "eval_every_epochs": 0.5,
+        "log_every": 5,
+        "patience": 1000,
+        "checkpoint_every_s": 0.05,
+        "num_epochs": 1000,
+    }
     values = {"model": {"user_tower": tower, "item_tower": tower, "tables": tables}, "training": {**common, **training}}
     return json.dumps(parse_config(values).model_dump(mode="json"))
 
@@ -54,7 +61,7 @@ def test_killed_at_25_random_moments_a_run_ends_as_the_uninterrupted_one_to_the_
 
 @pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written_the_one_before_loads(town, tmp_path):
-    config = settings(max_steps=200, save_every_s=1000, eval_every=0.25)
+    config = settings(max_steps=200, checkpoint_every_s=1000, eval_every_epochs=0.25)
     done = start("kill_while_writing", town.folder, tmp_path, config, check=False)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / ".last.pt.partial").is_file() or (tmp_path / ".best.pt.partial").is_file()

@@ -14,7 +14,7 @@ from twotower.data.prepare import prepare
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import NEW_LENGTH
 from twotower.schema import FIRST_ROW
-from twotower.trainers.new_item_popularity import PLACES, PRETENDED, settle_new_items
+from twotower.trainers.new_item_popularity import PLACES, SIMULATED_SHARE, calibrate_new_items
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 from .conftest import settings
@@ -28,11 +28,11 @@ def trainer(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TwoTo
     return trained
 
 
-def settled(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tuple[float, NeuralRetriever]:
+def calibrated(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tuple[float, NeuralRetriever]:
     dataset, moment = trainer.dataset, split_moment(trainer.dataset, "valid")
     retriever = NeuralRetriever(trainer.model, trainer.store, n_items=dataset.n_items, time_s=moment)
     before = retriever.index.vectors.clone()
-    settle_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=seed)
+    calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=seed)
     found = float(trainer.model.new_popularity)
     new = np.arange(dataset.n_items) >= FIRST_ROW + dataset.n_train_items
     after = retriever.index.vectors
@@ -45,7 +45,7 @@ def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popula
     """Of the first ten places, by hand: known items without ids and state, ranked among all other known ones."""
     dataset, model = trainer.dataset, trainer.model
     known = FIRST_ROW + np.arange(dataset.n_train_items)
-    size = max(dataset.n_items - FIRST_ROW - dataset.n_train_items, round(PRETENDED * len(known)))
+    size = max(dataset.n_items - FIRST_ROW - dataset.n_train_items, round(SIMULATED_SHARE * len(known)))
     rows = np.random.default_rng(seed).choice(known, size, replace=False)
     batch = trainer.store.items(rows, np.full(size, split_moment(dataset, "valid")))
     vectors = retriever.index.vectors.clone()
@@ -64,14 +64,14 @@ def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popula
 def test_new_items_take_their_share_of_the_places(trainer: TwoTowerTrainer, exposure: float) -> None:
     shares = []
     for seed in range(12):
-        popularity, retriever = settled(trainer, exposure, seed)
+        popularity, retriever = calibrated(trainer, exposure, seed)
         assert share_of_places(trainer, retriever, popularity, seed) == pytest.approx(exposure, abs=0.01), "of those chosen"
         shares.append(share_of_places(trainer, retriever, popularity, seed + 100))
     assert np.mean(shares) == pytest.approx(exposure, rel=0.4), "of others"
 
 
 def test_more_places_take_more_popularity(trainer: TwoTowerTrainer) -> None:
-    found = [settled(trainer, exposure)[0] for exposure in (0.0, 0.01, 0.1, 0.5)]
+    found = [calibrated(trainer, exposure)[0] for exposure in (0.0, 0.01, 0.1, 0.5)]
     assert found == sorted(set(found))
 
 
@@ -94,7 +94,7 @@ def test_it_is_found_without_a_validation_part_too(town, tmp_path: Path) -> None
     prepare(config, tmp_path / "dataset")
     trainer = TwoTowerTrainer(Dataset.open(tmp_path / "dataset"), settings(max_steps=5), tmp_path / "run")
     trainer.fit()
-    assert trainer.at.best is None and float(trainer.model.new_popularity) != 0
+    assert trainer.state.best is None and float(trainer.model.new_popularity) != 0
 
 
 def test_where_popularity_has_no_part_nothing_is_made_of_it(dataset: Dataset, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_mixed_precision_and_checkpointing_train(dataset, tmp_path, precision):
 
 def test_an_overflow_leaves_the_weights_alone_and_the_scale_recovers(dataset, tmp_path):
     trainer = TwoTowerTrainer(dataset, settings(precision="fp16", log_every=1000), tmp_path)
-    trainer.at.total_steps = 20
+    trainer.state.total_steps = 20
     trainer.scaler = LossScale(enabled=True, patience=2)
     trainer.scaler.scale.fill_(2.0**140)  # times any gradient: infinite
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -48,7 +48,7 @@ def test_gradients_that_overflow_unscaled_are_an_error(dataset, tmp_path):
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     with pytest.raises(TrainingError, match=r"The gradients must stay finite.*no loss scale left to lower"):
         trainer.fit()
-    assert trainer.at.step == 3, "the first line of the log is the first to be told"
+    assert trainer.state.step == 3, "the first line of the log is the first to be told"
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name]) or name == "tables.item/id.weight", name
 
@@ -104,7 +104,7 @@ def test_the_gradient_cache_teaches_every_weight_in_a_short_type_too(dataset, tm
     towers = {"user_tower": {**still, "history_dropout": 0}, "item_tower": {**still, "neighbour_dropout": 0}}
     gradients = []
     for micro in (None, 64):
-        config = parse_config({"model": towers, "training": {"batch_size": 256, "precision": "bf16", "micro_batch": micro}})
+        config = parse_config({"model": towers, "training": {"batch_size": 256, "precision": "bf16", "micro_batch_size": micro}})
         trainer = TwoTowerTrainer(dataset, config, tmp_path / str(micro))
         trainer.model.eval()  # nothing is dropped
         batch = trainer.loader.batch(trainer.loader.plan(0)[0], 0, 0)

@@ -19,22 +19,30 @@ STILL = {**TOWER, "history_dropout": 0}  # nothing is left to chance but what th
 
 
 def settings(*, rows: bool = False, **training: object) -> str:
-    tables = {name: {"update": "rows", "weight_decay": 0.01} for name in ("item.id", "user.id", "item.categories")}
+    tables = {name: {"update": "sparse", "weight_decay": 0.01} for name in ("item.id", "user.id", "item.categories")}
     # The MLP's dropout is no setting; a straight tower has none.
     tower = {**STILL, "hidden_dims": [16]}
     model = {
         "user_tower": tower,
         "item_tower": {**{k: v for k, v in tower.items() if k != "history_dropout"}, "neighbour_dropout": 0},
     }
-    common = {"batch_size": 250, "max_steps": 50, "eval_every": 100, "log_every": 10, "learning_rate": 0.003, "eval_queries": 200}
+    common = {
+        "batch_size": 250,
+        "max_steps": 50,
+        "eval_every_epochs": 100,
+        "log_every": 10,
+        "learning_rate": 0.003,
+        "eval_queries": 200,
+    }
     values = {"model": {**model, **({"tables": tables} if rows else {})}, "training": {**common, **training}}
     return json.dumps(parse_config(values).model_dump(mode="json"))
 
 
-def start(world: int, *arguments: object, fails: bool = False) -> str:
+def start(world_size: int, *arguments: object, fails: bool = False) -> str:
     launch = [sys.executable]
-    if world > 1:
-        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", "0", "--rdzv-backend", "c10d",
+    if world_size > 1:
+        launch += ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--master-port", "0"]
+        launch += ["--rdzv-backend", "c10d",
                    "--rdzv-endpoint", "localhost:0"]  # fmt: skip
     command = [*launch, str(WORKER), *map(str, arguments)]
     traced = {**os.environ, "PYTHONFAULTHANDLER": "1"}
@@ -45,26 +53,26 @@ def start(world: int, *arguments: object, fails: bool = False) -> str:
 
 @pytest.mark.slow
 def test_loss_and_gradients_do_not_depend_on_the_number_of_processes(town, tmp_path):
-    cases = [{}, {"rows": True}, {"rows": True, "micro_batch": 40}, {"view": "causal", "loss": "full_softmax"}]
-    for world in (1, 2, 4):
-        start(world, "gradients", town.folder, tmp_path / str(world), *(settings(**case) for case in cases))
+    cases = [{}, {"rows": True}, {"rows": True, "micro_batch_size": 40}, {"objective": "next_event", "loss": "full_softmax"}]
+    for world_size in (1, 2, 4):
+        start(world_size, "gradients", town.folder, tmp_path / str(world_size), *(settings(**case) for case in cases))
     for number, case in enumerate(cases):
         alone = torch.load(tmp_path / "1" / str(number), weights_only=True)
         assert sum(float(value.abs().sum()) > 0 for value in alone.values()) >= len(alone) - 4
-        for world in (2, 4):
-            found = torch.load(tmp_path / str(world) / str(number), weights_only=True)
+        for world_size in (2, 4):
+            found = torch.load(tmp_path / str(world_size) / str(number), weights_only=True)
             assert found.keys() == alone.keys()
-            assert_close(found, alone, 1e-9, f"{case} on {world}")
+            assert_close(found, alone, 1e-9, f"{case} on {world_size}")
 
 
 @pytest.mark.slow
 def test_weights_after_fifty_steps_do_not_depend_on_the_number_of_processes(town, tmp_path):
-    for world in (1, 2, 4):
-        start(world, "train", town.folder, tmp_path / str(world), settings(), settings(rows=True))
+    for world_size in (1, 2, 4):
+        start(world_size, "train", town.folder, tmp_path / str(world_size), settings(), settings(rows=True))
     for number in ("0", "1"):
         alone = weights(tmp_path / "1" / number)
-        for world in (2, 4):
-            assert_close(weights(tmp_path / str(world) / number), alone, 1e-4, f"{number} on {world}")
+        for world_size in (2, 4):
+            assert_close(weights(tmp_path / str(world_size) / number), alone, 1e-4, f"{number} on {world_size}")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -78,18 +86,18 @@ def assert_close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
 
 @pytest.mark.slow
 def test_a_run_of_two_whose_process_dies_goes_on_with_one_and_with_four(town, tmp_path):
-    config = settings(rows=True, eval_every=0.25, patience=100)
-    for world in (1, 4):
-        out = tmp_path / f"on {world}"
+    config = settings(rows=True, eval_every_epochs=0.25, patience=100)
+    for world_size in (1, 4):
+        out = tmp_path / f"on {world_size}"
         said = start(2, "die", town.folder, out, config, fails=True)
         assert "All processes of a run must live to its end." in said, said[-2000:]
         at = torch.load(out / "last.pt", weights_only=True)["progress"]["step"]
         assert 0 < at < 13
-        start(world, "resume", town.folder, out, config)
+        start(world_size, "resume", town.folder, out, config)
         assert torch.load(out / "last.pt", weights_only=True)["progress"]["step"] == 50
     start(1, "train", town.folder, tmp_path / "whole", config)
-    for world in (1, 4):
-        assert_close(weights(tmp_path / f"on {world}"), weights(tmp_path / "whole"), 1e-4, f"on {world}")
+    for world_size in (1, 4):
+        assert_close(weights(tmp_path / f"on {world_size}"), weights(tmp_path / "whole"), 1e-4, f"on {world_size}")
 
 
 @pytest.mark.slow

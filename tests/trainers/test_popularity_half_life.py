@@ -17,7 +17,8 @@ from twotower.evaluation.verdict import refreshed, verdict
 from twotower.models.build import build_model
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
 from twotower.models.two_tower import TwoTower
-from twotower.pipeline.stages import evaluate_stage, train_stage
+from twotower.pipeline.evaluate import evaluate_stage
+from twotower.pipeline.stages import train_stage
 from twotower.schema import DAY_S, FIRST_ROW, TEST
 from twotower.trainers.popularity_half_life import HALF_LIVES_DAYS, choose_half_life
 from twotower.utils.config import Config, parse_config

@@ -12,8 +12,8 @@ import torch
 from twotower.errors import TrainingError
 from twotower.pipeline.stages import run_all, train_stage
 from twotower.trainers import recipe_race
-from twotower.trainers.base_trainer import Progress
-from twotower.trainers.recipe_race import CANDIDATES, RUNGS, entrants, is_given, read_record, settle
+from twotower.trainers.base_trainer import TrainingState
+from twotower.trainers.recipe_race import CANDIDATES, RUNGS, choose_recipe, entrants, is_given, read_record
 from twotower.utils.config import Config, load_config
 
 QUALITY = {name: float(number) for number, name in enumerate(CANDIDATES)}
@@ -23,13 +23,13 @@ SMALL = [
     "prepare.text_dim=8",
     "training.num_epochs=4",
     "evaluation.baselines=[popular]",
-    "evaluation.bootstrap=20",
+    "evaluation.bootstrap_resamples=20",
 ]
 
 
 def name_of(config: Config) -> str:
     """The candidate whose settings a configuration has."""
-    return next(one.name for one in entrants(load_config()) if one.config.training.view == config.training.view)
+    return next(one.name for one in entrants(load_config()) if one.config.training.objective == config.training.objective)
 
 
 class Fits:
@@ -39,7 +39,7 @@ class Fits:
         self.quality, self.stop_at = quality, stop_at
         self.calls: list[tuple[str, float, bool]] = []
 
-    def __call__(self, config: Config, out: Path, resume: bool) -> Progress:
+    def __call__(self, config: Config, out: Path, resume: bool) -> TrainingState:
         if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
         name, share = name_of(config), config.training.stop_frac
@@ -47,13 +47,13 @@ class Fits:
         out.mkdir(parents=True, exist_ok=True)
         for file in ("last.pt", "best.pt", "metrics.jsonl"):
             (out / file).write_text(name)
-        return Progress(step=round(100 * share), total_steps=100, best=self.quality[name] * share, best_step=1)
+        return TrainingState(step=round(100 * share), total_steps=100, best=self.quality[name] * share, best_step=1)
 
 
 @pytest.mark.parametrize("best", list(CANDIDATES))
 def test_the_candidate_with_the_best_validation_goes_on(best: str, tmp_path: Path) -> None:
     fit = Fits({name: 0.9 if name == best else 0.5 for name in CANDIDATES})
-    config, record, started = settle(entrants(load_config()), tmp_path, fit)
+    config, record, started = choose_recipe(entrants(load_config()), tmp_path, fit)
     assert record is not None and started
     assert (name_of(config), record["chosen"]) == (best, best)
     assert config.training.recipe == "fixed" and config.training.stop_frac == 1
@@ -65,7 +65,7 @@ def test_the_candidate_with_the_best_validation_goes_on(best: str, tmp_path: Pat
 
 def test_a_close_candidate_is_compared_again_and_may_win(tmp_path: Path) -> None:
     class Late(Fits):
-        def __call__(self, config: Config, out: Path, resume: bool) -> Progress:
+        def __call__(self, config: Config, out: Path, resume: bool) -> TrainingState:
             reached = super().__call__(config, out, resume)
             late = name_of(config) == "next event"
             values = {RUNGS[0]: 0.95 if late else 1.0, RUNGS[1]: 1.2 if late else 1.1}
@@ -73,20 +73,22 @@ def test_a_close_candidate_is_compared_again_and_may_win(tmp_path: Path) -> None
             return reached
 
     fit = Late(QUALITY)
-    _, record, _ = settle(entrants(load_config()), tmp_path, fit)
+    _, record, _ = choose_recipe(entrants(load_config()), tmp_path, fit)
     assert record is not None and record["chosen"] == "next event"
     assert [(share, resume) for name, share, resume in fit.calls if name == "any event"] == [(RUNGS[0], False), (RUNGS[1], True)]
 
 
 def test_of_equal_candidates_the_first_is_taken(tmp_path: Path) -> None:
     first = next(iter(CANDIDATES))
-    _, record, _ = settle(entrants(load_config()), tmp_path, Fits({name: 1.0 - 0.02 * (name == first) for name in CANDIDATES}))
+    _, record, _ = choose_recipe(
+        entrants(load_config()), tmp_path, Fits({name: 1.0 - 0.02 * (name == first) for name in CANDIDATES})
+    )
     assert record is not None and record["chosen"] == first and "order" in record["why"]
 
 
 def test_a_candidate_that_is_far_behind_costs_one_rung(tmp_path: Path) -> None:
     fit = Fits({"any event": 1.0, "next event": 0.5})
-    _, record, _ = settle(entrants(load_config()), tmp_path, fit)
+    _, record, _ = choose_recipe(entrants(load_config()), tmp_path, fit)
     assert record is not None and record["chosen"] == "any event"
     assert sorted(fit.calls) == [("any event", RUNGS[0], False), ("next event", RUNGS[0], False)]
 
@@ -95,8 +97,8 @@ def test_a_candidate_that_is_far_behind_costs_one_rung(tmp_path: Path) -> None:
     ("override", "names"),
     [
         ("seed=3", list(CANDIDATES)),
-        ("training.view=causal", ["next event"]),
-        ("training.view=set", ["any event"]),
+        ("training.objective=next_event", ["next event"]),
+        ("training.objective=any_event", ["any event"]),
         ("training.batch_size=256", ["any event"]),
         ("training.recipe=fixed", ["as configured"]),
     ],
@@ -115,7 +117,7 @@ def test_the_race_settles_only_what_the_user_left(override: str, names: list[str
 
 def test_a_setting_of_the_user_holds_in_every_candidate() -> None:
     config = load_config(None, ["model.user_tower.num_blocks=1", "model.user_tower.pooling=mean"])
-    assert is_given(config, "model.user_tower.pooling") and not is_given(config, "training.view")
+    assert is_given(config, "model.user_tower.pooling") and not is_given(config, "training.objective")
     for one in entrants(config):
         assert (one.config.model.user_tower.num_blocks, one.config.model.user_tower.pooling) == (1, "mean")
 
@@ -124,30 +126,30 @@ def test_without_order_or_a_validation_part_there_is_no_race(tmp_path: Path) -> 
     for found in (entrants(load_config(), ordered=False), entrants(load_config(), validated=False)):
         assert [one.name for one in found] == [next(iter(CANDIDATES))]
         fit = Fits(QUALITY)
-        _, record, started = settle(found, tmp_path, fit)
+        _, record, started = choose_recipe(found, tmp_path, fit)
         assert record is None and not started and not fit.calls
 
 
 def test_a_race_cut_off_goes_on_and_is_not_run_twice(tmp_path: Path) -> None:
     first = Fits(QUALITY, stop_at=1)
     with pytest.raises(KeyboardInterrupt):
-        settle(entrants(load_config()), tmp_path, first)
+        choose_recipe(entrants(load_config()), tmp_path, first)
     again = Fits(QUALITY)
-    _, record, _ = settle(entrants(load_config()), tmp_path, again, resume=True)
+    _, record, _ = choose_recipe(entrants(load_config()), tmp_path, again, resume=True)
     assert {name for name, _, _ in again.calls}.isdisjoint({name for name, _, _ in first.calls})
     assert read_record(tmp_path) == record
     later = Fits({name: -quality for name, quality in QUALITY.items()})
-    config, same, started = settle(entrants(load_config()), tmp_path, later, resume=True)
+    config, same, started = choose_recipe(entrants(load_config()), tmp_path, later, resume=True)
     assert same == record and started and not later.calls and record is not None
     assert name_of(config) == record["chosen"]
     with pytest.raises(TrainingError, match="chose the recipe"):
-        settle(entrants(load_config(None, ["training.recipe=fixed"])), tmp_path, later, resume=True)
+        choose_recipe(entrants(load_config(None, ["training.recipe=fixed"])), tmp_path, later, resume=True)
 
 
 def test_a_new_run_forgets_the_race_before(tmp_path: Path) -> None:
-    settle(entrants(load_config()), tmp_path, Fits(QUALITY))
+    choose_recipe(entrants(load_config()), tmp_path, Fits(QUALITY))
     fit = Fits({name: -quality for name, quality in QUALITY.items()})
-    _, record, _ = settle(entrants(load_config()), tmp_path, fit)
+    _, record, _ = choose_recipe(entrants(load_config()), tmp_path, fit)
     assert record is not None and record["chosen"] == min(QUALITY, key=lambda name: QUALITY[name])
     assert len(fit.calls) >= len(CANDIDATES)
 
@@ -170,8 +172,10 @@ def test_a_run_is_the_same_from_its_manifest_without_the_race(town: Any, tmp_pat
 
 def test_a_race_of_real_candidates_keeps_the_one_that_learns(town: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     candidates = {"stuck": {"training.learning_rate": 1e-9}, "learns": {"training.learning_rate": 0.01}}
-    monkeypatch.setattr(recipe_race, "CANDIDATES", {name: {"training.view": "set", **one} for name, one in candidates.items()})
-    config = load_config(None, [*SMALL, "model.item_tower.initial_ids=noise"])
+    monkeypatch.setattr(
+        recipe_race, "CANDIDATES", {name: {"training.objective": "any_event", **one} for name, one in candidates.items()}
+    )
+    config = load_config(None, [*SMALL, "model.item_tower.id_init=random"])
     train_stage(config, town.folder, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["recipe"]["chosen"] == "learns" and manifest["config"]["training"]["learning_rate"] == 0.01

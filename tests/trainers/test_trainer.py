@@ -11,7 +11,7 @@ import torch
 from twotower.data.candidates import LOSSES
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
-from twotower.data.views import VIEWS
+from twotower.data.views import OBJECTIVES
 from twotower.errors import ConfigError, TrainingError
 from twotower.trainers.optimizer import schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
@@ -27,7 +27,7 @@ def stop_after(trainer: TwoTowerTrainer, steps: int) -> None:
 
     def then_stop(batch, board):
         step(batch, board)
-        if trainer.at.step == steps:
+        if trainer.state.step == steps:
             raise KeyboardInterrupt
 
     trainer._step = then_stop
@@ -35,9 +35,9 @@ def stop_after(trainer: TwoTowerTrainer, steps: int) -> None:
         trainer.fit()
 
 
-@pytest.mark.parametrize("view", ["set", "causal"])
-def test_resumed_equals_uninterrupted_to_the_bit(dataset, tmp_path, view):
-    config = settings(view=view)
+@pytest.mark.parametrize("objective", ["any_event", "next_event"])
+def test_resumed_equals_uninterrupted_to_the_bit(dataset, tmp_path, objective):
+    config = settings(objective=objective)
     whole = TwoTowerTrainer(dataset, config, tmp_path / "whole")
     whole.fit()
 
@@ -47,16 +47,16 @@ def test_resumed_equals_uninterrupted_to_the_bit(dataset, tmp_path, view):
     torch.manual_seed(99)  # what is dropped depends on the step alone
     resumed.fit(resume=True)
 
-    assert resumed.at == whole.at
+    assert resumed.state == whole.state
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert figures(tmp_path / "broken", "loss") == figures(tmp_path / "whole", "loss")
 
 
-@pytest.mark.parametrize("view", sorted(VIEWS))
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 @pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_twenty_steps_learn(dataset, tmp_path, view, loss):
-    TwoTowerTrainer(dataset, settings(view=view, loss=loss), tmp_path).fit()
+def test_twenty_steps_learn(dataset, tmp_path, objective, loss):
+    TwoTowerTrainer(dataset, settings(objective=objective, loss=loss), tmp_path).fit()
     losses = figures(tmp_path, "loss")
     assert len(losses) == 20
     assert sum(losses[-5:]) < sum(losses[:5])
@@ -69,12 +69,12 @@ def test_fields_can_be_left_out(dataset, tmp_path):
     fields = [f"{side}.{spec.name}" for side, parts in embeddings.items() for part in parts for spec in part.fields]
     left_out = [name for name in fields if not name.endswith(".id")]
     assert {"item.state", "item.neighbours", "user.home", "user.month"} <= set(left_out)
-    model = settings().model.model_copy(update={"exclude_fields": left_out})
+    model = settings().model.model_copy(update={"exclude_features": left_out})
     bare = TwoTowerTrainer(dataset, settings(max_steps=3).model_copy(update={"model": model}), tmp_path / "bare")
     bare.fit()
     assert set(bare.model.tables) == {"item/id", "user/id"} and not bare.model.item_state.fields
     with pytest.raises(ConfigError, match=r"must name fields of the towers. Got 'item.stat'. Did you mean 'item.state'"):
-        model = settings().model.model_copy(update={"exclude_fields": ["item.stat"]})
+        model = settings().model.model_copy(update={"exclude_features": ["item.stat"]})
         TwoTowerTrainer(dataset, settings().model_copy(update={"model": model}), tmp_path / "wrong")
 
 
@@ -87,10 +87,10 @@ def test_gradient_checkpointing_changes_nothing(dataset, tmp_path):
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("view", ["set", "causal"])
-def test_gradient_cache_is_one_large_batch(dataset, tmp_path, view):
+@pytest.mark.parametrize("objective", ["any_event", "next_event"])
+def test_gradient_cache_is_one_large_batch(dataset, tmp_path, objective):
     """In float64, dropout included: many micro-batches give the gradients of all of them held at once."""
-    config = settings(view=view, micro_batch=50, negatives_per_positive=2)
+    config = settings(objective=objective, micro_batch_size=50, negatives_per_positive=2)
     trainer = TwoTowerTrainer(dataset, config, tmp_path)
     trainer.model.double().train()
     batch = doubled(next(trainer.batches(0, 0)))
@@ -133,7 +133,7 @@ def doubled(batch):
 
 def test_micro_batches_hold_the_same_examples(dataset, tmp_path):
     whole = next(TwoTowerTrainer(dataset, settings(), tmp_path).batches(0, 0))
-    split = next(TwoTowerTrainer(dataset, settings(micro_batch=64), tmp_path).batches(0, 0))
+    split = next(TwoTowerTrainer(dataset, settings(micro_batch_size=64), tmp_path).batches(0, 0))
     assert sum(len(part.at) for part in split.users) == len(whole.target) == whole.examples
     assert torch.equal(torch.cat([part.row for part in split.items]), whole.items[0].row)
     for name in ("target", "log_weight", "weight", "weight_sum"):
@@ -142,7 +142,7 @@ def test_micro_batches_hold_the_same_examples(dataset, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_tables_updated_by_rows_learn_and_resume_to_the_bit(dataset, tmp_path, dtype):
-    by_rows = {"update": "rows", "dtype": dtype, "weight_decay": 0.01}
+    by_rows = {"update": "sparse", "dtype": dtype, "weight_decay": 0.01}
     values = settings().model_dump(mode="json")
     values["model"]["tables"] = {"item.id": by_rows, "user.id": {**by_rows, "max_rows": 64}}
     config = parse_config(values)
@@ -160,10 +160,10 @@ def test_tables_updated_by_rows_learn_and_resume_to_the_bit(dataset, tmp_path, d
 
 
 def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
-    trainer = TwoTowerTrainer(dataset, settings(max_steps=500, patience=2, eval_every=0.2), tmp_path)
-    trainer.validate = lambda: {"NDCG@10": 1.0 / (1 + trainer.at.step)}
+    trainer = TwoTowerTrainer(dataset, settings(max_steps=500, patience=2, eval_every_epochs=0.2), tmp_path)
+    trainer.validate = lambda: {"NDCG@10": 1.0 / (1 + trainer.state.step)}
     reached = trainer.fit()
-    assert reached.waited == 2
+    assert reached.validations_since_best == 2
     assert reached.step < 500
     assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == reached.best_step < reached.step
 
@@ -211,13 +211,13 @@ def test_nothing_to_train_on(dataset, tmp_path):
 
 
 def test_visits_that_all_come_again_leave_nothing_to_ask_for(dataset, tmp_path):
-    """The causal view asks for first visits where visited items are left out; here no first visit is a positive one."""
+    """The next-event objective asks for first visits where visited items are left out; here no first visit is a positive one."""
     broken, events = Dataset(dataset.path, dataset.manifest), dataset.events
     pair = events.user_row * dataset.n_items + events.item_row
     first = np.isin(np.arange(len(pair)), np.unique(pair, return_index=True)[1])
     broken.__dict__["events"] = replace(events, positive=events.positive & ~first)
     with pytest.raises(TrainingError, match="positive events to ask for"):
-        TwoTowerTrainer(broken, settings(view="causal"), tmp_path)
+        TwoTowerTrainer(broken, settings(objective="next_event"), tmp_path)
 
 
 def test_places_of_items_and_of_users_may_be_half_known(tmp_path):
@@ -240,7 +240,7 @@ def test_places_of_items_and_of_users_may_be_half_known(tmp_path):
     trainer = TwoTowerTrainer(made, config, tmp_path / "run")
     trainer.fit()
     (item,), (user,) = made.item_rows(["3"]), made.user_rows(["3"])
-    assert np.isnan(made.item_features["lies.place"][item]).all() and np.isnan(made.user_features["lives.place"][user]).all()
+    assert np.isnan(made.item_features["lies.degrees"][item]).all() and np.isnan(made.user_features["lives.degrees"][user]).all()
     points = trainer.loader.batch(trainer.loader.plan(0)[0], 0, 0).users[0].fields["lives.point"]
     assert points.shape[1] == 3 and points.norm(dim=1).max() > 6000
 

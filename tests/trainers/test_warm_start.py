@@ -15,8 +15,8 @@ from twotower.data.dataset import Dataset
 from twotower.models.build import build_model
 from twotower.models.layers.tables import INIT_STD
 from twotower.trainers.memory.estimate import predict
-from twotower.trainers.memory.sizes import facts_of
-from twotower.trainers.warm_start import begin_with_factors
+from twotower.trainers.memory.sizes import dataset_sizes
+from twotower.trainers.warm_start import init_item_ids_from_als
 from twotower.utils.config import parse_config
 
 WIDTH = 16
@@ -35,7 +35,7 @@ def begun(dataset: Dataset, item_tower: dict[str, Any] | None = None, **model: A
     built = build_model(dataset, config)
     table = built.tables.lookup("item.id")
     before = table.weight.detach().clone()
-    begin_with_factors(built, dataset, config)
+    init_item_ids_from_als(built, dataset, config)
     return before, table.weight.detach()
 
 
@@ -53,10 +53,10 @@ def test_ids_begin_as_factors_as_long_as_the_noise(dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("item_tower", "model"),
     [
-        ({"initial_ids": "noise"}, {}),
-        ({}, {"tables": {"item.id": {"update": "rows"}}}),
+        ({"id_init": "random"}, {}),
+        ({}, {"tables": {"item.id": {"update": "sparse"}}}),
         ({}, {"tables": {"item.id": {"max_rows": 50}}}),
-        ({}, {"rows_from": 10}),
+        ({}, {"sparse_update_from_rows": 10}),
     ],
 )
 def test_other_tables_keep_their_noise(dataset: Dataset, item_tower: dict[str, Any], model: dict[str, Any]) -> None:
@@ -69,13 +69,13 @@ def test_attention_stays_away_where_histories_have_no_order_or_no_times(town: An
     dataset = Dataset.open(town.folder)
     config, asked_for = parse_config({}), parse_config({"model": {"user_tower": {"num_blocks": 1}}})
     assert build_model(dataset, config).user_tower.encoder is not None
-    with_attention = predict(facts_of(dataset, config), config)
+    with_attention = predict(dataset_sizes(dataset, config), config)
     if missing == "order":
-        dataset.manifest["config"]["prepare"]["split"]["kind"] = "given"
+        dataset.manifest["config"]["prepare"]["split"]["kind"] = "predefined"
     else:
         dataset.has_time = False
     assert build_model(dataset, config).user_tower.encoder is None
-    assert predict(facts_of(dataset, config), config).step < with_attention.step
+    assert predict(dataset_sizes(dataset, config), config).step < with_attention.step
     assert build_model(dataset, asked_for).user_tower.encoder is not None
 
 
@@ -99,7 +99,7 @@ def test_of_many_people_some_are_asked(dataset: Dataset, monkeypatch: pytest.Mon
         return plain(visits, *words, **more)
 
     monkeypatch.setattr(als, "factorise", counted)
-    monkeypatch.setattr(als, "MOST_USERS", 50)
+    monkeypatch.setattr(als, "MAX_ALS_USERS", 50)
     one, two = (item_vectors(dataset, WIDTH, length=1.0, seed=3) for _ in range(2))
     assert asked == [50, 50] and np.array_equal(one, two)
     assert not np.array_equal(one, item_vectors(dataset, WIDTH, length=1.0, seed=4))

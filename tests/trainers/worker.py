@@ -33,11 +33,11 @@ def gradients(trainer: TwoTowerTrainer, out: Path) -> None:
     for name, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
             found[name] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    distributed.add_up([value for name, value in found.items() if name not in ("loss", "examples")])
+    distributed.all_reduce_sum([value for name, value in found.items() if name not in ("loss", "examples")])
     for name, table in trainer.tables.items():
         table.collect()
         row, grad = table.merged
-        found[name] = distributed.whole(torch.zeros_like(table.weight).index_put_((row,), grad), table.rows)
+        found[name] = distributed.gather_full(torch.zeros_like(table.weight).index_put_((row,), grad), table.rows)
     if distributed.rank() == 0:
         out.parent.mkdir(exist_ok=True)
         torch.save(found, out)
@@ -69,7 +69,7 @@ def die_at(trainer: TwoTowerTrainer, step: int) -> None:
     take = trainer._step
 
     def then_die(batch, board):
-        if trainer.at.step == step and distributed.rank() == distributed.world() - 1:
+        if trainer.state.step == step and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGKILL)
         take(batch, board)
 
@@ -122,7 +122,7 @@ def run() -> None:
     if mode == "kill_often":
         kill_often(Path(data), configs[0], Path(out), times=25)
         return
-    with distributed.joined(torch.device("cpu")):
+    with distributed.process_group(torch.device("cpu")):
         for number, config in enumerate(configs):
             one(mode, Path(data), config, Path(out) / str(number) if len(configs) > 1 else Path(out))
 

@@ -77,8 +77,8 @@ def test_shares_from_zero_and_dates_are_fine(split: dict[str, Any]) -> None:
 
 def test_the_data_settle_what_is_left_to_them():
     def widths(events: int, **towers: dict[str, object]) -> list[object]:
-        model = parse_config({"model": towers}).model.settled(ordered=True, timed=events % 2 == 0, events=events)
-        assert model.settled(ordered=False, timed=False, events=0) == model  # once and for all
+        model = parse_config({"model": towers}).model.resolved(ordered=True, timed=events % 2 == 0, events=events)
+        assert model.resolved(ordered=False, timed=False, events=0) == model  # once and for all
         u, i = model.user_tower, model.item_tower
         return [u.width, u.layers, i.width, i.layers, u.blocks]
 
@@ -86,3 +86,9 @@ def test_the_data_settle_what_is_left_to_them():
     assert widths(1_000_001) == [256, [256], 256, [256], 0]
     assert widths(2, item_tower={"embedding_dim": 64}) == [64, [64], 64, [64], 1]
     assert widths(1, user_tower={"hidden_dims": [99, 32], "num_blocks": 2}) == [128, [99, 32], 128, [32], 2]
+
+
+@pytest.mark.parametrize("override", ["training.stop_frac=0.5", "evaluation.baseline_settings={ease: {l2: 1}}"])
+def test_what_refit_carries_over_is_no_setting(override: str) -> None:
+    with pytest.raises(ConfigError, match="Only `twotower refit` sets it"):
+        load_config(None, [override])

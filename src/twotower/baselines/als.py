@@ -18,7 +18,7 @@ from twotower.schema import FIRST_ROW, TRAIN
 from twotower.utils.types import Float
 
 L2, ALPHA, ITERATIONS = 10.0, 20.0, 15  # what tuning chooses on S3-Rec's split and on yelp2018
-MOST_USERS = 200_000  # who say what items are alike: a bound of time and memory
+MAX_ALS_USERS = 200_000  # who say what items are alike: a bound of time and memory
 
 
 def interactions(dataset: Dataset) -> sparse.csr_matrix:
@@ -30,7 +30,7 @@ def interactions(dataset: Dataset) -> sparse.csr_matrix:
 
 
 def factorise(
-    visits: sparse.csr_matrix,
+    interactions: sparse.csr_matrix,
     factors: int,
     *,
     l2: float = L2,
@@ -42,25 +42,25 @@ def factorise(
 
     Parameters
     ----------
-    visits
+    interactions
         float32 [n_users, n_items]: events of each.
     alpha
         An item somebody visited weighs `alpha` · its events, another 1.
     """
     with threadpool_limits(1, "blas"):  # its own threads and BLAS's would wait for each other
         model = AlternatingLeastSquares(factors=factors, regularization=l2, alpha=alpha, iterations=iterations, random_state=seed)
-        model.fit(visits, show_progress=False)
+        model.fit(interactions, show_progress=False)
     return model
 
 
 def item_vectors(dataset: Dataset, width: int, *, length: float, seed: int) -> Float:
-    """Item factors float32 [n_items, width] of `length` on average, by at most `MOST_USERS` users drawn by lot; zeros for items
+    """Item factors float32 [n_items, width] of `length` on average, by at most `MAX_ALS_USERS` users drawn by lot; zeros for items
     that none of them visited."""
-    visits = interactions(dataset)
-    visitors = np.flatnonzero(np.diff(visits.indptr))
-    if len(visitors) > MOST_USERS:
-        visitors = np.sort(np.random.default_rng(seed).choice(visitors, MOST_USERS, replace=False))
-    vectors: Float = np.array(factorise(visits[visitors], width, seed=seed).item_factors, np.float32)
+    matrix = interactions(dataset)
+    visitors = np.flatnonzero(np.diff(matrix.indptr))
+    if len(visitors) > MAX_ALS_USERS:
+        visitors = np.sort(np.random.default_rng(seed).choice(visitors, MAX_ALS_USERS, replace=False))
+    vectors: Float = np.array(factorise(matrix[visitors], width, seed=seed).item_factors, np.float32)
     vectors[:FIRST_ROW] = 0
     norms = np.linalg.norm(vectors, axis=1)
     if norms.any():

@@ -24,7 +24,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.simulator.town import NEVER, Truth
 from twotower.errors import DataError
 from twotower.features.geo import EARTH_KM, on_sphere
-from twotower.features.item_columns import place_columns, places
+from twotower.features.item_columns import location_columns, locations
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S, FIRST_ROW, TRUTH_FILE
 from twotower.search.topk import top_k
@@ -82,7 +82,7 @@ class Popular(Baseline):
         return np.tile(self.popularity, (len(queries), 1))
 
 
-class Recent(Baseline):
+class RecentPopularity(Baseline):
     """The items with the most positive events in the `days` days up to midnight before the query; ties by popularity.
 
     It reads every event before that midnight, held-out ones of others included: what was known at the moment, as the features of
@@ -123,11 +123,11 @@ class Nearby(Baseline):
     def __init__(self, dataset: Dataset, *, scale_km: float = 3.0) -> None:
         super().__init__(dataset, scale_km=scale_km)
         self.scale_km = scale_km
-        self.place = coordinates(dataset)
-        self.point = on_sphere(self.place)
+        self.location = coordinates(dataset)
+        self.point = on_sphere(self.location)
 
     def scores(self, queries: Queries) -> Float:
-        home = np.where(np.isnan(queries.place), self.home(queries), queries.place)
+        home = np.where(np.isnan(queries.location), self.home(queries), queries.location)
         # Chord instead of arc: the same below 1,000 km to one part in 1,000. In float64, or 1 km would drown in rounding.
         squared = np.maximum(2 - 2 * on_sphere(home) @ self.point.T, 0)
         scales = np.sqrt(squared) * (EARTH_KM / self.scale_km)
@@ -137,13 +137,13 @@ class Nearby(Baseline):
     def home(self, queries: Queries) -> NDArray[np.float64]:
         """float64 [B, 2]: median latitude and longitude of each history, NaN without any."""
         query = np.repeat(np.arange(len(queries)), queries.lengths)
-        known = ~np.isnan(self.place[queries.item_row]).any(1)
-        query, place = query[known], self.place[queries.item_row[known]]
+        known = ~np.isnan(self.location[queries.item_row]).any(1)
+        query, location = query[known], self.location[queries.item_row[known]]
         count = np.bincount(query, minlength=len(queries))
         middle = np.cumsum(count) - count + count // 2
         home = np.full((len(queries), 2), np.nan)
         for axis in (0, 1):
-            home[count > 0, axis] = place[np.lexsort((place[:, axis], query)), axis][middle[count > 0]]
+            home[count > 0, axis] = location[np.lexsort((location[:, axis], query)), axis][middle[count > 0]]
         return home
 
 
@@ -280,7 +280,7 @@ class Oracle(Baseline):
 
 
 BASELINES: dict[str, type[Baseline]] = {
-    c.name: c for c in (Popular, Recent, Nearby, Repeat, ItemKNN, ContentKNN, EASE, IALS, Oracle)
+    c.name: c for c in (Popular, RecentPopularity, Nearby, Repeat, ItemKNN, ContentKNN, EASE, IALS, Oracle)
 }
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
@@ -305,7 +305,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 
 def coordinates(dataset: Dataset) -> NDArray[np.float64]:
     """float64 [n_items, 2]: latitude and longitude of each item in degrees, NaN where unknown."""
-    known = places(dataset.items, place_columns(dataset.items, dataset.specs, learned=True))
+    known = locations(dataset.items, location_columns(dataset.items, dataset.specs, learned=True))
     return np.concatenate([np.full((FIRST_ROW, 2), np.nan), known])
 
 

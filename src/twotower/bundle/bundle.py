@@ -29,7 +29,7 @@ from torch import Tensor
 from twotower.bundle.consistency import check_arrays, check_dataset, model_of
 from twotower.bundle.item_arrays import ItemArrays, encode_items, item_arrays
 from twotower.bundle.onnx_towers import USER_FILE, OnnxUserTower, can_run, export_towers, hindrance
-from twotower.bundle.sealed_folder import MANIFEST, open_sealed, replacing, seal
+from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, verify_manifest, write_manifest
 from twotower.data.dataset import ASIDE, Dataset
 from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import DataError
@@ -125,7 +125,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
     DataError
         `out` exists and is no bundle.
     """
-    with replacing(out) as folder:
+    with atomic_replace(out) as folder:
         model, config, progress = load_trained(checkpoint, dataset)
         moment = split_moment(dataset, "future")
         store = open_store(dataset, "future", config.model)
@@ -138,7 +138,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
         else:
             log.warning("This bundle is without ONNX graphs. %s", why_not)
         copy_dataset(dataset, folder / DATASET)
-        return seal(
+        return write_manifest(
             folder,
             {
                 "config": config.model_dump(mode="json"),
@@ -148,7 +148,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
                 "training": progress,
                 "metrics": metrics or {},
                 "popularity_weight": model.popularity_weight(),
-                "revisit_weight": model.revisit_weight(),
+                "recent_item_weight": model.recent_item_weight(),
             },
         )
 
@@ -165,11 +165,11 @@ def copy_dataset(dataset: Dataset, folder: Path) -> None:
 
 def note_report(path: Path, report: dict[str, Any]) -> dict[str, Any]:
     """Put the judgement's figures into the manifest of the bundle at `path`, beside those of its training; returns the manifest."""
-    manifest = open_sealed(path)
+    manifest = verify_manifest(path)
     kept = {name: report[name] for name in REPORTED if name in report}
-    with replacing(path) as folder:
+    with atomic_replace(path) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True)
-        return seal(folder, {**manifest, "report": kept})
+        return write_manifest(folder, {**manifest, "report": kept})
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -198,7 +198,7 @@ def load_bundle(path: Path) -> Bundle:
 
 def _load(path: Path) -> Bundle:
     try:
-        manifest = open_sealed(path)
+        manifest = verify_manifest(path)
         config = parse_config(manifest["config"])
         dataset = Dataset.open(path / DATASET)
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})

@@ -23,7 +23,7 @@ from twotower.utils.types import Int
 
 def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store: FeatureStore) -> TwoTower:
     """The model of the stored weights; settings that are not those of the weights cost no memory."""
-    _check_settings(settled(dataset, config), weights)
+    _check_settings(resolved_model(dataset, config), weights)
     model = build_model(dataset, config, store)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
@@ -32,9 +32,9 @@ def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store
     return model.eval()
 
 
-def settled(dataset: Dataset, config: Config) -> ModelConfig:
+def resolved_model(dataset: Dataset, config: Config) -> ModelConfig:
     """The settings with what they leave to the data; those of a trained model leave nothing."""
-    return config.model.settled(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
+    return config.model.resolved(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
 
 
 def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
@@ -63,7 +63,7 @@ def _hidden(weights: dict[str, Tensor], tower: str) -> list[int]:
 def check_dataset(dataset: Dataset) -> None:
     """Read every part, so that none is read later from a folder that has been replaced; their sizes must agree."""
     n_items, n_users = dataset.n_items, dataset.n_users
-    events, visits = dataset.events, dataset.visits
+    events, item_events = dataset.events, dataset.item_events
     sizes = {
         "items": len(dataset.items) + FIRST_ROW == n_items,
         "users": len(dataset.users) + FIRST_ROW == n_users,
@@ -72,9 +72,11 @@ def check_dataset(dataset: Dataset) -> None:
         "item features": all(len(value) == n_items for value in dataset.item_features.values()),
         "user features": all(len(value) == n_users for value in dataset.user_features.values()),
         "events": all(len(getattr(events, part.name)) == len(events) for part in fields(events) if part.name != "offsets"),
-        "visits": all(len(getattr(visits, part.name)) == len(visits) for part in fields(visits) if part.name != "offsets"),
+        "visits": all(
+            len(getattr(item_events, part.name)) == len(item_events) for part in fields(item_events) if part.name != "offsets"
+        ),
         "events of users": _covers(events.offsets, n_users, len(events)),
-        "visits of items": _covers(visits.offsets, n_items, len(visits)),
+        "visits of items": _covers(item_events.offsets, n_items, len(item_events)),
         "items of events": not len(events) or bool(events.item_row.min() >= 0 and events.item_row.max() < n_items),
         "types of events": not len(events)
         or bool(events.event_type.min() >= 0 and events.event_type.max() <= len(dataset.event_types)),
@@ -91,11 +93,11 @@ def _covers(offsets: Int, slices: int, total: int) -> bool:
 
 
 def check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
-    n, user = dataset.n_items, settled(dataset, config).user_tower
+    n, user = dataset.n_items, resolved_model(dataset, config).user_tower
     wanted = {
         "vectors": ((n, user.layers[-1] + 1), np.float32),
         "tokens": ((n, user.width), np.float32),
-        "recent": ((n,), np.int64),
+        "recent_event_count": ((n,), np.int64),
         "offered": ((n,), np.bool_),
     }
     for name, (shape, kind) in wanted.items():

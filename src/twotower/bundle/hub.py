@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from twotower.bundle.sealed_folder import MANIFEST, open_sealed, replacing
+from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, verify_manifest
 from twotower.errors import DataError
 
 CARD = "README.md"
@@ -31,7 +31,7 @@ def push_to_hub(bundle: Path, repository: str, *, private: bool = True, token: s
     DataError
         The bundle is not as it was written.
     """
-    manifest = open_sealed(bundle)
+    manifest = verify_manifest(bundle)
     api = _hub().HfApi(token=token)
     api.create_repo(repository, private=private, exist_ok=True)
     uploaded = api.upload_folder(repo_id=repository, folder_path=str(bundle), delete_patterns=["*"], commit_message="A bundle")
@@ -59,7 +59,7 @@ def from_pretrained(source: str, out: Path, *, revision: str | None = None, toke
     DataError
         What comes is no bundle, or not as it was written.
     """
-    with replacing(out) as folder:
+    with atomic_replace(out) as folder:
         if Path(source).is_dir():
             shutil.copytree(source, folder, dirs_exist_ok=True, symlinks=True)
         else:
@@ -67,7 +67,7 @@ def from_pretrained(source: str, out: Path, *, revision: str | None = None, toke
         for name in REPOSITORY_FILES:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        open_sealed(folder)
+        verify_manifest(folder)
     return out
 
 

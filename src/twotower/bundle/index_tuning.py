@@ -17,28 +17,30 @@ import numpy as np
 import torch
 
 from twotower.bundle.bundle import INDEX, Bundle, load_bundle
-from twotower.bundle.sealed_folder import read_manifest, replacing, seal
+from twotower.bundle.sealed_folder import atomic_replace, read_manifest, write_manifest
 from twotower.errors import DataError, RequestError, nearest
 from twotower.schema import FIRST_ROW
 from twotower.search.approximate import Approximate, one_thread
 from twotower.search.index import ExactIndex, Index
 from twotower.search.registry import INDEXES
-from twotower.search.reranking import POPULARITY_SCALE, with_popularity
+from twotower.search.reranking import POPULARITY_SCALE, append_popularity_weight
 from twotower.utils.types import Float
 
 USERS = 500  # whose histories are the queries of the recall
 TIMED = 100  # of them, searched one by one
 WARMING = 5
 ALIKE = 1.1  # times the fastest: among such indexes the smallest is taken
-LEAST_ITEMS = {"hnsw": 1000, "ivf_pq": 10_000}  # below, a graph or lists have nothing to skip
+MIN_ITEMS = {"hnsw": 1000, "ivf_pq": 10_000}  # below, a graph or lists have nothing to skip
 
 Setting = dict[str, Any]
 SWEEPS: dict[str, list[tuple[Setting, list[Setting]]]] = {
     "exact": [({}, [{}])],
-    "int8": [({}, [{"refine": refine} for refine in (1.1, 1.5, 2.0, 4.0)])],
-    "sq": [({"bits": bits}, [{"refine": refine} for refine in (1.1, 1.5, 2.0, 4.0, 8.0)]) for bits in (8, 4)],
-    "hnsw": [({"neighbours": m}, [{"effort": effort} for effort in (100, 200, 400, 800, 1600)]) for m in (16, 32)],
-    "ivf_pq": [({}, [{"effort": effort} for effort in (8, 16, 32, 64, 128, 256)])],
+    "int8": [({}, [{"rescore_factor": rescore_factor} for rescore_factor in (1.1, 1.5, 2.0, 4.0)])],
+    "sq": [
+        ({"bits": bits}, [{"rescore_factor": rescore_factor} for rescore_factor in (1.1, 1.5, 2.0, 4.0, 8.0)]) for bits in (8, 4)
+    ],
+    "hnsw": [({"M": m}, [{"ef_search": ef} for ef in (100, 200, 400, 800, 1600)]) for m in (16, 32)],
+    "ivf_pq": [({}, [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64, 128, 256)])],
 }
 """By kind: what is built, and the settings it is searched with, cheapest first."""
 
@@ -107,14 +109,14 @@ def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: 
     balance = float(queries[0, -1]) + POPULARITY_SCALE  # the most that a nat of popularity is worth
     truth = ExactIndex(vectors).search(queries, k).items
     for kind in kinds:
-        if len(vectors) - FIRST_ROW < LEAST_ITEMS.get(kind, 0):
+        if len(vectors) - FIRST_ROW < MIN_ITEMS.get(kind, 0):
             continue
         for built, searched in SWEEPS[kind]:
             index = INDEXES[kind].build(vectors, **built, **({} if kind == "exact" else {"balance": balance}))
             size = index.nbytes
             for setting in searched:
                 # The exact scan must not answer in its place here.
-                tried = index.changed(**setting, worth_rows=0) if isinstance(index, Approximate) else index
+                tried = index.changed(**setting, exact_scan_below=0) if isinstance(index, Approximate) else index
                 found = tried.search(queries, k).items
                 share = float(np.mean([np.isin(b[b >= 0], a).mean() for a, b in zip(found, truth, strict=True) if (b >= 0).any()]))
                 p50_ms = round(_p50_ms(tried, queries[:TIMED], k), 4)
@@ -132,7 +134,7 @@ def _users(bundle: Bundle, seed: int) -> Float:
     known = known if len(known) else np.array([1])
     chosen = np.sort(np.random.default_rng(seed).choice(known, min(USERS, len(known)), replace=False))
     vectors = bundle.encode(bundle.dataset.histories(chosen, np.full(len(chosen), bundle.moment_s)))
-    return with_popularity(vectors, bundle.model.popularity_weight(), np.zeros(len(vectors), np.float32))
+    return append_popularity_weight(vectors, bundle.model.popularity_weight(), np.zeros(len(vectors), np.float32))
 
 
 def _p50_ms(index: Index, queries: Float, k: int) -> float:
@@ -147,10 +149,10 @@ def _p50_ms(index: Index, queries: Float, k: int) -> float:
 
 def _write(bundle: Bundle, row: Measured, index: Index, k: int, users: int) -> None:
     """Exchange the bundle for one with this index."""
-    with replacing(bundle.path) as folder:
+    with atomic_replace(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         shutil.rmtree(folder / INDEX, ignore_errors=True)
         index.save(folder / INDEX)
-        seal(folder, {**bundle.manifest, "index": {**asdict(row), "k": k, "users": users}})
+        write_manifest(folder, {**bundle.manifest, "index": {**asdict(row), "k": k, "users": users}})
         if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
             raise DataError(f"A bundle is revised by one at a time. {bundle.path} has been changed meanwhile. Do it again.")

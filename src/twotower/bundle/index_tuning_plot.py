@@ -41,11 +41,11 @@ def draw(rows: Sequence[Measured], chosen: Measured, recall: float) -> str:
     for row in rows:
         about = escape(f"{row.kind} {row.settings}: recall {row.recall:.4f}, {row.p50_ms:.3f} ms, {row.bytes:,} bytes")
         radius = 3 + 7 * math.sqrt(row.bytes / biggest)
-        place = f'cx="{x(row.p50_ms)}" cy="{y(row.recall)}"'
+        position = f'cx="{x(row.p50_ms)}" cy="{y(row.recall)}"'
         colour = _COLOURS[kinds.index(row.kind) % len(_COLOURS)]
-        parts.append(f'<circle {place} r="{radius:.1f}" fill="{colour}" fill-opacity="0.7"><title>{about}</title></circle>')
+        parts.append(f'<circle {position} r="{radius:.1f}" fill="{colour}" fill-opacity="0.7"><title>{about}</title></circle>')
         if row == chosen:
-            parts.append(f'<circle class="chosen" {place} r="{radius + 4:.1f}"/>')
+            parts.append(f'<circle class="chosen" {position} r="{radius + 4:.1f}"/>')
     for number, kind in enumerate(kinds):
         at = _LEFT + 80 * number
         parts.append(f'<circle cx="{at}" cy="{_TOP + _HEIGHT + 48}" r="5" fill="{_COLOURS[number % len(_COLOURS)]}"/>')

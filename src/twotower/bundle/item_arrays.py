@@ -30,7 +30,7 @@ class ItemArrays:
         float32 [n_items, D + 1]: the vector, and last the log popularity; see `dataset_features.log_popularity`.
     tokens
         float32 [n_items, d]: what a history reads of the item.
-    recent
+    recent_event_count
         int64 [n_items]: visits in the last 90 days of the data; without a clock, all.
     offered
         bool [n_items]: False for an item that was taken out of the catalogue. It still counts in histories.
@@ -38,19 +38,19 @@ class ItemArrays:
 
     vectors: Float
     tokens: Float
-    recent: Int
+    recent_event_count: Int
     offered: Mask
 
 
 def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s: int) -> ItemArrays:
     """Everything known of the items at a moment."""
     vectors, tokens = encode_items(model, store, np.arange(dataset.n_items), moment_s)
-    visits = dataset.visits
-    late = visits.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(visits), np.bool_)
+    item_events = dataset.item_events
+    late = item_events.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(item_events), np.bool_)
     return ItemArrays(
         vectors=vectors,
         tokens=tokens,
-        recent=np.bincount(visits.item_row[late], minlength=dataset.n_items).astype(np.int64),
+        recent_event_count=np.bincount(item_events.item_row[late], minlength=dataset.n_items).astype(np.int64),
         offered=np.arange(dataset.n_items) >= FIRST_ROW,
     )
 

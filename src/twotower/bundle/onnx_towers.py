@@ -8,7 +8,7 @@ Enters: a trained model. Leaves: `user.onnx` and `item.onnx`, every size of batc
 
 To rank, a user's vector takes one more number, what a nat of log popularity is worth ("popularity_weight" of the bundle's
 manifest), and an item's its log popularity; see `item_arrays`. Where visited items may be recommended again, the vectors of the
-last ones are added first, by "revisit_weight"; see `reranking.with_revisits`.
+last ones are added first, by "recent_item_weight"; see `reranking.boost_recent_items`.
 
 Promise: the vectors are PyTorch's to 1e-5. A request touches no feature of an item: those of its history are rows of "items".
 """
@@ -37,8 +37,8 @@ from twotower.utils.types import Float
 
 USER_FILE, ITEM_FILE = "user.onnx", "item.onnx"
 OPSET = 18
-MOST_BYTES = 2**31 - 2**24  # of one file, with some room for the graph itself
-MANY = 64  # requests from which on several calls of equal length cost less than one
+MAX_GRAPH_BYTES = 2**31 - 2**24  # of one file, with some room for the graph itself
+BATCH_BY_LENGTH_FROM = 64  # requests from which on several calls of equal length cost less than one
 WIDE = ("history", "event_type", "stars", "gap")  # inputs [B, W]
 
 
@@ -47,7 +47,11 @@ def hindrance(model: TwoTower) -> str | None:
     if importlib.util.find_spec("onnx") is None:
         return "Install two-tower-rec[serve] and export again to have them."
     size = 4 * sum(value.numel() for value in model.state_dict().values())
-    return None if size < MOST_BYTES else f"Its tables take {size / 1e9:.1f} GB, and an ONNX file holds {MOST_BYTES / 1e9:.1f} GB."
+    return (
+        None
+        if size < MAX_GRAPH_BYTES
+        else f"Its tables take {size / 1e9:.1f} GB, and an ONNX file holds {MAX_GRAPH_BYTES / 1e9:.1f} GB."
+    )
 
 
 def can_run() -> bool:
@@ -98,7 +102,7 @@ class OnnxUserTower:
         """Vectors float32 [B, D] of what `FeatureStore.padded` returned; many at once by length, so that short histories cost
         what they hold."""
         seen = inputs["seen"]
-        if len(seen) < MANY:
+        if len(seen) < BATCH_BY_LENGTH_FROM:
             return self._run(inputs)
         parts, group = [], np.searchsorted(WIDTHS, seen)
         order = np.argsort(group, kind="stable")

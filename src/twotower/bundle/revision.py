@@ -24,11 +24,11 @@ import torch
 from twotower.bundle.bundle import DATASET, INDEX, INDEX_FILE, Bundle, load_bundle
 from twotower.bundle.item_arrays import ItemArrays, encode_items
 from twotower.bundle.item_file import read_items
-from twotower.bundle.sealed_folder import MANIFEST, read_manifest, replacing, seal, sha256
-from twotower.data.dataset import ITEM_FEATURES_FILE, VISITS_FILE, Dataset
+from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, read_manifest, sha256, write_manifest
+from twotower.data.dataset import ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, Dataset
 from twotower.data.dataset_features import open_store
 from twotower.errors import DataError
-from twotower.features.encoders import encode_items as encode_facts
+from twotower.features.encoders import encode_items as encode_item_features
 from twotower.schema import FIRST_ROW, ITEM_ID, NEIGHBOURS, PAD, UNKNOWN
 from twotower.search.registry import renew_index
 from twotower.utils.array_files import write_arrays
@@ -66,7 +66,9 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
         added = ItemArrays(
             vectors=vectors,
             tokens=tokens,
-            recent=np.where(rows < known, old["recent"][np.minimum(rows, known - 1)], 0),  # who comes back was visited before
+            recent_event_count=np.where(
+                rows < known, old["recent_event_count"][np.minimum(rows, known - 1)], 0
+            ),  # who comes back was visited before
             offered=np.ones(len(rows), np.bool_),
         )
         arrays = {name: _placed(old[name], value, rows) for name, value in asdict(added).items()}
@@ -97,13 +99,13 @@ def remove_items(path: Path, ids: Sequence[str]) -> dict[str, Any]:
 
 def _revise(bundle: Bundle, write: Callable[[Path], None]) -> dict[str, Any]:
     """A copy of the bundle, changed by `write`, in its place."""
-    with replacing(bundle.path) as folder:
+    with atomic_replace(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         write(folder)
         kept = dict(bundle.manifest)
         if "index" in kept:  # what was measured of it was measured of other vectors
             kept["index"] = {name: kept["index"][name] for name in ("kind", "settings")}
-        manifest = seal(folder, {**kept, "revision": int(bundle.manifest.get("revision", 0)) + 1})
+        manifest = write_manifest(folder, {**kept, "revision": int(bundle.manifest.get("revision", 0)) + 1})
         if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
             raise DataError(f"A bundle is revised by one at a time. {bundle.path} has been changed meanwhile. Do it again.")
         return manifest
@@ -111,7 +113,7 @@ def _revise(bundle: Bundle, write: Callable[[Path], None]) -> dict[str, Any]:
 
 def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> None:
     """Put the items at `rows` into the copied dataset at `folder`."""
-    encoded = {name: value[FIRST_ROW:] for name, value in encode_facts(dataset.encoders, new).items()}
+    encoded = {name: value[FIRST_ROW:] for name, value in encode_item_features(dataset.encoders, new).items()}
     near = dataset.item_features.get(NEIGHBOURS)
     if near is not None:  # who comes back has those of training, who is new has none
         encoded[NEIGHBOURS] = np.where((rows < len(near))[:, None], near[np.minimum(rows, len(near) - 1)], PAD)
@@ -119,12 +121,12 @@ def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> 
     position = np.arange(max(dataset.n_items, int(rows.max()) + 1)) - FIRST_ROW
     position[rows] = len(dataset.items) + np.arange(len(rows))
     items = pa.concat_tables([dataset.items, new]).take(position[FIRST_ROW:])
-    visits = {name: np.array(value) for name, value in asdict(dataset.visits).items()}
-    offsets = visits["offsets"]
-    visits["offsets"] = np.concatenate([offsets, np.full(len(position) - dataset.n_items, offsets[-1])])
+    item_events = {name: np.array(value) for name, value in asdict(dataset.item_events).items()}
+    offsets = item_events["offsets"]
+    item_events["offsets"] = np.concatenate([offsets, np.full(len(position) - dataset.n_items, offsets[-1])])
     pq.write_table(items, folder / ITEMS_FILE, compression="zstd")
     write_arrays(folder / ITEM_FEATURES_FILE, features)
-    write_arrays(folder / VISITS_FILE, visits)
+    write_arrays(folder / ITEM_EVENTS_FILE, item_events)
     manifest = {**dataset.manifest, "n_items": len(items) + FIRST_ROW}
     manifest["hashes"] = {name: sha256(folder / name) for name in manifest["hashes"]}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))

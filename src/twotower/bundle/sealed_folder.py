@@ -3,8 +3,8 @@
 Enters: a folder of plain files. Leaves: a `manifest.json` with the sha256 of every file and, under "seal", of the manifest itself.
 
 Promises: what is opened holds the files of its manifest and no others, each byte as it was written; no name leads outside, no link
-is followed. `replacing` puts a new folder in the place of an old one so that a reader finds one of the two, whole. A seal tells
-damage and mixing up; it does not tell who wrote a bundle, so what is read from it is still data only, never code.
+is followed. `atomic_replace` puts a new folder in the place of an old one so that a reader finds one of the two, whole. A seal
+tells damage and mixing up; it does not tell who wrote a bundle, so what is read from it is still data only, never code.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from twotower.utils.types import Json
 
 MANIFEST = "manifest.json"
 KIND = "bundle"
-MOST_BYTES = 64 << 20  # of a manifest
+MAX_MANIFEST_BYTES = 64 << 20  # of a manifest
 _BLOCK = 1 << 20
 
 
-def seal(folder: Path, manifest: Json) -> Json:
+def write_manifest(folder: Path, manifest: Json) -> Json:
     """Write the manifest of what `folder` holds, with hashes; everything is on the disk when it returns.
 
     Returns
@@ -45,7 +45,7 @@ def seal(folder: Path, manifest: Json) -> Json:
     return body
 
 
-def open_sealed(folder: Path) -> Json:
+def verify_manifest(folder: Path) -> Json:
     """The manifest of a sealed folder, after every check.
 
     Raises
@@ -88,7 +88,7 @@ def read_manifest(folder: Path) -> Json:
     """
     file = folder / MANIFEST
     try:
-        if not stat.S_ISREG(file.lstat().st_mode) or file.stat().st_size > MOST_BYTES:
+        if not stat.S_ISREG(file.lstat().st_mode) or file.stat().st_size > MAX_MANIFEST_BYTES:
             raise ValueError
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> Json:
 
 
 @contextmanager
-def replacing(out: Path) -> Iterator[Path]:
+def atomic_replace(out: Path) -> Iterator[Path]:
     """A fresh folder beside `out`, which takes its place when the block ends well and vanishes when it does not.
 
     Raises

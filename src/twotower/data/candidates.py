@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.utils.ragged import expanded
+from twotower.utils.ragged import ragged_arange
 from twotower.utils.types import Int
 
 
@@ -107,7 +107,7 @@ def other_positives(user_row: Int, target_row: Int, candidates: Int, offsets: In
         int64 [n_users + 1] and [P]: items each user visited in training, by user row.
     """
     start, length = offsets[user_row], offsets[user_row + 1] - offsets[user_row]
-    example, at = expanded(start, length)
+    example, at = ragged_arange(start, length)
     item = positives[at]
     column = np.minimum(np.searchsorted(candidates, item), len(candidates) - 1)
     kept = (candidates[column] == item) & (item != target_row[example])

@@ -17,10 +17,10 @@ from scipy import sparse
 
 from twotower.schema import FIRST_ROW
 from twotower.utils.hardware import cores
-from twotower.utils.ragged import cumulated
+from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Int
 
-MOST_EVENTS = 100  # of a user, the latest: who visits everything says little, and pairs grow with the square
+MAX_USER_EVENTS = 100  # of a user, the latest: who visits everything says little, and pairs grow with the square
 BLOCK = 1024  # items compared at once, by each processor
 
 
@@ -40,9 +40,9 @@ def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most
     int32 [n_items, most]
         Item rows, 0 where there are no more; of equally near ones the lower row first.
     """
-    visits = _visits(user_row, item_row, n_users, n_items)
-    users_of, items_of = np.maximum(visits.getnnz(0), 1), np.maximum(visits.getnnz(1), 1)
-    by_user = (sparse.diags(items_of**-0.5) @ visits @ sparse.diags(users_of**-0.5)).tocsr()
+    interactions = _visits(user_row, item_row, n_users, n_items)
+    users_of, items_of = np.maximum(interactions.getnnz(0), 1), np.maximum(interactions.getnnz(1), 1)
+    by_user = (sparse.diags(items_of**-0.5) @ interactions @ sparse.diags(users_of**-0.5)).tocsr()
     by_item = by_user.T.tocsr()
     near = np.zeros((n_items, most), np.int32)
 
@@ -60,12 +60,12 @@ def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most
 
 def _visits(user_row: Int, item_row: Int, n_users: int, n_items: int) -> sparse.csr_matrix:
     """float64 [n_users, n_items]: 1 where a user was, by their latest events."""
-    end = cumulated(np.bincount(user_row, minlength=n_users))[user_row + 1]
-    late = end - np.arange(len(user_row)) <= MOST_EVENTS
-    visits = sparse.csr_matrix((np.ones(int(late.sum())), (user_row[late], item_row[late])), (n_users, n_items))
-    visits.sum_duplicates()
-    visits.data[:] = 1
-    return visits
+    end = lengths_to_offsets(np.bincount(user_row, minlength=n_users))[user_row + 1]
+    late = end - np.arange(len(user_row)) <= MAX_USER_EVENTS
+    interactions = sparse.csr_matrix((np.ones(int(late.sum())), (user_row[late], item_row[late])), (n_users, n_items))
+    interactions.sum_duplicates()
+    interactions.data[:] = 1
+    return interactions
 
 
 def _best(item: NDArray[np.int32], value: NDArray[np.float64], itself: int, most: int) -> NDArray[np.int32]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from twotower.data.candidates import LOSSES, Pool, other_positives
 from twotower.data.dataset import Dataset
-from twotower.data.views import VIEWS, TrainEvents, View
+from twotower.data.views import OBJECTIVES, Objective, TrainEvents
 from twotower.errors import TrainingError
 from twotower.features.batches import ItemBatch, UserBatch, on_device, packed
 from twotower.features.feature_store import FeatureStore
@@ -95,48 +95,48 @@ class DeviceCopies:
 
 
 class TrainLoader:
-    """Batches of a view with their candidates; iterate from any (epoch, step).
+    """Batches of an objective with their candidates; iterate from any (epoch, step).
 
     Several processes draw the same batches and candidates, and each builds its own share, the examples of its own users: so what a
     batch is does not depend on how many there are, and each reads its own part of the histories.
 
     Parameters
     ----------
-    rank, world
+    rank, world_size
         Which of how many processes this is.
 
     Raises
     ------
     TrainingError
-        The training part holds no event that the view asks for, or fewer users than there are processes.
+        The training part holds no event that the objective asks for, or fewer users than there are processes.
     """
 
-    def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world_size: int = 1) -> None:
         self.seed = config.seed
-        self.rank, self.world, self.micro = rank, world, config.training.micro_batch
+        self.rank, self.world_size, self.micro = rank, world_size, config.training.micro_batch_size
         self.draws_per_example = config.training.negatives_per_positive
         self.propose = LOSSES[config.training.loss]
         self.store = store
         self.prior = np.float32(config.model.popularity_prior) * store.log_popularity
-        self.events = TrainEvents(dataset, store.place, rank=rank, world=world)
-        self.view: View = VIEWS[config.training.view](self.events, store, config)
-        if not len(self.view.targets):
+        self.events = TrainEvents(dataset, store.location, rank=rank, world_size=world_size)
+        self.objective: Objective = OBJECTIVES[config.training.objective](self.events, store, config)
+        if not len(self.objective.targets):
             raise TrainingError(
                 f"Training needs positive events to ask for. {dataset.path} has none in its training part. Check what prepare kept."
             )
-        asked, _, _ = self.events.asked(self.view.targets)
-        self.pool = Pool.of(np.bincount(asked, minlength=dataset.n_items))
+        target_row, _, _ = self.events.targets(self.objective.targets)
+        self.pool = Pool.of(np.bincount(target_row, minlength=dataset.n_items))
 
     def plan(self, epoch: int) -> list[Int]:
         """Members of every batch of an epoch."""
-        return self.view.plan(np.random.default_rng([self.seed, 1, epoch]))
+        return self.objective.plan(np.random.default_rng([self.seed, 1, epoch]))
 
     def batch(self, members: Int, epoch: int, step: int) -> TrainBatch:
         """Build one batch; the same arguments give the same batch."""
         rng = np.random.default_rng([self.seed, 2, epoch, step])
-        asked = self.view.asked_events(members)
-        target_row, moments, weights = self.events.asked(asked)
-        candidates = self.propose(target_row, self.pool, self.draws_per_example * len(asked), rng)
+        target_event = self.objective.target_events(members)
+        target_row, moments, weights = self.events.targets(target_event)
+        candidates = self.propose(target_row, self.pool, self.draws_per_example * len(target_event), rng)
         # A target's state is that just before its event; another candidate's, that before a random event of the batch.
         time_s = rng.choice(moments, len(candidates.row))
         time_s[candidates.target] = moments.max(initial=0)
@@ -146,7 +146,7 @@ class TrainLoader:
         target = np.minimum(np.searchsorted(candidates.row, row), len(candidates.row) - 1)  # one that counts for nothing has any
         own = owner - self.events.first_user
         masked = other_positives(own, row, candidates.row, self.events.positive_offsets, self.events.positive_items)
-        shares = [len(part) for part in np.array_split(candidates.row, self.world)]
+        shares = [len(part) for part in np.array_split(candidates.row, self.world_size)]
         return TrainBatch(
             users=users,
             items=self._items(candidates.row, time_s, shares),
@@ -157,17 +157,17 @@ class TrainLoader:
             masked=Masked.of(*masked, len(target)),
             weight=torch.from_numpy(weight),
             weight_sum=torch.tensor(weights.sum(dtype=np.float64)),
-            examples=len(asked),
+            examples=len(target_event),
         )
 
     def _users(self, members: Int, rng: np.random.Generator) -> tuple[tuple[UserBatch, ...], Int, NDArray[np.float32]]:
         """Micro-batches of this process's members, and the event and the weight of each of their examples."""
-        owner = self.view.owner(members)
-        shares = [members[owner == rank] for rank in range(self.world)]
+        owner = self.objective.owner(members)
+        shares = [members[owner == rank] for rank in range(self.world_size)]
         built = []
-        for part in np.array_split(shares[self.rank], max(self._parts(len(share), self.view.size(share)) for share in shares)):
+        for part in np.array_split(shares[self.rank], max(self._parts(len(share), self.objective.size(share)) for share in shares)):
             # Nobody may be without work, or the others would wait: who has no member takes one that counts for nothing.
-            examples = self.view.examples(part if len(part) else np.array([self.view.idle]), rng)
+            examples = self.objective.examples(part if len(part) else np.array([self.objective.idle]), rng)
             built.append((examples.users, examples.event, self.events.weight[examples.event] * (len(part) > 0)))
         users, event, weight = zip(*built, strict=True)
         return users, np.concatenate(event), np.concatenate(weight).astype(np.float32)

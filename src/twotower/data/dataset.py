@@ -27,10 +27,10 @@ from twotower.features.encoders import Encoders
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNOWN, USER_ID, WITHHELD, FeatureSpec
 from twotower.utils.array_files import open_arrays
-from twotower.utils.ragged import changes, cumulated, expanded, lower_bound
+from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
 from twotower.utils.types import Float, Int, Mask
 
-EVENTS_FILE, VISITS_FILE = "events.safetensors", "visits.safetensors"
+EVENTS_FILE, ITEM_EVENTS_FILE = "events.safetensors", "visits.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
 ASIDE = ("rejects.jsonl", TRUTH_FILE)  # files of the folder that no model is made from
 
@@ -72,7 +72,7 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
-class Visits:
+class ItemEvents:
     """Every kept event and every anonymous one, by item, oldest first.
 
     Attributes
@@ -120,8 +120,8 @@ class HeldOut:
         """Return the same questions in the order of their moments."""
         order = np.argsort(self.queries.time_s, kind="stable")
         size = np.diff(self.target_offsets)[order]
-        _, at = expanded(self.target_offsets[order], size)
-        return HeldOut(self.queries.take(order), cumulated(size), self.target_row[at], self.event_index[at])
+        _, at = ragged_arange(self.target_offsets[order], size)
+        return HeldOut(self.queries.take(order), lengths_to_offsets(size), self.target_row[at], self.event_index[at])
 
 
 class Dataset:
@@ -184,9 +184,9 @@ class Dataset:
         return Events(**open_arrays(self.path / EVENTS_FILE))
 
     @cached_property
-    def visits(self) -> Visits:
+    def item_events(self) -> ItemEvents:
         """Everything that happened at each item."""
-        return Visits(**open_arrays(self.path / VISITS_FILE))
+        return ItemEvents(**open_arrays(self.path / ITEM_EVENTS_FILE))
 
     @cached_property
     def items(self) -> pa.Table:
@@ -237,7 +237,7 @@ class Dataset:
     @property
     def ordered(self) -> bool:
         """Whether held-out events come after their histories; under a given split they come from anywhere in them."""
-        return bool(self.manifest["config"]["prepare"]["split"]["kind"] != "given")
+        return bool(self.manifest["config"]["prepare"]["split"]["kind"] != "predefined")
 
     def item_rows(self, ids: list[str]) -> Int:
         """Rows int64 [len(ids)] of item ids; UNKNOWN where there is no such item."""
@@ -297,7 +297,7 @@ class Dataset:
         kept = np.isin(query, chosen)
         return HeldOut(
             queries=self._queries(pool, begin, end, user_row[first[chosen]], time_s),
-            target_offsets=cumulated(sizes[chosen]),
+            target_offsets=lengths_to_offsets(sizes[chosen]),
             target_row=item[distinct][kept],
             event_index=target[distinct][kept],
         )
@@ -318,8 +318,8 @@ class Dataset:
         return pool, begin, end, np.where(end > begin, last + 1, moment)
 
     def _queries(self, pool: Int | None, begin: Int, end: Int, user_row: Int, time_s: Int) -> Queries:
-        events, offsets = self.events, cumulated(end - begin)
-        _, at = expanded(begin, end - begin)
+        events, offsets = self.events, lengths_to_offsets(end - begin)
+        _, at = ragged_arange(begin, end - begin)
         at = at if pool is None else pool[at]
         return Queries(
             offsets=offsets,
@@ -329,7 +329,7 @@ class Dataset:
             stars=events.stars[at],
             time_s=np.asarray(time_s, np.int64),
             user_row=np.asarray(user_row, np.int64),
-            place=np.full((len(begin), 2), np.nan, np.float32),
+            location=np.full((len(begin), 2), np.nan, np.float32),
         )
 
 

@@ -26,9 +26,9 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
     """
     dynamics = None
     if dataset.has_time:
-        visits = dataset.visits
-        kept = visits.split < SPLITS.get(split, WITHHELD + 1)
-        dynamics = ItemDynamics(visits.item_row[kept], visits.time_s[kept], visits.stars[kept])
+        item_events = dataset.item_events
+        kept = item_events.split < SPLITS.get(split, WITHHELD + 1)
+        dynamics = ItemDynamics(item_events.item_row[kept], item_events.time_s[kept], item_events.stars[kept])
     geo = next((spec.name for spec in dataset.specs if spec.side == "item" and spec.kind == "geo"), "")
     cells = [np.array(dataset.encoders.vocabularies.get(f"item.{geo}.{scale}", ()), np.int64) for scale in range(2)]
     return FeatureStore(
@@ -40,7 +40,7 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
         geo=geo,
         cells=(cells[0], cells[1]) if len(cells[0]) else None,
         max_history=model.user_tower.max_history,
-        use_place=model.request_place,
+        use_location=model.request_location,
         log_popularity=_known_popularity(dataset, split, model),
     )
 
@@ -111,16 +111,16 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
     Raises
     ------
     ConfigError
-        `model.exclude_fields` names a field that there is none of; the nearest name is in the message.
+        `model.exclude_features` names a field that there is none of; the nearest name is in the message.
     """
     sizes = {name: len(values) for name, values in dataset.encoders.vocabularies.items()}
     fields = {"item": store.item_fields(dataset.specs, sizes), "user": store.user_fields(dataset.specs, sizes)}
     known = [f"{side}.{spec.name}" for side, specs in fields.items() for spec in specs]
-    for name in model.exclude_fields:
+    for name in model.exclude_features:
         if name not in known:
-            raise ConfigError(f"model.exclude_fields must name fields of the towers. Got {name!r}.{nearest(name, known)}")
+            raise ConfigError(f"model.exclude_features must name fields of the towers. Got {name!r}.{nearest(name, known)}")
     kept = {
-        side: tuple(spec for spec in specs if f"{side}.{spec.name}" not in model.exclude_fields) for side, specs in fields.items()
+        side: tuple(spec for spec in specs if f"{side}.{spec.name}" not in model.exclude_features) for side, specs in fields.items()
     }
     return Layout(
         items=dataset.n_train_items + FIRST_ROW,
@@ -139,5 +139,5 @@ def split_moment(dataset: Dataset, split: str) -> int:
     cuts = dataset.manifest.get("cuts_s") or {}
     if split in cuts:
         return int(cuts[split])
-    known = dataset.visits.time_s[dataset.visits.split < SPLITS.get(split, WITHHELD + 1)]
+    known = dataset.item_events.time_s[dataset.item_events.split < SPLITS.get(split, WITHHELD + 1)]
     return int(known.max(initial=0)) + 1

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twotower.data.co_visitation import co_visited
-from twotower.data.dataset import EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE, VISITS_FILE
+from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE
 from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
 from twotower.data.sources.engine import DuckDBEngine, Engine
 from twotower.data.sources.raw_tables import CHARS, RawTables, Rejects, Source
@@ -61,21 +61,21 @@ from twotower.schema import (
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.atomic_files import atomic_folder
 from twotower.utils.config import Config, PrepareConfig
-from twotower.utils.ragged import cumulated
+from twotower.utils.ragged import lengths_to_offsets
 
 SOURCES: dict[str, Source] = {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences}
 ROW_GROUP = 1 << 20
 RESERVED_FEATURES = {  # fields and arrays that are there anyway
-    "item": ("id", NEIGHBOURS, "state", "home", "request_place", "hour", "weekday", "month"),
-    "user": ("id", "state", "home", "request_place", "hour", "weekday", "month", "since_s", "elite"),
+    "item": ("id", NEIGHBOURS, "state", "home", "request_location", "hour", "weekday", "month"),
+    "user": ("id", "state", "home", "request_location", "hour", "weekday", "month", "since_s", "elite"),
 }
 TRUTH = "town_truth.safetensors"
 OFFSETS = "offsets"  # where the rows of each user, or item, begin
 
-Progress = Callable[[str], None]
+ProgressCallback = Callable[[str], None]
 
 
-def prepare(config: Config, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = None) -> dict[str, Any]:
     """Read the configured source and write the dataset folder `out`.
 
     Parameters
@@ -122,7 +122,7 @@ def open_engine(config: PrepareConfig, spill: Path) -> Engine:
     return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill)
 
 
-def _build(stage: Stage, folder: Path, say: Progress) -> dict[str, Any]:
+def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
     config, raw = stage.config, stage.raw
     specs = _specs(config.prepare, raw)
     say("filter and split events")
@@ -141,9 +141,9 @@ def _build(stage: Stage, folder: Path, say: Progress) -> dict[str, Any]:
     encoders = fit_encoders(specs, items, users, **trained, item_text=text, text_dim=config.prepare.text_dim, seed=config.seed)
     encoders.save(folder)
     encoded = encode_items(encoders, items, text)
-    if config.prepare.neighbours:
+    if config.prepare.co_visited_items:
         say("find neighbours")
-        encoded[NEIGHBOURS] = _neighbours(folder, len(users) + FIRST_ROW, len(items) + FIRST_ROW, config.prepare.neighbours)
+        encoded[NEIGHBOURS] = _neighbours(folder, len(users) + FIRST_ROW, len(items) + FIRST_ROW, config.prepare.co_visited_items)
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
@@ -218,11 +218,11 @@ def _write_events(
     full = stage.save(rows.mutate(stars=stars, event_type=code).select(columns))
     known = full.filter(full[USER_ROW].notnull()).order_by([USER_ROW, *BY_TIME])
     events = _arrays(known.select(USER_ROW, ITEM_ROW, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, SPLIT))
-    events[OFFSETS] = cumulated(np.bincount(events.pop(USER_ROW), minlength=row_count(users) + FIRST_ROW))
+    events[OFFSETS] = lengths_to_offsets(np.bincount(events.pop(USER_ROW), minlength=row_count(users) + FIRST_ROW))
     write_arrays(folder / EVENTS_FILE, events)
     visits = _arrays(full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT))
-    visits[OFFSETS] = cumulated(np.bincount(visits.pop(ITEM_ROW), minlength=row_count(items) + FIRST_ROW))
-    write_arrays(folder / VISITS_FILE, visits)
+    visits[OFFSETS] = lengths_to_offsets(np.bincount(visits.pop(ITEM_ROW), minlength=row_count(items) + FIRST_ROW))
+    write_arrays(folder / ITEM_EVENTS_FILE, visits)
     n_events, by_split = len(events[SPLIT]), np.bincount(events[SPLIT], minlength=WITHHELD + 1).tolist()
     counts = {f"{name}_events": by_split[code] for name, code in (SPLITS | {"withheld": WITHHELD}).items()}
     positives = int(events[POSITIVE].sum())

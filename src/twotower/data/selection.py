@@ -97,11 +97,11 @@ def row_count(table: ir.Table) -> int:
 def _check_split(stage: Stage) -> None:
     split, raw = stage.config.prepare.split, stage.raw
     if split.kind == "time" and not raw.has_time:
-        raise ConfigError("A time split needs times. The events have none. Set prepare.split.kind to leave_one_out or given.")
+        raise ConfigError("A time split needs times. The events have none. Set prepare.split.kind to leave_one_out or predefined.")
     if split.kind != "time" and (isinstance(split.valid, date) or isinstance(split.test, date)):
         raise ConfigError(f"Dates cut a split by time alone. Got {split.valid} for prepare.split.kind: {split.kind}. Give shares.")
-    if split.kind == "given" and split.test and not row_count(raw.interactions.filter(raw.interactions[PART] == "test")):
-        raise ConfigError("A given split needs a test part. The data has none. Name data.sequences.test or change the split.")
+    if split.kind == "predefined" and split.test and not row_count(raw.interactions.filter(raw.interactions[PART] == "test")):
+        raise ConfigError("A predefined split needs a test part. The data has none. Name data.sequences.test or change the split.")
 
 
 def _numbered(stage: Stage) -> tuple[ir.Table, ir.Table, ir.Table]:
@@ -119,7 +119,7 @@ def _numbered(stage: Stage) -> tuple[ir.Table, ir.Table, ir.Table]:
 
 
 def _folded(stage: Stage, events: ir.Table) -> ir.Table:
-    if stage.config.prepare.repeats == "keep":
+    if stage.config.prepare.duplicates == "keep":
         return events
     nth = ibis.row_number().over(group_by=[USER_KEY, ITEM_KEY], order_by=list(BY_TIME))
     first = events.mutate(nth=nth).filter(lambda e: (e.nth == 0) | e[USER_KEY].isnull()).drop("nth")
@@ -242,14 +242,14 @@ def _split_after(stage: Stage, events: ir.Table) -> ir.Table:
 def _withheld(stage: Stage, events: ir.Table) -> ir.Table:
     """Keep the training events of a share of the users and of the items from training."""
     split, drawn = stage.config.prepare.split, ibis.literal(False)
-    for number, (key, share) in enumerate(((USER_KEY, split.new_users), (ITEM_KEY, split.new_items))):
+    for number, (key, share) in enumerate(((USER_KEY, split.withhold_user_frac), (ITEM_KEY, split.withhold_item_frac))):
         if share:
             drawn = drawn | (_lot(events[key], stage.config.seed + 1 + number) < int(share * _LOTS)).fill_null(False)
-    if not (split.new_users or split.new_items):
+    if not (split.withhold_user_frac or split.withhold_item_frac):
         return events
     kept = stage.save(events.mutate(split=ibis.ifelse(drawn & (events[SPLIT] == TRAIN), WITHHELD, events[SPLIT]).cast("int8")))
     if not row_count(kept.filter(is_training(kept))):
-        _refuse(stage, "prepare.split.new_users and new_items left none. Lower them")
+        _refuse(stage, "prepare.split.withhold_user_frac and withhold_item_frac left none. Lower them")
     return kept
 
 

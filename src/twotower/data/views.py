@@ -1,9 +1,9 @@
-"""How training events become examples: two views of the same histories.
+"""How training events become examples: two objectives over the same histories.
 
-- "set": an example is one event of a user, predicted from the user's other training events, whatever their order.
-- "causal": a batch holds whole windows of histories, of similar length under a token budget, and every position is an example.
+- "any_event": an example is one event of a user, predicted from the user's other training events, whatever their order.
+- "next_event": a batch holds whole windows of histories, of similar length under a token budget, and every position is an example.
 
-Promise: a view looks at training events alone, and what it draws depends on the generator it is given, and on nothing else.
+Promise: an objective looks at training events alone, and what it draws depends on the generator it is given, and on nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twotower.features.feature_store import FeatureStore, last_tokens
 from twotower.features.point_in_time import History
 from twotower.schema import TRAIN
 from twotower.utils.config import Config
-from twotower.utils.ragged import changes, cumulated, expanded
+from twotower.utils.ragged import changes, lengths_to_offsets, ragged_arange
 from twotower.utils.types import Int
 
 REQUEST_DEGREES = 0.01  # standard deviation of a training request's distance from its target: about 1 km
@@ -29,7 +29,8 @@ REQUEST_DEGREES = 0.01  # standard deviation of a training request's distance fr
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What a view chose for one batch: the user side, and of each example the target's position among this process's events."""
+    """What an objective chose for one batch: the user side, and of each example the target's position among this process's
+    events."""
 
     users: UserBatch
     event: Int
@@ -37,14 +38,14 @@ class Examples:
 
 
 class TrainEvents:
-    """The training events alone, by user: all that a view may look at.
+    """The training events alone, by user: all that an objective may look at.
 
     Every process knows which events are asked for; the histories it reads are those of its own run of users, which in the files are
     one slice.
 
     Parameters
     ----------
-    rank, world
+    rank, world_size
         Which of how many processes this is.
 
     Attributes
@@ -68,26 +69,28 @@ class TrainEvents:
         There are more processes than users with training events.
     """
 
-    def __init__(self, dataset: Dataset, place: NDArray[np.float32], *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, dataset: Dataset, location: NDArray[np.float32], *, rank: int = 0, world_size: int = 1) -> None:
         self._all = events = dataset.events
         self._kept = np.flatnonzero(events.split == TRAIN)
         self.positive = events.positive[self._kept] & (events.weight[self._kept] > 0)
         self.offsets = np.searchsorted(self._kept, events.offsets)
-        users = user_shares(self.offsets, world)
+        users = user_shares(self.offsets, world_size)
         self.shares = self.offsets[users]
         self.first_user, self.first = users[rank], self.shares[rank]
         offsets = self.offsets[users[rank] : users[rank + 1] + 1] - self.first
         own = self._kept[self.first : self.shares[rank + 1]]
-        self.history = History(offsets, events.item_row[own], events.time_s[own], events.event_type[own], events.stars[own], place)
+        self.history = History(
+            offsets, events.item_row[own], events.time_s[own], events.event_type[own], events.stars[own], location
+        )
         self.weight = events.weight[own]
         row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         self.user_row = row + self.first_user
         positive = self.positive[self.first : self.shares[rank + 1]]
         pairs = np.unique(row[positive] * dataset.n_items + self.history.item_row[positive])
-        self.positive_offsets = cumulated(np.bincount(pairs // dataset.n_items, minlength=len(offsets) - 1))
+        self.positive_offsets = lengths_to_offsets(np.bincount(pairs // dataset.n_items, minlength=len(offsets) - 1))
         self.positive_items = pairs % dataset.n_items
 
-    def asked(self, event: Int) -> tuple[Int, Int, NDArray[np.float32]]:
+    def targets(self, event: Int) -> tuple[Int, Int, NDArray[np.float32]]:
         """Item, moment and weight of training events, by their position among those of all users; read from the files."""
         at = self._kept[event]
         return self._all.item_row[at], self._all.time_s[at], self._all.weight[at]
@@ -97,22 +100,22 @@ class TrainEvents:
         return np.asarray(np.searchsorted(self.shares, event, side="right") - 1)
 
 
-def user_shares(offsets: Int, world: int) -> Int:
+def user_shares(offsets: Int, world_size: int) -> Int:
     """Users int64 [world + 1] at which the runs of the processes begin, given where each user's events lie: about as many events
     each, and at least one user who has any."""
     active = np.flatnonzero(np.diff(offsets))
-    if world > max(len(active), 1):
+    if world_size > max(len(active), 1):
         raise TrainingError(
             f"Each process of a run reads the histories of its own users. There are {len(active):,} users with training events and "
-            f"{world:,} processes. Start fewer."
+            f"{world_size:,} processes. Start fewer."
         )
-    each = np.arange(world)
-    cut = np.searchsorted(offsets[active], offsets[-1] * each / world)
-    cut = np.minimum(np.maximum.accumulate(cut - each) + each, len(active) - world + each)  # nobody without users
+    each = np.arange(world_size)
+    cut = np.searchsorted(offsets[active], offsets[-1] * each / world_size)
+    cut = np.minimum(np.maximum.accumulate(cut - each) + each, len(active) - world_size + each)  # nobody without users
     return np.array([0, *active[cut[1:]], len(offsets) - 1])
 
 
-class View(Protocol):
+class Objective(Protocol):
     """How training events become examples.
 
     Attributes
@@ -134,7 +137,7 @@ class View(Protocol):
         """What encoding them takes: examples, or tokens with their padding."""
         ...
 
-    def asked_events(self, members: Int) -> Int:
+    def target_events(self, members: Int) -> Int:
         """Positions of the training events that these members ask for, an example each."""
         ...
 
@@ -143,11 +146,11 @@ class View(Protocol):
         ...
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Build (a part of) one batch of this process's members; its examples are those of `asked_events`, in that order."""
+        """Build (a part of) one batch of this process's members; its examples are those of `target_events`, in that order."""
         ...
 
 
-class SetView:
+class AnyEventObjective:
     """Predict any one event from the others. Members are positions of positive training events."""
 
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
@@ -166,7 +169,7 @@ class SetView:
         """Examples."""
         return len(members)
 
-    def asked_events(self, members: Int) -> Int:
+    def target_events(self, members: Int) -> Int:
         """The members themselves."""
         return members
 
@@ -180,7 +183,7 @@ class SetView:
         user = self.events.user_row[event]
         own = user - self.events.first_user
         start, length = history.offsets[own], history.offsets[own + 1] - history.offsets[own]
-        example, token = expanded(start, length)
+        example, token = ragged_arange(start, length)
         keep = token != event[example]
         if self.drop_same_item:
             # A visited item is never recommended then: showing it would teach the opposite.
@@ -196,12 +199,12 @@ class SetView:
             state=history.state_without(own, event),
             time_s=history.time_s[event],
             user_row=user,
-            request_place=request_places(self.store, history.item_row[event], rng),
+            request_location=request_locations(self.store, history.item_row[event], rng),
         )
         return Examples(users, event, user)
 
 
-class CausalView:
+class NextEventObjective:
     """Every position predicts from what came strictly before. Members are windows of histories."""
 
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
@@ -213,21 +216,21 @@ class CausalView:
         # A window holds the `most` events a moment may see and one more, which is only asked for. It asks for those of its second
         # half: all but a user's first few have context.
         windows = np.where(length > most + 1, 1 + -(-(length - most - 1) // step), np.minimum(length, 1))
-        user, index = expanded(np.zeros_like(windows), windows)
+        user, index = ragged_arange(np.zeros_like(windows), windows)
         self.start = offsets[user] + index * step
         self.stop = np.minimum(self.start + most + 1, offsets[user + 1])
         self.ask_from = np.where(index > 0, self.start + most + 1 - step, self.start)
         self.user, self.idle = user, int(np.searchsorted(self.start, events.first))
         self.visible = _visible(events)
-        asked = events.positive
+        is_target = events.positive
         if config.evaluation.exclude_seen:
             # A visited item is never recommended then: asking for it again would teach the opposite.
-            item, _, _ = events.asked(np.arange(offsets[-1]))
+            item, _, _ = events.targets(np.arange(offsets[-1]))
             pair = np.repeat(np.arange(len(length)), length) * (item.max(initial=0) + 1) + item
             first = np.zeros(len(pair), np.bool_)
             first[np.unique(pair, return_index=True)[1]] = True
-            asked = asked & first
-        self.asked, self.targets = asked, np.flatnonzero(asked)
+            is_target = is_target & first
+        self.is_target, self.targets = is_target, np.flatnonzero(is_target)
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Windows of similar length together, as many as the token budget holds; batches in random order."""
@@ -241,16 +244,16 @@ class CausalView:
             size = max(int((ahead * np.arange(1, len(ahead) + 1) <= self.token_budget).sum()), 1)
             batches.append(order[begin : begin + size])
             begin += size
-        return [batches[i] for i in rng.permutation(len(batches)) if self._asked(batches[i]).any()]
+        return [batches[i] for i in rng.permutation(len(batches)) if self._is_target(batches[i]).any()]
 
     def size(self, members: Int) -> int:
         """Tokens, padded to the longest window."""
         return len(members) * int((self.stop - self.start)[members].max(initial=1))
 
-    def asked_events(self, members: Int) -> Int:
+    def target_events(self, members: Int) -> Int:
         """Every position of the windows that is asked for."""
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
-        return np.asarray(window[self._asked(members)])
+        return np.asarray(window[self._is_target(members)])
 
     def owner(self, members: Int) -> Int:
         """Who has the window."""
@@ -261,7 +264,7 @@ class CausalView:
         history = self.events.history
         start, stop = self.start[members] - self.events.first, self.stop[members] - self.events.first
         window = last_tokens(start, stop, self.store.max_history + 1)
-        row, column = np.nonzero(self._asked(members))
+        row, column = np.nonzero(self._is_target(members))
         event = window[row, column]
         user = self.user[members][row]
         own = user - self.events.first_user
@@ -274,29 +277,32 @@ class CausalView:
             state=history.state(own, seen),
             time_s=history.time_s[event],
             user_row=user,
-            request_place=request_places(self.store, history.item_row[event], rng),
+            request_location=request_locations(self.store, history.item_row[event], rng),
         )
         return Examples(users, event, user)
 
-    def _asked(self, members: Int) -> NDArray[np.bool_]:
+    def _is_target(self, members: Int) -> NDArray[np.bool_]:
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
         at = np.maximum(window, 0)
-        return np.asarray((window >= self.ask_from[members][:, None]) & self.asked[at])
+        return np.asarray((window >= self.ask_from[members][:, None]) & self.is_target[at])
 
 
-def request_places(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:
+def request_locations(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:
     """Places [Q, 2] that training requests come from: for a random half within a few km of the target, for the others unknown.
 
     People ask from near where they go, so a model that reads the place learns to prefer what is around it; the other half keeps it
     able to answer without. None when the store does not read places.
     """
-    if not store.use_place:
+    if not store.use_location:
         return None
-    near = store.place[target_row] + rng.normal(scale=REQUEST_DEGREES, size=(len(target_row), 2))
+    near = store.location[target_row] + rng.normal(scale=REQUEST_DEGREES, size=(len(target_row), 2))
     return np.where(rng.random(len(target_row))[:, None] < 0.5, near, np.nan).astype(np.float32)
 
 
-VIEWS: dict[str, type[SetView] | type[CausalView]] = {"set": SetView, "causal": CausalView}
+OBJECTIVES: dict[str, type[AnyEventObjective] | type[NextEventObjective]] = {
+    "any_event": AnyEventObjective,
+    "next_event": NextEventObjective,
+}
 
 
 def _pack(token: Int, example: Int, size: int, most: int) -> Int:

@@ -28,7 +28,7 @@ from twotower.utils import metrics as m
 from twotower.utils.config import EvaluationConfig
 from twotower.utils.types import Float64, Int
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with (done, total)."""
 
 QUESTIONS_AT_ONCE = 1024
@@ -62,11 +62,6 @@ class Evaluation:
         return float(self.values[:, self.metrics.index(metric)].mean()) if len(self.values) else 0.0
 
 
-def mean_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Metric → mean over the questions."""
-    return {name: evaluation.mean(name) for name in evaluation.metrics}
-
-
 def metric_names(settings: EvaluationConfig, *more: str) -> tuple[str, ...]:
     """Every metric at every k of the settings, and `more`; unknown names are a `ConfigError`."""
     names = [f"{name}@{k}" for name in m.METRICS for k in sorted(set(settings.ks))]
@@ -83,7 +78,7 @@ def evaluate(
     *,
     metrics: Sequence[str] | None = None,
     beyond_k: int | None = 10,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Evaluation:
     """Ask `retriever` every question of `held_out`, in parts, and measure its lists.
 
@@ -152,7 +147,7 @@ def fit_baseline(
     *,
     metric: str = "NDCG@10",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Baseline:
     """Fit a baseline with its `settings.baseline_settings`; without any, with `settings.tune_baselines`, keep the choice of `GRIDS`
     with the best `metric` on validation questions. Where there are none, nothing is tuned.
@@ -192,7 +187,7 @@ def judge(
     main: str = "two-tower",
     metric: str = "NDCG@10",
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """Ask `systems` and every baseline of the settings the same questions, and compare them.
 
@@ -240,7 +235,7 @@ def judge(
     compared = _compare(judged, held_out, dataset, settings, main, metric, seed)
     return (
         compared
-        | {"dataset": _facts(dataset), "settings": chosen, "left_out": left_out}
+        | {"dataset": _counts(dataset), "settings": chosen, "left_out": left_out}
         | {
             "protocol": _protocol(dataset, held_out, settings, part, metric),
             "beyond": {e.name: {key: round(value, 6) for key, value in e.beyond.items()} for e in judged},
@@ -252,10 +247,10 @@ def judge(
 class _Meter:
     """Progress of many parts as one: each part, whatever its own total, is worth `size`."""
 
-    def __init__(self, progress: Progress | None, size: int, parts: int) -> None:
+    def __init__(self, progress: ProgressCallback | None, size: int, parts: int) -> None:
         self.progress, self.size, self.parts, self.started = progress, size, parts, 0
 
-    def part(self) -> Progress:
+    def part(self) -> ProgressCallback:
         before, self.started = self.started * self.size, self.started + 1
         report = self.progress or (lambda _done, _total: None)
         return lambda done, total: report(before + self.size * done // total, self.size * self.parts)
@@ -278,7 +273,7 @@ def _compare(
     order, names = [e.name for e in judged], judged[0].metrics
     table = np.stack([e.values for e in judged], 1)  # [B, S, M]
     user = _people(held_out)
-    draws = resample(table.reshape(len(user), -1), user, settings.bootstrap, seed).reshape(-1, len(order), len(names))
+    draws = resample(table.reshape(len(user), -1), user, settings.bootstrap_resamples, seed).reshape(-1, len(order), len(names))
     mean, differences = table.mean(0), {}
     if main in order:
         own = order.index(main)
@@ -288,7 +283,7 @@ def _compare(
     for title, masks in slices(held_out, dataset).items():
         for group, mask in masks.items():
             inside = table[mask, :, names.index(metric)]
-            value, drawn = inside.mean(0), resample(inside, user[mask], settings.bootstrap, seed)
+            value, drawn = inside.mean(0), resample(inside, user[mask], settings.bootstrap_resamples, seed)
             entry = {
                 "queries": int(mask.sum()),
                 "users": len(np.unique(user[mask])),
@@ -314,9 +309,9 @@ def _people(held_out: HeldOut) -> Int:
     return np.where(user == UNKNOWN, -1 - np.arange(len(user)), user)
 
 
-def _facts(dataset: Dataset) -> dict[str, Any]:
+def _counts(dataset: Dataset) -> dict[str, Any]:
     events = dataset.events
-    facts = {
+    counts = {
         "users": dataset.n_users - FIRST_ROW,
         "items": dataset.n_items - FIRST_ROW,
         "new_users": dataset.n_users - FIRST_ROW - dataset.n_train_users,
@@ -326,14 +321,14 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
         "features": [f"{spec.side}: {spec.name}" for spec in dataset.specs],
     }
     parts = np.bincount(events.split, minlength=WITHHELD + 1)
-    return facts | {f"{part}_events": int(parts[code]) for part, code in (SPLITS | {"withheld": WITHHELD}).items()}
+    return counts | {f"{part}_events": int(parts[code]) for part, code in (SPLITS | {"withheld": WITHHELD}).items()}
 
 
 def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, part: str, metric: str) -> dict[str, Any]:
     return {
         "split": dataset.manifest["config"]["prepare"]["split"]["kind"],
         "part": part,
-        "seen": "masked" if settings.exclude_seen else "allowed",
+        "seen": "masked" if settings.exclude_seen else "unmasked",
         "queries": len(held_out.queries),
         "users": len(np.unique(_people(held_out))),
         "targets": len(held_out.target_row),
@@ -341,5 +336,5 @@ def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, p
         "metric": metric,
         "ks": sorted(set(settings.ks)),
         "ties": "lower item row first",
-        "interval": f"95 %, {settings.bootstrap} paired bootstrap resamples of users",
+        "interval": f"95 %, {settings.bootstrap_resamples} paired bootstrap resamples of users",
     }

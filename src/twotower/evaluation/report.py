@@ -171,19 +171,19 @@ def _plots(curves: Sequence[Mapping[str, Any]], metric: str) -> list[Json]:
         low, high = min(ys), max(ys)
         span = (high - low) or abs(high) or 1.0
         low, high = low - 0.05 * span, high + 0.05 * span
-        place = [(_WIDTH * (x - left) / ((right - left) or 1), _HEIGHT * (high - y) / (high - low)) for x, y in points]
+        pixels = [(_WIDTH * (x - left) / ((right - left) or 1), _HEIGHT * (high - y) / (high - low)) for x, y in points]
         best = max(range(len(ys)), key=ys.__getitem__) if name == metric else None
         plots.append(
             {
                 "title": CURVES.get(name, name),
-                "path": " ".join(f"{x:.1f},{y:.1f}" for x, y in place),
+                "path": " ".join(f"{x:.1f},{y:.1f}" for x, y in pixels),
                 "ticks": [{"at": round(_HEIGHT * (high - t) / (high - low), 1), "label": _tick(t)} for t in _ticks(low, high, 3)],
                 "left": f"{left:,.0f}",
                 "right": f"{right:,.0f}",
                 "last": _tick(ys[-1]),
                 "best": None
                 if best is None
-                else {"x": place[best][0], "y": place[best][1], "value": ys[best], "step": points[best][0]},
+                else {"x": pixels[best][0], "y": pixels[best][1], "value": ys[best], "step": points[best][0]},
             }
         )
     return plots

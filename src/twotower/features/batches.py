@@ -67,9 +67,9 @@ class Layout:
     timed: bool = True
     events: int = 0
 
-    def settle(self, config: ModelConfig) -> ModelConfig:
+    def resolve(self, config: ModelConfig) -> ModelConfig:
         """The settings with what they leave to the data."""
-        return config.settled(ordered=self.ordered, timed=self.timed, events=self.events)
+        return config.resolved(ordered=self.ordered, timed=self.timed, events=self.events)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def fit_encoders(
                 longest = pc.max(pc.list_value_length(table[spec.columns[0]])).as_py() or 1
                 encoders.statistics[key] = [min(longest, MAX_VALUES)]
         elif spec.kind == "geo":
-            for scale, cells in enumerate(_cells(_places(table, spec)).T):
+            for scale, cells in enumerate(_cells(_locations(table, spec)).T):
                 encoders.vocabularies[f"{key}.{scale}"] = sorted({int(cell) for cell in cells if cell >= 0})
         elif spec.kind == "number":
             values = _floats(table[spec.columns[0]])
@@ -135,9 +135,9 @@ def encode_users(encoders: Encoders, users: pa.Table) -> dict[str, Array]:
     return arrays
 
 
-def cell_rows(encoders_cells: tuple[Array, Array], places: Array) -> NDArray[np.int64]:
-    """Rows int64 [n, 2] of the coarse and fine cells of `places` [n, 2] (degrees); UNKNOWN where the cell or the place is."""
-    return np.stack([_lookup_int(known, cells) for known, cells in zip(encoders_cells, _cells(places).T, strict=True)], axis=1)
+def cell_rows(encoders_cells: tuple[Array, Array], locations: Array) -> NDArray[np.int64]:
+    """Rows int64 [n, 2] of the coarse and fine cells of `locations` [n, 2] (degrees); UNKNOWN where the cell or the place is."""
+    return np.stack([_lookup_int(known, cells) for known, cells in zip(encoders_cells, _cells(locations).T, strict=True)], axis=1)
 
 
 def _encode_side(encoders: Encoders, side: str, table: pa.Table, text: Texts | None) -> dict[str, Array]:
@@ -155,15 +155,15 @@ def _main_text(specs: tuple[FeatureSpec, ...]) -> FeatureSpec | None:
 
 def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts | None) -> dict[str, Array]:
     """Return one feature's arrays: rows int32 [n], bag int32 [n, most values], number float32 [n, 2] (value, missing), geo cells
-    int32 [n, 2] and ".place" float32 [n, 2] degrees, hours float32 [n, 168], text and vector float32 [n, dim];
+    int32 [n, 2] and ".degrees" float32 [n, 2] degrees, hours float32 [n, 168], text and vector float32 [n, dim];
     the two reserved rows lead: zeros for PAD, and for UNKNOWN what a row without the fact has.
     """
     key = f"{spec.side}.{spec.name}"
     if spec.kind == "geo":
-        places = _places(table, spec)
+        locations = _locations(table, spec)
         known = tuple(np.array(encoders.vocabularies[f"{key}.{scale}"], np.int64) for scale in range(2))
-        cells = _reserve(cell_rows((known[0], known[1]), places).astype(np.int32), UNKNOWN)
-        return {spec.name: cells, f"{spec.name}.place": _reserve(places.astype(np.float32), np.nan, pad=np.nan)}
+        cells = _reserve(cell_rows((known[0], known[1]), locations).astype(np.int32), UNKNOWN)
+        return {spec.name: cells, f"{spec.name}.degrees": _reserve(locations.astype(np.float32), np.nan, pad=np.nan)}
     if spec.kind == "text" and text is not None:
         return {spec.name: _reserve(_text_vectors(encoders, key, text))}
     column = table[spec.columns[0]].combine_chunks()
@@ -240,9 +240,9 @@ def _bags(vocabulary: list[str], column: pa.Array, width: int) -> NDArray[np.int
     bags[np.unique(owner), 0] = UNKNOWN
     known = rows != UNKNOWN
     owner, rows = owner[known], rows[known]
-    place = np.arange(len(owner)) - np.searchsorted(owner, owner)
-    kept = place < width
-    bags[owner[kept], place[kept]] = rows[kept]
+    slot = np.arange(len(owner)) - np.searchsorted(owner, owner)
+    kept = slot < width
+    bags[owner[kept], slot[kept]] = rows[kept]
     return bags
 
 
@@ -251,16 +251,16 @@ def _floats(column: Any) -> NDArray[np.float64]:
     return np.asarray(pc.fill_null(values, float("nan")).to_numpy(), np.float64)
 
 
-def _places(table: pa.Table, spec: FeatureSpec) -> NDArray[np.float64]:
-    places = np.stack([_floats(table[name]) for name in spec.columns], axis=1)
-    return np.where(np.isfinite(places).all(axis=1, keepdims=True), places, np.nan)  # half of a place is none
+def _locations(table: pa.Table, spec: FeatureSpec) -> NDArray[np.float64]:
+    locations = np.stack([_floats(table[name]) for name in spec.columns], axis=1)
+    return np.where(np.isfinite(locations).all(axis=1, keepdims=True), locations, np.nan)  # half of a place is none
 
 
-def _cells(places: Array) -> NDArray[np.int64]:
+def _cells(locations: Array) -> NDArray[np.int64]:
     """Cell numbers [n, 2], coarse and fine; -1 where the place is unknown."""
     cells = []
     for size in CELL_DEGREES:
-        row, column = np.floor((places[:, 0] + 90) / size), np.floor((places[:, 1] + 180) / size)
+        row, column = np.floor((locations[:, 0] + 90) / size), np.floor((locations[:, 1] + 180) / size)
         cells.append(np.nan_to_num(row * 100_000 + column, nan=-1).astype(np.int64))
     return np.stack(cells, axis=1)
 

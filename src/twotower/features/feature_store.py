@@ -43,7 +43,7 @@ class FeatureStore:
         Known coarse and fine cells of the items' places, or None: then users have no home area.
     geo
         Name of the items' feature that says where they are; users' places share its tables.
-    use_place
+    use_location
         Whether the place a request comes from is a feature of the user.
     max_history
         Most recent events read of a history.
@@ -61,14 +61,14 @@ class FeatureStore:
         geo: str = "location",
         max_history: int,
         log_popularity: NDArray[np.float32],
-        use_place: bool = False,
+        use_location: bool = False,
     ) -> None:
         self._items = _fields(item_static)
         self._user_static = user_static
         self._users = _fields({name: value for name, value in user_static.items() if name not in ("since_s", "elite")})
-        self.place: Array = item_static.get(f"{geo}.place", np.zeros((0, 2), np.float32))
+        self.location: Array = item_static.get(f"{geo}.degrees", np.zeros((0, 2), np.float32))
         self._geo_table = f"item.{geo}"
-        self.dynamics, self._cells, self.use_place = dynamics, cells, use_place and cells is not None
+        self.dynamics, self._cells, self.use_location = dynamics, cells, use_location and cells is not None
         self._trained_items, self._trained_users = n_trained_items + FIRST_ROW, n_trained_users + FIRST_ROW
         self.max_history = max_history
         self.log_popularity = log_popularity
@@ -91,7 +91,7 @@ class FeatureStore:
 
     def users(self, queries: Queries) -> UserBatch:
         """One moment per query, after its whole history."""
-        history = History(queries.offsets, queries.item_row, queries.event_time_s, queries.event_type, queries.stars, self.place)
+        history = History(queries.offsets, queries.item_row, queries.event_time_s, queries.event_type, queries.stars, self.location)
         row = np.arange(len(queries))
         tokens = last_tokens(queries.offsets[:-1], queries.offsets[1:], self.max_history)
         return self.user_batch(
@@ -102,7 +102,7 @@ class FeatureStore:
             state=history.state(row, queries.lengths),
             time_s=queries.time_s,
             user_row=queries.user_row,
-            request_place=queries.place,
+            request_location=queries.location,
         )
 
     def padded(self, queries: Queries) -> dict[str, Array]:
@@ -114,7 +114,7 @@ class FeatureStore:
             int64 [B, W] "history" (item rows, oldest first, PAD after the end), "event_type", "stars" and "gap"; int64 [B] "seen"
             and "user"; "field.NAME" [B, …].
         """
-        history = History(queries.offsets, queries.item_row, queries.event_time_s, queries.event_type, queries.stars, self.place)
+        history = History(queries.offsets, queries.item_row, queries.event_time_s, queries.event_type, queries.stars, self.location)
         tokens = last_tokens(queries.offsets[:-1], queries.offsets[1:], self.max_history)
         row, valid, position = np.arange(len(queries)), (tokens >= 0).ravel(), np.maximum(tokens, 0).ravel()
         flat = {
@@ -123,7 +123,7 @@ class FeatureStore:
             "stars": np.where(valid, _stars_bucket(_take(history.stars, position)), 0),
             "gap": self._gaps(_take(history.time_s, position), valid, row * tokens.shape[1]),
         }
-        fields = self._user_fields(history.state(row, queries.lengths), queries.time_s, queries.user_row, queries.place)
+        fields = self._user_fields(history.state(row, queries.lengths), queries.time_s, queries.user_row, queries.location)
         return {
             **{name: np.ascontiguousarray(value.reshape(tokens.shape), np.int64) for name, value in flat.items()},
             "seen": np.minimum(queries.lengths, self.max_history),
@@ -141,7 +141,7 @@ class FeatureStore:
         state: HistoryState,
         time_s: Int,
         user_row: Int,
-        request_place: Array | None = None,
+        request_location: Array | None = None,
     ) -> UserBatch:
         """Batch from events chosen by position.
 
@@ -153,10 +153,10 @@ class FeatureStore:
             int64 [Q]: each moment's row of `tokens`, the tokens it sees, its time, its user.
         state
             Each moment's state.
-        request_place
+        request_location
             float [Q, 2]: where each request comes from, or None.
         """
-        order, widths, place = _places_of(tokens)
+        order, widths, slot = _slots_of(tokens)
         flat = np.concatenate([tokens[order[a:b], :width].ravel() for a, b, width in widths])
         valid = flat >= 0
         position = np.maximum(flat, 0)
@@ -169,11 +169,11 @@ class FeatureStore:
             history=torch.from_numpy(inverse[:-1]),
             event_type=torch.from_numpy(np.where(valid, _take(history.event_type, position), 0)),
             stars=torch.from_numpy(np.where(valid, bucket, 0)),
-            gap=torch.from_numpy(self._gaps(_take(history.time_s, position), valid, place)),
-            at=torch.from_numpy(place[at_row] + np.maximum(at_pos - 1, 0)),
+            gap=torch.from_numpy(self._gaps(_take(history.time_s, position), valid, slot)),
+            at=torch.from_numpy(slot[at_row] + np.maximum(at_pos - 1, 0)),
             seen=torch.from_numpy(at_pos),
             user_row=torch.from_numpy(np.where(user_row < self._trained_users, user_row, UNKNOWN)),
-            fields=self._user_fields(state, time_s, user_row, request_place),
+            fields=self._user_fields(state, time_s, user_row, request_location),
         )
 
     def item_fields(self, specs: tuple[FeatureSpec, ...], vocabulary_sizes: Mapping[str, int]) -> tuple[FieldSpec, ...]:
@@ -190,7 +190,7 @@ class FeatureStore:
         if self._cells is not None:
             sizes = tuple(len(cells) + FIRST_ROW for cells in self._cells)
             fields.append(FieldSpec("home", "geo", sizes, self._geo_table))
-            fields += [FieldSpec("request_place", "geo", sizes, self._geo_table)] if self.use_place else []
+            fields += [FieldSpec("request_location", "geo", sizes, self._geo_table)] if self.use_location else []
         if self.dynamics is not None:
             fields += [FieldSpec(name, "rows", (n + FIRST_ROW,), name) for name, n in CLOCK.items()]
         return tuple(fields)
@@ -202,17 +202,17 @@ class FeatureStore:
         gaps[start] = 0
         return np.where(valid, 1 + np.minimum(np.log2(np.maximum(gaps, 1)), GAP_BUCKETS - 2).astype(np.int64), 0)
 
-    def _user_fields(self, state: HistoryState, time_s: Int, user_row: Int, place: Array | None) -> dict[str, Tensor]:
+    def _user_fields(self, state: HistoryState, time_s: Int, user_row: Int, location: Array | None) -> dict[str, Tensor]:
         at = torch.from_numpy(user_row)
         fields = {name: value[at] for name, value in self._users.items()}
         since_s, elite = self._profile("since_s", user_row), self._profile("elite", user_row)
         timed = self.dynamics is not None
         fields["state"] = torch.from_numpy(user_state(state, time_s, since_s, elite, timed))
         if self._cells is not None:
-            home = state.place / np.where(state.place_n > 0, state.place_n, np.nan)[:, None]
+            home = state.location / np.where(state.location_n > 0, state.location_n, np.nan)[:, None]
             fields |= self._geo("home", home)
-            if self.use_place:
-                fields |= self._geo("request_place", place if place is not None else np.full((len(time_s), 2), np.nan))
+            if self.use_location:
+                fields |= self._geo("request_location", location if location is not None else np.full((len(time_s), 2), np.nan))
         if timed:
             fields["hour"] = torch.from_numpy(time_s // 3600 % 24 + FIRST_ROW)
             fields["weekday"] = torch.from_numpy((time_s // DAY_S + 3) % 7 + FIRST_ROW)  # 1970-01-01 was a Thursday; Monday is 0
@@ -224,9 +224,9 @@ class FeatureStore:
         values = self._user_static.get(name)
         return np.zeros_like(user_row) if values is None else values[user_row]
 
-    def _geo(self, name: str, place: Array) -> dict[str, Tensor]:
+    def _geo(self, name: str, location: Array) -> dict[str, Tensor]:
         assert self._cells is not None
-        return {name: torch.from_numpy(cell_rows(self._cells, place)), f"{name}.point": torch.from_numpy(points_km(place))}
+        return {name: torch.from_numpy(cell_rows(self._cells, location)), f"{name}.point": torch.from_numpy(points_km(location))}
 
 
 def last_tokens(start: Int, stop: Int, most: int) -> Int:
@@ -237,7 +237,7 @@ def last_tokens(start: Int, stop: Int, most: int) -> Int:
     return np.where(at < stop[:, None], at, -1)
 
 
-def _places_of(tokens: Int) -> tuple[Int, list[tuple[int, int, int]], Int]:
+def _slots_of(tokens: Int) -> tuple[Int, list[tuple[int, int, int]], Int]:
     """Lay histories [S, H] end to end by width class.
 
     Returns
@@ -245,9 +245,9 @@ def _places_of(tokens: Int) -> tuple[Int, list[tuple[int, int, int]], Int]:
     order
         int64 [S]: histories in the order they are laid.
     widths
-        (from, to, width): order[from:to] take `width` places each.
-    place
-        int64 [S]: the first place of each history.
+        (from, to, width): order[from:to] take `width` slots each.
+    slot
+        int64 [S]: the first slot of each history.
     """
     length, longest = (tokens >= 0).sum(axis=1), tokens.shape[1]
     classes = np.array([width for width in WIDTHS if width < longest] + [longest])
@@ -255,9 +255,9 @@ def _places_of(tokens: Int) -> tuple[Int, list[tuple[int, int, int]], Int]:
     order = np.argsort(group, kind="stable")
     bounds = np.searchsorted(group[order], np.arange(len(classes) + 1))
     widths = [(int(a), int(b), int(width)) for a, b, width in zip(bounds[:-1], bounds[1:], classes, strict=True) if b > a]
-    place = np.empty(len(tokens), np.int64)
-    place[order] = np.concatenate([[0], np.cumsum(classes[group[order]])])[:-1]
-    return order, widths, place
+    slot = np.empty(len(tokens), np.int64)
+    slot[order] = np.concatenate([[0], np.cumsum(classes[group[order]])])[:-1]
+    return order, widths, slot
 
 
 def _static_fields(
@@ -288,9 +288,9 @@ def _take(values: Array, at: Int) -> Array:
 
 def _fields(static: Mapping[str, Array]) -> dict[str, torch.Tensor]:
     """Encoded static features as the towers read them: a place as its point on the sphere."""
-    kept = {name: _tensor(value) for name, value in static.items() if not name.endswith(".place")}
-    places = {name.removesuffix(".place"): value for name, value in static.items() if name.endswith(".place")}
-    return kept | {f"{name}.point": torch.from_numpy(points_km(value)) for name, value in places.items()}
+    kept = {name: _tensor(value) for name, value in static.items() if not name.endswith(".degrees")}
+    locations = {name.removesuffix(".degrees"): value for name, value in static.items() if name.endswith(".degrees")}
+    return kept | {f"{name}.point": torch.from_numpy(points_km(value)) for name, value in locations.items()}
 
 
 def _tensor(value: Array) -> Tensor:

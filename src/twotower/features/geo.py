@@ -11,32 +11,32 @@ from twotower.utils.types import Array, Float, Float64
 EARTH_KM = 6371.0
 
 
-def on_sphere(places: Array) -> Float64:
-    """Return the points float64 [n, 3] on the unit sphere of `places` [n, 2]; NaN where a location is unknown."""
-    latitude, longitude = np.radians(np.asarray(places, np.float64)).T
+def on_sphere(locations: Array) -> Float64:
+    """Return the points float64 [n, 3] on the unit sphere of `locations` [n, 2]; NaN where a location is unknown."""
+    latitude, longitude = np.radians(np.asarray(locations, np.float64)).T
     flat = np.cos(latitude)
     return np.stack([flat * np.cos(longitude), flat * np.sin(longitude), np.sin(latitude)], axis=1)
 
 
-def points_km(places: Array) -> Float:
-    """Return the points float32 [n, 3] on the globe of `places` [n, 2], in km; (0, 0, 0) where a location is unknown.
+def points_km(locations: Array) -> Float:
+    """Return the points float32 [n, 3] on the globe of `locations` [n, 2], in km; (0, 0, 0) where a location is unknown.
 
     The straight-line distance of two points equals their distance on the ground to 0.1 % up to 300 km, without any projection.
     """
-    xyz = on_sphere(places) * EARTH_KM
+    xyz = on_sphere(locations) * EARTH_KM
     return np.where(np.isnan(xyz), 0, xyz).astype(np.float32)
 
 
-def distances_km(places: Array, place: Sequence[float]) -> Float:
-    """Return the great-circle distances float32 [n] from `place` to `places` [n, 2]; NaN where a location is unknown."""
-    here = points_km(np.array([place], np.float64))[0].astype(np.float64)
-    arc = _arc_km(np.linalg.norm(points_km(places).astype(np.float64) - here, axis=1))
-    return np.where(np.isfinite(places).all(axis=1), arc, np.nan).astype(np.float32)
+def distances_km(locations: Array, location: Sequence[float]) -> Float:
+    """Return the great-circle distances float32 [n] from `location` to `locations` [n, 2]; NaN where a location is unknown."""
+    here = points_km(np.array([location], np.float64))[0].astype(np.float64)
+    arc = _arc_km(np.linalg.norm(points_km(locations).astype(np.float64) - here, axis=1))
+    return np.where(np.isfinite(locations).all(axis=1), arc, np.nan).astype(np.float32)
 
 
-def mutual_km(places: Array) -> Float:
-    """Return the great-circle distances float32 [n, n] between all pairs of `places` [n, 2], which must all be known."""
-    points = points_km(places).astype(np.float64)
+def mutual_km(locations: Array) -> Float:
+    """Return the great-circle distances float32 [n, n] between all pairs of `locations` [n, 2], which must all be known."""
+    points = points_km(locations).astype(np.float64)
     arc: Float = _arc_km(np.linalg.norm(points[:, None] - points[None], axis=2)).astype(np.float32)
     return arc
 

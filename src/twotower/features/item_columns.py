@@ -20,14 +20,14 @@ from twotower.schema import HOURS_PER_WEEK, FeatureSpec, Kind
 PLACE = ("latitude", "longitude")
 
 
-def place_columns(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: bool = False) -> tuple[str, str] | None:
+def location_columns(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: bool = False) -> tuple[str, str] | None:
     """Latitude and longitude: those of the first feature of kind "geo", else (unless `learned`) the columns of these names."""
     for columns in _columns(specs, "geo").values():
         return columns[0], columns[1]
     return None if learned or not all(_is_number(items, name) for name in PLACE) else PLACE
 
 
-def places(items: pa.Table, columns: tuple[str, str] | None) -> NDArray[np.float64]:
+def locations(items: pa.Table, columns: tuple[str, str] | None) -> NDArray[np.float64]:
     """float64 [n, 2] in degrees; both NaN where either is unknown."""
     found = np.full((len(items), 2), np.nan)
     for axis, name in enumerate(columns or ()):

@@ -27,15 +27,15 @@ _TIME_BITS = 36  # seconds since 1970 up to the year 4147; leaves 27 bits for it
 class HistoryState:
     """What a history says about its user, as sums: so that any one event can be taken out again. Arrays over moments [Q].
 
-    `place` is the sum of latitudes and longitudes [Q, 2] of the `place_n` events whose item has a place; times are seconds, 0 for
-    none.
+    `location` is the sum of latitudes and longitudes [Q, 2] of the `location_n` events whose item has a place; times are seconds,
+    0 for none.
     """
 
     count: Int
     stars_sum: Array
     stars_n: Int
-    place: Array
-    place_n: Int
+    location: Array
+    location_n: Int
     first_s: Int
     last_s: Int
 
@@ -47,19 +47,19 @@ class History:
     ----------
     offsets, item_row, time_s, event_type, stars
         As in `Queries`: [S + 1] and [T].
-    place
+    location
         float [n_items, 2]: degrees of every item, NaN where unknown.
     """
 
-    def __init__(self, offsets: Int, item_row: Int, time_s: Int, event_type: Int, stars: Array, place: Array) -> None:
+    def __init__(self, offsets: Int, item_row: Int, time_s: Int, event_type: Int, stars: Array, location: Array) -> None:
         self.offsets, self.item_row, self.time_s, self.event_type, self.stars = offsets, item_row, time_s, event_type, stars
         self._rated = np.isfinite(stars)
-        self._where = place[item_row].astype(np.float64) if len(place) else np.full((len(item_row), 2), np.nan)
-        self._placed = np.isfinite(self._where).all(axis=1)
+        self._item_location = location[item_row].astype(np.float64) if len(location) else np.full((len(item_row), 2), np.nan)
+        self._placed = np.isfinite(self._item_location).all(axis=1)
         self._stars_sum = _prefix(np.where(self._rated, stars, 0.0))
         self._stars_n = _prefix(self._rated)
-        self._place = _prefix(np.where(self._placed[:, None], self._where, 0.0))
-        self._place_n = _prefix(self._placed)
+        self._location_sum = _prefix(np.where(self._placed[:, None], self._item_location, 0.0))
+        self._location_n = _prefix(self._placed)
 
     def state(self, row: Int, pos: Int) -> HistoryState:
         """State after the first `pos` events of history `row`; both int64 [Q]."""
@@ -71,8 +71,8 @@ class History:
             count=pos,
             stars_sum=self._stars_sum[b] - self._stars_sum[a],
             stars_n=self._stars_n[b] - self._stars_n[a],
-            place=self._place[b] - self._place[a],
-            place_n=self._place_n[b] - self._place_n[a],
+            location=self._location_sum[b] - self._location_sum[a],
+            location_n=self._location_n[b] - self._location_n[a],
             first_s=np.where(some, time_s[np.minimum(a, len(time_s) - 1)], 0),
             last_s=np.where(some, time_s[b - 1], 0),
         )
@@ -85,15 +85,15 @@ class History:
         a, b = self.offsets[row], self.offsets[row + 1]
         whole = self.state(row, b - a)
         own_stars = np.where(self._rated[event], self.stars[event], 0.0)
-        own_place = np.where(self._placed[event][:, None], self._where[event], 0.0)
+        own_location = np.where(self._placed[event][:, None], self._item_location[event], 0.0)
         second = np.where(b - a > 1, self.time_s[np.minimum(a + 1, len(self.time_s) - 1)], 0)
         return replace(
             whole,
             count=whole.count - 1,
             stars_sum=whole.stars_sum - own_stars,
             stars_n=whole.stars_n - self._rated[event],
-            place=whole.place - own_place,
-            place_n=whole.place_n - self._placed[event],
+            location=whole.location - own_location,
+            location_n=whole.location_n - self._placed[event],
             first_s=np.where(event == a, second, self.time_s[a]),
             last_s=np.where(event > a, self.time_s[np.maximum(event - 1, 0)], 0),
         )

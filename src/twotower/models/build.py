@@ -20,6 +20,6 @@ def build_model(dataset: Dataset, config: Config, store: FeatureStore | None = N
     return TwoTower(
         layout(dataset, store or open_store(dataset, "valid", config.model), config.model),
         config.model,
-        causal=config.training.view == "causal",
+        causal=config.training.objective == "next_event",
         save_memory=config.training.gradient_checkpointing,
     )

@@ -18,7 +18,7 @@ from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S
 from twotower.search.index import ExactIndex, joined
-from twotower.search.reranking import POPULARITY_SCALE, with_revisits
+from twotower.search.reranking import POPULARITY_SCALE, boost_recent_items
 from twotower.utils.types import Float, Int, Mask
 
 BLOCK = 8192  # items encoded at once
@@ -56,7 +56,7 @@ class NeuralRetriever:
                 filled += len(block)
         self.index = ExactIndex(vectors)
 
-    def dialled(self, dial: float) -> NeuralRetriever:
+    def with_popularity_bias(self, dial: float) -> NeuralRetriever:
         """The same with the popularity dial at `dial`."""
         other = copy(self)
         other.name, other.dial = f"{self.name} at {dial}", dial
@@ -77,7 +77,7 @@ class NeuralRetriever:
         with torch.inference_mode():
             vectors = self.model.encode_users(self.store.users(queries).to(self.device))
             asked = np.full(len(queries), again)
-            vectors = with_revisits(vectors, queries, self.index.vectors[:, :-1], self.model.revisit_weight(), asked)
+            vectors = boost_recent_items(vectors, queries, self.index.vectors[:, :-1], self.model.recent_item_weight(), asked)
             popularity = self.model.popularity_weight() + self.dial * POPULARITY_SCALE
             return torch.cat([vectors, vectors.new_full((len(vectors), 1), popularity)], dim=1)
 

@@ -33,7 +33,7 @@ class TwoTower(nn.Module):
 
     def __init__(self, layout: Layout, config: ModelConfig, *, causal: bool, save_memory: bool = False) -> None:
         super().__init__()
-        config = layout.settle(config)
+        config = layout.resolve(config)
         dim = config.user_tower.width
         item_id = FieldSpec("id", "rows", (layout.items,), "item.id")
         user_id = FieldSpec("id", "rows", (layout.users,), "user.id")
@@ -52,7 +52,7 @@ class TwoTower(nn.Module):
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature)
         self.popularity_prior = config.popularity_prior
-        self.revisit_prior = config.revisit_prior if layout.ordered else 0.0
+        self.recent_item_boost = config.recent_item_boost if layout.ordered else 0.0
         self.new_popularity: Tensor
         """Scalar, nats: the log popularity that new items count as; see `trainers.new_item_popularity`."""
         self.register_buffer("new_popularity", torch.zeros(()))
@@ -68,11 +68,11 @@ class TwoTower(nn.Module):
         """What a nat of log popularity is worth in an inner product: the prior of the logits, which are products / temperature."""
         return self.popularity_prior * float(self.temperature().detach())
 
-    def revisit_weight(self) -> float:
+    def recent_item_weight(self) -> float:
         """What is added to a user's vector of that of the item they visited last, where it may be recommended again; 0 where order
         says nothing. It is no part of training: in a set of visits, of which those after the target are seen too, a repetition is
         easier to foresee than it will be."""
-        return self.revisit_prior * float(self.temperature().detach())
+        return self.recent_item_boost * float(self.temperature().detach())
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
@@ -80,7 +80,7 @@ class TwoTower(nn.Module):
         self.log_temperature.clamp_(*(math.log(bound) for bound in TEMPERATURE_RANGE))
 
     def encode_items(self, batch: ItemBatch) -> Tensor:
-        """Items → vectors float32 [n, D]: of length one without `shrinkage`, those of new items `NEW_LENGTH` as long."""
+        """Items → vectors float32 [n, D]: of length one without `norm_shrinkage`, those of new items `NEW_LENGTH` as long."""
         vectors: Tensor = self.item_tower(self.offered_fields(batch))
         return vectors if self.training else vectors * self.item_length(batch.row)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from twotower.data.dataset import Dataset
 from twotower.pipeline.stages import TOWN, run_all, simulate_stage, verdict
 from twotower.retrieval.recommender import Recommender
-from twotower.retrieval.request import Place
+from twotower.retrieval.request import Recommendation
 from twotower.schema import TEST
 from twotower.utils.config import parse_config
 
@@ -30,17 +30,17 @@ def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
     say(f"\nTen places for {user}, a known user:\n")
     say(as_table(recommender.recommend(user=user)))
     rows = recommender.dataset.item_rows(places)
-    names = [recommender.shown.describe(int(row))["name"] for row in rows]
+    names = [recommender.details.describe(int(row))["name"] for row in rows]
     say(f"\nTen for an unknown user who went to {', '.join(names[:-1])} and {names[-1]}:\n")
     say(as_table(recommender.recommend(history=places)))
-    category = (recommender.shown.describe(int(rows[-1]))["categories"] or ["Restaurants"])[0]
+    category = (recommender.details.describe(int(rows[-1]))["categories"] or ["Restaurants"])[0]
     where = f'category == "{category}" and within(5)'
     say(f"\nThe same user, filter {where}:\n")
-    say(as_table(recommender.recommend(history=places, where=where)))
+    say(as_table(recommender.recommend(history=places, filter=where)))
     say("\n" + verdict(report, out))
 
 
-def as_table(places: list[Place]) -> str:
+def as_table(places: list[Recommendation]) -> str:
     """Recommendations as text, a line each."""
     if not places:
         return "Nothing to recommend: no item passes."

@@ -1,8 +1,8 @@
 """Whether this machine can do the work: what is here, and what to do about what is not.
 
-Enters: the machine, read once into `Facts`. Leaves: a finding for every thing that matters, each a line.
+Enters: the machine, read once into `MachineInfo`. Leaves: a finding for every thing that matters, each a line.
 
-Promise: `diagnose` is a pure function of the facts. Nothing is changed, nothing is allocated on a GPU, nothing is fetched.
+Promise: `diagnose` is a pure function of it. Nothing is changed, nothing is allocated on a GPU, nothing is fetched.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ DISTRIBUTION = "two-tower-rec"
 OLDEST_PYTHON, NEWEST_PYTHON, OLDEST_TORCH = (3, 10), (3, 13), (2, 4)  # pyproject.toml; newer ones than these were not tried
 KAGGLE = (Path("/kaggle/input"), Path("/kaggle/input/datasets"))  # where it mounts data sets: by name, or by owner and name
 GB = 10**9
-LEAST_RAM = 3 * GB // 2  # the whole way over a town of 60,000 events peaked at 1.5 GB
-EASE_RAM = LEAST_RAM + 4 * EvaluationConfig().max_ease_items ** 2  # one float32 matrix, items × items
-LEAST_DISK = GB // 5  # that town's raw files, dataset, two checkpoints and bundle are below 0.1 GB
+MIN_RAM_BYTES = 3 * GB // 2  # the whole way over a town of 60,000 events peaked at 1.5 GB
+EASE_RAM = MIN_RAM_BYTES + 4 * EvaluationConfig().max_ease_items ** 2  # one float32 matrix, items × items
+MIN_DISK_BYTES = GB // 5  # that town's raw files, dataset, two checkpoints and bundle are below 0.1 GB
 # All of Yelp: 2,000,000 users and 150,000 items of width 64 in float32, with AdamW's two moments, in three checkpoints at a time.
 YELP_DISK = 2_150_000 * 64 * 4 * 3 * 3
-LEAST_GPU = GB  # PyTorch's own kernels and workspaces take some hundred MB before the first table
+MIN_GPU_BYTES = GB  # PyTorch's own kernels and workspaces take some hundred MB before the first table
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class RawFiles:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class MachineInfo:
     """What a machine is.
 
     Attributes
@@ -95,10 +95,18 @@ class Finding:
 # Judging.
 
 
-def diagnose(facts: Facts) -> list[Finding]:
+def diagnose(machine: MachineInfo) -> list[Finding]:
     """Judge everything."""
-    judged = [_python(facts), _torch(facts), *_gpus(facts), _precision(facts), _cores(facts), _memory(facts), _disk(facts)]
-    return [*judged, *_raw(facts), *_extras(facts)]
+    judged = [
+        _python(machine),
+        _torch(machine),
+        *_gpus(machine),
+        _precision(machine),
+        _cores(machine),
+        _memory(machine),
+        _disk(machine),
+    ]
+    return [*judged, *_raw(machine), *_extras(machine)]
 
 
 def refuse(findings: list[Finding]) -> None:
@@ -114,102 +122,102 @@ def refuse(findings: list[Finding]) -> None:
         raise TrainingError(f"The machine must be free of problems. Found some with {', '.join(names)}. Do what their lines say.")
 
 
-def _python(facts: Facts) -> Finding:
-    found = f"{facts.python[0]}.{facts.python[1]}."
-    if facts.python < OLDEST_PYTHON:
+def _python(machine: MachineInfo) -> Finding:
+    found = f"{machine.python[0]}.{machine.python[1]}."
+    if machine.python < OLDEST_PYTHON:
         return Finding("python", PROBLEM, found, f"Python {_dots(OLDEST_PYTHON)} or later is needed: install it.")
-    if facts.python > NEWEST_PYTHON:
+    if machine.python > NEWEST_PYTHON:
         return Finding("python", WARNING, found, f"Tried up to {_dots(NEWEST_PYTHON)}: take that one if something fails.")
     return Finding("python", OK, found)
 
 
-def _torch(facts: Facts) -> Finding:
-    version = tuple(int(part) for part in re.findall(r"\d+", facts.torch.version)[:2])
-    found = f"{facts.torch.version}, built for {facts.torch.build}."
+def _torch(machine: MachineInfo) -> Finding:
+    version = tuple(int(part) for part in re.findall(r"\d+", machine.torch.version)[:2])
+    found = f"{machine.torch.version}, built for {machine.torch.build}."
     if version < OLDEST_TORCH:
         return Finding("torch", PROBLEM, found, f"PyTorch {_dots(OLDEST_TORCH)} or later is needed: pip install -U torch.")
-    if facts.driver and facts.torch.build == "CPU":
+    if machine.driver and machine.torch.build == "CPU":
         return Finding(
             "torch", WARNING, found, "NVIDIA's driver is here: a CUDA build (pytorch.org/get-started) would use the GPU."
         )
     return Finding("torch", OK, found)
 
 
-def _gpus(facts: Facts) -> list[Finding]:
+def _gpus(machine: MachineInfo) -> list[Finding]:
     """The GPUs' memory and kernels: a line each, and one for all; one line when there are none."""
-    if not facts.torch.gpus:
-        if facts.driver and facts.torch.build != "CPU":
+    if not machine.torch.gpus:
+        if machine.driver and machine.torch.build != "CPU":
             advice = "NVIDIA's driver is here: see whether nvidia-smi lists a GPU, and whether the driver is new enough for CUDA."
             return [Finding("gpu", WARNING, "PyTorch finds none.", advice)]
         return [Finding("gpu", OK, "None: training runs on the CPU.")]
-    usable = facts.torch.usable
-    findings = [_gpu(number, facts, bool(usable)) for number in range(len(facts.torch.gpus))]
+    usable = machine.torch.usable
+    findings = [_gpu(number, machine, bool(usable)) for number in range(len(machine.torch.gpus))]
     if len(usable) > 1:
         together = f"torchrun --nproc-per-node {len(usable)} -m twotower train … trains on them together."
         findings.append(Finding("gpus", OK, f"{len(usable)} can be used.", together))
     return findings
 
 
-def _gpu(number: int, facts: Facts, others: bool) -> Finding:
-    gpu, name = facts.torch.gpus[number], f"gpu {number}"
+def _gpu(number: int, machine: MachineInfo, others: bool) -> Finding:
+    gpu, name = machine.torch.gpus[number], f"gpu {number}"
     found = f"{gpu.name}, capability {_dots(gpu.capability)}, {gpu.memory_bytes / GB:.0f} GB."
-    if number not in facts.torch.usable:
-        missing = f"This PyTorch has no kernels for it ({' '.join(facts.torch.arch_list)}): the first operation on it fails."
-        advice = f"{missing} {_way_out(gpu, facts)}"
+    if number not in machine.torch.usable:
+        missing = f"This PyTorch has no kernels for it ({' '.join(machine.torch.arch_list)}): the first operation on it fails."
+        advice = f"{missing} {_way_out(gpu, machine)}"
         return Finding(name, WARNING if others else PROBLEM, found, advice)
-    if gpu.memory_bytes < LEAST_GPU:
+    if gpu.memory_bytes < MIN_GPU_BYTES:
         return Finding(name, WARNING, found, "Little for training: set training.device: cpu if it runs out of memory.")
     return Finding(name, OK, found)
 
 
-def _way_out(gpu: hardware.Gpu, facts: Facts) -> str:
+def _way_out(gpu: hardware.Gpu, machine: MachineInfo) -> str:
     """What to do about a GPU without kernels. Builds for CUDA 12.6 are PyTorch's last with sm_50, sm_60 and sm_70."""
-    if len(facts.torch.usable):
-        return f"Leave it out: CUDA_VISIBLE_DEVICES={','.join(map(str, facts.torch.usable))}."
+    if len(machine.torch.usable):
+        return f"Leave it out: CUDA_VISIBLE_DEVICES={','.join(map(str, machine.torch.usable))}."
     install = "pip install -U torch --index-url https://download.pytorch.org/whl/"
     if hardware.serves(("sm_50", "sm_60", "sm_70"), gpu.capability):
-        other = 'On Kaggle choose the accelerator "GPU T4 ×2", or install' if facts.kaggle else "Install"
+        other = 'On Kaggle choose the accelerator "GPU T4 ×2", or install' if machine.kaggle else "Install"
         return f"{other} a build for CUDA 12.6: {install}cu126. Or set training.device: cpu."
     return "Install a build whose list holds it (pytorch.org/get-started), or set training.device: cpu."
 
 
-def _precision(facts: Facts) -> Finding:
+def _precision(machine: MachineInfo) -> Finding:
     """What training.precision: auto comes to, on the GPU that training takes: the first usable one."""
-    first = facts.torch.gpus[facts.torch.usable[0]].capability if facts.torch.usable else None
+    first = machine.torch.gpus[machine.torch.usable[0]].capability if machine.torch.usable else None
     return Finding("precision", OK, f"auto means {hardware.auto_precision(first)} here.")
 
 
-def _cores(facts: Facts) -> Finding:
-    return Finding("cores", OK, f"{facts.cores}.")
+def _cores(machine: MachineInfo) -> Finding:
+    return Finding("cores", OK, f"{machine.cores}.")
 
 
-def _memory(facts: Facts) -> Finding:
-    memory = facts.memory
+def _memory(machine: MachineInfo) -> Finding:
+    memory = machine.memory
     limit = "" if memory.limit_bytes is None else f", of which this process may take {memory.limit_bytes / GB:.1f}"
     found = f"{memory.free_bytes / GB:.1f} GB free of {memory.total_bytes / GB:.1f}{limit}."
-    if memory.free_bytes < LEAST_RAM:
-        return Finding("memory", PROBLEM, found, f"The demo alone takes up to {LEAST_RAM / GB:.1f} GB: end other programs.")
+    if memory.free_bytes < MIN_RAM_BYTES:
+        return Finding("memory", PROBLEM, found, f"The demo alone takes up to {MIN_RAM_BYTES / GB:.1f} GB: end other programs.")
     if memory.free_bytes < EASE_RAM:
         advice = f"The baseline EASE may take {EASE_RAM / GB:.1f} GB: lower evaluation.max_ease_items for large catalogues."
         return Finding("memory", WARNING, found, advice)
     return Finding("memory", OK, found)
 
 
-def _disk(facts: Facts) -> Finding:
-    found = f"{facts.disk_free_bytes / GB:.1f} GB free in {facts.folder}."
-    if facts.disk_free_bytes < LEAST_DISK:
+def _disk(machine: MachineInfo) -> Finding:
+    found = f"{machine.disk_free_bytes / GB:.1f} GB free in {machine.folder}."
+    if machine.disk_free_bytes < MIN_DISK_BYTES:
         return Finding("disk", PROBLEM, found, "A checkpoint would not fit: make room, or write elsewhere with --out.")
-    if facts.disk_free_bytes < YELP_DISK:
+    if machine.disk_free_bytes < YELP_DISK:
         advice = f"All of Yelp needs up to {YELP_DISK / GB:.1f} GB for checkpoints: make room before training on it."
         return Finding("disk", WARNING, found, advice)
     return Finding("disk", OK, found)
 
 
-def _raw(facts: Facts) -> list[Finding]:
-    if not facts.raw:
+def _raw(machine: MachineInfo) -> list[Finding]:
+    if not machine.raw:
         advice = "Name their folder with --data, or make a town: twotower simulate --out data/raw. (Tables of your own need none.)"
         return [Finding("raw files", WARNING, "Found none of Yelp's.", advice)]
-    return [_raw_files(found, facts.asked) for found in facts.raw]
+    return [_raw_files(found, machine.asked) for found in machine.raw]
 
 
 def _raw_files(found: RawFiles, asked: bool) -> Finding:
@@ -221,7 +229,7 @@ def _raw_files(found: RawFiles, asked: bool) -> Finding:
     return Finding("raw files", PROBLEM if asked else WARNING, tables, "The businesses, and the reviews or tips, are needed.")
 
 
-def _extras(facts: Facts) -> list[Finding]:
+def _extras(machine: MachineInfo) -> list[Finding]:
     """Optional parts: being without one is no fault."""
     return [
         Finding(
@@ -230,7 +238,7 @@ def _extras(facts: Facts) -> list[Finding]:
             f"{name}: {'not installed' if missing else 'installed'}.",
             f"Lacks {', '.join(missing)}: pip install '{DISTRIBUTION}[{name}]' brings it." if missing else "",
         )
-        for name, missing in sorted(facts.extras.items())
+        for name, missing in sorted(machine.extras.items())
     ]
 
 
@@ -241,7 +249,7 @@ def _dots(version: tuple[int, ...]) -> str:
 # Gathering.
 
 
-def gather(data: Path | None = None) -> Facts:
+def gather(data: Path | None = None) -> MachineInfo:
     """Read the machine.
 
     Parameters
@@ -253,7 +261,7 @@ def gather(data: Path | None = None) -> Facts:
     named = os.environ.get("TWOTOWER_DATA")
     places = [data] if data else [*([Path(named)] if named else []), DataConfig().path, *KAGGLE]
     looked = [_look(place) for place in places]
-    return Facts(
+    return MachineInfo(
         python=sys.version_info[:2],
         torch=hardware.installed(),
         driver=hardware.nvidia_driver(),

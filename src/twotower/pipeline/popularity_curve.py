@@ -14,13 +14,13 @@ from twotower.utils.config import EvaluationConfig
 DIALS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
 
 
-def dial_curve(
+def popularity_tradeoff(
     system: NeuralRetriever, held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, *, metric: str, k: int = 10
 ) -> list[dict[str, float]]:
     """{"popularity", `metric`, "coverage@k"} at each of `DIALS`."""
     rows = []
     for dial in DIALS:
-        judged = evaluate(system.dialled(dial), held_out, dataset, settings, metrics=(metric,), beyond_k=k)
+        judged = evaluate(system.with_popularity_bias(dial), held_out, dataset, settings, metrics=(metric,), beyond_k=k)
         figures = {metric: judged.mean(metric), f"coverage@{k}": judged.beyond[f"coverage@{k}"]}
         rows.append({"popularity": dial, **{name: round(value, 6) for name, value in figures.items()}})
     return rows

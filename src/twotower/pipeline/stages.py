@@ -8,50 +8,41 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from twotower.baselines.baselines import BASELINES
 from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.bundle.index_tuning import Measured, tune_index
 from twotower.bundle.index_tuning_plot import draw
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import can_refresh, open_store, popularity_before, split_moment
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
-from twotower.errors import ConfigError, DataError, nearest
-from twotower.evaluation.evaluator import judge, metric_names
-from twotower.evaluation.report import write_report
-from twotower.evaluation.verdict import refreshed
-from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
-from twotower.pipeline.popularity_curve import dial_curve
+from twotower.errors import DataError
+from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
 from twotower.retrieval.recommend_all import recommend_all
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, FORMAT_VERSION
-from twotower.trainers.base_trainer import Progress
-from twotower.trainers.health.checks import told
+from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
-from twotower.trainers.memory.sizes import facts_from_sizes, facts_of
+from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
 from twotower.trainers.optimizer import choose_device, choose_precision
 from twotower.trainers.popularity_half_life import choose_half_life
-from twotower.trainers.recipe_race import RECORD, entrants, settle
-from twotower.trainers.run_files import differences, read_rows
+from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
+from twotower.trainers.run_files import config_diff
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
-from twotower.utils.config import Config, load_config, parse_config
+from twotower.utils.config import Config, parse_config
 from twotower.utils.console import log, progress
-from twotower.utils.hardware import give_back, memory, status
+from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.types import Json
 
 Result = TypeVar("Result")
 
-DIAL_QUERIES = 5000  # of the test part, for the curve of the popularity dial
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 
 
@@ -89,11 +80,11 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     config = _as_made(config, dataset)
     runners = entrants(config, ordered=dataset.ordered, validated=config.prepare.split.has_valid)
     device = choose_device(config.training.device)
-    with distributed.joined(device):
-        config, recipe, resume = settle(runners, out, partial(_fit_within, dataset, device), resume=resume)
+    with distributed.process_group(device):
+        config, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device), resume=resume)
         explained = partial(_or_explain, config, dataset, device, out)
-        config, keep_below = explained(lambda: _within_budget(config, dataset, device))
-        reached = explained(lambda: _fit(config, dataset, out, keep_below, resume=resume))
+        config, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
+        reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, resume=resume))
         first = distributed.rank() == 0
     config, half_lives = _with_half_life(config, dataset, out / "best.pt") if first else (config, [])
     best = {
@@ -117,7 +108,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     if not first:
         return best  # the first process has written the checkpoints, and writes the rest
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
-    give_back()
+    trim_heap()
     explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
     return best
 
@@ -153,22 +144,22 @@ def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tu
     if config.training.memory_budget_gb is None:
         return config, None
     budget = int(config.training.memory_budget_gb * GB)
-    plan = make_plan(facts_of(dataset, config), config, _machine(config, device, budget))
+    plan = make_plan(dataset_sizes(dataset, config), config, _machine(config, device, budget))
     log.info("memory plan: %s", plan)
-    return plan.config, plan.keep_below
+    return plan.config, plan.trim_above_bytes
 
 
-def _fit(config: Config, dataset: Dataset, out: Path, keep_below: int | None, *, resume: bool) -> Progress:
+def _fit(config: Config, dataset: Dataset, out: Path, trim_above_bytes: int | None, *, resume: bool) -> TrainingState:
     trainer = TwoTowerTrainer(dataset, config, out)
-    trainer.keep_below = keep_below
+    trainer.trim_above_bytes = trim_above_bytes
     return trainer.fit(resume=resume)
 
 
-def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Path, resume: bool) -> Progress:
+def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Path, resume: bool) -> TrainingState:
     """Train within the memory budget, for the recipe race."""
     explained = partial(_or_explain, config, dataset, device, out)
-    planned, keep_below = explained(lambda: _within_budget(config, dataset, device))
-    return explained(lambda: _fit(planned, dataset, out, keep_below, resume=resume))
+    planned, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
+    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, resume=resume))
 
 
 def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
@@ -185,7 +176,7 @@ def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Pat
 
 def _machine(config: Config, device: torch.device, budget: int) -> Machine:
     precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    return Machine(device.type, budget, precision[choose_precision(config.training.precision, device)], distributed.world())
+    return Machine(device.type, budget, precision[choose_precision(config.training.precision, device)], distributed.world_size())
 
 
 def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budget_gb: float | None, processes: int) -> str:
@@ -205,96 +196,13 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
     TrainingError
         Nothing fits; a change that would is named.
     """
-    facts = facts_of(Dataset.open(data), config) if isinstance(data, Path) else facts_from_sizes(**data, config=config)
+    workload = dataset_sizes(Dataset.open(data), config) if isinstance(data, Path) else yelp_sizes(**data, config=config)
     kind = "cpu" if device == "cpu" else "cuda"
     budget = memory().free_bytes if device == "cpu" else DEVICES[device]
     auto = "fp32" if kind == "cpu" else "fp16"  # these GPUs have no bf16
     precision = auto if config.training.precision == "auto" else config.training.precision
     machine = Machine(kind, int(budget_gb * GB) if budget_gb else budget, precision, processes)
-    return as_plan(make_plan(facts, config, machine))
-
-
-def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
-    """Judge the run on its dataset's test part beside every baseline; write report.json and report.html to `out`."""
-    manifest = run_manifest(run)
-    dataset = Dataset.open(Path(manifest["dataset"]))
-    if not has_test(dataset):
-        raise DataError(f"A judgement needs a test part. {dataset.path} has none (prepare.split.test: 0). Judge another run.")
-    model, config, _ = load_trained(run / "best.pt", dataset)
-    for override in overrides or []:
-        if not override.startswith("evaluation."):
-            raise ConfigError(
-                f"Only settings of the evaluation can change after training. Got {override!r}. Train again for others."
-            )
-    if overrides:
-        wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
-        config = parse_config(
-            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}}
-        )
-        check_settings(config)
-    store = open_store(dataset, "test", config.model)
-    system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
-    held_out = dataset.held_out("test", max_queries=config.evaluation.max_queries, seed=config.seed).by_time()
-    with progress() as report:
-        result = judge(
-            [system, *_refreshed(system, dataset, config)],
-            dataset,
-            config.evaluation,
-            held_out=held_out,
-            metric=config.training.eval_metric,
-            seed=config.seed,
-            progress=lambda done, total: report("evaluate", done, total),
-        )
-    asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
-    result["dial"] = dial_curve(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
-    result["recipe"] = manifest.get("recipe")
-    rows = read_rows(run / "metrics.jsonl")
-    write_report(result, out, curves=rows, advice=told(rows))
-    return result
-
-
-def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> list[RefreshedRetriever]:
-    """The same model with an index that is refreshed along the test part, where that can be judged."""
-    days, half_life = config.evaluation.refresh_days, config.model.popularity_half_life_days
-    if days is None or half_life is None or not can_refresh(dataset):
-        return []
-    return [
-        RefreshedRetriever(
-            system.model,
-            open_store(dataset, "future", config.model),
-            partial(popularity_before, dataset, half_life_days=half_life),
-            n_items=dataset.n_items,
-            start_s=split_moment(dataset, "test"),
-            every_days=days,
-            name=refreshed(system.name, days),
-        )
-    ]
-
-
-def has_test(dataset: Dataset) -> bool:
-    """Whether there is a test part."""
-    return bool(dataset.manifest["counts"]["kept"]["test_events"])
-
-
-def check_settings(config: Config) -> None:
-    """Refuse names of metrics, baselines and their settings that nobody knows, before hours are spent.
-
-    Raises
-    ------
-    ConfigError
-        The nearest known name is in the message.
-    """
-    metric_names(config.evaluation, config.training.eval_metric)
-    settings = config.evaluation.baseline_settings
-    for place, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():
-        for name in names:
-            if name not in BASELINES:
-                raise ConfigError(f"evaluation.{place} must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
-    for name, values in settings.items():
-        known = [*signature(BASELINES[name]).parameters][1:]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"evaluation.baseline_settings.{name} has no {key!r}.{nearest(key, known)}")
+    return as_plan(make_plan(workload, config, machine))
 
 
 def export_stage(run: Path, out: Path) -> Json:
@@ -334,7 +242,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
     check_settings(config)
     if resume and (out / "dataset" / "manifest.json").is_file():
         made = Dataset.open(out / "dataset").manifest["config"]
-        changed = differences(made, config.model_dump(mode="json", include=set(made)))
+        changed = config_diff(made, config.model_dump(mode="json", include=set(made)))
         if changed:
             raise DataError(
                 f"A resumed run must keep its data. In {out / 'dataset'} {changed}. Use another --out, or those settings."
@@ -365,24 +273,3 @@ def verdict(report: Json | None, out: Path) -> str:
     if report is None:
         return f"No test part: nothing was judged.\nBundle: {out / 'bundle'}"
     return f"{report['verdict']}\nReport: {out / 'report.html'}"
-
-
-def run_manifest(run: Path) -> Json:
-    """What stands of a run in its folder.
-
-    Raises
-    ------
-    DataError
-        `run` is no run's folder.
-    """
-    try:
-        manifest = json.loads((run / "manifest.json").read_text())
-    except (OSError, ValueError):
-        raise DataError(
-            f"A run is a folder written by `twotower train`. Found none at {run}. Train first, or check the path."
-        ) from None
-    if not isinstance(manifest, dict) or manifest.get("kind") != "run":
-        raise DataError(
-            f"A run is a folder written by `twotower train`. {run} is something else. For `twotower run --out DIR` it is DIR/model."
-        )
-    return manifest

@@ -23,16 +23,16 @@ from twotower.features.batches import ItemBatch, UserBatch
 from twotower.retrieval.request import Reason
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
-from twotower.search.reranking import REVISITS, with_revisits
+from twotower.search.reranking import REVISITS, boost_recent_items
 from twotower.utils.types import Float, Int
 
-MOST_REASONS, MOST_CHARACTERS = 10, 80
-LEAST_SHARE = 0.0005  # below it a share would be printed as nothing
+MAX_REASONS, MAX_LABEL_CHARS = 10, 80
+MIN_SHARE = 0.0005  # below it a share would be printed as nothing
 LABELS = {
     ("user", "id"): "who asks",
     ("user", "state"): "how much, how kindly and how lately they rate",
     ("user", "home"): "where they usually go",
-    ("user", "request_place"): "where the request comes from",
+    ("user", "request_location"): "where the request comes from",
     ("user", "hour"): "the hour of the day",
     ("user", "weekday"): "the day of the week",
     ("user", "month"): "the month",
@@ -84,8 +84,8 @@ class Explainer:
         asked, items = _repeated(history, len(rows)), self.vectors[torch.from_numpy(rows)]
         user_vectors, user, visits = self._user_side(self.store.users(asked), items)
         item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
-        weight = self.model.revisit_weight() if again else 0.0
-        drawn = with_revisits(user_vectors, asked, self.vectors, weight, np.ones(len(rows), np.bool_))
+        weight = self.model.recent_item_weight() if again else 0.0
+        drawn = boost_recent_items(user_vectors, asked, self.vectors, weight, np.ones(len(rows), np.bool_))
         item = self._item_side(item_batch, drawn)
         read, latest = history.item_row[-self.store.max_history :], history.item_row[-len(REVISITS) :][::-1] if weight else ()
         visited = np.unique(np.concatenate([read, np.asarray(latest, np.int64)]))
@@ -103,42 +103,42 @@ class Explainer:
         shares = self.shares(history, rows, again=again)
         visited = [self._describe(int(row)) if row > UNKNOWN else {} for row in shares.visited]
         return [
-            tuple(sorted(self._told(shares, j, int(row), visited), key=lambda reason: -abs(reason.share))[:MOST_REASONS])
+            tuple(sorted(self._reasons_of(shares, j, int(row), visited), key=lambda reason: -abs(reason.share))[:MAX_REASONS])
             for j, row in enumerate(rows)
         ]
 
-    def _told(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
-        facts, popularity = self._describe(row), float(self._popularity[row])
-        if abs(popularity) >= LEAST_SHARE:
+    def _reasons_of(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
+        columns, popularity = self._describe(row), float(self._popularity[row])
+        if abs(popularity) >= MIN_SHARE:
             name = "new" if self._new[row] else "popularity"
             yield Reason("item", name, LABELS["item", name], round(popularity, 4))
         for about, share in zip(visited, shares.visits[j].tolist(), strict=True):
-            if about and abs(share) >= LEAST_SHARE:
+            if about and abs(share) >= MIN_SHARE:
                 yield Reason("visit", about["item_id"], about.get("name") or about["item_id"], round(share, 4))
         for name, share in zip(self._user, shares.user[j].tolist(), strict=True):
-            if abs(share) >= LEAST_SHARE:
+            if abs(share) >= MIN_SHARE:
                 yield Reason("user", name, LABELS.get(("user", name), name.replace("_", " ")), round(share, 4))
         for name, share in zip(self._item, shares.item[j].tolist(), strict=True):
-            if abs(share) >= LEAST_SHARE:
-                yield Reason("item", name, self.item_label(name, facts), round(share, 4))
+            if abs(share) >= MIN_SHARE:
+                yield Reason("item", name, self.item_label(name, columns), round(share, 4))
 
-    def item_label(self, name: str, facts: dict[str, Any]) -> str:
+    def item_label(self, name: str, columns: dict[str, Any]) -> str:
         """A feature of an item in words, with its value where that is short."""
         spec = self._columns.get(name)
         if spec is None:
             return LABELS.get(("item", name), name)
-        value = facts.get(name, facts.get(spec.columns[0]))  # what a feature learns from may be ids of what is shown
+        value = columns.get(name, columns.get(spec.columns[0]))  # what a feature learns from may be ids of what is shown
         if spec.kind not in ("categorical", "multi", "number") or value is None:
             return name.replace("_", " ")
         said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        return f"{name.replace('_', ' ')}: {said if len(said) <= MOST_CHARACTERS else said[: MOST_CHARACTERS - 1] + '…'}"
+        return f"{name.replace('_', ' ')}: {said if len(said) <= MAX_LABEL_CHARS else said[: MAX_LABEL_CHARS - 1] + '…'}"
 
     def _user_side(self, batch: UserBatch, items: Tensor) -> tuple[Tensor, Float, Float]:
         """User vectors [k, D], shares of the fields [k, F] and of the events [k, W]; query j is held against item j."""
         tower = self.model.user_tower
         with torch.no_grad():
             fields = self.model.user_fields(batch)
-            tokens = tower.visits(self.model.history_items(batch.items), batch)
+            tokens = tower.event_embeddings(self.model.history_items(batch.items), batch)
         leaves = [fields.requires_grad_(), tokens.requires_grad_()]
         raw = tower.head.raw(tower.beside_history(fields, tokens, batch))
         by_field, by_token = _shares(raw, tower.head.divisor(raw), items, leaves)
@@ -174,6 +174,6 @@ def _repeated(history: Queries, times: int) -> Queries:
         offsets=np.arange(times + 1) * length,
         time_s=np.repeat(history.time_s, times),
         user_row=np.repeat(history.user_row, times),
-        place=np.repeat(history.place, times, axis=0),
+        location=np.repeat(history.location, times, axis=0),
         **tiled,
     )

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twotower.errors import DataError
-from twotower.retrieval.recommender import Found, Recommender
+from twotower.retrieval.recommender import RankedRows, Recommender
 from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.console import Report, silent
-from twotower.utils.ragged import expanded
+from twotower.utils.ragged import ragged_arange
 
 BLOCK = 512  # users at once: 512 masks of 150,000 items are 77 MB
 SCHEMA = pa.schema([(USER_ID, pa.string()), ("rank", pa.int32()), (ITEM_ID, pa.string()), ("score", pa.float32())])
@@ -53,7 +53,7 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
     if out.is_dir():
         raise DataError(f"Lists are written to a file. {out} is a folder. Name a file in it.")
     for one in recommender.find([replace(request, near=request.near or (0.0, 0.0), k=1)]):
-        if not isinstance(one, Found):
+        if not isinstance(one, RankedRows):
             raise one  # a mistake of the request itself
     users = recommender.dataset.n_users - FIRST_ROW
     parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
@@ -88,10 +88,10 @@ def _lists(recommender: Recommender, request: Request, now: int, start: int, sto
     # The request itself is in order, so what cannot be answered is a `within(km)` of somebody who was at no known place: no rows.
     nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
     found = recommender.find([replace(request, user=user) for user in ids.to_pylist()], now=now)
-    lists = [(one.rows, one.scores) if isinstance(one, Found) else nothing for one in found]
+    lists = [(one.rows, one.scores) if isinstance(one, RankedRows) else nothing for one in found]
     lengths = np.array([len(rows) for rows, _ in lists])
     rows = np.concatenate([rows for rows, _ in lists])
-    _, rank = expanded(np.ones_like(lengths), lengths)
+    _, rank = ragged_arange(np.ones_like(lengths), lengths)
     items = recommender.dataset.items[ITEM_ID].take(rows - FIRST_ROW)
     users = ids.take(np.repeat(np.arange(len(found)), lengths))
     columns = [users, rank.astype(np.int32), items, np.concatenate([scores for _, scores in lists])]

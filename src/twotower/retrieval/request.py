@@ -12,7 +12,7 @@ Source = Literal["model", "nearby", "recent"]
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
+class HistoryEvent:
     """One event of a history.
 
     Attributes
@@ -45,7 +45,7 @@ class Request:
         Visits, oldest first; of a known user they follow the bundle's own.
     k
         Length of the list.
-    where
+    filter
         A filter, as text or as JSON; see `search.filters`.
     near
         Latitude and longitude in degrees the request comes from.
@@ -53,7 +53,8 @@ class Request:
         The moment of the question in seconds; only events before it count. None: the bundle's own, or just after the latest visit
         where that is later.
     exclude_seen
-        Leave out the items of the history. Otherwise the last visited, and what is like them, gain; see `reranking.with_revisits`.
+        Leave out the items of the history. Otherwise the last visited, and what is like them, gain; see
+        `reranking.boost_recent_items`.
     diversity
         0 … 1: how much an item's likeness to those above it counts against it.
     popularity
@@ -64,9 +65,9 @@ class Request:
     """
 
     user: str | None = None
-    history: tuple[Visit, ...] = ()
+    history: tuple[HistoryEvent, ...] = ()
     k: int = 10
-    where: str | dict[str, Any] | None = None
+    filter: str | dict[str, Any] | None = None
     near: tuple[float, float] | None = None
     time_s: int | None = None
     exclude_seen: bool = True
@@ -99,7 +100,7 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Recommendation:
     """One recommended item in people's terms.
 
     Attributes
@@ -133,7 +134,7 @@ class Answer:
 
     Attributes
     ----------
-    places
+    items
         Best first; fewer than `k` only where the filter leaves fewer.
     source
         "model": from a history or a known user; "nearby" or "recent": nothing was known of who asks, and these are the places most
@@ -149,7 +150,7 @@ class Answer:
         Share of the items that pass the filter; None where there was none.
     """
 
-    places: list[Place]
+    items: list[Recommendation]
     source: Source
     confidence: float
     user_known: bool

@@ -1,7 +1,7 @@
 """Requests, checked and in the model's terms: ids → rows, histories → `Queries`.
 
-Enters: a `Request`. Leaves: `Asked`, and many of them as `Queries`. Promise: whatever a stranger writes into a request is answered
-by one `RequestError` that names the part, never by a crash; an unknown user is no error.
+Enters: a `Request`. Leaves: `ParsedRequest`, and many of them as `Queries`. Promise: whatever a stranger writes into a request is
+answered by one `RequestError` that names the part, never by a crash; an unknown user is no error.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import pyarrow as pa
 
 from twotower.data.dataset import Dataset
 from twotower.errors import RequestError, nearest
-from twotower.retrieval.request import Request, Visit
+from twotower.retrieval.request import HistoryEvent, Request
 from twotower.retriever import Queries
 from twotower.schema import DAY_S, FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
-from twotower.search.filters.item_filter import check_place
-from twotower.utils.ragged import cumulated
+from twotower.search.filters.item_filter import check_location
+from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Int
 
 WEEK_S = 7 * DAY_S
 LAST_S = 1 << 36  # times are seconds before the year 4147
-MOST_STARS = 5
+MAX_STARS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedRequest:
     """One request in rows.
 
     Attributes
@@ -57,7 +57,7 @@ class Asked:
         return self.known or len(self.history.item_row) > 0
 
 
-class VisitError(RequestError):
+class UnknownItemError(RequestError):
     """A visit is to an item that is not in the catalogue.
 
     Attributes
@@ -104,7 +104,7 @@ class Reader:
         self.items, self.users = Ids(dataset.items[ITEM_ID]), Ids(dataset.users[USER_ID])
         self._codes = {name: code for code, name in enumerate(dataset.event_types, 1)}
 
-    def read(self, request: Request) -> Asked:
+    def read(self, request: Request) -> ParsedRequest:
         """Check a request.
 
         Raises
@@ -113,21 +113,21 @@ class Reader:
             An item is unknown, or a number, time, place or kind of event is none that can be.
         """
         _check(request)
-        near = None if request.near is None else check_place(request.near)
+        near = None if request.near is None else check_location(request.near)
         user_row = UNKNOWN if request.user is None else self.users.row(request.user)
-        times = [visit.time_s for visit in request.history if visit.time_s is not None]
+        times = [event.time_s for event in request.history if event.time_s is not None]
         moment = request.time_s if request.time_s is not None else max([self.moment_s, *(time_s + 1 for time_s in times)])
-        return Asked(request, user_row, near, self._history(user_row, request.history, moment, near))
+        return ParsedRequest(request, user_row, near, self._history(user_row, request.history, moment, near))
 
-    def _history(self, user_row: int, visits: Sequence[Visit], moment: int, near: tuple[float, float] | None) -> Queries:
+    def _history(self, user_row: int, visits: Sequence[HistoryEvent], moment: int, near: tuple[float, float] | None) -> Queries:
         """The bundle's own events of the user, then `visits`, as far as they lie before the moment."""
         events = self.dataset.events
         start, stop = events.offsets[user_row : user_row + 2].tolist()
         own = slice(start, start + int(np.searchsorted(events.time_s[start:stop], moment)))
         time_s = _times(visits, moment, int(events.time_s[own.stop - 1]) if own.stop > start else 0)
-        rows = np.array([self._visited(number, visit) for number, visit in enumerate(visits)], np.int64)
-        codes = np.array([self._code(visit) for visit in visits], np.int64)
-        stars = np.array([np.nan if visit.stars is None else visit.stars for visit in visits], np.float32)
+        rows = np.array([self._row(number, event) for number, event in enumerate(visits)], np.int64)
+        codes = np.array([self._code(event) for event in visits], np.int64)
+        stars = np.array([np.nan if event.stars is None else event.stars for event in visits], np.float32)
         order = np.argsort(time_s, kind="stable")
         order = order[time_s[order] < moment]
         item_row = np.concatenate([events.item_row[own], rows[order]])
@@ -139,7 +139,7 @@ class Reader:
             stars=np.concatenate([events.stars[own], stars[order]]),
             time_s=np.array([moment]),
             user_row=np.array([user_row]),
-            place=np.array([near or (np.nan, np.nan)], np.float32),
+            location=np.array([near or (np.nan, np.nan)], np.float32),
         )
 
     def item(self, item_id: str) -> int:
@@ -149,43 +149,43 @@ class Reader:
             raise RequestError(f"Every item named must be in the catalogue. Found no {str(item_id)[:80]!r}.")
         return row
 
-    def _visited(self, number: int, visit: Visit) -> int:
+    def _row(self, number: int, event: HistoryEvent) -> int:
         try:
-            return self.item(visit.item_id)
+            return self.item(event.item_id)
         except RequestError as error:
-            raise VisitError(number, str(error)) from None
+            raise UnknownItemError(number, str(error)) from None
 
-    def _code(self, visit: Visit) -> int:
-        if visit.event_type is None:
+    def _code(self, event: HistoryEvent) -> int:
+        if event.event_type is None:
             return 1
-        if visit.event_type not in self._codes:
+        if event.event_type not in self._codes:
             raise RequestError(
-                f"The kind of an event must be one the model knows. Got {str(visit.event_type)[:80]!r}."
-                f"{nearest(visit.event_type, self._codes)}"
+                f"The kind of an event must be one the model knows. Got {str(event.event_type)[:80]!r}."
+                f"{nearest(event.event_type, self._codes)}"
             )
-        return self._codes[visit.event_type]
+        return self._codes[event.event_type]
 
 
-def as_queries(asked: Sequence[Asked]) -> Queries:
+def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
     """Many requests as one batch."""
     parts = [one.history for one in asked]
 
     def joined(name: str) -> Any:
         return np.concatenate([getattr(part, name) for part in parts])
 
-    names = ("item_row", "event_time_s", "event_type", "stars", "time_s", "user_row", "place")
+    names = ("item_row", "event_time_s", "event_type", "stars", "time_s", "user_row", "location")
     lengths = np.array([len(part.item_row) for part in parts], np.int64)
-    return Queries(offsets=cumulated(lengths), **{name: joined(name) for name in names})
+    return Queries(offsets=lengths_to_offsets(lengths), **{name: joined(name) for name in names})
 
 
-def _times(visits: Sequence[Visit], moment: int, earliest: int) -> Int:
+def _times(visits: Sequence[HistoryEvent], moment: int, earliest: int) -> Int:
     """Seconds of each visit. One without a time counts as a week before the next, the last a week before the moment, but never as
     earlier than what stands before it."""
-    known = np.array([earliest if visit.time_s is None else visit.time_s for visit in visits], np.int64)
+    known = np.array([earliest if event.time_s is None else event.time_s for event in visits], np.int64)
     before = np.maximum.accumulate(np.maximum(known, earliest)).tolist()
     times, later = [], moment
-    for visit, least in zip(reversed(visits), reversed(before), strict=True):
-        later = max(later - WEEK_S, least) if visit.time_s is None else visit.time_s
+    for event, least in zip(reversed(visits), reversed(before), strict=True):
+        later = max(later - WEEK_S, least) if event.time_s is None else event.time_s
         times.append(later)
     return np.array(times[::-1], np.int64)
 
@@ -197,9 +197,9 @@ def _check(request: Request) -> None:
     for name, value, least in (("diversity", request.diversity, 0), ("popularity", request.popularity, -1)):
         if not least <= value <= 1:
             raise RequestError(f"{name} must be from {least} to 1. Got {value}.")
-    for time_s in chain([request.time_s], (visit.time_s for visit in request.history)):
+    for time_s in chain([request.time_s], (event.time_s for event in request.history)):
         if time_s is not None and not 0 <= time_s < LAST_S:
             raise RequestError(f"A time must be in seconds since 1970, from 0 to {LAST_S - 1}. Got {str(time_s)[:40]}.")
-    for visit in request.history:
-        if visit.stars is not None and not 0 <= visit.stars <= MOST_STARS:
-            raise RequestError(f"Stars must be from 0 to {MOST_STARS}. Got {visit.stars}.")
+    for event in request.history:
+        if event.stars is not None and not 0 <= event.stars <= MAX_STARS:
+            raise RequestError(f"Stars must be from 0 to {MAX_STARS}. Got {event.stars}.")

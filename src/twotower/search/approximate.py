@@ -3,9 +3,9 @@
 Enter: vectors, and a subclass that proposes candidates. Leaves: `Recommendations` as of any index. How: candidates, some more than
 asked for, are scored with the vectors themselves. A filter goes into the search; the narrower it is, the more a search among all
 items wastes, so that below some number of allowed items an exact scan of these is cheaper. Where that is, is measured when the
-index is built (`worth_rows`). The exact scan also answers whoever gets fewer candidates than wanted, and whose filter goes against
-the query: when far more of a sample of all items score above the worst one found than a filter by chance would explain, what the
-filter lets pass lies outside of where the search looked.
+index is built (`exact_scan_below`). The exact scan also answers whoever gets fewer candidates than wanted, and whose filter goes
+against the query: when far more of a sample of all items score above the worst one found than a filter by chance would explain,
+what the filter lets pass lies outside of where the search looked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from twotower.errors import DataError, nearest
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW
-from twotower.search.index import BLOCK, BLOCK_BYTES, GATHERED, ExactIndex, Index, joined, part_of
+from twotower.search.index import BLOCK, BLOCK_BYTES, GATHER_BELOW, ExactIndex, Index, joined, part_of
 from twotower.search.topk import Ragged, top_k
 from twotower.utils.types import Float, Int, Mask
 
@@ -39,7 +39,7 @@ _EVERY = 10  # of the items is scanned by them
 _SPREAD = 4096  # int8 vectors turned into floats at once: they stay in the cache
 
 
-_SHARED: dict[str, Any] = {"worth_rows": 0, "balance": 1.0}
+_SHARED: dict[str, Any] = {"exact_scan_below": 0, "balance": 1.0}
 
 
 class Approximate(Index):
@@ -50,10 +50,10 @@ class Approximate(Index):
     structure
         What a subclass built.
     settings
-        Besides its own: "refine" (candidates scored exactly, as a multiple of k), "effort" (how widely one looks, where that can be
-        chosen), "worth_rows" (allowed items that an exact scan reads in the time of one search), "balance" (the structure holds the
-        last number of each vector times this, and gets that of a query divided by it: a number that counts little in queries must
-        not decide which items are neighbours).
+        Besides its own: "rescore_factor" (candidates scored exactly, as a multiple of k), how widely one looks, where that can be
+        chosen ("ef_search", "nprobe"), "exact_scan_below" (allowed items that an exact scan reads in the time of one search),
+        "balance" (the structure holds the last number of each vector times this, and gets that of a query divided by it: a number
+        that counts little in queries must not decide which items are neighbours).
     """
 
     DEFAULTS: ClassVar[dict[str, Any]]
@@ -67,25 +67,25 @@ class Approximate(Index):
 
     @classmethod
     def build(cls, vectors: Tensor, **settings: Any) -> Index:
-        """See `Index`. Without "worth_rows" it is measured."""
+        """See `Index`. Without "exact_scan_below" it is measured."""
         chosen = cls.DEFAULTS | _SHARED | settings
         for name, value in settings.items():
             if name not in cls.DEFAULTS and name not in _SHARED:
                 raise DataError(f"Unknown setting {name!r} of an index {cls.kind}.{nearest(name, [*cls.DEFAULTS, *_SHARED])}")
-            least = 0 if name == "worth_rows" else 1e-6 if name == "balance" else 1
+            least = 0 if name == "exact_scan_below" else 1e-6 if name == "balance" else 1
             if type(value) not in (int, float) or not value >= least:
                 raise DataError(f"A setting of an index is a number, at least {least:g}. Got {name} = {value!r}.")
         plain = vectors.detach().float().cpu().contiguous()
         index = cls(plain, cls._structure(_balanced(plain.numpy()[FIRST_ROW:], chosen["balance"]), chosen), chosen)
-        return index if "worth_rows" in settings else index.with_break_even()
+        return index if "exact_scan_below" in settings else index.with_break_even()
 
     def changed(self, **settings: Any) -> Approximate:
-        """The same structure searched with other settings: refine, effort, worth_rows."""
+        """The same structure searched with other settings: e.g. `rescore_factor`, `exact_scan_below`."""
         return type(self)(self.vectors, self.structure, self.settings | settings)
 
     def with_break_even(self) -> Approximate:
-        """The same with "worth_rows" measured anew."""
-        return self.changed(worth_rows=self._break_even())
+        """The same with "exact_scan_below" measured anew."""
+        return self.changed(exact_scan_below=self._break_even())
 
     def search(
         self, queries: Tensor | Float, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None
@@ -105,7 +105,7 @@ class Approximate(Index):
         total = max(len(self.vectors) - FIRST_ROW, 1)
         allowed = total if allow is None else int(np.count_nonzero(allow[FIRST_ROW:]))
         longest = 0 if exclude is None else int(np.diff(exclude[0]).max(initial=0))
-        fetch = int(k * self.settings["refine"]) + 8 + longest
+        fetch = int(k * self.settings["rescore_factor"]) + 8 + longest
         effort = self._effort(fetch, max(allowed, 1) / total)
         if allowed <= fetch or self._scan_is_cheaper(allowed, effort, filtered=allow is not None):
             return self.exact.search(queries, k, exclude=exclude, allow=allow)
@@ -124,8 +124,8 @@ class Approximate(Index):
         """Whether the exact scan of so many items takes less than a search of this effort."""
         if self.LOOKS_EVERYWHERE and not filtered:
             return False  # it is there to save memory, too
-        read = min(allowed, GATHERED * len(self.vectors))  # from there on all are read in order, which takes no longer
-        return bool(read <= self.settings["worth_rows"] * effort / self._effort(0, 1.0))
+        read = min(allowed, GATHER_BELOW * len(self.vectors))  # from there on all are read in order, which takes no longer
+        return bool(read <= self.settings["exact_scan_below"] * effort / self._effort(0, 1.0))
 
     def _lost(self, query: Float, found: Recommendations, rarity: float) -> bool:
         """Whether the worst item found is far further down the list of all items than if one in `rarity` were allowed by chance."""
@@ -136,7 +136,8 @@ class Approximate(Index):
         return bool(above > 2 * expected + 3)
 
     def _effort(self, fetch: int, share: float) -> float:  # noqa: ARG002 - where every item is looked at, it is always the same
-        """How widely to look so that a filter that lets `share` pass, or a long list, costs no recall; in the unit of "effort"."""
+        """How widely to look so that a filter that lets `share` pass, or a long list, costs no recall; in the unit of "ef_search"
+        or "nprobe"."""
         return 1.0
 
     @classmethod
@@ -150,7 +151,7 @@ class Approximate(Index):
 
     def _break_even(self) -> int:
         """Items whose vectors are read and scored in the time of one search among all."""
-        total, always = len(self.vectors), self.changed(worth_rows=0)
+        total, always = len(self.vectors), self.changed(exact_scan_below=0)
         searches, scans = [], []
         with one_thread():
             for number, row in enumerate(np.linspace(FIRST_ROW, total - 1, _PROBES).astype(np.int64)):
@@ -165,7 +166,7 @@ class Int8Index(Approximate):
     """Every item is looked at in eight bits a number, a quarter of the memory; needs nothing but NumPy and PyTorch."""
 
     kind = "int8"
-    DEFAULTS: ClassVar[dict[str, Any]] = {"refine": 1.5}
+    DEFAULTS: ClassVar[dict[str, Any]] = {"rescore_factor": 1.5}
 
     @classmethod
     def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:  # noqa: ARG003

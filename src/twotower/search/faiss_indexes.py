@@ -86,11 +86,11 @@ class _Faiss(Approximate):
 class HnswIndex(_Faiss):
     """A graph of neighbours over vectors of eight bits a number (Malkov and Yashunin, 2018).
 
-    Settings: "neighbours" of an item, "construction" (candidates while building), "effort" (candidates while searching).
+    Settings: "M" (neighbours of an item), "ef_construction" (candidates while building), "ef_search" (candidates while searching).
     """
 
     kind = "hnsw"
-    DEFAULTS: ClassVar[dict[str, Any]] = {"neighbours": 16, "construction": 100, "effort": 200, "refine": 1.2}
+    DEFAULTS: ClassVar[dict[str, Any]] = {"M": 16, "ef_construction": 100, "ef_search": 200, "rescore_factor": 1.2}
     LOOKS_EVERYWHERE = False
 
     @classmethod
@@ -98,15 +98,15 @@ class HnswIndex(_Faiss):
         library = faiss()
         kind, metric = library.ScalarQuantizer.QT_8bit, library.METRIC_INNER_PRODUCT
         padded = _padded(vectors, -(-vectors.shape[1] // _LANES) * _LANES)
-        index = library.IndexHNSWSQ(padded.shape[1], kind, int(settings["neighbours"]), metric)
-        index.hnsw.efConstruction = int(settings["construction"])
+        index = library.IndexHNSWSQ(padded.shape[1], kind, int(settings["M"]), metric)
+        index.hnsw.efConstruction = int(settings["ef_construction"])
         index.train(_some(padded))
         index.add(padded)
         return index
 
     def _effort(self, fetch: int, share: float) -> float:
-        # The search stops when it has seen `effort` items nearer than the next; of these only a share is allowed.
-        return float(max(self.settings["effort"], fetch) / share)
+        # The search stops when it has seen `ef_search` items nearer than the next; of these only a share is allowed.
+        return float(max(self.settings["ef_search"], fetch) / share)
 
     @staticmethod
     def _parameters(library: Any, effort: int, chosen: dict[str, Any]) -> Any:
@@ -116,11 +116,11 @@ class HnswIndex(_Faiss):
 class IvfPqIndex(_Faiss):
     """Items in lists by their nearest centre, each as a few bytes (Jégou and others, 2011).
 
-    Settings: "lists" (0: 4 √n), "width" (numbers that one byte stands for), "effort" (lists that are looked into).
+    Settings: "nlist" (0: 4 √n), "dsub" (numbers that one byte stands for), "nprobe" (lists that are looked into).
     """
 
     kind = "ivf_pq"
-    DEFAULTS: ClassVar[dict[str, Any]] = {"lists": 0, "width": 2, "effort": 32, "refine": 4.0}
+    DEFAULTS: ClassVar[dict[str, Any]] = {"nlist": 0, "dsub": 2, "nprobe": 32, "rescore_factor": 4.0}
     LOOKS_EVERYWHERE = False
 
     @classmethod
@@ -128,12 +128,12 @@ class IvfPqIndex(_Faiss):
         library, size = faiss(), len(vectors)
         if size < _CENTROIDS:
             raise DataError(f"An index ivf_pq needs at least {_CENTROIDS} items. Got {size}. Take the exact one.")
-        settings["lists"] = min(int(settings["lists"]) or 4 * isqrt(size), size)
-        width = int(settings["width"])
+        settings["nlist"] = min(int(settings["nlist"]) or 4 * isqrt(size), size)
+        width = int(settings["dsub"])
         padded = _padded(vectors, -(-vectors.shape[1] // width) * width)
         coarse = library.IndexFlatIP(padded.shape[1])
         index = library.IndexIVFPQ(
-            coarse, padded.shape[1], settings["lists"], padded.shape[1] // width, 8, library.METRIC_INNER_PRODUCT
+            coarse, padded.shape[1], settings["nlist"], padded.shape[1] // width, 8, library.METRIC_INNER_PRODUCT
         )
         index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # else it writes warnings to the terminal
         index.train(_some(padded))
@@ -141,7 +141,7 @@ class IvfPqIndex(_Faiss):
         return index
 
     def _effort(self, fetch: int, share: float) -> float:  # noqa: ARG002
-        return float(min(self.settings["effort"] / max(share, 1e-9), self.settings["lists"]))
+        return float(min(self.settings["nprobe"] / max(share, 1e-9), self.settings["nlist"]))
 
     @staticmethod
     def _parameters(library: Any, effort: int, chosen: dict[str, Any]) -> Any:
@@ -152,7 +152,7 @@ class ScalarIndex(_Faiss):
     """Every item is looked at, in "bits" (8, 6 or 4) a number."""
 
     kind = "sq"
-    DEFAULTS: ClassVar[dict[str, Any]] = {"bits": 8, "refine": 1.2}
+    DEFAULTS: ClassVar[dict[str, Any]] = {"bits": 8, "rescore_factor": 1.2}
 
     @classmethod
     def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:

@@ -27,9 +27,10 @@ from twotower.utils.types import Float, Int, Mask
 
 BLOCK = 256  # queries scored at once
 BLOCK_BYTES = 2**28  # of scores at once
-FEW = 32  # queries whose product reads the vectors column by column, on a CPU: half the time of rows, and scores as they are wanted
-GATHERED = 0.4  # below this share of the items, reading their vectors one by one takes less than reading all
-GATHERED_OF_MANY = 0.1  # the same where all would serve many queries
+COLUMN_SCAN_MAX_QUERIES = 32
+"""On a CPU so few queries read the vectors column by column: half the time of rows, and scores as they are wanted."""
+GATHER_BELOW = 0.4  # below this share of the items, reading their vectors one by one takes less than reading all
+GATHER_BELOW_SHARED = 0.1  # the same where all would serve many queries
 _GATHER = 2048  # vectors copied at once: they stay in the cache
 _FILE = "index.json"
 
@@ -139,7 +140,7 @@ class ExactIndex(Index):
         given = (queries if isinstance(queries, Tensor) else torch.from_numpy(queries)).to(self.vectors.device)
         share = 1.0 if allow is None else np.count_nonzero(allow) / max(allow.size, 1)
         plain = self._matrix is not None
-        alone = plain and share < (GATHERED if len(given) == 1 else GATHERED_OF_MANY)
+        alone = plain and share < (GATHER_BELOW if len(given) == 1 else GATHER_BELOW_SHARED)
         step = 1 if alone else max(1, min(BLOCK, BLOCK_BYTES // (4 * max(len(self.vectors), 1))))
         found, scratch = [], None
         for start in range(0, len(given), step):
@@ -151,7 +152,7 @@ class ExactIndex(Index):
                 found.append(self._one(given[start].float().numpy(), k, excluded, allowed.reshape(-1)))
             else:
                 part = given[start:stop].detach()
-                if plain and len(part) <= FEW:
+                if plain and len(part) <= COLUMN_SCAN_MAX_QUERIES:
                     scores = _in_eights(part.float().numpy()) @ self._columns
                     scores = scores[: len(part)]
                 else:

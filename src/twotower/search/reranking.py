@@ -22,7 +22,7 @@ REVISITS = tuple(0.5**back for back in range(16))
 """What each of the last visits counts, newest first, where a user's vector is drawn to their items."""
 
 
-def with_popularity(vectors: Float, prior: float, dial: Float) -> Float:
+def append_popularity_weight(vectors: Float, prior: float, dial: Float) -> Float:
     """User vectors [B, D] and their dials [B] → [B, D + 1], whose last number meets the log popularity of the items.
 
     Parameters
@@ -33,7 +33,7 @@ def with_popularity(vectors: Float, prior: float, dial: Float) -> Float:
     return np.concatenate([vectors, (prior + dial * POPULARITY_SCALE)[:, None]], axis=1).astype(np.float32)
 
 
-def with_revisits(vectors: Tensor, history: Queries, items: Tensor, weight: float, again: NDArray[np.bool_]) -> Tensor:
+def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight: float, again: NDArray[np.bool_]) -> Tensor:
     """User vectors [B, D] drawn to the items that were visited last, for those who may be recommended them again.
 
     The vector of the last visit's item is added with `weight`, that of the one before with half of it, and so on. So an item that
@@ -44,7 +44,7 @@ def with_revisits(vectors: Tensor, history: Queries, items: Tensor, weight: floa
     items
         [n_items, D]: unit vectors.
     weight
-        See `TwoTower.revisit_weight`.
+        See `TwoTower.recent_item_weight`.
     again
         bool [B]: whose visited items may be recommended.
     """
@@ -60,7 +60,7 @@ def with_revisits(vectors: Tensor, history: Queries, items: Tensor, weight: floa
     return drawn
 
 
-def diversify(scores: Float, vectors: Float, k: int, diversity: float) -> Int:
+def mmr(scores: Float, vectors: Float, k: int, diversity: float) -> Int:
     """The `k` of the candidates [C] that a list takes, in its order.
 
     Maximal marginal relevance (Carbonell & Goldstein, 1998): each place goes to the candidate of the greatest
@@ -89,18 +89,18 @@ def diversify(scores: Float, vectors: Float, k: int, diversity: float) -> Int:
     return np.array(chosen, np.int64)
 
 
-def back_off(recent: Int, places: Float, near: tuple[float, float] | None) -> Float:
+def fallback_scores(recent_event_count: Int, locations: Float, near: tuple[float, float] | None) -> Float:
     """Scores float32 [n] of items for somebody nothing is known of: recent visits, told down by the distance from `near`.
 
     Parameters
     ----------
-    recent
+    recent_event_count
         int64 [n]: visits in the last months.
-    places
+    locations
         float [n, 2]: degrees, NaN where unknown.
     """
-    scores = np.log1p(recent.astype(np.float64))
+    scores = np.log1p(recent_event_count.astype(np.float64))
     if near is not None:
-        away = distances_km(places, near) / NEARBY_KM
+        away = distances_km(locations, near) / NEARBY_KM
         scores = scores - np.where(np.isnan(away), UNPLACED, away)
     return scores.astype(np.float32)

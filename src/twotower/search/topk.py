@@ -26,7 +26,7 @@ Ragged = tuple[Int, Int]
 """(offsets int64 [B + 1], rows int64 [T]): the rows of query b are rows[offsets[b]:offsets[b + 1]]."""
 
 _CANDIDATES = 2**22  # keys held at once: 32 MB
-_FEW = 32  # rows that are done one by one, on a CPU: NumPy then, which does not wait for the threads of its product
+_NUMPY_MAX_ROWS = 32  # rows that are done one by one, on a CPU: NumPy then, which does not wait for the threads of its product
 _LANES = 32  # floats in the registers that one step of a reduction fills
 _NOTHING = float("-inf")
 _BROKEN = "Scores must be numbers. Got NaN: the model that made them is broken."
@@ -74,7 +74,7 @@ def _top(matrix: Tensor, k: int) -> Recommendations:
     size, width = matrix.shape
     items = np.full((size, k), -1, np.int64)
     values = np.full((size, k), _NOTHING, np.float32)
-    if size <= _FEW and matrix.device.type == "cpu":
+    if size <= _NUMPY_MAX_ROWS and matrix.device.type == "cpu":
         for b, row in enumerate(matrix.numpy()):
             at = _best_of_one(row, k)
             items[b, : len(at)], values[b, : len(at)] = at, row[at]

@@ -27,8 +27,8 @@ from twotower.errors import BusyError, TwoTowerError
 from twotower.schema import UNKNOWN
 from twotower.serving import schemas as s
 from twotower.serving.bounded_executor import Lookups
-from twotower.serving.limits import MOST_FILTER, MOST_K, is_key
-from twotower.serving.middleware import Gate, error_body
+from twotower.serving.limits import MAX_FILTER_CHARS, MAX_K, is_key
+from twotower.serving.middleware import RequestMiddleware, error_body
 from twotower.serving.service import Service, unknown
 from twotower.utils.console import log
 
@@ -64,7 +64,7 @@ def create_app(service: Service, key: str | None) -> FastAPI:
         title="twotower", summary="Recommendations from one bundle.", docs_url=None, redoc_url=None, lifespan=_life(service)
     )
     app.state.service, app.state.key = service, key
-    app.add_middleware(Gate, limits=service.limits, meters=service.meters, crowded=lambda: service.crowded)
+    app.add_middleware(RequestMiddleware, limits=service.limits, meters=service.meters, overloaded=lambda: service.overloaded)
     for kind, handler in ((RequestValidationError, _malformed), (StarletteHTTPException, _refused), (TwoTowerError, _mistaken)):
         app.add_exception_handler(kind, handler)
     _answers(app, service)
@@ -92,13 +92,13 @@ def _answers(app: FastAPI, service: Service) -> None:
     @app.get("/v1/items/{item_id:path}/similar", response_model=s.SimilarOut, responses=REFUSALS | MISSING, tags=["recommend"])
     async def similar(
         item_id: str,
-        k: Annotated[int, Query(ge=1, le=MOST_K, description="Length of the list.", examples=[10])] = 10,
-        where: Annotated[str | None, Query(alias="filter", max_length=MOST_FILTER, examples=["within(5)"])] = None,
+        k: Annotated[int, Query(ge=1, le=MAX_K, description="Length of the list.", examples=[10])] = 10,
+        filter: Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])] = None,
     ) -> Response:
         """Places like one."""
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
-        version, places = await service.similar(item_id, k, where)
-        return _json({"version": version, "items": places})
+        version, items = await service.similar(item_id, k, filter)
+        return _json({"version": version, "items": items})
 
 
 def _browsing(app: FastAPI, service: Service) -> None:
@@ -109,7 +109,7 @@ def _browsing(app: FastAPI, service: Service) -> None:
         """Items by a part of their name, whatever its case and accents; without one the most visited."""
         return _json({"items": await look_up(service.current.browser.items, q, limit)})
 
-    @app.get("/v1/items/{item_id:path}", response_model=s.FactsOut, responses=REFUSALS | MISSING, tags=["items"])
+    @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, responses=REFUSALS | MISSING, tags=["items"])
     async def item(item_id: str) -> Response:
         """One item, with everything the catalogue has of it."""
         current = service.current
@@ -199,9 +199,9 @@ def _known(found: Any, kind: str, name: str) -> None:
         raise HTTPException(404, str(unknown(kind, name)))
 
 
-def _error(request: Request, status: int, code: str, message: str, where: Any = None, headers: Any = None) -> Response:
+def _error(request: Request, status: int, code: str, message: str, location: Any = None, headers: Any = None) -> Response:
     request.state.code = code
-    body = error_body(code, message, request.state.request_id, where)
+    body = error_body(code, message, request.state.request_id, location)
     return Response(body, status, headers, media_type="application/json")
 
 
@@ -210,12 +210,12 @@ async def _malformed(request: Request, error: Any) -> Response:
     # What is no text was meant as JSON: of the union that a filter is, the other branch tells why it is none.
     first = next((one for one in errors if not (one["type"] == "string_type" and isinstance(one["input"], dict))), errors[0])
     if first["type"] == "json_invalid":
-        text, where = f"The body must be JSON. {first['ctx']['error']} at character {first['loc'][-1] + 1}.", None
+        text, location = f"The body must be JSON. {first['ctx']['error']} at character {first['loc'][-1] + 1}.", None
     else:
         branches = ("constrained-str", "function-after")  # of the union that a filter is: no part of what was sent
-        where = ".".join(str(step) for step in first["loc"][1:] if not str(step).startswith(branches)) or None
-        text = f"A request must fit the interface. {where or first['loc'][0]}: {first['msg']}."
-    return _error(request, 422, "malformed", text, where)
+        location = ".".join(str(step) for step in first["loc"][1:] if not str(step).startswith(branches)) or None
+        text = f"A request must fit the interface. {location or first['loc'][0]}: {first['msg']}."
+    return _error(request, 422, "malformed", text, location)
 
 
 async def _refused(request: Request, error: Any) -> Response:
@@ -225,7 +225,7 @@ async def _refused(request: Request, error: Any) -> Response:
 async def _mistaken(request: Request, error: Exception) -> Response:
     if isinstance(error, BusyError):
         return _error(request, 503, "busy", str(error), headers={"Retry-After": "1"})
-    return _error(request, 422, "impossible", str(error), getattr(error, "where", None) or None)
+    return _error(request, 422, "impossible", str(error), getattr(error, "location", None) or None)
 
 
 def _life(service: Service) -> Callable[[FastAPI], Any]:

@@ -45,18 +45,18 @@ class Batcher:
     ----------
     name
         Of the thread, and of what is done in errors: "answers", "events".
-    most_waiting
+    max_waiting
         Arguments that may wait; one more is refused.
-    most_together
+    max_batch
         Arguments handed over at once.
     on_batch
         Told of each: how many arguments, and the seconds the first had waited.
     """
 
     def __init__(
-        self, name: str, *, most_waiting: int, most_together: int, on_batch: Callable[[int, float], None] | None = None
+        self, name: str, *, max_waiting: int, max_batch: int, on_batch: Callable[[int, float], None] | None = None
     ) -> None:
-        self.name, self.most_waiting, self.most_together = name, most_waiting, most_together
+        self.name, self.max_waiting, self.max_batch = name, max_waiting, max_batch
         self._queue: deque[Unit] = deque()
         self._changed = threading.Condition()
         self._closed, self._unit_s = False, 0.0  # seconds each argument took of late
@@ -99,8 +99,8 @@ class Batcher:
             So many more arguments are too many now.
         """
         after = len(self._queue) + count
-        if self._closed or after > self.most_waiting:
-            raise BusyError(f"No more than {self.most_waiting} {self.name} may wait at once. Try again a little later.")
+        if self._closed or after > self.max_waiting:
+            raise BusyError(f"No more than {self.max_waiting} {self.name} may wait at once. Try again a little later.")
         if after > count and time.perf_counter() + after * self._unit_s > deadline:
             raise BusyError(f"As many {self.name} wait as can be done in time. Try again a little later.")
 
@@ -132,7 +132,7 @@ class Batcher:
             while not self._queue and not self._closed:
                 self._changed.wait()
             units: list[Unit] = []
-            while self._queue and len(units) < self.most_together and (not units or self._queue[0].work == units[0].work):
+            while self._queue and len(units) < self.max_batch and (not units or self._queue[0].work == units[0].work):
                 units.append(self._queue.popleft())
             return units
 
@@ -150,12 +150,12 @@ def _do(units: Sequence[Unit]) -> None:
 def _deliver(units: Sequence[Unit]) -> None:
     try:
         for loop in {unit.loop for unit in units}:
-            loop.call_soon_threadsafe(_settle, [unit for unit in units if unit.loop is loop])
+            loop.call_soon_threadsafe(_resolve_futures, [unit for unit in units if unit.loop is loop])
     except RuntimeError:  # the loop has ended: nobody waits any more
         log.warning("%d results came after the server had stopped", len(units))
 
 
-def _settle(units: Sequence[Unit]) -> None:
+def _resolve_futures(units: Sequence[Unit]) -> None:
     for unit in units:
         if unit.future.done():  # whoever asked has gone
             continue

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.features.item_columns import as_lists, hours_column
-from twotower.retrieval.request import Visit
+from twotower.retrieval.request import HistoryEvent
 from twotower.schema import FIRST_ROW, UNKNOWN
 from twotower.serving.event_journal import Journal
 from twotower.serving.model_version import Engine
 from twotower.utils.types import Json
 
-MOST_SHOWN = 1000  # events of a history
+MAX_HISTORY_OUT = 1000  # events of a history
 CATEGORIES = 50
 
 
@@ -43,7 +43,7 @@ class Browser:
 
     @cached_property
     def _popular(self) -> Any:
-        return np.diff(self.dataset.visits.offsets)[FIRST_ROW:]
+        return np.diff(self.dataset.item_events.offsets)[FIRST_ROW:]
 
     def items(self, query: str, limit: int) -> list[Json]:
         """Items whose name holds `query`, whatever its case and accents: names that begin with it first, then the most visited."""
@@ -54,9 +54,9 @@ class Browser:
         return [self.engine.item(int(row)) for row in found[order] + FIRST_ROW]
 
     def item(self, item_id: str) -> Json:
-        """A known item with all its raw columns under "facts"."""
+        """A known item with all its raw columns under "columns"."""
         row = self.engine.row(item_id)
-        return {**self.engine.item(row), "facts": self.engine.recommender.shown.describe(row)}
+        return {**self.engine.item(row), "columns": self.engine.recommender.details.describe(row)}
 
     def users(self, query: str, limit: int) -> list[Json]:
         """Users whose id holds `query`: the bundle's, most events first, then those only accepted events speak of."""
@@ -86,7 +86,7 @@ class Browser:
     def history(self, user: str) -> Json:
         """Everything known of a user, oldest first: the bundle's events, then the accepted ones."""
         own, accepted = self._own(user), self.engine.news(user, self.journal.of(user))
-        return {"user": user, "events": [self._event(visit) for visit in (*own, *accepted)[-MOST_SHOWN:]]}
+        return {"user": user, "events": [self._event(event) for event in (*own, *accepted)[-MAX_HISTORY_OUT:]]}
 
     def about(self) -> Json:
         """What is served, and what it can be filtered by."""
@@ -100,7 +100,7 @@ class Browser:
             "filters": {
                 "categories": self._categories,
                 "has_price": self._levels,
-                "has_places": bool(np.isfinite(recommender.filter.places).any()),
+                "has_locations": bool(np.isfinite(recommender.filter.locations).any()),
                 "has_hours": hours_column(items, self.dataset.specs) is not None,
                 "has_zones": recommender.filter.zoned,
             },
@@ -123,12 +123,12 @@ class Browser:
         counted = Counter(one for one in as_lists(self.dataset.items[column]).flatten().to_pylist() if one is not None)
         return [name for name, _ in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))[:CATEGORIES]]
 
-    def _own(self, user: str) -> list[Visit]:
+    def _own(self, user: str) -> list[HistoryEvent]:
         row = self.engine.user_row(user)
         events, types = self.dataset.events, ["", *self.dataset.event_types]
-        at = range(max(int(events.offsets[row]), int(events.offsets[row + 1]) - MOST_SHOWN), int(events.offsets[row + 1]))
+        at = range(max(int(events.offsets[row]), int(events.offsets[row + 1]) - MAX_HISTORY_OUT), int(events.offsets[row + 1]))
         return [
-            Visit(
+            HistoryEvent(
                 str(self.dataset.item_ids[events.item_row[i]]),
                 int(events.time_s[i]) if self.dataset.has_time else None,
                 float(events.stars[i]) if np.isfinite(events.stars[i]) else None,
@@ -137,10 +137,10 @@ class Browser:
             for i in at
         ]
 
-    def _event(self, visit: Visit) -> Json:
-        row = self.engine.row(visit.item_id)
-        item = self.engine.item(row) if row != UNKNOWN else {"item_id": visit.item_id, "name": visit.item_id}
-        return {**NOTHING, **item, "time_s": visit.time_s, "stars": visit.stars, "event_type": visit.event_type}
+    def _event(self, event: HistoryEvent) -> Json:
+        row = self.engine.row(event.item_id)
+        item = self.engine.item(row) if row != UNKNOWN else {"item_id": event.item_id, "name": event.item_id}
+        return {**NOTHING, **item, "time_s": event.time_s, "stars": event.stars, "event_type": event.event_type}
 
     def _user(self, user: str) -> Json:
         row = self.engine.user_row(user)

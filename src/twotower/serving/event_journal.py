@@ -11,11 +11,11 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from twotower.errors import BusyError
-from twotower.retrieval.request import Visit
+from twotower.retrieval.request import HistoryEvent
 from twotower.serving.event_store import Event, EventStore
 from twotower.utils.console import log
 
-MOST_KEPT = 1000  # of a user's events in memory, the latest; the store keeps all
+MAX_EVENTS_PER_USER = 1000  # of a user's events in memory, the latest; the store keeps all
 
 
 class Journal:
@@ -29,7 +29,7 @@ class Journal:
 
     def __init__(self, store: EventStore) -> None:
         self._store, self._position, self._lock = store, "", threading.Lock()
-        self._visits: dict[str, tuple[Visit, ...]] = {}
+        self._events: dict[str, tuple[HistoryEvent, ...]] = {}
         self._stop = threading.Event()
         self.catch_up()
         self._thread: threading.Thread | None = None
@@ -37,13 +37,13 @@ class Journal:
             self._thread = threading.Thread(target=self._follow, args=(store.follow_s,), name="follow", daemon=True)
             self._thread.start()
 
-    def of(self, user: str) -> tuple[Visit, ...]:
+    def of(self, user: str) -> tuple[HistoryEvent, ...]:
         """The user's accepted events, oldest first."""
-        return self._visits.get(user, ())
+        return self._events.get(user, ())
 
     def users(self) -> list[str]:
         """Everybody with accepted events, who came last at the end."""
-        return list(self._visits)
+        return list(self._events)
 
     def append(self, groups: Sequence[Sequence[Event]]) -> list[int]:
         """Keep the events of several requests by one write; of each request, how many were new."""
@@ -70,11 +70,11 @@ class Journal:
         self._store.close()
 
     def _take(self, event: Event) -> None:
-        visits = self._visits.get(event.user, ())
-        at = bisect_right(visits, event.time_s, key=lambda visit: visit.time_s or 0)
-        visit = Visit(event.item_id, event.time_s, event.stars, event.event_type)
+        visits = self._events.get(event.user, ())
+        at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
+        history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
         # A new tuple, never a changed one: whoever reads meanwhile has the old one whole.
-        self._visits[event.user] = (*visits[:at], visit, *visits[at:])[-MOST_KEPT:]
+        self._events[event.user] = (*visits[:at], history_event, *visits[at:])[-MAX_EVENTS_PER_USER:]
 
     def _follow(self, every_s: float) -> None:
         while not self._stop.wait(every_s):

@@ -191,7 +191,9 @@ class RedisStore:
             self._client: Any = redis.Redis.from_url(url, decode_responses=True, socket_timeout=5, socket_connect_timeout=2)
             self._client.ping()
         except (redis.RedisError, ValueError) as error:
-            raise DataError(f"Events must go to a Redis that answers. {_shown(url)}: {error}. Check the address.") from None
+            raise DataError(
+                f"Events must go to a Redis that answers. {_without_password(url)}: {error}. Check the address."
+            ) from None
         self._append = self._client.register_script(self._SCRIPT)
         self._warn(url)
 
@@ -201,7 +203,9 @@ class RedisStore:
         except self._failed:
             return  # whoever runs it may not let us look
         if (found.get("appendonly"), found.get("appendfsync")) != ("yes", "always"):
-            log.warning("%s may lose what it acknowledged: set `appendonly yes` and `appendfsync always` there", _shown(url))
+            log.warning(
+                "%s may lose what it acknowledged: set `appendonly yes` and `appendfsync always` there", _without_password(url)
+            )
 
     def append(self, events: Sequence[Event]) -> list[bool]:
         """See `EventStore`."""
@@ -225,7 +229,7 @@ class RedisStore:
         self._client.close()
 
 
-def _shown(url: str) -> str:
+def _without_password(url: str) -> str:
     """The address without a password."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"

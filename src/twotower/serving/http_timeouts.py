@@ -15,10 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from twotower.serving.limits import Limits
 
 CROWD_REST_S = 1  # a connection may rest when more than half of them are taken
-LEAST_READ = 2**14  # bytes of an answer in `taken_s`
+MIN_READ_BYTES = 2**14  # bytes of an answer in `write_timeout_s`
 
 
-def punctual(limits: Limits) -> type[HttpToolsProtocol]:
+def with_timeouts(limits: Limits) -> type[HttpToolsProtocol]:
     """uvicorn's protocol with these bounds in time; a connection that breaks one is closed."""
 
     class Punctual(HttpToolsProtocol):
@@ -45,7 +45,7 @@ def punctual(limits: Limits) -> type[HttpToolsProtocol]:
 
         def on_response_complete(self) -> None:
             crowd = len(self.connections) > limits.connections // 2
-            self.timeout_keep_alive = CROWD_REST_S if crowd else limits.rest_s
+            self.timeout_keep_alive = CROWD_REST_S if crowd else limits.keep_alive_s
             super().on_response_complete()
 
         def pause_writing(self) -> None:
@@ -57,7 +57,7 @@ def punctual(limits: Limits) -> type[HttpToolsProtocol]:
             super().resume_writing()
 
         def _await_head(self) -> None:
-            self.head_timer = self.loop.call_later(limits.head_s, self._too_slow)
+            self.head_timer = self.loop.call_later(limits.header_timeout_s, self._too_slow)
 
         def _head_is_there(self) -> None:
             if self.head_timer is not None:
@@ -65,11 +65,11 @@ def punctual(limits: Limits) -> type[HttpToolsProtocol]:
                 self.head_timer = None
 
         def _await_reading(self, waiting: int) -> None:
-            self.taken_timer = self.loop.call_later(limits.taken_s, self._unread, waiting)
+            self.taken_timer = self.loop.call_later(limits.write_timeout_s, self._unread, waiting)
 
         def _unread(self, before: int) -> None:
             waiting = self.transport.get_write_buffer_size()
-            if before - waiting < LEAST_READ:
+            if before - waiting < MIN_READ_BYTES:
                 self.transport.abort()
             else:
                 self._await_reading(waiting)

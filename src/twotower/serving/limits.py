@@ -7,15 +7,15 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-MOST_HISTORY = 1000  # visits in a request
-MOST_K = 500
-MOST_EXPLAINED = 100  # places in a request
-MOST_BATCH = 256  # requests in one
-MOST_PLACES = 25_600  # of all its lists: 6 MB
-MOST_EVENTS = 1000  # events in a request
-MOST_ID = 256  # characters
-MOST_FILTER = 4000  # characters
-MOST_FILTER_JSON = 1 << 16  # bytes
+MAX_HISTORY_EVENTS = 1000  # visits in a request
+MAX_K = 500
+MAX_EXPLAINED_ITEMS = 100  # places in a request
+MAX_BATCH_REQUESTS = 256  # requests in one
+MAX_BATCH_ITEMS = 25_600  # of all its lists: 6 MB
+MAX_EVENTS_PER_REQUEST = 1000  # events in a request
+MAX_ID_CHARS = 256  # characters
+MAX_FILTER_CHARS = 4000  # characters
+MAX_FILTER_JSON_BYTES = 1 << 16  # bytes
 LAST_S = 4_102_444_800  # the year 2100: what lies beyond is a mistake of units
 
 
@@ -27,21 +27,21 @@ class Limits:
     ----------
     body_bytes
         Largest body of a request.
-    answer_s
+    queue_timeout_s
         An answer that has not begun by then is not given: whoever asked has gone.
-    head_s
+    header_timeout_s
         The head of a request, from when the connection was opened or the head begun.
     request_s
         A whole request, the arrival of its body included.
-    taken_s
+    write_timeout_s
         Of an answer that waits to be read, 16 KiB must be in so many seconds.
-    rest_s
+    keep_alive_s
         A connection may rest between requests: longer than a balancer lets one rest, so that the balancer closes first.
     lookups
         Searches by name and the like that may be under way or wait.
     waiting
         Requests that may wait for the thread that computes.
-    together
+    max_batch
         Requests computed at once.
     rate, burst
         Requests a second for each client, each of a batch being one, and how many it may save up; a rate of 0 asks nobody to wait.
@@ -50,14 +50,14 @@ class Limits:
     """
 
     body_bytes: int = 2 * 2**20
-    answer_s: float = 2.0
-    head_s: float = 10.0
+    queue_timeout_s: float = 2.0
+    header_timeout_s: float = 10.0
     request_s: float = 15.0
-    taken_s: float = 15.0
-    rest_s: int = 65
+    write_timeout_s: float = 15.0
+    keep_alive_s: int = 65
     lookups: int = 64
     waiting: int = 512
-    together: int = 32
+    max_batch: int = 32
     rate: float = 100.0
     burst: float = 200.0
     connections: int = 1024

@@ -27,8 +27,8 @@ from twotower.utils.console import log
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 UNLIMITED = ("/health/", "/metrics", "/page/")  # watchers and files are not counted
 COMPUTED = "/v1/recommend"
-BREATH_S = 0.05  # a refusal is held back so long: who asks again at once would take the time of those who are answered
-PATIENT = "/admin/"  # loading a bundle takes as long as it takes, once all that is asked has arrived
+REFUSAL_DELAY_S = 0.05  # a refusal is held back so long: who asks again at once would take the time of those who are answered
+UNTIMED_PREFIX = "/admin/"  # loading a bundle takes as long as it takes, once all that is asked has arrived
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -46,17 +46,17 @@ TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
 UNCACHED = (b"cache-control", b"no-store")
 
 
-class Gate:
+class RequestMiddleware:
     """ASGI middleware around the whole application.
 
     Parameters
     ----------
-    crowded
+    overloaded
         Whether so much waits that a request should be refused before it is read.
     """
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, meters: Meters, crowded: Callable[[], bool]) -> None:
-        self.app, self.limits, self.meters, self.crowded = app, limits, meters, crowded
+    def __init__(self, app: ASGIApp, *, limits: Limits, meters: Meters, overloaded: Callable[[], bool]) -> None:
+        self.app, self.limits, self.meters, self.overloaded = app, limits, meters, overloaded
         self.rates = RateLimiter(limits.rate, limits.burst)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,11 +72,11 @@ class Gate:
                 await passage.refuse(429, "rate", f"At most {self.limits.rate:g} requests a second. Wait a little.", wait)
             elif passage.length > self.limits.body_bytes:
                 await passage.refuse(413, "too_large", too_large(self.limits.body_bytes))
-            elif scope["path"].startswith(COMPUTED) and self.crowded():
-                await asyncio.sleep(BREATH_S)
+            elif scope["path"].startswith(COMPUTED) and self.overloaded():
+                await asyncio.sleep(REFUSAL_DELAY_S)
                 await passage.refuse(503, "busy", "More is asked than can be answered in time. Try again a little later.", 1.0)
             else:
-                await self._within(passage, self.limits.request_s, patient=scope["path"].startswith(PATIENT))
+                await self._within(passage, self.limits.request_s, patient=scope["path"].startswith(UNTIMED_PREFIX))
         except Exception as error:
             passage.crash = error
             await passage.refuse(500, "internal", "The server made a mistake; its log says which, under this request id.")
@@ -178,9 +178,9 @@ class _Passage:
         return added if any(name == b"cache-control" for name, _ in present) else [*added, UNCACHED]
 
 
-def error_body(code: str, message: str, request_id: str, where: Any = None) -> bytes:
+def error_body(code: str, message: str, request_id: str, location: Any = None) -> bytes:
     """The one form of an error, as JSON."""
-    error = {"code": code, "message": message} | ({} if where is None else {"where": where})
+    error = {"code": code, "message": message} | ({} if location is None else {"location": location})
     return to_json({"error": error, "request_id": request_id})
 
 

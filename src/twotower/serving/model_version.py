@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from twotower.errors import RequestError
-from twotower.retrieval.item_details import known
+from twotower.retrieval.item_details import nan_to_none
 from twotower.retrieval.recommender import Recommender
-from twotower.retrieval.request import Answer, Place, Request, Visit
-from twotower.retrieval.request_reader import VisitError
+from twotower.retrieval.request import Answer, HistoryEvent, Recommendation, Request
+from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import FIRST_ROW, UNKNOWN
 from twotower.utils.types import Json
 
@@ -27,7 +27,7 @@ class Question:
     """A request, and the events of its user that were accepted since the bundle was made, oldest first."""
 
     request: Request
-    accepted: tuple[Visit, ...] = ()
+    accepted: tuple[HistoryEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Likeness:
 
     item_id: str
     k: int
-    where: str | None = None
+    filter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Engine:
         """
         engine = cls(Recommender.load(path))
         engine.recommender.filter.warm()
-        some = tuple(Visit(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])
+        some = tuple(HistoryEvent(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])
         engine.answer([Question(Request(history=some, k=1, explain=True))])
         return engine
 
@@ -85,18 +85,18 @@ class Engine:
         """Row of a user; UNKNOWN where the bundle knows none of this id."""
         return self.recommender.reader.users.row(user)
 
-    def news(self, user: str, accepted: Sequence[Visit]) -> list[Visit]:
+    def news(self, user: str, accepted: Sequence[HistoryEvent]) -> list[HistoryEvent]:
         """Of a user's accepted events those that the bundle, made from later data, does not hold already."""
-        return [visit for visit, _ in self._news(user, accepted)]
+        return [event for event, _ in self._news(user, accepted)]
 
-    def _news(self, user: str, accepted: Sequence[Visit]) -> list[tuple[Visit, int]]:
+    def _news(self, user: str, accepted: Sequence[HistoryEvent]) -> list[tuple[HistoryEvent, int]]:
         if not accepted:
             return []
         row, events = self.user_row(user), self.dataset.events
         own = slice(*events.offsets[row : row + 2].tolist())
         held = set(zip(events.item_row[own].tolist(), events.time_s[own].tolist(), strict=True))
-        rows = [self.row(visit.item_id) for visit in accepted]
-        return [(visit, row) for visit, row in zip(accepted, rows, strict=True) if (row, visit.time_s) not in held]
+        rows = [self.row(event.item_id) for event in accepted]
+        return [(event, row) for event, row in zip(accepted, rows, strict=True) if (row, event.time_s) not in held]
 
     def answer(self, questions: Sequence[Question]) -> list[Listed | RequestError]:
         """For each request its answer, or its mistake."""
@@ -105,18 +105,18 @@ class Engine:
         requests = [_after(one.request, readable.get(id(one.accepted), ())) for one in questions]
         listed: list[Listed | RequestError] = []
         for one, request, answer in zip(questions, requests, self.recommender.answer_each(requests), strict=True):
-            if isinstance(answer, VisitError):
-                listed.append(VisitError(answer.number - len(request.history) + len(one.request.history), str(answer)))
+            if isinstance(answer, UnknownItemError):
+                listed.append(UnknownItemError(answer.number - len(request.history) + len(one.request.history), str(answer)))
             else:
-                listed.append(answer if isinstance(answer, RequestError) else Listed(answer, list(map(_as_json, answer.places))))
+                listed.append(answer if isinstance(answer, RequestError) else Listed(answer, list(map(_as_json, answer.items))))
         return listed
 
-    def _readable(self, user: str, accepted: tuple[Visit, ...]) -> tuple[Visit, ...]:
+    def _readable(self, user: str, accepted: tuple[HistoryEvent, ...]) -> tuple[HistoryEvent, ...]:
         """Of a user's accepted events those that add to the bundle's, and that it can read."""
         types = self.dataset.event_types
         return tuple(
-            visit if visit.event_type in types else replace(visit, event_type=None)
-            for visit, row in self._news(user, accepted)
+            event if event.event_type in types else replace(event, event_type=None)
+            for event, row in self._news(user, accepted)
             if row != UNKNOWN
         )
 
@@ -126,30 +126,30 @@ class Engine:
 
     def _similar(self, question: Likeness) -> list[Json] | RequestError:
         try:
-            found = self.recommender.similar(question.item_id, k=question.k, where=question.where)
+            found = self.recommender.similar(question.item_id, k=question.k, filter=question.filter)
         except RequestError as error:
             return error
-        return [_as_json(place) for place in found]
+        return [_as_json(item) for item in found]
 
     def item(self, row: int) -> Json:
         """What a page shows of an item."""
-        at = self.recommender.filter.places[row - FIRST_ROW].tolist()
-        latitude, longitude = map(known, at)
-        shown = self.recommender.shown
-        return {**shown.named(shown.describe(row)), "latitude": latitude, "longitude": longitude}
+        at = self.recommender.filter.locations[row - FIRST_ROW].tolist()
+        latitude, longitude = map(nan_to_none, at)
+        details = self.recommender.details
+        return {**details.display_fields(details.describe(row)), "latitude": latitude, "longitude": longitude}
 
 
-def _after(request: Request, accepted: tuple[Visit, ...]) -> Request:
+def _after(request: Request, accepted: tuple[HistoryEvent, ...]) -> Request:
     """The request of a user who did this before what it tells of them: as far as its moment goes, that second included, since an
     accepted event counts in the next answer."""
     moment = request.time_s
     if moment is not None:
-        accepted = accepted[: bisect_right(accepted, moment, key=lambda visit: visit.time_s or 0)]
+        accepted = accepted[: bisect_right(accepted, moment, key=lambda event: event.time_s or 0)]
         moment += bool(accepted) and accepted[-1].time_s == moment
     return replace(request, history=accepted + request.history, time_s=moment) if accepted else request
 
 
-def _as_json(place: Place) -> Json:
+def _as_json(item: Recommendation) -> Json:
     """A recommended place as a page reads it."""
-    shown = {name: getattr(place, name) for name in place.__slots__}
-    return shown | {"reasons": [asdict(reason) for reason in place.reasons]}
+    details = {name: getattr(item, name) for name in item.__slots__}
+    return details | {"reasons": [asdict(reason) for reason in item.reasons]}

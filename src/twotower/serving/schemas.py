@@ -9,32 +9,32 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic.config import JsonDict
 from pydantic_core import to_json
 
-from twotower.retrieval.request import Request, Visit
+from twotower.retrieval.request import HistoryEvent, Request
 from twotower.serving.limits import (
     LAST_S,
-    MOST_BATCH,
-    MOST_EVENTS,
-    MOST_EXPLAINED,
-    MOST_FILTER,
-    MOST_FILTER_JSON,
-    MOST_HISTORY,
-    MOST_ID,
-    MOST_K,
-    MOST_PLACES,
+    MAX_BATCH_ITEMS,
+    MAX_BATCH_REQUESTS,
+    MAX_EVENTS_PER_REQUEST,
+    MAX_EXPLAINED_ITEMS,
+    MAX_FILTER_CHARS,
+    MAX_FILTER_JSON_BYTES,
+    MAX_HISTORY_EVENTS,
+    MAX_ID_CHARS,
+    MAX_K,
 )
 
-Id = Annotated[str, Field(min_length=1, max_length=MOST_ID)]
+Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
 Stars = Annotated[float, Field(ge=0, le=5)]
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
-    if len(to_json(value)) > MOST_FILTER_JSON:
-        raise ValueError(f"a filter has at most {MOST_FILTER_JSON:,} bytes of JSON")
+    if len(to_json(value)) > MAX_FILTER_JSON_BYTES:
+        raise ValueError(f"a filter has at most {MAX_FILTER_JSON_BYTES:,} bytes of JSON")
     return value
 
 
-Filter = Annotated[str, Field(max_length=MOST_FILTER)] | Annotated[dict[str, Any], AfterValidator(_bounded)]
+Filter = Annotated[str, Field(max_length=MAX_FILTER_CHARS)] | Annotated[dict[str, Any], AfterValidator(_bounded)]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
 
@@ -71,7 +71,7 @@ class Accepted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class VisitIn(Accepted):
+class HistoryEventIn(Accepted):
     """A visit of a history."""
 
     item_id: Id
@@ -85,8 +85,10 @@ class RecommendIn(Accepted):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
 
     user: Id | None = Field(None, description="A user's id. One that nobody knows is no error: the history alone speaks then.")
-    history: list[VisitIn] = Field([], max_length=MOST_HISTORY, description="Oldest first; after what is known of the user.")
-    k: int = Field(10, ge=1, le=MOST_K)
+    history: list[HistoryEventIn] = Field(
+        [], max_length=MAX_HISTORY_EVENTS, description="Oldest first; after what is known of the user."
+    )
+    k: int = Field(10, ge=1, le=MAX_K)
     filter: Filter | None = Field(None, description="Which items may be in the list: as text, or the same as JSON.")
     near: tuple[Latitude, Longitude] | None = Field(None, description="Where the request comes from: latitude, longitude.")
     time_s: Moment | None = Field(
@@ -95,7 +97,9 @@ class RecommendIn(Accepted):
     exclude_seen: bool = Field(True, description="Leave out the items of the history. Otherwise the last visited gain.")
     diversity: float = Field(0.0, ge=0, le=1)
     popularity: float = Field(0.0, ge=-1, le=1, description="Below zero the rarely visited gain, above zero the often visited.")
-    explain: bool = Field(False, description=f"Say of each place what moved its score; of at most {MOST_EXPLAINED} in a request.")
+    explain: bool = Field(
+        False, description=f"Say of each place what moved its score; of at most {MAX_EXPLAINED_ITEMS} in a request."
+    )
 
     @model_validator(mode="after")
     def _few_explained(self) -> RecommendIn:
@@ -105,9 +109,9 @@ class RecommendIn(Accepted):
         """The same for a `Recommender`."""
         return Request(
             user=self.user,
-            history=tuple(Visit(visit.item_id, visit.time_s, visit.stars) for visit in self.history),
+            history=tuple(HistoryEvent(event.item_id, event.time_s, event.stars) for event in self.history),
             k=self.k,
-            where=self.filter,
+            filter=self.filter,
             near=self.near,
             time_s=self.time_s,
             exclude_seen=self.exclude_seen,
@@ -122,13 +126,13 @@ class BatchIn(Accepted):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"requests": [ASKED]}]})
 
-    requests: list[RecommendIn] = Field(min_length=1, max_length=MOST_BATCH)
+    requests: list[RecommendIn] = Field(min_length=1, max_length=MAX_BATCH_REQUESTS)
 
     @model_validator(mode="after")
     def _few_explained(self) -> BatchIn:
-        places = sum(one.k for one in self.requests)
-        if places > MOST_PLACES:
-            raise ValueError(f"at most {MOST_PLACES:,} places can be asked for at once; these requests ask for {places:,}")
+        items = sum(one.k for one in self.requests)
+        if items > MAX_BATCH_ITEMS:
+            raise ValueError(f"at most {MAX_BATCH_ITEMS:,} places can be asked for at once; these requests ask for {items:,}")
         return _explained(self.requests, self)
 
 
@@ -137,9 +141,9 @@ Body = TypeVar("Body")
 
 def _explained(requests: Sequence[RecommendIn], body: Body) -> Body:
     """The body, if what is to be explained can be within the time."""
-    places = sum(one.k for one in requests if one.explain)
-    if places > MOST_EXPLAINED:
-        raise ValueError(f"at most {MOST_EXPLAINED} places can be explained at once; {places} are asked for")
+    items = sum(one.k for one in requests if one.explain)
+    if items > MAX_EXPLAINED_ITEMS:
+        raise ValueError(f"at most {MAX_EXPLAINED_ITEMS} places can be explained at once; {items} are asked for")
     return body
 
 
@@ -159,7 +163,7 @@ class EventsIn(Accepted):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [SENT]})
 
-    events: list[EventIn] = Field(min_length=1, max_length=MOST_EVENTS)
+    events: list[EventIn] = Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)
 
 
 class ReloadIn(Accepted):
@@ -183,10 +187,10 @@ class ItemOut(BaseModel):
     longitude: float | None
 
 
-class FactsOut(ItemOut):
+class ItemDetailOut(ItemOut):
     """An item with every column the catalogue has of it."""
 
-    facts: dict[str, Any]
+    columns: dict[str, Any]
 
 
 class ReasonOut(BaseModel):
@@ -198,7 +202,7 @@ class ReasonOut(BaseModel):
     share: float = Field(description="What it adds to the score, to the first order; negative where it holds the place down.")
 
 
-class PlaceOut(ItemOut):
+class RecommendationOut(ItemOut):
     """A recommended item."""
 
     rank: int
@@ -213,7 +217,7 @@ class ListOut(BaseModel):
     source: Literal["model", "nearby", "recent"]
     confidence: float
     user_known: bool
-    items: list[PlaceOut]
+    items: list[RecommendationOut]
     stages_ms: dict[str, float]
 
 
@@ -248,7 +252,7 @@ class SimilarOut(BaseModel):
     """Places like one."""
 
     version: str
-    items: list[PlaceOut]
+    items: list[RecommendationOut]
 
 
 class UserOut(BaseModel):
@@ -264,7 +268,7 @@ class UsersOut(BaseModel):
     users: list[UserOut]
 
 
-class HappenedOut(ItemOut):
+class HistoryEventOut(ItemOut):
     """An event of a history."""
 
     time_s: int | None
@@ -276,7 +280,7 @@ class HistoryOut(BaseModel):
     """A user's events, oldest first."""
 
     user: str = Field(examples=["u_17"])
-    events: list[HappenedOut]
+    events: list[HistoryEventOut]
 
 
 class EventsOut(BaseModel):
@@ -291,7 +295,7 @@ class FiltersOut(BaseModel):
 
     categories: list[str] = Field(examples=[["Restaurants", "Mexican"]])
     has_price: bool
-    has_places: bool
+    has_locations: bool
     has_hours: bool
     has_zones: bool = Field(description="Whether places say their time zone, so that open_now is by each one's own clock.")
 
@@ -327,7 +331,9 @@ class Mistake(BaseModel):
 
     code: str
     message: str
-    where: str | int | None = Field(None, description="The part of the request: a path in its JSON, or a character of its filter.")
+    location: str | int | None = Field(
+        None, description="The part of the request: a path in its JSON, or a character of its filter."
+    )
 
 
 class ErrorOut(BaseModel):

@@ -14,10 +14,10 @@ import uvicorn
 
 from twotower.errors import ConfigError
 from twotower.serving.app import create_app
-from twotower.serving.http_timeouts import punctual
+from twotower.serving.http_timeouts import with_timeouts
 from twotower.serving.json_logs import setup_json_logs
 from twotower.serving.limits import Limits
-from twotower.serving.service import Service, settle
+from twotower.serving.service import Service, freeze_garbage_collector
 from twotower.utils.console import log
 
 KEY_VARIABLE = "TWOTOWER_API_KEY"
@@ -64,14 +64,14 @@ def serve(options: Options) -> None:
     for ending in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done: that is no failure
         signal.signal(ending, _end)
     app = create_app(service, key)
-    settle()
+    freeze_garbage_collector()
     uvicorn.run(
         app,
         host=options.host,
         port=options.port,
         ssl_certfile=options.tls_cert,
         ssl_keyfile=options.tls_key,
-        http=punctual(options.limits),
+        http=with_timeouts(options.limits),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twotower.errors import DataError, RequestError, TwoTowerError
-from twotower.retrieval.request_reader import VisitError
+from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import UNKNOWN
 from twotower.serving.batching import Batcher
 from twotower.serving.catalogue import Browser
@@ -28,7 +28,7 @@ from twotower.serving.schemas import EventIn, RecommendIn
 from twotower.utils.console import log
 from twotower.utils.types import Json
 
-EVENTS_TOGETHER = 256  # requests whose events go into one write
+MAX_EVENT_BATCH = 256  # requests whose events go into one write
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ class Service:
         engine = Engine.load(bundle)
         self.journal = Journal(open_store(events))
         self.meters = Meters(lambda: self.answers.waiting)
-        self.answers = Batcher("answers", most_waiting=limits.waiting, most_together=limits.together, on_batch=self.meters.batch)
-        self.writes = Batcher("events", most_waiting=limits.waiting, most_together=EVENTS_TOGETHER)
+        self.answers = Batcher("answers", max_waiting=limits.waiting, max_batch=limits.max_batch, on_batch=self.meters.batch)
+        self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
         self.current = Version(bundle, engine, Browser(engine, self.journal))
         self.meters.bundle(engine.version)
         self._reloading = asyncio.Lock()
@@ -73,7 +73,7 @@ class Service:
         return self.answers.alive and self.writes.alive
 
     @property
-    def crowded(self) -> bool:
+    def overloaded(self) -> bool:
         """Whether half of the room is taken: what is let in below that, a batch of any size included, finds a place."""
         return self.answers.waiting > self.limits.waiting // 2
 
@@ -87,7 +87,7 @@ class Service:
         BusyError
             Too much waits.
         """
-        engine, deadline = self.current.engine, time.perf_counter() + self.limits.answer_s
+        engine, deadline = self.current.engine, time.perf_counter() + self.limits.queue_timeout_s
         self.answers.admit(len(bodies), deadline)  # a refusal must cost little
         paths: list[tuple[str | int, ...]] = [(*within, number) if within else () for number in range(len(bodies))]
         questions = [Question(body.request(), self.journal.of(body.user) if body.user else ()) for body in bodies]
@@ -98,12 +98,12 @@ class Service:
                 answers.append(self._as_json(found))
         return engine.version, answers
 
-    async def similar(self, item_id: str, k: int, where: str | None) -> tuple[str, list[Json]]:
+    async def similar(self, item_id: str, k: int, filter: str | None) -> tuple[str, list[Json]]:
         """Version, and the places most like one."""
         engine = self.current.engine
-        deadline = time.perf_counter() + self.limits.answer_s
+        deadline = time.perf_counter() + self.limits.queue_timeout_s
         with _part():
-            (future,) = self.answers.submit(engine.similar, [Likeness(item_id, k, where)], deadline)
+            (future,) = self.answers.submit(engine.similar, [Likeness(item_id, k, filter)], deadline)
             return engine.version, await future
 
     async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
@@ -123,7 +123,7 @@ class Service:
         events = [
             Event(b.event_id, b.user, b.item_id, now if b.time_s is None else b.time_s, b.event_type, b.stars) for b in bodies
         ]
-        (future,) = self.writes.submit(self.journal.append, [events], time.perf_counter() + self.limits.answer_s)
+        (future,) = self.writes.submit(self.journal.append, [events], time.perf_counter() + self.limits.queue_timeout_s)
         new = await future
         self.meters.events(new, len(events) - new)
         return new, len(events) - new
@@ -164,7 +164,7 @@ class Service:
         except Exception:  # hashes that fit and a content that does not
             log.exception("%s cannot be served", path)
             raise DataError(f"A bundle must be able to answer. {path} fails at it; the log says how. Export it again.") from None
-        settle()
+        freeze_garbage_collector()
         return Version(path, engine, Browser(engine, self.journal))
 
     def _as_json(self, listed: Listed | BaseException) -> Json:
@@ -181,7 +181,7 @@ class Service:
         }
 
 
-def settle() -> None:
+def freeze_garbage_collector() -> None:
     """Take what is loaded out of the rounds of the garbage collector, which would hold up answers for tens of milliseconds."""
     gc.unfreeze()
     gc.collect()
@@ -193,18 +193,18 @@ class PartError(RequestError):
 
     Attributes
     ----------
-    where
+    location
         Path to the part in the JSON of the request; of a filter as text, a colon and the character follow.
     """
 
     def __init__(self, part: str, error: RequestError) -> None:
         super().__init__(str(error))
-        inner = getattr(error, "where", None)
-        if isinstance(error, VisitError):
+        inner = getattr(error, "location", None)
+        if isinstance(error, UnknownItemError):
             inner = _path("history", error.number, "item_id")
         elif not isinstance(error, PartError) and inner is not None:  # a mistake of a filter
             inner = f"filter:{inner}" if isinstance(inner, int) else _path(*filter(None, ("filter", inner)))
-        self.where = _path(*filter(None, (part, inner)))
+        self.location = _path(*filter(None, (part, inner)))
 
 
 def unknown(kind: str, name: str) -> RequestError:

@@ -25,23 +25,18 @@ from torch.utils.tensorboard import SummaryWriter
 from twotower.errors import TrainingError
 from twotower.models.layers.tables import RowTable
 from twotower.trainers.optimizer import Losses, LossScale, choose_device, choose_precision, clipped_step, make_optimizer, schedule
-from twotower.trainers.run_files import differences, read_rows, room
+from twotower.trainers.run_files import CHANGEABLE_ON_RESUME, config_diff, disk_errors_as_training_errors, read_rows
 from twotower.utils import distributed
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import Config
 from twotower.utils.console import Report, log, progress, silent
 
-LEAST_EPOCHS, LEAST_STEPS, MOST_EPOCHS, MOST_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
-MAY_CHANGE = {
-    "training": ("memory_budget_gb", "micro_batch", "gradient_checkpointing", "save_every_s", "log_every", "stop_frac", "recipe"),
-    "evaluation": ("baselines", "tune_baselines", "baseline_settings", "bootstrap", "max_ease_items"),
-}
-"""Settings that a resumed run may have anew: they say how it is computed, told and judged, not what is learned."""
+MIN_EPOCHS, MIN_STEPS, MAX_EPOCHS, MAX_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a run stands; saved with every checkpoint."""
 
     epoch: int = 0
@@ -52,10 +47,10 @@ class Progress:
     examples: int = 0
     best: float | None = None
     best_step: int = 0
-    waited: int = 0
+    validations_since_best: int = 0
     """Validations since the best."""
 
-    def told(self, metric: str) -> str:
+    def summary(self, metric: str) -> str:
         """What came of it, in words."""
         reached = "no validation part" if self.best is None else f"best {metric} {self.best:.4f}"
         return f"{reached}; the model is that of step {self.best_step} of {self.step}"
@@ -82,7 +77,7 @@ class BaseTrainer:
         self.optimizer = make_optimizer(self.model, self.settings.learning_rate, self.settings.weight_decay)
         self.tables = {name: part for name, part in self.model.named_modules() if isinstance(part, RowTable)}
         self.scaler = LossScale(self.device, enabled=self.precision is torch.float16)
-        self.at = Progress()
+        self.state = TrainingState()
         self.last_step = 1
         self.losses = Losses(self.device)  # since the last validation
         self._clock = self._saved = time.perf_counter()
@@ -116,7 +111,7 @@ class BaseTrainer:
 
     # The loop.
 
-    def fit(self, *, resume: bool = False) -> Progress:
+    def fit(self, *, resume: bool = False) -> TrainingState:
         """Train to the last epoch or until the metric stops improving; leave `best.pt` and `last.pt`.
 
         Raises
@@ -126,17 +121,17 @@ class BaseTrainer:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         steps_per_epoch = self.batches_per_epoch()
-        by_size = min(max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch)), MOST_EPOCHS)
+        by_size = min(max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch)), MAX_EPOCHS)
         epochs = self.settings.num_epochs or by_size
         self.settings = self.settings.model_copy(update={"num_epochs": epochs})
         self.config = self.config.model_copy(update={"training": self.settings})
         if resume:
             self._load()
-        total = self.at.total_steps = self.settings.max_steps or epochs * steps_per_epoch
+        total = self.state.total_steps = self.settings.max_steps or epochs * steps_per_epoch
         self.last_step = max(round(self.settings.stop_frac * total), 1)
         self._start_logs()
         self.begin()
-        between = self.settings.eval_every or max(1, total / steps_per_epoch / MOST_VALIDATIONS)
+        between = self.settings.eval_every_epochs or max(1, total / steps_per_epoch / MAX_VALIDATIONS)
         eval_steps = max(round(between * steps_per_epoch), 1)
         log.info(
             "training on %s in %s, %d steps of about %d examples%s",
@@ -144,41 +139,41 @@ class BaseTrainer:
             str(self.precision).removeprefix("torch."),
             self.last_step,
             self.settings.batch_size,
-            f", {distributed.world()} processes" if distributed.world() > 1 else "",
+            f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "",
         )
         with progress() as self._bar, self._board() as board:
-            while self.at.step < self.last_step and not self._stalled():
-                for batch in self.batches(self.at.epoch, self.at.step_in_epoch):
+            while self.state.step < self.last_step and not self._stalled():
+                for batch in self.batches(self.state.epoch, self.state.step_in_epoch):
                     self._step(batch, board)
-                    if self.at.step % eval_steps == 0 or self.at.step == self.last_step:
+                    if self.state.step % eval_steps == 0 or self.state.step == self.last_step:
                         self._validate(board)
                     elif self._due():
                         self._save("last.pt")
-                    if self.at.step >= self.last_step or self._stalled():
+                    if self.state.step >= self.last_step or self._stalled():
                         break
                 else:
-                    self.at.epoch, self.at.step_in_epoch = self.at.epoch + 1, 0
-            if self.at.best_step == 0:
+                    self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
+            if self.state.best_step == 0:
                 self._validate(board)
         self._save("last.pt")
-        log.info(self.at.told(self.settings.eval_metric))
-        return self.at
+        log.info(self.state.summary(self.settings.eval_metric))
+        return self.state
 
     def _step(self, batch: Any, board: SummaryWriter | None) -> None:
         self.model.train()
-        rate = schedule(self.at.step, self.at.total_steps, self.settings.warmup_frac) * self.settings.learning_rate
+        rate = schedule(self.state.step, self.state.total_steps, self.settings.warmup_frac) * self.settings.learning_rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32):
             loss, examples = self.backward(batch.to(self.device), self.scaler.scale)
-        self.losses.add(loss, self.at.step + 1)
+        self.losses.add(loss, self.state.step + 1)
         norm = self._update(rate)
-        at = self.at
+        at = self.state
         at.step, at.step_in_epoch, at.examples = at.step + 1, at.step_in_epoch + 1, at.examples + examples
         self._bar("train", at.step, self.last_step)
         if at.step % self.settings.log_every == 0:
-            told, length = self.check(loss, norm)
-            self._log(board, {"loss": told, "learning_rate": rate, "grad_norm": length, **self._speed()})
+            summary, length = self.check(loss, norm)
+            self._log(board, {"loss": summary, "learning_rate": rate, "grad_norm": length, **self._speed()})
 
     def check(self, *values: Tensor) -> list[float]:
         """Read scalars from the device, at once, and with them whether training can go on.
@@ -189,28 +184,27 @@ class BaseTrainer:
             A loss was not finite, or gradients were not, with no loss scale left to lower. The weights are those from before.
         """
         on_device = (*values, self.losses.failed, self.scaler.exhausted)
-        *told, failed, exhausted = torch.stack([value.double() for value in on_device]).tolist()
+        *summary, failed, exhausted = torch.stack([value.double() for value in on_device]).tolist()
         wrong = f"The loss must stay finite. At step {failed:.0f} it was not."
         if exhausted:
-            wrong = (
-                f"The gradients must stay finite. They overflowed before step {self.at.step + 1}, with no loss scale left to lower."
-            )
+            step = self.state.step + 1
+            wrong = f"The gradients must stay finite. They overflowed before step {step}, with no loss scale left to lower."
         if failed or exhausted:
             raise TrainingError(
                 f"{wrong} Lower training.learning_rate, or use training.precision: fp32. The last checkpoint stands in {self.out}."
             )
-        return told
+        return summary
 
     def _update(self, rate: float) -> Tensor:
         """Move the weights along the gradients, clipped; returns their norm, a float64 scalar on the device. Gradients that are not
         finite leave the weights alone."""
         dense = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if distributed.world() > 1:
+        if distributed.world_size() > 1:
             for parameter in dense:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            distributed.add_up([p.grad for p in dense if p.grad is not None])
+            distributed.all_reduce_sum([p.grad for p in dense if p.grad is not None])
         rows = sum((table.collect() for table in self.tables.values()), torch.zeros((), dtype=torch.float64, device=self.device))
-        distributed.add_up([rows])
+        distributed.all_reduce_sum([rows])
         grads = [p.grad for p in dense if p.grad is not None]
         squares = [norm.double().square() for norm in torch._foreach_norm(grads)]
         norm = torch.stack([*squares, rows]).sum().sqrt() / self.scaler.scale
@@ -219,7 +213,7 @@ class BaseTrainer:
         self.scaler.update(norm.isfinite())
         clipped_step(self.optimizer, factor, taken)
         for table in self.tables.values():
-            table.step(self.at.step + 1, rate, factor, taken)
+            table.step(self.state.step + 1, rate, factor, taken)
         self.after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -230,32 +224,32 @@ class BaseTrainer:
         began = time.perf_counter()
         judged = self.validate()
         if judged:
-            metrics = dict(zip(judged, distributed.agreed(list(judged.values())), strict=True))
+            metrics = dict(zip(judged, distributed.broadcast(list(judged.values())), strict=True))
             value = float(metrics[self.settings.eval_metric])
-            better = self.at.best is None or value > self.at.best
+            better = self.state.best is None or value > self.state.best
             self._log(board, {**metrics, "validation_s": time.perf_counter() - began})
         else:
-            value, better = None, self.at.step == self.last_step
+            value, better = None, self.state.step == self.last_step
         self._clock += time.perf_counter() - began  # validation is not training time
         self.losses.load([0.0, 0])
         if better:
-            self.at.best, self.at.best_step, self.at.waited = value, self.at.step, 0
+            self.state.best, self.state.best_step, self.state.validations_since_best = value, self.state.step, 0
             self._save("best.pt")
         else:
-            self.at.waited += judged is not None
+            self.state.validations_since_best += judged is not None
         self._save("last.pt")
 
     def _stalled(self) -> bool:
-        return self.at.waited >= self.settings.patience
+        return self.state.validations_since_best >= self.settings.patience
 
     # Files.
 
     def _due(self) -> bool:
         """Whether the last checkpoint is old enough for another one. Several processes, which have to agree, ask at lines of the
         log alone: the answer of another one is read back from the device."""
-        if distributed.world() > 1 and self.at.step % self.settings.log_every:
+        if distributed.world_size() > 1 and self.state.step % self.settings.log_every:
             return False
-        return bool(distributed.agreed([time.perf_counter() - self._saved >= self.settings.save_every_s])[0])
+        return bool(distributed.broadcast([time.perf_counter() - self._saved >= self.settings.checkpoint_every_s])[0])
 
     def _save(self, name: str) -> None:
         self.check()
@@ -263,7 +257,7 @@ class BaseTrainer:
         state = {
             "config": self.config.model_dump(mode="json"),
             "data": self.data,
-            "progress": asdict(self.at),
+            "progress": asdict(self.state),
             "losses": self.losses.state(),
             "model": self.model.state_dict() | {f"{name}.weight": rows[name].pop("weight") for name in rows},
             "rows": rows,
@@ -280,9 +274,9 @@ class BaseTrainer:
             raise TrainingError(f"A resumed run must keep its data. They changed since {self.out}/last.pt. Use another --out.")
         old, new = state["config"], self.config.model_dump(mode="json")
         for config in (old, new):
-            for section, names in MAY_CHANGE.items():
+            for section, names in CHANGEABLE_ON_RESUME.items():
                 config[section] = {name: value for name, value in config[section].items() if name not in names}
-        changed = differences(old, new)
+        changed = config_diff(old, new)
         if changed:
             raise TrainingError(
                 f"A resumed run must keep its settings. In {self.out}/last.pt {changed}. Use another --out, or those settings."
@@ -294,9 +288,9 @@ class BaseTrainer:
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load(state["scaler"])
-        self.at = Progress(**state["progress"])
+        self.state = TrainingState(**state["progress"])
         self.losses.load(state["losses"])
-        log.info("resuming at step %d", self.at.step)
+        log.info("resuming at step %d", self.state.step)
 
     @contextmanager
     def _board(self) -> Iterator[SummaryWriter | None]:
@@ -304,8 +298,8 @@ class BaseTrainer:
         if distributed.rank() > 0:
             yield None
             return
-        with room(self.out):
-            board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.at.step + 1)
+        with disk_errors_as_training_errors(self.out):
+            board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.step + 1)
         try:
             yield board
         finally:
@@ -314,43 +308,43 @@ class BaseTrainer:
 
     def _start_logs(self) -> None:
         """Keep the figures up to the step the run starts from; nothing is reported twice."""
-        self._clock, self._clock_examples = time.perf_counter(), self.at.examples
+        self._clock, self._clock_examples = time.perf_counter(), self.state.examples
         self._saved = self._clock
         if distributed.rank() > 0:
             return
         path = self.out / "metrics.jsonl"
-        rows = read_rows(path) if self.at.step else []
-        with room(path), atomic_file(path) as beside:  # a run killed here keeps its figures
-            beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.at.step))
+        rows = read_rows(path) if self.state.step else []
+        with disk_errors_as_training_errors(path), atomic_file(path) as beside:  # a run killed here keeps its figures
+            beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.state.step))
 
     def note(self, row: dict[str, Any]) -> None:
         """Append a row to `metrics.jsonl`; the first process alone does."""
         if distributed.rank() > 0:
             return
         path = self.out / "metrics.jsonl"
-        with room(path), path.open("a") as file:
+        with disk_errors_as_training_errors(path), path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
-        rate = (self.at.examples - self._clock_examples) / max(now - self._clock, 1e-9)
+        rate = (self.state.examples - self._clock_examples) / max(now - self._clock, 1e-9)
         per_step = (now - self._clock) / self.settings.log_every
-        self._clock, self._clock_examples = now, self.at.examples
-        return {"examples_per_s": rate, "eta_s": per_step * (self.last_step - self.at.step)}
+        self._clock, self._clock_examples = now, self.state.examples
+        return {"examples_per_s": rate, "eta_s": per_step * (self.last_step - self.state.step)}
 
-    def _log(self, board: SummaryWriter | None, facts: dict[str, float]) -> None:
+    def _log(self, board: SummaryWriter | None, figures: dict[str, float]) -> None:
         if board is None:
             return
-        self.note({"step": self.at.step, "epoch": self.at.epoch, **facts})
+        self.note({"step": self.state.step, "epoch": self.state.epoch, **figures})
         with suppress(OSError):  # a copy of what `note` has written, which tells of a full disk
-            for name, value in facts.items():
-                board.add_scalar(name, value, self.at.step)
-        shown = " | ".join(f"{name} {value:.4g}" for name, value in facts.items())
+            for name, value in figures.items():
+                board.add_scalar(name, value, self.state.step)
+        shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
         log.info(
             "step %d/%d (%.0f%%) | epoch %d | %s",
-            self.at.step,
+            self.state.step,
             self.last_step,
-            100 * self.at.step / self.last_step,
-            self.at.epoch,
+            100 * self.state.step / self.last_step,
+            self.state.epoch,
             shown,
         )

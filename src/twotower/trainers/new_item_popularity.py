@@ -23,10 +23,10 @@ from twotower.utils.types import Float, Int
 
 PLACES = 10
 QUESTIONS = 1000
-PRETENDED = 0.05  # of the known items, at least
+SIMULATED_SHARE = 0.05  # of the known items, at least
 
 
-def settle_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s: int, exposure: float, seed: int) -> None:
+def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s: int, exposure: float, seed: int) -> None:
     """Set what popularity new items count as, in the model and in the retriever's index of it.
 
     Parameters
@@ -38,7 +38,7 @@ def settle_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s: in
     """
     model, vectors = retriever.model, retriever.index.vectors
     known = FIRST_ROW + np.arange(dataset.n_train_items)
-    size = max(dataset.n_items - FIRST_ROW - len(known), round(PRETENDED * len(known)))
+    size = max(dataset.n_items - FIRST_ROW - len(known), round(SIMULATED_SHARE * len(known)))
     size = min(size, len(known) // 2)
     weight = model.popularity_weight()
     if not size or not weight:
@@ -51,20 +51,20 @@ def settle_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s: in
     shown[chosen], other[known] = True, True
     queries = _questions(dataset, seed)
     users, seen, index = retriever.encode(queries), (queries.offsets, queries.item_row), ExactIndex(vectors)
-    best, rivals = (index.search(users, PLACES, exclude=seen, allow=mask).scores for mask in (shown, other & ~shown))
+    best, known_items = (index.search(users, PLACES, exclude=seen, allow=mask).scores for mask in (shown, other & ~shown))
     vectors[at] = kept
-    model.new_popularity.fill_(_bias(best, rivals, exposure) / weight)
+    model.new_popularity.fill_(_bias(best, known_items, exposure) / weight)
     fresh = torch.from_numpy(np.isnan(retriever.store.log_popularity)).to(vectors.device)
     vectors[fresh, -1] = model.new_popularity
 
 
-def _bias(best: Float, rivals: Float, exposure: float) -> float:
+def _bias(best: Float, known_items: Float, exposure: float) -> float:
     """What is added to the scores of the new so that they take a share of the places: [B, PLACES] each, best first.
 
     The i-th best of the new is among the first ten if it beats the (11 - i)-th best of the others, so the gaps between those are
     what it takes to have one place more.
     """
-    gaps = rivals[:, ::-1] - best
+    gaps = known_items[:, ::-1] - best
     gaps = gaps[np.isfinite(gaps)]
     return float(np.quantile(gaps, exposure)) if len(gaps) else 0.0
 

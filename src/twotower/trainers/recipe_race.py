@@ -7,7 +7,7 @@ user left alone.
 Examples
 --------
 >>> from twotower.utils.config import load_config
->>> [entrant.name for entrant in entrants(load_config(None, ["training.view=causal"]))]
+>>> [entrant.name for entrant in entrants(load_config(None, ["training.objective=next_event"]))]
 ['next event']
 """
 
@@ -24,20 +24,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from twotower.errors import TrainingError
-from twotower.trainers.base_trainer import Progress
-from twotower.trainers.run_files import room
+from twotower.trainers.base_trainer import TrainingState
+from twotower.trainers.run_files import disk_errors_as_training_errors
 from twotower.utils import distributed
 from twotower.utils.config import Config, parse_config
 from twotower.utils.console import log
 from twotower.utils.types import Json
 
-Fit = Callable[[Config, Path, bool], Progress]
+Fit = Callable[[Config, Path, bool], TrainingState]
 """Train with these settings in this folder, from its last checkpoint if the flag is set; stops after `training.stop_frac`."""
 
 CANDIDATES: dict[str, Json] = {
-    "any event": {"training.view": "set"},
+    "any event": {"training.objective": "any_event"},
     "next event": {
-        "training.view": "causal",
+        "training.objective": "next_event",
         "training.batch_size": 4096,
         "model.user_tower.num_blocks": 2,
         "model.user_tower.pooling": "last",
@@ -52,8 +52,8 @@ CLOSE = 0.9
 TIE = 0.97
 """Candidates with at least this share of the best metric at the end count as equal; the first of `CANDIDATES` is taken."""
 FOLDER, RECORD = "recipe", "recipe.json"
-UNITS = ("training.view", "training.batch_size")
-"""A batch size counts examples under one view and tokens under the other: set without the view, it means the default view."""
+UNITS = ("training.objective", "training.batch_size")
+"""A batch size counts examples under one objective and tokens under the other: given alone, it means the default objective."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True) ->
     plain = [Entrant("as configured", {}, fixed)]
     if config.training.recipe == "fixed":
         return plain
-    view_given, size_given = (is_given(config, name) for name in UNITS)
+    objective_given, size_given = (is_given(config, name) for name in UNITS)
     found: list[Entrant] = []
     for name, settings in CANDIDATES.items():
-        view = config.training.view if view_given or size_given else settings["training.view"]
-        if settings["training.view"] != view or (view != "set" and not ordered):
+        objective = config.training.objective if objective_given or size_given else settings["training.objective"]
+        if settings["training.objective"] != objective or (objective != "any_event" and not ordered):
             continue
         free = {key: value for key, value in settings.items() if not is_given(config, key)}
         entrant = Entrant(name, free, with_settings(fixed, free))
@@ -142,7 +142,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     return parse_config(values)
 
 
-def settle(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool = False) -> tuple[Config, Json | None, bool]:
+def choose_recipe(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool = False) -> tuple[Config, Json | None, bool]:
     """Run the race, if there is more than one entrant, and put the winner's checkpoints into `out`.
 
     Parameters
@@ -169,7 +169,7 @@ def settle(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool = False)
         _forget(out)
     if len(runners) == 1 or (resume and (out / "last.pt").is_file()):
         return runners[0].config, None, resume
-    winner, record = _race(_recalled(runners, record), out, fit)
+    winner, record = _race(_restored(runners, record), out, fit)
     _write(out, record)
     log.info("recipe: %s", record["why"])
     _hand_over(winner, out)
@@ -203,7 +203,7 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
     training = one.config.training.model_copy(update={"stop_frac": share * one.config.training.stop_frac})
     reached = fit(one.config.model_copy(update={"training": training}), folder, (folder / "last.pt").is_file())
     assert reached.best is not None, "a race needs a validation part"
-    seconds = distributed.agreed([time.perf_counter() - began])[0]
+    seconds = distributed.broadcast([time.perf_counter() - began])[0]
     row = {"share": share, "step": reached.step, "value": reached.best, "seconds": round(seconds, 2)}
     metric = one.config.training.eval_metric
     log.info('recipe: "%s" reached %s %.4f at step %d in %.0f s', one.name, metric, reached.best, reached.step, seconds)
@@ -251,12 +251,12 @@ def _write(out: Path, record: Json) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     beside = out / f".{RECORD}.partial"
-    with room(out):
+    with disk_errors_as_training_errors(out):
         beside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         beside.replace(out / RECORD)
 
 
-def _recalled(runners: list[Entrant], record: Json | None) -> list[Entrant]:
+def _restored(runners: list[Entrant], record: Json | None) -> list[Entrant]:
     """Return the entrants with the rungs that a killed race finished."""
     rows = {row["name"]: row for row in (record or {}).get("tried", []) if isinstance(row, dict)}
     known = [rows.get(one.name) for one in runners]
@@ -277,7 +277,7 @@ def _hand_over(winner: Entrant, out: Path) -> None:
                 (folder / name).replace(out / name)
     if distributed.rank() == 0:
         shutil.rmtree(out / FOLDER, ignore_errors=True)
-    distributed.agreed([0.0])  # all wait until the files are there
+    distributed.broadcast([0.0])  # all wait until the files are there
 
 
 def _forget(out: Path) -> None:

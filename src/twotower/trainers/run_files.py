@@ -10,9 +10,23 @@ from typing import Any
 
 from twotower.errors import TrainingError
 
+CHANGEABLE_ON_RESUME = {
+    "training": (
+        "memory_budget_gb",
+        "micro_batch_size",
+        "gradient_checkpointing",
+        "checkpoint_every_s",
+        "log_every",
+        "stop_frac",
+        "recipe",
+    ),
+    "evaluation": ("baselines", "tune_baselines", "baseline_settings", "bootstrap_resamples", "max_ease_items"),
+}
+"""Settings that a resumed run may have anew: they say how it is computed, told and judged, not what is learned."""
+
 
 @contextmanager
-def room(path: Path) -> Iterator[None]:
+def disk_errors_as_training_errors(path: Path) -> Iterator[None]:
     """A disk that takes no more is told of in one line."""
     try:
         yield
@@ -31,13 +45,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+def config_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
     """Which settings differ, in words; empty when none do."""
     found = []
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
-            inner = differences(a, b, f"{prefix}{name}.")
+            inner = config_diff(a, b, f"{prefix}{name}.")
             found += [inner] if inner else []
         elif a != b:
             found.append(f"{prefix}{name} was {a!r}, is {b!r}")

@@ -19,13 +19,13 @@ from twotower.models.build import build_model
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import TwoTower
 from twotower.trainers.base_trainer import BaseTrainer
-from twotower.trainers.health.monitor import BEYOND_K, Doctor
-from twotower.trainers.new_item_popularity import settle_new_items
+from twotower.trainers.health.monitor import BEYOND_K, HealthMonitor
+from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.run_files import read_rows
-from twotower.trainers.warm_start import begin_with_factors
+from twotower.trainers.warm_start import init_item_ids_from_als
 from twotower.utils import distributed
 from twotower.utils.config import Config, SplitConfig
-from twotower.utils.hardware import give_back
+from twotower.utils.hardware import trim_heap
 from twotower.utils.losses import softmax_loss
 
 
@@ -33,15 +33,15 @@ class TwoTowerTrainer(BaseTrainer):
     """Train a `TwoTower` on a prepared dataset."""
 
     model: TwoTower
-    keep_below: int | None = None
+    trim_above_bytes: int | None = None
     """Bytes of this process above which freed memory is given back before the next work; None: the C library keeps it."""
 
     def __init__(self, dataset: Dataset, config: Config, out: Path) -> None:
         torch.manual_seed(config.seed)
         self.dataset = dataset
         self.store = open_store(dataset, "valid", config.model)
-        config = config.model_copy(update={"model": layout(dataset, self.store, config.model).settle(config.model)})
-        self.loader = TrainLoader(dataset, self.store, config, rank=distributed.rank(), world=distributed.world())
+        config = config.model_copy(update={"model": layout(dataset, self.store, config.model).resolve(config.model)})
+        self.loader = TrainLoader(dataset, self.store, config, rank=distributed.rank(), world_size=distributed.world_size())
         super().__init__(build_model(dataset, config, self.store), config, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
         wanted = SplitConfig(**dataset.manifest["config"]["prepare"]["split"]).has_valid
@@ -50,14 +50,14 @@ class TwoTowerTrainer(BaseTrainer):
                 f"Training stops by a validation part. That of {dataset.path} is empty. Prepare it with a larger one, or with more "
                 "events of a user, or with none (prepare.split.valid: 0)."
             )
-        self.doctor = Doctor(self.model, dataset, self.held_out, config) if wanted else None
+        self.health = HealthMonitor(self.model, dataset, self.held_out, config) if wanted else None
 
     def begin(self) -> None:
         """A new run's ids begin as factors; the doctor remembers what was said of a resumed one."""
-        if self.at.step == 0:
-            begin_with_factors(self.model, self.dataset, self.config)
-        if self.doctor:
-            self.doctor.recall(read_rows(self.out / "metrics.jsonl"))
+        if self.state.step == 0:
+            init_item_ids_from_als(self.model, self.dataset, self.config)
+        if self.health:
+            self.health.restore(read_rows(self.out / "metrics.jsonl"))
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
         """See `BaseTrainer`."""
@@ -100,19 +100,19 @@ class TwoTowerTrainer(BaseTrainer):
             for number, (encode, leaf) in enumerate(zip(encoders, leaves, strict=True)):
                 self._encode(number, encode).backward(leaf.grad)  # type: ignore[no-untyped-call]
         total = loss.detach().double()
-        distributed.add_up([total])
+        distributed.all_reduce_sum([total])
         return total, batch.examples
 
     def _encode(self, number: int, encode: Callable[[], Tensor]) -> Tensor:
         """Encode micro-batch `number` of the step; what it drops is a function of seed, step, process and number alone."""
-        key = np.random.SeedSequence([self.config.seed, self.at.step, distributed.rank(), number])
+        key = np.random.SeedSequence([self.config.seed, self.state.step, distributed.rank(), number])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
         self._make_room()
         return encode()
 
     def _make_room(self) -> None:
-        if self.keep_below is not None:
-            give_back(self.keep_below)
+        if self.trim_above_bytes is not None:
+            trim_heap(self.trim_above_bytes)
 
     def after_step(self) -> None:
         """Keep the temperature in its range."""
@@ -121,18 +121,18 @@ class TwoTowerTrainer(BaseTrainer):
     def validate(self) -> dict[str, float] | None:
         """Full-catalogue metrics on (a sample of) the validation part, and the temperature; the doctor looks on. None: there
         is none. Either way new items get their popularity, in the end."""
-        if not self.doctor and self.at.step < self.last_step:
+        if not self.health and self.state.step < self.last_step:
             return None
         self._make_room()
         moment, exposure = split_moment(self.dataset, "valid"), self.config.model.new_item_exposure
         retriever = NeuralRetriever(self.model, self.store, n_items=self.dataset.n_items, time_s=moment)
-        settle_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
-        if not self.doctor:
+        calibrate_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
+        if not self.health:
             return None
         shown = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
         judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
         self._make_room()
-        batch = self.loader.batch(self.loader.plan(self.at.epoch)[0], self.at.epoch, 0).to(self.device)
-        at, mean = self.at, self.losses.mean()
-        self.note(self.doctor.visit(retriever, judged, batch, step=at.step, epoch=at.epoch, training_loss=mean))
+        batch = self.loader.batch(self.loader.plan(self.state.epoch)[0], self.state.epoch, 0).to(self.device)
+        at, mean = self.state, self.losses.mean()
+        self.note(self.health.check(retriever, judged, batch, step=at.step, epoch=at.epoch, training_loss=mean))
         return {**{name: judged.mean(name) for name in shown}, "temperature": float(self.model.temperature().detach())}

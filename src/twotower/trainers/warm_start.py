@@ -18,19 +18,19 @@ from twotower.utils.config import Config
 
 
 @torch.no_grad()
-def begin_with_factors(model: TwoTower, dataset: Dataset, config: Config) -> None:
+def init_item_ids_from_als(model: TwoTower, dataset: Dataset, config: Config) -> None:
     """Fill the table of item ids with item factors, as long on average as the noise that they replace.
 
     Of several processes the first one finds them. Tables that are updated by rows or hashed keep their noise: so many items are
     too many to factorise first, and ids that share rows have no factors of their own.
     """
     table = model.tables.lookup("item.id")
-    if config.model.item_tower.initial_ids == "noise" or isinstance(table, RowTable) or table.hashing is not None:
+    if config.model.item_tower.id_init == "random" or isinstance(table, RowTable) or table.hashing is not None:
         return
     found = torch.zeros_like(table.weight)
     if distributed.rank() == 0:
         width = table.weight.shape[1]
         vectors = item_vectors(dataset, width, length=INIT_STD * width**0.5, seed=config.seed)
         found.copy_(torch.from_numpy(vectors[: table.ids]))
-    distributed.add_up([found])
+    distributed.all_reduce_sum([found])
     table.weight.copy_(found)

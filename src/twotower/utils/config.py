@@ -49,22 +49,27 @@ __all__ = [
     "parse_config",
 ]
 
+INTERNAL = {"training": "stop_frac", "evaluation": "baseline_settings"}
+"""What `twotower refit` carries over from a run, in the configuration that a checkpoint holds: no settings, files and `--set`
+cannot name them."""
+
 
 class TrainingConfig(Settings):
     """The training strategy."""
 
     recipe: Literal["auto", "fixed"] = "auto"
-    """"auto": a short race on the validation part chooses `view`, `batch_size`, `model.user_tower.num_blocks` and `pooling` where
-    you set none of them (`trainers.recipe_race`). "fixed": the settings as they are; a finished run's configuration says so."""
-    view: Literal["set", "causal"] = "set"
-    """"set": predict any one event of a user from the others; "causal": every position predicts the next event."""
+    """"auto": a short race on the validation part chooses `objective`, `batch_size`, `model.user_tower.num_blocks` and `pooling`
+    where you set none of them (`trainers.recipe_race`). "fixed": the settings as they are; a finished run's configuration says
+    so."""
+    objective: Literal["any_event", "next_event"] = "any_event"
+    """"any_event": predict any one event of a user from the others; "next_event": every position predicts the next event."""
     loss: Literal["infonce", "sampled_softmax", "full_softmax"] = "infonce"
     negatives_per_positive: int = Field(4, ge=0)
     """Uniform negatives per example, pooled and shared by the whole batch (512 × 4 = 2,048)."""
     batch_size: int = Field(512, ge=2)
-    """Examples per step, over all processes; a few more where they do not come out even. Causal view: the token budget of a batch,
+    """Examples per step, over all processes; a few more where they do not come out even. `next_event`: the token budget of a batch,
     padding included."""
-    micro_batch: int | None = Field(None, ge=2)
+    micro_batch_size: int | None = Field(None, ge=2)
     """Examples (or tokens), and candidates, encoded at once in one process; the whole batch is contrasted all the same, with the
     same gradients, for a second pass through the towers (gradient cache). None: all at once."""
     learning_rate: float = Field(2e-3, gt=0)
@@ -82,11 +87,12 @@ class TrainingConfig(Settings):
     """"auto": fp32 on CPU; on a GPU bf16 where it has it in hardware, else fp16 with loss scaling."""
     gradient_checkpointing: bool = False
     memory_budget_gb: float | None = Field(None, gt=0)
-    """Choose micro_batch, gradient_checkpointing and the tables' storage so that training stays below it; see `twotower plan`."""
+    """Choose micro_batch_size, gradient_checkpointing and the tables' storage so that training stays below it; see `twotower
+    plan`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    save_every_s: float = Field(300.0, gt=0)
+    checkpoint_every_s: float = Field(300.0, gt=0)
     """Seconds between checkpoints to resume from, besides the one at each validation."""
-    eval_every: float | None = Field(None, gt=0)
+    eval_every_epochs: float | None = Field(None, gt=0)
     """Epochs between validations; each scores the whole catalogue. None: one, or more where that would be above 16 validations."""
     eval_metric: str = "NDCG@10"
     eval_queries: int = Field(20_000, ge=1)
@@ -108,7 +114,7 @@ class EvaluationConfig(Settings):
 
     ks: list[Positive] = Field([5, 10, 20], min_length=1)
     exclude_seen: bool = True
-    """True: items of the user's history are not recommended (protocol M). False: they may be (protocol U)."""
+    """True: items of the user's history are not recommended (masked protocol). False: they may be (unmasked protocol)."""
     max_queries: int | None = Field(None, ge=1)
     """A seeded sample of the held-out queries; None: all."""
     refresh_days: float | None = Field(7.0, gt=0)
@@ -119,7 +125,7 @@ class EvaluationConfig(Settings):
     """Choose the settings of the baselines that have any to choose (`baselines.GRIDS`) on the validation part, as fairness asks."""
     baseline_settings: dict[str, dict[str, int | float]] = Field({})
     """By name of the baseline: settings it is fitted with, and not tuned; `twotower refit` sets those of the run."""
-    bootstrap: int = Field(1000, ge=10)
+    bootstrap_resamples: int = Field(1000, ge=10)
     """Paired resamples behind every interval."""
     max_ease_items: int = Field(25_000, ge=1)
     """EASE inverts an items × items matrix: larger catalogues leave it out, and the report says so."""
@@ -157,6 +163,9 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
             raise ConfigError(f"The configuration must be a mapping of sections. {path} holds a {type(values).__name__}.")
     for override in overrides or []:
         _apply_override(values, override)
+    for section, name in INTERNAL.items():
+        if isinstance(values.get(section), dict) and name in values[section]:
+            raise ConfigError(f"Unknown setting '{section}.{name}'. Only `twotower refit` sets it.")
     return parse_config(values)
 
 

@@ -83,7 +83,7 @@ class SequencesConfig(Settings):
     train: Path = Path("Yelp.txt")
     """Relative to `data.path`."""
     test: Path | None = None
-    """A second file of the same form: its items are the test part (use `prepare.split.kind: given`)."""
+    """A second file of the same form: its items are the test part (use `prepare.split.kind: predefined`)."""
     attributes: Path | None = None
     """JSON object: item → list of attribute ids, read as the multi-valued feature "categories"."""
     items: Path | None = None
@@ -108,19 +108,19 @@ class DataConfig(Settings):
 class SplitConfig(Settings):
     """How held-out events are chosen. A part of 0 is none, and its events are training's, under every kind of split."""
 
-    kind: Literal["time", "leave_one_out", "given"] = "time"
+    kind: Literal["time", "leave_one_out", "predefined"] = "time"
     """"time": one cut for everybody; "leave_one_out": each user's last event is test, the one before validation (users with
-    at least three events); "given": the source's own test part, and a random `valid` share of the rest."""
+    at least three events); "predefined": the source's own test part, and a random `valid` share of the rest."""
     valid: float | date = 0.1
-    """"time": share of the events, or first day of the validation period. "given": share of each user's events. Without this part
-    training goes on to the end of its schedule."""
+    """"time": share of the events, or first day of the validation period. "predefined": share of each user's events. Without this
+    part training goes on to the end of its schedule."""
     test: float | date = 0.1
     """"time": share of the events, or first day of the test period (that of validation: no validation). Without this part nothing
     is judged."""
 
-    new_users: float = Field(0.0, ge=0, lt=1)
+    withhold_user_frac: float = Field(0.0, ge=0, lt=1)
     """Share of the users, drawn by lot, whom training never sees, as if they came later: their events are only histories."""
-    new_items: float = Field(0.0, ge=0, lt=1)
+    withhold_item_frac: float = Field(0.0, ge=0, lt=1)
     """Share of the items whose training events are withheld, as if they opened later."""
 
     @property
@@ -154,8 +154,8 @@ class PrepareConfig(Settings):
     """Events with fewer stars are history, never targets. None: every event is a target. Events without stars always are."""
     event_weights: dict[str, float] = {}
     """Weight of an event type in the loss; 1 unless named here. 0: history only."""
-    repeats: Literal["keep", "fold"] = "keep"
-    """"fold" keeps the first event of each (user, item)."""
+    duplicates: Literal["keep", "keep_first"] = "keep"
+    """"keep_first" keeps the first event of each (user, item)."""
     min_user_events: int = Field(1, ge=1)
     min_item_events: int = Field(1, ge=1)
     """Users and items with fewer events in the training period are dropped; those first seen after it are new, and stay.
@@ -167,7 +167,7 @@ class PrepareConfig(Settings):
     """Width of the text vectors; 0 leaves text out."""
     text_max_chars: int = Field(2000, ge=0)
     """Review text kept per item, from before the cut. 0: the name alone."""
-    neighbours: int = Field(20, ge=0)
+    co_visited_items: int = Field(20, ge=0)
     """Items that the same users visit in training, so many of them a feature of each item; 0: none."""
     exclude_features: list[str] = []
     """Names of features to leave out."""

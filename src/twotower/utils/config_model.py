@@ -13,9 +13,9 @@ from twotower.utils.config_data import Settings
 
 Positive = Annotated[int, Field(ge=1)]
 
-WIDTHS, MANY_EVENTS = (128, 256), 1_000_000
+WIDTHS, WIDE_FROM_EVENTS = (128, 256), 1_000_000
 """Widths that are left to the data, and from how many training events on the second is taken: where there is much to tell apart."""
-UNSETTLED = "what is left to the data is settled first: ModelConfig.settled"
+UNRESOLVED = "what is left to the data is resolved first: ModelConfig.resolved"
 
 
 class TowerConfig(Settings):
@@ -33,19 +33,19 @@ class TowerConfig(Settings):
     cross_layers: int = Field(2, ge=1)
     id_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of ids shown as UNKNOWN in training, so that the features and the UNKNOWN row learn."""
-    shrinkage: float = Field(0.0, ge=0)
+    norm_shrinkage: float = Field(0.0, ge=0)
     """A vector x becomes x / √(|x|² + shrinkage²): with 0 all have length one, else the shorter the less there is to go by."""
 
     @property
     def width(self) -> int:
-        """`embedding_dim` once it is settled."""
-        assert self.embedding_dim is not None, UNSETTLED
+        """`embedding_dim` once it is resolved."""
+        assert self.embedding_dim is not None, UNRESOLVED
         return self.embedding_dim
 
     @property
     def layers(self) -> list[int]:
-        """`hidden_dims` once they are settled."""
-        assert self.hidden_dims is not None, UNSETTLED
+        """`hidden_dims` once they are resolved."""
+        assert self.hidden_dims is not None, UNRESOLVED
         return self.hidden_dims
 
 
@@ -54,7 +54,7 @@ class UserTowerConfig(TowerConfig):
 
     id_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of the users' ids shown as UNKNOWN in training: half, so that whoever is unknown is answered as well."""
-    shrinkage: float = Field(2.0, ge=0)
+    norm_shrinkage: float = Field(2.0, ge=0)
     """Of the users' vectors: who nothing is known of is answered by popularity, and the more is known the more taste counts."""
     num_heads: int = Field(4, ge=1)
     num_blocks: int | None = Field(None, ge=0)
@@ -68,17 +68,17 @@ class UserTowerConfig(TowerConfig):
 
     @property
     def blocks(self) -> int:
-        """`num_blocks` once it is settled."""
-        assert self.num_blocks is not None, UNSETTLED
+        """`num_blocks` once it is resolved."""
+        assert self.num_blocks is not None, UNRESOLVED
         return self.num_blocks
 
 
 class ItemTowerConfig(TowerConfig):
     """Item features → vector."""
 
-    initial_ids: Literal["factors", "noise"] = "factors"
-    """What the ids' table begins as: item factors of iALS over the training part, or noise. Tables that are hashed or updated by
-    rows begin as noise."""
+    id_init: Literal["als", "random"] = "als"
+    """What the ids' table begins as: "als", item factors of iALS over the training part, or "random". Tables that are hashed or
+    updated by rows begin random."""
     neighbour_dropout: float = Field(0.3, ge=0, lt=1)
     """Share of an item's neighbours hidden in training."""
 
@@ -86,13 +86,13 @@ class ItemTowerConfig(TowerConfig):
 class EmbeddingConfig(Settings):
     """How one embedding table is stored and learns."""
 
-    update: Literal["dense", "rows"] = "dense"
-    """"dense": AdamW over the whole table in every step. "rows": only the rows that a step reads, with two numbers of state a row
+    update: Literal["dense", "sparse"] = "dense"
+    """"dense": AdamW over the whole table in every step. "sparse": only the rows that a step reads, with two numbers of state a row
     (row-wise Adam without momentum); several processes share such a table row by row."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the stored weights. The short types need `update: rows`, and are rounded at random, so that small updates count."""
+    """Of the stored weights. The short types need `update: sparse`, and are rounded at random, so that small updates count."""
     weight_decay: float = Field(0.0, ge=0)
-    """With `update: rows`: as in AdamW, on every row at every step, whether it was read or not."""
+    """With `update: sparse`: as in AdamW, on every row at every step, whether it was read or not."""
     max_rows: int | None = Field(None, ge=8)
     """A table of more ids than this holds so many rows, and an id is the sum of two of them."""
     hashing: Literal["double", "quotient_remainder"] = "double"
@@ -101,7 +101,7 @@ class EmbeddingConfig(Settings):
     @model_validator(mode="after")
     def _short_types_by_rows(self) -> EmbeddingConfig:
         if self.update == "dense" and (self.dtype != "fp32" or self.weight_decay):
-            raise ValueError("dtype and weight_decay of a table need update: rows")
+            raise ValueError("dtype and weight_decay of a table need update: sparse")
         return self
 
 
@@ -110,18 +110,18 @@ class ModelConfig(Settings):
 
     user_tower: UserTowerConfig = UserTowerConfig()
     item_tower: ItemTowerConfig = ItemTowerConfig()
-    exclude_fields: list[str] = Field([])
+    exclude_features: list[str] = Field([])
     """Fields that the towers do without, as "item.categories" or "user.hour"; never an id. The data keep them."""
-    request_place: bool = False
+    request_location: bool = False
     """Whether the user tower reads where a request comes from. In training half of the requests come from near their target."""
     tables: dict[str, EmbeddingConfig] = Field({})
     """By name of the table: "item.id", "user.id", "item.categories" …"""
-    rows_from: int = Field(200_000, ge=1)
-    """Tables of at least so many rows have `update: rows` unless named in `tables`."""
+    sparse_update_from_rows: int = Field(200_000, ge=1)
+    """Tables of at least so many rows have `update: sparse` unless named in `tables`."""
     popularity_prior: float = Field(1.0, ge=0, le=2)
     """Share of an item's log popularity that every logit begins with: with 1, towers that know nothing answer by popularity, and
     vectors are left to say how a taste differs from everybody's. 0: vectors say it all."""
-    revisit_prior: float = Field(3.0, ge=0, le=10)
+    recent_item_boost: float = Field(3.0, ge=0, le=10)
     """Nats that the item a user visited last gains where visited items may be recommended again; the one before gains half of it,
     and so on. Items like them gain a part. Not where a dataset is of sets, whose order says nothing."""
     popularity_half_life_days: float | None = Field(None, ge=0)
@@ -136,9 +136,9 @@ class ModelConfig(Settings):
 
     def stored(self, table: str, ids: int) -> EmbeddingConfig:
         """How a table of so many ids is stored: as `tables` says, else by its size."""
-        return self.tables.get(table) or EmbeddingConfig(update="rows" if ids >= self.rows_from else "dense")
+        return self.tables.get(table) or EmbeddingConfig(update="sparse" if ids >= self.sparse_update_from_rows else "dense")
 
-    def settled(self, *, ordered: bool, timed: bool, events: int) -> ModelConfig:
+    def resolved(self, *, ordered: bool, timed: bool, events: int) -> ModelConfig:
         """The same with what it leaves to the data.
 
         Attention reads the order of a history and the time between its events: without times it made the model worse (S3-Rec's
@@ -154,7 +154,7 @@ class ModelConfig(Settings):
         both = (self.user_tower, self.item_tower)
         given = [tower.embedding_dim for tower in both if tower.embedding_dim is not None]
         ends = [tower.hidden_dims[-1:] for tower in both if tower.hidden_dims is not None]
-        dim = given[0] if given else WIDTHS[events >= MANY_EVENTS]
+        dim = given[0] if given else WIDTHS[events >= WIDE_FROM_EVENTS]
         end = ends[0] if ends else [dim]
         sizes: list[dict[str, Any]] = [{"embedding_dim": dim, "hidden_dims": tower.hidden_dims or end} for tower in both]
         if self.user_tower.num_blocks is None:

@@ -33,13 +33,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """Join the processes that `torchrun` started; nothing happens without it.
 
     Raises
@@ -54,7 +54,7 @@ def joined(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LOST)
     me = rank()
-    signal.signal(signal.SIGTERM, _told_to_end)
+    signal.signal(signal.SIGTERM, _end_on_sigterm)
     try:
         yield
         dist.barrier()  # who leaves first closes its connections, and gloo may abort a process that still writes to them
@@ -69,7 +69,7 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _told_to_end(*_: object) -> None:
+def _end_on_sigterm(*_: object) -> None:
     """`torchrun` ends all processes when one has died."""
     raise TrainingError(
         f"All processes of a run must live to its end. Process {rank()} was told to end (SIGTERM), as when another one has "
@@ -94,7 +94,7 @@ def leave(code: int) -> NoReturn:
 
 def gather(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """Parts [sizes[rank], …] of all processes, one after the other [Σ sizes, …]; gradients flow back to their owners, summed."""
-    if world() == 1:
+    if world_size() == 1:
         return x
     gathered: Tensor = _Gather.apply(x, tuple(sizes))  # type: ignore[no-untyped-call]
     return gathered
@@ -119,9 +119,9 @@ class _Gather(torch.autograd.Function):
         return total[start : start + sizes[rank()]], None
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
     """Replace every tensor by its sum over the processes; one message for each type."""
-    if world() == 1:
+    if world_size() == 1:
         return
     for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
         same = [tensor for tensor in tensors if tensor.dtype is dtype]
@@ -131,9 +131,9 @@ def add_up(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(part.view_as(tensor))
 
 
-def agreed(values: Sequence[float]) -> list[float]:
+def broadcast(values: Sequence[float]) -> list[float]:
     """The values that process 0 has: so that all decide alike."""
-    if world() == 1:
+    if world_size() == 1:
         return list(values)
     device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
     told = torch.tensor(list(values), dtype=torch.float64, device=device)
@@ -141,7 +141,7 @@ def agreed(values: Sequence[float]) -> list[float]:
     return [float(value) for value in told.cpu()]
 
 
-def ask_owners(row: Tensor, answer_with: Tensor) -> Tensor:
+def gather_rows(row: Tensor, answer_with: Tensor) -> Tensor:
     """Rows of a matrix of which process p holds rows p, p + W, p + 2W, …
 
     Parameters
@@ -156,37 +156,37 @@ def ask_owners(row: Tensor, answer_with: Tensor) -> Tensor:
     Tensor
         [n, …], in the order of `row`.
     """
-    if world() == 1:
+    if world_size() == 1:
         return answer_with[row]
     order, counts = _by_owner(row)
     asked, asked_counts = _exchange(row[order], counts)
-    answers, _ = _exchange(answer_with[asked // world()], asked_counts)
+    answers, _ = _exchange(answer_with[asked // world_size()], asked_counts)
     found = torch.empty_like(answers)
     found[order] = answers
     return found
 
 
-def tell_owners(row: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def scatter_rows(row: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Send (row, value) pairs to the rows' owners; returns what this process's own rows were sent, numbered as it holds them."""
     order, counts = _by_owner(row)
     rows, _ = _exchange(row[order], counts)
     values, _ = _exchange(value[order], counts)
-    return rows // world(), values
+    return rows // world_size(), values
 
 
-def owned(rows: int) -> int:
-    """How many rows of a matrix this process holds; see `ask_owners`."""
-    return -(-(rows - rank()) // world())
+def local_rows(rows: int) -> int:
+    """How many rows of a matrix this process holds; see `gather_rows`."""
+    return -(-(rows - rank()) // world_size())
 
 
-def whole(part: Tensor, rows: int) -> Tensor:
+def gather_full(part: Tensor, rows: int) -> Tensor:
     """The whole matrix [rows, …] from the rows each process holds, on the CPU of process 0; others get one without rows.
 
     It is gathered in blocks: no device ever holds more than `WHOLE_BLOCK` rows of each process besides its own.
     """
-    if world() == 1:
+    if world_size() == 1:
         return part
-    held = [-(-(rows - p) // world()) for p in range(world())]
+    held = [-(-(rows - p) // world_size()) for p in range(world_size())]
     result = torch.empty(rows if rank() == 0 else 0, *part.shape[1:], dtype=part.dtype)
     for start in range(0, held[0], WHOLE_BLOCK):
         sizes = [min(max(n - start, 0), WHOLE_BLOCK) for n in held]
@@ -194,18 +194,18 @@ def whole(part: Tensor, rows: int) -> Tensor:
             found = gather(part[start : start + WHOLE_BLOCK], sizes).cpu()
         for p, (a, b) in enumerate(pairwise(np.cumsum([0, *sizes]))):
             if rank() == 0:
-                result[start * world() + p :: world()][: b - a] = found[a:b]
+                result[start * world_size() + p :: world_size()][: b - a] = found[a:b]
     return result
 
 
-def part_of(matrix: Tensor) -> Tensor:
+def local_part(matrix: Tensor) -> Tensor:
     """The rows that this process holds of a whole matrix."""
-    return matrix[rank() :: world()]
+    return matrix[rank() :: world_size()]
 
 
 def _by_owner(row: Tensor) -> tuple[Tensor, list[int]]:
-    owner = row % world()
-    return owner.argsort(stable=True), torch.bincount(owner, minlength=world()).tolist()
+    owner = row % world_size()
+    return owner.argsort(stable=True), torch.bincount(owner, minlength=world_size()).tolist()
 
 
 def _exchange(x: Tensor, counts: list[int]) -> tuple[Tensor, list[int]]:

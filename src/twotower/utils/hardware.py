@@ -184,7 +184,7 @@ def status(name: str) -> int:
         return 0
 
 
-def give_back(above: int = 0) -> None:
+def trim_heap(above: int = 0) -> None:
     """Let the C library return what was freed, if this process takes more than `above` bytes (glibc; elsewhere nothing happens)."""
     if status("VmRSS") > above:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class Recent(Generic[Value]):
+class LRUCache(Generic[Value]):
     """At most `most` values; the one not asked for the longest goes first."""
 
     def __init__(self, most: int) -> None:

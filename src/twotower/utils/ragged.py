@@ -7,12 +7,12 @@ import numpy as np
 from twotower.utils.types import Int, Mask
 
 
-def cumulated(sizes: Int) -> Int:
+def lengths_to_offsets(sizes: Int) -> Int:
     """Sizes [n] → offsets int64 [n + 1]: slice i is offsets[i]:offsets[i + 1]."""
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def expanded(start: Int, size: Int) -> tuple[Int, Int]:
+def ragged_arange(start: Int, size: Int) -> tuple[Int, Int]:
     """Slices start[i]:start[i] + size[i] laid end to end → of each place its slice and its position, both int64 [Σ size]."""
     owner = np.repeat(np.arange(len(size)), size)
     return owner, np.arange(len(owner)) + np.repeat(start - (np.cumsum(size) - size), size)

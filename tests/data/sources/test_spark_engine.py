@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "min_user_events": 3,
         "min_item_events": 3,
         "k_core": True,
-        "repeats": "fold",
+        "duplicates": "keep_first",
     },
 }
 
@@ -87,7 +87,7 @@ def prepared(raw: Path, out: Path, spark: SparkEngine | None, **settings: Any) -
 
 def assert_equal(one: Dataset, other: Dataset) -> None:
     """Every row of every file, and all counts."""
-    for left, right in ((one.events, other.events), (one.visits, other.visits)):
+    for left, right in ((one.events, other.events), (one.item_events, other.item_events)):
         for name in type(left).__slots__:
             np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
     assert one.items.equals(other.items) and one.users.equals(other.users)

@@ -29,7 +29,7 @@ def train_rows(table: RowTable, target: torch.Tensor) -> None:
 @pytest.mark.parametrize("decay", [0.3, 4.0], ids=["the factor kept apart", "the factor folded in, again and again"])
 def test_one_number_a_row_is_adamw_without_momentum_exactly(decay: float):
     """A row of one number has the second moment of that number: then nothing tells the two optimisers apart."""
-    table = RowTable("t", 30, 1, EmbeddingConfig(update="rows", weight_decay=decay)).double()
+    table = RowTable("t", 30, 1, EmbeddingConfig(update="sparse", weight_decay=decay)).double()
     target = torch.randn(30, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     dense = torch.nn.Parameter(table.weight.clone())
     optimizer = torch.optim.AdamW([dense], betas=(0.0, BETA), eps=EPS, weight_decay=decay)
@@ -46,7 +46,7 @@ def test_one_number_a_row_is_adamw_without_momentum_exactly(decay: float):
 @pytest.mark.parametrize("decay", [0.5, 5.0])
 def test_what_rows_miss_is_made_up_for(decay: float):
     """The dense form, written out with one second moment a row, for every row at every step."""
-    table = RowTable("t", 12, 6, EmbeddingConfig(update="rows", weight_decay=decay)).double()
+    table = RowTable("t", 12, 6, EmbeddingConfig(update="sparse", weight_decay=decay)).double()
     target = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     weight, second = table.weight.clone(), torch.zeros(12, dtype=torch.float64)
     for number, (ids, rate) in enumerate(zip(reads(12), RATES, strict=True), 1):
@@ -59,7 +59,7 @@ def test_what_rows_miss_is_made_up_for(decay: float):
 
 
 def test_rows_of_a_short_type_that_nobody_reads_decay_all_the_same():
-    table = RowTable("t", 4000, 8, EmbeddingConfig(update="rows", dtype="bf16", weight_decay=5.0))
+    table = RowTable("t", 4000, 8, EmbeddingConfig(update="sparse", dtype="bf16", weight_decay=5.0))
     before = table.weight[100:].float()
     for number in range(1, 41):
         table(torch.tensor([5])).sum().backward()
@@ -71,7 +71,7 @@ def test_rows_of_a_short_type_that_nobody_reads_decay_all_the_same():
 
 
 def test_gradients_of_several_reads_add_up():
-    table = RowTable("t", 20, 4, EmbeddingConfig(update="rows"))
+    table = RowTable("t", 20, 4, EmbeddingConfig(update="sparse"))
     plain = torch.nn.Parameter(table.weight.clone())
     ids, bags = torch.tensor([3, 3, 7, 0]), torch.tensor([[3, 5, 0], [0, 0, 0], [7, 7, 7]])
     (table(ids).square().sum() + table.mean(bags).sin().sum()).backward()
@@ -85,7 +85,7 @@ def test_gradients_of_several_reads_add_up():
 
 
 def test_a_step_touches_only_what_was_read():
-    table = RowTable("t", 1000, 4, EmbeddingConfig(update="rows"))
+    table = RowTable("t", 1000, 4, EmbeddingConfig(update="sparse"))
     before = table.weight.clone()
     table(torch.tensor([5, 900])).sum().backward()
     table.collect()
@@ -97,7 +97,7 @@ def test_a_step_touches_only_what_was_read():
 def test_a_step_that_is_left_out_changes_no_weight_and_is_made_up_for(dtype):
     """Its gradients are infinite. The steps after it are those of a table that was not read in it."""
     torch.manual_seed(3)
-    config = EmbeddingConfig(update="rows", weight_decay=2.0, dtype=dtype)
+    config = EmbeddingConfig(update="sparse", weight_decay=2.0, dtype=dtype)
     tables = [RowTable("t", 50, 4, config) for _ in range(2)]
     for number in range(1, 6):
         for left_out, table in zip((False, True), tables, strict=True):
@@ -127,7 +127,7 @@ def test_rounding_at_random_is_right_on_average(dtype):
 def test_small_updates_are_not_lost_in_half_precision():
     """Steps of a tenth of the last place: rounding to nearest would never move."""
     torch.manual_seed(0)
-    table = RowTable("t", 4, 64, EmbeddingConfig(update="rows", dtype="bf16"))
+    table = RowTable("t", 4, 64, EmbeddingConfig(update="sparse", dtype="bf16"))
     table.weight[2] = 1.0
     for number in range(1, 201):
         table(torch.tensor([2])).sum().backward()
@@ -140,7 +140,7 @@ def test_small_updates_are_not_lost_in_half_precision():
 @pytest.mark.parametrize("kind", ["double", "quotient_remainder"])
 @pytest.mark.parametrize("update", [Table, RowTable])
 def test_a_hashed_table_sums_two_rows(kind, update):
-    config = EmbeddingConfig(update="rows" if update is RowTable else "dense", max_rows=200, hashing=kind)
+    config = EmbeddingConfig(update="sparse" if update is RowTable else "dense", max_rows=200, hashing=kind)
     table = update("t", 5000, 8, config)
     assert len(table.weight) == 200
     ids = torch.tensor([0, 1, 2, 4999])
@@ -161,5 +161,5 @@ def test_quotient_and_remainder_tell_all_ids_apart():
 
 
 def test_short_types_need_rows():
-    with pytest.raises(ValueError, match="need update: rows"):
+    with pytest.raises(ValueError, match="need update: sparse"):
         EmbeddingConfig(dtype="fp16")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twotower.errors import RequestError
 from twotower.features.geo import distances_km
 from twotower.schema import FeatureSpec
-from twotower.search.filters.item_filter import ItemFilter, check_place
+from twotower.search.filters.item_filter import ItemFilter, check_location
 from twotower.search.filters.tree import hour_of_week
 
 OPEN_FRIDAY_EVENING = "".join("1" if hour in range(114, 119) else "0" for hour in range(168))
@@ -166,8 +166,8 @@ def test_a_column_called_category_is_itself():
 @pytest.mark.parametrize("place", [(500.0, 500.0), (91.0, 0.0), (0.0, -180.5), (float("nan"), 0.0), (0.0, float("inf"))])
 def test_a_place_lies_on_the_earth(place):
     with pytest.raises(RequestError, match="latitude from -90 to 90"):
-        check_place(place)
-    assert check_place((-90, 180)) == (-90.0, 180.0)
+        check_location(place)
+    assert check_location((-90, 180)) == (-90.0, 180.0)
 
 
 def test_within_needs_a_home(catalogue):

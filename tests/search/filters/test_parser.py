@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from twotower.errors import RequestError
 from twotower.search.filters.item_filter import ItemFilter
-from twotower.search.filters.parser import MOST_DEPTH, MOST_PARTS, parse_filter
+from twotower.search.filters.parser import MAX_DEPTH, MAX_PARTS, parse_filter
 
 SAME: list[tuple[str, Any]] = [
     ('category == "Mexican"', {"category": "Mexican"}),
@@ -91,7 +91,7 @@ def test_an_error_points_at_the_part(where: Any, at: str | int) -> None:
     )
     with pytest.raises(RequestError) as caught:
         catalogue.compile(where)
-    assert caught.value.where == at
+    assert caught.value.location == at
     assert "\n" not in str(caught.value)
     if at:
         assert str(at) in str(caught.value)
@@ -104,15 +104,15 @@ def test_what_is_no_filter_at_all() -> None:
 
 
 def test_size_is_bounded() -> None:
-    few = {"and": [{"price": number} for number in range(MOST_PARTS - 1)]}
-    assert len(parse_filter(few).parts) == MOST_PARTS - 1  # type: ignore[union-attr]
+    few = {"and": [{"price": number} for number in range(MAX_PARTS - 1)]}
+    assert len(parse_filter(few).parts) == MAX_PARTS - 1  # type: ignore[union-attr]
     deep: Any = {"price": 1}
     for _ in range(5000):
         deep = {"not": deep}
     for where in (
-        {"and": [{"price": number} for number in range(MOST_PARTS)]},
+        {"and": [{"price": number} for number in range(MAX_PARTS)]},
         deep,
-        "not " * (MOST_DEPTH + 1) + "price == 1",
+        "not " * (MAX_DEPTH + 1) + "price == 1",
         "not " * 4000 + "price == 1",
         "price == " + "-" * 15_000 + "1",
         "price == " + "+".join("1" * 9000),

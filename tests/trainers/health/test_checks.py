@@ -1,4 +1,4 @@
-"""The training doctor: figures against independent formulas, and every check fires on a real run made sick on purpose."""
+"""Health checks of a training: figures against independent formulas, and every check fires on a real run made sick on purpose."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import torch
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.schema import FIRST_ROW, TRAIN, UNKNOWN
-from twotower.trainers.health.checks import CHECKS, Facts, diagnose, told
+from twotower.trainers.health.checks import CHECKS, ValidationStats, advice_lines, diagnose
 from twotower.trainers.health.measurements import (
     SAMPLE,
-    Contrast,
-    Spread,
-    contrast,
+    BatchStats,
+    VectorSpread,
+    batch_stats,
     effective_rank,
     mean_cosine,
     question_loss,
     spread,
     untrained,
 )
-from twotower.trainers.health.monitor import Doctor
+from twotower.trainers.health.monitor import HealthMonitor
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import parse_config
 
 TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
-WELL = Facts(
+WELL = ValidationStats(
     step=100,
     epoch=1,
     metric=0.1,
@@ -40,9 +40,9 @@ WELL = Facts(
     validation_loss=5.0,
     temperature=0.1,
     learns_temperature=True,
-    items=Spread(8.0, 0.4),
-    users=Spread(2.5, 0.7),
-    contrast=Contrast(0.05, 0.01, 500.0),
+    items=VectorSpread(8.0, 0.4),
+    users=VectorSpread(2.5, 0.7),
+    batch_stats=BatchStats(0.05, 0.01, 500.0),
     popularity_lift=0.2,
     popular_lift=0.9,
     coverage=0.5,
@@ -51,19 +51,23 @@ WELL = Facts(
 LATER = replace(WELL, step=200, epoch=2, metric=0.11)
 SICK: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("temperature", {"temperature": 0.01}, ("model.learn_temperature", "model.user_tower.dropout")),
-    ("temperature", {"temperature": 1.0, "items": Spread(8.0, -0.1), "users": Spread(8.0, 0.0)}, ("training.learning_rate",)),
-    ("collapse", {"items": Spread(8.0, 0.96)}, ("training.learning_rate",)),
-    ("collapse", {"users": Spread(8.0, 0.96)}, ("training.learning_rate",)),
-    ("dimensions", {"items": Spread(2.9, 0.4)}, ("hidden_dims", "training.negatives_per_positive")),
+    (
+        "temperature",
+        {"temperature": 1.0, "items": VectorSpread(8.0, -0.1), "users": VectorSpread(8.0, 0.0)},
+        ("training.learning_rate",),
+    ),
+    ("collapse", {"items": VectorSpread(8.0, 0.96)}, ("training.learning_rate",)),
+    ("collapse", {"users": VectorSpread(8.0, 0.96)}, ("training.learning_rate",)),
+    ("dimensions", {"items": VectorSpread(2.9, 0.4)}, ("hidden_dims", "training.negatives_per_positive")),
     ("popularity", {"popularity_lift": 0.7}, ("model.user_tower.history_dropout",)),
-    ("masked", {"contrast": Contrast(0.21, 0.0, 30.0)}, ("training.negatives_per_positive", "full_softmax")),
-    ("same_user", {"contrast": Contrast(0.0, 0.26, 30.0)}, ("training.batch_size", "training.view")),
+    ("masked", {"batch_stats": BatchStats(0.21, 0.0, 30.0)}, ("training.negatives_per_positive", "full_softmax")),
+    ("same_user", {"batch_stats": BatchStats(0.0, 0.26, 30.0)}, ("training.batch_size", "training.objective")),
     ("validation_loss", {"validation_loss": 5.2}, ("training.eval_metric",)),
     ("unknown", {"untrained": ("user.id",)}, ("model.user_tower.id_dropout",)),
 ]
 
 
-def names(*history: Facts) -> list[str]:
+def names(*history: ValidationStats) -> list[str]:
     return [advice.name for advice in diagnose(history)]
 
 
@@ -131,7 +135,7 @@ def test_no_check_is_left_out() -> None:
 
 
 def test_the_best_is_long_past() -> None:
-    def run(*metrics: float, loss: float = -0.1) -> list[Facts]:
+    def run(*metrics: float, loss: float = -0.1) -> list[ValidationStats]:
         return [replace(WELL, step=100 * (i + 1), epoch=i + 1, metric=m, training_loss=4 + loss * i) for i, m in enumerate(metrics)]
 
     assert names(*run(0.1, 0.2, 0.15, 0.14)) == []  # two validations may be chance
@@ -143,14 +147,14 @@ def test_the_best_is_long_past() -> None:
 
 
 def test_a_temperature_fixed_by_hand_and_a_loss_that_rises_with_a_falling_metric_are_not_meant() -> None:
-    fixed = replace(WELL, temperature=1.0, learns_temperature=False, items=Spread(8.0, 0.0), users=Spread(8.0, 0.0))
+    fixed = replace(WELL, temperature=1.0, learns_temperature=False, items=VectorSpread(8.0, 0.0), users=VectorSpread(8.0, 0.0))
     assert names(fixed, fixed) == []
     assert "validation_loss" not in names(WELL, replace(LATER, validation_loss=6.0, metric=0.05))
 
 
 def test_facts_come_back_from_json() -> None:
-    facts = replace(WELL, untrained=("item.id",), validation_loss=1 / 3)
-    assert Facts.of(json.loads(json.dumps(asdict(facts)))) == facts
+    stats = replace(WELL, untrained=("item.id",), validation_loss=1 / 3)
+    assert ValidationStats.of(json.loads(json.dumps(asdict(stats)))) == stats
 
 
 def test_the_last_word_of_each_advice_is_told() -> None:
@@ -160,7 +164,7 @@ def test_the_last_word_of_each_advice_is_told() -> None:
         {"step": 20, "advice": [{"name": "b", "message": "two."}, {"name": "a", "message": "again."}]},
         {"step": 1_000, "advice": []},
     ]
-    assert told(rows) == ["Step 20: again.", "Step 20: two."]
+    assert advice_lines(rows) == ["Step 20: again.", "Step 20: two."]
 
 
 # Real runs.
@@ -172,7 +176,7 @@ class Watched(TwoTowerTrainer):
     @property
     def rows(self) -> list[dict[str, Any]]:
         logged = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
-        return [row for row in logged if "facts" in row]
+        return [row for row in logged if "stats" in row]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +190,14 @@ Run = Callable[..., Watched]
 @pytest.fixture
 def run(dataset: Dataset, tmp_path: Path) -> Run:
     def train(on: Dataset = dataset, *, user: Any = None, item: Any = None, **training: Any) -> Watched:
-        common = {"batch_size": 256, "max_steps": 20, "eval_every": 0.5, "log_every": 1, "learning_rate": 0.01, "patience": 50}
+        common = {
+            "batch_size": 256,
+            "max_steps": 20,
+            "eval_every_epochs": 0.5,
+            "log_every": 1,
+            "learning_rate": 0.01,
+            "patience": 50,
+        }
         towers = {"user_tower": {**TOWER, **(user or {})}, "item_tower": {**TOWER, **(item or {})}}
         model = {**towers, "temperature": 0.1, "learn_temperature": True}
         trainer = Watched(on, parse_config({"model": model, "training": {**common, **training}}), tmp_path / "run")
@@ -197,15 +208,15 @@ def run(dataset: Dataset, tmp_path: Path) -> Run:
 
 
 def said(trainer: Watched) -> set[str]:
-    assert told(trainer.rows) or not trainer.doctor.said
-    return trainer.doctor.said
+    assert advice_lines(trainer.rows) or not trainer.health.warned
+    return trainer.health.warned
 
 
 def test_a_healthy_run_hears_nothing(run: Run) -> None:
     trainer = run(learning_rate=0.005)
     assert len(trainer.rows) == 3 and said(trainer) == set()
-    facts = trainer.doctor.history[-1]
-    assert facts.metric > 0.05 and 0 < facts.coverage <= 1 and facts.popular_lift > facts.popularity_lift
+    stats = trainer.health.history[-1]
+    assert stats.metric > 0.05 and 0 < stats.coverage <= 1 and stats.popular_lift > stats.popularity_lift
 
 
 def test_steps_far_too_large_are_seen(run: Run) -> None:
@@ -214,9 +225,9 @@ def test_steps_far_too_large_are_seen(run: Run) -> None:
 
 
 def test_a_batch_of_a_few_users_and_no_further_negatives_is_seen(run: Run) -> None:
-    trainer = run(view="causal", negatives_per_positive=0, batch_size=64, max_steps=2)
+    trainer = run(objective="next_event", negatives_per_positive=0, batch_size=64, max_steps=2)
     assert {"masked", "same_user"} <= said(trainer)
-    assert trainer.doctor.history[-1].contrast.negatives < 10
+    assert trainer.health.history[-1].batch_stats.negatives < 10
 
 
 def test_no_negatives_over_a_tiny_catalogue_are_seen(run: Run) -> None:
@@ -226,14 +237,14 @@ def test_no_negatives_over_a_tiny_catalogue_are_seen(run: Run) -> None:
 @pytest.mark.parametrize(("user", "item", "untrained"), [(0.0, 0.1, ["user.id"]), (0.1, 0.0, ["item.id"])])
 def test_ids_that_are_never_hidden_leave_unknown_untrained(run: Run, user: float, item: float, untrained: list[str]) -> None:
     trainer = run(user={"id_dropout": user}, item={"id_dropout": item}, max_steps=3)
-    assert said(trainer) == {"unknown"} and trainer.rows[-1]["facts"]["untrained"] == untrained
+    assert said(trainer) == {"unknown"} and trainer.rows[-1]["stats"]["untrained"] == untrained
 
 
 def test_a_resumed_doctor_remembers(run: Run) -> None:
     trainer = run(user={"id_dropout": 0.0}, item={"id_dropout": 0.0}, max_steps=3)
-    again = Doctor(trainer.model, trainer.dataset, trainer.held_out, trainer.config)
-    again.recall([{"step": 1, "loss": 3.0}, *trainer.rows])
-    assert again.history == trainer.doctor.history and again.said == {"unknown"}
+    again = HealthMonitor(trainer.model, trainer.dataset, trainer.held_out, trainer.config)
+    again.restore([{"step": 1, "loss": 3.0}, *trainer.rows])
+    assert again.history == trainer.health.history and again.warned == {"unknown"}
 
 
 def test_what_a_batch_contrasts_is_counted_right(run: Run) -> None:
@@ -256,8 +267,8 @@ def test_what_a_batch_contrasts_is_counted_right(run: Run) -> None:
         masked = sum(c != t and (u, c) in liked for u, t, c in pairs)
         left = sum(c != t and (u, c) not in liked for u, t, c in pairs)
         same = np.mean([user[a] == user[b] for a in range(len(user)) for b in range(len(user)) if a != b])
-        expected = Contrast(masked / len(pairs), float(same), left / len(user))
-        assert asdict(contrast(batch)) == pytest.approx(asdict(expected))
+        expected = BatchStats(masked / len(pairs), float(same), left / len(user))
+        assert asdict(batch_stats(batch)) == pytest.approx(asdict(expected))
 
 
 def test_the_row_unknown_is_untrained_until_it_moves(run: Run) -> None:
@@ -277,7 +288,7 @@ def test_vectors_too_narrow_for_the_catalogue_are_seen(run: Run) -> None:
 @pytest.mark.slow
 def test_learning_by_heart_is_seen(run: Run) -> None:
     """The loss on held-out visits rises long before the metric falls, and then training goes on for nothing."""
-    trainer = run(max_steps=300, eval_every=1.0)
+    trainer = run(max_steps=300, eval_every_epochs=1.0)
     assert {"validation_loss", "best_is_past"} <= said(trainer)
     heard = {one["name"]: row["step"] for row in reversed(trainer.rows) for one in row["advice"]}  # the first time of each
     assert heard["validation_loss"] < heard["best_is_past"]
@@ -291,5 +302,5 @@ def test_one_list_for_everybody_is_seen(run: Run, tmp_path: Path) -> None:
     (tmp_path / "visits.txt").write_text("".join(" ".join(line) + "\n" for line in lines))
     data = {"source": "sequences", "path": str(tmp_path), "sequences": {"train": "visits.txt"}}
     prepare(parse_config({"data": data, "prepare": {"split": {"kind": "leave_one_out"}, "text_dim": 0}}), tmp_path / "dataset")
-    trainer = run(Dataset.open(tmp_path / "dataset"), item={"initial_ids": "noise"}, max_steps=60, eval_every=1.0)
+    trainer = run(Dataset.open(tmp_path / "dataset"), item={"id_init": "random"}, max_steps=60, eval_every_epochs=1.0)
     assert "popularity" in said(trainer) and {"dimensions", "temperature"}.isdisjoint(said(trainer))

@@ -17,47 +17,49 @@ from twotower.cli import main
 from twotower.errors import TrainingError
 from twotower.models.layers.attention import AttentionBlock
 from twotower.models.towers.head import TowerHead
-from twotower.trainers.memory.activations import head_bytes, history_bytes_a_place
+from twotower.trainers.memory.activations import head_bytes, history_bytes_a_slot
 from twotower.trainers.memory.estimate import predict
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, human, is_out_of_memory, make_plan
-from twotower.trainers.memory.sizes import OWN_EVENT, facts_from_sizes
+from twotower.trainers.memory.sizes import OWN_EVENT, yelp_sizes
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config, load_config, parse_config
 
 LARGE = parse_config({"model": {"user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
 
 
-def facts(users: int = 2_000_000, items: int = 150_000, config=LARGE):
-    return facts_from_sizes(users, items, 7_000_000, config)
+def workload(users: int = 2_000_000, items: int = 150_000, config=LARGE):
+    return yelp_sizes(users, items, 7_000_000, config)
 
 
 def test_more_rows_take_more_and_more_processes_less_each():
-    small, large = (predict(facts(users=n), LARGE).peak for n in (1_000_000, 4_000_000))
+    small, large = (predict(workload(users=n), LARGE).peak for n in (1_000_000, 4_000_000))
     assert small < large
-    whole, half = (predict(facts(), LARGE, processes=n) for n in (1, 2))
+    whole, half = (predict(workload(), LARGE, processes=n) for n in (1, 2))
     assert half.weights < whole.weights
     assert whole.data - half.data == 7_000_000 * OWN_EVENT / 2, "each reads the histories of its own users"
 
 
 def test_without_a_validation_part_new_items_are_still_asked_for():
-    found, config = facts(items=50_000_000), parse_config({"prepare": {"split": {"valid": 0.0}}})
+    found, config = workload(items=50_000_000), parse_config({"prepare": {"split": {"valid": 0.0}}})
     assert 0 < predict(found, config).validation <= predict(found, parse_config({})).validation
 
 
 def test_a_row_updated_alone_has_eight_bytes_of_state_and_a_dense_one_two_moments():
-    dense = parse_config({"model": {"rows_from": 10**9, "user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
-    gap = predict(facts(config=dense), dense).optimiser - predict(facts(), LARGE).optimiser
+    dense = parse_config(
+        {"model": {"sparse_update_from_rows": 10**9, "user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}}
+    )
+    gap = predict(workload(config=dense), dense).optimiser - predict(workload(), LARGE).optimiser
     assert gap == pytest.approx(2_000_002 * (2 * 4 * 128 - 8), rel=0.01)
 
 
 def test_the_cheapest_change_in_time_comes_first():
     """Attention or both towers a second time before the storage of the tables."""
-    found = facts()
+    found = workload()
     peak = predict(found, LARGE, kind="cuda", precision="fp16").peak
     asked = [make_plan(found, LARGE, Machine("cuda", int(peak * share), "fp16")).settings for share in (1.0, 0.95, 0.6)]
     assert asked[0] == ()
     assert len(asked[1]) == 1 and "model.tables" not in asked[1][0]
-    assert any("micro_batch" in setting for setting in asked[2])
+    assert any("micro_batch_size" in setting for setting in asked[2])
     assert not any("batch_size" in setting for settings in asked for setting in settings)
 
 
@@ -69,7 +71,7 @@ def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machin
     if found := re.search(r"Allow ([\d.]+) GB", advice):
         return "budget", replace(machine, budget=math.ceil(float(found[1]) * GB * 1.01)), config
     if found := re.search(r"max_rows: (\d+) for (\S+) in", advice):
-        values["model"]["tables"][found[2]] = {"update": "rows", "dtype": "fp16", "max_rows": int(found[1])}
+        values["model"]["tables"][found[2]] = {"update": "sparse", "dtype": "fp16", "max_rows": int(found[1])}
         return "max_rows", machine, parse_config(values)
     found = re.search(r"--set training\.(\w+)=(\d+)\.$", advice)
     assert found, advice
@@ -88,10 +90,10 @@ def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machin
 def test_what_cannot_fit_is_refused_with_the_change_that_would(users, items, budget_gb, kind):
     machine = Machine("cuda", int(budget_gb * GB), "fp16")
     with pytest.raises(TrainingError, match=r"must fit into .*It takes .*even with") as refusal:
-        make_plan(facts(users, items), LARGE, machine)
+        make_plan(workload(users, items), LARGE, machine)
     named, machine, config = taken_up(str(refusal.value), machine, LARGE)
     assert named == kind, str(refusal.value)
-    assert make_plan(facts(users, items, config), config, machine).parts.peak <= machine.budget
+    assert make_plan(workload(users, items, config), config, machine).parts.peak <= machine.budget
 
 
 def test_the_plans_that_the_manual_shows_are_those_that_are_made():
@@ -103,7 +105,7 @@ def test_the_plans_that_the_manual_shows_are_those_that_are_made():
     huge, t4, p100 = (10**8, 10**7, 10**9), DEVICES["T4"], DEVICES["P100"]
     machines = [(yelp, sizes, t4, 1), (yelp, sizes, p100, 1), (wide, huge, t4, 16)]
     for column, (config, (users, items, events), budget, processes) in enumerate(machines):
-        parts = make_plan(facts_from_sizes(users, items, events, config), config, Machine("cuda", budget, "fp16", processes)).parts
+        parts = make_plan(yelp_sizes(users, items, events, config), config, Machine("cuda", budget, "fp16", processes)).parts
         each = " each" if processes > 1 else ""
         assert shown["weights"][column] == human(parts.weights) + each
         assert shown["optimiser"][column] == human(parts.optimiser)
@@ -168,7 +170,7 @@ def test_a_block_keeps_what_is_counted_for_it(dropout, causal):
     config = parse_config({"model": {"user_tower": {"dropout": dropout, "num_blocks": 1, "embedding_dim": 128}}})
     block, x = AttentionBlock(128, 4, dropout), torch.randn(1000, 128, requires_grad=True)
     _, kept = kept_bytes(block, x, torch.ones(1000, dtype=torch.bool), ((20, 50),), causal)
-    assert history_bytes_a_place(config, 4)[0] == pytest.approx(kept / 1000, rel=0.01)
+    assert history_bytes_a_slot(config, 4)[0] == pytest.approx(kept / 1000, rel=0.01)
 
 
 @pytest.mark.parametrize("interaction", ["dcn", "fm", "none"])
@@ -183,14 +185,14 @@ def test_a_head_keeps_what_is_counted_for_it(interaction, hidden):
 def test_a_micro_batch_takes_less_and_checkpointing_less_of_many_blocks():
     def work(**values):
         config = parse_config({"model": {"user_tower": {"num_blocks": 4}}, "training": {"batch_size": 8192, **values}})
-        return predict(facts(config=config), config).activations
+        return predict(workload(config=config), config).activations
 
-    assert work(micro_batch=512) < work(gradient_checkpointing=True) < work()
+    assert work(micro_batch_size=512) < work(gradient_checkpointing=True) < work()
 
 
 def test_what_is_chosen_can_be_asked_for_by_hand():
     """The lines of a plan, given to the command line, are the plan's settings."""
-    found = facts()
+    found = workload()
     peak = predict(found, LARGE).peak
     plan = make_plan(found, LARGE, Machine("cpu", int(0.5 * peak)))
     assert any("tables" in line for line in plan.settings)
@@ -205,7 +207,7 @@ from twotower.utils.hardware import status
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 step = TwoTowerTrainer._step
 def starve(self, batch, board):
-    if self.at.step >= 1:
+    if self.state.step >= 1:
         size = status("VmSize") + 2**20
         resource.setrlimit(resource.RLIMIT_AS, (size, -1))
     step(self, batch, board)
@@ -220,7 +222,12 @@ def test_a_run_that_memory_ends_names_what_would_have_fitted_and_keeps_its_check
     must be in that very epoch: the next begins with a new thread, and the C library ends a process that has no room for one."""
     small = ("model.user_tower", "model.item_tower")
     settings = [f"{tower}.{width}" for tower in small for width in ("embedding_dim=64", "hidden_dims=[64]")]
-    settings += ["training.batch_size=2048", "training.device=cpu", "training.save_every_s=0.001", "training.eval_every=100"]
+    settings += [
+        "training.batch_size=2048",
+        "training.device=cpu",
+        "training.checkpoint_every_s=0.001",
+        "training.eval_every_epochs=100",
+    ]
     given = [part for setting in (*settings, "training.eval_queries=100", "training.max_steps=100") for part in ("--set", setting)]
     command = [sys.executable, "-c", STARVED, "train", "--data", str(town.folder), "--out", str(tmp_path / "run"), *given]
     mapped = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # the C library keeps nothing that a step could find room in
@@ -228,6 +235,6 @@ def test_a_run_that_memory_ends_names_what_would_have_fitted_and_keeps_its_check
     said = ended.stderr.splitlines()[-1]
     assert ended.returncode == 2, ended.stderr
     assert "Training must fit into memory" in said
-    assert re.search(r"--set training\.memory_budget_gb=[\d.]+ --set training\.micro_batch=\d+", said)
+    assert re.search(r"--set training\.memory_budget_gb=[\d.]+ --set training\.micro_batch_size=\d+", said)
     assert "last.pt, is intact" in said
     assert 1 <= load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] < 100

@@ -238,7 +238,7 @@ def _repeats(flagged: ir.Table, key: str) -> bool:
 def _first_of_each(flagged: ir.Table, key: str) -> ir.Table:
     """`flagged`, where the later good rows of a key have that for their reason."""
     repeat = ibis.row_number().over(group_by=[key, flagged[REASON].isnull()], order_by=ROW) > 0
-    why = ibis.literal(f"{key} repeats that of an earlier row: ") + shown(flagged[key])
+    why = ibis.literal(f"{key} repeats that of an earlier row: ") + quoted(flagged[key])
     return flagged.mutate(flagged[REASON].coalesce(ibis.ifelse(repeat, why, ibis.null("string"))).name(REASON))
 
 
@@ -256,7 +256,7 @@ def missing(value: ir.StringValue) -> ir.BooleanValue:
     return (value.isnull() | (value == "")).fill_null(True)
 
 
-def shown(value: ir.StringValue) -> ir.StringValue:
+def quoted(value: ir.StringValue) -> ir.StringValue:
     """A value as it stands in a reason: quoted, and cut when long."""
     return ibis.literal("'") + value.substr(0, 60) + ibis.literal("'")
 

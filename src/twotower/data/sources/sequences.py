@@ -167,14 +167,14 @@ def _item(line: bytes) -> tuple[str, dict[str, Any]]:
         raise ValueError("not a whole JSON object with item") from None
     if not isinstance(row, dict) or row.get("item") in (None, ""):
         raise ValueError("item is missing")
-    place = [_number(row.get(name), name, limit) for name, limit in (("latitude", 90), ("longitude", 180))]
+    location = [_number(row.get(name), name, limit) for name, limit in (("latitude", 90), ("longitude", 180))]
     values: dict[str, Any] = {name: str(row[name]).strip() for name in ("name", "city", "state") if row.get(name)}
     categories = row.get("categories") or []
     names = categories.split(",") if isinstance(categories, str) else categories if isinstance(categories, list) else []
     return str(row["item"]), {
         **values,
-        "latitude": place[0],
-        "longitude": place[1],
+        "latitude": location[0],
+        "longitude": location[1],
         CATEGORIES: list(dict.fromkeys(str(name).strip() for name in names)),
     }
 

@@ -25,9 +25,9 @@ from twotower.data.sources.raw_tables import (
     interactions,
     listing,
     missing,
+    quoted,
     screen,
     seconds,
-    shown,
 )
 from twotower.data.sources.table_files import FORMS, Close, scan_file
 from twotower.errors import ConfigError, DataError
@@ -36,7 +36,7 @@ from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConf
 
 FILE_ORDERS = 1 << 50  # room in `order` for the rows of one file
 LAST_S = 4_102_444_800  # 2100
-MOST_STARS = 5
+MAX_STARS = 5
 DEFAULT_EVENT = "event"  # the type of every event of a table without a column for it
 ZONE = r"(\d\d:\d\d[\d:.]*)\s*([+-]\d\d):?(\d\d)?$"  # of "2024-05-01T12:00:00+02:00"
 SINCE, ELITE = "since_s", "elite"
@@ -122,16 +122,16 @@ class Fields:
         value = ibis.ifelse(value.isnan(), ibis.null("float64"), value)
         said_so = self.text(name).lower().isin(["nan", "null", "none", "na"])
         self.checks.append(
-            (self.text(name).notnull() & ~said_so & value.isnull(), f"{name} is no number: " + shown(self.text(name)))
+            (self.text(name).notnull() & ~said_so & value.isnull(), f"{name} is no number: " + quoted(self.text(name)))
         )
         out = value.isinf() if limit is None else value.abs() > limit
-        self.checks.append((out, f"{name} is out of range: " + shown(self.text(name))))
+        self.checks.append((out, f"{name} is out of range: " + quoted(self.text(name))))
         return value
 
     def stars(self, name: str) -> ir.FloatingValue:
         """A column on the scale of 0 to 5."""
         value = self.number(name)
-        self.checks.append((~value.between(0, MOST_STARS), f"{name} is not on the 0-{MOST_STARS} scale: " + shown(self.text(name))))
+        self.checks.append((~value.between(0, MAX_STARS), f"{name} is not on the 0-{MAX_STARS} scale: " + quoted(self.text(name))))
         return value
 
     def time(self, name: str, *, required: bool) -> ir.IntegerValue:
@@ -143,9 +143,9 @@ class Fields:
             hours, minutes = (text.re_extract(ZONE, part).try_cast("int64").fill_null(0) for part in (2, 3))
             sign = ibis.ifelse(text.re_extract(ZONE, 2).startswith("-"), -1, 1)
             time = seconds(text.re_replace(ZONE, r"\1")) - hours * 3600 - sign * minutes * 60
-        self.checks.append((text.notnull() & time.isnull(), f"{name} is no time: " + shown(text)))
-        self.checks.append((time < 0, f"{name} lies before 1970: " + shown(text)))
-        self.checks.append((time > LAST_S, f"{name} lies after 2100: " + shown(text)))
+        self.checks.append((text.notnull() & time.isnull(), f"{name} is no time: " + quoted(text)))
+        self.checks.append((time < 0, f"{name} lies before 1970: " + quoted(text)))
+        self.checks.append((time > LAST_S, f"{name} lies after 2100: " + quoted(text)))
         if required:
             self.checks.append((text.isnull(), f"{name} is missing"))
         return time
@@ -177,12 +177,12 @@ class Fields:
                 return parts
             vector = parts.map(lambda part: part.try_cast("float64"))
             bad = parts.length() != vector.filter(lambda number: number.abs() < float("inf")).length()
-            self.checks.append((bad, f"{name} is no list of numbers: " + shown(self.raw(name).cast("string"))))
+            self.checks.append((bad, f"{name} is no list of numbers: " + quoted(self.raw(name).cast("string"))))
             return vector
         text = self.text(name)
         if feature.kind == "hours":
             bad = text.notnull() & ~text.re_search(f"^[01]{{{HOURS_PER_WEEK}}}$")
-            self.checks.append((bad, f"{name} is not {HOURS_PER_WEEK} characters of 0 and 1: " + shown(text)))
+            self.checks.append((bad, f"{name} is not {HOURS_PER_WEEK} characters of 0 and 1: " + quoted(text)))
         return text
 
 

@@ -27,9 +27,9 @@ from twotower.data.sources.raw_tables import (
     listing,
     locate_json,
     missing,
+    quoted,
     screen,
     seconds,
-    shown,
 )
 from twotower.data.sources.yelp_business import read_businesses
 from twotower.errors import ConfigError, DataError, nearest
@@ -186,7 +186,7 @@ def _opinions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
     checks = [
         *_required(rows, keys, "user_id", "business_id", "date"),
         *_dated(rows["date"], time),
-        (given.notnull() & ~stars.between(1, 5).fill_null(False), "stars must be from 1 to 5, not " + shown(given)),
+        (given.notnull() & ~stars.between(1, 5).fill_null(False), "stars must be from 1 to 5, not " + quoted(given)),
     ]
     columns = {USER_ID: rows["user_id"], ITEM_ID: rows["business_id"], TIME: time, STARS: stars}
     columns[CHARS] = rows[TEXT].length().fill_null(0)
@@ -250,6 +250,6 @@ def _required(rows: ir.Table, read: list[str], *keys: str) -> list[Check]:
 def _dated(text: ir.StringValue, time: ir.IntegerValue, name: str = "date") -> list[Check]:
     """Bad are values that are no date, and dates Yelp cannot have seen."""
     return [
-        (text.notnull() & time.isnull(), f"{name} is no date: " + shown(text)),
-        (~time.between(FIRST_S, LAST_S), f"{name} lies before 2004 or after 2100: " + shown(text)),
+        (text.notnull() & time.isnull(), f"{name} is no date: " + quoted(text)),
+        (~time.between(FIRST_S, LAST_S), f"{name} lies before 2004 or after 2100: " + quoted(text)),
     ]

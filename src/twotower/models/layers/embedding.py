@@ -29,7 +29,7 @@ class EmbeddingTables(nn.ModuleDict):
             assert self.lookup(name).ids == ids, f"{name} is shared by fields of different sizes"
             return
         config = self.config.stored(name, ids)
-        self[_key(name)] = (RowTable if config.update == "rows" else Table)(name, ids, dim, config)
+        self[_key(name)] = (RowTable if config.update == "sparse" else Table)(name, ids, dim, config)
 
     def lookup(self, name: str) -> Table:
         """Return the table called `name`."""
@@ -49,10 +49,6 @@ class EmbeddingTables(nn.ModuleDict):
         for name in self.config.tables:
             if name not in known:
                 raise ConfigError(f"model.tables must name tables of the model. Got {name!r}.{nearest(name, known)}")
-
-    def by_rows(self) -> dict[str, RowTable]:
-        """Tables that are updated by rows."""
-        return {name: table for name, table in self.items() if isinstance(table, RowTable)}
 
 
 class GeoWaves(nn.Module):

@@ -88,7 +88,7 @@ class RowTable(Table):
     """What `scale` would be had no step been left out: known without asking the device, and no greater than `scale`."""
 
     def _make(self, name: str, dim: int, config: EmbeddingConfig) -> None:
-        held = distributed.owned(self.rows)
+        held = distributed.local_rows(self.rows)
         self.decay = config.weight_decay
         self.register_buffer("weight", _normal_rows(name, self.rows, dim, self.std, DTYPES[config.dtype]))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
@@ -99,7 +99,7 @@ class RowTable(Table):
     def read(self, row: Tensor) -> tuple[Tensor, Tensor]:
         """The distinct rows, as a matrix of their own that is remembered for `collect`."""
         distinct, at = distinct_rows(torch.cat([row.new_full((1,), PAD), row.flatten()]))
-        wide = distributed.ask_owners(distinct, self.weight)
+        wide = distributed.gather_rows(distinct, self.weight)
         wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
         leaf = wide * self.scale.to(wide.dtype)
         if torch.is_grad_enabled():
@@ -117,8 +117,8 @@ class RowTable(Table):
         row = torch.cat([torch.zeros(0, dtype=torch.int64, device=none.device), *(row for row, _ in used)])
         grad = torch.cat([none, *(grad for _, grad in used)])
         row, grad = _merged(row, grad)
-        if distributed.world() > 1:
-            row, grad = _merged(*distributed.tell_owners(row, grad))
+        if distributed.world_size() > 1:
+            row, grad = _merged(*distributed.scatter_rows(row, grad))
         self.merged = (row, grad)  # PAD among them, whose gradient is zero: padding gets none
         self.pending = []
         return grad.double().square().sum()
@@ -160,12 +160,12 @@ class RowTable(Table):
         """What a resumed run needs, of the whole table: its weights, their factor, and both numbers of each row."""
         held = {"weight": self.weight, "moments": self.moments}
         scales = {"scale": self.scale, "least_scale": torch.tensor(self.least_scale, dtype=torch.float64)}
-        return {name: distributed.whole(value, self.rows) for name, value in held.items()} | scales
+        return {name: distributed.gather_full(value, self.rows) for name, value in held.items()} | scales
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` returned, in any number of processes."""
         for name in ("weight", "moments"):
-            getattr(self, name).copy_(distributed.part_of(state[name]))
+            getattr(self, name).copy_(distributed.local_part(state[name]))
         self.scale.copy_(state["scale"])
         self.least_scale = float(state["least_scale"])
 
@@ -250,7 +250,7 @@ def distinct_rows(row: Tensor) -> tuple[Tensor, Tensor]:
     distinct rows first and PAD behind them. So it is where PyTorch's `unique` has no other choice, with several processes, whose
     messages need the number anyway.
     """
-    if row.device.type == "cpu" or distributed.world() > 1:
+    if row.device.type == "cpu" or distributed.world_size() > 1:
         distinct, at = torch.unique(row, return_inverse=True)
         return distinct, at
     return padded_distinct_rows(row)
@@ -272,13 +272,13 @@ def _merged(row: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def _normal_rows(name: str, rows: int, dim: int, std: float, dtype: torch.dtype) -> Tensor:
     """This process's rows of a random matrix, which is the same for any number of processes and is never held whole."""
-    held = torch.empty(distributed.owned(rows), dim, dtype=dtype)
+    held = torch.empty(distributed.local_rows(rows), dim, dtype=dtype)
     seed, filled = zlib.crc32(name.encode()) ^ (torch.initial_seed() & 0x7FFF_FFFF), 0
     for start in range(0, rows, _BLOCK):
         block = torch.randn(min(_BLOCK, rows - start), dim, generator=torch.Generator().manual_seed(seed * 1_000_003 + start)) * std
         if start == 0:
             block[:FIRST_ROW] = 0
-        mine = block[(distributed.rank() - start) % distributed.world() :: distributed.world()]
+        mine = block[(distributed.rank() - start) % distributed.world_size() :: distributed.world_size()]
         held[filled : filled + len(mine)] = mine
         filled += len(mine)
     return held

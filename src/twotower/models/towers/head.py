@@ -11,9 +11,9 @@ from twotower.models.layers.pooling import widened
 from twotower.utils.config import TowerConfig
 
 MLP_DROPOUT = 0.5  # of what the MLP reads: it learns products by heart where the straight path cannot
-LEAST = 1e-6
-"""Of a squared length. The gradient of a vector of zeros, as an item has of which nothing is known, is 1 / √LEAST times that of
-what comes behind: with less, clipping would undo the steps of all others, and a short type overflow."""
+MIN_SQUARED_NORM = 1e-6
+"""Of a squared length. The gradient of a vector of zeros, as an item has of which nothing is known, is 1 / √MIN_SQUARED_NORM times
+that of what comes behind: with less, clipping would undo the steps of all others, and a short type overflow."""
 
 
 class TowerHead(nn.Module):
@@ -22,7 +22,7 @@ class TowerHead(nn.Module):
     The straight path alone is matrix factorisation with features, which learns fast and generalises; the MLP's last layer starts
     at zero and adds what products of features know beyond it. With a single entry in `hidden_dims` there is no MLP, and no
     interaction. W is the identity where the widths agree. Nothing is normalised before the MLP: fields start small, and blowing
-    their noise up made it overfit. With `shrinkage`, whoever little is known of has a short vector, instead of a taste of full
+    their noise up made it overfit. With `norm_shrinkage`, whoever little is known of has a short vector, instead of a taste of full
     length made of noise.
     """
 
@@ -34,7 +34,7 @@ class TowerHead(nn.Module):
             linear = nn.Linear(dim, out, bias=False)
             nn.init.eye_(linear.weight)
             self.straight = linear
-        self.least = max(config.shrinkage**2, LEAST)
+        self.least = max(config.norm_shrinkage**2, MIN_SQUARED_NORM)
         self.mlp: nn.Module | None = None
         if hidden:
             interaction = INTERACTIONS[config.interaction](fields, dim, config.cross_layers)
@@ -47,7 +47,7 @@ class TowerHead(nn.Module):
             self.mlp = nn.Sequential(*layers, last)
 
     def forward(self, fields: Tensor) -> Tensor:
-        """Embeddings [n, F, d] → vectors float32 [n, D] of length one or, with `shrinkage`, below."""
+        """Embeddings [n, F, d] → vectors float32 [n, D] of length one or, with `norm_shrinkage`, below."""
         raw = self.raw(fields)
         return raw / self.divisor(raw)
 

@@ -40,10 +40,10 @@ class UserTower(nn.Module):
 
     def forward(self, fields: Tensor, items: Tensor, batch: UserBatch) -> Tensor:
         """Embeddings of the fields [Q, F, d] (id first), of the histories' distinct items [n, d] → vectors float32 [Q, D]."""
-        vectors: Tensor = self.head(self.beside_history(fields, self.visits(items, batch), batch))
+        vectors: Tensor = self.head(self.beside_history(fields, self.event_embeddings(items, batch), batch))
         return vectors
 
-    def visits(self, items: Tensor, batch: UserBatch) -> Tensor:
+    def event_embeddings(self, items: Tensor, batch: UserBatch) -> Tensor:
         """Every event as a vector [T, d]: its item, its type and its stars."""
         tokens = items[batch.history]
         return tokens + F.embedding(batch.event_type, self.event_type) + F.embedding(batch.stars, self.stars)

@@ -83,21 +83,21 @@ class Column:
         return found
 
 
-class Places:
+class GeoIndex:
     """Where the items are.
 
     Parameters
     ----------
-    places
+    locations
         float [n, 2]: latitude and longitude in degrees, both NaN where unknown.
     """
 
-    def __init__(self, places: NDArray[np.float64]) -> None:
-        self.known: Mask = np.asarray(np.isfinite(places).all(axis=1), np.bool_)
+    def __init__(self, locations: NDArray[np.float64]) -> None:
+        self.known: Mask = np.asarray(np.isfinite(locations).all(axis=1), np.bool_)
         items = np.flatnonzero(self.known)
-        self._items = items[np.argsort(places[items, 0], kind="stable")]
-        self._latitude = places[self._items, 0]
-        self._points = np.ascontiguousarray(points_km(places[self._items]).T)  # [3, known]
+        self._items = items[np.argsort(locations[items, 0], kind="stable")]
+        self._latitude = locations[self._items, 0]
+        self._points = np.ascontiguousarray(points_km(locations[self._items]).T)  # [3, known]
 
     def within(self, centre: Sequence[float], km: float) -> Mask:
         """Which items lie no farther than `km` from `centre` (latitude, longitude in degrees)."""

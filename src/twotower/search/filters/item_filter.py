@@ -23,13 +23,13 @@ import numpy as np
 import pyarrow as pa
 
 from twotower.errors import RequestError, nearest
-from twotower.features.item_columns import category_column, hours_column, place_columns, places
+from twotower.features.item_columns import category_column, hours_column, location_columns, locations
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, ITEM_ID, FeatureSpec
-from twotower.search.filters.column_index import Column, Hours, Places
+from twotower.search.filters.column_index import Column, GeoIndex, Hours
 from twotower.search.filters.parser import WORDS, parse_filter
-from twotower.search.filters.tree import MOST_SHOWN, Among, And, Compared, Node, Not, Open, Or, Part, Seen, Within, walk
-from twotower.search.filters.tree import check_place as check_place
-from twotower.utils.lru_cache import Recent
+from twotower.search.filters.tree import MAX_QUOTED_CHARS, Among, And, Compared, Node, Not, Open, Or, Part, Seen, Within, walk
+from twotower.search.filters.tree import check_location as check_location
+from twotower.utils.lru_cache import LRUCache
 from twotower.utils.types import Int, Mask
 
 ALIASES = {"attribute": "attributes", "id": ITEM_ID}
@@ -44,7 +44,7 @@ Truth = tuple[Mask, Mask]
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Context:
     """What a filter refers to besides the catalogue; None also where this one does not."""
 
     home: tuple[float, ...] | None
@@ -66,7 +66,7 @@ class ItemFilter:
 
     Attributes
     ----------
-    places
+    locations
         float64 [len(items), 2]: latitude and longitude in degrees, NaN where unknown.
     category, hours
         The columns of the categories and of the opening hours, or None.
@@ -74,12 +74,12 @@ class ItemFilter:
 
     def __init__(self, items: pa.Table, specs: Sequence[FeatureSpec] = (), *, offered: Mask | None = None) -> None:
         self.items, self.offered = items, offered
-        self.places = places(items, place_columns(items, specs))
+        self.locations = locations(items, location_columns(items, specs))
         self.category, self.hours = category_column(items, specs), hours_column(items, specs)
         self._aliases = ALIASES | ({"category": self.category, "categories": self.category} if self.category else {})
         self._columns: dict[str, Column] = {}
-        self._trees = Recent[tuple[Node, frozenset[type[Any]]]](CACHE_TREES)
-        self._masks = Recent[Mask](max(8, CACHE_BYTES // (len(items) + FIRST_ROW + KEY_BYTES)))
+        self._trees = LRUCache[tuple[Node, frozenset[type[Any]]]](CACHE_TREES)
+        self._masks = LRUCache[Mask](max(8, CACHE_BYTES // (len(items) + FIRST_ROW + KEY_BYTES)))
 
     def warm(self) -> None:
         """Make the usual columns ready now, instead of at the first filter that names them."""
@@ -87,11 +87,11 @@ class ItemFilter:
         for name in usual:
             if name and name in self.items.column_names:
                 self._column(name)
-        _ = self._places, self._hours, self._zones
+        _ = self._geo_index, self._hours, self._zones
 
     def compile(
         self,
-        where: str | dict[str, Any],
+        filter_: str | dict[str, Any],
         *,
         home: Sequence[float] | None = None,
         now: int | None = None,
@@ -101,7 +101,7 @@ class ItemFilter:
 
         Parameters
         ----------
-        where
+        filter_
             The filter, as text or as JSON.
         home
             Latitude and longitude that `within(km)` refers to.
@@ -113,49 +113,49 @@ class ItemFilter:
         Raises
         ------
         RequestError
-            The filter is not of the language, or asks for what the catalogue has not; message and `where` point at the part.
+            The filter is not of the language, or asks for what the catalogue has not; message and `location` point at the part.
         """
-        text = where if isinstance(where, str) else _written(where)
-        source, kept = (type(where), text), len(text) <= CACHE_CHARS
-        tree, kinds = (self._trees.get(source) or self._trees.put(source, _read(where))) if kept else _read(where)
-        asked = _Asked(
+        text = filter_ if isinstance(filter_, str) else _written(filter_)
+        source, kept = (type(filter_), text), len(text) <= CACHE_CHARS
+        tree, kinds = (self._trees.get(source) or self._trees.put(source, _read(filter_))) if kept else _read(filter_)
+        context = _Context(
             home=tuple(home) if home is not None and Within in kinds else None,
             now=None if now is None or Open not in kinds else now // 900 * 900,  # clocks differ by whole quarters of an hour
             seen=seen if Seen in kinds else None,
         )
-        key = (source, asked.home, asked.now)
-        kept = kept and asked.seen is None
+        key = (source, context.home, context.now)
+        kept = kept and context.seen is None
         if kept and (mask := self._masks.get(key)) is not None:
             return mask
         mask = np.zeros(len(self.items) + FIRST_ROW, np.bool_)
-        mask[FIRST_ROW:] = self._certain(tree, True, asked)
+        mask[FIRST_ROW:] = self._certain(tree, True, context)
         if self.offered is not None:
             mask &= self.offered
         mask.flags.writeable = False
         return self._masks.put(key, mask) if kept else mask
 
-    def _certain(self, node: Node, holds: bool, asked: _Asked) -> Mask:
+    def _certain(self, node: Node, holds: bool, context: _Context) -> Mask:
         """Which items certainly pass, or with `holds` False certainly fail."""
         if isinstance(node, Not):
-            return self._certain(node.part, not holds, asked)
+            return self._certain(node.part, not holds, context)
         if isinstance(node, And | Or):
             every = isinstance(node, And) is holds
             found = np.full(len(self.items), every)
             for part in node.parts:
-                mask = self._certain(part, holds, asked)
+                mask = self._certain(part, holds, context)
                 found = np.logical_and(found, mask, out=found) if every else np.logical_or(found, mask, out=found)
             return found
-        true, known = self._leaf(node, asked)
+        true, known = self._leaf(node, context)
         return true if holds else known & ~true
 
-    def _leaf(self, node: Among | Compared | Within | Open | Seen, asked: _Asked) -> Truth:
+    def _leaf(self, node: Among | Compared | Within | Open | Seen, context: _Context) -> Truth:
         if isinstance(node, Within):
-            return self._within(node, asked.home)
+            return self._within(node, context.home)
         if isinstance(node, Open):
-            return self._open(node, asked.now)
+            return self._open(node, context.now)
         if isinstance(node, Seen):
             found = np.zeros(len(self.items) + FIRST_ROW, np.bool_)
-            found[[] if asked.seen is None else asked.seen] = True
+            found[[] if context.seen is None else context.seen] = True
             return found[FIRST_ROW:], np.ones(len(self.items), np.bool_)
         return self._compare(node)
 
@@ -169,14 +169,14 @@ class ItemFilter:
         else:
             found = column.among(node.values) if isinstance(node, Among) else column.compare(node.bound, float(node.value))
             return found, column.known
-        raise RequestError(f"{rule}: {node.at}; column {node.column!r} is {column.type}.", where=node.at.where)
+        raise RequestError(f"{rule}: {node.at}; column {node.column!r} is {column.type}.", location=node.at.location)
 
     def _named(self, name: str, at: Part) -> str:
         names = self.items.column_names
         column = name if name in names else self._aliases.get(name, name)
         if column not in names:
             hint = nearest(name, [*names, *(["category"] if self.category else []), *WORDS])
-            raise RequestError(f"Unknown column {name[:MOST_SHOWN]!r} in {at}.{hint}", where=at.where)
+            raise RequestError(f"Unknown column {name[:MAX_QUOTED_CHARS]!r} in {at}.{hint}", location=at.location)
         return column
 
     def _column(self, name: str, at: Part | None = None) -> Column:
@@ -186,30 +186,32 @@ class ItemFilter:
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 kind = self.items[name].type
                 raise RequestError(
-                    f"Column {name!r} cannot be compared: it is {kind}. Found {at}.", where=None if at is None else at.where
+                    f"Column {name!r} cannot be compared: it is {kind}. Found {at}.", location=None if at is None else at.location
                 ) from None
         return self._columns[name]
 
     def _within(self, node: Within, home: Sequence[float] | None) -> Truth:
-        where = node.at.where
-        if not self._places.known.any():
-            raise RequestError(f"within needs items with places. This catalogue has none. Leave out {node.at}.", where=where)
+        location = node.at.location
+        if not self._geo_index.known.any():
+            raise RequestError(f"within needs items with places. This catalogue has none. Leave out {node.at}.", location=location)
         centre = home if node.near is None else node.near
         if centre is None:
             raise RequestError(
                 f"within(km) needs a history with places. This one has none. Give the point: {node.at}.",
-                where=where,
+                location=location,
             )
-        return self._places.within(centre, node.km), self._places.known
+        return self._geo_index.within(centre, node.km), self._geo_index.known
 
     def _open(self, node: Open, now: int | None) -> Truth:
         if self._hours is None:
-            raise RequestError(f"Opening hours are needed. This catalogue has none. Leave out {node.at}.", where=node.at.where)
+            raise RequestError(
+                f"Opening hours are needed. This catalogue has none. Leave out {node.at}.", location=node.at.location
+            )
         if node.hour is not None:
             return self._hours.at(node.hour), self._hours.known
         if now is None or not 0 <= now < LAST_MOMENT_S:
             raise RequestError(
-                f"Open now needs the moment of the request in seconds. Got {now}. Found {node.at}.", where=node.at.where
+                f"Open now needs the moment of the request in seconds. Got {now}. Found {node.at}.", location=node.at.location
             )
         if self._zones is None:
             return self._hours.at(_hour(now)), self._hours.known
@@ -221,8 +223,8 @@ class ItemFilter:
         return found, known & self._hours.known
 
     @cached_property
-    def _places(self) -> Places:
-        return Places(self.places)
+    def _geo_index(self) -> GeoIndex:
+        return GeoIndex(self.locations)
 
     @cached_property
     def _hours(self) -> Hours | None:
@@ -252,15 +254,15 @@ def _hour(time_s: int) -> int:
     return (time_s // 3600 + 3 * 24) % HOURS_PER_WEEK
 
 
-def _written(where: Any) -> str:
+def _written(filter_: Any) -> str:
     try:
-        return json.dumps(where)
+        return json.dumps(filter_)
     except (TypeError, ValueError, RecursionError):
         raise RequestError(
-            "A filter is a text, or JSON made of objects, lists, texts, numbers and truth values.", where=""
+            "A filter is a text, or JSON made of objects, lists, texts, numbers and truth values.", location=""
         ) from None
 
 
-def _read(where: str | dict[str, Any]) -> tuple[Node, frozenset[type[Any]]]:
-    tree = parse_filter(where)
+def _read(filter_: str | dict[str, Any]) -> tuple[Node, frozenset[type[Any]]]:
+    tree = parse_filter(filter_)
     return tree, frozenset(type(node) for node, _ in walk(tree))

@@ -13,7 +13,7 @@
 
 Several keys of a JSON object must all hold; `{}` holds for every item. Text is read by Python's own grammar (`ast.parse`); only the
 forms above pass, and nothing is ever executed. Promised: equal filters give equal trees in both notations, and whatever is given
-either gives a tree of at most `MOST_PARTS` parts or a `RequestError` that says where.
+either gives a tree of at most `MAX_PARTS` parts or a `RequestError` that says where.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from twotower.errors import RequestError, nearest
 from twotower.search.filters.tree import (
-    MOST_SHOWN,
+    MAX_QUOTED_CHARS,
     Among,
     And,
     Bound,
@@ -38,15 +38,15 @@ from twotower.search.filters.tree import (
     Seen,
     Value,
     Within,
-    check_place,
+    check_location,
     hour_of_week,
     join,
     walk,
 )
 
-MOST_CHARACTERS = 20_000  # of a text; Python's parser is recursive
-MOST_PARTS = 256
-MOST_DEPTH = 64
+MAX_CHARS = 20_000  # of a text; Python's parser is recursive
+MAX_PARTS = 256
+MAX_DEPTH = 64
 BOUNDS: dict[str, Bound] = {"min": ">=", "max": "<=", "above": ">", "below": "<"}
 CONDITIONS = ("any", "all", "none", *BOUNDS)
 WORDS = ("and", "or", "not", "within", "open", "open_now", "seen", "column")
@@ -55,26 +55,26 @@ _COMPARE: dict[type[ast.cmpop], Bound] = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$")
 
 
-def parse_filter(where: str | dict[str, Any]) -> Node:
+def parse_filter(filter_: str | dict[str, Any]) -> Node:
     """Return the tree of a filter given as text, or as JSON already loaded.
 
     Raises
     ------
     RequestError
-        It is not of the language, or too large; the message and its `where` point at the part.
+        It is not of the language, or too large; the message and its `location` point at the part.
     """
     try:
-        tree = _Text(where).tree() if isinstance(where, str) else _json(where, "")
+        tree = _Text(filter_).tree() if isinstance(filter_, str) else _json(filter_, "")
     except RecursionError:
         tree = None
-    if tree is None or any(number >= MOST_PARTS or depth > MOST_DEPTH for number, (_, depth) in enumerate(walk(tree))):
-        raise RequestError(f"A filter must have at most {MOST_PARTS} parts, nested at most {MOST_DEPTH} deep.", where="")
+    if tree is None or any(number >= MAX_PARTS or depth > MAX_DEPTH for number, (_, depth) in enumerate(walk(tree))):
+        raise RequestError(f"A filter must have at most {MAX_PARTS} parts, nested at most {MAX_DEPTH} deep.", location="")
     return tree
 
 
 def _within(km: Any, near: tuple[float, float] | None, at: Part) -> Within:
     if km < 0:
-        raise RequestError(f"within needs a distance in km, 0 or more. Got {km} in {at}.", where=at.where)
+        raise RequestError(f"within needs a distance in km, 0 or more. Got {km} in {at}.", location=at.location)
     return Within(float(km), near, at)
 
 
@@ -100,19 +100,19 @@ class _Text:
 
     def tree(self) -> Node:
         """The whole text as a tree."""
-        if len(self.text) > MOST_CHARACTERS:
+        if len(self.text) > MAX_CHARS:
             raise RequestError(
-                f"A filter's text has at most {MOST_CHARACTERS:,} characters. Got {len(self.text):,}. Give longer lists as JSON.",
-                where=MOST_CHARACTERS + 1,
+                f"A filter's text has at most {MAX_CHARS:,} characters. Got {len(self.text):,}. Give longer lists as JSON.",
+                location=MAX_CHARS + 1,
             )
         try:
             return self._visit(ast.parse(self.text, mode="eval").body)
         except (SyntaxError, ValueError, MemoryError) as error:
-            where = self.before + self._blamed(error) + 1
-            shown = self.text if len(self.text) <= MOST_SHOWN else self.text[:MOST_SHOWN] + "…"
+            location = self.before + self._blamed(error) + 1
+            shown = self.text if len(self.text) <= MAX_QUOTED_CHARS else self.text[:MAX_QUOTED_CHARS] + "…"
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deep"
             rule = 'A filter must read like `category == "Mexican" and within(5)`.'
-            raise RequestError(f"{rule} Cannot read {shown!r} at character {where}: {reason}.", where=where) from None
+            raise RequestError(f"{rule} Cannot read {shown!r} at character {location}: {reason}.", location=location) from None
 
     def _visit(self, node: ast.expr) -> Node:
         if isinstance(node, ast.BoolOp):
@@ -127,7 +127,8 @@ class _Text:
             return Seen() if node.id == "seen" else Open(None, self._part(node))
         part = self._part(node)
         raise RequestError(
-            f"A filter is made of comparisons, within(…), open_at(…), open_now, seen, and, or, not. Found {part}.", where=part.where
+            f"A filter is made of comparisons, within(…), open_at(…), open_now, seen, and, or, not. Found {part}.",
+            location=part.location,
         )
 
     def _compare(self, name: str, op: ast.cmpop, value: Value | list[Value], part: Part) -> Node:
@@ -137,16 +138,17 @@ class _Text:
         if type(op) in _COMPARE and not isinstance(value, list):
             return Compared(name, _COMPARE[type(op)], value, part)
         raise RequestError(
-            f"A comparison is one of == != in not in < <= > >= with a value that fits. Found {part}.", where=part.where
+            f"A comparison is one of == != in not in < <= > >= with a value that fits. Found {part}.", location=part.location
         )
 
     def _call(self, name: str, values: list[Any], part: Part) -> Node:
         if name == "within" and len(values) in (1, 3) and all(_is_number(value) for value in values):
-            return _within(values[-1], check_place(values[:-1], part) if len(values) == 3 else None, part)
+            return _within(values[-1], check_location(values[:-1], part) if len(values) == 3 else None, part)
         if name == "open_at" and len(values) == 1 and isinstance(values[0], str):
             return Open(hour_of_week(values[0], part), part)
         raise RequestError(
-            f'A filter knows within(km), within(latitude, longitude, km) and open_at("Fri 19:30"). Found {part}.', where=part.where
+            f'A filter knows within(km), within(latitude, longitude, km) and open_at("Fri 19:30"). Found {part}.',
+            location=part.location,
         )
 
     def _literal(self, node: ast.expr) -> Any:
@@ -158,12 +160,12 @@ class _Text:
         if all(_is_value(each) for each in listed):
             return listed if isinstance(value, list | tuple | set) else value
         part = self._part(node)
-        raise RequestError(f"A value must be a text in quotes, a number or a list of them. Found {part}.", where=part.where)
+        raise RequestError(f"A value must be a text in quotes, a number or a list of them. Found {part}.", location=part.location)
 
     def _part(self, node: ast.expr) -> Part:
         start = self._offset(node.lineno, self._characters(node.lineno, node.col_offset))
         end = self._offset(node.end_lineno, self._characters(node.end_lineno, node.end_col_offset))
-        return Part(self.before + start + 1, " ".join(self.text[start : min(end, start + MOST_SHOWN)].split()))
+        return Part(self.before + start + 1, " ".join(self.text[start : min(end, start + MAX_QUOTED_CHARS)].split()))
 
     def _characters(self, line: int | None, column: int | None) -> int:
         """Characters of a line before a column, which the parser counts in bytes."""
@@ -212,15 +214,15 @@ def _around(value: Any, path: str) -> Node:
     for key in around:
         if key not in ("km", "near"):
             inner = _key(path, key)
-            raise RequestError(f"within is made of km and near. Found {inner}.", where=inner)
+            raise RequestError(f"within is made of km and near. Found {inner}.", location=inner)
     at = Part(_key(path, "km") if isinstance(value, dict) else path, "within")
     if not _is_number(km := around.get("km")):
-        raise _wrong("within needs a distance in km, 0 or more", km, str(at.where))
+        raise _wrong("within needs a distance in km, 0 or more", km, str(at.location))
     near = around.get("near")
     inner = _key(path, "near")
     if near is not None and not (isinstance(near, list | tuple) and len(near) == 2 and all(map(_is_number, near))):
         raise _wrong("near is a list of latitude and longitude", near, inner)
-    return _within(km, None if near is None else check_place(near, Part(inner, "near")), at)
+    return _within(km, None if near is None else check_location(near, Part(inner, "near")), at)
 
 
 def _condition(column: str, value: Any, path: str) -> Node:
@@ -240,7 +242,7 @@ def _condition(column: str, value: Any, path: str) -> Node:
             among = Among(column, _values(wanted, inner), at)
             parts.append(among if key == "any" else Not(among))
         else:
-            raise RequestError(f"Unknown condition at {inner}.{nearest(str(key)[:MOST_SHOWN], CONDITIONS)}", where=inner)
+            raise RequestError(f"Unknown condition at {inner}.{nearest(str(key)[:MAX_QUOTED_CHARS], CONDITIONS)}", location=inner)
     if not parts:
         raise _wrong(f"A condition is a value, a list, or an object of {', '.join(CONDITIONS)}", value, path)
     return join(And, parts)
@@ -256,7 +258,7 @@ def _values(value: Any, path: str) -> tuple[Value, ...]:
 
 
 def _key(path: str, key: Any) -> str:
-    name = str(key)[:MOST_SHOWN]
+    name = str(key)[:MAX_QUOTED_CHARS]
     if not name.isidentifier():
         return f"{path}[{name!r}]"
     return f"{path}.{name}" if path else name
@@ -264,5 +266,5 @@ def _key(path: str, key: Any) -> str:
 
 def _wrong(rule: str, found: Any, path: str) -> RequestError:
     plain = isinstance(found, str | bool | float | None) or _is_number(found)
-    shown = repr(found)[:MOST_SHOWN] if plain else f"a {type(found).__name__}"
-    return RequestError(f"{rule}. Got {shown} at {Part(path, '')}.", where=path)
+    shown = repr(found)[:MAX_QUOTED_CHARS] if plain else f"a {type(found).__name__}"
+    return RequestError(f"{rule}. Got {shown} at {Part(path, '')}.", location=path)

@@ -14,7 +14,7 @@ from twotower.errors import RequestError
 
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 CLOCK = re.compile(r"([a-z]+)\s+([01]?[0-9]|2[0-3])(:[0-5][0-9])?")
-MOST_SHOWN = 80  # characters of a filter that an error quotes
+MAX_QUOTED_CHARS = 80  # characters of a filter that an error quotes
 
 Value = str | int | float
 Bound = Literal["<", "<=", ">", ">="]
@@ -22,13 +22,17 @@ Bound = Literal["<", "<=", ">", ">="]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a filter, for errors: `where` as in `RequestError`, and how it reads."""
+    """A part of a filter, for errors: `location` as in `RequestError`, and how it reads."""
 
-    where: str | int
+    location: str | int
     shown: str
 
     def __str__(self) -> str:
-        return f"{self.shown!r} at character {self.where}" if isinstance(self.where, int) else self.where or "the whole filter"
+        return (
+            f"{self.shown!r} at character {self.location}"
+            if isinstance(self.location, int)
+            else self.location or "the whole filter"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +118,19 @@ def walk(tree: Node) -> Iterator[tuple[Node, int]]:
         waiting += [(node.part, depth + 1)] if isinstance(node, Not) else []
 
 
-def check_place(place: Sequence[float], at: Part | None = None) -> tuple[float, float]:
-    """Return `place`, latitude and longitude in degrees, as it is.
+def check_location(location: Sequence[float], at: Part | None = None) -> tuple[float, float]:
+    """Return `location`, latitude and longitude in degrees, as it is.
 
     Raises
     ------
     RequestError
         They are out of range or not finite.
     """
-    latitude, longitude = (float(value) for value in place)
+    latitude, longitude = (float(value) for value in location)
     if not (abs(latitude) <= 90 and abs(longitude) <= 180):
         raise RequestError(
             f"A place is a latitude from -90 to 90 and a longitude from -180 to 180. Got {latitude}, {longitude}{_in(at)}.",
-            where=None if at is None else at.where,
+            location=None if at is None else at.location,
         )
     return latitude, longitude
 
@@ -143,7 +147,8 @@ def hour_of_week(text: str, at: Part | None = None) -> int:
     days = [number for number, day in enumerate(DAYS) if found and found[1] in (day, day[:3])]
     if not found or not days:
         raise RequestError(
-            f'A time must look like "Fri 19:30". Got {text[:MOST_SHOWN]!r}{_in(at)}.', where=None if at is None else at.where
+            f'A time must look like "Fri 19:30". Got {text[:MAX_QUOTED_CHARS]!r}{_in(at)}.',
+            location=None if at is None else at.location,
         )
     return days[0] * 24 + int(found[2])
 

@@ -5,9 +5,9 @@ const PATIENCE_MS = 15_000;
 
 /** Why there is no answer. `status` 0: the server was not reached. `wait_s`: after how many seconds asking again makes sense. */
 export class ApiError extends Error {
-  constructor(status, message, { where = null, wait_s = null, request = null } = {}) {
+  constructor(status, message, { location = null, wait_s = null, request = null } = {}) {
     super(message);
-    Object.assign(this, { status, where, wait_s, request });
+    Object.assign(this, { status, location, wait_s, request });
   }
 
   /** Whether the same request may well succeed later. */
@@ -35,10 +35,10 @@ async function call(path, { signal, body } = {}) {
 }
 
 function refusal(answer, content) {
-  const { message, where } = content?.error ?? {};
+  const { message, location } = content?.error ?? {};
   const wait_s = Number(answer.headers.get("retry-after")) || null;
   return new ApiError(answer.status, message ?? `The server answered ${answer.status}.`, {
-    where,
+    location,
     wait_s,
     request: content?.request_id,
   });

@@ -5,13 +5,13 @@ import { byPlace, History, Recommended } from "./cards.js";
 import { compare, inWords } from "./changes.js";
 import { Controls } from "./controls.js";
 import { $, announce, count, h, placeIcons } from "./dom.js";
-import { showFigures } from "./figures.js";
+import { showReport } from "./report.js";
 import { PlaceMap, placed } from "./map.js";
 import { combobox } from "./search.js";
-import { Sheet } from "./sheet.js";
-import { filterOf, fromHash, requestOf, START, toHash } from "./state.js";
-import { Switches } from "./switches.js";
-import { banner, latency, ListState, offer } from "./states.js";
+import { Details } from "./details.js";
+import { filterOf, fromHash, requestOf, START, toHash } from "./url_state.js";
+import { Tabs } from "./tabs.js";
+import { banner, latency, ListStatus, offer } from "./list_status.js";
 
 const MORE = 10; // places of one "more"
 const AROUND = 500; // places of the catalogue that give the map its ground
@@ -25,12 +25,12 @@ let asking = null; // what aborts the request under way
 let tries = 0;
 const known = new Map(); // item id → place, of whatever came by
 
-const lists = new ListState($("#list-state"), $("#list-column"));
+const lists = new ListStatus($("#list-state"), $("#list-column"));
 const history = new History($("#history"), { open, drop });
 const list = new Recommended($("#list"), { open, add, why });
 const map = new PlaceMap($("#map"), { open, pin: (near) => go({ near }, near ? "the pin was put" : "the pin was taken away") });
-const switches = new Switches({ tab: (tab) => go({ tab }, null) });
-const sheet = new Sheet($("#sheet"), api, {
+const tabs = new Tabs({ tab: (tab) => go({ tab }, null) });
+const details = new Details($("#details"), api, {
   add,
   ask: (place) => go({ near: [place.latitude, place.longitude] }, `asking from ${place.name}`),
   has,
@@ -44,10 +44,10 @@ function go(part, cause, { keep = false } = {}) {
   const address = location.pathname + location.search + toHash(state);
   if (address !== location.pathname + location.search + location.hash)
     window.history[keep ? "replaceState" : "pushState"](null, "", address);
-  sheet.close();
+  details.close();
   if (cause !== null) return refresh(cause);
   $("#toast").hidden = true;
-  return switches.show(state);
+  return tabs.show(state);
 }
 
 function add(place) {
@@ -70,7 +70,7 @@ function far(id) {
 }
 
 function open(id) {
-  sheet.open(id);
+  details.open(id);
 }
 
 /** Shows what is known at once, asks for the rest. A newer change gives up the older request. */
@@ -81,7 +81,7 @@ async function refresh(cause) {
   const { signal } = asking;
   const other = answer?.asked.user !== state.user;
   const asked = state;
-  switches.show(state);
+  tabs.show(state);
   lists.busy();
   if (other) list.loading();
   if (own.user !== state.user) history.loading();
@@ -106,8 +106,8 @@ async function start() {
   const found = await api.about();
   $("#catalogue").textContent = `${found.name} · ${count(found.items, "place")} · ${count(found.users, "user")}`;
   controls ??= new Controls($("#controls"), { filters: found.filters, change: (part, cause) => go(part, cause, { keep: true }) });
-  switches.hasMap(found.filters.has_places);
-  showFigures($("#figures"), found);
+  tabs.hasMap(found.filters.has_locations);
+  showReport($("#figures"), found);
   return found;
 }
 
@@ -152,7 +152,7 @@ function showHistory() {
   history.show(places);
   document.title = state.user ? `${state.user} · twotower` : "twotower";
   $("#history-note").textContent = state.user ? `of ${state.user}` : places.length ? "made by you" : "";
-  switches.counts({ history: n });
+  tabs.counts({ history: n });
   const empty = h(
     "div",
     { class: "state small" },
@@ -174,7 +174,7 @@ function show(found, asked, cause, other) {
   }
   banner(null);
   controls.refuse(null);
-  list.show(found.items, { moves: moved?.moves, hasMap: filters.has_places, scored: found.source === "model" });
+  list.show(found.items, { moves: moved?.moves, hasMap: filters.has_locations, scored: found.source === "model" });
   lists.done(found, { asked, filters, reset: () => $("#reset").click() });
   latency($("#latency"), found);
   told(moved, cause, found);
@@ -209,7 +209,7 @@ function drawMap(refit) {
       history: visits(),
       visits: [...own.events, ...state.added.map((id) => known.get(id) ?? {})],
       near: asked.near,
-      radius: about.filters.has_places ? asked.radius : null,
+      radius: about.filters.has_locations ? asked.radius : null,
     },
     { refit },
   );
@@ -223,7 +223,7 @@ function drawMap(refit) {
 
 /** Asks once for each asker for many more places: they are the ground of the map. Nothing is said when it fails. */
 async function ground(asked, signal) {
-  if (!about.filters.has_places || map.groundOf === asked.user) return;
+  if (!about.filters.has_locations || map.groundOf === asked.user) return;
   const wide = { ...START, user: asked.user, added: asked.added, near: asked.near, k: AROUND, seen: true };
   try {
     const { items } = await api.recommend(requestOf(wide, about.filters), signal);
@@ -308,13 +308,13 @@ function listen() {
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || event.target.closest("input, dialog, select") || state.tab !== "places") return;
     event.preventDefault();
-    switches.side("history");
+    tabs.side("history");
     $("#place-find").focus();
   });
   window.addEventListener("popstate", () => {
     const before = state;
     state = fromHash(location.hash);
-    if (toHash({ ...before, tab: state.tab }) === toHash(state)) switches.show(state);
+    if (toHash({ ...before, tab: state.tab }) === toHash(state)) tabs.show(state);
     else refresh("going back");
   });
   linked();

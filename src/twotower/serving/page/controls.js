@@ -2,7 +2,7 @@
 // words too. A control that this catalogue has no use for is not there.
 
 import { $, h, settled } from "./dom.js";
-import { now, RADII, tuned, untuned } from "./state.js";
+import { now, RADII, tuned, untuned } from "./url_state.js";
 
 const PAUSE_MS = 140; // a slider that is still moving does not ask yet
 
@@ -14,7 +14,7 @@ export class Controls {
     for (const [name, there] of Object.entries({
       categories: this.categories.length,
       price: filters.has_price,
-      radius: filters.has_places,
+      radius: filters.has_locations,
       open: filters.has_hours,
     }))
       $(`[data-filter=${name}]`, form).hidden = !there;
@@ -103,7 +103,7 @@ export class Controls {
     const box = $("#refusal");
     box.hidden = !error;
     if (!error) return;
-    const place = /\d+/.exec(String(error.where ?? ""))?.[0];
+    const place = /\d+/.exec(String(error.location ?? ""))?.[0];
     const marked = place && text ? h("pre", {}, `${text}\n${" ".repeat(Math.max(0, Number(place) - 1))}^`) : null;
     box.replaceChildren(h("b", {}, "This request cannot be answered. "), error.message, ...(marked ? [marked] : []));
   }

@@ -1,8 +1,8 @@
-"""The training doctor: what each validation finds out about a run's health, and plain advice about it.
+"""Health checks of a training: what each validation finds out about a run's health, and plain advice about it.
 
-Enters: `Facts`, one for each validation (`monitor.py` finds them). Leaves: `Advice`, from their history.
+Enters: `ValidationStats`, one for each validation (`monitor.py` finds them). Leaves: `Advice`, from their history.
 
-Promise: `diagnose` is a pure function of the facts it is given. Every threshold is a constant here, with its reason beside it.
+Promise: `diagnose` is a pure function of the statistics it is given. Every threshold is a constant here, with its reason beside it.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from functools import partial
 from typing import Any
 
 from twotower.models.two_tower import TEMPERATURE_RANGE
-from twotower.trainers.health.measurements import ID_TABLES, MOVED, Contrast, Spread
+from twotower.trainers.health.measurements import ID_TABLES, MOVED, BatchStats, VectorSpread
 
-LATELY = 2
+CONSECUTIVE_VALIDATIONS = 2
 """Validations in a row that must agree: a run's first figures pass, and one validation may be chance."""
 AT_CLAMP = 1.01
 """Within one percent of a bound the temperature counts as clamped: a step of Adam moves it by about as much."""
-LEAST_SPREAD = 0.5
+MIN_SPREAD_NATS = 0.5
 """Nats. Where the scores of two vectors differ by less, the softmax prefers one less than e^0.5 = 1.6 times: it is almost flat.
 Healthy runs over simulated towns had 1.6 and more, at temperatures from 0.01 to 0.12; runs whose vectors had fallen together had
 0.25 and less."""
-LEAST_RANK = 3.0
+MIN_RANK = 3.0
 """Directions. With fewer, popularity and one taste are all that tells items apart. Healthy runs over towns had 3.5
 and more."""
-MOST_POPULAR = 0.75
+MAX_POPULARITY_SHARE = 0.75
 """Of the popularity lift of one list for everybody: lists that go three quarters of that way are hardly personal. Healthy runs over
 towns stayed below half, runs over visits without any taste came to 0.8 and more."""
-MOST_MASKED = 0.2
+MAX_MASKED_SHARE = 0.2
 """Share. Where one candidate in five is known as a positive of the user, many more are without our knowing, and are pushed away."""
-MOST_SAME_USER = 0.25
+MAX_SAME_USER_SHARE = 0.25
 """Share of pairs; its inverse is how many users a batch is worth: fewer than four, and a step follows the taste of a few."""
 RISEN = 0.05
 """Nats by which the validation loss must stand above its lowest: 5 % of the perplexity."""
@@ -40,7 +40,7 @@ PAST_VALIDATIONS, PAST_SHARE = 3, 1 / 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class ValidationStats:
     """What one validation found.
 
     Attributes
@@ -53,7 +53,7 @@ class Facts:
         Nats: mean since the validation before; `question_loss`.
     temperature, learns_temperature
         Its value; whether it is trained.
-    items, users, contrast
+    items, users, batch_stats
         See their types.
     popularity_lift, popular_lift
         `metrics.popularity_lift` of the lists recommended, and of those of the baseline "popular" for the same questions.
@@ -70,18 +70,22 @@ class Facts:
     validation_loss: float
     temperature: float
     learns_temperature: bool
-    items: Spread
-    users: Spread
-    contrast: Contrast
+    items: VectorSpread
+    users: VectorSpread
+    batch_stats: BatchStats
     popularity_lift: float
     popular_lift: float
     coverage: float
     untrained: tuple[str, ...]
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Facts:
+    def of(cls, values: Mapping[str, Any]) -> ValidationStats:
         """What `dataclasses.asdict` took apart, and JSON may have carried."""
-        parts = {"items": Spread(**values["items"]), "users": Spread(**values["users"]), "contrast": Contrast(**values["contrast"])}
+        parts = {
+            "items": VectorSpread(**values["items"]),
+            "users": VectorSpread(**values["users"]),
+            "batch_stats": BatchStats(**values["batch_stats"]),
+        }
         return cls(**{**values, **parts, "untrained": tuple(values["untrained"])})
 
 
@@ -93,13 +97,13 @@ class Advice:
     message: str
 
 
-def diagnose(history: Sequence[Facts]) -> list[Advice]:
+def diagnose(history: Sequence[ValidationStats]) -> list[Advice]:
     """Everything that the latest of the validations, oldest first, gives reason to say."""
     found = [(name, check(history)) for name, check in CHECKS.items()] if history else []
     return [Advice(name, message) for name, message in found if message]
 
 
-def told(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def advice_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The last message of every advice in rows {"step", "advice": [{"name", "message"}, …]} of a training log, in the order of
     their first."""
     last: dict[str, str] = {}
@@ -108,12 +112,16 @@ def told(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(last.values())
 
 
-def _temperature(history: Sequence[Facts]) -> str | None:
+def _temperature(history: Sequence[ValidationStats]) -> str | None:
     low, high = TEMPERATURE_RANGE
     now = history[-1].temperature
-    if not _lately(history, lambda facts: facts.learns_temperature and not low * AT_CLAMP < facts.temperature < high / AT_CLAMP):
+    if not _persistently(
+        history, lambda stats: stats.learns_temperature and not low * AT_CLAMP < stats.temperature < high / AT_CLAMP
+    ):
         return None
-    measured = f"The temperature is {now:.3g}, at a bound of its range of {low:g} to {high:g}, for {LATELY} validations."
+    measured = (
+        f"The temperature is {now:.3g}, at a bound of its range of {low:g} to {high:g}, for {CONSECUTIVE_VALIDATIONS} validations."
+    )
     if now < 2 * low:
         return (
             f"{measured} The model wants to be surer than it may, as when it learns the training part by heart. Lower "
@@ -127,77 +135,80 @@ def _temperature(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _collapse(history: Sequence[Facts]) -> str | None:
-    sides: dict[str, Callable[[Facts], Spread]] = {"items": lambda facts: facts.items, "users": lambda facts: facts.users}
+def _collapse(history: Sequence[ValidationStats]) -> str | None:
+    sides: dict[str, Callable[[ValidationStats], VectorSpread]] = {
+        "items": lambda stats: stats.items,
+        "users": lambda stats: stats.users,
+    }
     for name, of in sides.items():
-        if not _lately(history, partial(_fallen_together, of)):
+        if not _persistently(history, partial(_fallen_together, of)):
             continue
         now, temperature = of(history[-1]), history[-1].temperature
         return (
             f"The vectors of the {name} have fallen together: their mean cosine is {now.cosine:.3f}. At temperature "
-            f"{temperature:.3g} two of them differ by {_nats(now, temperature):.2g} nats, less than {LEAST_SPREAD:g}. Lower "
+            f"{temperature:.3g} two of them differ by {_nats(now, temperature):.2g} nats, less than {MIN_SPREAD_NATS:g}. Lower "
             "training.learning_rate, or a model.temperature that is not learned. Where popularity is all there is, it is so."
         )
     return None
 
 
-def _fallen_together(of: Callable[[Facts], Spread], facts: Facts) -> bool:
-    return _nats(of(facts), facts.temperature) < LEAST_SPREAD
+def _fallen_together(of: Callable[[ValidationStats], VectorSpread], stats: ValidationStats) -> bool:
+    return _nats(of(stats), stats.temperature) < MIN_SPREAD_NATS
 
 
-def _dimensions(history: Sequence[Facts]) -> str | None:
+def _dimensions(history: Sequence[ValidationStats]) -> str | None:
     """Jing et al., "Understanding Dimensional Collapse in Contrastive Self-supervised Learning" (ICLR 2022).
 
     Of the items alone: users may well differ in little but where they live, as long as the items can be told apart.
     """
-    if not _lately(history, lambda facts: facts.items.rank < LEAST_RANK):
+    if not _persistently(history, lambda stats: stats.items.rank < MIN_RANK):
         return None
     return (
-        f"The vectors of the items use {history[-1].items.rank:.1f} directions (effective rank), fewer than {LEAST_RANK:g}. Widen "
+        f"The vectors of the items use {history[-1].items.rank:.1f} directions (effective rank), fewer than {MIN_RANK:g}. Widen "
         "the last of hidden_dims of model.user_tower and model.item_tower where it is small, raise "
         "training.negatives_per_positive, and lower training.learning_rate, or model.temperature if it is near 1."
     )
 
 
-def _popularity(history: Sequence[Facts]) -> str | None:
-    def hardly_personal(facts: Facts) -> bool:
-        return facts.popular_lift > 0 and facts.popularity_lift > MOST_POPULAR * facts.popular_lift
+def _popularity(history: Sequence[ValidationStats]) -> str | None:
+    def hardly_personal(stats: ValidationStats) -> bool:
+        return stats.popular_lift > 0 and stats.popularity_lift > MAX_POPULARITY_SHARE * stats.popular_lift
 
-    if not _lately(history, hardly_personal):
+    if not _persistently(history, hardly_personal):
         return None
     now = history[-1]
     return (
         f"What is recommended is nearly one list for everybody: its popularity lift is {now.popularity_lift:.2f}, more than "
-        f"{MOST_POPULAR:g} of the {now.popular_lift:.2f} that the most popular items have, and it shows {now.coverage:.1%} of the "
-        "catalogue. Users hardly count: lower model.user_tower.history_dropout, dropout and id_dropout, or model.popularity_prior, "
-        "train longer, or use training.loss: infonce with more training.negatives_per_positive."
+        f"{MAX_POPULARITY_SHARE:g} of the {now.popular_lift:.2f} that the most popular items have, and it shows "
+        f"{now.coverage:.1%} of the catalogue. Users hardly count: lower model.user_tower.history_dropout, dropout and id_dropout, "
+        "or model.popularity_prior, train longer, or use training.loss: infonce with more training.negatives_per_positive."
     )
 
 
-def _masked(history: Sequence[Facts]) -> str | None:
-    now = history[-1].contrast
-    if now.masked <= MOST_MASKED:
+def _masked(history: Sequence[ValidationStats]) -> str | None:
+    now = history[-1].batch_stats
+    if now.masked <= MAX_MASKED_SHARE:
         return None
     return (
-        f"{now.masked:.1%} of the candidates of an example are its own user's positives, more than {MOST_MASKED:.0%}; they are "
-        f"left out, and {now.negatives:.0f} negatives remain. Raise training.negatives_per_positive or use training.loss: "
-        "full_softmax, and in the causal view raise training.batch_size. Nothing helps where "
+        f"{now.masked:.1%} of the candidates of an example are its own user's positives, more than {MAX_MASKED_SHARE:.0%}; they "
+        f"are left out, and {now.negatives:.0f} negatives remain. Raise training.negatives_per_positive or use training.loss: "
+        "full_softmax, and with training.objective: next_event raise training.batch_size. Nothing helps where "
         "everybody has visited much of the catalogue."
     )
 
 
-def _same_user(history: Sequence[Facts]) -> str | None:
-    now = history[-1].contrast
-    if now.same_user <= MOST_SAME_USER:
+def _same_user(history: Sequence[ValidationStats]) -> str | None:
+    now = history[-1].batch_stats
+    if now.same_user <= MAX_SAME_USER_SHARE:
         return None
     return (
-        f"{now.same_user:.1%} of the pairs of examples in a batch belong to one user, more than {MOST_SAME_USER:.0%}: it is "
-        f"worth {1 / now.same_user:.1f} users. Raise training.batch_size (training.micro_batch bounds the memory), or use "
-        "training.view: set."
+        f"{now.same_user:.1%} of the pairs of examples in a batch belong to one user, more than {MAX_SAME_USER_SHARE:.0%}: it is "
+        f"worth {1 / now.same_user:.1f} users. Raise training.batch_size (training.micro_batch_size bounds the memory), or use "
+        "training.objective: any_event."
     )
 
 
-def _validation_loss(history: Sequence[Facts]) -> str | None:
+def _validation_loss(history: Sequence[ValidationStats]) -> str | None:
     lowest = min(range(len(history)), key=lambda i: history[i].validation_loss)
     best = max(range(len(history)), key=lambda i: history[i].metric)
     now, low = history[-1], history[lowest]
@@ -211,7 +222,7 @@ def _validation_loss(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _best_is_past(history: Sequence[Facts]) -> str | None:
+def _best_is_past(history: Sequence[ValidationStats]) -> str | None:
     best = max(range(len(history)), key=lambda i: history[i].metric)
     past, now = len(history) - 1 - best, history[-1]
     share = 1 - history[best].step / now.step if now.step else 0.0
@@ -231,7 +242,7 @@ def _best_is_past(history: Sequence[Facts]) -> str | None:
     )
 
 
-def _unknown(history: Sequence[Facts]) -> str | None:
+def _unknown(history: Sequence[ValidationStats]) -> str | None:
     untrained = history[-1].untrained
     if not untrained:
         return None
@@ -242,7 +253,7 @@ def _unknown(history: Sequence[Facts]) -> str | None:
     )
 
 
-CHECKS: dict[str, Callable[[Sequence[Facts]], str | None]] = {
+CHECKS: dict[str, Callable[[Sequence[ValidationStats]], str | None]] = {
     "temperature": _temperature,
     "collapse": _collapse,
     "dimensions": _dimensions,
@@ -255,10 +266,10 @@ CHECKS: dict[str, Callable[[Sequence[Facts]], str | None]] = {
 }
 
 
-def _lately(history: Sequence[Facts], sick: Callable[[Facts], bool]) -> bool:
-    return len(history) >= LATELY and all(sick(facts) for facts in history[-LATELY:])
+def _persistently(history: Sequence[ValidationStats], sick: Callable[[ValidationStats], bool]) -> bool:
+    return len(history) >= CONSECUTIVE_VALIDATIONS and all(sick(stats) for stats in history[-CONSECUTIVE_VALIDATIONS:])
 
 
-def _nats(spread: Spread, temperature: float) -> float:
+def _nats(spread: VectorSpread, temperature: float) -> float:
     """By how much the score of one vector falls, on average, where it is exchanged for another."""
     return (1 - spread.cosine) / temperature

@@ -28,7 +28,7 @@ MOVED = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class VectorSpread:
     """How the directions of a sample of vectors lie: `effective_rank` and `mean_cosine`."""
 
     rank: float
@@ -36,7 +36,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
+class BatchStats:
     """What a batch contrasts.
 
     Attributes
@@ -54,11 +54,11 @@ class Contrast:
     negatives: float
 
 
-def spread(vectors: Tensor) -> Spread:
+def spread(vectors: Tensor) -> VectorSpread:
     """How at most `SAMPLE` of the vectors [n, D], taken at equal distances, lie."""
     some = vectors[:: -(-len(vectors) // SAMPLE)] if len(vectors) else vectors
     some = torch.nn.functional.normalize(some.double(), dim=-1)
-    return Spread(effective_rank(some), mean_cosine(some))
+    return VectorSpread(effective_rank(some), mean_cosine(some))
 
 
 def effective_rank(vectors: Tensor) -> float:
@@ -85,17 +85,17 @@ def mean_cosine(vectors: Tensor) -> float:
     return float((wide.sum(dim=0).square().sum() - wide.square().sum()) / (size * (size - 1)))
 
 
-def contrast(batch: TrainBatch) -> Contrast:
+def batch_stats(batch: TrainBatch) -> BatchStats:
     """What a batch (this process's share of it) contrasts."""
     counted, stands = batch.weight > 0, batch.log_weight > float("-inf")  # as a negative, and not as somebody's positive alone
     examples, candidates = int(counted.sum()), int(stands.sum())
     if not examples:  # a process may have no share of a small batch
-        return Contrast(0.0, 0.0, float(candidates))
+        return BatchStats(0.0, 0.0, float(candidates))
     masked = int((counted[batch.masked.example] & stands[batch.masked.column]).sum())
     _, of_user = torch.unique(torch.cat([part.user_row for part in batch.users])[counted], return_counts=True)
     same = float((of_user * (of_user - 1)).sum()) / max(examples * (examples - 1), 1)
     negatives = candidates - float(stands[batch.target[counted]].double().mean()) - masked / examples
-    return Contrast(masked / max(examples * candidates, 1), same, negatives)
+    return BatchStats(masked / max(examples * candidates, 1), same, negatives)
 
 
 def question_loss(users: Tensor, items: Tensor, target_offsets: Int, target_row: Int, temperature: float) -> float:

@@ -1,4 +1,4 @@
-"""The training doctor's visits: at each validation of a run, its figures are taken, judged, logged and remembered.
+"""Health checks of a training: at each validation of a run, its figures are taken, judged, logged and remembered.
 
 Enters: the model, its answers to the validation questions, a batch. Leaves: a row of the training log.
 
@@ -19,8 +19,8 @@ from twotower.evaluation.evaluator import Evaluation, evaluate
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import TwoTower
 from twotower.schema import FIRST_ROW
-from twotower.trainers.health.checks import Facts, diagnose
-from twotower.trainers.health.measurements import SAMPLE, contrast, question_loss, spread, untrained
+from twotower.trainers.health.checks import ValidationStats, diagnose
+from twotower.trainers.health.measurements import SAMPLE, batch_stats, question_loss, spread, untrained
 from twotower.utils import distributed
 from twotower.utils.config import Config
 from twotower.utils.console import log
@@ -28,21 +28,21 @@ from twotower.utils.console import log
 BEYOND_K = 10  # length of the lists whose popularity is looked at
 
 
-class Doctor:
+class HealthMonitor:
     """Examines a run at each of its validations, and remembers.
 
     Parameters
     ----------
     model
-        All processes of a run make their doctor together.
+        All processes of a run make their monitor together.
     held_out
         The validation questions.
     """
 
     def __init__(self, model: TwoTower, dataset: Dataset, held_out: HeldOut, config: Config) -> None:
         self.model, self.dataset, self.held_out, self.config = model, dataset, held_out, config
-        self.history: list[Facts] = []
-        self.said: set[str] = set()
+        self.history: list[ValidationStats] = []
+        self.warned: set[str] = set()
 
     @cached_property
     def popular_lift(self) -> float:
@@ -51,17 +51,17 @@ class Doctor:
         popular = evaluate(Popular(self.dataset), self.held_out, self.dataset, settings, metrics=[metric], beyond_k=BEYOND_K)
         return popular.beyond[f"popularity_lift@{BEYOND_K}"]
 
-    def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Remember what was found and said up to where a resumed run goes on, from the rows that `visit` returned."""
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Remember what was found and said up to where a resumed run goes on, from the rows that `check` returned."""
         for row in rows:
-            if "facts" in row:
-                self.history.append(Facts.of(row["facts"]))
-                self.said |= {advice["name"] for advice in row["advice"]}
+            if "stats" in row:
+                self.history.append(ValidationStats.of(row["stats"]))
+                self.warned |= {advice["name"] for advice in row["advice"]}
 
-    def visit(
+    def check(
         self, retriever: NeuralRetriever, judged: Evaluation, batch: TrainBatch, *, step: int, epoch: int, training_loss: float
     ) -> dict[str, Any]:
-        """Look at a run, and tell the log what is new. All processes of a run visit together.
+        """Look at a run, and tell the log what is new. All processes of a run check together.
 
         Parameters
         ----------
@@ -70,17 +70,17 @@ class Doctor:
         batch
             Any training batch.
         training_loss
-            Mean nats since the visit before.
+            Mean nats since the check before.
 
         Returns
         -------
         dict
-            A row of the training log: "step", "epoch", "facts", "advice" (a list of {"name", "message"}, all that holds now).
+            A row of the training log: "step", "epoch", "stats", "advice" (a list of {"name", "message"}, all that holds now).
         """
         vectors, temperature = retriever.index.vectors, float(self.model.temperature().detach())
         users = retriever.encode(self.held_out.queries.slice(0, SAMPLE))
         answers = self.held_out.target_offsets, self.held_out.target_row
-        found = Facts(
+        found = ValidationStats(
             step=step,
             epoch=epoch,
             metric=judged.mean(self.config.training.eval_metric),
@@ -90,7 +90,7 @@ class Doctor:
             learns_temperature=self.config.model.learn_temperature,
             items=spread(vectors[FIRST_ROW : FIRST_ROW + self.dataset.n_train_items, :-1]),  # the last number is no direction
             users=spread(users[:, :-1]),
-            contrast=contrast(batch),
+            batch_stats=batch_stats(batch),
             popularity_lift=judged.beyond[f"popularity_lift@{BEYOND_K}"],
             popular_lift=self.popular_lift,
             coverage=judged.beyond[f"coverage@{BEYOND_K}"],
@@ -99,7 +99,7 @@ class Doctor:
         self.history.append(found)
         advice = diagnose(self.history)
         for one in advice:
-            if one.name not in self.said and distributed.rank() == 0:
-                log.warning("doctor: %s", one.message)
-        self.said |= {one.name for one in advice}
-        return {"step": step, "epoch": epoch, "facts": asdict(found), "advice": [asdict(one) for one in advice]}
+            if one.name not in self.warned and distributed.rank() == 0:
+                log.warning("health: %s", one.message)
+        self.warned |= {one.name for one in advice}
+        return {"step": step, "epoch": epoch, "stats": asdict(found), "advice": [asdict(one) for one in advice]}

@@ -1,7 +1,7 @@
 """What encoding a micro-batch takes: bytes kept for the backward pass, a token, a vector, a field, and those on top for a moment.
 
-Enters: `Facts`, the settings. Leaves: bytes. Every coefficient has its reason beside it, and counts what the layers do: who changes
-a layer changes its count (the tests compare them with what PyTorch keeps).
+Enters: `WorkloadSizes`, the settings. Leaves: bytes. Every coefficient has its reason beside it, and counts what the layers do:
+who changes a layer changes its count (the tests compare them with what PyTorch keeps).
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ import math
 
 from twotower.features.batches import FieldSpec
 from twotower.models.layers.embedding import GEO_SCALES_KM, GEO_WAVES
-from twotower.trainers.memory.sizes import F32, ID, Facts
+from twotower.trainers.memory.sizes import F32, ID, WorkloadSizes
 from twotower.utils.config import Config, TowerConfig
 
 GEO_FEATURES = 2 * len(GEO_SCALES_KM) * GEO_WAVES
 
 
-def parts(facts: Facts, config: Config, processes: int = 1) -> tuple[int, int]:
+def parts(workload: WorkloadSizes, config: Config, processes: int = 1) -> tuple[int, int]:
     """Micro-batches of the users and of the candidates; as the loader cuts them."""
-    load, micro = facts.load, config.training.micro_batch
+    load, micro = workload.load, config.training.micro_batch_size
     if micro is None:
         return 1, 1
-    size = load.places if config.training.view == "causal" else load.examples
+    size = load.slots if config.training.objective == "next_event" else load.examples
     most = max(load.members // processes, 1)
     cut = [math.ceil(math.ceil(n / processes) / micro) for n in (size, load.candidates)]
     return min(cut[0], most), min(cut[1], max(load.candidates // processes, 1))
 
 
-def history_items(facts: Facts, config: Config, processes: int = 1) -> int:
+def history_items(workload: WorkloadSizes, config: Config, processes: int = 1) -> int:
     """Distinct items of the histories of one micro-batch."""
-    return min(facts.load.history_items, math.ceil(facts.load.places / processes / parts(facts, config, processes)[0]))
+    return min(workload.load.history_items, math.ceil(workload.load.slots / processes / parts(workload, config, processes)[0]))
 
 
-def encoded(facts: Facts, config: Config, wide: int, processes: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
+def encoded(workload: WorkloadSizes, config: Config, wide: int, processes: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
     """Of one micro-batch of users, and of one of candidates: bytes kept for the backward pass, and those on top for a moment."""
-    load, model, layout = facts.load, config.model, facts.layout
-    d, (of_users, of_items) = model.user_tower.width, parts(facts, config, processes)
-    examples, places = (math.ceil(n / processes / of_users) for n in (load.examples, load.places))
+    load, model, layout = workload.load, config.model, workload.layout
+    d, (of_users, of_items) = model.user_tower.width, parts(workload, config, processes)
+    examples, slots = (math.ceil(n / processes / of_users) for n in (load.examples, load.slots))
     candidates = math.ceil(load.candidates / processes / of_items)
-    blocks, last = history_bytes_a_place(config, wide)
-    read = history_items(facts, config, processes) * field_bytes(layout.item_fields, facts.bags, d, wide, static=True)
+    blocks, last = history_bytes_a_slot(config, wide)
+    read = history_items(workload, config, processes) * field_bytes(layout.item_fields, workload.bags, d, wide, static=True)
     kept, passing = head_bytes(2 + len(layout.user_fields), model.user_tower, wide)
-    kept += field_bytes(layout.user_fields, facts.bags, d, wide)
-    users = read + places * blocks + examples * kept, max(places * last, examples * passing)
+    kept += field_bytes(layout.user_fields, workload.bags, d, wide)
+    users = read + slots * blocks + examples * kept, max(slots * last, examples * passing)
     kept, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, wide)
-    kept += field_bytes(layout.item_fields, facts.bags, d, wide)
+    kept += field_bytes(layout.item_fields, workload.bags, d, wide)
     return users, (candidates * kept, candidates * passing)
 
 
-def history_bytes_a_place(config: Config, wide: int) -> tuple[int, int]:
+def history_bytes_a_slot(config: Config, wide: int) -> tuple[int, int]:
     """Bytes kept of a place of a history for the backward pass, and bytes that come on top of them for a moment."""
     tower = config.model.user_tower
     d = tower.width

@@ -1,10 +1,11 @@
 """What training takes of memory, by arithmetic: one small function for each part, with the reason of every coefficient beside it.
 
-Enters: `Facts` (sizes of the data, and what one batch holds) and the settings. Leaves: `Parts`, in bytes, and their greatest sum.
+Enters: `WorkloadSizes` (sizes of the data, and what one batch holds) and the settings. Leaves: `MemoryBreakdown`, in bytes, and
+their greatest sum.
 
 Promise: nothing is allocated and nothing measured here. Two figures alone are calibrated and not derived: `BASE`, what a process
 takes before any data, and `SLACK_*`, what the C library's allocator loses between blocks within a step. That allocator also keeps
-what was freed; a run with `training.memory_budget_gb` gives it back (`hardware.give_back`), and such a run is what is predicted.
+what was freed; a run with `training.memory_budget_gb` gives it back (`hardware.trim_heap`), and such a run is what is predicted.
 On a GPU the data stay in the host's memory.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from twotower.baselines.als import MOST_USERS
+from twotower.baselines.als import MAX_ALS_USERS
 from twotower.evaluation.evaluator import QUESTIONS_AT_ONCE
 from twotower.features.batches import FieldSpec
 from twotower.models.neural_retriever import BLOCK as ENCODED
@@ -22,8 +23,8 @@ from twotower.search.index import BLOCK_BYTES as SCORED_BYTES
 from twotower.trainers.health.measurements import BLOCK as SCORES
 from twotower.trainers.health.measurements import SAMPLE
 from twotower.trainers.memory.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
-from twotower.trainers.memory.sizes import F32, ID, Facts, Load, row_bytes
-from twotower.trainers.new_item_popularity import PRETENDED, QUESTIONS
+from twotower.trainers.memory.sizes import F32, ID, BatchSizes, WorkloadSizes, row_bytes
+from twotower.trainers.new_item_popularity import QUESTIONS, SIMULATED_SHARE
 from twotower.utils.config import Config, EmbeddingConfig, TowerConfig
 from twotower.utils.losses import BLOCK as LOGITS
 
@@ -32,7 +33,7 @@ BASE = {"cpu": 512 * MB, "cuda": 1075 * MB}
 """CPU: measured, Python, PyTorch and what training imports, after a few steps on next to nothing. GPU: measured on an H100 with
 CUDA 13, its context with the kernels that a step loads (1,043 to 1,091 million bytes) and the workspace of cuBLAS (34)."""
 GRAPH_COPIES = 2.6  # of the weights that the exporter of ONNX graphs makes (measured)
-SLACK_SHARE, SLACK_MOST = 0.5, 64 * MB
+SLACK_SHARE, MAX_SLACK_BYTES = 0.5, 64 * MB
 """Calibrated, on a CPU: what an allocator loses between blocks that come and go, and the most of it: glibc maps blocks of 32 MB and
 more by themselves, and loses nothing. Taken for a GPU too, unmeasured."""
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -41,7 +42,7 @@ AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class MemoryBreakdown:
     """Bytes of one process, by part; `activations` are those of what is encoded at once, `opening`, `validation` and `export` what
     those take instead of gradients, activations and loss."""
 
@@ -90,7 +91,9 @@ class Storage:
     uses: int
 
 
-def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str = "fp32", processes: int = 1) -> Parts:
+def predict(
+    workload: WorkloadSizes, config: Config, *, kind: str = "cpu", precision: str = "fp32", processes: int = 1
+) -> MemoryBreakdown:
     """Bytes of one of `processes` equal processes.
 
     Parameters
@@ -100,14 +103,14 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
     precision
         Of the matrix products: "fp32", "bf16" or "fp16".
     """
-    config = config.model_copy(update={"model": facts.layout.settle(config.model)})
+    config = config.model_copy(update={"model": workload.layout.resolve(config.model)})
     dim, wide = config.model.user_tower.width, WIDTH[precision]
-    tables, other = storages(facts, config, processes), dense_numbers(facts, config)
+    tables, other = storages(workload, config, processes), dense_numbers(workload, config)
     weights, optimiser = table_weights(tables, dim, processes) + F32 * other, table_state(tables, dim, processes) + 2 * F32 * other
     grown, shared, read = table_gradients(tables, dim)
     grown += F32 * other
-    (users, users_on_top), (items, items_on_top) = encoded(facts, config, wide, processes)
-    if parts(facts, config, processes) != (1, 1):
+    (users, users_on_top), (items, items_on_top) = encoded(workload, config, wide, processes)
+    if parts(workload, config, processes) != (1, 1):
         # Gradients of earlier micro-batches stand beside a later one's activations.
         work, gradients = max(users + users_on_top, items + items_on_top), grown + shared + 2 * read
     else:
@@ -116,48 +119,50 @@ def predict(facts: Facts, config: Config, *, kind: str = "cpu", precision: str =
         work, gradients = users + max(users_on_top, items + items_on_top), 2 * read
         work = max(work, (users if shared else 0) + grown + shared)
     work = max(work, grown + 4 * read)  # the update merges the rows' gradients: six copies, two of them counted already
-    plain = table_weights([table for table in tables if table.config.update == "rows"], dim, processes)
+    plain = table_weights([table for table in tables if table.config.update == "sparse"], dim, processes)
     host = kind == "cpu"
-    return Parts(
+    return MemoryBreakdown(
         base=BASE[kind],
-        data=facts.data_bytes + math.ceil(facts.shared_bytes / processes) if host else 0,
+        data=workload.data_bytes + math.ceil(workload.shared_bytes / processes) if host else 0,
         weights=weights,
         optimiser=optimiser,
         gradients=gradients,
         activations=with_slack(work),
-        loss=loss_bytes(facts.load, config, processes),
-        batches=AHEAD * batch_bytes(facts, processes) + (making_bytes(facts.load) if host else 0),
-        opening=max(facts.opening_bytes, beginning_bytes(facts, config)) if host else 0,
-        validation=with_slack(validation_bytes(facts, config)),
-        export=export_bytes(weights, plain, optimiser, facts, config) if host else 0,
+        loss=loss_bytes(workload.load, config, processes),
+        batches=AHEAD * batch_bytes(workload, processes) + (making_bytes(workload.load) if host else 0),
+        opening=max(workload.opening_bytes, beginning_bytes(workload, config)) if host else 0,
+        validation=with_slack(validation_bytes(workload, config)),
+        export=export_bytes(weights, plain, optimiser, workload, config) if host else 0,
     )
 
 
-def beginning_bytes(facts: Facts, config: Config) -> int:
+def beginning_bytes(workload: WorkloadSizes, config: Config) -> int:
     """Before the first step, where ids begin as factors: those of items three times (found, scaled, told) and of the users who are
     asked; all visits with their numbers, and those of these users by user and by item."""
-    table = config.model.stored("item.id", facts.layout.items)
-    hashed = table.max_rows is not None and facts.layout.items > table.max_rows
-    if config.model.item_tower.initial_ids == "noise" or table.update == "rows" or hashed:
+    table = config.model.stored("item.id", workload.layout.items)
+    hashed = table.max_rows is not None and workload.layout.items > table.max_rows
+    if config.model.item_tower.id_init == "random" or table.update == "sparse" or hashed:
         return 0
-    users = min(facts.layout.users, MOST_USERS)
-    factors = F32 * config.model.user_tower.width * (3 * facts.items + users)
-    return factors + facts.trained * (3 * ID + F32) + 3 * (ID + F32) * facts.trained
+    users = min(workload.layout.users, MAX_ALS_USERS)
+    factors = F32 * config.model.user_tower.width * (3 * workload.items + users)
+    return factors + workload.trained * (3 * ID + F32) + 3 * (ID + F32) * workload.trained
 
 
 def with_slack(size: int) -> int:
     """Bytes taken for `size` bytes of blocks that come and go."""
-    return size + min(int(SLACK_SHARE * size), SLACK_MOST)
+    return size + min(int(SLACK_SHARE * size), MAX_SLACK_BYTES)
 
 
 # Tables and other weights.
 
 
-def storages(facts: Facts, config: Config, processes: int = 1) -> list[Storage]:
+def storages(workload: WorkloadSizes, config: Config, processes: int = 1) -> list[Storage]:
     """Every table of the model, once."""
-    layout, load, model = facts.layout, facts.load, config.model
+    layout, load, model = workload.layout, workload.load, config.model
     share = math.ceil(load.examples / processes)
-    listed = math.ceil(load.candidates / processes) + history_items(facts, config, processes) * parts(facts, config, processes)[0]
+    listed = (
+        math.ceil(load.candidates / processes) + history_items(workload, config, processes) * parts(workload, config, processes)[0]
+    )
     asked: dict[str, list[int]] = {}
     item_fields = (FieldSpec("id", "rows", (layout.items,), "item.id"), *layout.item_fields)
     user_fields = (FieldSpec("id", "rows", (layout.users,), "user.id"), *layout.user_fields)
@@ -166,7 +171,7 @@ def storages(facts: Facts, config: Config, processes: int = 1) -> list[Storage]:
         for spec in specs:
             for name, rows in tables_of(spec):
                 entry = asked.setdefault(name, [rows, 0, 0])
-                entry[1] += reads * (facts.bags.get(spec.name, 1) if spec.kind == "bag" else 1)
+                entry[1] += reads * (workload.bags.get(spec.name, 1) if spec.kind == "bag" else 1)
                 entry[2] += uses
     found = []
     for name, (ids, reads, uses) in asked.items():
@@ -183,19 +188,19 @@ def tables_of(spec: FieldSpec) -> list[tuple[str, int]]:
     return [] if spec.kind == "dense" else [(spec.table, spec.sizes[0])]
 
 
-def held(table: Storage, processes: int) -> int:
+def rows_per_process(table: Storage, processes: int) -> int:
     """Rows of a table in one process: tables updated by rows are shared, the others stand in every process."""
-    return math.ceil(table.rows / processes) if table.config.update == "rows" else table.rows
+    return math.ceil(table.rows / processes) if table.config.update == "sparse" else table.rows
 
 
 def table_weights(tables: list[Storage], dim: int, processes: int) -> int:
     """Stored numbers."""
-    return sum(held(table, processes) * dim * WIDTH[table.config.dtype] for table in tables)
+    return sum(rows_per_process(table, processes) * dim * WIDTH[table.config.dtype] for table in tables)
 
 
 def table_state(tables: list[Storage], dim: int, processes: int) -> int:
     """By rows: a second moment and the step of the last reading, 4 bytes each. Dense: AdamW's two moments of every number."""
-    return sum(held(table, processes) * (8 if table.config.update == "rows" else 2 * F32 * dim) for table in tables)
+    return sum(rows_per_process(table, processes) * (8 if table.config.update == "sparse" else 2 * F32 * dim) for table in tables)
 
 
 def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
@@ -203,12 +208,12 @@ def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
     gradients stand side by side before they are added; and of one copy of the rows that are read of the others."""
     dense = [(table.rows * dim * F32, table.uses) for table in tables if table.config.update == "dense"]
     twice = max((size for size, uses in dense if uses > 1), default=0)
-    return sum(size for size, _ in dense), twice, sum(t.reads for t in tables if t.config.update == "rows") * dim * F32
+    return sum(size for size, _ in dense), twice, sum(t.reads for t in tables if t.config.update == "sparse") * dim * F32
 
 
-def dense_numbers(facts: Facts, config: Config) -> int:
+def dense_numbers(workload: WorkloadSizes, config: Config) -> int:
     """Weights outside the tables: attention (12 d² a block), heads, dense fields, places."""
-    user, item, layout = config.model.user_tower, config.model.item_tower, facts.layout
+    user, item, layout = config.model.user_tower, config.model.item_tower, workload.layout
     d = user.width
     dense = [spec.sizes[0] for spec in (*layout.item_fields, *layout.user_fields) if spec.kind == "dense"]
     heads = head_numbers(1 + len(layout.item_fields), item) + head_numbers(2 + len(layout.user_fields), user)
@@ -228,7 +233,7 @@ def head_numbers(inputs: int, config: TowerConfig) -> int:
 # Loss, batches, validation, export.
 
 
-def loss_bytes(load: Load, config: Config, processes: int) -> int:
+def loss_bytes(load: BatchSizes, config: Config, processes: int) -> int:
     """Vectors of the examples and of all candidates five times (made, joined, their gradients, times the upstream one, cut), and
     the logits of a block of examples."""
     examples, dim = math.ceil(load.examples / processes), config.model.user_tower.layers[-1]
@@ -236,42 +241,42 @@ def loss_bytes(load: Load, config: Config, processes: int) -> int:
     return 5 * F32 * dim * (examples + load.candidates) + F32 * block
 
 
-def batch_bytes(facts: Facts, processes: int = 1) -> int:
+def batch_bytes(workload: WorkloadSizes, processes: int = 1) -> int:
     """One batch as it comes from the loader: four integers a place, the fields of items and users, two integers a masked pair."""
-    load, layout, bags = facts.load, facts.layout, facts.bags
+    load, layout, bags = workload.load, workload.layout, workload.bags
     item, user = row_bytes(layout.item_fields, bags), row_bytes(layout.user_fields, bags)
-    shared = load.places * 4 * ID + load.examples * (user + 4 * ID) + (load.candidates * item) + load.masked * 2 * ID
+    shared = load.slots * 4 * ID + load.examples * (user + 4 * ID) + (load.candidates * item) + load.masked * 2 * ID
     return math.ceil(shared / processes) + load.history_items * item + F32 * load.candidates
 
 
-def making_bytes(load: Load) -> int:
+def making_bytes(load: BatchSizes) -> int:
     """Beside the batch, while the loader makes one: about fifteen integers a place (which event, whether any, sorted by item …),
     and six for each event of the users in full (whose it is, which it is, its item, whether it is kept)."""
-    return 15 * ID * load.places + 6 * ID * load.events
+    return 15 * ID * load.slots + 6 * ID * load.events
 
 
-def validation_bytes(facts: Facts, config: Config) -> int:
+def validation_bytes(workload: WorkloadSizes, config: Config) -> int:
     """Item vectors, and the most of: a part of the questions going through a block (input, tokens, middle, norm, and 8 d in the
     MLP; without any, three running sums); a block of items being encoded; a block of scores, beside the vectors of items shown as
     new; and the doctor's scores, divided by the temperature and being summed up: three times. Without a validation part it is
     done once, for the new items alone. All of it is computed in fp32."""
-    model, layout = config.model, facts.layout
-    d, vectors = model.user_tower.width, F32 * (model.user_tower.layers[-1] + 1) * facts.items
+    model, layout = config.model, workload.layout
+    d, vectors = model.user_tower.width, F32 * (model.user_tower.layers[-1] + 1) * workload.items
     judged = config.prepare.split.has_valid
     questions = min(QUESTIONS_AT_ONCE, max(config.training.eval_queries * judged, QUESTIONS))
     history = (12 * F32 if model.user_tower.blocks else 3 * F32) * d + 10 * ID
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
     _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, F32)
-    items = min(ENCODED, facts.items) * (passing + row_bytes(layout.item_fields, facts.bags) + waves)
-    row = facts.items * F32
-    scores = max(min(min(SCORED, questions) * row, SCORED_BYTES), row) + math.ceil(3 * PRETENDED * vectors)
-    doctor = judged * 3 * F32 * facts.items * min(max(SCORES // facts.items, 1), SAMPLE, questions)
-    return vectors + max(int(questions * facts.question_places * history), items, scores, doctor)
+    items = min(ENCODED, workload.items) * (passing + row_bytes(layout.item_fields, workload.bags) + waves)
+    row = workload.items * F32
+    scores = max(min(min(SCORED, questions) * row, SCORED_BYTES), row) + math.ceil(3 * SIMULATED_SHARE * vectors)
+    health = judged * 3 * F32 * workload.items * min(max(SCORES // workload.items, 1), SAMPLE, questions)
+    return vectors + max(int(questions * workload.question_slots * history), items, scores, health)
 
 
-def export_bytes(weights: int, plain: int, optimiser: int, facts: Facts, config: Config) -> int:
+def export_bytes(weights: int, plain: int, optimiser: int, workload: WorkloadSizes, config: Config) -> int:
     """After training: a checkpoint beside a new model; then that model beside its bytes, twice; then beside its ONNX graphs, for
     which tables updated by rows (`plain` bytes) are written out. The data is still mapped."""
-    vectors = F32 * (config.model.user_tower.layers[-1] + 1) * facts.items
+    vectors = F32 * (config.model.user_tower.layers[-1] + 1) * workload.items
     graphs = int((1 + GRAPH_COPIES) * weights) + plain
-    return facts.data_bytes + facts.shared_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)
+    return workload.data_bytes + workload.shared_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)

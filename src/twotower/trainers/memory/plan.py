@@ -1,10 +1,10 @@
 """A run that fits: settings that keep training below a budget, chosen before it starts, and named when memory ends all the same.
 
-Enters: `Facts`, the settings, a budget. Leaves: a `Plan`, or a `TrainingError` that says what would fit.
+Enters: `WorkloadSizes`, the settings, a budget. Leaves: a `Plan`, or a `TrainingError` that says what would fit.
 
 Promise: what a batch is contrasted with is never made less. The change that costs the least time comes first: attention computed
-twice (gradient_checkpointing), then both towers twice (micro_batch, the largest that fits), then both, and only then the storage of
-the large tables, which learn otherwise: by rows, and last in fp16.
+twice (gradient_checkpointing), then both towers twice (micro_batch_size, the largest that fits), then both, and only then the
+storage of the large tables, which learn otherwise: by rows, and last in fp16.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from rich.table import Table
 
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
-from twotower.trainers.memory.estimate import Parts, predict, storages
-from twotower.trainers.memory.sizes import Facts, facts_from_sizes, facts_of, scaled
+from twotower.trainers.memory.estimate import MemoryBreakdown, predict, storages
+from twotower.trainers.memory.sizes import WorkloadSizes, dataset_sizes, scaled, yelp_sizes
 from twotower.utils.config import Config, parse_config
 
 GB = 10**9
 DEVICES = {"T4": 15 * GB, "P100": 16 * GB}  # GPUs without bf16, whose precision "auto" means fp16
 LARGE = 10_000  # rows from which a table's storage matters
-LEAST_MICRO = 32
+MIN_MICRO_BATCH = 32
 # The last is oneDNN's, which has no other word for a refused allocation.
 _SIGNS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc", "could not create a primitive")
 
@@ -43,9 +43,9 @@ class Machine:
     precision: str = "fp32"
     processes: int = 1
 
-    def parts(self, facts: Facts, config: Config) -> Parts:
+    def parts(self, workload: WorkloadSizes, config: Config) -> MemoryBreakdown:
         """What one process takes."""
-        return predict(facts, config, kind=self.kind, precision=self.precision, processes=self.processes)
+        return predict(workload, config, kind=self.kind, precision=self.precision, processes=self.processes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ class Plan:
     """Settings that fit, what they take, and how they differ from those asked for, as `--set` lines."""
 
     config: Config
-    parts: Parts
+    parts: MemoryBreakdown
     machine: Machine
     settings: tuple[str, ...]
 
     @property
-    def keep_below(self) -> int:
+    def trim_above_bytes(self) -> int:
         """Bytes of the process that leave room for one step's work."""
         return self.parts.fixed + self.machine.budget - self.parts.peak
 
@@ -67,7 +67,7 @@ class Plan:
         return f"{human(self.parts.peak)} of {human(self.machine.budget)}: {chosen}"
 
 
-def make_plan(facts: Facts, config: Config, machine: Machine) -> Plan:
+def make_plan(workload: WorkloadSizes, config: Config, machine: Machine) -> Plan:
     """The first settings that fit.
 
     Raises
@@ -75,9 +75,9 @@ def make_plan(facts: Facts, config: Config, machine: Machine) -> Plan:
     TrainingError
         None do; the message names a change that would.
     """
-    least: tuple[Parts, Config] | None = None
-    for tried in choices(facts, config):
-        parts = machine.parts(facts, tried)
+    least: tuple[MemoryBreakdown, Config] | None = None
+    for tried in candidate_configs(workload, config):
+        parts = machine.parts(workload, tried)
         if parts.peak <= machine.budget:
             return Plan(tried, parts, machine, settings(config, tried))
         if least is None or parts.peak < least[0].peak:
@@ -85,26 +85,26 @@ def make_plan(facts: Facts, config: Config, machine: Machine) -> Plan:
     assert least is not None  # the settings as they are come first
     raise TrainingError(
         f"Training must fit into {human(machine.budget)}. It takes {human(least[0].peak)} even with "
-        f"{', '.join(settings(config, least[1])) or 'the settings as they are'}. {_way_out(facts, config, least[1], machine)}"
+        f"{', '.join(settings(config, least[1])) or 'the settings as they are'}. {_way_out(workload, config, least[1], machine)}"
     )
 
 
-def choices(facts: Facts, config: Config) -> Iterator[Config]:
+def candidate_configs(workload: WorkloadSizes, config: Config) -> Iterator[Config]:
     """Settings to try, the cheapest in time first."""
-    large = [table.name for table in storages(facts, config) if table.rows >= LARGE and table.name not in config.model.tables]
-    levels: list[dict[str, Any]] = [{}, {"update": "rows"}, {"update": "rows", "dtype": "fp16"}]
+    large = [table.name for table in storages(workload, config) if table.rows >= LARGE and table.name not in config.model.tables]
+    levels: list[dict[str, Any]] = [{}, {"update": "sparse"}, {"update": "sparse", "dtype": "fp16"}]
     given = config.training.gradient_checkpointing
-    blocks = facts.layout.settle(config.model).user_tower.blocks
+    blocks = workload.layout.resolve(config.model).user_tower.blocks
     checkpointing = [given] if given or not blocks else [False, True]
-    first = config.training.micro_batch or config.training.batch_size
-    smaller = [first >> n for n in range(1, 32) if first >> n >= LEAST_MICRO]
+    first = config.training.micro_batch_size or config.training.batch_size
+    smaller = [first >> n for n in range(1, 32) if first >> n >= MIN_MICRO_BATCH]
     # Attention a second time; both towers a second time, in parts as large as fit; both.
-    passes = [(config.training.micro_batch, save) for save in checkpointing]
+    passes = [(config.training.micro_batch_size, save) for save in checkpointing]
     passes += [(micro, save) for save in checkpointing for micro in smaller]
     for level in levels:
         tables = {name: level for name in large} if level else {}
         for micro, save in passes:
-            yield changed(config, tables, micro_batch=micro, gradient_checkpointing=save)
+            yield changed(config, tables, micro_batch_size=micro, gradient_checkpointing=save)
 
 
 def changed(config: Config, tables: dict[str, Any], **training: Any) -> Config:
@@ -130,27 +130,27 @@ def settings(old: Config, new: Config) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _way_out(facts: Facts, config: Config, least: Config, machine: Machine) -> str:
+def _way_out(workload: WorkloadSizes, config: Config, least: Config, machine: Machine) -> str:
     """A change that would make the smallest plan fit, the one that costs the model least first."""
-    largest = max(storages(facts, least), key=lambda table: table.rows)
+    largest = max(storages(workload, least), key=lambda table: table.rows)
     for shift in range(1, 7):
         rows = largest.rows >> shift
         stored = least.model.tables.get(largest.name)
         if rows < LARGE:
             break
-        smaller = {**(stored.model_dump(mode="json") if stored else {"update": "rows"}), "max_rows": rows}
-        if machine.parts(facts, changed(least, {largest.name: smaller})).peak <= machine.budget:
+        smaller = {**(stored.model_dump(mode="json") if stored else {"update": "sparse"}), "max_rows": rows}
+        if machine.parts(workload, changed(least, {largest.name: smaller})).peak <= machine.budget:
             return f"Let ids share rows: max_rows: {rows} for {largest.name} in model.tables."
     for shift in range(1, 10):
         size = config.training.batch_size >> shift
-        micro = min(least.training.micro_batch or size, size)
-        fewer = replace(facts, load=scaled(facts.load, size / config.training.batch_size))
-        if size >= LEAST_MICRO and machine.parts(fewer, changed(least, {}, micro_batch=micro)).peak <= machine.budget:
+        micro = min(least.training.micro_batch_size or size, size)
+        fewer = replace(workload, load=scaled(workload.load, size / config.training.batch_size))
+        if size >= MIN_MICRO_BATCH and machine.parts(fewer, changed(least, {}, micro_batch_size=micro)).peak <= machine.budget:
             return f"Contrast less: --set training.batch_size={size}."
     for processes in (machine.processes << n for n in range(1, 8)):
-        if replace(machine, processes=processes).parts(facts, least).peak <= machine.budget:
+        if replace(machine, processes=processes).parts(workload, least).peak <= machine.budget:
             return f"Train with {processes} processes, which share the tables."
-    return f"Allow {human(machine.parts(facts, least).peak)}."
+    return f"Allow {human(machine.parts(workload, least).peak)}."
 
 
 def as_table(plan: Plan) -> str:
@@ -202,12 +202,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def explain(dataset: Dataset, config: Config, machine: Machine, out: Path) -> TrainingError:
     """The error of a run that ended for want of memory when `machine.budget` bytes were taken."""
     try:
-        facts = facts_of(dataset, config)
+        workload = dataset_sizes(dataset, config)
     except (MemoryError, RuntimeError):  # there is not even room for that
-        facts = facts_from_sizes(dataset.n_train_users, dataset.n_train_items, len(dataset.events), config)
-    smaller = replace(machine, budget=min(machine.budget, machine.parts(facts, config).peak - 1))
+        workload = yelp_sizes(dataset.n_train_users, dataset.n_train_items, len(dataset.events), config)
+    smaller = replace(machine, budget=min(machine.budget, machine.parts(workload, config).peak - 1))
     try:
-        plan = make_plan(facts, config, smaller)
+        plan = make_plan(workload, config, smaller)
         budget = math.ceil(plan.parts.peak / GB * 1000) / 1000
         chosen = " ".join((f"--set training.memory_budget_gb={budget}", *plan.settings))
         resumed = "in another --out" if any("model.tables" in setting for setting in plan.settings) else "with --resume"

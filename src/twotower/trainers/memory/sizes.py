@@ -23,9 +23,9 @@ ID, F32 = 8, 4  # bytes of an integer, of a number
 MAPPED_EVENT, MAPPED_VISIT = 3 * ID + 2 * F32 + 2, ID + F32 + 1
 """Bytes in the files: item, time, type; stars, weight; positive, split. Time; stars; split."""
 TRAIN_EVENT, OWN_EVENT = 25, 106
-"""`TrainEvents`, in every process: position in the file 8, positive 1; of a view its targets 8, and the order of an epoch 8. Of the
-process's own users: user, item, time, type 32; stars, weight 8; in its `History` a place in float64 16, two flags 2, prefix sums of
-stars, places and their counts 40; the positive pairs 8."""
+"""`TrainEvents`, in every process: position in the file 8, positive 1; of an objective its targets 8, and the order of an epoch 8.
+Of the process's own users: user, item, time, type 32; stars, weight 8; in its `History` a place in float64 16, two flags 2, prefix
+sums of stars, places and their counts 40; the positive pairs 8."""
 TRAIN_VISIT = 4 * ID
 """`ItemDynamics`: key, time, two prefix sums."""
 OPENING_EVENT = 7 * ID
@@ -35,12 +35,12 @@ YELP_BAGS = {"categories": 6, "attributes": 20}
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class BatchSizes:
     """What one batch holds, over all processes: examples, history places with padding, members (examples or windows), distinct
     items of its histories, candidates, masked pairs, and events of its users in full."""
 
     examples: int
-    places: int
+    slots: int
     members: int
     history_items: int
     candidates: int
@@ -49,7 +49,7 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class WorkloadSizes:
     """Sizes that the data give.
 
     Attributes
@@ -63,7 +63,7 @@ class Facts:
         histories, of which each process holds its part.
     opening_bytes
         Held for a moment while they are made.
-    question_places
+    question_slots
         History places that a validation question takes on average.
     trained
         Events of the training part.
@@ -75,14 +75,14 @@ class Facts:
     data_bytes: int
     shared_bytes: int
     opening_bytes: int
-    question_places: float
+    question_slots: float
     trained: int
-    load: Load
+    load: BatchSizes
 
 
-def facts_of(dataset: Dataset, config: Config) -> Facts:
-    """Facts of a dataset; the load is the greatest, count by count, of the largest batches of the first epoch."""
-    alone = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch": None})})
+def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
+    """Sizes of a dataset; the load is the greatest, count by count, of the largest batches of the first epoch."""
+    alone = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": None})})
     store = open_store(dataset, "valid", config.model)
     loader = TrainLoader(dataset, store, alone)
     static = dataset.item_features
@@ -90,52 +90,52 @@ def facts_of(dataset: Dataset, config: Config) -> Facts:
     copied = sum(value.nbytes * (2 if value.dtype == np.int32 else 1) for value in static.values())
     features = of_users * 2 + copied + sum(value.nbytes for value in static.values())
     events, trained = len(dataset.events), int((dataset.events.split == TRAIN).sum())
-    visits = len(dataset.visits) if dataset.has_time else 0
+    visits = len(dataset.item_events) if dataset.has_time else 0
     lengths = np.diff(dataset.events.offsets)
-    return Facts(
+    return WorkloadSizes(
         layout=layout(dataset, store, config.model),
         items=dataset.n_items,
         bags={name: value.shape[1] for name, value in static.items() if value.ndim == 2},
         data_bytes=features + _data_bytes(events, trained, visits, dataset.n_users),
         shared_bytes=trained * OWN_EVENT,
         opening_bytes=OPENING_EVENT * events,
-        question_places=_mean_width(lengths, config.model.user_tower.max_history),
+        question_slots=_mean_width(lengths, config.model.user_tower.max_history),
         trained=trained,
-        load=_greatest([_load(loader, int(step)) for step in _largest(loader)]),
+        load=_greatest([_batch_sizes(loader, int(step)) for step in _largest(loader)]),
     )
 
 
-def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Facts:
-    """Facts of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
+def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadSizes:
+    """Sizes of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
     tower, training = config.model.user_tower, config.training
-    if training.view == "set":
-        examples, places = training.batch_size, training.batch_size * tower.max_history
+    if training.objective == "any_event":
+        examples, slots = training.batch_size, training.batch_size * tower.max_history
         members = examples
     else:
-        examples = places = training.batch_size  # windows of two events ask for as many as they have places
-        members = max(places // (tower.max_history + 1), 1)
+        examples = slots = training.batch_size  # windows of two events ask for as many as they have places
+        members = max(slots // (tower.max_history + 1), 1)
     draws = training.negatives_per_positive * examples
     proposed = items if training.loss == "full_softmax" else round(_distinct(items, examples + draws))
-    form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.neighbours > 0)
-    bags = YELP_BAGS | {NEIGHBOURS: config.prepare.neighbours}
+    form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.co_visited_items > 0)
+    bags = YELP_BAGS | {NEIGHBOURS: config.prepare.co_visited_items}
     features = 3 * items * row_bytes(form.item_fields, bags)
-    load = Load(
+    load = BatchSizes(
         examples=examples,
-        places=places,
+        slots=slots,
         members=members,
-        history_items=round(_distinct(items, places)) + 1,
+        history_items=round(_distinct(items, slots)) + 1,
         candidates=proposed,
         masked=round(examples * tower.max_history * proposed / items),
         events=examples * tower.max_history,
     )
-    return Facts(
+    return WorkloadSizes(
         layout=form,
         items=items + FIRST_ROW,
         bags=bags,
         data_bytes=features + _data_bytes(events, events, events, users),
         shared_bytes=events * OWN_EVENT,
         opening_bytes=OPENING_EVENT * events,
-        question_places=float(tower.max_history),
+        question_slots=float(tower.max_history),
         trained=events,
         load=load,
     )
@@ -143,13 +143,13 @@ def facts_from_sizes(users: int, items: int, events: int, config: Config) -> Fac
 
 def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbours: bool) -> Layout:
     """The fields of Yelp's businesses and users; its vocabularies in round figures, small beside the tables of ids."""
-    places = (1_000, 20_000)
+    slots = (1_000, 20_000)
     item = [
         FieldSpec("categories", "bag", (1_300,), "item.categories"),
         FieldSpec("attributes", "bag", (150,), "item.attributes"),
         FieldSpec("price", "rows", (6,), "item.price"),
         FieldSpec("city", "rows", (1_500,), "item.city"),
-        FieldSpec("location", "geo", places, "item.location"),
+        FieldSpec("location", "geo", slots, "item.location"),
         FieldSpec("hours", "dense", (168,), "item.hours"),
         *([FieldSpec("text", "dense", (text_dim,), "item.text")] if text_dim else []),
         *([FieldSpec(NEIGHBOURS, "bag", (items + FIRST_ROW,), "item.id")] if neighbours else []),
@@ -157,7 +157,7 @@ def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbour
     ]
     user = [
         FieldSpec("state", "dense", (USER_STATE_WIDTH,), "user.state"),
-        FieldSpec("home", "geo", places, "item.location"),
+        FieldSpec("home", "geo", slots, "item.location"),
         *(FieldSpec(name, "rows", (n + FIRST_ROW,), name) for name, n in CLOCK.items()),
     ]
     return Layout(
@@ -179,9 +179,9 @@ def row_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int]) -> int:
     return total
 
 
-def scaled(load: Load, factor: float) -> Load:
+def scaled(load: BatchSizes, factor: float) -> BatchSizes:
     """The load of batches `factor` times as large."""
-    return Load(*(max(round(getattr(load, part.name) * factor), 1) for part in fields(load)))
+    return BatchSizes(*(max(round(getattr(load, part.name) * factor), 1) for part in fields(load)))
 
 
 def _data_bytes(events: int, trained: int, visits: int, users: int) -> int:
@@ -193,19 +193,19 @@ def _largest(loader: TrainLoader) -> Int:
     """Which batches to look at: of an evenly taken sample those with the most places or examples, and the most examples."""
     plan = loader.plan(0)
     looked = np.unique(np.linspace(0, len(plan) - 1, min(len(plan), LOOKED_AT)).astype(np.int64))
-    size = [loader.view.size(plan[i]) for i in looked]
-    asked = [len(loader.view.asked_events(plan[i])) for i in looked]
-    return np.unique([looked[int(np.argmax(size))], looked[int(np.argmax(asked))]])
+    size = [loader.objective.size(plan[i]) for i in looked]
+    target_counts = [len(loader.objective.target_events(plan[i])) for i in looked]
+    return np.unique([looked[int(np.argmax(size))], looked[int(np.argmax(target_counts))]])
 
 
-def _load(loader: TrainLoader, step: int) -> Load:
+def _batch_sizes(loader: TrainLoader, step: int) -> BatchSizes:
     members = loader.plan(0)[step]
     batch = loader.batch(members, 0, step)
-    owner = loader.events.user_row[loader.view.asked_events(members)]
+    owner = loader.events.user_row[loader.objective.target_events(members)]
     lengths = np.diff(loader.events.history.offsets)
-    return Load(
+    return BatchSizes(
         examples=batch.examples,
-        places=sum(len(part.history) for part in batch.users),
+        slots=sum(len(part.history) for part in batch.users),
         members=len(members),
         history_items=sum(len(part.items.row) for part in batch.users),
         candidates=len(batch.log_weight),
@@ -214,8 +214,8 @@ def _load(loader: TrainLoader, step: int) -> Load:
     )
 
 
-def _greatest(loads: list[Load]) -> Load:
-    return Load(*(max(getattr(load, part.name) for load in loads) for part in fields(Load)))
+def _greatest(loads: list[BatchSizes]) -> BatchSizes:
+    return BatchSizes(*(max(getattr(load, part.name) for load in loads) for part in fields(BatchSizes)))
 
 
 def _mean_width(lengths: Int, most: int) -> float:

@@ -10,7 +10,7 @@ const WEEK = /^[01]{168}$/;
 const TOLD = ["item_id", "name", "categories", "city", "latitude", "longitude"]; // shown elsewhere in the sheet
 const LEVELS = [1, 2, 3, 4]; // of prices: other numbers are said as they are
 
-export class Sheet {
+export class Details {
   /** `add(place)`, `ask(place)`: the place joins the history, or becomes where requests come from; `has(id)`: is it in the history;
    * `far(id)`: kilometres where they are known. */
   constructor(dialog, api, { add, ask, has, far }) {
@@ -52,7 +52,7 @@ export class Sheet {
       { type: "button", class: "round quiet", "aria-label": "Close", onclick: () => this.close() },
       icon("close"),
     );
-    return h("header", {}, h("div", {}, h("h2", { id: "sheet-title" }, title), below && h("p", { class: "meta" }, below)), close);
+    return h("header", {}, h("div", {}, h("h2", { id: "details-title" }, title), below && h("p", { class: "meta" }, below)), close);
   }
 
   draw(place, similar) {
@@ -67,7 +67,7 @@ export class Sheet {
     this.dialog.replaceChildren(
       this.head(place.name, summary({ ...place, distance_km: this.far(place.item_id) })),
       h("div", { class: "row" }, add, ask),
-      ...facts(place.facts ?? {}),
+      ...columnRows(place.columns ?? {}),
       h("h3", {}, "Similar places"),
       similar.length
         ? h(
@@ -95,7 +95,7 @@ export class Sheet {
   }
 }
 
-function facts(columns) {
+function columnRows(columns) {
   const rows = Object.entries(columns).filter(
     ([name, value]) => !TOLD.includes(name) && value !== null && value !== "" && !WEEK.test(value) && String(value),
   );

@@ -10,7 +10,7 @@ const SOURCES = {
   recent: "Nothing is known of who asks: the places most visited lately.",
 };
 
-export class ListState {
+export class ListStatus {
   constructor(root, column) {
     Object.assign(this, { root, column });
   }

@@ -26,7 +26,7 @@ const title = (name) => TITLES[name] ?? name;
 const figure = (value, digits = 4) => (Number.isFinite(value) ? value.toFixed(digits).replace("-", "−") : "–");
 
 /** Draws the tab into `root`. */
-export function showFigures(root, about) {
+export function showReport(root, about) {
   const report = about.metrics?.report ?? {};
   if (!report.systems) return root.replaceChildren(bare(about.metrics?.metrics ?? {}));
   const names = [...new Set(Object.values(report.systems).flatMap(Object.keys))].sort(

@@ -5,7 +5,7 @@ import { $, h, icon } from "./dom.js";
 const THEMES = { system: "system", light: "sun", dark: "moon" };
 const KEY = "twotower.theme";
 
-export class Switches {
+export class Tabs {
   /** `tab(name)`: the reader chose a tab. */
   constructor({ tab }) {
     this.tabs = [...document.querySelectorAll("[role=tab]")];

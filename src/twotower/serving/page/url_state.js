@@ -79,7 +79,7 @@ export function filterOf(state, filters) {
   const parts = [
     state.categories.length && `category in [${state.categories.map(text).join(", ")}]`,
     state.price && filters.has_price && `price <= ${state.price}`,
-    state.radius && filters.has_places && `within(${state.radius})`,
+    state.radius && filters.has_locations && `within(${state.radius})`,
     state.open && filters.has_hours && (filters.has_zones ? "open_now" : `open_at(${text(now())})`),
   ];
   const chosen = parts.filter(Boolean);
