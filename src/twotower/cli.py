@@ -119,7 +119,8 @@ def plan(
 )
 def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
     """Judge a run on the test part against every baseline; write report.json and report.html into RUN."""
-    from twotower.pipeline.stages import evaluate_stage, verdict
+    from twotower.pipeline.evaluate import evaluate_stage
+    from twotower.pipeline.stages import verdict
 
     click.echo(verdict(evaluate_stage(run, run, list(overrides)), run))
 

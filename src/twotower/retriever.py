@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from twotower.schema import UNKNOWN
+from twotower.utils.ragged import lengths_to_offsets, ragged_arange
 from twotower.utils.types import Float, Int, Mask
 
 
@@ -62,6 +63,21 @@ class Queries:
             time_s=self.time_s[start:stop],
             user_row=self.user_row[start:stop],
             location=self.location[start:stop],
+        )
+
+    def take(self, rows: Int) -> Queries:
+        """Queries `rows` int64 [n], in that order."""
+        start, length = self.offsets[rows], self.lengths[rows]
+        _, at = ragged_arange(start, length)
+        return Queries(
+            offsets=lengths_to_offsets(length),
+            item_row=self.item_row[at],
+            event_time_s=self.event_time_s[at],
+            event_type=self.event_type[at],
+            stars=self.stars[at],
+            time_s=self.time_s[rows],
+            user_row=self.user_row[rows],
+            location=self.location[rows],
         )
 
     @classmethod

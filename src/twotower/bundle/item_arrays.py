@@ -62,5 +62,5 @@ def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) 
         for batch in item_blocks(model, store, row, moment_s):
             vectors.append(model.encode_items(batch).float().cpu().numpy())
             tokens.append(model.history_items(batch).float().cpu().numpy())
-        logs = model.popularity(torch.from_numpy(store.log_popularity[row])).numpy()
+        logs = model.popularity(torch.from_numpy(store.log_popularity[row]), torch.from_numpy(store.is_new[row])).numpy()
     return np.concatenate([np.concatenate(vectors), logs[:, None]], axis=1), np.concatenate(tokens)

@@ -116,6 +116,13 @@ class HeldOut:
     target_row: Int
     event_index: Int
 
+    def by_time(self) -> HeldOut:
+        """Return the same questions in the order of their moments."""
+        order = np.argsort(self.queries.time_s, kind="stable")
+        size = np.diff(self.target_offsets)[order]
+        _, at = ragged_arange(self.target_offsets[order], size)
+        return HeldOut(self.queries.take(order), lengths_to_offsets(size), self.target_row[at], self.event_index[at])
+
 
 class Dataset:
     """An opened dataset folder; see `Dataset.open`.

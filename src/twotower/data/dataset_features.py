@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,7 +12,7 @@ from twotower.errors import ConfigError, nearest
 from twotower.features.batches import Layout
 from twotower.features.feature_store import FeatureStore
 from twotower.features.point_in_time import ItemDynamics
-from twotower.schema import FIRST_ROW, SPLITS, TRAIN, WITHHELD
+from twotower.schema import DAY_S, FIRST_ROW, SPLITS, TRAIN, WITHHELD
 from twotower.utils.config import ModelConfig
 
 
@@ -39,23 +41,68 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
         cells=(cells[0], cells[1]) if len(cells[0]) else None,
         max_history=model.user_tower.max_history,
         use_location=model.request_location,
-        log_popularity=log_popularity(dataset),
+        log_popularity=_known_popularity(dataset, split, model),
     )
 
 
 def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
-    """float32 [n_items]: log((1 + n) / (1 + mean n)) in nats, n being the positive training events of an item, by their weight, and
-    the mean that of the items that training knows. NaN for all others, which nobody has counted; see `TwoTower.popularity`. 0 for
-    the reserved rows."""
+    """Return the log popularity of all items from the training events.
+
+    Returns
+    -------
+    float32 [n_items]
+        log((1 + n) / (1 + mean n)) in nats. n is the number of positive events of an item, by their weight; the mean is that of the
+        items that training knows. NaN for items without an event (see `TwoTower.popularity`), 0 for the reserved rows.
+    """
     events = dataset.events
     counted = events.positive & (events.split == TRAIN)
-    count = np.bincount(events.item_row[counted], events.weight[counted], dataset.n_items)
+    return _log_popularity(dataset, np.bincount(events.item_row[counted], events.weight[counted], dataset.n_items))
+
+
+def can_refresh(dataset: Dataset) -> bool:
+    """Return whether an index can be refreshed along the dataset: its parts follow one another in time."""
+    return dataset.has_time and dataset.manifest["config"]["prepare"]["split"]["kind"] == "time"
+
+
+def popularity_before(dataset: Dataset, time_s: int, half_life_days: float) -> NDArray[np.float32]:
+    """Return the log popularity of all items as it is known just before a moment.
+
+    Parameters
+    ----------
+    time_s
+        Seconds: only events strictly before it count, of whichever part of the dataset.
+    half_life_days
+        An event so many days old counts half; 0: all count alike.
+
+    Returns
+    -------
+    float32 [n_items]
+        As `log_popularity`, n being the decayed number of events.
+    """
+    events = dataset.events
+    counted = events.positive & (events.time_s < time_s) & (events.split != WITHHELD)
+    weight = events.weight[counted]
+    if half_life_days:
+        weight = weight * 0.5 ** ((time_s - events.time_s[counted]) / (half_life_days * DAY_S))
+    return _log_popularity(dataset, np.bincount(events.item_row[counted], weight, dataset.n_items))
+
+
+def _known_popularity(dataset: Dataset, split: str, model: ModelConfig) -> NDArray[np.float32]:
+    """Return the popularity of an index for `split`: what serves is as fresh as its data, what is judged knows training alone."""
+    half_life = model.popularity_half_life_days
+    if split != "future" or half_life is None or not can_refresh(dataset):
+        return log_popularity(dataset)
+    return popularity_before(dataset, split_moment(dataset, split), half_life)
+
+
+def _log_popularity(dataset: Dataset, count: NDArray[Any]) -> NDArray[np.float32]:
     row = np.arange(dataset.n_items)
     known = (row >= FIRST_ROW) & (row < FIRST_ROW + dataset.n_train_items)
     if not known.any():
         return np.zeros(dataset.n_items, np.float32)
     logs = np.log1p(count) - np.log1p(count[known].mean())
-    return np.where(known, logs, np.where(row < FIRST_ROW, 0.0, np.nan)).astype(np.float32)
+    counted = np.where(known | (count > 0), logs, np.nan)
+    return np.where(row < FIRST_ROW, 0.0, counted).astype(np.float32)
 
 
 def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:

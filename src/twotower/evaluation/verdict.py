@@ -29,7 +29,7 @@ def verdict(figures: Mapping[str, float], differences: Mapping[str, Mapping[str,
 
     `figures` holds `metric` of every system, `differences` main minus each other one.
     """
-    rivals = sorted((name for name in figures if name not in (main, "oracle")), key=lambda name: -figures[name])
+    rivals = sorted((name for name in figures if name != "oracle" and not _same(name, main)), key=lambda name: -figures[name])
     if main not in figures:
         best = f"the best baseline is {title(rivals[0])} with {figures[rivals[0]]:.4f} {metric}" if rivals else "nothing else ran"
         return f"No model was judged; {best}."
@@ -49,6 +49,16 @@ def _clause(rival: str, role: str, differences: Mapping[str, Mapping[str, Interv
         return f"better than {title(rival)}{role} by {d['value']:.4f} {metric}, {interval}"
     sign = "lower" if d["value"] < 0 else "higher"
     return f"not better than {title(rival)}{role.rstrip(',')}: {sign} by {abs(d['value']):.4f} {metric}, {interval}"
+
+
+def refreshed(main: str, days: float) -> str:
+    """Return the name of the main system whose index is made anew every so many days."""
+    return f"{main}, refreshed every {days:g} days"
+
+
+def _same(name: str, main: str) -> bool:
+    """Return whether a system is the main one, or the main one refreshed: no rival of itself."""
+    return name == main or name.startswith(f"{main}, refreshed")
 
 
 def title(name: str) -> str:

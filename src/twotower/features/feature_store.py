@@ -9,6 +9,7 @@ Promise: every changing feature is a function of events strictly before the mome
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 
 import numpy as np
 import torch
@@ -71,6 +72,14 @@ class FeatureStore:
         self._trained_items, self._trained_users = n_trained_items + FIRST_ROW, n_trained_users + FIRST_ROW
         self.max_history = max_history
         self.log_popularity = log_popularity
+        self.is_new = np.arange(len(log_popularity)) >= self._trained_items
+        """bool [n_items]: training has not seen the item."""
+
+    def with_popularity(self, log_popularity: NDArray[np.float32]) -> FeatureStore:
+        """Return the same store with the popularity of another moment."""
+        other = copy(self)
+        other.log_popularity = log_popularity
+        return other
 
     def items(self, row: Int, time_s: Int | None = None) -> ItemBatch:
         """Items `row` int64 [n]; with `time_s` int64 [n] also their state just before it ("state" float32 [n, 5])."""

@@ -5,7 +5,7 @@ Both have one more number than the towers give them: an item its log popularity,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 
 import numpy as np
@@ -16,9 +16,10 @@ from twotower.features.batches import ItemBatch
 from twotower.features.feature_store import FeatureStore
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
+from twotower.schema import DAY_S
 from twotower.search.index import ExactIndex, joined
 from twotower.search.reranking import POPULARITY_SCALE, boost_recent_items
-from twotower.utils.types import Int, Mask
+from twotower.utils.types import Float, Int, Mask
 
 BLOCK = 8192  # items encoded at once
 PORTION = 1024  # queries encoded at once; the vectors of more would only leave the cache
@@ -49,7 +50,8 @@ class NeuralRetriever:
                 block = self.model.encode_items(batch)
                 if not filled:
                     vectors = block.new_empty(n_items, block.shape[1] + 1)
-                    vectors[:, -1] = model.popularity(torch.from_numpy(store.log_popularity).to(self.device))
+                    logs, new = (torch.from_numpy(values).to(self.device) for values in (store.log_popularity, store.is_new))
+                    vectors[:, -1] = model.popularity(logs, new)
                 vectors[filled : filled + len(block), :-1] = block
                 filled += len(block)
         self.index = ExactIndex(vectors)
@@ -78,6 +80,58 @@ class NeuralRetriever:
             vectors = boost_recent_items(vectors, queries, self.index.vectors[:, :-1], self.model.recent_item_weight(), asked)
             popularity = self.model.popularity_weight() + self.dial * POPULARITY_SCALE
             return torch.cat([vectors, vectors.new_full((len(vectors), 1), popularity)], dim=1)
+
+
+class RefreshedRetriever:
+    """A model whose index is made anew at fixed intervals from the events so far, as a server does; the weights stay.
+
+    Parameters
+    ----------
+    store
+        Features with the state of the items at any moment; see `open_store` with the split "future".
+    popularity
+        Moment in seconds → log popularity float32 [n_item_rows] known just before it.
+    start_s, every_days
+        The first index is of the moment `start_s`; a question is answered by the last index made at its moment or before. Questions
+        in the order of time are answered fastest: one index is held at a time.
+    """
+
+    def __init__(
+        self,
+        model: TwoTower,
+        store: FeatureStore,
+        popularity: Callable[[int], Float],
+        *,
+        n_items: int,
+        start_s: int,
+        every_days: float,
+        name: str,
+    ) -> None:
+        self.name, self.model, self.store, self.popularity = name, model, store, popularity
+        self.n_items, self.start_s, self.every_s = n_items, start_s, max(round(every_days * DAY_S), 1)
+        self._held: tuple[int, NeuralRetriever] | None = None
+
+    def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
+        """See `Retriever`; scores are inner products."""
+        items = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        for moment in np.unique(self.moments(queries.time_s)):
+            rows = np.flatnonzero(self.moments(queries.time_s) == moment)
+            allowed = allow[rows] if allow is not None and allow.ndim == 2 else allow
+            found = self.at(int(moment)).retrieve(queries.take(rows), k, exclude_seen=exclude_seen, allow=allowed)
+            items[rows], scores[rows] = found.items, found.scores
+        return Recommendations(items, scores)
+
+    def moments(self, time_s: Int) -> Int:
+        """Return the moment in seconds of the index that answers at each of `time_s`."""
+        return np.asarray(self.start_s + np.maximum(time_s - self.start_s, 0) // self.every_s * self.every_s)
+
+    def at(self, moment: int) -> NeuralRetriever:
+        """Return the model with the index of a moment."""
+        if self._held is None or self._held[0] != moment:
+            store = self.store.with_popularity(self.popularity(moment))
+            self._held = moment, NeuralRetriever(self.model, store, n_items=self.n_items, time_s=moment, name=self.name)
+        return self._held[1]
 
 
 def item_blocks(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> Iterator[ItemBatch]:

@@ -89,9 +89,17 @@ class TwoTower(nn.Module):
         shorter = NEW_LENGTH if self.popularity_prior else 1.0
         return torch.where(row == UNKNOWN, shorter, 1.0)[:, None]
 
-    def popularity(self, logs: Tensor) -> Tensor:
-        """Log popularity of items [n], where NaN stands for a new one."""
-        return torch.where(logs.isnan(), self.new_popularity, logs)
+    def popularity(self, logs: Tensor, new: Tensor) -> Tensor:
+        """Return the log popularity [n] that items count as.
+
+        Parameters
+        ----------
+        logs
+            float [n]: what is counted of them; NaN for an item without an event.
+        new
+            bool [n]: items that training has not seen. They count as `new_popularity` until their events exceed it.
+        """
+        return torch.where(new, torch.fmax(logs, self.new_popularity.to(logs.dtype)), logs)
 
     def as_if_new(self, batch: ItemBatch) -> ItemBatch:
         """The same items as they would be if training and nobody else had ever seen them."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from twotower.errors import DataError
-from twotower.pipeline.stages import run_all, run_manifest
+from twotower.pipeline.evaluate import run_manifest
+from twotower.pipeline.stages import run_all
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config, SplitConfig, parse_config
 

@@ -8,47 +8,41 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from twotower.baselines.baselines import BASELINES
 from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.bundle.index_tuning import Measured, tune_index
 from twotower.bundle.index_tuning_plot import draw
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import open_store, split_moment
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
-from twotower.errors import ConfigError, DataError, nearest
-from twotower.evaluation.evaluator import judge, metric_names
-from twotower.evaluation.report import write_report
-from twotower.models.neural_retriever import NeuralRetriever
-from twotower.pipeline.popularity_curve import popularity_tradeoff
+from twotower.errors import DataError
+from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
 from twotower.retrieval.recommend_all import recommend_all
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
-from twotower.trainers.health.checks import advice_lines
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
 from twotower.trainers.optimizer import choose_device, choose_precision
+from twotower.trainers.popularity_half_life import choose_half_life
 from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
-from twotower.trainers.run_files import config_diff, read_rows
+from twotower.trainers.run_files import config_diff
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
-from twotower.utils.config import Config, load_config, parse_config
+from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
+from twotower.utils.config import Config, parse_config
 from twotower.utils.console import log, progress
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.types import Json
 
 Result = TypeVar("Result")
 
-DIAL_QUERIES = 5000  # of the test part, for the curve of the popularity dial
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 
 
@@ -92,6 +86,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         config, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
         reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, resume=resume))
         first = distributed.rank() == 0
+    config, half_lives = _with_half_life(config, dataset, out / "best.pt") if first else (config, [])
     best = {
         "metric": config.training.eval_metric,
         "value": reached.best,
@@ -108,6 +103,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         "config": config.model_dump(mode="json"),
         "best": best,
         "recipe": recipe,
+        "popularity_half_life": half_lives,
     }
     if not first:
         return best  # the first process has written the checkpoints, and writes the rest
@@ -115,6 +111,25 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     trim_heap()
     explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
     return best
+
+
+def _with_half_life(config: Config, dataset: Dataset, checkpoint: Path) -> tuple[Config, list[Json]]:
+    """Choose the half-life of popularity where the settings leave it to the data; it is written into the checkpoint's settings."""
+    if config.model.popularity_half_life_days is not None:
+        return config, []
+    model, _, _ = load_trained(checkpoint, dataset)
+    chosen, tried = choose_half_life(model, dataset, config)
+    if chosen is None:
+        return config, []
+    metric = config.training.eval_metric
+    best = max(row[metric] for row in tried)
+    what = f"{chosen:g} days" if chosen else "none, all events count alike"
+    log.info("half-life of popularity: %s (validation %s %.4f with a refreshed index)", what, metric, best)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"popularity_half_life_days": chosen})})
+    state = load_checkpoint(checkpoint)
+    state["config"]["model"]["popularity_half_life_days"] = chosen
+    save_checkpoint(checkpoint, state)
+    return config, tried
 
 
 def _as_made(config: Config, dataset: Dataset) -> Config:
@@ -190,69 +205,6 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
     return as_plan(make_plan(workload, config, machine))
 
 
-def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
-    """Judge the run on its dataset's test part beside every baseline; write report.json and report.html to `out`."""
-    manifest = run_manifest(run)
-    dataset = Dataset.open(Path(manifest["dataset"]))
-    if not has_test(dataset):
-        raise DataError(f"A judgement needs a test part. {dataset.path} has none (prepare.split.test: 0). Judge another run.")
-    model, config, _ = load_trained(run / "best.pt", dataset)
-    for override in overrides or []:
-        if not override.startswith("evaluation."):
-            raise ConfigError(
-                f"Only settings of the evaluation can change after training. Got {override!r}. Train again for others."
-            )
-    if overrides:
-        wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
-        config = parse_config(
-            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}}
-        )
-        check_settings(config)
-    store = open_store(dataset, "test", config.model)
-    system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
-    with progress() as report:
-        result = judge(
-            [system],
-            dataset,
-            config.evaluation,
-            metric=config.training.eval_metric,
-            seed=config.seed,
-            progress=lambda done, total: report("evaluate", done, total),
-        )
-    asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
-    result["dial"] = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
-    result["recipe"] = manifest.get("recipe")
-    rows = read_rows(run / "metrics.jsonl")
-    write_report(result, out, curves=rows, advice=advice_lines(rows))
-    return result
-
-
-def has_test(dataset: Dataset) -> bool:
-    """Whether there is a test part."""
-    return bool(dataset.manifest["counts"]["kept"]["test_events"])
-
-
-def check_settings(config: Config) -> None:
-    """Refuse names of metrics, baselines and their settings that nobody knows, before hours are spent.
-
-    Raises
-    ------
-    ConfigError
-        The nearest known name is in the message.
-    """
-    metric_names(config.evaluation, config.training.eval_metric)
-    settings = config.evaluation.baseline_settings
-    for section, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():
-        for name in names:
-            if name not in BASELINES:
-                raise ConfigError(f"evaluation.{section} must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
-    for name, values in settings.items():
-        known = [*signature(BASELINES[name]).parameters][1:]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"evaluation.baseline_settings.{name} has no {key!r}.{nearest(key, known)}")
-
-
 def export_stage(run: Path, out: Path) -> Json:
     """Write the run's bundle to `out`; returns its manifest."""
     manifest = run_manifest(run)
@@ -321,24 +273,3 @@ def verdict(report: Json | None, out: Path) -> str:
     if report is None:
         return f"No test part: nothing was judged.\nBundle: {out / 'bundle'}"
     return f"{report['verdict']}\nReport: {out / 'report.html'}"
-
-
-def run_manifest(run: Path) -> Json:
-    """What stands of a run in its folder.
-
-    Raises
-    ------
-    DataError
-        `run` is no run's folder.
-    """
-    try:
-        manifest = json.loads((run / "manifest.json").read_text())
-    except (OSError, ValueError):
-        raise DataError(
-            f"A run is a folder written by `twotower train`. Found none at {run}. Train first, or check the path."
-        ) from None
-    if not isinstance(manifest, dict) or manifest.get("kind") != "run":
-        raise DataError(
-            f"A run is a folder written by `twotower train`. {run} is something else. For `twotower run --out DIR` it is DIR/model."
-        )
-    return manifest

@@ -117,6 +117,9 @@ class EvaluationConfig(Settings):
     """True: items of the user's history are not recommended (masked protocol). False: they may be (unmasked protocol)."""
     max_queries: int | None = Field(None, ge=1)
     """A seeded sample of the held-out queries; None: all."""
+    refresh_days: float | None = Field(7.0, gt=0)
+    """Days between refreshes of the index along the test part, from the events so far; the weights stay. Judged beside the index
+    that is never refreshed. None: not judged. Only where the parts of the dataset follow one another in time."""
     baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "content_knn", "ease", "ials"])
     tune_baselines: bool = True
     """Choose the settings of the baselines that have any to choose (`baselines.GRIDS`) on the validation part, as fairness asks."""

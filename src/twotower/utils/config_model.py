@@ -124,6 +124,10 @@ class ModelConfig(Settings):
     recent_item_boost: float = Field(3.0, ge=0, le=10)
     """Nats that the item a user visited last gains where visited items may be recommended again; the one before gains half of it,
     and so on. Items like them gain a part. Not where a dataset is of sets, whose order says nothing."""
+    popularity_half_life_days: float | None = Field(None, ge=0)
+    """Age in days at which an event counts half for the popularity of its item in a refreshed index and in a bundle; 0: all events
+    count alike. None: chosen on the validation part where the parts of the dataset follow one another in time, else popularity is
+    that of training."""
     new_item_exposure: float = Field(0.035, ge=0, lt=1)
     """Share of the first ten places that items which training never saw take together, over all who ask, if they are as many as
     the catalogue has, or a twentieth of it. More or fewer are shown more or less. Without `popularity_prior` it means nothing."""

@@ -1,0 +1,130 @@
+"""Evaluate a run: the model, its baselines and a refreshed index on the test part of its dataset."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from inspect import signature
+from pathlib import Path
+
+from twotower.baselines.baselines import BASELINES
+from twotower.bundle.bundle import load_trained
+from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import can_refresh, open_store, popularity_before, split_moment
+from twotower.errors import ConfigError, DataError, nearest
+from twotower.evaluation.evaluator import judge, metric_names
+from twotower.evaluation.report import write_report
+from twotower.evaluation.verdict import refreshed
+from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
+from twotower.pipeline.popularity_curve import popularity_tradeoff
+from twotower.trainers.health.checks import advice_lines
+from twotower.trainers.run_files import read_rows
+from twotower.utils.config import Config, load_config, parse_config
+from twotower.utils.console import progress
+from twotower.utils.types import Json
+
+DIAL_QUERIES = 5000  # of the test part, for the curve of the popularity dial
+
+
+def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
+    """Judge the run on its dataset's test part beside every baseline; write report.json and report.html to `out`."""
+    manifest = run_manifest(run)
+    dataset = Dataset.open(Path(manifest["dataset"]))
+    if not has_test(dataset):
+        raise DataError(f"A judgement needs a test part. {dataset.path} has none (prepare.split.test: 0). Judge another run.")
+    model, config, _ = load_trained(run / "best.pt", dataset)
+    for override in overrides or []:
+        if not override.startswith("evaluation."):
+            raise ConfigError(
+                f"Only settings of the evaluation can change after training. Got {override!r}. Train again for others."
+            )
+    if overrides:
+        wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
+        config = parse_config(
+            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}}
+        )
+        check_settings(config)
+    store = open_store(dataset, "test", config.model)
+    system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
+    held_out = dataset.held_out("test", max_queries=config.evaluation.max_queries, seed=config.seed).by_time()
+    with progress() as report:
+        result = judge(
+            [system, *_refreshed(system, dataset, config)],
+            dataset,
+            config.evaluation,
+            held_out=held_out,
+            metric=config.training.eval_metric,
+            seed=config.seed,
+            progress=lambda done, total: report("evaluate", done, total),
+        )
+    asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
+    result["dial"] = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
+    result["recipe"] = manifest.get("recipe")
+    rows = read_rows(run / "metrics.jsonl")
+    write_report(result, out, curves=rows, advice=advice_lines(rows))
+    return result
+
+
+def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> list[RefreshedRetriever]:
+    """The same model with an index that is refreshed along the test part, where that can be judged."""
+    days, half_life = config.evaluation.refresh_days, config.model.popularity_half_life_days
+    if days is None or half_life is None or not can_refresh(dataset):
+        return []
+    return [
+        RefreshedRetriever(
+            system.model,
+            open_store(dataset, "future", config.model),
+            partial(popularity_before, dataset, half_life_days=half_life),
+            n_items=dataset.n_items,
+            start_s=split_moment(dataset, "test"),
+            every_days=days,
+            name=refreshed(system.name, days),
+        )
+    ]
+
+
+def has_test(dataset: Dataset) -> bool:
+    """Whether there is a test part."""
+    return bool(dataset.manifest["counts"]["kept"]["test_events"])
+
+
+def check_settings(config: Config) -> None:
+    """Refuse names of metrics, baselines and their settings that nobody knows, before hours are spent.
+
+    Raises
+    ------
+    ConfigError
+        The nearest known name is in the message.
+    """
+    metric_names(config.evaluation, config.training.eval_metric)
+    settings = config.evaluation.baseline_settings
+    for section, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():
+        for name in names:
+            if name not in BASELINES:
+                raise ConfigError(f"evaluation.{section} must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
+    for name, values in settings.items():
+        known = [*signature(BASELINES[name]).parameters][1:]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"evaluation.baseline_settings.{name} has no {key!r}.{nearest(key, known)}")
+
+
+def run_manifest(run: Path) -> Json:
+    """What stands of a run in its folder.
+
+    Raises
+    ------
+    DataError
+        `run` is no run's folder.
+    """
+    try:
+        manifest = json.loads((run / "manifest.json").read_text())
+    except (OSError, ValueError):
+        raise DataError(
+            f"A run is a folder written by `twotower train`. Found none at {run}. Train first, or check the path."
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("kind") != "run":
+        raise DataError(
+            f"A run is a folder written by `twotower train`. {run} is something else. For `twotower run --out DIR` it is DIR/model."
+        )
+    return manifest
