@@ -127,18 +127,18 @@ def test_a_refreshed_index_answers_as_one_made_for_the_moment(dataset: Dataset, 
 
 
 def test_a_refreshed_index_knows_nothing_of_what_comes(dataset: Dataset, model: TwoTower, config: Config) -> None:
-    """Other visits after the last moment of an index, and other events, change none of its lists."""
+    """Other stars and weights of events from the last moment on change no earlier list."""
     held_out = dataset.held_out("test").by_time()
     before = retriever(dataset, model, config, 30.0).retrieve(held_out.queries, 10)
     moments = retriever(dataset, model, config, 30.0).moments(held_out.queries.time_s)
     last = int(np.unique(moments)[-2])
     early = np.flatnonzero(moments <= last)
     changed = Dataset.open(dataset.path)
-    events, visits = changed.events, changed.visits
+    events, item_events = changed.events, changed.item_events
     later = (events.time_s >= last) & (events.split == TEST)
     changed.__dict__["events"] = replace(events, weight=np.where(later, 50.0, events.weight).astype(np.float32))
-    stars = np.where(visits.time_s >= last, 1.0, visits.stars).astype(np.float32)
-    changed.__dict__["visits"] = replace(visits, stars=stars)
+    stars = np.where(item_events.time_s >= last, 1.0, item_events.stars).astype(np.float32)
+    changed.__dict__["item_events"] = replace(item_events, stars=stars)
     after = retriever(changed, model, config, 30.0).retrieve(held_out.queries, 10)
     np.testing.assert_array_equal(before.items[early], after.items[early])
     assert (before.items != after.items).any(), "the last index does know"
