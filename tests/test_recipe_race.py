@@ -144,6 +144,22 @@ def test_a_race_cut_off_goes_on_and_is_not_run_twice(tmp_path: Path) -> None:
         settle(entrants(load_config(None, ["training.recipe=fixed"])), tmp_path, later, resume=True)
 
 
+def test_a_race_cut_off_in_the_folder_of_an_older_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_text("older")
+    with pytest.raises(KeyboardInterrupt):
+        settle(entrants(load_config()), tmp_path, Fits(QUALITY, stop_at=0))
+    fit = Fits(QUALITY)
+    _, record, started = settle(entrants(load_config()), tmp_path, fit, resume=True)
+    assert record is not None and started and (tmp_path / "last.pt").read_text() == record["chosen"]
+
+
+def test_a_run_from_before_the_race_goes_on_without_one(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_text("older")
+    fit = Fits(QUALITY)
+    config, record, started = settle(entrants(load_config()), tmp_path, fit, resume=True)
+    assert (record, started, fit.calls, name_of(config)) == (None, True, [], next(iter(CANDIDATES)))
+
+
 def test_a_new_run_forgets_the_race_before(tmp_path: Path) -> None:
     settle(entrants(load_config()), tmp_path, Fits(QUALITY))
     fit = Fits({name: -quality for name, quality in QUALITY.items()})

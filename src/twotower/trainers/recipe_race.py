@@ -167,7 +167,7 @@ def settle(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool = False)
         return chosen.config, record, True
     if not resume:
         _forget(out)
-    if len(runners) == 1 or (resume and (out / "last.pt").is_file()):
+    if len(runners) == 1 or (resume and record is None):  # a run of one recipe, or of a version before the race
         return runners[0].config, None, resume
     winner, record = _race(_recalled(runners, record), out, fit)
     _write(out, record)
@@ -180,6 +180,7 @@ def _race(runners: list[Entrant], out: Path, fit: Fit) -> tuple[Entrant, Json]:
     """Return the winner and the record."""
     log.info("recipe: comparing %s on the validation part", " and ".join(f'"{one.name}"' for one in runners))
     done: dict[str, Entrant] = {one.name: one for one in runners}
+    _write(out, {"tried": [one.row() for one in runners]})
     racing = list(done.values())
     for number, share in enumerate(RUNGS):
         for one in racing:
