@@ -173,6 +173,7 @@ def test_a_run_is_the_same_from_its_manifest_without_the_race(town: Any, tmp_pat
     report = run_all(config, tmp_path / "raced")
     assert report is not None
     manifest = json.loads((tmp_path / "raced" / "model" / "manifest.json").read_text())
+    assert "Training recipe" in (tmp_path / "raced" / "report.html").read_text()
     assert report["recipe"] == manifest["recipe"] and manifest["recipe"]["chosen"] in CANDIDATES
     (tmp_path / "fixed.yaml").write_text(json.dumps(manifest["config"]))
     fixed = load_config(tmp_path / "fixed.yaml")
