@@ -120,6 +120,14 @@ def test_a_setting_of_the_user_holds_in_every_candidate() -> None:
         assert (one.config.model.user_tower.num_blocks, one.config.model.user_tower.pooling) == (1, "mean")
 
 
+@pytest.mark.parametrize(("events", "tokens"), [(4_000, 512), (45_000, 1024), (128_000, 4096), (7_000_000, 4096)])
+def test_small_datasets_have_small_batches_of_tokens(events: int, tokens: int) -> None:
+    sizes = {one.name: one.config.training.batch_size for one in entrants(load_config(), events=events)}
+    assert sizes == {"any event": load_config().training.batch_size, "next event": tokens}
+    given = load_config(None, ["training.view=causal", "training.batch_size=300"])
+    assert entrants(given, events=events)[0].config.training.batch_size == 300
+
+
 def test_without_order_or_a_validation_part_there_is_no_race(tmp_path: Path) -> None:
     for found in (entrants(load_config(), ordered=False), entrants(load_config(), validated=False)):
         assert [one.name for one in found] == [next(iter(CANDIDATES))]

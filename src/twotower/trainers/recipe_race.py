@@ -14,6 +14,7 @@ Examples
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from twotower import parallel
 from twotower.config import Config, parse_config
 from twotower.console import log
 from twotower.errors import TrainingError
-from twotower.trainers.base_trainer import Progress
+from twotower.trainers.base_trainer import LEAST_STEPS, MOST_EPOCHS, Progress
 from twotower.trainers.files import room
 
 Json = dict[str, Any]
@@ -51,6 +52,7 @@ CLOSE = 0.9
 """At the rungs before the last, a candidate goes on if it has at least this share of the best metric."""
 TIE = 0.97
 """Candidates with at least this share of the best metric at the end count as equal; the first of `CANDIDATES` is taken."""
+LEAST_TOKENS = 512
 FOLDER, RECORD = "recipe", "recipe.json"
 UNITS = ("training.view", "training.batch_size")
 """A batch size counts examples under one view and tokens under the other: set without the view, it means the default view."""
@@ -101,7 +103,7 @@ def is_given(config: Config, name: str) -> bool:
     return leaf in section.model_fields_set
 
 
-def entrants(config: Config, *, ordered: bool = True, validated: bool = True) -> list[Entrant]:
+def entrants(config: Config, *, ordered: bool = True, validated: bool = True, events: int | None = None) -> list[Entrant]:
     """Return the candidates that agree with the user's settings, best guess first.
 
     Parameters
@@ -112,6 +114,8 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True) ->
         Whether test events come after the history. If not, there is no next event to predict.
     validated
         Whether there is a validation part to choose by.
+    events
+        Positive training events: a candidate's token budget is made small enough for them. None: it stays as it is.
     """
     fixed = config.model_copy(update={"training": config.training.model_copy(update={"recipe": "fixed"})})
     plain = [Entrant("as configured", {}, fixed)]
@@ -124,10 +128,24 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True) ->
         if settings["training.view"] != view or (view != "set" and not ordered):
             continue
         free = {key: value for key, value in settings.items() if not is_given(config, key)}
+        if view != "set" and events is not None and "training.batch_size" in free:
+            free["training.batch_size"] = token_budget(events, most=free["training.batch_size"])
         entrant = Entrant(name, free, with_settings(fixed, free))
         if all(entrant.config != other.config for other in found):
             found.append(entrant)
     return (found if validated else found[:1]) or plain
+
+
+def token_budget(events: int, *, most: int) -> int:
+    """Return the power of two, at most `most`, with which the longest training has about the least number of steps.
+
+    Examples
+    --------
+    >>> token_budget(128_000, most=4096), token_budget(45_000, most=4096)
+    (4096, 1024)
+    """
+    wanted = max(events * MOST_EPOCHS / LEAST_STEPS, LEAST_TOKENS)
+    return min(1 << round(math.log2(wanted)), most)
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
