@@ -122,6 +122,14 @@ def test_a_setting_of_the_user_holds_in_every_candidate() -> None:
         assert (one.config.model.user_tower.num_blocks, one.config.model.user_tower.pooling) == (1, "mean")
 
 
+@pytest.mark.parametrize(("events", "tokens"), [(4_000, 512), (45_000, 1024), (128_000, 4096), (7_000_000, 4096)])
+def test_small_datasets_have_small_batches_of_tokens(events: int, tokens: int) -> None:
+    sizes = {one.name: one.config.training.batch_size for one in entrants(load_config(), events=events)}
+    assert sizes == {"any event": load_config().training.batch_size, "next event": tokens}
+    given = load_config(None, ["training.objective=next_event", "training.batch_size=300"])
+    assert entrants(given, events=events)[0].config.training.batch_size == 300
+
+
 def test_without_order_or_a_validation_part_there_is_no_race(tmp_path: Path) -> None:
     for found in (entrants(load_config(), ordered=False), entrants(load_config(), validated=False)):
         assert [one.name for one in found] == [next(iter(CANDIDATES))]
@@ -146,6 +154,22 @@ def test_a_race_cut_off_goes_on_and_is_not_run_twice(tmp_path: Path) -> None:
         choose_recipe(entrants(load_config(None, ["training.recipe=fixed"])), tmp_path, later, resume=True)
 
 
+def test_a_race_cut_off_in_the_folder_of_an_older_run_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_text("older")
+    with pytest.raises(KeyboardInterrupt):
+        choose_recipe(entrants(load_config()), tmp_path, Fits(QUALITY, stop_at=0))
+    fit = Fits(QUALITY)
+    _, record, started = choose_recipe(entrants(load_config()), tmp_path, fit, resume=True)
+    assert record is not None and started and (tmp_path / "last.pt").read_text() == record["chosen"]
+
+
+def test_a_run_from_before_the_race_goes_on_without_one(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_text("older")
+    fit = Fits(QUALITY)
+    config, record, started = choose_recipe(entrants(load_config()), tmp_path, fit, resume=True)
+    assert (record, started, fit.calls, name_of(config)) == (None, True, [], next(iter(CANDIDATES)))
+
+
 def test_a_new_run_forgets_the_race_before(tmp_path: Path) -> None:
     choose_recipe(entrants(load_config()), tmp_path, Fits(QUALITY))
     fit = Fits({name: -quality for name, quality in QUALITY.items()})
@@ -159,6 +183,7 @@ def test_a_run_is_the_same_from_its_manifest_without_the_race(town: Any, tmp_pat
     report = run_all(config, tmp_path / "raced")
     assert report is not None
     manifest = json.loads((tmp_path / "raced" / "model" / "manifest.json").read_text())
+    assert "Training recipe" in (tmp_path / "raced" / "report.html").read_text()
     assert report["recipe"] == manifest["recipe"] and manifest["recipe"]["chosen"] in CANDIDATES
     (tmp_path / "fixed.yaml").write_text(json.dumps(manifest["config"]))
     fixed = load_config(tmp_path / "fixed.yaml")

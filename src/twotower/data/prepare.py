@@ -143,7 +143,8 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
     encoded = encode_items(encoders, items, text)
     if config.prepare.co_visited_items:
         say("find neighbours")
-        encoded[NEIGHBOURS] = _neighbours(folder, len(users) + FIRST_ROW, len(items) + FIRST_ROW, config.prepare.co_visited_items)
+        sizes = {"n_users": len(users) + FIRST_ROW, "n_items": len(items) + FIRST_ROW, "most": config.prepare.co_visited_items}
+        encoded[NEIGHBOURS] = _neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
@@ -229,11 +230,11 @@ def _write_events(
     return {"events": n_events, **counts, "positive_events": positives, "anonymous_events": len(visits[SPLIT]) - n_events}
 
 
-def _neighbours(folder: Path, n_users: int, n_items: int, most: int) -> NDArray[np.int32]:
+def _neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
     events = open_arrays(folder / EVENTS_FILE)
-    user = np.repeat(np.arange(n_users), np.diff(events[OFFSETS]))
+    user = np.repeat(np.arange(sizes["n_users"]), np.diff(events[OFFSETS]))
     kept = events[POSITIVE] & (events[SPLIT] == TRAIN)
-    return co_visited(user[kept], events[ITEM_ROW][kept], n_users=n_users, n_items=n_items, most=most)
+    return co_visited(user[kept], events[ITEM_ROW][kept], **sizes, ordered=ordered)
 
 
 def _arrays(rows: ir.Table) -> dict[str, NDArray[Any]]:

@@ -78,7 +78,8 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     check_settings(config)
     dataset = Dataset.open(data)
     config = _as_made(config, dataset)
-    runners = entrants(config, ordered=dataset.ordered, validated=config.prepare.split.has_valid)
+    valid, events = config.prepare.split.has_valid, dataset.n_train_events
+    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
     device = choose_device(config.training.device)
     with distributed.process_group(device):
         config, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device), resume=resume)

@@ -14,6 +14,7 @@ Examples
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from twotower.errors import TrainingError
-from twotower.trainers.base_trainer import TrainingState
+from twotower.trainers.base_trainer import MAX_EPOCHS, MIN_STEPS, TrainingState
 from twotower.trainers.run_files import disk_errors_as_training_errors
 from twotower.utils import distributed
 from twotower.utils.config import Config, parse_config
@@ -51,6 +52,7 @@ CLOSE = 0.9
 """At the rungs before the last, a candidate goes on if it has at least this share of the best metric."""
 TIE = 0.97
 """Candidates with at least this share of the best metric at the end count as equal; the first of `CANDIDATES` is taken."""
+MIN_TOKENS = 512
 FOLDER, RECORD = "recipe", "recipe.json"
 UNITS = ("training.objective", "training.batch_size")
 """A batch size counts examples under one objective and tokens under the other: given alone, it means the default objective."""
@@ -101,7 +103,7 @@ def is_given(config: Config, name: str) -> bool:
     return leaf in section.model_fields_set
 
 
-def entrants(config: Config, *, ordered: bool = True, validated: bool = True) -> list[Entrant]:
+def entrants(config: Config, *, ordered: bool = True, validated: bool = True, events: int | None = None) -> list[Entrant]:
     """Return the candidates that agree with the user's settings, best guess first.
 
     Parameters
@@ -112,6 +114,8 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True) ->
         Whether test events come after the history. If not, there is no next event to predict.
     validated
         Whether there is a validation part to choose by.
+    events
+        Positive training events: a candidate's token budget is made small enough for them. None: it stays as it is.
     """
     fixed = config.model_copy(update={"training": config.training.model_copy(update={"recipe": "fixed"})})
     plain = [Entrant("as configured", {}, fixed)]
@@ -124,10 +128,24 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True) ->
         if settings["training.objective"] != objective or (objective != "any_event" and not ordered):
             continue
         free = {key: value for key, value in settings.items() if not is_given(config, key)}
+        if objective != "any_event" and events is not None and "training.batch_size" in free:
+            free["training.batch_size"] = token_budget(events, most=free["training.batch_size"])
         entrant = Entrant(name, free, with_settings(fixed, free))
         if all(entrant.config != other.config for other in found):
             found.append(entrant)
     return (found if validated else found[:1]) or plain
+
+
+def token_budget(events: int, *, most: int) -> int:
+    """Return the power of two, at most `most`, with which the longest training has about the least number of steps.
+
+    Examples
+    --------
+    >>> token_budget(128_000, most=4096), token_budget(45_000, most=4096)
+    (4096, 1024)
+    """
+    wanted = max(events * MAX_EPOCHS / MIN_STEPS, MIN_TOKENS)
+    return min(1 << round(math.log2(wanted)), most)
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -167,7 +185,7 @@ def choose_recipe(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool =
         return chosen.config, record, True
     if not resume:
         _forget(out)
-    if len(runners) == 1 or (resume and (out / "last.pt").is_file()):
+    if len(runners) == 1 or (resume and record is None):  # a run of one recipe, or of a version before the race
         return runners[0].config, None, resume
     winner, record = _race(_restored(runners, record), out, fit)
     _write(out, record)
@@ -180,6 +198,7 @@ def _race(runners: list[Entrant], out: Path, fit: Fit) -> tuple[Entrant, Json]:
     """Return the winner and the record."""
     log.info("recipe: comparing %s on the validation part", " and ".join(f'"{one.name}"' for one in runners))
     done: dict[str, Entrant] = {one.name: one for one in runners}
+    _write(out, {"tried": [one.row() for one in runners]})
     racing = list(done.values())
     for number, share in enumerate(RUNGS):
         for one in racing:

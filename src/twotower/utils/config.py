@@ -164,7 +164,8 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     for override in overrides or []:
         _apply_override(values, override)
     for section, name in INTERNAL.items():
-        if isinstance(values.get(section), dict) and name in values[section]:
+        given = values.get(section)
+        if isinstance(given, dict) and name in given and given[name] != getattr(getattr(Config(), section), name):
             raise ConfigError(f"Unknown setting '{section}.{name}'. Only `twotower refit` sets it.")
     return parse_config(values)
 
