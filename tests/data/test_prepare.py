@@ -114,7 +114,7 @@ def test_excluded_features_are_not_encoded(prepared: Any) -> None:
         (("user since_s",), "Got 'since_s'. Rename it"),
         (("item state",), "A feature of the items needs a name of its own.*Got 'state'"),
         (("item city", "item price", "item city"), "Got 'city' twice. Rename it"),
-        (("item at.degrees",), "must hold no dot. Got 'at.degrees'"),
+        (("item at.place",), "must hold no dot. Got 'at.place'"),
         (("item city", "user city", "item elite"), None),
     ],
 )

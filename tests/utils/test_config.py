@@ -89,6 +89,6 @@ def test_the_data_settle_what_is_left_to_them():
 
 
 @pytest.mark.parametrize("override", ["training.stop_frac=0.5", "evaluation.baseline_settings={ease: {l2: 1}}"])
-def test_what_refit_carries_over_is_no_setting(override: str) -> None:
+def test_what_refit_carries_over_cannot_be_set(override: str) -> None:
     with pytest.raises(ConfigError, match="Only `twotower refit` sets it"):
         load_config(None, [override])

@@ -49,9 +49,8 @@ __all__ = [
     "parse_config",
 ]
 
-INTERNAL = {"training": "stop_frac", "evaluation": "baseline_settings"}
-"""What `twotower refit` carries over from a run, in the configuration that a checkpoint holds: no settings, files and `--set`
-cannot name them."""
+INTERNAL = ("training.stop_frac", "evaluation.baseline_settings")
+"""What `twotower refit` carries over from a run. The configuration of a finished run holds it; `--set` cannot name it."""
 
 
 class TrainingConfig(Settings):
@@ -163,10 +162,6 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
             raise ConfigError(f"The configuration must be a mapping of sections. {path} holds a {type(values).__name__}.")
     for override in overrides or []:
         _apply_override(values, override)
-    for section, name in INTERNAL.items():
-        given = values.get(section)
-        if isinstance(given, dict) and name in given and given[name] != getattr(getattr(Config(), section), name):
-            raise ConfigError(f"Unknown setting '{section}.{name}'. Only `twotower refit` sets it.")
     return parse_config(values)
 
 
@@ -182,6 +177,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set takes a.b=value. Got {override!r}.")
+    if key.strip().startswith(INTERNAL):
+        raise ConfigError(f"Unknown setting {key.strip()!r}. Only `twotower refit` sets it.")
     *parents, leaf = key.strip().split(".")
     node = values
     for name in parents:

@@ -60,7 +60,7 @@ def test_the_cheapest_change_in_time_comes_first():
     assert asked[0] == ()
     assert len(asked[1]) == 1 and "model.tables" not in asked[1][0]
     assert any("micro_batch_size" in setting for setting in asked[2])
-    assert not any("batch_size" in setting for settings in asked for setting in settings)
+    assert not any("training.batch_size" in setting for settings in asked for setting in settings)
 
 
 def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machine, Config]:
