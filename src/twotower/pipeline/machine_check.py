@@ -22,7 +22,7 @@ from twotower.utils.config import DataConfig, EvaluationConfig
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 DISTRIBUTION = "two-tower-rec"
-OLDEST_PYTHON, NEWEST_PYTHON, OLDEST_TORCH = (3, 10), (3, 13), (2, 4)  # pyproject.toml; newer ones than these were not tried
+OLDEST_PYTHON, NEWEST_PYTHON, OLDEST_TORCH = (3, 11), (3, 14), (2, 4)  # pyproject.toml; newer ones than these were not tried
 KAGGLE = (Path("/kaggle/input"), Path("/kaggle/input/datasets"))  # where it mounts data sets: by name, or by owner and name
 GB = 10**9
 LEAST_RAM = 3 * GB // 2  # the whole way over a town of 60,000 events peaked at 1.5 GB
