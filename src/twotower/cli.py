@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+import twotower
 from twotower.errors import TwoTowerError
 from twotower.utils.config import load_config
 from twotower.utils.console import setup_logging, speaks
@@ -28,8 +29,15 @@ def configured(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--config", "config_path", type=FILE, help="YAML file; without one the defaults hold.")(command)
 
 
+def show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Print the version and end."""
+    if asked and not context.resilient_parsing:
+        click.echo(f"twotower {twotower.__version__}")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="two-tower-rec", prog_name="twotower")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Show the version.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--quiet", is_flag=True, help="No log lines.")
 def app(debug: bool, quiet: bool) -> None:  # noqa: ARG001 - read by main()
@@ -169,8 +177,7 @@ def recommend(
     **asked: Any,
 ) -> None:
     """The best places for a known user, for whoever visited some places, or for everybody."""
-    from twotower.pipeline.demo import as_table
-    from twotower.pipeline.stages import recommend_all_stage
+    from twotower.pipeline.bundle_stages import as_table, recommend_all_stage
     from twotower.retrieval.recommender import Recommender
     from twotower.retrieval.request import Request
 
@@ -222,7 +229,7 @@ def remove_items(bundle: Path, ids: str) -> None:
 @click.option("--plot", type=FILE, help="Picture of what was measured; default: BUNDLE-index.svg.")
 def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Path | None) -> None:
     """Measure indexes on a bundle's own vectors and users, and build the cheapest that finds enough into it."""
-    from twotower.pipeline.stages import tune_index_stage
+    from twotower.pipeline.bundle_stages import tune_index_stage
 
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds else []
     picture = plot or bundle.with_name(f"{bundle.name}-index.svg")

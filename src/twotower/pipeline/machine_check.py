@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from twotower.data.sources.yelp import find_files
-from twotower.errors import DataError, TrainingError
+from twotower.errors import DataError, MissingExtraError, TrainingError
 from twotower.utils import hardware
 from twotower.utils.config import DataConfig, EvaluationConfig
 
@@ -270,8 +269,10 @@ def gather(data: Path | None = None) -> Facts:
 
 def _look(place: Path) -> RawFiles:
     try:
+        from twotower.data.sources.yelp import find_files
+
         files = find_files(place)
-    except DataError as error:
+    except (DataError, MissingExtraError) as error:
         return RawFiles(place, fault=str(error))
     except OSError as error:
         return RawFiles(place, fault=f"{error.strerror}.")
@@ -288,7 +289,7 @@ def _missing_extras() -> dict[str, tuple[str, ...]]:
     missing: dict[str, tuple[str, ...]] = {}
     for need in needs:
         read = re.match(r"([\w.-]+).*;.*\bextra == ['\"]([\w.-]+)['\"]", need)
-        if read and read[2] != "dev":  # the developers' own
+        if read and read[2] not in ("all", "dev"):  # the others together, and the developers' own
             absent = () if _is_installed(read[1]) else (read[1],)
             missing[read[2]] = missing.get(read[2], ()) + absent
     return missing
