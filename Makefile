@@ -27,9 +27,9 @@ $(DEV): $(USER)
 	$(INSTALL) -e '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(USER) ## Simulate a town and walk the whole way: prepare, train, evaluate, export, recommend
-	$(BIN)/twotower demo
-	@echo "On a page: $(BIN)/twotower serve runs/town/bundle, then http://127.0.0.1:8000"
+demo: $(USER) ## Simulate a town and walk the whole way, into runs/town: prepare, train, evaluate, export, recommend
+	$(BIN)/twotower demo --overwrite
+	@echo "(twotower is $(BIN)/twotower; serve shows a page at http://127.0.0.1:8000)"
 
 test: $(DEV) ## Run the default tests (three minutes on two cores)
 	$(BIN)/python -m pytest

@@ -310,10 +310,12 @@ def run_manifest(run: Path) -> Json:
         manifest = json.loads((run / "manifest.json").read_text())
     except (OSError, ValueError):
         raise DataError(
-            f"A run is a folder written by `twotower train`. Found none at {run}. Train first, or check the path."
+            f"{run} is not a run: it has no manifest.json. Expected a folder written by `twotower train` or `twotower run`. "
+            "Check the path, or train first."
         ) from None
     if not isinstance(manifest, dict) or manifest.get("kind") != "run":
         raise DataError(
-            f"A run is a folder written by `twotower train`. {run} is something else. For `twotower run --out DIR` it is DIR/model."
+            f"{run} is not a run: its manifest.json is of another kind. "
+            "Expected a folder written by `twotower train` or `twotower run`. Check the path."
         )
     return manifest
