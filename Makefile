@@ -5,10 +5,11 @@ BIN := .venv/bin
 EXTRAS ?= dev# CI has all: make check EXTRAS=dev,spark
 USER := .venv/.installed
 DEV := .venv/.installed-dev
+BIOME := npx --yes @biomejs/biome@2.6.8
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage check format clean
+.PHONY: help venv demo test coverage js check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +38,12 @@ test: $(DEV) ## Run the default tests (three minutes on two cores)
 coverage: $(DEV) ## Run the default tests and report which lines and branches they reach
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
-check: $(DEV) ## What CI runs: formatting, lint, types, and all tests, the slow ones included
+js: ## Check format and lint of the page's scripts (needs Node.js)
+	@if command -v npx >/dev/null; then $(BIOME) ci --colors=off --error-on-warnings .; \
+	elif [ "$$CI" = true ]; then echo "npx is missing. CI checks the page's scripts with it. Install Node.js." >&2; exit 1; \
+	else echo "Skipped the page's scripts: npx is missing. Install Node.js to check them."; fi
+
+check: $(DEV) js ## What CI runs: formatting, lint, types, scripts, and all tests, the slow ones included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -46,6 +52,7 @@ check: $(DEV) ## What CI runs: formatting, lint, types, and all tests, the slow 
 format: $(DEV) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+	@if command -v npx >/dev/null; then $(BIOME) check --colors=off --write .; fi
 
 clean: ## Remove .venv, caches and build outputs
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
