@@ -1,41 +1,58 @@
-# Everything goes through .venv, which is made once and again whenever pyproject.toml or constraints.txt change.
+# Everything goes through .venv, which is made once and updated whenever pyproject.toml or constraints.txt change.
+# `make demo` installs what a user needs; every other target adds the development tools.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev,serve# CI has all: make check EXTRAS=dev,serve,hub,spark
-STAMP := .venv/.installed
+EXTRAS ?= dev# CI has all: make check EXTRAS=dev,spark
+USER := .venv/.installed
+DEV := .venv/.installed-dev
+BIOME := npx --yes @biomejs/biome@2.6.8
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format clean
+.PHONY: help venv demo test coverage js check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(STAMP) ## Create .venv and install the package with its development tools (PYTHON=python3.12 picks the Python)
+venv: $(DEV) ## Create .venv and install the package with its development tools (PYTHON=python3.12 picks the Python)
 
-$(STAMP): pyproject.toml constraints.txt
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.10 or newer is needed. Found no $(PYTHON). Install it, or name another: make venv PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed. $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make venv PYTHON=python3.12" >&2; exit 1; }
+$(USER): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed. Found no $(PYTHON). Install it, or name another: make venv PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed. $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make venv PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv and ensurepip modules are needed. $(PYTHON) has none. Install them (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(INSTALL) -e '.[train,serve]'
 	@touch $@
 
-demo: $(STAMP) ## Simulate a town and walk the whole way: prepare, train, evaluate, export, recommend
-	$(BIN)/twotower demo
-	@echo "On a page: $(BIN)/twotower serve runs/town/bundle, then http://127.0.0.1:8000"
+$(DEV): $(USER)
+	$(INSTALL) -e '.[$(EXTRAS)]'
+	@touch $@
 
-test: $(STAMP) ## Run the default tests (three minutes on two cores)
+demo: $(USER) ## Simulate a town and walk the whole way, into runs/town: prepare, train, evaluate, export, recommend
+	$(BIN)/twotower demo --overwrite
+	@echo "(twotower is $(BIN)/twotower; serve shows a page at http://127.0.0.1:8000)"
+
+test: $(DEV) ## Run the default tests (three minutes on two cores)
 	$(BIN)/python -m pytest
 
-check: $(STAMP) ## What CI runs: formatting, lint, types, and all tests, the slow ones included
+coverage: $(DEV) ## Run the default tests and report which lines and branches they reach
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+js: ## Check format and lint of the page's scripts (needs Node.js)
+	@if command -v npx >/dev/null; then $(BIOME) ci --colors=off --error-on-warnings .; \
+	elif [ "$$CI" = true ]; then echo "npx is missing. CI checks the page's scripts with it. Install Node.js." >&2; exit 1; \
+	else echo "Skipped the page's scripts: npx is missing. Install Node.js to check them."; fi
+
+check: $(DEV) js ## What CI runs: formatting, lint, types, scripts, and all tests, the slow ones included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m ""
 
-format: $(STAMP) ## Format the code and mend what the linter can mend
+format: $(DEV) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+	@if command -v npx >/dev/null; then $(BIOME) check --colors=off --write .; fi
 
 clean: ## Remove .venv, caches and build outputs
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

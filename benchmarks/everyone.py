@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setup_logging(quiet=True)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lists.parquet"
-        seconds, peak = _run(["--bundle", str(given.bundle), "--all", "--out", str(out)])
+        seconds, peak = _run([str(given.bundle), "--all", "--out", str(out)])
         rows = pq.ParquetFile(out).metadata.num_rows
-        _, alone = _run(["--bundle", str(given.bundle), "--history", _some_item(given.bundle)])
+        _, alone = _run([str(given.bundle), "--history", _some_item(given.bundle)])
     users, items, bare = bare_seconds(given.bundle)
     what = f"lists of {K} for {users:,} users among {items:,} items"
     rate = {"users_a_second": round(users / seconds), "rows": rows}

@@ -30,6 +30,7 @@ ORDER = [
     "trainers/health trainers trainers/memory",
     "serving",
     "pipeline",
+    "commands",
     "cli.py __main__.py __init__.py",
 ]
 PLACES = [place for row in ORDER for place in row.split()]

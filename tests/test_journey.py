@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,6 @@ import torch
 from twotower.bundle.bundle import load_bundle
 from twotower.cli import main
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import log_popularity
 from twotower.errors import DataError
 from twotower.retrieval.recommender import Recommender
 
@@ -43,7 +44,7 @@ def lines(capsys, *arguments: str) -> list[str]:
 
 def test_run_leaves_what_it_says(journey):
     report = json.loads((journey / "run" / "report.json").read_text())
-    assert set(report["systems"]) == {"two-tower", "popular", "ials", "oracle"}
+    assert set(report["systems"]) == {"two-tower", "two-tower, refreshed every 7 days", "popular", "ials", "oracle"}
     assert set(report["systems"]["two-tower"]["NDCG@10"]) == {"value", "low", "high"}
     assert report["protocol"]["split"] == "time"
     assert report["protocol"]["seen"] == "masked"
@@ -68,7 +69,7 @@ def test_each_verb_alone_gives_the_same(journey, town, tmp_path, capsys):
 
 def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     run = journey / "run" / "model"
-    (said, _) = lines(capsys, "refit", str(run), "--out", str(tmp_path / "refit"))
+    (said, _) = lines(capsys, "refit", str(journey / "run"), "--out", str(tmp_path / "refit"))
     assert said.startswith("two-tower is")
     before, after = Dataset.open(journey / "run" / "dataset"), Dataset.open(tmp_path / "refit" / "dataset")
     counts = [d.manifest["counts"]["kept"] for d in (before, after)]
@@ -84,7 +85,7 @@ def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     assert said == "No test part: nothing was judged." and str(tmp_path / "all" / "bundle") in where
     everything = Dataset.open(tmp_path / "all" / "dataset").manifest["counts"]["kept"]
     assert everything["train_events"] == everything["events"] == counts[0]["events"]
-    assert lines(capsys, "recommend", "--bundle", str(tmp_path / "all" / "bundle"), "--user", str(before.user_ids[-1]), "--json")
+    assert lines(capsys, "recommend", str(tmp_path / "all"), "--user", str(before.user_ids[-1]), "--json")
     assert main(["refit", str(tmp_path / "all" / "model"), "--out", str(tmp_path / "twice")]) == 2
     assert "A refit needs a run with a validation part" in capsys.readouterr().err
 
@@ -93,26 +94,50 @@ def test_recommend_for_known_unknown_and_filtered(journey, capsys):
     bundle = str(journey / "run" / "bundle")
     dataset = Dataset.open(journey / "run" / "bundle" / "dataset")
     user = str(dataset.user_ids[np.argmax(np.diff(dataset.events.offsets))])
-    known = [json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--user", user, "--json")]
+    known = [json.loads(line) for line in lines(capsys, "recommend", bundle, "--user", user, "--json")]
     assert [place["rank"] for place in known] == list(range(1, 11))
     assert set(known[0]) == {"rank", "item_id", "name", "categories", "city", "latitude", "longitude", "distance_km", "score"}
     seen = set(dataset.item_ids[dataset.events.item_row[slice(*dataset.events.offsets[dataset.user_rows([user])[0] :][:2])]])
     assert not seen & {place["item_id"] for place in known}
     assert [place["score"] for place in known] == sorted((place["score"] for place in known), reverse=True)
 
+    assert lines(capsys, "recommend", bundle, "--user", user, "--json") == [json.dumps(p, ensure_ascii=False) for p in known]
+
     three = ",".join(place["item_id"] for place in known[:3])
-    unknown = [
-        json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--history", three, "--k", "5", "--json")
-    ]
+    unknown = [json.loads(line) for line in lines(capsys, "recommend", bundle, "--history", three, "--k", "5", "--json")]
     assert len(unknown) == 5
     assert not set(three.split(",")) & {place["item_id"] for place in unknown}
 
     where = 'category == "Restaurants" and within(30)'
-    near = [
-        json.loads(line) for line in lines(capsys, "recommend", "--bundle", bundle, "--history", three, "--filter", where, "--json")
-    ]
+    near = [json.loads(line) for line in lines(capsys, "recommend", bundle, "--history", three, "--filter", where, "--json")]
     assert len(near) == 10
     assert all("Restaurants" in place["categories"] and place["distance_km"] <= 30 for place in near)
+
+
+def test_every_command_ends_with_what_to_type_next(journey, tmp_path, capsys):
+    """The lines are typed as they stand, until the server's."""
+    shutil.copytree(journey / "run", tmp_path / "run")
+    command, typed = ["export", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")], []
+    while command[0] != "serve":
+        typed.append(command[0])
+        capsys.readouterr()
+        assert main(command) == 0
+        ((last),) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Next: ")]
+        command = shlex.split(last.removeprefix("Next: twotower "))
+    assert typed == ["export", "recommend"] and command == ["serve", str(tmp_path / "bundle")]
+    assert (
+        main(
+            [
+                "--quiet",
+                "remove-items",
+                str(tmp_path / "run"),
+                "--ids",
+                str(Dataset.open(tmp_path / "bundle" / "dataset").item_ids[2]),
+            ]
+        )
+        == 0
+    )
+    assert capsys.readouterr().err == ""
 
 
 def test_the_report_shows_what_the_popularity_dial_costs_and_gives(journey):
@@ -136,11 +161,16 @@ def test_recommendations_are_the_models_own(journey):
     queries = dataset.histories(np.array([row]), np.array([recommender.moment_s]))
     with torch.inference_mode():
         vector = recommender.bundle.model.encode_users(recommender.bundle.store.users(queries))[0]
-    prior = (
-        recommender.bundle.config.model.temperature
-        * recommender.bundle.model.popularity(torch.from_numpy(log_popularity(dataset))).numpy()
-    )
-    scores = (recommender.bundle.vectors @ vector).numpy() + prior
+    model, events = recommender.bundle.config.model, dataset.events
+    half_life = model.popularity_half_life_days
+    assert half_life is not None, "chosen on the validation part of a split by time"
+    age_days = (recommender.moment_s - events.time_s) / 86_400
+    decay = 0.5 ** (age_days / half_life) if half_life else np.ones(len(events))
+    count = np.bincount(events.item_row[events.positive], (events.weight * decay)[events.positive], dataset.n_items)
+    known = np.arange(dataset.n_items) < 2 + dataset.n_train_items
+    logs = np.log1p(count) - np.log1p(count[2:][known[2:]].mean())
+    logs[~known] = np.maximum(np.where(count > 0, logs, -np.inf), float(recommender.bundle.model.new_popularity))[~known]
+    scores = (recommender.bundle.vectors @ vector).numpy() + model.temperature * logs
     scores[[0, 1, *queries.item_row]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:10]
     assert [place.item_id for place in recommender.recommend(user=str(dataset.user_ids[row]))] == list(dataset.item_ids[best])
@@ -155,7 +185,7 @@ def test_recommendations_are_the_models_own(journey):
         ["train", "--out", "out"],
         ["evaluate", "nowhere"],
         ["export", "nowhere", "--out", "out"],
-        ["recommend", "--bundle", "nowhere", "--user", "x"],
+        ["recommend", "nowhere", "--user", "x"],
         ["run", "--config", "missing.yaml", "--out", "out"],
         ["dance"],
         ["simulate", "--users", "-3", "--out", "out"],
@@ -182,7 +212,7 @@ def test_mistakes_are_one_line_and_exit_code_2(arguments, capsys, tmp_path, monk
     ],
 )
 def test_bad_requests(journey, arguments, capsys):
-    code = main(["recommend", "--bundle", str(journey / "run" / "bundle"), *arguments])
+    code = main(["recommend", str(journey / "run" / "bundle"), *arguments])
     if arguments == ["--history", ""]:
         assert code == 0  # nothing known: the model's answer to an empty history
         return
@@ -207,14 +237,12 @@ def test_mistakes_surface_before_the_work(journey, town, tmp_path, command, said
 
 
 def test_a_model_is_not_judged_on_other_data(journey, town, tmp_path, capsys):
-    import shutil
-
     shutil.copytree(journey / "run", tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "model" / "manifest.json").read_text())
     manifest["dataset"] = str(tmp_path / "run" / "dataset")
     (tmp_path / "run" / "model" / "manifest.json").write_text(json.dumps(manifest))
     arguments = ["prepare", "--config", str(journey / "small.yaml"), "--data-dir", str(town.raw)]
-    again = ["--output-dir", str(tmp_path / "run" / "dataset"), "--set", "prepare.positive_min_stars=3"]
+    again = ["--output-dir", str(tmp_path / "run" / "dataset"), "--overwrite", "--set", "prepare.positive_min_stars=3"]
     assert main([*arguments, *again]) == 0
     assert main(["evaluate", str(tmp_path / "run" / "model")]) == 2
     assert "has changed since" in capsys.readouterr().err
@@ -222,8 +250,6 @@ def test_a_model_is_not_judged_on_other_data(journey, town, tmp_path, capsys):
 
 
 def test_a_changed_bundle_is_refused(journey, tmp_path):
-    import shutil
-
     shutil.copytree(journey / "run" / "bundle", tmp_path / "bundle")
     with (tmp_path / "bundle" / "index.safetensors").open("r+b") as file:
         file.seek(-1, 2)
@@ -244,12 +270,3 @@ def test_the_demo_is_the_quickstart_and_both_are_the_defaults():
 
     written = load_config(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
     assert parse_config({"data": written.data.model_dump(mode="json")}) == written
-
-
-def test_help_is_light():
-    """`--help` must not load PyTorch."""
-    import subprocess
-    import sys
-
-    code = "import sys, twotower.cli; sys.exit(any(name in sys.modules for name in ('torch', 'ibis', 'sklearn', 'matplotlib')))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,7 +5,8 @@
     ├── DataError            a file, folder, column or row is not what was promised
     ├── TrainingError        training cannot start or go on (empty data, non-finite loss, missing checkpoint)
     ├── RequestError         a request for recommendations cannot be answered (unknown id, malformed filter)
-    └── BusyError            a server cannot answer now (too much waits, or its store of events does not answer)
+    ├── BusyError            a server cannot answer now (too much waits, or its store of events does not answer)
+    └── MissingExtraError    an optional part of the package is not installed; also an ImportError
 
 A message is sentences: what must hold; what was found, and where; what to do. Anything that is not a `TwoTowerError`
 is a defect of the package: traceback, exit code 1.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class TwoTowerError(Exception):
@@ -52,6 +54,25 @@ class RequestError(TwoTowerError):
 
 class BusyError(TwoTowerError):
     """A server cannot answer now; the same request may be answered later."""
+
+
+class MissingExtraError(TwoTowerError, ImportError):
+    """An optional part of the package is not installed."""
+
+
+def require(extra: str, *modules: str) -> None:
+    """Check that the modules of an extra are installed, without importing them.
+
+    Raises
+    ------
+    MissingExtraError
+        Some are not; the message has the pip command.
+    """
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(
+            f"Not installed: {', '.join(missing)}. This needs the extra {extra!r}. Run: pip install 'two-tower-rec[{extra}]'"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -119,7 +119,7 @@ def test_a_driver_that_pytorch_makes_nothing_of() -> None:
     ("machine", "expected"),
     [
         ({"python": (3, 9)}, {"python": PROBLEM}),
-        ({"python": (3, 14)}, {"python": WARNING}),
+        ({"python": (3, 15)}, {"python": WARNING}),
         ({"torch": Torch("2.3.1", "CPU")}, {"torch": PROBLEM}),
         ({"torch": Torch("2.10.0a0+git", "CPU")}, {}),
         ({"torch": cuda(CU128, Gpu("GTX 745", (7, 5), GB // 2))}, {"gpu 0": WARNING}),

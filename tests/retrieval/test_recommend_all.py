@@ -26,7 +26,7 @@ def test_it_is_what_each_is_told_alone(town_bundle: Path, recommender: Recommend
     out = tmp_path / "lists" / "all.parquet"
     arguments = ["--all", "--out", str(out), "--k", "4", "--filter", 'category == "Restaurants" and within(9)']
     (tmp_path / "lists").mkdir()
-    assert main(["recommend", "--bundle", str(town_bundle), *arguments]) == 0
+    assert main(["recommend", str(town_bundle), *arguments]) == 0
     users = recommender.dataset.user_ids[2:]
     assert capsys.readouterr().out == f"{out}: {len(users)} users\n"
     assert [path.name for path in out.parent.iterdir()] == ["all.parquet"]
@@ -81,7 +81,7 @@ def test_what_was_cut_off_goes_on(recommender: Recommender, tmp_path: Path, monk
 )
 def test_mistakes(town_bundle: Path, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["recommend", "--bundle", str(town_bundle), *arguments]) == 2
+    assert main(["recommend", str(town_bundle), *arguments]) == 2
     assert not list(tmp_path.iterdir())
 
 

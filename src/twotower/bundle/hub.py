@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, verify_manifest
-from twotower.errors import DataError
+from twotower.errors import require
 
 CARD = "README.md"
 REPOSITORY_FILES = (CARD, ".gitattributes", ".cache")  # what the hub keeps beside a bundle's own files
@@ -97,10 +97,7 @@ recommender.recommend(history=["ITEM_ID"], k=10)
 
 
 def _hub() -> Any:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise DataError(
-            "The hub needs the package huggingface_hub. It is not installed. pip install 'two-tower-rec[hub]'."
-        ) from None
+    require("hub", "huggingface_hub")
+    import huggingface_hub
+
     return huggingface_hub

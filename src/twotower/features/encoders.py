@@ -11,22 +11,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.preprocessing import normalize
-from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
-from twotower.errors import DataError
+from twotower.errors import DataError, require
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, UNKNOWN, FeatureSpec
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.types import Array
+
+if TYPE_CHECKING:  # SciPy and scikit-learn take a second to import, and a bundle answers without them
+    from scipy.sparse import csr_matrix
 
 Texts = list[str] | Any  # strings, or the sparse counts of their words
 CELL_DEGREES = (0.1, 0.02)  # coarse and fine cells: about 11 and 2 km
@@ -287,17 +286,24 @@ def _year_bits(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 def hash_texts(texts: Texts) -> csr_matrix:
     """Texts → 1 + log(count) of their words, float32 [n, 2^15]; what is hashed already stays as it is."""
+    require("train", "scipy", "sklearn")
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import HashingVectorizer
+
     if isinstance(texts, csr_matrix):
         return texts
     vectorizer = HashingVectorizer(
         n_features=1 << _HASH_BITS, alternate_sign=False, norm=None, stop_words="english", dtype=np.float32
     )
-    counts: csr_matrix = vectorizer.transform([text or "" for text in texts])
+    counts = vectorizer.transform([text or "" for text in texts])
     counts.data = 1 + np.log(counts.data)
     return counts
 
 
 def _fit_text(encoders: Encoders, key: str, counts: csr_matrix, dim: int, seed: int) -> None:
+    from sklearn.preprocessing import normalize
+    from sklearn.utils.extmath import randomized_svd
+
     documents = np.asarray((counts > 0).sum(axis=0)).ravel()
     idf = (np.log((1 + counts.shape[0]) / (1 + documents)) + 1).astype(np.float32)
     width = min(dim, max(counts.shape[0] - 1, 1))
@@ -311,6 +317,9 @@ def _fit_text(encoders: Encoders, key: str, counts: csr_matrix, dim: int, seed: 
 
 
 def _text_vectors(encoders: Encoders, key: str, texts: Texts) -> NDArray[np.float32]:
-    weighted = normalize(hash_texts(texts).multiply(encoders.arrays[f"{key}.idf"]).tocsr())
+    counts = hash_texts(texts)
+    from sklearn.preprocessing import normalize
+
+    weighted = normalize(counts.multiply(encoders.arrays[f"{key}.idf"]).tocsr())
     vectors = np.asarray(weighted @ encoders.arrays[f"{key}.components"].T, np.float32)
     return np.asarray(normalize(vectors), np.float32)

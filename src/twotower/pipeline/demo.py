@@ -1,19 +1,16 @@
-"""The whole way on a simulated town, for show, and recommendations as text."""
+"""The whole way on a simulated town, for show."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from twotower.data.dataset import Dataset
+from twotower.pipeline.bundle_stages import as_table
 from twotower.pipeline.stages import TOWN, run_all, simulate_stage, verdict
 from twotower.retrieval.recommender import Recommender
-from twotower.retrieval.request import Recommendation
 from twotower.schema import TEST
 from twotower.utils.config import parse_config
 
@@ -38,22 +35,6 @@ def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
     say(f"\nThe same user, filter {where}:\n")
     say(as_table(recommender.recommend(history=places, filter=where)))
     say("\n" + verdict(report, out))
-
-
-def as_table(places: list[Recommendation]) -> str:
-    """Recommendations as text, a line each."""
-    if not places:
-        return "Nothing to recommend: no item passes."
-    table = Table(box=None, pad_edge=False)
-    for name in ("rank", "place", "categories", "city", "km", "score"):
-        table.add_column(name, justify="right" if name in ("rank", "km", "score") else "left", no_wrap=True, overflow="ellipsis")
-    for place in places:
-        distance = "" if place.distance_km is None else f"{place.distance_km:.1f}"
-        categories = ", ".join(place.categories)
-        table.add_row(str(place.rank), place.name[:32], categories[:40], place.city or "", distance, f"{place.score:.3f}")
-    text = io.StringIO()
-    Console(file=text, width=120, color_system=None, force_jupyter=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def _known_user(dataset: Dataset) -> tuple[str, list[str]]:

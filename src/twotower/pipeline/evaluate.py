@@ -110,21 +110,23 @@ def check_settings(config: Config) -> None:
 
 
 def run_manifest(run: Path) -> Json:
-    """What stands of a run in its folder.
+    """Return the manifest of a run's folder.
 
     Raises
     ------
     DataError
-        `run` is no run's folder.
+        `run` is not the folder of a run.
     """
     try:
         manifest = json.loads((run / "manifest.json").read_text())
     except (OSError, ValueError):
         raise DataError(
-            f"A run is a folder written by `twotower train`. Found none at {run}. Train first, or check the path."
+            f"{run} is not a run: it has no manifest.json. Expected a folder written by `twotower train` or `twotower run`. "
+            "Check the path, or train first."
         ) from None
     if not isinstance(manifest, dict) or manifest.get("kind") != "run":
         raise DataError(
-            f"A run is a folder written by `twotower train`. {run} is something else. For `twotower run --out DIR` it is DIR/model."
+            f"{run} is not a run: its manifest.json is of another kind. "
+            "Expected a folder written by `twotower train` or `twotower run`. Check the path."
         )
     return manifest

@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from twotower.data.sources.yelp import find_files
-from twotower.errors import DataError, TrainingError
+from twotower.errors import DataError, MissingExtraError, TrainingError
 from twotower.utils import hardware
 from twotower.utils.config import DataConfig, EvaluationConfig
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 DISTRIBUTION = "two-tower-rec"
-OLDEST_PYTHON, NEWEST_PYTHON, OLDEST_TORCH = (3, 10), (3, 13), (2, 4)  # pyproject.toml; newer ones than these were not tried
+OLDEST_PYTHON, NEWEST_PYTHON, OLDEST_TORCH = (3, 11), (3, 14), (2, 4)  # pyproject.toml; newer ones than these were not tried
 KAGGLE = (Path("/kaggle/input"), Path("/kaggle/input/datasets"))  # where it mounts data sets: by name, or by owner and name
 GB = 10**9
 MIN_RAM_BYTES = 3 * GB // 2  # the whole way over a town of 60,000 events peaked at 1.5 GB
@@ -278,8 +277,10 @@ def gather(data: Path | None = None) -> MachineInfo:
 
 def _look(place: Path) -> RawFiles:
     try:
+        from twotower.data.sources.yelp import find_files
+
         files = find_files(place)
-    except DataError as error:
+    except (DataError, MissingExtraError) as error:
         return RawFiles(place, fault=str(error))
     except OSError as error:
         return RawFiles(place, fault=f"{error.strerror}.")
@@ -296,7 +297,7 @@ def _missing_extras() -> dict[str, tuple[str, ...]]:
     missing: dict[str, tuple[str, ...]] = {}
     for need in needs:
         read = re.match(r"([\w.-]+).*;.*\bextra == ['\"]([\w.-]+)['\"]", need)
-        if read and read[2] != "dev":  # the developers' own
+        if read and read[2] not in ("all", "dev"):  # the others together, and the developers' own
             absent = () if _is_installed(read[1]) else (read[1],)
             missing[read[2]] = missing.get(read[2], ()) + absent
     return missing

@@ -14,16 +14,11 @@ from typing import TypeVar
 import torch
 
 from twotower.bundle.bundle import export_bundle, load_trained, note_report
-from twotower.bundle.index_tuning import Measured, tune_index
-from twotower.bundle.index_tuning_plot import draw
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
 from twotower.errors import DataError
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
-from twotower.retrieval.recommend_all import recommend_all
-from twotower.retrieval.recommender import Recommender
-from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
@@ -213,26 +208,6 @@ def export_stage(run: Path, out: Path) -> Json:
     if (run / "report.json").is_file():
         return note_report(out, json.loads((run / "report.json").read_text()))
     return written
-
-
-def recommend_all_stage(bundle: Path, out: Path, request: Request) -> int:
-    """Write the lists of all users of a bundle to the Parquet file `out`; returns how many users there are."""
-    with progress() as report:
-        return recommend_all(Recommender.load(bundle), out, request, report=report)
-
-
-def tune_index_stage(bundle: Path, *, recall: float, k: int, kinds: list[str], plot: Path, say: Callable[[str], None]) -> Measured:
-    """Measure indexes of a bundle, build the best into it and draw `plot`; every setting is said as soon as it is measured."""
-    say(f"{'index':8} {'recall':>7} {'p50, ms':>9} {'MB':>9}  settings")
-
-    def tell(row: Measured) -> None:
-        settings = ", ".join(f"{name} {value:g}" for name, value in row.settings.items())
-        say(f"{row.kind:8} {row.recall:7.4f} {row.p50_ms:9.3f} {row.bytes / 1e6:9.2f}  {settings}")
-
-    best, rows = tune_index(bundle, recall=recall, k=k, kinds=kinds, tell=tell)
-    plot.parent.mkdir(parents=True, exist_ok=True)
-    plot.write_text(draw(rows, best, recall), encoding="utf-8")
-    return best
 
 
 def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:

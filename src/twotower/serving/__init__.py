@@ -1,0 +1,5 @@
+"""The HTTP server. It needs the extra `serve`."""
+
+from twotower.errors import require
+
+require("serve", "fastapi", "httptools", "prometheus_client", "uvicorn")

@@ -1,0 +1,5 @@
+"""The training loop. It needs the extra `train`."""
+
+from twotower.errors import require
+
+require("train", "implicit", "tensorboard")

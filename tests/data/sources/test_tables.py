@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -155,7 +155,7 @@ def test_times_in_strings(text: str, expected: int, events: Callable[..., Read])
         pa.array([date(2020, 1, 1)]),
         pa.array([datetime(2020, 1, 1)], pa.timestamp("us")),
         pa.array([datetime(2020, 1, 1)], pa.timestamp("ns")),
-        pa.array([datetime(2020, 1, 1, tzinfo=timezone.utc)], pa.timestamp("us", "Asia/Tokyo")),
+        pa.array([datetime(2020, 1, 1, tzinfo=UTC)], pa.timestamp("us", "Asia/Tokyo")),
     ],
     ids=["seconds", "milliseconds", "float", "date", "us", "ns", "zone"],
 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -217,7 +217,7 @@ class ItemFilter:
             return self._hours.at(_hour(now)), self._hours.known
         found, known = (np.zeros(len(self.items), np.bool_) for _ in range(2))
         for zone, there in self._zones:
-            ahead = datetime.fromtimestamp(now, timezone.utc).astimezone(zone).utcoffset()
+            ahead = datetime.fromtimestamp(now, UTC).astimezone(zone).utcoffset()
             found |= self._hours.at(_hour(now + int(ahead.total_seconds() if ahead else 0))) & there
             known |= there
         return found, known & self._hours.known

@@ -112,7 +112,8 @@ export class Recommended {
     animated(this.root, () => {
       this.cards = new Map(places.map((place) => [place.item_id, this.cards.get(place.item_id) ?? this.card(place.item_id)]));
       const most = Math.max(Number.MIN_VALUE, ...places.map((place) => place.score).filter(Number.isFinite));
-      places.forEach((place) => this.update(this.cards.get(place.item_id), place, moves?.get(place.item_id), { hasMap, scored, most }));
+      for (const place of places)
+        this.update(this.cards.get(place.item_id), place, moves?.get(place.item_id), { hasMap, scored, most });
       this.root.replaceChildren(...this.cards.values());
     });
     // The card that was used is gone, into the history: the reader goes on with what stands there now.

@@ -108,7 +108,11 @@ function columnRows(columns) {
     );
   const shown = ([name, value]) => [
     h("dt", {}, name.replaceAll("_", " ")),
-    h("dd", {}, Array.isArray(value) ? chips(value) : name === "price" && LEVELS.includes(value) ? "$".repeat(value) : String(value)),
+    h(
+      "dd",
+      {},
+      Array.isArray(value) ? chips(value) : name === "price" && LEVELS.includes(value) ? "$".repeat(value) : String(value),
+    ),
   ];
   return [rows.length > 0 && h("dl", {}, rows.flatMap(shown)), week && h("dl", { class: "week" }, hours(week))].filter(Boolean);
 }

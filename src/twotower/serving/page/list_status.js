@@ -106,7 +106,11 @@ export function offer(sentence, label, act) {
   const box = $("#toast");
   clearTimeout(offer.timer);
   const hide = () => (box.hidden = true);
-  const button = act && h("button", { type: "button", onclick: () => (hide(), act()) }, label);
+  const take = () => {
+    hide();
+    act();
+  };
+  const button = act && h("button", { type: "button", onclick: take }, label);
   box.replaceChildren(h("span", {}, sentence), button ?? "");
   box.hidden = false;
   offer.timer = setTimeout(hide, TOAST_MS);

@@ -241,7 +241,7 @@ export class PlaceMap {
 
   point() {
     const n = this.places?.findLastIndex((place) => place.item_id === this.lit) ?? -1;
-    this.marks?.forEach((mark, m) => mark.classList.toggle("lit", m === n));
+    for (const [m, mark] of this.marks?.entries() ?? []) mark.classList.toggle("lit", m === n);
     this.layers.top.replaceChildren();
     this.tip.hidden = n < 0;
     if (n < 0 || !this.view) return;

@@ -175,7 +175,8 @@ const table = (heads, lines) =>
 
 function bare({ metric, value }) {
   const kept =
-    Number.isFinite(value) && h("p", {}, `In training, the model reached ${metric} `, h("b", {}, figure(value)), " on the validation part.");
+    Number.isFinite(value) &&
+    h("p", {}, `In training, the model reached ${metric} `, h("b", {}, figure(value)), " on the validation part.");
   return h(
     "div",
     { class: "state" },

@@ -20,7 +20,7 @@ export function combobox(input, { find, draw, pick, nothing }) {
   const lines = () => [...list.querySelectorAll("[role=option]")];
   const mark = (n) => {
     active = n;
-    lines().forEach((line, m) => line.setAttribute("aria-selected", String(m === n)));
+    for (const [m, line] of lines().entries()) line.setAttribute("aria-selected", String(m === n));
     input.setAttribute("aria-activedescendant", n < 0 ? "" : lines()[n].id);
     lines()[n]?.scrollIntoView({ block: "nearest" });
   };
@@ -89,7 +89,10 @@ export function combobox(input, { find, draw, pick, nothing }) {
     ArrowDown: () => (list.hidden ? look() : mark((active + 1) % options.length)),
     ArrowUp: () => mark((active - 1 + options.length) % options.length),
     Enter: () => choose(Math.max(0, active)),
-    Escape: () => (list.hidden ? (input.value = "") : close()),
+    Escape: () => {
+      if (list.hidden) input.value = "";
+      else close();
+    },
   };
   input.addEventListener("keydown", (event) => {
     const act = keys[event.key];

@@ -1,0 +1,164 @@
+"""What the commands share: grouped help, settings, folders, the rule that nothing is overwritten, and the next step.
+
+Nothing heavy is imported at the top, so that `--help` and a mistyped setting are answered at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+import twotower
+from twotower.errors import DataError
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+MANIFEST = "manifest.json"
+RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `refit` write
+
+SECTIONS = {  # the commands in the order of the journey
+    "Data": ("simulate", "prepare"),
+    "Train": ("plan", "train", "run", "refit"),
+    "Evaluate": ("evaluate",),
+    "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "serve"),
+    "Tools": ("demo", "doctor"),
+}
+
+
+class Journey(click.Group):
+    """A group whose help lists the commands by section; those of no section come last."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands in the order of the journey."""
+        known = [name for names in SECTIONS.values() for name in names]
+        return [*known, *(name for name in super().list_commands(ctx) if name not in known)]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section of the help for each group of commands."""
+        grouped = {name for names in SECTIONS.values() for name in names}
+        others = tuple(name for name in self.list_commands(ctx) if name not in grouped)
+        width = max(map(len, self.commands)) + 4
+        for title, names in {**SECTIONS, "More": others}.items():
+            rows = [(name, self.commands[name].get_short_help_str(80 - width)) for name in names]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl([(name.ljust(width - 4), text) for name, text in rows])
+
+
+def show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    """Print the version and end."""
+    if asked and not context.resilient_parsing:
+        click.echo(f"twotower {twotower.__version__}")
+        context.exit()
+
+
+def configured(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config and --set; the command gets their `config`, which is read before anything heavy is imported."""
+
+    @click.option("--config", "config_path", type=FILE, help="YAML file with settings. Default: the default settings.")
+    @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override one setting. Can be repeated.")
+    @functools.wraps(command)
+    def with_settings(*args: Any, config_path: Path | None, overrides: tuple[str, ...], **options: Any) -> Any:
+        from twotower.utils.config import load_config
+
+        return command(*args, config=load_config(config_path, list(overrides)), **options)
+
+    return with_settings
+
+
+def overwriting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --overwrite."""
+    return click.option("--overwrite", is_flag=True, help="Replace what the command finds at the place of its output.")(command)
+
+
+def resuming(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --resume."""
+    return click.option("--resume", is_flag=True, help="Continue from the last checkpoint.")(command)
+
+
+def keep_existing(out: Path, names: Sequence[str], *, overwrite: bool, resume: bool | None = None) -> None:
+    """Refuse to overwrite: check that the folder holds nothing of these names.
+
+    Parameters
+    ----------
+    names
+        What the command would write into `out`; empty: any file.
+    resume
+        The command continues what is there; None where it cannot.
+
+    Raises
+    ------
+    DataError
+        Something is there, and the caller asked neither to overwrite nor to continue it.
+    """
+    from twotower.utils.console import speaks
+
+    if overwrite or resume or not speaks() or not out.is_dir():  # of several processes the first one asks, before it writes
+        return
+    found = [name for name in names if (out / name).exists()] if names else sorted(path.name for path in out.iterdir())[:3]
+    if found:
+        advice = "" if resume is None else ", or continue it with --resume"
+        raise DataError(
+            f"{out} already contains {', '.join(found)}. Existing files are kept unless you say otherwise. "
+            f"Choose another folder, add --overwrite{advice}."
+        )
+
+
+def keep_file(out: Path, *, overwrite: bool) -> None:
+    """Refuse to overwrite a file.
+
+    Raises
+    ------
+    DataError
+        It is there, and the caller did not ask to overwrite it.
+    """
+    if out.is_file() and not overwrite:
+        raise DataError(
+            f"{out} already exists. Existing files are kept unless you say otherwise. Choose another file, or add --overwrite."
+        )
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the part of a run's folder that a command needs: FOLDER/NAME where only that one has a manifest."""
+    return folder if (folder / MANIFEST).is_file() or not (folder / name / MANIFEST).is_file() else folder / name
+
+
+def bundle_in(folder: Path) -> Path:
+    """Return the bundle of a folder that `run` or `train` wrote; a bundle itself stays."""
+    return folder / "bundle" if (folder / "bundle" / MANIFEST).is_file() else folder
+
+
+class BundleFolder(click.Path):
+    """A bundle, or a run that has one."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the bundle's folder."""
+        return bundle_in(Path(str(super().convert(value, param, ctx))))
+
+
+BUNDLE = BundleFolder()
+
+
+def a_user(dataset: Path) -> str:
+    """Return the id of a user, for an example that works."""
+    from twotower.data.dataset import Dataset
+    from twotower.schema import FIRST_ROW
+
+    return str(Dataset.open(dataset).user_ids[FIRST_ROW])
+
+
+def say_next(*words: str | Path) -> None:
+    """Say on stderr what to type next, so that stdout stays the command's own."""
+    from twotower.utils.console import speaks
+
+    context = click.get_current_context(silent=True)
+    if speaks() and not (context and context.find_root().params.get("quiet")):
+        click.echo(f"Next: twotower {' '.join(shlex.quote(str(word)) for word in words)}", err=True)

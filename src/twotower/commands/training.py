@@ -1,0 +1,163 @@
+"""Commands that train and evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from twotower.commands.options import (
+    FOLDER,
+    RUN_PARTS,
+    a_user,
+    bundle_in,
+    configured,
+    inside,
+    keep_existing,
+    overwriting,
+    resuming,
+    say_next,
+)
+
+if TYPE_CHECKING:
+    from twotower.utils.config import Config
+
+
+@click.command(short_help="Estimate the memory of a training, and settings that fit.")
+@click.option("--data", type=FOLDER, help="Dataset made by `twotower prepare`.")
+@click.option("--users", type=click.IntRange(1), help="Number of users, instead of --data.")
+@click.option("--items", type=click.IntRange(1), help="Number of items, instead of --data.")
+@click.option("--events", type=click.IntRange(1), help="Number of events, instead of --data.")
+@click.option("--device", type=click.Choice(["cpu", "T4", "P100"]), default="cpu", show_default=True, help="Device that trains.")
+@click.option(
+    "--budget", type=click.FloatRange(0, min_open=True), metavar="GB", help="Memory to stay below. Default: the device's."
+)
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Number of processes, each with a device.")
+@configured
+def plan(
+    data: Path | None,
+    users: int | None,
+    items: int | None,
+    events: int | None,
+    device: str,
+    budget: float | None,
+    processes: int,
+    config: Config,
+) -> None:
+    """Estimate the memory that training takes, part by part, and find settings that fit.
+
+    \b
+    Example:
+      twotower plan --data data/processed --device T4
+      twotower plan --users 2000000 --items 150000 --events 7000000
+    """
+    from twotower.pipeline.stages import plan_stage
+
+    if data is None and None in (users, items, events):
+        raise click.UsageError("The size of the data is missing. Give --data, or --users, --items and --events.")
+    sizes = {"users": users or 0, "items": items or 0, "events": events or 0}
+    source = inside(data, "dataset") if data else sizes
+    click.echo(plan_stage(config, source, device=device, budget_gb=budget, processes=processes))
+    if data:
+        say_next("train", "--data", inside(data, "dataset"), "--out", Path("runs") / data.resolve().name)
+    else:
+        say_next("prepare", "--help")
+
+
+@click.command(short_help="Train a model on a dataset.")
+@click.option("--data", type=FOLDER, required=True, help="Dataset made by `twotower prepare`.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the run: checkpoints, metrics and the bundle.")
+@resuming
+@overwriting
+@configured
+def train(data: Path, out: Path, resume: bool, overwrite: bool, config: Config) -> None:
+    """Train both towers, and write the best model by validation with its bundle.
+
+    Without a validation part the last model is written.
+
+    \b
+    Example:
+      twotower train --data data/processed --out runs/yelp
+    """
+    keep_existing(out, ("manifest.json", "best.pt", "last.pt"), overwrite=overwrite, resume=resume)
+    from twotower.pipeline.stages import train_stage
+    from twotower.utils.console import speaks
+
+    best = train_stage(config, inside(data, "dataset"), out, resume=resume)
+    if speaks():
+        reached = "no validation part" if best["value"] is None else f"best {best['metric']} {best['value']:.4f}"
+        click.echo(f"{out}: {reached}; the model is that of step {best['step']}; bundle in {out / 'bundle'}")
+    say_next("evaluate", out)
+
+
+@click.command(short_help="Prepare, train, evaluate and export in one process.")
+@click.option("--out", type=FOLDER, required=True, help="Folder for the dataset, the model, the bundle and the report.")
+@resuming
+@overwriting
+@configured
+def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
+    """Prepare, train, evaluate and export in one process.
+
+    \b
+    Example:
+      twotower run --config configs/yelp.yaml --out runs/yelp
+    """
+    keep_existing(out, RUN_PARTS, overwrite=overwrite, resume=resume)
+    from twotower.pipeline.stages import run_all, verdict
+
+    click.echo(verdict(run_all(config, out, resume=resume), out))
+    say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
+
+
+@click.command(short_help="Train a run again on the validation part too.")
+@click.argument("run", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="Folder for the new dataset, model, bundle and report.")
+@click.option("--include-test", is_flag=True, help="Train on the test part too. Then nothing is left to evaluate on.")
+@resuming
+@overwriting
+def refit(run: Path, out: Path, include_test: bool, resume: bool, overwrite: bool) -> None:
+    """Train a run again with the validation part, for the number of steps of its best checkpoint.
+
+    RUN is a folder of `twotower run` or `twotower train`.
+
+    \b
+    Example:
+      twotower refit runs/yelp --out runs/yelp-served --include-test
+    """
+    keep_existing(out, RUN_PARTS, overwrite=overwrite, resume=resume)
+    from twotower.pipeline.refit import refit as refit_run
+    from twotower.pipeline.stages import verdict
+
+    click.echo(verdict(refit_run(inside(run, "model"), out, include_test=include_test, resume=resume), out))
+    say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
+
+
+@click.command(short_help="Evaluate a run against the baselines.")
+@click.argument("run", type=FOLDER)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="evaluation.A=VALUE",
+    help="Override one setting of the evaluation. Can be repeated.",
+)
+def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
+    """Evaluate a run on the test part against every baseline.
+
+    RUN is a folder of `twotower run` or `twotower train`. The command writes report.json and
+    report.html into RUN, and replaces those of an earlier evaluation.
+
+    \b
+    Example:
+      twotower evaluate runs/yelp
+    """
+    from twotower.utils.config import load_config
+
+    load_config(None, list(overrides))  # a mistyped setting is refused before PyTorch loads
+    from twotower.pipeline.evaluate import evaluate_stage, run_manifest
+    from twotower.pipeline.stages import verdict
+
+    model = inside(run, "model")
+    click.echo(verdict(evaluate_stage(model, run, list(overrides)), run))
+    say_next("recommend", bundle_in(run), f"--user={a_user(Path(run_manifest(model)['dataset']))}")

@@ -1,0 +1,56 @@
+"""The commands that need a bundle alone: lists for all users, the choice of an index, and recommendations as text.
+
+They need no extra.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from twotower.bundle.index_tuning import Measured, tune_index
+from twotower.bundle.index_tuning_plot import draw
+from twotower.retrieval.recommend_all import recommend_all
+from twotower.retrieval.recommender import Recommender
+from twotower.retrieval.request import Recommendation, Request
+from twotower.utils.console import progress
+
+
+def recommend_all_stage(bundle: Path, out: Path, request: Request) -> int:
+    """Write the lists of all users of a bundle to the Parquet file `out`; returns how many users there are."""
+    with progress() as report:
+        return recommend_all(Recommender.load(bundle), out, request, report=report)
+
+
+def tune_index_stage(bundle: Path, *, recall: float, k: int, kinds: list[str], plot: Path, say: Callable[[str], None]) -> Measured:
+    """Measure indexes of a bundle, build the best into it and draw `plot`; every setting is said as soon as it is measured."""
+    say(f"{'index':8} {'recall':>7} {'p50, ms':>9} {'MB':>9}  settings")
+
+    def tell(row: Measured) -> None:
+        settings = ", ".join(f"{name} {value:g}" for name, value in row.settings.items())
+        say(f"{row.kind:8} {row.recall:7.4f} {row.p50_ms:9.3f} {row.bytes / 1e6:9.2f}  {settings}")
+
+    best, rows = tune_index(bundle, recall=recall, k=k, kinds=kinds, tell=tell)
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    plot.write_text(draw(rows, best, recall), encoding="utf-8")
+    return best
+
+
+def as_table(items: list[Recommendation]) -> str:
+    """Recommendations as text, a line each."""
+    if not items:
+        return "Nothing to recommend: no item passes."
+    table = Table(box=None, pad_edge=False)
+    for name in ("rank", "item", "categories", "city", "km", "score"):
+        table.add_column(name, justify="right" if name in ("rank", "km", "score") else "left", no_wrap=True, overflow="ellipsis")
+    for item in items:
+        distance = "" if item.distance_km is None else f"{item.distance_km:.1f}"
+        categories = ", ".join(item.categories)
+        table.add_row(str(item.rank), item.name[:32], categories[:40], item.city or "", distance, f"{item.score:.3f}")
+    text = io.StringIO()
+    Console(file=text, width=120, color_system=None, force_jupyter=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

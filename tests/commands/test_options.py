@@ -1,0 +1,110 @@
+"""What the commands share: help that is whole, settings that are refused at once, folders that are found and not overwritten."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from twotower.cli import app, main
+from twotower.commands.options import SECTIONS, bundle_in, inside
+
+HEAVY = ("torch", "ibis", "sklearn", "scipy", "implicit", "pyarrow", "twotower.utils.config")
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main([*arguments, "--help"]) == 0
+    return capsys.readouterr().out
+
+
+def test_help_lists_the_commands_in_the_order_of_the_journey(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [name for section in SECTIONS.values() for name in section]
+    assert set(names) == app.commands.keys()
+    lines = shown(capsys).splitlines()
+    listed = [line.split()[0].rstrip(":") for line in lines if line.startswith("  ") or line.endswith(":")]
+    expected = [word for title, section in SECTIONS.items() for word in (title, *section)]
+    assert [word for word in listed if word in expected] == expected
+    assert any("_TWOTOWER_COMPLETE=bash_source" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", [None, *app.commands])
+def test_help_is_whole_sentences_an_example_and_every_option(name: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    command = app if name is None else app.commands[name]
+    text = shown(capsys, *([name] if name else []))
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"Example:\n    twotower {name or ''}" in text
+    for short in [] if name else [line.split(None, 1)[1] for line in text.splitlines() if line.split(None, 1)[:1] == [name]]:
+        assert short.endswith(".")
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help and option.help[0].isupper() and option.help.endswith((".", ")", "…")), option.name
+    if name:
+        assert command.short_help and command.short_help.endswith(".") and command.short_help in shown(capsys)
+
+
+def test_completion_is_written_for_a_shell() -> None:
+    command = [sys.executable, "-c", "from twotower.cli import main; main([])"]
+    done = subprocess.run(command, env={"_TWOTOWER_COMPLETE": "bash_source", "PYTHONPATH": ":".join(sys.path)}, capture_output=True)
+    assert b"complete -o" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [["prepare", "--out", "x"], ["train", "--data", "x", "--out", "y"], ["run", "--out", "x"], ["evaluate", "x"]]
+)
+def test_a_mistyped_setting_is_refused_before_anything_heavy_loads(command: list[str]) -> None:
+    name = "evaluation.bootstrapp" if command[0] == "evaluate" else "training.num_epoch"
+    code = f"import sys; from twotower.cli import main; assert main({[*command, '--set', f'{name}=1']}) == 2; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Did you mean" in done.stderr
+    assert not set(HEAVY[:-1]) & set(done.stdout.split())
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; from twotower.cli import main; main(['train', '--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(HEAVY) & set(done.stdout.split())
+
+
+def test_a_run_of_run_and_of_train_are_found(tmp_path: Path) -> None:
+    for part in ("whole/model", "whole/dataset", "whole/bundle", "whole/model/bundle", "bundle/dataset"):
+        (tmp_path / part).mkdir(parents=True, exist_ok=True)
+        (tmp_path / part / "manifest.json").write_text("{}")
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    whole = tmp_path / "whole"
+    assert inside(whole, "model") == inside(whole / "model", "model") == whole / "model"
+    assert inside(whole, "dataset") == whole / "dataset" and inside(tmp_path / "bundle", "dataset") == tmp_path / "bundle"
+    assert [bundle_in(folder) for folder in (whole, whole / "bundle", whole / "model")] == [
+        whole / "bundle",
+        whole / "bundle",
+        whole / "model" / "bundle",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("command", "existing"),
+    [
+        (["simulate", "--out", "out"], "out/anything"),
+        (["prepare", "--out", "out"], "out/manifest.json"),
+        (["train", "--data", "x", "--out", "out"], "out/last.pt"),
+        (["run", "--out", "out"], "out/model/x"),
+        (["refit", "x", "--out", "out"], "out/report.json"),
+        (["export", "x", "--out", "out"], "out/manifest.json"),
+        (["demo", "--out", "out"], "out/raw/x"),
+        (["recommend", "x", "--all", "--out", "out/lists"], "out/lists"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_nothing_is_overwritten_unasked(
+    command: list[str], existing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(existing).parent.mkdir(parents=True)
+    Path(existing).write_text("mine")
+    assert main(command) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "already" in said and "--overwrite" in said and ("--resume" in said) == (command[0] in ("train", "run", "refit"))
+    assert Path(existing).read_text() == "mine"
