@@ -38,10 +38,10 @@ def app(debug: bool, quiet: bool) -> None:  # noqa: ARG001 - read by main()
 
 
 @app.command()
-@click.option("--users", type=int, default=3000, show_default=True)
-@click.option("--businesses", type=int, default=1500, show_default=True)
-@click.option("--events", type=int, default=60_000, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--users", type=int, default=3000, show_default=True, help="Number of users.")
+@click.option("--businesses", type=int, default=1500, show_default=True, help="Number of businesses.")
+@click.option("--events", type=int, default=60_000, show_default=True, help="Number of events.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulation.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the raw files.")
 def simulate(users: int, businesses: int, events: int, seed: int, out: Path) -> None:
     """Write the raw Yelp files of a simulated town whose true preferences are known."""
@@ -84,10 +84,12 @@ def train(data: Path, out: Path, resume: bool, config_path: Path | None, overrid
 
 @app.command()
 @click.option("--data", type=FOLDER, help="A dataset made by `twotower prepare`; or give its sizes.")
-@click.option("--users", type=click.IntRange(1), help="Of a dataset that nobody has made yet.")
-@click.option("--items", type=click.IntRange(1))
-@click.option("--events", type=click.IntRange(1))
-@click.option("--device", type=click.Choice(["cpu", "T4", "P100"]), default="cpu", show_default=True)
+@click.option("--users", type=click.IntRange(1), help="Number of users, instead of --data.")
+@click.option("--items", type=click.IntRange(1), help="Number of items, instead of --data.")
+@click.option("--events", type=click.IntRange(1), help="Number of events, instead of --data.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "T4", "P100"]), default="cpu", show_default=True, help="Where training will run."
+)
 @click.option("--budget", type=click.FloatRange(0, min_open=True), metavar="GB", help="Instead of the device's memory.")
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Each with such a device.")
 @configured
@@ -136,14 +138,14 @@ def export(run: Path, out: Path) -> None:
 
 
 @app.command()
-@click.option("--bundle", type=FOLDER, required=True)
+@click.option("--bundle", type=FOLDER, required=True, help="Folder of the bundle.")
 @click.option("--user", help="A known user's id.")
 @click.option(
     "--history", help="Item ids somebody visited, oldest first, separated by commas; with --user: after what the bundle knows."
 )
 @click.option("--all", "everybody", is_flag=True, help="Every user of the bundle, into --out; a run that was cut off goes on.")
 @click.option("--out", type=FILE, help="With --all: a Parquet file of user_id, rank, item_id, score.")
-@click.option("--k", type=click.IntRange(1, 10_000), default=10, show_default=True)
+@click.option("--k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Length of the list.")
 @click.option(
     "--filter",
     "where",
@@ -255,8 +257,8 @@ def refit(run: Path, out: Path, everything: bool, resume: bool) -> None:
 
 
 @app.command()
-@click.option("--out", type=FOLDER, default=Path("runs/town"), show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=FOLDER, default=Path("runs/town"), show_default=True, help="Folder for everything.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulation.")
 def demo(out: Path, seed: int) -> None:
     """Simulate a town, walk the whole way, and recommend."""
     from twotower.pipeline.demo import demo as run_demo
@@ -283,7 +285,7 @@ def doctor(data: Path | None) -> None:
 @click.option("--events", metavar="URL", help="Where accepted events go: sqlite:PATH (default: beside BUNDLE), or redis://…")
 @click.option("--api-key-file", type=FILE, help="File with the key of the routes that write; default: $TWOTOWER_API_KEY.")
 @click.option("--tls-cert", type=FILE, help="PEM file; with --tls-key the server speaks HTTPS.")
-@click.option("--tls-key", type=FILE)
+@click.option("--tls-key", type=FILE, help="PEM file of the private key.")
 @click.option("--rate", type=click.FloatRange(0), default=100, show_default=True, help="Requests a second for each client; 0: any.")
 def serve(rate: float, **options: Any) -> None:
     """Answer over HTTP, with a page to look at it; see docs/serving.md."""
@@ -292,6 +294,22 @@ def serve(rate: float, **options: Any) -> None:
     from twotower.serving.server import serve as run_server
 
     run_server(Options(**options, limits=Limits(rate=rate, burst=max(2 * rate, 1))))
+
+
+@app.command("config")
+@click.option("--show", "action", flag_value="show", help="Print the effective settings as YAML.")
+@click.option("--schema", "action", flag_value="schema", help="Print the JSON schema of the settings, for editors.")
+@configured
+def show_config(action: str | None, config_path: Path | None, overrides: tuple[str, ...]) -> None:
+    """Print the settings that a command would use, or their JSON schema."""
+    from twotower.utils.settings_reference import settings_schema, settings_yaml
+
+    if action is None:
+        raise click.UsageError("config needs --show or --schema.")
+    if action == "schema":
+        click.echo(json.dumps(settings_schema(), indent=2, ensure_ascii=False))
+    else:
+        click.echo(settings_yaml(load_config(config_path, list(overrides))), nl=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
