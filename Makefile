@@ -1,11 +1,11 @@
 # Everything goes through .venv, which is made once and again whenever pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev,serve# CI has all: make check EXTRAS=dev,serve,hub,spark
+EXTRAS ?= dev,serve,docs# CI has all: make check EXTRAS=dev,serve,docs,hub,spark
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format clean
+.PHONY: help venv demo test docs check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,10 +27,14 @@ demo: $(STAMP) ## Simulate a town and walk the whole way: prepare, train, evalua
 test: $(STAMP) ## Run the default tests (three minutes on two cores)
 	$(BIN)/python -m pytest
 
-check: $(STAMP) ## What CI runs: formatting, lint, types, and all tests, the slow ones included
+docs: $(STAMP) ## Build the documentation site into build/site; warnings are errors
+	$(BIN)/python docs/site/build.py
+
+check: $(STAMP) ## What CI runs: formatting, lint, types, the site, and all tests, the slow ones included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/site/build.py
 	$(BIN)/python -m pytest -m ""
 
 format: $(STAMP) ## Format the code and mend what the linter can mend

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BEHIND_ANOTHER = {"tensorboard", "duckdb", "onnx"}  # torch.utils.tensorboard, Ibis and torch.onnx import them
 WHEN_ASKED_FOR = {"faiss-cpu"}  # imported by name, with an error of our own
-EXTRAS = {name for key, names in PROJECT["optional-dependencies"].items() if key != "dev" for name in names}
+TOOLS = ("dev", "docs")  # extras that the package itself does not import
+EXTRAS = {name for key, names in PROJECT["optional-dependencies"].items() if key not in TOOLS for name in names}
 
 
 def canonical(requirement: str) -> str:
@@ -45,7 +46,7 @@ def test_every_dependency_has_one_pin_for_this_python() -> None:
     old = sys.version_info < (3, 11)
     mine = [canonical(name) for name, _, marker in lines if not marker or (marker.strip() == 'python_version < "3.11"') == old]
     assert len(mine) == len(set(mine))
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], *EXTRAS]
+    wanted = [*PROJECT["dependencies"], *(one for key in TOOLS for one in PROJECT["optional-dependencies"][key]), *EXTRAS]
     assert {canonical(r) for r in wanted} <= set(mine)
 
 

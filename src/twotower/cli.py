@@ -281,7 +281,9 @@ def doctor(data: Path | None) -> None:
 @app.command()
 @click.argument("bundle", type=FOLDER)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True)
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="Port to listen on; 0 for a free one."
+)
 @click.option("--events", metavar="URL", help="Where accepted events go: sqlite:PATH (default: beside BUNDLE), or redis://…")
 @click.option("--api-key-file", type=FILE, help="File with the key of the routes that write; default: $TWOTOWER_API_KEY.")
 @click.option("--tls-cert", type=FILE, help="PEM file; with --tls-key the server speaks HTTPS.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
@@ -213,7 +214,10 @@ def _kind(schema: Json) -> str:
 
 
 def _as_json(schema: Json, schemas: Json) -> str:
-    return json.dumps(_example(schema, schemas), indent=2, ensure_ascii=False) if schema else ""
+    text = json.dumps(_example(schema, schemas), indent=2, ensure_ascii=False) if schema else ""
+    return re.sub(
+        r"\[\s+([^\[\]{}]*?)\s+\]", lambda short: f"[{' '.join(short[1].split())}]", text
+    )  # lists of plain values on one line
 
 
 def _example(schema: Json, schemas: Json) -> Any:
@@ -222,8 +226,9 @@ def _example(schema: Json, schemas: Json) -> Any:
         return _example(schemas[schema["$ref"].rpartition("/")[2]], schemas)
     found = next(iter(schema.get("examples", [])), schema.get("const", next(iter(schema.get("enum", [])), None)))
     fields = schema.get("properties", {})
-    if fields and not set(schema.get("required", [])) <= set(found or {}):
-        return {name: (found or {}).get(name, _example(one, schemas)) for name, one in fields.items()}
+    if fields:
+        given, needed = found or {}, fields if not set(schema.get("required", [])) <= set(found or {}) else {}
+        return {name: given.get(name, _example(one, schemas)) for name, one in fields.items() if name in needed or name in given}
     if found is not None:
         return found
     if "anyOf" in schema:
