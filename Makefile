@@ -2,14 +2,14 @@
 # `make demo` installs what a user needs; every other target adds the development tools.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev# CI has all: make check EXTRAS=dev,spark
+EXTRAS ?= dev,docs# CI has all: make check EXTRAS=dev,docs,spark
 USER := .venv/.installed
 DEV := .venv/.installed-dev
 BIOME := npx --yes @biomejs/biome@2.6.8
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage js check format clean
+.PHONY: help venv demo test coverage js docs check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,10 +43,14 @@ js: ## Check format and lint of the page's scripts (needs Node.js)
 	elif [ "$$CI" = true ]; then echo "npx is missing. CI checks the page's scripts with it. Install Node.js." >&2; exit 1; \
 	else echo "Skipped the page's scripts: npx is missing. Install Node.js to check them."; fi
 
-check: $(DEV) js ## What CI runs: formatting, lint, types, scripts, and all tests, the slow ones included
+docs: $(DEV) ## Build the documentation site into build/site; warnings are errors
+	$(BIN)/python docs/site/build.py
+
+check: $(DEV) js ## What CI runs: formatting, lint, types, scripts, the site, and all tests, the slow ones included
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/site/build.py
 	$(BIN)/python -m pytest -m ""
 
 format: $(DEV) ## Format the code and mend what the linter can mend

@@ -19,10 +19,11 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BEHIND_ANOTHER = {"tensorboard", "duckdb", "onnx"}  # torch.utils.tensorboard, Ibis and torch.onnx import them
 WHEN_ASKED_FOR = {"faiss-cpu"}  # imported by name, with an error of our own
+TOOLS = ("dev", "docs")  # extras that the package itself does not import
 EXTRAS = {
     name
     for key, names in PROJECT["optional-dependencies"].items()
-    if key != "dev"
+    if key not in TOOLS
     for name in names
     if not name.startswith(PROJECT["name"])
 }
@@ -46,7 +47,7 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
 def test_every_dependency_has_one_pin() -> None:
     mine = [canonical(line) for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert len(mine) == len(set(mine))
-    wanted = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], *EXTRAS]
+    wanted = [*PROJECT["dependencies"], *(one for key in TOOLS for one in PROJECT["optional-dependencies"][key]), *EXTRAS]
     assert {canonical(r) for r in wanted} - {PROJECT["name"]} <= set(mine)
 
 

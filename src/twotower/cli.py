@@ -42,7 +42,7 @@ for command in (
     *(data.simulate, data.prepare),
     *(training.plan, training.train, training.run, training.refit, training.evaluate),
     *(answering.export, answering.recommend, answering.tune_index, answering.add_items, answering.remove_items, answering.serve),
-    *(tools.demo, tools.doctor),
+    *(tools.demo, tools.doctor, tools.show_config),
 ):
     app.add_command(command)
 

@@ -26,7 +26,7 @@ SECTIONS = {  # the commands in the order of the journey
     "Train": ("plan", "train", "run", "refit"),
     "Evaluate": ("evaluate",),
     "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "serve"),
-    "Tools": ("demo", "doctor"),
+    "Tools": ("demo", "doctor", "config"),
 }
 
 

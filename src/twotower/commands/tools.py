@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from twotower.commands.options import FOLDER, RUN_PARTS, keep_existing, overwriting, say_next
+from twotower.commands.options import FOLDER, RUN_PARTS, configured, keep_existing, overwriting, say_next
+
+if TYPE_CHECKING:
+    from twotower.utils.config import Config
 
 
 @click.command(short_help="Walk the whole way on a simulated town.")
@@ -46,3 +51,25 @@ def doctor(data: Path | None) -> None:
         say_next("prepare", "--data-dir", data, "--output-dir", "data/processed")
     else:
         say_next("demo")
+
+
+@click.command("config", short_help="Print the settings, or their JSON schema.")
+@click.option("--show", "action", flag_value="show", help="Print the effective settings as YAML.")
+@click.option("--schema", "action", flag_value="schema", help="Print the JSON schema of the settings, for editors.")
+@configured
+def show_config(action: str | None, config: Config) -> None:
+    """Print the settings that a command would use, or their JSON schema.
+
+    \b
+    Example:
+      twotower config --show --config configs/yelp.yaml
+      twotower config --schema > twotower.schema.json
+    """
+    from twotower.utils.settings_reference import settings_schema, settings_yaml
+
+    if action is None:
+        raise click.UsageError("What to print is missing. Give --show or --schema.")
+    if action == "schema":
+        click.echo(json.dumps(settings_schema(), indent=2, ensure_ascii=False))
+    else:
+        click.echo(settings_yaml(config), nl=False)

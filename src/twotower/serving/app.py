@@ -1,4 +1,4 @@
-"""The HTTP interface: routes that parse, ask the service, and write JSON. What it is, `/openapi.json` tells.
+"""The HTTP interface: routes that parse, ask the service, and write JSON. `/docs` and `/openapi.json` describe it.
 
 Open to everybody who can reach the port: recommendations, items, users, health, figures, the page. Behind the key: what changes
 something (`/v1/events`, `/admin/reload`). Without a key configured these are closed.
@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
@@ -26,6 +27,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from twotower.errors import BusyError, TwoTowerError
 from twotower.schema import UNKNOWN
 from twotower.serving import schemas as s
+from twotower.serving.api_reference import api_page
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_K, is_key
 from twotower.serving.middleware import RequestMiddleware, error_body
@@ -179,6 +181,12 @@ def _watching(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Figures for Prometheus."""
         return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
+
+    described = cache(lambda: api_page(app.openapi()))  # FastAPI's own page would load scripts from another host
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(described(), headers={"cache-control": "no-cache"})
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:

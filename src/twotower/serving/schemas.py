@@ -88,14 +88,14 @@ class RecommendIn(Accepted):
     history: list[HistoryEventIn] = Field(
         [], max_length=MAX_HISTORY_EVENTS, description="Oldest first; after what is known of the user."
     )
-    k: int = Field(10, ge=1, le=MAX_K)
+    k: int = Field(10, ge=1, le=MAX_K, description="Length of the list.")
     filter: Filter | None = Field(None, description="Which items may be in the list: as text, or the same as JSON.")
     near: tuple[Latitude, Longitude] | None = Field(None, description="Where the request comes from: latitude, longitude.")
     time_s: Moment | None = Field(
         None, description="The moment of the question, its second included; without one, the end of what is known."
     )
     exclude_seen: bool = Field(True, description="Leave out the items of the history. Otherwise the last visited gain.")
-    diversity: float = Field(0.0, ge=0, le=1)
+    diversity: float = Field(0.0, ge=0, le=1, description="How much an item's likeness to those above it counts against it.")
     popularity: float = Field(0.0, ge=-1, le=1, description="Below zero the rarely visited gain, above zero the often visited.")
     explain: bool = Field(
         False, description=f"Say of each place what moved its score; of at most {MAX_EXPLAINED_ITEMS} in a request."

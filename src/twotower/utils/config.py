@@ -63,6 +63,8 @@ class TrainingConfig(Settings):
     objective: Literal["any_event", "next_event"] = "any_event"
     """"any_event": predict any one event of a user from the others; "next_event": every position predicts the next event."""
     loss: Literal["infonce", "sampled_softmax", "full_softmax"] = "infonce"
+    """Candidates that each target is compared with. "infonce": the items of the batch and uniform negatives; "sampled_softmax":
+    uniform negatives alone; "full_softmax": the whole catalogue."""
     negatives_per_positive: int = Field(4, ge=0)
     """Uniform negatives per example, pooled and shared by the whole batch (512 × 4 = 2,048)."""
     batch_size: int = Field(512, ge=2)
@@ -72,28 +74,34 @@ class TrainingConfig(Settings):
     """Examples (or tokens), and candidates, encoded at once in one process; the whole batch is contrasted all the same, with the
     same gradients, for a second pass through the towers (gradient cache). None: all at once."""
     learning_rate: float = Field(2e-3, gt=0)
+    """Highest learning rate, reached after the warm-up."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW; never on tables, norms and biases."""
     warmup_frac: float = Field(0.05, ge=0, le=1)
     """Share of the steps with a rising learning rate; cosine to zero afterwards."""
     clip_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm."""
     num_epochs: int | None = Field(None, ge=1)
     """None: four, or as many as make 600 steps, at most sixteen."""
     max_steps: int | None = Field(None, ge=1)
+    """Number of training steps, in place of `num_epochs`. null: as many as `num_epochs` gives."""
     stop_frac: float = Field(1.0, gt=0, le=1)
     """Share of these steps after which training ends, the learning rate's schedule being that of all: `twotower refit` sets it."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """"auto": fp32 on CPU; on a GPU bf16 where it has it in hardware, else fp16 with loss scaling."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     memory_budget_gb: float | None = Field(None, gt=0)
     """Choose micro_batch_size, gradient_checkpointing and the tables' storage so that training stays below it; see `twotower
     plan`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where training runs. "auto": a GPU where there is one."""
     checkpoint_every_s: float = Field(300.0, gt=0)
     """Seconds between checkpoints to resume from, besides the one at each validation."""
     eval_every_epochs: float | None = Field(None, gt=0)
     """Epochs between validations; each scores the whole catalogue. None: one, or more where that would be above 16 validations."""
     eval_metric: str = "NDCG@10"
+    """Metric of the validation that chooses the best checkpoint and stops training early, as NAME@K."""
     eval_queries: int = Field(20_000, ge=1)
     """Validation queries scored during training (a seeded sample)."""
     patience: int = Field(5, ge=1)
@@ -112,6 +120,7 @@ class EvaluationConfig(Settings):
     """The judgement."""
 
     ks: list[Positive] = Field([5, 10, 20], min_length=1)
+    """Lengths of the lists that metrics are computed for."""
     exclude_seen: bool = True
     """True: items of the user's history are not recommended (masked protocol). False: they may be (unmasked protocol)."""
     max_queries: int | None = Field(None, ge=1)
@@ -120,6 +129,7 @@ class EvaluationConfig(Settings):
     """Days between refreshes of the index along the test part, from the events so far; the weights stay. Judged beside the index
     that is never refreshed. None: not judged. Only where the parts of the dataset follow one another in time."""
     baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "content_knn", "ease", "ials"])
+    """Names of the systems that the model is compared with."""
     tune_baselines: bool = True
     """Choose the settings of the baselines that have any to choose (`baselines.GRIDS`) on the validation part, as fairness asks."""
     baseline_settings: dict[str, dict[str, int | float]] = Field({})
@@ -134,6 +144,7 @@ class Config(Settings):
     """Everything a run needs; the seed README's YAML loads unchanged."""
 
     seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of everything that is drawn at random: split, initial weights, batches, intervals."""
     data: DataConfig = DataConfig()
     prepare: PrepareConfig = PrepareConfig()
     model: ModelConfig = ModelConfig()

@@ -31,7 +31,10 @@ class ColumnConfig(Settings):
     """One declared feature column of a user's own table (`tables` source)."""
 
     name: str = Field(min_length=1)
+    """Name of the feature."""
     kind: Literal["categorical", "multi", "number", "geo", "hours", "text", "vector"]
+    """How the column is read. "categorical": one label; "multi": several labels; "number"; "geo": latitude and longitude; "hours":
+    opening hours; "text"; "vector": a list of numbers."""
     columns: list[str] = []
     """Raw columns; defaults to the feature's own name. Two (latitude, longitude) for "geo"."""
     separator: str = ","
@@ -49,12 +52,15 @@ class InteractionTableConfig(TableConfig):
     """Who met what, and when."""
 
     user_id: str = "user_id"
+    """Column of the users' ids."""
     item_id: str = "item_id"
+    """Column of the items' ids."""
     time: str | None = None
     """A date, a timestamp, or epoch seconds / milliseconds. None: the order of the rows."""
     stars: str | None = None
     """0 to 5."""
     event_type: str | None = None
+    """Column of the kind of event, as "view" or "purchase"."""
     text: str | None = None
     """What the user wrote: part of the item's text."""
 
@@ -63,18 +69,22 @@ class ItemTableConfig(TableConfig):
     """What is recommended."""
 
     item_id: str = "item_id"
+    """Column of the items' ids."""
     name: str | None = None
     """Shown to people."""
     features: list[ColumnConfig] = []
+    """Columns that become features of the items."""
 
 
 class UserTableConfig(TableConfig):
     """Whom it is recommended to."""
 
     user_id: str = "user_id"
+    """Column of the users' ids."""
     since: str | None = None
     """When they became users, in the forms of `InteractionTableConfig.time`."""
     features: list[ColumnConfig] = []
+    """Columns that become features of the users."""
 
 
 class SequencesConfig(Settings):
@@ -94,14 +104,19 @@ class DataConfig(Settings):
     """Where raw data comes from."""
 
     source: Literal["yelp", "tables", "sequences"] = "yelp"
+    """Kind of the raw files. "yelp": a Yelp release; "tables": your own tables; "sequences": one user per line."""
     path: Path = Path("data/raw")
+    """Folder of the raw files."""
     events: list[str] = ["review", "tip", "checkin"]
     """Yelp tables read as events, when present. Check-ins carry no user: they count towards an item's popularity only."""
     max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
     """Larger shares of unreadable rows are an error."""
     interactions: InteractionTableConfig | None = None
+    """Table of the events. Required for the `tables` source."""
     users: UserTableConfig | None = None
+    """Table of the users. null: users are known by their ids alone."""
     items: ItemTableConfig | None = None
+    """Table of the items. null: items are known by their ids alone."""
     sequences: SequencesConfig = SequencesConfig()
 
 
@@ -157,6 +172,7 @@ class PrepareConfig(Settings):
     duplicates: Literal["keep", "keep_first"] = "keep"
     """"keep_first" keeps the first event of each (user, item)."""
     min_user_events: int = Field(1, ge=1)
+    """Users with fewer events in the training period are dropped; see `min_item_events`."""
     min_item_events: int = Field(1, ge=1)
     """Users and items with fewer events in the training period are dropped; those first seen after it are new, and stay.
     (leave_one_out: counted over all events, as the literature does.)"""

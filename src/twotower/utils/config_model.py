@@ -30,7 +30,10 @@ class TowerConfig(Settings):
     dropout: float = Field(0.3, ge=0, lt=1)
     """Inside the attention blocks and the MLP; the straight path has none, which fits rare ids better."""
     interaction: Literal["dcn", "fm", "none"] = "dcn"
+    """Layer that combines the features' embeddings before the MLP. "dcn": cross network (DCNv2); "fm": factorization machine. Used
+    only where `hidden_dims` has two entries or more."""
     cross_layers: int = Field(2, ge=1)
+    """Layers of the cross network. Used only with `interaction: dcn`."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of ids shown as UNKNOWN in training, so that the features and the UNKNOWN row learn."""
     norm_shrinkage: float = Field(0.0, ge=0)
@@ -57,10 +60,12 @@ class UserTowerConfig(TowerConfig):
     norm_shrinkage: float = Field(2.0, ge=0)
     """Of the users' vectors: who nothing is known of is answered by popularity, and the more is known the more taste counts."""
     num_heads: int = Field(4, ge=1)
+    """Heads of each self-attention block; must divide `embedding_dim`."""
     num_blocks: int | None = Field(None, ge=0)
     """Self-attention blocks over the history; 0 pools the items as they are. None: one where events have times and what is asked
     for comes after them, else none."""
     pooling: Literal["mean", "last", "attention"] = "mean"
+    """How the history becomes one vector. "mean": average; "last": the latest event; "attention": learned weights."""
     max_history: int = Field(50, ge=1)
     """Most recent events read."""
     history_dropout: float = Field(0.5, ge=0, lt=1)
@@ -132,7 +137,9 @@ class ModelConfig(Settings):
     """Share of the first ten places that items which training never saw take together, over all who ask, if they are as many as
     the catalogue has, or a twentieth of it. More or fewer are shown more or less. Without `popularity_prior` it means nothing."""
     temperature: float = Field(0.1, ge=0.01, le=1.0)
+    """Divisor of the scores in the softmax loss; the first value where `learn_temperature` is true."""
     learn_temperature: bool = False
+    """Learn the temperature, between 0.01 and 1."""
 
     def stored(self, table: str, ids: int) -> EmbeddingConfig:
         """How a table of so many ids is stored: as `tables` says, else by its size."""
