@@ -523,7 +523,7 @@ def processes(bench: Bench) -> Found:
     chosen = [word for setting in settings for word in ("--set", setting)]
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "twotower", "train"]
     bench.dataset()
-    done = run(*command, "--data", bench.data / "town", "--out", bench.out / "torchrun", *chosen)
+    done = run(*command, "--data", bench.data / "town", "--out", bench.out / "torchrun", "--overwrite", *chosen)
     best = json.loads((bench.out / "torchrun" / "manifest.json").read_text())["best"]
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29513", "RANK": "0", "WORLD_SIZE": "1"}
     backend = "nccl" if bench.device.type == "cuda" else "gloo"

@@ -27,9 +27,9 @@ def simulate(users: int, businesses: int, events: int, seed: int, out: Path, ove
     Example:
       twotower simulate --out data/town
     """
+    keep_existing(out, (), overwrite=overwrite)
     from twotower.pipeline.stages import simulate_stage
 
-    keep_existing(out, (), overwrite=overwrite)
     counts = simulate_stage(out, users=users, businesses=businesses, events=events, seed=seed)
     click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     say_next("prepare", "--data-dir", out, "--output-dir", out.with_name(f"{out.name}-dataset"))
@@ -48,9 +48,9 @@ def prepare(data_dir: Path | None, output_dir: Path, engine: str | None, overwri
     Example:
       twotower prepare --data-dir data/raw --output-dir data/processed
     """
+    keep_existing(output_dir, ("manifest.json",), overwrite=overwrite)
     from twotower.pipeline.stages import prepare_stage, summary
 
-    keep_existing(output_dir, ("manifest.json",), overwrite=overwrite)
     if data_dir:
         config = config.model_copy(update={"data": config.data.model_copy(update={"path": data_dir})})
     if engine:

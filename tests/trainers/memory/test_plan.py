@@ -125,7 +125,7 @@ def test_the_command_prints_the_plan_and_refuses(capsys):
     assert main(["plan", *sizes, "--budget", "0.1"]) == 2
     assert "Training must fit into 100 MB" in capsys.readouterr().err
     assert main(["plan", "--users", "5"]) == 2
-    assert "needs --data" in capsys.readouterr().err
+    assert "Give --data" in capsys.readouterr().err
 
 
 def test_training_refuses_a_budget_it_cannot_keep(town, tmp_path, capsys):
