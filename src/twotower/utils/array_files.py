@@ -24,7 +24,9 @@ LENGTH_BYTES = 8  # of the little-endian integer that holds the header's length
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write `arrays`, of the types in `TYPES`, to `path` one after another, without a second copy in memory."""
     header, end = {}, 0
-    ordered = sorted(arrays.items(), key=lambda pair: (-pair[1].dtype.itemsize, pair[0]))  # widest types first, so that all are aligned
+    ordered = sorted(
+        arrays.items(), key=lambda pair: (-pair[1].dtype.itemsize, pair[0])
+    )  # widest types first, so that all are aligned
     for name, array in ordered:
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": NAMES[array.dtype], "shape": array.shape, "data_offsets": [begin, end]}

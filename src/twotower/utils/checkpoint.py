@@ -48,9 +48,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError):
-        raise TrainingError(
-            f"The checkpoint {path} is damaged. Use the other one of last.pt and best.pt."
-        ) from None
+        raise TrainingError(f"The checkpoint {path} is damaged. Use the other one of last.pt and best.pt.") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT_VERSION:
         raise TrainingError(f"The checkpoint {path} has another format, expected {FORMAT_VERSION}. Train again.")
     return dict(state)

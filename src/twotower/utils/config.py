@@ -112,7 +112,9 @@ class TrainingConfig(Settings):
     @model_validator(mode="after")
     def _something_to_contrast_with(self) -> TrainingConfig:
         if self.loss == "sampled_softmax" and not self.negatives_per_positive:
-            raise ValueError("negatives_per_positive is 0, but loss: sampled_softmax uses uniform negatives only; it must be above 0")
+            raise ValueError(
+                "negatives_per_positive is 0, but loss: sampled_softmax uses uniform negatives only; it must be above 0"
+            )
         return self
 
 
