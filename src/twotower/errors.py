@@ -1,15 +1,15 @@
-"""Every error a user can cause, in one tree.
+"""Define the errors of the package as one hierarchy.
 
     TwoTowerError            base of all: one line on stderr, exit code 2
     ├── ConfigError          a setting is unknown, of the wrong type, or contradicts another
-    ├── DataError            a file, folder, column or row is not what was promised
-    ├── TrainingError        training cannot start or go on (empty data, non-finite loss, missing checkpoint)
+    ├── DataError            a file, folder, column or row is missing or invalid
+    ├── TrainingError        training cannot start or continue (empty data, non-finite loss, missing checkpoint)
     ├── RequestError         a request for recommendations cannot be answered (unknown id, malformed filter)
-    ├── BusyError            a server cannot answer now (too much waits, or its store of events does not answer)
+    ├── BusyError            a server cannot answer now (queue full, or its event store does not respond)
     └── MissingExtraError    an optional part of the package is not installed; also an ImportError
 
-A message is sentences: what must hold; what was found, and where; what to do. Anything that is not a `TwoTowerError`
-is a defect of the package: traceback, exit code 1.
+A message is one line: first what is wrong and the value, then what is allowed, then what to do. Any other exception is a defect
+of the package: traceback, exit code 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from importlib.util import find_spec
 
 
 class TwoTowerError(Exception):
-    """Base of every error that the caller can mend: one line, whatever stands in what is quoted."""
+    """Base class of every error that the caller can fix. Line breaks in the message become spaces."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
@@ -31,11 +31,11 @@ class ConfigError(TwoTowerError):
 
 
 class DataError(TwoTowerError):
-    """A file, folder, column or row is not what was promised."""
+    """A file, folder, column or row is missing or invalid."""
 
 
 class TrainingError(TwoTowerError):
-    """Training cannot start or go on."""
+    """Training cannot start or continue."""
 
 
 class RequestError(TwoTowerError):
@@ -44,7 +44,7 @@ class RequestError(TwoTowerError):
     Attributes
     ----------
     location
-        The part at fault: a character of a text (from 1), a path into JSON such as "and[1].within.km" ("" is all of it), or None.
+        Position of the fault: a character of a text (from 1), a path in JSON such as "and[1].within.km" ("": the whole), or None.
     """
 
     def __init__(self, message: str, *, location: str | int | None = None) -> None:
@@ -53,7 +53,7 @@ class RequestError(TwoTowerError):
 
 
 class BusyError(TwoTowerError):
-    """A server cannot answer now; the same request may be answered later."""
+    """A server cannot answer now; the same request may succeed later."""
 
 
 class MissingExtraError(TwoTowerError, ImportError):
@@ -66,7 +66,7 @@ def require(extra: str, *modules: str) -> None:
     Raises
     ------
     MissingExtraError
-        Some are not; the message has the pip command.
+        A module is not installed; the message has the pip command.
     """
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
@@ -76,7 +76,15 @@ def require(extra: str, *modules: str) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the known name closest to `name`, or the list of known names when none is close."""
+    """Return " Did you mean 'x'?" for the known name closest to `name`, or the list of known names if none is close.
+
+    Examples
+    --------
+    >>> nearest("ndgc", ["ndcg", "recall"])
+    " Did you mean 'ndcg'?"
+    >>> nearest("x", ["ndcg", "recall"])
+    ' Known: ndcg, recall.'
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."

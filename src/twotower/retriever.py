@@ -1,7 +1,7 @@
-"""The one interface of everything that recommends: a model, a baseline, an oracle, a served bundle. No exceptions.
+"""Define the interface of everything that recommends: models, baselines, the oracle and served bundles.
 
-`Queries` go in (columnar and ragged: who asks is described by a history, a moment and optionally a known user row), and
-`Recommendations` come out (rows and scores, best first).
+`Retriever.retrieve` turns `Queries` (a history, a time and optionally a known user row each; columnar and ragged) into
+`Recommendations` (item rows and scores, best first).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from twotower.utils.types import Float, Int, Mask
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """`B` questions "what next?", each with the history known at its moment.
+    """`B` queries: users and times to rank items for, each with the history before its time.
 
     Attributes
     ----------
     offsets
         int64 [B + 1]; the history of query b is the slice offsets[b]:offsets[b + 1] of the next four, oldest event first.
     item_row, event_time_s, event_type, stars
-        [T]: item row, seconds, event type code (from 1; 0 is padding), stars (NaN where none were given).
+        [T]: item row, seconds, event type code (from 1; 0 is padding), stars (NaN if not given).
     time_s
-        int64 [B]: the moment of the question; every event of the history is strictly earlier.
+        int64 [B]: time of the query in seconds; every event of the history is strictly earlier.
     user_row
-        int64 [B]: the user's row (profile and id embedding), UNKNOWN = 1 when there is none. Never required.
+        int64 [B]: row of the user (profile and id embedding), UNKNOWN = 1 for a new user.
     location
-        float32 [B, 2]: latitude and longitude the request comes from, NaN when unknown.
+        float32 [B, 2]: latitude and longitude of the request in degrees, NaN if unknown.
     """
 
     offsets: Int
@@ -48,11 +48,11 @@ class Queries:
 
     @property
     def lengths(self) -> Int:
-        """int64 [B]: events per history."""
+        """Return the number of events of each history, int64 [B]."""
         return np.diff(self.offsets)
 
     def slice(self, start: int, stop: int) -> Queries:
-        """Queries start..stop (exclusive), as views."""
+        """Return queries start to stop (exclusive), as views."""
         a, b = int(self.offsets[start]), int(self.offsets[min(stop, len(self))])
         return Queries(
             offsets=self.offsets[start : stop + 1] - a,
@@ -66,7 +66,7 @@ class Queries:
         )
 
     def take(self, rows: Int) -> Queries:
-        """Queries `rows` int64 [n], in that order."""
+        """Return the queries `rows` int64 [n], in that order."""
         start, length = self.offsets[rows], self.lengths[rows]
         _, at = ragged_arange(start, length)
         return Queries(
@@ -91,9 +91,16 @@ class Queries:
         location: tuple[float, float] | None = None,
         event_type: int = 1,
     ) -> Queries:
-        """Queries from plain lists of item rows, oldest first; all asked at `time_s`.
+        """Return queries from plain lists of item rows, oldest first, all at time `time_s` (seconds).
 
-        Without `event_times_s` the visits count as one a week, the last a week ago; without `user_rows` nobody is known.
+        Without `event_times_s`, events are one week apart and the last is one week before `time_s`. Without `user_rows`, all users
+        are new.
+
+        Examples
+        --------
+        >>> queries = Queries.of([[2, 3], []], time_s=1_700_000_000)
+        >>> len(queries), queries.lengths.tolist()
+        (2, [2, 0])
         """
         lengths = [len(history) for history in histories]
         week = 7 * 86_400
@@ -114,22 +121,31 @@ class Queries:
 
 @dataclass(frozen=True, slots=True)
 class Recommendations:
-    """Item rows int64 [B, K] and scores float32 [B, K], best first; -1 and -inf where fewer than K items were allowed."""
+    """Item rows int64 [B, K] and scores float32 [B, K], best first; padded with -1 and -inf if fewer than K items are allowed."""
 
     items: Int
     scores: Float
 
 
 class Retriever(Protocol):
-    """Whatever recommends."""
+    """Interface of a recommender; models, baselines and bundles implement it."""
 
     name: str
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
         """Return the `k` best items of each query.
 
-        Rows PAD and UNKNOWN are never returned; ties go to the lower row. `exclude_seen` leaves out the items of the query's
-        own history. `allow` is bool [n_items] or [B, n_items], over all rows: False leaves the item out. Where fewer than `k`
-        items remain the rest is -1 / -inf.
+        Rows PAD and UNKNOWN are never returned. Ties go to the lower row.
+
+        Parameters
+        ----------
+        queries
+            `B` queries.
+        k
+            Number of items per query. If fewer remain, the rest is -1 with score -inf.
+        exclude_seen
+            Leave out the items of the query's own history.
+        allow
+            bool [n_items] or [B, n_items], over all rows: False leaves the item out.
         """
         ...

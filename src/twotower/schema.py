@@ -1,8 +1,8 @@
-"""Names shared by the whole package: columns, reserved rows, splits, and the declaration of a feature.
+"""Define names and constants of the whole package: columns, reserved rows, splits, and feature declarations.
 
 External ids are strings (`user_id`, `item_id`). Rows are int64 positions in the id tables (`user_row`, `item_row`), never mixed
-with ids. Row 0 is PAD, row 1 UNKNOWN; real rows start at 2, those seen in training first, so that `row < n_train_items + 2`
-says "has a trained embedding". Times are int64 seconds since 1970 (Yelp's own clock: local, without zone).
+with ids. Row 0 is PAD, row 1 UNKNOWN; real rows start at 2, those seen in training first. So a row has a trained
+embedding if `row < n_train_items + 2`. Times are int64 seconds since 1970 (in Yelp data: local time, without zone).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ORDER = "order"  # int64, unique: breaks ties between equal times, in the order 
 EVENT_TYPE = "event_type"
 STARS = "stars"
 TEXT = "text"
-PART = "part"  # "train" | "test" when the source brings its own split, else null
+PART = "part"  # "train" | "test" if the source has its own split, else null
 USER_ROW = "user_row"
 ITEM_ROW = "item_row"
 WEIGHT = "weight"
@@ -33,8 +33,8 @@ POSITIVE = "positive"
 SPLIT = "split"
 
 TRAIN, VALID, TEST = 0, 1, 2
-NEIGHBOURS = "neighbours"  # the one feature of the items that no column holds: other items
-WITHHELD = 3  # of the training period, but kept from training: known only as the history of whoever asks later
+NEIGHBOURS = "neighbours"  # co-visited items: the only item feature that comes from no column
+WITHHELD = 3  # of the training period but hidden from training: used only as history
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 
 DAY_S = 86_400
@@ -46,7 +46,7 @@ Kind = Literal["categorical", "multi", "number", "geo", "hours", "text", "vector
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureSpec:
-    """One static feature of a user or an item: where it comes from and how it is encoded.
+    """One static feature of a user or an item: its raw columns and its encoding.
 
     Attributes
     ----------

@@ -55,10 +55,10 @@ def test_a_file_that_is_no_configuration_is_one_line(content: bytes, tmp_path: P
         ("prepare.split.valid=-0.1", "at least 0 and below 1; got -0.1 and 0.1"),
         ("prepare.split.test=1.0", "at least 0 and below 1"),
         ("prepare.split.test=.nan", "at least 0 and below 1"),
-        ("prepare.split.test=0.95", "leave something to train on"),
+        ("prepare.split.test=0.95", "to leave training events"),
         ("data.items.fetures=[]", r"Unknown setting 'data.items.fetures'. Did you mean 'features'\?"),
         ("data.interactions.item=x", r"Unknown setting 'data.interactions.item'. Did you mean 'item_id'\?"),
-        ("prepare.split.valid=2024-13-45", "must be valid YAML"),
+        ("prepare.split.valid=2024-13-45", "is not valid YAML"),
     ],
 )
 def test_a_value_out_of_its_bounds_is_refused(override: str, message: str) -> None:

@@ -1,6 +1,6 @@
-"""Candidates of a batch: the items that its examples are contrasted with, and the log weight of each.
+"""Sample the candidates of a batch: the items that its examples are compared with, and their log weights.
 
-A weight is log(c / q): how often an item was drawn, over how often it was expected. `losses.softmax_loss` explains its use.
+A log weight is log(c / q): how often an item was drawn, divided by how often it was expected. `losses.softmax_loss` uses it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from twotower.utils.types import Int
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Distinct items that a batch contrasts with.
+    """Distinct candidate items of a batch.
 
     Attributes
     ----------
     row
-        int64 [C], ascending.
+        int64 [C]: item rows, ascending.
     target
-        int64 [Q]: the column of each example's positive.
+        int64 [Q]: column of the positive of each example.
     log_weight
-        float32 [C]: log(c / q), times proposed over times expected; -inf where the item stands there as a positive only.
+        float32 [C]: log(c / q), times drawn over times expected; -inf for items that are candidates only as a positive.
     """
 
     row: Int
@@ -37,16 +37,16 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What negatives are drawn from.
+    """Items that negatives are drawn from.
 
     Attributes
     ----------
     count
-        int64 [n_items]: how often each item, by row, is a target in an epoch.
+        int64 [n_items]: number of times each item is a target in an epoch.
     trained
-        int64 [N]: rows of the items that ever are, ascending; others are never proposed.
+        int64 [N]: rows of items with at least one target, ascending; other items are never drawn.
     total
-        Targets in an epoch.
+        Number of targets in an epoch.
     """
 
     count: Int
@@ -55,27 +55,29 @@ class Pool:
 
     @classmethod
     def of(cls, count: Int) -> Pool:
-        """Count once, so that a batch costs nothing by item."""
+        """Return the pool of target counts int64 [n_items], computed once for all batches."""
         return cls(count, np.flatnonzero(count), int(count.sum()))
 
 
 def infonce(target_row: Int, pool: Pool, draws: int, rng: np.random.Generator) -> Candidates:
-    """In-batch positives and `draws` shared uniform negatives; q is the mixture's: (Q - 1) · popularity + draws / N.
+    """Return in-batch positives and `draws` shared uniform negatives, with q = (Q - 1) · popularity + draws / N.
 
     Parameters
     ----------
     target_row
         int64 [Q]: positives of the batch.
+    draws
+        Number of uniform negatives.
     """
     uniform = rng.choice(pool.trained, draws)
     row, proposed = np.unique(np.concatenate([target_row, uniform]), return_counts=True)
     expected = (len(target_row) - 1) * pool.count[row] / pool.total + draws / len(pool.trained)
-    # The example's own positive is replaced by its uncorrected score, so `proposed` may count it without harm.
+    # The loss replaces the example's own positive by its uncorrected score, so `proposed` may count it.
     return Candidates(row, np.searchsorted(row, target_row), _log_ratio(proposed, expected))
 
 
 def sampled_softmax(target_row: Int, pool: Pool, draws: int, rng: np.random.Generator) -> Candidates:
-    """Uniform negatives only; q = draws / N."""
+    """Return `draws` uniform negatives and the positives, with q = draws / N."""
     uniform = rng.choice(pool.trained, draws)
     row = np.unique(np.concatenate([target_row, uniform]))
     proposed = np.bincount(np.searchsorted(row, uniform), minlength=len(row))
@@ -83,7 +85,7 @@ def sampled_softmax(target_row: Int, pool: Pool, draws: int, rng: np.random.Gene
 
 
 def full_softmax(target_row: Int, pool: Pool, draws: int, rng: np.random.Generator) -> Candidates:  # noqa: ARG001 - one signature
-    """Every trained item, once."""
+    """Return every trained item once, with log weight 0."""
     row = pool.trained
     return Candidates(row, np.searchsorted(row, target_row), np.zeros(len(row), np.float32))
 
@@ -95,16 +97,16 @@ def _log_ratio(proposed: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.flo
 
 
 def other_positives(user_row: Int, target_row: Int, candidates: Int, offsets: Int, positives: Int) -> tuple[Int, Int]:
-    """Pairs (example, column) of the candidates that the example's user also visited, its own target excepted.
+    """Return pairs (example, column) of candidates that are other positive items of the example's user.
 
     Parameters
     ----------
     user_row, target_row
-        int64 [Q].
+        int64 [Q]: user and target of each example.
     candidates
         int64 [C]: item rows of the columns, distinct, ascending.
     offsets, positives
-        int64 [n_users + 1] and [P]: items each user visited in training, by user row.
+        int64 [n_users + 1] and [P]: distinct positive items of each user in training.
     """
     start, length = offsets[user_row], offsets[user_row + 1] - offsets[user_row]
     example, at = ragged_arange(start, length)

@@ -1,10 +1,7 @@
-"""Which items the same people visit: for each item its nearest ones, as a feature whose values are items.
+"""Find the co-visited items of each item: those that the same users visit in training.
 
-Enters: training events by user. Leaves: a list of item rows for each item. Promise: it is a function of the training events alone,
-the same for the same events.
-
-What an item's neighbours mean reaches the item in one step of training, where its own id would need many visits to learn as much:
-one layer of graph convolution (He et al., "LightGCN", SIGIR 2020), computed beforehand.
+The result depends only on the training events. Used as an item feature, it is one precomputed layer of graph convolution (He et
+al., "LightGCN", SIGIR 2020): an item learns from its neighbours in one training step, where its id alone would need many events.
 """
 
 from __future__ import annotations
@@ -20,29 +17,31 @@ from twotower.utils.hardware import cores
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Int
 
-MAX_USER_EVENTS = 100  # of a user, the latest: who visits everything says little, and pairs grow with the square
-BLOCK = 1024  # items compared at once, by each processor
-LAGS = 20  # events between which order counts
+MAX_USER_EVENTS = 100  # most recent events of a user: very active users tell little, and pairs grow quadratically
+BLOCK = 1024  # items compared at once by each thread
+LAGS = 20  # largest distance, in events, of a pair
 
 
 def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most: int, ordered: bool = False) -> NDArray[np.int32]:
     """Return the `most` nearest items of each item, best first.
 
-    The likeness of two items is Σ 1/|u| over the users u of both, |u| being how many items u visited, divided by the root of both
-    items' numbers of users.
+    The similarity of two items is Σ 1/|u| over their common users u, divided by the square root of the product of the items'
+    numbers of users. |u| is the number of items of u.
 
     Parameters
     ----------
     user_row, item_row
         int64 [E]: training events by user, oldest first.
     ordered
-        The order of a user's events means something: each pair of events counts 1/|u|/lag, lag being how many events apart they
-        are, up to `LAGS`.
+        True if the order of a user's events is known. Then each pair of events counts 1/|u|/lag, where lag is their distance in
+        events, up to `LAGS`.
+    most
+        Number of co-visited items per item.
 
     Returns
     -------
     int32 [n_items, most]
-        Item rows, 0 where there are no more; of equally near ones the lower row first.
+        Item rows, padded with 0; among equally near items the lower row first.
     """
     interactions = _visits(user_row, item_row, n_users, n_items)
     users_of, items_of = np.maximum(interactions.getnnz(0), 1), np.maximum(interactions.getnnz(1), 1)
@@ -64,12 +63,12 @@ def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most
 
 
 class _Pairs:
-    """Pairs of events of the same user, near each other in order.
+    """Pairs of events of the same user that are near each other in order.
 
     Parameters
     ----------
     of_user, of_item
-        float64 [n_users], [n_items]: what a pair counts by its user, and by each of its items.
+        float64 [n_users], [n_items]: factor of a pair for its user, and for each of its items.
     """
 
     def __init__(self, user_row: Int, item_row: Int, of_user: NDArray[np.float64], of_item: NDArray[np.float64]) -> None:
@@ -80,7 +79,7 @@ class _Pairs:
         self.offsets = lengths_to_offsets(np.bincount(self.item, minlength=len(of_item)))
 
     def alike(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Likeness of the items start … stop - 1 and all others, float64 [stop - start, n_items]."""
+        """Return the similarity of items start … stop - 1 to all items, float64 [stop - start, n_items]."""
         event = self.by_item[self.offsets[start] : self.offsets[stop]]
         rows, columns, weights = [], [], []
         for lag in range(1, LAGS + 1):
@@ -97,13 +96,13 @@ class _Pairs:
 
 
 def _late(user_row: Int, n_users: int) -> NDArray[np.bool_]:
-    """Which events are among their user's latest."""
+    """Return a mask of the events that are among the latest of their user."""
     end = lengths_to_offsets(np.bincount(user_row, minlength=n_users))[user_row + 1]
     return np.asarray(end - np.arange(len(user_row)) <= MAX_USER_EVENTS)
 
 
 def _visits(user_row: Int, item_row: Int, n_users: int, n_items: int) -> sparse.csr_matrix:
-    """float64 [n_users, n_items]: 1 where a user was, by their latest events."""
+    """Return float64 [n_users, n_items]: 1 if an item is in the latest events of the user."""
     late = _late(user_row, n_users)
     interactions = sparse.csr_matrix((np.ones(int(late.sum())), (user_row[late], item_row[late])), (n_users, n_items))
     interactions.sum_duplicates()
@@ -112,8 +111,8 @@ def _visits(user_row: Int, item_row: Int, n_users: int, n_items: int) -> sparse.
 
 
 def _best(item: NDArray[np.int32], value: NDArray[np.float64], itself: int, most: int) -> NDArray[np.int32]:
-    """The items of the greatest values, best first; of equal ones the lower row first."""
-    value = value.round(12)  # sums of the same numbers in another order are the same
+    """Return the items with the largest values, best first; among equal values the lower row first."""
+    value = value.round(12)  # makes sums in different order equal
     value[item == itself] = 0
     floor = np.partition(value, -most)[-most] if len(value) > most else 0
     kept = (value >= floor) & (value > 0)

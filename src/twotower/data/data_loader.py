@@ -1,6 +1,6 @@
-"""Dataset → training batches: seeded, resumable at any step, no work per row in Python.
+"""Build training batches from a dataset: seeded, resumable at any step, without Python work per row.
 
-Enters: an opened `Dataset` and the settings. Leaves: `TrainBatch`, whose content is a pure function of (seed, epoch, step).
+The content of a `TrainBatch` is a pure function of (seed, epoch, step).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from twotower.utils.types import Int
 
 @dataclass(frozen=True, slots=True)
 class TrainBatch:
-    """This process's share of a batch: its `Q` examples, and its share of the `C` distinct items that all are contrasted with.
+    """The share of one process in a batch: `Q` examples, and a part of the `C` distinct candidates of all examples.
 
     Attributes
     ----------
     users, items
-        In micro-batches; every process has the same number of them.
+        Micro-batches; every process has the same number of them.
     shares
-        How many candidates each process encodes, by rank.
+        Number of candidates that each process encodes, by rank.
     target, log_weight, prior, masked, weight
-        See `losses.softmax_loss`; over this process's examples, and over the candidates of all.
+        As in `losses.softmax_loss`, for the examples of this process and all candidates.
     weight_sum
-        Scalar: over the examples of all processes.
+        Scalar: sum of the weights of the examples of all processes.
     examples
-        In the whole batch.
+        Number of examples of the whole batch.
     """
 
     users: tuple[UserBatch, ...]
@@ -61,14 +61,14 @@ class TrainBatch:
 
 
 Copied = tuple[Tensor, torch.cuda.Event]
-"""The block of a batch on the device, and the moment at which it is whole there."""
+"""The block of a batch on the device, and the event that marks the end of the copy."""
 
 
 class DeviceCopies:
-    """Copies batches to a device while it computes on the batch before.
+    """Copies batches to a device while it computes on the previous batch.
 
-    On a GPU a batch travels as one block of pinned memory on a stream of its own: neither the thread that makes the batches nor the
-    one that computes waits for it, and its forty tensors cost one call of the driver. On a CPU there is nothing to copy.
+    On a GPU a batch is copied as one block of pinned memory on a separate stream: neither the thread that builds batches nor the
+    one that trains waits, and some forty tensors need one driver call. On a CPU nothing is copied.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -76,7 +76,7 @@ class DeviceCopies:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def start(self, batch: TrainBatch) -> tuple[TrainBatch, Copied | None]:
-        """Begin to copy a batch; called by the thread that makes the batches."""
+        """Start to copy a batch; called by the thread that builds the batches."""
         if self.stream is None:
             return batch.to(self.device), None
         block, rebuild = packed(batch, pin_memory=True)
@@ -85,7 +85,7 @@ class DeviceCopies:
             return rebuild(there), (there, self.stream.record_event())
 
     def finish(self, batch: TrainBatch, copied: Copied | None) -> TrainBatch:
-        """Return the batch for use on the current stream, which waits for the copy on the device; this thread does not."""
+        """Return the batch for the current stream; the stream waits for the copy, this thread does not."""
         if copied is not None:
             block, done = copied
             stream = torch.cuda.current_stream(self.device)
@@ -95,20 +95,20 @@ class DeviceCopies:
 
 
 class TrainLoader:
-    """Batches of an objective with their candidates; iterate from any (epoch, step).
+    """Builds the batches of an objective with their candidates, starting at any (epoch, step).
 
-    Several processes draw the same batches and candidates, and each builds its own share, the examples of its own users: so what a
-    batch is does not depend on how many there are, and each reads its own part of the histories.
+    All processes draw the same batches and candidates, and each builds the examples of its own users. So batches do not depend on
+    the number of processes, and each process reads only its own histories.
 
     Parameters
     ----------
     rank, world_size
-        Which of how many processes this is.
+        Number of this process, and number of processes.
 
     Raises
     ------
     TrainingError
-        The training part holds no event that the objective asks for, or fewer users than there are processes.
+        The training part has no target for the objective, or fewer users than processes.
     """
 
     def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world_size: int = 1) -> None:
@@ -122,13 +122,13 @@ class TrainLoader:
         self.objective: Objective = OBJECTIVES[config.training.objective](self.events, store, config)
         if not len(self.objective.targets):
             raise TrainingError(
-                f"Training needs positive events to ask for. {dataset.path} has none in its training part. Check what prepare kept."
+                f"The training part of {dataset.path} has no positive events to train on. Check the counts in its manifest.json."
             )
         target_row, _, _ = self.events.targets(self.objective.targets)
         self.pool = Pool.of(np.bincount(target_row, minlength=dataset.n_items))
 
     def plan(self, epoch: int) -> list[Int]:
-        """Members of every batch of an epoch."""
+        """Return the members of every batch of an epoch."""
         return self.objective.plan(np.random.default_rng([self.seed, 1, epoch]))
 
     def batch(self, members: Int, epoch: int, step: int) -> TrainBatch:
@@ -137,13 +137,13 @@ class TrainLoader:
         target_event = self.objective.target_events(members)
         target_row, moments, weights = self.events.targets(target_event)
         candidates = self.propose(target_row, self.pool, self.draws_per_example * len(target_event), rng)
-        # A target's state is that just before its event; another candidate's, that before a random event of the batch.
+        # State of a target: just before its event. State of another candidate: just before a random event of the batch.
         time_s = rng.choice(moments, len(candidates.row))
         time_s[candidates.target] = moments.max(initial=0)
-        np.minimum.at(time_s, candidates.target, moments)  # of several events of one item the earliest: none sees itself
+        np.minimum.at(time_s, candidates.target, moments)  # the earliest of several events of one item, so that none sees itself
         users, event, weight = self._users(members, np.random.default_rng([self.seed, 3, epoch, step, self.rank]))
         row, owner = self.events.history.item_row[event], self.events.user_row[event]
-        target = np.minimum(np.searchsorted(candidates.row, row), len(candidates.row) - 1)  # one that counts for nothing has any
+        target = np.minimum(np.searchsorted(candidates.row, row), len(candidates.row) - 1)  # arbitrary for examples of weight 0
         own = owner - self.events.first_user
         masked = other_positives(own, row, candidates.row, self.events.positive_offsets, self.events.positive_items)
         shares = [len(part) for part in np.array_split(candidates.row, self.world_size)]
@@ -161,22 +161,22 @@ class TrainLoader:
         )
 
     def _users(self, members: Int, rng: np.random.Generator) -> tuple[tuple[UserBatch, ...], Int, NDArray[np.float32]]:
-        """Micro-batches of this process's members, and the event and the weight of each of their examples."""
+        """Return micro-batches of the members of this process, and the event and weight of each example."""
         owner = self.objective.owner(members)
         shares = [members[owner == rank] for rank in range(self.world_size)]
         built = []
         for part in np.array_split(shares[self.rank], max(self._parts(len(share), self.objective.size(share)) for share in shares)):
-            # Nobody may be without work, or the others would wait: who has no member takes one that counts for nothing.
+            # Every process needs an example, or the others would wait: a process without members uses one with weight 0.
             examples = self.objective.examples(part if len(part) else np.array([self.objective.idle]), rng)
             built.append((examples.users, examples.event, self.events.weight[examples.event] * (len(part) > 0)))
         users, event, weight = zip(*built, strict=True)
         return users, np.concatenate(event), np.concatenate(weight).astype(np.float32)
 
     def _items(self, row: Int, time_s: Int, shares: list[int]) -> tuple[ItemBatch, ...]:
-        """Micro-batches of this process's share of the candidates."""
+        """Return micro-batches of the candidates that this process encodes."""
         start = sum(shares[: self.rank])
         share = np.arange(start, start + shares[self.rank])
-        parts = np.array_split(share, self._parts(max(shares), max(shares)))  # as many in every process
+        parts = np.array_split(share, self._parts(max(shares), max(shares)))  # the same number in every process
         return tuple(self.store.items(row[part], time_s[part]) for part in parts)
 
     def _parts(self, members: int, size: int) -> int:
@@ -203,7 +203,7 @@ class TrainLoader:
                         return
                     put(copies.start(self.batch(plan[step], epoch, step)))
                 put(None)
-            except BaseException as error:  # handed to the reader, which raises it
+            except BaseException as error:  # passed to the consumer, which raises it
                 put(error)
 
         thread = threading.Thread(target=work, daemon=True, name="twotower-loader")

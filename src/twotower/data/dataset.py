@@ -1,10 +1,8 @@
-"""A prepared folder, opened: events by user, visits by item, features, and the questions a split holds.
+"""Open a dataset folder: events by user and by item, features, and the held-out queries of a split.
 
-Enters: the folder `prepare` wrote. Leaves: numpy arrays and `Queries`. Tables are read when first asked for; events, visits and
-features are memory maps, not to be written to: opening them costs nothing, histories are read where they are touched, and processes
-of one host share the pages.
-
-Promise: the history of a question never holds an event of its own moment or later (`held_out` says what that means per split).
+`prepare` writes the folder. Tables are read on first use. Events and features are read-only memory maps: opening them is fast, only
+the parts that are used are read, and processes of one host share the pages. The history of a query holds only events before its
+time; `Dataset.held_out` defines this for each split.
 """
 
 from __future__ import annotations
@@ -32,23 +30,23 @@ from twotower.utils.types import Float, Int, Mask
 
 EVENTS_FILE, ITEM_EVENTS_FILE = "events.safetensors", "visits.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
-ASIDE = ("rejects.jsonl", TRUTH_FILE)  # files of the folder that no model is made from
+ASIDE = ("rejects.jsonl", TRUTH_FILE)  # files that no model depends on
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Events of known users, by user, oldest first.
+    """Events of users with an id, by user, oldest first.
 
     Attributes
     ----------
     offsets
         int64 [n_users + 1]: the events of user row u are offsets[u]:offsets[u + 1].
     item_row, time_s, event_type
-        int64 [E]: item row; seconds (without a clock: position in the user's sequence); code (`Dataset.event_types`).
+        int64 [E]: item row; seconds (position in the user's sequence if events have no times); code (`Dataset.event_types`).
     stars, weight
-        float32 [E]: stars (NaN where none were given); weight in the loss.
+        float32 [E]: stars (NaN if not given); weight in the loss.
     positive
-        bool [E]: may be a target.
+        bool [E]: True for events that may be targets.
     split
         int8 [E]: TRAIN, VALID, TEST or WITHHELD.
     """
@@ -67,18 +65,18 @@ class Events:
 
     @property
     def user_row(self) -> Int:
-        """int64 [E]: the user of each event."""
+        """Return the user row of each event, int64 [E]."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
 @dataclass(frozen=True, slots=True)
 class ItemEvents:
-    """Every kept event and every anonymous one, by item, oldest first.
+    """All events, including anonymous ones, by item, oldest first.
 
     Attributes
     ----------
     offsets
-        int64 [n_items + 1]: the visits of item row i are offsets[i]:offsets[i + 1].
+        int64 [n_items + 1]: the events of item row i are offsets[i]:offsets[i + 1].
     time_s, stars, split
         [V]: as in `Events`.
     """
@@ -93,22 +91,22 @@ class ItemEvents:
 
     @property
     def item_row(self) -> Int:
-        """int64 [V]: the item of each visit."""
+        """Return the item row of each event, int64 [V]."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The questions of a split and their answers.
+    """Queries of a split and their targets.
 
     Attributes
     ----------
     queries
-        `B` questions, by user, then moment.
+        `B` queries, by user, then time.
     target_offsets, target_row
-        int64 [B + 1], [T]: distinct items (rows ascending) of the positive events of each question.
+        int64 [B + 1], [T]: distinct items (rows ascending) of the positive events of each query.
     event_index
-        int64 [T]: the first such event, as a position in `Dataset.events`.
+        int64 [T]: first event of each target, as a position in `Dataset.events`.
     """
 
     queries: Queries
@@ -117,7 +115,7 @@ class HeldOut:
     event_index: Int
 
     def by_time(self) -> HeldOut:
-        """Return the same questions in the order of their moments."""
+        """Return the same queries in the order of their times."""
         order = np.argsort(self.queries.time_s, kind="stable")
         size = np.diff(self.target_offsets)[order]
         _, at = ragged_arange(self.target_offsets[order], size)
@@ -125,18 +123,18 @@ class HeldOut:
 
 
 class Dataset:
-    """An opened dataset folder; see `Dataset.open`.
+    """An open dataset folder; create it with `Dataset.open`.
 
     Attributes
     ----------
     n_items, n_users
-        Rows of the id spaces, the two reserved ones included.
+        Number of item and user rows, including the two reserved rows.
     n_train_items, n_train_users
-        Entities seen in training: rows 2 … 2 + n - 1.
+        Items and users seen in training: rows 2 … 2 + n - 1.
     has_time
-        False when `time_s` is only a position.
+        False if `time_s` is only a position.
     event_types
-        Names of the codes 1, 2, …: the types seen in training. An event of another type has code 0.
+        Names of the event types seen in training, with codes 1, 2, …. Events of other types have code 0.
     specs
         The declared static features.
     """
@@ -151,125 +149,133 @@ class Dataset:
 
     @classmethod
     def open(cls, path: Path) -> Dataset:
-        """Open the folder `path`.
+        """Return the dataset in the folder `path`.
 
         Raises
         ------
         DataError
-            It is no dataset, of another format version, or lacks a file its manifest names.
+            `path` is not a dataset, has another format version, or lacks a file named in its manifest.
         """
         try:
             manifest = json.loads((path / "manifest.json").read_text())
         except (OSError, ValueError):
-            raise DataError(f"A dataset is a folder with a manifest.json. {path} holds none. Run `twotower prepare`.") from None
+            raise DataError(
+                f"{path} is not a dataset: it has no readable manifest.json. Create a dataset with `twotower prepare`."
+            ) from None
         if not isinstance(manifest, dict) or manifest.get("kind") != "dataset":
-            raise DataError(f"A dataset's manifest says so. {path}/manifest.json is another's. Run `twotower prepare`.")
+            kind = manifest.get("kind") if isinstance(manifest, dict) else None
+            raise DataError(
+                f"{path} is not a dataset: its manifest.json has kind {kind!r}, expected 'dataset'. "
+                "Create a dataset with `twotower prepare`."
+            )
         if manifest.get("format") != FORMAT_VERSION:
             found = manifest.get("format")
-            raise DataError(f"The dataset must have format {FORMAT_VERSION}. {path} has {found}. Run `twotower prepare` again.")
+            raise DataError(f"The dataset {path} has format {found}, expected {FORMAT_VERSION}. Run `twotower prepare` again.")
         missing = [name for name in manifest.get("hashes", {}) if not (path / name).is_file()]
         if missing:
-            raise DataError(f"The dataset must be complete. {path} lacks {', '.join(missing)}. Run `twotower prepare` again.")
+            raise DataError(f"The dataset {path} is incomplete: {', '.join(missing)} missing. Run `twotower prepare` again.")
         return cls(path, manifest)
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the hashes of all files that a model is made from: equal when, and only when, the data are."""
+        """Return a SHA-256 over the hashes of all files that a model depends on; equal exactly for equal data."""
         hashes = sorted((name, digest) for name, digest in self.manifest["hashes"].items() if name not in ASIDE)
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
     @cached_property
     def events(self) -> Events:
-        """Events of known users."""
+        """Return the events of users with an id."""
         return Events(**open_arrays(self.path / EVENTS_FILE))
 
     @cached_property
     def item_events(self) -> ItemEvents:
-        """Everything that happened at each item."""
+        """Return all events by item, including anonymous ones."""
         return ItemEvents(**open_arrays(self.path / ITEM_EVENTS_FILE))
 
     @cached_property
     def items(self) -> pa.Table:
-        """Raw columns of the items; row r of the id space is at position r - 2."""
+        """Return the raw columns of the items; item row r is at position r - 2."""
         return pq.read_table(self.path / "items.parquet")
 
     @cached_property
     def users(self) -> pa.Table:
-        """Raw columns of the users; row r of the id space is at position r - 2."""
+        """Return the raw columns of the users; user row r is at position r - 2."""
         return pq.read_table(self.path / "users.parquet")
 
     @cached_property
     def item_features(self) -> dict[str, NDArray[Any]]:
-        """Encoded static features of the items, over all rows."""
+        """Return the encoded static features of the items, over all rows."""
         return open_arrays(self.path / ITEM_FEATURES_FILE)
 
     @cached_property
     def user_features(self) -> dict[str, NDArray[Any]]:
-        """Encoded static features of the users, over all rows."""
+        """Return the encoded static features of the users, over all rows."""
         return open_arrays(self.path / USER_FEATURES_FILE)
 
     @cached_property
     def encoders(self) -> Encoders:
-        """What encoded them."""
+        """Return the encoders of the features."""
         return Encoders.load(self.path)
 
     @cached_property
     def item_ids(self) -> NDArray[np.object_]:
-        """Object array [n_items] of ids; "" for the reserved rows."""
+        """Return the item ids, an object array [n_items]; "" for the reserved rows."""
         return _ids(self.items[ITEM_ID])
 
     @cached_property
     def user_ids(self) -> NDArray[np.object_]:
-        """Object array [n_users] of ids; "" for the reserved rows."""
+        """Return the user ids, an object array [n_users]; "" for the reserved rows."""
         return _ids(self.users[USER_ID])
 
     @cached_property
     def item_train_count(self) -> Int:
-        """int64 [n_items]: positive training events of each item."""
+        """Return the number of positive training events of each item, int64 [n_items]."""
         counted = self.events.positive & (self.events.split == TRAIN)
         return np.bincount(self.events.item_row[counted], minlength=self.n_items).astype(np.int64)
 
     @property
     def n_train_events(self) -> int:
-        """Positive events of the training part."""
+        """Return the number of positive training events."""
         return int(self.item_train_count.sum())
 
     @property
     def ordered(self) -> bool:
-        """Whether held-out events come after their histories; under a given split they come from anywhere in them."""
+        """Return True if held-out events come after their histories; a predefined split takes them from anywhere."""
         return bool(self.manifest["config"]["prepare"]["split"]["kind"] != "predefined")
 
     def item_rows(self, ids: list[str]) -> Int:
-        """Rows int64 [len(ids)] of item ids; UNKNOWN where there is no such item."""
+        """Return the rows of item ids, int64 [len(ids)]; UNKNOWN for unknown ids."""
         return _rows(ids, self.items[ITEM_ID])
 
     def user_rows(self, ids: list[str]) -> Int:
-        """Rows int64 [len(ids)] of user ids; UNKNOWN where there is no such user."""
+        """Return the rows of user ids, int64 [len(ids)]; UNKNOWN for unknown ids."""
         return _rows(ids, self.users[USER_ID])
 
     def histories(self, user_rows: Int, time_s: Int) -> Queries:
-        """Queries of known users [B] at moments [B]: all their events strictly before. UNKNOWN has none."""
+        """Return queries of users [B] at times [B] (seconds), with all events strictly before. UNKNOWN has an empty history."""
         events = self.events
         begin = events.offsets[user_rows]
         end = lower_bound(events.time_s, begin, events.offsets[user_rows + 1], time_s)
         return self._queries(None, begin, end, user_rows, time_s)
 
     def held_out(self, split: str, *, max_queries: int | None = None, seed: int = 0) -> HeldOut:
-        """Questions of the split "valid" or "test": what did the user choose at that moment?
+        """Return the queries of the split "valid" or "test" and their targets.
 
-        A question is a user and a moment with at least one positive event of the split. Its history is:
+        A query is a user and a time with at least one positive event of the split. Its history depends on the kind of split:
 
-        - time split: the user's events strictly before the moment, earlier ones of the same split included. Where times are
-          days, nothing of the same day.
-        - leave-one-out: all events before the held-out one in the user's order (which breaks ties of time), so for test the
-          validation event too.
-        - given split: all training and withheld events for "valid", the validation events too for "test"; one question per user,
-          just after the last of them.
+        - time: the user's events strictly before the time, including earlier ones of the same split. If times are days, events
+          of the same day are excluded.
+        - leave_one_out: all events before the held-out one in the user's order (which breaks ties of time). For "test" this
+          includes the validation event.
+        - predefined: all training and withheld events, for "test" also the validation events; one query per user, just after
+          the last of them.
 
         Parameters
         ----------
+        split
+            "valid" or "test".
         max_queries
-            Keep a sample of so many, drawn with `seed`; None keeps all.
+            Size of a sample drawn with `seed`; None: all queries.
 
         Raises
         ------
@@ -277,13 +283,13 @@ class Dataset:
             `split` is not "valid" or "test".
         """
         if split not in ("valid", "test"):
-            raise DataError(f"Held-out events are those of the split valid or test. Got {split!r}.")
+            raise DataError(f"Unknown split {split!r}. Held-out queries exist for 'valid' and 'test'.")
         events, code = self.events, SPLITS[split]
         user_row = events.user_row
         given = not self.ordered
         target = np.flatnonzero(events.positive & (events.split == code))
         moment = np.zeros(len(target), np.int64) if given else events.time_s[target]
-        # One line per (user, moment, item), the first event of each; events are sorted by user and time already.
+        # One row per (user, time, item), the first event of each; events are already sorted by user and time.
         order = np.lexsort((target, events.item_row[target], moment, user_row[target]))
         target, moment = target[order], moment[order]
         user, item = user_row[target], events.item_row[target]
@@ -303,8 +309,10 @@ class Dataset:
         )
 
     def _before(self, event: Int, user_row: Int, code: int) -> tuple[Int | None, Int, Int, Int]:
-        """Histories of the questions with first target `event` [B]: slices begin:end of `pool` (positions of events, or None: of
-        the events themselves), and moments."""
+        """Return pool, begin, end and times of the queries with first target `event` [B].
+
+        The histories are slices begin:end of `pool` (positions of events), or of the events themselves if `pool` is None.
+        """
         events, kind = self.events, self.manifest["config"]["prepare"]["split"]["kind"]
         begin, moment = events.offsets[user_row[event]], events.time_s[event]
         if kind == "leave_one_out":

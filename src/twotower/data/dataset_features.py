@@ -1,4 +1,4 @@
-"""Features of a dataset: its feature store, the sizes that it gives to a model, and the popularity of its items."""
+"""Build the feature store, the model layout and the item popularity of a dataset."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from twotower.utils.config import ModelConfig
 
 
 def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore:
-    """Features as known when `split` begins: the state of the items comes from earlier splits alone.
+    """Return the features as known when `split` begins: item states use only earlier splits.
 
     Parameters
     ----------
     split
-        "valid" (what training itself may know), "test", or "future" (everything: for serving).
+        "valid" (only training events), "test", or "future" (all events, for serving).
     """
     dynamics = None
     if dataset.has_time:
@@ -51,8 +51,8 @@ def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
     Returns
     -------
     float32 [n_items]
-        log((1 + n) / (1 + mean n)) in nats. n is the number of positive events of an item, by their weight; the mean is that of the
-        items that training knows. NaN for items without an event (see `TwoTower.popularity`), 0 for the reserved rows.
+        log((1 + n) / (1 + mean n)) in nats. n is the weighted number of positive events of an item; the mean is over the items seen
+        in training. NaN for new items without an event (see `TwoTower.popularity`), 0 for the reserved rows.
     """
     events = dataset.events
     counted = events.positive & (events.split == TRAIN)
@@ -60,24 +60,24 @@ def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
 
 
 def can_refresh(dataset: Dataset) -> bool:
-    """Return whether an index can be refreshed along the dataset: its parts follow one another in time."""
+    """Return True if the dataset is split by time, so that an index can be refreshed during the test period."""
     return dataset.has_time and dataset.manifest["config"]["prepare"]["split"]["kind"] == "time"
 
 
 def popularity_before(dataset: Dataset, time_s: int, half_life_days: float) -> NDArray[np.float32]:
-    """Return the log popularity of all items as it is known just before a moment.
+    """Return the log popularity of all items just before a time.
 
     Parameters
     ----------
     time_s
-        Seconds: only events strictly before it count, of whichever part of the dataset.
+        Seconds: only events strictly before it count, from any part of the dataset.
     half_life_days
-        An event so many days old counts half; 0: all count alike.
+        Age in days at which an event counts half; 0: no decay.
 
     Returns
     -------
     float32 [n_items]
-        As `log_popularity`, n being the decayed number of events.
+        As `log_popularity`, where n is the decayed number of events.
     """
     events = dataset.events
     counted = events.positive & (events.time_s < time_s) & (events.split != WITHHELD)
@@ -88,7 +88,7 @@ def popularity_before(dataset: Dataset, time_s: int, half_life_days: float) -> N
 
 
 def _known_popularity(dataset: Dataset, split: str, model: ModelConfig) -> NDArray[np.float32]:
-    """Return the popularity of an index for `split`: what serves is as fresh as its data, what is judged knows training alone."""
+    """Return the popularity for `split`: up to date for "future", that of training for evaluation."""
     half_life = model.popularity_half_life_days
     if split != "future" or half_life is None or not can_refresh(dataset):
         return log_popularity(dataset)
@@ -106,19 +106,19 @@ def _log_popularity(dataset: Dataset, count: NDArray[Any]) -> NDArray[np.float32
 
 
 def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
-    """Sizes that the dataset gives to the model, and the fields that the settings leave it.
+    """Return the sizes and input fields that determine the model, without `model.exclude_features`.
 
     Raises
     ------
     ConfigError
-        `model.exclude_features` names a field that there is none of; the nearest name is in the message.
+        `model.exclude_features` names an unknown field; the message has the nearest name.
     """
     sizes = {name: len(values) for name, values in dataset.encoders.vocabularies.items()}
     fields = {"item": store.item_fields(dataset.specs, sizes), "user": store.user_fields(dataset.specs, sizes)}
     known = [f"{side}.{spec.name}" for side, specs in fields.items() for spec in specs]
     for name in model.exclude_features:
         if name not in known:
-            raise ConfigError(f"model.exclude_features must name fields of the towers. Got {name!r}.{nearest(name, known)}")
+            raise ConfigError(f"model.exclude_features has the unknown field {name!r}.{nearest(name, known)}")
     kept = {
         side: tuple(spec for spec in specs if f"{side}.{spec.name}" not in model.exclude_features) for side, specs in fields.items()
     }
@@ -135,7 +135,7 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
 
 
 def split_moment(dataset: Dataset, split: str) -> int:
-    """Seconds: the moment at which the index for `split` is made (its cut; without one, just after all that is known)."""
+    """Return the time in seconds at which `split` begins: its cut, or without one, just after all earlier events."""
     cuts = dataset.manifest.get("cuts_s") or {}
     if split in cuts:
         return int(cuts[split])

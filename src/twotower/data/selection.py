@@ -1,10 +1,8 @@
-"""Raw interactions → the events a dataset keeps, each with its weight and its split.
+"""Select the events of a dataset from raw interactions, and give each a weight and a split.
 
-Enters: `RawTables` and the settings. Leaves: `Selection`, tables on the engine that hold numbers in place of ids.
-
-Promise: whether a training event is kept depends on training events alone (leave-one-out, whose filters count all events as the
-literature does, excepted). Everything here is an Ibis expression, computed by the engine, which spills to disk: filters, joins,
-groups and windows that another engine can run as well.
+`RawTables` and the settings become a `Selection`: tables on the engine with numbers in place of ids. Whether a training event is
+kept depends only on training events (exception: leave_one_out, whose filters count all events, as in the literature). All steps are
+Ibis expressions that the engine computes, spilling to disk: filters, joins, groups and windows that every engine can run.
 """
 
 from __future__ import annotations
@@ -24,8 +22,8 @@ from twotower.errors import ConfigError, DataError, nearest
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, POSITIVE, SPLIT, STARS, TEST, TIME, TRAIN, USER_ID, VALID, WITHHELD
 from twotower.utils.config import Config, SplitConfig
 
-ITEM_KEY, USER_KEY = "item_key", "user_key"  # dense numbers in the order of the ids: joins and sorts on them are cheap
-HELD = "held"  # the source's own test part
+ITEM_KEY, USER_KEY = "item_key", "user_key"  # dense numbers in the order of the ids: cheap to join and sort
+HELD = "held"  # True: the source's own test part
 BY_TIME = (TIME, ORDER)
 TOO_FEW = "too few training events"
 _LOTS = (1 << 31) - 1  # prime
@@ -33,7 +31,7 @@ _LOTS = (1 << 31) - 1  # prime
 
 @dataclass
 class Stage:
-    """The engine, the settings, and how many events, users and items were dropped so far, and why."""
+    """The engine, the settings, and the numbers of events, users and items dropped so far, by reason."""
 
     engine: Engine
     config: Config
@@ -41,11 +39,11 @@ class Stage:
     dropped: dict[str, dict[str, int]] = field(default_factory=lambda: {"events": {}, "users": {}, "items": {}})
 
     def save(self, expression: ir.Table) -> ir.Table:
-        """Compute `expression` once, as a table of the engine."""
+        """Compute `expression` once and return it as a table of the engine."""
         return self.engine.save(expression)
 
     def keep(self, before: ir.Table, after: ir.Table, reason: str) -> ir.Table:
-        """Compute `after`, count the events of `before` it lacks under `reason`, and free `before` (not to be used again)."""
+        """Compute and return `after`, count the events it lacks under `reason`, and free `before`, which must not be used again."""
         kept = self.save(after)
         self.dropped["events"][reason] = row_count(before) - row_count(kept)
         for table in kept_below(before):
@@ -55,16 +53,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Selection:
-    """What is kept.
+    """The events, items and users of a dataset.
 
     Attributes
     ----------
     events
         item_key, user_key int64 (null: anonymous), time_s, order, event_type, stars, chars, weight, positive, split.
     items, users
-        (item_id, item_key) of every item that was not dropped, and (user_id, user_key) of every user that was read.
+        (item_id, item_key) of every item that is kept, and (user_id, user_key) of every user that was read.
     cuts_s
-        First second of the periods "valid" and "test"; empty where the split is not by time.
+        First second of the periods "valid" and "test"; empty if the split is not by time.
     """
 
     events: ir.Table
@@ -74,7 +72,7 @@ class Selection:
 
 
 def select_events(stage: Stage) -> Selection:
-    """Number the ids, fold repeats, weigh, split and filter."""
+    """Return the selected events: number the ids, remove repeats, assign weights, split and filter."""
     _check_split(stage)
     items, users, events = _numbered(stage)
     events = _weighed(stage, _folded(stage, events))
@@ -85,27 +83,31 @@ def select_events(stage: Stage) -> Selection:
 
 
 def is_training(events: ir.Table) -> ir.BooleanValue:
-    """Training events of known users."""
+    """Return a condition: training events of users with an id."""
     return events[USER_KEY].notnull() & (events[SPLIT] == TRAIN)
 
 
 def row_count(table: ir.Table) -> int:
-    """Number of rows, computed now."""
+    """Compute and return the number of rows."""
     return int(table.count().to_pyarrow().as_py())
 
 
 def _check_split(stage: Stage) -> None:
     split, raw = stage.config.prepare.split, stage.raw
     if split.kind == "time" and not raw.has_time:
-        raise ConfigError("A time split needs times. The events have none. Set prepare.split.kind to leave_one_out or predefined.")
+        raise ConfigError("The events have no times, but prepare.split.kind is time. Set it to leave_one_out or predefined.")
     if split.kind != "time" and (isinstance(split.valid, date) or isinstance(split.test, date)):
-        raise ConfigError(f"Dates cut a split by time alone. Got {split.valid} for prepare.split.kind: {split.kind}. Give shares.")
+        raise ConfigError(
+            f"prepare.split.kind {split.kind} cannot be cut at the date {split.valid}. Dates need kind time. Set fractions."
+        )
     if split.kind == "predefined" and split.test and not row_count(raw.interactions.filter(raw.interactions[PART] == "test")):
-        raise ConfigError("A predefined split needs a test part. The data has none. Name data.sequences.test or change the split.")
+        raise ConfigError(
+            "The data has no test part, but prepare.split.kind is predefined. Set data.sequences.test or another kind of split."
+        )
 
 
 def _numbered(stage: Stage) -> tuple[ir.Table, ir.Table, ir.Table]:
-    """Item keys, user keys, and the events of known items; what the source kept of the interactions is freed."""
+    """Return item keys, user keys, and the events of known items; free the interactions of the source."""
     raw, t = stage.raw, stage.raw.interactions
     items = stage.save(_keyed(raw.items.select(ITEM_ID), ITEM_ID, ITEM_KEY))
     users = stage.save(_keyed(t.filter(t[USER_ID].notnull()).select(USER_ID).distinct(), USER_ID, USER_KEY))
@@ -127,13 +129,13 @@ def _folded(stage: Stage, events: ir.Table) -> ir.Table:
 
 
 def _weighed(stage: Stage, events: ir.Table) -> ir.Table:
-    """Add weight and positive: enough stars, or none at all, and a weight above 0."""
+    """Add weight and positive: a weight above 0, and enough stars or none."""
     prepare = stage.config.prepare
     weight: ir.Value = ibis.literal(1.0, "float32")
     if prepare.event_weights:
         known = {*events.select(EVENT_TYPE).distinct().to_pyarrow()[EVENT_TYPE].to_pylist(), *stage.config.data.events}
         for name in sorted(prepare.event_weights.keys() - known):
-            raise ConfigError(f"prepare.event_weights names event types of the data. Got {name!r}.{nearest(name, known)}")
+            raise ConfigError(f"prepare.event_weights has the event type {name!r}, which the data lacks.{nearest(name, known)}")
     for name, value in sorted(prepare.event_weights.items()):
         weight = ibis.ifelse(events[EVENT_TYPE] == name, ibis.literal(value, "float32"), weight)
     least = prepare.positive_min_stars
@@ -142,7 +144,7 @@ def _weighed(stage: Stage, events: ir.Table) -> ir.Table:
 
 
 def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, int]]:
-    """Add the split where it does not depend on the filters; leave-one-out begins with everything in training."""
+    """Add the split if it does not depend on the filters; leave_one_out starts with all events in training."""
     split = stage.config.prepare.split
     known = events.filter(events[USER_KEY].notnull())
     if split.kind == "time":
@@ -155,19 +157,19 @@ def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, i
     lot = _lot(events[ORDER], stage.config.seed)
     rank = ibis.row_number().over(group_by=[USER_KEY, HELD], order_by=[lot, events[ORDER]])
     size = events.count().over(group_by=[USER_KEY, HELD])
-    drawn = rank < (size * split.valid + 1e-9).floor()  # a share of 0.29 of 100 events is 29, not 28
+    drawn = rank < (size * split.valid + 1e-9).floor()  # 1e-9: a share of 0.29 of 100 events is 29, not 28
     code = ibis.ifelse(events[HELD], TEST if split.test else TRAIN, ibis.ifelse(drawn, VALID, TRAIN)).cast("int8")
     return stage.save(events.mutate(split=code)), {}
 
 
 def _lot(order: ir.Value, seed: int) -> ir.Value:
-    """A number below `_LOTS` drawn for each event, or key, by plain arithmetic: the hash functions of engines differ."""
+    """Return a pseudo-random number below `_LOTS` for each event or key, by arithmetic: hash functions differ between engines."""
     first = ((order + 1 + seed * 7919) * 48271) % _LOTS
     return (((first * first) % _LOTS + first) * 69621) % _LOTS
 
 
 def _cuts(split: SplitConfig, events: ir.Table) -> dict[str, int]:
-    """First second of the validation and of the test period."""
+    """Return the first second of the validation period and of the test period."""
     if isinstance(split.valid, date) or isinstance(split.test, date):
         return {name: timegm(getattr(split, name).timetuple()) for name in ("valid", "test")}
     time = events[TIME]
@@ -185,7 +187,7 @@ def _filtered(stage: Stage, events: ir.Table, items: ir.Table) -> tuple[ir.Table
     trained = events.filter(is_training(events)).select(USER_KEY, ITEM_KEY)
     size = row_count(trained)
     if not size:
-        _refuse(stage, f"{row_count(events):,} events were found, none of a known user in the training part. Move prepare.split")
+        _refuse(stage, f"none of the {row_count(events):,} events belongs to a user with an id in the training part. Change prepare.split")
     if prepare.min_user_events == prepare.min_item_events == 1:
         return events, items
     pairs = stage.save(trained)
@@ -197,12 +199,12 @@ def _filtered(stage: Stage, events: ir.Table, items: ir.Table) -> tuple[ir.Table
     rest = stage.keep(rest, rest.anti_join(lost_items, ITEM_KEY), f"item has {TOO_FEW}")
     if not row_count(rest.filter(is_training(rest))):
         limits = f"min_user_events {prepare.min_user_events}, min_item_events {prepare.min_item_events}, k_core {prepare.k_core}"
-        _refuse(stage, f"{size:,} were found, {limits} left none. Lower prepare.min_…_events")
+        _refuse(stage, f"all {size:,} were dropped by {limits}. Lower prepare.min_user_events or min_item_events,")
     return rest, items.anti_join(lost_items, ITEM_KEY)
 
 
 def _frequent(stage: Stage, pairs: ir.Table, size: int) -> tuple[ir.Table, ir.Table]:
-    """Keys of the users and items with enough events; under k-core, with enough events among each other."""
+    """Return the keys of users and items with enough events; with k_core, after repeating both filters until stable."""
     prepare, left = stage.config.prepare, pairs
     while True:
         users = _at_least(left, USER_KEY, prepare.min_user_events)
@@ -221,12 +223,15 @@ def _frequent(stage: Stage, pairs: ir.Table, size: int) -> tuple[ir.Table, ir.Ta
 def _refuse(stage: Stage, what: str) -> NoReturn:
     dropped = [f"{n:,} dropped because {reason}" for reason, n in stage.dropped["events"].items() if n]
     before = f" ({'; '.join(dropped)})" if dropped else ""
-    raise DataError(f"A dataset needs training events: {what} or read more raw data{before}.")
+    raise DataError(f"No training events are left: {what} or add raw data{before}.")
 
 
 def _split_after(stage: Stage, events: ir.Table) -> ir.Table:
-    """Leave-one-out, on what the filters left: from a user's last positive event on is test, from the one before validation,
-    where the settings have such a part; without a test part the last is validation's."""
+    """Add the leave_one_out split after the filters, for users with at least three positive events.
+
+    A user's last positive event and later ones are test; the positive event before it and those in between are validation.
+    Without a test part, validation starts at the last positive event. Parts that the settings lack stay in training.
+    """
     if stage.config.prepare.split.kind != "leave_one_out":
         return events
     positive = events[POSITIVE].cast("int64")
@@ -240,7 +245,7 @@ def _split_after(stage: Stage, events: ir.Table) -> ir.Table:
 
 
 def _withheld(stage: Stage, events: ir.Table) -> ir.Table:
-    """Keep the training events of a share of the users and of the items from training."""
+    """Mark the training events of random shares of the users and items as withheld."""
     split, drawn = stage.config.prepare.split, ibis.literal(False)
     for number, (key, share) in enumerate(((USER_KEY, split.withhold_user_frac), (ITEM_KEY, split.withhold_item_frac))):
         if share:
@@ -249,7 +254,7 @@ def _withheld(stage: Stage, events: ir.Table) -> ir.Table:
         return events
     kept = stage.save(events.mutate(split=ibis.ifelse(drawn & (events[SPLIT] == TRAIN), WITHHELD, events[SPLIT]).cast("int8")))
     if not row_count(kept.filter(is_training(kept))):
-        _refuse(stage, "prepare.split.withhold_user_frac and withhold_item_frac left none. Lower them")
+        _refuse(stage, "prepare.split.withhold_user_frac and withhold_item_frac hide all. Lower them")
     return kept
 
 

@@ -1,4 +1,4 @@
-"""What the towers read: batches of items and of users, and the declaration of their fields."""
+"""Define the inputs of the towers: batches of items and users, and the declaration of their fields."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from twotower.utils.config import ModelConfig
 
 GAP_BUCKETS = 24  # log2 of seconds, capped
-STARS_BUCKETS = 8  # 0 padding, 1 none given, 2 … 7 for 0 to 5 stars
-ALIGNED = 16  # bytes: the start of every tensor in a block
+STARS_BUCKETS = 8  # 0 padding, 1 no stars, 2 … 7 for 0 to 5 stars
+ALIGNED = 16  # bytes: every tensor in a block starts at a multiple of this
 Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """One input field of a tower: how its tensor is turned into an embedding.
+    """One input field of a tower, and how its tensor becomes an embedding.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class FieldSpec:
     sizes
         Rows of the table(s), or the width of a dense field.
     table
-        Fields that name the same table share it.
+        Name of the embedding table; fields with the same name share it.
     """
 
     name: str
@@ -40,22 +40,22 @@ class FieldSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Sizes that the data gives to the model.
+    """Sizes of a dataset that determine the model.
 
     Attributes
     ----------
     items, users
-        Rows of the two id tables, the reserved two included.
+        Rows of the two id tables, including the two reserved rows.
     event_types
-        Kinds of events (codes 1 … event_types).
+        Number of event types (codes 1 … event_types).
     item_fields, user_fields
-        Input fields of each tower. An item's "state" changes with time, and is not part of a history's tokens.
+        Input fields of each tower. The "state" of an item changes with time and is not part of the tokens of a history.
     ordered
-        Whether what is asked for comes after the history. Under a given split it comes from anywhere in it.
+        True if targets come after the history. With a predefined split they may come from anywhere in it.
     timed
-        Whether events have times; else they have positions only.
+        True if events have times; otherwise they only have positions.
     events
-        Positive ones of the training part.
+        Number of positive events of the training part.
     """
 
     items: int
@@ -68,13 +68,13 @@ class Layout:
     events: int = 0
 
     def resolve(self, config: ModelConfig) -> ModelConfig:
-        """The settings with what they leave to the data."""
+        """Return the settings with the sizes that are chosen from the data."""
         return config.resolved(ordered=self.ordered, timed=self.timed, events=self.events)
 
 
 @dataclass(frozen=True, slots=True)
 class ItemBatch:
-    """Items `n`: `row` int64 [n] (rows of the id table) and one tensor per field [n, …]."""
+    """`n` items: `row` int64 [n] (rows of the id table) and one tensor per field [n, …]."""
 
     row: Tensor
     fields: dict[str, Tensor]
@@ -86,22 +86,22 @@ class ItemBatch:
 
 @dataclass(frozen=True, slots=True)
 class UserBatch:
-    """`S` histories laid end to end in `T` places, and `Q` moments at which a vector is wanted.
+    """`S` histories stored one after another in `T` slots, and `Q` positions at which user vectors are computed.
 
-    Histories are sorted into a few widths and padded to their width only, so that short ones cost what they hold.
+    Histories are grouped into a few widths and padded only to their width, so that short histories stay cheap.
 
     Attributes
     ----------
     items
-        The distinct items of all histories; the first is PAD.
+        Distinct items of all histories; the first is PAD.
     widths
-        (histories, width) of each run of equal width: the first `histories · width` places are theirs, and so on.
+        (histories, width) of each group of equal width: the first `histories · width` slots belong to the first group, and so on.
     history
         int64 [T]: positions in `items`, oldest first, 0 after the end of each history.
     event_type, stars, gap
         int64 [T]: event type code, stars bucket, log2 bucket of the seconds since the event before.
     at, seen
-        int64 [Q]: the place of the last event the moment sees, and how many it sees (0: none, `at` means nothing then).
+        int64 [Q]: slot of the last visible event, and number of visible events (if 0, `at` has no meaning).
     user_row
         int64 [Q]: rows of the user id table.
     fields
@@ -130,14 +130,14 @@ def on_device(batch: Batch, device: torch.device | str) -> Batch:
 
 
 def packed(batch: Batch, *, pin_memory: bool = False) -> tuple[Tensor, Callable[[Tensor], Batch]]:
-    """Copy all tensors of a batch into one block of bytes, to be copied on at once.
+    """Copy all tensors of a batch into one block of bytes, which can be copied to a device in one call.
 
     Returns
     -------
     block
         uint8 [n], each tensor at a multiple of 16 bytes.
     rebuild
-        Makes the same batch from a copy of the block, on any device, as views of it.
+        Function that returns the same batch as views of a copy of the block, on any device.
     """
     tensors: list[Tensor] = []
     map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
@@ -161,7 +161,7 @@ def packed(batch: Batch, *, pin_memory: bool = False) -> tuple[Tensor, Callable[
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """Return a batch whose tensors are replaced by `change(tensor)`, however deep they lie in dataclasses, tuples and dicts.
+    """Return a batch whose tensors are replaced by `change(tensor)`, also inside nested dataclasses, tuples and dicts.
 
     Examples
     --------

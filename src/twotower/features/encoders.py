@@ -1,9 +1,8 @@
-"""Static facts of items and users → arrays, one rule per kind of feature; fitted on what training saw, and nothing else.
+"""Encode static features of items and users as arrays, with one rule per kind of feature.
 
-Enters: raw tables (pyarrow) whose first rows are the training ones. Leaves: numpy arrays over all rows, the two reserved rows
-included, and the fitted encoders as JSON and safetensors, so that a new item is encoded exactly as a trained one was.
-
-Promise: fitting reads only the first `n_train` rows, so nothing that appears later changes a vocabulary or a statistic.
+Raw tables (pyarrow) hold the training rows first. Fitting reads only those, so later rows change no vocabulary and no statistic.
+Encoding gives numpy arrays over all rows, including the two reserved ones. Encoders are saved as JSON and safetensors, so that
+new items are encoded exactly as training items.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, UNKNOWN, FeatureSpec
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.types import Array
 
-if TYPE_CHECKING:  # SciPy and scikit-learn take a second to import, and a bundle answers without them
+if TYPE_CHECKING:  # SciPy and scikit-learn import slowly, and serving does not need them
     from scipy.sparse import csr_matrix
 
 Texts = list[str] | Any  # strings, or the sparse counts of their words
 CELL_DEGREES = (0.1, 0.02)  # coarse and fine cells: about 11 and 2 km
-MAX_VALUES = 64  # most values kept of a multi-valued feature
+MAX_VALUES = 64  # largest number of values kept of a multi-valued feature
 ELITE_BASE_YEAR = 2000
 _HASH_BITS = 15
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """What fitting learned; everything needed to encode further rows.
+    """Fitted encoders: everything that is needed to encode further rows.
 
     Attributes
     ----------
@@ -45,8 +44,8 @@ class Encoders:
     vocabularies
         "side.name" → known values; value i has row i + 2. Cells of "geo" features are integers.
     statistics
-        "side.name" → [mean, standard deviation] of a number, [most values kept] of a multi-valued feature, [width] of a vector (0:
-        training saw none).
+        "side.name" → [mean, standard deviation] of a number, [largest number of values] of a multi-valued feature, [width] of a
+        vector (0: no training row has one).
     arrays
         Text: "side.name.idf" float32 [2^15] and "side.name.components" float32 [dim, 2^15].
     """
@@ -65,7 +64,7 @@ class Encoders:
 
     @classmethod
     def load(cls, folder: Path) -> Encoders:
-        """Read what `save` wrote."""
+        """Return the encoders that `save` wrote into `folder`."""
         body = json.loads((folder / "encoders.json").read_text())
         specs = tuple(FeatureSpec(**{**spec, "columns": tuple(spec["columns"])}) for spec in body["specs"])
         return cls(specs, body["vocabularies"], body["statistics"], open_arrays(folder / "encoders.safetensors"))
@@ -82,17 +81,21 @@ def fit_encoders(
     text_dim: int = 32,
     seed: int = 0,
 ) -> Encoders:
-    """Learn vocabularies, means and text directions from the training rows alone.
+    """Return encoders with vocabularies, statistics and text components fitted on the training rows only.
 
     Parameters
     ----------
     specs
-        Declared features; those whose columns the table lacks must have been left out.
+        Declared features; their columns must exist in the tables.
     items, users
         Raw tables, training rows first.
     item_text
-        One string per item, or what `hash_texts` made of them, for the first "text" feature of the items (only training rows are
-        read here); others read their column.
+        One string per item, or the result of `hash_texts`, for the first "text" feature of the items (only training rows are
+        used). Other text features use their column.
+    text_dim
+        Width of the text vectors.
+    seed
+        Seed of the truncated SVD of the texts.
     """
     encoders = Encoders(specs)
     trained = {"item": items.slice(0, n_train_items), "user": users.slice(0, n_train_users)}
@@ -120,12 +123,12 @@ def fit_encoders(
 
 
 def encode_items(encoders: Encoders, items: pa.Table, item_text: Texts | None = None) -> dict[str, Array]:
-    """Arrays over all item rows [2 + len(items), …]; see `_encode` for the form of each kind."""
+    """Return one or more arrays [2 + len(items), …] per item feature; the kinds are described in `_encode`."""
     return _encode_side(encoders, "item", items, item_text)
 
 
 def encode_users(encoders: Encoders, users: pa.Table) -> dict[str, Array]:
-    """Arrays over all user rows; besides declared features "since_s" int64 (0 unknown) and "elite" int64 (bit y: year 2000 + y)."""
+    """Return arrays over all user rows: the features, "since_s" int64 (0: unknown) and "elite" int64 (bit y: year 2000 + y)."""
     arrays = _encode_side(encoders, "user", users, None)
     if "since_s" in users.column_names:
         arrays["since_s"] = _reserve(pc.fill_null(users["since_s"].cast(pa.int64()), 0).to_numpy())
@@ -135,7 +138,7 @@ def encode_users(encoders: Encoders, users: pa.Table) -> dict[str, Array]:
 
 
 def cell_rows(encoders_cells: tuple[Array, Array], locations: Array) -> NDArray[np.int64]:
-    """Rows int64 [n, 2] of the coarse and fine cells of `locations` [n, 2] (degrees); UNKNOWN where the cell or the place is."""
+    """Return rows int64 [n, 2] of the coarse and fine cells of `locations` [n, 2] (degrees); UNKNOWN without a known cell."""
     return np.stack([_lookup_int(known, cells) for known, cells in zip(encoders_cells, _cells(locations).T, strict=True)], axis=1)
 
 
@@ -148,14 +151,16 @@ def _encode_side(encoders: Encoders, side: str, table: pa.Table, text: Texts | N
 
 
 def _main_text(specs: tuple[FeatureSpec, ...]) -> FeatureSpec | None:
-    """The feature that the items' gathered text belongs to."""
+    """Return the feature that reads the collected text of the items, or None."""
     return next((spec for spec in specs if spec.side == "item" and spec.kind == "text"), None)
 
 
 def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts | None) -> dict[str, Array]:
-    """Return one feature's arrays: rows int32 [n], bag int32 [n, most values], number float32 [n, 2] (value, missing), geo cells
-    int32 [n, 2] and ".degrees" float32 [n, 2] degrees, hours float32 [n, 168], text and vector float32 [n, dim];
-    the two reserved rows lead: zeros for PAD, and for UNKNOWN what a row without the fact has.
+    """Return the arrays of one feature by name.
+
+    categorical: int32 [n]; multi: int32 [n, width]; number: float32 [n, 2] (value, missing); geo: cells int32 [n, 2], and under
+    "NAME.degrees" float32 [n, 2]; hours: float32 [n, 168]; text and vector: float32 [n, dim]. The two reserved rows come first:
+    PAD is zeros (NaN for degrees), UNKNOWN is encoded as a row without a value.
     """
     key = f"{spec.side}.{spec.name}"
     if spec.kind == "geo":
@@ -185,25 +190,25 @@ def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts 
 
 
 def _reserve(values: Array, unknown: Any = 0, *, pad: float = 0) -> Array:
-    """Put the two reserved rows in front."""
+    """Return `values` with the two reserved rows in front."""
     head = np.full((FIRST_ROW, *values.shape[1:]), pad, values.dtype)
     head[UNKNOWN] = unknown
     return np.concatenate([head, values])
 
 
 def _widths(column: Any, spec: FeatureSpec, *expected: int) -> set[int]:
-    """The width of the vectors of a column, as a set of none or one; null and empty vectors have none."""
+    """Return the width of the vectors of a column as a set of at most one; null and empty vectors are ignored."""
     found = {int(width) for width in pc.unique(pc.list_value_length(column)).to_pylist() if width} | set(expected)
     if len(found) > 1:
         raise DataError(
-            f"All vectors of a feature have one width. Feature {spec.name!r} of the {spec.side}s has vectors of "
-            f"{', '.join(map(str, sorted(found)))} numbers. Mend the column {spec.columns[0]!r}."
+            f"Feature {spec.name!r} of the {spec.side}s has vectors of {', '.join(map(str, sorted(found)))} numbers. "
+            f"All vectors of a feature must have the same width. Correct the column {spec.columns[0]!r}."
         )
     return found
 
 
 def _vectors(column: pa.Array, spec: FeatureSpec, width: int) -> NDArray[np.float32]:
-    """Vectors [n, width], zeros where there is none; where training saw none, all are one zero wide."""
+    """Return vectors [n, width], zeros for rows without one; [n, 1] zeros if no training row has a vector."""
     vectors = np.zeros((len(column), max(width, 1)), np.float32)
     if width:
         _widths(column, spec, width)
@@ -218,7 +223,7 @@ def _vocabulary(column: pa.ChunkedArray, *, multi: bool) -> list[str]:
 
 
 def _lookup(vocabulary: list[str], values: pa.Array) -> NDArray[np.int64]:
-    """Rows of string values: position + 2, UNKNOWN when not in the vocabulary."""
+    """Return rows of string values: position in the vocabulary + 2, or UNKNOWN."""
     found = pc.index_in(values, value_set=pa.array(vocabulary, pa.string()), skip_nulls=True)
     return np.asarray(pc.fill_null(found, UNKNOWN - FIRST_ROW).to_numpy(zero_copy_only=False), np.int64) + FIRST_ROW
 
@@ -231,7 +236,7 @@ def _lookup_int(known: Array, values: Array) -> NDArray[np.int64]:
 
 
 def _bags(vocabulary: list[str], column: pa.Array, width: int) -> NDArray[np.int32]:
-    """Known values of each list, the first `width`, padded with 0; a list of unknown values alone becomes [UNKNOWN]."""
+    """Return the first `width` known values of each list, padded with 0; a list with only unknown values becomes [UNKNOWN]."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
     owner = np.repeat(np.arange(len(column)), lengths)
     rows = _lookup(vocabulary, pc.list_flatten(column).cast(pa.string()))
@@ -252,11 +257,11 @@ def _floats(column: Any) -> NDArray[np.float64]:
 
 def _locations(table: pa.Table, spec: FeatureSpec) -> NDArray[np.float64]:
     locations = np.stack([_floats(table[name]) for name in spec.columns], axis=1)
-    return np.where(np.isfinite(locations).all(axis=1, keepdims=True), locations, np.nan)  # half of a place is none
+    return np.where(np.isfinite(locations).all(axis=1, keepdims=True), locations, np.nan)  # both coordinates or none
 
 
 def _cells(locations: Array) -> NDArray[np.int64]:
-    """Cell numbers [n, 2], coarse and fine; -1 where the place is unknown."""
+    """Return cell numbers [n, 2], coarse and fine; -1 if the location is unknown."""
     cells = []
     for size in CELL_DEGREES:
         row, column = np.floor((locations[:, 0] + 90) / size), np.floor((locations[:, 1] + 180) / size)
@@ -265,7 +270,7 @@ def _cells(locations: Array) -> NDArray[np.int64]:
 
 
 def _bits(column: pa.Array) -> NDArray[np.float32]:
-    """Strings of 168 characters 0/1 → [n, 168]; unknown hours are all 0.5."""
+    """Return float32 [n, 168] from strings of 168 characters 0/1; unknown hours are 0.5."""
     text = pc.fill_null(column, "").to_pylist()
     bits = np.full((len(text), HOURS_PER_WEEK), 0.5, np.float32)
     known = [i for i, value in enumerate(text) if len(value) == HOURS_PER_WEEK]
@@ -285,7 +290,7 @@ def _year_bits(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def hash_texts(texts: Texts) -> csr_matrix:
-    """Texts → 1 + log(count) of their words, float32 [n, 2^15]; what is hashed already stays as it is."""
+    """Return 1 + log(count) of the hashed words of each text, float32 [n, 2^15]; a sparse matrix is returned unchanged."""
     require("train", "scipy", "sklearn")
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import HashingVectorizer
@@ -309,7 +314,7 @@ def _fit_text(encoders: Encoders, key: str, counts: csr_matrix, dim: int, seed: 
     width = min(dim, max(counts.shape[0] - 1, 1))
     components = np.zeros((dim, 1 << _HASH_BITS), np.float32)
     if width and counts.nnz:
-        # One thread: the order of additions, and so every byte, must not depend on the number of cores.
+        # One thread: results must not depend on the number of cores, to the last bit.
         with threadpool_limits(1):
             weighted = normalize(counts.multiply(idf).tocsr())
             components[:width] = randomized_svd(weighted, width, n_iter=4, random_state=seed)[2]

@@ -1,9 +1,7 @@
-"""Rows and moments → tensors: the ONLY code that builds a model's input, for training, evaluation and recommendation alike.
+"""Build the model's input from rows and times, with the same code for training, evaluation and serving.
 
-Enters: encoded static arrays (`encoders.py`), the state of the items (`point_in_time.py`), histories. Leaves: `ItemBatch`,
-`UserBatch`.
-
-Promise: every changing feature is a function of events strictly before the moment asked about.
+Encoded static arrays (`encoders.py`), item states (`point_in_time.py`) and histories become `ItemBatch` and `UserBatch`. Features
+that change over time use only events strictly before the time of the query.
 """
 
 from __future__ import annotations
@@ -29,24 +27,26 @@ CLOCK = {"hour": 24, "weekday": 7, "month": 12}
 
 
 class FeatureStore:
-    """Everything needed to turn rows and moments into batches.
+    """Turns rows and times into batches.
 
     Parameters
     ----------
     item_static, user_static
         Encoded arrays over all rows (`encode_items`, `encode_users`).
     dynamics
-        State of the items, or None where times mean nothing (sequences without a clock).
+        Item states, or None if events have no times (sequences).
     n_trained_items, n_trained_users
-        Entities with an id embedding: rows 2 … 2 + n - 1; every other row becomes UNKNOWN.
+        Items and users with an id embedding: rows 2 … 2 + n - 1; every other row becomes UNKNOWN.
     cells
-        Known coarse and fine cells of the items' places, or None: then users have no home area.
+        Known coarse and fine cells of the item locations. None: users have no home area.
     geo
-        Name of the items' feature that says where they are; users' places share its tables.
+        Name of the item feature with the location; locations of users share its tables.
     use_location
-        Whether the place a request comes from is a feature of the user.
+        Use the location of the request as a user feature.
     max_history
-        Most recent events read of a history.
+        Number of most recent events read of a history.
+    log_popularity
+        float32 [n_items]: log popularity in nats, NaN for items without events.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class FeatureStore:
         self.max_history = max_history
         self.log_popularity = log_popularity
         self.is_new = np.arange(len(log_popularity)) >= self._trained_items
-        """bool [n_items]: training has not seen the item."""
+        """bool [n_items]: True for items that training has not seen."""
 
     def with_popularity(self, log_popularity: NDArray[np.float32]) -> FeatureStore:
-        """Return the same store with the popularity of another moment."""
+        """Return the same store with another popularity, such as that of a later time."""
         other = copy(self)
         other.log_popularity = log_popularity
         return other
 
     def items(self, row: Int, time_s: Int | None = None) -> ItemBatch:
-        """Items `row` int64 [n]; with `time_s` int64 [n] also their state just before it ("state" float32 [n, 5])."""
+        """Return items `row` int64 [n]; with `time_s` int64 [n] also their state just before it ("state" float32 [n, 5])."""
         at = torch.from_numpy(row)
         fields = {name: value[at] for name, value in self._items.items()}
         if time_s is not None and self.dynamics is not None:
@@ -90,7 +90,7 @@ class FeatureStore:
         return ItemBatch(torch.from_numpy(np.where(row < self._trained_items, row, UNKNOWN)), fields)
 
     def users(self, queries: Queries) -> UserBatch:
-        """One moment per query, after its whole history."""
+        """Return a batch with one user vector per query, after its whole history."""
         history = History(queries.offsets, queries.item_row, queries.event_time_s, queries.event_type, queries.stars, self.location)
         row = np.arange(len(queries))
         tokens = last_tokens(queries.offsets[:-1], queries.offsets[1:], self.max_history)
@@ -106,7 +106,7 @@ class FeatureStore:
         )
 
     def padded(self, queries: Queries) -> dict[str, Array]:
-        """What `users` makes of the same queries, for a user tower that has a vector of each item at hand.
+        """Return the content of `users` as padded arrays, for a user tower that looks up a vector of each item.
 
         Returns
         -------
@@ -143,18 +143,18 @@ class FeatureStore:
         user_row: Int,
         request_location: Array | None = None,
     ) -> UserBatch:
-        """Batch from events chosen by position.
+        """Return a batch of events that are chosen by position.
 
         Parameters
         ----------
         tokens
             int64 [S, H]: positions in the flat arrays of `history`, oldest first, -1 after the end.
         at_row, at_pos, time_s, user_row
-            int64 [Q]: each moment's row of `tokens`, the tokens it sees, its time, its user.
+            int64 [Q]: row of `tokens`, number of visible tokens, time and user of each user vector.
         state
-            Each moment's state.
+            State of each user at that time.
         request_location
-            float [Q, 2]: where each request comes from, or None.
+            float [Q, 2]: location of each request in degrees, or None.
         """
         order, widths, slot = _slots_of(tokens)
         flat = np.concatenate([tokens[order[a:b], :width].ravel() for a, b, width in widths])
@@ -177,14 +177,14 @@ class FeatureStore:
         )
 
     def item_fields(self, specs: tuple[FeatureSpec, ...], vocabulary_sizes: Mapping[str, int]) -> tuple[FieldSpec, ...]:
-        """Layout of `ItemBatch.fields` ("state" last): what the item tower is built from."""
+        """Return the fields of `ItemBatch` ("state" last), from which the item tower is built."""
         fields = _static_fields("item", specs, self._items, vocabulary_sizes)
         if NEIGHBOURS in self._items:
             fields = (*fields, FieldSpec(NEIGHBOURS, "bag", (self._trained_items,), "item.id"))
         return (*fields, FieldSpec("state", "dense", (ITEM_STATE_WIDTH,), "item.state")) if self.dynamics is not None else fields
 
     def user_fields(self, specs: tuple[FeatureSpec, ...], vocabulary_sizes: Mapping[str, int]) -> tuple[FieldSpec, ...]:
-        """Layout of `UserBatch.fields`: what the user tower is built from."""
+        """Return the fields of `UserBatch`, from which the user tower is built."""
         fields = list(_static_fields("user", specs, self._users, vocabulary_sizes))
         fields.append(FieldSpec("state", "dense", (USER_STATE_WIDTH,), "user.state"))
         if self._cells is not None:
@@ -230,7 +230,14 @@ class FeatureStore:
 
 
 def last_tokens(start: Int, stop: Int, most: int) -> Int:
-    """Positions int64 [S, H] of the last `most` events of each slice start:stop, left-aligned, -1 after the end."""
+    """Return positions int64 [S, H] of the last `most` events of each slice start:stop, left-aligned, -1 after the end.
+
+    Examples
+    --------
+    >>> last_tokens(np.array([0, 3]), np.array([3, 4]), 2)
+    array([[ 1,  2],
+           [ 3, -1]])
+    """
     start = np.maximum(start, stop - most)
     width = max(int((stop - start).max(initial=0)), 1)
     at = start[:, None] + np.arange(width)
@@ -238,12 +245,12 @@ def last_tokens(start: Int, stop: Int, most: int) -> Int:
 
 
 def _slots_of(tokens: Int) -> tuple[Int, list[tuple[int, int, int]], Int]:
-    """Lay histories [S, H] end to end by width class.
+    """Assign slots to histories [S, H], grouped by width and stored one after another.
 
     Returns
     -------
     order
-        int64 [S]: histories in the order they are laid.
+        int64 [S]: histories in the order of their slots.
     widths
         (from, to, width): order[from:to] take `width` slots each.
     slot
@@ -282,12 +289,12 @@ def _stars_bucket(stars: Array) -> Int:
 
 
 def _take(values: Array, at: Int) -> Array:
-    """`values[at]`, or zeros when there are no values at all."""
+    """Return `values[at]`, or zeros if there are no values at all."""
     return values[at] if len(values) else np.zeros(at.shape, values.dtype)
 
 
 def _fields(static: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-    """Encoded static features as the towers read them: a place as its point on the sphere."""
+    """Return encoded static features as tensors; locations become points on the globe in km."""
     kept = {name: _tensor(value) for name, value in static.items() if not name.endswith(".degrees")}
     locations = {name.removesuffix(".degrees"): value for name, value in static.items() if name.endswith(".degrees")}
     return kept | {f"{name}.point": torch.from_numpy(points_km(value)) for name, value in locations.items()}

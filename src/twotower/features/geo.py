@@ -1,4 +1,4 @@
-"""Distances on the globe. Locations are (latitude, longitude) in degrees; distances are in kilometres."""
+"""Compute distances on the globe. Locations are (latitude, longitude) in degrees; distances are in kilometres."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ EARTH_KM = 6371.0
 
 
 def on_sphere(locations: Array) -> Float64:
-    """Return the points float64 [n, 3] on the unit sphere of `locations` [n, 2]; NaN where a location is unknown."""
+    """Return the points float64 [n, 3] on the unit sphere of `locations` [n, 2]; NaN if a location is unknown."""
     latitude, longitude = np.radians(np.asarray(locations, np.float64)).T
     flat = np.cos(latitude)
     return np.stack([flat * np.cos(longitude), flat * np.sin(longitude), np.sin(latitude)], axis=1)
 
 
 def points_km(locations: Array) -> Float:
-    """Return the points float32 [n, 3] on the globe of `locations` [n, 2], in km; (0, 0, 0) where a location is unknown.
+    """Return the points float32 [n, 3] on the globe of `locations` [n, 2], in km; (0, 0, 0) if a location is unknown.
 
     The straight-line distance of two points equals their distance on the ground to 0.1 % up to 300 km, without any projection.
     """
@@ -28,7 +28,13 @@ def points_km(locations: Array) -> Float:
 
 
 def distances_km(locations: Array, location: Sequence[float]) -> Float:
-    """Return the great-circle distances float32 [n] from `location` to `locations` [n, 2]; NaN where a location is unknown."""
+    """Return the great-circle distances float32 [n] from `location` to `locations` [n, 2]; NaN if a location is unknown.
+
+    Examples
+    --------
+    >>> distances_km(np.array([[48.137, 11.575], [np.nan, np.nan]]), (52.52, 13.405)).round(0)
+    array([504.,  nan], dtype=float32)
+    """
     here = points_km(np.array([location], np.float64))[0].astype(np.float64)
     arc = _arc_km(np.linalg.norm(points_km(locations).astype(np.float64) - here, axis=1))
     return np.where(np.isfinite(locations).all(axis=1), arc, np.nan).astype(np.float32)

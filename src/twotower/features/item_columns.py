@@ -1,9 +1,7 @@
-"""Which columns of the items table say where an item is, what it is, and when it is open, whatever they are called.
+"""Find the columns of the items table with coordinates, categories and opening hours, under any name.
 
-Enter: the raw items table and the features of the dataset. Leave: names of columns, and their values in one form.
-
-What a feature learns from and what people see and filter by may be two columns (attribute ids beside category names): `learned`
-chooses the former, which alone may serve as knowledge of a model or baseline.
+A feature may use another column than the one for display and filters, such as attribute ids next to category names. With
+`learned`, functions choose the column of the feature; models and baselines may use only that one.
 """
 
 from __future__ import annotations
@@ -21,14 +19,14 @@ PLACE = ("latitude", "longitude")
 
 
 def location_columns(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: bool = False) -> tuple[str, str] | None:
-    """Latitude and longitude: those of the first feature of kind "geo", else (unless `learned`) the columns of these names."""
+    """Return the columns of the first "geo" feature, else (unless `learned`) "latitude" and "longitude", else None."""
     for columns in _columns(specs, "geo").values():
         return columns[0], columns[1]
     return None if learned or not all(_is_number(items, name) for name in PLACE) else PLACE
 
 
 def locations(items: pa.Table, columns: tuple[str, str] | None) -> NDArray[np.float64]:
-    """float64 [n, 2] in degrees; both NaN where either is unknown."""
+    """Return float64 [n, 2]: latitude and longitude in degrees; both NaN if either is unknown."""
     found = np.full((len(items), 2), np.nan)
     for axis, name in enumerate(columns or ()):
         found[:, axis] = pc.fill_null(items[name].cast(pa.float64()), float("nan")).to_numpy()
@@ -37,8 +35,10 @@ def locations(items: pa.Table, columns: tuple[str, str] | None) -> NDArray[np.fl
 
 
 def category_column(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: bool = False) -> str | None:
-    """A list of strings, or a string: "categories", else that of the multi-valued feature so called, else "category", else that of
-    the first multi-valued feature. With `learned` the feature goes before the column of its name.
+    """Return the column of categories (a list of strings, or a string), or None.
+
+    Order of preference: column "categories"; column of the multi-valued feature "categories"; column "category"; columns of the
+    other multi-valued features. With `learned` the first two are swapped.
     """
     multi = {name: columns[0] for name, columns in _columns(specs, "multi").items()}
     own = ["categories", multi.get("categories")]
@@ -47,7 +47,7 @@ def category_column(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: b
 
 
 def hours_column(items: pa.Table, specs: Sequence[FeatureSpec]) -> str | None:
-    """168 characters of 0 and 1: that of the first feature of kind "hours", else "hours" when it looks so."""
+    """Return the column of opening hours: that of the first "hours" feature, else "hours" if it holds 168 characters, else None."""
     for columns in _columns(specs, "hours").values():
         return columns[0]
     if "hours" not in items.column_names or not pa.types.is_string(items["hours"].type):
@@ -57,7 +57,13 @@ def hours_column(items: pa.Table, specs: Sequence[FeatureSpec]) -> str | None:
 
 
 def as_lists(column: pa.ChunkedArray) -> pa.Array:
-    """A column as lists: a value becomes a list of one, null an empty one."""
+    """Return a column as lists: a value becomes a list of one element, null an empty list.
+
+    Examples
+    --------
+    >>> as_lists(pa.chunked_array([["a", None]])).to_pylist()
+    [['a'], []]
+    """
     if is_list(column.type):
         return column.combine_chunks()
     strings = column.combine_chunks().cast(pa.string())
@@ -66,7 +72,7 @@ def as_lists(column: pa.ChunkedArray) -> pa.Array:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds lists."""
+    """Return True if a column of this type holds lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 

@@ -1,8 +1,6 @@
-"""What was known before a moment: of an item from the visits to it, of a user from their history.
+"""Compute point-in-time features of items and users: only events strictly before a time count.
 
-Enters: sorted logs. Leaves: sums and features at any (row, moment), by bisection and prefix sums.
-
-Promise: strictly before. An event of the moment itself, or later, changes nothing here.
+Bisection and prefix sums over sorted events give the state of any row at any time. Events at that time or later have no effect.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from twotower.features.encoders import ELITE_BASE_YEAR
 from twotower.schema import DAY_S
 from twotower.utils.types import Array, Int
 
-MEAN_STARS = 3.75  # a round figure near Yelp's mean; only centres the feature
+MEAN_STARS = 3.75  # a round number near Yelp's mean; it only centres the feature
 RECENT_DAYS = 30
 ITEM_STATE_WIDTH = 5
 USER_STATE_WIDTH = 7
@@ -25,10 +23,10 @@ _TIME_BITS = 36  # seconds since 1970 up to the year 4147; leaves 27 bits for it
 
 @dataclass(frozen=True, slots=True)
 class HistoryState:
-    """What a history says about its user, as sums: so that any one event can be taken out again. Arrays over moments [Q].
+    """Summary of user histories at `Q` times, kept as sums so that single events can be subtracted. Arrays are [Q].
 
-    `location` is the sum of latitudes and longitudes [Q, 2] of the `location_n` events whose item has a place; times are seconds,
-    0 for none.
+    `location` is the sum of latitudes and longitudes [Q, 2] of the `location_n` events whose item has coordinates. Times are in
+    seconds; 0 means none.
     """
 
     count: Int
@@ -41,14 +39,14 @@ class HistoryState:
 
 
 class History:
-    """Ragged histories with prefix sums: the state of a user after any number of their events, in constant time.
+    """Ragged histories with prefix sums, which give the state of a user after any number of events in constant time.
 
     Parameters
     ----------
     offsets, item_row, time_s, event_type, stars
         As in `Queries`: [S + 1] and [T].
     location
-        float [n_items, 2]: degrees of every item, NaN where unknown.
+        float [n_items, 2]: latitude and longitude of every item in degrees, NaN if unknown.
     """
 
     def __init__(self, offsets: Int, item_row: Int, time_s: Int, event_type: Int, stars: Array, location: Array) -> None:
@@ -62,7 +60,7 @@ class History:
         self._location_n = _prefix(self._placed)
 
     def state(self, row: Int, pos: Int) -> HistoryState:
-        """State after the first `pos` events of history `row`; both int64 [Q]."""
+        """Return the state after the first `pos` events of history `row`; both int64 [Q]."""
         a = self.offsets[row]
         b = a + pos
         some = pos > 0
@@ -78,9 +76,9 @@ class History:
         )
 
     def state_without(self, row: Int, event: Int) -> HistoryState:
-        """State after all events of history `row` but the one at position `event` of the flat arrays; both int64 [Q].
+        """Return the state after all events of history `row` except the one at position `event` of the flat arrays; both int64 [Q].
 
-        `last_s` is the time of the event just before the one left out: what the user had done last when it happened.
+        `last_s` is the time of the event just before the one that is left out.
         """
         a, b = self.offsets[row], self.offsets[row + 1]
         whole = self.state(row, b - a)
@@ -100,12 +98,12 @@ class History:
 
 
 class ItemDynamics:
-    """The state of any item at any moment, from the visits strictly before it.
+    """Item states at any time, computed from the events strictly before it.
 
     Parameters
     ----------
     item_row, time_s, stars
-        Visits [V], sorted by (item_row, time_s); stars NaN where none were given.
+        Events [V], sorted by (item_row, time_s); stars NaN if not given.
     """
 
     def __init__(self, item_row: Int, time_s: Int, stars: Array) -> None:
@@ -116,10 +114,10 @@ class ItemDynamics:
         self._stars_n = _prefix(rated)
 
     def state(self, row: Int, time_s: Int) -> NDArray[np.float32]:
-        """Features float32 [n, 5] of item `row` just before `time_s` (both int64 [n]).
+        """Return features float32 [n, 5] of items `row` just before `time_s` (both int64 [n], seconds).
 
-        Columns: log visits, mean stars (shrunk towards 3.75 by five), log visits of the last 30 days, log age in days since
-        the first visit, and 1 where nothing was known.
+        Columns: log number of events; mean stars (shrunk towards 3.75, weight 5); log number of events of the last 30 days; log
+        age in days since the first event; 1 if there is no event, else 0.
         """
         base = row.astype(np.int64) << _TIME_BITS
         first = np.searchsorted(self._key, base)
@@ -135,8 +133,11 @@ class ItemDynamics:
 
 
 def user_state(state: HistoryState, time_s: Int, since_s: Int, elite: Int, timed: bool) -> NDArray[np.float32]:
-    """Features float32 [Q, 7]: log events, mean stars, and with a clock: log days since the first and the last event, log days
-    since joining, elite years so far; then 1 where there is no history."""
+    """Return features float32 [Q, 7] of users at `time_s`.
+
+    Columns: log number of events; mean stars; with times, log days since the first event, since the last event and since sign-up,
+    and log number of elite years so far (0 without times); 1 if there is no history, else 0.
+    """
     count = state.count
     columns = [np.log1p(count) / 3, (state.stars_sum - MEAN_STARS * state.stars_n) / (state.stars_n + 1.0)]
     zero = np.zeros(len(count))
@@ -153,7 +154,7 @@ def user_state(state: HistoryState, time_s: Int, since_s: Int, elite: Int, timed
 
 
 def _years_before(bits: Int, time_s: Int) -> Int:
-    """Number of years marked in `bits` that ended before the year of `time_s` began."""
+    """Return the number of years marked in `bits` that ended before the year of `time_s`."""
     year = time_s.astype("datetime64[s]").astype("datetime64[Y]").astype(np.int64) + 1970
     earlier = (np.int64(1) << np.clip(year - ELITE_BASE_YEAR, 0, 62)) - 1
     past = np.ascontiguousarray(bits & earlier)
@@ -162,8 +163,8 @@ def _years_before(bits: Int, time_s: Int) -> Int:
 
 
 def _prefix(values: Array) -> Array:
-    """Sums before each position: [T, …] → [T + 1, …]."""
-    dtype = np.int64 if values.dtype == np.bool_ else np.float64  # in float32 the stars of a few million events no longer add up
+    """Return the sums before each position: [T, …] → [T + 1, …]."""
+    dtype = np.int64 if values.dtype == np.bool_ else np.float64  # float32 sums of millions of stars are inexact
     sums = np.zeros((len(values) + 1, *values.shape[1:]), dtype)
     np.cumsum(values, axis=0, dtype=dtype, out=sums[1:])
     return sums

@@ -1,9 +1,7 @@
-"""Named arrays in one file, opened without being read.
+"""Write named arrays to a safetensors file and open them as memory maps.
 
-Enters: arrays. Leaves: a safetensors file, and views of it by memory map: no copy and no cast, so opening costs nothing whatever
-the size, only the pages that are touched are read, and all processes of a host share them.
-
-Promises: the same arrays give the same bytes. Every array begins at a multiple of its item size.
+Opening neither copies nor casts: it is fast for any size, only the pages that are accessed are read, and all processes of a host
+share them. The same arrays always give the same bytes. Every array begins at a multiple of its item size.
 """
 
 from __future__ import annotations
@@ -20,13 +18,15 @@ from twotower.utils.types import Array
 
 TYPES = {"BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 NAMES = {np.dtype(kind): name for name, kind in TYPES.items()}
-LENGTH_BYTES = 8  # of the little-endian integer that says how long the header is
+LENGTH_BYTES = 8  # of the little-endian integer that holds the header's length
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
-    """Write `arrays`, of the types in `TYPES`, to `path` one after the other, never two copies of one."""
+    """Write `arrays`, of the types in `TYPES`, to `path` one after another, without a second copy in memory."""
     header, end = {}, 0
-    ordered = sorted(arrays.items(), key=lambda pair: (-pair[1].dtype.itemsize, pair[0]))  # widest first: all are aligned
+    ordered = sorted(
+        arrays.items(), key=lambda pair: (-pair[1].dtype.itemsize, pair[0])
+    )  # widest types first, so that all are aligned
     for name, array in ordered:
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": NAMES[array.dtype], "shape": array.shape, "data_offsets": [begin, end]}
@@ -39,18 +39,18 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def open_arrays(path: Path) -> dict[str, Array]:
-    """Open what `write_arrays`, or any writer of safetensors, wrote: arrays over the file's pages, not to be written to.
+    """Return the arrays of a safetensors file as read-only memory maps.
 
     Raises
     ------
     DataError
-        The file is missing, cut off, or not of this form.
+        The file is missing, truncated, or not a safetensors file.
     """
     try:
         content = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
         return dict(_views(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"Arrays must stand in a whole safetensors file. {path}: {error}. Make the file again.") from None
+        raise DataError(f"{path} is not a complete safetensors file: {error}. Create it again.") from None
 
 
 def _views(content: NDArray[np.uint8]) -> Iterator[tuple[str, Array]]:
@@ -58,7 +58,7 @@ def _views(content: NDArray[np.uint8]) -> Iterator[tuple[str, Array]]:
     header = json.loads(content[LENGTH_BYTES:start].tobytes())
     last = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
     if len(content) != start + last:
-        raise ValueError(f"{len(content):,} bytes where the header speaks of {start + last:,}")
+        raise ValueError(f"{len(content):,} bytes, but the header says {start + last:,}")
     for name, entry in header.items():
         if name != "__metadata__":
             begin, end = entry["data_offsets"]

@@ -1,4 +1,4 @@
-"""Atomic writes: a file or a folder is written beside its place, then renamed. A reader finds the old one or the new one, whole."""
+"""Write files and folders atomically: a temporary one beside the target is renamed, so readers see the old or the new content."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(out: Path) -> Iterator[Path]:
     """Yield a new, empty folder beside `out`. After the block, it takes the place of `out`, whose old content is removed.
 
-    If the block raises an exception, the new folder is removed and `out` stays as it was. Where `out` is a link, the folder that it
-    points to is replaced and the link stays.
+    If the block raises an exception, the new folder is removed and `out` stays as it was. If `out` is a symbolic link, the folder
+    that it points to is replaced and the link stays.
     """
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def _take_place(fresh: Path, out: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step. Return False where the system cannot do that."""
+    """Exchange two folders atomically. Return False if the system cannot do that."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):

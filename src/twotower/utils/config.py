@@ -1,7 +1,7 @@
-"""Settings: frozen pydantic models, one per stage; YAML in, `--set a.b=c` on top, every error in one line.
+"""Read and validate settings: frozen pydantic models, one per stage, from YAML and `--set a.b=c`.
 
-An unknown key is an error that names the nearest known one. The defaults are the recipe a user gets without a configuration.
-Counts are in rows, times in days (`_days`), fractions in [0, 1], unless the field says otherwise.
+An unknown key is an error that names the nearest known one; every error is one line. Without a configuration file the defaults
+apply. Counts are in rows, times in days (`_days`), fractions in [0, 1], unless the field says otherwise.
 """
 
 from __future__ import annotations
@@ -50,101 +50,103 @@ __all__ = [
 ]
 
 INTERNAL = ("training.stop_frac", "evaluation.baseline_settings")
-"""What `twotower refit` carries over from a run. The configuration of a finished run holds it; `--set` cannot name it."""
+"""Settings that `twotower refit` takes from a run. The configuration of a finished run holds them; `--set` cannot change them."""
 
 
 class TrainingConfig(Settings):
-    """The training strategy."""
+    """Objective, loss, optimizer, schedule and stopping rule of the training."""
 
     recipe: Literal["auto", "fixed"] = "auto"
-    """"auto": a short race on the validation part chooses `objective`, `batch_size`, `model.user_tower.num_blocks` and `pooling`
-    where you set none of them (`trainers.recipe_race`). "fixed": the settings as they are; a finished run's configuration says
-    so."""
+    """How the recipe is chosen. "auto": if you set none of them, a recipe race on the validation part chooses `objective`,
+    `batch_size`, `model.user_tower.num_blocks` and `pooling`. "fixed": no race; a finished run's configuration has this value."""
     objective: Literal["any_event", "next_event"] = "any_event"
-    """"any_event": predict any one event of a user from the others; "next_event": every position predicts the next event."""
+    """Training objective. "any_event": predict any one event of a user from the user's others; "next_event": predict each event from
+    those before it."""
     loss: Literal["infonce", "sampled_softmax", "full_softmax"] = "infonce"
-    """Candidates that each target is compared with. "infonce": the items of the batch and uniform negatives; "sampled_softmax":
-    uniform negatives alone; "full_softmax": the whole catalogue."""
+    """Candidates that each target is compared with. "infonce": in-batch items and uniform negatives; "sampled_softmax": uniform
+    negatives only; "full_softmax": all items."""
     negatives_per_positive: int = Field(4, ge=0)
-    """Uniform negatives per example, pooled and shared by the whole batch (512 × 4 = 2,048)."""
+    """Uniform negatives per example; the whole batch shares them (512 × 4 = 2,048)."""
     batch_size: int = Field(512, ge=2)
-    """Examples per step, over all processes; a few more where they do not come out even. `next_event`: the token budget of a batch,
+    """Examples per step over all processes, slightly more if they cannot be split evenly. With `next_event`: tokens per step,
     padding included."""
     micro_batch_size: int | None = Field(None, ge=2)
-    """Examples (or tokens), and candidates, encoded at once in one process; the whole batch is contrasted all the same, with the
-    same gradients, for a second pass through the towers (gradient cache). None: all at once."""
+    """Examples (or tokens), and candidates, encoded at once in a process. The loss still compares the whole batch with the same
+    gradients (gradient cache); the cost is a second forward pass. null: all at once."""
     learning_rate: float = Field(2e-3, gt=0)
-    """Highest learning rate, reached after the warm-up."""
+    """Peak learning rate, reached after the warm-up."""
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW; never on tables, norms and biases."""
+    """Weight decay of AdamW; not applied to embedding tables, norms and biases."""
     warmup_frac: float = Field(0.05, ge=0, le=1)
-    """Share of the steps with a rising learning rate; cosine to zero afterwards."""
+    """Share of the steps for linear warm-up; then the learning rate follows a cosine to zero."""
     clip_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this norm."""
+    """Largest gradient norm; larger gradients are scaled down to it."""
     num_epochs: int | None = Field(None, ge=1)
-    """None: four, or as many as make 600 steps, at most sixteen."""
+    """Number of epochs. null: the smallest number ≥ 4 that gives 600 steps, at most 16."""
     max_steps: int | None = Field(None, ge=1)
-    """Number of training steps, in place of `num_epochs`. null: as many as `num_epochs` gives."""
+    """Number of training steps; replaces `num_epochs`. null: computed from `num_epochs`."""
     stop_frac: float = Field(1.0, gt=0, le=1)
-    """Share of these steps after which training ends, the learning rate's schedule being that of all: `twotower refit` sets it."""
+    """Share of the steps after which training ends; the learning rate follows the full schedule. Set by `twotower refit`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """"auto": fp32 on CPU; on a GPU bf16 where it has it in hardware, else fp16 with loss scaling."""
+    """Numeric precision. "auto": fp32 on a CPU; on a GPU bf16 if the hardware supports it, else fp16 with loss scaling."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: needs less memory and more time."""
     memory_budget_gb: float | None = Field(None, gt=0)
-    """Choose micro_batch_size, gradient_checkpointing and the tables' storage so that training stays below it; see `twotower
-    plan`."""
+    """Memory limit. micro_batch_size, gradient_checkpointing and the storage of the tables are chosen so that training stays below
+    it; see `twotower plan`. null: no limit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where training runs. "auto": a GPU where there is one."""
+    """Device for training. "auto": a GPU if one is usable, else the CPU."""
     checkpoint_every_s: float = Field(300.0, gt=0)
-    """Seconds between checkpoints to resume from, besides the one at each validation."""
+    """Seconds between checkpoints for `--resume`; one is also written at each validation."""
     eval_every_epochs: float | None = Field(None, gt=0)
-    """Epochs between validations; each scores the whole catalogue. None: one, or more where that would be above 16 validations."""
+    """Epochs between validations; each scores all items. null: 1, or more if that would exceed 16 validations."""
     eval_metric: str = "NDCG@10"
-    """Metric of the validation that chooses the best checkpoint and stops training early, as NAME@K."""
+    """Validation metric, as NAME@K, that selects the best checkpoint and decides early stopping."""
     eval_queries: int = Field(20_000, ge=1)
-    """Validation queries scored during training (a seeded sample)."""
+    """Number of validation queries scored during training (a seeded sample)."""
     patience: int = Field(5, ge=1)
-    """Validations without improvement before stopping."""
+    """Validations without improvement after which training stops."""
     log_every: int = Field(50, ge=1)
-    """Steps between log lines."""
+    """Number of steps between log lines."""
 
     @model_validator(mode="after")
     def _something_to_contrast_with(self) -> TrainingConfig:
         if self.loss == "sampled_softmax" and not self.negatives_per_positive:
-            raise ValueError("loss: sampled_softmax contrasts with uniform negatives alone; negatives_per_positive must be above 0")
+            raise ValueError(
+                "negatives_per_positive is 0, but loss: sampled_softmax uses uniform negatives only; it must be above 0"
+            )
         return self
 
 
 class EvaluationConfig(Settings):
-    """The judgement."""
+    """Metrics, protocol and baselines of the evaluation."""
 
     ks: list[Positive] = Field([5, 10, 20], min_length=1)
-    """Lengths of the lists that metrics are computed for."""
+    """List lengths k that metrics are computed for."""
     exclude_seen: bool = True
-    """True: items of the user's history are not recommended (masked protocol). False: they may be (unmasked protocol)."""
+    """true: items of the user's history are not recommended (masked protocol); false: they may be (unmasked protocol)."""
     max_queries: int | None = Field(None, ge=1)
-    """A seeded sample of the held-out queries; None: all."""
+    """Number of held-out queries to evaluate (a seeded sample). null: all."""
     refresh_days: float | None = Field(7.0, gt=0)
-    """Days between refreshes of the index along the test part, from the events so far; the weights stay. Judged beside the index
-    that is never refreshed. None: not judged. Only where the parts of the dataset follow one another in time."""
+    """Days between refreshes of the index during the test period; weights stay. Results are reported beside those of an index that is
+    never refreshed. null: not evaluated. Used only if the dataset is split by time."""
     baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "content_knn", "ease", "ials"])
-    """Names of the systems that the model is compared with."""
+    """Names of the baselines that the model is compared with."""
     tune_baselines: bool = True
-    """Choose the settings of the baselines that have any to choose (`baselines.GRIDS`) on the validation part, as fairness asks."""
+    """Tune the settings of the baselines (`baselines.GRIDS`) on the validation part, for a fair comparison."""
     baseline_settings: dict[str, dict[str, int | float]] = Field({})
-    """By name of the baseline: settings it is fitted with, and not tuned; `twotower refit` sets those of the run."""
+    """Fixed settings by name of the baseline; these baselines are not tuned. Set by `twotower refit`."""
     bootstrap_resamples: int = Field(1000, ge=10)
-    """Paired resamples behind every interval."""
+    """Number of paired bootstrap resamples for each interval."""
     max_ease_items: int = Field(25_000, ge=1)
-    """EASE inverts an items × items matrix: larger catalogues leave it out, and the report says so."""
+    """Largest number of items for EASE, which inverts an items × items matrix. With more, EASE is left out and the report says so."""
 
 
 class Config(Settings):
-    """Everything a run needs; the seed README's YAML loads unchanged."""
+    """All settings of a run."""
 
     seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of everything that is drawn at random: split, initial weights, batches, intervals."""
+    """Random seed of the split, initial weights, batches and intervals."""
     data: DataConfig = DataConfig()
     prepare: PrepareConfig = PrepareConfig()
     model: ModelConfig = ModelConfig()
@@ -158,26 +160,37 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     Raises
     ------
     ConfigError
-        The file is missing or no mapping, a key is unknown (the nearest known key is named), or a value does not fit.
+        The file is missing or not a mapping, a key is unknown (the nearest known key is named), or a value is invalid.
+
+    Examples
+    --------
+    >>> load_config(overrides=["training.num_epochs=2"]).training.num_epochs
+    2
     """
     values: Any = {}
     if path is not None:
         if not path.is_file():
-            raise ConfigError(f"The configuration must be a YAML file. Found none at {path}. Check --config.")
+            raise ConfigError(f"No configuration file at {path}. It must be a YAML file. Check --config.")
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date that is none
-            raise ConfigError(f"The configuration must be valid YAML. {path}: {' '.join(str(error).split())}.") from None
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or an invalid date
+            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}. Correct the file.") from None
         values = {} if loaded is None else loaded
         if not isinstance(values, dict):
-            raise ConfigError(f"The configuration must be a mapping of sections. {path} holds a {type(values).__name__}.")
+            raise ConfigError(f"{path} holds a {type(values).__name__}. A configuration must be a mapping of sections.")
     for override in overrides or []:
         _apply_override(values, override)
     return parse_config(values)
 
 
 def parse_config(values: dict[str, Any]) -> Config:
-    """Validate plain values into a `Config`; every problem becomes one `ConfigError` line."""
+    """Validate plain values and return a `Config`. All problems are reported in one `ConfigError`.
+
+    Examples
+    --------
+    >>> parse_config({"seed": 3}).seed
+    3
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -187,20 +200,20 @@ def parse_config(values: dict[str, Any]) -> Config:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set takes a.b=value. Got {override!r}.")
+        raise ConfigError(f"--set {override!r} is not of the form a.b=value. Example: --set training.num_epochs=2.")
     if key.strip().startswith(INTERNAL):
-        raise ConfigError(f"Unknown setting {key.strip()!r}. Only `twotower refit` sets it.")
+        raise ConfigError(f"{key.strip()!r} cannot be set with --set. Only `twotower refit` sets it.")
     *parents, leaf = key.strip().split(".")
     node = values
     for name in parents:
         child = node[name] = {} if node.get(name) is None else node[name]
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override}: {name!r} is a value, not a section.")
+            raise ConfigError(f"--set {override}: {name!r} is a value, not a section. Name a setting inside a section.")
         node = child
     try:
         node[leaf] = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise ConfigError(f"--set {override}: the value must be valid YAML.") from None
+        raise ConfigError(f"--set {override}: {text!r} is not valid YAML. Quote the value.") from None
 
 
 def _explain(problem: Any) -> str:

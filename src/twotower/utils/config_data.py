@@ -1,6 +1,6 @@
-"""Settings of the data: where raw tables come from, and how a dataset is made of them.
+"""Settings of the data: the raw files to read, and how `prepare` makes a dataset from them.
 
-Frozen pydantic models, as all settings; `config.py` holds the other sections and reads the files.
+All settings are frozen pydantic models. `config.py` holds the other sections and reads the files.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
-    """Base of every section: immutable, and unknown keys are refused."""
+    """Base class of every section: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, values: Any) -> Any:
-        """A section whose keys are all commented out is null in YAML: it has its defaults."""
+        """Drop sections that are null, as when all their keys are commented out in YAML: they get their defaults."""
         if not isinstance(values, dict):
             return values
         sections = {name for name, field in cls.model_fields.items() if isinstance(field.annotation, type(BaseModel))}
@@ -28,7 +28,7 @@ class Settings(BaseModel):
 
 
 class ColumnConfig(Settings):
-    """One declared feature column of a user's own table (`tables` source)."""
+    """One feature of the items or users table (`tables` source)."""
 
     name: str = Field(min_length=1)
     """Name of the feature."""
@@ -36,154 +36,154 @@ class ColumnConfig(Settings):
     """How the column is read. "categorical": one label; "multi": several labels; "number"; "geo": latitude and longitude; "hours":
     opening hours; "text"; "vector": a list of numbers."""
     columns: list[str] = []
-    """Raw columns; defaults to the feature's own name. Two (latitude, longitude) for "geo"."""
+    """Raw columns; empty: the column named like the feature. "geo" needs two: latitude, longitude."""
     separator: str = ","
-    """Splits a "multi" column that is a string."""
+    """Separator of the labels of a "multi" column that holds strings."""
 
 
 class TableConfig(Settings):
-    """One table of the `tables` source: a CSV, Parquet or JSON-lines file (or glob). Values of other keys name its columns."""
+    """One table of the `tables` source: a CSV, Parquet or JSON-lines file (or glob). The other keys name its columns."""
 
     path: Path
-    """Relative to `data.path`."""
+    """File, or glob of files, relative to `data.path`."""
 
 
 class InteractionTableConfig(TableConfig):
-    """Who met what, and when."""
+    """The table of events: which user interacted with which item, and when."""
 
     user_id: str = "user_id"
-    """Column of the users' ids."""
+    """Column of the user ids."""
     item_id: str = "item_id"
-    """Column of the items' ids."""
+    """Column of the item ids."""
     time: str | None = None
-    """A date, a timestamp, or epoch seconds / milliseconds. None: the order of the rows."""
+    """Column of the event time: a date, a timestamp, or epoch seconds or milliseconds. null: events are ordered as the rows are."""
     stars: str | None = None
-    """0 to 5."""
+    """Column of the rating, 0 to 5 stars. null: no ratings."""
     event_type: str | None = None
-    """Column of the kind of event, as "view" or "purchase"."""
+    """Column of the event type, such as "view" or "purchase". null: one type."""
     text: str | None = None
-    """What the user wrote: part of the item's text."""
+    """Column of the text that the user wrote; it becomes part of the item's text. null: none."""
 
 
 class ItemTableConfig(TableConfig):
-    """What is recommended."""
+    """The table of items, which are recommended."""
 
     item_id: str = "item_id"
-    """Column of the items' ids."""
+    """Column of the item ids."""
     name: str | None = None
-    """Shown to people."""
+    """Column of the display name. null: items are shown by id."""
     features: list[ColumnConfig] = []
-    """Columns that become features of the items."""
+    """Columns that become item features."""
 
 
 class UserTableConfig(TableConfig):
-    """Whom it is recommended to."""
+    """The table of users."""
 
     user_id: str = "user_id"
-    """Column of the users' ids."""
+    """Column of the user ids."""
     since: str | None = None
-    """When they became users, in the forms of `InteractionTableConfig.time`."""
+    """Column of the sign-up time, in the same formats as `data.interactions.time`. null: unknown."""
     features: list[ColumnConfig] = []
-    """Columns that become features of the users."""
+    """Columns that become user features."""
 
 
 class SequencesConfig(Settings):
-    """Files of the literature: "user item item …" a line."""
+    """Sequence files as used in the literature: each line is "user item item …"."""
 
     train: Path = Path("Yelp.txt")
-    """Relative to `data.path`."""
+    """File of the sequences, relative to `data.path`."""
     test: Path | None = None
-    """A second file of the same form: its items are the test part (use `prepare.split.kind: predefined`)."""
+    """Second file of the same format; its items are the test part (with `prepare.split.kind: predefined`). null: none."""
     attributes: Path | None = None
-    """JSON object: item → list of attribute ids, read as the multi-valued feature "categories"."""
+    """JSON file that maps each item to a list of attribute ids, read as the multi-valued feature "categories". null: none."""
     items: Path | None = None
-    """JSON lines with `item` and any of name, categories, city, latitude, longitude: shown to people and used by filters."""
+    """JSON-lines file with `item` and any of name, categories, city, latitude, longitude, for display and filters. null: none."""
 
 
 class DataConfig(Settings):
-    """Where raw data comes from."""
+    """The raw data to read."""
 
     source: Literal["yelp", "tables", "sequences"] = "yelp"
-    """Kind of the raw files. "yelp": a Yelp release; "tables": your own tables; "sequences": one user per line."""
+    """Format of the raw files. "yelp": a Yelp release; "tables": your own tables; "sequences": one user per line."""
     path: Path = Path("data/raw")
     """Folder of the raw files."""
     events: list[str] = ["review", "tip", "checkin"]
-    """Yelp tables read as events, when present. Check-ins carry no user: they count towards an item's popularity only."""
+    """Yelp tables read as events, if present. Check-ins have no user: they count only towards an item's popularity."""
     max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
-    """Larger shares of unreadable rows are an error."""
+    """Largest allowed share of unreadable rows; above it, `prepare` fails."""
     interactions: InteractionTableConfig | None = None
-    """Table of the events. Required for the `tables` source."""
+    """Table of events. Required by the `tables` source."""
     users: UserTableConfig | None = None
-    """Table of the users. null: users are known by their ids alone."""
+    """Table of users. null: users have ids only."""
     items: ItemTableConfig | None = None
-    """Table of the items. null: items are known by their ids alone."""
+    """Table of items. null: items have ids only."""
     sequences: SequencesConfig = SequencesConfig()
 
 
 class SplitConfig(Settings):
-    """How held-out events are chosen. A part of 0 is none, and its events are training's, under every kind of split."""
+    """How held-out events are chosen. With any kind of split, a part of 0 does not exist and its events go into training."""
 
     kind: Literal["time", "leave_one_out", "predefined"] = "time"
-    """"time": one cut for everybody; "leave_one_out": each user's last event is test, the one before validation (users with
-    at least three events); "predefined": the source's own test part, and a random `valid` share of the rest."""
+    """Kind of split. "time": the same cut dates for all users; "leave_one_out": a user's last positive event is test, the one before
+    validation (users with at least 3); "predefined": the source's own test part, and a random share `valid` of the rest."""
     valid: float | date = 0.1
-    """"time": share of the events, or first day of the validation period. "predefined": share of each user's events. Without this
-    part training goes on to the end of its schedule."""
+    """Validation part. "time": share of the events, or first day of the period; "predefined": share of each user's events;
+    "leave_one_out": any share above 0. 0: no validation, training runs its full schedule."""
     test: float | date = 0.1
-    """"time": share of the events, or first day of the test period (that of validation: no validation). Without this part nothing
-    is judged."""
+    """Test part. "time": share of the events, or first day of the period (the same day as `valid`: no validation part); other
+    kinds: any share above 0. 0: no test part and no evaluation."""
 
     withhold_user_frac: float = Field(0.0, ge=0, lt=1)
-    """Share of the users, drawn by lot, whom training never sees, as if they came later: their events are only histories."""
+    """Share of users, drawn at random, that are hidden from training to simulate new users: their events serve as history only."""
     withhold_item_frac: float = Field(0.0, ge=0, lt=1)
-    """Share of the items whose training events are withheld, as if they opened later."""
+    """Share of items, drawn at random, whose training events are hidden from training, to simulate new items."""
 
     @property
     def has_valid(self) -> bool:
-        """Whether there is to be a validation part."""
+        """Return True if the settings define a validation part."""
         return bool(self.valid) and not (isinstance(self.valid, date) and self.valid == self.test)
 
     @model_validator(mode="after")
     def _same_type(self) -> SplitConfig:
         if isinstance(self.valid, date) != isinstance(self.test, date):
-            raise ValueError("valid and test must both be fractions or both be dates")
+            raise ValueError(f"valid and test must both be fractions or both be dates; got {self.valid} and {self.test}")
         if isinstance(self.valid, date) and isinstance(self.test, date) and self.valid > self.test:
-            raise ValueError("valid must be no day after test")
+            raise ValueError(f"valid must not be later than test; got {self.valid} and {self.test}")
         if isinstance(self.valid, float) and isinstance(self.test, float):
             if not (0 <= self.valid < 1 and 0 <= self.test < 1):
                 raise ValueError(f"valid and test must be at least 0 and below 1; got {self.valid} and {self.test}")
             if self.valid + self.test >= 1:
-                raise ValueError("valid + test must leave something to train on (sum below 1)")
+                raise ValueError(f"valid + test must be below 1 to leave training events; got {self.valid} and {self.test}")
         return self
 
 
 class PrepareConfig(Settings):
-    """From raw tables to a dataset."""
+    """How raw tables become a dataset."""
 
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """What computes the tables: DuckDB in this process, or Spark (extra `spark`) where a cluster is needed. Equal row for row."""
+    """Engine that computes the tables. "duckdb": in this process; "spark": on a cluster (extra `spark`). Both give the same rows."""
     spark_master: str = "local[*]"
-    """Where Spark runs."""
+    """Address of the Spark master. Used only with `engine: spark`."""
 
     positive_min_stars: float | None = Field(None, ge=0, le=5)
-    """Events with fewer stars are history, never targets. None: every event is a target. Events without stars always are."""
+    """Fewest stars of a target; events with fewer are history only. Events without stars can be targets. null: no minimum."""
     event_weights: dict[str, float] = {}
-    """Weight of an event type in the loss; 1 unless named here. 0: history only."""
+    """Weight of each event type in the loss; types that are not listed have weight 1. 0: history only, never a target."""
     duplicates: Literal["keep", "keep_first"] = "keep"
-    """"keep_first" keeps the first event of each (user, item)."""
+    """Repeated events of a user with the same item. "keep": keep all; "keep_first": keep the first only."""
     min_user_events: int = Field(1, ge=1)
-    """Users with fewer events in the training period are dropped; see `min_item_events`."""
+    """Fewest events of a user in the training period; users with fewer are dropped. Details: `min_item_events`."""
     min_item_events: int = Field(1, ge=1)
-    """Users and items with fewer events in the training period are dropped; those first seen after it are new, and stay.
-    (leave_one_out: counted over all events, as the literature does.)"""
+    """Fewest events of an item in the training period; items with fewer are dropped. Users and items first seen after that period
+    are new and kept. With leave_one_out all events count, as in the literature."""
     k_core: bool = False
-    """Repeat both minimum counts until nothing changes."""
+    """Repeat both filters until nothing changes (k-core)."""
     split: SplitConfig = SplitConfig()
     text_dim: int = Field(32, ge=0)
-    """Width of the text vectors; 0 leaves text out."""
+    """Width of the text vectors; 0: no text features."""
     text_max_chars: int = Field(2000, ge=0)
-    """Review text kept per item, from before the cut. 0: the name alone."""
+    """Characters of review text kept per item, from the training period. 0: only the name."""
     co_visited_items: int = Field(20, ge=0)
-    """Items that the same users visit in training, so many of them a feature of each item; 0: none."""
+    """Number of co-visited items per item (items that the same users visit in training), used as a feature. 0: none."""
     exclude_features: list[str] = []
-    """Names of features to leave out."""
+    """Names of features that are not prepared."""

@@ -1,6 +1,6 @@
-"""Settings of the model: both towers, how their tables are stored, and what is left to the data.
+"""Settings of the model: both towers, their embedding tables, and the sizes chosen from the data.
 
-Frozen pydantic models, as all settings; `config.py` holds the other sections and reads the files.
+All settings are frozen pydantic models. `config.py` holds the other sections and reads the files.
 """
 
 from __future__ import annotations
@@ -14,149 +14,155 @@ from twotower.utils.config_data import Settings
 Positive = Annotated[int, Field(ge=1)]
 
 WIDTHS, WIDE_FROM_EVENTS = (128, 256), 1_000_000
-"""Widths that are left to the data, and from how many training events on the second is taken: where there is much to tell apart."""
-UNRESOLVED = "what is left to the data is resolved first: ModelConfig.resolved"
+"""Default embedding widths. The second is used from `WIDE_FROM_EVENTS` positive training events on."""
+UNRESOLVED = "a size is not resolved: call ModelConfig.resolved first"
 
 
 class TowerConfig(Settings):
-    """What both towers have."""
+    """Settings that both towers have."""
 
     embedding_dim: int | None = Field(None, ge=1)
-    """Width of every feature's embedding; the same for both towers, which share the item table. None: 128, or 256 from a million
-    training events on (what one tower says holds for both)."""
+    """Width of every feature's embedding, equal in both towers: they share the item table. null: the value of the other tower;
+    without one, 128, or 256 from 1,000,000 positive training events on."""
     hidden_dims: list[Positive] | None = Field(None, min_length=1)
-    """Hidden layers of the MLP, and last the width of the vectors, the same for both towers. A single entry: no MLP, and no
-    interaction; the vector is then the (projected) sum of the features' embeddings. None: the width of the embeddings alone."""
+    """Widths of the MLP's hidden layers; the last is the width of the output vectors, equal in both towers. A single entry: no
+    MLP and no interaction layer, the vector is the (projected) sum of the embeddings. null: one entry, `embedding_dim`."""
     dropout: float = Field(0.3, ge=0, lt=1)
-    """Inside the attention blocks and the MLP; the straight path has none, which fits rare ids better."""
+    """Dropout rate in the attention blocks and the MLP. The skip path has no dropout, which fits rare ids better."""
     interaction: Literal["dcn", "fm", "none"] = "dcn"
     """Layer that combines the features' embeddings before the MLP. "dcn": cross network (DCNv2); "fm": factorization machine. Used
-    only where `hidden_dims` has two entries or more."""
+    only if `hidden_dims` has at least two entries."""
     cross_layers: int = Field(2, ge=1)
-    """Layers of the cross network. Used only with `interaction: dcn`."""
+    """Number of layers of the cross network. Used only with `interaction: dcn`."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of ids shown as UNKNOWN in training, so that the features and the UNKNOWN row learn."""
+    """Share of ids replaced by UNKNOWN in training, so that the features and the UNKNOWN embedding are trained."""
     norm_shrinkage: float = Field(0.0, ge=0)
-    """A vector x becomes x / √(|x|² + shrinkage²): with 0 all have length one, else the shorter the less there is to go by."""
+    """Shrinkage c of the output: a vector x becomes x / √(|x|² + c²). 0: all vectors have length 1; above 0: short ones shrink."""
 
     @property
     def width(self) -> int:
-        """`embedding_dim` once it is resolved."""
+        """Return `embedding_dim`; it must be resolved."""
         assert self.embedding_dim is not None, UNRESOLVED
         return self.embedding_dim
 
     @property
     def layers(self) -> list[int]:
-        """`hidden_dims` once they are resolved."""
+        """Return `hidden_dims`; they must be resolved."""
         assert self.hidden_dims is not None, UNRESOLVED
         return self.hidden_dims
 
 
 class UserTowerConfig(TowerConfig):
-    """History and profile → vector."""
+    """Settings of the user tower, which turns history and profile into a vector."""
 
     id_dropout: float = Field(0.5, ge=0, lt=1)
-    """Share of the users' ids shown as UNKNOWN in training: half, so that whoever is unknown is answered as well."""
+    """Share of user ids replaced by UNKNOWN in training, so that recommendations also work for new users."""
     norm_shrinkage: float = Field(2.0, ge=0)
-    """Of the users' vectors: who nothing is known of is answered by popularity, and the more is known the more taste counts."""
+    """Shrinkage c of user vectors: x becomes x / √(|x|² + c²). Vectors are shorter when less is known, so popularity counts more."""
     num_heads: int = Field(4, ge=1)
-    """Heads of each self-attention block; must divide `embedding_dim`."""
+    """Number of heads of each self-attention block; must divide `embedding_dim`."""
     num_blocks: int | None = Field(None, ge=0)
-    """Self-attention blocks over the history; 0 pools the items as they are. None: one where events have times and what is asked
-    for comes after them, else none."""
+    """Number of self-attention blocks over the history; 0 pools the items directly. null: 1 if events have times and targets come
+    after the history, else 0."""
     pooling: Literal["mean", "last", "attention"] = "mean"
     """How the history becomes one vector. "mean": average; "last": the latest event; "attention": learned weights."""
     max_history: int = Field(50, ge=1)
-    """Most recent events read."""
+    """Number of most recent events that are read."""
     history_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of history events hidden in training."""
 
     @property
     def blocks(self) -> int:
-        """`num_blocks` once it is resolved."""
+        """Return `num_blocks`; it must be resolved."""
         assert self.num_blocks is not None, UNRESOLVED
         return self.num_blocks
 
 
 class ItemTowerConfig(TowerConfig):
-    """Item features → vector."""
+    """Settings of the item tower, which turns item features into a vector."""
 
     id_init: Literal["als", "random"] = "als"
-    """What the ids' table begins as: "als", item factors of iALS over the training part, or "random". Tables that are hashed or
-    updated by rows begin random."""
+    """Initial values of the item id table. "als": item factors of iALS, fitted on the training part; "random". Tables that are
+    hashed or have `update: sparse` start random."""
     neighbour_dropout: float = Field(0.3, ge=0, lt=1)
-    """Share of an item's neighbours hidden in training."""
+    """Share of an item's co-visited items hidden in training."""
 
 
 class EmbeddingConfig(Settings):
-    """How one embedding table is stored and learns."""
+    """Storage and update rule of one embedding table."""
 
     update: Literal["dense", "sparse"] = "dense"
-    """"dense": AdamW over the whole table in every step. "sparse": only the rows that a step reads, with two numbers of state a row
-    (row-wise Adam without momentum); several processes share such a table row by row."""
+    """Update rule. "dense": AdamW on the whole table in every step. "sparse": only the rows that a step reads, by row-wise Adam
+    without momentum (two state values per row); several processes share such a table by rows."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the stored weights. The short types need `update: sparse`, and are rounded at random, so that small updates count."""
+    """Type of the stored weights. "bf16" and "fp16" need `update: sparse`; they use stochastic rounding to keep small updates."""
     weight_decay: float = Field(0.0, ge=0)
-    """With `update: sparse`: as in AdamW, on every row at every step, whether it was read or not."""
+    """Weight decay as in AdamW, on every row at every step, read or not. Needs `update: sparse`."""
     max_rows: int | None = Field(None, ge=8)
-    """A table of more ids than this holds so many rows, and an id is the sum of two of them."""
+    """Largest number of rows. A table with more ids is hashed into this many rows, and an id is the sum of two. null: no limit."""
     hashing: Literal["double", "quotient_remainder"] = "double"
-    """Which two: by two hash functions, or by remainder and quotient, which no other id shares both of."""
+    """How the two rows of an id are chosen: by two hash functions, or by quotient and remainder (each pair is unique)."""
 
     @model_validator(mode="after")
     def _short_types_by_rows(self) -> EmbeddingConfig:
         if self.update == "dense" and (self.dtype != "fp32" or self.weight_decay):
-            raise ValueError("dtype and weight_decay of a table need update: sparse")
+            raise ValueError("dtype and weight_decay of a table need update: sparse; set it or remove them")
         return self
 
 
 class ModelConfig(Settings):
-    """Both towers, their tables and the temperature."""
+    """Settings of the model: both towers, their embedding tables and the temperature."""
 
     user_tower: UserTowerConfig = UserTowerConfig()
     item_tower: ItemTowerConfig = ItemTowerConfig()
     exclude_features: list[str] = Field([])
-    """Fields that the towers do without, as "item.categories" or "user.hour"; never an id. The data keep them."""
+    """Input fields that the towers ignore, as "item.categories" or "user.hour"; ids cannot be excluded. The dataset keeps them."""
     request_location: bool = False
-    """Whether the user tower reads where a request comes from. In training half of the requests come from near their target."""
+    """Use the location of the request as a feature. In training half of the requests are placed near their target."""
     tables: dict[str, EmbeddingConfig] = Field({})
-    """By name of the table: "item.id", "user.id", "item.categories" …"""
+    """Settings by table name: "item.id", "user.id", "item.categories", …"""
     sparse_update_from_rows: int = Field(200_000, ge=1)
-    """Tables of at least so many rows have `update: sparse` unless named in `tables`."""
+    """Tables with at least this many rows use `update: sparse`, unless `tables` names them."""
     popularity_prior: float = Field(1.0, ge=0, le=2)
-    """Share of an item's log popularity that every logit begins with: with 1, towers that know nothing answer by popularity, and
-    vectors are left to say how a taste differs from everybody's. 0: vectors say it all."""
+    """Weight of an item's log popularity, added to every logit. 1: without other information items rank by popularity, and the
+    vectors learn the deviation from it. 0: no prior."""
     recent_item_boost: float = Field(3.0, ge=0, le=10)
-    """Nats that the item a user visited last gains where visited items may be recommended again; the one before gains half of it,
-    and so on. Items like them gain a part. Not where a dataset is of sets, whose order says nothing."""
+    """Logit bonus (nats) of a user's most recent item; it halves for each earlier one, and similar items gain a part. Used only when
+    seen items may be recommended (`exclude_seen: false`) and events are ordered."""
     popularity_half_life_days: float | None = Field(None, ge=0)
-    """Age in days at which an event counts half for the popularity of its item in a refreshed index and in a bundle; 0: all events
-    count alike. None: chosen on the validation part where the parts of the dataset follow one another in time, else popularity is
-    that of training."""
+    """Age in days at which an event counts half in the popularity of its item, in a refreshed index and in a bundle. 0: no decay.
+    null: chosen on the validation part if the dataset is split by time; otherwise popularity stays that of training."""
     new_item_exposure: float = Field(0.035, ge=0, lt=1)
-    """Share of the first ten places that items which training never saw take together, over all who ask, if they are as many as
-    the catalogue has, or a twentieth of it. More or fewer are shown more or less. Without `popularity_prior` it means nothing."""
+    """Share of the top-10 positions that new items take over all users, calibrated as if they were at least 5 % of the known items.
+    With more or fewer new items the real share differs. Has no effect if `popularity_prior` is 0."""
     temperature: float = Field(0.1, ge=0.01, le=1.0)
-    """Divisor of the scores in the softmax loss; the first value where `learn_temperature` is true."""
+    """Divisor of the scores in the softmax loss; the initial value if `learn_temperature` is true."""
     learn_temperature: bool = False
-    """Learn the temperature, between 0.01 and 1."""
+    """Learn the temperature, within 0.01 to 1."""
 
     def stored(self, table: str, ids: int) -> EmbeddingConfig:
-        """How a table of so many ids is stored: as `tables` says, else by its size."""
+        """Return the settings of a table with `ids` ids: those in `tables`, else chosen by its size."""
         return self.tables.get(table) or EmbeddingConfig(update="sparse" if ids >= self.sparse_update_from_rows else "dense")
 
     def resolved(self, *, ordered: bool, timed: bool, events: int) -> ModelConfig:
-        """The same with what it leaves to the data.
+        """Return the same settings with widths and number of attention blocks chosen from the data where they are None.
 
-        Attention reads the order of a history and the time between its events: without times it made the model worse (S3-Rec's
-        split), and where there is no order it means nothing. Widths grow with what there is to tell apart.
+        Attention uses the order of a history and the time between events. On data without times it made the model worse (S3-Rec's
+        split), and without an order it has no meaning. Widths grow with the number of events.
 
         Parameters
         ----------
-        ordered, timed
-            Whether what is asked for comes after the history; whether events have times.
+        ordered
+            True if targets come after the history.
+        timed
+            True if events have times.
         events
-            Positive ones of the training part.
+            Number of positive events of the training part.
+
+        Examples
+        --------
+        >>> ModelConfig().resolved(ordered=True, timed=True, events=2_000_000).user_tower.width
+        256
         """
         both = (self.user_tower, self.item_tower)
         given = [tower.embedding_dim for tower in both if tower.embedding_dim is not None]

@@ -1,4 +1,4 @@
-"""What a person sees while a command runs: progress bars on a terminal, log lines in a pipe, both on stderr."""
+"""Show the progress of a command on stderr: progress bars on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Report = Callable[[str, int, int], None]
-"""Called with (what is going on, done, total); a total of 0 means that nobody knows."""
+"""Called with (label, done, total); a total of 0 means that it is unknown."""
 
 log = logging.getLogger("twotower")
 _console = Console(stderr=True)
 
 
 def speaks() -> bool:
-    """Whether this process tells people anything: of those that `torchrun` starts, the first alone."""
+    """Return True if this process shows messages: only the first of the processes that `torchrun` starts."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def setup_logging(*, quiet: bool = False) -> None:
-    """Send the package's log lines to stderr, once."""
+    """Send the log lines of the package to stderr; with `quiet`, warnings only."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    if sys.stderr.isatty():  # a notebook's kernel calls its pipe a terminal
+    if sys.stderr.isatty():  # stderr of a notebook kernel also reports to be a terminal
         handler = RichHandler(console=_console, show_path=False, show_level=False, omit_repeated_times=False)
     log.handlers = [handler]
     log.setLevel(logging.INFO if speaks() and not quiet else logging.WARNING)
@@ -35,7 +35,7 @@ def setup_logging(*, quiet: bool = False) -> None:
 
 
 def silent(label: str, done: int, total: int) -> None:
-    """Report to nobody."""
+    """Ignore a progress report."""
 
 
 @contextmanager

@@ -1,9 +1,7 @@
-"""Several processes as one: what `torchrun` starts, on one host or many, over NCCL on GPUs and gloo on CPUs.
+"""Communicate between the processes that `torchrun` starts, on one or several hosts (NCCL on GPUs, gloo on CPUs).
 
-Everything here works in a single process too, where it does nothing: code above knows one way only. All processes must call the
-same functions in the same order.
-
-Promise: what W processes compute of a batch adds up to what one process computes of it.
+All functions also work in a single process, where they communicate nothing, so callers need no special case. All processes must
+call the same functions in the same order. The results of W processes for a batch add up to the result of one process.
 """
 
 from __future__ import annotations
@@ -24,28 +22,28 @@ from torch import Tensor
 
 from twotower.errors import TrainingError
 
-WHOLE_BLOCK = 1 << 16  # rows of each process
-LOST = timedelta(minutes=10)  # a process that says nothing for so long is taken for dead
+WHOLE_BLOCK = 1 << 16  # rows of each process that `gather_full` gathers at once
+LOST = timedelta(minutes=10)  # a process that does not answer for so long counts as dead
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` started; nothing happens without it.
+    """Join the process group of `torchrun` for the duration of the block; without `torchrun`, do nothing.
 
     Raises
     ------
     TrainingError
-        Another process ended, so that this one waited in vain.
+        The connection to another process was lost, or SIGTERM was received.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -57,43 +55,45 @@ def process_group(device: torch.device) -> Iterator[None]:
     signal.signal(signal.SIGTERM, _end_on_sigterm)
     try:
         yield
-        dist.barrier()  # who leaves first closes its connections, and gloo may abort a process that still writes to them
+        dist.barrier()  # leaving closes connections, and gloo may abort a process that still writes to them
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or not _lost(error):
             raise
         raise TrainingError(
-            f"All processes of a run must live to its end. Process {me} lost another one ({str(error).splitlines()[0][:120]}). "
-            "The last checkpoint stands; go on with --resume, on as many processes as there are."
+            f"Process {me} lost the connection to another process ({str(error).splitlines()[0][:120]}). Training needs all of them. "
+            "The last checkpoint is intact; continue with --resume, on any number of processes."
         ) from None
     finally:
         dist.destroy_process_group()
 
 
 def _end_on_sigterm(*_: object) -> None:
-    """`torchrun` ends all processes when one has died."""
+    """Raise a `TrainingError`: `torchrun` sends SIGTERM to all processes when one has died."""
     raise TrainingError(
-        f"All processes of a run must live to its end. Process {rank()} was told to end (SIGTERM), as when another one has "
-        "died. The last checkpoint stands; go on with --resume, on as many processes as there are."
+        f"Process {rank()} received SIGTERM, probably because another process has died. Training needs all of them. "
+        "The last checkpoint is intact; continue with --resume, on any number of processes."
     )
 
 
 def _lost(error: BaseException) -> bool:
-    """Whether an error is that of a connection: gloo raises plain RuntimeErrors, whose text alone tells them apart."""
+    """Return True for an error of the connection. gloo raises plain RuntimeErrors, which only their text identifies."""
     return isinstance(error, dist.DistError) or any(
         sign in str(error) for sign in ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "Broken pipe")
     )
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, its work being done: in the interpreter's own ending the threads of the libraries that tied several
-    together may abort it, and `torchrun` would take that for a failure."""
+    """End this process at once with exit code `code`.
+
+    A normal interpreter exit may abort because of threads of the communication libraries, which `torchrun` counts as a failure.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def gather(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Parts [sizes[rank], …] of all processes, one after the other [Σ sizes, …]; gradients flow back to their owners, summed."""
+    """Return the parts [sizes[rank], …] of all processes concatenated, [Σ sizes, …]; gradients are summed and return to their owner."""
     if world_size() == 1:
         return x
     gathered: Tensor = _Gather.apply(x, tuple(sizes))  # type: ignore[no-untyped-call]
@@ -120,7 +120,7 @@ class _Gather(torch.autograd.Function):
 
 
 def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
-    """Replace every tensor by its sum over the processes; one message for each type."""
+    """Replace every tensor by its sum over the processes, with one message per data type."""
     if world_size() == 1:
         return
     for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
@@ -132,7 +132,7 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
 
 
 def broadcast(values: Sequence[float]) -> list[float]:
-    """The values that process 0 has: so that all decide alike."""
+    """Return the values of process 0, so that all processes decide alike."""
     if world_size() == 1:
         return list(values)
     device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
@@ -142,7 +142,7 @@ def broadcast(values: Sequence[float]) -> list[float]:
 
 
 def gather_rows(row: Tensor, answer_with: Tensor) -> Tensor:
-    """Rows of a matrix of which process p holds rows p, p + W, p + 2W, …
+    """Return rows of a matrix of which process p holds rows p, p + W, p + 2W, …
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def gather_rows(row: Tensor, answer_with: Tensor) -> Tensor:
 
 
 def scatter_rows(row: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Send (row, value) pairs to the rows' owners; returns what this process's own rows were sent, numbered as it holds them."""
+    """Send (row, value) pairs to the owners of the rows; return those sent to this process, with its local row numbers."""
     order, counts = _by_owner(row)
     rows, _ = _exchange(row[order], counts)
     values, _ = _exchange(value[order], counts)
@@ -175,14 +175,14 @@ def scatter_rows(row: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def local_rows(rows: int) -> int:
-    """How many rows of a matrix this process holds; see `gather_rows`."""
+    """Return how many of the `rows` rows of a matrix this process holds; see `gather_rows`."""
     return -(-(rows - rank()) // world_size())
 
 
 def gather_full(part: Tensor, rows: int) -> Tensor:
-    """The whole matrix [rows, …] from the rows each process holds, on the CPU of process 0; others get one without rows.
+    """Return the whole matrix [rows, …] on the CPU of process 0; other processes get a matrix without rows.
 
-    It is gathered in blocks: no device ever holds more than `WHOLE_BLOCK` rows of each process besides its own.
+    It is gathered in blocks, so that a device holds at most `WHOLE_BLOCK` rows of each process besides its own.
     """
     if world_size() == 1:
         return part
@@ -199,7 +199,7 @@ def gather_full(part: Tensor, rows: int) -> Tensor:
 
 
 def local_part(matrix: Tensor) -> Tensor:
-    """The rows that this process holds of a whole matrix."""
+    """Return the rows of a whole matrix that this process holds."""
     return matrix[rank() :: world_size()]
 
 
@@ -209,7 +209,7 @@ def _by_owner(row: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _exchange(x: Tensor, counts: list[int]) -> tuple[Tensor, list[int]]:
-    """Send the first counts[0] rows to process 0, the next to 1, …; returns the rows received, by sender, and how many of each."""
+    """Send the first counts[0] rows to process 0, the next to 1, …; return the received rows by sender and their numbers."""
     sent = torch.tensor(counts, device=x.device)
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent)

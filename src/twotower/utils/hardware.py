@@ -1,8 +1,7 @@
-"""What there is to compute on: PyTorch's build, the GPUs it sees and which of them its kernels run on, cores and memory.
+"""Describe the hardware: PyTorch's build, the GPUs and whether its kernels run on them, CPU cores and memory.
 
-Enters: nothing, or facts given by hand. Leaves: facts, and judgements that are pure functions of them.
-
-Promise: a GPU that PyTorch sees but has no kernels for is told apart from one it can use, without touching it.
+A GPU that PyTorch sees but has no kernels for is recognised without using it. Decisions are pure functions of the facts, so tests
+can pass facts of other machines.
 """
 
 from __future__ import annotations
@@ -18,14 +17,20 @@ import torch
 
 Capability = tuple[int, int]
 
-BF16_FROM = 8  # major compute capability with bf16 in its matrix units; older ones have fp16 alone
-_EMBEDDED = {(5, 3), (6, 2), (7, 2), (8, 7), (10, 1)}  # chips with CPU and GPU in one: no other chip of their major runs their code
+BF16_FROM = 8  # major compute capability with bf16 in the matrix units; older ones have only fp16
+_EMBEDDED = {
+    (5, 3),
+    (6, 2),
+    (7, 2),
+    (8, 7),
+    (10, 1),
+}  # chips with CPU and GPU in one: no other chip of the same major version runs their code
 _ARCH = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU as PyTorch sees it; `capability` is (major, minor), a T4's (7, 5)."""
+    """A GPU as PyTorch reports it; `capability` is (major, minor), for example (7, 5) for a T4."""
 
     name: str
     capability: Capability
@@ -39,13 +44,13 @@ class Torch:
     Attributes
     ----------
     version
-        As in "2.8.0+cu128".
+        For example "2.8.0+cu128".
     build
         "CPU", "CUDA 12.8" or "ROCm 6.3".
     arch_list
-        What its kernels were compiled for, as `torch.cuda.get_arch_list` says: "sm_75", "compute_90" …
+        Architectures of its kernels, from `torch.cuda.get_arch_list`: "sm_75", "compute_90", …
     gpus
-        In PyTorch's own order.
+        The GPUs in PyTorch's order.
     """
 
     version: str
@@ -55,14 +60,14 @@ class Torch:
 
     @property
     def usable(self) -> tuple[int, ...]:
-        """Numbers of the GPUs that the kernels run on."""
+        """Return the numbers of the GPUs that the kernels run on."""
         cuda = self.build.startswith("CUDA") and self.arch_list
         return tuple(i for i, gpu in enumerate(self.gpus) if not cuda or serves(self.arch_list, gpu.capability))
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of the machine; of this process's control group (None: no limit); and what can still be taken under both."""
+    """Memory in bytes: of the machine, the limit of the control group (None: no limit), and what is free under both."""
 
     total_bytes: int
     limit_bytes: int | None
@@ -70,12 +75,17 @@ class Memory:
 
 
 def serves(arch_list: tuple[str, ...], capability: Capability) -> bool:
-    """Whether kernels compiled for `arch_list` run on a GPU of `capability`.
+    """Return True if kernels compiled for `arch_list` run on a GPU of `capability`.
 
-    Machine code (sm_XY) runs within its major version, on the same minor version or a later one; intermediate code (compute_XY) is
-    compiled by the driver for any later capability. Code for one chip alone (sm_90a) or for one family (sm_100f) stays there, and
-    embedded chips share machine code with nobody: NVIDIA's "CUDA Programming Guide" (the CUDA platform), and the table
+    Machine code (sm_XY) runs on the same major version with an equal or later minor version. Intermediate code (compute_XY) is
+    compiled by the driver for any later capability. Code for one chip (sm_90a) or one family (sm_100f) runs only there, and
+    embedded chips share machine code with no other chip. See NVIDIA's "CUDA Programming Guide" (the CUDA platform), and the table
     `DEVICE_REQUIREMENT` in torch/cuda/__init__.py.
+
+    Examples
+    --------
+    >>> serves(("sm_80",), (8, 6)), serves(("sm_80",), (9, 0)), serves(("compute_80",), (9, 0))
+    (True, False, True)
     """
     return any(_runs(arch, capability) for arch in arch_list)
 
@@ -94,21 +104,27 @@ def _runs(arch: str, capability: Capability) -> bool:
 
 
 def auto_precision(capability: Capability | None) -> str:
-    """The precision that "auto" means on a GPU of `capability` (None: on a CPU): "fp32", "bf16" or "fp16"."""
+    """Return the precision that "auto" stands for on a GPU of `capability`, or on a CPU (None): "fp32", "bf16" or "fp16".
+
+    Examples
+    --------
+    >>> auto_precision(None), auto_precision((7, 5)), auto_precision((8, 0))
+    ('fp32', 'fp16', 'bf16')
+    """
     if capability is None:
         return "fp32"
     return "bf16" if capability[0] >= BF16_FROM else "fp16"
 
 
 def installed() -> Torch:
-    """Look at the installed PyTorch and at the GPUs it sees."""
+    """Return facts about the installed PyTorch and the GPUs it sees."""
     build = "CPU"
     if torch.version.cuda is not None:
         build = f"CUDA {torch.version.cuda}"
     elif torch.version.hip is not None:
         build = f"ROCm {torch.version.hip}"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PyTorch warns of GPUs it has no kernels for; this module's callers do it better
+        warnings.simplefilter("ignore")  # PyTorch warns about GPUs without kernels; the callers of this module give better advice
         if not torch.cuda.is_available():
             return Torch(torch.__version__, build)
         found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -117,17 +133,17 @@ def installed() -> Torch:
 
 
 def nvidia_driver() -> bool:
-    """Whether the machine has NVIDIA's driver loaded, whatever PyTorch makes of it (Linux)."""
+    """Return True if NVIDIA's driver is loaded (Linux), whether or not PyTorch can use it."""
     return Path("/proc/driver/nvidia/version").exists()
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> Memory:
-    """Look at the memory (where the system does not say what is free: all of it)."""
+    """Return the memory of the machine. If the system does not report free memory, all of it counts as free."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = re.search(r"^MemAvailable:\s+(\d+) kB", _text(Path("/proc/meminfo")), re.M)
     free = int(available[1]) * 1024 if available else total
@@ -136,16 +152,18 @@ def memory() -> Memory:
 
 
 def control_group(root: Path, membership: Path) -> tuple[int | None, int]:
-    """The tightest memory limit over this process, and what is used under it, in bytes; (None, 0) without any.
+    """Return the tightest memory limit of this process and the memory used under it, in bytes; (None, 0) without a limit.
 
     Parameters
     ----------
     root
-        Where control groups are mounted, of version 1 or 2.
+        Mount point of the control groups, version 1 or 2.
     membership
-        The file that names the process's groups, as /proc/self/cgroup does.
+        File that names the groups of the process, such as /proc/self/cgroup.
 
-    What the kernel can drop at once (files read long ago) does not count as used.
+    Notes
+    -----
+    Inactive file cache, which the kernel can drop at once, does not count as used.
     """
     lines = [line.split(":", 2) for line in _text(membership).splitlines() if line.count(":") >= 2]
     tightest: tuple[int | None, int] = (None, 0)
@@ -158,7 +176,7 @@ def control_group(root: Path, membership: Path) -> tuple[int | None, int]:
             else (root, "memory.max", "memory.current", "inactive_file")
         )
         here = base / path.strip("/")
-        for group in [here, *here.parents]:  # inside a container the path may name a group that only the host can see
+        for group in [here, *here.parents]:  # inside a container the path may name a group that is visible only on the host
             limit = _text(group / limit_file).strip()
             if limit.isdigit() and int(limit) < (tightest[0] or 1 << 60):  # version 1 writes "no limit" as nearly 2^63
                 dropped = re.search(rf"^{idle} (\d+)", _text(group / "memory.stat"), re.M)
@@ -176,7 +194,7 @@ def _text(path: Path) -> str:
 
 
 def status(name: str) -> int:
-    """Bytes that the system says of this process: "VmRSS" in memory, "VmHWM" the most there was; 0 where it does not say."""
+    """Return a memory figure of this process in bytes, "VmRSS" (current) or "VmHWM" (peak); 0 if the system does not report it."""
     try:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
         return int(line.split()[1]) * 1024
@@ -185,7 +203,7 @@ def status(name: str) -> int:
 
 
 def trim_heap(above: int = 0) -> None:
-    """Let the C library return what was freed, if this process takes more than `above` bytes (glibc; elsewhere nothing happens)."""
+    """Return freed memory to the system if this process uses more than `above` bytes. Works with glibc only."""
     if status("VmRSS") > above:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

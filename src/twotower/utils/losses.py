@@ -1,11 +1,11 @@
-"""Contrastive losses over shared candidates, with each candidate weighted by how likely it was to be there.
+"""Compute softmax losses over shared candidates with a correction for how candidates are sampled (corrected logQ).
 
-One formula serves all: the full softmax is −s₊ + log(e^{s₊} + Σ_{j≠+} e^{s_j}); when candidate j stands in the sum `c_j` times and
-was expected `q_j` times, `Σ_j c_j / q_j · e^{s_j}` estimates the sum without bias. The positive is always there: its own term has
-weight one and no correction: that is the corrected logQ (Khrylchenko et al., "Correcting the LogQ Correction", RecSys 2025), whose
-gradient −(1 − P₊)(∇s₊ − Σ_j w_j ∇s_j) this form has by itself. Losses differ in the candidates they propose (`candidates.py`).
+All losses use one formula. The full softmax loss is −s₊ + log(e^{s₊} + Σ_{j≠+} e^{s_j}). If candidate j occurs `c_j` times in the
+sample and is expected `q_j` times, `Σ_j c_j / q_j · e^{s_j}` is an unbiased estimate of the sum. The positive is always present, so
+its term has weight one and no correction: the corrected logQ (Khrylchenko et al., "Correcting the LogQ Correction", RecSys 2025),
+with the gradient −(1 − P₊)(∇s₊ − Σ_j w_j ∇s_j). The losses differ only in the candidates they sample (`candidates.py`).
 
-The classical logQ (Yi et al., RecSys 2019) also divides the positive's term by q; the tests show the difference.
+The classical logQ (Yi et al., RecSys 2019) also divides the positive's term by q. The tests show the difference.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from twotower.utils.types import Int
 
-BLOCK = 2**22  # logits held at once: 16 MB
+BLOCK = 2**22  # logits in memory at once: 16 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Masked:
 
     @classmethod
     def of(cls, example: Int, column: Int, examples: int) -> Masked:
-        """Count the pairs of each of `examples` examples."""
+        """Return the pairs with the offsets of each of `examples` examples; `example` must be ascending."""
         offsets = np.searchsorted(example, np.arange(examples + 1))
         return cls(torch.from_numpy(example), torch.from_numpy(column), offsets)
 
@@ -61,12 +61,11 @@ def softmax_loss(
     weight_sum: Tensor | None = None,
     block: int = BLOCK,
 ) -> Tensor:
-    """Softmax cross-entropy over weighted candidates, exact, in memory that grows neither with the examples nor with the catalogue.
+    """Return the exact softmax cross-entropy over weighted candidates, computed in blocks of bounded memory.
 
-    Examples are taken in blocks. The logits of a block are made once, and become its loss and its gradients before the next block
-    takes their place: beside the inputs and their gradients, max(`block`, C) numbers are held. The gradients are made in the
-    forward pass, once, and only where one is wanted; the backward pass multiplies them. They are constants: there are no second
-    derivatives.
+    The logits of one block of examples are computed once and turned into its loss and gradients before the next block. Besides the
+    inputs and their gradients, max(`block`, C) numbers are in memory. Gradients are computed in the forward pass, only if needed;
+    the backward pass scales them. Second derivatives are not supported.
 
     Parameters
     ----------
@@ -75,24 +74,24 @@ def softmax_loss(
     target
         int64 [Q]: column of the positive.
     log_weight
-        [C]: added to the logit of a candidate wherever it is not the positive; -inf leaves it out.
+        [C]: added to the logit of a candidate except where it is the positive; -inf leaves the candidate out.
     masked
-        Pairs left out of the sum: the user's other positives.
+        Pairs left out of the sum: other positives of the user.
     temperature
         Scalar that divides the inner products.
     prior
-        [C] nats: added to every logit of a candidate, the positive's too.
+        [C], in nats: added to every logit of a candidate, including the positive's.
     weight
-        [Q]: weight of each example; 1 when None.
+        [Q]: weight of each example; None: 1.
     weight_sum
-        Scalar that the weighted sum is divided by: of all processes' examples where these are but a part. Default: of `weight`.
+        Scalar divisor of the weighted sum: with several processes, the weights of the whole batch. None: the sum of `weight`.
     block
-        Logits held at once, as far as one example's [C] allow.
+        Logits in memory at once; at least the [C] of one example.
 
     Returns
     -------
     Tensor
-        Scalar, weighted mean in nats. Computed in float32 (float64 when the vectors are), under autocast too.
+        Scalar, weighted mean in nats. Computed in float32 (float64 if the vectors are), also under autocast.
     """
     with torch.autocast(users.device.type, enabled=False):
         wide = torch.promote_types(users.dtype, torch.float32)
@@ -107,7 +106,7 @@ def softmax_loss(
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """What `softmax_loss` is not differentiated by."""
+    """Inputs of `softmax_loss` that need no gradient."""
 
     target: Tensor
     offset: Tensor  # [C]: log weight and prior
@@ -118,7 +117,7 @@ class _Problem:
     differentiable: bool
 
     def blocks(self, width: int) -> Iterator[tuple[slice, tuple[Tensor, Tensor] | None]]:
-        """Examples start:stop of each block, and its masked pairs counted from `start`."""
+        """Yield the slice of examples of each block, and its masked pairs with examples counted from the start of the block."""
         size = max(self.block // width, 1)
         for start in range(0, len(self.target), size):
             stop = min(start + size, len(self.target))
@@ -130,7 +129,7 @@ class _Problem:
 
 
 class _SoftmaxSum(torch.autograd.Function):
-    """Σ w · loss; both passes are one."""
+    """Weighted sum of the losses; the forward pass also computes the gradients."""
 
     @staticmethod
     def forward(ctx: Any, users: Tensor, items: Tensor, temperature: Tensor, problem: _Problem) -> Tensor:
@@ -161,7 +160,7 @@ def _block(
     buffer: Tensor,
     grads: tuple[Tensor, Tensor, Tensor] | None,
 ) -> Tensor:
-    """Weighted losses of the examples `rows`, summed; their gradients go into `grads`. `buffer` is room for their logits."""
+    """Return the weighted sum of the losses of the examples `rows`; add their gradients to `grads`. `buffer` holds their logits."""
     target, weight = problem.target[rows, None], problem.weight[rows, None]
     scaled = users / temperature
     positive = (scaled * items[target[:, 0]]).sum(dim=1, keepdim=True) + problem.target_prior[rows, None]
@@ -169,13 +168,13 @@ def _block(
     if masked is not None:
         logits.index_put_(masked, logits.new_full((), float("-inf")))
     logits.scatter_(1, target, positive)
-    # The greatest logit and its share of the sum say what the sum is, with no exponential but the softmax's own.
+    # The largest logit and its softmax share give the log-sum without further exponentials.
     top = logits.amax(dim=1, keepdim=True)
     share = torch.softmax(logits, dim=1, out=logits)
     loss = top - share.amax(dim=1, keepdim=True).log() - positive
     if grads is not None:
-        share.mul_(weight).scatter_add_(1, target, -weight)  # the derivative of the weighted loss by the logits
+        share.mul_(weight).scatter_add_(1, target, -weight)  # derivative of the weighted loss with respect to the logits
         own = torch.mm(share, items, out=grads[0][rows]).div_(temperature)
         grads[1].addmm_(share.T, scaled)
-        grads[2].sub_((own * users).sum() / temperature)  # a logit is (user · item) / temperature, and constants
+        grads[2].sub_((own * users).sum() / temperature)  # a logit is (user · item) / temperature plus constants
     return (loss * weight).sum()

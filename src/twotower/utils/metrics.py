@@ -1,13 +1,12 @@
-"""Figures of merit: a hit matrix in, one number a query out. Pure functions, nothing kept.
+"""Compute ranking metrics of each query, and metrics beyond accuracy of a whole system.
 
-Enters: `hits` bool [B, K], True where the list of query b holds one of its targets at position j (best first, position 1 is column
-0), and `n_targets` int64 [B], the number of distinct targets, at least 1, whether or not the list can reach them. Leaves: float64
-[B]; the figure of a system is the mean over the queries. Promised: a list shorter than `k` counts as if filled up with misses.
+Ranking metrics take `hits` bool [B, K], True if position j of query b's list is one of its targets (best first, position 1 is
+column 0), and `n_targets` int64 [B], the number of distinct targets of each query, at least 1. They return float64 [B]; the metric
+of a system is the mean over the queries. A list shorter than `k` counts as if it were filled up with misses.
 
-Ties: a list comes in one order only, equal scores by the lower item row (`search.topk`), and is judged as it stands.
+Ties: lists arrive in their final order; equal scores are ordered by item row (`search.topk`).
 
-Beyond accuracy, at the end, are figures of a whole system rather than of a query: what share of the catalogue it shows, how evenly,
-how surprising, how much more popular than what people chose, how varied within a list.
+Beyond accuracy: catalogue coverage, evenness (Gini), novelty, popularity lift, and diversity within a list.
 """
 
 from __future__ import annotations
@@ -24,14 +23,19 @@ Metric = Callable[[Mask, Int, int], Float64]
 
 
 def hit_matrix(items: Int, target_offsets: Int, target_row: Int) -> Mask:
-    """Mark the targets in the lists.
+    """Return bool [B, K]: True where a recommended item is a target of its query.
 
     Parameters
     ----------
     items
-        int64 [B, K], item rows best first, -1 where the list has ended.
+        int64 [B, K], item rows best first, -1 after the end of a list.
     target_offsets, target_row
         int64 [B + 1] and [T]: the targets of query b are target_row[target_offsets[b]:target_offsets[b + 1]].
+
+    Examples
+    --------
+    >>> hit_matrix(np.array([[5, 7, -1]]), np.array([0, 1]), np.array([7])).tolist()
+    [[False, True, False]]
     """
     size = len(items)
     width = int(max(items.max(initial=0), target_row.max(initial=0))) + 2  # -1 and the next query's rows never meet
@@ -42,24 +46,35 @@ def hit_matrix(items: Int, target_offsets: Int, target_row: Int) -> Mask:
 
 
 def recall(hits: Mask, n_targets: Int, k: int) -> Float64:
-    """Targets among the first k / targets. (With more than k targets it cannot reach 1.)"""
+    """Return Recall@k, targets among the first k divided by all targets. With more than k targets it is below 1.
+
+    Examples
+    --------
+    >>> recall(np.array([[True, False, True]]), np.array([4]), 3)
+    array([0.5])
+    """
     return np.asarray(hits[:, :k].sum(1) / n_targets, np.float64)
 
 
 def hit_rate(hits: Mask, n_targets: Int, k: int) -> Float64:  # noqa: ARG001
-    """1 if any target is among the first k, else 0. Equals recall when every query has one target."""
+    """Return 1 if any target is among the first k, else 0. Equals recall if every query has one target."""
     return np.asarray(hits[:, :k].any(1), np.float64)
 
 
 def precision(hits: Mask, n_targets: Int, k: int) -> Float64:  # noqa: ARG001
-    """Targets among the first k / k, also where the list is shorter."""
+    """Return targets among the first k divided by k, also if the list is shorter."""
     return np.asarray(hits[:, :k].sum(1) / k, np.float64)
 
 
 def ndcg(hits: Mask, n_targets: Int, k: int) -> Float64:
-    """Sum of 1 / log2(1 + position) over the targets among the first k / the same sum with the first min(k, targets) all hits.
+    """Return NDCG@k: the sum of 1 / log2(1 + position) over the targets among the first k, divided by its largest possible value.
 
-    Järvelin and Kekäläinen (2002), gains 0 and 1.
+    The largest value has hits at the first min(k, targets) positions. Järvelin and Kekäläinen (2002), with gains 0 and 1.
+
+    Examples
+    --------
+    >>> ndcg(np.array([[False, True]]), np.array([1]), 2).round(3)
+    array([0.631])
     """
     discounts = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.cumsum(discounts)[np.minimum(n_targets, k) - 1]
@@ -68,13 +83,13 @@ def ndcg(hits: Mask, n_targets: Int, k: int) -> Float64:
 
 
 def mrr(hits: Mask, n_targets: Int, k: int) -> Float64:  # noqa: ARG001
-    """1 / position of the first target if it is among the first k, else 0."""
+    """Return the reciprocal rank: 1 / position of the first target if it is among the first k, else 0."""
     found = hits[:, :k]
     return np.where(found.any(1), 1 / (found.argmax(1) + 1), 0.0) if found.shape[1] else np.zeros(len(hits))
 
 
 def average_precision(hits: Mask, n_targets: Int, k: int) -> Float64:
-    """Sum, over the targets among the first k, of the precision at the target's position / targets (all of them, as in TREC)."""
+    """Return the sum of the precisions at the positions of targets among the first k, divided by all targets (as in TREC)."""
     found = hits[:, :k]
     at = np.cumsum(found, 1) / np.arange(1, found.shape[1] + 1)
     return np.asarray((at * found).sum(1) / n_targets, np.float64)
@@ -88,7 +103,7 @@ METRICS: dict[str, Metric] = {
     "MAP": average_precision,
     "Precision": precision,
 }
-"""Add a metric: one function of (hits, n_targets, k) and one line here. Larger is better."""
+"""Metrics by name; larger is better. To add one, write a function of (hits, n_targets, k) and register it here."""
 
 
 def parse_metric(text: str) -> tuple[str, int]:
@@ -98,32 +113,43 @@ def parse_metric(text: str) -> tuple[str, int]:
     ------
     ConfigError
         The name is unknown (the nearest known one is named), or k is missing or below 1.
+
+    Examples
+    --------
+    >>> parse_metric("NDCG@10")
+    ('NDCG', 10)
     """
     name, _, k = text.partition("@")
     if name not in METRICS:
         folded = {known.lower(): known for known in METRICS}
         hint = f" Did you mean {folded[name.lower()]!r}?" if name.lower() in folded else nearest(name, METRICS)
-        raise ConfigError(f"A metric must be a known name, as in 'NDCG@10'. Got {text!r}.{hint}")
+        raise ConfigError(f"Unknown metric {text!r}. Use a known name and a list length, as in 'NDCG@10'.{hint}")
     if not (k.isascii() and k.isdigit() and int(k) > 0):
-        raise ConfigError(f"A metric needs the length of the list, at least 1, as in '{name}@10'. Got {text!r}.")
+        raise ConfigError(f"Metric {text!r} has no list length of at least 1. Write it as in '{name}@10'.")
     return name, int(k)
 
 
 def compute(metric: str, hits: Mask, n_targets: Int) -> Float64:
-    """float64 [B]: the metric named as in "NDCG@10", of every query."""
+    """Return float64 [B]: the metric, named as in "NDCG@10", of every query."""
     name, k = parse_metric(metric)
     return METRICS[name](hits, n_targets, k)
 
 
 def coverage(exposure: Int) -> float:
-    """Items shown at least once / items that could be shown. `exposure` int64 [N]: how often each of those items was shown."""
+    """Return the share of items that are shown at least once. `exposure` int64 [N]: how often each item was shown.
+
+    Examples
+    --------
+    >>> coverage(np.array([3, 0, 1, 0]))
+    0.5
+    """
     return float((exposure > 0).mean()) if len(exposure) else 0.0
 
 
 def gini(exposure: Int) -> float:
-    """Gini index of the exposure over all items that could be shown: 0 shown equally often, towards 1 a single item shown.
+    """Return the Gini index of the exposure of all items: 0 if all are shown equally often, near 1 if a single item is shown.
 
-    Half the mean absolute difference between two items' exposure / the mean exposure.
+    It is half the mean absolute difference of two items' exposure, divided by the mean exposure.
     """
     total, size = exposure.sum(), len(exposure)
     if total == 0:
@@ -133,9 +159,9 @@ def gini(exposure: Int) -> float:
 
 
 def novelty(exposure: Int, popularity: Int) -> float:
-    """Mean over everything shown of -log2 p(item), in bits.
+    """Return the mean of -log2 p(item) over all shown items, in bits.
 
-    p = (training events of the item + 1) / (all training events + items): an item without any event has a finite surprise.
+    p = (training events of the item + 1) / (all training events + items), so an item without events has a finite value.
     """
     if exposure.sum() == 0:
         return 0.0
@@ -144,9 +170,9 @@ def novelty(exposure: Int, popularity: Int) -> float:
 
 
 def popularity_lift(exposure: Int, history: Int, popularity: Int) -> float:
-    """Mean training popularity of what is shown / that of what the same users had chosen before, minus 1.
+    """Return the mean training popularity of shown items, divided by that of the items in the users' histories, minus 1.
 
-    0: as popular as their own choices; 1: twice as popular. `exposure`, `history`, `popularity`: int64 [N] counts by item.
+    0: as popular as the histories; 1: twice as popular. `exposure`, `history`, `popularity`: int64 [N] counts by item.
     """
     before = history @ popularity / max(int(history.sum()), 1)
     shown = exposure @ popularity / max(int(exposure.sum()), 1)
@@ -154,15 +180,17 @@ def popularity_lift(exposure: Int, history: Int, popularity: Int) -> float:
 
 
 def diversity(items: Int, category_offsets: Int, category: Int) -> Float64:
-    """Mean Jaccard distance (1 - shared categories / all categories of both) over the pairs of each list: float64 [B].
+    """Return the mean Jaccard distance (1 - shared categories / all categories of both) over the item pairs of each list, float64 [B].
 
     Parameters
     ----------
     items
-        int64 [B, K], -1 where the list has ended.
+        int64 [B, K], -1 after the end of a list.
     category_offsets, category
         int64 [N + 1] and [C]: the distinct categories of item row r are category[category_offsets[r]:category_offsets[r + 1]].
 
+    Notes
+    -----
     Pairs with an item that has no category are left out; a list without pairs gives NaN.
     """
     safe = np.maximum(items, 0)
@@ -176,7 +204,7 @@ def diversity(items: Int, category_offsets: Int, category: Int) -> Float64:
 
 
 def _shared(lengths: Int, starts: Int, category: Int) -> Int:
-    """int64 [B, K, K]: how many categories two positions of a list have in common; lengths, starts int64 [B, K]."""
+    """Return int64 [B, K, K]: number of categories that two positions of a list share; lengths and starts are int64 [B, K]."""
     size, k = lengths.shape
     flat = lengths.ravel()
     indptr = np.append(0, np.cumsum(flat))

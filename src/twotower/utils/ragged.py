@@ -1,4 +1,4 @@
-"""Ragged arrays: many slices laid end to end, handled all at once."""
+"""Compute on ragged arrays: many slices of different lengths, stored one after another."""
 
 from __future__ import annotations
 
@@ -8,18 +8,30 @@ from twotower.utils.types import Int, Mask
 
 
 def lengths_to_offsets(sizes: Int) -> Int:
-    """Sizes [n] → offsets int64 [n + 1]: slice i is offsets[i]:offsets[i + 1]."""
+    """Return offsets int64 [n + 1] for sizes [n]: slice i is offsets[i]:offsets[i + 1].
+
+    Examples
+    --------
+    >>> lengths_to_offsets(np.array([2, 0, 3]))
+    array([0, 2, 2, 5])
+    """
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
 def ragged_arange(start: Int, size: Int) -> tuple[Int, Int]:
-    """Slices start[i]:start[i] + size[i] laid end to end → of each place its slice and its position, both int64 [Σ size]."""
+    """Return slice numbers and positions, both int64 [Σ size], of the slices start[i]:start[i] + size[i], one after another.
+
+    Examples
+    --------
+    >>> ragged_arange(np.array([0, 5]), np.array([2, 1]))
+    (array([0, 0, 1]), array([0, 1, 5]))
+    """
     owner = np.repeat(np.arange(len(size)), size)
     return owner, np.arange(len(owner)) + np.repeat(start - (np.cumsum(size) - size), size)
 
 
 def changes(*keys: Int) -> Mask:
-    """True where any key differs from the line before; the first line opens a group."""
+    """Return a mask, True where any key differs from the element before; True for the first element."""
     changed = np.ones(len(keys[0]), np.bool_)
     if len(changed):
         changed[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
@@ -27,7 +39,7 @@ def changes(*keys: Int) -> Mask:
 
 
 def lower_bound(sorted_values: Int, begin: Int, end: Int, value: Int) -> Int:
-    """For each slice begin:end, the first position whose value is not below `value` (else end): bisection, all slices at once."""
+    """Return, for each slice begin:end, the first position whose value is at least `value`, else end. Bisects all slices at once."""
     low, high = begin.copy(), end.copy()
     while (open_ := low < high).any():
         middle = (low + high) // 2

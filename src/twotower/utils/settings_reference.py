@@ -1,4 +1,4 @@
-"""Describe every setting: dotted name, type, default, range and text, as the reference page and editors show them."""
+"""Describe every setting (dotted name, type, default, range, text) for the reference page and for editors."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Setting:
     kind
         Type in words, or the allowed values.
     default
-        Default as YAML; None where a value is required.
+        Default as YAML; None if a value is required.
     bounds
-        Allowed range in words; empty without one.
+        Allowed range in words; empty if there is none.
     unit
-        Unit that the name's suffix says (`_s`, `_days`, …); empty without one.
+        Unit given by the suffix of the name (`_s`, `_days`, …); empty if there is none.
     text
         What the setting does.
     """
@@ -67,7 +67,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One section of the settings: its dotted name ("" for the top level), what it is about, and its own settings."""
+    """One section of the settings: its dotted name ("" for the top level), its description and its own settings."""
 
     name: str
     text: str
@@ -143,7 +143,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    """Return the range that constraints leave, in words: pydantic's, bare or inside `Field`."""
+    """Return the range that pydantic constraints (bare or inside `Field`) allow, in words."""
     limits: dict[str, Any] = {}
     for one in [inner for outer in metadata for inner in getattr(outer, "metadata", [outer])]:
         limits |= {name: getattr(one, name) for name in ("ge", "gt", "le", "lt", "min_length", "max_length") if hasattr(one, name)}

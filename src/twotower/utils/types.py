@@ -1,4 +1,4 @@
-"""Type aliases that the whole package shares."""
+"""Define the type aliases of the package."""
 
 from __future__ import annotations
 
