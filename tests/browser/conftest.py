@@ -1,6 +1,6 @@
-"""A real browser before a real server: a small trained bundle, `twotower serve` on it, and pages whose console must stay silent.
+"""Fixtures of the browser tests: a small trained bundle, `twotower serve` on it, and pages whose console must stay empty.
 
-TWOTOWER_SCREENSHOTS names a folder that keeps the pictures.
+The environment variable TWOTOWER_SCREENSHOTS names a folder for screenshots.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ WIDE, PHONE = (1440, 900), (390, 844)
 
 
 class Opened(NamedTuple):
-    """How a page is opened: what stands after "#", and by whom it is looked at."""
+    """Options for opening a page: the address after "#", window size, colour scheme and motion."""
 
     address: str = ""
     size: tuple[int, int] = WIDE
     scheme: str = "light"
-    motion: str = "reduce"  # pictures and positions do not depend on the moment
+    motion: str = "reduce"  # screenshots and positions do not depend on timing
     refused: tuple[int, ...] = ()  # statuses the test provokes; the browser reports each as an error
     routes: tuple[tuple[str, Callable[[Any], None]], ...] = ()
 
@@ -45,7 +45,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="session")
 def bundle(town: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the small town, trained just enough to have an opinion."""
+    """Return a bundle of the small town, trained for 30 steps."""
     out = tmp_path_factory.mktemp("served")
     tower = {"embedding_dim": 16, "hidden_dims": [16]}
     training = {"max_steps": 30, "batch_size": 128, "learning_rate": 0.01, "device": "cpu"}
@@ -56,7 +56,7 @@ def bundle(town: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def server(bundle: Path) -> Iterator[str]:
-    """The address of a server process on the bundle, ended with the tests."""
+    """Yield the address of a server process on the bundle. It ends with the tests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -84,7 +84,7 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser(lacking: Callable[[str], None]) -> Iterator[Browser]:
-    """A headless Chromium. Of one module: its event loop would disturb others."""
+    """Yield a headless Chromium for one module, because its event loop would disturb other modules."""
     found = CHROMIUM if Path(CHROMIUM).exists() else shutil.which("chromium")
     if found is None:
         lacking(f"needs Chromium: found none at {CHROMIUM} or on the path")
@@ -96,7 +96,7 @@ def browser(lacking: Callable[[str], None]) -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser, server: str) -> Iterator[Open]:
-    """`visit(address="#…", size=…, scheme=…)` opens the page; in the end nothing may have been written to its console."""
+    """`visit(address="#…", size=…, scheme=…)` opens the page. At the end, its console must be empty."""
     contexts: list[BrowserContext] = []
     said: list[str] = []
 
@@ -136,7 +136,7 @@ def _complaint(message: ConsoleMessage, refused: tuple[int, ...]) -> list[str]:
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Callable[[Page, str], None]:
-    """Keep what a page looks like under a name."""
+    """Return a function that saves a screenshot of a page under a name."""
     folder = Path(os.environ.get("TWOTOWER_SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -147,22 +147,22 @@ def picture(tmp_path: Path) -> Callable[[Page, str], None]:
 
 
 def cards(page: Page) -> Locator:
-    """The recommendations shown."""
+    """Return the cards of the recommendations."""
     return page.locator("#list > li.best")
 
 
 def ids(page: Page) -> list[str]:
-    """Their item ids, best first."""
+    """Return the item ids of the recommendations, best first."""
     return [str(card.get_attribute("data-id")) for card in cards(page).all()]
 
 
 def asked(page: Page, act: Callable[[], object]) -> dict[str, Any]:
-    """The body of the request for recommendations that `act` leads to, once its answer is shown."""
+    """Return the body of the recommendation request that `act` sends, after its response is shown."""
 
     def own(request: Request) -> bool:
         return (
             request.url.endswith("/v1/recommend") and dict(request.post_data_json or {})["k"] != 500
-        )  # those are the ground of the map
+        )  # requests for the background of the map
 
     with page.expect_request_finished(own) as sent:
         act()
@@ -171,8 +171,8 @@ def asked(page: Page, act: Callable[[], object]) -> dict[str, Any]:
 
 
 def draw(page: Page) -> str:
-    """Draw a user; returns the id."""
+    """Pick a random user and return its id."""
     expect(cards(page)).to_have_count(10)
-    asked(page, lambda: page.get_by_role("button", name="Draw a user").click())
+    asked(page, lambda: page.get_by_role("button", name="Random user").click())
     expect(page.locator("#history > li.visit").first).to_be_visible()
     return str(re.search(r"user=([^&]+)", page.url)[1])  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""The ways of a reader through the page: who asks, the history, the list and what moves it, the map, one place in full."""
+"""Test the main journeys through the page: choose a user, edit the history, read the list, its reasons and the details."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Open = Callable[..., Page]
 def test_the_page_opens_with_places_for_anybody_under_a_strict_policy(visit: Open, server: str) -> None:
     page = visit()
     expect(cards(page)).to_have_count(10)
-    expect(page.locator("#list-note")).to_contain_text("Nothing is known of who asks")
-    expect(page.locator("#history-state")).to_contain_text("Nobody has been anywhere yet")
-    expect(cards(page).first.locator(".why")).to_be_hidden()  # the model has no part in this list
+    expect(page.locator("#list-note")).to_contain_text("Unknown user")
+    expect(page.locator("#history-state")).to_contain_text("No history yet")
+    expect(cards(page).first.locator(".why")).to_be_hidden()  # the list does not come from the model
     policy = page.request.get(server).headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert not page.locator("[style]:not([style*='--'])").count(), "inline styles would break the policy"
@@ -31,18 +31,18 @@ def test_a_drawn_user_has_a_history_a_list_and_a_link_that_reopens_both(visit: O
     user = draw(page)
     expect(page.locator("#history-note")).to_contain_text(user)
     expect(page.locator("#list-note")).to_contain_text(re.compile(r"confidence [1-9]\d? %"))
-    expect(page.locator("#latency")).to_contain_text(re.compile(r"\d ms in the server, .*\d ms with the way"))
+    expect(page.locator("#latency")).to_contain_text(re.compile(r"\d ms in the server, .*\d ms round trip"))
     again = visit(address=page.url.removeprefix(server))
     expect(cards(again)).to_have_count(10)
     assert ids(again) == ids(page)
     page.go_back()
-    expect(page.locator("#history-state")).to_contain_text("Nobody has been anywhere yet")
+    expect(page.locator("#history-state")).to_contain_text("No history yet")
 
 
 @slow
 def test_a_user_is_found_and_chosen_with_the_keyboard_alone(visit: Open) -> None:
     page = visit()
-    field = page.get_by_role("combobox", name="Search a user by id")
+    field = page.get_by_role("combobox", name="Search for a user by id")
     field.focus()
     page.keyboard.press("ArrowDown")
     options = page.locator("#user-list [role=option]:not(.note)")
@@ -57,12 +57,12 @@ def test_a_user_is_found_and_chosen_with_the_keyboard_alone(visit: Open) -> None
     field.fill(chosen[:6])
     expect(options.first).to_contain_text(chosen[:6])
     field.fill(chosen)
-    body = asked(page, lambda: page.keyboard.press("Enter"))  # at once: it means what was typed last, not what is listed yet
+    body = asked(page, lambda: page.keyboard.press("Enter"))  # at once: Enter refers to the typed text, not to the old results
     assert body["user"] == chosen
     field.fill(body["user"][:1])
     page.keyboard.press("Escape")
     field.fill("nobody is called like this")
-    expect(page.locator("#user-list")).to_contain_text("No user has")
+    expect(page.locator("#user-list")).to_contain_text("No user id contains")
 
 
 @slow
@@ -71,7 +71,7 @@ def test_from_an_empty_history_every_place_added_moves_the_list(visit: Open) -> 
     expect(cards(page)).to_have_count(10)
     before = ids(page)
     page.locator("body").press("/")
-    field = page.get_by_role("combobox", name="Add a place by name")
+    field = page.get_by_role("combobox", name="Add an item by name")
     expect(field).to_be_focused()
     field.fill("a")
     expect(page.locator("#place-list [role=option]").first).to_have_attribute("aria-selected", "true")
@@ -97,15 +97,15 @@ def test_a_card_joins_the_history_and_the_rest_say_where_they_went(visit: Open) 
     assert body["history"] == [{"item_id": before[2]}]
     expect(page.locator("#history > li").first).to_have_attribute("data-id", before[2])
     after = ids(page)
-    assert before[2] not in after, "a visited place is not recommended"
+    assert before[2] not in after, "a visited item is not recommended"
     for rank, (card, one) in enumerate(zip(cards(page).all(), after, strict=True)):
         step = before.index(one) - rank if one in before else None
         sign = "new" if step is None else f"▲{step}" if step > 0 else f"▼{-step}" if step < 0 else ""
         assert card.locator(".move > [aria-hidden]").inner_text() == sign
     gone = [one for one in before if one not in after and one != before[2]]
     expect(page.locator("#moved .chip")).to_have_count(min(len(gone), 6))
-    expect(cards(page).nth(2).locator(".add")).to_be_focused()  # who goes by keyboard goes on from there
-    asked(page, lambda: page.locator("#history > li").first.get_by_role("button", name=re.compile("out of the history")).click())
+    expect(cards(page).nth(2).locator(".add")).to_be_focused()  # keyboard users continue from there
+    asked(page, lambda: page.locator("#history > li").first.get_by_role("button", name=re.compile("from the history")).click())
     assert ids(page) == before
 
 
@@ -143,7 +143,7 @@ def test_filters_and_dials_go_into_the_request_and_the_link(visit: Open, server:
     assert re.search(r'and open_at\("[A-Z][a-z]{2} \d\d:\d\d"\)$', body["filter"])
     body = asked(page, lambda: page.locator("#popularity").fill("0.6"))
     assert body["popularity"] == 0.6
-    expect(page.locator("#popularity")).to_have_attribute("aria-valuetext", "busier 60 %")
+    expect(page.locator("#popularity")).to_have_attribute("aria-valuetext", "more popular 60 %")
     body = asked(page, lambda: page.locator("#diversity").fill("0.4"))
     assert body["diversity"] == 0.4
     again = visit(address=page.url.removeprefix(server))
@@ -170,7 +170,7 @@ def test_more_is_the_same_list_going_on(visit: Open) -> None:
 def test_why_shows_reasons_as_bars_and_lights_the_visits_they_name(visit: Open) -> None:
     page = visit()
     draw(page)
-    why = cards(page).nth(0).get_by_role("button", name=re.compile("^Why this"))
+    why = cards(page).nth(0).get_by_role("button", name=re.compile("^Why this item"))
     body = asked(page, why.click)
     assert body["explain"] is True
     reasons = cards(page).nth(0).locator(".reasons li")
@@ -201,6 +201,6 @@ def test_a_place_opens_in_full_with_those_like_it_and_closes_where_it_was(visit:
     expect(sheet).to_be_hidden()
     name = cards(page).nth(0).locator(".name")
     name.click()
-    body = asked(page, sheet.get_by_role("button", name="Ask from here").click)
+    body = asked(page, sheet.get_by_role("button", name="Use this location").click)
     assert len(body["near"]) == 2
     expect(page.locator("#map .pin path")).to_have_count(1)

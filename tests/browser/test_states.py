@@ -1,4 +1,4 @@
-"""What the page shows when there is little, nothing, or trouble; its figures; its looks; and whether everybody can read it."""
+"""Test the states of the page (loading, empty, failed), its evaluation tab, its themes and its accessibility."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REPORT = {
 
 
 def changed(change: Callable[[dict[str, Any]], None]) -> Callable[[Route], None]:
-    """Answers with what the server says, changed."""
+    """Return a route handler that changes the response of the server."""
 
     def answer(route: Route) -> None:
         body = route.fetch().json()
@@ -61,7 +61,7 @@ def nowhere(found: dict[str, Any]) -> None:
 
 
 def shown(page: Page) -> Page:
-    """The same page, once a list stands."""
+    """Return the page after its list is shown."""
     expect(page.locator("#list > li.best").first).to_be_visible()
     expect(page.locator("#list-column")).to_have_attribute("aria-busy", "false")
     return page
@@ -69,7 +69,7 @@ def shown(page: Page) -> Page:
 
 def draw(page: Page) -> Page:
     shown(page)
-    page.get_by_role("button", name="Draw a user").click()
+    page.get_by_role("button", name="Random user").click()
     expect(page.locator("#history > li.visit").first).to_be_attached()  # a phone shows one list at a time
     return shown(page)
 
@@ -77,7 +77,7 @@ def draw(page: Page) -> Page:
 @slow
 def test_figures_are_a_table_of_systems_with_intervals(visit: Open) -> None:
     page = visit(address="#tab=figures", routes=(("**/v1/about", changed(with_report)),))
-    panel = page.get_by_role("tabpanel", name="Figures")
+    panel = page.get_by_role("tabpanel", name="Evaluation")
     expect(panel.get_by_role("heading", level=2)).to_contain_text("Two-tower is better than item-kNN")
     rows = panel.locator(".panel").nth(0).locator("tbody tr")
     assert [row.locator("th").inner_text() for row in rows.all()] == ["oracle", "two-tower", "item-kNN", "popular"]
@@ -87,9 +87,9 @@ def test_figures_are_a_table_of_systems_with_intervals(visit: Open) -> None:
     assert fill / least == pytest.approx(0.08 / 0.05, rel=1e-3), "bars are in proportion"
     panel.get_by_label("Metric").select_option("Recall@20")
     expect(rows.nth(1)).to_contain_text("0.1600")
-    page.get_by_role("tab", name="Figures").press("ArrowLeft")
-    expect(page.get_by_role("tabpanel", name="Places")).to_be_visible()
-    expect(page.get_by_role("tab", name="Places")).to_be_focused()
+    page.get_by_role("tab", name="Evaluation").press("ArrowLeft")
+    expect(page.get_by_role("tabpanel", name="Recommendations")).to_be_visible()
+    expect(page.get_by_role("tab", name="Recommendations")).to_be_focused()
 
 
 @slow
@@ -157,7 +157,7 @@ def test_a_page_that_opens_without_its_server_opens_when_it_comes(visit: Open) -
     page = visit(refused=(0,), routes=(("**/v1/about", lambda route: route.abort("connectionrefused")),))
     expect(page.locator("#banner")).to_contain_text("The server cannot be reached")
     page.unroute("**/v1/about")
-    page.get_by_role("button", name="Try now").click()
+    page.get_by_role("button", name="Retry now").click()
     shown(page)
     expect(page.locator("#banner")).to_be_hidden()
 
@@ -169,14 +169,14 @@ def test_too_many_requests_are_asked_again_when_the_server_says(visit: Open) -> 
     page.route("**/v1/recommend", lambda route: route.fulfill(status=429, headers={"retry-after": "3"}, json=error), times=1)
     page.locator("#seen").check()
     expect(page.locator("#banner")).to_contain_text("Too many requests at once.")
-    expect(page.locator("#banner")).to_contain_text("Next try in 3 s.")
+    expect(page.locator("#banner")).to_contain_text("Next retry in 3 s.")
     expect(page.locator("#banner")).to_be_hidden(timeout=6_000)
 
 
 @slow
 def test_a_filter_that_is_refused_is_answered_at_the_filter(visit: Open, picture: Callable[[Page, str], None]) -> None:
     page = draw(visit(refused=(422,)))
-    field = page.get_by_label("Your own filter")
+    field = page.get_by_label("Custom filter")
     field.fill("prise <= 2")
     field.press("Enter")
     refusal = page.locator("#refusal")
@@ -194,20 +194,20 @@ def test_a_refusal_that_says_where_is_marked_there(visit: Open) -> None:
     page = shown(visit(refused=(422,)))
     error = {"error": {"code": "impossible", "message": "Unknown column.", "location": 10}, "request_id": "r1"}
     page.route("**/v1/recommend", lambda route: route.fulfill(status=422, json=error))
-    page.get_by_label("Your own filter").fill("a == 1 or b == 2")
-    page.get_by_label("Your own filter").press("Enter")
+    page.get_by_label("Custom filter").fill("a == 1 or b == 2")
+    page.get_by_label("Custom filter").press("Enter")
     assert page.locator("#refusal pre").inner_text().rstrip() == "a == 1 or b == 2\n         ^"
 
 
 @slow
 def test_no_place_at_all_is_a_state_with_a_way_out(visit: Open, picture: Callable[[Page, str], None]) -> None:
     page = draw(visit())
-    field = page.get_by_label("Your own filter")
+    field = page.get_by_label("Custom filter")
     field.fill('name == "no place is called this"')
     field.press("Enter")
-    expect(page.locator("#list-state")).to_contain_text("No place passes these filters")
+    expect(page.locator("#list-state")).to_contain_text("No item matches these filters")
     picture(page, "empty")
-    page.get_by_role("button", name="Reset filters and dials").click()
+    page.get_by_role("button", name="Reset filters and settings").click()
     expect(page.locator("#list > li.best")).to_have_count(10)
 
 
@@ -245,7 +245,7 @@ def test_the_theme_follows_the_system_until_it_is_chosen_and_is_kept(visit: Open
 
 
 def audit(page: Page, rules: dict[str, Any]) -> list[str]:
-    """What axe finds once nothing moves and nothing sticky covers the page, one line a kind of fault."""
+    """Return the violations that axe finds after all animations, one line per kind of violation."""
     page.evaluate("Promise.all(document.getAnimations().map(one => one.finished.catch(() => null)))")
     page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
     if page.evaluate("typeof axe") == "undefined":
@@ -275,7 +275,7 @@ def searching(page: Page) -> None:
 
 
 def figures(page: Page) -> None:
-    page.get_by_role("tab", name="Figures").click()
+    page.get_by_role("tab", name="Evaluation").click()
     page.locator("#figures tbody tr").first.wait_for()
 
 

@@ -1,4 +1,4 @@
-"""Ways through the page other than by mouse on a wide screen: the map, a phone, the keyboard."""
+"""Test the map, the phone layout, keyboard use and addresses."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ def test_the_map_shows_both_lists_by_shape_and_goes_by_mouse_and_keys(visit: Ope
     page.wait_for_function(
         "before => document.querySelector('#map .recommended > :last-child').getAttribute('transform') !== before", arg=before
     )
-    body = asked(page, lambda: page.get_by_role("button", name="Ask from the middle of the map").click())
+    body = asked(page, lambda: page.get_by_role("button", name="Set the pin to the map centre").click())
     assert len(body["near"]) == 2
-    body = asked(page, lambda: page.get_by_role("button", name="Take the pin away").click())
+    body = asked(page, lambda: page.get_by_role("button", name="Remove the pin").click())
     assert "near" not in body
 
 
 @slow
 def test_a_phone_has_the_map_one_list_at_a_time_and_nothing_beside_the_screen(visit: Open) -> None:
     page = visit(size=(390, 844))
-    draw_button = page.get_by_role("button", name="Draw a user")
+    draw_button = page.get_by_role("button", name="Random user")
     asked(page, draw_button.click)
     expect(cards(page).first).to_be_visible()
     expect(page.locator("#history")).to_be_hidden()
     page.get_by_role("button", name=re.compile("^History")).click()
     expect(page.locator("#history > li").first).to_be_visible()
     expect(page.locator("#list")).to_be_hidden()
-    page.get_by_role("button", name="Filters and dials").click()
+    page.get_by_role("button", name="Filters and settings").click()
     expect(page.locator("#popularity")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
@@ -144,8 +144,8 @@ def test_what_moved_is_told_from_two_lists(visit: Open) -> None:
           ];
         }"""
     )
-    assert told[0] == [[1, 1, -2, "new"], "d", "1 new, 2 up, 1 down, 1 gone"]
+    assert told[0] == [[1, 1, -2, "new"], "d", "1 new, 2 up, 1 down, 1 removed"]
     assert told[1] == [[1, 1, 1, "new"], "", "1 new, 3 up"]
-    assert told[2] == [[0, 0, 0, 0], "", "nothing moved"]
-    assert told[3] == [[3], "abc", "1 up, 3 gone"]
-    assert told[4] == [[], "ab", "2 gone"]
+    assert told[2] == [[0, 0, 0, 0], "", "no change"]
+    assert told[3] == [[3], "abc", "1 up, 3 removed"]
+    assert told[4] == [[], "ab", "2 removed"]

@@ -1,4 +1,4 @@
-"""The HTTP server. It needs the extra `serve`."""
+"""Serve a bundle over HTTP. Needs the extra `serve`."""
 
 from twotower.errors import require
 

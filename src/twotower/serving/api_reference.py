@@ -1,4 +1,4 @@
-"""Describe the HTTP routes from their OpenAPI document: as plain values, and as one page without scripts."""
+"""Describe the HTTP routes from the OpenAPI document: as plain values and as an HTML page without scripts."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Value:
     Attributes
     ----------
     kind
-        Type in words; names of objects stand as they are in `Api.objects`.
+        Type in words; objects have their names in `Api.objects`.
     objects
-        Objects that the type names.
+        Names of the objects in the type.
     place
         "path", "query" or "body".
     """
@@ -59,11 +59,11 @@ class Route:
     Attributes
     ----------
     body, answer
-        Names of the objects that are sent and answered; None without one.
+        Names of the objects of request and response; None without one.
     sent, answered
         Examples of them as indented JSON; empty without one.
     failures
-        Status and text of each refusal.
+        Status and description of each error.
     """
 
     method: str
@@ -80,14 +80,14 @@ class Route:
 
     @property
     def anchor(self) -> str:
-        """Name of the route in links."""
+        """Return the name of the route in links."""
         words = "".join(c if c.isalnum() else " " for c in f"{self.method} {self.path}").split()
         return "-".join(words).lower()
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """All routes in the order of the document, and the fields and text of every object that they name."""
+    """All routes in document order, and the description and fields of every object that they use."""
 
     title: str
     summary: str
@@ -96,7 +96,7 @@ class Api:
 
     @property
     def by_tag(self) -> dict[str, list[Route]]:
-        """Routes by what they are about."""
+        """Return the routes by tag."""
         tags = dict.fromkeys(route.tag for route in self.routes)
         return {tag: [route for route in self.routes if route.tag == tag] for tag in tags}
 
@@ -107,7 +107,7 @@ def read_api(document: Json) -> Api:
     Parameters
     ----------
     document
-        The OpenAPI document of the server, as `/openapi.json` answers it.
+        OpenAPI document of the server, as returned by `/openapi.json`.
     """
     schemas = document.get("components", {}).get("schemas", {})
     routes = [
@@ -162,7 +162,7 @@ def _route(method: str, path: str, operation: Json, schemas: Json) -> Route:
 
 
 def _content(part: Json) -> Json:
-    """Return the schema of a body or an answer in JSON; empty without one."""
+    """Return the JSON schema of a request or response body; empty without one."""
     schema: Json = part.get("content", {}).get("application/json", {}).get("schema", {})
     return schema
 
@@ -221,7 +221,7 @@ def _as_json(schema: Json, schemas: Json) -> str:
 
 
 def _example(schema: Json, schemas: Json) -> Any:
-    """Return the first example of a schema; where it has none, or one without a required field, made of its parts."""
+    """Return the first example of a schema. Missing required fields are filled with examples of their own schemas."""
     if "$ref" in schema:
         return _example(schemas[schema["$ref"].rpartition("/")[2]], schemas)
     found = next(iter(schema.get("examples", [])), schema.get("const", next(iter(schema.get("enum", [])), None)))

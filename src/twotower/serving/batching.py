@@ -1,10 +1,7 @@
-"""One thread that computes, and the queue before it: what waits together is done together.
+"""Run functions in one worker thread with a bounded queue, and batch the arguments that wait for the same function.
 
-Enters: functions over lists, with one argument each. Leaves: their results, or a `BusyError` at once when too much waits already,
-and when the deadline has passed before the work began.
-
-Promises: arguments that wait for the same function are handed to it in one list, in the order they came; the mistake of one is
-told to that one alone; nothing waits without a bound.
+Arguments for the same function are passed to it as one list, in arrival order. An error of one argument affects only that
+argument. A `BusyError` is raised at once when the queue is full, or when the deadline has passed before the work began.
 """
 
 from __future__ import annotations
@@ -20,14 +17,14 @@ from typing import Any
 from twotower.errors import BusyError
 from twotower.utils.console import log
 
-PACE = 0.2  # weight of the latest batch in what is thought of the pace
+PACE = 0.2  # weight of the latest batch in the moving average of the time per argument
 Work = Callable[[Sequence[Any]], Sequence[Any]]
-"""A function of a list: for each argument a result, or the exception that tells of its mistake, in their order."""
+"""A function of a list of arguments. It returns a result or an exception for each argument, in order."""
 
 
 @dataclass(slots=True)
 class Unit:
-    """One argument on its way through the queue; times are seconds of `time.perf_counter`."""
+    """One argument in the queue. Times are seconds of `time.perf_counter`."""
 
     work: Work
     argument: Any
@@ -39,18 +36,18 @@ class Unit:
 
 
 class Batcher:
-    """A worker thread behind a bounded queue.
+    """A worker thread with a bounded queue.
 
     Parameters
     ----------
     name
-        Of the thread, and of what is done in errors: "answers", "events".
+        Name of the thread and, in error messages, of the work: "answers" or "events".
     max_waiting
-        Arguments that may wait; one more is refused.
+        Maximum number of arguments in the queue.
     max_batch
-        Arguments handed over at once.
+        Maximum number of arguments per call.
     on_batch
-        Told of each: how many arguments, and the seconds the first had waited.
+        Called for each batch with its size and the seconds that its first argument waited.
     """
 
     def __init__(
@@ -59,23 +56,23 @@ class Batcher:
         self.name, self.max_waiting, self.max_batch = name, max_waiting, max_batch
         self._queue: deque[Unit] = deque()
         self._changed = threading.Condition()
-        self._closed, self._unit_s = False, 0.0  # seconds each argument took of late
+        self._closed, self._unit_s = False, 0.0  # moving average of seconds per argument
         self._on_batch = on_batch
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Arguments in the queue."""
+        """Return the number of arguments in the queue."""
         return len(self._queue)
 
     @property
     def alive(self) -> bool:
-        """Whether the worker works."""
+        """Return True if the worker thread is alive."""
         return self._thread.is_alive()
 
     def submit(self, work: Work, arguments: Sequence[Any], deadline: float) -> list[asyncio.Future[Any]]:
-        """Queue every argument, or none; each gets a future of the running loop.
+        """Queue all arguments or none. Return a future of the running loop for each.
 
         Raises
         ------
@@ -91,21 +88,21 @@ class Batcher:
         return [unit.future for unit in units]
 
     def admit(self, count: int, deadline: float) -> None:
-        """Refuse what could not be queued, or not be done in time by the pace of late.
+        """Check that `count` more arguments fit into the queue and can be done before the deadline at the current pace.
 
         Raises
         ------
         BusyError
-            So many more arguments are too many now.
+            They do not fit, or cannot be done in time.
         """
         after = len(self._queue) + count
         if self._closed or after > self.max_waiting:
-            raise BusyError(f"No more than {self.max_waiting} {self.name} may wait at once. Try again a little later.")
+            raise BusyError(f"Too many {self.name} are waiting: at most {self.max_waiting} can wait. Try again later.")
         if after > count and time.perf_counter() + after * self._unit_s > deadline:
-            raise BusyError(f"As many {self.name} wait as can be done in time. Try again a little later.")
+            raise BusyError(f"Too many {self.name} are waiting to be done before the deadline. Try again later.")
 
     def close(self) -> None:
-        """Finish what waits, then end the thread."""
+        """Finish the queued work, then end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -117,7 +114,7 @@ class Batcher:
             timely = [unit for unit in units if unit.deadline > now]
             late = [unit for unit in units if unit.deadline <= now]
             for unit in late:
-                unit.outcome = BusyError(f"The time for an answer ran out while {len(units)} {self.name} waited. Try again later.")
+                unit.outcome = BusyError(f"The deadline passed while {len(units)} {self.name} were waiting. Try again later.")
             if timely and self._on_batch is not None:
                 self._on_batch(len(timely), now - timely[0].since)
             if timely:
@@ -127,7 +124,7 @@ class Batcher:
             _deliver(units)
 
     def _next(self) -> list[Unit]:
-        """What is done next, all of one function; empty when there will be nothing more."""
+        """Return the next batch, all for one function; empty after `close` when the queue is empty."""
         with self._changed:
             while not self._queue and not self._closed:
                 self._changed.wait()
@@ -138,7 +135,7 @@ class Batcher:
 
 
 def _do(units: Sequence[Unit]) -> None:
-    """Put an outcome into every unit: a result, or the exception."""
+    """Set the outcome of every unit: its result or the exception."""
     try:
         for unit, result in zip(units, units[0].work([unit.argument for unit in units]), strict=True):
             unit.outcome = result
@@ -151,13 +148,13 @@ def _deliver(units: Sequence[Unit]) -> None:
     try:
         for loop in {unit.loop for unit in units}:
             loop.call_soon_threadsafe(_resolve_futures, [unit for unit in units if unit.loop is loop])
-    except RuntimeError:  # the loop has ended: nobody waits any more
-        log.warning("%d results came after the server had stopped", len(units))
+    except RuntimeError:  # the loop has ended
+        log.warning("dropped %d results: the server has stopped", len(units))
 
 
 def _resolve_futures(units: Sequence[Unit]) -> None:
     for unit in units:
-        if unit.future.done():  # whoever asked has gone
+        if unit.future.done():  # the client has disconnected
             continue
         if isinstance(unit.outcome, BaseException):
             unit.future.set_exception(unit.outcome)

@@ -1,4 +1,4 @@
-"""What is looked up beside the answers: a few threads, and a bound on what waits for them."""
+"""Run lookups (searches for items and users, histories) in a few threads, with a bound on the number that wait."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Found = TypeVar("Found")
 
 
 class Lookups:
-    """Functions run in threads, at most `most` under way or waiting; one that nobody waits for any more counts until it ends."""
+    """Runs functions in threads, at most `most` running or waiting. A cancelled one counts until it ends."""
 
     def __init__(self, most: int) -> None:
         self.most, self._room = most, threading.BoundedSemaphore(most)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="lookups")
 
     async def __call__(self, look: Callable[Given, Found], *given: Given.args, **named: Given.kwargs) -> Found:
-        """What `look` returns.
+        """Run `look` in a thread and return its result.
 
         Raises
         ------
         BusyError
-            So many are under way already.
+            `most` functions are running or waiting already.
         """
         if not self._room.acquire(blocking=False):
-            raise BusyError(f"No more than {self.most} lookups may wait at once. Try again a little later.")
+            raise BusyError(f"Too many lookups are waiting: at most {self.most} are allowed. Try again later.")
         under_way = self._threads.submit(look, *given, **named)
         under_way.add_done_callback(lambda _: self._room.release())
         return await asyncio.wrap_future(under_way)

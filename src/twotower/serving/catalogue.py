@@ -1,4 +1,4 @@
-"""Looking around in a bundle: items by name, users, histories, and what there is to filter by."""
+"""Look up items by name, users, histories and the available filters in a bundle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CATEGORIES = 50
 
 
 class Browser:
-    """What a page looks up in one version of a bundle and in the accepted events."""
+    """Looks up items, users and histories in one bundle version and in the accepted events."""
 
     def __init__(self, engine: Engine, journal: Journal) -> None:
         self.engine, self.dataset, self.journal = engine, engine.dataset, journal
@@ -46,7 +46,7 @@ class Browser:
         return np.diff(self.dataset.item_events.offsets)[FIRST_ROW:]
 
     def items(self, query: str, limit: int) -> list[Json]:
-        """Items whose name holds `query`, whatever its case and accents: names that begin with it first, then the most visited."""
+        """Return items whose name contains `query`, ignoring case and accents: names that begin with it first, then by events."""
         found, offered = holding(self._names, query), self.engine.recommender.offered
         found = found if offered is None else found[offered[found + FIRST_ROW]]
         begins = pc.starts_with(self._names, pattern=_fold(query)).to_numpy(zero_copy_only=False)[found]
@@ -54,12 +54,12 @@ class Browser:
         return [self.engine.item(int(row)) for row in found[order] + FIRST_ROW]
 
     def item(self, item_id: str) -> Json:
-        """A known item with all its raw columns under "columns"."""
+        """Return a known item, with all its raw columns under "columns"."""
         row = self.engine.row(item_id)
         return {**self.engine.item(row), "columns": self.engine.recommender.details.describe(row)}
 
     def users(self, query: str, limit: int) -> list[Json]:
-        """Users whose id holds `query`: the bundle's, most events first, then those only accepted events speak of."""
+        """Return users whose id contains `query`: those of the bundle by number of events, then those with only accepted events."""
         found = holding(self._users, query)
         counts = np.diff(self.dataset.events.offsets)[FIRST_ROW:][found]
         known = [str(self.dataset.user_ids[at + FIRST_ROW]) for at in found[np.lexsort((found, -counts))[:limit]]]
@@ -68,7 +68,7 @@ class Browser:
         return [self._user(user) for user in [*known, *new[::-1]][:limit]]
 
     def _newcomers(self) -> tuple[list[str], pa.Array]:
-        """Users that only accepted events speak of, and their folded ids; only who came since the last time is looked at."""
+        """Return the users with only accepted events, and their folded ids. Each call reads only the users added since the last."""
         with self._lock:
             everybody = self.journal.users()
             fresh = [user for user in everybody[self._looked_at :] if self.engine.user_row(user) == UNKNOWN]
@@ -79,17 +79,17 @@ class Browser:
             return self._new, self._new_names
 
     def random_user(self) -> list[Json]:
-        """A user with a history, by chance; nobody where there is none."""
+        """Return a list with one random user that has a history; empty if there is none."""
         some = np.flatnonzero(np.diff(self.dataset.events.offsets) > 0)
         return [self._user(str(self.dataset.user_ids[some[random.randrange(len(some))]]))] if len(some) else []
 
     def history(self, user: str) -> Json:
-        """Everything known of a user, oldest first: the bundle's events, then the accepted ones."""
+        """Return the last events of a user, oldest first: those of the bundle, then the accepted ones."""
         own, accepted = self._own(user), self.engine.news(user, self.journal.of(user))
         return {"user": user, "events": [self._event(event) for event in (*own, *accepted)[-MAX_HISTORY_OUT:]]}
 
     def about(self) -> Json:
-        """What is served, and what it can be filtered by."""
+        """Describe the served bundle and the filters that it supports."""
         recommender, items = self.engine.recommender, self.dataset.items
         return {
             "version": self.engine.version,
@@ -109,7 +109,7 @@ class Browser:
 
     @cached_property
     def _levels(self) -> bool:
-        """Whether prices are the levels from 1 to 4 that a page can offer."""
+        """Return True if all prices are levels from 1 to 4, which the page can offer as a filter."""
         if "price" not in self.dataset.items.column_names:
             return False
         found = self.dataset.items["price"].unique().drop_null().to_pylist()
@@ -148,17 +148,17 @@ class Browser:
         return {"user": user, "events": own + len(self.journal.of(user))}
 
 
-NOTHING: Json = {"categories": [], "city": None, "latitude": None, "longitude": None}  # of an item the bundle no longer has
+NOTHING: Json = {"categories": [], "city": None, "latitude": None, "longitude": None}  # for items that the bundle no longer has
 
 
 def folded(column: pa.ChunkedArray) -> pa.Array:
-    """Texts without case and accents; null becomes empty."""
+    """Return the texts in lower case and without accents; null becomes empty."""
     plain = pc.replace_substring_regex(pc.utf8_normalize(column.cast(pa.string()), form="NFKD"), r"\p{Mn}", "")
     return pc.fill_null(pc.utf8_lower(plain), "").combine_chunks()
 
 
 def holding(texts: pa.Array, query: str) -> Any:
-    """Positions int64 of the folded texts that hold `query`."""
+    """Return the positions (int64) of the folded texts that contain `query`."""
     return np.flatnonzero(pc.match_substring(texts, _fold(query)).to_numpy(zero_copy_only=False))
 
 

@@ -1,7 +1,7 @@
-"""Accepted events, by user, in memory: built from a store at the start, and kept up with it.
+"""Keep accepted events in memory by user, in sync with a persistent event store.
 
-Promise: when `append` returns, the events are durable and part of what `of` gives. All ways into memory are one (`catch_up`),
-so that what a restart, or another server, would see is what this one sees.
+When `append` returns, the events are durable and `of` returns them. Events enter memory only through `catch_up`, so a restarted
+server or another server sees the same events.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from twotower.retrieval.request import HistoryEvent
 from twotower.serving.event_store import Event, EventStore
 from twotower.utils.console import log
 
-MAX_EVENTS_PER_USER = 1000  # of a user's events in memory, the latest; the store keeps all
+MAX_EVENTS_PER_USER = 1000  # latest events of a user kept in memory; the store keeps all
 
 
 class Journal:
-    """Events in a store and, by user, in memory.
+    """Accepted events in a store and, by user, in memory.
 
     Parameters
     ----------
     store
-        Is read from the beginning.
+        Event store, read from the beginning.
     """
 
     def __init__(self, store: EventStore) -> None:
@@ -38,22 +38,22 @@ class Journal:
             self._thread.start()
 
     def of(self, user: str) -> tuple[HistoryEvent, ...]:
-        """The user's accepted events, oldest first."""
+        """Return the accepted events of a user, oldest first."""
         return self._events.get(user, ())
 
     def users(self) -> list[str]:
-        """Everybody with accepted events, who came last at the end."""
+        """Return all users with accepted events, the newest user last."""
         return list(self._events)
 
     def append(self, groups: Sequence[Sequence[Event]]) -> list[int]:
-        """Keep the events of several requests by one write; of each request, how many were new."""
+        """Store the events of several requests with one write. Return the number of new events of each request."""
         with self._lock:
             new = iter(self._store.append([event for group in groups for event in group]))
         self.catch_up()
         return [sum(next(new) for _ in group) for group in groups]
 
     def catch_up(self) -> None:
-        """Take in what the store has and memory has not."""
+        """Read the events that are in the store but not yet in memory."""
         with self._lock:
             while True:
                 events, self._position = self._store.since(self._position)
@@ -63,7 +63,7 @@ class Journal:
                     return
 
     def close(self) -> None:
-        """Stop following, and let go of the store."""
+        """Stop the follower thread and close the store."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -73,7 +73,7 @@ class Journal:
         visits = self._events.get(event.user, ())
         at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
         history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
-        # A new tuple, never a changed one: whoever reads meanwhile has the old one whole.
+        # Replace the tuple instead of changing it: concurrent readers keep the complete old one.
         self._events[event.user] = (*visits[:at], history_event, *visits[at:])[-MAX_EVENTS_PER_USER:]
 
     def _follow(self, every_s: float) -> None:
@@ -81,8 +81,8 @@ class Journal:
             try:
                 self.catch_up()
             except BusyError as error:
-                log.warning("events of other servers wait: %s", error)
+                log.warning("cannot read the events of other servers, retrying: %s", error)
                 self._stop.wait(1.0)
-            except Exception:  # a defect of ours is told whole, and does not end the following
-                log.exception("events of other servers wait")
+            except Exception:  # log unexpected errors with a traceback and keep following
+                log.exception("cannot read the events of other servers, retrying")
                 self._stop.wait(1.0)

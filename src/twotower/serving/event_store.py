@@ -1,11 +1,11 @@
-"""Where accepted events are kept: one small protocol, SQLite for one server, Redis for several.
+"""Store accepted events: in SQLite for one server, in Redis for several.
 
-Promises of every store: when `append` returns, the events are on the disk; an event id counts once, whoever sends it again; `since`
-gives all of them, in the order they were accepted.
+For every store: when `append` returns, the events are on disk; an event id is stored once, even if it is sent again; `since`
+returns all events in the order in which they were accepted.
 
-    sqlite:PATH     one file, written ahead (WAL) and synced at every commit; one server holds it at a time
-    redis://…       a stream and a set of the ids seen, changed together by one script. The Redis must write as it answers, or a
-                    power cut takes the last second: `appendonly yes` and `appendfsync always`
+    sqlite:PATH     one file with a write-ahead log (WAL), synced at every commit; used by one server at a time
+    redis://…       a stream of events and a set of their ids, changed together by one script. Redis must sync before it
+                    responds, or a power failure loses the last second: `appendonly yes` and `appendfsync always`
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from twotower.utils.console import log
 
 PAGE = 10_000  # events read at once
 SQLITE_VERSION = 1
-_LOCK_WAIT_S = 5.0  # for a server that is just ending
+_LOCK_WAIT_S = 5.0  # time for the previous server to shut down
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened.
+    """An accepted event.
 
     Attributes
     ----------
     event_id
-        Chosen by the sender; the same id is the same event.
+        Chosen by the client; events with the same id are the same event.
     time_s
         Seconds since 1970.
     event_type
-        One of the bundle's kinds of events; None: the first.
+        One of the bundle's event types; None: the first.
     """
 
     event_id: str
@@ -48,58 +48,58 @@ class Event:
 
 
 class EventStore(Protocol):
-    """Keeps accepted events; used by one thread at a time.
+    """Interface of event stores. Used by one thread at a time.
 
     Attributes
     ----------
     follow_s
-        Seconds after which to look for events that other servers accepted; None where no other can.
+        Interval in seconds for reading the events that other servers accepted; None if the store serves one server only.
     """
 
     @property
     def follow_s(self) -> float | None: ...
 
     def append(self, events: Sequence[Event]) -> list[bool]:
-        """Keep the events whose id is new; say of each whether it was. On return they are on the disk.
+        """Store the events whose id is new. Return for each event whether it was new. On return they are on disk.
 
         Raises
         ------
         BusyError
-            The store does not answer or cannot write. Some may have been kept: to send them again is safe.
+            The store does not respond or cannot write. Some events may be stored; sending all again is safe.
         """
         ...
 
     def since(self, position: str) -> tuple[list[Event], str]:
-        """Up to `PAGE` events accepted after `position` ("" is the beginning), in order, and the position after them."""
+        """Return up to `PAGE` events accepted after `position` ("" is the beginning), in order, and the position after them."""
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the store."""
         ...
 
 
 def open_store(url: str) -> EventStore:
-    """The store that `url` names.
+    """Open the event store at `url`.
 
     Raises
     ------
     ConfigError
-        It is neither sqlite:PATH nor redis://….
+        The URL is neither sqlite:PATH nor redis://….
     DataError
-        It cannot be opened, or another server holds it.
+        The store cannot be opened, or another server uses it.
     """
     if url.startswith("sqlite:") and len(url) > len("sqlite:"):
         return SQLiteStore(Path(url.removeprefix("sqlite:")))
     if url.startswith(("redis://", "rediss://", "unix://")):
         return RedisStore(url)
-    raise ConfigError(f"Events go to sqlite:PATH or to redis://HOST:PORT/NUMBER. Got {url!r}.")
+    raise ConfigError(f"Invalid event store {url!r}. Use sqlite:PATH or redis://HOST:PORT/NUMBER.")
 
 
 class SQLiteStore:
     """Events in one SQLite file.
 
-    Every commit syncs the log of writes (WAL), so neither a killed server nor a power cut takes what was acknowledged; many
-    events go into one commit, which is what makes that cheap.
+    Every commit syncs the write-ahead log (WAL), so acknowledged events survive a killed server and a power failure. Many events
+    share one commit, which keeps this cheap.
     """
 
     follow_s = None
@@ -111,16 +111,18 @@ class SQLiteStore:
         except sqlite3.Error as error:
             if "locked" in str(error):
                 raise DataError(
-                    f"One server holds a file of events at a time. {path} is held by another. Stop it, or use --events redis://…"
+                    f"The event file {path} is used by another server. Stop that server, or use --events redis://… for several."
                 ) from None
-            raise DataError(f"Events must go to a SQLite file that can be written. {path}: {error}. Choose another.") from None
+            raise DataError(
+                f"Cannot use {path} as event store: {error}. Choose a new or writable SQLite file with --events."
+            ) from None
 
     def _open(self) -> None:
         run = self._connection.execute
         version, used = run("PRAGMA user_version").fetchone()[0], run("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version != (SQLITE_VERSION if used else 0):
-            raise sqlite3.DatabaseError("it holds something else, or is of another version")
-        run("PRAGMA locking_mode = EXCLUSIVE")  # two servers with one file would not see each other's events
+            raise sqlite3.DatabaseError("it holds other data or has another version")
+        run("PRAGMA locking_mode = EXCLUSIVE")  # two servers sharing a file would not see each other's events
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run("BEGIN IMMEDIATE")
@@ -139,10 +141,10 @@ class SQLiteStore:
             new = [run(_INSERT, (e.event_id, e.user, e.item_id, e.time_s, e.event_type, e.stars)).rowcount == 1 for e in events]
             run("COMMIT")
         except sqlite3.Error as error:
-            log.error("events not kept: %s", error)
+            log.error("cannot store events: %s", error)
             if self._connection.in_transaction:
                 run("ROLLBACK")
-            raise BusyError("Events must be written before they count. The file of events takes none. Try again later.") from None
+            raise BusyError("The events were not stored: cannot write to the event file. Send them again later.") from None
         return new
 
     def since(self, position: str) -> tuple[list[Event], str]:
@@ -150,7 +152,7 @@ class SQLiteStore:
         try:
             rows = self._connection.execute(_SELECT, (int(position or 0), PAGE)).fetchall()
         except sqlite3.Error as error:
-            raise BusyError(f"The file of events must be readable. It is not: {error}. Check the disk.") from None
+            raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
         return [Event(*row[1:]) for row in rows], str(rows[-1][0]) if rows else position
 
     def close(self) -> None:
@@ -171,7 +173,7 @@ class RedisStore:
     """Events in a Redis stream, for several servers."""
 
     follow_s = 0.1
-    _KEYS = ("{twotower}:events", "{twotower}:event_ids")  # braces: of a cluster, one node has both
+    _KEYS = ("{twotower}:events", "{twotower}:event_ids")  # the braces keep both keys on one node of a cluster
     _SCRIPT = """
         local new = {}
         for i = 1, #ARGV, 2 do
@@ -185,15 +187,13 @@ class RedisStore:
         try:
             import redis
         except ImportError:
-            raise ConfigError("Events in Redis need its client. Install it: pip install redis.") from None
+            raise ConfigError("The Redis client is not installed. Run `pip install redis`, or use sqlite:PATH.") from None
         self._failed = redis.RedisError
         try:
             self._client: Any = redis.Redis.from_url(url, decode_responses=True, socket_timeout=5, socket_connect_timeout=2)
             self._client.ping()
         except (redis.RedisError, ValueError) as error:
-            raise DataError(
-                f"Events must go to a Redis that answers. {_without_password(url)}: {error}. Check the address."
-            ) from None
+            raise DataError(f"Cannot connect to Redis at {_without_password(url)}: {error}. Check the address.") from None
         self._append = self._client.register_script(self._SCRIPT)
         self._warn(url)
 
@@ -201,10 +201,10 @@ class RedisStore:
         try:
             found = {**self._client.config_get("appendonly"), **self._client.config_get("appendfsync")}
         except self._failed:
-            return  # whoever runs it may not let us look
+            return  # reading the configuration may be forbidden
         if (found.get("appendonly"), found.get("appendfsync")) != ("yes", "always"):
             log.warning(
-                "%s may lose what it acknowledged: set `appendonly yes` and `appendfsync always` there", _without_password(url)
+                "Redis at %s may lose acknowledged events: set `appendonly yes` and `appendfsync always`", _without_password(url)
             )
 
     def append(self, events: Sequence[Event]) -> list[bool]:
@@ -213,15 +213,15 @@ class RedisStore:
         try:
             return [bool(new) for new in self._append(keys=self._KEYS, args=arguments)]
         except self._failed as error:
-            log.error("events not kept: %s", error)
-            raise BusyError("Events must be written before they count. Redis does not answer. Try again later.") from None
+            log.error("cannot store events: %s", error)
+            raise BusyError("The events were not stored: Redis does not respond. Send them again later.") from None
 
     def since(self, position: str) -> tuple[list[Event], str]:
         """See `EventStore`."""
         try:
             rows = self._client.xrange(self._KEYS[0], min=f"({position}" if position else "-", count=PAGE)
         except self._failed as error:
-            raise BusyError(f"Redis does not answer: {error}. Try again later.") from None
+            raise BusyError(f"Redis does not respond: {error}. Try again later.") from None
         return [Event(**json.loads(fields["event"])) for _, fields in rows], rows[-1][0] if rows else position
 
     def close(self) -> None:
@@ -230,6 +230,6 @@ class RedisStore:
 
 
 def _without_password(url: str) -> str:
-    """The address without a password."""
+    """Return the address without its user and password."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.rpartition('@')[2]}"

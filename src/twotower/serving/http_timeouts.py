@@ -1,8 +1,7 @@
-"""Connections that keep a slow client from holding them: the head of a request must arrive in time, the first one's included, an
-answer must be taken in time, and who only rests must go when many have come.
+"""Close the connections of slow clients: request headers must arrive in time, responses must be read in time, idle ones end early.
 
-uvicorn waits without a bound for the first byte, for the rest of a head that has begun, and for a client to read; so many who send
-or read nothing would take every connection, and the memory of their answers.
+uvicorn waits without a limit for the first byte, for the rest of the headers, and for the client to read. Clients that send or
+read nothing could therefore occupy all connections, and the memory of their responses.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from twotower.serving.limits import Limits
 
-CROWD_REST_S = 1  # a connection may rest when more than half of them are taken
-MIN_READ_BYTES = 2**14  # bytes of an answer in `write_timeout_s`
+CROWD_REST_S = 1  # keep-alive time when more than half of the connections are in use
+MIN_READ_BYTES = 2**14  # bytes of a response that a client must read in `write_timeout_s`
 
 
 def with_timeouts(limits: Limits) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol with these bounds in time; a connection that breaks one is closed."""
+    """Return uvicorn's protocol class with these timeouts. A connection that exceeds one is closed."""
 
     class Punctual(HttpToolsProtocol):
         head_timer: asyncio.TimerHandle | None = None

@@ -1,4 +1,4 @@
-"""Log lines as JSON, one a line on stderr: what a collector reads. Never a history, a key or a filter."""
+"""Write log records as JSON lines to stderr. They never contain a history, a key or a filter."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import time
 
 from twotower.utils.console import log
 
-FIELDS = "fields"  # of a record: more to say than its message
+FIELDS = "fields"  # attribute of a record with additional fields
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object."""
+    """Formats a record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """ "time", "level", "message", the record's own fields, and "traceback" of an exception."""
+        """Return "time", "level", "message", the additional fields and, for an exception, "traceback" as JSON."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {"time": f"{at}.{int(record.msecs):03d}Z", "level": record.levelname.lower(), "message": record.getMessage()}
         line |= getattr(record, FIELDS, {})
@@ -26,7 +26,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def setup_json_logs() -> None:
-    """Let the package's log lines and those of the HTTP server be JSON."""
+    """Write the log records of the package and of the HTTP server as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     log.handlers = [handler]

@@ -1,4 +1,4 @@
-"""What a server lets itself be asked: sizes, rates, times, and who may write."""
+"""Define the limits of a server (sizes, rates, timeouts), the rate limiter and the key check."""
 
 from __future__ import annotations
 
@@ -7,46 +7,47 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-MAX_HISTORY_EVENTS = 1000  # visits in a request
+MAX_HISTORY_EVENTS = 1000  # history events in a request
 MAX_K = 500
-MAX_EXPLAINED_ITEMS = 100  # places in a request
-MAX_BATCH_REQUESTS = 256  # requests in one
-MAX_BATCH_ITEMS = 25_600  # of all its lists: 6 MB
+MAX_EXPLAINED_ITEMS = 100  # items in a request
+MAX_BATCH_REQUESTS = 256  # requests in a batch
+MAX_BATCH_ITEMS = 25_600  # items in all lists of a batch: 6 MB
 MAX_EVENTS_PER_REQUEST = 1000  # events in a request
 MAX_ID_CHARS = 256  # characters
 MAX_FILTER_CHARS = 4000  # characters
 MAX_FILTER_JSON_BYTES = 1 << 16  # bytes
-LAST_S = 4_102_444_800  # the year 2100: what lies beyond is a mistake of units
+LAST_S = 4_102_444_800  # the year 2100: later times are probably milliseconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """Bounds of a running server.
+    """Limits of a running server.
 
     Attributes
     ----------
     body_bytes
-        Largest body of a request.
+        Maximum size of a request body.
     queue_timeout_s
-        An answer that has not begun by then is not given: whoever asked has gone.
+        Maximum time in the queue. After that the request is rejected with 503.
     header_timeout_s
-        The head of a request, from when the connection was opened or the head begun.
+        Maximum time for the request headers, from the opening of the connection or the first header byte.
     request_s
-        A whole request, the arrival of its body included.
+        Maximum time for a whole request, including the arrival of its body.
     write_timeout_s
-        Of an answer that waits to be read, 16 KiB must be in so many seconds.
+        Time in which a client must read at least 16 KiB of a pending response.
     keep_alive_s
-        A connection may rest between requests: longer than a balancer lets one rest, so that the balancer closes first.
+        Maximum idle time between requests. Longer than that of common load balancers, so that the balancer closes first.
     lookups
-        Searches by name and the like that may be under way or wait.
+        Maximum number of lookups (such as searches by name) that run or wait.
     waiting
-        Requests that may wait for the thread that computes.
+        Maximum number of requests that wait for the worker thread.
     max_batch
-        Requests computed at once.
+        Maximum number of requests computed at once.
     rate, burst
-        Requests a second for each client, each of a batch being one, and how many it may save up; a rate of 0 asks nobody to wait.
+        Requests per second for each client, and the size of its token bucket. Each request of a batch counts. A rate of 0 disables
+        the limit.
     connections
-        Open at once.
+        Maximum number of open connections.
     """
 
     body_bytes: int = 2 * 2**20
@@ -64,9 +65,9 @@ class Limits:
 
 
 class RateLimiter:
-    """A bucket of `burst` requests for each client, filled at `rate` a second; each list of a batch is one.
+    """Token bucket of `burst` requests for each client, refilled at `rate` per second. Each request of a batch counts.
 
-    Memory is bounded: of more than `most_clients` the one longest unseen is forgotten, which costs it nothing.
+    Memory is bounded: beyond `most_clients`, the client not seen for the longest time is dropped and starts with a full bucket.
     """
 
     def __init__(self, rate: float, burst: float, *, most_clients: int = 10_000) -> None:
@@ -74,14 +75,14 @@ class RateLimiter:
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait_s(self, client: str, now: float | None = None) -> float:
-        """Take one request from the client's bucket: 0, or the seconds after which there is one again."""
+        """Take one request from the client's bucket. Return 0, or the seconds to wait if the bucket is empty."""
         left, now = self._left(client, now)
         wait = 0.0 if left >= 1 or self.rate <= 0 else (1 - left) / self.rate
         self._keep(client, left if wait else left - 1, now)
         return wait
 
     def charge(self, client: str, requests: int, now: float | None = None) -> None:
-        """Take what a request that was let in asks for besides, whatever is left: who comes next waits for it."""
+        """Take the further requests of an accepted batch. The bucket may become negative; later requests then wait."""
         left, now = self._left(client, now)
         self._keep(client, left - requests, now)
 
@@ -98,5 +99,5 @@ class RateLimiter:
 
 
 def is_key(given: str, key: str) -> bool:
-    """Whether `given` is the key; how long it takes tells nothing of where they differ."""
+    """Return True if `given` is the key. The comparison takes constant time."""
     return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), key.encode())

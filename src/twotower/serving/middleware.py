@@ -1,7 +1,7 @@
-"""What every request passes on its way in and out: an id, bounds of size, rate and time, headers, one log line, meters.
+"""Wrap every request: request id, limits of size, rate and time, security headers, one log line and metrics.
 
-Plain ASGI, so that it costs microseconds. Promise: whatever goes wrong behind it, the client gets the one form of an error and
-never a traceback, which goes to the log.
+Plain ASGI, so that it costs microseconds. If the application fails, the client gets the standard error body, never a traceback;
+the traceback goes to the log.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from twotower.serving.prometheus import Meters
 from twotower.utils.console import log
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-UNLIMITED = ("/health/", "/metrics", "/page/")  # watchers and files are not counted
+UNLIMITED = ("/health/", "/metrics", "/page/")  # health checks, metrics and static files have no rate limit
 COMPUTED = "/v1/recommend"
-REFUSAL_DELAY_S = 0.05  # a refusal is held back so long: who asks again at once would take the time of those who are answered
-UNTIMED_PREFIX = "/admin/"  # loading a bundle takes as long as it takes, once all that is asked has arrived
+REFUSAL_DELAY_S = 0.05  # delay of a rejection, so that immediate retries do not take time from accepted requests
+UNTIMED_PREFIX = "/admin/"  # loading a bundle has no time limit once the body has arrived
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -52,7 +52,7 @@ class RequestMiddleware:
     Parameters
     ----------
     overloaded
-        Whether so much waits that a request should be refused before it is read.
+        Returns True if the queue is so long that requests should be rejected before they are read.
     """
 
     def __init__(self, app: ASGIApp, *, limits: Limits, meters: Meters, overloaded: Callable[[], bool]) -> None:
@@ -69,22 +69,24 @@ class RequestMiddleware:
         try:
             wait = 0.0 if scope["path"].startswith(UNLIMITED) else self.rates.wait_s(client)
             if wait:
-                await passage.refuse(429, "rate", f"At most {self.limits.rate:g} requests a second. Wait a little.", wait)
+                await passage.refuse(
+                    429, "rate", f"Too many requests: at most {self.limits.rate:g} per second. Try again later.", wait
+                )
             elif passage.length > self.limits.body_bytes:
                 await passage.refuse(413, "too_large", too_large(self.limits.body_bytes))
             elif scope["path"].startswith(COMPUTED) and self.overloaded():
                 await asyncio.sleep(REFUSAL_DELAY_S)
-                await passage.refuse(503, "busy", "More is asked than can be answered in time. Try again a little later.", 1.0)
+                await passage.refuse(503, "busy", "The server is overloaded. Try again later.", 1.0)
             else:
                 await self._within(passage, self.limits.request_s, patient=scope["path"].startswith(UNTIMED_PREFIX))
         except Exception as error:
             passage.crash = error
-            await passage.refuse(500, "internal", "The server made a mistake; its log says which, under this request id.")
+            await passage.refuse(500, "internal", "Internal server error. The server log has the details under this request id.")
         finally:
             self._note(passage)
 
     async def _within(self, passage: _Passage, seconds: float, *, patient: bool) -> None:
-        """Let the application answer, and stop it when the time is over; if `patient`, the time is that of the body's arrival."""
+        """Run the application and cancel it after `seconds`. If `patient`, the limit covers only the arrival of the body."""
         task, late = asyncio.current_task(), threading.Event()
         assert task is not None
 
@@ -101,7 +103,9 @@ class RequestMiddleware:
                 raise
             if hasattr(task, "uncancel"):
                 task.uncancel()
-            await passage.refuse(408, "timeout", f"A request must be over within {seconds:g} seconds. This one was not.")
+            await passage.refuse(
+                408, "timeout", f"The request took longer than {seconds:g} seconds. Send less at once or try again later."
+            )
         finally:
             timer.cancel()
 
@@ -111,7 +115,7 @@ class RequestMiddleware:
         code = passage.scope["state"].get("code")
         if code:
             self.meters.error(code)
-        # The route, not the path: who asks for whom is nobody's business.
+        # Log the route, not the path: paths contain user ids.
         fields = {
             "request_id": passage.request_id,
             "method": passage.scope["method"],
@@ -127,7 +131,7 @@ class RequestMiddleware:
 
 
 class _Passage:
-    """One request under way: counts the body in, adds headers to the answer out."""
+    """One request in progress: counts the bytes of the body and adds headers to the response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, most_bytes: int) -> None:
         self.began = time.perf_counter()
@@ -140,11 +144,11 @@ class _Passage:
         self.status, self._read = 0, 0
         self.crash: Exception | None = None
         self.on_arrival: Callable[[], None] | None = None
-        """Called when the whole body is there."""
+        """Called when the whole body has arrived."""
         scope["state"] = {**scope.get("state", {}), "request_id": self.request_id, "began": self.began}
 
     async def receive(self) -> Message:
-        """The next part of the body, while it stays within its bound."""
+        """Return the next part of the body. Raise 413 if the body exceeds its limit."""
         message = await self._receive()
         self._read += len(message.get("body", b""))
         if self._read > self._most_bytes:
@@ -154,14 +158,14 @@ class _Passage:
         return message
 
     async def send(self, message: Message) -> None:
-        """Pass on a part of the answer."""
+        """Send a part of the response."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], *self._headers(message["headers"])]
         await self._send(message)
 
     async def refuse(self, status: int, code: str, text: str, wait_s: float = 0.0) -> None:
-        """Answer with an error, unless an answer has begun."""
+        """Send an error response, unless a response has begun."""
         self.scope["state"]["code"] = code
         if self.status:
             return
@@ -179,11 +183,11 @@ class _Passage:
 
 
 def error_body(code: str, message: str, request_id: str, location: Any = None) -> bytes:
-    """The one form of an error, as JSON."""
+    """Return the standard error body as JSON."""
     error = {"code": code, "message": message} | ({} if location is None else {"location": location})
     return to_json({"error": error, "request_id": request_id})
 
 
 def too_large(most_bytes: int) -> str:
-    """What is said of a body beyond its bound."""
-    return f"The body of a request must have at most {most_bytes:,} bytes. This one has more. Send less at once."
+    """Return the message for a body that is too large."""
+    return f"The request body is too large: at most {most_bytes:,} bytes are allowed. Send less at once."

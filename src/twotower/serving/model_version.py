@@ -1,7 +1,7 @@
-"""A bundle that answers over HTTP: the one place where the server touches a `Recommender`.
+"""Answer requests with one bundle version. Only this module of the server uses a `Recommender`.
 
-Enters: requests of `retrieval.request`. Leaves: answers, and what a page shows of items, as plain values for JSON. Everything an
-answer is made from belongs to one `Engine`, so an answer is of one version throughout.
+It takes requests of `retrieval.request` and returns answers and items as plain values for JSON. One `Engine` makes a whole
+answer, so an answer comes from one bundle version.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from twotower.utils.types import Json
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request, and the events of its user that were accepted since the bundle was made, oldest first."""
+    """A request and the accepted events of its user, oldest first."""
 
     request: Request
     accepted: tuple[HistoryEvent, ...] = ()
@@ -32,7 +32,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """A question for places like one."""
+    """A request for items similar to an item."""
 
     item_id: str
     k: int
@@ -41,19 +41,19 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An answer, and its places as a page reads them: made where it is computed, since long lists would hold up everybody else."""
+    """An answer and its items as JSON values, made in the worker thread so that long lists do not block the event loop."""
 
     answer: Answer
     items: list[Json]
 
 
 class Engine:
-    """One version of a bundle, ready.
+    """One loaded bundle version.
 
     Attributes
     ----------
     version
-        A dozen hexadecimal digits that stand for every file of the bundle.
+        12 hexadecimal digits, from a hash over the manifest, which holds the hashes of all files.
     """
 
     def __init__(self, recommender: Recommender) -> None:
@@ -64,12 +64,12 @@ class Engine:
 
     @classmethod
     def load(cls, path: Path) -> Engine:
-        """Open the bundle at `path`, check it, and let it answer once.
+        """Open and check the bundle at `path`, and run one test request.
 
         Raises
         ------
         DataError
-            It is no whole bundle of this version.
+            It is not a bundle, incomplete, changed, or of another format version.
         """
         engine = cls(Recommender.load(path))
         engine.recommender.filter.warm()
@@ -78,15 +78,15 @@ class Engine:
         return engine
 
     def row(self, item_id: str) -> int:
-        """Row of an item; UNKNOWN where there is none of this id."""
+        """Return the row of an item, UNKNOWN for an unknown id."""
         return self.recommender.reader.items.row(item_id)
 
     def user_row(self, user: str) -> int:
-        """Row of a user; UNKNOWN where the bundle knows none of this id."""
+        """Return the row of a user, UNKNOWN for an unknown id."""
         return self.recommender.reader.users.row(user)
 
     def news(self, user: str, accepted: Sequence[HistoryEvent]) -> list[HistoryEvent]:
-        """Of a user's accepted events those that the bundle, made from later data, does not hold already."""
+        """Return the accepted events of a user that are not in the bundle yet (a newer bundle may hold them)."""
         return [event for event, _ in self._news(user, accepted)]
 
     def _news(self, user: str, accepted: Sequence[HistoryEvent]) -> list[tuple[HistoryEvent, int]]:
@@ -99,8 +99,8 @@ class Engine:
         return [(event, row) for event, row in zip(accepted, rows, strict=True) if (row, event.time_s) not in held]
 
     def answer(self, questions: Sequence[Question]) -> list[Listed | RequestError]:
-        """For each request its answer, or its mistake."""
-        told = {id(one.accepted): one for one in questions if one.accepted}  # many of a batch may be one user's
+        """Return the answer or the error of each request."""
+        told = {id(one.accepted): one for one in questions if one.accepted}  # many requests of a batch may have the same user
         readable = {key: self._readable(str(one.request.user), one.accepted) for key, one in told.items()}
         requests = [_after(one.request, readable.get(id(one.accepted), ())) for one in questions]
         listed: list[Listed | RequestError] = []
@@ -112,7 +112,7 @@ class Engine:
         return listed
 
     def _readable(self, user: str, accepted: tuple[HistoryEvent, ...]) -> tuple[HistoryEvent, ...]:
-        """Of a user's accepted events those that add to the bundle's, and that it can read."""
+        """Return the accepted events of a user that are not in the bundle and whose item the bundle knows."""
         types = self.dataset.event_types
         return tuple(
             event if event.event_type in types else replace(event, event_type=None)
@@ -121,7 +121,7 @@ class Engine:
         )
 
     def similar(self, questions: Sequence[Likeness]) -> list[list[Json] | RequestError]:
-        """For each question the items whose vectors are nearest to the item's own, best first; or its mistake."""
+        """Return for each request the items with the nearest vectors, best first, or its error."""
         return [self._similar(question) for question in questions]
 
     def _similar(self, question: Likeness) -> list[Json] | RequestError:
@@ -132,7 +132,7 @@ class Engine:
         return [_as_json(item) for item in found]
 
     def item(self, row: int) -> Json:
-        """What a page shows of an item."""
+        """Return the display fields and the location of an item."""
         at = self.recommender.filter.locations[row - FIRST_ROW].tolist()
         latitude, longitude = map(nan_to_none, at)
         details = self.recommender.details
@@ -140,8 +140,10 @@ class Engine:
 
 
 def _after(request: Request, accepted: tuple[HistoryEvent, ...]) -> Request:
-    """The request of a user who did this before what it tells of them: as far as its moment goes, that second included, since an
-    accepted event counts in the next answer."""
+    """Return the request with the accepted events before its history, up to and including the second of its time.
+
+    The second itself is included because an accepted event affects the next response.
+    """
     moment = request.time_s
     if moment is not None:
         accepted = accepted[: bisect_right(accepted, moment, key=lambda event: event.time_s or 0)]
@@ -150,6 +152,6 @@ def _after(request: Request, accepted: tuple[HistoryEvent, ...]) -> Request:
 
 
 def _as_json(item: Recommendation) -> Json:
-    """A recommended place as a page reads it."""
+    """Return a recommendation as JSON values."""
     details = {name: getattr(item, name) for name in item.__slots__}
     return details | {"reasons": [asdict(reason) for reason in item.reasons]}

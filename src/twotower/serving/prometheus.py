@@ -1,4 +1,4 @@
-"""What to watch of a running server, for Prometheus: a registry of its own, so that two servers of one process do not mix."""
+"""Collect the Prometheus metrics of a server. Each server has its own registry, so two servers in one process do not mix."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ class Meters:
     Parameters
     ----------
     waiting
-        Says how many requests wait to be computed.
+        Returns the number of requests in the queue.
     """
 
     def __init__(self, waiting: Callable[[], float]) -> None:
         self.registry = r = CollectorRegistry()
         ProcessCollector(registry=r)
         self._requests = Counter("twotower_requests", "Requests by route and status.", ["route", "status"], registry=r)
-        self._seconds = Histogram("twotower_request_seconds", "Whole requests.", ["route"], buckets=SECONDS, registry=r)
-        self._stages = Histogram("twotower_stage_seconds", "Answers by stage.", ["stage"], buckets=SECONDS, registry=r)
-        self._answers = Counter("twotower_answers", "Answers by source; all but model are cold.", ["source"], registry=r)
-        self._share = Histogram("twotower_filter_share", "Share of items that pass a filter.", buckets=SHARES, registry=r)
-        self._errors = Counter("twotower_errors", "Refused and failed requests by code.", ["code"], registry=r)
+        self._seconds = Histogram("twotower_request_seconds", "Request duration by route.", ["route"], buckets=SECONDS, registry=r)
+        self._stages = Histogram("twotower_stage_seconds", "Answer duration by stage.", ["stage"], buckets=SECONDS, registry=r)
+        self._answers = Counter("twotower_answers", "Answers by source; nearby and recent are cold start.", ["source"], registry=r)
+        self._share = Histogram("twotower_filter_share", "Share of items that match a filter.", buckets=SHARES, registry=r)
+        self._errors = Counter("twotower_errors", "Rejected and failed requests by code.", ["code"], registry=r)
         self._batches = Histogram("twotower_batch_size", "Requests computed together.", buckets=SIZES, registry=r)
-        self._events = Counter("twotower_events", "Events by what became of them.", ["outcome"], registry=r)
+        self._events = Counter("twotower_events", "Events by outcome.", ["outcome"], registry=r)
         self._reloads = Counter("twotower_reloads", "Bundles loaded while serving.", ["outcome"], registry=r)
-        self._bundle = Gauge("twotower_bundle", "1 for the version that answers.", ["version"], registry=r)
+        self._bundle = Gauge("twotower_bundle", "1 for the served version.", ["version"], registry=r)
         for counter, outcomes in ((self._reloads, RELOADS), (self._events, EVENTS), (self._errors, ERRORS)):
-            for outcome in outcomes:  # a series that appears with its first count has not risen: nobody would be woken
+            for outcome in outcomes:  # a series must exist before its first count, or an alert on its rise does not fire
                 counter.labels(outcome)
-        Gauge("twotower_waiting", "Requests that wait to be computed.", registry=r).set_function(waiting)
+        Gauge("twotower_waiting", "Requests in the queue.", registry=r).set_function(waiting)
 
     def request(self, route: str, status: int, seconds: float) -> None:
-        """A request has been answered."""
+        """Count a finished request."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
     def answer(self, answer: Answer) -> None:
-        """A list has been made."""
+        """Count an answer."""
         self._answers.labels(answer.source).inc()
         for stage, spent in answer.stages_ms.items():
             self._stages.labels(stage).observe(spent / 1000)
@@ -55,28 +55,28 @@ class Meters:
             self._share.observe(answer.selectivity)
 
     def error(self, code: str) -> None:
-        """A request was refused, or failed."""
+        """Count a rejected or failed request."""
         self._errors.labels(code).inc()
 
     def batch(self, size: int, waited_s: float) -> None:
-        """Requests were computed together; the first of them had waited so long."""
+        """Count a batch and the seconds that its first request waited."""
         self._batches.observe(size)
         self._stages.labels("wait").observe(waited_s)
 
     def events(self, accepted: int, repeated: int) -> None:
-        """Events came in."""
+        """Count received events."""
         self._events.labels("accepted").inc(accepted)
         self._events.labels("repeated").inc(repeated)
 
     def bundle(self, version: str) -> None:
-        """From now on this version answers."""
+        """Set the served version."""
         self._bundle.clear()
         self._bundle.labels(version).set(1)
 
     def reload(self, outcome: str) -> None:
-        """A bundle was "loaded" or "refused"."""
+        """Count a reload; `outcome` is "loaded" or "refused"."""
         self._reloads.labels(outcome).inc()
 
     def text(self) -> bytes:
-        """All of it as Prometheus reads it."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)

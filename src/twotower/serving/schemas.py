@@ -1,4 +1,4 @@
-"""The JSON of the HTTP interface: what is accepted, with its bounds, and what is answered; both are the OpenAPI document."""
+"""Define the JSON bodies of HTTP requests, with their bounds, and of HTTP responses. The OpenAPI document is made from them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Stars = Annotated[float, Field(ge=0, le=5)]
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
     if len(to_json(value)) > MAX_FILTER_JSON_BYTES:
-        raise ValueError(f"a filter has at most {MAX_FILTER_JSON_BYTES:,} bytes of JSON")
+        raise ValueError(f"the filter is too large: at most {MAX_FILTER_JSON_BYTES:,} bytes of JSON are allowed")
     return value
 
 
@@ -66,13 +66,13 @@ LIST: JsonDict = {
 
 
 class Accepted(BaseModel):
-    """Base of what is accepted: an unknown field is a mistake."""
+    """Base class of request bodies. Unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class HistoryEventIn(Accepted):
-    """A visit of a history."""
+    """An event of a history."""
 
     item_id: Id
     time_s: Moment | None = None
@@ -80,25 +80,25 @@ class HistoryEventIn(Accepted):
 
 
 class RecommendIn(Accepted):
-    """Who asks, and for what."""
+    """A request for recommendations."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
 
-    user: Id | None = Field(None, description="A user's id. One that nobody knows is no error: the history alone speaks then.")
+    user: Id | None = Field(None, description="User id. For an unknown user only `history` is used.")
     history: list[HistoryEventIn] = Field(
-        [], max_length=MAX_HISTORY_EVENTS, description="Oldest first; after what is known of the user."
+        [], max_length=MAX_HISTORY_EVENTS, description="Events, oldest first. They are added to the known events of the user."
     )
-    k: int = Field(10, ge=1, le=MAX_K, description="Length of the list.")
-    filter: Filter | None = Field(None, description="Which items may be in the list: as text, or the same as JSON.")
-    near: tuple[Latitude, Longitude] | None = Field(None, description="Where the request comes from: latitude, longitude.")
+    k: int = Field(10, ge=1, le=MAX_K, description="Number of items to return.")
+    filter: Filter | None = Field(None, description="Condition that every recommended item meets: text or JSON.")
+    near: tuple[Latitude, Longitude] | None = Field(None, description="Location of the request: latitude and longitude, degrees.")
     time_s: Moment | None = Field(
-        None, description="The moment of the question, its second included; without one, the end of what is known."
+        None, description="Time of the request in seconds since 1970. Later events are ignored. Default: the end of the events."
     )
-    exclude_seen: bool = Field(True, description="Leave out the items of the history. Otherwise the last visited gain.")
-    diversity: float = Field(0.0, ge=0, le=1, description="How much an item's likeness to those above it counts against it.")
-    popularity: float = Field(0.0, ge=-1, le=1, description="Below zero the rarely visited gain, above zero the often visited.")
+    exclude_seen: bool = Field(True, description="Exclude items of the history. If false, the most recent ones are boosted.")
+    diversity: float = Field(0.0, ge=0, le=1, description="Diversity (MMR): penalises items similar to higher-ranked items.")
+    popularity: float = Field(0.0, ge=-1, le=1, description="Popularity bias: below 0 favours rare items, above 0 popular items.")
     explain: bool = Field(
-        False, description=f"Say of each place what moved its score; of at most {MAX_EXPLAINED_ITEMS} in a request."
+        False, description=f"Return the reasons of each score. At most {MAX_EXPLAINED_ITEMS} items per request can be explained."
     )
 
     @model_validator(mode="after")
@@ -106,7 +106,7 @@ class RecommendIn(Accepted):
         return _explained([self], self)
 
     def request(self) -> Request:
-        """The same for a `Recommender`."""
+        """Return the request in the form that a `Recommender` takes."""
         return Request(
             user=self.user,
             history=tuple(HistoryEvent(event.item_id, event.time_s, event.stars) for event in self.history),
@@ -122,7 +122,7 @@ class RecommendIn(Accepted):
 
 
 class BatchIn(Accepted):
-    """Several requests at once."""
+    """Several requests for recommendations."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"requests": [ASKED]}]})
 
@@ -132,7 +132,7 @@ class BatchIn(Accepted):
     def _few_explained(self) -> BatchIn:
         items = sum(one.k for one in self.requests)
         if items > MAX_BATCH_ITEMS:
-            raise ValueError(f"at most {MAX_BATCH_ITEMS:,} places can be asked for at once; these requests ask for {items:,}")
+            raise ValueError(f"the requests ask for {items:,} items; at most {MAX_BATCH_ITEMS:,} items per batch are allowed")
         return _explained(self.requests, self)
 
 
@@ -140,26 +140,26 @@ Body = TypeVar("Body")
 
 
 def _explained(requests: Sequence[RecommendIn], body: Body) -> Body:
-    """The body, if what is to be explained can be within the time."""
+    """Return the body. Raise a ValueError if more items are to be explained than one request allows."""
     items = sum(one.k for one in requests if one.explain)
     if items > MAX_EXPLAINED_ITEMS:
-        raise ValueError(f"at most {MAX_EXPLAINED_ITEMS} places can be explained at once; {items} are asked for")
+        raise ValueError(f"explanations are requested for {items} items; at most {MAX_EXPLAINED_ITEMS} items are allowed")
     return body
 
 
 class EventIn(Accepted):
-    """Something that happened; the same `event_id` counts once, however often it is sent."""
+    """An event. Events with the same `event_id` are stored once, so sending an event again is safe."""
 
     event_id: Id
     user: Id
     item_id: Id
-    time_s: Moment | None = Field(None, description="Seconds since 1970; without one, now.")
-    event_type: Id | None = Field(None, description="One of the bundle's kinds of events; without one, the first.")
+    time_s: Moment | None = Field(None, description="Seconds since 1970. Default: now.")
+    event_type: Id | None = Field(None, description="One of the bundle's event types. Default: the first.")
     stars: Stars | None = None
 
 
 class EventsIn(Accepted):
-    """Events to keep."""
+    """Events to store."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [SENT]})
 
@@ -167,10 +167,10 @@ class EventsIn(Accepted):
 
 
 class ReloadIn(Accepted):
-    """What to serve from now on."""
+    """The bundle to serve."""
 
     bundle: Annotated[str, Field(min_length=1, max_length=4096)] | None = Field(
-        None, description="A folder on the server; without one, the folder served now, read again.", examples=["runs/yelp/bundle"]
+        None, description="Folder on the server. Default: the current folder, which is read again.", examples=["runs/yelp/bundle"]
     )
 
 
@@ -188,18 +188,18 @@ class ItemOut(BaseModel):
 
 
 class ItemDetailOut(ItemOut):
-    """An item with every column the catalogue has of it."""
+    """An item with all its catalogue columns."""
 
     columns: dict[str, Any]
 
 
 class ReasonOut(BaseModel):
-    """What moved a score."""
+    """A reason for a score: an event of the history, a feature of the user or a feature of the item."""
 
     kind: Literal["visit", "user", "item"]
     name: str
     label: str
-    share: float = Field(description="What it adds to the score, to the first order; negative where it holds the place down.")
+    share: float = Field(description="First-order contribution to the score; negative if it lowers the score.")
 
 
 class RecommendationOut(ItemOut):
@@ -207,12 +207,12 @@ class RecommendationOut(ItemOut):
 
     rank: int
     distance_km: float | None
-    score: float = Field(description="An inner product, and what the place's popularity adds; of a back-off, visits as a share.")
+    score: float = Field(description="Inner product plus popularity term. If `source` is not `model`: relative recent events.")
     reasons: list[ReasonOut]
 
 
 class ListOut(BaseModel):
-    """A list, and how much to make of it."""
+    """A list of recommendations with its source and confidence."""
 
     source: Literal["model", "nearby", "recent"]
     confidence: float
@@ -222,7 +222,7 @@ class ListOut(BaseModel):
 
 
 class AnswerOut(ListOut):
-    """The answer to one request."""
+    """The response to one request."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"request_id": "5f0c", "version": "a1b2c3d4e5f6", "took_ms": 4.2, **LIST}]}
@@ -234,7 +234,7 @@ class AnswerOut(ListOut):
 
 
 class BatchOut(BaseModel):
-    """The answers to several requests, in their order, all of one version."""
+    """The responses to several requests, in request order. All come from the same bundle version."""
 
     request_id: str
     version: str
@@ -249,14 +249,14 @@ class ItemsOut(BaseModel):
 
 
 class SimilarOut(BaseModel):
-    """Places like one."""
+    """The items most similar to an item."""
 
     version: str
     items: list[RecommendationOut]
 
 
 class UserOut(BaseModel):
-    """A user, and how many events are known."""
+    """A user and the number of its known events."""
 
     user: str
     events: int
@@ -284,24 +284,24 @@ class HistoryOut(BaseModel):
 
 
 class EventsOut(BaseModel):
-    """What became of the events sent: all of them are on the disk now."""
+    """The number of new and of repeated events. All of them are stored on disk."""
 
     accepted: int = Field(examples=[1])
     repeated: int = Field(examples=[0])
 
 
 class FiltersOut(BaseModel):
-    """What a catalogue can be filtered by."""
+    """The filters that the catalogue supports."""
 
     categories: list[str] = Field(examples=[["Restaurants", "Mexican"]])
     has_price: bool
     has_locations: bool
     has_hours: bool
-    has_zones: bool = Field(description="Whether places say their time zone, so that open_now is by each one's own clock.")
+    has_zones: bool = Field(description="True if items have a time zone: `open_now` then uses the local time of each item.")
 
 
 class AboutOut(BaseModel):
-    """What is served."""
+    """The bundle that is served."""
 
     version: str = Field(examples=["15c0f43823b2"])
     name: str = Field(examples=["bundle"])
@@ -313,31 +313,31 @@ class AboutOut(BaseModel):
 
 
 class StateOut(BaseModel):
-    """Whether the server lives, or is ready."""
+    """The state of the server."""
 
     status: Literal["live", "ready"]
     version: str | None = None
 
 
 class ReloadOut(BaseModel):
-    """What is served now, and what was before."""
+    """The bundle version served now and the one served before."""
 
     version: str = Field(examples=["67499b37599f"])
     before: str = Field(examples=["7a8339d5a72d"])
 
 
 class Mistake(BaseModel):
-    """What must hold, what was found, what to do."""
+    """The error: what is wrong, what is allowed and what to do."""
 
     code: str
     message: str
     location: str | int | None = Field(
-        None, description="The part of the request: a path in its JSON, or a character of its filter."
+        None, description="Part of the request that is wrong: a path in its JSON, or a character position in its filter."
     )
 
 
 class ErrorOut(BaseModel):
-    """A request that was refused, or failed."""
+    """The response to a request that was rejected or failed."""
 
     error: Mistake
     request_id: str

@@ -1,4 +1,4 @@
-"""From options to a server that runs until it is told to stop."""
+"""Start the server from its options and run it until it is stopped."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from twotower.utils.console import log
 
 KEY_VARIABLE = "TWOTOWER_API_KEY"
 SHORTEST_KEY = 16  # characters
-SWITCH_S = 0.0005  # how long a computing thread may keep the interpreter from the one that answers
-DRAIN_S = 10  # for requests under way when told to stop
+SWITCH_S = 0.0005  # switch interval of the interpreter: a computing thread must not delay the event loop
+DRAIN_S = 10  # time to finish open requests when stopping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How to serve; see `twotower serve --help`."""
+    """Options of the server; see `twotower serve --help`."""
 
     bundle: Path
     host: str
@@ -41,15 +41,15 @@ class Options:
 
 
 def serve(options: Options) -> None:
-    """Load the bundle, open the store of events, and answer until SIGTERM or SIGINT; SIGHUP reads the bundle again.
+    """Load the bundle, open the event store and serve until SIGTERM or SIGINT. SIGHUP reads the bundle again.
 
     Raises
     ------
     TwoTowerError
-        A setting, the bundle or the store of events is not what it must be.
+        An option is invalid, or the bundle or the event store cannot be opened.
     """
     if (options.tls_cert is None) != (options.tls_key is None):
-        raise ConfigError("TLS needs both --tls-cert and --tls-key. Only one is given.")
+        raise ConfigError("Only one of --tls-cert and --tls-key is given. TLS needs both.")
     if options.tls_cert and options.tls_key:
         check_pair(options.tls_cert, options.tls_key)
     key = read_key(options.api_key_file)
@@ -60,8 +60,8 @@ def serve(options: Options) -> None:
     service = Service(bundle, events, options.limits)
     log.info("serving %s, version %s, on %s port %d", bundle, service.current.engine.version, options.host, options.port)
     if key is None:
-        log.info("no key: events and reloading are closed; set %s or use --api-key-file", KEY_VARIABLE)
-    for ending in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when all is done: that is no failure
+        log.info("no API key: write endpoints are disabled; set %s or use --api-key-file", KEY_VARIABLE)
+    for ending in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises the signal again after the shutdown: exit with 0
         signal.signal(ending, _end)
     app = create_app(service, key)
     freeze_garbage_collector()
@@ -85,30 +85,32 @@ def _end(*_: Any) -> None:
 
 
 def check_pair(cert: Path, key: Path) -> None:
-    """See that TLS can begin.
+    """Check that the certificate and the key can be used for TLS.
 
     Raises
     ------
     ConfigError
-        One of the files cannot be read, or they do not belong together.
+        A file cannot be read, or the key does not match the certificate.
     """
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password=lambda: "")
     except (OSError, ValueError) as error:  # what ssl raises is an OSError
-        raise ConfigError(f"TLS needs a certificate and its key in PEM files. {cert}, {key}: {error}. Check both files.") from None
+        raise ConfigError(
+            f"Cannot use {cert} and {key} for TLS: {error}. Expected a certificate and its key as PEM files."
+        ) from None
 
 
 def read_key(file: Path | None) -> str | None:
-    """The key from a file, else from the environment; None where there is none.
+    """Return the API key from the file, else from the environment variable; None if neither is set.
 
     Raises
     ------
     ConfigError
-        It is shorter than 16 characters.
+        The key is shorter than 16 characters.
     """
     key = file.read_text(encoding="utf-8").strip() if file is not None else os.environ.get(KEY_VARIABLE)
     if key is None:
         return None
     if len(key) < SHORTEST_KEY:
-        raise ConfigError(f"A key must have at least {SHORTEST_KEY} characters. This one has {len(key)}. Take a longer one.")
+        raise ConfigError(f"The API key has {len(key)} characters; at least {SHORTEST_KEY} are required. Use a longer key.")
     return key

@@ -1,7 +1,7 @@
-"""What stands behind the routes: the version that answers, the thread that computes, the journal of events, and how they change.
+"""Provide what the HTTP routes call: recommendations, storage of events and reloading of bundles.
 
-Promise: whoever asks gets an answer of one version, and every event acknowledged before is in it; a new bundle is loaded and tried
-aside, and takes over between two requests, or not at all.
+A response comes from one bundle version and includes every event acknowledged before. A new bundle is loaded and tested in the
+background. It replaces the current one between two requests, or not at all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_EVENT_BATCH = 256  # requests whose events go into one write
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version of what is served."""
+    """One bundle version that is served."""
 
     path: Path
     engine: Engine
@@ -41,14 +41,14 @@ class Version:
 
 
 class Service:
-    """Everything of a running server but HTTP.
+    """All parts of a running server except HTTP.
 
     Parameters
     ----------
     bundle
-        Folder of the bundle to begin with.
+        Folder of the first bundle.
     events
-        Where accepted events go; see `open_store`.
+        Address of the event store; see `open_store`.
 
     Raises
     ------
@@ -69,26 +69,26 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether both threads work."""
+        """Return True if both worker threads are alive."""
         return self.answers.alive and self.writes.alive
 
     @property
     def overloaded(self) -> bool:
-        """Whether half of the room is taken: what is let in below that, a batch of any size included, finds a place."""
+        """Return True if the queue is more than half full. Below that, a batch of any allowed size fits into it."""
         return self.answers.waiting > self.limits.waiting // 2
 
     async def recommend(self, bodies: Sequence[RecommendIn], *within: str) -> tuple[str, list[Json]]:
-        """Version, and a list for each request; `within` is the path to them in what was sent.
+        """Return the bundle version and a list for each request. `within` is the path to the requests in the JSON body.
 
         Raises
         ------
         PartError
-            One cannot be answered.
+            A request cannot be answered.
         BusyError
-            Too much waits.
+            The queue is full.
         """
         engine, deadline = self.current.engine, time.perf_counter() + self.limits.queue_timeout_s
-        self.answers.admit(len(bodies), deadline)  # a refusal must cost little
+        self.answers.admit(len(bodies), deadline)  # before any work, so that a rejection costs little
         paths: list[tuple[str | int, ...]] = [(*within, number) if within else () for number in range(len(bodies))]
         questions = [Question(body.request(), self.journal.of(body.user) if body.user else ()) for body in bodies]
         futures = self.answers.submit(engine.answer, questions, deadline)
@@ -99,7 +99,7 @@ class Service:
         return engine.version, answers
 
     async def similar(self, item_id: str, k: int, filter: str | None) -> tuple[str, list[Json]]:
-        """Version, and the places most like one."""
+        """Return the bundle version and the items most similar to an item."""
         engine = self.current.engine
         deadline = time.perf_counter() + self.limits.queue_timeout_s
         with _part():
@@ -107,14 +107,14 @@ class Service:
             return engine.version, await future
 
     async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
-        """Keep events; how many were new, and how many repeated. They are on the disk, and count, when this returns.
+        """Store events and return the numbers of new and of repeated ones. On return they are on disk and affect responses.
 
         Raises
         ------
         RequestError
-            One speaks of what the bundle does not know: then none is kept.
+            An event has an unknown item or event type. No event is stored.
         BusyError
-            Too much waits, or the store does not write.
+            The queue is full, or the store cannot write.
         """
         engine, now = self.current.engine, int(time.time())
         for number, body in enumerate(bodies):
@@ -129,12 +129,12 @@ class Service:
         return new, len(events) - new
 
     async def reload(self, path: Path | None = None) -> tuple[str, str]:
-        """Serve the bundle at `path`, or the same folder again; versions now and before.
+        """Serve the bundle at `path`, or read the current folder again. Return the new and the previous version.
 
         Raises
         ------
         DataError
-            It is no bundle that can answer; the one before goes on.
+            The bundle cannot answer. The current one stays in use.
         """
         async with self._reloading:
             before = self.current
@@ -150,20 +150,22 @@ class Service:
             return version.engine.version, before.engine.version
 
     def close(self) -> None:
-        """Finish what waits, and let go of the events."""
+        """Finish the queued work and close the event store."""
         self.answers.close()
         self.writes.close()
         self.journal.close()
-        gc.unfreeze()  # at the end everything is let go of in its order
+        gc.unfreeze()  # lets the interpreter free everything in order at exit
 
     def _open(self, path: Path) -> Version:
         try:
             engine = Engine.load(path)
         except TwoTowerError:
             raise
-        except Exception:  # hashes that fit and a content that does not
+        except Exception:  # valid hashes but invalid content
             log.exception("%s cannot be served", path)
-            raise DataError(f"A bundle must be able to answer. {path} fails at it; the log says how. Export it again.") from None
+            raise DataError(
+                f"The bundle {path} fails on a test request; the log has the traceback. Write it again with `twotower export`."
+            ) from None
         freeze_garbage_collector()
         return Version(path, engine, Browser(engine, self.journal))
 
@@ -182,19 +184,19 @@ class Service:
 
 
 def freeze_garbage_collector() -> None:
-    """Take what is loaded out of the rounds of the garbage collector, which would hold up answers for tens of milliseconds."""
+    """Exclude all loaded objects from garbage collection, which would delay responses by tens of milliseconds."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
 
 
 class PartError(RequestError):
-    """A mistake in one part of a request.
+    """An error in one part of a request.
 
     Attributes
     ----------
     location
-        Path to the part in the JSON of the request; of a filter as text, a colon and the character follow.
+        Path to the part in the JSON of the request. For a filter given as text, a colon and the character position follow.
     """
 
     def __init__(self, part: str, error: RequestError) -> None:
@@ -202,14 +204,14 @@ class PartError(RequestError):
         inner = getattr(error, "location", None)
         if isinstance(error, UnknownItemError):
             inner = _path("history", error.number, "item_id")
-        elif not isinstance(error, PartError) and inner is not None:  # a mistake of a filter
+        elif not isinstance(error, PartError) and inner is not None:  # an error in a filter
             inner = f"filter:{inner}" if isinstance(inner, int) else _path(*filter(None, ("filter", inner)))
         self.location = _path(*filter(None, (part, inner)))
 
 
 def unknown(kind: str, name: str) -> RequestError:
-    """A mistake about who or what nobody knows."""
-    return RequestError(f"The {kind} must be known. Found no {name[:80]!r}.")
+    """Return the error for an unknown id; `kind` is "item" or "user"."""
+    return RequestError(f"Unknown {kind} {name[:80]!r}. Search for valid ids with GET /v1/{kind}s?q=TEXT.")
 
 
 def _check(engine: Engine, event: EventIn) -> None:
@@ -217,7 +219,7 @@ def _check(engine: Engine, event: EventIn) -> None:
         raise PartError("item_id", unknown("item", event.item_id))
     known = engine.dataset.event_types
     if event.event_type is not None and event.event_type not in known:
-        text = f"An event must be of a kind the bundle knows: {', '.join(known)}. Got {event.event_type[:80]!r}."
+        text = f"Unknown event type {event.event_type[:80]!r}. Allowed: {', '.join(known)}."
         raise PartError("event_type", RequestError(text))
 
 
@@ -227,7 +229,7 @@ def _path(*steps: str | int) -> str:
 
 @contextmanager
 def _part(*path: str | int) -> Iterator[None]:
-    """A `RequestError` of the block becomes one about this part of the request."""
+    """Turn a `RequestError` of the block into a `PartError` with this path."""
     try:
         yield
     except RequestError as error:

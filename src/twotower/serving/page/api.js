@@ -1,16 +1,16 @@
-// Calls of the HTTP API. Leaves: the answer's JSON, or an ApiError in words that can be shown. Addresses are relative, so that the
-// page works behind a prefix as well.
+// Calls the HTTP API. Returns the JSON of the response, or throws an ApiError with a message for the user. Addresses are relative,
+// so that the page also works behind a path prefix.
 
 const PATIENCE_MS = 15_000;
 
-/** Why there is no answer. `status` 0: the server was not reached. `wait_s`: after how many seconds asking again makes sense. */
+/** A failed request. `status` 0: the server was not reached. `wait_s`: seconds to wait before a retry. */
 export class ApiError extends Error {
   constructor(status, message, { location = null, wait_s = null, request = null } = {}) {
     super(message);
     Object.assign(this, { status, location, wait_s, request });
   }
 
-  /** Whether the same request may well succeed later. */
+  /** Whether the same request may succeed later. */
   get passing() {
     return [0, 408, 429].includes(this.status) || this.status >= 502;
   }
@@ -26,9 +26,9 @@ async function call(path, { signal, body } = {}) {
     answer = await fetch(path, options);
     content = await answer.json();
   } catch (error) {
-    if (signal?.aborted) throw error; // somebody asked something newer: no error to show
-    if (answer) throw new ApiError(answer.status, "The answer was not what this page understands.");
-    throw new ApiError(0, limit.aborted ? "The server took too long to answer." : "The server does not answer.");
+    if (signal?.aborted) throw error; // replaced by a newer request: no error to show
+    if (answer) throw new ApiError(answer.status, "The response of the server is not valid JSON.");
+    throw new ApiError(0, limit.aborted ? "The server took too long to respond." : "The server does not respond.");
   }
   if (answer.ok) return content;
   throw refusal(answer, content);
@@ -37,7 +37,7 @@ async function call(path, { signal, body } = {}) {
 function refusal(answer, content) {
   const { message, location } = content?.error ?? {};
   const wait_s = Number(answer.headers.get("retry-after")) || null;
-  return new ApiError(answer.status, message ?? `The server answered ${answer.status}.`, {
+  return new ApiError(answer.status, message ?? `The server responded with status ${answer.status}.`, {
     location,
     wait_s,
     request: content?.request_id,

@@ -1,4 +1,4 @@
-// The page: state in the address, requests out, lists and map in. Every change goes one way: `go`, address, request, `show`.
+// Keeps the state of the page in the address, sends requests, and shows lists and map. Each change runs `go`, request, `show`.
 
 import { api, ApiError } from "./api.js";
 import { byPlace, History, Recommended } from "./cards.js";
@@ -13,32 +13,32 @@ import { filterOf, fromHash, requestOf, START, toHash } from "./url_state.js";
 import { Tabs } from "./tabs.js";
 import { banner, latency, ListStatus, offer } from "./list_status.js";
 
-const MORE = 10; // places of one "more"
-const AROUND = 500; // places of the catalogue that give the map its ground
+const MORE = 10; // items added by "Show 10 more"
+const AROUND = 500; // items drawn in the background of the map
 const RETRY_S = [2, 4, 8, 15];
 
 let state = fromHash(location.hash);
 let about = null;
 let own = { user: null, events: [] }; // the user's history as the bundle knows it
-let answer = null; // the last list, with the state it answers
-let asking = null; // what aborts the request under way
+let answer = null; // the last response, with the state it belongs to
+let asking = null; // AbortController of the current request
 let tries = 0;
-const known = new Map(); // item id → place, of whatever came by
+const known = new Map(); // item id → item, for all items received so far
 
 const lists = new ListStatus($("#list-state"), $("#list-column"));
 const history = new History($("#history"), { open, drop });
 const list = new Recommended($("#list"), { open, add, why });
-const map = new PlaceMap($("#map"), { open, pin: (near) => go({ near }, near ? "the pin was put" : "the pin was taken away") });
+const map = new PlaceMap($("#map"), { open, pin: (near) => go({ near }, near ? "setting the pin" : "removing the pin") });
 const tabs = new Tabs({ tab: (tab) => go({ tab }, null) });
 const details = new Details($("#details"), api, {
   add,
-  ask: (place) => go({ near: [place.latitude, place.longitude] }, `asking from ${place.name}`),
+  ask: (place) => go({ near: [place.latitude, place.longitude] }, `moving the location to ${place.name}`),
   has,
   far,
 });
 let controls = null;
 
-/** The one way a state changes. `cause`: what the reader did, in words; null asks nobody. */
+/** Changes the state. `cause` is what the user did, in words; null changes it without a request. */
 function go(part, cause, { keep = false } = {}) {
   state = { ...state, ...part };
   const address = location.pathname + location.search + toHash(state);
@@ -58,7 +58,7 @@ function add(place) {
 }
 
 function drop(id) {
-  go({ added: state.added.filter((one) => one !== id) }, `taking out ${known.get(id)?.name ?? id}`);
+  go({ added: state.added.filter((one) => one !== id) }, `removing ${known.get(id)?.name ?? id}`);
 }
 
 function has(id) {
@@ -73,7 +73,7 @@ function open(id) {
   details.open(id);
 }
 
-/** Shows what is known at once, asks for the rest. A newer change gives up the older request. */
+/** Shows known data at once and requests the rest. A newer change aborts the older request. */
 async function refresh(cause) {
   clearTimeout(refresh.again);
   asking?.abort();
@@ -104,14 +104,14 @@ async function refresh(cause) {
 
 async function start() {
   const found = await api.about();
-  $("#catalogue").textContent = `${found.name} · ${count(found.items, "place")} · ${count(found.users, "user")}`;
+  $("#catalogue").textContent = `${found.name} · ${count(found.items, "item")} · ${count(found.users, "user")}`;
   controls ??= new Controls($("#controls"), { filters: found.filters, change: (part, cause) => go(part, cause, { keep: true }) });
   tabs.hasMap(found.filters.has_locations);
   showReport($("#figures"), found);
   return found;
 }
 
-/** Learns the names of places that came with the address; those that this catalogue does not have leave it again. */
+/** Requests the items named in the address. Removes those that are not in the catalogue from the address. */
 async function look(signal) {
   const missing = state.added.filter((id) => !known.has(id));
   const gone = [];
@@ -126,7 +126,7 @@ async function look(signal) {
     }),
   );
   if (gone.length) {
-    offer(`${count(gone.length, "place")} of this link ${gone.length === 1 ? "is" : "are"} not in the catalogue`);
+    offer(`${count(gone.length, "item")} of this link ${gone.length === 1 ? "is" : "are"} not in the catalogue`);
     go({ added: state.added.filter((id) => !gone.includes(id)) }, "opening the link", { keep: true });
   }
 }
@@ -136,7 +136,7 @@ async function remember(user, signal) {
   try {
     if (user !== null) events = await api.history(user, signal);
   } catch (error) {
-    if (error.status !== 404) throw error; // nobody the bundle knows: an empty history
+    if (error.status !== 404) throw error; // an unknown user has an empty history
   }
   if (!signal.aborted) own = { user, events };
 }
@@ -151,13 +151,13 @@ function showHistory() {
   const n = own.events.length + state.added.length;
   history.show(places);
   document.title = state.user ? `${state.user} · twotower` : "twotower";
-  $("#history-note").textContent = state.user ? `of ${state.user}` : places.length ? "made by you" : "";
+  $("#history-note").textContent = state.user ? `of ${state.user}` : places.length ? "built by you" : "";
   tabs.counts({ history: n });
   const empty = h(
     "div",
     { class: "state small" },
-    h("p", {}, h("b", {}, "Nobody has been anywhere yet.")),
-    h("p", {}, "Draw a user, or search a place you like: the list answers to every place you add. Nothing you add is stored."),
+    h("p", {}, h("b", {}, "No history yet.")),
+    h("p", {}, "Pick a random user, or add items by name: the list updates with each item. Items you add are not stored."),
   );
   $("#history-state").replaceChildren(...(places.length ? [] : [empty]));
   controls.show(state, Boolean(state.near) || places.some(placed));
@@ -182,7 +182,7 @@ function show(found, asked, cause, other) {
   drawMap(other);
 }
 
-/** Says what moved, on the page and to screen readers. */
+/** Shows what changed in the list, and announces it to screen readers. */
 function told(moved, cause, found) {
   const box = $("#moved");
   box.hidden = !moved || !cause;
@@ -196,7 +196,7 @@ function told(moved, cause, found) {
   box.replaceChildren(
     h("p", {}, `After ${cause}: `, h("b", {}, words)),
     ...(gone.length
-      ? [h("p", { class: "chips" }, h("span", {}, "gone"), gone, rest > 0 && h("span", {}, `and ${rest} more`))]
+      ? [h("p", { class: "chips" }, h("span", {}, "removed"), gone, rest > 0 && h("span", {}, `and ${rest} more`))]
       : []),
   );
 }
@@ -217,11 +217,11 @@ function drawMap(refit) {
   $("#legend").replaceChildren(
     h("span", { class: "key best" }, `${on === items.length ? on : `${on} of ${items.length}`} recommended`),
     h("span", { class: "key visit" }, "history"),
-    h("span", { class: "key other" }, "other places"),
+    h("span", { class: "key other" }, "other items"),
   );
 }
 
-/** Asks once for each asker for many more places: they are the ground of the map. Nothing is said when it fails. */
+/** Requests, once for each user, many more items for the background of the map. Errors are ignored. */
 async function ground(asked, signal) {
   if (!about.filters.has_locations || map.groundOf === asked.user) return;
   const wide = { ...START, user: asked.user, added: asked.added, near: asked.near, k: AROUND, seen: true };
@@ -229,11 +229,11 @@ async function ground(asked, signal) {
     const { items } = await api.recommend(requestOf(wide, about.filters), signal);
     if (!signal.aborted) map.lay(items, asked.user);
   } catch {
-    // The map goes without.
+    // The map is shown without a background.
   }
 }
 
-/** Asks the same again with reasons, for the cards that want them. */
+/** Sends the same request again with reasons, for the cards that show them. */
 async function why() {
   const { asked } = answer;
   const { signal } = asking;
@@ -244,11 +244,11 @@ async function why() {
     for (const place of answer.items) Object.assign(place, { reasons: reasons.get(place.item_id), explained: true });
     for (const card of list.cards.values()) list.reasons(card);
   } catch (error) {
-    if (!signal.aborted) fail(error, "asking why");
+    if (!signal.aborted) fail(error, "requesting the reasons");
   }
 }
 
-/** Each error has its place: a refused request at the filters, a passing one in the banner with its next try, the rest in the list. */
+/** Shows an error: a rejected request at the filters, a temporary error in the banner with a retry, any other error in the list. */
 function fail(error, cause) {
   if (!(error instanceof ApiError)) throw error;
   lists.failed(answer !== null);
@@ -276,25 +276,25 @@ function listen() {
     button.disabled = true;
     try {
       const drawn = await api.random();
-      if (drawn) go({ user: drawn.user, added: [], k: START.k }, "drawing a user");
-      else offer("This catalogue has no users");
+      if (drawn) go({ user: drawn.user, added: [], k: START.k }, "picking a random user");
+      else offer("This bundle has no users");
     } catch (error) {
-      fail(error, "drawing a user");
+      fail(error, "picking a random user");
     } finally {
       button.disabled = false;
       button.focus({ preventScroll: true });
     }
   });
   $("#empty").addEventListener("click", () => {
-    go({ user: null, added: [], k: START.k }, "starting empty");
+    go({ user: null, added: [], k: START.k }, "starting as a new user");
     if (matchMedia("(min-width: 821px)").matches) $("#place-find").focus();
   });
   $("#list-more").addEventListener("click", () => go({ k: Math.min(AROUND, state.k + MORE) }, "showing more", { keep: true }));
   combobox($("#user-find"), {
     find: (text, signal) => api.users(text, signal),
-    draw: ({ user, events }) => [h("span", { class: "mono" }, user), h("small", {}, count(events, "visit"))],
+    draw: ({ user, events }) => [h("span", { class: "mono" }, user), h("small", {}, count(events, "event"))],
     pick: ({ user }) => go({ user, added: [], k: START.k }, "choosing a user"),
-    nothing: (text) => (text ? `No user has “${text}” in the id.` : "This catalogue has no users."),
+    nothing: (text) => (text ? `No user id contains “${text}”.` : "This bundle has no users."),
   });
   combobox($("#place-find"), {
     find: (text, signal) => api.items(text, signal),
@@ -303,7 +303,7 @@ function listen() {
       h("small", {}, [place.categories?.slice(0, 2).join(", "), place.city].filter(Boolean).join(" · ")),
     ],
     pick: add,
-    nothing: (text) => `No place has “${text}” in its name.`,
+    nothing: (text) => `No item name contains “${text}”.`,
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || event.target.closest("input, dialog, select") || state.tab !== "places") return;
@@ -320,7 +320,7 @@ function listen() {
   linked();
 }
 
-/** A place pointed at, or with the focus, is lit wherever it is shown: its card, its marker, the visit among the reasons. */
+/** Highlights the item under the pointer or with the focus everywhere: its card, its marker, its event among the reasons. */
 function linked() {
   const light = (event) => {
     const id = event.target.closest?.("[data-id]")?.dataset.id ?? null;

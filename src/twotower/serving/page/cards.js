@@ -1,11 +1,11 @@
-// Lists of places as cards: the history, the recommendations with what moved, and the skeletons that stand in for both.
+// Shows lists of items as cards: the history, the recommendations with their changes of rank, and skeletons while loading.
 
 import { animated, move } from "./changes.js";
 import { $, count, date, h, icon, km, s, signed } from "./dom.js";
 import { placed } from "./map.js";
 
 const SHOWN = 3; // categories of a card
-const FIRST = 8; // places of a history before "show all"
+const FIRST = 8; // items of a history before "show all"
 
 /** "Mexican, Bars · Tampa · 1.2 km" */
 export function summary(place) {
@@ -16,7 +16,7 @@ export function summary(place) {
 export const skeletons = (n) =>
   Array.from({ length: n }, () => h("li", { class: "card skeleton", "aria-hidden": "true" }, h("span"), h("span"), h("span")));
 
-/** Events, oldest first → one line a place, the latest first, with how often. */
+/** Groups events (oldest first) by item, latest first, and counts the events of each item. */
 export function byPlace(events) {
   const found = new Map();
   for (const event of [...events].reverse().sort((a, b) => (b.time_s ?? 0) - (a.time_s ?? 0))) {
@@ -27,7 +27,7 @@ export function byPlace(events) {
   return [...found.values()];
 }
 
-/** `open(id)`, `drop(id)`: a place of the history is opened, one that the reader added is taken out again. */
+/** Shows the history. `open(id)` opens the details of an item; `drop(id)` removes an item that the user added. */
 export class History {
   constructor(root, { open, drop }) {
     Object.assign(this, { root, open, drop, all: false, cards: new Map() });
@@ -57,7 +57,7 @@ export class History {
     this.more.setAttribute("aria-expanded", String(this.all));
   }
 
-  /** The card that a place has already, while it says the same: it keeps its focus and stands still. */
+  /** Returns the existing card of an item if nothing on it has changed, so that it keeps the focus and does not move. */
   kept(place) {
     const { item_id, name, added, times, time_s, stars } = place;
     const print = JSON.stringify([item_id, name, added, times, time_s, stars]);
@@ -71,7 +71,7 @@ export class History {
       h("span", { class: "stars", role: "img", "aria-label": count(place.stars, "star") }, "★".repeat(Math.round(place.stars)));
     const known = place.time_s != null && h("span", {}, date(place.time_s));
     const when = place.added ? h("span", { class: "tag" }, "added by you") : known;
-    const times = place.times > 1 && h("span", {}, `${place.times} visits`);
+    const times = place.times > 1 && h("span", {}, `${place.times} events`);
     const drop =
       place.added &&
       h(
@@ -79,7 +79,7 @@ export class History {
         {
           type: "button",
           class: "round quiet",
-          "aria-label": `Take ${place.name} out of the history`,
+          "aria-label": `Remove ${place.name} from the history`,
           onclick: () => this.drop(place.item_id),
         },
         icon("close"),
@@ -94,7 +94,7 @@ export class History {
   }
 }
 
-/** `open(id)`, `add(place)`, `why(open ids)`: a card was opened, its place joins the history, reasons are wanted. */
+/** Shows the recommendations. `open(id)` opens the details, `add(place)` adds the item to the history, `why()` requests reasons. */
 export class Recommended {
   constructor(root, { open, add, why }) {
     Object.assign(this, { root, open, add, why, cards: new Map(), wanted: new Set() });
@@ -106,7 +106,7 @@ export class Recommended {
     this.root.replaceChildren(...skeletons(6));
   }
 
-  /** Shows the list; `moves` as of `compare`, null where nothing came before; `scored`: by the model, which has reasons. */
+  /** Shows the list. `moves` comes from `compare`, null for a first list; `scored`: the model made the list and has reasons. */
   show(places, { moves = null, hasMap = false, scored = true } = {}) {
     const index = [...this.root.children].findIndex((card) => card.contains(document.activeElement));
     animated(this.root, () => {
@@ -116,7 +116,7 @@ export class Recommended {
         this.update(this.cards.get(place.item_id), place, moves?.get(place.item_id), { hasMap, scored, most });
       this.root.replaceChildren(...this.cards.values());
     });
-    // The card that was used is gone, into the history: the reader goes on with what stands there now.
+    // The card with the focus has moved to the history: focus the card that is now in its position.
     if (index >= 0 && document.activeElement === document.body)
       $(".add", this.root.children[Math.min(index, places.length - 1)])?.focus({ preventScroll: true });
   }
@@ -125,7 +125,7 @@ export class Recommended {
     const why = h(
       "button",
       { type: "button", class: "link why", "aria-expanded": "false", onclick: () => this.toggle(id) },
-      "Why this",
+      "Why this item",
     );
     const add = h("button", { type: "button", class: "add", onclick: () => this.add(card.place) }, icon("add"), "Add");
     const card = h(
@@ -151,7 +151,7 @@ export class Recommended {
     $(".row", card).hidden = !scored;
     $(".score", card).replaceChildren(...score(place.score, most));
     $(".add", card).setAttribute("aria-label", `Add ${place.name} to the history`);
-    $(".why", card).setAttribute("aria-label", `Why this: ${place.name}`);
+    $(".why", card).setAttribute("aria-label", `Why this item: ${place.name}`);
     this.reasons(card);
   }
 
@@ -169,13 +169,13 @@ export class Recommended {
     if (!open) return;
     const { reasons } = card.place;
     if (reasons?.length) box.replaceChildren(...bars(reasons));
-    else box.replaceChildren(h("p", { class: "meta" }, card.place.explained ? "Nothing stands out." : "Asking the model …"));
+    else box.replaceChildren(h("p", { class: "meta" }, card.place.explained ? "No large contributions." : "Loading reasons …"));
   }
 }
 
 const name = (place, open) => h("button", { type: "button", class: "name", onclick: () => open(place.item_id) }, place.name);
 
-/** A meter, full at the greatest score of the list, and the figure. */
+/** A meter relative to the highest score of the list, and the score as a number. */
 function score(value, most) {
   if (!Number.isFinite(value)) return [];
   const share = Math.max(0, value / most);
@@ -189,16 +189,16 @@ function score(value, most) {
     meter,
     h(
       "span",
-      { title: "Inner product of the asker's and the place's vectors, and what popularity adds" },
+      { title: "Inner product of user and item vector, plus the popularity term" },
       h("span", { class: "unseen" }, "score "),
       value.toFixed(2),
     ),
   ];
 }
 
-const KINDS = { visit: "visited", user: "who asks", item: "the place" };
+const KINDS = { visit: "history", user: "user", item: "item" };
 
-/** Reasons as bars from a middle line: to the right what moved the place up, to the left what held it down. */
+/** Shows reasons as bars from a middle line: positive contributions to the right, negative ones to the left. */
 function bars(reasons) {
   const most = Math.max(...reasons.map((reason) => Math.abs(reason.share))) || 1;
   const line = (reason) =>
@@ -213,5 +213,5 @@ function bars(reasons) {
       }),
       h("span", { class: "figure" }, signed(reason.share, 3)),
     );
-  return [h("p", { class: "meta" }, "What moved the score, in the model’s own gradients:"), h("ul", {}, reasons.map(line))];
+  return [h("p", { class: "meta" }, "Contributions to the score (gradient × input):"), h("ul", {}, reasons.map(line))];
 }

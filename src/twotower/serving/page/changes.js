@@ -1,11 +1,11 @@
-// What moved between two lists, and the motion that shows it.
+// Compares two lists and animates the changes.
 
 import { calm, count } from "./dom.js";
 
 /**
- * Two lists of places, best first → what became of each.
- * `moves`: item id → places gained (positive: up), 0, or "new"; `gone`: those that left, without those in `taken` (ids).
- * With `longer` the second list was only asked to go on further: what follows the end of the first is not new.
+ * Compares two lists of items, best first.
+ * `moves`: item id → positions gained (positive: up), 0, or "new"; `gone`: removed items, without those in `taken` (ids).
+ * With `longer` the second list is the first with more items: items after the end of the first are not new.
  */
 export function compare(before, after, { taken = [], longer = false } = {}) {
   const was = new Map(before.map((place, rank) => [place.item_id, rank]));
@@ -17,20 +17,20 @@ export function compare(before, after, { taken = [], longer = false } = {}) {
   return { moves, gone: before.filter(({ item_id }) => !moves.has(item_id) && !taken.includes(item_id)) };
 }
 
-/** "2 new, 3 up, 1 down", or "nothing moved". */
+/** "2 new, 3 up, 1 down", or "no change". */
 export function inWords({ moves, gone }) {
   const values = [...moves.values()];
   const parts = [
     [values.filter((move) => move === "new").length, "new"],
     [values.filter((move) => move > 0).length, "up"],
     [values.filter((move) => move < 0).length, "down"],
-    [gone.length, "gone"],
+    [gone.length, "removed"],
   ];
   return (
     parts
       .filter(([n]) => n)
       .map(([n, word]) => `${n} ${word}`)
-      .join(", ") || "nothing moved"
+      .join(", ") || "no change"
   );
 }
 
@@ -38,13 +38,13 @@ export function inWords({ moves, gone }) {
 export function move(step) {
   if (step === "new") return { kind: "new", sign: "new", words: "new in the list" };
   if (!step) return { kind: "same", sign: "", words: "" };
-  const steps = count(Math.abs(step), "place");
+  const steps = count(Math.abs(step), "position");
   return step > 0
     ? { kind: "up", sign: `▲${step}`, words: `up ${steps}` }
     : { kind: "down", sign: `▼${-step}`, words: `down ${steps}` };
 }
 
-/** Runs `change` on the children of `list` and lets each child travel from where it was; new ones fade in. */
+/** Runs `change` on the children of `list`, moves each child from its old position, and fades in new ones. */
 export function animated(list, change) {
   const tops = new Map([...list.children].map((child) => [child, child.getBoundingClientRect().top]));
   const inside = list.contains(document.activeElement) ? document.activeElement : null;

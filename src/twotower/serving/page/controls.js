@@ -1,10 +1,10 @@
-// Filters and dials. Enter: what the catalogue can be filtered by (/v1/about) and the state; leave: changes of the state, each in
-// words too. A control that this catalogue has no use for is not there.
+// Shows the filters and settings. Takes the filters of the catalogue (/v1/about) and the state, and reports changes of the state
+// with a description in words. A control that the catalogue does not support is hidden.
 
 import { $, h, settled } from "./dom.js";
 import { now, RADII, tuned, untuned } from "./url_state.js";
 
-const PAUSE_MS = 140; // a slider that is still moving does not ask yet
+const PAUSE_MS = 140; // wait until a slider rests before sending a request
 
 export class Controls {
   /** `change(part of the state, words)`. */
@@ -32,21 +32,21 @@ export class Controls {
     form.addEventListener("submit", (event) => event.preventDefault());
     on("#category-list", "change", () => {
       const chosen = [...form.querySelectorAll("[name=category]:checked")].map((box) => box.value);
-      this.change({ categories: chosen }, "the categories changed");
+      this.change({ categories: chosen }, "changing the categories");
     });
     on("#category-find", "input", (event) => {
       const text = event.target.value.trim().toLowerCase();
       for (const label of $("#category-list").children) label.hidden = !label.textContent.toLowerCase().includes(text);
     });
-    on("[data-filter=price]", "change", (event) => this.change({ price: Number(event.target.value) || null }, "the price changed"));
-    on("#open", "change", (event) => this.change({ open: event.target.checked }, "“open now” changed"));
-    on("#seen", "change", (event) => this.change({ seen: event.target.checked }, "places of the history were let in or out"));
-    on("#where", "change", (event) => this.change({ where: event.target.value.trim() }, "the filter changed"));
+    on("[data-filter=price]", "change", (event) => this.change({ price: Number(event.target.value) || null }, "changing price"));
+    on("#open", "change", (event) => this.change({ open: event.target.checked }, "changing “open now”"));
+    on("#seen", "change", (event) => this.change({ seen: event.target.checked }, "changing “include seen items”"));
+    on("#where", "change", (event) => this.change({ where: event.target.value.trim() }, "changing the filter"));
     on("#where", "keydown", (event) => event.key === "Enter" && event.target.blur());
-    this.slider("#radius", (value) => ({ radius: RADII[value] }), "the radius changed");
-    this.slider("#popularity", (value) => ({ popularity: value }), "the popularity dial moved");
-    this.slider("#diversity", (value) => ({ diversity: value }), "the diversity dial moved");
-    on("#reset", "click", () => this.change(untuned({}), "everything was reset"));
+    this.slider("#radius", (value) => ({ radius: RADII[value] }), "changing the radius");
+    this.slider("#popularity", (value) => ({ popularity: value }), "changing the popularity");
+    this.slider("#diversity", (value) => ({ diversity: value }), "changing the diversity");
+    on("#reset", "click", () => this.change(untuned({}), "resetting everything"));
     popover($("#category-button"), $("#category-panel"), $("#category-find"));
   }
 
@@ -59,7 +59,7 @@ export class Controls {
     });
   }
 
-  /** Puts every control where the state says. `measured`: whether there is a place to measure a radius from. */
+  /** Sets every control from the state. `measured`: whether there is a location to measure a radius from. */
   show(state, measured) {
     const { form } = this;
     for (const box of form.querySelectorAll("[name=category]")) box.checked = state.categories.includes(box.value);
@@ -68,7 +68,7 @@ export class Controls {
       others < 0 ? "Any category" : others ? `${state.categories[0]} +${others}` : state.categories[0];
     for (const radio of form.querySelectorAll("[name=price]")) radio.checked = Number(radio.value) === (state.price ?? 0);
     $("#open").checked = state.open;
-    $("#open-now").textContent = state.open ? (this.filters.has_zones ? "there" : now()) : "";
+    $("#open-now").textContent = state.open ? (this.filters.has_zones ? "local time" : now()) : "";
     $("#seen").checked = state.seen;
     if (document.activeElement !== $("#where")) $("#where").value = state.where;
     const radius = $("#radius");
@@ -83,7 +83,7 @@ export class Controls {
     $("#tuned").textContent = away ? String(away) : "";
   }
 
-  /** The values of the sliders in words, also while they move. */
+  /** Shows the values of the sliders in words, also while they move. */
   say({ radius, popularity, diversity }) {
     const tell = (selector, words) => {
       $(`${selector}-value`).textContent = words;
@@ -93,23 +93,23 @@ export class Controls {
     if (popularity !== undefined)
       tell(
         "#popularity",
-        popularity ? `${popularity < 0 ? "rarer" : "busier"} ${Math.round(Math.abs(popularity) * 100)} %` : "as trained",
+        popularity ? `${popularity < 0 ? "rarer" : "more popular"} ${Math.round(Math.abs(popularity) * 100)} %` : "as trained",
       );
     if (diversity !== undefined) tell("#diversity", diversity ? `${Math.round(diversity * 100)} %` : "best first");
   }
 
-  /** Shows what the server refused of the filter, with a mark under the character where it can be told. */
+  /** Shows why the server rejected the filter, with a mark under the character if its position is known. */
   refuse(error, text) {
     const box = $("#refusal");
     box.hidden = !error;
     if (!error) return;
     const place = /\d+/.exec(String(error.location ?? ""))?.[0];
     const marked = place && text ? h("pre", {}, `${text}\n${" ".repeat(Math.max(0, Number(place) - 1))}^`) : null;
-    box.replaceChildren(h("b", {}, "This request cannot be answered. "), error.message, ...(marked ? [marked] : []));
+    box.replaceChildren(h("b", {}, "The request was rejected. "), error.message, ...(marked ? [marked] : []));
   }
 }
 
-/** A panel that a button opens: closed by Esc, which gives the focus back, and by whatever happens elsewhere. */
+/** A panel that a button opens. Esc closes it and returns the focus; a click or focus elsewhere closes it too. */
 export function popover(button, panel, first) {
   const set = (open) => {
     panel.hidden = !open;

@@ -1,4 +1,4 @@
-// One place in full, in a dialog: its facts, its week, and the places most like it.
+// Shows one item in a dialog: its columns, its opening hours and the most similar items.
 
 import { skeletons, summary } from "./cards.js";
 import { $, h, icon } from "./dom.js";
@@ -7,12 +7,12 @@ import { placed } from "./map.js";
 const SIMILAR = 8;
 const DAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 const WEEK = /^[01]{168}$/;
-const TOLD = ["item_id", "name", "categories", "city", "latitude", "longitude"]; // shown elsewhere in the sheet
-const LEVELS = [1, 2, 3, 4]; // of prices: other numbers are said as they are
+const TOLD = ["item_id", "name", "categories", "city", "latitude", "longitude"]; // shown elsewhere in the dialog
+const LEVELS = [1, 2, 3, 4]; // price levels; other prices are shown as numbers
 
 export class Details {
-  /** `add(place)`, `ask(place)`: the place joins the history, or becomes where requests come from; `has(id)`: is it in the history;
-   * `far(id)`: kilometres where they are known. */
+  /** `add(place)` adds the item to the history; `ask(place)` makes its location that of the requests; `has(id)`: is the item in the
+   * history; `far(id)`: its distance in kilometres, if known. */
   constructor(dialog, api, { add, ask, has, far }) {
     Object.assign(this, { dialog, api, add, ask, has, far });
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
@@ -31,7 +31,7 @@ export class Details {
     } catch (error) {
       if (!signal.aborted)
         this.dialog.replaceChildren(
-          this.head("No answer"),
+          this.head("Error"),
           h(
             "div",
             { class: "state" },
@@ -63,19 +63,19 @@ export class Details {
       icon(known ? "check" : "add"),
       known ? "In the history" : "Add to the history",
     );
-    const ask = placed(place) && h("button", { type: "button", onclick: () => this.ask(place) }, icon("pin"), "Ask from here");
+    const ask = placed(place) && h("button", { type: "button", onclick: () => this.ask(place) }, icon("pin"), "Use this location");
     this.dialog.replaceChildren(
       this.head(place.name, summary({ ...place, distance_km: this.far(place.item_id) })),
       h("div", { class: "row" }, add, ask),
       ...columnRows(place.columns ?? {}),
-      h("h3", {}, "Similar places"),
+      h("h3", {}, "Similar items"),
       similar.length
         ? h(
             "ul",
             { class: "cards" },
             similar.map((one) => this.line(one)),
           )
-        : h("p", { class: "meta" }, "None in this catalogue."),
+        : h("p", { class: "meta" }, "No similar items in this catalogue."),
     );
     $("button", this.dialog).focus();
     this.dialog.scrollTop = 0;
@@ -84,12 +84,12 @@ export class Details {
   line(place) {
     const name = h("button", { type: "button", class: "name", onclick: () => this.open(place.item_id) }, place.name);
     const known = this.has(place.item_id);
-    const label = known ? `There in the history: ${place.name}` : `Add ${place.name} to the history`;
+    const label = known ? `In the history: ${place.name}` : `Add ${place.name} to the history`;
     const add = h(
       "button",
       { type: "button", class: "add", "aria-label": label, disabled: known, onclick: () => this.add(place) },
       icon(known ? "check" : "add"),
-      known ? "There" : "Add",
+      known ? "Added" : "Add",
     );
     return h("li", { class: "card" }, h("div", { class: "body" }, name, h("p", { class: "meta" }, summary(place))), add);
   }

@@ -1,10 +1,10 @@
-// Elements, icons, formats and announcements: what every part of the page is drawn with. Nothing here knows the API.
+// Creates elements and icons, formats numbers and announces text to screen readers. Independent of the API.
 
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * An element in one expression. `on…` props are listeners, `vars` custom properties (a policy without inline styles allows
- * them from scripts), `data` data attributes; true and false set and leave out an attribute; anything else is an attribute.
+ * Creates an element. `on…` props are listeners, `vars` custom properties (a policy without inline styles allows them from
+ * scripts), `data` data attributes. All other props are attributes; true sets an empty attribute, false leaves it out.
  */
 export function h(tag, props = {}, ...children) {
   return fill(document.createElement(tag), props, children);
@@ -44,12 +44,12 @@ const PATHS = {
   tune: "M4 7h9M17 7h3M15 5v4M4 17h3M11 17h9M9 15v4",
 };
 
-/** One of the line icons; hidden from screen readers: the button around it has the name. */
+/** Returns a line icon. It is hidden from screen readers, because the button around it has a name. */
 export function icon(name) {
   return s("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true" }, s("path", { d: PATHS[name] }));
 }
 
-/** Puts the icons into the elements of the page that ask for one with data-icon. */
+/** Adds the icon to every element with a data-icon attribute. */
 export function placeIcons(root) {
   for (const element of root.querySelectorAll("[data-icon]")) element.prepend(icon(element.dataset.icon));
 }
@@ -58,7 +58,7 @@ export const $ = (selector, root = document) => root.querySelector(selector);
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-/** Says a sentence to screen readers, politely, even when it is the one said last. */
+/** Announces a sentence to screen readers (politely), even if it was announced just before. */
 export function announce(sentence) {
   const region = $("#live");
   region.textContent = "";

@@ -1,11 +1,11 @@
-// Degrees, kilometres and pixels. A place is [latitude, longitude] in degrees; a view is {lat, lon, scale}: its middle, and the
-// pixels that a kilometre takes there. The projection is flat around the middle: exact enough for a town, fair for a country.
+// Converts degrees, kilometres and pixels. A location is [latitude, longitude] in degrees; a view is {lat, lon, scale}: its centre
+// and the pixels per kilometre there. The projection is flat around the centre: accurate for a town, approximate for a country.
 
 const KM_PER_DEGREE = 111.2;
 const EARTH_KM = 6371;
 export const SCALES = [0.02, 600];
-const RECENT = 100; // visits that say where somebody usually goes: as the server counts
-const GAP = 3; // times as far as the place before: there another town begins
+const RECENT = 100; // last events that give the home location, as on the server
+const GAP = 3; // a location this many times as far as the previous one belongs to another town
 const TOWN_KM = 3;
 const LEAST_KM = 1.2;
 
@@ -27,14 +27,14 @@ export const toPlace = (view, size, [x, y]) => [
   Math.max(-180, Math.min(180, view.lon + (x - size.width / 2) / (KM_PER_DEGREE * shrink(view.lat) * view.scale))),
 ];
 
-/** The place with the least way to all others; null for none. */
+/** The location with the smallest total distance to all others; null without locations. */
 export function middle(places) {
   const recent = places.slice(-RECENT);
   const total = (place) => recent.reduce((sum, other) => sum + distance(place, other), 0);
   return recent.length ? recent.map((place) => [total(place), place]).reduce((a, b) => (b[0] < a[0] ? b : a))[1] : null;
 }
 
-/** The places around the middle of `places`, up to the first gap beyond which another town begins. */
+/** The locations around the centre of `places`, up to the first gap, beyond which another town begins. */
 export function core(places) {
   const centre = middle(places);
   if (!centre) return [];
@@ -56,7 +56,7 @@ export function fitted(places, size, margin) {
   return { lat, lon: (west + east) / 2, scale: within(SCALES, Math.min(room(size.width) / wide, room(size.height) / tall)) };
 }
 
-/** The view after zooming by `factor`, with the pixel `at` staying over the same place. */
+/** The view after zooming by `factor`, with the pixel `at` staying over the same location. */
 export function zoomed(view, size, factor, at = [size.width / 2, size.height / 2]) {
   const scale = within(SCALES, view.scale * factor);
   const place = toPlace(view, size, at);
@@ -70,7 +70,7 @@ export function panned(view, size, [dx, dy]) {
   return { ...view, lat, lon };
 }
 
-/** The lines of a grid over the view: [degrees, pixel] a line along each axis, some 110 pixels apart. */
+/** The grid lines of the view: [degrees, pixel] for each line along each axis, about 110 pixels apart. */
 export function grid(view, size) {
   const [north, west] = toPlace(view, size, [0, 0]);
   const [south, east] = toPlace(view, size, [size.width, size.height]);
@@ -86,7 +86,7 @@ export function grid(view, size) {
   };
 }
 
-/** A round number of kilometres that takes at most `most` pixels, and how many it takes. */
+/** A round number of kilometres that takes at most `most` pixels, and its width in pixels. */
 export function bar(view, most) {
   const length = [5, 2, 1].map((n) => n * 10 ** Math.floor(Math.log10(most / view.scale))).find((n) => n * view.scale <= most);
   return { km: length, pixels: length * view.scale };

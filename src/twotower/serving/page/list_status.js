@@ -1,13 +1,13 @@
-// Everything between asking and having: busy, empty and broken lists, the banner with its next try, the toast, how long it took.
+// Shows the status of the list: loading, empty and failed lists, the banner with the next retry, the toast, and the latency.
 
 import { $, h, ms, s } from "./dom.js";
 
-const SLOW_MS = 180; // a faster answer needs no sign that it is coming
+const SLOW_MS = 180; // no loading state for faster responses
 const TOAST_MS = 6000;
-const LEAST_MS = 0.05; // of a stage that is worth a name
+const LEAST_MS = 0.05; // shorter stages are not shown
 const SOURCES = {
-  nearby: "Nothing is known of who asks: the places most visited lately around here.",
-  recent: "Nothing is known of who asks: the places most visited lately.",
+  nearby: "Unknown user: the most popular recent items nearby.",
+  recent: "Unknown user: the most popular recent items.",
 };
 
 export class ListStatus {
@@ -28,7 +28,7 @@ export class ListStatus {
     this.root.replaceChildren();
   }
 
-  /** An answer is there: where it comes from, or why it is empty. */
+  /** Shows where a list comes from, or why it is empty. */
   done({ items, source, confidence, user_known }, { asked, reset }) {
     this.rest();
     const meter = s(
@@ -40,24 +40,24 @@ export class ListStatus {
     const unknown = asked.user && !user_known ? "The bundle does not know this user. " : "";
     const sure = h(
       "span",
-      { class: "sure", title: "How much is known of who asks: grows with the history" },
+      { class: "sure", title: "Grows with the length of the history: n / (n + 3) for n events" },
       meter,
       `confidence ${Math.round(100 * confidence)} %`,
     );
-    $("#list-note").replaceChildren(unknown, SOURCES[source] ?? "From the history, by the model.", " ", sure);
+    $("#list-note").replaceChildren(unknown, SOURCES[source] ?? "From the model.", " ", sure);
     if (!items.length)
       this.root.append(
         h(
           "div",
           { class: "state" },
-          h("p", {}, h("b", {}, "No place passes these filters.")),
-          h("p", {}, "Widen the radius, allow more categories, or begin anew."),
-          h("button", { type: "button", onclick: reset }, "Reset filters and dials"),
+          h("p", {}, h("b", {}, "No item matches these filters.")),
+          h("p", {}, "Increase the radius, allow more categories, or reset the filters."),
+          h("button", { type: "button", onclick: reset }, "Reset filters and settings"),
         ),
       );
   }
 
-  /** No answer; with `old`, the list of the request before stays and is marked as such. */
+  /** Marks a failed request; with `old`, the list of the previous request stays and is marked as outdated. */
   failed(old) {
     this.rest();
     this.column.classList.toggle("stale", old);
@@ -69,7 +69,7 @@ export class ListStatus {
       h(
         "div",
         { class: "state bad", role: "alert" },
-        h("p", {}, h("b", {}, "This went wrong. "), error.message),
+        h("p", {}, h("b", {}, "The request failed. "), error.message),
         which,
         h("button", { type: "button", onclick: retry }, "Try again"),
       ),
@@ -77,9 +77,9 @@ export class ListStatus {
   }
 }
 
-const REASONS = { 0: "The server cannot be reached.", 429: "Too many requests at once.", 503: "The server has too much to do." };
+const REASONS = { 0: "The server cannot be reached.", 429: "Too many requests at once.", 503: "The server is overloaded." };
 
-/** Shows why nothing comes, counts down to the next try, and offers it now; null takes the banner away. */
+/** Shows the error, counts down to the next retry and offers to retry now; null hides the banner. */
 export function banner(error, { wait, retry } = {}) {
   const box = $("#banner");
   clearInterval(banner.timer);
@@ -89,19 +89,19 @@ export function banner(error, { wait, retry } = {}) {
   const clock = h("span", { "aria-hidden": "true" });
   const tick = () => {
     const left = Math.max(0, Math.ceil((until - performance.now()) / 1000));
-    clock.textContent = left ? `Next try in ${left} s.` : "Trying …";
+    clock.textContent = left ? `Next retry in ${left} s.` : "Retrying …";
   };
   tick();
   banner.timer = setInterval(tick, 250);
   box.replaceChildren(
     h("b", {}, REASONS[error.status] ?? error.message),
-    h("span", {}, "What you see is the last answer; the page goes on by itself."),
+    h("span", {}, "The page shows the last response and retries automatically."),
     clock,
-    h("button", { type: "button", onclick: retry }, "Try now"),
+    h("button", { type: "button", onclick: retry }, "Retry now"),
   );
 }
 
-/** A sentence at the edge of the page for a while, with something to do about it. */
+/** Shows a notice for a few seconds, with an optional action. */
 export function offer(sentence, label, act) {
   const box = $("#toast");
   clearTimeout(offer.timer);
@@ -118,13 +118,13 @@ export function offer(sentence, label, act) {
   box.onpointerleave = () => (offer.timer = setTimeout(hide, TOAST_MS / 2));
 }
 
-/** How long the answer took: the server's stages as one bar with their names, and the way there and back. */
+/** Shows the latency: the server's stages as one bar with their names, and the round trip. */
 export function latency(root, { took_ms, trip_ms, stages_ms }) {
   const stages = Object.entries(stages_ms ?? {}).filter(([, time]) => time >= LEAST_MS);
   const sum = stages.reduce((total, [, time]) => total + time, 0) || 1;
   root.hidden = false;
   root.replaceChildren(
-    h("p", {}, h("b", {}, ms(took_ms)), " in the server, ", ms(trip_ms), " with the way"),
+    h("p", {}, h("b", {}, ms(took_ms)), " in the server, ", ms(trip_ms), " round trip"),
     h(
       "div",
       { class: "stages", "aria-hidden": "true" },

@@ -1,18 +1,18 @@
-// The map: history, recommendations and the pin by latitude and longitude, to be moved and zoomed with mouse, fingers and keys.
-// Enter: places with coordinates, and what to do when one is opened or a pin is put. Shapes tell the kinds apart without colour:
-// numbered circles are recommendations, diamonds the history, a drop the pin, small dots other places of the catalogue.
+// Draws the map: history, recommendations and the pin. It moves and zooms with mouse, touch and keys. It takes items with
+// coordinates, and callbacks for opening an item and setting the pin. Shapes distinguish the kinds without colour: numbered
+// circles are recommendations, diamonds the history, a drop the pin, small dots other items of the catalogue.
 
 import { calm, count, h, icon, km, s } from "./dom.js";
 import { bar, core, distance, fitted, grid, middle, panned, toPixels, toPlace, zoomed } from "./geometry.js";
 
-const MARGIN = 54; // pixels around what is fitted
-const NUMBERED = 30; // recommendations that carry their rank
+const MARGIN = 54; // pixels around the fitted markers
+const NUMBERED = 30; // recommendations with a visible rank
 const DRAG = 4; // pixels before a press is a drag
 const at = (place) => [place.latitude, place.longitude];
 export const placed = (place) => Number.isFinite(place.latitude) && Number.isFinite(place.longitude);
 
 export class PlaceMap {
-  /** `open(id)`: a marker was pressed; `pin(place | null)`: the reader puts or takes the pin. */
+  /** `open(id)`: a marker was pressed; `pin(location | null)`: the user set or removed the pin. */
   constructor(root, { open, pin }) {
     Object.assign(this, {
       root,
@@ -41,7 +41,7 @@ export class PlaceMap {
   buttons() {
     const button = (name, label, onclick) =>
       h("button", { type: "button", class: "round", "aria-label": label, title: label, onclick }, icon(name));
-    this.pinButton = button("pin", "Ask from the middle of the map", () =>
+    this.pinButton = button("pin", "Set the pin to the map centre", () =>
       this.pin(this.content.near ? null : [this.view.lat, this.view.lon]),
     );
     return h(
@@ -54,7 +54,7 @@ export class PlaceMap {
     );
   }
 
-  /** Shows new content: `history` is a line a place, `visits` are all of them, oldest first; `refit` also moves the view to it. */
+  /** Shows new content: `history` has one entry per item, `visits` all events, oldest first; `refit` also moves the view to it. */
   show(content, { refit = false } = {}) {
     const only = (places) => places.filter(placed);
     this.content = {
@@ -64,7 +64,7 @@ export class PlaceMap {
       visits: only(content.visits),
     };
     this.pinButton.setAttribute("aria-pressed", String(Boolean(content.near)));
-    const label = content.near ? "Take the pin away" : "Ask from the middle of the map";
+    const label = content.near ? "Remove the pin" : "Set the pin to the map centre";
     for (const name of ["aria-label", "title"]) this.pinButton.setAttribute(name, label);
     this.markers();
     this.dot();
@@ -72,7 +72,7 @@ export class PlaceMap {
     else this.draw();
   }
 
-  /** Puts many other places under the markers, small and without names: the shape of the town. */
+  /** Draws many other items as small dots under the markers. */
   lay(ground, of) {
     Object.assign(this, { ground: ground.filter(placed), groundOf: of });
     this.dot();
@@ -85,7 +85,7 @@ export class PlaceMap {
     this.layers.context.replaceChildren(...this.dots.map(([dot]) => dot));
   }
 
-  /** Whether most of the recommendations lie outside of the view: then it has nothing to show. */
+  /** Whether most of the recommendations are outside the view. */
   elsewhere() {
     const inside = this.content.recommended.filter((place) => this.holds(toPixels(this.view, this.size, at(place))));
     return inside.length < this.content.recommended.length / 2;
@@ -95,7 +95,7 @@ export class PlaceMap {
     return x >= 0 && y >= 0 && x <= this.size.width && y <= this.size.height;
   }
 
-  /** Moves to the recommendations and the pin; to everything with `all`; to the history where nothing is recommended. */
+  /** Fits the view to the recommendations and the pin; with `all` to everything; without recommendations to the history. */
   fit({ all = false } = {}) {
     const { recommended, history, near } = this.content;
     const wanted = all ? [...recommended, ...history].map(at) : core((recommended.length ? recommended : history).map(at));
@@ -180,7 +180,7 @@ export class PlaceMap {
     if (focused) this.marks.at(-1)?.focus({ preventScroll: true });
     this.canvas.setAttribute(
       "aria-label",
-      `Map with ${count(recommended.length, "recommendation")} and ${count(history.length, "place")} of the history; arrow keys go around`,
+      `Map with ${count(recommended.length, "recommendation")} and ${count(history.length, "item")} of the history; arrow keys move`,
     );
   }
 
@@ -228,12 +228,12 @@ export class PlaceMap {
     this.scale.textContent = km(length.km);
   }
 
-  /** Where distances count from, as the server does: the pin, else the most central place of the last visits. */
+  /** The origin of distances, as on the server: the pin, else the most central location of the last events. */
   centre() {
     return this.content.near ?? middle(this.content.visits.map(at));
   }
 
-  /** Lights the place with this id, or none: a ring and its name. */
+  /** Highlights the item with this id with a ring and its name; null removes the highlight. */
   light(id) {
     this.lit = id;
     this.point();
@@ -286,7 +286,7 @@ export class PlaceMap {
       this.canvas.addEventListener(name, (event) => this.pointers.delete(event.pointerId));
   }
 
-  /** One pointer moves the map, two also zoom it by their distance. */
+  /** One pointer moves the map; two pointers also zoom it. */
   drag(event, now) {
     const before = this.pointers.get(event.pointerId);
     if (!before || !this.view) return;
@@ -318,14 +318,14 @@ export class PlaceMap {
     event.preventDefault();
   }
 
-  /** Moves the one stop of the Tab key to marker `n`; the next of the first recommendation is the second. */
+  /** Makes marker `n` the only one that the Tab key reaches; after the first recommendation comes the second. */
   step(n) {
     for (const mark of this.marks) mark.setAttribute("tabindex", "-1");
     this.marks[n].setAttribute("tabindex", "0");
     this.marks[n].focus();
   }
 
-  /** Brings a marker that got the focus into the view. */
+  /** Moves the view so that the focused marker is visible. */
   reveal(mark) {
     const place = this.places[this.marks.indexOf(mark)];
     if (!place || !this.view || !mark.matches(":focus-visible")) return;

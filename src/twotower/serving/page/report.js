@@ -1,5 +1,5 @@
-// The report's figures: how good each system was on held-out visits, with 95 % intervals as bars. Enters: "metrics" of /v1/about,
-// the report as `twotower evaluate` writes it (or under "report"); without one, what training said, and how to get the rest.
+// Shows the evaluation: each system on held-out events, with 95 % intervals as bars. Takes "metrics" of /v1/about, which holds the
+// report of `twotower evaluate`. Without a report, shows the validation result and how to get a report.
 
 import { count, h, s, signed } from "./dom.js";
 
@@ -15,11 +15,11 @@ const TITLES = {
   oracle: "oracle",
 };
 const BEYOND = {
-  coverage: ["coverage", "share of the catalogue that anybody is shown"],
-  gini: ["Gini", "0: every place shown equally often; 1: a single one"],
-  novelty_bits: ["novelty, bits", "mean surprise −log₂ p of a place shown"],
-  popularity_lift: ["popularity lift", "how much more popular than what the same people chose before"],
-  diversity: ["diversity", "mean difference of categories within a list"],
+  coverage: ["coverage", "share of the catalogue that is recommended to at least one user"],
+  gini: ["Gini", "0: every item recommended equally often; 1: only one item recommended"],
+  novelty_bits: ["novelty, bits", "mean self-information −log₂ p of the recommended items"],
+  popularity_lift: ["popularity lift", "popularity of the recommended items relative to the items of the user's history"],
+  diversity: ["diversity", "mean dissimilarity of categories within a list"],
 };
 const MAIN = "two-tower";
 const title = (name) => TITLES[name] ?? name;
@@ -42,7 +42,7 @@ export function showReport(root, about) {
   const draw = (metric) => body.replaceChildren(...[systems(report, metric), differences(report, metric)].filter(Boolean));
   draw(chosen);
   root.replaceChildren(
-    h("header", { class: "verdict" }, h("h2", {}, sentence(report.verdict) ?? "The report’s figures"), facts(report)),
+    h("header", { class: "verdict" }, h("h2", {}, sentence(report.verdict) ?? "Evaluation report"), facts(report)),
     h("p", { class: "pick" }, h("label", { for: "metric" }, "Metric"), select),
     body,
     beyond(report) ?? "",
@@ -53,15 +53,15 @@ const sentence = (text) => (text ? text[0].toUpperCase() + text.slice(1) : null)
 
 function facts({ protocol: p = {}, dataset: d = {} }) {
   const known = [
-    p.queries && `${count(p.queries, "question")} of ${count(p.users, "user")}`,
-    p.catalogue && `whole catalogue of ${count(p.catalogue, "place")} ranked`,
-    d.train_events && `trained on ${count(d.train_events, "visit")}`,
+    p.queries && `${count(p.queries, "query", "queries")} of ${count(p.users, "user")}`,
+    p.catalogue && `all ${count(p.catalogue, "item")} ranked`,
+    d.train_events && `trained on ${count(d.train_events, "event")}`,
     p.split && `split by ${p.split.replaceAll("_", " ")}`,
   ];
   return h("p", { class: "meta" }, known.filter(Boolean).join(" · "));
 }
 
-/** Lines with a value and an interval over one common scale. */
+/** Draws values with intervals on a common scale. */
 function strips(rows, low, high, tone) {
   const x = (value) => (100 * (value - low)) / (high - low || 1);
   const rail = (row) =>
@@ -93,12 +93,12 @@ function systems(report, metric) {
       h("td", { class: "wide" }, rail),
       h("td", {}, figure(row.value), " ", h("small", {}, `${figure(row.low)} – ${figure(row.high)}`)),
     );
-  const note = report.systems.oracle ? " The oracle knows the true tastes of a simulated town: a ceiling, no competitor." : "";
+  const note = report.systems.oracle ? " The oracle knows the true preferences: an upper bound, not a baseline." : "";
   return h(
     "section",
     { class: "panel" },
     h("h3", {}, `${metric} of every system`),
-    h("p", { class: "meta" }, `Mean over the questions; whiskers are 95 % intervals.${note}`),
+    h("p", { class: "meta" }, `Mean over the queries; whiskers are 95 % intervals.${note}`),
     table(["system", "", "value, 95 % interval"], strips(rows, 0, most, kind).map(line)),
   );
 }
@@ -123,7 +123,7 @@ function differences(report, metric) {
     "section",
     { class: "panel" },
     h("h3", {}, `${MAIN} minus the others`),
-    h("p", { class: "meta" }, "The same users are drawn for both sides. Right of the line the model is better."),
+    h("p", { class: "meta" }, "Paired over the same users. Right of the line, the model is better."),
     table(["against", "", "difference, 95 % interval"], strips(rows, Math.min(...ends), Math.max(...ends), tone).map(line)),
   );
 }
@@ -182,7 +182,7 @@ function bare({ metric, value }) {
     { class: "state" },
     h("h2", {}, "No report in this bundle"),
     kept,
-    h("p", {}, "Judge the run against the baselines and export it again: the figures then come with the bundle."),
+    h("p", {}, "Evaluate the run and export it again to include the report in the bundle:"),
     h("pre", {}, "twotower evaluate RUN\ntwotower export RUN --out BUNDLE"),
   );
 }

@@ -1,4 +1,4 @@
-// A search field with results below: the combobox of people and of places. Arrow keys move, Enter picks, Esc closes, then empties.
+// A search field with results below, for users and items. Arrow keys move, Enter selects, Esc closes the list or clears the field.
 
 import { h, settled } from "./dom.js";
 
@@ -14,8 +14,8 @@ export function combobox(input, { find, draw, pick, nothing }) {
   let options = [];
   let active = -1;
   let newest = null;
-  let pending = false; // results of what was typed are on their way
-  let entered = false; // and the first of them is to be picked
+  let pending = false; // a search for the typed text is under way
+  let entered = false; // Enter was pressed: select the first result when it arrives
 
   const lines = () => [...list.querySelectorAll("[role=option]")];
   const mark = (n) => {
@@ -107,7 +107,7 @@ export function combobox(input, { find, draw, pick, nothing }) {
     if (options.length || list.hidden || event.key === "Escape") act();
   });
   input.addEventListener("input", () => {
-    newest?.abort(); // what the text before finds is not what Enter means now
+    newest?.abort(); // results of the previous text are outdated
     options = [];
     pending = true;
     entered = false;

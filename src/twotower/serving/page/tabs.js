@@ -1,4 +1,4 @@
-// What is shown of the page: the tab, the theme, and on a phone one of the two lists.
+// Selects what the page shows: the tab, the theme, and on a phone one of the two lists.
 
 import { $, h, icon } from "./dom.js";
 
@@ -6,7 +6,7 @@ const THEMES = { system: "system", light: "sun", dark: "moon" };
 const KEY = "twotower.theme";
 
 export class Tabs {
-  /** `tab(name)`: the reader chose a tab. */
+  /** `tab(name)`: the user chose a tab. */
   constructor({ tab }) {
     this.tabs = [...document.querySelectorAll("[role=tab]")];
     for (const one of this.tabs) one.addEventListener("click", () => tab(one.getAttribute("aria-controls")));
@@ -36,7 +36,7 @@ export class Tabs {
     }
   }
 
-  /** Which list a phone shows; a wide window shows both. */
+  /** Selects the list that a phone shows; a wide window shows both. */
   side(name) {
     $(".columns").dataset.side = name;
     for (const one of ["list", "history"]) $(`#show-${one}`).setAttribute("aria-pressed", String(one === name));
@@ -46,7 +46,7 @@ export class Tabs {
     $("#show-history").textContent = `History ${history}`;
   }
 
-  /** Without coordinates the map gives its room to the lists, and says so. */
+  /** Without coordinates, hides the map, says so, and gives its space to the lists. */
   hasMap(there) {
     document.documentElement.dataset.map = there ? "yes" : "no";
     if (there) return;
@@ -56,7 +56,7 @@ export class Tabs {
         { class: "state small" },
         icon("pin"),
         h("p", {}, h("b", {}, "No map for this catalogue.")),
-        h("p", {}, "Its places carry no latitude and longitude. Everything else works without."),
+        h("p", {}, "Its items have no latitude and longitude."),
       ),
     );
     $("#legend").hidden = true;
@@ -74,7 +74,7 @@ export class Tabs {
     try {
       localStorage.setItem(KEY, name);
     } catch {
-      // Storage may be forbidden; then the choice ends with the page.
+      // Storage may be blocked; then the choice is lost when the page closes.
     }
     const label = `Theme: ${name}. Switch to ${this.nextTheme()}`;
     $("#theme").replaceChildren(icon(THEMES[name]));

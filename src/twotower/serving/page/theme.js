@@ -1,7 +1,7 @@
-// Runs before the first paint, so that a chosen theme never flashes the other one. Without a choice the system's holds.
+// Sets the chosen theme before the first paint, so that the page does not flash. Without a choice, the system theme is used.
 try {
   const chosen = localStorage.getItem("twotower.theme");
   if (chosen === "light" || chosen === "dark") document.documentElement.dataset.theme = chosen;
 } catch {
-  // Storage may be forbidden; then the system's theme holds.
+  // Storage may be blocked; then the system theme is used.
 }

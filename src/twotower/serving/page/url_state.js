@@ -1,5 +1,5 @@
-// What the page shows, as one plain object, and the same in the address after "#": a link reopens it. Values of their defaults are
-// left out of the address; what an address says wrongly falls back to the default.
+// Holds the state of the page as one object and writes it to the address after "#", so that a link reopens it. Default values are
+// left out of the address; invalid values in an address are replaced by the defaults.
 
 export const RADII = [null, 1, 2, 5, 10, 25, 50, 100];
 export const PRICES = 4;
@@ -23,10 +23,10 @@ export const START = Object.freeze({
 
 const TUNED = ["categories", "price", "radius", "open", "where", "seen", "popularity", "diversity"];
 
-/** How many filters and dials stand away from their defaults. */
+/** The number of filters and settings that differ from their defaults. */
 export const tuned = (state) => TUNED.filter((name) => String(state[name]) !== String(START[name])).length;
 
-/** The same state with all filters and dials at their defaults. */
+/** The state with all filters and settings at their defaults. */
 export const untuned = (state) => ({ ...state, ...Object.fromEntries(TUNED.map((name) => [name, START[name]])) });
 
 export function toHash(state) {
@@ -67,7 +67,7 @@ function between(text, low, high, otherwise) {
 
 const DAYS = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];
 
-/** This moment, by the clock of who looks, as the filter language writes it: "Fri 19:30". */
+/** The current time on the user's clock, as the filter language writes it: "Fri 19:30". */
 export function now() {
   const at = new Date();
   return `${DAYS[at.getDay()]} ${String(at.getHours()).padStart(2, "0")}:${String(at.getMinutes()).padStart(2, "0")}`;
