@@ -7,7 +7,7 @@ Counts are in rows, times in days (`_days`), fractions in [0, 1], unless the fie
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -26,6 +26,7 @@ from twotower.utils.config_data import (
     UserTableConfig,
 )
 from twotower.utils.config_model import EmbeddingConfig, ItemTowerConfig, ModelConfig, Positive, TowerConfig, UserTowerConfig
+from twotower.utils.registry import Names, check_names
 
 __all__ = [
     "ColumnConfig",
@@ -60,9 +61,9 @@ class TrainingConfig(Settings):
     """"auto": a short race on the validation part chooses `objective`, `batch_size`, `model.user_tower.num_blocks` and `pooling`
     where you set none of them (`trainers.recipe_race`). "fixed": the settings as they are; a finished run's configuration says
     so."""
-    objective: Literal["any_event", "next_event"] = "any_event"
+    objective: Annotated[str, Names("objective", ("any_event", "next_event"))] = "any_event"
     """"any_event": predict any one event of a user from the others; "next_event": every position predicts the next event."""
-    loss: Literal["infonce", "sampled_softmax", "full_softmax"] = "infonce"
+    loss: Annotated[str, Names("loss", ("infonce", "sampled_softmax", "full_softmax"))] = "infonce"
     """Candidates that each target is compared with. "infonce": the items of the batch and uniform negatives; "sampled_softmax":
     uniform negatives alone; "full_softmax": the whole catalogue."""
     negatives_per_positive: int = Field(4, ge=0)
@@ -158,7 +159,7 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     Raises
     ------
     ConfigError
-        The file is missing or no mapping, a key is unknown (the nearest known key is named), or a value does not fit.
+        The file is missing or no mapping, a key or a name is unknown (the nearest known one is named), or a value does not fit.
     """
     values: Any = {}
     if path is not None:
@@ -173,11 +174,16 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
             raise ConfigError(f"The configuration must be a mapping of sections. {path} holds a {type(values).__name__}.")
     for override in overrides or []:
         _apply_override(values, override)
-    return parse_config(values)
+    config = parse_config(values)
+    check_names(config)
+    return config
 
 
 def parse_config(values: dict[str, Any]) -> Config:
-    """Validate plain values into a `Config`; every problem becomes one `ConfigError` line."""
+    """Validate plain values into a `Config`; every problem becomes one `ConfigError` line.
+
+    Names of registry entries are checked where they are used: a run may be opened where its loss or source is not registered.
+    """
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy import sparse
 
 from twotower.errors import ConfigError, nearest
+from twotower.utils.registry import Registry
 from twotower.utils.types import Float64, Int, Mask
 
 Metric = Callable[[Mask, Int, int], Float64]
@@ -80,14 +81,17 @@ def average_precision(hits: Mask, n_targets: Int, k: int) -> Float64:
     return np.asarray((at * found).sum(1) / n_targets, np.float64)
 
 
-METRICS: dict[str, Metric] = {
-    "Recall": recall,
-    "HitRate": hit_rate,
-    "NDCG": ndcg,
-    "MRR": mrr,
-    "MAP": average_precision,
-    "Precision": precision,
-}
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    {
+        "Recall": recall,
+        "HitRate": hit_rate,
+        "NDCG": ndcg,
+        "MRR": mrr,
+        "MAP": average_precision,
+        "Precision": precision,
+    },
+)
 """Add a metric: one function of (hits, n_targets, k) and one line here. Larger is better."""
 
 
