@@ -28,6 +28,7 @@ from twotower.features.item_columns import location_columns, locations
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S, FIRST_ROW, TRUTH_FILE
 from twotower.search.topk import top_k
+from twotower.utils.registry import Registry
 from twotower.utils.types import Float, Mask
 
 _SCORES_AT_ONCE = 2**25  # 128 MB
@@ -279,9 +280,9 @@ class Oracle(Baseline):
         return scores
 
 
-BASELINES: dict[str, type[Baseline]] = {
-    c.name: c for c in (Popular, RecentPopularity, Nearby, Repeat, ItemKNN, ContentKNN, EASE, IALS, Oracle)
-}
+BASELINES: Registry[type[Baseline]] = Registry(
+    "baseline", {c.name: c for c in (Popular, RecentPopularity, Nearby, Repeat, ItemKNN, ContentKNN, EASE, IALS, Oracle)}
+)
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "recent": [{"days": days} for days in (7, 30, 90, 365)],

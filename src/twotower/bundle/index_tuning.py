@@ -111,8 +111,10 @@ def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: 
     for kind in kinds:
         if len(vectors) - FIRST_ROW < MIN_ITEMS.get(kind, 0):
             continue
-        for built, searched in SWEEPS[kind]:
-            index = INDEXES[kind].build(vectors, **built, **({} if kind == "exact" else {"balance": balance}))
+        for built, searched in SWEEPS.get(kind, [({}, [{}])]):
+            index = INDEXES[kind].build(
+                vectors, **built, **({"balance": balance} if issubclass(INDEXES[kind], Approximate) else {})
+            )
             size = index.nbytes
             for setting in searched:
                 # The exact scan must not answer in its place here.

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twotower.utils.ragged import ragged_arange
+from twotower.utils.registry import Registry
 from twotower.utils.types import Int
 
 
@@ -116,8 +117,6 @@ def other_positives(user_row: Int, target_row: Int, candidates: Int, offsets: In
     return example[kept], column[kept]
 
 
-LOSSES: dict[str, Callable[[Int, Pool, int, np.random.Generator], Candidates]] = {
-    "infonce": infonce,
-    "sampled_softmax": sampled_softmax,
-    "full_softmax": full_softmax,
-}
+LOSSES: Registry[Callable[[Int, Pool, int, np.random.Generator], Candidates]] = Registry(
+    "loss", {"infonce": infonce, "sampled_softmax": sampled_softmax, "full_softmax": full_softmax}
+)

@@ -62,8 +62,9 @@ from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.atomic_files import atomic_folder
 from twotower.utils.config import Config, PrepareConfig
 from twotower.utils.ragged import lengths_to_offsets
+from twotower.utils.registry import Registry
 
-SOURCES: dict[str, Source] = {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences}
+SOURCES: Registry[Source] = Registry("source", {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences})
 ROW_GROUP = 1 << 20
 RESERVED_FEATURES = {  # fields and arrays that are there anyway
     "item": ("id", NEIGHBOURS, "state", "home", "request_location", "hour", "weekday", "month"),
@@ -97,15 +98,15 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
     DataError
         Raw files are missing or unreadable, `out` is something else than a dataset, or no training event is left.
     ConfigError
-        The settings do not fit the data: a split that needs times or parts there are none of, an unknown feature or event type.
+        The settings do not fit the data: a split that needs times or parts there are none of, or an unknown name.
     """
-    say = progress or (lambda _: None)
+    say, read = progress or (lambda _: None), SOURCES[config.data.source]
     with _replacing(out) as folder:
         spill, rejects = folder / "spill", Rejects(folder / "rejects.jsonl", config.data.max_reject_frac)
         engine = open_engine(config.prepare, spill)
         try:
             say("read raw files")
-            raw = SOURCES[config.data.source](config.data, engine, rejects)
+            raw = read(config.data, engine, rejects)
             rejects.check()
             manifest = _build(Stage(engine, config, raw), folder, say)
         finally:

@@ -9,7 +9,7 @@ Promise: an objective looks at training events alone, and what it draws depends 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from twotower.features.point_in_time import History
 from twotower.schema import TRAIN
 from twotower.utils.config import Config
 from twotower.utils.ragged import changes, lengths_to_offsets, ragged_arange
+from twotower.utils.registry import Registry
 from twotower.utils.types import Int
 
 REQUEST_DEGREES = 0.01  # standard deviation of a training request's distance from its target: about 1 km
@@ -120,14 +121,19 @@ class Objective(Protocol):
 
     Attributes
     ----------
+    causal
+        Whether a moment may be in the middle of the history it reads, so that attention must not look ahead.
     targets
         Positions of the training events that are asked for, once in an epoch each.
     idle
         A member of this process, whatever it asks for.
     """
 
+    causal: ClassVar[bool]
     targets: Int
     idle: int
+
+    def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None: ...
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Members of each batch of an epoch."""
@@ -152,6 +158,8 @@ class Objective(Protocol):
 
 class AnyEventObjective:
     """Predict any one event from the others. Members are positions of positive training events."""
+
+    causal: ClassVar[bool] = False
 
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
         self.events, self.store = events, store
@@ -206,6 +214,8 @@ class AnyEventObjective:
 
 class NextEventObjective:
     """Every position predicts from what came strictly before. Members are windows of histories."""
+
+    causal: ClassVar[bool] = True
 
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
         self.events, self.store = events, store
@@ -299,10 +309,7 @@ def request_locations(store: FeatureStore, target_row: Int, rng: np.random.Gener
     return np.where(rng.random(len(target_row))[:, None] < 0.5, near, np.nan).astype(np.float32)
 
 
-OBJECTIVES: dict[str, type[AnyEventObjective] | type[NextEventObjective]] = {
-    "any_event": AnyEventObjective,
-    "next_event": NextEventObjective,
-}
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", {"any_event": AnyEventObjective, "next_event": NextEventObjective})
 
 
 def _pack(token: Int, example: Int, size: int, most: int) -> Int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import layout, open_store
+from twotower.data.views import OBJECTIVES
 from twotower.features.feature_store import FeatureStore
 from twotower.models.two_tower import TwoTower
 from twotower.utils.config import Config
@@ -20,6 +21,6 @@ def build_model(dataset: Dataset, config: Config, store: FeatureStore | None = N
     return TwoTower(
         layout(dataset, store or open_store(dataset, "valid", config.model), config.model),
         config.model,
-        causal=config.training.objective == "next_event",
+        causal=OBJECTIVES[config.training.objective].causal,
         save_memory=config.training.gradient_checkpointing,
     )

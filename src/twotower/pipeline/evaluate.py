@@ -21,6 +21,7 @@ from twotower.trainers.health.checks import advice_lines
 from twotower.trainers.run_files import read_rows
 from twotower.utils.config import Config, load_config, parse_config
 from twotower.utils.console import progress
+from twotower.utils.registry import check_names
 from twotower.utils.types import Json
 
 DIAL_QUERIES = 5000  # of the test part, for the curve of the popularity dial
@@ -89,13 +90,14 @@ def has_test(dataset: Dataset) -> bool:
 
 
 def check_settings(config: Config) -> None:
-    """Refuse names of metrics, baselines and their settings that nobody knows, before hours are spent.
+    """Refuse unknown names: of registry entries, metrics, baselines and their settings, before hours are spent.
 
     Raises
     ------
     ConfigError
         The nearest known name is in the message.
     """
+    check_names(config)
     metric_names(config.evaluation, config.training.eval_metric)
     settings = config.evaluation.baseline_settings
     for section, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():

@@ -11,8 +11,11 @@ from twotower.errors import DataError, nearest
 from twotower.search.approximate import Int8Index
 from twotower.search.faiss_indexes import HnswIndex, IvfPqIndex, ScalarIndex
 from twotower.search.index import ExactIndex, Index, read_about
+from twotower.utils.registry import Registry
 
-INDEXES: dict[str, type[Index]] = {kind.kind: kind for kind in (ExactIndex, Int8Index, ScalarIndex, HnswIndex, IvfPqIndex)}
+INDEXES: Registry[type[Index]] = Registry(
+    "index", {kind.kind: kind for kind in (ExactIndex, Int8Index, ScalarIndex, HnswIndex, IvfPqIndex)}
+)
 
 
 def load_index(folder: Path, vectors: Tensor) -> Index:

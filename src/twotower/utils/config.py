@@ -7,7 +7,7 @@ apply. Counts are in rows, times in days (`_days`), fractions in [0, 1], unless 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -26,6 +26,7 @@ from twotower.utils.config_data import (
     UserTableConfig,
 )
 from twotower.utils.config_model import EmbeddingConfig, ItemTowerConfig, ModelConfig, Positive, TowerConfig, UserTowerConfig
+from twotower.utils.registry import Names, check_names
 
 __all__ = [
     "ColumnConfig",
@@ -59,10 +60,10 @@ class TrainingConfig(Settings):
     recipe: Literal["auto", "fixed"] = "auto"
     """How the recipe is chosen. "auto": if you set none of them, a recipe race on the validation part chooses `objective`,
     `batch_size`, `model.user_tower.num_blocks` and `pooling`. "fixed": no race; a finished run's configuration has this value."""
-    objective: Literal["any_event", "next_event"] = "any_event"
+    objective: Annotated[str, Names("objective", ("any_event", "next_event"))] = "any_event"
     """Training objective. "any_event": predict any one event of a user from the user's others; "next_event": predict each event from
     those before it."""
-    loss: Literal["infonce", "sampled_softmax", "full_softmax"] = "infonce"
+    loss: Annotated[str, Names("loss", ("infonce", "sampled_softmax", "full_softmax"))] = "infonce"
     """Candidates that each target is compared with. "infonce": in-batch items and uniform negatives; "sampled_softmax": uniform
     negatives only; "full_softmax": all items."""
     negatives_per_positive: int = Field(4, ge=0)
@@ -160,7 +161,7 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     Raises
     ------
     ConfigError
-        The file is missing or not a mapping, a key is unknown (the nearest known key is named), or a value is invalid.
+        The file is missing or not a mapping, a key or a name is unknown (the nearest known one is named), or a value is invalid.
 
     Examples
     --------
@@ -180,11 +181,15 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
             raise ConfigError(f"{path} holds a {type(values).__name__}. A configuration must be a mapping of sections.")
     for override in overrides or []:
         _apply_override(values, override)
-    return parse_config(values)
+    config = parse_config(values)
+    check_names(config)
+    return config
 
 
 def parse_config(values: dict[str, Any]) -> Config:
     """Validate plain values and return a `Config`. All problems are reported in one `ConfigError`.
+
+    Names of registry entries are checked where they are used: a run can be opened where its loss or source is not registered.
 
     Examples
     --------

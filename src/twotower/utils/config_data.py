@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from twotower.utils.registry import Names
 
 
 class Settings(BaseModel):
@@ -103,7 +105,7 @@ class SequencesConfig(Settings):
 class DataConfig(Settings):
     """The raw data to read."""
 
-    source: Literal["yelp", "tables", "sequences"] = "yelp"
+    source: Annotated[str, Names("source", ("yelp", "tables", "sequences"))] = "yelp"
     """Format of the raw files. "yelp": a Yelp release; "tables": your own tables; "sequences": one user per line."""
     path: Path = Path("data/raw")
     """Folder of the raw files."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from twotower.utils.config_data import Settings
+from twotower.utils.registry import Names
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -29,7 +30,7 @@ class TowerConfig(Settings):
     MLP and no interaction layer, the vector is the (projected) sum of the embeddings. null: one entry, `embedding_dim`."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout rate in the attention blocks and the MLP. The skip path has no dropout, which fits rare ids better."""
-    interaction: Literal["dcn", "fm", "none"] = "dcn"
+    interaction: Annotated[str, Names("interaction", ("dcn", "fm", "none"))] = "dcn"
     """Layer that combines the features' embeddings before the MLP. "dcn": cross network (DCNv2); "fm": factorization machine. Used
     only if `hidden_dims` has at least two entries."""
     cross_layers: int = Field(2, ge=1)
@@ -64,7 +65,7 @@ class UserTowerConfig(TowerConfig):
     num_blocks: int | None = Field(None, ge=0)
     """Number of self-attention blocks over the history; 0 pools the items directly. null: 1 if events have times and targets come
     after the history, else 0."""
-    pooling: Literal["mean", "last", "attention"] = "mean"
+    pooling: Annotated[str, Names("pooling", ("mean", "last", "attention"))] = "mean"
     """How the history becomes one vector. "mean": average; "last": the latest event; "attention": learned weights."""
     max_history: int = Field(50, ge=1)
     """Number of most recent events that are read."""

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import sparse
 
 from twotower.errors import ConfigError, nearest
+from twotower.utils.registry import Registry
 from twotower.utils.types import Float64, Int, Mask
 
 Metric = Callable[[Mask, Int, int], Float64]
@@ -95,15 +96,18 @@ def average_precision(hits: Mask, n_targets: Int, k: int) -> Float64:
     return np.asarray((at * found).sum(1) / n_targets, np.float64)
 
 
-METRICS: dict[str, Metric] = {
-    "Recall": recall,
-    "HitRate": hit_rate,
-    "NDCG": ndcg,
-    "MRR": mrr,
-    "MAP": average_precision,
-    "Precision": precision,
-}
-"""Metrics by name; larger is better. To add one, write a function of (hits, n_targets, k) and register it here."""
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    {
+        "Recall": recall,
+        "HitRate": hit_rate,
+        "NDCG": ndcg,
+        "MRR": mrr,
+        "MAP": average_precision,
+        "Precision": precision,
+    },
+)
+"""Metrics by name; larger is better. To add one, write a function of (hits, n_targets, k) and register it."""
 
 
 def parse_metric(text: str) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from twotower.utils.config import Config
+from twotower.utils.registry import Names
 
 TYPES: dict[Any, str] = {
     str: "text",
@@ -108,7 +109,9 @@ def settings_schema() -> dict[str, Any]:
 def _setting(path: str, field: FieldInfo) -> Setting:
     default = None if field.is_required() else _as_yaml(field.get_default(call_default_factory=True))
     unit = next((UNITS[word] for word in path.rpartition("_")[2:] if word in UNITS), "")
-    return Setting(path, _kind(field.annotation), default, _bounds(field.metadata), unit, _paragraph(field.description))
+    names = next((mark.built_in for mark in field.metadata if isinstance(mark, Names)), ())
+    kind = " or ".join([*map(json.dumps, names), "a registered name"]) if names else _kind(field.annotation)
+    return Setting(path, kind, default, _bounds(field.metadata), unit, _paragraph(field.description))
 
 
 def _nested(annotation: Any, path: str) -> Iterator[tuple[type[BaseModel], str]]:

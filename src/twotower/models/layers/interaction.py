@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from twotower.utils.registry import Registry
 
-class Flatten(nn.Module):
+
+class Interaction(nn.Module):
+    """Base: made of the number of fields, their width and `cross_layers`; `width` is that of the vector it returns."""
+
+    width: int
+
+
+class Flatten(Interaction):
     """No interaction: the fields side by side."""
 
     def __init__(self, fields: int, dim: int, layers: int) -> None:  # noqa: ARG002 - one signature for all interactions
@@ -18,7 +26,7 @@ class Flatten(nn.Module):
         return x.flatten(1)
 
 
-class CrossNetwork(nn.Module):
+class CrossNetwork(Interaction):
     """DCN-v2 (Wang et al., 2021): x ← x₀ ⊙ (W x + b) + x, once per layer; each layer adds one degree of products."""
 
     def __init__(self, fields: int, dim: int, layers: int) -> None:
@@ -35,7 +43,7 @@ class CrossNetwork(nn.Module):
         return crossed
 
 
-class FactorizationMachine(nn.Module):
+class FactorizationMachine(Interaction):
     """Second-order products (Rendle, 2010; kept as a vector as in NFM, He & Chua, 2017), beside the fields themselves."""
 
     def __init__(self, fields: int, dim: int, layers: int) -> None:  # noqa: ARG002 - one signature for all interactions
@@ -48,8 +56,6 @@ class FactorizationMachine(nn.Module):
         return torch.cat([x.flatten(1), pairs], dim=1)
 
 
-INTERACTIONS: dict[str, type[Flatten] | type[CrossNetwork] | type[FactorizationMachine]] = {
-    "dcn": CrossNetwork,
-    "fm": FactorizationMachine,
-    "none": Flatten,
-}
+INTERACTIONS: Registry[type[Interaction]] = Registry(
+    "interaction", {"dcn": CrossNetwork, "fm": FactorizationMachine, "none": Flatten}
+)

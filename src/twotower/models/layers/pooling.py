@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.models.layers.attention import Widths
+from twotower.utils.registry import Registry
 
 
 class Pooling(nn.Module):
@@ -68,4 +69,4 @@ def running_sum(x: Tensor, widths: Widths) -> Tensor:
     return torch.cat(sums)
 
 
-POOLINGS: dict[str, type[Pooling]] = {"last": LastPooling, "mean": MeanPooling, "attention": AttentionPooling}
+POOLINGS: Registry[type[Pooling]] = Registry("pooling", {"last": LastPooling, "mean": MeanPooling, "attention": AttentionPooling})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from twotower.data.views import OBJECTIVES
 from twotower.features.batches import FieldSpec
 from twotower.models.layers.embedding import GEO_SCALES_KM, GEO_WAVES
 from twotower.trainers.memory.sizes import F32, ID, WorkloadSizes
@@ -21,7 +22,7 @@ def parts(workload: WorkloadSizes, config: Config, processes: int = 1) -> tuple[
     load, micro = workload.load, config.training.micro_batch_size
     if micro is None:
         return 1, 1
-    size = load.slots if config.training.objective == "next_event" else load.examples
+    size = load.slots if OBJECTIVES[config.training.objective].causal else load.examples
     most = max(load.members // processes, 1)
     cut = [math.ceil(math.ceil(n / processes) / micro) for n in (size, load.candidates)]
     return min(cut[0], most), min(cut[1], max(load.candidates // processes, 1))

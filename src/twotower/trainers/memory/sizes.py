@@ -12,6 +12,7 @@ import numpy as np
 from twotower.data.data_loader import TrainLoader
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import layout, open_store
+from twotower.data.views import OBJECTIVES
 from twotower.features.batches import FieldSpec, Layout
 from twotower.features.feature_store import CLOCK, WIDTHS
 from twotower.features.point_in_time import ITEM_STATE_WIDTH, USER_STATE_WIDTH
@@ -108,7 +109,7 @@ def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
 def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadSizes:
     """Sizes of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
     tower, training = config.model.user_tower, config.training
-    if training.objective == "any_event":
+    if not OBJECTIVES[training.objective].causal:
         examples, slots = training.batch_size, training.batch_size * tower.max_history
         members = examples
     else:
