@@ -41,7 +41,7 @@ def test_files_fit_their_published_schema(schema: str) -> None:
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
 def test_every_job_runs_something_that_exists(workflow: Path) -> None:
-    targets = [*re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M), "docs"]
+    targets = [*re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)]
     for name, job in jobs(workflow).items():
         assert set(job.get("needs", "").split()) <= jobs(workflow).keys()
         if "uses" in job:

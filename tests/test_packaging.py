@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -130,3 +131,12 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(
     assert main(["serve", "bundle"]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said == "twotower: error: Not installed: uvicorn. This needs the extra 'serve'. Run: pip install 'two-tower-rec[serve]'"
+
+
+def test_the_address_of_the_repository_stands_in_one_place() -> None:
+    """The notebook, which needs it before there is a clone, has the same one."""
+    address = PROJECT["urls"]["Repository"]
+    notebook = json.loads((ROOT / "notebooks" / "train_kaggle.ipynb").read_text(encoding="utf-8"))
+    assert f'REPOSITORY = "{address}.git"' in "".join("".join(cell["source"]) for cell in notebook["cells"])
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "CITATION.cff", *ROOT.glob("src/**/*.py")]
+    assert [page for page in pages if address in page.read_text(encoding="utf-8")] == []
