@@ -46,7 +46,7 @@ def test_gradients_that_overflow_unscaled_are_an_error(dataset, tmp_path):
     weight = trainer.model.user_tower.stars
     weight.register_hook(lambda grad: grad * float("inf"))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    with pytest.raises(TrainingError, match=r"The gradients must stay finite.*no loss scale left to lower"):
+    with pytest.raises(TrainingError, match=r"The gradients overflowed.*loss scale is already at its minimum"):
         trainer.fit()
     assert trainer.state.step == 3, "the first line of the log is the first to be told"
     for name, value in trainer.model.state_dict().items():
@@ -74,7 +74,7 @@ def test_a_gpu_is_chosen_only_where_its_kernels_are():
     assert choose_device("auto", Torch(**built, gpus=(p100,))).type == "cpu"
     with pytest.raises(TrainingError, match="no kernels for the GPU it sees"):
         choose_device("cuda", Torch(**built, gpus=(p100,)))
-    with pytest.raises(TrainingError, match="Found none"):
+    with pytest.raises(TrainingError, match="found no GPU"):
         choose_device("cuda", Torch(**built, gpus=()))
 
 

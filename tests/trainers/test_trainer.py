@@ -171,7 +171,7 @@ def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
 def test_without_a_validation_part_the_end_of_the_schedule_is_the_model(dataset, tmp_path, monkeypatch):
     held_out = dataset.held_out("valid", max_queries=0)
     monkeypatch.setattr(dataset, "held_out", lambda *_, **__: held_out)
-    with pytest.raises(TrainingError, match=r"Training stops by a validation part\. That of .* is empty"):
+    with pytest.raises(TrainingError, match=r"The validation part of .* is empty"):
         TwoTowerTrainer(dataset, settings(), tmp_path)
     monkeypatch.setitem(dataset.manifest["config"]["prepare"]["split"], "valid", 0.0)
     reached = TwoTowerTrainer(dataset, settings(stop_frac=0.5), tmp_path).fit()
@@ -187,7 +187,7 @@ def test_non_finite_loss_is_an_error_before_the_update(dataset, tmp_path):
     before = trainer.model.log_temperature.clone()
     real = trainer.backward
     trainer.backward = lambda batch, scale: (real(batch, scale)[0] * float("nan"), 1)
-    with pytest.raises(TrainingError, match="At step 1 it was not"):
+    with pytest.raises(TrainingError, match="The loss at step 1 is not finite"):
         trainer.fit()
     assert torch.equal(before, trainer.model.log_temperature)
 
