@@ -61,9 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if "--debug" in given or error.filename is None:
             raise
-        click.echo(
-            f"twotower: error: {error.filename}: {error.strerror}. Check the path and its permissions.", err=True
-        )
+        click.echo(f"twotower: error: {error.filename}: {error.strerror}. Check the path and its permissions.", err=True)
         return 2
     except click.exceptions.Abort:
         click.echo("twotower: interrupted. The last checkpoint is intact.", err=True)

@@ -1,4 +1,4 @@
-"""What is chosen once for a run: where, in which precision, at which rate, with which decay; and what half precision needs."""
+"""Test the choice of device, precision, learning rate and weight decay, and the loss scale of half precision."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_no_decay_on_tables_norms_and_biases(dataset, tmp_path):
 
 
 def test_the_gradient_cache_teaches_every_weight_in_a_short_type_too(dataset, tmp_path):
-    """The pass without gradients casts weights first; were those casts used again, nothing would flow back to the weights."""
+    """The pass without gradients caches cast weights; reusing them would stop the gradients to the weights."""
     still = {"embedding_dim": 16, "hidden_dims": [32, 16], "dropout": 0, "id_dropout": 0}
     towers = {"user_tower": {**still, "history_dropout": 0}, "item_tower": {**still, "neighbour_dropout": 0}}
     gradients = []

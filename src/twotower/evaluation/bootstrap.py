@@ -1,7 +1,7 @@
 """Compute confidence intervals by the paired bootstrap over users.
 
-The input is a table float64 [B, C] with one row per query and one column per (system, metric), and the user of each query. Users are
-drawn with replacement, each with all their queries, because queries of one user are correlated. All columns share the draws, so
+The input is a table float64 [B, C] with one row per query and one column per (system, metric), and the user of each query. Users
+are drawn with replacement, each with all their queries, because queries of one user are correlated. All columns share the draws, so
 the interval of a difference is computed from the differences of the draws.
 """
 

@@ -62,12 +62,7 @@ class Evaluation:
 
 
 def metric_names(settings: EvaluationConfig, *more: str) -> tuple[str, ...]:
-    """Return the names of every metric at every k of the settings, followed by `more`.
-
-    Raises
-    ------
-    ConfigError
-        A name in `more` is unknown.
+    """Return the names of every metric at every k of the settings, and of `more`; an unknown name raises a `ConfigError`.
 
     Examples
     --------

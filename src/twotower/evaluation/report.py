@@ -27,7 +27,10 @@ _BEYOND = {
     "coverage": ("coverage", "share of the catalogue that appears in at least one list"),
     "gini": ("Gini", "0: all items are shown equally often; 1: one item takes every position"),
     "novelty_bits": ("novelty, bits", "mean −log2 p of the items shown, where p is an item's share of the training events"),
-    "popularity_lift": ("popularity lift", "mean popularity of the items shown divided by that of the histories' items, minus 1; 0: equally popular"),
+    "popularity_lift": (
+        "popularity lift",
+        "mean popularity of the items shown divided by that of the histories' items, minus 1; 0: equally popular",
+    ),
     "diversity": ("diversity", "mean Jaccard distance of categories within a list"),
 }
 

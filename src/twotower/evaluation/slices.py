@@ -53,8 +53,8 @@ def first_target(held_out: HeldOut) -> Int:
 def popularity_class(dataset: Dataset) -> Int:
     """Return the popularity class of each item, int64 [n_items]: 0 head, 1 torso, 2 tail, 3 new.
 
-    Items are sorted by decreasing popularity. Head, torso and tail hold a third of the positive training events each. New items have
-    no positive training event.
+    Items are sorted by decreasing popularity. Head, torso and tail hold a third of the positive training events each. New items
+    have no positive training event.
     """
     count = dataset.item_train_count
     order = np.argsort(-count, kind="stable")

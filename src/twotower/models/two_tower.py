@@ -74,8 +74,8 @@ class TwoTower(nn.Module):
     def recent_item_weight(self) -> float:
         """Return the factor of the most recent item's vector that is added to the user vector when seen items may be recommended.
 
-        It is 0 if the events have no order. It is not trained: histories of the any-event objective include later events, so repeats
-        look more predictable than they are at serving time.
+        It is 0 if the events have no order. It is not trained: histories of the any-event objective include later events, so
+        repeats look more predictable than they are at serving time.
         """
         return self.recent_item_boost * float(self.temperature().detach())
 
@@ -127,7 +127,7 @@ class TwoTower(nn.Module):
         return torch.cat([fields, state], dim=1)
 
     def encode_users(self, batch: UserBatch) -> Tensor:
-        """Return user vectors float32 [Q, D], one per query, of at most length one; they are shorter for shorter histories."""
+        """Return user vectors float32 [Q, D], one per query, of at most length one; shorter if little is known about the user."""
         vectors: Tensor = self.user_tower(self.user_fields(batch), self.history_items(batch.items), batch)
         return vectors
 

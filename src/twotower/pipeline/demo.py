@@ -16,7 +16,7 @@ from twotower.utils.config import parse_config
 
 
 def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
-    """Run all stages on a simulated town, then recommend ten items to a known user and to an unknown one, without and with a filter."""
+    """Run all stages on a simulated town, then recommend ten items to a known user, to an unknown user, and with a filter."""
     raw = out / "raw"
     counts = simulate_stage(raw, **TOWN, seed=seed)
     say(f"A town with {', '.join(f'{count:,} {name}' for name, count in counts.items())}: {raw}")

@@ -67,5 +67,7 @@ def _chosen(run: Path, config: Config) -> dict[str, Any]:
     report = json.loads(found[0].read_text())
     seen = "masked" if config.evaluation.exclude_seen else "unmasked"
     if (report["protocol"]["seen"], report["protocol"]["metric"]) != (seen, config.training.eval_metric):
-        raise DataError(f"{found[0]} has another metric or rule for seen items than the run. They must agree. Run `twotower evaluate` again.")
+        raise DataError(
+            f"{found[0]} has another metric or rule for seen items than the run. They must agree. Run `twotower evaluate` again."
+        )
     return {name: settings for name, settings in report["settings"].items() if settings}

@@ -226,8 +226,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
         changed = config_diff(made, config.model_dump(mode="json", include=set(made)))
         if changed:
             raise DataError(
-                f"The settings differ from those of {out / 'dataset'}: {changed}. A resumed run needs the same. "
-                "Use another --out, or restore them."
+                f"The settings differ from those of {out / 'dataset'}: {changed}. Restore them to resume, or use another --out."
             )
     else:
         prepared = prepare_stage(config, out / "dataset")

@@ -52,13 +52,7 @@ class TrainingState:
     """Number of validations since the best one."""
 
     def summary(self, metric: str) -> str:
-        """Return the result as one line of text.
-
-        Examples
-        --------
-        >>> TrainingState(step=20, best=0.1, best_step=10).summary("NDCG@10")
-        'best NDCG@10 0.1000; the saved model is from step 10 of 20'
-        """
+        """Return the result as one line of text."""
         reached = "no validation part" if self.best is None else f"best {metric} {self.best:.4f}"
         return f"{reached}; the saved model is from step {self.best_step} of {self.step}"
 
@@ -102,13 +96,8 @@ class BaseTrainer:
         raise NotImplementedError
 
     def backward(self, batch: Any, scale: Tensor) -> tuple[Tensor, int]:
-        """Add the gradients of `scale` times this process's part of the mean loss.
-
-        Returns
-        -------
-        loss, examples
-            The mean loss over all processes, a float64 scalar on the device; the number of examples.
-        """
+        """Add the gradients of `scale` times this process's part of the mean loss. Return the mean loss over all processes, a
+        float64 scalar on the device, and the number of examples."""
         raise NotImplementedError
 
     def validate(self) -> dict[str, float] | None:
@@ -208,10 +197,7 @@ class BaseTrainer:
         return summary
 
     def _update(self, rate: float) -> Tensor:
-        """Update the weights with the clipped gradients and return the gradient norm, a float64 scalar on the device.
-
-        If the gradients are not finite, the weights stay unchanged.
-        """
+        """Update the weights with the clipped gradients, if these are finite; return their norm, a float64 scalar on the device."""
         dense = [p for group in self.optimizer.param_groups for p in group["params"]]
         if distributed.world_size() > 1:
             for parameter in dense:
@@ -259,10 +245,7 @@ class BaseTrainer:
     # Files.
 
     def _due(self) -> bool:
-        """Return whether it is time for another checkpoint.
-
-        Several processes must agree, which reads a value from the device; they check only at log lines.
-        """
+        """Return whether a checkpoint is due. Several processes must agree, which waits for the device: only at log lines."""
         if distributed.world_size() > 1 and self.state.step % self.settings.log_every:
             return False
         return bool(distributed.broadcast([time.perf_counter() - self._saved >= self.settings.checkpoint_every_s])[0])
@@ -287,7 +270,7 @@ class BaseTrainer:
     def _load(self) -> None:
         state = load_checkpoint(self.out / "last.pt")
         if state["data"] != self.data:
-            raise TrainingError(f"The data changed since {self.out}/last.pt was written. A resumed run needs the same data. Use another --out.")
+            raise TrainingError(f"{self.out}/last.pt was trained on other data. A resumed run needs the same. Use another --out.")
         old, new = state["config"], self.config.model_dump(mode="json")
         for config in (old, new):
             for section, names in CHANGEABLE_ON_RESUME.items():
@@ -295,8 +278,7 @@ class BaseTrainer:
         changed = config_diff(old, new)
         if changed:
             raise TrainingError(
-                f"The settings differ from those of {self.out}/last.pt: {changed}. A resumed run needs the same settings. "
-                "Use another --out, or restore them."
+                f"The settings differ from those of {self.out}/last.pt: {changed}. Restore them to resume, or use another --out."
             )
         weights = state["model"]
         for name, table in self.tables.items():
@@ -311,10 +293,7 @@ class BaseTrainer:
 
     @contextmanager
     def _board(self) -> Iterator[SummaryWriter | None]:
-        """Open the TensorBoard writer, in the first process only.
-
-        It duplicates `metrics.jsonl`, so write errors are ignored here: `note` reports a full disk.
-        """
+        """Open the TensorBoard writer in the first process. It duplicates `metrics.jsonl`; `note` reports a full disk."""
         if distributed.rank() > 0:
             yield None
             return

@@ -5,8 +5,8 @@ items. The model's `new_popularity` is set so that they would take `model.new_it
 the queries are not used.
 
 Reason: a new item has no events, so its popularity is a guess that decides how often it is shown. With the median popularity, new
-items of one dataset cost all other items 2 % of NDCG@10, and those of another dataset were in the top 50 less than once in a thousand
-lists. A share of positions has the same meaning for every dataset.
+items of one dataset cost all other items 2 % of NDCG@10, and those of another dataset were in the top 50 less than once in a
+thousand lists. A share of positions has the same meaning for every dataset.
 """
 
 from __future__ import annotations

@@ -43,7 +43,10 @@ def choose_half_life(model: TwoTower, dataset: Dataset, config: Config) -> tuple
     start, depth = split_moment(dataset, "valid"), m.parse_metric(metric)[1]
     every = max((int(held_out.queries.time_s[-1]) - start) // MAX_REFRESHES + 1, DAY_S)
     window = np.maximum(held_out.queries.time_s - start, 0) // every
-    store, device = open_store(dataset, "test", config.model), model.log_temperature.device  # features of earlier parts only: no test events
+    store, device = (
+        open_store(dataset, "test", config.model),
+        model.log_temperature.device,
+    )  # features of earlier parts only: no test events
     totals = np.zeros(len(HALF_LIVES_DAYS))
     for number in np.unique(window):
         first, stop = np.searchsorted(window, [number, number + 1])

@@ -249,9 +249,7 @@ def _recorded(winner: Entrant, runners: list[Entrant], *, tied: bool) -> Json:
     others = [f'"{one.name}" {one.value:.4f} after {one.results[-1]["share"]:.1%}' for one in runners if one.name != winner.name]
     figures = ", ".join(others)
     seconds = sum(one.seconds for one in runners)
-    reason = (
-        "is within 3 % of the best and first in the order of preference: validation" if tied else "has the best validation"
-    )
+    reason = "is within 3 % of the best and first in the order of preference: validation" if tied else "has the best validation"
     why = (
         f'"{winner.name}" {reason} {metric} after {share:.1%} of its steps {winner.value:.4f}; {figures}. '
         f"The comparison took {seconds:.0f} s; {winner.seconds:.0f} s of it are part of this run's training."

@@ -32,7 +32,7 @@ def disk_errors_as_training_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TrainingError(
-            f"Cannot write {path}: {error.strerror}. The last checkpoint is intact. Free some disk space, then continue with --resume."
+            f"Cannot write {path}: {error.strerror}. The last checkpoint is intact. Free disk space, then use --resume."
         ) from None
 
 

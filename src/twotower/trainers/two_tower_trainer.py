@@ -121,8 +121,8 @@ class TwoTowerTrainer(BaseTrainer):
     def validate(self) -> dict[str, float] | None:
         """Return full-catalogue metrics on (a sample of) the validation part and the temperature, and check the run's health.
 
-        Without a validation part it returns None. In both cases the popularity of new items is calibrated, at the latest at the last
-        step.
+        Without a validation part it returns None. In both cases the popularity of new items is calibrated, at the latest at the
+        last step.
         """
         if not self.health and self.state.step < self.last_step:
             return None

@@ -20,8 +20,8 @@ _ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 class AttentionBlock(nn.Module):
     """Pre-norm attention block: x + attention(norm(x)), then x + MLP(norm(x)).
 
-    Both branches start at zero, so a new block is the identity. Dropout is applied to the output of each branch. There is none inside
-    the attention, because it would rule out the fused kernels.
+    Both branches start at zero, so a new block is the identity. Dropout is applied to the output of each branch. There is none
+    inside the attention, because it would rule out the fused kernels.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -42,8 +42,8 @@ class AttentionBlock(nn.Module):
         for size, width in widths:
             stop = start + size * width
             q, k, v = qkv[start:stop].view(size, width, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)  # [size, heads, width, d / heads]
-            # Causal: padding comes after the events, so no event reads it. Otherwise padding is masked, except at the first position:
-            # an empty history reads its own padding, because attention over nothing would be NaN.
+            # Causal: padding comes after the events, so no event reads it. Otherwise padding is masked, except at the first
+            # position: an empty history reads its own padding, because attention over nothing would be NaN.
             mask = (
                 None
                 if causal

@@ -77,5 +77,5 @@ class _ByteDropout(torch.autograd.Function):
 
 
 def _factor(draw: Tensor, dropped: int, dtype: torch.dtype) -> Tensor:
-    """Return 0 or 256 / (256 - dropped) per element. Bytes are compared as floats (exact), which PyTorch does several times faster."""
+    """Return 0 or 256 / (256 - dropped) per element. Bytes are compared as floats (exact): several times faster in PyTorch."""
     return draw.to(dtype).ge_(dropped).mul_(_LEVELS / (_LEVELS - dropped))

@@ -55,7 +55,7 @@ class FactorizationMachine(nn.Module):
         self.width = fields * dim + dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [n, F · d + d] from embeddings [n, F, d]; the last d numbers are Σ xᵢ ⊙ xⱼ over pairs i < j, from (Σ x)² − Σ x²."""
+        """Return [n, F · d + d] from embeddings [n, F, d]; the last d numbers are Σ xᵢ ⊙ xⱼ over i < j, from (Σ x)² − Σ x²."""
         pairs = 0.5 * (x.sum(dim=1).square() - x.square().sum(dim=1))
         return torch.cat([x.flatten(1), pairs], dim=1)
 

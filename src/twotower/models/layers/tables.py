@@ -3,8 +3,8 @@
 A table of many ids may have fewer rows; then the vector of an id is the sum of two rows (hashing).
 
 Row PAD is always zero. Row UNKNOWN starts at zero, so a value that training never saw contributes nothing. `RowTable` gives exactly
-the result of AdamW without momentum on the whole table, with one second moment per row instead of one per number: updates that a row
-misses while it is not read are applied when it is read next.
+the result of AdamW without momentum on the whole table, with one second moment per row instead of one per number: updates that a
+row misses while it is not read are applied when it is read next.
 """
 
 from __future__ import annotations
@@ -78,8 +78,9 @@ class Table(nn.Module):
 class RowTable(Table):
     """Table updated by rows: each step reads the rows it needs and writes them back.
 
-    Several processes share it: of W processes, process p holds rows p, p + W, p + 2W … Each row also has a second moment and the step
-    at which it was last read. Weight decay is one factor for the whole table, multiplied into the weights when it falls below one half.
+    Several processes share it: of W processes, process p holds rows p, p + W, p + 2W … Each row also has a second moment and the
+    step at which it was last read. Weight decay is one factor for the whole table, multiplied into the weights when it falls below
+    one half.
     """
 
     moments: Tensor  # [rows, 2] float32, adjacent in memory; step numbers are exact below 2^24
@@ -215,8 +216,8 @@ class Hashing:
             if room < 0:
                 least = 2 * math.isqrt(ids) + FIRST_ROW + 2
                 raise ConfigError(
-                    f"model.tables.{name}.max_rows is {config.max_rows:,}, too small for quotient_remainder hashing of {ids:,} ids: "
-                    f"it needs at least {least:,} rows. Raise it, or use hashing: double."
+                    f"model.tables.{name}.max_rows is {config.max_rows:,}, too small for quotient_remainder with {ids:,} ids. "
+                    f"It needs at least {least:,} rows. Raise max_rows, or use hashing: double."
                 )
             self.modulus = (self.free + math.isqrt(room)) // 2
             self.modulus -= self.modulus + -(-ids // self.modulus) > self.free
@@ -251,8 +252,8 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 def distinct_rows(row: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distinct rows of int64 [m], ascending, and each entry's position among them.
 
-    On one GPU the result has the length of `row`, padded with PAD: reading the number of distinct rows would wait for the device. On
-    a CPU, and with several processes, whose messages need that number anyway, it has only the distinct rows.
+    On one GPU the result has the length of `row`, padded with PAD: reading the number of distinct rows would wait for the device.
+    On a CPU, and with several processes, whose messages need that number anyway, it has only the distinct rows.
 
     Examples
     --------

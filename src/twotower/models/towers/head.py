@@ -13,7 +13,8 @@ from twotower.utils.config import TowerConfig
 MLP_DROPOUT = 0.5  # on the input of the MLP, which overfits more easily than the linear path
 MIN_SQUARED_NORM = 1e-6
 """Lower bound of a squared norm. For a zero vector (an item without any information) the gradient is scaled by
-1 / √MIN_SQUARED_NORM. With a smaller bound, gradient clipping would cancel the steps of all other vectors, and fp16 would overflow."""
+1 / √MIN_SQUARED_NORM. With a smaller bound, gradient clipping would cancel the steps of all other vectors, and fp16 would
+overflow."""
 
 
 class TowerHead(nn.Module):
@@ -21,8 +22,8 @@ class TowerHead(nn.Module):
 
     The linear path alone is matrix factorisation with features: it learns fast and generalises. The MLP's last layer starts at zero
     and adds feature interactions. With a single entry in `hidden_dims` there is no MLP and no interaction. W is the identity if the
-    widths agree. Nothing is normalised before the MLP: fields start small, and amplified noise made it overfit. With `norm_shrinkage`,
-    a user with little information has a short vector instead of a noisy one of full length.
+    widths agree. Nothing is normalised before the MLP: fields start small, and amplified noise made it overfit. With
+    `norm_shrinkage`, a user with little information has a short vector instead of a noisy one of full length.
     """
 
     def __init__(self, fields: int, config: TowerConfig) -> None:

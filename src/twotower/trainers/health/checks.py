@@ -1,7 +1,7 @@
 """Check the health of a training run after each validation, and give advice.
 
-`monitor.py` collects one `ValidationStats` per validation; `diagnose` turns their history into `Advice` and is a pure function. Every
-threshold is a constant in this module, with its reason.
+`monitor.py` collects one `ValidationStats` per validation; `diagnose` turns their history into `Advice` and is a pure function.
+Every threshold is a constant in this module, with its reason.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MIN_SPREAD_NATS = 0.5
 """Nats. If the scores of two vectors differ by less, the softmax ratio is below e^0.5 = 1.6: almost flat. Healthy runs on simulated
 towns had at least 1.6, at temperatures from 0.01 to 0.12; runs with collapsed vectors had at most 0.25."""
 MIN_RANK = 3.0
-"""Directions. With fewer, items differ in little more than popularity and one preference. Healthy runs on towns had at least 3.5."""
+"""Directions. With fewer, items differ in little more than popularity and one preference. Healthy runs on towns had 3.5 or more."""
 MAX_POPULARITY_SHARE = 0.75
-"""Share of the popularity lift that one list for all users has: lists above three quarters of it are hardly personal. Healthy runs on
-towns stayed below one half; runs on events without any preferences reached at least 0.8."""
+"""Share of the popularity lift that one list for all users has: lists above three quarters of it are hardly personal. Healthy runs
+on towns stayed below one half; runs on events without any preferences reached at least 0.8."""
 MAX_MASKED_SHARE = 0.2
 """Share. If one candidate in five is a known positive of the user, many more are unknown positives and are treated as negatives."""
 MAX_SAME_USER_SHARE = 0.25
@@ -192,9 +192,9 @@ def _dimensions(history: Sequence[ValidationStats]) -> str | None:
     if not _persistently(history, lambda stats: stats.items.rank < MIN_RANK):
         return None
     return (
-        f"The item vectors have an effective rank of {history[-1].items.rank:.1f}; at least {MIN_RANK:g} is expected. Raise the last "
-        "entry of hidden_dims of model.user_tower and model.item_tower if it is small, raise training.negatives_per_positive, and "
-        "lower training.learning_rate, or model.temperature if it is near 1."
+        f"The item vectors have an effective rank of {history[-1].items.rank:.1f}; at least {MIN_RANK:g} is expected. Raise the "
+        "last entry of hidden_dims of model.user_tower and model.item_tower if it is small, raise training.negatives_per_positive, "
+        "and lower training.learning_rate, or model.temperature if it is near 1."
     )
 
 
@@ -230,9 +230,9 @@ def _same_user(history: Sequence[ValidationStats]) -> str | None:
     if now.same_user <= MAX_SAME_USER_SHARE:
         return None
     return (
-        f"{now.same_user:.1%} of the pairs of examples in a batch belong to one user; at most {MAX_SAME_USER_SHARE:.0%} are expected. "
-        f"A batch has {1 / now.same_user:.1f} effective users. Raise training.batch_size (training.micro_batch_size bounds the "
-        "memory), or use training.objective: any_event."
+        f"{now.same_user:.1%} of the pairs of examples in a batch belong to one user; at most {MAX_SAME_USER_SHARE:.0%} are "
+        f"expected. A batch has {1 / now.same_user:.1f} effective users. Raise training.batch_size (training.micro_batch_size bounds "
+        "the memory), or use training.objective: any_event."
     )
 
 
