@@ -60,15 +60,15 @@ class TwoTowerTrainer(BaseTrainer):
             self.health.restore(read_rows(self.out / "metrics.jsonl"))
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
-        """See `BaseTrainer`."""
+        """Yield the batches of an epoch from batch `start`, on the device."""
         return self.loader.iterate(epoch, start, device=self.device)
 
     def batches_per_epoch(self) -> int:
-        """See `BaseTrainer`."""
+        """Return the number of batches in an epoch."""
         return len(self.loader.plan(0))
 
     def backward(self, batch: TrainBatch, scale: Tensor) -> tuple[Tensor, int]:
-        """See `BaseTrainer`.
+        """Add the gradients of a batch; see `BaseTrainer.backward`.
 
         A batch with several micro-batches is encoded twice (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory
         Limited Setup", RepL4NLP 2021). The first pass, without gradients, gives all vectors and the gradient of the loss with

@@ -111,8 +111,8 @@ def test_the_plans_that_the_manual_shows_are_those_that_are_made():
         assert shown["optimiser"][column] == human(parts.optimiser)
         assert shown["activations"][column] == human(parts.activations)
         assert shown["loss and gradients"][column] == human(parts.loss + parts.gradients)
-        assert shown["base process, batches made ahead"][column] == human(parts.base + parts.data + parts.batches)
-        assert shown["a training step at its height"][column] == human(parts.step)
+        assert shown["base process, prefetched batches"][column] == human(parts.base + parts.data + parts.batches)
+        assert shown["a training step at its peak"][column] == human(parts.step)
         assert shown["validation"][column] == human(parts.validating)
 
 
@@ -125,7 +125,7 @@ def test_the_command_prints_the_plan_and_refuses(capsys):
     assert main(["plan", *sizes, "--budget", "0.1"]) == 2
     assert "Training does not fit into 100 MB" in capsys.readouterr().err
     assert main(["plan", "--users", "5"]) == 2
-    assert "needs --data" in capsys.readouterr().err
+    assert "Give --data" in capsys.readouterr().err
 
 
 def test_training_refuses_a_budget_it_cannot_keep(town, tmp_path, capsys):

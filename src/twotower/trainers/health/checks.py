@@ -231,8 +231,8 @@ def _same_user(history: Sequence[ValidationStats]) -> str | None:
         return None
     return (
         f"{now.same_user:.1%} of the pairs of examples in a batch belong to one user; at most {MAX_SAME_USER_SHARE:.0%} are "
-        f"expected. A batch has {1 / now.same_user:.1f} effective users. Raise training.batch_size (training.micro_batch_size bounds "
-        "the memory), or use training.objective: any_event."
+        f"expected. A batch has {1 / now.same_user:.1f} effective users. Raise training.batch_size (training.micro_batch_size "
+        "bounds the memory), or use training.objective: any_event."
     )
 
 
