@@ -82,7 +82,7 @@ def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     assert again["config"]["training"]["stop_frac"] == progress["progress"]["best_step"] / progress["progress"]["total_steps"]
     assert again["config"]["model"] == progress["config"]["model"]
     (said, where) = lines(capsys, "refit", str(run), "--out", str(tmp_path / "all"), "--include-test")
-    assert said == "No test part: nothing was judged." and str(tmp_path / "all" / "bundle") in where
+    assert said == "No test part: nothing was evaluated." and str(tmp_path / "all" / "bundle") in where
     everything = Dataset.open(tmp_path / "all" / "dataset").manifest["counts"]["kept"]
     assert everything["train_events"] == everything["events"] == counts[0]["events"]
     assert lines(capsys, "recommend", str(tmp_path / "all"), "--user", str(before.user_ids[-1]), "--json")
@@ -150,7 +150,7 @@ def test_the_report_shows_what_the_popularity_dial_costs_and_gives(journey):
     )  # at 0 it is the model itself
     assert curve[3]["coverage@10"] == pytest.approx(report["beyond"]["two-tower"]["coverage@10"], abs=1e-6)
     assert max(row["coverage@10"] for row in curve[:3]) > curve[3]["coverage@10"] > curve[-1]["coverage@10"]
-    assert "The popularity dial" in (journey / "run" / "report.html").read_text()
+    assert "Popularity bias" in (journey / "run" / "report.html").read_text()
 
 
 def test_recommendations_are_the_models_own(journey):

@@ -1,6 +1,6 @@
-"""The command line: parse, call one function, print. Heavy modules load inside the commands, so that `--help` is instant.
+"""Run the command line `twotower`. Heavy modules load inside the commands, so that `--help` is instant.
 
-Exit codes: 0 done, 2 a mistake of the caller (one line on stderr), 1 a defect of ours (traceback).
+Exit codes: 0 success, 1 internal error (traceback), 2 user error (one line on stderr), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ for command in (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
         app.main(given, prog_name="twotower", standalone_mode=False)
@@ -61,12 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if "--debug" in given or error.filename is None:
             raise
-        click.echo(
-            f"twotower: error: A path must be usable. {error.filename}: {error.strerror}. Check it and its rights.", err=True
-        )
+        click.echo(f"twotower: error: {error.filename}: {error.strerror}. Check the path and its permissions.", err=True)
         return 2
     except click.exceptions.Abort:
-        click.echo("twotower: interrupted; the last checkpoint stands.", err=True)
+        click.echo("twotower: interrupted. The last checkpoint is intact.", err=True)
         return 130
     except click.exceptions.Exit as stop:
         return stop.exit_code

@@ -1,4 +1,4 @@
-"""The judgement: figures by hand, intervals that cover, slices, the verdict, the schema of the report."""
+"""Test the evaluation: metrics computed by hand, coverage of the intervals, slices, the verdict and the report's schema."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FAST = EvaluationConfig(ks=[5, 10], bootstrap_resamples=50, tune_baselines=False
 
 
 class Cheat:
-    """Knows the answers: puts one of the targets of every question first, with probability `skill`."""
+    """A retriever that knows the targets: ranks one target of every query first, with probability `skill`."""
 
     settings: ClassVar[dict[str, float]] = {"skill": 0.5}
 
@@ -86,7 +86,7 @@ def test_masking_seen_items_is_the_protocols_choice(dataset: Dataset, held_out: 
 
 def test_a_perfect_system(report: Any) -> None:
     assert report["systems"]["two-tower"]["MRR@10"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert report["verdict"].startswith("two-tower is better than ") and "the best baseline," in report["verdict"]
+    assert report["verdict"].startswith("Better than ") and ", the best baseline (+" in report["verdict"]
 
 
 def test_schema_of_the_report(report: Any, dataset: Dataset, held_out: HeldOut) -> None:
@@ -121,14 +121,14 @@ def test_without_a_model_and_with_a_sample(dataset: Dataset) -> None:
     settings = FAST.model_copy(update={"max_queries": 30, "baselines": ["popular", "ease"], "max_ease_items": 10})
     report = judge([], dataset, settings, progress=lambda a, b: done.append((a, b)))
     assert report["protocol"]["queries"] == 30 and report["differences"] == {} and set(report["systems"]) == {"popular", "oracle"}
-    assert report["verdict"].startswith("No model was judged; the best baseline is popularity with 0.0")
+    assert report["verdict"].startswith("No model was evaluated. The best baseline is popularity (0.0")
     assert "max_ease_items = 10" in report["left_out"]["ease"]
     assert done == sorted(done) and done[-1] == (120, 120)
 
 
 def test_no_question_is_an_error(dataset: Dataset, held_out: HeldOut) -> None:
     none = HeldOut(held_out.queries.slice(0, 0), np.zeros(1, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
-    with pytest.raises(DataError, match="at least one question"):
+    with pytest.raises(DataError, match="no query"):
         judge([], dataset, FAST, held_out=none)
     with pytest.raises(ConfigError, match="Did you mean 'NDCG'"):
         judge([], dataset, FAST, held_out=held_out, metric="NDGC@10")
@@ -147,7 +147,7 @@ def test_tuning_keeps_the_best_choice_on_validation(dataset: Dataset, monkeypatc
 
 
 def test_bootstrap_weighs_users_with_all_their_queries() -> None:
-    """Against the textbook: draw users, take all their rows, average."""
+    """Compare with the textbook bootstrap: draw users, take all rows of each, average."""
     rng = np.random.default_rng(0)
     user = rng.integers(0, 40, 300)
     table = rng.normal(size=(300, 2)) + user[:, None] % 3
@@ -187,19 +187,19 @@ def test_verdicts() -> None:
     figures = {"two-tower": 0.05, "ials": 0.0469, "popular": 0.01, "oracle": 0.2}
     better = differences(ials=(0.0031, 0.0012, 0.005), popular=(0.04, 0.03, 0.05), oracle=(-0.15, -0.2, -0.1))
     assert verdict(figures, better, "two-tower", "NDCG@10") == (
-        "two-tower is better than iALS, the best baseline, by 0.0031 NDCG@10, 95 % interval 0.0012 to 0.0050."
+        "Better than iALS, the best baseline (+0.0031 NDCG@10; 95 % interval +0.0012 to +0.0050)."
     )
     close = differences(ials=(0.0031, -0.0012, 0.0074), popular=(0.04, 0.03, 0.05))
     assert verdict(figures, close, "two-tower", "NDCG@10") == (
-        "two-tower is not better than iALS, the best baseline: higher by 0.0031 NDCG@10, 95 % interval −0.0012 to 0.0074."
+        "A tie with iALS, the best baseline (+0.0031 NDCG@10; the interval crosses zero)."
     )
     worse = differences(ials=(0.003, 0.001, 0.005), popular=(-0.02, -0.03, -0.01))
     assert verdict({**figures, "popular": 0.07}, worse, "two-tower", "NDCG@10") == (
-        "two-tower is not better than popularity, the best baseline: lower by 0.0200 NDCG@10, 95 % interval −0.0300 to −0.0100, "
-        "and better than iALS by 0.0030 NDCG@10, 95 % interval 0.0010 to 0.0050."
+        "Worse than popularity, the best baseline (−0.0200 NDCG@10; 95 % interval −0.0300 to −0.0100). "
+        "Better than iALS (+0.0030 NDCG@10; 95 % interval +0.0010 to +0.0050)."
     )
     assert verdict({"two-tower": 0.05, "oracle": 0.2}, {}, "two-tower", "NDCG@10") == (
-        "two-tower reaches 0.0500 NDCG@10; no baseline was judged."
+        "two-tower reaches 0.0500 NDCG@10. No baseline was evaluated."
     )
 
 

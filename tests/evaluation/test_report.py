@@ -1,4 +1,4 @@
-"""The files of a report: stable JSON, and a page that needs nothing else."""
+"""Test the report files: stable JSON, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOID = {"meta", "br", "line", "circle", "polyline"}
 
 
 class Page(HTMLParser):
-    """Checks that tags close in order; collects text and addresses."""
+    """Check that tags close in order, and collect text and links."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ def test_without_a_model_and_without_curves(report: Any) -> None:
 def test_what_the_training_doctor_said_stands_in_the_page_and_only_then(report: Any, tmp_path: Path) -> None:
     write_report(report, tmp_path, advice=["Step 60: a rank of 1 < 3 & <no> more.", "Step 90: 2."])
     words = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split())
-    assert "While it trained" in words and "a rank of 1 < 3 & <no> more." in words and "Step 90: 2." in words
+    assert "Training health" in words and "a rank of 1 < 3 & <no> more." in words and "Step 90: 2." in words
     assert json.loads((tmp_path / "report.json").read_text())["advice"][1] == "Step 90: 2."
-    assert "While it trained" not in render({**report, "curves": []})
+    assert "Training health" not in render({**report, "curves": []})
 
 
 def test_nobody_hits_anything(report: Any) -> None:

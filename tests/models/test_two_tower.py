@@ -1,4 +1,4 @@
-"""The model as a whole: lengths, strangers, shared evidence, and a temperature that stays in its range and alive."""
+"""Test the whole model: vector lengths, unknown users and items, shared tables, and the range of the temperature."""
 
 from __future__ import annotations
 

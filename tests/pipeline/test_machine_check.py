@@ -1,4 +1,4 @@
-"""What a machine can do, judged from facts given by hand: GPUs with and without kernels, little memory, a full disk, no data."""
+"""Test the machine check with given facts: GPUs with and without kernels, little memory, a full disk, no data."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_two_of_them_can_train_together() -> None:
 
 
 def test_the_trap_of_a_p100_without_kernels() -> None:
-    """PyTorch says that CUDA is available, and the first operation fails."""
+    """PyTorch reports that CUDA is available, but the first operation fails."""
     findings = judged(torch=cuda(CU128, P100), driver=True, kaggle=True)
     assert {name for name, finding in findings.items() if finding.level != OK} == {"gpu 0"}
     told = str(findings["gpu 0"])
@@ -96,7 +96,7 @@ def test_a_p100_with_kernels_is_fine() -> None:
 
 def test_a_gpu_newer_than_the_kernels_needs_a_newer_build() -> None:
     advice = judged(torch=cuda(CU126, Gpu("RTX 5090", (12, 0), 32 * GB)), driver=True)["gpu 0"].advice
-    assert "cu126" not in advice and "build whose list holds it" in advice
+    assert "cu126" not in advice and "build that supports it" in advice
 
 
 def test_one_of_two_without_kernels_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""A town, and short runs on it."""
+"""Provide fixtures: a simulated town and short runs on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step has nothing that only a CPU allows: it mixes no devices, and reads nothing back before the log asks for it."""
+"""Test that a step works on any device: it mixes no devices, and reads no values before a log line needs them."""
 
 from __future__ import annotations
 
@@ -54,8 +54,10 @@ def settings_of(kind: str) -> Config:
 
 @pytest.fixture
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainers compute on PyTorch's `meta` device, which knows shapes and no values: it refuses what reads one. Autocast does not
-    know that device, and the fused optimiser does but does not say so."""
+    """Run trainers on PyTorch's `meta` device, which has shapes but no values, so reading a value is an error.
+
+    Autocast does not know that device; the fused optimiser supports it but does not list it.
+    """
     devices = _foreach_utils._get_fused_kernels_supported_devices
     monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_get_fused_kernels_supported_devices", lambda: [*devices(), "meta"])
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
@@ -94,7 +96,7 @@ READS = ("item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "
 
 
 class Reads(TorchFunctionMode):
-    """Notes every operation that brings a value from the device to Python."""
+    """Records every operation that copies a value from the device to Python."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +119,7 @@ def test_what_reads_a_value_is_noted() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_reads_nothing_back_but_for_the_log(dataset: Dataset, tmp_path: Any, kind: str) -> None:
-    """At most once in `log_every` steps, on a CPU too, where fp16 needs no GPU and values are there to be read."""
+    """At most one read per `log_every` steps, also on a CPU, where fp16 works and values can be read."""
     trainer = TwoTowerTrainer(dataset, settings_of(kind), tmp_path)
     trainer.settings = trainer.settings.model_copy(update={"log_every": 4})
     batches = [trainer.loader.batch(members, 0, step) for step, members in enumerate(trainer.loader.plan(0)[:8])]
@@ -143,7 +145,7 @@ def test_distinct_rows_of_a_known_length_are_those_of_unique(size: int) -> None:
 def test_tables_by_rows_learn_the_same_from_rows_of_a_known_length(
     dataset: Dataset, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a GPU does, done on a CPU: to the bit, but for the order of additions."""
+    """The GPU code path on a CPU gives the same bits, up to the order of additions."""
     losses = []
     for distinct in (distinct_rows, padded_distinct_rows):
         monkeypatch.setattr("twotower.models.layers.tables.distinct_rows", distinct)
@@ -156,7 +158,7 @@ def test_tables_by_rows_learn_the_same_from_rows_of_a_known_length(
 
 
 def test_keys_order_as_the_full_sort_does() -> None:
-    """What a GPU does, done on a CPU: scores of a few values, so that most are tied."""
+    """The GPU code path on a CPU, with few distinct scores, so that most are tied."""
     scores = torch.randint(-3, 3, (50, 200), generator=torch.Generator().manual_seed(1)).float() / 4
     scores[:, ::7] = float("-inf")
     found = torch.topk(topk._keys(scores), 20, dim=1).indices
@@ -167,7 +169,7 @@ def test_keys_order_as_the_full_sort_does() -> None:
 
 
 class Slow(DeviceCopies):
-    """A device whose copies take their time: what `start` returns may be read after `finish` alone."""
+    """Simulate asynchronous copies: the result of `start` may be read only after `finish`."""
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))

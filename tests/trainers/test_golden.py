@@ -1,4 +1,4 @@
-"""The same seed gives the same losses, kind of run by kind of run."""
+"""Test that the same seed gives the stored losses, for several kinds of runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GOLDEN = {
 
 
 def sequences(folder: Path, values: dict[str, object]) -> Dataset:
-    """A set as the literature has them: ids in an order, and a test part of its own."""
+    """A dataset as in the literature: ordered ids, with its own test part."""
     folder.mkdir()
     draw = random.Random(4)
     for file, most in (("train.txt", 20), ("test.txt", 3)):
@@ -53,7 +53,7 @@ def sequences(folder: Path, values: dict[str, object]) -> Dataset:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_losses(dataset, tmp_path, name):
-    """The same seed gives the same run: a change that is not meant to change results keeps these figures."""
+    """A change that is not meant to change results must keep these values."""
     short = {"max_steps": 20, "log_every": 1, "eval_every_epochs": 1000, "batch_size": 128}
     values = {**GOLDEN[name], "training": {**short, **GOLDEN[name].get("training", {})}}
     if "prepare" in values:

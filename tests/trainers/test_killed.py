@@ -1,4 +1,4 @@
-"""A run that is killed, or whose disk is full, goes on from its last checkpoint, and ends as if nothing had happened."""
+"""Test that a run that was killed, or whose disk was full, resumes from its last checkpoint with the same result."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_loads(town, tmp_pat
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
-    """Files of this process may not grow beyond 100 kB: what a full disk does to a write."""
+    """Limit the file size to 100 kB, so that writes fail as on a full disk."""
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"value": torch.zeros(10)})
     child = os.fork()

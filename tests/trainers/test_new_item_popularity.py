@@ -1,4 +1,4 @@
-"""What new items count as: the share of the places that it gives them, and when it is found."""
+"""Test the calibration of new items: their share of the top-10 positions, and when it is computed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def calibrated(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tupl
 
 
 def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popularity: float, seed: int) -> float:
-    """Of the first ten places, by hand: known items without ids and state, ranked among all other known ones."""
+    """Compute the share of top-10 positions by hand: known items without id and state, ranked among all other known items."""
     dataset, model = trainer.dataset, trainer.model
     known = FIRST_ROW + np.arange(dataset.n_train_items)
     size = max(dataset.n_items - FIRST_ROW - dataset.n_train_items, round(SIMULATED_SHARE * len(known)))

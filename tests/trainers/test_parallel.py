@@ -1,4 +1,4 @@
-"""Several processes started by `torchrun` compute what one does, resume each other's runs, and say so when one of them dies."""
+"""Test several processes with `torchrun`: same results as one process, resuming with another number, and errors when one dies."""
 
 from __future__ import annotations
 

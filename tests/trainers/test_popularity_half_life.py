@@ -1,4 +1,4 @@
-"""Popularity that moves: what is known at a moment, a refreshed index, and the half-life that the validation part chooses."""
+"""Test popularity over time: the value at a time, the refreshed index, and the half-life chosen on the validation part."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def model(dataset: Dataset, config: Config) -> TwoTower:
 
 
 def by_hand(dataset: Dataset, moment: int, half_life: float) -> np.ndarray:
-    """Event by event."""
+    """Compute the popularity event by event."""
     count = np.zeros(dataset.n_items)
     events = dataset.events
     for row, time_s, weight, positive in zip(events.item_row, events.time_s, events.weight, events.positive, strict=True):
@@ -76,7 +76,7 @@ def test_without_decay_and_at_the_end_of_training_it_is_the_popularity_of_traini
 
 
 def test_later_events_change_nothing(dataset: Dataset) -> None:
-    """The leak test of popularity: all events of the moment and after it may be any others."""
+    """Leak test: changing events at or after a time does not change the popularity at that time."""
     moment = split_moment(dataset, "test") + 20 * DAY_S
     before = popularity_before(dataset, moment, 60.0)
     events = dataset.events
@@ -105,7 +105,7 @@ def retriever(dataset: Dataset, model: TwoTower, config: Config, days: float) ->
 
 
 def test_a_refreshed_index_answers_as_one_made_for_the_moment(dataset: Dataset, model: TwoTower, config: Config) -> None:
-    """In any order of the questions, and each by the last index before it."""
+    """Queries may have any order, and each uses the last index before it."""
     start, held_out = split_moment(dataset, "test"), dataset.held_out("test")
     system = retriever(dataset, model, config, 14.0)
     found = system.retrieve(held_out.queries, 10)
@@ -127,7 +127,7 @@ def test_a_refreshed_index_answers_as_one_made_for_the_moment(dataset: Dataset, 
 
 
 def test_a_refreshed_index_knows_nothing_of_what_comes(dataset: Dataset, model: TwoTower, config: Config) -> None:
-    """Other stars and weights of events from the last moment on change no earlier list."""
+    """Leak test: other stars and weights of the last events do not change earlier lists."""
     held_out = dataset.held_out("test").by_time()
     before = retriever(dataset, model, config, 30.0).retrieve(held_out.queries, 10)
     moments = retriever(dataset, model, config, 30.0).moments(held_out.queries.time_s)
@@ -159,7 +159,7 @@ def test_nothing_is_chosen_where_parts_do_not_follow_in_time(
 
 
 def test_a_run_chooses_judges_and_serves_with_it(town: Any, config: Config, tmp_path: Path) -> None:
-    """The half-life stands in the run's settings and in its checkpoint; report and bundle follow it."""
+    """The half-life is stored in the run's settings and checkpoint, and used by report and bundle."""
     evaluation = config.evaluation.model_copy(update={"baselines": ["popular"], "bootstrap": 20, "tune_baselines": False})
     train_stage(config.model_copy(update={"evaluation": evaluation}), town.folder, tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())

@@ -1,4 +1,4 @@
-"""The recipe race: it keeps the better candidate, leaves the user's settings alone, and goes on where it was cut off."""
+"""Test the recipe race: it keeps the better candidate and the user's settings, and continues after an interruption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = [
 
 
 def name_of(config: Config) -> str:
-    """The candidate whose settings a configuration has."""
+    """Return the name of the candidate that a configuration belongs to."""
     return next(one.name for one in entrants(load_config()) if one.config.training.objective == config.training.objective)
 
 

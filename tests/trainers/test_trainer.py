@@ -1,4 +1,4 @@
-"""Training: resumed equals uninterrupted to the bit, the same seed gives the same run, and every failure is one clear line."""
+"""Test training: resumed and uninterrupted runs are bit-identical, seeds reproduce runs, and every error is one clear line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .conftest import figures, settings
 
 
 def stop_after(trainer: TwoTowerTrainer, steps: int) -> None:
-    """Train, and be interrupted."""
+    """Start a training that is interrupted."""
     step = trainer._step
 
     def then_stop(batch, board):
@@ -63,7 +63,7 @@ def test_twenty_steps_learn(dataset, tmp_path, objective, loss):
 
 
 def test_fields_can_be_left_out(dataset, tmp_path):
-    """Down to the ids and the history; a name that there is none of says which is meant."""
+    """All fields except ids and history can be left out; an unknown name gets a suggestion."""
     whole = TwoTowerTrainer(dataset, settings(), tmp_path / "whole")
     embeddings = {"item": (whole.model.item_embedding, whole.model.item_state), "user": (whole.model.user_embedding,)}
     fields = [f"{side}.{spec.name}" for side, parts in embeddings.items() for part in parts for spec in part.fields]
@@ -89,7 +89,7 @@ def test_gradient_checkpointing_changes_nothing(dataset, tmp_path):
 
 @pytest.mark.parametrize("objective", ["any_event", "next_event"])
 def test_gradient_cache_is_one_large_batch(dataset, tmp_path, objective):
-    """In float64, dropout included: many micro-batches give the gradients of all of them held at once."""
+    """In float64 and with dropout, many micro-batches give the gradients of the whole batch."""
     config = settings(objective=objective, micro_batch_size=50, negatives_per_positive=2)
     trainer = TwoTowerTrainer(dataset, config, tmp_path)
     trainer.model.double().train()
@@ -115,7 +115,7 @@ def test_gradient_cache_is_one_large_batch(dataset, tmp_path, objective):
 
 
 def doubled(batch):
-    """The same batch with float64 fields."""
+    """Return the batch with float64 fields."""
 
     def wide(part):
         fields = {name: value.double() if value.is_floating_point() else value for name, value in part.fields.items()}
@@ -171,7 +171,7 @@ def test_stops_when_validation_no_longer_improves(dataset, tmp_path):
 def test_without_a_validation_part_the_end_of_the_schedule_is_the_model(dataset, tmp_path, monkeypatch):
     held_out = dataset.held_out("valid", max_queries=0)
     monkeypatch.setattr(dataset, "held_out", lambda *_, **__: held_out)
-    with pytest.raises(TrainingError, match=r"Training stops by a validation part\. That of .* is empty"):
+    with pytest.raises(TrainingError, match=r"The validation part of .* is empty"):
         TwoTowerTrainer(dataset, settings(), tmp_path)
     monkeypatch.setitem(dataset.manifest["config"]["prepare"]["split"], "valid", 0.0)
     reached = TwoTowerTrainer(dataset, settings(stop_frac=0.5), tmp_path).fit()
@@ -187,7 +187,7 @@ def test_non_finite_loss_is_an_error_before_the_update(dataset, tmp_path):
     before = trainer.model.log_temperature.clone()
     real = trainer.backward
     trainer.backward = lambda batch, scale: (real(batch, scale)[0] * float("nan"), 1)
-    with pytest.raises(TrainingError, match="At step 1 it was not"):
+    with pytest.raises(TrainingError, match="The loss at step 1 is not finite"):
         trainer.fit()
     assert torch.equal(before, trainer.model.log_temperature)
 
@@ -211,7 +211,7 @@ def test_nothing_to_train_on(dataset, tmp_path):
 
 
 def test_visits_that_all_come_again_leave_nothing_to_ask_for(dataset, tmp_path):
-    """The next-event objective asks for first visits where visited items are left out; here no first visit is a positive one."""
+    """With seen items excluded, the next-event objective targets only first visits; here no first visit is positive."""
     broken, events = Dataset(dataset.path, dataset.manifest), dataset.events
     pair = events.user_row * dataset.n_items + events.item_row
     first = np.isin(np.arange(len(pair)), np.unique(pair, return_index=True)[1])
@@ -221,7 +221,7 @@ def test_visits_that_all_come_again_leave_nothing_to_ask_for(dataset, tmp_path):
 
 
 def test_places_of_items_and_of_users_may_be_half_known(tmp_path):
-    """A feature of the kind "geo" is read on both sides; half of a place is none."""
+    """A "geo" feature is read by both towers; a location with only one coordinate counts as unknown."""
     days = [f"{user},{item},2020-01-{1 + (3 * user + item) % 28:02d}" for user in range(12) for item in range(8)]
     (tmp_path / "events.csv").write_text("user,item,at\n" + "\n".join(days))
     (tmp_path / "users.csv").write_text("user,lat,lon\n" + "\n".join(f"{n},{40 + n / 10},{'' if n == 3 else 8}" for n in range(12)))

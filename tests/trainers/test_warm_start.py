@@ -1,4 +1,4 @@
-"""What a run begins with: ids that know who visits what, where the table can hold it, and the noise they replace elsewhere."""
+"""Test the initial item ids: iALS factors if the table supports them, random values otherwise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def dataset(town: Any) -> Dataset:
 
 
 def begun(dataset: Dataset, item_tower: dict[str, Any] | None = None, **model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids' table before and after."""
+    """Return the item id table before and after the initialisation."""
     tower = {"embedding_dim": WIDTH, "hidden_dims": [WIDTH]}
     config = parse_config({"model": {"user_tower": tower, "item_tower": {**tower, **(item_tower or {})}, **model}})
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def test_attention_stays_away_where_histories_have_no_order_or_no_times(town: An
 
 
 def test_items_of_the_same_people_are_near() -> None:
-    """Two groups of people, each with items of their own."""
+    """Two groups of users, each with its own items."""
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], 40)
     visits = (rng.random((80, 30)) < np.where((np.arange(30) % 2)[None] == group[:, None], 0.4, 0.0)).astype(np.float32)

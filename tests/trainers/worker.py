@@ -1,4 +1,4 @@
-"""What tests start in processes of their own, that they may kill: worker.py MODE DATASET OUT SETTINGS…
+"""Run a task of the tests in a separate process that can be killed: worker.py MODE DATASET OUT SETTINGS…
 
 Settings are JSON; of several, each leaves what it makes in a part of OUT by its number.
 """
@@ -25,7 +25,7 @@ from twotower.utils.config import Config, parse_config
 
 
 def gradients(trainer: TwoTowerTrainer, out: Path) -> None:
-    """Loss and gradients of one batch in float64, of the whole model, written by the first process."""
+    """Write the loss and gradients of one batch, in float64, from the first process."""
     wide(trainer)
     batch = next(trainer.batches(0, 0))
     loss, examples = trainer.backward(batch, 1.0)
@@ -44,7 +44,7 @@ def gradients(trainer: TwoTowerTrainer, out: Path) -> None:
 
 
 def wide(trainer: TwoTowerTrainer) -> None:
-    """The model and its inputs in float64."""
+    """Use float64 for the model and its inputs."""
     trainer.model.double().train()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # branches that start at zero would hide what lies behind them
@@ -59,13 +59,13 @@ def wide(trainer: TwoTowerTrainer) -> None:
 
 
 def doubled(part):
-    """A batch whose fields are float64."""
+    """Return the batch with float64 fields."""
     fields = {name: value.double() if value.is_floating_point() else value for name, value in part.fields.items()}
     return replace(part, fields=fields, **({"items": doubled(part.items)} if hasattr(part, "items") else {}))
 
 
 def die_at(trainer: TwoTowerTrainer, step: int) -> None:
-    """The last process is killed at a step."""
+    """Kill the last process at a given step."""
     take = trainer._step
 
     def then_die(batch, board):
@@ -77,7 +77,7 @@ def die_at(trainer: TwoTowerTrainer, step: int) -> None:
 
 
 def kill_often(dataset: Path, config: Config, out: Path, *, times: int) -> None:
-    """Start a run, kill it at a random moment, resume it, …, and in the end let it finish; says how often it was killed."""
+    """Start a run, kill it at a random time and resume it several times, then let it finish; print how often it was killed."""
     moments, killed = random.Random(0), 0
     while True:
         child = os.fork()
@@ -96,7 +96,7 @@ def kill_often(dataset: Path, config: Config, out: Path, *, times: int) -> None:
 
 
 def kill_while_writing(trainer: TwoTowerTrainer) -> None:
-    """The second checkpoint is killed half-way: what is on the disk then is what a power cut leaves."""
+    """Kill the process while it writes the second checkpoint, like a power failure."""
     save, count = torch.save, 0
 
     def half(state, file):

@@ -1,4 +1,4 @@
-"""Commands about bundles: make one, ask it, change it, serve it."""
+"""Define the commands for bundles: export, recommend, tune, change and serve."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from twotower.commands.options import BUNDLE, FILE, FOLDER, a_user, inside, keep
 @click.option("--out", type=FOLDER, required=True, help="Folder for the bundle.")
 @overwriting
 def export(run: Path, out: Path, overwrite: bool) -> None:
-    """Write everything needed to answer requests into one folder, without any code in it.
+    """Write a bundle: one folder with everything needed to answer requests, and no code.
 
     RUN is a folder of `twotower run` or `twotower train`.
 
@@ -48,7 +48,7 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
     metavar="TEXT",
     help="""Condition on the items, such as 'category == "Mexican" and price <= 2 and within(5)' (km).""",
 )
-@click.option("--near", type=(float, float), metavar="LAT LON", help="Location of the request. Default: the middle of the history.")
+@click.option("--near", type=(float, float), metavar="LAT LON", help="Location of the request. Default: centre of the history.")
 @click.option("--include-seen", is_flag=True, help="Recommend items of the history too.")
 @click.option(
     "--diversity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Diversity of the list, from 0 to 1."
@@ -60,7 +60,7 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
     show_default=True,
     help="Popularity bias, from -1 (rare) to 1 (popular).",
 )
-@click.option("--explain", is_flag=True, help="With --json: what moved each score.")
+@click.option("--explain", is_flag=True, help="With --json: add the reasons of each score.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @overwriting
 def recommend(
@@ -108,7 +108,7 @@ def recommend(
     say_next("serve", bundle)
 
 
-@click.command("tune-index", short_help="Build the cheapest index that reaches a recall.")
+@click.command("tune-index", short_help="Build the cheapest index that reaches a target recall.")
 @click.argument("bundle", type=BUNDLE)
 @click.option(
     "--recall",
@@ -118,10 +118,10 @@ def recommend(
     help="Recall that the index must reach.",
 )
 @click.option("--k", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Length of the lists that are measured.")
-@click.option("--kinds", metavar="A,B", help="Indexes to try, of exact, int8, sq, hnsw and ivf_pq. Default: all.")
-@click.option("--plot", type=FILE, help="File for the picture of the measurements. Default: BUNDLE-index.svg.")
+@click.option("--kinds", metavar="A,B", help="Index types to try: exact, int8, sq, hnsw, ivf_pq. Default: all.")
+@click.option("--plot", type=FILE, help="SVG file for the plot of the measurements. Default: BUNDLE-index.svg.")
 def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Path | None) -> None:
-    """Measure indexes on a bundle's vectors and users, and build the cheapest good one into it.
+    """Measure indexes on a bundle's vectors and users, and add the cheapest that reaches the recall.
 
     \b
     Example:
@@ -132,7 +132,7 @@ def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Pat
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds else []
     picture = plot or bundle.with_name(f"{bundle.name}-index.svg")
     best = tune_index_stage(bundle, recall=recall, k=k, kinds=chosen, plot=picture, say=click.echo)
-    click.echo(f"{bundle}: {best.kind} {best.settings}; recall {best.recall:.4f}, {best.p50_ms:.3f} ms; picture in {picture}")
+    click.echo(f"{bundle}: {best.kind} {best.settings}; recall {best.recall:.4f}, {best.p50_ms:.3f} ms; plot in {picture}")
     say_next("serve", bundle)
 
 
@@ -157,7 +157,7 @@ def add_items(bundle: Path, items: Path) -> None:
 @click.argument("bundle", type=BUNDLE)
 @click.option("--ids", required=True, help="Item ids, separated by commas.")
 def remove_items(bundle: Path, ids: str) -> None:
-    """Stop recommending items. In histories they still count.
+    """Stop recommending items. They still count as part of histories.
 
     \b
     Example:
@@ -182,7 +182,7 @@ def remove_items(bundle: Path, ids: str) -> None:
     "--rate", type=click.FloatRange(0), default=100, show_default=True, help="Requests per second of each client. 0 means no limit."
 )
 def serve(rate: float, **options: Any) -> None:
-    """Answer requests over HTTP, with a web page at the same address. Ctrl+C ends it.
+    """Answer requests over HTTP, with a web page at the same address. Stop with Ctrl+C.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Commands that make data."""
+"""Define the commands that create data."""
 
 from __future__ import annotations
 

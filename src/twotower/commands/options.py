@@ -1,6 +1,6 @@
-"""What the commands share: grouped help, settings, folders, the rule that nothing is overwritten, and the next step.
+"""Provide what the commands share: grouped help, settings, folders, overwrite protection and the suggested next step.
 
-Nothing heavy is imported at the top, so that `--help` and a mistyped setting are answered at once.
+Nothing heavy is imported at the top, so that `--help` and errors in settings are shown at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 MANIFEST = "manifest.json"
 RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `refit` write
 
-SECTIONS = {  # the commands in the order of the journey
+SECTIONS = {  # the commands in the order of a typical project
     "Data": ("simulate", "prepare"),
     "Train": ("plan", "train", "run", "refit"),
     "Evaluate": ("evaluate",),
@@ -31,10 +31,10 @@ SECTIONS = {  # the commands in the order of the journey
 
 
 class Journey(click.Group):
-    """A group whose help lists the commands by section; those of no section come last."""
+    """A command group whose help lists the commands by section; commands without a section come last."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names of the commands in the order of the journey."""
+        """Return the names of the commands in the order of `SECTIONS`."""
         known = [name for names in SECTIONS.values() for name in names]
         return [*known, *(name for name in super().list_commands(ctx) if name not in known)]
 
@@ -51,14 +51,14 @@ class Journey(click.Group):
 
 
 def show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
-    """Print the version and end."""
+    """Print the version and exit."""
     if asked and not context.resilient_parsing:
         click.echo(f"twotower {twotower.__version__}")
         context.exit()
 
 
 def configured(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --config and --set; the command gets their `config`, which is read before anything heavy is imported."""
+    """Add --config and --set, and pass the resulting `config`; it is read before anything heavy is imported."""
 
     @click.option("--config", "config_path", type=FILE, help="YAML file with settings. Default: the default settings.")
     @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override one setting. Can be repeated.")
@@ -73,7 +73,7 @@ def configured(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def overwriting(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --overwrite."""
-    return click.option("--overwrite", is_flag=True, help="Replace what the command finds at the place of its output.")(command)
+    return click.option("--overwrite", is_flag=True, help="Replace existing output.")(command)
 
 
 def resuming(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,29 +82,29 @@ def resuming(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def keep_existing(out: Path, names: Sequence[str], *, overwrite: bool, resume: bool | None = None) -> None:
-    """Refuse to overwrite: check that the folder holds nothing of these names.
+    """Refuse to overwrite: check that the folder has no entry of these names.
 
     Parameters
     ----------
     names
-        What the command would write into `out`; empty: any file.
+        Names that the command would write into `out`; empty: any file.
     resume
-        The command continues what is there; None where it cannot.
+        Whether the command continues an earlier run; None if it cannot.
 
     Raises
     ------
     DataError
-        Something is there, and the caller asked neither to overwrite nor to continue it.
+        An entry exists, and the user asked neither to overwrite nor to continue it.
     """
     from twotower.utils.console import speaks
 
-    if overwrite or resume or not speaks() or not out.is_dir():  # of several processes the first one asks, before it writes
+    if overwrite or resume or not speaks() or not out.is_dir():  # only the first process checks, before it writes
         return
     found = [name for name in names if (out / name).exists()] if names else sorted(path.name for path in out.iterdir())[:3]
     if found:
         advice = "" if resume is None else ", or continue it with --resume"
         raise DataError(
-            f"{out} already contains {', '.join(found)}. Existing files are kept unless you say otherwise. "
+            f"{out} already contains {', '.join(found)}. Existing files are not replaced by default. "
             f"Choose another folder, add --overwrite{advice}."
         )
 
@@ -115,26 +115,26 @@ def keep_file(out: Path, *, overwrite: bool) -> None:
     Raises
     ------
     DataError
-        It is there, and the caller did not ask to overwrite it.
+        The file exists, and the user did not ask to overwrite it.
     """
     if out.is_file() and not overwrite:
         raise DataError(
-            f"{out} already exists. Existing files are kept unless you say otherwise. Choose another file, or add --overwrite."
+            f"{out} already exists. Existing files are not replaced by default. Choose another file, or add --overwrite."
         )
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the part of a run's folder that a command needs: FOLDER/NAME where only that one has a manifest."""
+    """Return the part of a run's folder that a command needs: FOLDER/NAME if only that one has a manifest, else FOLDER."""
     return folder if (folder / MANIFEST).is_file() or not (folder / name / MANIFEST).is_file() else folder / name
 
 
 def bundle_in(folder: Path) -> Path:
-    """Return the bundle of a folder that `run` or `train` wrote; a bundle itself stays."""
+    """Return the bundle inside a folder written by `run` or `train`; a bundle itself is returned unchanged."""
     return folder / "bundle" if (folder / "bundle" / MANIFEST).is_file() else folder
 
 
 class BundleFolder(click.Path):
-    """A bundle, or a run that has one."""
+    """A parameter type: a bundle, or a run that contains one."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path, file_okay=False)
@@ -148,7 +148,7 @@ BUNDLE = BundleFolder()
 
 
 def a_user(dataset: Path) -> str:
-    """Return the id of a user, for an example that works."""
+    """Return the id of a known user, for an example that works."""
     from twotower.data.dataset import Dataset
     from twotower.schema import FIRST_ROW
 
@@ -156,7 +156,7 @@ def a_user(dataset: Path) -> str:
 
 
 def say_next(*words: str | Path) -> None:
-    """Say on stderr what to type next, so that stdout stays the command's own."""
+    """Print the suggested next command to stderr; stdout holds only the result of the command."""
     from twotower.utils.console import speaks
 
     context = click.get_current_context(silent=True)

@@ -1,4 +1,4 @@
-"""Commands around the journey."""
+"""Define the commands `demo`, `doctor` and `config`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from twotower.utils.config import Config
 
 
-@click.command(short_help="Walk the whole way on a simulated town.")
-@click.option("--out", type=FOLDER, default=Path("runs/town"), show_default=True, help="Folder for everything.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the town and of the training.")
+@click.command(short_help="Run all steps on a simulated town.")
+@click.option("--out", type=FOLDER, default=Path("runs/town"), show_default=True, help="Folder for all output.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the simulation and of the training.")
 @overwriting
 def demo(out: Path, seed: int, overwrite: bool) -> None:
     """Simulate a town, prepare, train, evaluate, export and recommend.
@@ -32,10 +32,10 @@ def demo(out: Path, seed: int, overwrite: bool) -> None:
     say_next("serve", out / "bundle")
 
 
-@click.command(short_help="Check whether this machine can do the work.")
-@click.option("--data", type=FOLDER, help="Folder of the raw files. Default: the usual places.")
+@click.command(short_help="Check whether this machine can train and serve.")
+@click.option("--data", type=FOLDER, help="Folder of the raw files. Default: the usual folders.")
 def doctor(data: Path | None) -> None:
-    """Check whether this machine can do the work, and say what to do where it cannot.
+    """Check whether this machine can train and serve, and show how to fix problems.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""Commands that train and evaluate."""
+"""Define the commands that train and evaluate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from twotower.utils.config import Config
 
 
-@click.command(short_help="Estimate the memory of a training, and settings that fit.")
+@click.command(short_help="Estimate the memory of training, and find settings that fit.")
 @click.option("--data", type=FOLDER, help="Dataset made by `twotower prepare`.")
 @click.option("--users", type=click.IntRange(1), help="Number of users, instead of --data.")
 @click.option("--items", type=click.IntRange(1), help="Number of items, instead of --data.")
@@ -87,7 +87,7 @@ def train(data: Path, out: Path, resume: bool, overwrite: bool, config: Config) 
     best = train_stage(config, inside(data, "dataset"), out, resume=resume)
     if speaks():
         reached = "no validation part" if best["value"] is None else f"best {best['metric']} {best['value']:.4f}"
-        click.echo(f"{out}: {reached}; the model is that of step {best['step']}; bundle in {out / 'bundle'}")
+        click.echo(f"{out}: {reached}; the saved model is from step {best['step']}; bundle in {out / 'bundle'}")
     say_next("evaluate", out)
 
 
@@ -154,7 +154,7 @@ def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
     """
     from twotower.utils.config import load_config
 
-    load_config(None, list(overrides))  # a mistyped setting is refused before PyTorch loads
+    load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
     from twotower.pipeline.evaluate import evaluate_stage, run_manifest
     from twotower.pipeline.stages import verdict
 

@@ -1,8 +1,8 @@
-"""Confidence intervals by the paired bootstrap: a table of figures in, means and 95 % intervals out.
+"""Compute confidence intervals by the paired bootstrap over users.
 
-Enters: float64 [B, C], a row a query, a column for each (system, metric), and whose query it is. Promised: users are drawn with
-replacement, with all their queries, as the queries of one person are alike; all columns see the same draws, so that the
-interval of a difference is that of the differences of the draws.
+The input is a table float64 [B, C] with one row per query and one column per (system, metric), and the user of each query. Users
+are drawn with replacement, each with all their queries, because queries of one user are correlated. All columns share the draws, so
+the interval of a difference is computed from the differences of the draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,25 @@ _WEIGHTS_AT_ONCE = 2**24  # 128 MB
 
 
 def resample(table: Float64, user: Int, resamples: int, seed: int) -> Float64:
-    """Means [resamples, C] of the columns of `table` [B, C] over draws of the users [B]; B at least 1."""
+    """Return the column means of every bootstrap resample.
+
+    Parameters
+    ----------
+    table
+        float64 [B, C], one row per query; B is at least 1.
+    user
+        int64 [B]: the user of each query.
+
+    Returns
+    -------
+    Float64
+        [resamples, C].
+
+    Examples
+    --------
+    >>> resample(np.ones((3, 2)), np.array([7, 7, 9]), resamples=4, seed=0).shape
+    (4, 2)
+    """
     _, cluster, count = np.unique(user, return_inverse=True, return_counts=True)
     order = np.argsort(cluster, kind="stable")
     sums = np.add.reduceat(table[order], np.cumsum(count) - count, axis=0)
@@ -35,7 +53,20 @@ def resample(table: Float64, user: Int, resamples: int, seed: int) -> Float64:
 
 
 def intervals(names: Sequence[str], value: Float64, draws: Float64) -> dict[str, Interval]:
-    """Name → value [C] and the 2.5 and 97.5 percentiles of its draws [R, C], rounded to six decimals."""
+    """Return the 95 % interval of each column: name → value, and the 2.5 and 97.5 percentiles of its draws.
+
+    Parameters
+    ----------
+    value
+        float64 [C].
+    draws
+        float64 [R, C], as returned by `resample`. All numbers are rounded to six decimals.
+
+    Examples
+    --------
+    >>> intervals(["NDCG@10"], np.array([0.5]), np.array([[0.4], [0.6]]))
+    {'NDCG@10': {'value': 0.5, 'low': 0.405, 'high': 0.595}}
+    """
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)
     rows = zip(names, value, low, high, strict=True)
     return {name: {"value": round(float(v), 6), "low": round(float(a), 6), "high": round(float(b), 6)} for name, v, a, b in rows}

@@ -1,9 +1,8 @@
-"""The judgement: retrievers and held-out questions in, a report out.
+"""Evaluate retrievers on held-out queries and return a report.
 
-Enters: systems (a model, baselines, an oracle), a dataset and the questions of one of its splits. Leaves: a dictionary ready for
-JSON, which `report.py` writes. Promised: the whole catalogue is ranked, in bounded memory; all systems answer the same questions
-under the same rule for seen items; every interval is a paired bootstrap over users (`bootstrap.py`). The oracle is listed and never
-competes.
+`judge` evaluates a model, its baselines and, on a simulated town, an oracle. The result is a dictionary ready for JSON, which
+`report.py` writes. Every system ranks the whole catalogue, in bounded memory, for the same queries and with the same rule for seen
+items. Intervals come from a paired bootstrap over users (`bootstrap.py`). The oracle is listed but not compared.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ _TUNING_QUERIES = 5000
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one system did.
+    """Results of one system.
 
     Attributes
     ----------
     metrics
         Names of the columns of `values`.
     values
-        float64 [B, len(metrics)], a row a query.
+        float64 [B, len(metrics)], one row per query.
     beyond
-        Figures beyond accuracy, at the length of the list `k` they were asked for.
+        Metrics beyond accuracy, for lists of length `beyond_k`.
     seconds
-        Spent in `retrieve`.
+        Time spent in `retrieve`.
     """
 
     name: str
@@ -58,12 +57,18 @@ class Evaluation:
     seconds: float
 
     def mean(self, metric: str) -> float:
-        """The mean of a metric over the queries; 0 without any."""
+        """Return the mean of a metric over the queries; 0 without queries."""
         return float(self.values[:, self.metrics.index(metric)].mean()) if len(self.values) else 0.0
 
 
 def metric_names(settings: EvaluationConfig, *more: str) -> tuple[str, ...]:
-    """Every metric at every k of the settings, and `more`; unknown names are a `ConfigError`."""
+    """Return the names of every metric at every k of the settings, and of `more`; an unknown name raises a `ConfigError`.
+
+    Examples
+    --------
+    >>> len(metric_names(EvaluationConfig(ks=[10]))) == len(m.METRICS)
+    True
+    """
     names = [f"{name}@{k}" for name in m.METRICS for k in sorted(set(settings.ks))]
     for name in more:
         m.parse_metric(name)
@@ -80,16 +85,16 @@ def evaluate(
     beyond_k: int | None = 10,
     progress: ProgressCallback | None = None,
 ) -> Evaluation:
-    """Ask `retriever` every question of `held_out`, in parts, and measure its lists.
+    """Evaluate `retriever` on all queries of `held_out`, in batches.
 
     Parameters
     ----------
     metrics
-        Names such as "NDCG@10"; None: all of them at all `settings.ks`.
+        Names such as "NDCG@10"; None: all metrics at all `settings.ks`.
     beyond_k
-        Length of the lists judged beyond accuracy; None leaves that out.
+        List length of the metrics beyond accuracy; None skips them.
     progress
-        Called after each part with (questions done, questions).
+        Called after each batch with (queries done, queries).
     """
     names = tuple(metrics) if metrics is not None else metric_names(settings)
     depth = max([*(m.parse_metric(name)[1] for name in names), beyond_k or 1])
@@ -113,7 +118,7 @@ def evaluate(
 
 
 class _Beyond:
-    """Running counts behind the figures beyond accuracy."""
+    """Accumulates the counts behind the metrics beyond accuracy."""
 
     def __init__(self, dataset: Dataset, k: int) -> None:
         self.k, self.popularity = k, dataset.item_train_count
@@ -149,16 +154,18 @@ def fit_baseline(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Baseline:
-    """Fit a baseline with its `settings.baseline_settings`; without any, with `settings.tune_baselines`, keep the choice of `GRIDS`
-    with the best `metric` on validation questions. Where there are none, nothing is tuned.
+    """Fit a baseline, tuned on the validation part if the settings ask for it.
+
+    Settings in `settings.baseline_settings` are used as they are. Without them, and with `settings.tune_baselines`, the entry of
+    `GRIDS` with the best `metric` on validation queries is kept. Without validation queries nothing is tuned.
 
     Raises
     ------
     ConfigError
-        The baseline is unknown; the nearest known one is named.
+        The baseline is unknown; the message suggests the nearest name.
     """
     if name not in BASELINES:
-        raise ConfigError(f"evaluation.baselines must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
+        raise ConfigError(f"{name!r} in evaluation.baselines is not a known baseline.{nearest(name, BASELINES)}")
     grid: list[dict[str, Any]] = [settings.baseline_settings.get(name, {})]
     valid = None
     if settings.tune_baselines and name in GRIDS and name not in settings.baseline_settings:
@@ -169,7 +176,7 @@ def fit_baseline(
     for tried, choice in enumerate(grid, 1):
         candidate = BASELINES[name](dataset, **{**drawn, **choice})
         figure = evaluate(candidate, valid, dataset, settings, metrics=[metric], beyond_k=None).mean(metric) if valid else 0.0
-        if figure > best_figure:  # the first of equals: a grid lists cheaper settings first
+        if figure > best_figure:  # a tie keeps the earlier entry: grids list cheaper settings first
             best, best_figure = candidate, figure
         if progress:
             progress(tried, len(grid))
@@ -189,18 +196,18 @@ def judge(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
-    """Ask `systems` and every baseline of the settings the same questions, and compare them.
+    """Evaluate `systems` and the baselines of the settings on the same queries, and compare them.
 
     Parameters
     ----------
     systems
-        With distinct names. The one named `main` is compared with all others; without it the baselines are judged alone.
+        Retrievers with distinct names. The one named `main` is compared with all others; without it only the baselines are listed.
     held_out
-        The questions, from the split `part`; None: all of that split, or a seeded sample of `settings.max_queries`.
+        Queries of the split `part`; None: all of them, or a seeded sample of `settings.max_queries`.
     metric
-        Decides the verdict and is shown by slice.
+        The metric of the verdict and of the slices.
     progress
-        Called with (done, total), in questions; choosing a baseline's settings counts as much as asking it.
+        Called with (done, total), in queries; tuning a baseline counts as much as evaluating it.
 
     Returns
     -------
@@ -212,12 +219,12 @@ def judge(
     Raises
     ------
     DataError
-        There is no question to ask.
+        There are no queries.
     """
     held_out = held_out or dataset.held_out(part, max_queries=settings.max_queries, seed=seed)
     if not len(held_out.queries):
         raise DataError(
-            f"The split {part!r} must hold at least one question. It holds none. Prepare the data with a larger {part} part."
+            f"The split {part!r} has no query. An evaluation needs at least one. Prepare the data with a larger {part} part."
         )
     given = list(systems)
     names, left_out = _competitors(dataset, settings, {system.name for system in given})
@@ -228,7 +235,7 @@ def judge(
     entries: list[Retriever | str] = [*given, *names]
     for entry in entries:
         system = entry
-        if isinstance(system, str):  # fitted here, one at a time: two large ones need not fit into memory together
+        if isinstance(system, str):  # fitted one at a time, so that memory holds only one baseline
             system = fit_baseline(system, dataset, settings, metric=metric, seed=seed, progress=tell.part())
         chosen[system.name] = dict(getattr(system, "settings", {}))
         judged.append(evaluate(system, held_out, dataset, settings, metrics=every, beyond_k=k, progress=tell.part()))
@@ -245,7 +252,7 @@ def judge(
 
 
 class _Meter:
-    """Progress of many parts as one: each part, whatever its own total, is worth `size`."""
+    """Combines the progress of several parts; every part counts as `size`, whatever its own total is."""
 
     def __init__(self, progress: ProgressCallback | None, size: int, parts: int) -> None:
         self.progress, self.size, self.parts, self.started = progress, size, parts, 0
@@ -257,7 +264,7 @@ class _Meter:
 
 
 def _competitors(dataset: Dataset, settings: EvaluationConfig, given: set[str]) -> tuple[list[str], dict[str, str]]:
-    """Names of the baselines that run, and the reasons of those that cannot; a town's oracle runs unasked."""
+    """Return the names of the baselines that run, and why others cannot. The oracle of a town always runs."""
     asked = [name for name in dict.fromkeys(settings.baselines) if name not in given]
     reasons = {
         name: unavailable(name, dataset, max_ease_items=settings.max_ease_items) for name in dict.fromkeys([*asked, "oracle"])
@@ -269,7 +276,7 @@ def _competitors(dataset: Dataset, settings: EvaluationConfig, given: set[str]) 
 def _compare(
     judged: Sequence[Evaluation], held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, main: str, metric: str, seed: int
 ) -> dict[str, Any]:
-    """Intervals of the systems, of the differences to the main one, and by slice; the verdict."""
+    """Return the intervals of the systems, of their differences to the main one and by slice, and the verdict."""
     order, names = [e.name for e in judged], judged[0].metrics
     table = np.stack([e.values for e in judged], 1)  # [B, S, M]
     user = _people(held_out)
@@ -304,7 +311,7 @@ def _compare(
 
 
 def _people(held_out: HeldOut) -> Int:
-    """int64 [B]: who asks; every unknown asker is somebody else."""
+    """Return the user of each query, int64 [B]; every unknown user counts as a separate one."""
     user = held_out.queries.user_row
     return np.where(user == UNKNOWN, -1 - np.arange(len(user)), user)
 

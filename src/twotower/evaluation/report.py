@@ -1,7 +1,7 @@
-"""The report as files: `report.json` for machines, `report.html` for people.
+"""Write an evaluation as `report.json` and `report.html`.
 
-Enters: what `evaluator.judge` returned, and the rows of the training log. Leaves: two files. Promised: the JSON has sorted keys,
-so that equal results are equal bytes; the page is one file that opens offline, without scripts, in light and dark, on a phone too.
+The JSON has sorted keys, so equal results give equal bytes. The page is one file: it works offline, without scripts, in light and
+dark mode and on small screens.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from twotower.utils.metrics import METRICS
 from twotower.utils.types import Json
 
 CURVES = {"loss": "loss", "lr": "learning rate", "learning_rate": "learning rate", "temperature": "temperature"}
-"""Figures of the training log that are drawn, beside the metric that decides, and their titles."""
+"""Columns of the training log that are plotted beside the deciding metric, and their titles."""
 _MAIN = "two-tower"
 _WIDTH, _HEIGHT = 300.0, 120.0
 _BEYOND = {
-    "coverage": ("coverage", "share of the catalogue that is shown to anybody"),
-    "gini": ("Gini", "0: all items shown equally often; 1: a single one"),
-    "novelty_bits": ("novelty, bits", "mean surprise −log2 p of an item shown"),
-    "popularity_lift": ("popularity lift", "how much more popular than what the same users chose before; 0: as popular"),
+    "coverage": ("coverage", "share of the catalogue that appears in at least one list"),
+    "gini": ("Gini", "0: all items are shown equally often; 1: one item takes every position"),
+    "novelty_bits": ("novelty, bits", "mean −log2 p of the items shown, where p is an item's share of the training events"),
+    "popularity_lift": (
+        "popularity lift",
+        "mean popularity of the items shown divided by that of the histories' items, minus 1; 0: equally popular",
+    ),
     "diversity": ("diversity", "mean Jaccard distance of categories within a list"),
 }
 
@@ -35,16 +38,16 @@ _BEYOND = {
 def write_report(
     report: Mapping[str, Any], out: Path, *, curves: Sequence[Mapping[str, Any]] = (), advice: Sequence[str] = ()
 ) -> None:
-    """Write `report.json` and `report.html` into the folder `out`, made when missing.
+    """Write `report.json` and `report.html` into the folder `out`, which is created if missing.
 
     Parameters
     ----------
     report
         As returned by `evaluator.judge`.
     curves
-        Rows of the training log: {"step", and any of "epoch", "loss", "lr", metrics such as "NDCG@10"}; kept under "curves".
+        Rows of the training log: {"step", and any of "epoch", "loss", "lr", metrics such as "NDCG@10"}; stored under "curves".
     advice
-        What the training doctor said, in sentences; kept under "advice".
+        Health advice of the training, one string each; stored under "advice".
     """
     out.mkdir(parents=True, exist_ok=True)
     whole = {**report, "curves": [dict(row) for row in curves], "advice": list(advice)}
@@ -54,7 +57,7 @@ def write_report(
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The page as text; `report` as in `write_report`, with "curves" and "advice"."""
+    """Return the HTML page; `report` is that of `write_report`, with "curves" and "advice"."""
     template = files("twotower.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"title": _title, "figure": _figure, "signed": _signed, "count": lambda n: f"{n:,}"}
@@ -80,7 +83,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def _tone(report: Mapping[str, Any], metric: str) -> str:
-    """Whether the model beats every baseline, is beaten by one, or neither can be said."""
+    """Return "good" if the model beats every baseline, "bad" if one beats it, else "neutral"."""
     differences = [d[metric] for name, d in report["differences"].items() if name != "oracle"]
     if not differences:
         return "neutral"
@@ -90,12 +93,12 @@ def _tone(report: Mapping[str, Any], metric: str) -> str:
 
 
 def _by_difference(report: Mapping[str, Any], metric: str) -> list[tuple[str, Json]]:
-    rivals = [pair for pair in report["differences"].items() if pair[0] != "oracle"]  # the oracle would squeeze the scale
+    rivals = [pair for pair in report["differences"].items() if pair[0] != "oracle"]  # the oracle would compress the scale
     return sorted(rivals, key=lambda pair: pair[1][metric]["value"])
 
 
 def _strip(figures: Mapping[str, Mapping[str, float]]) -> Json:
-    """Positions, in percent of a common axis that holds zero, of each system's value and interval, and the axis' ticks."""
+    """Return the position of each system's value and interval, in percent of a common axis that contains zero, and the ticks."""
     if not figures:
         return {"rows": [], "ticks": [], "origin": 0.0}
     low = min([f["low"] for f in figures.values()] + [0.0])
@@ -114,7 +117,7 @@ def _strip(figures: Mapping[str, Mapping[str, float]]) -> Json:
 
 
 def _tables(report: Mapping[str, Any], metric: str, ranked: Sequence[str]) -> list[Json]:
-    """One table a list length, the deciding one first and open; the best competitor of each column is marked."""
+    """Return one table per list length, the deciding one first and open; the best system of each column is marked."""
     lengths = sorted({int(name.partition("@")[2]) for name in report["systems"][ranked[0]]})
     own = int(metric.partition("@")[2])
     tables = []
@@ -127,7 +130,7 @@ def _tables(report: Mapping[str, Any], metric: str, ranked: Sequence[str]) -> li
 
 
 def _slices(report: Mapping[str, Any], columns: Sequence[str]) -> list[Json]:
-    """Groups as rows, systems as columns; `share` of the best competitor's figure shades the cell."""
+    """Return one table per slice title: groups as rows, systems as columns; `share` is the percentage of the row's best value."""
     tables = []
     for title, groups in report["slices"].items():
         rows = []
@@ -160,7 +163,7 @@ def _best(names: Sequence[str], values: Mapping[str, float]) -> str | None:
 
 
 def _plots(curves: Sequence[Mapping[str, Any]], metric: str) -> list[Json]:
-    """A line a figure, over the steps, in a box of 300 × 120 units."""
+    """Return one plot per column, over the steps, in a box of 300 × 120 units."""
     plots = []
     for name in (metric, *CURVES):
         points = [(float(row["step"]), float(row[name])) for row in curves if isinstance(row.get(name), int | float)]
@@ -190,7 +193,7 @@ def _plots(curves: Sequence[Mapping[str, Any]], metric: str) -> list[Json]:
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
-    """The round numbers in [low, high], at most `most` + 1, as close together as that allows."""
+    """Return at most `most` + 1 round numbers in [low, high], as densely as possible."""
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     for step in (power * factor for factor in (1, 2, 5, 10, 20)):
         ticks = [round(i * step, 12) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -216,7 +219,7 @@ def _title(name: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same, with null for numbers that JSON cannot hold."""
+    """Return the value with None in place of numbers that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,6 @@
-"""Groups of questions and of items that a report looks at apart.
+"""Split held-out queries into groups that the report shows separately.
 
-Enters: a dataset and held-out questions. Leaves: masks over the questions, and the items' categories as a ragged array.
-Promised: the groups of a title do not overlap; empty ones are left out. A question with several targets is placed by its earliest.
+The groups of one title do not overlap, and empty groups are left out. A query with several targets is grouped by the earliest one.
 """
 
 from __future__ import annotations
@@ -21,7 +20,10 @@ CITIES = 8
 
 
 def slices(held_out: HeldOut, dataset: Dataset) -> dict[str, dict[str, Mask]]:
-    """Title → group → bool [B]: by length of the history, known or new user, kind of target item, city of the target."""
+    """Return masks over the queries, title → group → bool [B].
+
+    The titles are the history length, known or new user, popularity of the target item, and city of the target.
+    """
     target = first_target(held_out)
     lengths, users = held_out.queries.lengths, held_out.queries.user_row
     known = (users >= FIRST_ROW) & (users < FIRST_ROW + dataset.n_train_users)
@@ -42,16 +44,17 @@ def slices(held_out: HeldOut, dataset: Dataset) -> dict[str, dict[str, Mask]]:
 
 
 def first_target(held_out: HeldOut) -> Int:
-    """int64 [B]: the item row of each question's earliest target event."""
+    """Return the item row of each query's earliest target event, int64 [B]."""
     query = np.repeat(np.arange(len(held_out.queries)), np.diff(held_out.target_offsets))
     first: Int = held_out.target_row[np.lexsort((held_out.event_index, query))][held_out.target_offsets[:-1]]
     return first
 
 
 def popularity_class(dataset: Dataset) -> Int:
-    """int64 [n_items]: 0 head, 1 torso, 2 tail, 3 new (without a positive training event).
+    """Return the popularity class of each item, int64 [n_items]: 0 head, 1 torso, 2 tail, 3 new.
 
-    Items by falling popularity: the head is those before the first third of the training events is reached, and so on.
+    Items are sorted by decreasing popularity. Head, torso and tail hold a third of the positive training events each. New items
+    have no positive training event.
     """
     count = dataset.item_train_count
     order = np.argsort(-count, kind="stable")
@@ -63,8 +66,12 @@ def popularity_class(dataset: Dataset) -> Int:
 
 
 def categories(dataset: Dataset) -> tuple[Int, Int] | None:
-    """Ragged distinct categories (`item_columns.category_column`) by item row: offsets int64 [n_items + 1], codes; None when no
-    item has any.
+    """Return the distinct categories of each item as a ragged array, or None if no item has a category.
+
+    Returns
+    -------
+    offsets, codes
+        int64 [n_items + 1] and int64 [n]: item row i has the categories codes[offsets[i]:offsets[i + 1]].
     """
     name = category_column(dataset.items, dataset.specs, learned=True)
     if name is None:

@@ -1,7 +1,7 @@
-"""One sentence that says whether the model is worth having.
+"""Summarise an evaluation in one or two sentences: better than a baseline, worse, or a tie.
 
-Enters: the figures of all systems and the intervals of the differences. Leaves: the verdict. Promised: "better" only where the
-whole 95 % interval is above zero; the oracle, which no system can match, is passed over.
+"Better" means that the whole 95 % interval of the difference is above zero, "worse" that it is below zero. Otherwise the verdict is
+a tie. The oracle is an upper bound and is not compared.
 """
 
 from __future__ import annotations
@@ -21,45 +21,55 @@ TITLES = {
     "ials": "iALS",
     "oracle": "the oracle",
 }
-"""Names for people; a system that is not here goes by its own."""
+"""Display names; a system that is not listed is shown by its own name."""
 
 
 def verdict(figures: Mapping[str, float], differences: Mapping[str, Mapping[str, Interval]], main: str, metric: str) -> str:
-    """One sentence: the main system against the best baseline, and against iALS when that is another one.
+    """Return the verdict: the main system against the best baseline, and against iALS if that is another one.
 
-    `figures` holds `metric` of every system, `differences` main minus each other one.
+    Parameters
+    ----------
+    figures
+        Value of `metric` for every system.
+    differences
+        Main minus every other system, with intervals: {system: {metric: interval}}.
+
+    Examples
+    --------
+    >>> gaps = {"ease": {"NDCG@10": {"value": 0.014, "low": -0.001, "high": 0.031}}}
+    >>> verdict({"two-tower": 0.064, "ease": 0.05}, gaps, "two-tower", "NDCG@10")
+    'A tie with EASE, the best baseline (+0.0140 NDCG@10; the interval crosses zero).'
     """
     rivals = sorted((name for name in figures if name != "oracle" and not _same(name, main)), key=lambda name: -figures[name])
     if main not in figures:
-        best = f"the best baseline is {title(rivals[0])} with {figures[rivals[0]]:.4f} {metric}" if rivals else "nothing else ran"
-        return f"No model was judged; {best}."
+        best = f"The best baseline is {title(rivals[0])} ({figures[rivals[0]]:.4f} {metric})" if rivals else "Nothing else ran"
+        return f"No model was evaluated. {best}."
     if not rivals:
-        return f"{main} reaches {figures[main]:.4f} {metric}; no baseline was judged."
-    clauses = [_clause(rivals[0], ", the best baseline,", differences, metric)]
+        return f"{main} reaches {figures[main]:.4f} {metric}. No baseline was evaluated."
+    sentences = [_sentence(rivals[0], ", the best baseline", differences, metric)]
     if "ials" in rivals[1:]:
-        clauses.append(_clause("ials", "", differences, metric))
-    return f"{main} is {', and '.join(clauses)}."
+        sentences.append(_sentence("ials", "", differences, metric))
+    return " ".join(sentences)
 
 
-def _clause(rival: str, role: str, differences: Mapping[str, Mapping[str, Interval]], metric: str) -> str:
+def _sentence(rival: str, role: str, differences: Mapping[str, Mapping[str, Interval]], metric: str) -> str:
     d = differences[rival][metric]
-    low, high = (f"{x:.4f}".replace("-", "−") for x in (d["low"], d["high"]))
-    interval = f"95 % interval {low} to {high}"
-    if d["low"] > 0:
-        return f"better than {title(rival)}{role} by {d['value']:.4f} {metric}, {interval}"
-    sign = "lower" if d["value"] < 0 else "higher"
-    return f"not better than {title(rival)}{role.rstrip(',')}: {sign} by {abs(d['value']):.4f} {metric}, {interval}"
+    value, low, high = (f"{x:+.4f}".replace("-", "−") for x in (d["value"], d["low"], d["high"]))
+    if d["low"] <= 0 <= d["high"]:
+        return f"A tie with {title(rival)}{role} ({value} {metric}; the interval crosses zero)."
+    return f"{'Better' if d['low'] > 0 else 'Worse'} than {title(rival)}{role} ({value} {metric}; 95 % interval {low} to {high})."
 
 
 def refreshed(main: str, days: float) -> str:
-    """Return the name of the main system whose index is made anew every so many days."""
+    """Return the name of the main system with an index that is rebuilt every `days` days."""
     return f"{main}, refreshed every {days:g} days"
 
 
 def _same(name: str, main: str) -> bool:
-    """Return whether a system is the main one, or the main one refreshed: no rival of itself."""
+    """Return whether a system is the main one, with or without a refreshed index; it is not compared with itself."""
     return name == main or name.startswith(f"{main}, refreshed")
 
 
 def title(name: str) -> str:
+    """Return the display name of a system."""
     return TITLES.get(name, name)

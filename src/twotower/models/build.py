@@ -1,4 +1,4 @@
-"""Dataset and settings → a fresh model of the right shape."""
+"""Build a new model for a dataset and settings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from twotower.utils.config import Config
 
 
 def build_model(dataset: Dataset, config: Config, store: FeatureStore | None = None) -> TwoTower:
-    """A `TwoTower` with fresh weights; the same dataset and settings always give the same shapes.
+    """Return a `TwoTower` with fresh weights; the same dataset and settings always give the same shapes.
 
     Parameters
     ----------
     store
-        One of the dataset's, where it is open already: whatever the moment, its fields are the same.
+        An open feature store of the dataset, of any split: the fields are the same. None: open one.
     """
     return TwoTower(
         layout(dataset, store or open_store(dataset, "valid", config.model), config.model),

@@ -1,6 +1,6 @@
-"""A two-tower as a `Retriever`: item vectors made once for a moment, user vectors on demand.
+"""Retrieve items with a two-tower model: item vectors are computed once for a time, user vectors on demand.
 
-Both have one more number than the towers give them: an item its log popularity, a user what a nat of it is worth.
+Both vectors have one more number than the towers' output: the log popularity of an item, and its weight for a user.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from twotower.search.index import ExactIndex, joined
 from twotower.search.reranking import POPULARITY_SCALE, boost_recent_items
 from twotower.utils.types import Float, Int, Mask
 
-BLOCK = 8192  # items encoded at once
-PORTION = 1024  # queries encoded at once; the vectors of more would only leave the cache
+BLOCK = 8192  # items per batch
+PORTION = 1024  # queries per batch; larger batches exceed the CPU cache
 
 
 class NeuralRetriever:
@@ -31,15 +31,15 @@ class NeuralRetriever:
     Parameters
     ----------
     store
-        Features as known at the moment of the index.
+        Features as known at the time of the index.
     n_items
-        Item rows, the two reserved ones included.
+        Number of item rows, with the two reserved ones.
     time_s
-        Seconds: the moment the item vectors stand for.
+        Time of the item vectors, in seconds.
     """
 
     dial = 0.0
-    """Of popularity, from -1 to 1, as in requests."""
+    """Popularity bias, from -1 to 1, as in requests."""
 
     def __init__(self, model: TwoTower, store: FeatureStore, *, n_items: int, time_s: int, name: str = "two-tower") -> None:
         self.name, self.model, self.store = name, model.eval(), store
@@ -57,13 +57,13 @@ class NeuralRetriever:
         self.index = ExactIndex(vectors)
 
     def with_popularity_bias(self, dial: float) -> NeuralRetriever:
-        """The same with the popularity dial at `dial`."""
+        """Return a copy with the popularity bias `dial`."""
         other = copy(self)
         other.name, other.dial = f"{self.name} at {dial}", dial
         return other
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """See `Retriever`; scores are inner products."""
+        """Return the k best items of each query; see `Retriever`. Scores are inner products."""
         found = []
         for start in range(0, len(queries), PORTION):
             part = queries.slice(start, min(start + PORTION, len(queries)))
@@ -73,7 +73,7 @@ class NeuralRetriever:
         return joined(found, k)
 
     def encode(self, queries: Queries, *, again: bool = False) -> Tensor:
-        """User vectors float32 [B, D + 1] on the model's device; `again`: to rank visited items too."""
+        """Return user vectors float32 [B, D + 1] on the model's device; `again`: seen items are ranked too."""
         with torch.inference_mode():
             vectors = self.model.encode_users(self.store.users(queries).to(self.device))
             asked = np.full(len(queries), again)
@@ -83,17 +83,17 @@ class NeuralRetriever:
 
 
 class RefreshedRetriever:
-    """A model whose index is made anew at fixed intervals from the events so far, as a server does; the weights stay.
+    """Retriever whose index is rebuilt at fixed intervals from the events so far, as a server does; the weights stay unchanged.
 
     Parameters
     ----------
     store
-        Features with the state of the items at any moment; see `open_store` with the split "future".
+        Features with the state of the items at any time; see `open_store` with the split "future".
     popularity
-        Moment in seconds → log popularity float32 [n_item_rows] known just before it.
+        Function from a time in seconds to the log popularity float32 [n_item_rows] just before it.
     start_s, every_days
-        The first index is of the moment `start_s`; a question is answered by the last index made at its moment or before. Questions
-        in the order of time are answered fastest: one index is held at a time.
+        Time of the first index, and the interval. A query uses the last index built at or before its time. Only one index is in
+        memory, so queries sorted by time are fastest.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class RefreshedRetriever:
         self._held: tuple[int, NeuralRetriever] | None = None
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """See `Retriever`; scores are inner products."""
+        """Return the k best items of each query; see `Retriever`. Scores are inner products."""
         items = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         for moment in np.unique(self.moments(queries.time_s)):
@@ -123,11 +123,11 @@ class RefreshedRetriever:
         return Recommendations(items, scores)
 
     def moments(self, time_s: Int) -> Int:
-        """Return the moment in seconds of the index that answers at each of `time_s`."""
+        """Return the time, in seconds, of the index that is used at each of `time_s`."""
         return np.asarray(self.start_s + np.maximum(time_s - self.start_s, 0) // self.every_s * self.every_s)
 
     def at(self, moment: int) -> NeuralRetriever:
-        """Return the model with the index of a moment."""
+        """Return the retriever with the index of a time, in seconds."""
         if self._held is None or self._held[0] != moment:
             store = self.store.with_popularity(self.popularity(moment))
             self._held = moment, NeuralRetriever(self.model, store, n_items=self.n_items, time_s=moment, name=self.name)
@@ -135,7 +135,7 @@ class RefreshedRetriever:
 
 
 def item_blocks(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> Iterator[ItemBatch]:
-    """Item rows as known at a moment, in blocks, on the model's device."""
+    """Yield batches of item rows, with features as known at a time, on the model's device."""
     for start in range(0, len(row), BLOCK):
         part = row[start : start + BLOCK]
         yield store.items(part, np.full(len(part), moment_s, np.int64)).to(model.log_temperature.device)

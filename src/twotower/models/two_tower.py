@@ -1,4 +1,4 @@
-"""Both towers, the tables they share and the temperature. Either side encodes alone."""
+"""Define the two-tower model: both towers, the tables they share and the temperature."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from twotower.schema import NEIGHBOURS, PAD, UNKNOWN
 from twotower.utils.config import ModelConfig
 
 TEMPERATURE_RANGE = (0.01, 1.0)
-HIDDEN_STATE = 0.5  # share of the items shown without an id whose state is hidden too
+HIDDEN_STATE = 0.5  # share of the items with a dropped id whose state is hidden too
 NEW_LENGTH = 0.85
-"""Of the vectors of items that training never saw: features alone tell less of an item than those who went there."""
+"""Length of the vectors of new items: features alone say less about an item than its events."""
 
 
 class TwoTower(nn.Module):
-    """User tower and item tower whose vectors meet in one inner product.
+    """User tower and item tower; the score of a user and an item is the inner product of their vectors.
 
     Parameters
     ----------
     causal
-        Whether a history is read left to right (every position a moment) or as a set.
+        True: attention reads a history from left to right, so every position is a query. False: it reads it as a set.
     save_memory
         Recompute attention blocks in the backward pass (gradient checkpointing).
     """
@@ -54,55 +54,63 @@ class TwoTower(nn.Module):
         self.popularity_prior = config.popularity_prior
         self.recent_item_boost = config.recent_item_boost if layout.ordered else 0.0
         self.new_popularity: Tensor
-        """Scalar, nats: the log popularity that new items count as; see `trainers.new_item_popularity`."""
+        """Log popularity of new items, a scalar in nats; see `trainers.new_item_popularity`."""
         self.register_buffer("new_popularity", torch.zeros(()))
         self.reads_neighbours = any(spec.name == NEIGHBOURS for spec in static)
         self.neighbour_dropout = config.item_tower.neighbour_dropout
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
 
     def temperature(self) -> Tensor:
-        """The scalar that divides inner products."""
+        """Return the scalar that divides inner products."""
         return self.log_temperature.exp()
 
     def popularity_weight(self) -> float:
-        """What a nat of log popularity is worth in an inner product: the prior of the logits, which are products / temperature."""
+        """Return the weight of log popularity (nats) in an inner product: the prior times the temperature.
+
+        Logits are inner products divided by the temperature, so the weight in the logits is the prior itself.
+        """
         return self.popularity_prior * float(self.temperature().detach())
 
     def recent_item_weight(self) -> float:
-        """What is added to a user's vector of that of the item they visited last, where it may be recommended again; 0 where order
-        says nothing. It is no part of training: in a set of visits, of which those after the target are seen too, a repetition is
-        easier to foresee than it will be."""
+        """Return the factor of the most recent item's vector that is added to the user vector when seen items may be recommended.
+
+        It is 0 if the events have no order. It is not trained: histories of the any-event objective include later events, so
+        repeats look more predictable than they are at serving time.
+        """
         return self.recent_item_boost * float(self.temperature().detach())
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Bring the temperature back into [0.01, 1]: the parameter itself, so that its gradient never dies at a bound."""
+        """Clamp the temperature to [0.01, 1]. The parameter itself is clamped, so its gradient does not vanish at a bound."""
         self.log_temperature.clamp_(*(math.log(bound) for bound in TEMPERATURE_RANGE))
 
     def encode_items(self, batch: ItemBatch) -> Tensor:
-        """Items → vectors float32 [n, D]: of length one without `norm_shrinkage`, those of new items `NEW_LENGTH` as long."""
+        """Return item vectors float32 [n, D], of length one without `norm_shrinkage`.
+
+        Outside training, vectors of new items are multiplied by `item_length`.
+        """
         vectors: Tensor = self.item_tower(self.offered_fields(batch))
         return vectors if self.training else vectors * self.item_length(batch.row)
 
     def item_length(self, row: Tensor) -> Tensor:
-        """What the vectors of items are multiplied by once training is over [n, 1]."""
+        """Return the factor [n, 1] of item vectors outside training: `NEW_LENGTH` for new items with a popularity prior, else 1."""
         shorter = NEW_LENGTH if self.popularity_prior else 1.0
         return torch.where(row == UNKNOWN, shorter, 1.0)[:, None]
 
     def popularity(self, logs: Tensor, new: Tensor) -> Tensor:
-        """Return the log popularity [n] that items count as.
+        """Return the log popularity [n] of items, with a floor for new items.
 
         Parameters
         ----------
         logs
-            float [n]: what is counted of them; NaN for an item without an event.
+            float [n]: log popularity from events; NaN for an item without an event.
         new
-            bool [n]: items that training has not seen. They count as `new_popularity` until their events exceed it.
+            bool [n]: items that training has not seen. They get `new_popularity` until their own exceeds it.
         """
         return torch.where(new, torch.fmax(logs, self.new_popularity.to(logs.dtype)), logs)
 
     def as_if_new(self, batch: ItemBatch) -> ItemBatch:
-        """The same items as they would be if training and nobody else had ever seen them."""
+        """Return the same items as if they were new: without id, and with the state of an item without events."""
         fields = dict(batch.fields)
         if self.item_state.fields:
             fields["state"] = torch.zeros_like(fields["state"])
@@ -110,7 +118,7 @@ class TwoTower(nn.Module):
         return ItemBatch(torch.full_like(batch.row, UNKNOWN), fields)
 
     def offered_fields(self, batch: ItemBatch) -> Tensor:
-        """Embedded fields of the items as the item tower reads them [n, F, d]: the id first, the state last where there is one."""
+        """Return the input of the item tower [n, F, d]: embedded fields, the id first and the state, if any, last."""
         row = self._drop(batch.row, self.item_id_dropout)
         fields = self.item_fields(ItemBatch(row, batch.fields))
         if not self.item_state.fields:
@@ -119,24 +127,24 @@ class TwoTower(nn.Module):
         return torch.cat([fields, state], dim=1)
 
     def encode_users(self, batch: UserBatch) -> Tensor:
-        """Moments of histories → vectors float32 [Q, D], no longer than one: the shorter the less is known."""
+        """Return user vectors float32 [Q, D], one per query, of at most length one; shorter if little is known about the user."""
         vectors: Tensor = self.user_tower(self.user_fields(batch), self.history_items(batch.items), batch)
         return vectors
 
     def history_items(self, batch: ItemBatch) -> Tensor:
-        """What a history reads of each item: the sum of its static fields [n, d]."""
+        """Return the representation of items in histories [n, d]: the sum of their static fields."""
         return self.item_fields(batch).sum(dim=1)
 
     def user_fields(self, batch: UserBatch) -> Tensor:
-        """Embedded fields of the users [Q, F, d], the id first."""
+        """Return the embedded fields of the users [Q, F, d], the id first."""
         row = self._drop(batch.user_row, self.user_id_dropout)
         fields: Tensor = self.user_embedding({**batch.fields, "id": row}, self.tables, (self.waves, self.geo))
         return fields
 
     def item_fields(self, batch: ItemBatch) -> Tensor:
-        """Embedded static fields of the items [n, F, d], the id first."""
+        """Return the embedded static fields of the items [n, F, d], the id first."""
         values = {**batch.fields, "id": batch.row}
-        if self.reads_neighbours:  # an item that is not known has none; of the others each is left out now and then
+        if self.reads_neighbours:  # new items have no co-visited items; in training some of the others are dropped
             shown = (batch.row != UNKNOWN)[:, None].expand_as(values[NEIGHBOURS])
             if self.training and self.neighbour_dropout:
                 shown = shown & (torch.rand(shown.shape, device=shown.device) >= self.neighbour_dropout)
@@ -145,15 +153,17 @@ class TwoTower(nn.Module):
         return fields
 
     def _state(self, state: Tensor, row: Tensor) -> Tensor:
-        """State of items [n, 5], zeros where nothing is known of one: an item that came after training and had no visit yet is new,
-        not one that nobody goes to. In training half of the items without an id are new in this sense."""
+        """Return the state of items [n, 5], zeros for new items without events: they are new, not unpopular.
+
+        In training, the share `HIDDEN_STATE` of the items with a dropped id is treated in the same way.
+        """
         new = (row == UNKNOWN) & (state[:, -1] > 0)
         if self.training and self.item_id_dropout:
             new = new | (row == UNKNOWN) & (torch.rand(row.shape, device=row.device) < HIDDEN_STATE)
         return state.masked_fill(new[:, None], 0.0)
 
     def _drop(self, row: Tensor, share: float) -> Tensor:
-        """In training, show a share of the ids as UNKNOWN."""
+        """Replace a share of the ids by UNKNOWN, in training only."""
         if not self.training or share == 0:
             return row
         return torch.where(torch.rand(row.shape, device=row.device) < share, UNKNOWN, row)

@@ -1,4 +1,4 @@
-"""The commands that need a bundle alone: lists for all users, the choice of an index, and recommendations as text.
+"""Implement the commands that need only a bundle: lists for all users, index tuning, recommendations as text.
 
 They need no extra.
 """
@@ -21,13 +21,13 @@ from twotower.utils.console import progress
 
 
 def recommend_all_stage(bundle: Path, out: Path, request: Request) -> int:
-    """Write the lists of all users of a bundle to the Parquet file `out`; returns how many users there are."""
+    """Write the lists of all users of a bundle to the Parquet file `out`, and return the number of users."""
     with progress() as report:
         return recommend_all(Recommender.load(bundle), out, request, report=report)
 
 
 def tune_index_stage(bundle: Path, *, recall: float, k: int, kinds: list[str], plot: Path, say: Callable[[str], None]) -> Measured:
-    """Measure indexes of a bundle, build the best into it and draw `plot`; every setting is said as soon as it is measured."""
+    """Measure indexes on a bundle, add the best one and write `plot`; each result is passed to `say` when it is measured."""
     say(f"{'index':8} {'recall':>7} {'p50, ms':>9} {'MB':>9}  settings")
 
     def tell(row: Measured) -> None:
@@ -41,9 +41,9 @@ def tune_index_stage(bundle: Path, *, recall: float, k: int, kinds: list[str], p
 
 
 def as_table(items: list[Recommendation]) -> str:
-    """Recommendations as text, a line each."""
+    """Return recommendations as text, one per line."""
     if not items:
-        return "Nothing to recommend: no item passes."
+        return "Nothing to recommend: no item matches the request."
     table = Table(box=None, pad_edge=False)
     for name in ("rank", "item", "categories", "city", "km", "score"):
         table.add_column(name, justify="right" if name in ("rank", "km", "score") else "left", no_wrap=True, overflow="ellipsis")

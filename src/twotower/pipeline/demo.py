@@ -1,4 +1,4 @@
-"""The whole way on a simulated town, for show."""
+"""Run all stages on a simulated town and show recommendations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twotower.utils.config import parse_config
 
 
 def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
-    """The whole way on a simulated town, then ten recommendations for three kinds of asker."""
+    """Run all stages on a simulated town, then recommend ten items to a known user, to an unknown user, and with a filter."""
     raw = out / "raw"
     counts = simulate_stage(raw, **TOWN, seed=seed)
     say(f"A town with {', '.join(f'{count:,} {name}' for name, count in counts.items())}: {raw}")
@@ -24,21 +24,21 @@ def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
     assert report is not None
     recommender = Recommender.load(out / "bundle")
     user, places = _known_user(recommender.dataset)
-    say(f"\nTen places for {user}, a known user:\n")
+    say(f"\nTop 10 for {user}, a known user:\n")
     say(as_table(recommender.recommend(user=user)))
     rows = recommender.dataset.item_rows(places)
     names = [recommender.details.describe(int(row))["name"] for row in rows]
-    say(f"\nTen for an unknown user who went to {', '.join(names[:-1])} and {names[-1]}:\n")
+    say(f"\nTop 10 for an unknown user with the history {', '.join(names[:-1])} and {names[-1]}:\n")
     say(as_table(recommender.recommend(history=places)))
     category = (recommender.details.describe(int(rows[-1]))["categories"] or ["Restaurants"])[0]
     where = f'category == "{category}" and within(5)'
-    say(f"\nThe same user, filter {where}:\n")
+    say(f"\nTop 10 for the same user with the filter {where}:\n")
     say(as_table(recommender.recommend(history=places, filter=where)))
     say("\n" + verdict(report, out))
 
 
 def _known_user(dataset: Dataset) -> tuple[str, list[str]]:
-    """A user with a typical history, and the last three places of another one, for show."""
+    """Return the id of a user with a typical history, and the last three items of another user."""
     events = dataset.events
     lengths = np.diff(events.offsets)
     seen_late = np.bincount(events.user_row[events.split == TEST], minlength=len(lengths)) > 0

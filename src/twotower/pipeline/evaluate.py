@@ -24,20 +24,20 @@ from twotower.utils.console import progress
 from twotower.utils.registry import check_names
 from twotower.utils.types import Json
 
-DIAL_QUERIES = 5000  # of the test part, for the curve of the popularity dial
+DIAL_QUERIES = 5000  # test queries for the popularity-bias table
 
 
 def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
-    """Judge the run on its dataset's test part beside every baseline; write report.json and report.html to `out`."""
+    """Evaluate a run and its baselines on the test part, and write report.json and report.html to `out`."""
     manifest = run_manifest(run)
     dataset = Dataset.open(Path(manifest["dataset"]))
     if not has_test(dataset):
-        raise DataError(f"A judgement needs a test part. {dataset.path} has none (prepare.split.test: 0). Judge another run.")
+        raise DataError(f"{dataset.path} has no test part (prepare.split.test: 0). An evaluation needs one. Choose another run.")
     model, config, _ = load_trained(run / "best.pt", dataset)
     for override in overrides or []:
         if not override.startswith("evaluation."):
             raise ConfigError(
-                f"Only settings of the evaluation can change after training. Got {override!r}. Train again for others."
+                f"{override!r} cannot change after training. Only evaluation.* settings can. Train again to change it."
             )
     if overrides:
         wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
@@ -67,7 +67,7 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
 
 
 def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> list[RefreshedRetriever]:
-    """The same model with an index that is refreshed along the test part, where that can be judged."""
+    """Return the model with an index that is refreshed along the test part, if the dataset allows it."""
     days, half_life = config.evaluation.refresh_days, config.model.popularity_half_life_days
     if days is None or half_life is None or not can_refresh(dataset):
         return []
@@ -85,17 +85,17 @@ def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> lis
 
 
 def has_test(dataset: Dataset) -> bool:
-    """Whether there is a test part."""
+    """Return whether the dataset has a test part."""
     return bool(dataset.manifest["counts"]["kept"]["test_events"])
 
 
 def check_settings(config: Config) -> None:
-    """Refuse unknown names: of registry entries, metrics, baselines and their settings, before hours are spent.
+    """Check the names of registry entries, metrics, baselines and their settings before a long run starts.
 
     Raises
     ------
     ConfigError
-        The nearest known name is in the message.
+        A name is unknown; the message suggests the nearest one.
     """
     check_names(config)
     metric_names(config.evaluation, config.training.eval_metric)
@@ -103,12 +103,12 @@ def check_settings(config: Config) -> None:
     for section, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():
         for name in names:
             if name not in BASELINES:
-                raise ConfigError(f"evaluation.{section} must name known baselines. Got {name!r}.{nearest(name, BASELINES)}")
+                raise ConfigError(f"{name!r} in evaluation.{section} is not a known baseline.{nearest(name, BASELINES)}")
     for name, values in settings.items():
         known = [*signature(BASELINES[name]).parameters][1:]
         for key in values:
             if key not in known:
-                raise ConfigError(f"evaluation.baseline_settings.{name} has no {key!r}.{nearest(key, known)}")
+                raise ConfigError(f"{key!r} is not a setting of evaluation.baseline_settings.{name}.{nearest(key, known)}")
 
 
 def run_manifest(run: Path) -> Json:
@@ -117,7 +117,7 @@ def run_manifest(run: Path) -> Json:
     Raises
     ------
     DataError
-        `run` is not the folder of a run.
+        `run` is not a run's folder.
     """
     try:
         manifest = json.loads((run / "manifest.json").read_text())

@@ -1,7 +1,6 @@
-"""What the popularity dial costs and gives: accuracy and coverage of a trained model at several settings of it.
+"""Measure accuracy and coverage of a trained model at several values of the popularity bias.
 
-Enters: a model as a `Retriever`, a dataset and questions. Leaves: rows for the report. The dial is the one of requests: another
-number in both vectors, and nothing trained again.
+It is the same bias that requests can set. It changes one number of the vectors and needs no retraining.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ DIALS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
 def popularity_tradeoff(
     system: NeuralRetriever, held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, *, metric: str, k: int = 10
 ) -> list[dict[str, float]]:
-    """{"popularity", `metric`, "coverage@k"} at each of `DIALS`."""
+    """Return one row {"popularity", `metric`, "coverage@k"} for each of `DIALS`."""
     rows = []
     for dial in DIALS:
         judged = evaluate(system.with_popularity_bias(dial), held_out, dataset, settings, metrics=(metric,), beyond_k=k)

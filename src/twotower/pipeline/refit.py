@@ -1,6 +1,6 @@
-"""A run once more, with what was held out: its settings, its length, its baselines' settings, and more events to learn from.
+"""Train a finished run again with the held-out events, with its settings and for the number of steps of its best checkpoint.
 
-Enters: the folder of a judged run. Leaves: what `run_all` leaves, in a folder of its own.
+The output is that of `run_all`, in a new folder.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from twotower.utils.config import Config, SplitConfig, parse_config
 
 
 def refit(run: Path, out: Path, *, include_test: bool = False, resume: bool = False) -> dict[str, Any] | None:
-    """Prepare the raw data again with the validation part in training, train for as long as the best of `run` took, and judge.
+    """Prepare the raw data with the validation part in training, train as long as the best checkpoint of `run`, and evaluate.
 
     Parameters
     ----------
     run
-        A judged run. The settings that its report, in `run` or beside it, found best for the baselines are theirs again.
+        An evaluated run. The baselines get the settings of its report, which is in `run` or its parent folder.
     include_test
-        The test part becomes training too: for a model to serve. Nothing is left to judge by.
+        Train on the test part too, for a model to serve. Then there is no evaluation.
 
     Returns
     -------
     report
-        On the test part; None with `include_test`.
+        Evaluation on the test part; None with `include_test`.
 
     Raises
     ------
     DataError
-        `run` is no run, has no validation part, which says how long to train, or no report; or `out` is its own folder.
+        `run` is not a run, has no validation part (which determines the number of steps) or no report; or `out` is its folder.
     """
     manifest = run_manifest(run)
     best = manifest["best"]
     if best["value"] is None:
-        raise DataError(f"A refit needs a run with a validation part, which says how long to train. {run} has none. Give another.")
+        raise DataError(f"{run} has no validation part. A refit needs one to know how long to train. Choose another run.")
     if run.resolve() in (out.resolve(), out.resolve() / "model"):
-        raise DataError(f"A refit needs a folder of its own. {out} is that of the run. Give another --out.")
+        raise DataError(f"{out} is the folder of the run. A refit needs its own folder. Choose another --out.")
     config = parse_config(load_checkpoint(run / "best.pt")["config"])
     prepare = config.prepare.model_copy(update={"split": _split(config.prepare.split, include_test=include_test)})
     training = config.training.model_copy(update={"stop_frac": best["step"] / best["total_steps"]})
@@ -60,12 +60,14 @@ def _split(split: SplitConfig, *, include_test: bool) -> SplitConfig:
 
 
 def _chosen(run: Path, config: Config) -> dict[str, Any]:
-    """Settings of the baselines in a run's report."""
+    """Return the settings of the baselines in a run's report."""
     found = [folder / "report.json" for folder in (run, run.parent) if (folder / "report.json").is_file()]
     if not found:
-        raise DataError(f"A refit takes the baselines' settings from a report. {run} has none. Run `twotower evaluate` first.")
+        raise DataError(f"{run} has no report. A refit takes the baselines' settings from it. Run `twotower evaluate` first.")
     report = json.loads(found[0].read_text())
     seen = "masked" if config.evaluation.exclude_seen else "unmasked"
     if (report["protocol"]["seen"], report["protocol"]["metric"]) != (seen, config.training.eval_metric):
-        raise DataError(f"A run and its report must be of one protocol. {found[0]} is of another. Run `twotower evaluate` again.")
+        raise DataError(
+            f"{found[0]} has another metric or rule for seen items than the run. They must agree. Run `twotower evaluate` again."
+        )
     return {name: settings for name, settings in report["settings"].items() if settings}

@@ -1,4 +1,4 @@
-"""The journey, a function a stage: each reads folders and writes one with a `manifest.json`, so that any stage runs again alone.
+"""Implement the stages of the pipeline. Each stage reads folders and writes one with a `manifest.json`, so it can be run alone.
 
 simulate ─▶ raw files ─▶ prepare ─▶ dataset ─▶ train ─▶ run (checkpoints, bundle) ─▶ evaluate ─▶ report
 """
@@ -42,7 +42,7 @@ TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 
 
 def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int) -> dict[str, int]:
-    """Write a simulated town's raw files to `out`; returns rows by file."""
+    """Write a simulated town's raw files to `out`, and return the number of rows by file."""
     with progress() as report:
         return simulate(
             out,
@@ -55,20 +55,22 @@ def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed:
 
 
 def prepare_stage(config: Config, out: Path) -> Json:
-    """Raw tables → dataset folder `out`; returns its manifest."""
+    """Turn raw files into the dataset folder `out`, and return its manifest."""
     with progress() as report:
         return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
 
 
 def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None) -> Json:
-    """Train on the dataset `data`; leaves checkpoints, figures and `manifest.json` in `out`, and a bundle (in `out`/bundle).
+    """Train on the dataset `data`; write checkpoints, the log and `manifest.json` to `out`, and a bundle to `bundle`.
 
-    The dataset's own settings of `data` and `prepare` win over those of `config`: they are what it was made with.
+    The default bundle folder is `out`/bundle. The `data` and `prepare` settings that the dataset was made with replace those of
+    `config`.
 
     Returns
     -------
     dict
-        "metric", "value" and "step" of the best validation, and "total_steps" of the schedule. Value None: no validation part.
+        "metric", "value" and "step" of the best validation, and "total_steps" of the schedule. "value" is None without a
+        validation part.
     """
     check_settings(config)
     dataset = Dataset.open(data)
@@ -102,7 +104,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         "popularity_half_life": half_lives,
     }
     if not first:
-        return best  # the first process has written the checkpoints, and writes the rest
+        return best  # only the first process writes the remaining files
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
     trim_heap()
     explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
@@ -110,7 +112,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
 
 
 def _with_half_life(config: Config, dataset: Dataset, checkpoint: Path) -> tuple[Config, list[Json]]:
-    """Choose the half-life of popularity where the settings leave it to the data; it is written into the checkpoint's settings."""
+    """Choose the half-life of popularity if the settings leave it open, and store it in the checkpoint's settings."""
     if config.model.popularity_half_life_days is not None:
         return config, []
     model, _, _ = load_trained(checkpoint, dataset)
@@ -119,7 +121,7 @@ def _with_half_life(config: Config, dataset: Dataset, checkpoint: Path) -> tuple
         return config, []
     metric = config.training.eval_metric
     best = max(row[metric] for row in tried)
-    what = f"{chosen:g} days" if chosen else "none, all events count alike"
+    what = f"{chosen:g} days" if chosen else "none, all events count the same"
     log.info("half-life of popularity: %s (validation %s %.4f with a refreshed index)", what, metric, best)
     config = config.model_copy(update={"model": config.model.model_copy(update={"popularity_half_life_days": chosen})})
     state = load_checkpoint(checkpoint)
@@ -129,14 +131,14 @@ def _with_half_life(config: Config, dataset: Dataset, checkpoint: Path) -> tuple
 
 
 def _as_made(config: Config, dataset: Dataset) -> Config:
-    """Return the settings with the dataset's own `data` and `prepare`; which others the user set stays known."""
+    """Return the settings with the dataset's own `data` and `prepare`; `model_fields_set` of the others is kept."""
     made = dataset.manifest["config"]
     own = parse_config({"data": made["data"], "prepare": made["prepare"]})
     return config.model_copy(update={"data": own.data, "prepare": own.prepare})
 
 
 def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tuple[Config, int | None]:
-    """The settings that keep training within `training.memory_budget_gb`, and from which size on freed memory is given back."""
+    """Return settings within `training.memory_budget_gb`, and the process size above which freed memory is returned."""
     if config.training.memory_budget_gb is None:
         return config, None
     budget = int(config.training.memory_budget_gb * GB)
@@ -159,13 +161,13 @@ def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Pat
 
 
 def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
-    """Do the work; for want of memory, end with the plan that would have fitted."""
+    """Do the work; if memory runs out, raise an error with a plan that would have fitted."""
     try:
         return work()
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-    # Past the exception all that the work held is let go of: a plan needs some memory too.
+    # Outside the except block the objects of the failed work are freed: a plan needs some memory too.
     taken = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else status("VmHWM")
     raise explain(dataset, config, _machine(config, device, taken), out)
 
@@ -176,21 +178,21 @@ def _machine(config: Config, device: torch.device, budget: int) -> Machine:
 
 
 def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budget_gb: float | None, processes: int) -> str:
-    """What training takes of memory, part by part, and the settings that fit, as text.
+    """Return the memory use of training, part by part, and settings that fit, as text.
 
     Parameters
     ----------
     data
-        A dataset, or {"users", "items", "events"} of one that nobody has made yet.
+        A dataset, or {"users", "items", "events"}: the sizes of one that does not exist yet.
     device
-        "cpu" or a name of `DEVICES`.
+        "cpu" or a name in `DEVICES`.
     budget_gb
-        Instead of the device's memory.
+        Memory to use instead of the device's, in GB.
 
     Raises
     ------
     TrainingError
-        Nothing fits; a change that would is named.
+        No settings fit; the message names a change that would.
     """
     workload = dataset_sizes(Dataset.open(data), config) if isinstance(data, Path) else yelp_sizes(**data, config=config)
     kind = "cpu" if device == "cpu" else "cuda"
@@ -202,7 +204,7 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
 
 
 def export_stage(run: Path, out: Path) -> Json:
-    """Write the run's bundle to `out`; returns its manifest."""
+    """Write the run's bundle to `out`, and return its manifest."""
     manifest = run_manifest(run)
     written = export_bundle(run / "best.pt", Dataset.open(Path(manifest["dataset"])), out, metrics=manifest["best"])
     if (run / "report.json").is_file():
@@ -211,9 +213,12 @@ def export_stage(run: Path, out: Path) -> Json:
 
 
 def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
-    """Prepare → train → export → evaluate: `out` gets dataset/, model/, bundle/, report.json and report.html.
+    """Prepare, train, export and evaluate: write dataset/, model/, bundle/, report.json and report.html to `out`.
 
-    Without a test part (`prepare.split.test: 0`) nothing is judged, and None is returned instead of the report.
+    Returns
+    -------
+    report
+        None without a test part (`prepare.split.test: 0`): then nothing is evaluated.
     """
     check_settings(config)
     if resume and (out / "dataset" / "manifest.json").is_file():
@@ -221,7 +226,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
         changed = config_diff(made, config.model_dump(mode="json", include=set(made)))
         if changed:
             raise DataError(
-                f"A resumed run must keep its data. In {out / 'dataset'} {changed}. Use another --out, or those settings."
+                f"The settings differ from those of {out / 'dataset'}: {changed}. Restore them to resume, or use another --out."
             )
     else:
         prepared = prepare_stage(config, out / "dataset")
@@ -230,7 +235,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
     train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
     if not has_test(Dataset.open(out / "dataset")):
         for name in ("report.json", "report.html"):
-            (out / name).unlink(missing_ok=True)  # of another run
+            (out / name).unlink(missing_ok=True)  # left by another run
         return None
     report = evaluate_stage(out / "model", out)
     note_report(out / "bundle", report)
@@ -238,14 +243,14 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
 
 
 def summary(manifest: Json, out: Path) -> str:
-    """One line about a prepared dataset."""
+    """Return one line about a prepared dataset."""
     kept = manifest["counts"]
     users, items = manifest["n_users"] - FIRST_ROW, manifest["n_items"] - FIRST_ROW
     return f"{out}: {kept['kept']['events']:,} events of {users:,} users at {items:,} items"
 
 
 def verdict(report: Json | None, out: Path) -> str:
-    """What the report decided, and where it lies."""
+    """Return the verdict of a report and the path of its page, as two lines."""
     if report is None:
-        return f"No test part: nothing was judged.\nBundle: {out / 'bundle'}"
+        return f"No test part: nothing was evaluated.\nBundle: {out / 'bundle'}"
     return f"{report['verdict']}\nReport: {out / 'report.html'}"

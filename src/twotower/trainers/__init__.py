@@ -1,4 +1,4 @@
-"""The training loop. It needs the extra `train`."""
+"""Train models. This package needs the extra `train`."""
 
 from twotower.errors import require
 

@@ -1,10 +1,11 @@
-"""The loop: steps, precision, schedule, validation, early stopping, checkpoints and logs, in one process or many.
+"""Run the training loop: steps, precision, schedule, validation, early stopping, checkpoints and logs, in one or more processes.
 
-A subclass says what one batch's gradients are and how to validate, if at all; `fit` is the whole story. A step never waits for the
-device: losses, norms and what went wrong stay there until a line of the log, a validation or a checkpoint asks for them. Of several
-processes the first one writes and speaks; all hold the same weights, tables that are updated by rows apart, which they share. Files
-in the run's folder: `last.pt` (resume from here), `best.pt` (the best validation so far; the end where nothing is validated),
-`metrics.jsonl` (one JSON object per log line or validation) and `tensorboard/` (the same figures).
+A subclass computes the gradients of a batch and validates; `fit` runs the loop. A step never waits for the device: losses, norms
+and error flags stay there until a log line, a validation or a checkpoint reads them. With several processes, the first one writes
+files and logs. All processes hold the same weights, except for tables updated by rows, which they share.
+
+Files in the run's folder: `last.pt` (to resume), `best.pt` (best validation so far; the last model without validation),
+`metrics.jsonl` (one JSON object per log line or validation) and `tensorboard/` (the same values).
 """
 
 from __future__ import annotations
@@ -32,41 +33,41 @@ from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import Config
 from twotower.utils.console import Report, log, progress, silent
 
-MIN_EPOCHS, MIN_STEPS, MAX_EPOCHS, MAX_VALIDATIONS = 4, 600, 16, 16  # where the settings leave it to the data
+MIN_EPOCHS, MIN_STEPS, MAX_EPOCHS, MAX_VALIDATIONS = 4, 600, 16, 16  # used when the settings leave them open
 
 
 @dataclass
 class TrainingState:
-    """Where a run stands; saved with every checkpoint."""
+    """Progress of a run; saved with every checkpoint."""
 
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
     total_steps: int = 1
-    """Of the learning rate's schedule."""
+    """Steps of the learning-rate schedule."""
     examples: int = 0
     best: float | None = None
     best_step: int = 0
     validations_since_best: int = 0
-    """Validations since the best."""
+    """Number of validations since the best one."""
 
     def summary(self, metric: str) -> str:
-        """What came of it, in words."""
+        """Return the result as one line of text."""
         reached = "no validation part" if self.best is None else f"best {metric} {self.best:.4f}"
-        return f"{reached}; the model is that of step {self.best_step} of {self.step}"
+        return f"{reached}; the saved model is from step {self.best_step} of {self.step}"
 
 
 class BaseTrainer:
-    """Train `model` for `config.training`, writing to `out`.
+    """Train `model` as `config.training` says, and write to `out`.
 
     Parameters
     ----------
     model
-        Already of the right shape; moved to the device here.
+        Model with fresh weights; it is moved to the device.
     out
-        The run's folder.
+        Folder of the run.
     data
-        Fingerprint of what it is trained on; a resumed run must find the same.
+        Fingerprint of the dataset; a resumed run must have the same.
     """
 
     def __init__(self, model: nn.Module, config: Config, out: Path, *, data: str) -> None:
@@ -84,40 +85,40 @@ class BaseTrainer:
         self._clock_examples = 0
         self._bar: Report = silent
 
-    # What a subclass provides.
+    # Implemented by subclasses.
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """Batches of an epoch from batch `start`."""
+        """Yield the batches of an epoch from batch `start`."""
         raise NotImplementedError
 
     def batches_per_epoch(self) -> int:
-        """Batches in an epoch."""
+        """Return the number of batches in an epoch."""
         raise NotImplementedError
 
     def backward(self, batch: Any, scale: Tensor) -> tuple[Tensor, int]:
-        """Add the gradients of `scale` times this process's part of the mean loss; return that loss, over all processes, as a
+        """Add the gradients of `scale` times this process's part of the mean loss. Return the mean loss over all processes, a
         float64 scalar on the device, and the number of examples."""
         raise NotImplementedError
 
     def validate(self) -> dict[str, float] | None:
-        """Metrics on the validation part, which must hold `config.training.eval_metric`; None: there is no such part."""
+        """Return metrics on the validation part, `config.training.eval_metric` among them; None without a validation part."""
         raise NotImplementedError
 
     def begin(self) -> None:
-        """Called before the first step, when a resumed run has its weights and its figures back."""
+        """Prepare for the first step. Called after a resumed run has restored its state."""
 
     def after_step(self) -> None:
-        """Called after every update of the weights."""
+        """Run after every update of the weights."""
 
-    # The loop.
+    # Training loop.
 
     def fit(self, *, resume: bool = False) -> TrainingState:
-        """Train to the last epoch or until the metric stops improving; leave `best.pt` and `last.pt`.
+        """Train until the last step or until the metric stops improving, and write `best.pt` and `last.pt`.
 
         Raises
         ------
         TrainingError
-            The loss is not finite, or `resume` finds no checkpoint.
+            The loss is not finite, or `resume` finds no usable checkpoint.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         steps_per_epoch = self.batches_per_epoch()
@@ -134,7 +135,7 @@ class BaseTrainer:
         between = self.settings.eval_every_epochs or max(1, total / steps_per_epoch / MAX_VALIDATIONS)
         eval_steps = max(round(between * steps_per_epoch), 1)
         log.info(
-            "training on %s in %s, %d steps of about %d examples%s",
+            "training on %s in %s: %d steps of about %d examples%s",
             self.device,
             str(self.precision).removeprefix("torch."),
             self.last_step,
@@ -176,28 +177,27 @@ class BaseTrainer:
             self._log(board, {"loss": summary, "learning_rate": rate, "grad_norm": length, **self._speed()})
 
     def check(self, *values: Tensor) -> list[float]:
-        """Read scalars from the device, at once, and with them whether training can go on.
+        """Read scalars from the device in one transfer, and check that training can continue.
 
         Raises
         ------
         TrainingError
-            A loss was not finite, or gradients were not, with no loss scale left to lower. The weights are those from before.
+            A loss or gradient was not finite, and the loss scale cannot be lowered further. The weights are unchanged.
         """
         on_device = (*values, self.losses.failed, self.scaler.exhausted)
         *summary, failed, exhausted = torch.stack([value.double() for value in on_device]).tolist()
-        wrong = f"The loss must stay finite. At step {failed:.0f} it was not."
+        wrong = f"The loss at step {failed:.0f} is not finite."
         if exhausted:
             step = self.state.step + 1
-            wrong = f"The gradients must stay finite. They overflowed before step {step}, with no loss scale left to lower."
+            wrong = f"The gradients overflowed before step {step}, and the loss scale is already at its minimum."
         if failed or exhausted:
             raise TrainingError(
-                f"{wrong} Lower training.learning_rate, or use training.precision: fp32. The last checkpoint stands in {self.out}."
+                f"{wrong} Lower training.learning_rate, or use training.precision: fp32. The last checkpoint is in {self.out}."
             )
         return summary
 
     def _update(self, rate: float) -> Tensor:
-        """Move the weights along the gradients, clipped; returns their norm, a float64 scalar on the device. Gradients that are not
-        finite leave the weights alone."""
+        """Update the weights with the clipped gradients, if these are finite; return their norm, a float64 scalar on the device."""
         dense = [p for group in self.optimizer.param_groups for p in group["params"]]
         if distributed.world_size() > 1:
             for parameter in dense:
@@ -230,7 +230,7 @@ class BaseTrainer:
             self._log(board, {**metrics, "validation_s": time.perf_counter() - began})
         else:
             value, better = None, self.state.step == self.last_step
-        self._clock += time.perf_counter() - began  # validation is not training time
+        self._clock += time.perf_counter() - began  # validation does not count as training time
         self.losses.load([0.0, 0])
         if better:
             self.state.best, self.state.best_step, self.state.validations_since_best = value, self.state.step, 0
@@ -245,8 +245,7 @@ class BaseTrainer:
     # Files.
 
     def _due(self) -> bool:
-        """Whether the last checkpoint is old enough for another one. Several processes, which have to agree, ask at lines of the
-        log alone: the answer of another one is read back from the device."""
+        """Return whether a checkpoint is due. Several processes must agree, which waits for the device: only at log lines."""
         if distributed.world_size() > 1 and self.state.step % self.settings.log_every:
             return False
         return bool(distributed.broadcast([time.perf_counter() - self._saved >= self.settings.checkpoint_every_s])[0])
@@ -271,7 +270,7 @@ class BaseTrainer:
     def _load(self) -> None:
         state = load_checkpoint(self.out / "last.pt")
         if state["data"] != self.data:
-            raise TrainingError(f"A resumed run must keep its data. They changed since {self.out}/last.pt. Use another --out.")
+            raise TrainingError(f"{self.out}/last.pt was trained on other data. A resumed run needs the same. Use another --out.")
         old, new = state["config"], self.config.model_dump(mode="json")
         for config in (old, new):
             for section, names in CHANGEABLE_ON_RESUME.items():
@@ -279,7 +278,7 @@ class BaseTrainer:
         changed = config_diff(old, new)
         if changed:
             raise TrainingError(
-                f"A resumed run must keep its settings. In {self.out}/last.pt {changed}. Use another --out, or those settings."
+                f"The settings differ from those of {self.out}/last.pt: {changed}. Restore them to resume, or use another --out."
             )
         weights = state["model"]
         for name, table in self.tables.items():
@@ -294,7 +293,7 @@ class BaseTrainer:
 
     @contextmanager
     def _board(self) -> Iterator[SummaryWriter | None]:
-        """What TensorBoard reads; the first process alone writes it. It copies `metrics.jsonl`: a full disk is told of there."""
+        """Open the TensorBoard writer in the first process. It duplicates `metrics.jsonl`; `note` reports a full disk."""
         if distributed.rank() > 0:
             yield None
             return
@@ -307,18 +306,18 @@ class BaseTrainer:
                 board.close()
 
     def _start_logs(self) -> None:
-        """Keep the figures up to the step the run starts from; nothing is reported twice."""
+        """Drop log rows after the step that the run starts from, so that no step is logged twice."""
         self._clock, self._clock_examples = time.perf_counter(), self.state.examples
         self._saved = self._clock
         if distributed.rank() > 0:
             return
         path = self.out / "metrics.jsonl"
         rows = read_rows(path) if self.state.step else []
-        with disk_errors_as_training_errors(path), atomic_file(path) as beside:  # a run killed here keeps its figures
+        with disk_errors_as_training_errors(path), atomic_file(path) as beside:  # atomic: a run killed here keeps its log
             beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.state.step))
 
     def note(self, row: dict[str, Any]) -> None:
-        """Append a row to `metrics.jsonl`; the first process alone does."""
+        """Append a row to `metrics.jsonl`, in the first process only."""
         if distributed.rank() > 0:
             return
         path = self.out / "metrics.jsonl"
@@ -336,7 +335,7 @@ class BaseTrainer:
         if board is None:
             return
         self.note({"step": self.state.step, "epoch": self.state.epoch, **figures})
-        with suppress(OSError):  # a copy of what `note` has written, which tells of a full disk
+        with suppress(OSError):  # duplicates what `note` wrote, which reports a full disk
             for name, value in figures.items():
                 board.add_scalar(name, value, self.state.step)
         shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -1,12 +1,12 @@
-"""How often new items are shown: what popularity they count as, found by showing known items as if they were new.
+"""Calibrate the popularity of new items, so that they get a given share of the top-10 positions.
 
-Enters: a model while it is validated, and questions, of which no answer is looked at. Leaves: the model's `new_popularity`, set so
-that as many known items as the catalogue has new ones (a twentieth at least), shown without what training knows of them, would
-take `model.new_item_exposure` of the first ten places.
+A sample of known items is encoded as if it were new: as many items as the catalogue has new ones, at least a twentieth of the known
+items. The model's `new_popularity` is set so that they would take `model.new_item_exposure` of the top-10 positions. The targets of
+the queries are not used.
 
-Why: an item nobody has gone to has no popularity, and what is guessed decides whether it is ever shown. As popular as the median,
-new items of one dataset cost all others 2 % of NDCG@10, and those of another were among the best fifty less than once in a
-thousand times: how well features tell items apart differs. A share of the places means the same everywhere.
+Reason: a new item has no events, so its popularity is a guess that decides how often it is shown. With the median popularity, new
+items of one dataset cost all other items 2 % of NDCG@10, and those of another dataset were in the top 50 less than once in a
+thousand lists. A share of positions has the same meaning for every dataset.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from twotower.utils.types import Float, Int
 
 PLACES = 10
 QUESTIONS = 1000
-SIMULATED_SHARE = 0.05  # of the known items, at least
+SIMULATED_SHARE = 0.05  # minimum share of the known items
 
 
 def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s: int, exposure: float, seed: int) -> None:
-    """Set what popularity new items count as, in the model and in the retriever's index of it.
+    """Set the popularity of new items, in the model and in the retriever's index.
 
     Parameters
     ----------
     time_s
-        Seconds: the moment the retriever's item vectors stand for.
+        Time of the retriever's item vectors, in seconds.
     exposure
-        Share of the first ten places, in [0, 1).
+        Share of the top-10 positions, in [0, 1).
     """
     model, vectors = retriever.model, retriever.index.vectors
     known = FIRST_ROW + np.arange(dataset.n_train_items)
@@ -59,10 +59,10 @@ def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s:
 
 
 def _bias(best: Float, known_items: Float, exposure: float) -> float:
-    """What is added to the scores of the new so that they take a share of the places: [B, PLACES] each, best first.
+    """Return the bonus for the scores of new items that gives them a share of the positions.
 
-    The i-th best of the new is among the first ten if it beats the (11 - i)-th best of the others, so the gaps between those are
-    what it takes to have one place more.
+    Both inputs are [B, PLACES], best first. The i-th best new item is in the top 10 if it beats the (11 - i)-th best known item, so
+    the gap between the two is the bonus for one more position.
     """
     gaps = known_items[:, ::-1] - best
     gaps = gaps[np.isfinite(gaps)]
@@ -70,7 +70,7 @@ def _bias(best: Float, known_items: Float, exposure: float) -> float:
 
 
 def _as_if_new(retriever: NeuralRetriever, rows: Int, time_s: int) -> torch.Tensor:
-    """Vectors [n, D + 1] of known items without what training and the visits know of them; the last number is 0."""
+    """Return vectors [n, D + 1] of known items encoded as new items; the last number (log popularity) is 0."""
     model = retriever.model
     with torch.no_grad():
         blocks = [model.encode_items(model.as_if_new(batch)) for batch in item_blocks(model, retriever.store, rows, time_s)]
@@ -78,7 +78,7 @@ def _as_if_new(retriever: NeuralRetriever, rows: Int, time_s: int) -> torch.Tens
 
 
 def _questions(dataset: Dataset, seed: int) -> Queries:
-    """A sample of the next part's questions, or, where everything is trained on, of what everybody may ask after it."""
+    """Return a sample of validation or test queries; if both parts are empty, one query per sampled user after the last event."""
     for part in ("valid", "test"):
         queries = dataset.held_out(part, max_queries=QUESTIONS, seed=seed).queries
         if len(queries):

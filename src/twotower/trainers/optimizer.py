@@ -1,4 +1,4 @@
-"""Choices a run makes once: device, precision, optimiser, learning-rate schedule."""
+"""Choose the device, precision and optimiser of a run, and compute the learning-rate schedule and the loss scale."""
 
 from __future__ import annotations
 
@@ -19,32 +19,35 @@ def choose_device(wanted: str, found: hardware.Torch | None = None) -> torch.dev
     Parameters
     ----------
     found
-        What there is; looked up when None. A GPU that PyTorch sees but has no kernels for is none.
+        The installed PyTorch; None: look it up. A GPU without kernels in this PyTorch does not count.
 
     Raises
     ------
     TrainingError
-        "cuda" was asked for and there is none.
+        "cuda" was requested and no GPU is usable.
     """
     found = found or hardware.installed()
     usable = 0 in found.usable
     if wanted == "cuda" and not usable:
-        why = "It has no kernels for the GPU it sees" if found.gpus else "Found none"
-        raise TrainingError(
-            f"training.device: cuda needs a GPU that PyTorch can use. {why}. Use auto or cpu; `twotower doctor` says more."
-        )
+        why = "PyTorch has no kernels for the GPU it sees" if found.gpus else "PyTorch found no GPU"
+        raise TrainingError(f"training.device is cuda, but {why}. Use auto or cpu. `twotower doctor` shows details.")
     if wanted == "auto" and found.gpus and not usable:
-        log.warning("PyTorch has no kernels for %s: training on the CPU. `twotower doctor` says more.", found.gpus[0].name)
+        log.warning("PyTorch has no kernels for %s: training on the CPU. `twotower doctor` shows details.", found.gpus[0].name)
     return torch.device("cuda" if usable and wanted != "cpu" else "cpu")
 
 
 def choose_precision(wanted: str, device: torch.device, capability: tuple[int, int] | None = None) -> torch.dtype:
-    """Return the type of the matrix products.
+    """Return the data type of matrix products for "auto", "fp32", "bf16" or "fp16".
 
     Parameters
     ----------
     capability
-        Compute capability of the GPU; read from the device when None. bf16 is in hardware from 8.0 on: older ones take fp16.
+        Compute capability of the GPU; None: read it from the device. GPUs from 8.0 on support bf16; older ones use fp16.
+
+    Examples
+    --------
+    >>> choose_precision("auto", torch.device("cpu"))
+    torch.float32
     """
     named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if wanted != "auto":
@@ -55,7 +58,7 @@ def choose_precision(wanted: str, device: torch.device, capability: tuple[int, i
 
 
 def make_optimizer(model: nn.Module, rate: float, decay: float) -> torch.optim.AdamW:
-    """AdamW with decay on the matrices of linear layers alone: never on tables, norms, biases or other vectors."""
+    """Return AdamW with weight decay on the matrices of linear layers only, not on tables, norms, biases or other vectors."""
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -66,19 +69,25 @@ def make_optimizer(model: nn.Module, rate: float, decay: float) -> torch.optim.A
 
 
 def clipped_step(optimizer: torch.optim.AdamW, factor: Tensor, taken: Tensor) -> None:
-    """Update the weights with the gradients times `factor`, in the same pass over them; not at all where `taken` is false.
+    """Update the weights with the gradients times `factor`, in one pass; do nothing if `taken` is false.
 
     Parameters
     ----------
     factor, taken
-        Scalars on the device of the weights, float and bool: nothing waits for what they hold.
+        Scalars on the device of the weights, float and bool, so that nothing waits for the device.
     """
     optimizer.grad_scale, optimizer.found_inf = factor.reciprocal().float(), (~taken).float()  # type: ignore[attr-defined]
     optimizer.step()
 
 
 def schedule(step: int, total: int, warmup_frac: float) -> float:
-    """Factor of the learning rate at `step` (from 0): a linear rise over `warmup_frac` of the steps, then a cosine to zero."""
+    """Return the factor of the learning rate at `step` (from 0): linear warm-up, then cosine decay to zero.
+
+    Examples
+    --------
+    >>> [round(schedule(step, total=10, warmup_frac=0.2), 2) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
     warmup = max(round(total * warmup_frac), 1)
     if step < warmup:
         return (step + 1) / warmup
@@ -86,16 +95,16 @@ def schedule(step: int, total: int, warmup_frac: float) -> float:
 
 
 class Losses:
-    """Training losses since the last validation, added up on the device.
+    """Sum of the training losses since the last validation, kept on the device.
 
     Attributes
     ----------
     total
         float64 scalar, nats.
     count
-        How many they are.
+        Number of losses.
     failed
-        int64 scalar: the first step whose loss was not finite; 0 as long as there is none.
+        int64 scalar: the first step with a loss that is not finite; 0 if there is none.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -103,39 +112,39 @@ class Losses:
         self.failed = torch.zeros((), dtype=torch.int64, device=device)
 
     def add(self, loss: Tensor, step: int) -> None:
-        """Count the loss of step `step` (from 1), a float64 scalar."""
+        """Add the loss of step `step` (from 1), a float64 scalar."""
         self.total += loss
         self.count += 1
         self.failed = torch.where(loss.isfinite() | (self.failed > 0), self.failed, step)
 
     def mean(self) -> float:
-        """Return their mean in nats."""
+        """Return the mean loss in nats."""
         return float(self.total) / max(self.count, 1)
 
     def state(self) -> list[float]:
-        """What a resumed run needs."""
+        """Return the state for a checkpoint."""
         return [float(self.total), self.count]
 
     def load(self, state: Sequence[float]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         self.total.fill_(state[0])
         self.count = int(state[1])
 
 
 class LossScale:
-    """Scaling of the loss for fp16, so that small gradients survive; as `torch.amp.GradScaler`, over dense and row gradients alike.
+    """Scale the loss for fp16, so that small gradients do not underflow; like `torch.amp.GradScaler`, for dense and row gradients.
 
-    A step whose gradients overflowed is left out, and the scale halved; after `patience` good steps in a row it doubles. All of it
-    happens on the device, which nobody waits for.
+    A step with overflowing gradients is skipped and the scale is halved; after `patience` good steps in a row it doubles. All of
+    this happens on the device, without waiting for it.
 
     Attributes
     ----------
     scale
-        float64 scalar: what the loss is multiplied by.
+        float64 scalar: factor of the loss.
     good
-        int64 scalar: steps in a row whose gradients were finite.
+        int64 scalar: consecutive steps with finite gradients.
     exhausted
-        bool scalar: gradients overflowed when there was no scale left to lower. Then training has to end; see `check`.
+        bool scalar: gradients overflowed at the minimum scale. Training must stop; see `BaseTrainer.check`.
     """
 
     def __init__(self, device: torch.device | str = "cpu", *, enabled: bool, patience: int = 2000) -> None:
@@ -145,7 +154,7 @@ class LossScale:
         self.exhausted = torch.zeros((), dtype=torch.bool, device=device)
 
     def update(self, finite: Tensor) -> None:
-        """Take note of whether the gradients of a step, which are left out otherwise, are finite: a bool scalar."""
+        """Update the scale after a step; `finite` is a bool scalar: whether its gradients were finite."""
         self.exhausted |= ~finite & (self.scale <= 1)
         self.good = torch.where(finite, self.good + 1, 0)
         if self.enabled:
@@ -153,10 +162,10 @@ class LossScale:
             self.scale = torch.where(finite, grown, self.scale / 2)
 
     def state(self) -> list[float]:
-        """What a resumed run needs."""
+        """Return the state for a checkpoint."""
         return [float(self.scale), int(self.good)]
 
     def load(self, state: Sequence[float]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         self.scale.fill_(state[0])
         self.good.fill_(int(state[1]))

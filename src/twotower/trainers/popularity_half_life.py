@@ -1,7 +1,7 @@
-"""Choose how fast events lose their weight in the popularity of items, on the validation part, with an index that is refreshed.
+"""Choose the half-life of events in the popularity of items, on the validation part, with a refreshed index.
 
-What is popular moves: an index that a server refreshes knows the events so far, and old ones may say less. How much less differs
-by dataset. The weights of the model stay as they are; only one number per item changes (see `popularity_before`).
+Popularity changes over time: an index that a server refreshes includes recent events, and old events may count less. The best
+half-life differs by dataset. The weights of the model stay unchanged; only one number per item changes (see `popularity_before`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from twotower.utils import metrics as m
 from twotower.utils.config import Config
 
 HALF_LIVES_DAYS = (0.0, 960.0, 480.0, 240.0, 120.0, 60.0, 30.0)
-"""0: all events count alike. From slow to fast: of equal ones the slower is taken."""
+"""Half-lives that are tried, from slow to fast; 0: all events count the same. A tie keeps the slower one."""
 MAX_REFRESHES = 12
-"""Indexes made along the validation part: often enough to tell the half-lives apart, and cheap on a large catalogue."""
+"""Maximum number of index refreshes along the validation part."""
 
 
 def choose_half_life(model: TwoTower, dataset: Dataset, config: Config) -> tuple[float | None, list[dict[str, float]]]:
-    """Return the half-life in days with the best `training.eval_metric` on the validation part, and all that were tried.
+    """Return the half-life in days with the best `training.eval_metric` on the validation part, and all results.
 
     Returns
     -------
     half_life, tried
-        None and [] where nothing can be chosen: a dataset whose parts do not follow one another in time, no validation part, or no
-        popularity prior. Else {"half_life_days", metric} for each of `HALF_LIVES_DAYS`.
+        None and [] if there is nothing to choose: the parts of the dataset do not follow each other in time, or there is no
+        validation part or no popularity prior. Otherwise {"half_life_days", metric} for each of `HALF_LIVES_DAYS`.
     """
     if not can_refresh(dataset) or not config.prepare.split.has_valid or not config.model.popularity_prior:
         return None, []
@@ -43,7 +43,10 @@ def choose_half_life(model: TwoTower, dataset: Dataset, config: Config) -> tuple
     start, depth = split_moment(dataset, "valid"), m.parse_metric(metric)[1]
     every = max((int(held_out.queries.time_s[-1]) - start) // MAX_REFRESHES + 1, DAY_S)
     window = np.maximum(held_out.queries.time_s - start, 0) // every
-    store, device = open_store(dataset, "test", config.model), model.log_temperature.device  # of earlier parts: nothing of the test
+    store, device = (
+        open_store(dataset, "test", config.model),
+        model.log_temperature.device,
+    )  # features of earlier parts only: no test events
     totals = np.zeros(len(HALF_LIVES_DAYS))
     for number in np.unique(window):
         first, stop = np.searchsorted(window, [number, number + 1])

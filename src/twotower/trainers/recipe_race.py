@@ -1,8 +1,7 @@
-"""Choose the training recipe of a dataset by a race: train every candidate for a share of its steps, and go on with the best.
+"""Choose the training recipe of a dataset: train every candidate for a share of its steps, and continue with the best.
 
-All candidates see the same data, the same seed and the same validation questions. A candidate runs on the learning-rate schedule of
-its full length, so the winner's steps are not lost: training goes on from its checkpoint. The race settles only settings that the
-user left alone.
+All candidates use the same data, seed and validation queries. A candidate runs on the learning-rate schedule of its full length, so
+the winner's steps are kept: training continues from its checkpoint. The race changes only settings that the user did not set.
 
 Examples
 --------
@@ -33,7 +32,7 @@ from twotower.utils.console import log
 from twotower.utils.types import Json
 
 Fit = Callable[[Config, Path, bool], TrainingState]
-"""Train with these settings in this folder, from its last checkpoint if the flag is set; stops after `training.stop_frac`."""
+"""Trains with the given settings in a folder, from its last checkpoint if the flag is set, until `training.stop_frac`."""
 
 CANDIDATES: dict[str, Json] = {
     "any event": {"training.objective": "any_event"},
@@ -44,32 +43,32 @@ CANDIDATES: dict[str, Json] = {
         "model.user_tower.pooling": "last",
     },
 }
-"""Name → settings on top of the defaults, in the order of preference: of equal candidates the first is taken."""
+"""Name → settings on top of the defaults, in order of preference: a tie goes to the first candidate."""
 
 RUNGS = (0.125, 0.25)
-"""Shares of a candidate's steps at which candidates are compared. At the last the best one wins."""
+"""Shares of the full training at which candidates are compared. The best one at the last rung wins."""
 CLOSE = 0.9
-"""At the rungs before the last, a candidate goes on if it has at least this share of the best metric."""
+"""Before the last rung, a candidate continues if it has at least this share of the best metric."""
 TIE = 0.97
-"""Candidates with at least this share of the best metric at the end count as equal; the first of `CANDIDATES` is taken."""
+"""At the end, candidates with at least this share of the best metric are tied; the first of `CANDIDATES` wins."""
 MIN_TOKENS = 512
 FOLDER, RECORD = "recipe", "recipe.json"
 UNITS = ("training.objective", "training.batch_size")
-"""A batch size counts examples under one objective and tokens under the other: given alone, it means the default objective."""
+"""The batch size counts examples for one objective and tokens for the other. Set alone, it implies the default objective."""
 
 
 @dataclass(frozen=True)
 class Entrant:
-    """A candidate as it runs on this dataset.
+    """A candidate of the race on this dataset.
 
     Attributes
     ----------
     settings
-        "a.b" → value: what the candidate sets, without what the user set.
+        "a.b" → value: settings of the candidate that the user did not set.
     config
         All settings of its run.
     results
-        One row per rung: {"share", "step", "value", "seconds"}; "seconds" are those since the rung before.
+        One row per rung: {"share", "step", "value", "seconds"}; "seconds" since the previous rung.
     """
 
     name: str
@@ -79,21 +78,27 @@ class Entrant:
 
     @property
     def value(self) -> float:
-        """The validation metric at the last rung."""
+        """Validation metric at the last rung."""
         return float(self.results[-1]["value"])
 
     @property
     def seconds(self) -> float:
-        """Time spent on it in the race."""
+        """Training time in the race."""
         return float(sum(row["seconds"] for row in self.results))
 
     def row(self) -> Json:
-        """The entry of the record."""
+        """Return the candidate's entry in the record."""
         return {"name": self.name, "settings": self.settings, "results": list(self.results), "seconds": round(self.seconds, 2)}
 
 
 def is_given(config: Config, name: str) -> bool:
-    """Return whether the user set "a.b" explicitly."""
+    """Return whether the user set "a.b" explicitly.
+
+    Examples
+    --------
+    >>> is_given(parse_config({"training": {"batch_size": 64}}), "training.batch_size")
+    True
+    """
     section: BaseModel = config
     *parents, leaf = name.split(".")
     for parent in parents:
@@ -104,18 +109,18 @@ def is_given(config: Config, name: str) -> bool:
 
 
 def entrants(config: Config, *, ordered: bool = True, validated: bool = True, events: int | None = None) -> list[Entrant]:
-    """Return the candidates that agree with the user's settings, best guess first.
+    """Return the candidates that are compatible with the user's settings, in order of preference.
 
     Parameters
     ----------
     config
-        As the user gave it: its `model_fields_set` says which settings are theirs.
+        The user's settings; `model_fields_set` shows which ones the user set.
     ordered
         Whether test events come after the history. If not, there is no next event to predict.
     validated
-        Whether there is a validation part to choose by.
+        Whether there is a validation part to compare candidates on.
     events
-        Positive training events: a candidate's token budget is made small enough for them. None: it stays as it is.
+        Number of positive training events; the token budget is adapted to it (see `token_budget`). None: it is kept.
     """
     fixed = config.model_copy(update={"training": config.training.model_copy(update={"recipe": "fixed"})})
     plain = [Entrant("as configured", {}, fixed)]
@@ -137,7 +142,10 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True, ev
 
 
 def token_budget(events: int, *, most: int) -> int:
-    """Return the power of two, at most `most`, with which the longest training has about the least number of steps.
+    """Return a batch size in tokens: a power of two, at most `most`.
+
+    It is chosen so that `MAX_EPOCHS` epochs give about `MIN_STEPS` steps.
+
 
     Examples
     --------
@@ -149,7 +157,13 @@ def token_budget(events: int, *, most: int) -> int:
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """Return the configuration with "a.b" → value on top."""
+    """Return a copy of the configuration with the settings "a.b" → value applied.
+
+    Examples
+    --------
+    >>> with_settings(parse_config({}), {"training.batch_size": 64}).training.batch_size
+    64
+    """
     values = config.model_dump(mode="json")
     for name, value in settings.items():
         *parents, leaf = name.split(".")
@@ -161,31 +175,31 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def choose_recipe(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool = False) -> tuple[Config, Json | None, bool]:
-    """Run the race, if there is more than one entrant, and put the winner's checkpoints into `out`.
+    """Run the race if there is more than one candidate, and move the winner's checkpoints into `out`.
 
     Parameters
     ----------
     resume
-        Go on with the race of a killed run: rungs that were finished are not run again.
+        Continue the race of a killed run; finished rungs are not repeated.
 
     Returns
     -------
     config, record, started
-        The winner's settings; what was tried and why this was chosen; whether `out` holds its checkpoints to go on from.
+        The winner's settings; the candidates and the reason for the choice; whether `out` holds checkpoints to continue from.
     """
     record = read_record(out) if resume else None
     if record is not None and record.get("chosen"):
         chosen = next((one for one in runners if one.name == record["chosen"]), None)
         if chosen is None:
             raise TrainingError(
-                f"A resumed run must keep its settings. {out / RECORD} chose the recipe {record['chosen']!r}, which these settings "
-                "exclude. Use another --out, or the settings of that run."
+                f"{out / RECORD} chose the recipe {record['chosen']!r}, which the given settings exclude. "
+                "A resumed run needs the same settings. Use another --out, or the settings of that run."
             )
         _hand_over(chosen, out)
         return chosen.config, record, True
     if not resume:
         _forget(out)
-    if len(runners) == 1 or (resume and record is None):  # a run of one recipe, or of a version before the race
+    if len(runners) == 1 or (resume and record is None):  # one recipe, or a run of a version without the race
         return runners[0].config, None, resume
     winner, record = _race(_restored(runners, record), out, fit)
     _write(out, record)
@@ -195,7 +209,7 @@ def choose_recipe(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool =
 
 
 def _race(runners: list[Entrant], out: Path, fit: Fit) -> tuple[Entrant, Json]:
-    """Return the winner and the record."""
+    """Run the race and return the winner and the record."""
     log.info("recipe: comparing %s on the validation part", " and ".join(f'"{one.name}"' for one in runners))
     done: dict[str, Entrant] = {one.name: one for one in runners}
     _write(out, {"tried": [one.row() for one in runners]})
@@ -216,7 +230,7 @@ def _race(runners: list[Entrant], out: Path, fit: Fit) -> tuple[Entrant, Json]:
 
 
 def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
-    """Train a candidate up to `share` of its steps; return it with the row of this rung."""
+    """Train a candidate until `share` of its steps and return it with the result of this rung."""
     folder = out / FOLDER / _slug(one.name)
     began = time.perf_counter()
     training = one.config.training.model_copy(update={"stop_frac": share * one.config.training.stop_frac})
@@ -230,17 +244,15 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
 
 
 def _recorded(winner: Entrant, runners: list[Entrant], *, tied: bool) -> Json:
-    """Return the record of a finished race; `tied`: the winner was taken by its order."""
+    """Return the record of a finished race; `tied`: the winner was chosen by the order of preference."""
     metric, share = winner.config.training.eval_metric, winner.results[-1]["share"]
     others = [f'"{one.name}" {one.value:.4f} after {one.results[-1]["share"]:.1%}' for one in runners if one.name != winner.name]
     figures = ", ".join(others)
     seconds = sum(one.seconds for one in runners)
-    reason = (
-        "is within 3 % of the best, and comes first in the order of candidates: validation" if tied else "has the best validation"
-    )
+    reason = "is within 3 % of the best and first in the order of preference: validation" if tied else "has the best validation"
     why = (
         f'"{winner.name}" {reason} {metric} after {share:.1%} of its steps {winner.value:.4f}; {figures}. '
-        f"The comparison took {seconds:.0f} s, of which {winner.seconds:.0f} s are steps of this run."
+        f"The comparison took {seconds:.0f} s; {winner.seconds:.0f} s of it are part of this run's training."
     )
     tried = [one.row() for one in runners]
     return {
@@ -257,7 +269,7 @@ def _recorded(winner: Entrant, runners: list[Entrant], *, tied: bool) -> Json:
 
 
 def read_record(out: Path) -> Json | None:
-    """Return the record in a run's folder, None where there is none that can be read."""
+    """Return the record of a run's folder, or None if there is no readable one."""
     try:
         record = json.loads((out / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -276,7 +288,7 @@ def _write(out: Path, record: Json) -> None:
 
 
 def _restored(runners: list[Entrant], record: Json | None) -> list[Entrant]:
-    """Return the entrants with the rungs that a killed race finished."""
+    """Return the candidates with the results of the rungs that a killed race finished."""
     rows = {row["name"]: row for row in (record or {}).get("tried", []) if isinstance(row, dict)}
     known = [rows.get(one.name) for one in runners]
     return [
@@ -286,7 +298,7 @@ def _restored(runners: list[Entrant], record: Json | None) -> list[Entrant]:
 
 
 def _hand_over(winner: Entrant, out: Path) -> None:
-    """Move the winner's files into `out`, `last.pt` at the end, and drop the rest. It may be cut off and called again."""
+    """Move the winner's files into `out`, `last.pt` at the end, and delete the rest. Safe to repeat after an interruption."""
     folder = out / FOLDER / _slug(winner.name)
     if distributed.rank() == 0 and (folder / "last.pt").is_file():
         if (folder / "tensorboard").is_dir():
@@ -296,7 +308,7 @@ def _hand_over(winner: Entrant, out: Path) -> None:
                 (folder / name).replace(out / name)
     if distributed.rank() == 0:
         shutil.rmtree(out / FOLDER, ignore_errors=True)
-    distributed.broadcast([0.0])  # all wait until the files are there
+    distributed.broadcast([0.0])  # a barrier: all processes wait for the files
 
 
 def _forget(out: Path) -> None:

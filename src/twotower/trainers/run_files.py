@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints, and how it is read back: rows of figures, and settings side by side."""
+"""Read the training log of a run, compare settings and report disk errors."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ CHANGEABLE_ON_RESUME = {
     ),
     "evaluation": ("baselines", "tune_baselines", "baseline_settings", "bootstrap_resamples", "max_ease_items"),
 }
-"""Settings that a resumed run may have anew: they say how it is computed, told and judged, not what is learned."""
+"""Settings that may change on resume: they affect computation, logging and evaluation, not what is learned."""
 
 
 @contextmanager
 def disk_errors_as_training_errors(path: Path) -> Iterator[None]:
-    """A disk that takes no more is told of in one line."""
+    """Raise a `TrainingError` with one line for an `OSError`, such as a full disk."""
     try:
         yield
     except OSError as error:
         raise TrainingError(
-            f"The figures of a run must fit on the disk. {path}: {error.strerror}. The last checkpoint stands; free some space."
+            f"Cannot write {path}: {error.strerror}. The last checkpoint is intact. Free disk space, then use --resume."
         ) from None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; none when there is no file, and a line that a killed run left half-written is passed over."""
+    """Return the rows of a `metrics.jsonl`; [] without a file. Incomplete lines of a killed run are skipped."""
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         with suppress(json.JSONDecodeError):
@@ -46,7 +46,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def config_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    """Which settings differ, in words; empty when none do."""
+    """Return the settings that differ, as text; empty if none do.
+
+    Examples
+    --------
+    >>> config_diff({"training": {"num_epochs": 4}}, {"training": {"num_epochs": 8}})
+    'training.num_epochs was 4, is 8'
+    """
     found = []
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)

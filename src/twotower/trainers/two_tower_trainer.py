@@ -1,4 +1,4 @@
-"""What one step of a two-tower is: encode both sides of a batch, contrast, and validate on the whole catalogue."""
+"""Train a two-tower model: encode users and items of a batch, compute the softmax loss, validate on the full catalogue."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TwoTowerTrainer(BaseTrainer):
 
     model: TwoTower
     trim_above_bytes: int | None = None
-    """Bytes of this process above which freed memory is given back before the next work; None: the C library keeps it."""
+    """Process size in bytes above which freed memory is returned to the system; None: the C library keeps it."""
 
     def __init__(self, dataset: Dataset, config: Config, out: Path) -> None:
         torch.manual_seed(config.seed)
@@ -47,32 +47,32 @@ class TwoTowerTrainer(BaseTrainer):
         wanted = SplitConfig(**dataset.manifest["config"]["prepare"]["split"]).has_valid
         if wanted and not len(self.held_out.queries):
             raise TrainingError(
-                f"Training stops by a validation part. That of {dataset.path} is empty. Prepare it with a larger one, or with more "
-                "events of a user, or with none (prepare.split.valid: 0)."
+                f"The validation part of {dataset.path} is empty. Early stopping needs at least one query. Prepare the data with a "
+                "larger validation part, with more events per user, or without one (prepare.split.valid: 0)."
             )
         self.health = HealthMonitor(self.model, dataset, self.held_out, config) if wanted else None
 
     def begin(self) -> None:
-        """A new run's ids begin as factors; the doctor remembers what was said of a resumed one."""
+        """Initialise the item ids of a new run from iALS factors; restore the health history of a resumed run."""
         if self.state.step == 0:
             init_item_ids_from_als(self.model, self.dataset, self.config)
         if self.health:
             self.health.restore(read_rows(self.out / "metrics.jsonl"))
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
-        """See `BaseTrainer`."""
+        """Yield the batches of an epoch from batch `start`, on the device."""
         return self.loader.iterate(epoch, start, device=self.device)
 
     def batches_per_epoch(self) -> int:
-        """See `BaseTrainer`."""
+        """Return the number of batches in an epoch."""
         return len(self.loader.plan(0))
 
     def backward(self, batch: TrainBatch, scale: Tensor) -> tuple[Tensor, int]:
-        """See `BaseTrainer`.
+        """Add the gradients of a batch; see `BaseTrainer.backward`.
 
-        A batch in several micro-batches goes through the towers twice (Gao et al., "Scaling Deep Contrastive Learning Batch Size
-        under Memory Limited Setup", RepL4NLP 2021): without gradients, to know all vectors and the loss's gradient with respect to
-        them, then again with the same dropout, a micro-batch at a time, to carry that gradient on to the weights.
+        A batch with several micro-batches is encoded twice (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory
+        Limited Setup", RepL4NLP 2021). The first pass, without gradients, gives all vectors and the gradient of the loss with
+        respect to them. The second pass, with the same dropout, propagates that gradient to the weights, one micro-batch at a time.
         """
         encoders = [
             *(partial(self.model.encode_users, part) for part in batch.users),
@@ -96,7 +96,7 @@ class TwoTowerTrainer(BaseTrainer):
         )
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         if cached:
-            torch.clear_autocast_cache()  # it holds weights as the pass without gradients cast them: they would learn nothing
+            torch.clear_autocast_cache()  # its cast weights carry no gradients
             for number, (encode, leaf) in enumerate(zip(encoders, leaves, strict=True)):
                 self._encode(number, encode).backward(leaf.grad)  # type: ignore[no-untyped-call]
         total = loss.detach().double()
@@ -104,7 +104,7 @@ class TwoTowerTrainer(BaseTrainer):
         return total, batch.examples
 
     def _encode(self, number: int, encode: Callable[[], Tensor]) -> Tensor:
-        """Encode micro-batch `number` of the step; what it drops is a function of seed, step, process and number alone."""
+        """Encode micro-batch `number` of the step; its dropout depends only on seed, step, process and number."""
         key = np.random.SeedSequence([self.config.seed, self.state.step, distributed.rank(), number])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
         self._make_room()
@@ -119,8 +119,11 @@ class TwoTowerTrainer(BaseTrainer):
         self.model.clamp_temperature()
 
     def validate(self) -> dict[str, float] | None:
-        """Full-catalogue metrics on (a sample of) the validation part, and the temperature; the doctor looks on. None: there
-        is none. Either way new items get their popularity, in the end."""
+        """Return full-catalogue metrics on (a sample of) the validation part and the temperature, and check the run's health.
+
+        Without a validation part it returns None. In both cases the popularity of new items is calibrated, at the latest at the
+        last step.
+        """
         if not self.health and self.state.step < self.last_step:
             return None
         self._make_room()

@@ -1,8 +1,7 @@
-"""What a model knows before its first step: which items the same people visit.
+"""Initialise the item ids of a new model from iALS factors.
 
-Noise has to be forgotten before it can mean something, and an item with few visits is seldom read: after the few passes over sparse
-data that help, its id would still be mostly noise. Factors of iALS are found in seconds and say from the start what the first
-passes are spent on (figures in docs/method.md).
+Random initial vectors are noise that training must first remove. An item with few events is rarely read, so after the few useful
+epochs on sparse data its id would still be mostly noise. iALS factors take seconds to compute (results in docs/method.md).
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from twotower.utils.config import Config
 
 @torch.no_grad()
 def init_item_ids_from_als(model: TwoTower, dataset: Dataset, config: Config) -> None:
-    """Fill the table of item ids with item factors, as long on average as the noise that they replace.
+    """Fill the table of item ids with iALS item factors, scaled to the mean length of the random vectors that they replace.
 
-    Of several processes the first one finds them. Tables that are updated by rows or hashed keep their noise: so many items are
-    too many to factorise first, and ids that share rows have no factors of their own.
+    With several processes the first one computes them. Tables that are updated by rows or hashed keep their random values: such
+    catalogues are too large to factorise first, and ids that share rows have no factors of their own.
     """
     table = model.tables.lookup("item.id")
     if config.model.item_tower.id_init == "random" or isinstance(table, RowTable) or table.hashing is not None:

@@ -1,4 +1,4 @@
-"""Layers against naive forms, and the layout of histories by width against padding everything."""
+"""Test layers against naive implementations, and histories grouped by width against full padding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def encoder(*, causal: bool) -> HistoryEncoder:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_width_classes_change_nothing(causal):
-    """A history encoded in a run of width 4 beside one of width 8 equals both alone."""
+    """Encoding groups of width 4 and 8 together equals encoding each alone."""
     model = encoder(causal=causal)
     short, long = torch.randn(4, DIM), torch.randn(8, DIM)
     short_valid, long_valid = torch.arange(4) < 3, torch.arange(8) < 7
@@ -189,7 +189,7 @@ def test_the_gradient_of_dropout_is_its_mask(dtype):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_recomputed_blocks_drop_the_same(autocast):
-    """Gradient checkpointing draws again: it must draw the same."""
+    """Gradient checkpointing draws dropout again and must get the same result."""
     grads = []
     for save_memory in (False, True):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Compact tables equal the dense optimiser where they should, whatever is read when; short types and hashing keep their word."""
+"""Test that tables updated by rows match the dense optimiser, and test short types and hashing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train_rows(table: RowTable, target: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("decay", [0.3, 4.0], ids=["the factor kept apart", "the factor folded in, again and again"])
 def test_one_number_a_row_is_adamw_without_momentum_exactly(decay: float):
-    """A row of one number has the second moment of that number: then nothing tells the two optimisers apart."""
+    """With rows of one number, a moment per row equals a moment per number, so both optimisers must agree."""
     table = RowTable("t", 30, 1, EmbeddingConfig(update="sparse", weight_decay=decay)).double()
     target = torch.randn(30, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     dense = torch.nn.Parameter(table.weight.clone())
@@ -45,7 +45,7 @@ def test_one_number_a_row_is_adamw_without_momentum_exactly(decay: float):
 
 @pytest.mark.parametrize("decay", [0.5, 5.0])
 def test_what_rows_miss_is_made_up_for(decay: float):
-    """The dense form, written out with one second moment a row, for every row at every step."""
+    """Reference: the dense update with one second moment per row, for every row at every step."""
     table = RowTable("t", 12, 6, EmbeddingConfig(update="sparse", weight_decay=decay)).double()
     target = torch.randn(12, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     weight, second = table.weight.clone(), torch.zeros(12, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_a_step_touches_only_what_was_read():
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_a_step_that_is_left_out_changes_no_weight_and_is_made_up_for(dtype):
-    """Its gradients are infinite. The steps after it are those of a table that was not read in it."""
+    """After a step with infinite gradients, the next steps equal those of a table that was not read in it."""
     torch.manual_seed(3)
     config = EmbeddingConfig(update="sparse", weight_decay=2.0, dtype=dtype)
     tables = [RowTable("t", 50, 4, config) for _ in range(2)]
@@ -125,7 +125,7 @@ def test_rounding_at_random_is_right_on_average(dtype):
 
 
 def test_small_updates_are_not_lost_in_half_precision():
-    """Steps of a tenth of the last place: rounding to nearest would never move."""
+    """Updates are a tenth of the last digit; rounding to nearest would never change the value."""
     torch.manual_seed(0)
     table = RowTable("t", 4, 64, EmbeddingConfig(update="sparse", dtype="bf16"))
     table.weight[2] = 1.0
@@ -156,7 +156,7 @@ def test_quotient_and_remainder_tell_all_ids_apart():
     config = EmbeddingConfig(max_rows=220, hashing="quotient_remainder")
     pairs = Hashing("t", 10_000, config).rows_of(torch.arange(10_000))
     assert len(torch.unique(pairs, dim=0)) == 10_000 and int(pairs.max()) < 220
-    with pytest.raises(ConfigError, match=r"at least 20[24] rows.*max_rows is 100"):
+    with pytest.raises(ConfigError, match=r"max_rows is 100.*at least 20[24] rows"):
         Hashing("t", 10_000, EmbeddingConfig(max_rows=100, hashing="quotient_remainder"))
 
 

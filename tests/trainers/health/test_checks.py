@@ -1,4 +1,4 @@
-"""Health checks of a training: figures against independent formulas, and every check fires on a real run made sick on purpose."""
+"""Test the health checks: measurements against independent formulas, and every check fires on a deliberately unhealthy run."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_every_check_says_what_it_measured_and_what_to_change(check: str, sick: 
     assert check in names(*history) and names(*history[:2]) in ([], [check])
     message = next(advice.message for advice in diagnose(history) if advice.name == check)
     assert all(setting in message for setting in settings) and any(digit.isdigit() for digit in message)
-    assert names(*history, LATER, LATER) == []  # whoever recovers is well
+    assert names(*history, LATER, LATER) == []  # a run that recovers gets no advice
 
 
 def test_no_check_is_left_out() -> None:
@@ -142,7 +142,7 @@ def test_the_best_is_long_past() -> None:
     assert names(*run(*[0.1] * 9, 0.2, 0.15, 0.14, 0.13)) == []  # and three of thirteen are no waste yet
     sick = run(0.1, 0.2, 0.15, 0.14, 0.13)
     assert names(*sick) == ["best_is_past"]
-    assert "by heart" in diagnose(sick)[0].message and "step 200 of 500" in diagnose(sick)[0].message
+    assert "overfitting" in diagnose(sick)[0].message and "step 200 of 500" in diagnose(sick)[0].message
     assert "training.learning_rate" in diagnose(run(0.1, 0.2, 0.15, 0.14, 0.13, loss=0.1))[0].message
 
 
@@ -171,7 +171,7 @@ def test_the_last_word_of_each_advice_is_told() -> None:
 
 
 class Watched(TwoTowerTrainer):
-    """A trainer whose doctor's rows can be read back."""
+    """A trainer that gives access to the rows of its health monitor."""
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -220,7 +220,7 @@ def test_a_healthy_run_hears_nothing(run: Run) -> None:
 
 
 def test_steps_far_too_large_are_seen(run: Run) -> None:
-    """The temperature runs into its bound, and all vectors into one corner."""
+    """The temperature reaches its bound, and the vectors collapse."""
     assert {"temperature", "collapse"} <= said(run(learning_rate=1.0))
 
 
@@ -287,7 +287,7 @@ def test_vectors_too_narrow_for_the_catalogue_are_seen(run: Run) -> None:
 
 @pytest.mark.slow
 def test_learning_by_heart_is_seen(run: Run) -> None:
-    """The loss on held-out visits rises long before the metric falls, and then training goes on for nothing."""
+    """The validation loss rises long before the metric falls; later the best result is long past."""
     trainer = run(max_steps=300, eval_every_epochs=1.0)
     assert {"validation_loss", "best_is_past"} <= said(trainer)
     heard = {one["name"]: row["step"] for row in reversed(trainer.rows) for one in row["advice"]}  # the first time of each
@@ -296,7 +296,7 @@ def test_learning_by_heart_is_seen(run: Run) -> None:
 
 @pytest.mark.slow
 def test_one_list_for_everybody_is_seen(run: Run, tmp_path: Path) -> None:
-    """Visits without any taste: popularity is all there is. (Factors find likeness in chance too: .73 of one list's lift.)"""
+    """Events without preferences: only popularity can be learned. (iALS factors also fit noise: .73 of one list's lift.)"""
     draw, chance = np.random.default_rng(0), 1 / np.arange(1, 201) ** 0.6
     lines = [[f"u{u}", *(f"i{i}" for i in draw.choice(200, 20, replace=False, p=chance / chance.sum()))] for u in range(300)]
     (tmp_path / "visits.txt").write_text("".join(" ".join(line) + "\n" for line in lines))

@@ -1,4 +1,4 @@
-"""The memory plan: what it counts, what it chooses first, what it refuses, and that training does as it says."""
+"""Test the memory plan: its counts, its order of changes, its errors, and that training follows it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_row_updated_alone_has_eight_bytes_of_state_and_a_dense_one_two_moment
 
 
 def test_the_cheapest_change_in_time_comes_first():
-    """Attention or both towers a second time before the storage of the tables."""
+    """Recomputing attention or both towers comes before another storage of the tables."""
     found = workload()
     peak = predict(found, LARGE, kind="cuda", precision="fp16").peak
     asked = [make_plan(found, LARGE, Machine("cuda", int(peak * share), "fp16")).settings for share in (1.0, 0.95, 0.6)]
@@ -64,11 +64,11 @@ def test_the_cheapest_change_in_time_comes_first():
 
 
 def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machine, Config]:
-    """What kind of change the refusal names, and what it makes of the machine and the settings."""
+    """Return the kind of change that the error suggests, and the machine and settings after it."""
     values = config.model_dump(mode="json")
     if found := re.search(r"Train with (\d+) processes", advice):
         return "processes", replace(machine, processes=int(found[1])), config
-    if found := re.search(r"Allow ([\d.]+) GB", advice):
+    if found := re.search(r"Use a budget of at least ([\d.]+) GB", advice):
         return "budget", replace(machine, budget=math.ceil(float(found[1]) * GB * 1.01)), config
     if found := re.search(r"max_rows: (\d+) for (\S+) in", advice):
         values["model"]["tables"][found[2]] = {"update": "sparse", "dtype": "fp16", "max_rows": int(found[1])}
@@ -89,7 +89,7 @@ def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machin
 )
 def test_what_cannot_fit_is_refused_with_the_change_that_would(users, items, budget_gb, kind):
     machine = Machine("cuda", int(budget_gb * GB), "fp16")
-    with pytest.raises(TrainingError, match=r"must fit into .*It takes .*even with") as refusal:
+    with pytest.raises(TrainingError, match=r"does not fit into .*It takes .*even with") as refusal:
         make_plan(workload(users, items), LARGE, machine)
     named, machine, config = taken_up(str(refusal.value), machine, LARGE)
     assert named == kind, str(refusal.value)
@@ -111,8 +111,8 @@ def test_the_plans_that_the_manual_shows_are_those_that_are_made():
         assert shown["optimiser"][column] == human(parts.optimiser)
         assert shown["activations"][column] == human(parts.activations)
         assert shown["loss and gradients"][column] == human(parts.loss + parts.gradients)
-        assert shown["base process, batches made ahead"][column] == human(parts.base + parts.data + parts.batches)
-        assert shown["a training step at its height"][column] == human(parts.step)
+        assert shown["base process, prefetched batches"][column] == human(parts.base + parts.data + parts.batches)
+        assert shown["a training step at its peak"][column] == human(parts.step)
         assert shown["validation"][column] == human(parts.validating)
 
 
@@ -123,7 +123,7 @@ def test_the_command_prints_the_plan_and_refuses(capsys):
     for part in ("weights", "optimiser", "gradients", "activations", "loss", "data", "peak", "15.00 GB"):
         assert part in shown
     assert main(["plan", *sizes, "--budget", "0.1"]) == 2
-    assert "Training must fit into 100 MB" in capsys.readouterr().err
+    assert "Training does not fit into 100 MB" in capsys.readouterr().err
     assert main(["plan", "--users", "5"]) == 2
     assert "Give --data" in capsys.readouterr().err
 
@@ -131,7 +131,7 @@ def test_the_command_prints_the_plan_and_refuses(capsys):
 def test_training_refuses_a_budget_it_cannot_keep(town, tmp_path, capsys):
     given = ["train", "--data", str(town.folder), "--out", str(tmp_path), "--set", "training.memory_budget_gb=0.2"]
     assert main(given) == 2
-    assert "Training must fit into 200 MB" in capsys.readouterr().err
+    assert "Training does not fit into 200 MB" in capsys.readouterr().err
 
 
 def test_training_keeps_to_the_plan(town, tmp_path):
@@ -149,7 +149,7 @@ def test_errors_of_allocators_are_told_from_others():
 
 
 def kept_bytes(layer, x, *more):
-    """What PyTorch keeps of a layer's pass for the way back, its weights apart."""
+    """Return the bytes that PyTorch keeps for a layer's backward pass, without its weights."""
     weights = {weight.untyped_storage().data_ptr() for weight in layer.parameters()}
     kept = {}
 
@@ -191,7 +191,7 @@ def test_a_micro_batch_takes_less_and_checkpointing_less_of_many_blocks():
 
 
 def test_what_is_chosen_can_be_asked_for_by_hand():
-    """The lines of a plan, given to the command line, are the plan's settings."""
+    """The `--set` arguments of a plan give the settings of the plan."""
     found = workload()
     peak = predict(found, LARGE).peak
     plan = make_plan(found, LARGE, Machine("cpu", int(0.5 * peak)))
@@ -218,8 +218,10 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_a_run_that_memory_ends_names_what_would_have_fitted_and_keeps_its_checkpoint(town, tmp_path):
-    """The address space of the process is cut down after a step: what the allocator is refused then, it is refused for real. It
-    must be in that very epoch: the next begins with a new thread, and the C library ends a process that has no room for one."""
+    """Limit the address space after a step, so that allocations really fail.
+
+    It must happen in the same epoch: the next one starts a new thread, and without memory for it the C library ends the process.
+    """
     small = ("model.user_tower", "model.item_tower")
     settings = [f"{tower}.{width}" for tower in small for width in ("embedding_dim=64", "hidden_dims=[64]")]
     settings += [
@@ -234,7 +236,7 @@ def test_a_run_that_memory_ends_names_what_would_have_fitted_and_keeps_its_check
     ended = subprocess.run(command, env=mapped, capture_output=True, text=True, timeout=300, check=False)
     said = ended.stderr.splitlines()[-1]
     assert ended.returncode == 2, ended.stderr
-    assert "Training must fit into memory" in said
+    assert "Training ran out of memory" in said
     assert re.search(r"--set training\.memory_budget_gb=[\d.]+ --set training\.micro_batch_size=\d+", said)
     assert "last.pt, is intact" in said
     assert 1 <= load_checkpoint(tmp_path / "run" / "last.pt")["progress"]["step"] < 100

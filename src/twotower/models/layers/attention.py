@@ -1,4 +1,4 @@
-"""Multi-head self-attention over a history: pre-norm blocks, causal or not."""
+"""Encode histories with multi-head self-attention: pre-norm blocks, causal or bidirectional."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch.utils.checkpoint import checkpoint
 from twotower.models.layers.dropout import dropout
 
 Widths = tuple[tuple[int, int], ...]
-"""(histories, width) of each run of histories of equal width; see `UserBatch`."""
+"""(number of histories, width) for each group of histories with the same width; see `UserBatch`."""
 _ANY_SHAPE = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class AttentionBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); both branches start at zero, so that a new block changes nothing.
+    """Pre-norm attention block: x + attention(norm(x)), then x + MLP(norm(x)).
 
-    Dropout acts on what each branch adds. Inside the attention there is none: the fused kernels would be out of reach.
+    Both branches start at zero, so a new block is the identity. Dropout is applied to the output of each branch. There is none
+    inside the attention, because it would rule out the fused kernels.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -35,14 +36,14 @@ class AttentionBlock(nn.Module):
             nn.init.zeros_(layer.weight)
 
     def forward(self, x: Tensor, valid: Tensor, widths: Widths, causal: bool) -> Tensor:
-        """Histories laid end to end [T, d] → [T, d]; `valid` bool [T] is True where there is an event."""
+        """Return the block's output [T, d] for concatenated histories [T, d]; `valid` bool [T] is False for padding."""
         qkv = self.qkv(self.norm_attention(x)).view(x.shape[0], 3, self.heads, -1)  # [T, 3, heads, d / heads]
         mixed, start = [], 0
         for size, width in widths:
             stop = start + size * width
             q, k, v = qkv[start:stop].view(size, width, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)  # [size, heads, width, d / heads]
-            # Causal: an event reads none of the padding behind it. Otherwise padding is masked, but for the first place:
-            # an empty history reads its own padding, rather than nothing (which would be NaN).
+            # Causal: padding comes after the events, so no event reads it. Otherwise padding is masked, except at the first
+            # position: an empty history reads its own padding, because attention over nothing would be NaN.
             mask = (
                 None
                 if causal
@@ -57,16 +58,19 @@ class AttentionBlock(nn.Module):
 
 
 def _kernels(device: torch.device) -> AbstractContextManager[None]:
-    """Which attention kernels PyTorch may choose from: on a GPU all but cuDNN's, which are compiled for every new shape. A batch
-    has five of them, other ones in each step: 0.5 s a step on an H100, where the step itself takes 0.02 s (docs/log.md)."""
+    """Return the context that selects attention kernels: on a GPU all except cuDNN's, which are compiled for every new shape.
+
+    A batch has five shapes, and they change in each step: compiling costs 0.5 s per step on an H100, where the step itself takes
+    0.02 s (docs/log.md).
+    """
     return nullcontext() if device.type != "cuda" else sdpa_kernel(_ANY_SHAPE)
 
 
 class HistoryEncoder(nn.Module):
-    """A stack of blocks with learned positions counted from the start, and buckets of the time since the event before.
+    """Stack of attention blocks with learned positions (counted from the start) and bucketed time gaps to the previous event.
 
-    There is no norm at the end: before training, a history is the mean of its items, as without attention, and at their scale.
-    Causal: position p reads positions ≤ p, so that one pass serves every moment of a history. Otherwise all read all.
+    There is no final norm: before training, the output equals the input tokens, at their scale. Causal: position p reads positions
+    ≤ p, so one pass encodes every prefix of a history. Otherwise every position reads all positions.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class HistoryEncoder(nn.Module):
         self.blocks = nn.ModuleList([AttentionBlock(dim, heads, dropout) for _ in range(blocks)])
 
     def forward(self, tokens: Tensor, gap: Tensor, valid: Tensor, widths: Widths) -> Tensor:
-        """Tokens [T, d], gap buckets int64 [T], valid bool [T], laid out as `widths` says → [T, d]."""
+        """Return encoded tokens [T, d] from tokens [T, d], gap buckets int64 [T] and valid bool [T], grouped as `widths` says."""
         position = torch.cat([torch.arange(width, device=gap.device).repeat(size) for size, width in widths])
         x = tokens + F.embedding(position, self.position) + F.embedding(gap, self.gap)
         for block in self.blocks:

@@ -1,10 +1,8 @@
-"""Dropout whose random numbers cost little on a CPU.
+"""Apply dropout with cheap random numbers on a CPU.
 
-Enters: any tensor of floats. Leaves: the same with a share of its elements at zero and the others scaled up, so that the mean
-stays. Promised: what is dropped follows from `torch.manual_seed`, and is dropped again when a checkpointed layer is recomputed.
-
-PyTorch draws one random number an element, on one core. Here one word of 64 bits serves eight
-elements. Eight bits tell shares apart in steps of 1/256, finer than any share of dropout is known to matter.
+PyTorch draws one random number per element, on one core. Here one 64-bit word serves eight elements, so the dropout rate has steps
+of 1/256, which is fine enough. The result depends only on `torch.manual_seed`, and is the same when a checkpointed layer is
+recomputed.
 """
 
 from __future__ import annotations
@@ -15,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LEVELS = 256  # of one byte
+_LEVELS = 256  # values of one byte
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Set a share of the elements to zero and divide the others by the share kept.
+    """Set a random share of the elements to zero and divide the others by the share kept.
 
     Parameters
     ----------
@@ -28,12 +26,17 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     p
         Share to drop, in [0, 1). On a CPU it is rounded to a multiple of 1/256, and to at most 255/256.
     training
-        False: nothing is dropped.
+        If false, `x` is returned unchanged.
 
     Returns
     -------
     Tensor
-        Of the shape and type of `x`.
+        Same shape and dtype as `x`.
+
+    Examples
+    --------
+    >>> sorted(set(dropout(torch.ones(1000), 0.5, training=True).tolist()))
+    [0.0, 2.0]
     """
     if x.device.type != "cpu":
         return F.dropout(x, p, training)
@@ -45,19 +48,19 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """`dropout` as a layer of a sequence."""
+    """Layer that applies `dropout`."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """See `dropout`."""
+        """Return `x` after dropout."""
         return dropout(x, self.p, self.training)
 
 
 class _ByteDropout(torch.autograd.Function):
-    """An element is dropped where its random byte is below `dropped`. The bytes are kept for the backward pass: one an element."""
+    """Drops an element if its random byte is below `dropped`. The bytes, one per element, are kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
@@ -74,5 +77,5 @@ class _ByteDropout(torch.autograd.Function):
 
 
 def _factor(draw: Tensor, dropped: int, dtype: torch.dtype) -> Tensor:
-    """0 or 256 / (256 - dropped). Compared as floats, which hold a byte exactly: PyTorch compares bytes several times slower."""
+    """Return 0 or 256 / (256 - dropped) per element. Bytes are compared as floats (exact): several times faster in PyTorch."""
     return draw.to(dtype).ge_(dropped).mul_(_LEVELS / (_LEVELS - dropped))

@@ -1,4 +1,4 @@
-"""Fields → embeddings of one width. Tables are named, so that both towers can share them."""
+"""Embed the fields of users and items in one width. Tables have names, so that both towers can share them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ GEO_WAVES = 32  # random directions per scale
 
 
 class EmbeddingTables(nn.ModuleDict):
-    """Tables by name, each stored as the settings say."""
+    """Embedding tables by name, each stored as the settings say."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
 
     def add(self, name: str, ids: int, dim: int) -> None:
-        """Make a table for `ids` ids, unless it exists with the same number of them."""
+        """Add a table for `ids` ids, unless it exists; an existing one must have the same number of ids."""
         if _key(name) in self:
             assert self.lookup(name).ids == ids, f"{name} is shared by fields of different sizes"
             return
@@ -38,22 +38,29 @@ class EmbeddingTables(nn.ModuleDict):
         return table
 
     def check(self) -> None:
-        """All tables are made: do the settings name any other?
+        """Check that `model.tables` names only tables of the model. Call it after all tables were added.
 
         Raises
         ------
         ConfigError
-            They do; the nearest name is in the message.
+            A name is unknown; the message suggests the nearest one.
         """
         known = [name.replace("/", ".") for name in self]
         for name in self.config.tables:
             if name not in known:
-                raise ConfigError(f"model.tables must name tables of the model. Got {name!r}.{nearest(name, known)}")
+                raise ConfigError(f"{name!r} in model.tables is not a table of the model.{nearest(name, known)}")
 
 
 class GeoWaves(nn.Module):
-    """Random Fourier features of a place (Rahimi & Recht, 2007): products of two places' features fall with their distance,
-    at several scales from one kilometre to forty. Fixed, not trained."""
+    """Random Fourier features of a location (Rahimi & Recht, 2007), fixed, not trained.
+
+    The inner product of two locations' features decreases with their distance, at several scales from 1 to 40 km.
+
+    Examples
+    --------
+    >>> GeoWaves()(torch.zeros(1, 3)).shape
+    torch.Size([1, 256])
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,8 +71,8 @@ class GeoWaves(nn.Module):
         self.width = 2 * len(GEO_SCALES_KM) * GEO_WAVES
 
     def forward(self, point: Tensor) -> Tensor:
-        """Points [n, 3] in km → [n, 256]; the zero point (unknown) → zeros."""
-        # In float32 whatever the mixed precision: phases reach thousands of radians.
+        """Return features [n, 256] of points [n, 3] in km; the zero point stands for an unknown location and gives zeros."""
+        # Always in float32, also with mixed precision: phases reach thousands of radians.
         with torch.autocast(point.device.type, enabled=False):
             phase = self._phase(point.to(self.waves.dtype))
             features = torch.cat([phase.cos(), phase.sin()], dim=-1) / math.sqrt(self.width / 2)
@@ -73,8 +80,10 @@ class GeoWaves(nn.Module):
             return features * known
 
     def _phase(self, point: Tensor) -> Tensor:
-        """Inner products [n, waves]. A phase of thousands of radians keeps three decimals, and a matrix product rounds the last by
-        the size of the batch and by the library: outside of training the sum is spelled out, so that every runtime has the same.
+        """Return the inner products [n, waves].
+
+        A phase of thousands of radians has three exact decimals, and matrix products round the last one differently by batch size
+        and library. Outside training the sum is written out, so that every runtime gives the same result.
         """
         if self.training:
             return point @ self.waves.T
@@ -84,7 +93,7 @@ class GeoWaves(nn.Module):
 
 
 class FieldEmbedding(nn.Module):
-    """Every field of a batch → [n, F, d]."""
+    """Embeds all fields of a batch: [n, F, d]."""
 
     def __init__(self, fields: tuple[FieldSpec, ...], dim: int, tables: EmbeddingTables) -> None:
         super().__init__()
@@ -104,7 +113,7 @@ class FieldEmbedding(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, values: dict[str, Tensor], tables: EmbeddingTables, waves: tuple[GeoWaves, nn.Linear] | None) -> Tensor:
-        """Embed `values` (tensors by field name, as `FieldSpec` says) → [n, F, d]."""
+        """Return embeddings [n, F, d] of `values`: tensors by field name, as described by `FieldSpec`."""
         return torch.stack([self._embed(spec, values, tables, waves) for spec in self.fields], dim=1)
 
     def _embed(
@@ -127,5 +136,5 @@ class FieldEmbedding(nn.Module):
 
 
 def _key(name: str) -> str:
-    """Name of a part of a module: one must not hold a dot ("field " in front: nor be called like a method of its container)."""
+    """Return a valid submodule name, which has no dot. (The prefix "field " avoids names of the container's methods.)"""
     return name.replace(".", "/")

@@ -1,4 +1,4 @@
-"""Feature interaction: embeddings of all fields [n, F, d] → one vector [n, width] that the tower's MLP reads."""
+"""Combine the embeddings of all fields [n, F, d] into one vector [n, width], the input of a tower's MLP."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from twotower.utils.registry import Registry
 
 
 class Interaction(nn.Module):
-    """Base: made of the number of fields, their width and `cross_layers`; `width` is that of the vector it returns."""
+    """Base: built from the number of fields, their width and `cross_layers`; `width` is that of the vector it returns."""
 
     width: int
 
 
 class Flatten(Interaction):
-    """No interaction: the fields side by side."""
+    """No interaction: concatenate the fields.
+
+    Examples
+    --------
+    >>> Flatten(3, 4, 0)(torch.zeros(2, 3, 4)).shape
+    torch.Size([2, 12])
+    """
 
     def __init__(self, fields: int, dim: int, layers: int) -> None:  # noqa: ARG002 - one signature for all interactions
         super().__init__()
         self.width = fields * dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, F, d] → [n, F · d]."""
+        """Return [n, F · d] from embeddings [n, F, d]."""
         return x.flatten(1)
 
 
 class CrossNetwork(Interaction):
-    """DCN-v2 (Wang et al., 2021): x ← x₀ ⊙ (W x + b) + x, once per layer; each layer adds one degree of products."""
+    """DCN-v2 (Wang et al., 2021): x ← x₀ ⊙ (W x + b) + x in each layer; every layer adds one polynomial degree."""
 
     def __init__(self, fields: int, dim: int, layers: int) -> None:
         super().__init__()
@@ -35,7 +41,7 @@ class CrossNetwork(Interaction):
         self.layers = nn.ModuleList([nn.Linear(self.width, self.width) for _ in range(layers)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, F, d] → [n, F · d]."""
+        """Return [n, F · d] from embeddings [n, F, d]."""
         x0 = x.flatten(1)
         crossed = x0
         for layer in self.layers:
@@ -44,14 +50,20 @@ class CrossNetwork(Interaction):
 
 
 class FactorizationMachine(Interaction):
-    """Second-order products (Rendle, 2010; kept as a vector as in NFM, He & Chua, 2017), beside the fields themselves."""
+    """Second-order products (Rendle, 2010) as a vector (NFM, He & Chua, 2017), concatenated with the fields.
+
+    Examples
+    --------
+    >>> FactorizationMachine(3, 4, 0)(torch.zeros(2, 3, 4)).shape
+    torch.Size([2, 16])
+    """
 
     def __init__(self, fields: int, dim: int, layers: int) -> None:  # noqa: ARG002 - one signature for all interactions
         super().__init__()
         self.width = fields * dim + dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n, F, d] → [n, F · d + d]: Σ over pairs i < j of xᵢ ⊙ xⱼ, by (Σ x)² − Σ x²."""
+        """Return [n, F · d + d] from embeddings [n, F, d]; the last d numbers are Σ xᵢ ⊙ xⱼ over i < j, from (Σ x)² − Σ x²."""
         pairs = 0.5 * (x.sum(dim=1).square() - x.square().sum(dim=1))
         return torch.cat([x.flatten(1), pairs], dim=1)
 

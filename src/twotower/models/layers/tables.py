@@ -1,10 +1,10 @@
-"""Embedding tables: dense ones, and compact ones whose cost in a step depends on the rows it reads, not on how many there are.
+"""Store embedding tables: dense ones, and ones updated by rows, whose cost per step depends only on the rows read.
 
-Enters: ids. Leaves: vectors that gradients flow into. A table of many ids may hold fewer rows, each id being the sum of two.
+A table of many ids may have fewer rows; then the vector of an id is the sum of two rows (hashing).
 
-Promises: row PAD is zero and stays zero; row UNKNOWN begins at zero, so that a value training never saw says nothing. `RowTable`
-does exactly what AdamW without momentum, with one second moment for a row instead of one for each number, does on the whole table:
-what rows miss while nobody reads them, they are given when somebody does.
+Row PAD is always zero. Row UNKNOWN starts at zero, so a value that training never saw contributes nothing. `RowTable` gives exactly
+the result of AdamW without momentum on the whole table, with one second moment per row instead of one per number: updates that a
+row misses while it is not read are applied when it is read next.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from twotower.utils import distributed
 from twotower.utils.config import EmbeddingConfig
 
 INIT_STD = 0.05
-FROM_ZERO = ("user.id",)  # a user is their history until training knows better: noise in its place cost quality (docs/log.md)
+FROM_ZERO = ("user.id",)  # a user starts as their history alone: random user vectors cost quality (docs/log.md)
 BETA, EPS = 0.98, 1e-8
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BITS_LOST = {torch.bfloat16: 16, torch.float16: 13}  # of the 23 of float32
-_BLOCK = 1 << 16  # rows drawn at once
+_BLOCK = 1 << 16  # rows initialised or rescaled at once
 _FOLD_BELOW = 0.5
 
 
 class Table(nn.Module):
-    """`rows` vectors of width `dim`, updated whole: the gradient is as large as the table.
+    """Dense table of `rows` vectors of width `dim`; its gradient is as large as the table.
 
     Parameters
     ----------
     ids
-        How many ids there are, the reserved ones included.
+        Number of ids, with the reserved ones.
     """
 
     weight: Tensor
@@ -50,14 +50,14 @@ class Table(nn.Module):
         self._make(name, dim, config)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Vectors float32 [n, d] of int64 [n] ids."""
+        """Return the vectors float32 [n, d] of ids int64 [n]."""
         if self.hashing is not None:
             return self.mean(ids[:, None])
         at, weight = self.read(ids)
         return F.embedding(at, weight, padding_idx=PAD)
 
     def mean(self, ids: Tensor) -> Tensor:
-        """Mean vectors [n, d] of the ids int64 [n, w] that are not PAD; zeros where all are."""
+        """Return the mean vectors [n, d] of ids int64 [n, w]. PAD is ignored; a row of only PAD gives zeros."""
         if self.hashing is None:
             at, weight = self.read(ids)
             return F.embedding_bag(at, weight, mode="mean", padding_idx=PAD)
@@ -65,7 +65,7 @@ class Table(nn.Module):
         return 2 * F.embedding_bag(at, weight, mode="mean", padding_idx=PAD)  # an id is the sum of its two rows, not their mean
 
     def read(self, row: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions in the shape of `row`, and a matrix [m, d] whose rows they name, PAD at 0."""
+        """Return positions in the shape of `row`, and a matrix [m, d] that they index; PAD is at position 0."""
         return row, self.weight
 
     def _make(self, name: str, dim: int, config: EmbeddingConfig) -> None:  # noqa: ARG002 - one signature
@@ -76,16 +76,17 @@ class Table(nn.Module):
 
 
 class RowTable(Table):
-    """A table updated by rows: each step reads the rows it needs, and writes those back.
+    """Table updated by rows: each step reads the rows it needs and writes them back.
 
-    Several processes share it: process p holds rows p, p + W, p + 2W … Beside the weights a row has two numbers: its second moment,
-    and the step at which it was last read. Weight decay is one factor of the whole table, folded in when it has fallen to a half.
+    Several processes share it: of W processes, process p holds rows p, p + W, p + 2W … Each row also has a second moment and the
+    step at which it was last read. Weight decay is one factor for the whole table, multiplied into the weights when it falls below
+    one half.
     """
 
-    moments: Tensor  # [rows, 2] float32, side by side: one visit to memory; exact for step numbers below 2^24
+    moments: Tensor  # [rows, 2] float32, adjacent in memory; step numbers are exact below 2^24
     scale: Tensor
     least_scale: float
-    """What `scale` would be had no step been left out: known without asking the device, and no greater than `scale`."""
+    """Value of `scale` if no step had been skipped: a lower bound that is known without reading the device."""
 
     def _make(self, name: str, dim: int, config: EmbeddingConfig) -> None:
         held = distributed.local_rows(self.rows)
@@ -97,7 +98,7 @@ class RowTable(Table):
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def read(self, row: Tensor) -> tuple[Tensor, Tensor]:
-        """The distinct rows, as a matrix of their own that is remembered for `collect`."""
+        """Return positions and the distinct rows as a separate matrix, which is kept for `collect`."""
         distinct, at = distinct_rows(torch.cat([row.new_full((1,), PAD), row.flatten()]))
         wide = distributed.gather_rows(distinct, self.weight)
         wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
@@ -108,8 +109,13 @@ class RowTable(Table):
         return at[1:].view(row.shape), leaf
 
     def collect(self) -> Tensor:
-        """Gather the gradients of all reads since the last step, of all processes, at the rows' owners; returns their squared norm
-        over this process's rows."""
+        """Gather the gradients of all reads since the last step at the processes that own the rows.
+
+        Returns
+        -------
+        Tensor
+            Squared norm of the gradients of this process's rows, a float64 scalar.
+        """
         none = torch.zeros(
             0, self.weight.shape[1], dtype=torch.promote_types(self.weight.dtype, torch.float32), device=self.weight.device
         )
@@ -119,7 +125,7 @@ class RowTable(Table):
         row, grad = _merged(row, grad)
         if distributed.world_size() > 1:
             row, grad = _merged(*distributed.scatter_rows(row, grad))
-        self.merged = (row, grad)  # PAD among them, whose gradient is zero: padding gets none
+        self.merged = (row, grad)  # may include PAD, whose gradient is zero
         self.pending = []
         return grad.double().square().sum()
 
@@ -130,9 +136,9 @@ class RowTable(Table):
         Parameters
         ----------
         factor
-            Scalar that multiplies their gradients.
+            Scalar factor of the gradients.
         taken
-            bool scalar: False leaves the weights as they are. It counts as a step that read no row: what is missed is made up for.
+            bool scalar. False: the weights stay unchanged, as in a step that read no row.
         """
         row, grad = self.merged
         grad = (grad * factor).masked_fill_(~taken, 0.0)
@@ -157,13 +163,13 @@ class RowTable(Table):
             self.least_scale = 1.0
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs, of the whole table: its weights, their factor, and both numbers of each row."""
+        """Return the state of the whole table for a checkpoint: weights, their factor, second moments and steps."""
         held = {"weight": self.weight, "moments": self.moments}
         scales = {"scale": self.scale, "least_scale": torch.tensor(self.least_scale, dtype=torch.float64)}
         return {name: distributed.gather_full(value, self.rows) for name, value in held.items()} | scales
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` returned, in any number of processes."""
+        """Restore what `state` returned, with any number of processes."""
         for name in ("weight", "moments"):
             getattr(self, name).copy_(distributed.local_part(state[name]))
         self.scale.copy_(state["scale"])
@@ -171,7 +177,7 @@ class RowTable(Table):
 
 
 class StoredTable(Table):
-    """A table as it stands, of any kind, for exported graphs: it reads no more than rows of one float32 matrix."""
+    """Frozen copy of a table of any kind, for exported graphs: one float32 matrix."""
 
     def __init__(self, table: Table) -> None:
         nn.Module.__init__(self)
@@ -180,7 +186,7 @@ class StoredTable(Table):
         self.register_buffer("weight", weight * table.scale.float() if isinstance(table, RowTable) else weight)
 
     def mean(self, ids: Tensor) -> Tensor:
-        """See `Table.mean`; a plain sum, which every runtime has."""
+        """Return the mean vectors, as `Table.mean`, with operations that every runtime has."""
         at = ids if self.hashing is None else self.hashing.rows_of(ids).flatten(1)
         known = (at != PAD)[..., None].to(self.weight.dtype)
         mean = (F.embedding(at, self.weight) * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
@@ -188,16 +194,16 @@ class StoredTable(Table):
 
 
 class Hashing:
-    """Ids → two rows each of a smaller table; PAD and UNKNOWN share theirs with nobody.
+    """Map each id to two rows of a smaller table; PAD and UNKNOWN have rows of their own.
 
     "double": two hash functions (Zhang et al., "Model Size Reduction Using Frequency Based Double Hashing for Recommender Systems",
-    RecSys 2020, without its frequency part); "quotient_remainder": (id mod m, id div m), which tell all ids apart (Shi et al.,
-    "Compositional Embeddings Using Complementary Partitions", KDD 2020, with their sum).
+    RecSys 2020, without its frequency part). "quotient_remainder": (id mod m, id div m), unique for each id (Shi et al.,
+    "Compositional Embeddings Using Complementary Partitions", KDD 2020, with the sum of both rows).
 
     Raises
     ------
     ConfigError
-        Quotients and remainders do not fit into `max_rows`.
+        The quotients and remainders do not fit into `max_rows`.
     """
 
     _PRIME = (1 << 31) - 1
@@ -210,14 +216,14 @@ class Hashing:
             if room < 0:
                 least = 2 * math.isqrt(ids) + FIRST_ROW + 2
                 raise ConfigError(
-                    f"Quotients and remainders of {ids:,} ids need at least {least:,} rows. model.tables.{name}.max_rows is "
-                    f"{config.max_rows:,}. Raise it, or use hashing: double."
+                    f"model.tables.{name}.max_rows is {config.max_rows:,}, too small for quotient_remainder with {ids:,} ids. "
+                    f"It needs at least {least:,} rows. Raise max_rows, or use hashing: double."
                 )
             self.modulus = (self.free + math.isqrt(room)) // 2
             self.modulus -= self.modulus + -(-ids // self.modulus) > self.free
 
     def rows_of(self, ids: Tensor) -> Tensor:
-        """int64 […] → int64 […, 2]."""
+        """Return the two rows of each id, int64 […, 2]."""
         number = ids - FIRST_ROW
         if self.kind == "quotient_remainder":
             pair = [number % self.modulus, self.modulus + number // self.modulus]
@@ -228,16 +234,16 @@ class Hashing:
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round float32 numbers to a shorter type, up or down at random, so that the expected value is the number itself.
+    """Round float32 numbers stochastically to a shorter type, so that the expected value is unchanged.
 
-    The bits that go are added a random number of the same length first, which carries over as often as it should.
+    A random number is added to the bits that will be cut off; it carries over with the right probability.
     """
     if dtype not in _BITS_LOST:
         return x.to(dtype)
     x, lost = x.float(), _BITS_LOST[dtype]
     carried = x.view(torch.int32) + torch.randint(1 << lost, x.shape, dtype=torch.int32, device=x.device)
     result = (carried & -(1 << lost)).view(torch.float32)
-    if dtype is torch.float16:  # below its normal numbers, fp16 counts in steps of 2^-24
+    if dtype is torch.float16:  # fp16 subnormals have steps of 2^-24
         steps = torch.floor(x * 2**24 + torch.rand_like(x)) / 2**24
         result = torch.where(x.abs() < 2**-14, steps, result)
     return result.to(dtype)
@@ -246,9 +252,13 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 def distinct_rows(row: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distinct rows of int64 [m], ascending, and each entry's position among them.
 
-    How many there are is known at once on a CPU. A GPU would have to be waited for: there the result is as long as `row`, the
-    distinct rows first and PAD behind them. So it is where PyTorch's `unique` has no other choice, with several processes, whose
-    messages need the number anyway.
+    On one GPU the result has the length of `row`, padded with PAD: reading the number of distinct rows would wait for the device.
+    On a CPU, and with several processes, whose messages need that number anyway, it has only the distinct rows.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in distinct_rows(torch.tensor([5, 3, 5]))]
+    [[3, 5], [1, 0, 1]]
     """
     if row.device.type == "cpu" or distributed.world_size() > 1:
         distinct, at = torch.unique(row, return_inverse=True)
@@ -257,7 +267,13 @@ def distinct_rows(row: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def padded_distinct_rows(row: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distinct rows of int64 [m], ascending, with PAD behind them up to [m], and each entry's position among them."""
+    """Return the distinct rows of int64 [m], ascending, padded with PAD to [m], and each entry's position among them.
+
+    Examples
+    --------
+    >>> [part.tolist() for part in padded_distinct_rows(torch.tensor([5, 3, 5]))]
+    [[3, 5, 0], [1, 0, 1]]
+    """
     ordered, order = torch.sort(row)
     new = ordered != torch.roll(ordered, 1)
     new[:1] = False
@@ -271,7 +287,7 @@ def _merged(row: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _normal_rows(name: str, rows: int, dim: int, std: float, dtype: torch.dtype) -> Tensor:
-    """This process's rows of a random matrix, which is the same for any number of processes and is never held whole."""
+    """Return this process's rows of a random matrix that is the same for any number of processes and is never built whole."""
     held = torch.empty(distributed.local_rows(rows), dim, dtype=dtype)
     seed, filled = zlib.crc32(name.encode()) ^ (torch.initial_seed() & 0x7FFF_FFFF), 0
     for start in range(0, rows, _BLOCK):

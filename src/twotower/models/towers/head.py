@@ -1,4 +1,4 @@
-"""What both towers end with: a straight path from the fields, and an MLP over their interaction, → a vector no longer than one."""
+"""Compute the output of both towers: a linear path from the fields plus an MLP over their interaction."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from twotower.models.layers.interaction import INTERACTIONS
 from twotower.models.layers.pooling import widened
 from twotower.utils.config import TowerConfig
 
-MLP_DROPOUT = 0.5  # of what the MLP reads: it learns products by heart where the straight path cannot
+MLP_DROPOUT = 0.5  # on the input of the MLP, which overfits more easily than the linear path
 MIN_SQUARED_NORM = 1e-6
-"""Of a squared length. The gradient of a vector of zeros, as an item has of which nothing is known, is 1 / √MIN_SQUARED_NORM times
-that of what comes behind: with less, clipping would undo the steps of all others, and a short type overflow."""
+"""Lower bound of a squared norm. For a zero vector (an item without any information) the gradient is scaled by
+1 / √MIN_SQUARED_NORM. With a smaller bound, gradient clipping would cancel the steps of all other vectors, and fp16 would
+overflow."""
 
 
 class TowerHead(nn.Module):
-    """x / √(|x|² + shrinkage²), where x = W Σ fields + MLP(interaction(fields)).
+    """Tower head: x / √(|x|² + shrinkage²), where x = W Σ fields + MLP(interaction(fields)).
 
-    The straight path alone is matrix factorisation with features, which learns fast and generalises; the MLP's last layer starts
-    at zero and adds what products of features know beyond it. With a single entry in `hidden_dims` there is no MLP, and no
-    interaction. W is the identity where the widths agree. Nothing is normalised before the MLP: fields start small, and blowing
-    their noise up made it overfit. With `norm_shrinkage`, whoever little is known of has a short vector, instead of a taste of full
-    length made of noise.
+    The linear path alone is matrix factorisation with features: it learns fast and generalises. The MLP's last layer starts at zero
+    and adds feature interactions. With a single entry in `hidden_dims` there is no MLP and no interaction. W is the identity if the
+    widths agree. Nothing is normalised before the MLP: fields start small, and amplified noise made it overfit. With
+    `norm_shrinkage`, a user with little information has a short vector instead of a noisy one of full length.
     """
 
     def __init__(self, fields: int, config: TowerConfig) -> None:
@@ -47,16 +47,16 @@ class TowerHead(nn.Module):
             self.mlp = nn.Sequential(*layers, last)
 
     def forward(self, fields: Tensor) -> Tensor:
-        """Embeddings [n, F, d] → vectors float32 [n, D] of length one or, with `norm_shrinkage`, below."""
+        """Return vectors float32 [n, D] from embeddings [n, F, d], of length one or, with `norm_shrinkage`, shorter."""
         raw = self.raw(fields)
         return raw / self.divisor(raw)
 
     def divisor(self, raw: Tensor) -> Tensor:
-        """What brings vectors [n, D] to their length: [n, 1]."""
+        """Return the divisor [n, 1] that normalises raw vectors [n, D]."""
         return torch.sqrt(raw.square().sum(dim=-1, keepdim=True) + self.least)
 
     def raw(self, fields: Tensor) -> Tensor:
-        """Embeddings [n, F, d] → vectors float32 [n, D] before they are brought to their length."""
+        """Return vectors float32 [n, D] before normalisation, from embeddings [n, F, d]."""
         vectors: Tensor = self.straight(fields.sum(dim=1))
         if self.mlp is not None:
             vectors = vectors + self.mlp(fields)

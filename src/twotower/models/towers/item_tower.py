@@ -1,4 +1,4 @@
-"""Item tower: id, categories, attributes, context and text of an item → unit vector."""
+"""Encode an item from its id, categories, attributes, context and text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from twotower.utils.config import ItemTowerConfig
 
 
 class ItemTower(nn.Module):
-    """Embedded fields of items → interaction → MLP → unit vectors."""
+    """Item tower: feature interaction and MLP over the embedded fields (see `TowerHead`)."""
 
     def __init__(self, fields: int, config: ItemTowerConfig) -> None:
         super().__init__()
         self.head = TowerHead(fields, config)
 
     def forward(self, fields: Tensor) -> Tensor:
-        """Embeddings of the fields [n, F, d] (id first) → unit vectors float32 [n, D]."""
+        """Return item vectors float32 [n, D], of length one without `norm_shrinkage`, from embedded fields [n, F, d] (id first)."""
         vectors: Tensor = self.head(fields)
         return vectors

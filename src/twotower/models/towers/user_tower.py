@@ -1,4 +1,4 @@
-"""User tower: history through self-attention, profile, id and context → vector, for as many moments as are asked."""
+"""Encode users from their history (self-attention), profile, id and context, for any number of queries per history."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twotower.utils.config import UserTowerConfig
 
 
 class UserTower(nn.Module):
-    """Embedded history and fields of users → vectors no longer than one."""
+    """User tower: encodes the history and combines it with the embedded fields. Vectors have at most length one."""
 
     def __init__(self, fields: int, event_types: int, config: UserTowerConfig, *, causal: bool, save_memory: bool = False) -> None:
         super().__init__()
@@ -39,17 +39,25 @@ class UserTower(nn.Module):
         self.head = TowerHead(fields + 1, config)
 
     def forward(self, fields: Tensor, items: Tensor, batch: UserBatch) -> Tensor:
-        """Embeddings of the fields [Q, F, d] (id first), of the histories' distinct items [n, d] → vectors float32 [Q, D]."""
+        """Return user vectors float32 [Q, D].
+
+        Parameters
+        ----------
+        fields
+            Embedded fields [Q, F, d], the id first.
+        items
+            Embeddings [n, d] of the distinct items of the histories.
+        """
         vectors: Tensor = self.head(self.beside_history(fields, self.event_embeddings(items, batch), batch))
         return vectors
 
     def event_embeddings(self, items: Tensor, batch: UserBatch) -> Tensor:
-        """Every event as a vector [T, d]: its item, its type and its stars."""
+        """Return a vector for every event [T, d]: the sum of its item, event type and stars embeddings."""
         tokens = items[batch.history]
         return tokens + F.embedding(batch.event_type, self.event_type) + F.embedding(batch.stars, self.stars)
 
     def beside_history(self, fields: Tensor, tokens: Tensor, batch: UserBatch) -> Tensor:
-        """Fields [Q, F, d] and events [T, d] → what the head reads [Q, F + 1, d], the history last."""
+        """Return the input of the head [Q, F + 1, d]: the fields [Q, F, d], then the encoded history from the events [T, d]."""
         if self.encoder is not None:
             tokens = self.encoder(tokens, batch.gap, batch.history > 0, batch.widths)
         history = self.pooling(tokens, batch.widths, batch.at, batch.seen)  # [Q, d]

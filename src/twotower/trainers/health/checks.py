@@ -1,8 +1,7 @@
-"""Health checks of a training: what each validation finds out about a run's health, and plain advice about it.
+"""Check the health of a training run after each validation, and give advice.
 
-Enters: `ValidationStats`, one for each validation (`monitor.py` finds them). Leaves: `Advice`, from their history.
-
-Promise: `diagnose` is a pure function of the statistics it is given. Every threshold is a constant here, with its reason beside it.
+`monitor.py` collects one `ValidationStats` per validation; `diagnose` turns their history into `Advice` and is a pure function.
+Every threshold is a constant in this module, with its reason.
 """
 
 from __future__ import annotations
@@ -16,51 +15,49 @@ from twotower.models.two_tower import TEMPERATURE_RANGE
 from twotower.trainers.health.measurements import ID_TABLES, MOVED, BatchStats, VectorSpread
 
 CONSECUTIVE_VALIDATIONS = 2
-"""Validations in a row that must agree: a run's first figures pass, and one validation may be chance."""
+"""Consecutive validations that must agree: first values of a run are transient, and one validation may be chance."""
 AT_CLAMP = 1.01
-"""Within one percent of a bound the temperature counts as clamped: a step of Adam moves it by about as much."""
+"""The temperature counts as clamped within one percent of a bound: one Adam step moves it by about as much."""
 MIN_SPREAD_NATS = 0.5
-"""Nats. Where the scores of two vectors differ by less, the softmax prefers one less than e^0.5 = 1.6 times: it is almost flat.
-Healthy runs over simulated towns had 1.6 and more, at temperatures from 0.01 to 0.12; runs whose vectors had fallen together had
-0.25 and less."""
+"""Nats. If the scores of two vectors differ by less, the softmax ratio is below e^0.5 = 1.6: almost flat. Healthy runs on simulated
+towns had at least 1.6, at temperatures from 0.01 to 0.12; runs with collapsed vectors had at most 0.25."""
 MIN_RANK = 3.0
-"""Directions. With fewer, popularity and one taste are all that tells items apart. Healthy runs over towns had 3.5
-and more."""
+"""Directions. With fewer, items differ in little more than popularity and one preference. Healthy runs on towns had 3.5 or more."""
 MAX_POPULARITY_SHARE = 0.75
-"""Of the popularity lift of one list for everybody: lists that go three quarters of that way are hardly personal. Healthy runs over
-towns stayed below half, runs over visits without any taste came to 0.8 and more."""
+"""Share of the popularity lift that one list for all users has: lists above three quarters of it are hardly personal. Healthy runs
+on towns stayed below one half; runs on events without any preferences reached at least 0.8."""
 MAX_MASKED_SHARE = 0.2
-"""Share. Where one candidate in five is known as a positive of the user, many more are without our knowing, and are pushed away."""
+"""Share. If one candidate in five is a known positive of the user, many more are unknown positives and are treated as negatives."""
 MAX_SAME_USER_SHARE = 0.25
-"""Share of pairs; its inverse is how many users a batch is worth: fewer than four, and a step follows the taste of a few."""
+"""Share of pairs. Its inverse is the effective number of users in a batch; below four, a step follows the preferences of a few."""
 RISEN = 0.05
-"""Nats by which the validation loss must stand above its lowest: 5 % of the perplexity."""
+"""Nats by which the validation loss must exceed its minimum: 5 % of the perplexity."""
 PAST_VALIDATIONS, PAST_SHARE = 3, 1 / 3
-"""Validations since the best, and their share of the run so far, from which on the best is long past."""
+"""Validations since the best one, and their share of the run so far, from which a run counts as overfitting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ValidationStats:
-    """What one validation found.
+    """Measurements of one validation.
 
     Attributes
     ----------
     step, epoch
-        When, counted from the beginning.
+        When it happened, counted from the start of the run.
     metric
-        `training.eval_metric` of the validation questions.
+        `training.eval_metric` on the validation queries.
     training_loss, validation_loss
-        Nats: mean since the validation before; `question_loss`.
+        Nats: mean since the previous validation; `question_loss`.
     temperature, learns_temperature
-        Its value; whether it is trained.
+        Temperature of the softmax; whether it is trained.
     items, users, batch_stats
         See their types.
     popularity_lift, popular_lift
-        `metrics.popularity_lift` of the lists recommended, and of those of the baseline "popular" for the same questions.
+        `metrics.popularity_lift` of the recommended lists, and of those of the baseline "popular" for the same queries.
     coverage
-        Share of the catalogue in the lists recommended.
+        Share of the catalogue in the recommended lists.
     untrained
-        Id tables whose row UNKNOWN is where it began.
+        Id tables whose row UNKNOWN has not moved from its initial value.
     """
 
     step: int
@@ -80,7 +77,7 @@ class ValidationStats:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ValidationStats:
-        """What `dataclasses.asdict` took apart, and JSON may have carried."""
+        """Return the statistics from the output of `dataclasses.asdict`, also after a round trip through JSON."""
         parts = {
             "items": VectorSpread(**values["items"]),
             "users": VectorSpread(**values["users"]),
@@ -91,21 +88,50 @@ class ValidationStats:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """What is wrong: a name that stays the same during a run, and sentences: measured, the threshold, what to change."""
+    """Advice of one check.
+
+    Attributes
+    ----------
+    name
+        Name of the check, constant during a run.
+    message
+        The measured value, the threshold and what to change.
+    """
 
     name: str
     message: str
 
 
 def diagnose(history: Sequence[ValidationStats]) -> list[Advice]:
-    """Everything that the latest of the validations, oldest first, gives reason to say."""
+    """Return the advice for the latest validation.
+
+    Parameters
+    ----------
+    history
+        All validations so far, oldest first.
+
+    Examples
+    --------
+    >>> diagnose([])
+    []
+    """
     found = [(name, check(history)) for name, check in CHECKS.items()] if history else []
     return [Advice(name, message) for name, message in found if message]
 
 
 def advice_lines(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The last message of every advice in rows {"step", "advice": [{"name", "message"}, …]} of a training log, in the order of
-    their first."""
+    """Return the last message of every check in a training log, in order of first occurrence.
+
+    Parameters
+    ----------
+    rows
+        {"step", "advice": [{"name", "message"}, …]}; rows without "advice" are skipped.
+
+    Examples
+    --------
+    >>> advice_lines([{"step": 1000, "advice": [{"name": "masked", "message": "Too many."}]}])
+    ['Step 1,000: Too many.']
+    """
     last: dict[str, str] = {}
     for row in rows:
         last |= {advice["name"]: f"Step {row['step']:,}: {advice['message']}" for advice in row.get("advice", ())}
@@ -120,18 +146,18 @@ def _temperature(history: Sequence[ValidationStats]) -> str | None:
     ):
         return None
     measured = (
-        f"The temperature is {now:.3g}, at a bound of its range of {low:g} to {high:g}, for {CONSECUTIVE_VALIDATIONS} validations."
+        f"The temperature is {now:.3g}, at a bound of its range ({low:g} to {high:g}), for {CONSECUTIVE_VALIDATIONS} validations."
     )
     if now < 2 * low:
         return (
-            f"{measured} The model wants to be surer than it may, as when it learns the training part by heart. Lower "
-            "training.learning_rate, raise model.user_tower.dropout and model.item_tower.dropout, or fix it: "
+            f"{measured} The model is overconfident, which is typical of overfitting. Lower "
+            "training.learning_rate, raise model.user_tower.dropout and model.item_tower.dropout, or fix the temperature: "
             "model.learn_temperature: false with model.temperature: 0.05."
         )
     return (
-        f"{measured} So warm a softmax hardly prefers anything: the steps were too large, or there is nothing to learn. Lower "
-        "training.learning_rate (training.warmup_frac makes the first steps smaller), or fix it: model.learn_temperature: false "
-        "with model.temperature: 0.1."
+        f"{measured} The softmax is almost flat: the steps were too large, or the data has no signal. Lower "
+        "training.learning_rate (or raise training.warmup_frac, which makes the first steps smaller), or fix the temperature: "
+        "model.learn_temperature: false with model.temperature: 0.1."
     )
 
 
@@ -145,9 +171,10 @@ def _collapse(history: Sequence[ValidationStats]) -> str | None:
             continue
         now, temperature = of(history[-1]), history[-1].temperature
         return (
-            f"The vectors of the {name} have fallen together: their mean cosine is {now.cosine:.3f}. At temperature "
-            f"{temperature:.3g} two of them differ by {_nats(now, temperature):.2g} nats, less than {MIN_SPREAD_NATS:g}. Lower "
-            "training.learning_rate, or a model.temperature that is not learned. Where popularity is all there is, it is so."
+            f"The vectors of the {name} have collapsed: their mean cosine is {now.cosine:.3f}. At temperature {temperature:.3g} "
+            f"the scores of two of them differ by {_nats(now, temperature):.2g} nats; at least {MIN_SPREAD_NATS:g} are expected. "
+            "Lower training.learning_rate, or model.temperature if it is not learned. Ignore this if the data has no "
+            "preferences beyond popularity."
         )
     return None
 
@@ -157,16 +184,17 @@ def _fallen_together(of: Callable[[ValidationStats], VectorSpread], stats: Valid
 
 
 def _dimensions(history: Sequence[ValidationStats]) -> str | None:
-    """Jing et al., "Understanding Dimensional Collapse in Contrastive Self-supervised Learning" (ICLR 2022).
+    """Check for dimensional collapse of the item vectors (Jing et al., "Understanding Dimensional Collapse in Contrastive
+    Self-supervised Learning", ICLR 2022).
 
-    Of the items alone: users may well differ in little but where they live, as long as the items can be told apart.
+    User vectors are not checked: users may differ in little but their home area, as long as the item vectors differ.
     """
     if not _persistently(history, lambda stats: stats.items.rank < MIN_RANK):
         return None
     return (
-        f"The vectors of the items use {history[-1].items.rank:.1f} directions (effective rank), fewer than {MIN_RANK:g}. Widen "
-        "the last of hidden_dims of model.user_tower and model.item_tower where it is small, raise "
-        "training.negatives_per_positive, and lower training.learning_rate, or model.temperature if it is near 1."
+        f"The item vectors have an effective rank of {history[-1].items.rank:.1f}; at least {MIN_RANK:g} is expected. Raise the "
+        "last entry of hidden_dims of model.user_tower and model.item_tower if it is small, raise training.negatives_per_positive, "
+        "and lower training.learning_rate, or model.temperature if it is near 1."
     )
 
 
@@ -178,10 +206,10 @@ def _popularity(history: Sequence[ValidationStats]) -> str | None:
         return None
     now = history[-1]
     return (
-        f"What is recommended is nearly one list for everybody: its popularity lift is {now.popularity_lift:.2f}, more than "
-        f"{MAX_POPULARITY_SHARE:g} of the {now.popular_lift:.2f} that the most popular items have, and it shows "
-        f"{now.coverage:.1%} of the catalogue. Users hardly count: lower model.user_tower.history_dropout, dropout and id_dropout, "
-        "or model.popularity_prior, train longer, or use training.loss: infonce with more training.negatives_per_positive."
+        f"All users get almost the same list: its popularity lift is {now.popularity_lift:.2f}, more than "
+        f"{MAX_POPULARITY_SHARE:g} of the lift of the most popular items ({now.popular_lift:.2f}), and the lists cover "
+        f"{now.coverage:.1%} of the catalogue. Lower model.user_tower.history_dropout, dropout and id_dropout, or "
+        "model.popularity_prior, train longer, or use training.loss: infonce with more training.negatives_per_positive."
     )
 
 
@@ -190,10 +218,10 @@ def _masked(history: Sequence[ValidationStats]) -> str | None:
     if now.masked <= MAX_MASKED_SHARE:
         return None
     return (
-        f"{now.masked:.1%} of the candidates of an example are its own user's positives, more than {MAX_MASKED_SHARE:.0%}; they "
-        f"are left out, and {now.negatives:.0f} negatives remain. Raise training.negatives_per_positive or use training.loss: "
-        "full_softmax, and with training.objective: next_event raise training.batch_size. Nothing helps where "
-        "everybody has visited much of the catalogue."
+        f"{now.masked:.1%} of the candidates of an example are positives of the same user; at most {MAX_MASKED_SHARE:.0%} are "
+        f"expected. They are masked, and {now.negatives:.0f} negatives remain. Raise training.negatives_per_positive or use "
+        "training.loss: full_softmax, and with training.objective: next_event raise training.batch_size. Ignore this if most "
+        "users have events with much of the catalogue."
     )
 
 
@@ -202,9 +230,9 @@ def _same_user(history: Sequence[ValidationStats]) -> str | None:
     if now.same_user <= MAX_SAME_USER_SHARE:
         return None
     return (
-        f"{now.same_user:.1%} of the pairs of examples in a batch belong to one user, more than {MAX_SAME_USER_SHARE:.0%}: it is "
-        f"worth {1 / now.same_user:.1f} users. Raise training.batch_size (training.micro_batch_size bounds the memory), or use "
-        "training.objective: any_event."
+        f"{now.same_user:.1%} of the pairs of examples in a batch belong to one user; at most {MAX_SAME_USER_SHARE:.0%} are "
+        f"expected. A batch has {1 / now.same_user:.1f} effective users. Raise training.batch_size (training.micro_batch_size "
+        "bounds the memory), or use training.objective: any_event."
     )
 
 
@@ -216,9 +244,9 @@ def _validation_loss(history: Sequence[ValidationStats]) -> str | None:
         return None
     return (
         f"The validation loss rose from {low.validation_loss:.3f} at step {low.step:,} to {now.validation_loss:.3f}, while the "
-        f"metric rose from {low.metric:.4f} to {history[best].metric:.4f}. That is normal for contrastive losses with a falling "
-        "temperature or large tables: the loss charges for being sure where the answer is missed, ranks do not. Nothing need "
-        "change: training.eval_metric decides which model is kept and when to stop."
+        f"metric rose from {low.metric:.4f} to {history[best].metric:.4f}. This is normal for contrastive losses with a falling "
+        "temperature or large tables: the loss penalises confident errors, ranking metrics do not. No change is needed: "
+        "training.eval_metric decides which model is kept and when training stops."
     )
 
 
@@ -230,15 +258,15 @@ def _best_is_past(history: Sequence[ValidationStats]) -> str | None:
         return None
     fallen = history[best].training_loss - now.training_loss
     why = (
-        f"The training loss fell by {fallen:.3f} meanwhile: the training part is learned by heart. Raise dropout and id_dropout of "
+        f"The training loss fell by {fallen:.3f} meanwhile: the model is overfitting. Raise dropout and id_dropout of "
         "model.user_tower and model.item_tower, or training.weight_decay."
         if fallen > 0
-        else f"The training loss rose by {-fallen:.3f} meanwhile: lower training.learning_rate."
+        else f"The training loss rose by {-fallen:.3f} meanwhile: training is unstable. Lower training.learning_rate."
     )
     return (
-        f"The best validation is {past} validations past (at least {PAST_VALIDATIONS} are long): {history[best].metric:.4f} at "
-        f"step {history[best].step:,} of {now.step:,}. {why} To save the time, lower training.patience, or training.num_epochs "
-        f"to about {history[best].epoch + 1}, so that the learning rate has fallen by then."
+        f"The best result ({history[best].metric:.4f}) was at step {history[best].step:,} of {now.step:,}; the {past} validations "
+        f"since were not better. {why} To save time, lower training.patience, or set training.num_epochs to about "
+        f"{history[best].epoch + 1}, so that the learning rate has decayed by then."
     )
 
 
@@ -248,8 +276,8 @@ def _unknown(history: Sequence[ValidationStats]) -> str | None:
         return None
     rows = " and ".join(f"{table} (model.{ID_TABLES[table]}.id_dropout)" for table in untrained)
     return (
-        f"The row UNKNOWN lies where it began, within {MOVED:.0%} of a row's length of zero, in {rows}: training never saw what to "
-        "make of whoever comes later. Set that id_dropout above 0, such as 0.1; without anybody new it may stay."
+        f"The row UNKNOWN was not trained (its norm is below {MOVED:.0%} of an initial row's) in {rows}: new users or items get no "
+        "learned vector. Set that id_dropout above 0, such as 0.1. Ignore this if all users and items are known."
     )
 
 
@@ -271,5 +299,5 @@ def _persistently(history: Sequence[ValidationStats], sick: Callable[[Validation
 
 
 def _nats(spread: VectorSpread, temperature: float) -> float:
-    """By how much the score of one vector falls, on average, where it is exchanged for another."""
+    """Return the mean difference of scores, in nats, between a vector and another one."""
     return (1 - spread.cosine) / temperature

@@ -1,6 +1,6 @@
-"""Figures of a run's health: how vectors lie, what a batch contrasts, what the answers cost, which rows were never trained.
+"""Measure a run's health: spread of the vectors, composition of a batch, validation loss, untrained rows.
 
-Enters: tensors of a model, a batch. Leaves: numbers. Promise: nothing is changed, and nothing is drawn at random.
+The functions change nothing and draw no random numbers.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from twotower.schema import FIRST_ROW, UNKNOWN
 from twotower.utils.types import Int
 
 SAMPLE = 1024
-"""Vectors of each side to look at: enough for means whose error is far below the thresholds, and little beside a validation."""
-BLOCK = 1 << 24  # scores held at once
+"""Vectors sampled per tower: the error of their means is far below the thresholds, and the cost is small beside a validation."""
+BLOCK = 1 << 24  # scores in memory at once
 ID_TABLES = {"item.id": "item_tower", "user.id": "user_tower"}
-"""Tables whose row UNKNOWN answers for whoever was not there in training, and the tower whose `id_dropout` trains that row."""
+"""Tables whose row UNKNOWN represents new users or items, and the tower whose `id_dropout` trains that row."""
 MOVED = 0.02
-"""Of the length a row is drawn with: what chance updates of a stray id do not reach."""
+"""Share of the initial norm of a row; accidental updates of single ids stay below it."""
 
 
 @dataclass(frozen=True, slots=True)
 class VectorSpread:
-    """How the directions of a sample of vectors lie: `effective_rank` and `mean_cosine`."""
+    """Spread of a sample of unit vectors: `effective_rank` and `mean_cosine`."""
 
     rank: float
     cosine: float
@@ -37,16 +37,16 @@ class VectorSpread:
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """What a batch contrasts.
+    """Composition of a batch.
 
     Attributes
     ----------
     masked
-        Share of the (example, candidate) pairs left out of the loss, because the example's user visited the candidate too.
+        Share of the (example, candidate) pairs left out of the loss because the candidate is another positive of the user.
     same_user
         Share of the pairs of two examples that belong to one user.
     negatives
-        Mean number of candidates that an example is left with.
+        Mean number of negatives of an example.
     """
 
     masked: float
@@ -55,17 +55,23 @@ class BatchStats:
 
 
 def spread(vectors: Tensor) -> VectorSpread:
-    """How at most `SAMPLE` of the vectors [n, D], taken at equal distances, lie."""
+    """Return the spread of at most `SAMPLE` evenly spaced vectors of [n, D]."""
     some = vectors[:: -(-len(vectors) // SAMPLE)] if len(vectors) else vectors
     some = torch.nn.functional.normalize(some.double(), dim=-1)
     return VectorSpread(effective_rank(some), mean_cosine(some))
 
 
 def effective_rank(vectors: Tensor) -> float:
-    """In how many directions vectors [n, D] differ: exp of the entropy of the shares of their variance, 1 … min(n − 1, D).
+    """Return the effective rank of vectors [n, D]: exp of the entropy of their variance shares, from 1 to min(n − 1, D).
 
-    Roy & Vetterli, "The effective rank: a measure of effective dimensionality" (EUSIPCO 2007), with squared singular values, which
-    are variances, of the vectors less their mean; `mean_cosine` looks at the mean. 0 when all vectors are equal or there is none.
+    This is Roy & Vetterli, "The effective rank: a measure of effective dimensionality" (EUSIPCO 2007), with squared singular values
+    (variances) of the centred vectors; `mean_cosine` measures their mean. It is 0 if all vectors are equal or there are none.
+
+    Examples
+    --------
+    >>> axes = torch.eye(2)
+    >>> round(effective_rank(torch.cat([axes, -axes])), 6)
+    2.0
     """
     if not len(vectors):
         return 0.0
@@ -78,7 +84,13 @@ def effective_rank(vectors: Tensor) -> float:
 
 
 def mean_cosine(vectors: Tensor) -> float:
-    """Mean cosine of two different ones of the unit vectors [n, D]; 0 when there are no two."""
+    """Return the mean cosine over all pairs of the unit vectors [n, D]; 0 for fewer than two vectors.
+
+    Examples
+    --------
+    >>> mean_cosine(torch.eye(2))
+    0.0
+    """
     size, wide = len(vectors), vectors.double()
     if size < 2:
         return 0.0
@@ -86,8 +98,8 @@ def mean_cosine(vectors: Tensor) -> float:
 
 
 def batch_stats(batch: TrainBatch) -> BatchStats:
-    """What a batch (this process's share of it) contrasts."""
-    counted, stands = batch.weight > 0, batch.log_weight > float("-inf")  # as a negative, and not as somebody's positive alone
+    """Return the composition of a batch, for this process's part of it."""
+    counted, stands = batch.weight > 0, batch.log_weight > float("-inf")  # a negative, not only the positive of an example
     examples, candidates = int(counted.sum()), int(stands.sum())
     if not examples:  # a process may have no share of a small batch
         return BatchStats(0.0, 0.0, float(candidates))
@@ -99,14 +111,15 @@ def batch_stats(batch: TrainBatch) -> BatchStats:
 
 
 def question_loss(users: Tensor, items: Tensor, target_offsets: Int, target_row: Int, temperature: float) -> float:
-    """Mean nats of the answers to questions under a softmax over all items.
+    """Return the mean cross-entropy, in nats, of the queries' targets under a softmax over all items.
 
     Parameters
     ----------
     users, items
-        [B, D + 1] of the questions' users, and [N, D + 1] of all item rows: vectors, and the weight and log popularity.
+        User vectors [B, D + 1] of the queries, and vectors [N, D + 1] of all item rows. The last number is the popularity weight
+        and the log popularity.
     target_offsets, target_row
-        int64 [B + 1], [T]: each question's answers.
+        int64 [B + 1] and [T]: the targets of each query.
     """
     total, rows = 0.0, max(BLOCK // len(items), 1)
     for start in range(0, len(users), rows):
@@ -121,7 +134,7 @@ def question_loss(users: Tensor, items: Tensor, target_offsets: Int, target_row:
 
 @torch.no_grad()
 def untrained(model: TwoTower) -> tuple[str, ...]:
-    """Id tables whose row UNKNOWN, which begins at zero, still lies there. All processes of a run must ask together."""
+    """Return the id tables whose row UNKNOWN, initialised to zero, is still there. All processes of a run must call it together."""
     device = model.log_temperature.device
     with torch.no_grad():
         rows = {name: model.tables.lookup(name)(torch.tensor([UNKNOWN], device=device))[0] for name in ID_TABLES}

@@ -1,8 +1,6 @@
-"""Health checks of a training: at each validation of a run, its figures are taken, judged, logged and remembered.
+"""Measure a run's health at each validation, log advice and keep the history.
 
-Enters: the model, its answers to the validation questions, a batch. Leaves: a row of the training log.
-
-Promise: the run is looked at and never touched; no random number is drawn.
+The monitor does not change the run and draws no random numbers.
 """
 
 from __future__ import annotations
@@ -25,18 +23,18 @@ from twotower.utils import distributed
 from twotower.utils.config import Config
 from twotower.utils.console import log
 
-BEYOND_K = 10  # length of the lists whose popularity is looked at
+BEYOND_K = 10  # list length for popularity lift and coverage
 
 
 class HealthMonitor:
-    """Examines a run at each of its validations, and remembers.
+    """Checks a run at each validation and keeps the measurements.
 
     Parameters
     ----------
     model
-        All processes of a run make their monitor together.
+        The model in training. All processes of a run must create their monitor together.
     held_out
-        The validation questions.
+        The validation queries.
     """
 
     def __init__(self, model: TwoTower, dataset: Dataset, held_out: HeldOut, config: Config) -> None:
@@ -46,13 +44,13 @@ class HealthMonitor:
 
     @cached_property
     def popular_lift(self) -> float:
-        """How much more popular than the histories the most popular items are."""
+        """Popularity lift of the baseline "popular" on the validation queries."""
         metric, settings = self.config.training.eval_metric, self.config.evaluation
         popular = evaluate(Popular(self.dataset), self.held_out, self.dataset, settings, metrics=[metric], beyond_k=BEYOND_K)
         return popular.beyond[f"popularity_lift@{BEYOND_K}"]
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Remember what was found and said up to where a resumed run goes on, from the rows that `check` returned."""
+        """Restore the history of a resumed run from the rows that `check` returned."""
         for row in rows:
             if "stats" in row:
                 self.history.append(ValidationStats.of(row["stats"]))
@@ -61,21 +59,21 @@ class HealthMonitor:
     def check(
         self, retriever: NeuralRetriever, judged: Evaluation, batch: TrainBatch, *, step: int, epoch: int, training_loss: float
     ) -> dict[str, Any]:
-        """Look at a run, and tell the log what is new. All processes of a run check together.
+        """Check a run and log new advice. All processes of a run must call it together.
 
         Parameters
         ----------
         retriever, judged
-            The model and how it answered `held_out`, with `beyond_k=BEYOND_K`.
+            The model and its evaluation on `held_out`, with `beyond_k=BEYOND_K`.
         batch
             Any training batch.
         training_loss
-            Mean nats since the check before.
+            Mean loss in nats since the previous check.
 
         Returns
         -------
         dict
-            A row of the training log: "step", "epoch", "stats", "advice" (a list of {"name", "message"}, all that holds now).
+            A row of the training log: "step", "epoch", "stats" and "advice" (a list of {"name", "message"} that apply now).
         """
         vectors, temperature = retriever.index.vectors, float(self.model.temperature().detach())
         users = retriever.encode(self.held_out.queries.slice(0, SAMPLE))
@@ -88,7 +86,7 @@ class HealthMonitor:
             validation_loss=question_loss(users, vectors, *answers, temperature),
             temperature=temperature,
             learns_temperature=self.config.model.learn_temperature,
-            items=spread(vectors[FIRST_ROW : FIRST_ROW + self.dataset.n_train_items, :-1]),  # the last number is no direction
+            items=spread(vectors[FIRST_ROW : FIRST_ROW + self.dataset.n_train_items, :-1]),  # the last number is the log popularity
             users=spread(users[:, :-1]),
             batch_stats=batch_stats(batch),
             popularity_lift=judged.beyond[f"popularity_lift@{BEYOND_K}"],

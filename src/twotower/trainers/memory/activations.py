@@ -1,7 +1,7 @@
-"""What encoding a micro-batch takes: bytes kept for the backward pass, a token, a vector, a field, and those on top for a moment.
+"""Estimate the memory of encoding a micro-batch: bytes kept for the backward pass, and temporary bytes on top.
 
-Enters: `WorkloadSizes`, the settings. Leaves: bytes. Every coefficient has its reason beside it, and counts what the layers do:
-who changes a layer changes its count (the tests compare them with what PyTorch keeps).
+Every coefficient is explained beside it and follows from the layers: after a change to a layer, update its count. The tests compare
+the counts with what PyTorch keeps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GEO_FEATURES = 2 * len(GEO_SCALES_KM) * GEO_WAVES
 
 
 def parts(workload: WorkloadSizes, config: Config, processes: int = 1) -> tuple[int, int]:
-    """Micro-batches of the users and of the candidates; as the loader cuts them."""
+    """Return the number of micro-batches of users and of candidates, as the loader splits them."""
     load, micro = workload.load, config.training.micro_batch_size
     if micro is None:
         return 1, 1
@@ -29,12 +29,12 @@ def parts(workload: WorkloadSizes, config: Config, processes: int = 1) -> tuple[
 
 
 def history_items(workload: WorkloadSizes, config: Config, processes: int = 1) -> int:
-    """Distinct items of the histories of one micro-batch."""
+    """Return the number of distinct history items of one micro-batch."""
     return min(workload.load.history_items, math.ceil(workload.load.slots / processes / parts(workload, config, processes)[0]))
 
 
 def encoded(workload: WorkloadSizes, config: Config, wide: int, processes: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of one micro-batch of users, and of one of candidates: bytes kept for the backward pass, and those on top for a moment."""
+    """Return (bytes kept for the backward pass, temporary bytes) of one micro-batch of users, and of one of candidates."""
     load, model, layout = workload.load, config.model, workload.layout
     d, (of_users, of_items) = model.user_tower.width, parts(workload, config, processes)
     examples, slots = (math.ceil(n / processes / of_users) for n in (load.examples, load.slots))
@@ -50,32 +50,32 @@ def encoded(workload: WorkloadSizes, config: Config, wide: int, processes: int =
 
 
 def history_bytes_a_slot(config: Config, wide: int) -> tuple[int, int]:
-    """Bytes kept of a place of a history for the backward pass, and bytes that come on top of them for a moment."""
+    """Return the bytes per history position that are kept for the backward pass, and the temporary bytes on top."""
     tower = config.model.user_tower
     d = tower.width
     if not tower.blocks:
-        return 0, 4 * F32 * d  # the tokens, their running sums by run and joined; going back, the gradients of the same
-    # A block keeps its input and its middle (two norms read them); what matrix products read and write: both norms' outputs, q, k
-    # and v, the mixed values as the attention made them and in a row, and twice the MLP's 4 d; a byte for each of two dropouts;
-    # and a number for each head's softmax and of each norm's mean and deviation.
+        return 0, 4 * F32 * d  # tokens, running sums per group and concatenated; in the backward pass their gradients
+    # A block keeps its input and its middle (inputs of the two norms); inputs and outputs of matrix products: both norms' outputs,
+    # q, k and v, the attention output in its own layout and as rows, and twice the MLP's 4 d; a byte for each of two dropouts;
+    # and one number for each head's softmax and for each norm's mean and deviation.
     block = 2 * F32 * d + 15 * wide * d + 2 * d * (tower.dropout > 0) + F32 * (tower.num_heads + 4)
-    # Going back through an MLP: the gradient of what it adds, with and without dropout's factor, and of its middle.
+    # Backward pass of an MLP: the gradient of its output, with and without the dropout factor, and of its hidden layer.
     passing = 5 * F32 * d if wide == F32 else 4 * F32 * d
     if config.training.gradient_checkpointing:
-        return tower.blocks * F32 * d, block + passing  # inputs alone; one block at a time is made again
+        return tower.blocks * F32 * d, block + passing  # only the inputs are kept; one block at a time is recomputed
     return tower.blocks * block, passing
 
 
 def head_bytes(inputs: int, config: TowerConfig, wide: int) -> tuple[int, int]:
-    """Bytes a vector keeps in a head, and those on top of them for a moment."""
+    """Return the bytes per vector that a head keeps for the backward pass, and the temporary bytes on top."""
     *hidden, out = config.layers
     d, dropping = config.width, config.dropout > 0
     width = inputs * d
-    kept = F32 * 2 * out  # the vector before and after it has length one
-    passing = 3 * F32 * width  # fields, stacked, and joined with the history's or state's; going back, their gradients
+    kept = F32 * 2 * out  # the vector before and after normalisation
+    passing = 3 * F32 * width  # fields: stacked, and concatenated with history or state; then their gradients
     if hidden:
         cross = config.cross_layers if config.interaction == "dcn" else 0
-        # The fields; of each cross layer what its product read and wrote; half of the result is dropped: a byte each and the rest.
+        # The fields; input and output of each cross layer's product; dropout of the result: one byte each, and the result.
         kept += width * (F32 * (cross > 0) + 2 * cross * wide - (wide if cross else 0) + 1 + wide)
         kept += (F32 * width + (1 + 2 * wide) * d) * (config.interaction == "fm")
         kept += sum(h * (2 * wide + dropping) for h in hidden)  # before and after GELU
@@ -84,8 +84,10 @@ def head_bytes(inputs: int, config: TowerConfig, wide: int) -> tuple[int, int]:
 
 
 def field_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int], dim: int, wide: int, *, static: bool = False) -> int:
-    """Bytes that embedding a row's fields keeps: a place's waves, and which row each id of a bag belongs to. `static`: for a
-    history, whose tokens are the sum of an item's fields: these, their stack and its sum."""
+    """Return the bytes that embedding the fields of one row keeps: Fourier features of locations, and the row of each id in a bag.
+
+    `static`: for histories, whose tokens are the sum of an item's fields: the fields, their stack and its sum.
+    """
     bag = sum(bags.get(spec.name, 1) * ID + 3 * ID for spec in specs if spec.kind == "bag")
     geo = sum(spec.kind == "geo" for spec in specs) * GEO_FEATURES * wide
     return bag + geo + (2 * (1 + len(specs)) * F32 * dim if static else 0)

@@ -1,12 +1,8 @@
-"""What training takes of memory, by arithmetic: one small function for each part, with the reason of every coefficient beside it.
+"""Estimate the memory of training by arithmetic, part by part. Every coefficient is explained beside it.
 
-Enters: `WorkloadSizes` (sizes of the data, and what one batch holds) and the settings. Leaves: `MemoryBreakdown`, in bytes, and
-their greatest sum.
-
-Promise: nothing is allocated and nothing measured here. Two figures alone are calibrated and not derived: `BASE`, what a process
-takes before any data, and `SLACK_*`, what the C library's allocator loses between blocks within a step. That allocator also keeps
-what was freed; a run with `training.memory_budget_gb` gives it back (`hardware.trim_heap`), and such a run is what is predicted.
-On a GPU the data stay in the host's memory.
+Nothing is allocated or measured. Only two values are calibrated: `BASE`, the memory of a process before any data, and `SLACK_*`,
+the fragmentation of the C library's allocator within a step. That allocator also keeps freed memory. The estimate is for runs with
+`training.memory_budget_gb`, which return it to the system (`hardware.trim_heap`). On a GPU the data stays in the host's memory.
 """
 
 from __future__ import annotations
@@ -30,21 +26,24 @@ from twotower.utils.losses import BLOCK as LOGITS
 
 MB = 2**20
 BASE = {"cpu": 512 * MB, "cuda": 1075 * MB}
-"""CPU: measured, Python, PyTorch and what training imports, after a few steps on next to nothing. GPU: measured on an H100 with
-CUDA 13, its context with the kernels that a step loads (1,043 to 1,091 million bytes) and the workspace of cuBLAS (34)."""
-GRAPH_COPIES = 2.6  # of the weights that the exporter of ONNX graphs makes (measured)
+"""CPU: measured for Python, PyTorch and the imports of training, after a few steps on tiny data. GPU: measured on an H100 with
+CUDA 13, for its context with the kernels of a step (1,043 to 1,091 million bytes) and the workspace of cuBLAS (34)."""
+GRAPH_COPIES = 2.6  # copies of the weights that the ONNX exporter makes (measured)
 SLACK_SHARE, MAX_SLACK_BYTES = 0.5, 64 * MB
-"""Calibrated, on a CPU: what an allocator loses between blocks that come and go, and the most of it: glibc maps blocks of 32 MB and
-more by themselves, and loses nothing. Taken for a GPU too, unmeasured."""
+"""Calibrated on a CPU: share that the allocator loses between temporary blocks, and its maximum (glibc maps blocks from 32 MB on
+separately, without loss). Also used for a GPU, where it was not measured."""
 WIDTH = {"fp32": 4, "bf16": 2, "fp16": 2}
 AHEAD = 4
-"""Batches at once: the one in use, two in the queue, one waiting for a place in it."""
+"""Batches in memory at once: one in use, two in the queue, one waiting to enter it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryBreakdown:
-    """Bytes of one process, by part; `activations` are those of what is encoded at once, `opening`, `validation` and `export` what
-    those take instead of gradients, activations and loss."""
+    """Memory of one process in bytes, part by part.
+
+    `activations` are those of one micro-batch. `opening` (loading the data), `validation` and `export` are used instead of
+    gradients, activations and loss.
+    """
 
     base: int
     data: int
@@ -60,29 +59,29 @@ class MemoryBreakdown:
 
     @property
     def fixed(self) -> int:
-        """What is there throughout the steps."""
+        """Memory that is used throughout training."""
         return self.base + self.data + self.weights + self.optimiser
 
     @property
     def step(self) -> int:
-        """The peak of a training step."""
+        """Peak of a training step."""
         return self.fixed + self.gradients + self.activations + self.loss + self.batches
 
     @property
     def validating(self) -> int:
-        """The peak of a validation; the batches of the steps after it are there already."""
+        """Peak of a validation, with the prefetched batches of the next steps."""
         return self.fixed + self.batches + self.validation
 
     @property
     def peak(self) -> int:
-        """The peak of a run."""
+        """Peak of a run."""
         opened = self.base + self.data + self.weights + self.opening
         return max(self.step, opened, self.validating, self.base + self.export)
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """One table: rows, how it is stored, and how many of its rows one step reads (by a process)."""
+    """One table: rows, storage settings, rows that a step reads (per process), and number of uses in a step."""
 
     name: str
     rows: int
@@ -94,14 +93,14 @@ class Storage:
 def predict(
     workload: WorkloadSizes, config: Config, *, kind: str = "cpu", precision: str = "fp32", processes: int = 1
 ) -> MemoryBreakdown:
-    """Bytes of one of `processes` equal processes.
+    """Return the memory of one of `processes` equal processes.
 
     Parameters
     ----------
     kind
-        "cpu", whose memory holds data and batches too, or "cuda": a GPU's own memory.
+        "cpu": main memory, with data and batches; "cuda": the memory of a GPU.
     precision
-        Of the matrix products: "fp32", "bf16" or "fp16".
+        Type of the matrix products: "fp32", "bf16" or "fp16".
     """
     config = config.model_copy(update={"model": workload.layout.resolve(config.model)})
     dim, wide = config.model.user_tower.width, WIDTH[precision]
@@ -111,14 +110,14 @@ def predict(
     grown += F32 * other
     (users, users_on_top), (items, items_on_top) = encoded(workload, config, wide, processes)
     if parts(workload, config, processes) != (1, 1):
-        # Gradients of earlier micro-batches stand beside a later one's activations.
+        # Gradients of earlier micro-batches exist beside the activations of a later one.
         work, gradients = max(users + users_on_top, items + items_on_top), grown + shared + 2 * read
     else:
-        # Users are encoded first and gone back through last, so that their height is without the candidates' activations. The
-        # tables' gradients come when the activations are gone; those of tables that candidates read, while the users' stand.
+        # Users are encoded first and back-propagated last, so their peak has no activations of candidates. Gradients of the tables
+        # come after the activations are freed; those of tables that candidates read, while the users' activations still exist.
         work, gradients = users + max(users_on_top, items + items_on_top), 2 * read
         work = max(work, (users if shared else 0) + grown + shared)
-    work = max(work, grown + 4 * read)  # the update merges the rows' gradients: six copies, two of them counted already
+    work = max(work, grown + 4 * read)  # the update merges the rows' gradients: six copies, two of them already counted
     plain = table_weights([table for table in tables if table.config.update == "sparse"], dim, processes)
     host = kind == "cpu"
     return MemoryBreakdown(
@@ -137,8 +136,11 @@ def predict(
 
 
 def beginning_bytes(workload: WorkloadSizes, config: Config) -> int:
-    """Before the first step, where ids begin as factors: those of items three times (found, scaled, told) and of the users who are
-    asked; all visits with their numbers, and those of these users by user and by item."""
+    """Return the memory of the iALS initialisation before the first step; 0 if there is none.
+
+    It needs the item factors three times (computed, scaled, broadcast), the factors of the sampled users, all events with their
+    weights, and the events of these users sorted by user and by item.
+    """
     table = config.model.stored("item.id", workload.layout.items)
     hashed = table.max_rows is not None and workload.layout.items > table.max_rows
     if config.model.item_tower.id_init == "random" or table.update == "sparse" or hashed:
@@ -149,7 +151,13 @@ def beginning_bytes(workload: WorkloadSizes, config: Config) -> int:
 
 
 def with_slack(size: int) -> int:
-    """Bytes taken for `size` bytes of blocks that come and go."""
+    """Return the memory for `size` bytes of temporary blocks, with fragmentation.
+
+    Examples
+    --------
+    >>> with_slack(1000)
+    1500
+    """
     return size + min(int(SLACK_SHARE * size), MAX_SLACK_BYTES)
 
 
@@ -157,7 +165,7 @@ def with_slack(size: int) -> int:
 
 
 def storages(workload: WorkloadSizes, config: Config, processes: int = 1) -> list[Storage]:
-    """Every table of the model, once."""
+    """Return every table of the model, once."""
     layout, load, model = workload.layout, workload.load, config.model
     share = math.ceil(load.examples / processes)
     listed = (
@@ -166,7 +174,7 @@ def storages(workload: WorkloadSizes, config: Config, processes: int = 1) -> lis
     asked: dict[str, list[int]] = {}
     item_fields = (FieldSpec("id", "rows", (layout.items,), "item.id"), *layout.item_fields)
     user_fields = (FieldSpec("id", "rows", (layout.users,), "user.id"), *layout.user_fields)
-    # An item's fields are read for histories and for candidates; a user's once.
+    # The fields of items are read for histories and for candidates; those of users once.
     for specs, reads, uses in ((item_fields, listed, 2), (user_fields, share, 1)):
         for spec in specs:
             for name, rows in tables_of(spec):
@@ -182,37 +190,49 @@ def storages(workload: WorkloadSizes, config: Config, processes: int = 1) -> lis
 
 
 def tables_of(spec: FieldSpec) -> list[tuple[str, int]]:
-    """Names and ids of the tables a field reads: none for a dense one."""
+    """Return the names and numbers of ids of the tables that a field reads; [] for a dense field.
+
+    Examples
+    --------
+    >>> tables_of(FieldSpec("city", "rows", (10,), "item.city"))
+    [('item.city', 10)]
+    """
     if spec.kind == "geo":
         return [(f"{spec.table}.{scale}", rows) for scale, rows in enumerate(spec.sizes)]
     return [] if spec.kind == "dense" else [(spec.table, spec.sizes[0])]
 
 
 def rows_per_process(table: Storage, processes: int) -> int:
-    """Rows of a table in one process: tables updated by rows are shared, the others stand in every process."""
+    """Return the rows of a table in one process: tables updated by rows are shared, the others are copied to every process."""
     return math.ceil(table.rows / processes) if table.config.update == "sparse" else table.rows
 
 
 def table_weights(tables: list[Storage], dim: int, processes: int) -> int:
-    """Stored numbers."""
+    """Return the bytes of the tables' weights."""
     return sum(rows_per_process(table, processes) * dim * WIDTH[table.config.dtype] for table in tables)
 
 
 def table_state(tables: list[Storage], dim: int, processes: int) -> int:
-    """By rows: a second moment and the step of the last reading, 4 bytes each. Dense: AdamW's two moments of every number."""
+    """Return the bytes of the optimiser state of the tables.
+
+    Updated by rows: a second moment and the step of the last read, 4 bytes each. Dense: AdamW's two moments per number.
+    """
     return sum(rows_per_process(table, processes) * (8 if table.config.update == "sparse" else 2 * F32 * dim) for table in tables)
 
 
 def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
-    """Bytes of the dense tables' gradients; of a second one for the largest table that is read twice in a step, whose two
-    gradients stand side by side before they are added; and of one copy of the rows that are read of the others."""
+    """Return three sizes in bytes: gradients of the dense tables, a second gradient, and one copy of the rows read.
+
+    The second gradient is that of the largest dense table with two uses in a step: both gradients exist before they are added. The
+    rows are those of the tables updated by rows.
+    """
     dense = [(table.rows * dim * F32, table.uses) for table in tables if table.config.update == "dense"]
     twice = max((size for size, uses in dense if uses > 1), default=0)
     return sum(size for size, _ in dense), twice, sum(t.reads for t in tables if t.config.update == "sparse") * dim * F32
 
 
 def dense_numbers(workload: WorkloadSizes, config: Config) -> int:
-    """Weights outside the tables: attention (12 d² a block), heads, dense fields, places."""
+    """Return the number of weights outside the tables: attention (12 d² per block), heads, dense fields, positions."""
     user, item, layout = config.model.user_tower, config.model.item_tower, workload.layout
     d = user.width
     dense = [spec.sizes[0] for spec in (*layout.item_fields, *layout.user_fields) if spec.kind == "dense"]
@@ -221,7 +241,7 @@ def dense_numbers(workload: WorkloadSizes, config: Config) -> int:
 
 
 def head_numbers(inputs: int, config: TowerConfig) -> int:
-    """Weights of a head: each cross layer a square of all inputs, then the MLP."""
+    """Return the number of weights of a head: a square matrix over all inputs per cross layer, then the MLP."""
     *hidden, out = config.layers
     if not hidden:
         return config.width * out
@@ -234,15 +254,21 @@ def head_numbers(inputs: int, config: TowerConfig) -> int:
 
 
 def loss_bytes(load: BatchSizes, config: Config, processes: int) -> int:
-    """Vectors of the examples and of all candidates five times (made, joined, their gradients, times the upstream one, cut), and
-    the logits of a block of examples."""
+    """Return the memory of the loss.
+
+    It needs the vectors of the examples and of all candidates five times (computed, concatenated, their gradients, those times the
+    upstream gradient, split), and the logits of a block of examples.
+    """
     examples, dim = math.ceil(load.examples / processes), config.model.user_tower.layers[-1]
     block = min(max(LOGITS, load.candidates), examples * load.candidates)
     return 5 * F32 * dim * (examples + load.candidates) + F32 * block
 
 
 def batch_bytes(workload: WorkloadSizes, processes: int = 1) -> int:
-    """One batch as it comes from the loader: four integers a place, the fields of items and users, two integers a masked pair."""
+    """Return the memory of one batch from the loader.
+
+    It has four integers per history position, the fields of items and users, and two integers per masked pair.
+    """
     load, layout, bags = workload.load, workload.layout, workload.bags
     item, user = row_bytes(layout.item_fields, bags), row_bytes(layout.user_fields, bags)
     shared = load.slots * 4 * ID + load.examples * (user + 4 * ID) + (load.candidates * item) + load.masked * 2 * ID
@@ -250,16 +276,21 @@ def batch_bytes(workload: WorkloadSizes, processes: int = 1) -> int:
 
 
 def making_bytes(load: BatchSizes) -> int:
-    """Beside the batch, while the loader makes one: about fifteen integers a place (which event, whether any, sorted by item …),
-    and six for each event of the users in full (whose it is, which it is, its item, whether it is kept)."""
+    """Return the temporary memory while the loader builds a batch.
+
+    It needs about fifteen integers per history position (event, validity, order by item …) and six for each event of the users
+    (user, event, item, kept or not).
+    """
     return 15 * ID * load.slots + 6 * ID * load.events
 
 
 def validation_bytes(workload: WorkloadSizes, config: Config) -> int:
-    """Item vectors, and the most of: a part of the questions going through a block (input, tokens, middle, norm, and 8 d in the
-    MLP; without any, three running sums); a block of items being encoded; a block of scores, beside the vectors of items shown as
-    new; and the doctor's scores, divided by the temperature and being summed up: three times. Without a validation part it is
-    done once, for the new items alone. All of it is computed in fp32."""
+    """Return the memory of a validation, computed in fp32: the item vectors, and the maximum of four parts.
+
+    The parts are: a batch of queries in an attention block (input, tokens, middle, norm, and 8 d in the MLP; without blocks, three
+    running sums); a batch of items being encoded; a block of scores, with the vectors of items encoded as new; three copies of the
+    scores of the health check. Without a validation part there is one calibration of new items, and no health check.
+    """
     model, layout = config.model, workload.layout
     d, vectors = model.user_tower.width, F32 * (model.user_tower.layers[-1] + 1) * workload.items
     judged = config.prepare.split.has_valid
@@ -275,8 +306,11 @@ def validation_bytes(workload: WorkloadSizes, config: Config) -> int:
 
 
 def export_bytes(weights: int, plain: int, optimiser: int, workload: WorkloadSizes, config: Config) -> int:
-    """After training: a checkpoint beside a new model; then that model beside its bytes, twice; then beside its ONNX graphs, for
-    which tables updated by rows (`plain` bytes) are written out. The data is still mapped."""
+    """Return the memory of the export after training: the data, which stays mapped, and the maximum of three parts.
+
+    The parts are: a checkpoint and a new model; that model and two serialised copies; that model and its ONNX graphs, for which
+    tables updated by rows are expanded (`plain` bytes).
+    """
     vectors = F32 * (config.model.user_tower.layers[-1] + 1) * workload.items
     graphs = int((1 + GRAPH_COPIES) * weights) + plain
     return workload.data_bytes + workload.shared_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)

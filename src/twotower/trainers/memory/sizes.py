@@ -1,6 +1,6 @@
-"""What `estimate.predict` needs to know of the data: from a dataset and the batches of its first epoch, or from sizes alone.
+"""Compute the data sizes that `estimate.predict` needs, from a dataset and its first epoch, or from counts alone.
 
-Promise: from sizes alone the batches are the largest that the settings allow (every history full, items drawn evenly).
+From counts alone, the batches are the largest that the settings allow: every history is full, and items are drawn uniformly.
 """
 
 from __future__ import annotations
@@ -20,25 +20,40 @@ from twotower.schema import FIRST_ROW, NEIGHBOURS, TRAIN
 from twotower.utils.config import Config
 from twotower.utils.types import Int
 
-ID, F32 = 8, 4  # bytes of an integer, of a number
+ID, F32 = 8, 4  # bytes of an int64 and of a float32
 MAPPED_EVENT, MAPPED_VISIT = 3 * ID + 2 * F32 + 2, ID + F32 + 1
-"""Bytes in the files: item, time, type; stars, weight; positive, split. Time; stars; split."""
+"""Bytes per event in the files: item, time, type; stars, weight; positive, split. Per visit: time; stars; split."""
 TRAIN_EVENT, OWN_EVENT = 25, 106
-"""`TrainEvents`, in every process: position in the file 8, positive 1; of an objective its targets 8, and the order of an epoch 8.
-Of the process's own users: user, item, time, type 32; stars, weight 8; in its `History` a place in float64 16, two flags 2, prefix
-sums of stars, places and their counts 40; the positive pairs 8."""
+"""Bytes per event of `TrainEvents`. In every process: position in the file 8, positive 1, targets of the objective 8, order of an
+epoch 8. For the process's own users: user, item, time, type 32; stars, weight 8; in its `History` a location in float64 16, two
+flags 2, prefix sums of stars, locations and their counts 40; the positive pairs 8."""
 TRAIN_VISIT = 4 * ID
-"""`ItemDynamics`: key, time, two prefix sums."""
+"""Bytes per visit of `ItemDynamics`: key, time, two prefix sums."""
 OPENING_EVENT = 7 * ID
-"""Users of all events, those of training, pairs being sorted to be distinct: seven integers."""
-LOOKED_AT = 200  # batches of an epoch whose sizes are compared
+"""Bytes per event while the data is loaded, seven integers: users of all events and of training events, pairs that are sorted."""
+LOOKED_AT = 200  # sampled batches of an epoch whose sizes are compared
 YELP_BAGS = {"categories": 6, "attributes": 20}
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSizes:
-    """What one batch holds, over all processes: examples, history places with padding, members (examples or windows), distinct
-    items of its histories, candidates, masked pairs, and events of its users in full."""
+    """Sizes of one batch, over all processes.
+
+    Attributes
+    ----------
+    examples
+        Number of examples.
+    slots
+        History positions, with padding.
+    members
+        Examples or windows, depending on the objective.
+    history_items
+        Distinct items of the histories.
+    candidates, masked
+        Candidates, and masked (example, candidate) pairs.
+    events
+        All events of the batch's users.
+    """
 
     examples: int
     slots: int
@@ -51,23 +66,25 @@ class BatchSizes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkloadSizes:
-    """Sizes that the data give.
+    """Sizes that follow from the data.
 
     Attributes
     ----------
     items
         Rows of the catalogue.
     bags
-        Ids of a row of each multi-valued field, by field name.
+        Number of ids per row of each multi-valued field, by field name.
     data_bytes, shared_bytes
-        Held while training: what `Dataset`, `FeatureStore` and `TrainLoader` keep, the pages of mapped files included; and the
-        histories, of which each process holds its part.
+        Memory during training: `Dataset`, `FeatureStore` and `TrainLoader` with the pages of mapped files; and the histories, of
+        which each process holds a part.
     opening_bytes
-        Held for a moment while they are made.
+        Temporary memory while the data is loaded.
     question_slots
-        History places that a validation question takes on average.
+        Mean number of history positions of a validation query.
     trained
         Events of the training part.
+    load
+        Sizes of the largest batches.
     """
 
     layout: Layout
@@ -82,7 +99,7 @@ class WorkloadSizes:
 
 
 def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
-    """Sizes of a dataset; the load is the greatest, count by count, of the largest batches of the first epoch."""
+    """Return the sizes of a dataset; each size in `load` is the maximum over the largest batches of the first epoch."""
     alone = config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": None})})
     store = open_store(dataset, "valid", config.model)
     loader = TrainLoader(dataset, store, alone)
@@ -107,13 +124,13 @@ def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
 
 
 def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadSizes:
-    """Sizes of a dataset of the Yelp form with so many users, items and events, that nobody has seen yet."""
+    """Return the sizes of a Yelp-like dataset with the given numbers of users, items and events, before it exists."""
     tower, training = config.model.user_tower, config.training
     if not OBJECTIVES[training.objective].causal:
         examples, slots = training.batch_size, training.batch_size * tower.max_history
         members = examples
     else:
-        examples = slots = training.batch_size  # windows of two events ask for as many as they have places
+        examples = slots = training.batch_size  # a window of two events has as many examples as positions
         members = max(slots // (tower.max_history + 1), 1)
     draws = training.negatives_per_positive * examples
     proposed = items if training.loss == "full_softmax" else round(_distinct(items, examples + draws))
@@ -143,7 +160,7 @@ def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadS
 
 
 def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbours: bool) -> Layout:
-    """The fields of Yelp's businesses and users; its vocabularies in round figures, small beside the tables of ids."""
+    """Return the fields of Yelp's businesses and users, with rounded vocabulary sizes, which are small beside the id tables."""
     slots = (1_000, 20_000)
     item = [
         FieldSpec("categories", "bag", (1_300,), "item.categories"),
@@ -172,7 +189,13 @@ def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbour
 
 
 def row_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int]) -> int:
-    """Bytes of one row of a batch: its id and its fields."""
+    """Return the bytes of one row of a batch: its id and its fields.
+
+    Examples
+    --------
+    >>> row_bytes((FieldSpec("text", "dense", (4,), ""), FieldSpec("city", "rows", (10,), "item.city")), {})
+    32
+    """
     total = ID
     for spec in specs:
         each = {"rows": ID, "geo": 2 * ID + 3 * F32, "bag": ID * bags.get(spec.name, 1), "dense": F32 * spec.sizes[0]}
@@ -181,17 +204,19 @@ def row_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int]) -> int:
 
 
 def scaled(load: BatchSizes, factor: float) -> BatchSizes:
-    """The load of batches `factor` times as large."""
+    """Return the sizes of batches that are `factor` times as large."""
     return BatchSizes(*(max(round(getattr(load, part.name) * factor), 1) for part in fields(load)))
 
 
 def _data_bytes(events: int, trained: int, visits: int, users: int) -> int:
     mapped = events * MAPPED_EVENT + visits * MAPPED_VISIT
-    return mapped + trained * TRAIN_EVENT + visits * TRAIN_VISIT + users * 3 * ID  # offsets: of events, of training, of positives
+    return (
+        mapped + trained * TRAIN_EVENT + visits * TRAIN_VISIT + users * 3 * ID
+    )  # offsets of events, training events and positives
 
 
 def _largest(loader: TrainLoader) -> Int:
-    """Which batches to look at: of an evenly taken sample those with the most places or examples, and the most examples."""
+    """Return the batches with the largest size and with the most targets, of an evenly spaced sample of the epoch."""
     plan = loader.plan(0)
     looked = np.unique(np.linspace(0, len(plan) - 1, min(len(plan), LOOKED_AT)).astype(np.int64))
     size = [loader.objective.size(plan[i]) for i in looked]
@@ -220,12 +245,12 @@ def _greatest(loads: list[BatchSizes]) -> BatchSizes:
 
 
 def _mean_width(lengths: Int, most: int) -> float:
-    """Mean padded length of the history of whoever an event belongs to."""
+    """Return the mean over events of the padded history length of the event's user."""
     classes = np.array([width for width in WIDTHS if width < most] + [most])
     width = classes[np.searchsorted(classes, np.minimum(lengths, most))]
     return float((width * lengths).sum() / max(int(lengths.sum()), 1))
 
 
 def _distinct(items: int, draws: int) -> float:
-    """Expected number of distinct ones among so many even draws: no other distribution has more."""
+    """Return the expected number of distinct items among uniform draws; no other distribution gives more."""
     return items * -float(np.expm1(draws * np.log1p(-1 / max(items, 2))))
