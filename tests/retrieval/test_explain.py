@@ -108,5 +108,5 @@ def test_reasons_are_in_words(recommender: Recommender) -> None:
     recommender.explainer._columns["categories"] = replace(spec, columns=("ids",))  # learned from ids, shown by names
     assert label("categories", {**columns, "ids": ["7"]}) == f"categories: {', '.join(columns['categories'])}"
     recommender.explainer._columns["categories"] = spec
-    assert [label(name, columns) for name in ("hours", "id", "text")] == ["hours", "who goes there", "text"]
+    assert [label(name, columns) for name in ("hours", "id", "text")] == ["hours", "item id", "text"]
     assert recommender.answer([Request(explain=True, k=2)])[0].items[0].reasons == ()

@@ -30,7 +30,7 @@ MAX_REASONS, MAX_LABEL_CHARS = 10, 80
 MIN_SHARE = 0.0005  # smaller contributions would be printed as zero
 LABELS = {
     ("user", "id"): "user id",
-    ("user", "state"): "activity: number, recency and stars of events",
+    ("user", "state"): "user activity: number, recency and stars of events",
     ("user", "home"): "home area",
     ("user", "request_location"): "location of the request",
     ("user", "hour"): "hour of the day",

@@ -1,7 +1,7 @@
 """Provide the FAISS indexes: HNSW, IVF-PQ and scalar quantisation. Only this module uses FAISS.
 
-FAISS is optional. Its C++ code trusts index files: read only files whose hashes a bundle has checked. The metric is always the inner
-product, because vectors have one component that is not normalised.
+FAISS is optional. Its C++ code trusts index files: read only files whose hashes a bundle has checked. The metric is always the
+inner product, because vectors have one component that is not normalised.
 """
 
 from __future__ import annotations

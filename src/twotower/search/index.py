@@ -122,7 +122,7 @@ class ExactIndex(Index):
 
     @cached_property
     def _columns(self) -> Float:
-        """Return a transposed copy of the vectors, float32 [D, n_items]. It is made only when few queries are searched at a time."""
+        """Return a transposed copy of the vectors, float32 [D, n_items]. It is made only for searches of few queries."""
         assert self._matrix is not None
         return np.ascontiguousarray(self._matrix.T)
 

@@ -4,9 +4,9 @@ The matrix has one row per query and one column per item row. The result equals 
 ascending), including ties. PAD, UNKNOWN and masked items are never returned. Extra memory grows with sqrt(N k) per query.
 
 Method: the columns are split into blocks, and only the `k` blocks with the largest maxima are searched. An item outside of them has
-`k` block maxima before it, each with a better score or with the same score and a lower row, so it is not in the top k. If ties leave
-the choice open, score and row are packed into one int64 key. A few queries on a CPU are processed one by one: the scores that reach
-the k-th best maximum are sorted stably.
+`k` block maxima before it, each with a better score or with the same score and a lower row, so it is not in the top k. If ties
+leave the choice open, score and row are packed into one int64 key. A few queries on a CPU are processed one by one: the scores
+that reach the k-th best maximum are sorted stably.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Index the columns of the catalogue once, so that the cost of a filter depends on the number of items that it finds.
 
-Raw columns (pyarrow), locations and opening hours become indexes that return masks bool [n], one entry per item. Values are inverted
-lists (value → items, sorted by value), locations are sorted by latitude, opening hours are bits by hour of the week. Arrow is used
-only to build the indexes of values and hours, and to lower-case the texts of a comparison.
+Raw columns (pyarrow), locations and opening hours become indexes that return masks bool [n], one entry per item. Values are
+inverted lists (value → items, sorted by value), locations are sorted by latitude, opening hours are bits by hour of the week.
+Arrow is used only to build the indexes of values and hours, and to lower-case the texts of a comparison.
 """
 
 from __future__ import annotations

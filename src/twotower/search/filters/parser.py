@@ -184,7 +184,7 @@ class _Text:
 
 def _json(node: Any, path: str) -> Node:
     if not isinstance(node, dict):
-        raise _wrong('A filter as JSON is an object such as {"price": {"max": 2}}', node, path)
+        raise _wrong('A JSON filter must be an object such as {"price": {"max": 2}}', node, path)
     if "column" in node:
         if not isinstance(node["column"], str):
             raise _wrong("column must be the name of a column", node["column"], _key(path, "column"))
