@@ -1,4 +1,4 @@
-"""Parts that do not fit together are refused in one line, also under a seal that fits, and before they cost memory."""
+"""Test that inconsistent files are rejected with a one-line error, also with a valid seal, before memory is allocated."""
 
 from __future__ import annotations
 

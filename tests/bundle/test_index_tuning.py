@@ -1,4 +1,4 @@
-"""An index measured, chosen and built into a bundle, which then answers through it."""
+"""Test that an index is measured, chosen and written into a bundle, and that the bundle then uses it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from twotower.search.approximate import one_thread
 
 @pytest.fixture
 def bundle(town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to change, and no index too small to be tried."""
+    """Return a copy of the bundle, and allow every index kind at any size."""
     monkeypatch.setattr(index_tuning, "MIN_ITEMS", {"ivf_pq": 256})
     monkeypatch.setattr(index_tuning, "USERS", 40)
     monkeypatch.setattr(index_tuning, "TIMED", 5)

@@ -1,4 +1,4 @@
-"""Items come in by their features alone and go out again, without a moment in which the bundle is none."""
+"""Test that items are added by their features and removed again, and that the bundle is valid at all times."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def bundle(town_bundle: Path, tmp_path: Path) -> Path:
 
 
 def twin(path: Path, row: int, name: str) -> dict[str, Any]:
-    """What the catalogue says of an item, under another id."""
+    """Return the columns of an item under another id."""
     return {**Recommender.load(path).details.describe(row), "item_id": name}
 
 

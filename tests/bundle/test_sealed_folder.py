@@ -1,4 +1,4 @@
-"""A bundle is opened as it was written or refused in one line, and replaced without a moment in which there is none."""
+"""Test that a changed bundle is rejected with a one-line error, and that a bundle is replaced atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twotower.schema import BUNDLE_FORMAT
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A sealed folder of two files."""
+    """Return a sealed folder with two files."""
     with atomic_replace(tmp_path / "bundle") as fresh:
         (fresh / "inner").mkdir()
         (fresh / "a.txt").write_text("one")
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict], None], *, again: bool = False) -> None:
-    """Change the manifest; `again`: and seal it again, as whoever means harm would."""
+    """Change the manifest; with `again`, also write a matching seal, as an attacker would."""
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
     if again:

@@ -1,4 +1,4 @@
-"""The thread that computes: together what waits together, each told its own, nothing without a bound."""
+"""Test the worker thread: batching, one result or error for each argument, and bounded waiting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOON = 60.0
 
 
 class Doubles:
-    """Doubles numbers, refuses negative ones, breaks on zero; may be held up."""
+    """Doubles numbers, rejects negative ones, fails on zero; can be blocked."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -32,7 +32,7 @@ class Doubles:
 
 
 async def gathered(batcher: Batcher, doubles: Doubles, numbers: Sequence[int]) -> list[object]:
-    """Results of numbers that all wait while the first is held up."""
+    """Return the results of numbers that all wait while the first is blocked."""
     doubles.open.clear()
     first = batcher.submit(doubles.work, [100], time.perf_counter() + SOON)
     assert await asyncio.to_thread(doubles.held.wait, 10)

@@ -1,4 +1,4 @@
-"""What a server does not do for a stranger: how each request that goes too far is refused, and that nothing is lost by it."""
+"""Test rejected requests: the error of each, and that they have no side effects."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_so_many_places_are_explained_in_a_request(client: TestClient) -> None:
     assert client.post("/v1/recommend", json={"user": "x", "k": 101, "explain": True}).status_code == 422
     body = {"requests": [{"user": "x", "k": 60, "explain": True}] * 2}
     said = client.post("/v1/recommend:batch", json=body).json()["error"]["message"]
-    assert "at most 100 places can be explained at once; 120 are asked for" in said
+    assert "explanations are requested for 120 items; at most 100 items are allowed" in said
     assert client.post(
         "/v1/recommend:batch", json={"requests": [{"user": "x", "k": 60, "explain": i < 1} for i in range(2)]}
     ).is_success

@@ -51,8 +51,8 @@ class Approximate(Index):
     structure
         Search structure that a subclass built.
     settings
-        Besides those of the subclass: "rescore_factor" (candidates scored exactly, as a multiple of k), "ef_search" or "nprobe" (the
-        search width, if the kind has one), "exact_scan_below" (allowed items that an exact scan reads in the time of one search),
+        Besides those of the subclass: "rescore_factor" (candidates scored exactly, as a multiple of k), "ef_search" or "nprobe"
+        (search width, if the kind has one), "exact_scan_below" (allowed items that an exact scan reads in the time of one search),
         "balance" (factor on the last component of the vectors in the structure; that of queries is divided by it, so a component
         with a small weight in queries does not decide which items are neighbours).
     """

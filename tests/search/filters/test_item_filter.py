@@ -1,4 +1,4 @@
-"""The filter language: each form by hand, and every malformed text answered in one line."""
+"""Test the filter language: every form, and one-line errors for malformed texts."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_open_now_is_on_the_clock_of_the_data(catalogue):
 
 
 def test_open_now_is_on_the_clock_of_each_place():
-    """Open on Fridays from 19 to 20 everywhere; the moment is 19:30 in New York, 18:30 in Chicago, and Saturday in India."""
+    """All items are open on Fridays from 19 to 20. The time is 19:30 in New York, 18:30 in Chicago and Saturday in India."""
     hours = "".join("1" if hour == 115 else "0" for hour in range(168))
     zones = ["America/New_York", "America/Chicago", "Asia/Kolkata", "Nowhere/Else", None, "America/New_York", "../etc"]
     items = pa.table({"item_id": list("abcdefg"), "hours": [hours] * 5 + [None, hours], "timezone": zones})
@@ -296,7 +296,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def truth(row: dict[str, Any], node: dict[str, Any]) -> bool | None:
-    """Three-valued, by Python alone."""
+    """Evaluate a filter with three-valued logic in plain Python."""
     ((word, value),) = node.items()
     if word in ("and", "or"):
         parts = [truth(row, part) for part in value]

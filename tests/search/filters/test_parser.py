@@ -1,4 +1,4 @@
-"""The two notations of a filter: equal trees, errors that point, and nothing but trees and errors whatever comes in."""
+"""Test both notations of filters: equal trees, errors with a position, and no other result for any input."""
 
 from __future__ import annotations
 
