@@ -63,7 +63,7 @@ def test_there_and_back(town_bundle: Path, remote: Path, tmp_path: Path) -> None
 def test_what_was_changed_on_the_way_is_refused(town_bundle: Path, remote: Path, tmp_path: Path) -> None:
     push_to_hub(town_bundle, "somebody/town")
     (remote / "somebody" / "town" / "run.py").write_text("print()")
-    with pytest.raises(DataError, match=r"run\.py is not of it"):
+    with pytest.raises(DataError, match=r"run\.py is not in the manifest"):
         from_pretrained("somebody/town", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 

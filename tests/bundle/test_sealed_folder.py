@@ -52,19 +52,19 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "link": (lambda f: (f / "c").symlink_to("/etc/hostname"), "link or a device"),
     "linked folder": (lambda f: (f / "c").symlink_to("/etc"), "link or a device"),
     "pipe": (lambda f: os.mkfifo(f / "c"), "link or a device"),
-    "manifest edited": (lambda f: edit(f, lambda m: m.update(number=2)), "manifest.json is changed"),
-    "manifest cut off": (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:-9]), "Found none"),
-    "manifest of lists": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "Found none"),
-    "manifest a link": (lambda f: ((f / MANIFEST).rename(f / "m"), (f / MANIFEST).symlink_to("m")), "Found none"),
-    "another kind": (lambda f: edit(f, lambda m: m.update(kind="dataset"), again=True), "something else"),
+    "manifest edited": (lambda f: edit(f, lambda m: m.update(number=2)), "manifest.json has changed"),
+    "manifest cut off": (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:-9]), "no readable manifest.json"),
+    "manifest of lists": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "no readable manifest.json"),
+    "manifest a link": (lambda f: ((f / MANIFEST).rename(f / "m"), (f / MANIFEST).symlink_to("m")), "no readable manifest.json"),
+    "another kind": (lambda f: edit(f, lambda m: m.update(kind="dataset"), again=True), "has kind 'dataset', expected 'bundle'"),
     "newer": (lambda f: edit(f, lambda m: m.update(format=BUNDLE_FORMAT + 1), again=True), "newer version"),
-    "older": (lambda f: edit(f, lambda m: m.update(format=1), again=True), "Export it again with this version"),
+    "older": (lambda f: edit(f, lambda m: m.update(format=1), again=True), "Write it again with"),
     "a format of two lines": (
         lambda f: edit(f, lambda m: m.update(format="4\n5"), again=True),
-        "Export it again with this version",
+        "Write it again with",
     ),
-    "no hashes": (lambda f: edit(f, lambda m: m.pop("hashes"), again=True), "lists no hashes"),
-    "outside": (lambda f: ((f.parent / "secret.txt").write_text("one"), edit(f, outside, again=True)), "of its own folder"),
+    "no hashes": (lambda f: edit(f, lambda m: m.pop("hashes"), again=True), "has no hashes"),
+    "outside": (lambda f: ((f.parent / "secret.txt").write_text("one"), edit(f, outside, again=True)), "outside its folder"),
 }
 
 
@@ -89,7 +89,7 @@ def test_what_fails_half_way_leaves_the_old_one(folder: Path) -> None:
 def test_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("me")
-    with pytest.raises(DataError, match="something else"), atomic_replace(tmp_path / "letters"):
+    with pytest.raises(DataError, match="neither empty nor a bundle"), atomic_replace(tmp_path / "letters"):
         pytest.fail("must not begin")
     assert (tmp_path / "letters" / "dear.txt").read_text() == "me"
 

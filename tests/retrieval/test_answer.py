@@ -212,7 +212,7 @@ def test_diversity_takes_what_is_unlike_the_rest() -> None:
 def test_a_known_user_needs_no_history_and_may_have_more(recommender: Recommender, known: str, some: list[str]) -> None:
     plain, more = recommender.recommend(user=known), recommender.recommend(user=known, history=[*some, HistoryEvent(some[0])])
     assert plain != more and len(more) == 10
-    with pytest.raises(RequestError, match="must be in the bundle"):
+    with pytest.raises(RequestError, match="Unknown user"):
         recommender.recommend(user="nobody")
     with pytest.raises(RequestError, match="Neither user nor history is given"):
         recommender.recommend()

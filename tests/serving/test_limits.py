@@ -53,7 +53,7 @@ def test_the_key_comes_from_the_file_else_from_the_environment(tmp_path: Path, m
     (tmp_path / "key").write_text("f" * 20 + "\n")
     assert read_key(None) == "e" * 20 and read_key(tmp_path / "key") == "f" * 20
     (tmp_path / "key").write_text("short")
-    with pytest.raises(ConfigError, match="at least 16 characters"):
+    with pytest.raises(ConfigError, match="at least 16 are required"):
         read_key(tmp_path / "key")
 
 

@@ -31,7 +31,7 @@ def test_the_lists_of_a_batch_are_counted_and_bounded(connect: Connect, keyed: d
         assert waits.status_code == 429 and 30 < int(waits.headers["retry-after"]) < 40
     with connect() as client:
         answer = client.post("/v1/recommend:batch", json={"requests": [{"k": 500}] * 52})
-        assert answer.status_code == 422 and "at most 25,600 places" in answer.json()["error"]["message"]
+        assert answer.status_code == 422 and "at most 25,600 items" in answer.json()["error"]["message"]
         events = [{"event_id": str(n), "user": "busy", "item_id": some_items(client, 1)[0]} for n in range(1000)]
         send(client, keyed, *events)
         wrong = [{"user": "busy"}] * 3 + [{"user": "busy", "history": [{"item_id": "no such"}]}]

@@ -111,7 +111,7 @@ def test_a_bundle_that_loads_and_cannot_answer_is_refused(
         with monkeypatch.context() as patch:
             patch.setattr(Engine, "answer", broken)
             answer = reload(client, keyed, None)
-        assert answer.status_code == 422 and "must be able to answer" in answer.json()["error"]["message"]
+        assert answer.status_code == 422 and "fails on a test request" in answer.json()["error"]["message"]
         assert client.post("/v1/recommend", json={"k": 1}).json()["version"] == version
 
 

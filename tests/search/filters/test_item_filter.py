@@ -123,7 +123,7 @@ def test_malformed_is_one_line(catalogue, text):
 def test_a_catalogue_without_places_says_so():
     nowhere = ItemFilter(pa.table({"item_id": ["a"], "latitude": pa.array([None], pa.float64()), "longitude": [1.0]}))
     for text in ("within(5)", "within(1, 2, 5)", "not within(5)"):
-        with pytest.raises(RequestError, match="This catalogue has none"):
+        with pytest.raises(RequestError, match="items of this catalogue have no locations"):
             nowhere.compile(text, home=(1.0, 2.0))
 
 
@@ -150,7 +150,7 @@ def test_columns_are_those_of_the_features():
     assert shop.compile('not categories == "Tea"').tolist() == [False, False, False, True, False]
     assert shop.compile('not open_at("Mon 0")').tolist() == [False, False, False, False, True]
     assert ItemFilter(items).category is None
-    with pytest.raises(RequestError, match="This catalogue has none"):
+    with pytest.raises(RequestError, match="items of this catalogue have no locations"):
         ItemFilter(items).compile("within(1, 2, 5)")
 
 
@@ -165,13 +165,13 @@ def test_a_column_called_category_is_itself():
 
 @pytest.mark.parametrize("place", [(500.0, 500.0), (91.0, 0.0), (0.0, -180.5), (float("nan"), 0.0), (0.0, float("inf"))])
 def test_a_place_lies_on_the_earth(place):
-    with pytest.raises(RequestError, match="latitude from -90 to 90"):
+    with pytest.raises(RequestError, match="Latitude must be from -90 to 90"):
         check_location(place)
     assert check_location((-90, 180)) == (-90.0, 180.0)
 
 
 def test_within_needs_a_home(catalogue):
-    with pytest.raises(RequestError, match="Give the point"):
+    with pytest.raises(RequestError, match="Add a point"):
         catalogue.compile("within(5)")
 
 
@@ -204,7 +204,7 @@ def test_open_now_is_on_the_clock_of_the_data(catalogue):
     assert catalogue.compile({"open": "now"}, now=FRIDAY_1930 - 6 * 3600).tolist() == [False] * 3 + [True, False, False]
     assert catalogue.compile("not open_now", now=0).tolist() == [False, False, True, False, False, True]
     for now in (None, -1, 10**15):
-        with pytest.raises(RequestError, match="moment of the request"):
+        with pytest.raises(RequestError, match="seconds since 1970"):
             catalogue.compile("price == 1 and open_now", now=now)
 
 
@@ -257,7 +257,7 @@ def test_columns_that_cannot_be_compared_say_so():
     )
     with pytest.raises(RequestError, match="cannot be compared"):
         odd.compile("facts == 1")
-    with pytest.raises(RequestError, match="needs a number on both sides"):
+    with pytest.raises(RequestError, match="only numbers can be compared"):
         odd.compile("sizes < 3")
     for passes in ("sizes == 2", "sizes == 2 and sizes == 1", f"big == {2**60}", "big > 5", 'kind == "x"'):
         assert odd.compile(passes).tolist() == [False, False, True]
