@@ -44,11 +44,11 @@ def outside(manifest: dict) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "changed": (lambda f: (f / "a.txt").write_text("One"), "a.txt is changed"),
-    "longer": (lambda f: (f / "a.txt").write_text("one "), "a.txt is changed"),
-    "shorter": (lambda f: (f / "inner" / "b.txt").write_text("tw"), "b.txt is changed"),
+    "changed": (lambda f: (f / "a.txt").write_text("One"), "a.txt has changed"),
+    "longer": (lambda f: (f / "a.txt").write_text("one "), "a.txt has changed"),
+    "shorter": (lambda f: (f / "inner" / "b.txt").write_text("tw"), "b.txt has changed"),
     "missing": (lambda f: (f / "a.txt").unlink(), "a.txt is missing"),
-    "more": (lambda f: (f / "inner" / "c.py").write_text("print()"), "c.py is not of it"),
+    "more": (lambda f: (f / "inner" / "c.py").write_text("print()"), "c.py is not in the manifest"),
     "link": (lambda f: (f / "c").symlink_to("/etc/hostname"), "link or a device"),
     "linked folder": (lambda f: (f / "c").symlink_to("/etc"), "link or a device"),
     "pipe": (lambda f: os.mkfifo(f / "c"), "link or a device"),

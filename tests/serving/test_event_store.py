@@ -127,7 +127,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, cont
             other.execute("CREATE TABLE events (what TEXT)")
         other.close()
     before = path.read_bytes()
-    with pytest.raises(DataError, match="Cannot use .* as event store"):
+    with pytest.raises(DataError, match="as event store"):
         open_store(f"sqlite:{path}")
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["e"]
 
