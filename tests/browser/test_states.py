@@ -213,9 +213,9 @@ def test_no_place_at_all_is_a_state_with_a_way_out(visit: Open, picture: Callabl
 
 @slow
 def test_a_fault_of_the_server_is_told_with_its_request(visit: Open) -> None:
-    error = {"error": {"code": "internal", "message": "The server made a mistake."}, "request_id": "r-42"}
+    error = {"error": {"code": "internal", "message": "Internal server error."}, "request_id": "r-42"}
     page = visit(refused=(500,), routes=(("**/v1/recommend", lambda route: route.fulfill(status=500, json=error)),))
-    expect(page.locator("#list-state")).to_contain_text("The server made a mistake.")
+    expect(page.locator("#list-state")).to_contain_text("Internal server error.")
     expect(page.locator("#list-state")).to_contain_text("r-42")
     page.unroute("**/v1/recommend")
     page.get_by_role("button", name="Try again").click()

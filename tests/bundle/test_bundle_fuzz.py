@@ -1,4 +1,4 @@
-"""Whatever stands in the files of a bundle, loading it ends in a bundle or in one `DataError`.
+"""Test that loading a bundle with any file contents gives a bundle or one `DataError`.
 
 `TWOTOWER_FUZZ_CASES` says how many cases of each of the five kinds are tried: with 20000 they are 10^5, in an hour of a core.
 """
@@ -45,7 +45,7 @@ def outcome(folder: Path) -> str:
 
 
 def seal_again(folder: Path, manifest: Any) -> None:
-    """Hashes and seal that fit, as somebody who means harm would write them."""
+    """Write matching hashes and seal, as an attacker would."""
     hashes = {path.relative_to(folder).as_posix(): sealed_folder.sha256(path) for path in folder.rglob("*") if path.is_file()}
     manifest["hashes"] = {name: digest for name, digest in hashes.items() if name != MANIFEST}
     manifest["seal"] = sealed_folder._seal_of(manifest)
@@ -53,7 +53,7 @@ def seal_again(folder: Path, manifest: Any) -> None:
 
 
 def damaged(content: bytes, data: st.DataObject) -> bytes:
-    """The same with some bytes changed, taken out or cut off; most often near the front, where formats keep their headers."""
+    """Return the bytes with some changed, removed or cut off, mostly near the start, where formats have their headers."""
     place = st.one_of(st.integers(0, min(600, len(content) - 1)), st.integers(0, len(content) - 1))
     changed = bytearray(content)
     for _ in range(data.draw(st.integers(1, 3))):

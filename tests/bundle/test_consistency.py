@@ -1,4 +1,4 @@
-"""Parts that do not fit together are refused in one line, also under a seal that fits, and before they cost memory."""
+"""Test that inconsistent files are rejected with a one-line error, also with a valid seal, before memory is allocated."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ def tower(*names: str, **settings: Any) -> Change:
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
-    "wide": (tower("user_tower", "item_tower", embedding_dim=4 * 10**9), "must be finite float32 of shape"),
-    "hidden": (tower(hidden_dims=[10**9, 16]), "hidden_dims is [1000000000] and that of the weights [24]"),
-    "deep": (tower(num_blocks=10**9), "more layers than weights"),
-    "long": (tower(max_history=10**12), "max_history is 1000000000000 and that of the weights 20"),
+    "wide": (tower("user_tower", "item_tower", embedding_dim=4 * 10**9), "expected finite float32 of shape"),
+    "hidden": (tower(hidden_dims=[10**9, 16]), "hidden_dims is [1000000000], but the weights have [24]"),
+    "deep": (tower(num_blocks=10**9), "more layers than there are weights"),
+    "long": (tower(max_history=10**12), "max_history is 1000000000000, but the weights have 20"),
     "another setting": (tower(pooling="attention"), "pooling"),
     "no settings": (lambda _, manifest: manifest.pop("config"), "KeyError"),
     "other vectors": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v[:, ::-1]), "the vectors of index.safetensors"),
-    "no numbers": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v * np.nan), "vectors of each item must be finite"),
+    "no numbers": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v * np.nan), "vectors has float32"),
     "fewer items": (
         lambda f, _: edit_arrays(f / INDEX_FILE, recent_event_count=lambda v: v[:-1]),
-        "recent_event_count of each item",
+        "recent_event_count has int64",
     ),
     "broken weights": (
         lambda f, _: edit_arrays(f / MODEL_FILE, **{"geo.weight": lambda v: v * np.inf}),
-        "geo.weight must hold finite",
+        "geo.weight does not hold finite",
     ),
-    "other weights": (lambda f, _: edit_arrays(f / MODEL_FILE, **{"geo.weight": lambda v: -v}), "are not those of the weights"),
-    "more users": (lambda f, _: edit_json(f / "dataset" / MANIFEST, n_users=10**12), "the users are not those"),
-    "more trained": (lambda f, _: edit_json(f / "dataset" / MANIFEST, n_train_users=10**12), "the trained users are not those"),
+    "other weights": (lambda f, _: edit_arrays(f / MODEL_FILE, **{"geo.weight": lambda v: -v}), "do not match the weights"),
+    "more users": (lambda f, _: edit_json(f / "dataset" / MANIFEST, n_users=10**12), "the users do not match"),
+    "more trained": (lambda f, _: edit_json(f / "dataset" / MANIFEST, n_train_users=10**12), "the trained users do not match"),
     "lost items": (
         lambda f, _: edit_arrays(f / "dataset" / "events.safetensors", item_row=lambda v: v + 1000),
-        "the items of events are not those",
+        "the items of events do not match",
     ),
     "no graph": (lambda f, _: (f / "towers" / "user.onnx").write_bytes(b"print('hello')"), "towers"),
 }

@@ -1,4 +1,4 @@
-"""To and from the hub, which a folder stands for: what comes back is the bundle that went, checked."""
+"""Test upload to and download from the hub, with a folder as the hub: the same bundle comes back and is checked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from twotower.errors import DataError
 
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub of one machine, with the calls of `huggingface_hub` that the module makes."""
+    """A local hub with the functions of `huggingface_hub` that the module calls."""
     root = tmp_path / "remote"
 
     class Api:
@@ -63,13 +63,13 @@ def test_there_and_back(town_bundle: Path, remote: Path, tmp_path: Path) -> None
 def test_what_was_changed_on_the_way_is_refused(town_bundle: Path, remote: Path, tmp_path: Path) -> None:
     push_to_hub(town_bundle, "somebody/town")
     (remote / "somebody" / "town" / "run.py").write_text("print()")
-    with pytest.raises(DataError, match=r"run\.py is not of it"):
+    with pytest.raises(DataError, match=r"run\.py is not in the manifest"):
         from_pretrained("somebody/town", tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
 
 
 def test_the_calls_are_those_of_the_package(lacking: Any) -> None:
-    """The stand-in above has the arguments that the real functions take."""
+    """Check that the local hub has the arguments of the real functions."""
     import inspect
 
     if find_spec("huggingface_hub") is None:

@@ -1,4 +1,4 @@
-"""An index measured, chosen and built into a bundle, which then answers through it."""
+"""Test that an index is measured, chosen and written into a bundle, and that the bundle then uses it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from twotower.search.approximate import one_thread
 
 @pytest.fixture
 def bundle(town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy to change, and no index too small to be tried."""
+    """Return a copy of the bundle, and allow every index kind at any size."""
     monkeypatch.setattr(index_tuning, "MIN_ITEMS", {"ivf_pq": 256})
     monkeypatch.setattr(index_tuning, "USERS", 40)
     monkeypatch.setattr(index_tuning, "TIMED", 5)
@@ -82,7 +82,7 @@ def test_a_changed_index_is_refused(bundle: Path) -> None:
     assert main(["tune-index", str(bundle), "--kinds", "hnsw", "--k", "10", "--recall", "0.5"]) == 0
     file = bundle / INDEX / "index.faiss"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(DataError, match="as it was written"):
+    with pytest.raises(DataError, match="is damaged"):
         load_bundle(bundle)
 
 

@@ -1,4 +1,4 @@
-"""The graphs give PyTorch's vectors, for every kind of tower, size of batch and length of history."""
+"""Test that the ONNX graphs give the same vectors as PyTorch for all tower types, batch sizes and history lengths."""
 
 from __future__ import annotations
 

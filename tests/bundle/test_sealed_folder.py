@@ -1,4 +1,4 @@
-"""A bundle is opened as it was written or refused in one line, and replaced without a moment in which there is none."""
+"""Test that a changed bundle is rejected with a one-line error, and that a bundle is replaced atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twotower.schema import BUNDLE_FORMAT
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A sealed folder of two files."""
+    """Return a sealed folder with two files."""
     with atomic_replace(tmp_path / "bundle") as fresh:
         (fresh / "inner").mkdir()
         (fresh / "a.txt").write_text("one")
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def edit(folder: Path, change: Callable[[dict], None], *, again: bool = False) -> None:
-    """Change the manifest; `again`: and seal it again, as whoever means harm would."""
+    """Change the manifest; with `again`, also write a matching seal, as an attacker would."""
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
     if again:
@@ -44,27 +44,27 @@ def outside(manifest: dict) -> None:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "changed": (lambda f: (f / "a.txt").write_text("One"), "a.txt is changed"),
-    "longer": (lambda f: (f / "a.txt").write_text("one "), "a.txt is changed"),
-    "shorter": (lambda f: (f / "inner" / "b.txt").write_text("tw"), "b.txt is changed"),
+    "changed": (lambda f: (f / "a.txt").write_text("One"), "a.txt has changed"),
+    "longer": (lambda f: (f / "a.txt").write_text("one "), "a.txt has changed"),
+    "shorter": (lambda f: (f / "inner" / "b.txt").write_text("tw"), "b.txt has changed"),
     "missing": (lambda f: (f / "a.txt").unlink(), "a.txt is missing"),
-    "more": (lambda f: (f / "inner" / "c.py").write_text("print()"), "c.py is not of it"),
+    "more": (lambda f: (f / "inner" / "c.py").write_text("print()"), "c.py is not in the manifest"),
     "link": (lambda f: (f / "c").symlink_to("/etc/hostname"), "link or a device"),
     "linked folder": (lambda f: (f / "c").symlink_to("/etc"), "link or a device"),
     "pipe": (lambda f: os.mkfifo(f / "c"), "link or a device"),
-    "manifest edited": (lambda f: edit(f, lambda m: m.update(number=2)), "manifest.json is changed"),
-    "manifest cut off": (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:-9]), "Found none"),
-    "manifest of lists": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "Found none"),
-    "manifest a link": (lambda f: ((f / MANIFEST).rename(f / "m"), (f / MANIFEST).symlink_to("m")), "Found none"),
-    "another kind": (lambda f: edit(f, lambda m: m.update(kind="dataset"), again=True), "something else"),
+    "manifest edited": (lambda f: edit(f, lambda m: m.update(number=2)), "manifest.json has changed"),
+    "manifest cut off": (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:-9]), "no readable manifest.json"),
+    "manifest of lists": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "no readable manifest.json"),
+    "manifest a link": (lambda f: ((f / MANIFEST).rename(f / "m"), (f / MANIFEST).symlink_to("m")), "no readable manifest.json"),
+    "another kind": (lambda f: edit(f, lambda m: m.update(kind="dataset"), again=True), "has kind 'dataset', expected 'bundle'"),
     "newer": (lambda f: edit(f, lambda m: m.update(format=BUNDLE_FORMAT + 1), again=True), "newer version"),
-    "older": (lambda f: edit(f, lambda m: m.update(format=1), again=True), "Export it again with this version"),
+    "older": (lambda f: edit(f, lambda m: m.update(format=1), again=True), "Write it again with"),
     "a format of two lines": (
         lambda f: edit(f, lambda m: m.update(format="4\n5"), again=True),
-        "Export it again with this version",
+        "Write it again with",
     ),
-    "no hashes": (lambda f: edit(f, lambda m: m.pop("hashes"), again=True), "lists no hashes"),
-    "outside": (lambda f: ((f.parent / "secret.txt").write_text("one"), edit(f, outside, again=True)), "of its own folder"),
+    "no hashes": (lambda f: edit(f, lambda m: m.pop("hashes"), again=True), "has no hashes"),
+    "outside": (lambda f: ((f.parent / "secret.txt").write_text("one"), edit(f, outside, again=True)), "outside its folder"),
 }
 
 
@@ -89,7 +89,7 @@ def test_what_fails_half_way_leaves_the_old_one(folder: Path) -> None:
 def test_something_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("me")
-    with pytest.raises(DataError, match="something else"), atomic_replace(tmp_path / "letters"):
+    with pytest.raises(DataError, match="neither empty nor a bundle"), atomic_replace(tmp_path / "letters"):
         pytest.fail("must not begin")
     assert (tmp_path / "letters" / "dear.txt").read_text() == "me"
 

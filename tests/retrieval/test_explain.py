@@ -1,4 +1,4 @@
-"""Shares are the model's own: of a straight tower they add up to the score, of any other they are what a small change does."""
+"""Test contributions: for a linear tower they add up to the score; for others they match the effect of a small change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STRAIGHT = {"embedding_dim": 16, "hidden_dims": [16]}
 
 @pytest.fixture(scope="module")
 def straight(town: Any) -> Recommender:
-    """A tower without MLP and attention."""
+    """Return a recommender whose towers have neither MLP nor attention."""
     dataset = Dataset.open(town.folder)
     model, config = drawn(dataset, {"user_tower": {**STRAIGHT, "num_blocks": 0}, "item_tower": STRAIGHT})
     store, moment = open_store(dataset, "future", config.model), split_moment(dataset, "future")
@@ -45,7 +45,7 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
         np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
         np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
         assert len(shares.visited) == len(set(history.item_row.tolist()))
-        # Where visited items may come again, the last ones have their part in it.
+        # If seen items may be recommended again, the recent-item boost contributes.
         shares = straight.explainer.shares(history, rows, again=True)
         recent = history.item_row[::-1][: len(REVISITS)]
         weights = straight.bundle.model.recent_item_weight() * 0.5 ** np.arange(len(recent))
@@ -55,7 +55,7 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
 
 
 def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
-    """One visited item's vector, a thousandth longer, moves the raw score by a thousandth of its share."""
+    """Check that scaling the vector of a seen item by 1.001 changes the raw score by 0.001 times its contribution."""
     dataset, model, store = recommender.dataset, recommender.bundle.model, recommender.bundle.store
     history = recommender.reader.read(Request(history=tuple(HistoryEvent(str(i)) for i in dataset.item_ids[[3, 9, 50]]))).history
     target = 77
@@ -108,5 +108,5 @@ def test_reasons_are_in_words(recommender: Recommender) -> None:
     recommender.explainer._columns["categories"] = replace(spec, columns=("ids",))  # learned from ids, shown by names
     assert label("categories", {**columns, "ids": ["7"]}) == f"categories: {', '.join(columns['categories'])}"
     recommender.explainer._columns["categories"] = spec
-    assert [label(name, columns) for name in ("hours", "id", "text")] == ["hours", "who goes there", "text"]
+    assert [label(name, columns) for name in ("hours", "id", "text")] == ["hours", "item id", "text"]
     assert recommender.answer([Request(explain=True, k=2)])[0].items[0].reasons == ()

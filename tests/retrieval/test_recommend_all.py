@@ -1,4 +1,4 @@
-"""Lists for everybody: the same as one by one, resumed as if it had never been cut off."""
+"""Test lists for all users: equal to single requests, and equal after an interruption."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_what_was_cut_off_goes_on(recommender: Recommender, tmp_path: Path, monk
     users = recommend_all(recommender, out, request)
     assert sum(asked) == 1 + users - 128
     assert out.read_bytes() == whole.read_bytes()
-    assert moments == {None, 1_000}, "now is the same for everybody, however often it is cut off"
+    assert moments == {None, 1_000}, "now is the same for all users, also after an interruption"
 
     with pytest.raises(KeyboardInterrupt):
         recommend_all(recommender, out, request, report=stop)

@@ -1,4 +1,4 @@
-"""A shop with columns of its own names: from its tables to recommendations, with places, categories and filters."""
+"""Test a shop with its own column names, from tables to recommendations, with locations, categories and filters."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TOWER = {"embedding_dim": 8, "hidden_dims": [8]}
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
-    """Answers of an untrained model: which items come, and in whose terms, does not depend on their order."""
+    """Return a recommender with an untrained model; the tests do not depend on the order of the items."""
     root: Path = tmp_path_factory.mktemp("shop")
     (root / "i.jsonl").write_text("\n".join(map(json.dumps, ITEMS)))
     events = [f"u{u},p{(u + k) % 9},{k % 6},{1_600_000_000 + 86_400 * (u + 3 * k)}" for u in range(6) for k in range(6)]
@@ -79,7 +79,7 @@ def test_filters_know_the_shops_columns(shop: Recommender) -> None:
 
 @pytest.mark.parametrize("near", [(500.0, 500.0), (float("nan"), 16.0), (48.0, float("inf"))])
 def test_a_request_comes_from_somewhere_on_earth(shop: Recommender, near: tuple[float, float]) -> None:
-    with pytest.raises(RequestError, match="A place is a latitude from -90 to 90"):
+    with pytest.raises(RequestError, match="Latitude must be from -90 to 90"):
         shop.recommend(history=["p1"], near=near)
 
 

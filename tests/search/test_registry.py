@@ -1,4 +1,4 @@
-"""What every index promises, for each of `INDEXES`; and what the approximate ones may miss, against brute force."""
+"""Test the contract of every index of `INDEXES`, and the recall of approximate ones against brute force."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Array = NDArray[Any]
 
 
 def clustered(seed: int, size: int) -> Array:
-    """Unit vectors around forty centres, the same for every seed, and a last component that is not normalised."""
+    """Return unit vectors around 40 centres, the same for every seed, with a last component that is not normalised."""
     centres = np.random.default_rng(0).standard_normal((40, D - 1))
     rng = np.random.default_rng(seed)
     vectors = centres[rng.integers(0, 40, size)] + 0.8 * rng.standard_normal((size, D - 1))
@@ -42,20 +42,20 @@ def clustered(seed: int, size: int) -> Array:
 
 @cache
 def catalogue(whole: bool) -> torch.Tensor:
-    """Item vectors; `whole`: small integers, whose products are exact in whatever order they are added."""
+    """Return item vectors; `whole`: small integers, whose inner products are exact in any order of summation."""
     vectors = clustered(1, N)
     return torch.from_numpy(np.rint(vectors * 12) if whole else vectors)
 
 
 @cache
 def built(kind: str, whole: bool, exact_scan_below: int = 0) -> Index:
-    """With exact_scan_below = 0 an approximate index never prefers the exact scan."""
+    """Build an index; with exact_scan_below = 0 an approximate one never prefers the exact scan."""
     more = {} if kind == "exact" else {**SETTINGS[kind], "exact_scan_below": exact_scan_below}
     return INDEXES[kind].build(catalogue(whole), **more)
 
 
 def brute_force(queries: Array, k: int, exclude: Any, allow: Mask | None, whole: bool) -> Recommendations:
-    """All products, masked, fully sorted."""
+    """Compute all inner products, mask them and sort them fully."""
     scores = queries @ catalogue(whole).numpy().T
     scores[:, :2] = -np.inf
     if allow is not None:
@@ -78,7 +78,7 @@ def recall(found: Recommendations, truth: Recommendations) -> float:
 
 
 def check_lists(found: Recommendations, truth: Recommendations, queries: Array, allow: Mask | None, exclude: Any) -> None:
-    """As many as there are, in order, with their true scores, none that is banned."""
+    """Check that all available items are returned in order with exact scores, without excluded items."""
     np.testing.assert_array_equal(found.items >= 0, truth.items >= 0)
     for b, (rows, scores) in enumerate(zip(found.items, found.scores, strict=True)):
         kept = rows[rows >= 0]
@@ -125,7 +125,7 @@ def test_k_come_back_when_k_exist(kind: str, seed: int, share: float, size: int,
 @pytest.mark.parametrize("kind", INDEXES)
 @pytest.mark.parametrize("share", SHARES[1:])
 def test_recall_under_any_filter(kind: str, share: float) -> None:
-    """At settings tuned for no filter, the exact scan never preferred."""
+    """Measure the recall with settings tuned without filter and without the exact scan."""
     rng = np.random.default_rng(round(share * 1e4))
     queries = clustered(5, 60)
     allow = rng.random(N) < share if share < 1 else None
@@ -135,7 +135,7 @@ def test_recall_under_any_filter(kind: str, share: float) -> None:
 
 @pytest.mark.parametrize("kind", INDEXES)
 def test_recall_under_filters_that_go_against_the_query(kind: str) -> None:
-    """What the filter lets pass is far from the query, or near to it."""
+    """Test filters whose items are far from the query or near to it."""
     queries = clustered(6, 40)
     scores = queries @ catalogue(False).numpy().T
     worst = [scores < np.quantile(scores, share, axis=1)[:, None] for share in (0.02, 0.3, 0.5, 0.7, 0.9)]
@@ -155,7 +155,7 @@ def test_a_saved_index_answers_alike(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.search(queries, K).items, index.search(queries, K).items)
     assert {file.suffix for file in (tmp_path / "index").iterdir()} <= {".json", ".safetensors", ".faiss"}
     assert index.nbytes > 0
-    with pytest.raises(DataError, match="goes with its vectors"):
+    with pytest.raises(DataError, match="does not match the vectors"):
         load_index(tmp_path / "index", catalogue(False)[:-1])
     for file in (tmp_path / "index").iterdir():
         whole = file.read_bytes()
@@ -179,7 +179,7 @@ def test_where_an_exact_scan_is_cheaper_is_measured(kind: str) -> None:
 
 
 def test_the_exact_scan_answers_what_is_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Below `exact_scan_below` allowed items nothing is proposed, above it something is."""
+    """Check that candidates are proposed only above `exact_scan_below` allowed items."""
     index, query = built("int8", False, 500), clustered(8, 1)
     assert isinstance(index, Approximate)
     asked = []
@@ -200,7 +200,7 @@ def test_the_library_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_scores_are_held_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long the catalogue, at most BLOCK_BYTES of scores are held."""
+    """Check that at most BLOCK_BYTES of scores are in memory for any catalogue size."""
     from twotower.search import index as module
 
     queries, sizes = clustered(9, 50), []

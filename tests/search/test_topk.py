@@ -1,4 +1,4 @@
-"""The best k, held against a full sort."""
+"""Test top-k against a full sort."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twotower.search.topk import top_k
 
 
 def brute_force(scores: Any, k: int, exclude: Any = None, allow: Any = None) -> tuple[Any, Any]:
-    """By Python's own stable sort, row by row."""
+    """Compute top-k with Python's stable sort, row by row."""
     items, values = np.full((len(scores), k), -1), np.full((len(scores), k), -np.inf, np.float32)
     for b, row in enumerate(scores):
         banned = {0, 1} | (set(exclude[1][exclude[0][b] : exclude[0][b + 1]].tolist()) if exclude else set())
@@ -48,7 +48,7 @@ def test_it_is_a_full_sort_whatever_the_ties_and_masks(seed: int, size: int, wid
 
 @pytest.mark.parametrize(("width", "k"), [(5_000, 3), (5_003, 18), (20_035, 20), (4_096, 4)])
 def test_blocks_of_whole_registers_keep_ties_and_tails(width: int, k: int) -> None:
-    """Few levels, so that the best are all over the catalogue and in its tail, too."""
+    """Return scores with few distinct values, so that the best are spread over the whole catalogue."""
     rng = np.random.default_rng(width)
     scores = rng.integers(-400, 400, (3, width)).astype(np.float32)
     scores[0, -3:] = 400
@@ -101,5 +101,5 @@ def test_a_nan_is_refused(column: int) -> None:
     scores[1, column] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         top_k(scores, 3)
-    with pytest.raises(ValueError, match="k must be at least 1"):
+    with pytest.raises(ValueError, match="must be at least 1"):
         top_k(scores, 0)

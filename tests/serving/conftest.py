@@ -1,4 +1,4 @@
-"""A small bundle, servers of it in this process (no socket, no waiting), and as processes of their own."""
+"""Fixtures: a small bundle, servers in this process (without sockets) and servers as separate processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
 
 @pytest.fixture(scope="session")
 def bundles(town: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two bundles of the town, by models trained for a step each from different seeds; treat them as read-only."""
+    """Return two bundles of the town, from models trained for one step with different seeds. Treat them as read-only."""
     out = tmp_path_factory.mktemp("bundles")
     for seed in (1, 2):
         settings = {"model": {"user_tower": TOWER, "item_tower": TOWER}, "training": {"max_steps": 1}, "seed": seed}
@@ -40,19 +40,19 @@ def bundles(town: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 @pytest.fixture(scope="session")
 def bundle(bundles: tuple[Path, Path]) -> Path:
-    """The first of them."""
+    """Return the first bundle."""
     return bundles[0]
 
 
 @pytest.fixture(scope="session")
 def keyed() -> dict[str, str]:
-    """Headers with the key."""
+    """Return headers with the API key."""
     return {"Authorization": f"Bearer {KEY}"}
 
 
 @pytest.fixture
 def connect(bundle: Path, tmp_path: Path) -> Callable[..., AbstractContextManager[TestClient]]:
-    """A function that starts a server in this process and gives a client of it; the server ends with the block."""
+    """Return a function that starts a server in this process and returns a client. The server ends with the block."""
 
     before = sys.getswitchinterval()
 
@@ -73,7 +73,7 @@ def connect(bundle: Path, tmp_path: Path) -> Callable[..., AbstractContextManage
 
 @pytest.fixture
 def client(connect: Callable[..., AbstractContextManager[TestClient]]) -> Iterator[TestClient]:
-    """A client of a server without events."""
+    """Return a client of a server without accepted events."""
     with connect() as client:
         yield client
 
@@ -97,7 +97,7 @@ def load(strength: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory, lacking: Any) -> Iterator[str]:
-    """A Redis of these tests alone that writes before it answers."""
+    """Yield the address of a Redis server that syncs before it responds."""
     if shutil.which("redis-server") is None:
         lacking("needs redis-server")
     with socket.socket() as found:

@@ -1,4 +1,4 @@
-"""The page of the HTTP API: complete, without scripts, and within the server's content policy."""
+"""Test the page of the HTTP API: complete, without scripts, and allowed by the content security policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every route: what it answers."""
+"""Test the responses of every route."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_events_of_a_set_without_a_clock_have_no_times(bundle: Any) -> None:
 
 
 class Nobody:
-    """A journal of nothing."""
+    """Return a journal without events."""
 
     def of(self, _user: str) -> tuple[Any, ...]:
         return ()

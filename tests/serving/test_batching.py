@@ -1,4 +1,4 @@
-"""The thread that computes: together what waits together, each told its own, nothing without a bound."""
+"""Test the worker thread: batching, one result or error for each argument, and bounded waiting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOON = 60.0
 
 
 class Doubles:
-    """Doubles numbers, refuses negative ones, breaks on zero; may be held up."""
+    """Doubles numbers, rejects negative ones, fails on zero; can be blocked."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -32,7 +32,7 @@ class Doubles:
 
 
 async def gathered(batcher: Batcher, doubles: Doubles, numbers: Sequence[int]) -> list[object]:
-    """Results of numbers that all wait while the first is held up."""
+    """Return the results of numbers that all wait while the first is blocked."""
     doubles.open.clear()
     first = batcher.submit(doubles.work, [100], time.perf_counter() + SOON)
     assert await asyncio.to_thread(doubles.held.wait, 10)
@@ -93,7 +93,7 @@ def test_more_than_may_wait_is_refused_at_once_and_whole() -> None:
         futures = batcher.submit(doubles.work, [1], time.perf_counter() + SOON)
         await asyncio.to_thread(doubles.held.wait, 10)
         futures += batcher.submit(doubles.work, [2, 3], time.perf_counter() + SOON)
-        with pytest.raises(BusyError, match="No more than 3 numbers"):
+        with pytest.raises(BusyError, match="Too many numbers are waiting: at most 3"):
             batcher.submit(doubles.work, [4, 5], time.perf_counter() + SOON)
         futures += batcher.submit(doubles.work, [6], time.perf_counter() + SOON)
         assert batcher.waiting == 3
@@ -128,7 +128,7 @@ def test_what_would_come_too_late_by_the_pace_so_far_is_refused_at_once() -> Non
         futures = hold()
         await asyncio.to_thread(doubles.held.wait, 10)
         futures += batcher.submit(doubles.work, [2], time.perf_counter() + SOON)
-        with pytest.raises(BusyError, match="can be done in time"):
+        with pytest.raises(BusyError, match="before the deadline"):
             batcher.submit(doubles.work, [3, 4, 5], time.perf_counter() + 0.5)
         futures += batcher.submit(doubles.work, [6, 7, 8], time.perf_counter() + SOON)
         doubles.open.set()

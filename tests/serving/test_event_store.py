@@ -1,4 +1,4 @@
-"""One contract for every store of events, and what only one of them promises."""
+"""Test the contract of all event stores, and the specifics of each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Opener = Callable[[], EventStore]
 
 @pytest.fixture(params=["sqlite", "redis"])
 def opener(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
-    """Opens the same store each time; all that are open are closed at the end."""
+    """Return a function that opens the same store; all are closed at the end."""
     url = f"sqlite:{tmp_path / 'events.sqlite'}" if request.param == "sqlite" else request.getfixturevalue("redis_url")
     name = f"{{{uuid.uuid4().hex}}}"  # of one Redis every test has its own keys
     monkeypatch.setattr(module.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
@@ -111,7 +111,7 @@ def test_two_servers_of_one_redis_see_each_other_s_events(redis_url: str, monkey
 def test_a_second_server_is_refused_the_file_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOCK_WAIT_S", 0.05)
     store = open_store(f"sqlite:{tmp_path / 'e'}")
-    with pytest.raises(DataError, match="held by another"):
+    with pytest.raises(DataError, match="used by another server"):
         open_store(f"sqlite:{tmp_path / 'e'}")
     store.close()
     open_store(f"sqlite:{tmp_path / 'e'}").close()
@@ -127,7 +127,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, cont
             other.execute("CREATE TABLE events (what TEXT)")
         other.close()
     before = path.read_bytes()
-    with pytest.raises(DataError, match="must go to a SQLite file"):
+    with pytest.raises(DataError, match="as event store"):
         open_store(f"sqlite:{path}")
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["e"]
 
@@ -148,7 +148,7 @@ def test_a_full_disk_refuses_the_events_and_takes_them_later(tmp_path: Path) -> 
     store = open_store(f"sqlite:{tmp_path / 'e'}")
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
     store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
-    with pytest.raises(BusyError, match="takes none"):
+    with pytest.raises(BusyError, match="cannot write to the event file"):
         store.append([event(str(i), user="x" * 200) for i in range(200)])
     store._connection.execute("PRAGMA max_page_count = 1000000")
     assert store.append([event(str(i)) for i in range(200)]) == [True] * 200

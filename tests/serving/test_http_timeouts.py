@@ -1,4 +1,4 @@
-"""Real sockets: who sends nothing, half of a head, or reads nothing is let go of; who rests between requests only in a crowd."""
+"""Test timeouts with real sockets: clients that send nothing, send half of the headers or read nothing are disconnected."""
 
 from __future__ import annotations
 

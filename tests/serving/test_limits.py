@@ -1,4 +1,4 @@
-"""Rates by an independent count, and the key."""
+"""Test the rate limiter against an independent count, and the key check."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_key_comes_from_the_file_else_from_the_environment(tmp_path: Path, m
     (tmp_path / "key").write_text("f" * 20 + "\n")
     assert read_key(None) == "e" * 20 and read_key(tmp_path / "key") == "f" * 20
     (tmp_path / "key").write_text("short")
-    with pytest.raises(ConfigError, match="at least 16 characters"):
+    with pytest.raises(ConfigError, match="at least 16 are required"):
         read_key(tmp_path / "key")
 
 
@@ -61,9 +61,9 @@ def test_settings_that_do_not_fit_are_refused_before_anything_starts(tmp_path: P
     given = {"bundle": tmp_path, "host": "127.0.0.1", "port": 0, "events": None, "api_key_file": None, "limits": Limits()}
     with pytest.raises(ConfigError, match="needs both"):
         serve(Options(**given, tls_cert=tmp_path, tls_key=None))
-    with pytest.raises(ConfigError, match="TLS needs a certificate and its key in PEM files"):
+    with pytest.raises(ConfigError, match="Expected a certificate and its key as PEM files"):
         serve(Options(**given, tls_cert=tmp_path / "nope", tls_key=tmp_path / "nope"))
-    with pytest.raises(DataError, match="A bundle is a folder"):
+    with pytest.raises(DataError, match="is not a bundle"):
         serve(Options(**given, tls_cert=None, tls_key=None))
 
 

@@ -1,4 +1,4 @@
-"""What a server does not do for a stranger: how each request that goes too far is refused, and that nothing is lost by it."""
+"""Test rejected requests: the error of each, and that they have no side effects."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_lists_of_a_batch_are_counted_and_bounded(connect: Connect, keyed: d
         assert waits.status_code == 429 and 30 < int(waits.headers["retry-after"]) < 40
     with connect() as client:
         answer = client.post("/v1/recommend:batch", json={"requests": [{"k": 500}] * 52})
-        assert answer.status_code == 422 and "at most 25,600 places" in answer.json()["error"]["message"]
+        assert answer.status_code == 422 and "at most 25,600 items" in answer.json()["error"]["message"]
         events = [{"event_id": str(n), "user": "busy", "item_id": some_items(client, 1)[0]} for n in range(1000)]
         send(client, keyed, *events)
         wrong = [{"user": "busy"}] * 3 + [{"user": "busy", "history": [{"item_id": "no such"}]}]
@@ -52,7 +52,7 @@ def test_so_many_places_are_explained_in_a_request(client: TestClient) -> None:
     assert client.post("/v1/recommend", json={"user": "x", "k": 101, "explain": True}).status_code == 422
     body = {"requests": [{"user": "x", "k": 60, "explain": True}] * 2}
     said = client.post("/v1/recommend:batch", json=body).json()["error"]["message"]
-    assert "at most 100 places can be explained at once; 120 are asked for" in said
+    assert "explanations are requested for 120 items; at most 100 items are allowed" in said
     assert client.post(
         "/v1/recommend:batch", json={"requests": [{"user": "x", "k": 60, "explain": i < 1} for i in range(2)]}
     ).is_success

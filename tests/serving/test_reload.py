@@ -1,4 +1,4 @@
-"""Another bundle under way: all of an answer from one, no answer lost, a bad one refused."""
+"""Test reloads: each response from one version, no response lost, invalid bundles rejected."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_answers_under_way_are_each_of_one_bundle_while_two_take_turns(
             for number in range(6):
                 version, end = reload(client, keyed, bundles[number % 2]).json()["version"], time.monotonic() + 30
                 came = len(seen)
-                while version not in seen[came:] and not wrong:  # until somebody has been answered from it
+                while version not in seen[came:] and not wrong:  # until a response has come from it
                     assert time.monotonic() < end
                     time.sleep(0.001)
         finally:
@@ -111,7 +111,7 @@ def test_a_bundle_that_loads_and_cannot_answer_is_refused(
         with monkeypatch.context() as patch:
             patch.setattr(Engine, "answer", broken)
             answer = reload(client, keyed, None)
-        assert answer.status_code == 422 and "must be able to answer" in answer.json()["error"]["message"]
+        assert answer.status_code == 422 and "fails on a test request" in answer.json()["error"]["message"]
         assert client.post("/v1/recommend", json={"k": 1}).json()["version"] == version
 
 

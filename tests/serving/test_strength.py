@@ -1,4 +1,4 @@
-"""A server as a process: signals, kills, overload, mixed load, and whatever its own description allows to be sent."""
+"""Test a server process: signals, kills, overload, mixed load, and all requests that its OpenAPI document allows."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""One folder that holds everything needed to answer: weights, item vectors, catalogue, encoders, histories, settings, hashes.
+"""Write and open bundles: folders with everything that answers requests.
 
-    manifest.json       format version, settings, features, metrics, the fingerprint of the data, the moment of the index, hashes
+    manifest.json       format version, settings, features, metrics, the fingerprint of the data, the time of the index, hashes
     model.safetensors   weights of both towers
-    towers/             both towers as ONNX (see `onnx_towers`), where the package `onnx` was there to write them
-    index.safetensors   what is known of each item row; see `ItemArrays`
-    index/              what `twotower tune-index` built to search the vectors faster; without it they are searched exactly
+    towers/             both towers as ONNX (see `onnx_towers`), if the package `onnx` was installed at export
+    index.safetensors   arrays with one row per item; see `ItemArrays`
+    index/              the index built by `twotower tune-index`; without it the search is exact
     dataset/            catalogue, encoders, histories (the prepared dataset, without rejects)
 
-Nothing in it is code: weights are safetensors, tables Parquet, graphs ONNX, the rest JSON. Written beside its place and exchanged
-with what is there: a reader finds the old bundle or the new one, whole.
+A bundle contains no code: weights are safetensors, tables Parquet, graphs ONNX, the rest JSON. It is written to a temporary folder
+and swapped in atomically: a reader finds the complete old bundle or the complete new one.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from twotower.utils.console import log
 from twotower.utils.types import Float
 
 MODEL_FILE, INDEX_FILE, INDEX, TOWERS, DATASET = "model.safetensors", "index.safetensors", "index", "towers", "dataset"
-SAME = 1e-3  # between a stored number and the same computed again, on another machine and in other blocks
-REPORTED = ("verdict", "protocol", "dataset", "systems", "differences", "beyond")  # of a judgement: what the page shows
-TRIES, PAUSE_S = 10, 0.05  # of opening a folder that is being replaced
+SAME = 1e-3  # tolerance between a stored number and the same number computed again on another machine or in other blocks
+REPORTED = ("verdict", "protocol", "dataset", "systems", "differences", "beyond")  # parts of a report that the page shows
+TRIES, PAUSE_S = 10, 0.05  # for opening a folder that is being replaced
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Bundle:
     Attributes
     ----------
     store
-        Features as known at the moment of the index.
+        Features at the time of the index.
     arrays
-        What is known of each item.
+        Arrays with one row per item.
     tower
-        The user tower in ONNX Runtime; None where there is none, and PyTorch answers.
+        The user tower in ONNX Runtime; None: PyTorch computes the user vectors.
     built
-        The index that `twotower tune-index` built; None where there is none, and all vectors are searched.
+        The index built by `twotower tune-index`; None: the search is exact.
     """
 
     path: Path
@@ -80,21 +80,21 @@ class Bundle:
 
     @property
     def moment_s(self) -> int:
-        """Seconds: the moment the item vectors stand for."""
+        """Return the time of the item vectors, in seconds."""
         return int(self.manifest["moment_s"])
 
     @cached_property
     def index(self) -> Index:
-        """What searches `arrays.vectors`."""
+        """Return the index over `arrays.vectors`."""
         return self.built or ExactIndex(torch.from_numpy(self.arrays.vectors))
 
     @cached_property
     def vectors(self) -> Tensor:
-        """float32 [n_items, D]: unit vectors of the items."""
+        """Return the unit vectors of the items, float32 [n_items, D]."""
         return torch.from_numpy(self.arrays.vectors)[:, :-1]
 
     def encode(self, queries: Queries) -> Float:
-        """User vectors float32 [B, D]: through ONNX Runtime where it is, else through PyTorch, the same to 1e-5."""
+        """Return user vectors float32 [B, D] from ONNX Runtime if available, else from PyTorch (equal to 1e-5)."""
         if self.tower is not None:
             return self.tower(self.store.padded(queries))
         with torch.inference_mode():
@@ -103,11 +103,11 @@ class Bundle:
 
 
 def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Config, dict[str, Any]]:
-    """A model with the weights of a checkpoint, its settings, and where its training stood."""
+    """Return the model of a checkpoint in evaluation mode, its settings and its training progress."""
     state = load_checkpoint(checkpoint)
     if state["data"] != dataset.fingerprint:
         raise DataError(
-            f"A model goes with the data it was trained on. {dataset.path} has changed since {checkpoint} was written. Train again."
+            f"{checkpoint} does not match {dataset.path}: the dataset has changed since the model was trained. Train again."
         )
     config = parse_config(state["config"])
     model = build_model(dataset, config)
@@ -118,12 +118,12 @@ def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Config, 
 def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write the bundle of a trained model to `out` and return its manifest.
 
-    Item vectors stand for the end of the data: every event counts towards an item's state.
+    Item vectors are computed at the end of the data: every event contributes to the item state.
 
     Raises
     ------
     DataError
-        `out` exists and is no bundle.
+        `out` exists and is neither empty nor a bundle.
     """
     with atomic_replace(out) as folder:
         model, config, progress = load_trained(checkpoint, dataset)
@@ -136,7 +136,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
         if why_not is None:
             export_towers(model, store, folder / TOWERS)
         else:
-            log.warning("This bundle is without ONNX graphs. %s", why_not)
+            log.warning("The bundle has no ONNX graphs. %s", why_not)
         copy_dataset(dataset, folder / DATASET)
         return write_manifest(
             folder,
@@ -154,7 +154,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
 
 
 def copy_dataset(dataset: Dataset, folder: Path) -> None:
-    """Copy what a model is made from into the new folder `folder`."""
+    """Copy the dataset, without its side files, into the new folder `folder`."""
     folder.mkdir()
     inner = json.loads((dataset.path / MANIFEST).read_text())
     inner["hashes"] = {name: digest for name, digest in inner["hashes"].items() if name not in ASIDE}
@@ -164,7 +164,7 @@ def copy_dataset(dataset: Dataset, folder: Path) -> None:
 
 
 def note_report(path: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Put the judgement's figures into the manifest of the bundle at `path`, beside those of its training; returns the manifest."""
+    """Add an evaluation report to the manifest of the bundle at `path`. Return the new manifest."""
     manifest = verify_manifest(path)
     kept = {name: report[name] for name in REPORTED if name in report}
     with atomic_replace(path) as folder:
@@ -173,14 +173,14 @@ def note_report(path: Path, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Open a bundle after checking its version, the hash of every file, and that its parts fit together.
+    """Open a bundle. Check its version, the hash of every file and that its files are mutually consistent.
 
-    A bundle that takes the place of another while it is read is read again.
+    If the bundle is replaced while it is read, it is read again.
 
     Raises
     ------
     DataError
-        It is none, of another version, incomplete, holds more than was written, or a file is not what was written.
+        The folder is not a bundle, has another format version, misses a file, has an extra file, or a file has changed.
     """
     for last in (*[False] * (TRIES - 1), True):
         before = _identity(path)
@@ -206,7 +206,7 @@ def _load(path: Path) -> Bundle:
         check_arrays(arrays, dataset, config)
         store = open_store(dataset, "future", config.model)
         model = model_of(dataset, config, load_file(path / MODEL_FILE), store)
-        # A built index may go to a parser that trusts its file: only now that the hash of every file was checked.
+        # The parser of a built index may trust its file, so load it only after all hashes have been checked.
         built = load_index(path / INDEX, torch.from_numpy(arrays.vectors)) if manifest.get("index") else None
         plain = Bundle(path, manifest, config, dataset, store, model, arrays, built=built)
         bundle = plain
@@ -214,31 +214,31 @@ def _load(path: Path) -> Bundle:
             bundle = replace(plain, tower=OnnxUserTower(path / TOWERS / USER_FILE, arrays.tokens))
         _check_towers(plain, bundle)
         return bundle
-    except Exception as error:  # whatever a reader of a stranger's file raises: the file is at fault
+    except Exception as error:  # any exception while reading an untrusted file means that the file is invalid
         if isinstance(error, DataError):
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
-        raise DataError(f"The parts of a bundle must fit together. {path}: {what}. Export it again.") from error
+        raise DataError(f"The files of the bundle {path} are inconsistent: {what}. Run `twotower export` again.") from error
 
 
 def _check_towers(plain: Bundle, bundle: Bundle) -> None:
-    """Both towers give vectors, and the graph gives those of the weights."""
+    """Check that the ONNX graph, the stored vectors and the stored tokens agree with the weights."""
     n = plain.dataset.n_items
     queries = Queries.of([[], list(range(FIRST_ROW, min(n, FIRST_ROW + 3)))], time_s=plain.moment_s)
     wanted, found = plain.encode(queries), bundle.encode(queries)
     rows = np.unique(np.array([FIRST_ROW, n - 1]).clip(0, n - 1))
     vectors, tokens = encode_items(plain.model, plain.store, rows, plain.moment_s)
     for name, one, other in (
-        (f"the graph of {USER_FILE}", wanted, found),
+        (f"the outputs of {USER_FILE}", wanted, found),
         (f"the vectors of {INDEX_FILE}", vectors, plain.arrays.vectors[rows]),
         (f"the tokens of {INDEX_FILE}", tokens, plain.arrays.tokens[rows]),
     ):
         if not np.allclose(one, other, atol=SAME):
-            raise ValueError(f"{name} are not those of the weights")
+            raise ValueError(f"{name} do not match the weights")
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Which folder stands at `path`, None where none does."""
+    """Return numbers that identify the folder at `path`; None if there is no bundle."""
     try:
         at, manifest = path.stat(), (path / MANIFEST).stat()
         return at.st_dev, at.st_ino, manifest.st_ino

@@ -1,6 +1,6 @@
-"""Whether the parts of a bundle fit together: what a stranger's files say of their sizes is checked before memory is spent on it.
+"""Validate that a bundle's files are mutually consistent, before memory is allocated.
 
-Every check ends in a `ValueError` (or what a reader raises); `bundle.load_bundle` makes one clear line of it.
+A failed check raises `ValueError` (or the exception of a reader); `bundle.load_bundle` turns it into a one-line `DataError`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from twotower.utils.types import Int
 
 
 def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store: FeatureStore) -> TwoTower:
-    """The model of the stored weights; settings that are not those of the weights cost no memory."""
+    """Return the model with the stored weights. Settings that contradict the weights are rejected before memory is allocated."""
     _check_settings(resolved_model(dataset, config), weights)
     model = build_model(dataset, config, store)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
-            raise ValueError(f"{name} must hold finite numbers of type {value.dtype}")
+            raise ValueError(f"{name} does not hold finite numbers of type {value.dtype}")
     model.load_state_dict(weights, assign=True)
     return model.eval()
 
 
 def resolved_model(dataset: Dataset, config: Config) -> ModelConfig:
-    """The settings with what they leave to the data; those of a trained model leave nothing."""
+    """Return the model settings with all values that depend on the data filled in."""
     return config.model.resolved(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
 
 
@@ -48,20 +48,20 @@ def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
         pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
     for name, said, stored in pairs:
         if said != stored:
-            raise ValueError(f"model.{name} is {str(said)[:40]} and that of the weights {stored}")
+            raise ValueError(f"model.{name} is {str(said)[:40]}, but the weights have {stored}")
     if max(user.blocks, user.cross_layers, item.cross_layers) > len(weights):
-        raise ValueError("there are more layers than weights")
+        raise ValueError("the settings have more layers than there are weights")
 
 
 def _hidden(weights: dict[str, Tensor], tower: str) -> list[int]:
-    """Widths of the hidden layers of a tower's MLP."""
+    """Return the widths of the hidden layers of a tower's MLP."""
     found = {name: re.fullmatch(rf"{tower}\.head\.mlp\.(\d+)\.weight", name) for name in weights}
     layers = sorted((int(match[1]), weights[name].shape[0]) for name, match in found.items() if match)
     return [width for _, width in layers[:-1]]
 
 
 def check_dataset(dataset: Dataset) -> None:
-    """Read every part, so that none is read later from a folder that has been replaced; their sizes must agree."""
+    """Check that the sizes of all parts agree. This reads every part, so none is read later from a replaced folder."""
     n_items, n_users = dataset.n_items, dataset.n_users
     events, item_events = dataset.events, dataset.item_events
     sizes = {
@@ -84,7 +84,7 @@ def check_dataset(dataset: Dataset) -> None:
     }
     for name, fits in sizes.items():
         if not fits:
-            raise ValueError(f"the {name} are not those that the manifest speaks of")
+            raise ValueError(f"the {name} do not match the manifest")
 
 
 def _covers(offsets: Int, slices: int, total: int) -> bool:
@@ -103,4 +103,4 @@ def check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
     for name, (shape, kind) in wanted.items():
         array = getattr(arrays, name)
         if array.shape != shape or array.dtype != kind or not np.isfinite(array).all():
-            raise ValueError(f"{name} of each item must be finite {np.dtype(kind)} of shape {shape}")
+            raise ValueError(f"{name} has {array.dtype} of shape {array.shape}; expected finite {np.dtype(kind)} of shape {shape}")

@@ -1,6 +1,6 @@
-"""Bundles to and from the Hugging Face hub: a bundle is a folder of plain files, and so is a repository.
+"""Upload bundles to the Hugging Face hub and download them.
 
-Enters: a bundle, or the name of a repository. Leaves: a repository with a card, or a bundle that was checked like any other.
+A repository holds the files of one bundle and a model card. A downloaded bundle is checked like any other.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, verify_manif
 from twotower.errors import require
 
 CARD = "README.md"
-REPOSITORY_FILES = (CARD, ".gitattributes", ".cache")  # what the hub keeps beside a bundle's own files
+REPOSITORY_FILES = (CARD, ".gitattributes", ".cache")  # files of the hub that are not part of the bundle
 
 
 def push_to_hub(bundle: Path, repository: str, *, private: bool = True, token: str | None = None) -> str:
-    """Upload a checked bundle with a card that says what it is; returns the address of the commit.
+    """Check a bundle and upload it with a model card. Return the address of the commit.
 
     Parameters
     ----------
     repository
-        "owner/name"; made where there is none.
+        "owner/name"; created if it does not exist.
     token
-        Of the hub; None: the one `hf auth login` left.
+        Access token of the hub; None: the one saved by `hf auth login`.
 
     Raises
     ------
     DataError
-        The bundle is not as it was written.
+        The folder is not a bundle, or has changed since it was written.
     """
     manifest = verify_manifest(bundle)
     api = _hub().HfApi(token=token)
@@ -40,7 +40,7 @@ def push_to_hub(bundle: Path, repository: str, *, private: bool = True, token: s
 
 
 def from_pretrained(source: str, out: Path, *, revision: str | None = None, token: str | None = None) -> Path:
-    """Fetch a bundle from the hub, or from a local folder laid out like a repository, into the folder `out`, and check it.
+    """Download a bundle from the hub, or copy it from a local repository folder, into the folder `out`, and check it.
 
     Parameters
     ----------
@@ -52,12 +52,12 @@ def from_pretrained(source: str, out: Path, *, revision: str | None = None, toke
     Returns
     -------
     Path
-        `out`, to be opened with `twotower.load`.
+        `out`; open it with `twotower.load`.
 
     Raises
     ------
     DataError
-        What comes is no bundle, or not as it was written.
+        The repository is not a bundle, or has changed since it was written.
     """
     with atomic_replace(out) as folder:
         if Path(source).is_dir():
@@ -72,10 +72,10 @@ def from_pretrained(source: str, out: Path, *, revision: str | None = None, toke
 
 
 def card(manifest: dict[str, Any]) -> str:
-    """The repository's README: what the bundle recommends, how well, and how to ask it."""
+    """Return the model card (README) of the repository: metric, features and example code."""
     metrics = manifest.get("metrics", {})
     value = metrics.get("value")
-    said = "not judged" if value is None else f"{metrics['metric']} {value:.4f} on validation"
+    said = "Not evaluated" if value is None else f"{metrics['metric']} {value:.4f} on validation"
     features = ", ".join(f"{spec['name']} ({spec['kind']})" for spec in manifest["features"]) or "none"
     return f"""---
 library_name: two-tower-rec
@@ -83,7 +83,7 @@ tags: [recommender-systems, retrieval, two-tower]
 ---
 # A two-tower retrieval bundle
 
-{said}. Features: {features}. Every file is named with its sha256 in `{MANIFEST}`; loading checks them and runs no code.
+{said}. Features: {features}. `{MANIFEST}` lists the SHA-256 of every file. Loading checks them and runs no code.
 
 ```python
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Which index serves a bundle best: measured on its own vectors, with its own users as queries, and built into it.
+"""Choose the best index for a bundle by measurement on its own vectors and users, and write it into the bundle.
 
-Enters: a bundle. Leaves: a row for every setting tried (recall against the exact search, median milliseconds of a single query on
-one thread, bytes), and the bundle with the cheapest index that reaches the recall asked for, sealed anew.
+Each setting is measured: recall against the exact search, median milliseconds of a single query on one thread, and bytes. The
+bundle is then replaced by a new revision with the cheapest index that reaches the requested recall.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from twotower.search.registry import INDEXES
 from twotower.search.reranking import POPULARITY_SCALE, append_popularity_weight
 from twotower.utils.types import Float
 
-USERS = 500  # whose histories are the queries of the recall
-TIMED = 100  # of them, searched one by one
+USERS = 500  # users whose histories are the queries for the recall
+TIMED = 100  # queries for the latency, searched one by one
 WARMING = 5
-ALIKE = 1.1  # times the fastest: among such indexes the smallest is taken
-MIN_ITEMS = {"hnsw": 1000, "ivf_pq": 10_000}  # below, a graph or lists have nothing to skip
+ALIKE = 1.1  # among indexes up to this factor slower than the fastest, the smallest is chosen
+MIN_ITEMS = {"hnsw": 1000, "ivf_pq": 10_000}  # with fewer items a graph or inverted lists save no work
 
 Setting = dict[str, Any]
 SWEEPS: dict[str, list[tuple[Setting, list[Setting]]]] = {
@@ -42,12 +42,12 @@ SWEEPS: dict[str, list[tuple[Setting, list[Setting]]]] = {
     "hnsw": [({"M": m}, [{"ef_search": ef} for ef in (100, 200, 400, 800, 1600)]) for m in (16, 32)],
     "ivf_pq": [({}, [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64, 128, 256)])],
 }
-"""By kind: what is built, and the settings it is searched with, cheapest first."""
+"""For each kind, pairs of build settings and search settings, cheapest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One setting and what it gave: recall of the best `k`, median milliseconds of a query alone on one thread, bytes scanned."""
+    """Result of one setting: recall at `k`, median milliseconds of a single query on one thread, bytes scanned."""
 
     kind: str
     settings: Setting
@@ -65,20 +65,22 @@ def tune_index(
     seed: int = 0,
     tell: Callable[[Measured], None] | None = None,
 ) -> tuple[Measured, list[Measured]]:
-    """Measure, choose, build into the bundle at `path`; returns the choice and all rows, each of which went to `tell` first.
+    """Measure all settings, choose one and write its index into the bundle at `path`. Return the choice and all rows.
+
+    Each row is also passed to `tell` as soon as it is measured.
 
     Raises
     ------
     DataError
-        The bundle cannot be read or has changed meanwhile, or an index needs FAISS, which is not installed.
+        The bundle cannot be read or has changed meanwhile, no index reaches the recall, or FAISS is needed but not installed.
     RequestError
-        A kind is unknown, or a number out of range.
+        A kind is unknown, or a number is out of range.
     """
     for kind in kinds:
         if kind not in INDEXES:
             raise RequestError(f"Unknown index {kind!r}.{nearest(kind, INDEXES)}")
     if not (0 < recall <= 1 and k >= 1):
-        raise RequestError(f"A recall lies above 0 and at most at 1, k is at least 1. Got {recall} and {k}.")
+        raise RequestError(f"Got recall {recall} and k {k}. The recall must be above 0 and at most 1, k at least 1.")
     bundle = load_bundle(path)
     vectors = torch.from_numpy(bundle.arrays.vectors)
     queries = _users(bundle, seed)
@@ -92,21 +94,21 @@ def tune_index(
             good[len(rows) - 1] = index
     best = choose(rows, recall)
     if best is None:
-        raise DataError(f"An index must reach a recall of {recall}. None of {', '.join(kinds)} does. Take exact, or ask for less.")
+        raise DataError(f"No index of {', '.join(kinds)} reaches a recall of {recall}. Use the kind exact or a lower recall.")
     _write(bundle, best, good[next(i for i in good if rows[i] is best)], k, len(queries))
     return best, rows
 
 
 def choose(rows: Sequence[Measured], recall: float) -> Measured | None:
-    """The cheapest that reaches the recall: the smallest of those about as fast as the fastest."""
+    """Return the smallest index among those that reach the recall and are about as fast as the fastest; None without one."""
     good = [row for row in rows if row.recall >= recall]
     fastest = min((row.p50_ms for row in good), default=0.0)
     return min((row for row in good if row.p50_ms <= ALIKE * fastest), key=lambda row: row.bytes, default=None)
 
 
 def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: Sequence[str]) -> Iterator[tuple[Measured, Index]]:
-    """Every kind, its settings up to the first that reaches the recall."""
-    balance = float(queries[0, -1]) + POPULARITY_SCALE  # the most that a nat of popularity is worth
+    """Measure every kind, each with its settings up to the first that reaches the recall."""
+    balance = float(queries[0, -1]) + POPULARITY_SCALE  # largest weight of the log popularity
     truth = ExactIndex(vectors).search(queries, k).items
     for kind in kinds:
         if len(vectors) - FIRST_ROW < MIN_ITEMS.get(kind, 0):
@@ -117,7 +119,7 @@ def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: 
             )
             size = index.nbytes
             for setting in searched:
-                # The exact scan must not answer in its place here.
+                # Measure the index itself, never the exact scan in its place.
                 tried = index.changed(**setting, exact_scan_below=0) if isinstance(index, Approximate) else index
                 found = tried.search(queries, k).items
                 share = float(np.mean([np.isin(b[b >= 0], a).mean() for a, b in zip(found, truth, strict=True) if (b >= 0).any()]))
@@ -130,7 +132,7 @@ def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: 
 
 
 def _users(bundle: Bundle, seed: int) -> Float:
-    """Vectors of users of the bundle, with the popularity dial at rest: those who have a history, or everybody where none has."""
+    """Return vectors of random users with a history, with popularity bias 0. Without any, use the first user row."""
     lengths = np.diff(bundle.dataset.events.offsets)
     known = np.flatnonzero(lengths > 0)
     known = known if len(known) else np.array([1])
@@ -150,11 +152,11 @@ def _p50_ms(index: Index, queries: Float, k: int) -> float:
 
 
 def _write(bundle: Bundle, row: Measured, index: Index, k: int, users: int) -> None:
-    """Exchange the bundle for one with this index."""
+    """Replace the bundle by one with this index."""
     with atomic_replace(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         shutil.rmtree(folder / INDEX, ignore_errors=True)
         index.save(folder / INDEX)
         write_manifest(folder, {**bundle.manifest, "index": {**asdict(row), "k": k, "users": users}})
         if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
-            raise DataError(f"A bundle is revised by one at a time. {bundle.path} has been changed meanwhile. Do it again.")
+            raise DataError(f"{bundle.path} was changed by another process meanwhile. Nothing was written. Run the command again.")

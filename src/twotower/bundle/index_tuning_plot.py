@@ -1,4 +1,4 @@
-"""Recall against latency as a picture: one SVG file that needs nothing else, in light and dark."""
+"""Plot recall against latency as a self-contained SVG file, for light and dark themes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STYLE = (
 
 
 def draw(rows: Sequence[Measured], chosen: Measured, recall: float) -> str:
-    """A dot for every setting, larger with its bytes; the recall asked for as a line, the choice in a ring."""
+    """Return the SVG: a dot for every setting, sized by its bytes, the requested recall as a line, the choice with a ring."""
     times = [math.log10(max(row.p50_ms, 1e-4)) for row in rows]
     first, last = math.floor(min(times)), math.ceil(max(times) + 1e-9)
     low = min([row.recall for row in rows] + [recall]) - 0.005
@@ -50,9 +50,7 @@ def draw(rows: Sequence[Measured], chosen: Measured, recall: float) -> str:
         at = _LEFT + 80 * number
         parts.append(f'<circle cx="{at}" cy="{_TOP + _HEIGHT + 48}" r="5" fill="{_COLOURS[number % len(_COLOURS)]}"/>')
         parts.append(_text(at + 10, _TOP + _HEIGHT + 52, escape(kind)))
-    parts.append(
-        _text(_LEFT, _TOP + _HEIGHT + 34, "milliseconds of a query alone, one thread; above: recall; dots grow with bytes")
-    )
+    parts.append(_text(_LEFT, _TOP + _HEIGHT + 34, "x: milliseconds of a single query, one thread; y: recall; dot size: bytes"))
     size = f'viewBox="0 0 {_LEFT + _WIDTH + 50} {_TOP + _HEIGHT + 64}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{_STYLE}</style>{"".join(parts)}</svg>\n'
 

@@ -1,7 +1,4 @@
-"""What a bundle knows of each item row: its vector, its popularity, what a history reads of it, whether it is offered.
-
-Enters: a trained model, the features at a moment, the visits. Leaves: `ItemArrays`, ready to be stored.
-"""
+"""Compute the arrays of a bundle with one row per item: vector, popularity, history token, and whether the item is offered."""
 
 from __future__ import annotations
 
@@ -22,18 +19,18 @@ RECENT_DAYS = 90
 
 @dataclass(frozen=True)
 class ItemArrays:
-    """What is known of each item row, the reserved ones included.
+    """Arrays with one row per item, including the reserved rows.
 
     Attributes
     ----------
     vectors
-        float32 [n_items, D + 1]: the vector, and last the log popularity; see `dataset_features.log_popularity`.
+        float32 [n_items, D + 1]: item vector, followed by the log popularity; see `dataset_features.log_popularity`.
     tokens
-        float32 [n_items, d]: what a history reads of the item.
+        float32 [n_items, d]: embedding of the item as an event of a history.
     recent_event_count
-        int64 [n_items]: visits in the last 90 days of the data; without a clock, all.
+        int64 [n_items]: events in the last 90 days of the data; without times, all events.
     offered
-        bool [n_items]: False for an item that was taken out of the catalogue. It still counts in histories.
+        bool [n_items]: False for an item that was removed from the catalogue. It still counts in histories.
     """
 
     vectors: Float
@@ -43,7 +40,7 @@ class ItemArrays:
 
 
 def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s: int) -> ItemArrays:
-    """Everything known of the items at a moment."""
+    """Return the arrays of all items at a time."""
     vectors, tokens = encode_items(model, store, np.arange(dataset.n_items), moment_s)
     item_events = dataset.item_events
     late = item_events.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(item_events), np.bool_)
@@ -56,7 +53,7 @@ def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s
 
 
 def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> tuple[Float, Float]:
-    """What an index holds of item rows at a moment, float32 [n, D + 1], and what a history reads of them, float32 [n, d]."""
+    """Return index vectors float32 [n, D + 1] and history tokens float32 [n, d] of item rows at a time."""
     vectors, tokens = [], []
     with torch.inference_mode():
         for batch in item_blocks(model, store, row, moment_s):

@@ -1,7 +1,6 @@
-"""A file of new items → rows of the catalogue's own columns and types.
+"""Read a file of new items (JSON lines, CSV or Parquet) into a table with the columns and types of the catalogue.
 
-Enters: JSON lines, CSV or Parquet. Leaves: a table with the schema of the catalogue. Promise: a column the catalogue lacks, a value
-that is none of its type, a repeated or missing id is one `DataError` that names file, line and column.
+An unknown column, a value of the wrong type, or a repeated or missing id raises a `DataError` that names the file and the row.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ DEGREES = (90.0, 180.0)
 
 
 def read_items(file: Path, schema: pa.Schema, specs: Sequence[FeatureSpec]) -> pa.Table:
-    """Read `file` as items of a catalogue of this schema; columns it lacks are null.
+    """Read `file` as items of a catalogue with this schema. Missing columns are null.
 
-    Lists in a CSV file are JSON lists, or values between commas.
+    Lists in a CSV file are JSON lists or comma-separated values.
 
     Raises
     ------
@@ -35,7 +34,7 @@ def read_items(file: Path, schema: pa.Schema, specs: Sequence[FeatureSpec]) -> p
         The file cannot be read, or a row cannot be an item.
     """
     if not file.is_file() or file.suffix.lower() not in FORMS:
-        raise DataError(f"New items come in a file {', '.join(FORMS)}. Got {file}. Check the path, or convert the file.")
+        raise DataError(f"Cannot read new items from {file}. Expected an existing file that ends with {', '.join(FORMS)}.")
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
     limits = {name: limit for spec in specs if spec.kind == "geo" for name, limit in zip(spec.columns, DEGREES, strict=True)}
@@ -44,18 +43,20 @@ def read_items(file: Path, schema: pa.Schema, specs: Sequence[FeatureSpec]) -> p
         try:
             values = _typed(row, schema, limits, hours)
         except (ValueError, TypeError) as error:
-            raise DataError(f"A row must be an item of the catalogue. {file}, row {number}: {error}.") from None
+            raise DataError(f"Invalid item in {file}, row {number}: {error}.") from None
         if values[ITEM_ID] in seen:
-            raise DataError(f"An item comes once. {file}, row {number} repeats {values[ITEM_ID]!r} of row {seen[values[ITEM_ID]]}.")
+            raise DataError(
+                f"{file}, row {number} repeats item {values[ITEM_ID]!r} of row {seen[values[ITEM_ID]]}. Keep one of the two rows."
+            )
         seen[values[ITEM_ID]] = number
         rows.append(values)
     if not rows:
-        raise DataError(f"A file of new items must hold some. {file} holds none.")
+        raise DataError(f"{file} contains no items. Add at least one row.")
     return pa.Table.from_pylist(rows, schema)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows by their number, from 1."""
+    """Yield the rows with their number, from 1."""
     try:
         if file.suffix.lower() == ".parquet":
             yield from enumerate(pq.read_table(file).to_pylist(), 1)
@@ -69,12 +70,12 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     if line.strip():
                         yield number, json.loads(line)
     except (ValueError, RecursionError, csv.Error, pa.ArrowException) as error:
-        raise DataError(f"New items must be readable. {file}: {' '.join(str(error).split())[:200]}. Mend the file.") from None
+        raise DataError(f"Cannot read {file}: {' '.join(str(error).split())[:200]}. Correct the file.") from None
 
 
 def _typed(row: Any, schema: pa.Schema, limits: dict[str, float], hours: set[str]) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise ValueError("it is no object with columns")
+        raise ValueError("the row is not an object with columns")
     for name in row:
         if name not in schema.names:
             raise ValueError(f"the catalogue has no column {str(name)[:60]!r}.{nearest(str(name), schema.names)}")
@@ -83,7 +84,7 @@ def _typed(row: Any, schema: pa.Schema, limits: dict[str, float], hours: set[str
         raise ValueError(f"{ITEM_ID} is missing")
     for name, limit in limits.items():
         if values[name] is not None and not abs(values[name]) <= limit:
-            raise ValueError(f"{name} must be from -{limit:.0f} to {limit:.0f}, not {values[name]}")
+            raise ValueError(f"{name} is {values[name]}; it must be from -{limit:.0f} to {limit:.0f}")
     for name in hours:
         if values[name] is not None and (len(values[name]) != HOURS_PER_WEEK or set(values[name]) - {"0", "1"}):
             raise ValueError(f"{name} must be {HOURS_PER_WEEK} characters of 0 and 1")
@@ -91,19 +92,19 @@ def _typed(row: Any, schema: pa.Schema, limits: dict[str, float], hours: set[str
 
 
 def _value(value: Any, field: pa.Field) -> Any:
-    """A value of the type of its column; ValueError where it cannot be."""
+    """Return the value with the type of its column. Raise ValueError if it cannot be converted."""
     if value is None:
         return None
     kind = field.type
     if is_list(kind):
         values = _listed(value) if isinstance(value, str) else value
         if not isinstance(values, list):
-            raise ValueError(f"{field.name} must be a list, not {str(value)[:60]!r}")
+            raise ValueError(f"{field.name} is {str(value)[:60]!r}; it must be a list")
         return [_value(part, pa.field(field.name, kind.value_type)) for part in values if part is not None]
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return _number(value, field)
     if not pa.types.is_string(kind) or isinstance(value, (list, dict)):
-        raise ValueError(f"{field.name} must be of type {kind}, not {str(value)[:60]!r}")
+        raise ValueError(f"{field.name} is {str(value)[:60]!r}; it must be of type {kind}")
     return str(value)
 
 
@@ -118,5 +119,5 @@ def _number(value: Any, field: pa.Field) -> float | int:
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or (whole and not (number == int(number) and abs(number) < 2**53)):
-        raise ValueError(f"{field.name} must be a number ({field.type}), not {str(value)[:60]!r}")
+        raise ValueError(f"{field.name} is {str(value)[:60]!r}; it must be a number ({field.type})")
     return int(number) if whole else number

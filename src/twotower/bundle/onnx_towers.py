@@ -1,16 +1,16 @@
-"""Both towers as ONNX: graphs that any runtime answers with, and the user tower run through ONNX Runtime.
+"""Export both towers to ONNX, and run the user tower with ONNX Runtime.
 
-Enters: a trained model. Leaves: `user.onnx` and `item.onnx`, every size of batch and history left open.
+`user.onnx` and `item.onnx` have dynamic batch sizes and history lengths:
 
-    user.onnx   "items" float32 [n, d]: what a history reads of each item; "history", "event_type", "stars", "gap" int64 [B, W];
+    user.onnx   "items" float32 [n, d]: history token of each item; "history", "event_type", "stars", "gap" int64 [B, W];
                 "seen", "user" int64 [B]; "field.NAME" [B, …]   →   "vectors" float32 [B, D]
     item.onnx   "row" int64 [n]; "field.NAME" [n, …]            →   "vectors" float32 [n, D], "history_items" float32 [n, d]
 
-To rank, a user's vector takes one more number, what a nat of log popularity is worth ("popularity_weight" of the bundle's
-manifest), and an item's its log popularity; see `item_arrays`. Where visited items may be recommended again, the vectors of the
-last ones are added first, by "recent_item_weight"; see `reranking.boost_recent_items`.
+To rank, append the weight of the log popularity ("popularity_weight" of the bundle's manifest) to the user vector, and the log
+popularity to the item vector; see `item_arrays`. If seen items may be recommended again, first add the vectors of the most recent
+items with "recent_item_weight"; see `reranking.boost_recent_items`.
 
-Promise: the vectors are PyTorch's to 1e-5. A request touches no feature of an item: those of its history are rows of "items".
+The vectors equal those of PyTorch to 1e-5. A request reads no item features: the items of its history are rows of "items".
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from twotower.utils.types import Float
 
 USER_FILE, ITEM_FILE = "user.onnx", "item.onnx"
 OPSET = 18
-MAX_GRAPH_BYTES = 2**31 - 2**24  # of one file, with some room for the graph itself
-BATCH_BY_LENGTH_FROM = 64  # requests from which on several calls of equal length cost less than one
+MAX_GRAPH_BYTES = 2**31 - 2**24  # weights in one file, with some room for the graph itself
+BATCH_BY_LENGTH_FROM = 64  # from this batch size on, several calls grouped by history length are faster than one
 WIDE = ("history", "event_type", "stars", "gap")  # inputs [B, W]
 
 
 def hindrance(model: TwoTower) -> str | None:
-    """Why the model cannot be written as ONNX graphs, as a sentence; None where it can."""
+    """Return a sentence that says why the model cannot be exported to ONNX; None if it can."""
     if importlib.util.find_spec("onnx") is None:
-        return "Install two-tower-rec[serve] and export again to have them."
+        return "The package onnx is not installed. Install two-tower-rec[serve] and export again."
     size = 4 * sum(value.numel() for value in model.state_dict().values())
     return (
         None
         if size < MAX_GRAPH_BYTES
-        else f"Its tables take {size / 1e9:.1f} GB, and an ONNX file holds {MAX_GRAPH_BYTES / 1e9:.1f} GB."
+        else f"The weights take {size / 1e9:.1f} GB; an ONNX file can hold {MAX_GRAPH_BYTES / 1e9:.1f} GB."
     )
 
 
 def can_run() -> bool:
-    """Whether ONNX Runtime is installed."""
+    """Return True if ONNX Runtime is installed."""
     return importlib.util.find_spec("onnxruntime") is not None
 
 
 def export_towers(model: TwoTower, store: FeatureStore, folder: Path) -> None:
-    """Write both graphs of `model`, which reads what `store` makes, into the new folder `folder`."""
+    """Write both graphs of `model` into the new folder `folder`. `store` gives the example inputs."""
     folder.mkdir()
     plain = _plain(model)
     row = np.full(2, UNKNOWN)
@@ -72,19 +72,19 @@ def export_towers(model: TwoTower, store: FeatureStore, folder: Path) -> None:
 
 
 def item_input(batch: ItemBatch) -> dict[str, NDArray[Any]]:
-    """What `item.onnx` reads of a batch."""
+    """Return the inputs of `item.onnx` for a batch."""
     return {"row": batch.row.numpy(), **{f"field.{name}": value.numpy() for name, value in batch.fields.items()}}
 
 
 class OnnxUserTower:
-    """`user.onnx` behind ONNX Runtime.
+    """Runs `user.onnx` with ONNX Runtime.
 
     Parameters
     ----------
     items
-        float32 [n_items, d]: what a history reads of each item.
+        float32 [n_items, d]: history token of each item.
     threads
-        Of one call. The towers are small: one thread answers soonest, and leaves the other cores to other requests.
+        Threads of one call. The towers are small: one thread is fastest and leaves the other cores to other requests.
     """
 
     def __init__(self, file: Path, items: Float, *, threads: int = 1) -> None:
@@ -99,8 +99,10 @@ class OnnxUserTower:
         self._items = items
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Float:
-        """Vectors float32 [B, D] of what `FeatureStore.padded` returned; many at once by length, so that short histories cost
-        what they hold."""
+        """Return vectors float32 [B, D] for the inputs from `FeatureStore.padded`.
+
+        Large batches are grouped by history length, so that short histories are not padded to the longest.
+        """
         seen = inputs["seen"]
         if len(seen) < BATCH_BY_LENGTH_FROM:
             return self._run(inputs)
@@ -155,9 +157,9 @@ def _fields(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(model: TwoTower) -> TwoTower:
-    """A copy on the CPU whose tables are float32 matrices."""
+    """Return a copy on the CPU whose embedding tables are float32 matrices."""
     tables: dict[int, Any] = {id(table): StoredTable(model.tables.lookup(name)) for name, table in model.tables.items()}
-    return copy.deepcopy(model, tables).cpu().float().eval()  # the tables, by far the most of it, are not copied twice
+    return copy.deepcopy(model, tables).cpu().float().eval()  # the tables, most of the memory, are not copied twice
 
 
 def _write(
@@ -171,7 +173,7 @@ def _write(
     axes = {name: {0: "items" if name == "items" else "batch"} | ({1: "width"} if name in WIDE else {}) for name in names}
     axes |= {name: {0: "batch"} for name in outputs}
     with warnings.catch_warnings(), torch.no_grad():
-        # By tracing: the newer exporter makes the same graph, and takes seconds for it where this takes a fifth of one.
+        # Use tracing: the newer exporter makes the same graph but takes seconds instead of 0.2 s.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             graph(model, names),

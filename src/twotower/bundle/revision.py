@@ -1,10 +1,9 @@
-"""New versions of a bundle without training: items come in by their features alone, items go out.
+"""Add items to a bundle and remove items from it, without training.
 
-Enters: a bundle's folder. Leaves: the same folder, exchanged in one step for its next revision, sealed anew, which a server
-reads when it is told to reload.
+The folder is replaced atomically by its next revision. A running server uses it after a reload.
 
-Promises: no weight changes, and no row of an item ever becomes another's, so histories keep their meaning. A new item's vector is
-what the item tower makes of its features, with the id UNKNOWN and no visits: what it is, where it lies, what its text says.
+No weight changes, and an item keeps its row, so histories stay valid. The vector of a new item comes from its features, with the id
+UNKNOWN and no events: for example its category, location and text.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ ITEMS_FILE = "items.parquet"
 
 
 def add_items(path: Path, file: Path) -> dict[str, Any]:
-    """Add the items of `file` (JSON lines, CSV or Parquet, with columns of the catalogue) to the bundle; returns its new manifest.
+    """Add the items of `file` (JSON lines, CSV or Parquet, with columns of the catalogue) to the bundle. Return its new manifest.
 
-    An item that was taken out comes back with what the file says of it.
+    An item that was removed before is offered again, with the columns of the file.
 
     Raises
     ------
     DataError
-        The bundle or the file cannot be read, or an item is in the catalogue already.
+        The bundle or the file cannot be read, or an item is already in the catalogue.
     """
     bundle = load_bundle(path)
     new = read_items(file, bundle.dataset.items.schema, bundle.dataset.specs)
@@ -53,7 +52,7 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
     there = (rows != UNKNOWN) & bundle.arrays.offered[rows]
     if there.any():
         name = new[ITEM_ID][int(np.argmax(there))].as_py()
-        raise DataError(f"A new item must not be in the catalogue. {file} has {name!r}, which is. Take it out of the file.")
+        raise DataError(f"Item {name!r} of {file} is already in the catalogue. Remove it from the file.")
     fresh = rows == UNKNOWN
     rows[fresh] = bundle.dataset.n_items + np.arange(fresh.sum())
 
@@ -68,7 +67,7 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
             tokens=tokens,
             recent_event_count=np.where(
                 rows < known, old["recent_event_count"][np.minimum(rows, known - 1)], 0
-            ),  # who comes back was visited before
+            ),  # an item that returns keeps its earlier events
             offered=np.ones(len(rows), np.bool_),
         )
         arrays = {name: _placed(old[name], value, rows) for name, value in asdict(added).items()}
@@ -79,7 +78,7 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
 
 
 def remove_items(path: Path, ids: Sequence[str]) -> dict[str, Any]:
-    """Take items out of what the bundle offers; in histories they still count. Returns the new manifest.
+    """Remove items from the recommendations of the bundle. They still count in histories. Return the new manifest.
 
     Raises
     ------
@@ -90,7 +89,7 @@ def remove_items(path: Path, ids: Sequence[str]) -> dict[str, Any]:
     rows = bundle.dataset.item_rows(list(ids))
     if (rows == UNKNOWN).any():
         name = list(ids)[int(np.argmax(rows == UNKNOWN))]
-        raise DataError(f"An item to take out must be in the catalogue. {path} has no {name!r}. Check the id.")
+        raise DataError(f"Cannot remove item {name!r}: it is not in the catalogue of {path}. Check the id.")
     offered = bundle.arrays.offered.copy()
     offered[rows] = False
     changed = asdict(replace(bundle.arrays, offered=offered))
@@ -98,24 +97,24 @@ def remove_items(path: Path, ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _revise(bundle: Bundle, write: Callable[[Path], None]) -> dict[str, Any]:
-    """A copy of the bundle, changed by `write`, in its place."""
+    """Replace the bundle by a copy that `write` has changed. Return the new manifest."""
     with atomic_replace(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         write(folder)
         kept = dict(bundle.manifest)
-        if "index" in kept:  # what was measured of it was measured of other vectors
+        if "index" in kept:  # drop the measurements, which were made with other vectors
             kept["index"] = {name: kept["index"][name] for name in ("kind", "settings")}
         manifest = write_manifest(folder, {**kept, "revision": int(bundle.manifest.get("revision", 0)) + 1})
         if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
-            raise DataError(f"A bundle is revised by one at a time. {bundle.path} has been changed meanwhile. Do it again.")
+            raise DataError(f"{bundle.path} was changed by another process meanwhile. Nothing was written. Run the command again.")
         return manifest
 
 
 def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> None:
-    """Put the items at `rows` into the copied dataset at `folder`."""
+    """Write the items at `rows` into the copied dataset at `folder`."""
     encoded = {name: value[FIRST_ROW:] for name, value in encode_item_features(dataset.encoders, new).items()}
     near = dataset.item_features.get(NEIGHBOURS)
-    if near is not None:  # who comes back has those of training, who is new has none
+    if near is not None:  # an item that returns has its training neighbours; a new item has none
         encoded[NEIGHBOURS] = np.where((rows < len(near))[:, None], near[np.minimum(rows, len(near) - 1)], PAD)
     features = {name: _placed(value, encoded[name], rows) for name, value in dataset.item_features.items()}
     position = np.arange(max(dataset.n_items, int(rows.max()) + 1)) - FIRST_ROW
@@ -133,7 +132,7 @@ def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> 
 
 
 def _placed(old: Any, new: Any, rows: Int) -> Any:
-    """`old` [n, …] with `new` at `rows`, longer where they lie beyond its end."""
+    """Return `old` [n, …] with `new` written at `rows`, extended if rows lie beyond its end."""
     missing = max(int(rows.max()) + 1 - len(old), 0)
     placed = np.concatenate([old, np.zeros((missing, *old.shape[1:]), old.dtype)])
     placed[rows] = new

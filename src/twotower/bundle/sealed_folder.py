@@ -1,10 +1,10 @@
-"""A folder sealed by its manifest: whole and as it was written, or refused.
+"""Seal a folder with a manifest, and verify that it is complete and unchanged.
 
-Enters: a folder of plain files. Leaves: a `manifest.json` with the sha256 of every file and, under "seal", of the manifest itself.
+`manifest.json` holds the SHA-256 of every file and, under "seal", of the manifest itself.
 
-Promises: what is opened holds the files of its manifest and no others, each byte as it was written; no name leads outside, no link
-is followed. `atomic_replace` puts a new folder in the place of an old one so that a reader finds one of the two, whole. A seal
-tells damage and mixing up; it does not tell who wrote a bundle, so what is read from it is still data only, never code.
+A verified folder holds exactly the files of its manifest, unchanged. No name leads outside the folder, and no link is followed.
+`atomic_replace` swaps a new folder for an old one, so a reader finds either of them complete. A seal detects damage and mixed-up
+files. It does not prove who wrote a bundle, so files are read as data only, never as code.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from twotower.utils.types import Json
 
 MANIFEST = "manifest.json"
 KIND = "bundle"
-MAX_MANIFEST_BYTES = 64 << 20  # of a manifest
+MAX_MANIFEST_BYTES = 64 << 20
 _BLOCK = 1 << 20
 
 
 def write_manifest(folder: Path, manifest: Json) -> Json:
-    """Write the manifest of what `folder` holds, with hashes; everything is on the disk when it returns.
+    """Write the manifest of `folder` with the hashes of all files. On return, all files are flushed to disk.
 
     Returns
     -------
@@ -46,45 +46,45 @@ def write_manifest(folder: Path, manifest: Json) -> Json:
 
 
 def verify_manifest(folder: Path) -> Json:
-    """The manifest of a sealed folder, after every check.
+    """Verify a sealed folder and return its manifest.
 
     Raises
     ------
     DataError
-        It is no bundle, of another version, or not as it was written.
+        The folder is not a bundle, has another format version, or has changed since it was written.
     """
     manifest = read_manifest(folder)
     found = manifest.get("format")
     if found != BUNDLE_FORMAT:
         newer = isinstance(found, int) and found > BUNDLE_FORMAT
-        do = "A newer version of twotower wrote it: install that one" if newer else "Export it again with this version"
-        raise DataError(f"The bundle must have format {BUNDLE_FORMAT}. {folder} has {str(found)[:20]}. {do}.")
+        do = "Install the newer version of twotower that wrote it" if newer else "Write it again with `twotower export`"
+        raise DataError(f"{folder} has bundle format {str(found)[:20]}; this version reads format {BUNDLE_FORMAT}. {do}.")
     hashes = manifest.get("hashes")
     if not isinstance(hashes, dict) or not all(isinstance(digest, str) for digest in hashes.values()):
-        raise _changed(folder / MANIFEST, "lists no hashes")
+        raise _changed(folder / MANIFEST, "has no hashes")
     for name in hashes:
         if "\\" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise DataError(f"A bundle names files of its own folder alone. {folder} names {name[:80]!r}. Do not use it.")
+            raise DataError(f"The manifest of {folder} names {name[:80]!r}, outside its folder. Do not use this bundle.")
     present = {name.as_posix() for name in _files(folder)} - {MANIFEST}
     for name in sorted(hashes.keys() - present):
-        raise _changed(folder / name, "missing")
+        raise _changed(folder / name, "is missing")
     for name in sorted(present - hashes.keys()):
-        raise _changed(folder / name, "not of it")
+        raise _changed(folder / name, "is not in the manifest")
     if manifest.get("seal") != _seal_of(manifest):
-        raise _changed(folder / MANIFEST, "changed")
+        raise _changed(folder / MANIFEST, "has changed")
     for name, digest in hashes.items():
         if sha256(folder / name) != digest:
-            raise _changed(folder / name, "changed")
+            raise _changed(folder / name, "has changed")
     return manifest
 
 
 def read_manifest(folder: Path) -> Json:
-    """The manifest of a bundle as it stands, unchecked but for its kind.
+    """Return the manifest of a bundle. Only its kind is checked.
 
     Raises
     ------
     DataError
-        There is none.
+        The folder has no manifest of a bundle.
     """
     file = folder / MANIFEST
     try:
@@ -92,15 +92,21 @@ def read_manifest(folder: Path) -> Json:
             raise ValueError
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        raise DataError(f"A bundle is a folder with a {MANIFEST}. Found none at {folder}. Run `twotower export`.") from None
+        raise DataError(
+            f"{folder} is not a bundle: it has no readable {MANIFEST}. Create one with `twotower export RUN --out BUNDLE`."
+        ) from None
     if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
-        raise DataError(f"The folder must hold a bundle. {folder} holds something else. Run `twotower export RUN --out BUNDLE`.")
+        kind = manifest.get("kind") if isinstance(manifest, dict) else None
+        raise DataError(
+            f"{folder} is not a bundle: its {MANIFEST} has kind {str(kind)[:40]!r}, expected {KIND!r}. "
+            "Create one with `twotower export RUN --out BUNDLE`."
+        )
     return manifest
 
 
 @contextmanager
 def atomic_replace(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out`, which takes its place when the block ends well and vanishes when it does not.
+    """Yield a new folder that replaces `out` if the block succeeds, and is deleted if it fails.
 
     Raises
     ------
@@ -108,26 +114,24 @@ def atomic_replace(out: Path) -> Iterator[Path]:
         `out` exists and is neither empty nor a bundle.
     """
     if out.exists() and not _replaceable(out):
-        raise DataError(
-            f"A bundle is written to a new folder or over an older bundle. {out} is something else. Choose another folder."
-        )
+        raise DataError(f"Cannot write a bundle to {out}: it is neither empty nor a bundle. Choose another folder.")
     with atomic_folder(out) as beside:
         yield beside
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Relative paths of all files below `folder`."""
+    """Yield the relative paths of all files below `folder`. Raise DataError for links and devices."""
     for base, folders, files in os.walk(folder):
         for name in [*folders, *files]:
             path = Path(base, name)
             mode = path.lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise DataError(f"A bundle holds plain files alone. {path} is a link or a device. Do not use it.")
+                raise DataError(f"{path} is a link or a device; a bundle may hold only plain files. Do not use this bundle.")
         yield from (Path(base, name).relative_to(folder) for name in files)
 
 
 def sha256(path: Path, *, flush: bool = False) -> str:
-    """Hash of a file; `flush`: whose content is on the disk when it returns."""
+    """Return the SHA-256 of a file. With `flush`, its content is on disk when this returns."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -143,7 +147,7 @@ def _seal_of(manifest: Json) -> str:
 
 
 def _changed(file: Path, how: str) -> DataError:
-    return DataError(f"A bundle must be as it was written. {file} is {how}. Export it again.")
+    return DataError(f"The bundle is damaged: {file} {how}. Write it again with `twotower export`.")
 
 
 def _replaceable(path: Path) -> bool:

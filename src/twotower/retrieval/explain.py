@@ -1,11 +1,11 @@
-"""Why an item stands in a list: what each visit of the history and each feature of user and item adds to its score.
+"""Explain a score: the contribution of each event of the history and of each feature of user and item.
 
-Enters: a history and item rows. Leaves: shares of the inner product, from the model's own gradients: gradient times input, to the
-first order, the lengths of both vectors held as they are. The product is shared out twice: over what the user tower reads (visits
-and features of the user) and over what the item tower reads. What popularity adds to it is a reason of its own.
+A contribution is gradient times input, to the first order, with the lengths of both vectors held constant. The inner product is
+attributed twice: to the inputs of the user tower (events and user features) and to the inputs of the item tower. The popularity
+term is a reason of its own.
 
-Promise: where a tower is straight (no MLP, no attention, a mean of the history) its shares add up to the product; elsewhere they
-say what a small change would do, and the rest is what attention and MLP make of several inputs together.
+For a linear tower (no MLP, no attention, mean pooling) the contributions add up to the inner product. Otherwise they give the
+effect of a small change; the rest comes from interactions of several inputs in attention and MLP.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from twotower.search.reranking import REVISITS, boost_recent_items
 from twotower.utils.types import Float, Int
 
 MAX_REASONS, MAX_LABEL_CHARS = 10, 80
-MIN_SHARE = 0.0005  # below it a share would be printed as nothing
+MIN_SHARE = 0.0005  # smaller contributions would be printed as zero
 LABELS = {
-    ("user", "id"): "who asks",
-    ("user", "state"): "how much, how kindly and how lately they rate",
-    ("user", "home"): "where they usually go",
-    ("user", "request_location"): "where the request comes from",
-    ("user", "hour"): "the hour of the day",
-    ("user", "weekday"): "the day of the week",
-    ("user", "month"): "the month",
-    ("item", "id"): "who goes there",
-    ("item", "popularity"): "how many go there",
-    ("item", "new"): "new here: shown now and then",
-    ("item", "state"): "how often, how lately and how well it was rated",
+    ("user", "id"): "user id",
+    ("user", "state"): "user activity: number, recency and stars of events",
+    ("user", "home"): "home area",
+    ("user", "request_location"): "location of the request",
+    ("user", "hour"): "hour of the day",
+    ("user", "weekday"): "day of the week",
+    ("user", "month"): "month",
+    ("item", "id"): "item id",
+    ("item", "popularity"): "popularity",
+    ("item", "new"): "new item",
+    ("item", "state"): "item activity: number, recency and stars of events",
 }
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the inner products of one user and `k` items.
+    """Contributions to the inner products of one user and `k` items.
 
     Attributes
     ----------
     visited
-        int64 [V]: distinct items of the history as far as it is read.
+        int64 [V]: distinct items of the part of the history that the model reads.
     visits, user, item
-        float32 [k, V], [k, fields of the user], [k, fields of the item].
+        float32 [k, V], [k, user fields], [k, item fields].
     """
 
     visited: Int
@@ -62,12 +62,12 @@ class Shares:
 
 
 class Explainer:
-    """Shares and reasons from a bundle's weights.
+    """Computes contributions and reasons with the weights of a bundle.
 
     Parameters
     ----------
     describe
-        Raw columns of an item row.
+        Returns the raw columns of an item row.
     """
 
     def __init__(self, bundle: Bundle, describe: Callable[[int], dict[str, Any]]) -> None:
@@ -80,7 +80,7 @@ class Explainer:
         self._columns = {spec.name: spec for spec in bundle.dataset.specs if spec.side == "item"}
 
     def shares(self, history: Queries, rows: Int, *, again: bool = False) -> Shares:
-        """Shares for one query and item rows int64 [k]; `again`: its visited items were ranked too."""
+        """Return the contributions for one query and item rows int64 [k]; `again`: its seen items were ranked too."""
         asked, items = _repeated(history, len(rows)), self.vectors[torch.from_numpy(rows)]
         user_vectors, user, visits = self._user_side(self.store.users(asked), items)
         item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
@@ -97,7 +97,7 @@ class Explainer:
         return Shares(visited, summed.T, user, item)
 
     def reasons(self, history: Queries, rows: Int, *, again: bool = False) -> list[tuple[Reason, ...]]:
-        """The largest shares of each item in words, of either sign."""
+        """Return the reasons of each item: the contributions with the largest absolute values."""
         if not len(rows):
             return []
         shares = self.shares(history, rows, again=again)
@@ -123,18 +123,18 @@ class Explainer:
                 yield Reason("item", name, self.item_label(name, columns), round(share, 4))
 
     def item_label(self, name: str, columns: dict[str, Any]) -> str:
-        """A feature of an item in words, with its value where that is short."""
+        """Return the label of an item feature, with its value if it has a printable one."""
         spec = self._columns.get(name)
         if spec is None:
             return LABELS.get(("item", name), name)
-        value = columns.get(name, columns.get(spec.columns[0]))  # what a feature learns from may be ids of what is shown
+        value = columns.get(name, columns.get(spec.columns[0]))  # a feature may be trained on ids while the catalogue has names
         if spec.kind not in ("categorical", "multi", "number") or value is None:
             return name.replace("_", " ")
         said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         return f"{name.replace('_', ' ')}: {said if len(said) <= MAX_LABEL_CHARS else said[: MAX_LABEL_CHARS - 1] + '…'}"
 
     def _user_side(self, batch: UserBatch, items: Tensor) -> tuple[Tensor, Float, Float]:
-        """User vectors [k, D], shares of the fields [k, F] and of the events [k, W]; query j is held against item j."""
+        """Return user vectors [k, D], contributions of the fields [k, F] and of the events [k, W]; query j belongs to item j."""
         tower = self.model.user_tower
         with torch.no_grad():
             fields = self.model.user_fields(batch)
@@ -157,7 +157,7 @@ class Explainer:
 
 
 def _shares(raw: Tensor, divisor: Tensor, others: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    """Gradient times input of Σ raw · others / divisor, the divisor held: one number for each embedding of `leaves`."""
+    """Return gradient times input of Σ raw · others / divisor, with a constant divisor: one number per embedding of `leaves`."""
     products = (raw / divisor.detach() * others).sum()
     gradients = torch.autograd.grad(products, leaves, allow_unused=True)
     return [
@@ -167,7 +167,7 @@ def _shares(raw: Tensor, divisor: Tensor, others: Tensor, leaves: list[Tensor]) 
 
 
 def _repeated(history: Queries, times: int) -> Queries:
-    """The same query `times` times."""
+    """Return the query repeated `times` times."""
     length = len(history.item_row)
     tiled = {name: np.tile(getattr(history, name), times) for name in ("item_row", "event_time_s", "event_type", "stars")}
     return Queries(

@@ -1,7 +1,4 @@
-"""What people are shown of items: rows and scores in, recommendations out.
-
-Enters: the raw columns of a bundle's items. Leaves: `Recommendation`s, and columns by name.
-"""
+"""Turn item rows and scores into `Recommendation`s with names, categories, locations and distances."""
 
 from __future__ import annotations
 
@@ -24,14 +21,14 @@ Home: TypeAlias = "tuple[float, float] | None"
 
 
 class ItemDetails:
-    """The items of a bundle in people's terms.
+    """Display fields and raw columns of the items of a bundle.
 
     Parameters
     ----------
     items
-        Raw columns; row r of the id space is at position r - 2.
+        Raw columns; item row r is at position r - 2.
     category
-        Name of the column of categories, if there is one.
+        Name of the category column, if there is one.
     locations
         float [n_items, 2]: degrees, NaN where unknown.
     """
@@ -43,7 +40,7 @@ class ItemDetails:
         self._cache: LRUCache[dict[str, Any]] = LRUCache(CACHE_SIZE)
 
     def recommendations(self, lists: Sequence[tuple[Int, Float, Home, Sequence[tuple[Reason, ...]]]]) -> list[list[Recommendation]]:
-        """Lists of rows, scores, where distances count from, and reasons (or none), as recommendations; all read at once."""
+        """Return lists of (rows, scores, origin of distances, reasons or none) as recommendations. All items are read at once."""
         columns = iter(self._columns_of(np.concatenate([rows for rows, *_ in lists]) if lists else np.zeros(0, np.int64)))
         return [
             self._recommendations([next(columns) for _ in range(len(rows))], rows, scores, home, reasons)
@@ -51,12 +48,12 @@ class ItemDetails:
         ]
 
     def describe(self, row: int) -> dict[str, Any]:
-        """Raw columns of an item row."""
+        """Return the raw columns of an item row."""
         columns: dict[str, Any] = self.items.slice(row - FIRST_ROW, 1).to_pylist()[0]
         return columns
 
     def display_fields(self, columns: dict[str, Any]) -> dict[str, Any]:
-        """What an item is called, of its raw columns: "item_id", "name" (its id where it has none), "categories", "city"."""
+        """Return "item_id", "name" (the id if it has no name), "categories" and "city" from the raw columns of an item."""
         categories = columns.get(self.category or "") or []
         return {
             "item_id": columns[ITEM_ID],
@@ -66,8 +63,10 @@ class ItemDetails:
         }
 
     def _columns_of(self, rows: Int) -> list[dict[str, Any]]:
-        """Of those shown of late they are at hand; others are read value by value: a kernel that takes rows out of a table is not
-        in the cache of a processor that calls it now and then, and takes as long as a fifth of a search."""
+        """Return the display columns of item rows, from a cache if possible.
+
+        Other items are read value by value: a rarely called Arrow `take` is not in the CPU cache and costs a fifth of a search.
+        """
         return [self._cache.get(row) or self._cache.put(row, self._read(row - FIRST_ROW)) for row in rows.tolist()]
 
     def _read(self, position: int) -> dict[str, Any]:
@@ -94,5 +93,5 @@ class ItemDetails:
 
 
 def nan_to_none(degrees: float) -> float | None:
-    """Degrees as people read them: None instead of NaN."""
+    """Return degrees with None instead of NaN."""
     return None if degrees != degrees else degrees

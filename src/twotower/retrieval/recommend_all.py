@@ -1,10 +1,10 @@
-"""Lists for all users of a bundle into one Parquet file: in bounded memory, resumable, whole or not at all.
+"""Write recommendations for all users of a bundle to one Parquet file, in bounded memory, resumable and atomic.
 
-Enters: a recommender, and what is asked for everybody alike. Leaves: columns `user_id`, `rank`, `item_id`, `score`, by user in the
-order of the bundle. Promise: a run that was cut off and started again gives the same rows as one that was not; parts of another
-bundle or of another question are never mixed in.
+The same request is answered for every user. The file has the columns `user_id`, `rank`, `item_id` and `score`, with users in the
+order of the bundle. A run that was interrupted and started again gives the same rows as an uninterrupted one. Parts of another
+bundle or another request are never reused.
 
-Blocks of users are finished one by one in a folder beside the file, and laid end to end when all are there.
+Blocks of users are written one by one to a temporary folder and concatenated at the end.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from twotower.utils.atomic_files import atomic_file
 from twotower.utils.console import Report, silent
 from twotower.utils.ragged import ragged_arange
 
-BLOCK = 512  # users at once: 512 masks of 150,000 items are 77 MB
+BLOCK = 512  # users at a time: 512 masks of 150,000 items take 77 MB
 SCHEMA = pa.schema([(USER_ID, pa.string()), ("rank", pa.int32()), (ITEM_ID, pa.string()), ("score", pa.float32())])
 
 
 def recommend_all(recommender: Recommender, out: Path, request: Request, *, report: Report = silent) -> int:
-    """Ask `request` for every user and write the lists to `out`; returns how many users there are.
+    """Answer `request` for every user and write the lists to `out`. Return the number of users.
 
-    A user who was at no known place has no rows where the filter says `within(km)` and the request does not say of what.
+    With a filter `within(km)` and no location in the request, a user without a known location in its history gets no rows.
 
     Parameters
     ----------
     request
-        Its user is filled in; `explain` has no effect.
+        The request; its user is filled in. `explain` has no effect.
     report
-        Told how far it is.
+        Called with the progress.
 
     Raises
     ------
     DataError
         `out` is a folder.
     RequestError
-        The request cannot be answered, for instance for a malformed filter.
+        The request is invalid, for instance because of a malformed filter.
     """
     if out.is_dir():
-        raise DataError(f"Lists are written to a file. {out} is a folder. Name a file in it.")
+        raise DataError(f"Cannot write recommendations to {out}: it is a folder. Give the path of a file, e.g. in this folder.")
     for one in recommender.find([replace(request, near=request.near or (0.0, 0.0), k=1)]):
         if not isinstance(one, RankedRows):
-            raise one  # a mistake of the request itself
+            raise one  # an error of the request, independent of the user
     users = recommender.dataset.n_users - FIRST_ROW
     parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
     blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]
@@ -70,7 +70,7 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
 
 
 def _parts_for(out: Path, settings: dict[str, object]) -> tuple[Path, int]:
-    """The folder of finished blocks, emptied where it holds another run's, and the second that the run began."""
+    """Return the folder of finished blocks and the start time of the run. Blocks of another run are deleted."""
     folder = out.with_name(f".{out.name}.parts")
     said, file = json.dumps(settings, sort_keys=True), folder / "settings.json"
     before = file.read_text().splitlines() if file.is_file() else []
@@ -78,14 +78,14 @@ def _parts_for(out: Path, settings: dict[str, object]) -> tuple[Path, int]:
         return folder, int(before[1])
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    now = int(time())  # what is open now is so for everybody, however long it takes
+    now = int(time())  # `open_now` means the same time for all users
     file.write_text(f"{said}\n{now}\n")
     return folder, now
 
 
 def _lists(recommender: Recommender, request: Request, now: int, start: int, stop: int) -> pa.Table:
     ids = recommender.dataset.users[USER_ID].slice(start, stop - start)
-    # The request itself is in order, so what cannot be answered is a `within(km)` of somebody who was at no known place: no rows.
+    # The request itself is valid, so an error means `within(km)` for a user without a known location: no rows.
     nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
     found = recommender.find([replace(request, user=user) for user in ids.to_pylist()], now=now)
     lists = [(one.rows, one.scores) if isinstance(one, RankedRows) else nothing for one in found]

@@ -1,14 +1,14 @@
-"""A bundle that answers: known users, unknown users by their history, with filters, in people's terms.
+"""Recommend items from a bundle: for known users, for unknown users by their history, with filters.
 
     recommender = Recommender.load(Path("runs/town/bundle"))
     recommender.recommend(history=["b_17", "b_230", "b_5"], k=10, filter='category == "Mexican" and within(5)')
 
-Enters: requests. Leaves: answers. One way for all who ask, from Python, from the command line and over HTTP:
+Python, the command line and HTTP use the same pipeline:
 
     read (ids → rows) ─▶ user tower ─▶ filter ─▶ search ─▶ popularity and diversity ─▶ describe ─▶ explain
 
-Promise: with the exact index a request is answered the same alone or among others, but for items whose scores differ in the last
-digit alone; an approximate one looks as far as the request that asks for most, so company may only improve a list.
+With the exact index, a request has the same answer alone and in a batch, except for items whose scores differ only in the last
+digit. An approximate index searches as widely as the largest request of the batch needs, so a batch can only improve a list.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from twotower.search.reranking import POPULARITY_SCALE, append_popularity_weight
 from twotower.search.topk import top_k
 from twotower.utils.types import Float, Int, Mask
 
-HOME_EVENTS = 100  # of a history, for the middle of where its user goes
-CANDIDATES_PER_ITEM, MIN_CANDIDATES = 5, 50  # that diversity chooses from
-TRUST_EVENTS = 3  # events of a history at which half of the confidence is reached
+HOME_EVENTS = 100  # last events of a history that give the home location
+CANDIDATES_PER_ITEM, MIN_CANDIDATES = 5, 50  # candidates for the diversity re-ranking
+TRUST_EVENTS = 3  # events of a history at which the confidence is 0.5
 
 FilterSpec: TypeAlias = "str | dict[str, Any] | None"
 
 
 @dataclass(slots=True)
 class RankedRows:
-    """The list of one request in rows.
+    """The list of one request, as item rows.
 
     Attributes
     ----------
     rows, scores
-        int64 [n], float32 [n]: item rows in the order of the list, and what the model gives them, the dial of popularity at rest;
-        of a back-off visits as a share of the greatest.
+        int64 [n], float32 [n]: item rows in list order, and their scores without the popularity bias of the request. For the
+        fallback of unknown users: recent events relative to the most popular item.
     home
-        Where distances count from.
+        Origin of the distances.
     selectivity
-        Share of the items that pass the filter; None without one.
+        Share of the items that match the filter; None without a filter.
     """
 
     parsed: ParsedRequest
@@ -69,14 +69,14 @@ class RankedRows:
 
 
 class Recommender:
-    """Answers from an opened bundle; may be asked from several threads at once.
+    """Answers requests from an opened bundle. Can be used from several threads at once.
 
     Attributes
     ----------
     details
-        What people are told of items.
+        Display fields of the items.
     offered
-        bool [n_items]: False for items taken out of the catalogue, and the reserved rows; None where all are offered.
+        bool [n_items]: False for items removed from the catalogue and for reserved rows; None if all items are offered.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -95,7 +95,7 @@ class Recommender:
 
     @cached_property
     def explainer(self) -> Explainer:
-        """What says why."""
+        """Return the explainer of the bundle."""
         return Explainer(self.bundle, self.details.describe)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -104,7 +104,7 @@ class Recommender:
         Raises
         ------
         RequestError
-            The first that cannot be answered: an unknown item in a history, a malformed filter, a number out of range.
+            The error of the first invalid request: an unknown item in a history, a malformed filter, a number out of range.
         """
         answers = self.answer_each(requests)
         for one in answers:
@@ -113,7 +113,7 @@ class Recommender:
         return [one for one in answers if isinstance(one, Answer)]
 
     def answer_each(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
-        """Answer many requests at once; a request that cannot be answered gets its error, the others their answers."""
+        """Answer many requests at once. Return an answer for each valid request and an error for each invalid one."""
         stages = Stages()
         found = self.find(requests, stages)
         good = [one for one in found if isinstance(one, RankedRows)]
@@ -139,35 +139,34 @@ class Recommender:
         popularity: float = 0.0,
         explain: bool = False,
     ) -> list[Recommendation]:
-        """The `k` best items for a known user, for whoever visited `history` (oldest first), or for a user who went on to visit it.
+        """Return the `k` best items for a known user, for a history (oldest first), or for a known user with further events.
 
         Parameters
         ----------
         filter
             A filter; see `search.filters`.
         near
-            Latitude and longitude the request comes from: distances and `within(km)` count from there, and a model trained with
-            `model.request_location` prefers what is around. Default: the most central place of the history.
+            Latitude and longitude of the request in degrees: the origin of distances and of `within(km)`, and an input of a model
+            trained with `model.request_location`. Default for distances: the most central location of the history.
         diversity, popularity, explain
             See `Request`.
 
         Raises
         ------
         RequestError
-            Neither user nor history is given, an id is unknown, `k` is out of range, or `near` is no place, or the filter is
-            malformed.
+            Neither user nor history is given, an id is unknown, `k` or `near` is out of range, or the filter is malformed.
         """
         if user is None and history is None:
-            raise RequestError("Say who asks: a user id, a history of item ids, or both.")
+            raise RequestError("Neither user nor history is given. Pass a user id, a history of item ids, or both.")
         visits = tuple(event if isinstance(event, HistoryEvent) else HistoryEvent(event) for event in history or ())
         dials = {"exclude_seen": exclude_seen, "diversity": diversity, "popularity": popularity, "explain": explain}
         (answer,) = self.answer([Request(user=user, history=visits, k=k, filter=filter, near=near, **dials)])  # type: ignore[arg-type]
         if history is None and not answer.user_known:
-            raise RequestError(f"The user must be in the bundle. Found no {user!r}. Give a history of item ids instead.")
+            raise RequestError(f"Unknown user {user!r}. For a user that is not in the bundle, pass a history of item ids.")
         return answer.items
 
     def similar(self, item_id: str, *, k: int = 10, filter: FilterSpec = None) -> list[Recommendation]:
-        """The `k` items whose vectors are nearest to that of an item, best first; distances count from it.
+        """Return the `k` items with the most similar vectors to an item, best first, with distances from that item.
 
         Raises
         ------
@@ -179,7 +178,7 @@ class Recommender:
         home = None if latitude != latitude else (latitude, longitude)
         allow = self.filter.compile(filter, home=home, now=int(time())) if filter else self.offered
         query = self.bundle.arrays.vectors[row : row + 1].copy()
-        query[:, -1] = 0  # popularity has no part in likeness
+        query[:, -1] = 0  # similarity ignores popularity
         best = self.index.search(torch.from_numpy(query), k, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
         rows, scores = best.items[0], best.scores[0]
         rows, scores = rows[rows >= 0], scores[rows >= 0]
@@ -188,12 +187,12 @@ class Recommender:
     def find(
         self, requests: Sequence[Request], stages: Stages | None = None, *, now: int | None = None
     ) -> list[RankedRows | RequestError]:
-        """Rows and scores of many requests: what `answer_each` puts into words.
+        """Return item rows and scores of many requests, from which `answer_each` makes answers.
 
         Parameters
         ----------
         now
-            Seconds that `open_now` means where a request does not say; None: the clock's.
+            Time of `open_now` in seconds, for requests without a time; None: the system clock.
         """
         stages = stages or Stages()
         found: list[RankedRows | RequestError | None] = [None] * len(requests)
@@ -231,7 +230,7 @@ class Recommender:
             best = self.index.search(torch.from_numpy(vectors_with_bias), most, exclude=exclude, allow=allow)
             lists = [self._cut(one.request, best, b) for b, one in enumerate(parsed)]
         items = self.bundle.arrays.vectors
-        extra = (dial * POPULARITY_SCALE).astype(np.float32)  # orders the list, and is no part of the score
+        extra = (dial * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
         return [("model", rows, scores - extra[b] * items[rows, -1]) for b, (rows, scores) in enumerate(lists)]
 
     def _search_nothing_known(
@@ -252,7 +251,7 @@ class Recommender:
         return lists
 
     def _cut(self, request: Request, best: Recommendations, b: int) -> tuple[Int, Float]:
-        """The list of query `b`: the first `k` candidates, or `k` that differ."""
+        """Return the list of query `b`: the first `k` candidates, or with diversity the `k` chosen by MMR."""
         wanted = _candidates(request)
         rows, scores = best.items[b, :wanted], best.scores[b, :wanted]
         rows, scores = rows[rows >= 0], scores[rows >= 0]
@@ -274,7 +273,10 @@ class Recommender:
         return np.count_nonzero(mask) / max(self.dataset.n_items - FIRST_ROW, 1)
 
     def _home(self, rows: Int) -> Home:
-        """The visited place nearest to all others: between two towns a mean would lie where nobody goes."""
+        """Return the location of the history with the smallest total distance to all others.
+
+        A mean could lie between two towns, where the user never is.
+        """
         locations = self._locations[rows]
         known = locations[np.isfinite(locations).all(axis=1)][-HOME_EVENTS:]
         if not len(known):
@@ -289,12 +291,12 @@ class Recommender:
 
 
 def _candidates(request: Request) -> int:
-    """How many of the best a list is made from."""
+    """Return the number of candidates for the list of a request."""
     return max(CANDIDATES_PER_ITEM * request.k, MIN_CANDIDATES) if request.diversity else request.k
 
 
 def _allowed(masks: list[Mask | None]) -> Mask | None:
-    """One mask for all requests where they share it, else one each."""
+    """Return one mask if all requests share it, else one per request."""
     if all(mask is masks[0] for mask in masks):
         return masks[0]
     return np.stack([np.ones_like(next(m for m in masks if m is not None)) if mask is None else mask for mask in masks])

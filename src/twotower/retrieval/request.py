@@ -1,4 +1,4 @@
-"""What is asked of a recommender and what it answers, in people's terms: from Python, from the command line and over HTTP alike."""
+"""Define the requests and answers of a recommender. Python, the command line and HTTP use the same types."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class HistoryEvent:
     Attributes
     ----------
     item_id
-        The item visited.
+        Id of the item.
     time_s
-        Seconds since 1970; None where unknown: then it counts as a week before the next, the last as a week before the moment.
+        Seconds since 1970; None: unknown, taken as one week before the next event (the last: before the time of the request).
     stars
-        0 to 5; None where none were given.
+        Rating from 0 to 5; None: no rating.
     event_type
-        One of the bundle's kinds of events; None: the first.
+        One of the bundle's event types; None: the first.
     """
 
     item_id: str
@@ -35,33 +35,33 @@ class HistoryEvent:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Who asks, and for what.
+    """A request for recommendations.
 
     Attributes
     ----------
     user
-        A known user's id. An unknown one is no error here: the history alone speaks then.
+        User id. An unknown user is not an error: only the history is used.
     history
-        Visits, oldest first; of a known user they follow the bundle's own.
+        Events, oldest first. For a known user they are added after the events of the bundle.
     k
-        Length of the list.
+        Number of items to return.
     filter
         A filter, as text or as JSON; see `search.filters`.
     near
-        Latitude and longitude in degrees the request comes from.
+        Location of the request: latitude and longitude in degrees.
     time_s
-        The moment of the question in seconds; only events before it count. None: the bundle's own, or just after the latest visit
-        where that is later.
+        Time of the request in seconds; only events before it count. None: the time of the bundle, or just after the latest event of
+        the history if that is later.
     exclude_seen
-        Leave out the items of the history. Otherwise the last visited, and what is like them, gain; see
+        Exclude the items of the history. If False, the most recent items and items similar to them are boosted; see
         `reranking.boost_recent_items`.
     diversity
-        0 … 1: how much an item's likeness to those above it counts against it.
+        0 … 1: penalty for items that are similar to higher-ranked items (MMR).
     popularity
-        −1 … 1: below zero the rarely visited gain, above zero the often visited; 0 is the model as trained. Where nothing is known
-        of who asks, the often visited come first whatever the dial.
+        −1 … 1: popularity bias. Negative values favour rare items, positive values popular items; 0 is the model as trained.
+        Has no effect if neither user nor history is known.
     explain
-        Say of each place what moved its score.
+        Return the reasons of each score.
     """
 
     user: str | None = None
@@ -78,19 +78,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """What moved a score: a visit of the history, a feature of the user, or a feature of the item.
+    """A reason for a score: an event of the history, a feature of the user or a feature of the item.
 
     Attributes
     ----------
     kind
         "visit", "user" or "item".
     name
-        The visited item's id, or the feature's name.
+        Id of the item of the event, or name of the feature.
     label
-        The visited item's name, or the feature in words.
+        Name of the item of the event, or the feature in words.
     share
-        Part of the inner product in the first order: gradient times input. It is shared out twice: over visits and features of the
-        user, and over features of the item. What popularity adds to it is a feature of the item too.
+        First-order contribution to the inner product: gradient times input. The inner product is attributed twice: to events and
+        user features, and to item features. The popularity term counts as an item feature.
     """
 
     kind: Literal["visit", "user", "item"]
@@ -101,19 +101,19 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """One recommended item in people's terms.
+    """One recommended item.
 
     Attributes
     ----------
     latitude, longitude
         Degrees; None where unknown.
     distance_km
-        From where the request comes, else from the most central place of the history; None when either is unknown.
+        Distance from the location of the request, else from the most central location of the history; None if unknown.
     score
-        Inner product of user and item vector, and what the item's popularity adds to it, the dial at rest; of an answer that
-        is not the model's, visits as a share of the greatest.
+        Inner product of user and item vector plus the popularity term, without the popularity bias of the request. If the source is
+        not the model: recent events relative to the most popular item.
     reasons
-        Largest first; empty unless asked for.
+        Reasons, largest first; empty unless requested.
     """
 
     rank: int
@@ -130,24 +130,23 @@ class Recommendation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The list, and how much to make of it.
+    """A list of recommendations with its source and confidence.
 
     Attributes
     ----------
     items
-        Best first; fewer than `k` only where the filter leaves fewer.
+        Best first; fewer than `k` only if fewer items match the filter.
     source
-        "model": from a history or a known user; "nearby" or "recent": nothing was known of who asks, and these are the places most
-        visited lately around the request, or altogether.
+        "model": from a known user or a history. "nearby", "recent": neither is known, and these are the items with the most recent
+        events, near the request or overall.
     confidence
-        0 … 1: how much was known of who asks: n / (n + 3) for a history of n events, 0 where nothing was known.
+        n / (n + 3) for a history of n events; 0 if the source is not the model.
     user_known
-        Whether the bundle knows the user.
+        True if the user is in the bundle.
     stages_ms
-        Milliseconds by stage, of all requests that were answered together: "features", "filter", "tower",
-        "search", "explain", "describe".
+        Milliseconds by stage, for all requests answered together: "features", "filter", "tower", "search", "explain", "describe".
     selectivity
-        Share of the items that pass the filter; None where there was none.
+        Share of the items that match the filter; None without a filter.
     """
 
     items: list[Recommendation]
@@ -159,14 +158,14 @@ class Answer:
 
 
 class Stages:
-    """Milliseconds by stage, as an `Answer` tells them."""
+    """Measures the milliseconds of each stage for an `Answer`."""
 
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Count what happens inside towards a stage."""
+        """Add the time of the block to a stage."""
         begun = perf_counter()
         try:
             yield

@@ -1,7 +1,6 @@
-"""Requests, checked and in the model's terms: ids → rows, histories → `Queries`.
+"""Check requests and convert them for the model: ids to rows, histories to `Queries`.
 
-Enters: a `Request`. Leaves: `ParsedRequest`, and many of them as `Queries`. Promise: whatever a stranger writes into a request is
-answered by one `RequestError` that names the part, never by a crash; an unknown user is no error.
+Invalid input raises a `RequestError` that names the wrong part. An unknown user is not an error.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ MAX_STARS = 5
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """One request in rows.
+    """One checked request, with ids as rows.
 
     Attributes
     ----------
     user_row
-        UNKNOWN where the bundle does not know the user.
+        Row of the user; UNKNOWN for an unknown user.
     history
-        Its events alone, all before the moment.
+        One query with the events of the user and the request before the time of the request.
     """
 
     request: Request
@@ -48,22 +47,22 @@ class ParsedRequest:
 
     @property
     def known(self) -> bool:
-        """Whether the bundle knows the user."""
+        """Return True if the user is in the bundle."""
         return self.user_row != UNKNOWN
 
     @property
     def speaks(self) -> bool:
-        """Whether anything is known of who asks."""
+        """Return True if the user is known or has a history."""
         return self.known or len(self.history.item_row) > 0
 
 
 class UnknownItemError(RequestError):
-    """A visit is to an item that is not in the catalogue.
+    """An event of the history has an item that is not in the catalogue.
 
     Attributes
     ----------
     number
-        Its place in the history that was given, from 0.
+        Position of the event in the history of the request, from 0.
     """
 
     def __init__(self, number: int, text: str) -> None:
@@ -72,7 +71,7 @@ class UnknownItemError(RequestError):
 
 
 class Ids:
-    """Rows of external ids: 16 bytes an id, where a dictionary takes two hundred."""
+    """Maps external ids to rows. It takes 16 bytes per id; a dictionary takes about 200."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._column = column.combine_chunks()
@@ -81,7 +80,7 @@ class Ids:
         self._hashes = hashes[self._order]
 
     def row(self, text: str) -> int:
-        """Row of an id, UNKNOWN where there is none such."""
+        """Return the row of an id, UNKNOWN for an unknown id."""
         at = int(np.searchsorted(self._hashes, hash(text)))
         while at < len(self._hashes) and self._hashes[at] == hash(text):
             if self._column[int(self._order[at])].as_py() == text:
@@ -91,12 +90,12 @@ class Ids:
 
 
 class Reader:
-    """Reads requests for one dataset.
+    """Checks and converts requests for one dataset.
 
     Parameters
     ----------
     moment_s
-        Seconds: the moment of a question that names none, unless its history goes on beyond it.
+        Time of a request without its own, in seconds, unless its history has later events.
     """
 
     def __init__(self, dataset: Dataset, moment_s: int) -> None:
@@ -110,7 +109,7 @@ class Reader:
         Raises
         ------
         RequestError
-            An item is unknown, or a number, time, place or kind of event is none that can be.
+            An item or event type is unknown, or a number, time or location is out of range.
         """
         _check(request)
         near = None if request.near is None else check_location(request.near)
@@ -120,7 +119,7 @@ class Reader:
         return ParsedRequest(request, user_row, near, self._history(user_row, request.history, moment, near))
 
     def _history(self, user_row: int, visits: Sequence[HistoryEvent], moment: int, near: tuple[float, float] | None) -> Queries:
-        """The bundle's own events of the user, then `visits`, as far as they lie before the moment."""
+        """Return a query with the user's events of the bundle and then `visits`, all before the time of the request."""
         events = self.dataset.events
         start, stop = events.offsets[user_row : user_row + 2].tolist()
         own = slice(start, start + int(np.searchsorted(events.time_s[start:stop], moment)))
@@ -143,10 +142,10 @@ class Reader:
         )
 
     def item(self, item_id: str) -> int:
-        """Row of an item; `RequestError` where there is none of this id."""
+        """Return the row of an item. Raise `RequestError` for an unknown id."""
         row = self.items.row(item_id)
         if row == UNKNOWN:
-            raise RequestError(f"Every item named must be in the catalogue. Found no {str(item_id)[:80]!r}.")
+            raise RequestError(f"Unknown item {str(item_id)[:80]!r}. Use ids of the catalogue.")
         return row
 
     def _row(self, number: int, event: HistoryEvent) -> int:
@@ -159,15 +158,12 @@ class Reader:
         if event.event_type is None:
             return 1
         if event.event_type not in self._codes:
-            raise RequestError(
-                f"The kind of an event must be one the model knows. Got {str(event.event_type)[:80]!r}."
-                f"{nearest(event.event_type, self._codes)}"
-            )
+            raise RequestError(f"Unknown event type {str(event.event_type)[:80]!r}.{nearest(event.event_type, self._codes)}")
         return self._codes[event.event_type]
 
 
 def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
-    """Many requests as one batch."""
+    """Return many requests as one batch of queries."""
     parts = [one.history for one in asked]
 
     def joined(name: str) -> Any:
@@ -179,8 +175,11 @@ def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
 
 
 def _times(visits: Sequence[HistoryEvent], moment: int, earliest: int) -> Int:
-    """Seconds of each visit. One without a time counts as a week before the next, the last a week before the moment, but never as
-    earlier than what stands before it."""
+    """Return the time of each event in seconds.
+
+    An event without a time is placed one week before the next event (the last: before the time of the request), but never before
+    the events that precede it.
+    """
     known = np.array([earliest if event.time_s is None else event.time_s for event in visits], np.int64)
     before = np.maximum.accumulate(np.maximum(known, earliest)).tolist()
     times, later = [], moment
@@ -191,15 +190,15 @@ def _times(visits: Sequence[HistoryEvent], moment: int, earliest: int) -> Int:
 
 
 def _check(request: Request) -> None:
-    """Refuse numbers that cannot be."""
+    """Raise `RequestError` for numbers out of range."""
     if not (isinstance(request.k, Integral) and request.k >= 1):
-        raise RequestError(f"k must be a whole number of at least 1. Got {str(request.k)[:40]}.")
+        raise RequestError(f"k is {str(request.k)[:40]}. It must be an integer, at least 1.")
     for name, value, least in (("diversity", request.diversity, 0), ("popularity", request.popularity, -1)):
         if not least <= value <= 1:
-            raise RequestError(f"{name} must be from {least} to 1. Got {value}.")
+            raise RequestError(f"{name} is {value}. It must be from {least} to 1.")
     for time_s in chain([request.time_s], (event.time_s for event in request.history)):
         if time_s is not None and not 0 <= time_s < LAST_S:
-            raise RequestError(f"A time must be in seconds since 1970, from 0 to {LAST_S - 1}. Got {str(time_s)[:40]}.")
+            raise RequestError(f"Got time {str(time_s)[:40]}. It must be in seconds since 1970, from 0 to {LAST_S - 1}.")
     for event in request.history:
         if event.stars is not None and not 0 <= event.stars <= MAX_STARS:
-            raise RequestError(f"Stars must be from 0 to {MAX_STARS}. Got {event.stars}.")
+            raise RequestError(f"Got {event.stars} stars. Stars must be from 0 to {MAX_STARS}.")

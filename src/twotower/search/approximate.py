@@ -1,11 +1,12 @@
-"""What all approximate indexes share: candidates found fast, scored exactly, and never fewer than there are.
+"""Provide the base class of approximate indexes, and the int8 index.
 
-Enter: vectors, and a subclass that proposes candidates. Leaves: `Recommendations` as of any index. How: candidates, some more than
-asked for, are scored with the vectors themselves. A filter goes into the search; the narrower it is, the more a search among all
-items wastes, so that below some number of allowed items an exact scan of these is cheaper. Where that is, is measured when the
-index is built (`exact_scan_below`). The exact scan also answers whoever gets fewer candidates than wanted, and whose filter goes
-against the query: when far more of a sample of all items score above the worst one found than a filter by chance would explain,
-what the filter lets pass lies outside of where the search looked.
+A subclass proposes more candidates than requested; they are scored exactly with the original vectors. The search itself applies the
+filter. With few allowed items, an exact scan of them is cheaper than a search. The break-even is measured when the index is built
+(`exact_scan_below`).
+
+The exact scan is also used in two other cases: the search returns too few candidates, or the filter is anti-correlated with the
+query, so the approximate search missed candidates. The second case is detected with a sample of all items: far more of them score
+above the worst item found than a filter independent of the query would explain.
 """
 
 from __future__ import annotations
@@ -32,28 +33,28 @@ from twotower.search.index import BLOCK, BLOCK_BYTES, GATHER_BELOW, ExactIndex, 
 from twotower.search.topk import Ragged, top_k
 from twotower.utils.types import Float, Int, Mask
 
-_SAMPLE = 4096  # items that tell how far down the list a score is
-_PROBES = 32  # searches that measure what one costs
+_SAMPLE = 4096  # sampled items that estimate the rank of a score
+_PROBES = 32  # searches that measure the break-even
 _PROBE_K = 100
-_EVERY = 10  # of the items is scanned by them
-_SPREAD = 4096  # int8 vectors turned into floats at once: they stay in the cache
+_EVERY = 10  # each measured scan reads every tenth item
+_SPREAD = 4096  # int8 vectors converted to floats at a time: they stay in the CPU cache
 
 
 _SHARED: dict[str, Any] = {"exact_scan_below": 0, "balance": 1.0}
 
 
 class Approximate(Index):
-    """An index that proposes candidates.
+    """Base class of indexes that propose candidates and score them exactly.
 
     Parameters
     ----------
     structure
-        What a subclass built.
+        Search structure that a subclass built.
     settings
-        Besides its own: "rescore_factor" (candidates scored exactly, as a multiple of k), how widely one looks, where that can be
-        chosen ("ef_search", "nprobe"), "exact_scan_below" (allowed items that an exact scan reads in the time of one search),
-        "balance" (the structure holds the last number of each vector times this, and gets that of a query divided by it: a number
-        that counts little in queries must not decide which items are neighbours).
+        Besides those of the subclass: "rescore_factor" (candidates scored exactly, as a multiple of k), "ef_search" or "nprobe"
+        (search width, if the kind has one), "exact_scan_below" (allowed items that an exact scan reads in the time of one search),
+        "balance" (factor on the last component of the vectors in the structure; that of queries is divided by it, so a component
+        with a small weight in queries does not decide which items are neighbours).
     """
 
     DEFAULTS: ClassVar[dict[str, Any]]
@@ -67,24 +68,24 @@ class Approximate(Index):
 
     @classmethod
     def build(cls, vectors: Tensor, **settings: Any) -> Index:
-        """See `Index`. Without "exact_scan_below" it is measured."""
+        """See `Index`. "exact_scan_below" is measured if it is not given."""
         chosen = cls.DEFAULTS | _SHARED | settings
         for name, value in settings.items():
             if name not in cls.DEFAULTS and name not in _SHARED:
-                raise DataError(f"Unknown setting {name!r} of an index {cls.kind}.{nearest(name, [*cls.DEFAULTS, *_SHARED])}")
+                raise DataError(f"Unknown setting {name!r} of index {cls.kind}.{nearest(name, [*cls.DEFAULTS, *_SHARED])}")
             least = 0 if name == "exact_scan_below" else 1e-6 if name == "balance" else 1
             if type(value) not in (int, float) or not value >= least:
-                raise DataError(f"A setting of an index is a number, at least {least:g}. Got {name} = {value!r}.")
+                raise DataError(f"Index setting {name} is {value!r}. It must be a number, at least {least:g}.")
         plain = vectors.detach().float().cpu().contiguous()
         index = cls(plain, cls._structure(_balanced(plain.numpy()[FIRST_ROW:], chosen["balance"]), chosen), chosen)
         return index if "exact_scan_below" in settings else index.with_break_even()
 
     def changed(self, **settings: Any) -> Approximate:
-        """The same structure searched with other settings: e.g. `rescore_factor`, `exact_scan_below`."""
+        """Return an index with the same structure and other search settings, e.g. `rescore_factor`, `exact_scan_below`."""
         return type(self)(self.vectors, self.structure, self.settings | settings)
 
     def with_break_even(self) -> Approximate:
-        """The same with "exact_scan_below" measured anew."""
+        """Return the same index with "exact_scan_below" measured again."""
         return self.changed(exact_scan_below=self._break_even())
 
     def search(
@@ -121,49 +122,53 @@ class Approximate(Index):
         return joined(found, k)
 
     def _scan_is_cheaper(self, allowed: int, effort: float, *, filtered: bool) -> bool:
-        """Whether the exact scan of so many items takes less than a search of this effort."""
+        """Return True if the exact scan of `allowed` items is faster than a search of this effort."""
         if self.LOOKS_EVERYWHERE and not filtered:
-            return False  # it is there to save memory, too
-        read = min(allowed, GATHER_BELOW * len(self.vectors))  # from there on all are read in order, which takes no longer
+            return False  # these indexes also save memory
+        read = min(allowed, GATHER_BELOW * len(self.vectors))  # beyond that, all vectors are read in order at the same cost
         return bool(read <= self.settings["exact_scan_below"] * effort / self._effort(0, 1.0))
 
     def _lost(self, query: Float, found: Recommendations, rarity: float) -> bool:
-        """Whether the worst item found is far further down the list of all items than if one in `rarity` were allowed by chance."""
+        """Return True if the worst item found ranks much lower among all items than if a random one in `rarity` were allowed."""
         if self.LOOKS_EVERYWHERE:
             return False
         above = np.count_nonzero(self._sample @ query > found.scores[0, -1])
         expected = found.items.shape[1] * rarity * len(self._sample) / len(self.vectors)
         return bool(above > 2 * expected + 3)
 
-    def _effort(self, fetch: int, share: float) -> float:  # noqa: ARG002 - where every item is looked at, it is always the same
-        """How widely to look so that a filter that lets `share` pass, or a long list, costs no recall; in the unit of "ef_search"
-        or "nprobe"."""
+    def _effort(self, fetch: int, share: float) -> float:  # noqa: ARG002 - constant if every item is scored
+        """Return the search width that keeps the recall for a long list or a filter that allows `share` of the items.
+
+        In the unit of "ef_search" or "nprobe".
+        """
         return 1.0
 
     @classmethod
     @abstractmethod
     def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
-        """Build over the vectors float32 [n, D] of rows 2, 3, …; may complete `settings`."""
+        """Build the structure over vectors float32 [n, D] of rows 2, 3, …; may complete `settings`."""
 
     @abstractmethod
     def _candidates(self, queries: Float, fetch: int, effort: float, allow: Mask | None) -> Int:
-        """Item rows int64 [B, fetch] of promising items that are allowed; -1 where there are no more."""
+        """Return item rows int64 [B, fetch] of allowed candidates, padded with -1."""
 
     def _break_even(self) -> int:
-        """Items whose vectors are read and scored in the time of one search among all."""
+        """Measure the number of items that an exact scan reads and scores in the time of one search."""
         total, always = len(self.vectors), self.changed(exact_scan_below=0)
         searches, scans = [], []
         with one_thread():
             for number, row in enumerate(np.linspace(FIRST_ROW, total - 1, _PROBES).astype(np.int64)):
                 probe = self.vectors.numpy()[row]
-                some = np.arange(FIRST_ROW + number % _EVERY, total, _EVERY)  # others each time: none lie in the cache already
+                some = np.arange(
+                    FIRST_ROW + number % _EVERY, total, _EVERY
+                )  # different items each time, so that they are not in the CPU cache
                 searches.append(_seconds(partial(always.search, probe[None], _PROBE_K)))
                 scans.append(_seconds(partial(self.exact.among, probe, some, _PROBE_K)) / max(len(some), 1))
         return int(np.median(searches) / np.median(scans))
 
 
 class Int8Index(Approximate):
-    """Every item is looked at in eight bits a number, a quarter of the memory; needs nothing but NumPy and PyTorch."""
+    """Scores all items with 8-bit vectors: a quarter of the memory. Needs only NumPy and PyTorch."""
 
     kind = "int8"
     DEFAULTS: ClassVar[dict[str, Any]] = {"rescore_factor": 1.5}
@@ -202,12 +207,12 @@ class Int8Index(Approximate):
         except (OSError, KeyError, SafetensorError):
             fits = False
         if not fits:
-            raise DataError(f"The index must be whole. {folder}/codes.safetensors is not. Run `twotower tune-index` again.")
+            raise DataError(f"The index file {folder}/codes.safetensors is damaged. Run `twotower tune-index` again.")
         return cls(vectors, structure, settings)
 
 
 def _balanced(vectors: Float, factor: float) -> Float:
-    """The vectors with their last numbers times `factor`."""
+    """Return the vectors with their last component multiplied by `factor`."""
     if factor == 1:
         return vectors
     changed: Float = vectors.copy()
@@ -217,7 +222,7 @@ def _balanced(vectors: Float, factor: float) -> Float:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Everything inside computes on one thread."""
+    """Run the block on one thread."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -1,7 +1,7 @@
-"""Indexes of the library FAISS: HNSW, IVF-PQ and scalar quantised; everything of the package that touches it.
+"""Provide the FAISS indexes: HNSW, IVF-PQ and scalar quantisation. Only this module uses FAISS.
 
-FAISS is optional. Its files are read by C++ code that trusts them: read only such as a bundle has checked. The metric is the inner
-product throughout, as vectors may carry a dimension that is not normalised.
+FAISS is optional. Its C++ code trusts index files: read only files whose hashes a bundle has checked. The metric is always the
+inner product, because vectors have one component that is not normalised.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from twotower.search.approximate import Approximate
 from twotower.utils.types import Float, Int, Mask
 
 _FILE = "index.faiss"
-_CENTROIDS = 256  # of a product quantiser: one byte a code
-_TRAINED_ON = 2**16  # vectors that quantisers learn from
-_LANES = 16  # quantised vectors of other widths are compared number by number, six times slower
+_CENTROIDS = 256  # centroids of a product quantiser: one byte per code
+_TRAINED_ON = 2**16  # vectors that train a quantiser
+_LANES = 16  # widths that are no multiple of this are compared without SIMD, six times slower
 
 
 def faiss() -> Any:
-    """The library.
+    """Import and return FAISS.
 
     Raises
     ------
     DataError
-        It is not installed.
+        FAISS is not installed.
     """
     try:
-        with warnings.catch_warnings():  # its SWIG types have no __module__, which Python 3.12 minds
+        with warnings.catch_warnings():  # its SWIG types have no __module__: a warning in Python 3.12
             warnings.simplefilter("ignore", DeprecationWarning)
             return importlib.import_module("faiss")
     except ImportError:
         raise DataError(
-            'This index needs FAISS. It is not installed. Run `pip install "two-tower-rec[serve]"`, '
-            "or take the index exact or int8: `twotower tune-index BUNDLE --kinds exact,int8`."
+            'FAISS is not installed. This index needs it. Run `pip install "two-tower-rec[serve]"`, '
+            "or use an exact or int8 index: `twotower tune-index BUNDLE --kinds exact,int8`."
         ) from None
 
 
@@ -72,19 +72,19 @@ class _Faiss(Approximate):
 
     @classmethod
     def load(cls, folder: Path, vectors: Tensor) -> Any:
-        """See `Index`. The caller has checked the file: see above."""
+        """See `Index`. The caller must have checked the hash of the file."""
         settings, library = cls._read(folder, vectors), faiss()
         try:
             structure = library.read_index(str(folder / _FILE))
         except RuntimeError:
             structure = None
         if structure is None or structure.ntotal != len(vectors) - FIRST_ROW or structure.d < vectors.shape[1]:
-            raise DataError(f"The index must be whole. {folder / _FILE} is not. Run `twotower tune-index` again.")
+            raise DataError(f"The index file {folder / _FILE} is damaged. Run `twotower tune-index` again.")
         return cls(vectors, structure, settings)
 
 
 class HnswIndex(_Faiss):
-    """A graph of neighbours over vectors of eight bits a number (Malkov and Yashunin, 2018).
+    """HNSW: a graph of neighbours over 8-bit vectors (Malkov and Yashunin, 2018).
 
     Settings: "M" (neighbours of an item), "ef_construction" (candidates while building), "ef_search" (candidates while searching).
     """
@@ -105,7 +105,7 @@ class HnswIndex(_Faiss):
         return index
 
     def _effort(self, fetch: int, share: float) -> float:
-        # The search stops when it has seen `ef_search` items nearer than the next; of these only a share is allowed.
+        # The search keeps the `ef_search` nearest items; only a share of them is allowed.
         return float(max(self.settings["ef_search"], fetch) / share)
 
     @staticmethod
@@ -114,9 +114,9 @@ class HnswIndex(_Faiss):
 
 
 class IvfPqIndex(_Faiss):
-    """Items in lists by their nearest centre, each as a few bytes (Jégou and others, 2011).
+    """IVF-PQ: inverted lists by nearest centroid, with product-quantised vectors (Jégou and others, 2011).
 
-    Settings: "nlist" (0: 4 √n), "dsub" (numbers that one byte stands for), "nprobe" (lists that are looked into).
+    Settings: "nlist" (lists; 0: 4 √n), "dsub" (vector components per byte), "nprobe" (lists searched).
     """
 
     kind = "ivf_pq"
@@ -127,7 +127,7 @@ class IvfPqIndex(_Faiss):
     def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
         library, size = faiss(), len(vectors)
         if size < _CENTROIDS:
-            raise DataError(f"An index ivf_pq needs at least {_CENTROIDS} items. Got {size}. Take the exact one.")
+            raise DataError(f"An ivf_pq index of {size} items is not possible: it needs at least {_CENTROIDS}. Use an exact index.")
         settings["nlist"] = min(int(settings["nlist"]) or 4 * isqrt(size), size)
         width = int(settings["dsub"])
         padded = _padded(vectors, -(-vectors.shape[1] // width) * width)
@@ -135,7 +135,7 @@ class IvfPqIndex(_Faiss):
         index = library.IndexIVFPQ(
             coarse, padded.shape[1], settings["nlist"], padded.shape[1] // width, 8, library.METRIC_INNER_PRODUCT
         )
-        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # else it writes warnings to the terminal
+        index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # otherwise FAISS prints warnings
         index.train(_some(padded))
         index.add(padded)
         return index
@@ -149,7 +149,7 @@ class IvfPqIndex(_Faiss):
 
 
 class ScalarIndex(_Faiss):
-    """Every item is looked at, in "bits" (8, 6 or 4) a number."""
+    """Scores all items with scalar-quantised vectors of "bits" (8, 6 or 4) per component."""
 
     kind = "sq"
     DEFAULTS: ClassVar[dict[str, Any]] = {"bits": 8, "rescore_factor": 1.2}
@@ -158,7 +158,7 @@ class ScalarIndex(_Faiss):
     def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
         library = faiss()
         if settings["bits"] not in (8, 6, 4):
-            raise DataError(f"An index sq has 8, 6 or 4 bits a number. Got {settings['bits']}.")
+            raise DataError(f"Setting bits of index sq is {settings['bits']}. It must be 8, 6 or 4.")
         kind = getattr(library.ScalarQuantizer, f"QT_{settings['bits']}bit")
         padded = _padded(vectors, -(-vectors.shape[1] // _LANES) * _LANES)
         index = library.IndexScalarQuantizer(padded.shape[1], kind, library.METRIC_INNER_PRODUCT)

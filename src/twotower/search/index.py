@@ -1,8 +1,8 @@
-"""Search for the items of greatest inner product with a query: what an index promises, and the exact one.
+"""Define the index interface, a search for the items with the largest inner product with a query, and the exact index.
 
-Enter: vectors of all item rows, queries, what to leave out. Leaves: `Recommendations`. Promised by every index: scores are exact
-inner products; ties go to the lower row; rows PAD and UNKNOWN are never found; what is excluded or not allowed is left out before
-the best are chosen, so that `k` come back when `k` exist. An approximate index may miss some of the best; the exact one may not.
+For every index: scores are exact inner products; ties go to the lower row; the rows PAD and UNKNOWN are never returned. Excluded
+items and items that are not allowed are left out before the top-k selection, so `k` items are returned if `k` exist. An approximate
+index may miss some of the best items; the exact index does not.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from twotower.search.topk import Ragged, top_k, top_k_among
 from twotower.utils.types import Float, Int, Mask
 
 BLOCK = 256  # queries scored at once
-BLOCK_BYTES = 2**28  # of scores at once
+BLOCK_BYTES = 2**28  # bytes of scores at once
 COLUMN_SCAN_MAX_QUERIES = 32
-"""On a CPU so few queries read the vectors column by column: half the time of rows, and scores as they are wanted."""
-GATHER_BELOW = 0.4  # below this share of the items, reading their vectors one by one takes less than reading all
-GATHER_BELOW_SHARED = 0.1  # the same where all would serve many queries
-_GATHER = 2048  # vectors copied at once: they stay in the cache
+"""On a CPU, up to this many queries read the vectors column by column: half the time of reading rows."""
+GATHER_BELOW = 0.4  # below this share of allowed items, gathering their vectors is faster than reading all
+GATHER_BELOW_SHARED = 0.1  # the same for several queries, which share the reading of all vectors
+_GATHER = 2048  # vectors gathered at a time: they stay in the CPU cache
 _FILE = "index.json"
 
 
 class Index(ABC):
-    """Vectors float32 [n_items, D] of all item rows, and whatever is built beside them to find the best faster.
+    """Vectors float32 [n_items, D] of all item rows, with an optional structure for faster search.
 
     Attributes
     ----------
     kind
-        Its name in `INDEXES`.
+        Name of the class in `INDEXES`.
     settings
-        What it was built with, and how it searches.
+        Build and search settings.
     """
 
     kind: ClassVar[str]
@@ -54,35 +54,35 @@ class Index(ABC):
     @classmethod
     @abstractmethod
     def build(cls, vectors: Tensor, **settings: Any) -> Index:
-        """Make an index of these vectors.
+        """Build an index over the vectors.
 
         Raises
         ------
         DataError
-            A setting is unknown or out of range, or the vectors are too few for this kind.
+            A setting is unknown or out of range, or there are too few vectors for this kind.
         """
 
     @abstractmethod
     def search(
         self, queries: Tensor | Float, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None
     ) -> Recommendations:
-        """The `k` items of greatest inner product with each query float32 [B, D].
+        """Return the `k` items with the largest inner product with each query float32 [B, D].
 
         Parameters
         ----------
         exclude
-            Ragged item rows (offsets [B + 1], rows [T]) left out per query.
+            Ragged item rows (offsets [B + 1], rows [T]) to exclude per query.
         allow
-            bool [n_items] or [B, n_items]: False leaves an item out.
+            bool [n_items] or [B, n_items]: False excludes an item.
         """
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes that a search scans; besides them an approximate index reads the vectors of the candidates."""
+        """Return the bytes that a search scans. An approximate index also reads the vectors of its candidates."""
 
     def save(self, folder: Path) -> None:
-        """Write what was built beside the vectors, which are not written, into `folder`."""
+        """Write the settings and the structure, without the vectors, to `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         shape = list(self.vectors.shape)
         (folder / _FILE).write_text(json.dumps({"kind": self.kind, "settings": self.settings, "shape": shape}, indent=1))
@@ -90,12 +90,12 @@ class Index(ABC):
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, vectors: Tensor) -> Index:
-        """Read what `save` wrote; `vectors` are those it was built from.
+        """Read the index that `save` wrote; `vectors` must be those it was built from.
 
         Raises
         ------
         DataError
-            The folder holds no index of this kind, or one of other vectors.
+            The folder has no index of this kind, or one of other vectors.
         """
 
     @classmethod
@@ -103,15 +103,15 @@ class Index(ABC):
         found = read_about(folder)
         if found["kind"] != cls.kind or found["shape"] != list(vectors.shape):
             raise DataError(
-                f"An index goes with its vectors. {folder} is {found['kind']} of {found['shape']}; "
-                f"wanted {cls.kind} of {list(vectors.shape)}. Run `twotower tune-index` again."
+                f"The index in {folder} does not match the vectors: it is {found['kind']} of shape {found['shape']}, "
+                f"expected {cls.kind} of shape {list(vectors.shape)}. Run `twotower tune-index` again."
             )
         settings: dict[str, Any] = found["settings"]
         return settings
 
 
 class ExactIndex(Index):
-    """Every item is looked at; blocks of queries in bounded memory, a query alone as fast as its filter allows."""
+    """Scores all items, in bounded memory. A single query with a narrow filter scores only the allowed items."""
 
     kind = "exact"
 
@@ -122,7 +122,7 @@ class ExactIndex(Index):
 
     @cached_property
     def _columns(self) -> Float:
-        """float32 [D, n_items]: the vectors once more, for few queries at a time; a judgement of many never makes them."""
+        """Return a transposed copy of the vectors, float32 [D, n_items]. It is made only for searches of few queries."""
         assert self._matrix is not None
         return np.ascontiguousarray(self._matrix.T)
 
@@ -130,7 +130,7 @@ class ExactIndex(Index):
     def build(cls, vectors: Tensor, **settings: Any) -> ExactIndex:
         """See `Index`; there are no settings."""
         if settings:
-            raise DataError(f"An exact index has no settings. Got {', '.join(settings)}.")
+            raise DataError(f"Unknown settings of an exact index: {', '.join(settings)}. It has no settings.")
         return cls(vectors)
 
     def search(
@@ -157,7 +157,7 @@ class ExactIndex(Index):
                     scores = scores[: len(part)]
                 else:
                     with torch.inference_mode():
-                        if scratch is None:  # made once: the pages of a new matrix cost as much as choosing the best in it
+                        if scratch is None:  # allocated once: a new matrix costs as much as the top-k selection
                             scratch = self.vectors.new_empty(len(part), len(self.vectors))
                         product = torch.mm(part, self.vectors.T, out=scratch[: len(part)]).float()
                         if not plain:  # on a GPU the scores stay there
@@ -168,7 +168,7 @@ class ExactIndex(Index):
         return joined(found, k)
 
     def _one(self, query: Float, k: int, exclude: Ragged | None, allow: Mask) -> Recommendations:
-        """One query among the few items that its filter allows."""
+        """Search one query among the allowed items."""
         kept = allow.copy()
         kept[:FIRST_ROW] = False
         if exclude is not None:
@@ -176,13 +176,13 @@ class ExactIndex(Index):
         return self.among(query, np.flatnonzero(kept), k)
 
     def among(self, query: Float, rows: Int, k: int) -> Recommendations:
-        """The `k` best of the candidates `rows` int64 [C], ascending, for one query float32 [D]; vectors on the CPU only."""
+        """Return the `k` best of the candidates `rows` int64 [C], ascending, for one query float32 [D]. CPU only."""
         assert self._matrix is not None
         scores = np.empty(len(rows), np.float32)
         held = np.empty((min(_GATHER, len(rows)), self._matrix.shape[1]), np.float32)
         for start in range(0, len(rows), _GATHER):
             part = rows[start : start + _GATHER]
-            # mode="clip" writes into `out` directly; every row exists.
+            # mode="clip" writes to `out` without a buffer; all rows are valid.
             np.matmul(
                 np.take(self._matrix, part, axis=0, out=held[: len(part)], mode="clip"), query, out=scores[start : start + _GATHER]
             )
@@ -201,28 +201,28 @@ class ExactIndex(Index):
 
 
 def _in_eights(queries: Float) -> Float:
-    """Several queries with zeros behind them: OpenBLAS multiplies eight in less time than six."""
+    """Return several queries padded with zeros to a multiple of 8: OpenBLAS multiplies 8 rows faster than 6."""
     rows = -(-len(queries) // 8) * 8 if len(queries) > 1 else len(queries)
     return np.concatenate([queries, np.zeros((rows - len(queries), queries.shape[1]), np.float32)])
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What the index in `folder` says of itself: "kind", "settings", "shape".
+    """Return "kind", "settings" and "shape" of the index in `folder`.
 
     Raises
     ------
     DataError
-        There is none.
+        The folder has no index.
     """
     try:
         found = json.loads((folder / _FILE).read_text())
         return {"kind": str(found["kind"]), "settings": dict(found["settings"]), "shape": list(found["shape"])}
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"An index is a folder with {_FILE}. Found none in {folder}. Run `twotower tune-index`.") from None
+        raise DataError(f"{folder} is not an index: it has no valid {_FILE}. Run `twotower tune-index`.") from None
 
 
 def joined(parts: Sequence[Recommendations], k: int) -> Recommendations:
-    """Lists of several portions of queries as one."""
+    """Return the lists of several parts of a batch as one."""
     if not parts:
         return Recommendations(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
     items: list[NDArray[np.int64]] = [part.items for part in parts]
@@ -230,7 +230,7 @@ def joined(parts: Sequence[Recommendations], k: int) -> Recommendations:
 
 
 def part_of(ragged: Ragged | None, start: int, stop: int) -> Ragged | None:
-    """Queries start..stop of ragged rows."""
+    """Return the ragged rows of the queries from `start` to `stop`."""
     if ragged is None:
         return None
     offsets, rows = ragged[0][start : stop + 1], ragged[1]

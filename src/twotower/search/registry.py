@@ -1,4 +1,4 @@
-"""All indexes by name, and the loading of any of them."""
+"""List all index kinds by name, and load and rebuild indexes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ INDEXES: Registry[type[Index]] = Registry(
 
 
 def load_index(folder: Path, vectors: Tensor) -> Index:
-    """The index that `Index.save` wrote into `folder`, of whatever kind; `vectors` are those it was built from.
+    """Load the index that `Index.save` wrote to `folder`, of any kind; `vectors` must be those it was built from.
 
     Raises
     ------
     DataError
-        There is none, it is of an unknown kind, not whole, of other vectors, or needs FAISS, which is not installed.
+        The folder has no index, its kind is unknown, it is damaged, has other vectors, or needs FAISS, which is not installed.
     """
     kind = read_about(folder)["kind"]
     if kind not in INDEXES:
@@ -33,7 +33,7 @@ def load_index(folder: Path, vectors: Tensor) -> Index:
 
 
 def renew_index(folder: Path, vectors: Tensor) -> None:
-    """Build the index in `folder`, where there is one, again with its settings for other vectors."""
+    """Rebuild the index in `folder`, if there is one, with the same settings for new vectors."""
     if folder.is_dir():
         about = read_about(folder)
         index = INDEXES[about["kind"]].build(vectors, **about["settings"])

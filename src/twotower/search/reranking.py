@@ -1,5 +1,4 @@
-"""What orders a list beside the towers: popularity, visits that may be repeated, diversity, and what is offered where nothing is
-known of who asks."""
+"""Re-rank: popularity bias, recent-item boost, diversity (MMR), and the fallback for unknown users."""
 
 from __future__ import annotations
 
@@ -14,30 +13,33 @@ from twotower.schema import FIRST_ROW
 from twotower.utils.types import Float, Int
 
 POPULARITY_SCALE = 0.1
-"""What a nat of log popularity is worth more, or less, in an inner product with the dial at an end."""
+"""Change of the weight of the log popularity at a popularity bias of 1 (or, with opposite sign, −1)."""
 NEARBY_KM = 3.0
-"""So much farther away counts as e times fewer visits; an item without a place, as ten times so far."""
+"""Distance that reduces the score like e times fewer recent events."""
 UNPLACED = 10.0
+"""Distance of items without coordinates, in units of `NEARBY_KM`."""
 REVISITS = tuple(0.5**back for back in range(16))
-"""What each of the last visits counts, newest first, where a user's vector is drawn to their items."""
+"""Weights of the last events in the recent-item boost, newest first."""
 
 
 def append_popularity_weight(vectors: Float, prior: float, dial: Float) -> Float:
-    """User vectors [B, D] and their dials [B] → [B, D + 1], whose last number meets the log popularity of the items.
+    """Return user vectors [B, D + 1] from vectors [B, D]. The new last component multiplies the log popularity of the items.
 
     Parameters
     ----------
     prior
-        What a nat of it is worth with the dial at rest; see `TwoTower.popularity_weight`.
+        Weight of the log popularity with popularity bias 0; see `TwoTower.popularity_weight`.
+    dial
+        Popularity bias of each query, [B].
     """
     return np.concatenate([vectors, (prior + dial * POPULARITY_SCALE)[:, None]], axis=1).astype(np.float32)
 
 
 def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight: float, again: NDArray[np.bool_]) -> Tensor:
-    """User vectors [B, D] drawn to the items that were visited last, for those who may be recommended them again.
+    """Return user vectors [B, D] shifted towards the most recent items, for queries that may get seen items again.
 
-    The vector of the last visit's item is added with `weight`, that of the one before with half of it, and so on. So an item that
-    was visited gains, and what is like it gains a part of that: in the same inner product, whatever the index.
+    The vector of the last item is added with `weight`, the one before with half of it, and so on. Recent items, and to a lesser
+    extent items similar to them, get higher inner products, with any index.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight:
     weight
         See `TwoTower.recent_item_weight`.
     again
-        bool [B]: whose visited items may be recommended.
+        bool [B]: queries whose seen items may be recommended.
     """
     if not weight or not again.any():
         return vectors
@@ -61,10 +63,10 @@ def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight:
 
 
 def mmr(scores: Float, vectors: Float, k: int, diversity: float) -> Int:
-    """The `k` of the candidates [C] that a list takes, in its order.
+    """Choose `k` of the candidates [C] by maximal marginal relevance (Carbonell & Goldstein, 1998), in list order.
 
-    Maximal marginal relevance (Carbonell & Goldstein, 1998): each place goes to the candidate of the greatest
-    (1 - diversity) · score - diversity · (greatest inner product with a vector chosen already).
+    Each position gets the candidate with the largest
+    (1 - diversity) · score - diversity · (largest inner product with a vector chosen already).
 
     Parameters
     ----------
@@ -90,12 +92,12 @@ def mmr(scores: Float, vectors: Float, k: int, diversity: float) -> Int:
 
 
 def fallback_scores(recent_event_count: Int, locations: Float, near: tuple[float, float] | None) -> Float:
-    """Scores float32 [n] of items for somebody nothing is known of: recent visits, told down by the distance from `near`.
+    """Return scores float32 [n] of items for an unknown user: recent events, reduced by the distance from `near`.
 
     Parameters
     ----------
     recent_event_count
-        int64 [n]: visits in the last months.
+        int64 [n]: events in the last 90 days.
     locations
         float [n, 2]: degrees, NaN where unknown.
     """

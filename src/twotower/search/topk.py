@@ -1,13 +1,12 @@
-"""Scores in, the exact `k` best items of every row out, in bounded memory.
+"""Select the exact top-k items of every row of a score matrix, in bounded memory.
 
-Enters: a matrix of scores, one row a query, one column an item row. Leaves: `Recommendations`. Promised: the order is that of a
-full sort by (score descending, item row ascending), whatever the ties; PAD, UNKNOWN and masked items never appear; extra memory
-grows with sqrt(N k) a query.
+The matrix has one row per query and one column per item row. The result equals a full sort by (score descending, item row
+ascending), including ties. PAD, UNKNOWN and masked items are never returned. Extra memory grows with sqrt(N k) per query.
 
-How: the columns are cut into blocks, and only the `k` blocks with the best maxima are looked into. An item outside of them has
-`k` block maxima before it, each with a better score or the same score and a lower row, so it is not among the `k` best. Where equal
-scores leave open which is taken, score and row are packed into one int64 key. A few rows go one by one: whatever reaches the
-k-th best maximum is sorted, stably.
+Method: the columns are split into blocks, and only the `k` blocks with the largest maxima are searched. An item outside of them has
+`k` block maxima before it, each with a better score or with the same score and a lower row, so it is not in the top k. If ties
+leave the choice open, score and row are packed into one int64 key. A few queries on a CPU are processed one by one: the scores
+that reach the k-th best maximum are sorted stably.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from twotower.utils.types import Float, Int, Mask
 Ragged = tuple[Int, Int]
 """(offsets int64 [B + 1], rows int64 [T]): the rows of query b are rows[offsets[b]:offsets[b + 1]]."""
 
-_CANDIDATES = 2**22  # keys held at once: 32 MB
-_NUMPY_MAX_ROWS = 32  # rows that are done one by one, on a CPU: NumPy then, which does not wait for the threads of its product
-_LANES = 32  # floats in the registers that one step of a reduction fills
+_CANDIDATES = 2**22  # keys in memory at a time: 32 MB
+_NUMPY_MAX_ROWS = 32  # on a CPU, up to this many rows are processed one by one with NumPy, which does not wait for threads
+_LANES = 32  # floats processed by one step of a vectorised reduction
 _NOTHING = float("-inf")
-_BROKEN = "Scores must be numbers. Got NaN: the model that made them is broken."
+_BROKEN = "A score is NaN. Scores must be numbers. Check the weights of the model that computed them."
 
 
 def top_k(scores: Float | Tensor, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None) -> Recommendations:
@@ -42,9 +41,9 @@ def top_k(scores: Float | Tensor, k: int, *, exclude: Ragged | None = None, allo
     k
         Length of the lists, at least 1.
     exclude
-        Ragged item rows left out of each query's list, repeats allowed; usually its history.
+        Ragged item rows to exclude for each query, repeats allowed; usually its history.
     allow
-        bool [N] or [B, N]; False leaves the item out.
+        bool [N] or [B, N]; False excludes the item.
 
     Returns
     -------
@@ -57,14 +56,14 @@ def top_k(scores: Float | Tensor, k: int, *, exclude: Ragged | None = None, allo
         A score is NaN, or k is below 1.
     """
     if k < 1:
-        raise ValueError(f"k must be at least 1. Got {k}.")
+        raise ValueError(f"k is {k}. It must be at least 1.")
     matrix = _tensor(scores)
     _mask(matrix, exclude, allow)
     return _top(matrix, k)
 
 
 def top_k_among(scores: Float, rows: Int, k: int) -> Recommendations:
-    """The `k` best of one query's candidates: item `rows` int64 [C], ascending, with their scores float32 [C]; as in `top_k`."""
+    """Return the `k` best of one query's candidates: item `rows` int64 [C], ascending, with scores float32 [C]. See `top_k`."""
     found = _top(torch.from_numpy(scores[None]), k)
     found.items[found.items >= 0] = rows[found.items[found.items >= 0]]
     return found
@@ -91,16 +90,16 @@ def _top(matrix: Tensor, k: int) -> Recommendations:
 
 
 def _best_of_one(scores: Float, k: int) -> Int:
-    """Columns of the k best scores, fewer where fewer are above -inf."""
+    """Return the columns of the k best scores; fewer if fewer scores are above -inf."""
     if not len(scores):
         return np.zeros(0, np.int64)
     k = min(k, len(scores))
     wide = isqrt(len(scores) * k)  # at least k
     whole = len(scores) // wide * wide
-    maxima = scores[:whole].reshape(-1, wide).max(axis=0)  # of every wide-th score: whole registers at a time
+    maxima = scores[:whole].reshape(-1, wide).max(axis=0)  # strided blocks: whole SIMD registers at a time
     if np.isnan(maxima).any() or np.isnan(scores[whole:]).any():
         raise ValueError(_BROKEN)
-    floor = np.partition(maxima, -k)[-k]  # k scores reach it, so every one of the k best does
+    floor = np.partition(maxima, -k)[-k]  # k scores reach it, so all of the k best do
     at = np.flatnonzero((scores >= floor) & (scores > _NOTHING))
     return np.asarray(at[np.argsort(-scores[at], kind="stable")[:k]], np.int64)
 
@@ -112,7 +111,7 @@ def _tensor(scores: Float | Tensor) -> Tensor:
 
 
 def _writable(array: Float | Int | Mask) -> Tensor:
-    """The same numbers as a tensor, which PyTorch wants writable."""
+    """Return the array as a tensor, copied if it is read-only."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
@@ -123,19 +122,19 @@ def _mask(matrix: Tensor, exclude: Ragged | None, allow: Mask | None) -> None:
         query = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         matrix[_writable(query).to(matrix.device), _writable(rows).to(matrix.device)] = _NOTHING
     if allow is not None:
-        banned = torch.from_numpy(~np.asarray(allow, bool))  # an array of its own: filters give read-only ones
+        banned = torch.from_numpy(~np.asarray(allow, bool))  # a new array: filters return read-only ones
         matrix.masked_fill_(banned.to(matrix.device), _NOTHING)
 
 
 def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores and rows of the k best columns, k <= N, and whether a score is NaN: all on the device of `matrix`."""
+    """Return scores and rows of the k best columns (k <= N) and whether a score is NaN, on the device of `matrix`."""
     size, width = matrix.shape
     block = _block(width, k)
     blocks = width // block
     whole, tail = matrix[:, : blocks * block].view(size, blocks, block), matrix[:, blocks * block :]
     maxima = whole.amax(-1)
     broken = maxima.isnan().any() | tail.isnan().any()
-    # In ascending order, so that among the candidates, too, a lower position is a lower row.
+    # Ascending, so that a lower position among the candidates is a lower row.
     chosen = _first(maxima, min(k, blocks), ordered=False).sort(dim=1).values
     scores = torch.cat([whole.gather(1, chosen[:, :, None].expand(-1, -1, block)).flatten(1), tail], 1)
     at = _first(scores, k, ordered=True)
@@ -145,10 +144,10 @@ def _best(matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _first(scores: Tensor, k: int, *, ordered: bool) -> Tensor:
-    """Columns int64 [B, k] of the k best scores, a lower one first where scores are equal; in this order only if `ordered`.
+    """Return the columns int64 [B, k] of the k best scores, the lower column first for ties; sorted only if `ordered`.
 
-    A top-k of floats leaves open which of equal ones it takes. On a CPU queries where that matters, few with most scores, are done
-    again. A GPU would have to be waited for to know them: there integer keys, which have no ties, order all queries at once.
+    `torch.topk` does not define the order of ties. On a CPU, the few queries with relevant ties are processed again. On a GPU,
+    finding them would need a synchronisation, so all queries use integer keys, which have no ties.
     """
     if scores.device.type != "cpu":
         return torch.topk(_keys(scores), k, dim=1).indices
@@ -162,14 +161,16 @@ def _first(scores: Tensor, k: int, *, ordered: bool) -> Tensor:
 
 
 def _block(width: int, k: int) -> int:
-    """Columns of a block: about sqrt(N / k), where looking for blocks and looking into them take the same; whole vector registers,
-    which are reduced several times faster, unless the blocks are tiny."""
+    """Return the columns of a block: about sqrt(N / k), where finding blocks and searching them cost the same.
+
+    Unless blocks are tiny, the size is rounded up to whole SIMD registers, which are reduced several times faster.
+    """
     block = max(1, isqrt(width // k))
     return -(-block // _LANES) * _LANES if block > _LANES // 2 else block
 
 
 def _keys(scores: Tensor) -> Tensor:
-    """int64 keys, one for each column: a higher score first, then a lower column."""
-    bits = (scores + 0.0).view(torch.int32)  # + 0.0: minus zero becomes zero, which it equals
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # the integers in the order of the floats
+    """Return int64 keys, one for each column, that order by score and then by lower column."""
+    bits = (scores + 0.0).view(torch.int32)  # + 0.0 turns minus zero into zero
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # integers that sort like the floats
     return ordered * 2**32 - torch.arange(scores.shape[1], device=scores.device)

@@ -1,4 +1,4 @@
-"""The filter language: each form by hand, and every malformed text answered in one line."""
+"""Test the filter language: every form, and one-line errors for malformed texts."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_malformed_is_one_line(catalogue, text):
 def test_a_catalogue_without_places_says_so():
     nowhere = ItemFilter(pa.table({"item_id": ["a"], "latitude": pa.array([None], pa.float64()), "longitude": [1.0]}))
     for text in ("within(5)", "within(1, 2, 5)", "not within(5)"):
-        with pytest.raises(RequestError, match="This catalogue has none"):
+        with pytest.raises(RequestError, match="items of this catalogue have no locations"):
             nowhere.compile(text, home=(1.0, 2.0))
 
 
@@ -150,7 +150,7 @@ def test_columns_are_those_of_the_features():
     assert shop.compile('not categories == "Tea"').tolist() == [False, False, False, True, False]
     assert shop.compile('not open_at("Mon 0")').tolist() == [False, False, False, False, True]
     assert ItemFilter(items).category is None
-    with pytest.raises(RequestError, match="This catalogue has none"):
+    with pytest.raises(RequestError, match="items of this catalogue have no locations"):
         ItemFilter(items).compile("within(1, 2, 5)")
 
 
@@ -165,13 +165,13 @@ def test_a_column_called_category_is_itself():
 
 @pytest.mark.parametrize("place", [(500.0, 500.0), (91.0, 0.0), (0.0, -180.5), (float("nan"), 0.0), (0.0, float("inf"))])
 def test_a_place_lies_on_the_earth(place):
-    with pytest.raises(RequestError, match="latitude from -90 to 90"):
+    with pytest.raises(RequestError, match="Latitude must be from -90 to 90"):
         check_location(place)
     assert check_location((-90, 180)) == (-90.0, 180.0)
 
 
 def test_within_needs_a_home(catalogue):
-    with pytest.raises(RequestError, match="Give the point"):
+    with pytest.raises(RequestError, match="Add a point"):
         catalogue.compile("within(5)")
 
 
@@ -204,12 +204,12 @@ def test_open_now_is_on_the_clock_of_the_data(catalogue):
     assert catalogue.compile({"open": "now"}, now=FRIDAY_1930 - 6 * 3600).tolist() == [False] * 3 + [True, False, False]
     assert catalogue.compile("not open_now", now=0).tolist() == [False, False, True, False, False, True]
     for now in (None, -1, 10**15):
-        with pytest.raises(RequestError, match="moment of the request"):
+        with pytest.raises(RequestError, match="seconds since 1970"):
             catalogue.compile("price == 1 and open_now", now=now)
 
 
 def test_open_now_is_on_the_clock_of_each_place():
-    """Open on Fridays from 19 to 20 everywhere; the moment is 19:30 in New York, 18:30 in Chicago, and Saturday in India."""
+    """All items are open on Fridays from 19 to 20. The time is 19:30 in New York, 18:30 in Chicago and Saturday in India."""
     hours = "".join("1" if hour == 115 else "0" for hour in range(168))
     zones = ["America/New_York", "America/Chicago", "Asia/Kolkata", "Nowhere/Else", None, "America/New_York", "../etc"]
     items = pa.table({"item_id": list("abcdefg"), "hours": [hours] * 5 + [None, hours], "timezone": zones})
@@ -257,7 +257,7 @@ def test_columns_that_cannot_be_compared_say_so():
     )
     with pytest.raises(RequestError, match="cannot be compared"):
         odd.compile("facts == 1")
-    with pytest.raises(RequestError, match="needs a number on both sides"):
+    with pytest.raises(RequestError, match="only numbers can be compared"):
         odd.compile("sizes < 3")
     for passes in ("sizes == 2", "sizes == 2 and sizes == 1", f"big == {2**60}", "big > 5", 'kind == "x"'):
         assert odd.compile(passes).tolist() == [False, False, True]
@@ -296,7 +296,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def truth(row: dict[str, Any], node: dict[str, Any]) -> bool | None:
-    """Three-valued, by Python alone."""
+    """Evaluate a filter with three-valued logic in plain Python."""
     ((word, value),) = node.items()
     if word in ("and", "or"):
         parts = [truth(row, part) for part in value]

@@ -1,7 +1,8 @@
-"""Columns of the catalogue, made ready once, so that a filter costs what it finds.
+"""Index the columns of the catalogue once, so that the cost of a filter depends on the number of items that it finds.
 
-Enter: raw columns (pyarrow), places, opening hours. Leave: masks bool [n], one line per item. Promised: no Arrow work after making;
-values are inverted lists (value → items, values in order), places are sorted by latitude, hours are bits by hour of the week.
+Raw columns (pyarrow), locations and opening hours become indexes that return masks bool [n], one entry per item. Values are
+inverted lists (value → items, sorted by value), locations are sorted by latitude, opening hours are bits by hour of the week.
+Arrow is used only to build the indexes of values and hours, and to lower-case the texts of a comparison.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from twotower.schema import HOURS_PER_WEEK
 from twotower.search.filters.tree import Bound, Value
 from twotower.utils.types import Mask
 
-_HOUR_LINES = 2**16  # lines of opening hours spread out at once: 11 MB
+_HOUR_LINES = 2**16  # rows of opening hours unpacked at a time: 11 MB
 
 
 class Column:
-    """One raw column, single values or lists, as inverted lists.
+    """Inverted lists of one raw column of single values or lists.
 
     Attributes
     ----------
     type
-        As Arrow calls it.
+        Name of the Arrow type.
     number, listed
-        Whether values are numbers, else text compared without case; whether a line holds several.
+        True for numbers (other values are compared as case-insensitive text); True for a column of lists.
     known
-        bool [n]: False where the column is null or NaN.
+        bool [n]: False if the value is null or NaN.
     """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -59,7 +60,7 @@ class Column:
         self._from = np.concatenate([[0], np.cumsum(np.bincount(code, minlength=size))])
 
     def among(self, values: Sequence[Value]) -> Mask:
-        """Which items hold any of `values`; of a number column they must be numbers."""
+        """Return the items that have any of `values`. For a number column, all must be numbers."""
         found = np.zeros(len(self.known), np.bool_)
         if self.number:
             wanted = np.array([float(value) for value in values])
@@ -67,14 +68,14 @@ class Column:
             inside = code < len(self._numbers)
             codes = code[inside][self._numbers[code[inside]] == wanted[inside]].tolist()
         else:
-            lowered = pc.utf8_lower(pa.array([str(value) for value in values], pa.string())).to_pylist()  # as the column was
+            lowered = pc.utf8_lower(pa.array([str(value) for value in values], pa.string())).to_pylist()  # like the column
             codes = [self._codes[text] for text in lowered if text in self._codes]
         for code in codes:
             found[self._items[self._from[code] : self._from[code + 1]]] = True
         return found
 
     def compare(self, bound: Bound, value: float) -> Mask:
-        """Which items have a number on this side of `value`; for number columns without lists."""
+        """Return the items whose number meets the bound. For number columns without lists."""
         at = int(np.searchsorted(self._numbers, value, "left" if bound in ("<", ">=") else "right"))
         below = bound in ("<", "<=")
         few = self._from[at] * 2 <= len(self._items)
@@ -84,7 +85,7 @@ class Column:
 
 
 class GeoIndex:
-    """Where the items are.
+    """Index of the item locations.
 
     Parameters
     ----------
@@ -100,11 +101,11 @@ class GeoIndex:
         self._points = np.ascontiguousarray(points_km(locations[self._items]).T)  # [3, known]
 
     def within(self, centre: Sequence[float], km: float) -> Mask:
-        """Which items lie no farther than `km` from `centre` (latitude, longitude in degrees)."""
+        """Return the items at most `km` from `centre` (latitude, longitude in degrees)."""
         found = np.zeros(len(self.known), np.bool_)
         if km >= np.pi * EARTH_KM:
             return found | self.known
-        # A little more than the radius in latitude, so that rounding loses nobody; the distance itself decides.
+        # A latitude band slightly wider than the radius, so that rounding loses no item; then the exact distance decides.
         reach = np.degrees(km / EARTH_KM) + 1e-3
         low, high = np.searchsorted(self._latitude, [centre[0] - reach, centre[0] + reach])
         here = points_km(np.array([centre], np.float64))[0]
@@ -115,7 +116,7 @@ class GeoIndex:
 
 
 class Hours:
-    """When the items are open: text of 168 characters 0 and 1, hour 0 = Monday 00:00."""
+    """Index of opening hours, given as texts of 168 characters 0 and 1; hour 0 is Monday 00:00."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         values = column.combine_chunks()
@@ -128,6 +129,6 @@ class Hours:
             self._bits[:, start // 8 : start // 8 + packed.shape[1]] = packed
 
     def at(self, hour: int) -> Mask:
-        """Which items are open at this hour of the week."""
+        """Return the items that are open at an hour of the week."""
         bits = np.unpackbits(self._bits[hour], count=len(self.known), bitorder="little")
         return np.asarray(bits, np.bool_)

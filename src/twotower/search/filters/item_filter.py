@@ -1,12 +1,12 @@
-"""Filters over the catalogue, compiled to one bool per item and applied before top-k, so that k come back when k exist.
+"""Compile filters over the catalogue to one bool per item. They are applied before top-k, so k items are returned if k exist.
 
-Enter: the raw item columns, once; then filters in the language of `parser`, as text or as JSON. Leaves: a mask. What is
-not known of an item (no price, no place) makes a comparison neither true nor false: the item passes neither `price <= 2` nor
-`price != 2` nor `not price <= 2`. A comparison with a list column (categories) asks whether the list holds the value.
+Filters are text or JSON in the language of `parser`. An unknown value (no price, no location) makes a comparison neither true nor
+false: the item matches neither `price <= 2` nor `price != 2` nor `not price <= 2`. A comparison with a list column (categories)
+tests whether the list contains the value.
 
-Where an item is, its categories and its hours are the columns that `item_columns` finds, whatever they are called. Opening hours
-are in the time of the place. "Now" is a moment in seconds: where the catalogue has a column "timezone" with names such as
-"America/New_York" it is UTC, and every item has its own hour; else it is the clock of the data, as all times in the dataset are.
+The columns of location, categories and opening hours are found by `item_columns`, whatever their names. Opening hours are local
+times. "Now" is a time in seconds. If the catalogue has a column "timezone" with names such as "America/New_York", it is UTC and
+converted to the local time of each item. Otherwise it is in the time of the dataset.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from twotower.utils.types import Int, Mask
 
 ALIASES = {"attribute": "attributes", "id": ITEM_ID}
 ZONE = "timezone"
-CACHE_BYTES = 2**26  # of masks and the filters they belong to
+CACHE_BYTES = 2**26  # memory of cached masks and their filters
 CACHE_TREES = 1024
-CACHE_CHARS = 4000  # of a filter; a longer one is a list of ids that nobody sends twice
-KEY_BYTES = 4 * CACHE_CHARS  # at most
+CACHE_CHARS = 4000  # longer filters, usually lists of ids, are not cached
+KEY_BYTES = 4 * CACHE_CHARS  # upper bound
 LAST_MOMENT_S = 253_402_300_800  # the year 10000
 Truth = tuple[Mask, Mask]
-"""Of which items something holds, and of which it is known whether it does."""
+"""Two masks: the items for which a condition is true, and the items for which its value is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """What a filter refers to besides the catalogue; None also where this one does not."""
+    """Values of the request that a filter refers to; None if unknown or not used by the filter."""
 
     home: tuple[float, ...] | None
     now: int | None
@@ -53,23 +53,23 @@ class _Context:
 
 
 class ItemFilter:
-    """Compiles filters for one catalogue; safe to share among threads.
+    """Compiles filters for one catalogue. Thread-safe.
 
     Parameters
     ----------
     items
-        Raw item columns (pyarrow), one line per item from row 2 on.
+        Raw item columns (pyarrow), one entry per item from row 2 on.
     specs
-        The features of the dataset: they say which columns hold places, categories and hours.
+        Features of the dataset. They name the columns of locations, categories and opening hours.
     offered
-        bool [n_items]: items that may pass at all; None: every one.
+        bool [n_items]: False for items that never match; None: all items may match.
 
     Attributes
     ----------
     locations
         float64 [len(items), 2]: latitude and longitude in degrees, NaN where unknown.
     category, hours
-        The columns of the categories and of the opening hours, or None.
+        Names of the columns of categories and of opening hours, or None.
     """
 
     def __init__(self, items: pa.Table, specs: Sequence[FeatureSpec] = (), *, offered: Mask | None = None) -> None:
@@ -82,7 +82,7 @@ class ItemFilter:
         self._masks = LRUCache[Mask](max(8, CACHE_BYTES // (len(items) + FIRST_ROW + KEY_BYTES)))
 
     def warm(self) -> None:
-        """Make the usual columns ready now, instead of at the first filter that names them."""
+        """Build the indexes of common columns now instead of on first use."""
         usual = [self.category, "city", "price", "stars", ITEM_ID]
         for name in usual:
             if name and name in self.items.column_names:
@@ -97,30 +97,31 @@ class ItemFilter:
         now: int | None = None,
         seen: Int | None = None,
     ) -> Mask:
-        """Return bool [n_items] over all rows (the two reserved ones False): which items pass. Read-only: it may be cached.
+        """Return the mask of matching items, bool [n_items]; the two reserved rows are False. It may be cached: read-only.
 
         Parameters
         ----------
         filter_
             The filter, as text or as JSON.
         home
-            Latitude and longitude that `within(km)` refers to.
+            Latitude and longitude for `within(km)`.
         now
-            Seconds: the moment that `open_now` refers to.
+            Time in seconds for `open_now`.
         seen
-            Item rows of the history that `seen` refers to; None: nothing was.
+            Item rows of the history for `seen`; None: no item is seen.
 
         Raises
         ------
         RequestError
-            The filter is not of the language, or asks for what the catalogue has not; message and `location` point at the part.
+            The filter is malformed, or uses a column or data that the catalogue does not have. The message and `location` name the
+            part.
         """
         text = filter_ if isinstance(filter_, str) else _written(filter_)
         source, kept = (type(filter_), text), len(text) <= CACHE_CHARS
         tree, kinds = (self._trees.get(source) or self._trees.put(source, _read(filter_))) if kept else _read(filter_)
         context = _Context(
             home=tuple(home) if home is not None and Within in kinds else None,
-            now=None if now is None or Open not in kinds else now // 900 * 900,  # clocks differ by whole quarters of an hour
+            now=None if now is None or Open not in kinds else now // 900 * 900,  # time zones differ by multiples of 15 minutes
             seen=seen if Seen in kinds else None,
         )
         key = (source, context.home, context.now)
@@ -135,7 +136,7 @@ class ItemFilter:
         return self._masks.put(key, mask) if kept else mask
 
     def _certain(self, node: Node, holds: bool, context: _Context) -> Mask:
-        """Which items certainly pass, or with `holds` False certainly fail."""
+        """Return the items that certainly match, or with `holds` False certainly do not match."""
         if isinstance(node, Not):
             return self._certain(node.part, not holds, context)
         if isinstance(node, And | Or):
@@ -163,13 +164,15 @@ class ItemFilter:
         column = self._column(self._named(node.column, node.at), node.at)
         wanted = node.values if isinstance(node, Among) else (node.value,)
         if column.number and any(isinstance(value, str) for value in wanted):
-            rule = "This comparison needs numbers, without quotes"
+            rule = "compare it with a number, without quotes"
         elif isinstance(node, Compared) and (column.listed or not column.number):
-            rule = "This comparison needs a number on both sides"
+            rule = "only numbers can be compared with < <= > >="
         else:
             found = column.among(node.values) if isinstance(node, Among) else column.compare(node.bound, float(node.value))
             return found, column.known
-        raise RequestError(f"{rule}: {node.at}; column {node.column!r} is {column.type}.", location=node.at.location)
+        raise RequestError(
+            f"Invalid comparison {node.at}: column {node.column!r} is {column.type}; {rule}.", location=node.at.location
+        )
 
     def _named(self, name: str, at: Part) -> str:
         names = self.items.column_names
@@ -186,32 +189,34 @@ class ItemFilter:
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 kind = self.items[name].type
                 raise RequestError(
-                    f"Column {name!r} cannot be compared: it is {kind}. Found {at}.", location=None if at is None else at.location
+                    f"Column {name!r} in {at} cannot be compared: its type is {kind}. Use another column.",
+                    location=None if at is None else at.location,
                 ) from None
         return self._columns[name]
 
     def _within(self, node: Within, home: Sequence[float] | None) -> Truth:
         location = node.at.location
         if not self._geo_index.known.any():
-            raise RequestError(f"within needs items with places. This catalogue has none. Leave out {node.at}.", location=location)
+            raise RequestError(
+                f"within is not available: the items of this catalogue have no locations. Remove {node.at}.", location=location
+            )
         centre = home if node.near is None else node.near
         if centre is None:
             raise RequestError(
-                f"within(km) needs a history with places. This one has none. Give the point: {node.at}.",
+                f"within(km) has no origin: the request has no location, and neither has its history. Add a point to {node.at}.",
                 location=location,
             )
         return self._geo_index.within(centre, node.km), self._geo_index.known
 
     def _open(self, node: Open, now: int | None) -> Truth:
         if self._hours is None:
-            raise RequestError(
-                f"Opening hours are needed. This catalogue has none. Leave out {node.at}.", location=node.at.location
-            )
+            raise RequestError(f"This catalogue has no opening hours. Remove {node.at}.", location=node.at.location)
         if node.hour is not None:
             return self._hours.at(node.hour), self._hours.known
         if now is None or not 0 <= now < LAST_MOMENT_S:
             raise RequestError(
-                f"Open now needs the moment of the request in seconds. Got {now}. Found {node.at}.", location=node.at.location
+                f"Got the time {now} for {node.at}. It must be in seconds since 1970, before the year 10000.",
+                location=node.at.location,
             )
         if self._zones is None:
             return self._hours.at(_hour(now)), self._hours.known
@@ -232,12 +237,15 @@ class ItemFilter:
 
     @property
     def zoned(self) -> bool:
-        """Whether the catalogue says which time zone its places are in."""
+        """Return True if the catalogue has the time zones of its items."""
         return bool(self._zones)
 
     @cached_property
     def _zones(self) -> list[tuple[ZoneInfo, Mask]] | None:
-        """Each time zone and the items in it; None where the catalogue has no such column. An unknown name is an unknown hour."""
+        """Return each time zone with its items; None without a time zone column.
+
+        Items with an unknown time zone have an unknown local time.
+        """
         if ZONE not in self.items.column_names or not pa.types.is_string(self.items[ZONE].type):
             return None
         zones = []
@@ -250,7 +258,7 @@ class ItemFilter:
 
 
 def _hour(time_s: int) -> int:
-    """Hours since Monday 00:00; 1970 began on a Thursday."""
+    """Return the hours since Monday 00:00. 1970 began on a Thursday."""
     return (time_s // 3600 + 3 * 24) % HOURS_PER_WEEK
 
 
@@ -259,7 +267,7 @@ def _written(filter_: Any) -> str:
         return json.dumps(filter_)
     except (TypeError, ValueError, RecursionError):
         raise RequestError(
-            "A filter is a text, or JSON made of objects, lists, texts, numbers and truth values.", location=""
+            "The filter is not JSON. Use a text, or JSON of objects, lists, texts, numbers, true and false.", location=""
         ) from None
 
 

@@ -1,19 +1,19 @@
-"""The filter language: one small tree, written as text or as JSON. Enters either; leaves the tree. No catalogue is needed here.
+"""Parse filters, written as text or as JSON, into a tree. The catalogue is not needed here.
 
     category == "Mexican" and price <= 2         {"and": [{"category": "Mexican"}, {"price": {"max": 2}}]}
     category in ["Mexican", "Thai"]              {"category": {"any": ["Mexican", "Thai"]}}        a list alone means "any"
     category == "Bars" and category == "Pubs"    {"category": {"all": ["Bars", "Pubs"]}}
     category not in ["Bars"]                     {"category": {"none": ["Bars"]}}
     stars >= 4 and price > 1 and price < 4       {"stars": {"min": 4}, "price": {"above": 1, "below": 4}}
-    id in ["a", "b"] and not id == "c"           {"id": {"any": ["a", "b"], "none": ["c"]}}        allow and deny
+    id in ["a", "b"] and not id == "c"           {"id": {"any": ["a", "b"], "none": ["c"]}}        allow list and deny list
     within(5) or within(27.95, -82.46, 5)        {"or": [{"within": 5}, {"within": {"km": 5, "near": [27.95, -82.46]}}]}
     open_at("Fri 19:30") or open_now             {"or": [{"open": "Fri 19:30"}, {"open": "now"}]}
     not seen                                     {"not": {"seen": true}}, or {"seen": false}
-                                                 {"column": "open", "any": [1]}                    a column with a word's name
+                                                 {"column": "open", "any": [1]}                    a column named like a keyword
 
-Several keys of a JSON object must all hold; `{}` holds for every item. Text is read by Python's own grammar (`ast.parse`); only the
-forms above pass, and nothing is ever executed. Promised: equal filters give equal trees in both notations, and whatever is given
-either gives a tree of at most `MAX_PARTS` parts or a `RequestError` that says where.
+All keys of a JSON object must hold; `{}` matches every item. Text is parsed with Python's grammar (`ast.parse`); only the forms
+above are accepted, and nothing is executed. Equal filters give equal trees in both notations. Any input gives either a tree of at
+most `MAX_PARTS` parts or a `RequestError` with the position of the error.
 """
 
 from __future__ import annotations
@@ -44,37 +44,39 @@ from twotower.search.filters.tree import (
     walk,
 )
 
-MAX_CHARS = 20_000  # of a text; Python's parser is recursive
+MAX_CHARS = 20_000  # characters of a text; Python's parser is recursive
 MAX_PARTS = 256
 MAX_DEPTH = 64
 BOUNDS: dict[str, Bound] = {"min": ">=", "max": "<=", "above": ">", "below": "<"}
 CONDITIONS = ("any", "all", "none", *BOUNDS)
 WORDS = ("and", "or", "not", "within", "open", "open_now", "seen", "column")
-"""What a column must not be called to be named without `column`; "open_now" in texts alone."""
+"""Keywords. A column with such a name needs the key `column` in JSON ("open_now" is a keyword only in texts)."""
 _COMPARE: dict[type[ast.cmpop], Bound] = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$")
 
 
 def parse_filter(filter_: str | dict[str, Any]) -> Node:
-    """Return the tree of a filter given as text, or as JSON already loaded.
+    """Return the tree of a filter, given as text or as decoded JSON.
 
     Raises
     ------
     RequestError
-        It is not of the language, or too large; the message and its `location` point at the part.
+        The filter is malformed or too large. The message and its `location` name the part.
     """
     try:
         tree = _Text(filter_).tree() if isinstance(filter_, str) else _json(filter_, "")
     except RecursionError:
         tree = None
     if tree is None or any(number >= MAX_PARTS or depth > MAX_DEPTH for number, (_, depth) in enumerate(walk(tree))):
-        raise RequestError(f"A filter must have at most {MAX_PARTS} parts, nested at most {MAX_DEPTH} deep.", location="")
+        raise RequestError(
+            f"The filter is too large. It may have at most {MAX_PARTS} parts, nested at most {MAX_DEPTH} deep.", location=""
+        )
     return tree
 
 
 def _within(km: Any, near: tuple[float, float] | None, at: Part) -> Within:
     if km < 0:
-        raise RequestError(f"within needs a distance in km, 0 or more. Got {km} in {at}.", location=at.location)
+        raise RequestError(f"Got the distance {km} in {at}. It must be in km, 0 or more.", location=at.location)
     return Within(float(km), near, at)
 
 
@@ -83,7 +85,7 @@ def _is_value(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number, no truth value, that a float can hold."""
+    """Return True for a finite number that a float can hold; False for booleans."""
     try:
         return type(value) in (int, float) and math.isfinite(value)
     except OverflowError:
@@ -91,7 +93,7 @@ def _is_number(value: Any) -> bool:
 
 
 class _Text:
-    """Reads one text."""
+    """Parses one text."""
 
     def __init__(self, text: str) -> None:
         self.text = text.strip()
@@ -99,10 +101,10 @@ class _Text:
         self.lines = _LINE.findall(self.text) or [""]
 
     def tree(self) -> Node:
-        """The whole text as a tree."""
+        """Return the tree of the whole text."""
         if len(self.text) > MAX_CHARS:
             raise RequestError(
-                f"A filter's text has at most {MAX_CHARS:,} characters. Got {len(self.text):,}. Give longer lists as JSON.",
+                f"The filter has {len(self.text):,} characters; at most {MAX_CHARS:,} are allowed. Write long lists as JSON.",
                 location=MAX_CHARS + 1,
             )
         try:
@@ -111,8 +113,10 @@ class _Text:
             location = self.before + self._blamed(error) + 1
             shown = self.text if len(self.text) <= MAX_QUOTED_CHARS else self.text[:MAX_QUOTED_CHARS] + "…"
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deep"
-            rule = 'A filter must read like `category == "Mexican" and within(5)`.'
-            raise RequestError(f"{rule} Cannot read {shown!r} at character {location}: {reason}.", location=location) from None
+            rule = 'Write filters like `category == "Mexican" and within(5)`.'
+            raise RequestError(
+                f"Cannot read filter {shown!r} at character {location}: {reason}. {rule}", location=location
+            ) from None
 
     def _visit(self, node: ast.expr) -> Node:
         if isinstance(node, ast.BoolOp):
@@ -127,7 +131,7 @@ class _Text:
             return Seen() if node.id == "seen" else Open(None, self._part(node))
         part = self._part(node)
         raise RequestError(
-            f"A filter is made of comparisons, within(…), open_at(…), open_now, seen, and, or, not. Found {part}.",
+            f"Found {part}. Allowed in a filter: comparisons, within(…), open_at(…), open_now, seen, and, or, not.",
             location=part.location,
         )
 
@@ -137,9 +141,7 @@ class _Text:
             return Not(among) if isinstance(op, ast.NotEq | ast.NotIn) else among
         if type(op) in _COMPARE and not isinstance(value, list):
             return Compared(name, _COMPARE[type(op)], value, part)
-        raise RequestError(
-            f"A comparison is one of == != in not in < <= > >= with a value that fits. Found {part}.", location=part.location
-        )
+        raise RequestError(f"Found {part}. Use one of == != in not in < <= > >= with a matching value.", location=part.location)
 
     def _call(self, name: str, values: list[Any], part: Part) -> Node:
         if name == "within" and len(values) in (1, 3) and all(_is_number(value) for value in values):
@@ -147,7 +149,7 @@ class _Text:
         if name == "open_at" and len(values) == 1 and isinstance(values[0], str):
             return Open(hour_of_week(values[0], part), part)
         raise RequestError(
-            f'A filter knows within(km), within(latitude, longitude, km) and open_at("Fri 19:30"). Found {part}.',
+            f'Found {part}. Allowed calls: within(km), within(latitude, longitude, km), open_at("Fri 19:30").',
             location=part.location,
         )
 
@@ -160,7 +162,7 @@ class _Text:
         if all(_is_value(each) for each in listed):
             return listed if isinstance(value, list | tuple | set) else value
         part = self._part(node)
-        raise RequestError(f"A value must be a text in quotes, a number or a list of them. Found {part}.", location=part.location)
+        raise RequestError(f"Found {part}. A value must be a text in quotes, a number or a list of them.", location=part.location)
 
     def _part(self, node: ast.expr) -> Part:
         start = self._offset(node.lineno, self._characters(node.lineno, node.col_offset))
@@ -168,13 +170,13 @@ class _Text:
         return Part(self.before + start + 1, " ".join(self.text[start : min(end, start + MAX_QUOTED_CHARS)].split()))
 
     def _characters(self, line: int | None, column: int | None) -> int:
-        """Characters of a line before a column, which the parser counts in bytes."""
+        """Return the characters of a line before a column, which Python's parser counts in bytes."""
         return len(self.lines[(line or 1) - 1].encode()[:column].decode())
 
     def _blamed(self, error: Exception) -> int:
         if not isinstance(error, SyntaxError):
             return 0
-        return self._offset(error.lineno, error.offset - 1) if error.offset else len(self.text)  # 0: something lacks at the end
+        return self._offset(error.lineno, error.offset - 1) if error.offset else len(self.text)  # 0: the text ends too early
 
     def _offset(self, line: int | None, column: int) -> int:
         return min(sum(map(len, self.lines[: (line or 1) - 1])) + column, len(self.text))
@@ -182,10 +184,10 @@ class _Text:
 
 def _json(node: Any, path: str) -> Node:
     if not isinstance(node, dict):
-        raise _wrong('A filter as JSON is an object such as {"price": {"max": 2}}', node, path)
+        raise _wrong('A JSON filter must be an object such as {"price": {"max": 2}}', node, path)
     if "column" in node:
         if not isinstance(node["column"], str):
-            raise _wrong("column names a column", node["column"], _key(path, "column"))
+            raise _wrong("column must be the name of a column", node["column"], _key(path, "column"))
         return _condition(node["column"], {key: value for key, value in node.items() if key != "column"}, path)
     return join(And, [_entry(key, value, _key(path, key)) for key, value in node.items()])
 
@@ -193,17 +195,17 @@ def _json(node: Any, path: str) -> Node:
 def _entry(key: Any, value: Any, path: str) -> Node:
     if key in ("and", "or"):
         if not isinstance(value, list):
-            raise _wrong(f"{key} holds a list of filters", value, path)
+            raise _wrong(f"{key} must be a list of filters", value, path)
         return join(And if key == "and" else Or, [_json(part, f"{path}[{number}]") for number, part in enumerate(value)])
     if key == "not":
         return Not(_json(value, path))
     if key == "seen":
         if not isinstance(value, bool):
-            raise _wrong("seen is true or false", value, path)
+            raise _wrong("seen must be true or false", value, path)
         return Seen() if value else Not(Seen())
     if key == "open":
         if not isinstance(value, str):
-            raise _wrong('open is "now" or a time such as "Fri 19:30"', value, path)
+            raise _wrong('open must be "now" or a time such as "Fri 19:30"', value, path)
         at = Part(path, value)
         return Open(None if value.strip().lower() == "now" else hour_of_week(value, at), at)
     return _around(value, path) if key == "within" else _condition(str(key), value, path)
@@ -214,14 +216,14 @@ def _around(value: Any, path: str) -> Node:
     for key in around:
         if key not in ("km", "near"):
             inner = _key(path, key)
-            raise RequestError(f"within is made of km and near. Found {inner}.", location=inner)
+            raise RequestError(f"Unknown key {inner}. within has the keys km and near.", location=inner)
     at = Part(_key(path, "km") if isinstance(value, dict) else path, "within")
     if not _is_number(km := around.get("km")):
-        raise _wrong("within needs a distance in km, 0 or more", km, str(at.location))
+        raise _wrong("The distance of within must be in km, 0 or more", km, str(at.location))
     near = around.get("near")
     inner = _key(path, "near")
     if near is not None and not (isinstance(near, list | tuple) and len(near) == 2 and all(map(_is_number, near))):
-        raise _wrong("near is a list of latitude and longitude", near, inner)
+        raise _wrong("near must be a list of latitude and longitude", near, inner)
     return _within(km, None if near is None else check_location(near, Part(inner, "near")), at)
 
 
@@ -234,7 +236,7 @@ def _condition(column: str, value: Any, path: str) -> Node:
         at = Part(inner, column)
         if key in BOUNDS:
             if not _is_number(wanted):
-                raise _wrong(f"{key} is a number", wanted, inner)
+                raise _wrong(f"{key} must be a number", wanted, inner)
             parts.append(Compared(column, BOUNDS[key], wanted, at))
         elif key == "all":
             parts.append(join(And, [Among(column, (each,), at) for each in _values(wanted, inner)]))
@@ -244,7 +246,7 @@ def _condition(column: str, value: Any, path: str) -> Node:
         else:
             raise RequestError(f"Unknown condition at {inner}.{nearest(str(key)[:MAX_QUOTED_CHARS], CONDITIONS)}", location=inner)
     if not parts:
-        raise _wrong(f"A condition is a value, a list, or an object of {', '.join(CONDITIONS)}", value, path)
+        raise _wrong(f"A condition must be a value, a list, or an object of {', '.join(CONDITIONS)}", value, path)
     return join(And, parts)
 
 
@@ -267,4 +269,4 @@ def _key(path: str, key: Any) -> str:
 def _wrong(rule: str, found: Any, path: str) -> RequestError:
     plain = isinstance(found, str | bool | float | None) or _is_number(found)
     shown = repr(found)[:MAX_QUOTED_CHARS] if plain else f"a {type(found).__name__}"
-    return RequestError(f"{rule}. Got {shown} at {Part(path, '')}.", location=path)
+    return RequestError(f"Got {shown} at {Part(path, '')}. {rule}.", location=path)

@@ -1,6 +1,6 @@
-"""The tree of a filter: what its text and its JSON (`parser`) become, and what `item_filter` turns into a mask.
+"""Define the tree of a filter. `parser` builds it from text or JSON, and `item_filter` turns it into a mask.
 
-Nodes are frozen and compare by what they ask; where they were written (`at`) is kept for errors alone.
+Nodes are immutable and compare by meaning. Their position in the filter (`at`) is used only in error messages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Bound = Literal["<", "<=", ">", ">="]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a filter, for errors: `location` as in `RequestError`, and how it reads."""
+    """A part of a filter, for error messages: `location` as in `RequestError`, and its text."""
 
     location: str | int
     shown: str
@@ -37,28 +37,28 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class And:
-    """All parts hold; without any: always."""
+    """True if all parts are true; true without parts."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Or:
-    """A part holds; without any: never."""
+    """True if any part is true; false without parts."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """The part fails."""
+    """True if the part is false."""
 
     part: Node
 
 
 @dataclass(frozen=True, slots=True)
 class Among:
-    """The column's value, or one of its list, is among `values`."""
+    """True if the value of the column, or one value of its list, is among `values`."""
 
     column: str
     values: tuple[Value, ...]
@@ -67,7 +67,7 @@ class Among:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The column's number lies on this side of `value`."""
+    """True if the number in the column meets the bound `value`."""
 
     column: str
     bound: Bound
@@ -77,7 +77,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """No farther than `km` from `near` (latitude, longitude in degrees), or from home when that is None."""
+    """True for items at most `km` from `near` (latitude, longitude in degrees); None: from the home location."""
 
     km: float
     near: tuple[float, float] | None
@@ -86,7 +86,7 @@ class Within:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Open at an hour of the week (0: Monday 00:00), or now when that is None."""
+    """True for items open at an hour of the week (0: Monday 00:00); None: now."""
 
     hour: int | None
     at: Part = field(compare=False, repr=False)
@@ -94,14 +94,14 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """In the history of whoever asks."""
+    """True for items of the user's history."""
 
 
 Node = And | Or | Not | Among | Compared | Within | Open | Seen
 
 
 def join(kind: type[And] | type[Or], parts: Sequence[Node]) -> Node:
-    """`parts` as one node of this kind: those of the same kind melt into it, and a single one stands alone."""
+    """Return `parts` as one node of this kind. Parts of the same kind are flattened; a single part is returned as it is."""
     flat: list[Node] = []
     for part in parts:
         flat += part.parts if isinstance(part, And | Or) and type(part) is kind else (part,)
@@ -109,7 +109,7 @@ def join(kind: type[And] | type[Or], parts: Sequence[Node]) -> Node:
 
 
 def walk(tree: Node) -> Iterator[tuple[Node, int]]:
-    """All nodes with their depth."""
+    """Yield all nodes with their depth."""
     waiting = [(tree, 0)]
     while waiting:
         node, depth = waiting.pop()
@@ -119,35 +119,35 @@ def walk(tree: Node) -> Iterator[tuple[Node, int]]:
 
 
 def check_location(location: Sequence[float], at: Part | None = None) -> tuple[float, float]:
-    """Return `location`, latitude and longitude in degrees, as it is.
+    """Check `location`, latitude and longitude in degrees, and return it.
 
     Raises
     ------
     RequestError
-        They are out of range or not finite.
+        A coordinate is out of range or not finite.
     """
     latitude, longitude = (float(value) for value in location)
     if not (abs(latitude) <= 90 and abs(longitude) <= 180):
         raise RequestError(
-            f"A place is a latitude from -90 to 90 and a longitude from -180 to 180. Got {latitude}, {longitude}{_in(at)}.",
+            f"Got location {latitude}, {longitude}{_in(at)}. Latitude must be from -90 to 90, longitude from -180 to 180.",
             location=None if at is None else at.location,
         )
     return latitude, longitude
 
 
 def hour_of_week(text: str, at: Part | None = None) -> int:
-    """ "Fri 19:30" → 115: hours since Monday 00:00, rounded down.
+    """Return the hours since Monday 00:00, rounded down: "Fri 19:30" → 115.
 
     Raises
     ------
     RequestError
-        It is not a weekday, whole or its first three letters, and a time from 0 to 23:59 with or without minutes.
+        The text is not a weekday (in full or its first three letters) and a time from 0 to 23:59 (with or without minutes).
     """
     found = CLOCK.fullmatch(text.strip().lower())
     days = [number for number, day in enumerate(DAYS) if found and found[1] in (day, day[:3])]
     if not found or not days:
         raise RequestError(
-            f'A time must look like "Fri 19:30". Got {text[:MAX_QUOTED_CHARS]!r}{_in(at)}.',
+            f'Cannot read time {text[:MAX_QUOTED_CHARS]!r}{_in(at)}. Write it like "Fri 19:30".',
             location=None if at is None else at.location,
         )
     return days[0] * 24 + int(found[2])
