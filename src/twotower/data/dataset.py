@@ -163,9 +163,9 @@ class Dataset:
                 f"{path} is not a dataset: it has no readable manifest.json. Create a dataset with `twotower prepare`."
             ) from None
         if not isinstance(manifest, dict) or manifest.get("kind") != "dataset":
-            kind = manifest.get("kind") if isinstance(manifest, dict) else None
             raise DataError(
-                f"{path} is not a dataset: its manifest.json has kind {kind!r}, expected 'dataset'. "
+                f"{path} is not a dataset: its manifest.json has kind "
+                f"{manifest.get('kind') if isinstance(manifest, dict) else None!r}, expected 'dataset'. "
                 "Create a dataset with `twotower prepare`."
             )
         if manifest.get("format") != FORMAT_VERSION:

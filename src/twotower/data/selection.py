@@ -187,7 +187,10 @@ def _filtered(stage: Stage, events: ir.Table, items: ir.Table) -> tuple[ir.Table
     trained = events.filter(is_training(events)).select(USER_KEY, ITEM_KEY)
     size = row_count(trained)
     if not size:
-        _refuse(stage, f"none of the {row_count(events):,} events belongs to a user with an id in the training part. Change prepare.split")
+        _refuse(
+            stage,
+            f"none of the {row_count(events):,} events belongs to a user with an id in the training part. Change prepare.split",
+        )
     if prepare.min_user_events == prepare.min_item_events == 1:
         return events, items
     pairs = stage.save(trained)
