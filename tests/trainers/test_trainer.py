@@ -73,7 +73,7 @@ def test_fields_can_be_left_out(dataset, tmp_path):
     bare = TwoTowerTrainer(dataset, settings(max_steps=3).model_copy(update={"model": model}), tmp_path / "bare")
     bare.fit()
     assert set(bare.model.tables) == {"item/id", "user/id"} and not bare.model.item_state.fields
-    with pytest.raises(ConfigError, match=r"must name fields of the towers. Got 'item.stat'. Did you mean 'item.state'"):
+    with pytest.raises(ConfigError, match=r"has the unknown field 'item.stat'. Did you mean 'item.state'"):
         model = settings().model.model_copy(update={"exclude_features": ["item.stat"]})
         TwoTowerTrainer(dataset, settings().model_copy(update={"model": model}), tmp_path / "wrong")
 

@@ -184,7 +184,7 @@ class TrainLoader:
         return 1 if self.micro is None else min(-(-size // self.micro), max(members, 1))
 
     def iterate(self, epoch: int, start: int = 0, *, ahead: int = 2, device: torch.device | str = "cpu") -> Iterator[TrainBatch]:
-        """Yield the batches of an epoch from step `start`, on `device`. A thread builds and copies up to `ahead` of them in advance."""
+        """Yield the batches of an epoch from step `start`, on `device`; a thread prepares up to `ahead` of them in advance."""
         plan, copies = self.plan(epoch), DeviceCopies(torch.device(device))
         ready: queue.Queue[tuple[TrainBatch, Copied | None] | BaseException | None] = queue.Queue(ahead)
         stopped = threading.Event()

@@ -179,7 +179,7 @@ def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:
         taken = RESERVED_FEATURES[side]
         if name in taken or names.count((side, name)) > 1:
             raise ConfigError(
-                f"The name {name!r} of a {side} feature is {'reserved' if name in taken else 'used twice'}. Reserved names: "
+                f"The {side} feature name {name!r} is {'reserved' if name in taken else 'used twice'}. Reserved names: "
                 f"{', '.join(taken)}. Rename the feature."
             )
         if "." in name:

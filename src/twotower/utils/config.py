@@ -128,8 +128,8 @@ class EvaluationConfig(Settings):
     max_queries: int | None = Field(None, ge=1)
     """Number of held-out queries to evaluate (a seeded sample). null: all."""
     refresh_days: float | None = Field(7.0, gt=0)
-    """Days between refreshes of the index during the test period; weights stay. Reported beside the results of an index that is never
-    refreshed. null: not evaluated. Used only if the dataset is split by time."""
+    """Days between refreshes of the index during the test period; weights stay. The report shows results with and
+    without refreshes. null: not evaluated. Used only if the dataset is split by time."""
     baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "content_knn", "ease", "ials"])
     """Names of the baselines that the model is compared with."""
     tune_baselines: bool = True

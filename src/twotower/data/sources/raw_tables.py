@@ -52,9 +52,9 @@ class RawTables:
         False), `order` int64 (unique, in the order of the source), `event_type` string, `stars` float64 or null, `chars` int64
         (length of the text, 0 without one), `part` "train", "test" or null.
     users
-        `user_id` unique, `since_s` int64 or null, `elite` array of years, and declared columns. Users of the interactions may be missing.
+        `user_id` unique, `since_s` int64 or null, `elite` array of years, and feature columns. May lack users of the interactions.
     items
-        `item_id` unique, `name`, and the raw columns of the features. Interactions with other items are dropped.
+        `item_id` unique, `name`, and the feature columns. Interactions with other items are dropped.
     features
         Static features of the columns.
     has_time

@@ -187,7 +187,7 @@ def _number(value: Any, name: str, limit: int) -> float | None:
     except (TypeError, ValueError):
         number = float("nan")
     if not -limit <= number <= limit:
-        raise ValueError(f"{name} must be -{limit} to {limit}, not {str(value)[:60]!r}")
+        raise ValueError(f"{name} must be from -{limit} to {limit}, not {str(value)[:60]!r}")
     return number
 
 

@@ -65,8 +65,8 @@ class SparkEngine:
         except (ImportError, RuntimeError) as error:
             why = str(error).splitlines()[0]
             raise ConfigError(
-                f"Cannot start Spark: {why}. prepare.engine spark needs pyspark and Java. Install two-tower-rec[spark] and Java 17, "
-                "or use the engine duckdb."
+                f"Cannot start Spark: {why}. prepare.engine spark needs pyspark and Java. Install two-tower-rec[spark] and Java "
+                "17, or use the engine duckdb."
             ) from None
         self.con: Any = _connection(self.session)
 

@@ -135,7 +135,7 @@ class Fields:
         return value
 
     def time(self, name: str, *, required: bool) -> ir.IntegerValue:
-        """Return a date, a timestamp, or epoch seconds or milliseconds as seconds since 1970; time zones are converted to UTC."""
+        """Return a date, a timestamp, or epoch (milli)seconds as seconds since 1970; a UTC offset in the text is subtracted."""
         value, text = self.raw(name), self.text(name)
         if value.type().is_temporal():
             time = value.cast("timestamp").epoch_seconds().cast("int64")
@@ -316,9 +316,7 @@ def _check_kinds(features: list[ColumnConfig], section: str, seen: dict[str, str
         for column in columns_of(feature):
             kind = types.get(feature.kind, "string")
             if seen.setdefault(column, kind) != kind:
-                raise ConfigError(
-                    f"Column {column!r} of data.{section} is used as {seen[column]} and as {kind}. Use one type, or copy the column."
-                )
+                raise ConfigError(f"Column {column!r} of data.{section} is used as {seen[column]} and as {kind}. Copy the column.")
 
 
 def _files(base: Path, path: Path, section: str) -> list[Path]:

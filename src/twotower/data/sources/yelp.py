@@ -173,8 +173,8 @@ def _refuse(config: DataConfig, files: dict[str, Path]) -> None:
     present = ", ".join(path.name for path in files.values())
     found = f"found {present}" if present else listing(config.path)
     raise DataError(
-        f"Yelp files are missing in data.path {config.path}: {found}. Required: businesses, and reviews or tips as in data.events = "
-        f"{', '.join(config.events)} (yelp_academic_dataset_business.json, …_review.json, …_tip.json, also as .jsonl or .gz). "
+        f"Yelp files are missing in data.path {config.path}: {found}. Required: businesses, and reviews or tips as in data.events "
+        f"= {', '.join(config.events)} (yelp_academic_dataset_business.json, …_review.json, …_tip.json, also as .jsonl or .gz). "
         "Set data.path to their folder (--data-dir), or data.source to tables or sequences."
     )
 
@@ -188,7 +188,7 @@ def _opinions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
     checks = [
         *_required(rows, keys, "user_id", "business_id", "date"),
         *_dated(rows["date"], time),
-        (given.notnull() & ~stars.between(1, 5).fill_null(False), "stars must be 1 to 5, not " + quoted(given)),
+        (given.notnull() & ~stars.between(1, 5).fill_null(False), "stars must be from 1 to 5, not " + quoted(given)),
     ]
     columns = {USER_ID: rows["user_id"], ITEM_ID: rows["business_id"], TIME: time, STARS: stars}
     columns[CHARS] = rows[TEXT].length().fill_null(0)

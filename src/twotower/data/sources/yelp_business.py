@@ -138,7 +138,7 @@ def _degrees(row: dict[str, Any], name: str, limit: int) -> float | None:
     except (TypeError, ValueError):
         raise ValueError(f"{name} is not a number: {str(value)[:60]!r}") from None
     if not -limit <= number <= limit:
-        raise ValueError(f"{name} must be -{limit} to {limit}, not {number}")
+        raise ValueError(f"{name} must be from -{limit} to {limit}, not {number}")
     return number
 
 
