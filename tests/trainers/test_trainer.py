@@ -216,7 +216,7 @@ def test_visits_that_all_come_again_leave_nothing_to_ask_for(dataset, tmp_path):
     pair = events.user_row * dataset.n_items + events.item_row
     first = np.isin(np.arange(len(pair)), np.unique(pair, return_index=True)[1])
     broken.__dict__["events"] = replace(events, positive=events.positive & ~first)
-    with pytest.raises(TrainingError, match="positive events to ask for"):
+    with pytest.raises(TrainingError, match="no positive events to train on"):
         TwoTowerTrainer(broken, settings(objective="next_event"), tmp_path)
 
 

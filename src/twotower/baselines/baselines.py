@@ -162,8 +162,8 @@ class Repeat(Baseline):
 class ItemKNN(Baseline):
     """Rank by the sum, over the distinct items of the history, of the cosine similarity of the items' training users.
 
-    `neighbours` limits how many items each item of the history contributes to (0: all, without building the matrix). An item is
-    most similar to itself, so repeats come first if they are allowed. Items with score 0 follow by popularity. Sarwar et al. (2001).
+    `neighbours` limits the number of items that each item of the history adds to (0: all, without building a matrix). An item is
+    most similar to itself, so repeats come first if allowed. Items with score 0 follow by popularity. Sarwar et al. (2001).
     """
 
     name = "item_knn"

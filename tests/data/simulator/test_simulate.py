@@ -1,4 +1,4 @@
-"""The town: the files look like the release, the same seed gives the same bytes, and visits follow the truth."""
+"""Test the simulated town: format of the files, equal bytes for equal seeds, and visits that follow the true probabilities."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Town:
 
 @dataclass(frozen=True)
 class Choices:
-    """All visits of a town, sorted by (user, time), as questions to the truth."""
+    """Return all visits of a town, sorted by (user, time), as arguments of `Truth.scores`."""
 
     user_ids: list[str]
     time_s: np.ndarray
@@ -177,7 +177,7 @@ def test_the_words_of_a_review_follow_its_category_and_stars_its_place(town: Tow
 
 
 def z_scores(truth: Truth, choices: Choices) -> dict[str, float]:
-    """How far functions of the chosen places lie from their expectation under `truth`, in standard errors."""
+    """Return the deviation of functions of the chosen items from their expectation under `truth`, in standard errors."""
     logs = choices.ask(truth).astype(np.float64)
     p = np.where(logs > NEVER / 2, np.exp(logs), 0)
     b, n = p.shape

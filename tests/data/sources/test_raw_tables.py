@@ -1,4 +1,4 @@
-"""Bad rows are reported by file and line and lose nothing else; the engine's rows stay in the order of the file."""
+"""Test that bad rows are reported by file and line, and that the other rows keep the order of the file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from twotower.schema import ITEM_ID
 
 @pytest.fixture(scope="module")
 def con(tmp_path_factory: pytest.TempPathFactory) -> DuckDBEngine:
-    """One engine for all."""
+    """Return one engine for all tests."""
     return DuckDBEngine(tmp_path_factory.mktemp("spill"))
 
 
 def screened(con: DuckDBEngine, path: Path, rejects: Rejects, unique: str | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a file with keys `id` and `n`, after the check that `id` is there."""
+    """Return rows of a file with keys `id` and `n`, after the check that `id` exists."""
     rows = con.read_json(path, ["id", "n"])
     checks, columns = [(missing(rows["id"]), "id is missing")], {"id": rows["id"], "n": rows["n"]}
     good, total = screen(con, rows, checks, columns, file=path, rejects=rejects, locate=locate_json(path), unique=unique)

@@ -1,4 +1,4 @@
-"""Sequence files: order, repeats and positions kept; attributes and descriptions of items joined by their tokens."""
+"""Test sequence files: order, repeats and positions are kept; attributes and descriptions are joined by item."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from twotower.utils.config import DataConfig, SequencesConfig
 
 @cache
 def engine() -> DuckDBEngine:
-    """One for all tests: a source must not mind what else the engine holds."""
+    """Return one engine for all tests: sources must work with other tables present."""
     return DuckDBEngine(Path(mkdtemp()))
 
 
 def read(folder: Path, rejects: Rejects | None = None, **files: str) -> RawTables:
-    """Read a folder; `train` is "train.txt" unless named."""
+    """Read a folder; `train` defaults to "train.txt"."""
     names = SequencesConfig(**{"train": "train.txt", **files})  # type: ignore[arg-type]
     book = rejects or Rejects(folder / "rejects.jsonl", 0.0)
     raw = read_sequences(DataConfig(source="sequences", path=folder, sequences=names), engine(), book)
@@ -38,7 +38,7 @@ def read(folder: Path, rejects: Rejects | None = None, **files: str) -> RawTable
 
 
 def rows(table: Any, *columns: str) -> list[tuple[Any, ...]]:
-    """Columns of a table as tuples, events by order."""
+    """Return columns of a table as tuples, events by order."""
     found = table.to_pyarrow()
     found = found.sort_by("order") if "order" in columns else found
     return [tuple(row[column] for column in columns) for row in found.to_pylist()]

@@ -1,4 +1,4 @@
-"""A user's own tables: three formats, every kind of column, and each way a file or a row can be wrong."""
+"""Test your own tables: three formats, every kind of column, and every error of a file or row."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ NEW_YEAR = 1_577_836_800
 
 @cache
 def engine() -> DuckDBEngine:
-    """One for all tests: a source must not mind what else the engine holds."""
+    """Return one engine for all tests: sources must work with other tables present."""
     return DuckDBEngine(Path(mkdtemp()))
 
 
 class Read:
-    """What `read_tables` makes of a folder; sections as in the configuration."""
+    """Result of `read_tables` for a folder; sections as in the configuration."""
 
     def __init__(self, folder: Path, **sections: Any) -> None:
         self.report = folder / "rejects.jsonl"
@@ -44,20 +44,20 @@ class Read:
         rejects.check()
 
     def rows(self, table: str, *columns: str) -> list[tuple[Any, ...]]:
-        """Columns of a table; the events by order."""
+        """Return columns of a table; events by order."""
         found = getattr(self.raw, table).to_pyarrow()
         found = found.sort_by("order") if table == "interactions" else found
         return [tuple(row[column] for column in columns) for row in found.to_pylist()]
 
     def rejected(self) -> list[tuple[str, int, str]]:
-        """File, line and reason of the bad rows."""
+        """Return file, line and reason of the bad rows."""
         lines = self.report.read_text().splitlines() if self.report.exists() else []
         return [(row["file"], row["line"], row["reason"]) for row in map(json.loads, lines)]
 
 
 @pytest.fixture
 def events(tmp_path: Path) -> Callable[..., Read]:
-    """`events(content, name="e.csv", **table)`: read one file of interactions."""
+    """Return `events(content, name="e.csv", **table)`, which reads one file of interactions."""
 
     def make(content: str | bytes, name: str = "e.csv", **table: Any) -> Read:
         data = content.encode() if isinstance(content, str) else content
@@ -69,7 +69,7 @@ def events(tmp_path: Path) -> Callable[..., Read]:
 
 @pytest.fixture
 def items(tmp_path: Path) -> Callable[..., Read]:
-    """`items(rows, *features)`: read a Parquet table of items, and the same as JSON lines, which must agree."""
+    """Return `items(rows, *features)`, which reads items from Parquet and JSON lines; both must agree."""
 
     def make(rows: list[dict[str, Any]], *features: dict[str, Any], schema: Any = None) -> Read:
         (tmp_path / "e.csv").write_text(EVENTS)

@@ -1,4 +1,4 @@
-"""Every release, as files of a few handmade rows with each quirk, and as the real files where they are."""
+"""Test every Yelp release, with handmade rows of each quirk and, if available, with the real files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., Read]:
-    """`read(review=[…], business=[…], …, events=[…])`: write the tables and read them."""
+    """Return `read(review=[…], business=[…], …, events=[…])`, which writes the tables and reads them."""
 
     def make(*, settings: dict[str, Any] | None = None, **tables: Rows) -> Read:
         for name, rows in {"business": [BUSINESS], **tables}.items():

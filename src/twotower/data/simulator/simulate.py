@@ -3,9 +3,9 @@
 The files are yelp_academic_dataset_{business,review,tip,checkin,user}.json and town_truth.safetensors. The same arguments give the
 same bytes. Memory grows with the numbers of ids and parameters, not with text.
 
-Quirks of the release are reproduced: every attribute is a string ("True", "None", "u'free'", dict literals); attributes, hours and
-categories may be null; cities are dirty; hours have unpadded minutes and "0:0-0:0"; elite holds "20,20" for 2020; friends is "None" or
-very long; rows have no order; the aggregated stars and counts include future events.
+It has the quirks of the release: every attribute is a string ("True", "None", "u'free'", dict literals); attributes, hours and
+categories may be null; cities are dirty; hours have unpadded minutes and "0:0-0:0"; elite holds "20,20" for 2020; friends is "None"
+or very long; rows have no order; the aggregated stars and counts include future events.
 """
 
 from __future__ import annotations
