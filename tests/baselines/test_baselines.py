@@ -1,4 +1,4 @@
-"""What every baseline promises, whatever its name; then each one by hand, and all of them against published figures."""
+"""Test properties of all baselines, each baseline on small examples, and all against published results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DAY = 20_000  # the day of the questions
 
 
 def dataset_of(events: list[tuple[int, int, int, int]], *, n_items: int, n_users: int, locations: Any = None) -> Dataset:
-    """A dataset in memory from (user row, item row, day, split) lines; all events are positive."""
+    """Return a dataset in memory from (user row, item row, day, split) rows; all events are positive."""
     lines = sorted(events, key=lambda e: (e[0], e[2]))
     user, item, day, split = np.array(lines, np.int64).reshape(-1, 4).T
     specs = (
@@ -124,7 +124,7 @@ def test_strangers_are_served(baseline: Any, dataset: Dataset) -> None:
 
 
 def test_fitted_on_training_events_alone(baseline: Any, dataset: Dataset, queries: Queries) -> None:
-    """Other held-out events change nothing (of `recent` and the oracle: only those from the moment on)."""
+    """Other held-out events change nothing (for `recent` and the oracle: only those from the time of the query on)."""
     events = dataset.events
     later = (
         events.split != TRAIN
@@ -196,7 +196,7 @@ def test_repeat_gives_the_newest_first() -> None:
 
 
 def test_content_knn_compares_features(dataset: Dataset) -> None:
-    """By hand from the item table: of two places the one whose categories are rarer and shared comes first."""
+    """Of two items, the one that shares rarer categories comes first."""
     model = BASELINES["content_knn"](dataset)
     scores = model.scores(ask([5], [5, 9]))
     assert int(scores[0].argmax()) == 5 and scores[0, 5] == pytest.approx(1, abs=1e-5)
@@ -289,7 +289,7 @@ def test_who_has_nothing_to_say() -> None:
 
 @pytest.mark.slow
 def test_published_figures_on_the_s3rec_split(real_data: Path) -> None:
-    """Leave-one-out, seen items masked, the whole catalogue; item-kNN is fitted on training and validation events, as published."""
+    """Leave-one-out, masked protocol, all items; item-kNN is fitted on training and validation events, as published."""
     events = []
     for u, line in enumerate((real_data / "s3rec-yelp" / "Yelp.txt").read_text().splitlines(), 2):
         items = [int(word) + 1 for word in line.split()[1:]]

@@ -1,4 +1,4 @@
-"""Datasets prepared from a few rows written in a test, through the real `prepare` with a source that returns them."""
+"""Prepare datasets from a few rows in a test, through the real `prepare` with a source that returns them."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def day(number: float) -> int:
 
 
 def listed(dataset: Dataset) -> list[tuple[str, str, int, str]]:
-    """(user, item, time, split) of every event, in the order of the file."""
+    """Return (user, item, time, split) of every event, in the order of the file."""
     events = dataset.events
     users, items = dataset.user_ids[events.user_row], dataset.item_ids[events.item_row]
     return list(zip(users, items, events.time_s.tolist(), [NAMES[code] for code in events.split.tolist()], strict=True))
@@ -76,7 +76,7 @@ def business(item_id: str, **values: Any) -> dict[str, Any]:
 
 
 def parsed(row: Row) -> dict[str, Any]:
-    """An interaction from a dict, or from "user item time_s [stars [event_type]]" with "-" for null."""
+    """Return an interaction from a dict, or from "user item time_s [stars [event_type]]" with "-" for null."""
     if isinstance(row, dict):
         return row
     user, item, time_s, *rest = (None if word == "-" else word for word in row.split())
@@ -86,18 +86,18 @@ def parsed(row: Row) -> dict[str, Any]:
 
 
 def create(engine: Engine, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> ibis.Table:
-    """A table of the engine from a list of dicts."""
+    """Return a table of the engine from a list of dicts."""
     return engine.save(pa.Table.from_pylist(list(rows), schema))
 
 
 def ids(rows: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """What a source makes of interactions alone: the ids."""
+    """Return the id table of a source that has only interactions."""
     return [{key: value} for value in sorted({row[key] for row in rows if row.get(key) is not None})]
 
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """`prepared(rows, **settings of the section "prepare")` → the opened dataset.
+    """Return `prepared(rows, **settings of the section "prepare")`, which returns an open dataset.
 
     Further keywords: `items`, `users` (lists of dicts; by default the ids of the interactions), `features` (True: those of the
     columns above), `has_time`, `truth`, `out` (by default a new folder), `seed`.

@@ -1,4 +1,4 @@
-"""Neighbours of items, by hand and by brute force."""
+"""Test co-visited items on small examples and against brute force."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training batches: pure functions of (seed, epoch, step), every example once an epoch, no target shown, masks as by hand."""
+"""Test training batches: functions of (seed, epoch, step), every example once per epoch, hidden targets, correct masks."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_users_are_shared_so_that_nobody_is_without():
     assert user_shares(offsets, 1).tolist() == [0, 6]
     assert user_shares(offsets, 2).tolist() == [0, 3, 6]
     assert np.diff(offsets[user_shares(offsets, 4)]).tolist() == [90, 1, 1, 8]
-    with pytest.raises(TrainingError, match=r"4 users with training events and 5 processes\. Start fewer"):
+    with pytest.raises(TrainingError, match=r"5 processes are more than the 4 users with training events\. .*Start fewer"):
         user_shares(offsets, 5)
 
 

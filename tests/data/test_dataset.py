@@ -1,4 +1,4 @@
-"""Opening a dataset, and the questions it asks: histories strictly before a moment, by hand and against a plain restatement."""
+"""Test opening a dataset and its held-out queries: small examples, and a simple second implementation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Question = tuple[str, int, list[str], list[str]]  # user, moment, history, targe
 
 
 def days(*rows: str) -> list[str]:
-    """Rows "user item day [stars]" with the day turned into seconds."""
+    """Return rows "user item day [stars]" with the day converted to seconds."""
     return [" ".join([user, item, str(int(float(at) * DAY_S)), *rest]) for user, item, at, *rest in map(str.split, rows)]
 
 
@@ -121,7 +121,7 @@ def test_leave_one_out_keeps_what_lies_between_the_held_out_events_for_test_alon
 
 
 def test_log_popularity_is_that_of_what_training_knows(prepared: Any) -> None:
-    """By weight, from the mean; an item with bad ratings alone is one that nobody likes, one that came later is not counted."""
+    """Popularity is weighted and relative to the mean; items with bad ratings only are unpopular, later items are not counted."""
     rows = days("u a 1 5", "v a 2 5", "w a 3 5", "u b 4 5", "v bad 5 1", "w new 12 5")
     dataset = prepared(rows, split=CUTS, positive_min_stars=4)
     count = dict(zip(dataset.item_ids, dataset.item_train_count, strict=True))
@@ -153,7 +153,7 @@ def test_a_given_split_asks_once_per_user_after_all_they_did_before(prepared: An
 
 
 def restated(dataset: Dataset, split: str, kind: str) -> list[Question]:
-    """The same questions, by loops over rows."""
+    """Return the same queries, by loops over rows."""
     events, code = dataset.events, SPLITS[split]
     rows = list(zip(events.user_row.tolist(), events.time_s.tolist(), events.item_row.tolist(), events.split, strict=True))
     asked: dict[tuple[int, int], set[int]] = defaultdict(set)

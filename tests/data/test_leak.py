@@ -1,4 +1,4 @@
-"""Nothing later changes anything earlier: not a training row, a vocabulary, a statistic, a feature, nor a batch.
+"""Test for leakage: later events change no training row, vocabulary, statistic, feature or batch.
 
 Random raw tables are prepared as they are, with another future after the cut, and with another second half of the training period.
 What belongs before the change must be the same to the byte. Then leaks are planted, and the same checks must find each of them.
@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class World:
-    """Raw rows: events and items from before the middle of the training period, from its second half, and from after the cut."""
+    """Raw rows: events and items of the first half of the training period, of its second half, and after the cut."""
 
     early: list[Row]
     late: list[Row]
@@ -58,7 +58,7 @@ class World:
 
 
 def events(first_day: int, end_day: int, users: str, items: str, types: list[str], least: int) -> st.SearchStrategy[list[Row]]:
-    """Events in a period; times are whole days, so that ties are common."""
+    """Draw events in a period; times are whole days, so that ties are common."""
     row = st.fixed_dictionaries(
         {
             "user_id": st.sampled_from([*users, None]),
@@ -73,7 +73,7 @@ def events(first_day: int, end_day: int, users: str, items: str, types: list[str
 
 
 def item_rows(ids: str) -> st.SearchStrategy[list[Row]]:
-    """One row for each item."""
+    """Draw one row per item."""
     row = st.fixed_dictionaries(
         {
             "name": st.sampled_from(WORDS),
@@ -89,7 +89,7 @@ def item_rows(ids: str) -> st.SearchStrategy[list[Row]]:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[World, World, World]:
-    """A world, the same with another future, and the same with another second half of training and another future."""
+    """Draw raw rows, the same with another future, and the same with another second half of training and future."""
     known = draw(item_rows("mnopq"))
     early = draw(events(0, HALF, "mno", "mnopq", ["review", "tip"], 4))
     late = draw(events(HALF, CUT, "mnop", "mnopq", ["review", "tip"], 0))
@@ -107,7 +107,7 @@ def worlds(draw: st.DrawFn) -> tuple[World, World, World]:
 
 
 def flat(value: Any) -> Any:
-    """Anything → plain values and bytes, so that NaN equals NaN and every bit counts."""
+    """Return plain values and bytes of any object, so that NaN equals NaN and every bit is compared."""
     if isinstance(value, torch.Tensor):
         value = value.numpy()
     if isinstance(value, np.ndarray):
@@ -120,7 +120,7 @@ def flat(value: Any) -> Any:
 
 
 def training_side(dataset: Dataset) -> dict[str, Any]:
-    """All of a dataset that training can see."""
+    """Return everything in a dataset that training can read."""
     items, users = FIRST_ROW + dataset.n_train_items, FIRST_ROW + dataset.n_train_users
     seen, visited = dataset.events.split == TRAIN, dataset.item_events.split == TRAIN
     side = {
@@ -137,7 +137,7 @@ def training_side(dataset: Dataset) -> dict[str, Any]:
 
 
 def batches(dataset: Dataset, objective: str) -> list[Any]:
-    """Every batch of an epoch; empty where no event may be a target."""
+    """Return every batch of an epoch; empty if no event may be a target."""
     config = parse_config({"training": {"objective": objective, "batch_size": 4, "negatives_per_positive": 1}})
     if not dataset.item_train_count.any():
         return []
@@ -146,7 +146,7 @@ def batches(dataset: Dataset, objective: str) -> list[Any]:
 
 
 def states(dataset: Dataset, until_s: int) -> dict[Any, Any]:
-    """What is known of the user and of every item just before each event up to a moment, by ids, with all later events at hand."""
+    """Return the states of users and items just before each event up to a time, by ids, although later events exist."""
     chosen = np.flatnonzero(dataset.events.time_s <= until_s)
     user_row, time_s = dataset.events.user_row[chosen], dataset.events.time_s[chosen]
     queries = dataset.histories(user_row, time_s)
@@ -172,7 +172,7 @@ def states(dataset: Dataset, until_s: int) -> dict[Any, Any]:
 
 
 def check_cut(prepared: Any, first: World, other: World, **kept: Any) -> None:
-    """Another future leaves all of training as it was."""
+    """Another future does not change training."""
     one, two = first.dataset(prepared, **kept), other.dataset(prepared, **kept)
     expected, found = training_side(one), training_side(two)
     assert [name for name in expected if expected[name] != found[name]] == []
@@ -181,14 +181,14 @@ def check_cut(prepared: Any, first: World, other: World, **kept: Any) -> None:
 
 
 def check_moment(prepared: Any, first: World, other: World) -> None:
-    """Another second half of training leaves what was known before it as it was."""
+    """Another second half of training does not change earlier states."""
     expected, found = (states(world_size.dataset(prepared), HALF * DAY_S) for world_size in (first, other))
     moments = {key for key in expected if key[1] < HALF * DAY_S}  # those of the half itself differ in who is there
     assert moments and {key: expected[key] for key in moments} == {key: found[key] for key in moments}
 
 
 def trains(world_size: World) -> bool:
-    """Whether somebody known did something early."""
+    """Return True if a user with an id has an early event."""
     return any(row["user_id"] is not None for row in world_size.early)
 
 
@@ -236,7 +236,7 @@ def test_nothing_after_a_moment_changes_what_was_known_before(prepared: Any, exa
 
 
 def all_events(events: Any) -> Any:
-    """In place of "training events of known users"."""
+    """Replace the condition for training events by one that leaks."""
     return events[selection.USER_KEY].notnull()
 
 

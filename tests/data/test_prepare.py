@@ -1,4 +1,4 @@
-"""Raw rows → a dataset: what is kept, split, numbered and counted, and that a folder appears whole or not at all."""
+"""Test `prepare`: rows that are kept, split, numbered and counted, and atomic writing of the folder."""
 
 from __future__ import annotations
 
@@ -110,11 +110,11 @@ def test_excluded_features_are_not_encoded(prepared: Any) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("user elite",), "A feature of the users needs a name of its own; .*elite are taken. Got 'elite'. Rename it"),
-        (("user since_s",), "Got 'since_s'. Rename it"),
-        (("item state",), "A feature of the items needs a name of its own.*Got 'state'"),
-        (("item city", "item price", "item city"), "Got 'city' twice. Rename it"),
-        (("item at.place",), "must hold no dot. Got 'at.place'"),
+        (("user elite",), "The user feature name 'elite' is reserved. Reserved names: .*elite. Rename the feature"),
+        (("user since_s",), "'since_s' is reserved.*Rename the feature"),
+        (("item state",), "The item feature name 'state' is reserved"),
+        (("item city", "item price", "item city"), "'city' is used twice"),
+        (("item at.place",), "'at.place' contains a dot"),
         (("item city", "user city", "item elite"), None),
     ],
 )
@@ -134,13 +134,17 @@ def test_every_feature_has_a_name_of_its_own(names: tuple[str, ...], message: st
 @pytest.mark.parametrize(
     ("rows", "settings_", "message"),
     [
-        ([], {"split": CUTS}, "0 events were found, none of a known user in the training part. Move prepare.split or read more"),
-        ([f"a x {day(15)}"], {"split": CUTS}, "1 events were found, none of a known user in the training part"),
+        ([], {"split": CUTS}, "none of the 0 events belongs .* training part. Change prepare.split or add raw data"),
+        ([f"a x {day(15)}"], {"split": CUTS}, "none of the 1 events belongs to a user with an id in the training part"),
         (["- x 1", "- x 2"], {"split": LAST}, r"2 dropped because no user"),
-        (["a x 1", "b x 2"], {"split": CUTS, "min_user_events": 2}, "2 were found, min_user_events 2, .* left none. Lower"),
-        (["a x 1"], {"split": {"kind": "time"}, "has_time": False}, "A time split needs times.*leave_one_out or predefined"),
-        (["a x 1"], {"split": {"kind": "predefined", "valid": 0.1}}, "A predefined split needs a test part"),
-        (["a x 1"], {"split": {**CUTS, "kind": "predefined"}}, "Dates cut a split by time alone. Got 1970-01-11"),
+        (["a x 1", "b x 2"], {"split": CUTS, "min_user_events": 2}, "all 2 were dropped by min_user_events 2, .* Lower"),
+        (
+            ["a x 1"],
+            {"split": {"kind": "time"}, "has_time": False},
+            "no times, but prepare.split.kind is time.*leave_one_out or predefined",
+        ),
+        (["a x 1"], {"split": {"kind": "predefined", "valid": 0.1}}, "no test part, but prepare.split.kind is predefined"),
+        (["a x 1"], {"split": {**CUTS, "kind": "predefined"}}, "cannot be cut at the date 1970-01-11"),
         (["a x 1"], {"split": CUTS, "event_weights": {"reviews": 2}}, r"'reviews'. Did you mean 'review'\?"),
     ],
 )

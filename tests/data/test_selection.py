@@ -1,4 +1,4 @@
-"""What of the raw rows is kept, counted, split and withheld."""
+"""Test which raw rows are kept, counted, split and withheld."""
 
 from __future__ import annotations
 

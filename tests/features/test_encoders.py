@@ -1,4 +1,4 @@
-"""Encoding of static facts: text of several features, vectors that do not fit, few texts, and what stands for "unknown"."""
+"""Test encoding of static features: several text features, vectors of wrong width, few texts, and unknown values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def spec(name: str, kind: Kind, *columns: str) -> FeatureSpec:
 
 
 def fitted(items: pa.Table, *specs: FeatureSpec, n_train: int | None = None, **settings: Any) -> tuple[Encoders, dict[str, Any]]:
-    """Encoders, and the arrays of all items."""
+    """Return encoders and the arrays of all items."""
     trained = {"n_train_items": len(items) if n_train is None else n_train, "n_train_users": 0}
     encoders = fit_encoders(specs, items, NOBODY, **trained, **settings)
     return encoders, encode_items(encoders, items, settings.get("item_text"))
@@ -72,7 +72,7 @@ def test_vectors_that_training_never_saw_are_one_zero() -> None:
 
 @pytest.mark.parametrize("n_train", [1, 3])
 def test_vectors_of_several_widths_are_refused_by_name(n_train: int) -> None:
-    with pytest.raises(DataError, match=r"'vec' of the items has vectors of 1, 2 numbers. Mend the column 'vec'") as error:
+    with pytest.raises(DataError, match=r"'vec' of the items has vectors of 1, 2 numbers. .* Correct the column 'vec'") as error:
         fitted(vectors([1.0], [1.0, 2.0], None), spec("vec", "vector"), n_train=n_train)
     assert "\n" not in str(error.value)
 

@@ -1,4 +1,4 @@
-"""Point-in-time state against brute force, and training input = serving input for the same moment."""
+"""Test point-in-time states against brute force, and that training and serving build equal inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLACE = np.array([[np.nan, np.nan]] * 3 + [[10.0, 20.0], [11.0, 21.0], [12.0, 25
 
 
 def history_of(users: list[list[tuple[int, int, float]]]) -> History:
-    """Ragged histories, times in days."""
+    """Return ragged histories, with times in days."""
     ordered = [sorted(events, key=lambda one: one[1]) for events in users]
     flat = [one for events in ordered for one in events]
     offsets = np.concatenate([[0], np.cumsum([len(events) for events in ordered])]).astype(np.int64)
@@ -30,7 +30,7 @@ def history_of(users: list[list[tuple[int, int, float]]]) -> History:
 
 
 def by_hand(events: list[tuple[int, int, float]]) -> dict[str, object]:
-    """The state after `events`, the long way."""
+    """Return the state after `events`, computed event by event."""
     rated = [stars for _, _, stars in events if np.isfinite(stars)]
     locations = [PLACE[row] for row, _, _ in events if np.isfinite(PLACE[row]).all()]
     return {
@@ -105,7 +105,7 @@ def dataset(town):
 
 
 def test_a_causal_training_example_equals_the_same_question_served(dataset):
-    """Train-serve skew would show here: each example's input is rebuilt as a query with its history, through the serving path."""
+    """There is no train-serve skew: the serving path builds the same input from each example as a query."""
     from twotower.data.data_loader import TrainLoader
     from twotower.data.dataset_features import open_store
     from twotower.utils.config import parse_config
@@ -127,14 +127,14 @@ def test_a_causal_training_example_equals_the_same_question_served(dataset):
 
 
 def _seen(batch, i: int) -> tuple[torch.Tensor, ...]:
-    """The last events that moment `i` sees: item rows, types, stars. (A window may show fewer than a served history.)"""
+    """Return the last visible events of example `i`: item rows, types, stars. (A window may have fewer than a query.)"""
     at, seen = int(batch.at[i]), min(int(batch.seen[i]), 25)
     locations = slice(at - seen + 1, at + 1)
     return batch.items.row[batch.history[locations]], batch.event_type[locations], batch.stars[locations]
 
 
 def test_batches_do_not_depend_on_company(dataset):
-    """A query alone and among others gives the same features."""
+    """A query gives the same features alone and in a batch."""
     from twotower.data.dataset_features import open_store
     from twotower.utils.config import ModelConfig
 
@@ -150,7 +150,7 @@ def test_batches_do_not_depend_on_company(dataset):
 
 
 def test_stars_off_the_scale_read_as_its_ends(dataset):
-    """The model's table of stars has eight rows: padding, none, and 0 to 5."""
+    """The table of stars has eight rows: padding, no stars, and 0 to 5 stars."""
     from dataclasses import replace
 
     from twotower.data.dataset_features import open_store

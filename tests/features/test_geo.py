@@ -1,4 +1,4 @@
-"""Distances on the globe, against the haversine formula."""
+"""Test distances on the globe against the haversine formula."""
 
 from __future__ import annotations
 

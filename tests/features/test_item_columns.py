@@ -1,4 +1,4 @@
-"""Which columns are the place, the categories and the hours."""
+"""Test how columns of coordinates, categories and opening hours are found."""
 
 from __future__ import annotations
 

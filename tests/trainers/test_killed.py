@@ -86,6 +86,6 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
         os._exit(1)
     assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 7
     said = (tmp_path / "said").read_text()
-    assert "must fit on the disk" in said and "The one before is untouched" in said
+    assert "Cannot write the checkpoint" in said and "The previous checkpoint is intact" in said
     assert load_checkpoint(path)["value"].shape == (10,)
     assert [entry.name for entry in tmp_path.iterdir() if "partial" in entry.name] == []

@@ -1,4 +1,4 @@
-"""Arrays in a file: the library of the format reads what is written and writes what is read; a damaged file is refused."""
+"""Test array files: exchange with the safetensors library in both directions, and errors for damaged files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def header(**entry: Any) -> bytes:
 )
 def test_a_damaged_file_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(DataError, match=r"whole safetensors file\. .*Make the file again") as error:
+    with pytest.raises(DataError, match=r"complete safetensors file: .*Create it again") as error:
         open_arrays(tmp_path / "file")
     assert "\n" not in str(error.value)
     with pytest.raises(DataError, match="missing"):

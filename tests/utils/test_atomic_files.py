@@ -1,4 +1,4 @@
-"""Atomic writes: the new content or the old one, whole, and nothing left beside it."""
+"""Test atomic writes: readers see the old or the new content, and no temporary file is left."""
 
 from __future__ import annotations
 

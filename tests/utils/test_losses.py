@@ -1,4 +1,4 @@
-"""The losses against closed forms: what the sampled ones estimate, which sign the correction has, what a mask changes."""
+"""Test the losses against closed forms: estimates of sampled losses, sign of the correction, effect of a mask."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPERATURE = torch.tensor(0.3, dtype=torch.float64)
 
 @pytest.fixture
 def world() -> tuple[torch.Tensor, torch.Tensor, np.ndarray, np.ndarray]:
-    """Users, items (all rows), a skewed popularity, and targets drawn from it."""
+    """Return users, items (all rows), a skewed popularity, and targets drawn from it."""
     rng = np.random.default_rng(0)
     count = np.zeros(N + FIRST_ROW, np.int64)
     count[FIRST_ROW:] = 1 + (200 / np.arange(1, N + 1)).astype(np.int64)
@@ -31,7 +31,7 @@ def world() -> tuple[torch.Tensor, torch.Tensor, np.ndarray, np.ndarray]:
 
 
 def gradient(users: torch.Tensor, items: torch.Tensor, candidates) -> torch.Tensor:
-    """Gradient of the loss with respect to the users [Q, D]."""
+    """Return the gradient of the loss with respect to the users [Q, D]."""
     leaf = users.clone().requires_grad_()
     loss = softmax_loss(
         leaf,
@@ -45,7 +45,7 @@ def gradient(users: torch.Tensor, items: torch.Tensor, candidates) -> torch.Tens
 
 
 def exact_gradient(users: torch.Tensor, items: torch.Tensor, target: np.ndarray) -> torch.Tensor:
-    """Full softmax in closed form: (Σ_j P_j v_j − v₊) / (T Q)."""
+    """Return the gradient of the full softmax in closed form: (Σ_j P_j v_j − v₊) / (T Q)."""
     live = items[FIRST_ROW:]
     probability = torch.softmax(users @ live.T / TEMPERATURE, dim=1)
     return (probability @ live - items[target]) / (TEMPERATURE * len(target))
@@ -58,7 +58,7 @@ def test_full_softmax_is_the_closed_form(world):
 
 
 def test_a_prior_is_part_of_every_logit(world):
-    """With it the full softmax is log P of the logits plus the prior, and so are its gradients by users, items and temperature."""
+    """With a prior, the loss and its gradients are those of the full softmax of the logits plus the prior."""
     users, items, count, target = world
     candidates = full_softmax(target, Pool.of(count), 0, np.random.default_rng(0))
     prior = torch.from_numpy(np.log(count[candidates.row]))
@@ -88,7 +88,7 @@ def test_sampled_gradient_nears_the_full_one_as_negatives_grow(world, name):
 
 
 def in_batch_error(users, items, count, sign: float) -> float:
-    """Relative error of the mean gradient from in-batch negatives alone, when log q is subtracted `sign` times."""
+    """Return the relative error of the mean gradient with in-batch negatives only, if log q is subtracted `sign` times."""
     rng = np.random.default_rng(2)
     total, exact = torch.zeros_like(users[0]), torch.zeros_like(users[0])
     for _ in range(100):
@@ -104,14 +104,14 @@ def in_batch_error(users, items, count, sign: float) -> float:
 
 
 def test_sign_of_the_correction(world):
-    """In-batch negatives come by popularity: subtracting log q mends that; leaving it out does not, adding it makes it worse."""
+    """In-batch negatives follow popularity: subtracting log q corrects that, adding it makes it worse."""
     users, items, count, _ = world
     right, none, wrong = (in_batch_error(users, items, count, sign) for sign in (1.0, 0.0, -1.0))
     assert right < 0.1 < none < wrong, (right, none, wrong)
 
 
 def test_classical_logq_is_further_from_the_full_softmax(world):
-    """Correcting the positive as well (the classical form) counts a rare one as many: the corrected loss puts that right."""
+    """Correcting the positive too (the classical logQ) overweights rare items; the corrected logQ does not."""
     users, items, count, _ = world
     rng, rare, user = np.random.default_rng(3), N + FIRST_ROW - 1, users[:1]
     corrected, classical = torch.zeros_like(user), torch.zeros_like(user)
@@ -181,7 +181,7 @@ def test_other_positives_by_hand():
 
 
 def plain_loss(users, items, temperature, *, target, log_weight, masked, weight) -> torch.Tensor:
-    """The loss as its formula reads, all logits at once."""
+    """Return the loss by its formula, with all logits at once."""
     scores = users @ items.T / temperature
     positive = scores.gather(1, target[:, None])
     pairs = (masked.example, masked.column)
@@ -190,7 +190,7 @@ def plain_loss(users, items, temperature, *, target, log_weight, masked, weight)
 
 
 def problem(size: int, width: int, seed: int = 0) -> tuple[list[torch.Tensor], dict]:
-    """Random users, items and temperature, and what else the loss reads: masks, weights of zero, candidates of none."""
+    """Return random users, items, temperature and other inputs: masks, zero weights, candidates left out."""
     rng = np.random.default_rng(seed)
     users, items = (torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(n, D))), dim=1) for n in (size, width))
     target = rng.integers(0, width, size)
@@ -232,7 +232,7 @@ def test_parts_over_the_sum_of_all_weights_add_up():
 
 
 def test_extreme_logits_stay_exact_in_float32():
-    """At the coldest temperature a positive may be e^200 times less likely than another candidate: its share rounds to zero."""
+    """At the lowest temperature the share of a positive may round to zero: another candidate is e^200 times as likely."""
     users = torch.tensor([[1.0, 0.0]], requires_grad=True)
     items = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
     cold = {"temperature": torch.tensor(0.01), "masked": None, "log_weight": torch.zeros(2)}
@@ -243,7 +243,7 @@ def test_extreme_logits_stay_exact_in_float32():
 
 
 class Tensors(TorchDispatchMode):
-    """Notes the largest tensor that any operation returns, and how many matrix products there were."""
+    """Records the largest tensor that an operation returns, and the number of matrix products."""
 
     largest = products = 0
 

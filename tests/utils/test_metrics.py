@@ -1,4 +1,4 @@
-"""Every metric by hand, and against trec_eval on random runs."""
+"""Test every metric on small examples, and against trec_eval on random runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_metric_was_worked_by_hand() -> None:
 
 
 def random_run(seed: int, size: int, depth: int, n_items: int) -> tuple[Any, Any, Any]:
-    """Lists without repeats, some cut short, and one to eight targets a query."""
+    """Return lists without repeats, some cut short, with one to eight targets per query."""
     rng = np.random.default_rng(seed)
     items = np.stack([rng.permutation(np.arange(2, n_items))[:depth] for _ in range(size)])
     for row, length in enumerate(rng.integers(1, depth + 1, size)):

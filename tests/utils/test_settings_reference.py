@@ -1,4 +1,4 @@
-"""The reference of the settings is complete, and `twotower config` prints what the program reads."""
+"""Test that the settings reference is complete, and that `twotower config` prints settings that can be read back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The systems that a model is compared with. They need the extra `train`."""
+"""Provide the baselines that models are compared with. This package needs the extra `train`."""
 
 from twotower.errors import require
 

@@ -1,7 +1,7 @@
-"""Matrix factorisation of who visited what: a baseline, and what the ids of items begin as.
+"""Factorise the matrix of users and items (iALS): a baseline, and initial values of item embeddings.
 
-Enters: visits of the training period. Leaves: a vector for each item, and a way to solve one for any history. Promise: the same
-visits and the same seed give the same numbers, on however many cores.
+Training events give a vector for each item and a model that solves a user vector for any history. The same events and seed give
+the same numbers on any number of cores.
 
 Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets" (ICDM 2008), by the package `implicit`.
 """
@@ -17,12 +17,12 @@ from twotower.data.dataset import Dataset
 from twotower.schema import FIRST_ROW, TRAIN
 from twotower.utils.types import Float
 
-L2, ALPHA, ITERATIONS = 10.0, 20.0, 15  # what tuning chooses on S3-Rec's split and on yelp2018
-MAX_ALS_USERS = 200_000  # who say what items are alike: a bound of time and memory
+L2, ALPHA, ITERATIONS = 10.0, 20.0, 15  # chosen by tuning on S3-Rec's split and on yelp2018
+MAX_ALS_USERS = 200_000  # limits time and memory of `item_vectors`
 
 
 def interactions(dataset: Dataset) -> sparse.csr_matrix:
-    """float32 [n_users, n_items]: positive training events by their weight, repeats added up."""
+    """Return float32 [n_users, n_items]: sums of the weights of positive training events."""
     events = dataset.events
     kept = events.positive & (events.split == TRAIN) & (events.weight > 0)
     weight = events.weight[kept].astype(np.float32)
@@ -38,24 +38,32 @@ def factorise(
     iterations: int = ITERATIONS,
     seed: int = 0,
 ) -> AlternatingLeastSquares:
-    """Factors of users and items whose products are near 1 where somebody went and near 0 elsewhere.
+    """Return a fitted iALS model: products of user and item factors are near 1 for events and near 0 elsewhere.
 
     Parameters
     ----------
     interactions
-        float32 [n_users, n_items]: events of each.
+        float32 [n_users, n_items]: weight of the events of each pair.
+    factors
+        Width of the vectors.
+    l2
+        Regularisation.
     alpha
-        An item somebody visited weighs `alpha` · its events, another 1.
+        Confidence: a pair with events weighs `alpha` · its events, other pairs 1.
+    iterations
+        Number of alternating updates.
     """
-    with threadpool_limits(1, "blas"):  # its own threads and BLAS's would wait for each other
+    with threadpool_limits(1, "blas"):  # its threads and those of BLAS would block each other
         model = AlternatingLeastSquares(factors=factors, regularization=l2, alpha=alpha, iterations=iterations, random_state=seed)
         model.fit(interactions, show_progress=False)
     return model
 
 
 def item_vectors(dataset: Dataset, width: int, *, length: float, seed: int) -> Float:
-    """Item factors float32 [n_items, width] of `length` on average, by at most `MAX_ALS_USERS` users drawn by lot; zeros for items
-    that none of them visited."""
+    """Return item factors float32 [n_items, width] with mean length `length`.
+
+    They are fitted on at most `MAX_ALS_USERS` random users; items without events of these users are zeros.
+    """
     matrix = interactions(dataset)
     visitors = np.flatnonzero(np.diff(matrix.indptr))
     if len(visitors) > MAX_ALS_USERS:

@@ -1,10 +1,9 @@
-"""What a model must beat: nine simple recommenders behind the interface of the model, judged by the same evaluator.
+"""Provide eight baselines and the oracle, with the same interface and evaluation as the model.
 
-Enters: a dataset. Leaves: `Retriever`s. Promised: each is fitted on the positive events of the training period alone (`recent`
-and `oracle` say what else they know), and answers from the query's history, so that it knows exactly what the model is told, and
-serves people it has never seen; with an empty history it answers by popularity.
+Each is fitted only on positive training events (exceptions: `recent` and `oracle`, see their docstrings). It recommends from the
+history of the query, like the model, so it also serves new users. With an empty history it ranks by popularity.
 
-Add a baseline: one class with `scores`, one line in `BASELINES`, and, where it has settings worth choosing, one in `GRIDS`.
+To add a baseline, write a class with `scores`, register it in `BASELINES`, and add settings to tune to `GRIDS`.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ _SCORES_AT_ONCE = 2**25  # 128 MB
 
 
 class Baseline:
-    """A retriever made of a matrix of scores.
+    """Base class of baselines: a retriever that scores all items.
 
     Attributes
     ----------
     name
         Its key in `BASELINES`.
     settings
-        What it was fitted with; a report shows them.
+        Settings it was fitted with, as shown in reports.
     popularity
-        float32 [n_items]: positive training events of each item.
+        float32 [n_items]: number of positive training events of each item.
     """
 
     name: str
@@ -55,17 +54,17 @@ class Baseline:
         self.popularity: Float = dataset.item_train_count.astype(np.float32)
 
     def scores(self, queries: Queries) -> Float:
-        """float32 [B, n_items], larger is better; a new array that the caller may write to."""
+        """Return scores float32 [B, n_items], larger is better; a new array that the caller may change."""
         raise NotImplementedError
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """As `Retriever.retrieve` says; memory is bounded by going through the queries in parts."""
+        """Return the `k` best items of each query (see `Retriever.retrieve`), in parts of bounded memory."""
         step = max(1, _SCORES_AT_ONCE // len(self.popularity))
         parts = []
         for start in range(0, len(queries), step):
             part = queries.slice(start, start + step)
             scores = self.scores(part)
-            if self.needs_history:  # the history says nothing: it is empty, or of items that training did not know
+            if self.needs_history:  # empty history, or only items without training events
                 scores[~scores.any(axis=1)] = self.popularity
             allowed = allow[start : start + step] if allow is not None and allow.ndim == 2 else allow
             parts.append(top_k(scores, k, exclude=(part.offsets, part.item_row) if exclude_seen else None, allow=allowed))
@@ -74,7 +73,7 @@ class Baseline:
 
 
 class Popular(Baseline):
-    """The items with the most positive training events, the same for everybody."""
+    """Recommend the items with the most positive training events, the same for all users."""
 
     name = "popular"
     needs_history = False
@@ -84,10 +83,10 @@ class Popular(Baseline):
 
 
 class RecentPopularity(Baseline):
-    """The items with the most positive events in the `days` days up to midnight before the query; ties by popularity.
+    """Recommend the items with the most positive events in the `days` days up to midnight before the query; ties by popularity.
 
-    It reads every event before that midnight, held-out ones of others included: what was known at the moment, as the features of
-    the model are. Without a clock in the data it is `popular`.
+    It reads all events before that midnight, including held-out ones of other users, like the point-in-time features of the model.
+    Without times in the data it equals `popular`.
     """
 
     name = "recent"
@@ -112,10 +111,10 @@ class RecentPopularity(Baseline):
 
 
 class Nearby(Baseline):
-    """(1 + popularity) · exp(-distance / `scale_km`), from where the request comes from, else from the user's home.
+    """Rank by (1 + popularity) · exp(-distance / `scale_km`) from the location of the request, else from the user's home.
 
-    Home is the median latitude and longitude of the history. Without a place, or for items without one, popularity alone counts
-    (an item without coordinates as if 10 scales away). Without coordinates in the data it is `popular`.
+    Home is the median latitude and longitude of the history. Without a location of the user, only popularity counts. Items without
+    coordinates count as 10 scales away. Without coordinates in the data it equals `popular`.
     """
 
     name = "nearby"
@@ -129,14 +128,14 @@ class Nearby(Baseline):
 
     def scores(self, queries: Queries) -> Float:
         home = np.where(np.isnan(queries.location), self.home(queries), queries.location)
-        # Chord instead of arc: the same below 1,000 km to one part in 1,000. In float64, or 1 km would drown in rounding.
+        # Chord instead of arc: equal to 0.1 % below 1,000 km. In float64, because float32 rounding is too coarse for 1 km.
         squared = np.maximum(2 - 2 * on_sphere(home) @ self.point.T, 0)
         scales = np.sqrt(squared) * (EARTH_KM / self.scale_km)
         scales = np.where(np.isnan(home[:, :1]), 0.0, np.where(np.isnan(scales), 10.0, scales))
         return np.asarray(np.log1p(self.popularity) - scales, np.float32)
 
     def home(self, queries: Queries) -> NDArray[np.float64]:
-        """float64 [B, 2]: median latitude and longitude of each history, NaN without any."""
+        """Return float64 [B, 2]: median latitude and longitude of each history in degrees, NaN if unknown."""
         query = np.repeat(np.arange(len(queries)), queries.lengths)
         known = ~np.isnan(self.location[queries.item_row]).any(1)
         query, location = query[known], self.location[queries.item_row[known]]
@@ -149,7 +148,7 @@ class Nearby(Baseline):
 
 
 class Repeat(Baseline):
-    """The distinct items of the user's history, newest first, then the popular ones."""
+    """Recommend the distinct items of the history, latest first, then popular items."""
 
     name = "repeat"
 
@@ -157,15 +156,15 @@ class Repeat(Baseline):
         scores = np.tile(self.popularity / (self.popularity.max(initial=0) + 1), (len(queries), 1))
         query = np.repeat(np.arange(len(queries)), queries.lengths)
         position = np.arange(len(query)) - queries.offsets[query]
-        scores[query, queries.item_row] = 1 + position  # of a repeated item the last position stays
+        scores[query, queries.item_row] = 1 + position  # a repeated item keeps its last position
         return scores
 
 
 class ItemKNN(Baseline):
-    """Sum, over the distinct items of the history, of the cosine between the items' sets of training users.
+    """Rank by the sum, over the distinct items of the history, of the cosine similarity of the items' training users.
 
-    `neighbours` is how many each item of the history speaks for (0: all; their matrix is never built). An item is its own nearest
-    one, so that repeats come first where they are allowed. What nothing speaks for follows by popularity. Sarwar et al. (2001).
+    `neighbours` limits the number of items that each item of the history adds to (0: all, without building a matrix). An item is
+    most similar to itself, so repeats come first if allowed. Items with score 0 follow by popularity. Sarwar et al. (2001).
     """
 
     name = "item_knn"
@@ -188,7 +187,7 @@ class ItemKNN(Baseline):
 
 
 class ContentKNN(Baseline):
-    """Cosine between an item's features and the mean of the history's: what can be said of items that nobody has visited."""
+    """Rank by the cosine of an item's features and the mean features of the history; works for new items."""
 
     name = "content_knn"
 
@@ -204,9 +203,9 @@ class ContentKNN(Baseline):
 
 
 class EASE(Baseline):
-    """Linear autoencoder in closed form: B = I - P diag(P)^-1 with P = (X'X + `l2` I)^-1; scores = history · B.
+    """Rank by a linear autoencoder in closed form: B = I - P diag(P)^-1 with P = (X'X + `l2` I)^-1; scores = history · B.
 
-    Steck (2019). Items² · 4 bytes of memory and items³ operations: `EvaluationConfig.max_ease_items` is the limit.
+    Steck (2019). It needs items² · 4 bytes of memory and items³ operations; `EvaluationConfig.max_ease_items` is the limit.
     """
 
     name = "ease"
@@ -220,8 +219,8 @@ class EASE(Baseline):
         factor, singular = linalg.lapack.spotrf(gram, lower=1, overwrite_a=1)
         inverse, failed = linalg.lapack.spotri(factor, lower=1, overwrite_c=1)
         if singular or failed:
-            raise DataError(f"EASE needs a regularised matrix it can invert. Got l2 = {l2}. Choose a larger l2.")
-        inverse = inverse.T  # rows in memory one after another; the upper triangle is filled
+            raise DataError(f"EASE cannot invert its matrix with l2 = {l2}. Choose a larger l2.")
+        inverse = inverse.T  # row-major; only the upper triangle is filled
         for j in range(len(inverse)):
             inverse[j + 1 :, j] = inverse[j, j + 1 :]
         inverse /= -np.diag(inverse).copy()
@@ -235,9 +234,9 @@ class EASE(Baseline):
 
 
 class IALS(Baseline):
-    """Implicit-feedback matrix factorisation by alternating least squares; a query's vector is solved from its history.
+    """Rank by implicit-feedback matrix factorisation (alternating least squares); user vectors are solved from the history.
 
-    See `als`. The weight of an item is `alpha` · its events, that of the others 1.
+    See `als`. Items of the history have weight `alpha` · number of events, other items 1.
     """
 
     name = "ials"
@@ -263,7 +262,7 @@ class IALS(Baseline):
 
 
 class Oracle(Baseline):
-    """The true probability of every place in a simulated town: the best ranking there can be. No competitor, a ceiling."""
+    """Rank by the true probability of every item in a simulated town: an upper bound, not a baseline."""
 
     name = "oracle"
     needs_history = False
@@ -301,32 +300,32 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         )
     ],
 }
-"""Settings tried on the validation part; a baseline not named here is fitted as it is."""
+"""Settings that are tried on the validation part; baselines without an entry are not tuned."""
 
 
 def coordinates(dataset: Dataset) -> NDArray[np.float64]:
-    """float64 [n_items, 2]: latitude and longitude of each item in degrees, NaN where unknown."""
+    """Return float64 [n_items, 2]: latitude and longitude of each item in degrees, NaN if unknown."""
     known = locations(dataset.items, location_columns(dataset.items, dataset.specs, learned=True))
     return np.concatenate([np.full((FIRST_ROW, 2), np.nan), known])
 
 
 def unavailable(name: str, dataset: Dataset, *, max_ease_items: int) -> str | None:
-    """Why a baseline has nothing to say on this dataset, as a clause; None when it has."""
+    """Return the reason why a baseline cannot run on this dataset, as a clause, or None if it can."""
     if name == "recent" and not dataset.has_time:
-        return "the data has no clock"
+        return "the data has no times"
     if name == "nearby" and np.isnan(coordinates(dataset)).all():
         return "the items have no coordinates"
     if name == "content_knn" and not any(spec.side == "item" for spec in dataset.specs):
         return "the items have no features"
     if name == "oracle" and not (dataset.path / TRUTH_FILE).is_file():
-        return "the data is no simulated town"
+        return "the data is not a simulated town"
     if name == "ease" and dataset.n_train_items > max_ease_items:
         return f"{dataset.n_train_items:,} items are more than evaluation.max_ease_items = {max_ease_items:,}"
     return None
 
 
 def _history(queries: Queries, n_items: int) -> sparse.csr_matrix:
-    """float32 [B, n_items]: events of each history, repeats counted, reserved rows left out."""
+    """Return float32 [B, n_items]: number of events of each item in each history, without reserved rows."""
     query = np.repeat(np.arange(len(queries)), queries.lengths)
     known = queries.item_row >= FIRST_ROW
     ones = np.ones(int(known.sum()), np.float32)

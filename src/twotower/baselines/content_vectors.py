@@ -1,6 +1,6 @@
-"""What the items' features say of each item, as vectors: for comparing items that nobody has visited.
+"""Compute content vectors of items from their features, to compare items without events.
 
-Enters: a dataset. Leaves: a sparse and a dense matrix, one row an item, whose rows together have unit length (0 without features).
+The result is a sparse and a dense matrix with one row per item. Both rows together have unit length (0 without features).
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from twotower.utils.types import Float
 
 
 def content_vectors(dataset: Dataset) -> tuple[sparse.csr_matrix, Float]:
-    """float32 [n_items, values] and float32 [n_items, numbers].
+    """Return a sparse float32 [n_items, values] and a dense float32 [n_items, numbers].
 
-    Every feature of the items is a block of unit length: one-hot values weighted by their inverse document frequency (of training
-    items), or the numbers as they are encoded.
+    Every item feature is a block of unit length before the final scaling: one-hot values weighted by inverse document frequency
+    (over training items), or encoded numbers.
     """
     fitted_on = FIRST_ROW + dataset.n_train_items
     shown = [sparse.csr_matrix((dataset.n_items, 1), dtype=np.float32)]
     numbers = [np.zeros((dataset.n_items, 1), np.float32)]
     for spec in (spec for spec in dataset.specs if spec.side == "item"):
         array = dataset.item_features[spec.name]
-        if spec.kind == "geo":  # a cell for each scale
+        if spec.kind == "geo":  # one cell per scale
             shown += [normalize(_one_hot(cell[:, None], fitted_on)) for cell in array.T]
         elif array.dtype.kind == "i":
             shown.append(normalize(_one_hot(array.reshape(len(array), -1), fitted_on)))
@@ -41,7 +41,7 @@ def content_vectors(dataset: Dataset) -> tuple[sparse.csr_matrix, Float]:
 
 
 def _one_hot(rows: NDArray[Any], fitted_on: int) -> sparse.csr_matrix:
-    """float32 [n_items, values]: known values by their inverse frequency among the first `fitted_on`, from rows [n_items, most]."""
+    """Return float32 [n_items, values] from rows [n_items, width], weighted by inverse frequency in the first `fitted_on` items."""
     item, column = np.nonzero(rows >= FIRST_ROW)
     value = rows[item, column]
     found = sparse.csr_matrix((np.ones(len(item), np.float32), (item, value)), (len(rows), int(value.max(initial=0)) + 1))

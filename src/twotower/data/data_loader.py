@@ -180,11 +180,11 @@ class TrainLoader:
         return tuple(self.store.items(row[part], time_s[part]) for part in parts)
 
     def _parts(self, members: int, size: int) -> int:
-        """How many micro-batches a share of `members` is, of `size` examples, tokens or items."""
+        """Return the number of micro-batches for `members` members of total `size` (examples, tokens or items)."""
         return 1 if self.micro is None else min(-(-size // self.micro), max(members, 1))
 
     def iterate(self, epoch: int, start: int = 0, *, ahead: int = 2, device: torch.device | str = "cpu") -> Iterator[TrainBatch]:
-        """Batches of an epoch from step `start`, on `device`; one thread builds and copies them up to `ahead` steps early."""
+        """Yield the batches of an epoch from step `start`, on `device`; a thread prepares up to `ahead` of them in advance."""
         plan, copies = self.plan(epoch), DeviceCopies(torch.device(device))
         ready: queue.Queue[tuple[TrainBatch, Copied | None] | BaseException | None] = queue.Queue(ahead)
         stopped = threading.Event()

@@ -159,15 +159,9 @@ class Dataset:
         try:
             manifest = json.loads((path / "manifest.json").read_text())
         except (OSError, ValueError):
-            raise DataError(
-                f"{path} is not a dataset: it has no readable manifest.json. Create a dataset with `twotower prepare`."
-            ) from None
+            raise DataError(f"{path} is not a dataset: it has no readable manifest.json. Run `twotower prepare`.") from None
         if not isinstance(manifest, dict) or manifest.get("kind") != "dataset":
-            kind = manifest.get("kind") if isinstance(manifest, dict) else None
-            raise DataError(
-                f"{path} is not a dataset: its manifest.json has kind {kind!r}, expected 'dataset'. "
-                "Create a dataset with `twotower prepare`."
-            )
+            raise DataError(f"{path} is not a dataset: its manifest.json is not that of a dataset. Run `twotower prepare`.")
         if manifest.get("format") != FORMAT_VERSION:
             found = manifest.get("format")
             raise DataError(f"The dataset {path} has format {found}, expected {FORMAT_VERSION}. Run `twotower prepare` again.")

@@ -1,11 +1,10 @@
-"""Raw tables → a dataset folder: filtered, split, numbered, encoded.
+"""Prepare a dataset folder from raw files: read, filter, split, number and encode.
 
-Enters: what a source reads (`SOURCES`) and the settings. Leaves: a folder of safetensors, Parquet and JSON with a `manifest.json`
-that counts everything kept and dropped, and why. `Dataset` opens it.
+A source (`SOURCES`) reads the raw files. The folder holds safetensors, Parquet and JSON files, and a `manifest.json` with the
+numbers of kept and dropped rows by reason. `Dataset` opens it. The folder is written atomically.
 
-Promises: the same input and settings give the same bytes of every file. With dates as cuts, nothing after the first cut changes a
-training row, a vocabulary or a statistic (cuts given as fractions are quantiles of all event times: there the cut itself moves).
-The folder appears whole or not at all.
+The same input and settings give the same bytes of every file. With dates as cuts, events after the first cut change no training
+row, vocabulary or statistic. (Cuts given as fractions are quantiles of all event times, so later events move the cut itself.)
 """
 
 from __future__ import annotations
@@ -66,27 +65,27 @@ from twotower.utils.registry import Registry
 
 SOURCES: Registry[Source] = Registry("source", {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences})
 ROW_GROUP = 1 << 20
-RESERVED_FEATURES = {  # fields and arrays that are there anyway
+RESERVED_FEATURES = {  # names of built-in fields and arrays
     "item": ("id", NEIGHBOURS, "state", "home", "request_location", "hour", "weekday", "month"),
     "user": ("id", "state", "home", "request_location", "hour", "weekday", "month", "since_s", "elite"),
 }
 TRUTH = "town_truth.safetensors"
-OFFSETS = "offsets"  # where the rows of each user, or item, begin
+OFFSETS = "offsets"  # start of the events of each user or item
 
 ProgressCallback = Callable[[str], None]
 
 
 def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = None) -> dict[str, Any]:
-    """Read the configured source and write the dataset folder `out`.
+    """Read the configured source, write the dataset folder `out`, and return its manifest.
 
     Parameters
     ----------
     config
         `data`, `prepare` and `seed` are read.
     out
-        The folder; an existing dataset is replaced, anything else is left alone.
+        New folder, or an existing dataset to replace; other folders are refused.
     progress
-        Called with the name of each stage as it begins.
+        Called with the name of each stage when it begins.
 
     Returns
     -------
@@ -96,9 +95,9 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
     Raises
     ------
     DataError
-        Raw files are missing or unreadable, `out` is something else than a dataset, or no training event is left.
+        Raw files are missing or unreadable, `out` exists and is not a dataset, or no training event is left.
     ConfigError
-        The settings do not fit the data: a split that needs times or parts there are none of, or an unknown name.
+        The settings do not fit the data: a split that needs missing times or parts, or an unknown name.
     """
     say, read = progress or (lambda _: None), SOURCES[config.data.source]
     with _replacing(out) as folder:
@@ -119,7 +118,7 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
 
 
 def open_engine(config: PrepareConfig, spill: Path) -> Engine:
-    """What computes the tables, as the settings have it; `spill` is where it puts what memory does not hold."""
+    """Return the engine of the settings; it writes what exceeds memory to the folder `spill`."""
     return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill)
 
 
@@ -174,25 +173,25 @@ def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:
     known = [spec.name for spec in raw.features]
     for name in config.exclude_features:
         if name not in known:
-            raise ConfigError(f"prepare.exclude_features names features of the data. Got {name!r}.{nearest(name, known)}")
+            raise ConfigError(f"prepare.exclude_features has the unknown feature {name!r}.{nearest(name, known)}")
     left = [spec for spec in raw.features if spec.name not in config.exclude_features]
     names = [(spec.side, spec.name) for spec in left]
     for side, name in names:
         taken = RESERVED_FEATURES[side]
         if name in taken or names.count((side, name)) > 1:
             raise ConfigError(
-                f"A feature of the {side}s needs a name of its own; {', '.join(taken)} are taken. Got {name!r}"
-                f"{'' if name in taken else ' twice'}. Rename it."
+                f"The {side} feature name {name!r} is {'reserved' if name in taken else 'used twice'}. Reserved names: "
+                f"{', '.join(taken)}. Rename the feature."
             )
         if "." in name:
-            raise ConfigError(f"The name of a feature must hold no dot. Got {name!r}. Rename it, and set its columns.")
+            raise ConfigError(f"The feature name {name!r} contains a dot. Rename the feature and set its columns.")
     return tuple(spec for spec in left if spec.kind != "text" or config.text_dim > 0)
 
 
 def _number(stage: Stage, ids: ir.Table, events: ir.Table, key: str, row: str) -> tuple[ir.Table, int]:
-    """Rows from 2: the keys with a training event, then the others, each in their order. Also return how many have one.
+    """Return rows from 2, keys with a training event first, each group in the order of its keys; and the number of those keys.
 
-    Items that nothing happened to have a row; so do users only with an event.
+    Items without any event have a row. Users have one only with an event.
     """
     seen = events.filter(events[key].notnull()).group_by(key).aggregate(new=~is_training(events).any())
     if key == ITEM_KEY:
@@ -203,8 +202,8 @@ def _number(stage: Stage, ids: ir.Table, events: ir.Table, key: str, row: str) -
 
 
 def _event_types(events: ir.Table) -> list[str]:
-    """Types seen in training, by name. Others have code 0, unknown, so that a type that appears later changes no model."""
-    # Sorted here: Ibis 12 forgets the selection when Spark is to sort what is distinct.
+    """Return the sorted event types seen in training. Other types get code 0 (unknown), so that later types change no model."""
+    # Sorted in Python: with Spark, Ibis 12 loses the selection when it sorts distinct rows.
     names = events.filter(is_training(events)).select(EVENT_TYPE).distinct().to_pyarrow()
     return sorted(names[EVENT_TYPE].to_pylist())
 
@@ -212,7 +211,7 @@ def _event_types(events: ir.Table) -> list[str]:
 def _write_events(
     stage: Stage, chosen: Selection, items: ir.Table, users: ir.Table, types: list[str], folder: Path
 ) -> dict[str, int]:
-    """Write both event tables and count what is in them."""
+    """Write both event tables and return the numbers of their events."""
     rows = chosen.events.join(items, ITEM_KEY).left_join(users, USER_KEY)
     stars = rows[STARS].fill_null(float("nan")).cast("float32")
     code = rows[EVENT_TYPE].cases(*((name, i + 1) for i, name in enumerate(types)), else_=0).cast("int64")
@@ -239,13 +238,13 @@ def _neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArra
 
 
 def _arrays(rows: ir.Table) -> dict[str, NDArray[Any]]:
-    """Columns of a result as arrays of their own types."""
+    """Return the columns of a result as arrays."""
     table = rows.to_pyarrow()
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, events: ir.Table, rows: ir.Table) -> list[str] | None:
-    """One string per item: its own text column, then what was written about it in training, oldest first, capped."""
+    """Return one string per item: its text column, then training reviews, oldest first, capped; None without a text feature."""
     columns = [spec.columns[0] for spec in specs if spec.side == "item" and spec.kind == "text"]
     if not columns:
         return None
@@ -255,7 +254,7 @@ def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, ev
         return own
     written = events.filter((events[SPLIT] == TRAIN) & (events[CHARS] > 0))
     window = ibis.cumulative_window(group_by=ITEM_KEY, order_by=list(BY_TIME))
-    # Chosen by length alone, before any text is read: the thousands of reviews of a popular item never meet in memory.
+    # Texts are chosen by length before they are read, so that thousands of reviews of an item are never in memory.
     start = written[CHARS].sum().over(window) - written[CHARS]
     chosen = stage.save(written.mutate(start=start).filter(ibis._.start < limit).select(ITEM_KEY, TIME, ORDER, "start"))
     texts = stage.raw.texts.join(chosen, ORDER).join(rows, ITEM_KEY)
@@ -268,7 +267,7 @@ def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, ev
 
 
 def _entities(joined: ir.Table, row: str, name: str) -> pa.Table:
-    """Items or users in the order of their rows, the id first, the raw columns as they are."""
+    """Return items or users in the order of their rows: the id, then the raw columns."""
     internal = {row, ITEM_KEY, USER_KEY, f"{ITEM_KEY}_right", f"{USER_KEY}_right", name, f"{name}_right"}
     columns = [name, *(column for column in joined.columns if column not in internal)]
     return joined.order_by(row).select(columns).to_pyarrow()
@@ -288,9 +287,11 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out`, which takes its place when the block ends well and vanishes when it does not."""
+    """Yield a new folder that replaces `out` if the block succeeds, and is removed if it fails."""
     if out.exists() and not _replaceable(out):
-        raise DataError(f"The output must be a new folder or a dataset to replace. {out} is neither. Choose another folder.")
+        raise DataError(
+            f"{out} exists and is not a dataset. The output must be a new folder or a dataset to replace. Choose another folder."
+        )
     with atomic_folder(out) as fresh:
         yield fresh
 

@@ -1,9 +1,9 @@
-"""How training events become examples: two objectives over the same histories.
+"""Turn training events into examples: two objectives over the same histories.
 
-- "any_event": an example is one event of a user, predicted from the user's other training events, whatever their order.
-- "next_event": a batch holds whole windows of histories, of similar length under a token budget, and every position is an example.
+- "any_event": an example is one event of a user, predicted from the user's other training events, in any order.
+- "next_event": a batch holds windows of histories of similar length under a token budget, and every position is an example.
 
-Promise: an objective looks at training events alone, and what it draws depends on the generator it is given, and on nothing else.
+An objective reads only training events. Its random choices depend only on the generator it is given.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from twotower.utils.ragged import changes, lengths_to_offsets, ragged_arange
 from twotower.utils.registry import Registry
 from twotower.utils.types import Int
 
-REQUEST_DEGREES = 0.01  # standard deviation of a training request's distance from its target: about 1 km
+REQUEST_DEGREES = 0.01  # standard deviation of the offset of a training request from its target: about 1 km
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What an objective chose for one batch: the user side, and of each example the target's position among this process's
-    events."""
+    """Examples of one batch: the user side, and for each example the position of its target among the events of this process,
+    and the user row."""
 
     users: UserBatch
     event: Int
@@ -39,30 +39,29 @@ class Examples:
 
 
 class TrainEvents:
-    """The training events alone, by user: all that an objective may look at.
+    """Training events by user; the only events that an objective may read.
 
-    Every process knows which events are asked for; the histories it reads are those of its own run of users, which in the files are
-    one slice.
+    Every process knows all targets but reads only the histories of its own range of users, which is one slice of the files.
 
     Parameters
     ----------
     rank, world_size
-        Which of how many processes this is.
+        Number of this process, and number of processes.
 
     Attributes
     ----------
     offsets, positive
-        int64 [n_users + 1], bool [E]: where each user's events lie among all training events, and which may be targets.
+        int64 [n_users + 1], bool [E]: start of each user's events among all training events, and which may be targets.
     shares
-        int64 [world + 1]: the events of process r are shares[r]:shares[r + 1], as many as the others' as whole users allow.
+        int64 [world + 1]: the events of process r are shares[r]:shares[r + 1], balanced as far as whole users allow.
     first_user, first
-        Where this process's users, and their events, begin.
+        First user of this process, and the first of its events.
     history
-        Ragged events of its users, with their prefix sums.
+        Ragged events of the users of this process, with prefix sums.
     user_row, weight
-        Of each of these events.
+        User row and weight of each of these events.
     positive_offsets, positive_items
-        Distinct positive items of each of its users, ragged.
+        Distinct positive items of each user of this process, ragged.
 
     Raises
     ------
@@ -92,41 +91,50 @@ class TrainEvents:
         self.positive_items = pairs % dataset.n_items
 
     def targets(self, event: Int) -> tuple[Int, Int, NDArray[np.float32]]:
-        """Item, moment and weight of training events, by their position among those of all users; read from the files."""
+        """Return item rows, times and weights of training events, given their positions among those of all users."""
         at = self._kept[event]
         return self._all.item_row[at], self._all.time_s[at], self._all.weight[at]
 
     def owner(self, event: Int) -> Int:
-        """The process that has each training event of all users."""
+        """Return the process that holds each training event, given positions among those of all users."""
         return np.asarray(np.searchsorted(self.shares, event, side="right") - 1)
 
 
 def user_shares(offsets: Int, world_size: int) -> Int:
-    """Users int64 [world + 1] at which the runs of the processes begin, given where each user's events lie: about as many events
-    each, and at least one user who has any."""
+    """Return int64 [world + 1]: first user of each process, so that the processes have about equally many events.
+
+    `offsets` are those of the users' events. Every process gets at least one user with events.
+
+    Examples
+    --------
+    >>> user_shares(np.array([0, 2, 4, 8]), 2)
+    array([0, 2, 3])
+    """
     active = np.flatnonzero(np.diff(offsets))
     if world_size > max(len(active), 1):
         raise TrainingError(
-            f"Each process of a run reads the histories of its own users. There are {len(active):,} users with training events and "
-            f"{world_size:,} processes. Start fewer."
+            f"{world_size:,} processes are more than the {len(active):,} users with training events. Every process needs at least "
+            "one of these users. Start fewer processes."
         )
     each = np.arange(world_size)
     cut = np.searchsorted(offsets[active], offsets[-1] * each / world_size)
-    cut = np.minimum(np.maximum.accumulate(cut - each) + each, len(active) - world_size + each)  # nobody without users
+    cut = np.minimum(np.maximum.accumulate(cut - each) + each, len(active) - world_size + each)  # every process has users
     return np.array([0, *active[cut[1:]], len(offsets) - 1])
 
 
 class Objective(Protocol):
-    """How training events become examples.
+    """Interface of a training objective, which turns training events into examples.
+
+    A batch consists of members; what a member is depends on the objective.
 
     Attributes
     ----------
     causal
         Whether a moment may be in the middle of the history it reads, so that attention must not look ahead.
     targets
-        Positions of the training events that are asked for, once in an epoch each.
+        Positions of the training events that are targets, each once per epoch.
     idle
-        A member of this process, whatever it asks for.
+        Any member of this process; used with weight 0 if the process has no other.
     """
 
     causal: ClassVar[bool]
@@ -136,28 +144,28 @@ class Objective(Protocol):
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None: ...
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
-        """Members of each batch of an epoch."""
+        """Return the members of each batch of an epoch."""
         ...
 
     def size(self, members: Int) -> int:
-        """What encoding them takes: examples, or tokens with their padding."""
+        """Return the cost of encoding the members: examples, or tokens including padding."""
         ...
 
     def target_events(self, members: Int) -> Int:
-        """Positions of the training events that these members ask for, an example each."""
+        """Return the positions of the targets of these members, one per example."""
         ...
 
     def owner(self, members: Int) -> Int:
-        """The process that has the history of each."""
+        """Return the process that holds the history of each member."""
         ...
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Build (a part of) one batch of this process's members; its examples are those of `target_events`, in that order."""
+        """Build (a part of) a batch from members of this process; examples have the order of `target_events`."""
         ...
 
 
 class AnyEventObjective:
-    """Predict any one event from the others. Members are positions of positive training events."""
+    """Predict any one event of a user from the others. Members are positions of positive training events."""
 
     causal: ClassVar[bool] = False
 
@@ -169,24 +177,24 @@ class AnyEventObjective:
         self.targets, self.idle = np.flatnonzero(events.positive), int(events.first)
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
-        """Random batches of equal size; a remainder too small to contrast within joins the batch before."""
+        """Return random batches of nearly equal size, at least `batch_size` each if there are enough events."""
         order = rng.permutation(self.targets)
         return np.array_split(order, max(len(order) // self.batch_size, 1))
 
     def size(self, members: Int) -> int:
-        """Examples."""
+        """Return the number of examples."""
         return len(members)
 
     def target_events(self, members: Int) -> Int:
-        """The members themselves."""
+        """Return the members, which are the targets."""
         return members
 
     def owner(self, members: Int) -> Int:
-        """Who has the event."""
+        """Return the process that holds each event."""
         return self.events.owner(members)
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Histories without the target, a share of the rest hidden at random."""
+        """Build examples: histories without the target, with a share of the other events hidden at random."""
         history, event = self.events.history, members - self.events.first
         user = self.events.user_row[event]
         own = user - self.events.first_user
@@ -194,7 +202,7 @@ class AnyEventObjective:
         example, token = ragged_arange(start, length)
         keep = token != event[example]
         if self.drop_same_item:
-            # A visited item is never recommended then: showing it would teach the opposite.
+            # Seen items are never recommended in this case: the history must not hold the target's item.
             keep &= history.item_row[token] != history.item_row[event][example]
         keep &= rng.random(len(token), dtype=np.float32) >= self.hidden
         tokens = _pack(token[keep], example[keep], len(event), self.store.max_history)
@@ -213,7 +221,7 @@ class AnyEventObjective:
 
 
 class NextEventObjective:
-    """Every position predicts from what came strictly before. Members are windows of histories."""
+    """Predict each event from the events strictly before it. Members are windows of histories."""
 
     causal: ClassVar[bool] = True
 
@@ -223,8 +231,8 @@ class NextEventObjective:
         offsets, most = events.offsets, store.max_history
         step = max(most // 2, 1)
         length = np.diff(offsets)
-        # A window holds the `most` events a moment may see and one more, which is only asked for. It asks for those of its second
-        # half: all but a user's first few have context.
+        # A window holds the `most` events that may be visible and one more, which is only a target. Except for a user's first
+        # window, only the second half are targets, so that they have context.
         windows = np.where(length > most + 1, 1 + -(-(length - most - 1) // step), np.minimum(length, 1))
         user, index = ragged_arange(np.zeros_like(windows), windows)
         self.start = offsets[user] + index * step
@@ -234,7 +242,7 @@ class NextEventObjective:
         self.visible = _visible(events)
         is_target = events.positive
         if config.evaluation.exclude_seen:
-            # A visited item is never recommended then: asking for it again would teach the opposite.
+            # Seen items are never recommended in this case: only the first event of each (user, item) is a target.
             item, _, _ = events.targets(np.arange(offsets[-1]))
             pair = np.repeat(np.arange(len(length)), length) * (item.max(initial=0) + 1) + item
             first = np.zeros(len(pair), np.bool_)
@@ -243,13 +251,13 @@ class NextEventObjective:
         self.is_target, self.targets = is_target, np.flatnonzero(is_target)
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
-        """Windows of similar length together, as many as the token budget holds; batches in random order."""
+        """Return batches of windows of similar length within the token budget, in random order."""
         length = self.stop - self.start
         order = rng.permutation(len(length))
         order = order[np.argsort(length[order], kind="stable")]
         ordered, batches, begin = np.maximum(length[order], 1), [], 0
         while begin < len(order):
-            # Lengths ascend, so a batch is padded to its last window: the most windows whose padded tokens fit, at least one.
+            # Lengths ascend, so the last window sets the padding: take as many windows as fit the budget, at least one.
             ahead = ordered[begin : begin + self.token_budget // ordered[begin] + 1]
             size = max(int((ahead * np.arange(1, len(ahead) + 1) <= self.token_budget).sum()), 1)
             batches.append(order[begin : begin + size])
@@ -257,20 +265,20 @@ class NextEventObjective:
         return [batches[i] for i in rng.permutation(len(batches)) if self._is_target(batches[i]).any()]
 
     def size(self, members: Int) -> int:
-        """Tokens, padded to the longest window."""
+        """Return the number of tokens, padded to the longest window."""
         return len(members) * int((self.stop - self.start)[members].max(initial=1))
 
     def target_events(self, members: Int) -> Int:
-        """Every position of the windows that is asked for."""
+        """Return the positions of all targets in the windows."""
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
         return np.asarray(window[self._is_target(members)])
 
     def owner(self, members: Int) -> Int:
-        """Who has the window."""
+        """Return the process that holds each window."""
         return self.events.owner(self.start[members])
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Whole windows; one example per positive event."""
+        """Build examples from whole windows, one per target."""
         history = self.events.history
         start, stop = self.start[members] - self.events.first, self.stop[members] - self.events.first
         window = last_tokens(start, stop, self.store.max_history + 1)
@@ -298,10 +306,10 @@ class NextEventObjective:
 
 
 def request_locations(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:
-    """Places [Q, 2] that training requests come from: for a random half within a few km of the target, for the others unknown.
+    """Return locations [Q, 2] of simulated training requests, or None if the store does not use request locations.
 
-    People ask from near where they go, so a model that reads the place learns to prefer what is around it; the other half keeps it
-    able to answer without. None when the store does not read places.
+    A random half are within a few km of the target, so that the model learns to prefer items near the request. The others are
+    unknown (NaN), so that it also works without a location.
     """
     if not store.use_location:
         return None
@@ -313,7 +321,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective", {"any_event": AnyE
 
 
 def _pack(token: Int, example: Int, size: int, most: int) -> Int:
-    """Ragged tokens, sorted by example → the last `most` of each as int64 [size, H], -1 after the end."""
+    """Return the last `most` tokens of each example, int64 [size, H], -1 after the end; tokens are sorted by example."""
     count = np.bincount(example, minlength=size)
     stop = np.cumsum(count)
     at = last_tokens(stop - count, stop, most)
@@ -321,7 +329,7 @@ def _pack(token: Int, example: Int, size: int, most: int) -> Int:
 
 
 def _visible(events: TrainEvents) -> Int:
-    """int64: training events of the same user strictly before each of this process's events in time."""
+    """Return, for each event of this process, the number of training events of its user strictly before it in time."""
     history = events.history
     first = np.maximum.accumulate(np.where(changes(history.time_s, events.user_row), np.arange(len(events.user_row)), 0))
     return np.asarray(first - history.offsets[events.user_row - events.first_user])

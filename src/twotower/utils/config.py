@@ -61,7 +61,7 @@ class TrainingConfig(Settings):
     """How the recipe is chosen. "auto": if you set none of them, a recipe race on the validation part chooses `objective`,
     `batch_size`, `model.user_tower.num_blocks` and `pooling`. "fixed": no race; a finished run's configuration has this value."""
     objective: Annotated[str, Names("objective", ("any_event", "next_event"))] = "any_event"
-    """Training objective. "any_event": predict any one event of a user from the user's others; "next_event": predict each event from
+    """Training objective. "any_event": predict any one event of a user from the other ones; "next_event": predict each event from
     those before it."""
     loss: Annotated[str, Names("loss", ("infonce", "sampled_softmax", "full_softmax"))] = "infonce"
     """Candidates that each target is compared with. "infonce": in-batch items and uniform negatives; "sampled_softmax": uniform
@@ -129,8 +129,8 @@ class EvaluationConfig(Settings):
     max_queries: int | None = Field(None, ge=1)
     """Number of held-out queries to evaluate (a seeded sample). null: all."""
     refresh_days: float | None = Field(7.0, gt=0)
-    """Days between refreshes of the index during the test period; weights stay. Results are reported beside those of an index that is
-    never refreshed. null: not evaluated. Used only if the dataset is split by time."""
+    """Days between refreshes of the index during the test period; weights stay. The report shows results with and
+    without refreshes. null: not evaluated. Used only if the dataset is split by time."""
     baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "content_knn", "ease", "ials"])
     """Names of the baselines that the model is compared with."""
     tune_baselines: bool = True
@@ -140,7 +140,7 @@ class EvaluationConfig(Settings):
     bootstrap_resamples: int = Field(1000, ge=10)
     """Number of paired bootstrap resamples for each interval."""
     max_ease_items: int = Field(25_000, ge=1)
-    """Largest number of items for EASE, which inverts an items × items matrix. With more, EASE is left out and the report says so."""
+    """Largest number of items for EASE, which inverts an items × items matrix. With more items, the report leaves EASE out."""
 
 
 class Config(Settings):

@@ -126,8 +126,8 @@ class SplitConfig(Settings):
     """How held-out events are chosen. With any kind of split, a part of 0 does not exist and its events go into training."""
 
     kind: Literal["time", "leave_one_out", "predefined"] = "time"
-    """Kind of split. "time": the same cut dates for all users; "leave_one_out": a user's last positive event is test, the one before
-    validation (users with at least 3); "predefined": the source's own test part, and a random share `valid` of the rest."""
+    """Kind of split. "time": the same cut dates for all users; "leave_one_out": the last positive event of a user is test,
+    the one before it validation (users with at least 3); "predefined": the source's test part, and a random share of the rest."""
     valid: float | date = 0.1
     """Validation part. "time": share of the events, or first day of the period; "predefined": share of each user's events;
     "leave_one_out": any share above 0. 0: no validation, training runs its full schedule."""
@@ -163,7 +163,7 @@ class PrepareConfig(Settings):
     """How raw tables become a dataset."""
 
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """Engine that computes the tables. "duckdb": in this process; "spark": on a cluster (extra `spark`). Both give the same rows."""
+    """Engine that computes the tables. "duckdb": in this process; "spark": on a cluster (extra `spark`). The rows are the same."""
     spark_master: str = "local[*]"
     """Address of the Spark master. Used only with `engine: spark`."""
 

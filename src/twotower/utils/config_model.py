@@ -59,7 +59,7 @@ class UserTowerConfig(TowerConfig):
     id_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of user ids replaced by UNKNOWN in training, so that recommendations also work for new users."""
     norm_shrinkage: float = Field(2.0, ge=0)
-    """Shrinkage c of user vectors: x becomes x / √(|x|² + c²). Vectors are shorter when less is known, so popularity counts more."""
+    """Shrinkage c of user vectors: x becomes x / √(|x|² + c²). With less known, vectors are shorter and popularity counts more."""
     num_heads: int = Field(4, ge=1)
     """Number of heads of each self-attention block; must divide `embedding_dim`."""
     num_blocks: int | None = Field(None, ge=0)
@@ -128,7 +128,7 @@ class ModelConfig(Settings):
     """Weight of an item's log popularity, added to every logit. 1: without other information items rank by popularity, and the
     vectors learn the deviation from it. 0: no prior."""
     recent_item_boost: float = Field(3.0, ge=0, le=10)
-    """Logit bonus (nats) of a user's most recent item; it halves for each earlier one, and similar items gain a part. Used only when
+    """Logit bonus (nats) of a user's most recent item; it halves for each earlier one; similar items gain a part. Used only when
     seen items may be recommended (`exclude_seen: false`) and events are ordered."""
     popularity_half_life_days: float | None = Field(None, ge=0)
     """Age in days at which an event counts half in the popularity of its item, in a refreshed index and in a bundle. 0: no decay.

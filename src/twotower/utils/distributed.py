@@ -60,7 +60,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or not _lost(error):
             raise
         raise TrainingError(
-            f"Process {me} lost the connection to another process ({str(error).splitlines()[0][:120]}). Training needs all of them. "
+            f"Process {me} lost the connection to another process ({str(error).splitlines()[0][:120]}). Training needs all. "
             "The last checkpoint is intact; continue with --resume, on any number of processes."
         ) from None
     finally:
@@ -93,7 +93,7 @@ def leave(code: int) -> NoReturn:
 
 
 def gather(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the parts [sizes[rank], …] of all processes concatenated, [Σ sizes, …]; gradients are summed and return to their owner."""
+    """Return the parts [sizes[rank], …] of all processes concatenated, [Σ sizes, …]; gradients flow back summed."""
     if world_size() == 1:
         return x
     gathered: Tensor = _Gather.apply(x, tuple(sizes))  # type: ignore[no-untyped-call]

@@ -184,7 +184,7 @@ def popularity_lift(exposure: Int, history: Int, popularity: Int) -> float:
 
 
 def diversity(items: Int, category_offsets: Int, category: Int) -> Float64:
-    """Return the mean Jaccard distance (1 - shared categories / all categories of both) over the item pairs of each list, float64 [B].
+    """Return the mean Jaccard distance (1 - shared / all categories of both items) of the pairs in each list, float64 [B].
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ def changes(*keys: Int) -> Mask:
 
 
 def lower_bound(sorted_values: Int, begin: Int, end: Int, value: Int) -> Int:
-    """Return, for each slice begin:end, the first position whose value is at least `value`, else end. Bisects all slices at once."""
+    """Return, for each slice begin:end, the first position whose value is at least `value`, else end (bisection of all slices)."""
     low, high = begin.copy(), end.copy()
     while (open_ := low < high).any():
         middle = (low + high) // 2

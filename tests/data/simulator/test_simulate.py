@@ -1,4 +1,4 @@
-"""The town: the files look like the release, the same seed gives the same bytes, and visits follow the truth."""
+"""Test the simulated town: format of the files, equal bytes for equal seeds, and visits that follow the true probabilities."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Town:
 
 @dataclass(frozen=True)
 class Choices:
-    """All visits of a town, sorted by (user, time), as questions to the truth."""
+    """Return all visits of a town, sorted by (user, time), as arguments of `Truth.scores`."""
 
     user_ids: list[str]
     time_s: np.ndarray
@@ -177,7 +177,7 @@ def test_the_words_of_a_review_follow_its_category_and_stars_its_place(town: Tow
 
 
 def z_scores(truth: Truth, choices: Choices) -> dict[str, float]:
-    """How far functions of the chosen places lie from their expectation under `truth`, in standard errors."""
+    """Return the deviation of functions of the chosen items from their expectation under `truth`, in standard errors."""
     logs = choices.ask(truth).astype(np.float64)
     p = np.where(logs > NEVER / 2, np.exp(logs), 0)
     b, n = p.shape
@@ -271,7 +271,7 @@ def test_scores_of_some_places_are_columns_of_all_and_unknown_ones_never(town: T
 
 
 def test_a_stranger_and_a_wrong_file_are_refused(town: Town) -> None:
-    with pytest.raises(DataError, match="Users must live in the town"):
+    with pytest.raises(DataError, match="is not in the simulated town"):
         town.truth.scores(["nobody"], np.array([1_500_000_000]))
     with pytest.raises(DataError, match="Simulate the town again"):
         Truth.load(town.folder / "yelp_academic_dataset_tip.json")
@@ -296,7 +296,7 @@ def test_the_same_arguments_give_the_same_bytes_and_another_seed_others(tmp_path
 
 @pytest.mark.parametrize("wrong", [{"users": 0}, {"businesses": 10}, {"events": 399}, {"seed": -1}, {"users": 2.5}])
 def test_impossible_sizes_are_one_sentence(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"A town's {next(iter(wrong))} must be a whole number of at least"):
+    with pytest.raises(ConfigError, match=f"--{next(iter(wrong))} .* must be a whole number of at least"):
         simulate(tmp_path / "town", **{**SIZES, **wrong})
     assert not (tmp_path / "town").exists()
 

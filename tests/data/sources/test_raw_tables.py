@@ -1,4 +1,4 @@
-"""Bad rows are reported by file and line and lose nothing else; the engine's rows stay in the order of the file."""
+"""Test that bad rows are reported by file and line, and that the other rows keep the order of the file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from twotower.schema import ITEM_ID
 
 @pytest.fixture(scope="module")
 def con(tmp_path_factory: pytest.TempPathFactory) -> DuckDBEngine:
-    """One engine for all."""
+    """Return one engine for all tests."""
     return DuckDBEngine(tmp_path_factory.mktemp("spill"))
 
 
 def screened(con: DuckDBEngine, path: Path, rejects: Rejects, unique: str | None = None) -> tuple[list[dict[str, Any]], int]:
-    """Rows of a file with keys `id` and `n`, after the check that `id` is there."""
+    """Return rows of a file with keys `id` and `n`, after the check that `id` exists."""
     rows = con.read_json(path, ["id", "n"])
     checks, columns = [(missing(rows["id"]), "id is missing")], {"id": rows["id"], "n": rows["n"]}
     good, total = screen(con, rows, checks, columns, file=path, rejects=rejects, locate=locate_json(path), unique=unique)
@@ -112,7 +112,7 @@ def test_a_repeated_key_keeps_the_first_good_row(tmp_path: Path, con: DuckDBEngi
     assert [row["n"] for row in good.order_by(ROW).to_pyarrow().to_pylist()] == ["1", "2"]
     rejects.check()
     found = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
-    assert [(row["line"], row["reason"]) for row in found] == [(1, "bad n"), (4, "id repeats that of an earlier row: 'a'")]
+    assert [(row["line"], row["reason"]) for row in found] == [(1, "bad n"), (4, "id repeats an earlier row: 'a'")]
 
 
 def test_gzipped_lines_are_read_and_a_broken_archive_is_an_error(tmp_path: Path, con: DuckDBEngine) -> None:
@@ -124,7 +124,7 @@ def test_gzipped_lines_are_read_and_a_broken_archive_is_an_error(tmp_path: Path,
     assert len(rows) == 1000 and total == 2000 and rejects.rejected == {"rows.json.gz": 1000}
     rejects.close()
     path.write_bytes(content[:-30])
-    with pytest.raises(DataError, match=r"rows.json.gz must be readable from end to end"):
+    with pytest.raises(DataError, match=r"rows.json.gz is not readable to its end"):
         screened(con, path, Rejects(tmp_path / "rejects.jsonl", 1.0))
 
 

@@ -1,4 +1,4 @@
-"""Sequence files: order, repeats and positions kept; attributes and descriptions of items joined by their tokens."""
+"""Test sequence files: order, repeats and positions are kept; attributes and descriptions are joined by item."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from twotower.utils.config import DataConfig, SequencesConfig
 
 @cache
 def engine() -> DuckDBEngine:
-    """One for all tests: a source must not mind what else the engine holds."""
+    """Return one engine for all tests: sources must work with other tables present."""
     return DuckDBEngine(Path(mkdtemp()))
 
 
 def read(folder: Path, rejects: Rejects | None = None, **files: str) -> RawTables:
-    """Read a folder; `train` is "train.txt" unless named."""
+    """Read a folder; `train` defaults to "train.txt"."""
     names = SequencesConfig(**{"train": "train.txt", **files})  # type: ignore[arg-type]
     book = rejects or Rejects(folder / "rejects.jsonl", 0.0)
     raw = read_sequences(DataConfig(source="sequences", path=folder, sequences=names), engine(), book)
@@ -38,7 +38,7 @@ def read(folder: Path, rejects: Rejects | None = None, **files: str) -> RawTable
 
 
 def rows(table: Any, *columns: str) -> list[tuple[Any, ...]]:
-    """Columns of a table as tuples, events by order."""
+    """Return columns of a table as tuples, events by order."""
     found = table.to_pyarrow()
     found = found.sort_by("order") if "order" in columns else found
     return [tuple(row[column] for column in columns) for row in found.to_pylist()]
@@ -132,8 +132,8 @@ def test_bad_lines_are_rejected_alone(tmp_path: Path) -> None:
         ("train.txt", 2, "not UTF-8 text"),
         ("i.jsonl", 2, "item is missing"),
         ("i.jsonl", 3, "latitude must be from -90 to 90, not '99'"),
-        ("i.jsonl", 4, "item 'a' repeats that of an earlier line"),
-        ("i.jsonl", 5, "not a whole JSON object with item"),
+        ("i.jsonl", 4, "item 'a' repeats an earlier line"),
+        ("i.jsonl", 5, "not a complete JSON object with item"),
     ]
 
 
@@ -147,7 +147,7 @@ def test_a_missing_file_is_named_with_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "\n\n", "1,2,3\n", "u1\nu2\n"])
 def test_a_file_of_another_form_is_an_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text(content)
-    with pytest.raises(DataError, match='must be "user item item …"'):
+    with pytest.raises(DataError, match='Lines must be "user item item …"'):
         read(tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_a_file_of_another_form_is_an_error(content: str, tmp_path: Path) -> Non
 def test_attributes_of_another_form_are_an_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("u 1\n")
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(DataError, match="must be one JSON object"):
+    with pytest.raises(DataError, match="is not a JSON object"):
         read(tmp_path, attributes="a.json")
 
 

@@ -1,4 +1,4 @@
-"""Spark makes the dataset that DuckDB makes, row for row: from a town, and from the real releases where they are."""
+"""Test that Spark and DuckDB prepare equal datasets, from a town and, if available, from the real releases."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def spark(tmp_path_factory: pytest.TempPathFactory, lacking: Any) -> Iterator[SparkEngine]:
-    """One engine for all."""
+    """Return one engine for all tests."""
     try:
         import pyspark  # noqa: F401
     except ImportError:
@@ -75,7 +75,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory, lacking: Any) -> Iterator[Sp
 
 
 def prepared(raw: Path, out: Path, spark: SparkEngine | None, **settings: Any) -> Dataset:
-    """A dataset, by Spark when there is one: the session stays open for the next."""
+    """Prepare a dataset, with Spark if available; the session stays open for the next one."""
     config = parse_config({"data": {"path": str(raw), "max_reject_frac": 1.0}, "prepare": {"text_dim": 4, **settings}})
     if spark is None:
         preparing.prepare(config, out)
@@ -86,7 +86,7 @@ def prepared(raw: Path, out: Path, spark: SparkEngine | None, **settings: Any) -
 
 
 def assert_equal(one: Dataset, other: Dataset) -> None:
-    """Every row of every file, and all counts."""
+    """Return every row of every file, and all counts."""
     for left, right in ((one.events, other.events), (one.item_events, other.item_events)):
         for name in type(left).__slots__:
             np.testing.assert_array_equal(getattr(left, name), getattr(right, name), err_msg=name)
@@ -103,7 +103,7 @@ def assert_equal(one: Dataset, other: Dataset) -> None:
 
 
 def completed(raw: Path, out: Path) -> Path:
-    """The files of a release, and a business for each review and tip: the heads of its files know little of each other."""
+    """Write the first rows of a release, with a business for each review and tip, so that the rows fit together."""
     shutil.copytree(raw, out)
     out.chmod(0o755)
     business = out / "yelp_academic_dataset_business.json"
@@ -166,5 +166,5 @@ def test_a_real_release_is_the_same_dataset(release: str, real_data: Path, spark
 
 
 def test_other_tables_than_json_lines_are_refused(spark: SparkEngine, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a table is JSON lines"):
+    with pytest.raises(ConfigError, match="is not JSON lines"):
         scan_file(spark, tmp_path / "events.csv", ["user_id"], "interactions", mock.Mock())

@@ -1,4 +1,4 @@
-"""Every release, as files of a few handmade rows with each quirk, and as the real files where they are."""
+"""Test every Yelp release, with handmade rows of each quirk and, if available, with the real files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 @pytest.fixture
 def read(tmp_path: Path) -> Callable[..., Read]:
-    """`read(review=[…], business=[…], …, events=[…])`: write the tables and read them."""
+    """Return `read(review=[…], business=[…], …, events=[…])`, which writes the tables and reads them."""
 
     def make(*, settings: dict[str, Any] | None = None, **tables: Rows) -> Read:
         for name, rows in {"business": [BUSINESS], **tables}.items():
@@ -80,14 +80,14 @@ def test_checkins_by_weekday_and_hour_have_no_date(read: Callable[..., Read]) ->
 
 
 BAD_REVIEWS: dict[str, tuple[dict[str, Any] | str, str]] = {
-    "cut off": ('{"review_id":"r","user_id":"u1","business_id":"b', "not a whole JSON object with user_id, business_id, date"),
+    "cut off": ('{"review_id":"r","user_id":"u1","business_id":"b', "not a complete JSON object with user_id, business_id, date"),
     "no user": ({k: v for k, v in REVIEW.items() if k != "user_id"}, "user_id is missing"),
     "empty business": ({**REVIEW, "business_id": ""}, "business_id is missing"),
     "null date": ({**REVIEW, "date": None}, "date is missing"),
-    "no such day": ({**REVIEW, "date": "2019-02-30"}, "date is no date: '2019-02-30'"),
-    "before Yelp": ({**REVIEW, "date": "2003-12-31"}, "date lies before 2004 or after 2100: '2003-12-31'"),
-    "seconds taken for a year": ({**REVIEW, "date": 2019}, "date lies before 2004 or after 2100: '2019'"),
-    "far future": ({**REVIEW, "date": "2100-01-02"}, "date lies before 2004 or after 2100: '2100-01-02'"),
+    "no such day": ({**REVIEW, "date": "2019-02-30"}, "date is not a date: '2019-02-30'"),
+    "before Yelp": ({**REVIEW, "date": "2003-12-31"}, "date is before 2004 or after 2100: '2003-12-31'"),
+    "seconds taken for a year": ({**REVIEW, "date": 2019}, "date is before 2004 or after 2100: '2019'"),
+    "far future": ({**REVIEW, "date": "2100-01-02"}, "date is before 2004 or after 2100: '2100-01-02'"),
     "zero stars": ({**REVIEW, "stars": 0}, "stars must be from 1 to 5, not '0'"),
     "six stars": ({**REVIEW, "stars": 6.0}, "stars must be from 1 to 5, not '6.0'"),
     "stars in words": ({**REVIEW, "stars": "five"}, "stars must be from 1 to 5, not 'five'"),
@@ -120,13 +120,13 @@ def test_one_bad_visit_in_a_line_of_checkins_loses_only_itself(read: Callable[..
     assert made.rejected() == [
         ("checkin.json", 3, "date is missing"),
         ("checkin.json", 4, "business_id is missing"),
-        ("checkin.json", 1, "date is no date: 'never'"),
-        ("checkin.json", 1, "date lies before 2004 or after 2100: '1999-01-01 00:00:00'"),
+        ("checkin.json", 1, "date is not a date: 'never'"),
+        ("checkin.json", 1, "date is before 2004 or after 2100: '1999-01-01 00:00:00'"),
     ]
 
 
 def test_too_many_bad_rows_are_an_error(read: Callable[..., Read]) -> None:
-    with pytest.raises(DataError, match=r"review.json has 1 of 2 \(50.00%\): review.json:2 not a whole JSON object"):
+    with pytest.raises(DataError, match=r"review.json has 1 of 2 \(50.00%\): review.json:2 not a complete JSON object"):
         read(review=[REVIEW, '{"review_id": "'], settings={"max_reject_frac": 0.01})
 
 
@@ -150,9 +150,9 @@ def test_users_have_elite_years_and_a_first_day(read: Callable[..., Read]) -> No
     assert [row["elite"] for row in rows] == [years for _, _, years in elites]
     assert [row["since_s"] for row in rows] == [1_381_273_893, 1_381_190_400, *[1_235_865_600] * 4, None]
     assert made.rejected() == [
-        ("user.json", 8, "user_id repeats that of an earlier row: 'u0'"),
-        ("user.json", 9, "yelping_since is no date: 'then'"),
-        ("user.json", 10, "not a whole JSON object with user_id"),
+        ("user.json", 8, "user_id repeats an earlier row: 'u0'"),
+        ("user.json", 9, "yelping_since is not a date: 'then'"),
+        ("user.json", 10, "not a complete JSON object with user_id"),
     ]
 
 
@@ -178,12 +178,12 @@ def test_a_bad_business_is_rejected_alone(read: Callable[..., Read]) -> None:
     made = read(business=[BUSINESS, *bad, {**BUSINESS, "business_id": "b6", "latitude": None, "longitude": ""}], tip=[TIP])
     assert [row["item_id"] for row in made.raw.items.to_pyarrow().to_pylist()] == ["b1", "b6"]
     assert made.rejected() == [
-        ("business.json", 2, "business_id repeats that of an earlier row: 'b1'"),
+        ("business.json", 2, "business_id repeats an earlier row: 'b1'"),
         ("business.json", 3, "latitude must be from -90 to 90, not 91.0"),
-        ("business.json", 4, "longitude is no number: 'west'"),
+        ("business.json", 4, "longitude is not a number: 'west'"),
         ("business.json", 5, "business_id is missing"),
-        ("business.json", 6, "not a whole JSON object with business_id"),
-        ("business.json", 7, "not a whole JSON object with business_id"),
+        ("business.json", 6, "not a complete JSON object with business_id"),
+        ("business.json", 7, "not a complete JSON object with business_id"),
         ("business.json", 8, "latitude must be from -90 to 90, not nan"),
     ]
 
@@ -249,4 +249,4 @@ def test_real_damaged_reviews(real_data: Path, tmp_path: Path) -> None:
     whole = json.loads((damaged / "review_epoch_ms_dates.json").read_text().splitlines()[0])
     assert epoch.events()[0]["time_s"] == whole["date"] // 1000 and epoch.events()[0]["stars"] == whole["stars"]
     assert len(cut.events()) == 529
-    assert cut.rejected() == [("review.json", 530, "not a whole JSON object with user_id, business_id, date")]
+    assert cut.rejected() == [("review.json", 530, "not a complete JSON object with user_id, business_id, date")]

@@ -1,4 +1,4 @@
-"""Businesses of every release, in one naming: attributes, hours, cities, categories."""
+"""Test that businesses of every release get the same names: attributes, hours, cities, categories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 def open_hours(hours: Any) -> dict[str, list[int]]:
-    """Open hours by day, as read from a business."""
+    """Return the open hours by day of a business."""
     bits = parse_business({"business_id": "b", "hours": hours})["hours"]
     assert bits is not None and len(bits) == 168 and set(bits) <= {"0", "1"}
     found = {day: [hour for hour in range(24) if bits[24 * number + hour] == "1"] for number, day in enumerate(DAYS)}

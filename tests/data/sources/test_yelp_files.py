@@ -1,4 +1,4 @@
-"""Where Yelp's files are looked for, and what is said when they are not there."""
+"""Test the search for Yelp's files, and the errors for missing files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_two_files_for_one_table_are_refused(tmp_path: Path) -> None:
 def test_two_releases_are_refused(tmp_path: Path) -> None:
     for folder in ("2015", "2022"):
         write(tmp_path / folder, "business.json", [BUSINESS])
-    with pytest.raises(DataError, match=r"one release.*2015.*2022.*Name one of them"):
+    with pytest.raises(DataError, match=r"several folders.*2015.*2022.*Set data.path to one of them"):
         find_files(tmp_path)
 
 

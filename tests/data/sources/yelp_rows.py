@@ -1,4 +1,4 @@
-"""Folders of handmade Yelp rows, and what is read from them."""
+"""Write folders of handmade Yelp rows and read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TIP = {"user_id": "u2", "business_id": "b1", "text": "Go early.", "date": "2014-
 
 
 def write(folder: Path, name: str, rows: Rows) -> Path:
-    """A file of JSON lines; strings are written as they are."""
+    """Write a file of JSON lines; strings are written unchanged."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
@@ -30,12 +30,12 @@ def write(folder: Path, name: str, rows: Rows) -> Path:
 
 @cache
 def engine() -> DuckDBEngine:
-    """One for all tests: a source must not mind what else the engine holds."""
+    """Return one engine for all tests: sources must work with other tables present."""
     return DuckDBEngine(Path(mkdtemp()))
 
 
 class Read:
-    """What `read_yelp` makes of a folder."""
+    """Result of `read_yelp` for a folder."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.report = folder / "rejects.jsonl"
@@ -44,10 +44,10 @@ class Read:
         self.rejects.check()
 
     def events(self) -> list[dict[str, Any]]:
-        """All events by order."""
+        """Return all events by order."""
         return list(self.raw.interactions.to_pyarrow().sort_by("order").to_pylist())
 
     def rejected(self) -> list[tuple[str, int, str]]:
-        """File, line and reason of the bad rows."""
+        """Return file, line and reason of the bad rows."""
         rows = [json.loads(line) for line in self.report.read_text().splitlines()] if self.report.exists() else []
         return [(row["file"], row["line"], row["reason"]) for row in rows]

@@ -1,7 +1,6 @@
-"""Builds a town: its neighbourhoods, its places and the tastes of its people.
+"""Build a simulated town: neighbourhoods, items and the tastes of the users.
 
-Sizes and a seeded generator enter; a `Truth` leaves. Promise: the same generator gives the same town; users are made in pieces, so
-that memory is that of the parameters.
+The same random generator gives the same town. Users are built in pieces, so that memory is bounded by the parameters.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ ALPHABET = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0
 
 
 def build_town(users: int, businesses: int, rng: np.random.Generator, tastes: Tastes | None = None) -> Truth:
-    """Return a new town: towns of about 3,000 places (at least two), each with neighbourhoods of about 40."""
+    """Return a new simulation: at least two towns of about 3,000 items each, in neighbourhoods of about 40."""
     leaves = categories()
     n_towns = int(np.clip(round(businesses / 3000), 3 if businesses >= 300 else 2, 96))
     homes = int(np.clip(businesses / n_towns / 40, 4, 60))
@@ -48,7 +47,7 @@ def build_town(users: int, businesses: int, rng: np.random.Generator, tastes: Ta
 
 
 def random_ids(n: int, rng: np.random.Generator) -> Array:
-    """`n` random ids of 22 characters, as Yelp's: S22."""
+    """Return `n` random ids of 22 characters, like Yelp's: S22 [n]."""
     return np.asarray(ALPHABET[rng.integers(0, 64, (n, 22), np.uint8)].view("S22").ravel())
 
 
@@ -71,7 +70,7 @@ def _build_items(
     closed = np.where(rng.random(n) < 0.35, np.maximum(opened, START_S) + life, STILL_OPEN)
     closed = np.where(
         (closed > END_S) | (np.arange(n) < 8), STILL_OPEN, closed
-    )  # a few are always open, so that everybody can choose
+    )  # a few are always open, so that every user can choose
     return {
         "item_id": random_ids(n, rng),
         "place": place,
@@ -121,7 +120,7 @@ def _build_users(
 
 
 def _rhythm(name: str) -> Array:
-    """Demand at each of the 168 hours from Monday 00:00, at most 1."""
+    """Return the demand at each of the 168 hours from Monday 00:00, at most 1."""
     day, hour = np.divmod(np.arange(HOURS_PER_WEEK), 24)
     weekend = day >= 5
 

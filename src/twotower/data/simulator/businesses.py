@@ -1,7 +1,7 @@
-"""The town's business rows, as the 2022 release lists them.
+"""Write the business rows of a simulated town in the format of Yelp's 2022 release.
 
-A `Truth` and the aggregates of its reviews enter; one JSON line for each place leaves. Promise: attributes, price, hours and second
-categories follow the place's taste, so that content says who likes it; dirty and missing values are as frequent as in the release.
+Attributes, price, hours and second categories follow the taste vector of the item, so content predicts who likes it. Dirty and
+missing values are as frequent as in the release.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HOURS = {
 
 
 def business_lines(truth: Truth, count: Any, mean: Any, rng: Rng) -> Iterator[str]:
-    """Yield a JSON line for each place, with the `count` and `mean` of its stars in the whole dump, [N] each."""
+    """Yield a JSON line for each item, with the `count` and `mean` [N] of its stars in the whole release."""
     n, leaves = len(truth.item_id), words.categories()
     null = {
         name: set(rng.permutation(n)[: max(1, round(n * share))].tolist())
@@ -63,17 +63,17 @@ def business_lines(truth: Truth, count: Any, mean: Any, rng: Rng) -> Iterator[st
             "categories": None if i in null["categories"] else _categories(leaf, relatives[i].tolist(), leaves, coin[6:10]),
             "hours": None if i in null["hours"] else _hours(leaf, coin[50:]),
         }
-        yield json.dumps(row, ensure_ascii=bool(i % 2)).replace("/", "\\/") + "\n"  # both escapings occur in the releases
+        yield json.dumps(row, ensure_ascii=bool(i % 2)).replace("/", "\\/") + "\n"  # both ways of escaping occur in the releases
 
 
 def _where(town: int) -> tuple[str, str, float, float]:
-    """Name, state and centre of a town; towns are at least 90 km apart."""
+    """Return name, state, latitude and longitude of a town; towns are at least 90 km apart."""
     name = words.TOWNS[town % len(words.TOWNS)] + words.TOWN_SUFFIXES[town // len(words.TOWNS)]
     return name, words.STATES[town % len(words.STATES)], 29.0 + town // 8 * 1.1 + 0.07 * (town % 3), -118.0 + town % 8 * 5.3
 
 
 def _relatives(truth: Truth, leaves: list[words.Category]) -> Any:
-    """The category of the same parent, other than its own, whose places taste most like this one: int [N]."""
+    """Return int [N]: for each item, the most similar other category of the same parent by mean taste."""
     category = truth.item_category
     sums = np.zeros((len(leaves), truth.item_latent.shape[1]))
     np.add.at(sums, category, truth.item_latent)
@@ -117,7 +117,7 @@ def _name(leaf: words.Category, coin: Any) -> str:
 
 
 def _dirty(city: str, coin: float) -> str:
-    """One city in twelve is mistyped."""
+    """Return a city name, misspelt in one case of twelve."""
     variants = (city + " ", city.upper(), city.lower(), city.replace("Saint ", "St. "), city.replace("Saint ", "St "))
     return variants[int(coin * 60)] if coin < 5 / 60 else city
 
@@ -125,7 +125,7 @@ def _dirty(city: str, coin: float) -> str:
 def _hours(leaf: words.Category, coin: Any) -> Row:
     usual = _of(HOURS[leaf.rhythm], coin[0])
     closed = {0, 6} if coin[1] < 0.1 else {6} if leaf.rhythm == "service" or coin[1] < 0.25 else set()
-    odd = int(coin[2] * 40)  # one day in six places has other hours, or unknown ones
+    odd = int(coin[2] * 40)  # one item in six has a day with other or unknown hours
     return {
         day: "0:0-0:0" if k == odd or coin[3] < 0.03 else _of(HOURS[leaf.rhythm], coin[4]) if k == odd - 7 else usual
         for k, day in enumerate(DAYS)
@@ -134,7 +134,7 @@ def _hours(leaf: words.Category, coin: Any) -> Row:
 
 
 def _attributes(truth: Truth, i: int, leaf: words.Category, coin: Any) -> Row:
-    """Attributes of a place from its taste: loud, elegant, trendy, grown-up, each from -1 to 1, and noise."""
+    """Return attributes of an item from its taste (loud, elegant, trendy, adult; each -1 to 1) and noise."""
     loud, elegant, trendy, adult = (truth.item_latent[i] + 0.25 * (coin[:4] - 0.5)).tolist()
     prefix = "u" if coin[4] < 0.6 else ""
     price, eats = int(truth.item_price[i]), leaf.rhythm in ("meal", "morning", "night")
@@ -190,11 +190,11 @@ def _attributes(truth: Truth, i: int, leaf: words.Category, coin: Any) -> Row:
     found["DogsAllowed"] = "None" if coin[12] < 0.02 else str(trendy > 0.3 and adult < 0.3)
     if not eats:
         found["ByAppointmentOnly"] = str(leaf.rhythm == "service" and elegant > 0)
-    return {name: value for k, (name, value) in enumerate(found.items()) if coin[13 + k] > 0.2}  # owners leave one in five open
+    return {name: value for k, (name, value) in enumerate(found.items()) if coin[13 + k] > 0.2}  # one in five is missing
 
 
 def _literal(values: dict[str, bool | None], prefix: str) -> str:
-    """A dict as Python prints it, its keys maybe with the u of Python 2."""
+    """Return a dict as Python prints it, optionally with the u prefix of Python 2."""
     return "{" + ", ".join(f"{prefix}'{key}': {value}" for key, value in values.items()) + "}"
 
 

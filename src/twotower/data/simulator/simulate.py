@@ -1,11 +1,11 @@
-"""Writes a simulated town as the raw files of Yelp's 2022 release, quirks included, and the truth behind it.
+"""Simulate a town and write it in the format of Yelp's 2022 release, with the true preferences in a separate file.
 
-Sizes and a seed enter; yelp_academic_dataset_{business,review,tip,checkin,user}.json and town_truth.safetensors leave. Promise: the
-same arguments give the same bytes; memory grows with ids and parameters, never with text.
+The files are yelp_academic_dataset_{business,review,tip,checkin,user}.json and town_truth.safetensors. The same arguments give the
+same bytes. Memory grows with the numbers of ids and parameters, not with text.
 
-The quirks: every attribute is a string ("True", "None", "u'free'", dict literals); attributes, hours and categories may be null;
-cities are dirty; hours have unpadded minutes and "0:0-0:0"; elite holds "20,20" for 2020; friends is "None" or very long; rows are
-in no order; the dump's own stars and counts include the future.
+It has the quirks of the release: every attribute is a string ("True", "None", "u'free'", dict literals); attributes, hours and
+categories may be null; cities are dirty; hours have unpadded minutes and "0:0-0:0"; elite holds "20,20" for 2020; friends is "None"
+or very long; rows have no order; the aggregated stars and counts include future events.
 """
 
 from __future__ import annotations
@@ -45,23 +45,28 @@ def simulate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
-    """Simulate a town from 2010 to January 2022 and write it to the folder `out`, created when missing, files overwritten.
+    """Simulate a town from 2010 to January 2022, write it to the folder `out`, and return the numbers of rows.
 
     Parameters
     ----------
     out
-        Folder of the raw files and of town_truth.safetensors, which `Truth.load` reads.
+        Folder for the raw files and town_truth.safetensors (see `Truth.load`). Created if missing; files are overwritten.
     users, businesses, events
-        Sizes. `events` are the reviews and tips together, at least one for each user; anonymous check-ins come on top.
+        Numbers to simulate. `events` counts reviews and tips, at least one per user; anonymous check-ins are additional.
     seed
         At least 0.
     progress
-        Called with (events done, events), half of them when drawn and half when written.
+        Called with (events done, events); drawing counts for one half and writing for the other.
 
     Returns
     -------
     dict
         Rows written: "businesses", "users", "reviews", "tips", "checkins" (visits, not lines).
+
+    Raises
+    ------
+    ConfigError
+        A size is too small, or `out` is a file.
     """
     _check(out, users, businesses, events, seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -93,13 +98,13 @@ def _check(out: Path, users: int, businesses: int, events: int, seed: int) -> No
     for name, value, least in (("users", users, 1), ("businesses", businesses, 50), ("events", events, users), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             why = " (every user has at least one)" if name == "events" else ""
-            raise ConfigError(f"A town's {name} must be a whole number of at least {least}{why}. Got {value!r}. Change --{name}.")
+            raise ConfigError(f"--{name} {value!r} is not allowed. It must be a whole number of at least {least}{why}.")
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"A town is written to a folder. {out} is a file. Choose another --out.")
+        raise ConfigError(f"{out} is a file. A town is written to a folder. Choose another --out.")
 
 
 def _draw(truth: Truth, events: int, rng: Rng, tell: Callable[[int, int], None]) -> Visits:
-    """Collect all visits in preallocated arrays, sorted by (user, time)."""
+    """Draw all visits into preallocated arrays, sorted by (user, time)."""
     whole = Visits(np.empty(events, np.int32), np.empty(events, np.int32), np.empty(events, np.int64), np.empty(events, np.int8))
     done = 0
     for piece in draw_visits(truth, events, rng):
@@ -144,14 +149,14 @@ def _write_visits(
 
 
 class _Texts:
-    """Sentences in columns: each method returns parts that `_write` joins; words follow category, taste, price and stars."""
+    """Text of reviews and tips, in columns that `_write` joins; words follow category, taste, price and stars."""
 
     def __init__(self, truth: Truth) -> None:
         self.truth = truth
         self.nouns = [word for category in words.categories() for word in category.words]  # four for each category
 
     def review(self, item: Array, stars: Array, time_s: Array, rng: Rng) -> list[Any]:
-        """An opening, two words of the category, a style, a price, a closing."""
+        """Return an opening, two words of the category, a style, a price and a closing."""
         n, level = len(item), stars.astype(np.int64) - 1
         first, second = rng.integers(0, 4, (2, n))
         praise = [[pair[side] for pair in row] for row in words.PRAISE for side in (0, 1)]
@@ -172,7 +177,7 @@ class _Texts:
         ]  # fmt: skip
 
     def tip(self, item: Array, rng: Rng) -> list[Any]:
-        """One sentence about a word of the category."""
+        """Return one sentence about a word of the category."""
         n = len(item)
         return [
             _take(words.TIPS, rng.integers(0, len(words.TIPS), n)),
@@ -185,7 +190,7 @@ class _Texts:
 
 
 def _write_checkins(truth: Truth, visits: Visits, file: BinaryIO, rng: Rng) -> int:
-    """Anonymous visits: shadows of known ones, up to eight weeks later at the same hour, while the place is open."""
+    """Write anonymous check-ins: copies of visits, up to eight weeks later at about the same hour, while the item is open."""
     shadow = np.flatnonzero(rng.random(len(visits.user)) < 0.5)
     item = visits.item[shadow]
     time_s = visits.time_s[shadow] + rng.integers(1, 9, len(shadow)) * WEEK_S + rng.integers(-1800, 1800, len(shadow))
@@ -195,7 +200,7 @@ def _write_checkins(truth: Truth, visits: Visits, file: BinaryIO, rng: Rng) -> i
     item, time_s = item[order], time_s[order]
     edges = np.searchsorted(item, np.arange(len(truth.item_id) + 1))
     start = 0
-    while start < len(truth.item_id):  # places whose check-ins fill a block
+    while start < len(truth.item_id):  # items whose check-ins fill a block
         stop = max(start + 1, int(np.searchsorted(edges, edges[start] + BLOCK, side="right")) - 1)
         a, b = edges[start], edges[stop]
         dates = pa.ListArray.from_arrays(pa.array((edges[start : stop + 1] - a).astype(np.int32)), _dates(time_s[a:b]))
@@ -241,13 +246,13 @@ def _write_users(truth: Truth, visits: Visits, count: Array, mean: Array, file: 
 
 
 def _count_and_mean(row: Array, stars: Array, counted: Array, n: int) -> tuple[Array, Array]:
-    """Number and mean of the stars of rows 0 … n - 1, over the whole dump."""
+    """Return number and mean of the stars of rows 0 … n - 1, over the whole release."""
     count = np.bincount(row, counted, n).astype(np.int64)
     return count, np.bincount(row, stars * counted, n) / np.maximum(count, 1)
 
 
 def _elite(first: Array, last: Array, activity: Array, rng: Rng) -> pa.Array:
-    """Years from one after the first visit to the last, for one busy user in three; 2020 is "20,20", as in the release."""
+    """Return elite years for one active user in three: the years after the first visit; 2020 is "20,20", as in the release."""
     chosen = (activity >= 15) & (last > first) & (rng.random(len(first)) < 0.35)
     years = range(2010, 2024)
     spans = ["", *(",".join("20,20" if y == 2020 else str(y) for y in range(low, high + 1)) for low in years for high in years)]
@@ -255,7 +260,7 @@ def _elite(first: Array, last: Array, activity: Array, rng: Rng) -> pa.Array:
 
 
 def _friends(truth: Truth, start: int, stop: int, rng: Rng) -> pa.Array:
-    """ "None" for two in five; else a run of others, a few of them thousands long."""
+    """Return "None" for two users in five, else a list of other users; a few lists have thousands."""
     n, total = stop - start, len(truth.user_id)
     many = np.where(rng.random(n) < 0.4, 0, np.minimum(1 + 6 * rng.pareto(1.3, n), min(5_000, total - 1))).astype(np.int64)
     many = np.minimum(many, total - 1)
@@ -269,7 +274,7 @@ def _friends(truth: Truth, start: int, stop: int, rng: Rng) -> pa.Array:
 
 
 def _write(file: BinaryIO, n: int, parts: list[Any]) -> None:
-    """Join columns (arrow strings of length n, or constants) row by row and write the bytes."""
+    """Join columns (Arrow strings of length n, or constants) row by row and write the bytes."""
     if n:
         joined = pc.binary_join_element_wise(*(pa.scalar(part) if isinstance(part, str) else part for part in parts), "")
         for chunk in joined.chunks if isinstance(joined, pa.ChunkedArray) else [joined]:
@@ -277,7 +282,7 @@ def _write(file: BinaryIO, n: int, parts: list[Any]) -> None:
 
 
 def _strings(ids: Array) -> pa.StringArray:
-    """Fixed-width bytes as arrow strings, without a copy per row."""
+    """Return fixed-width bytes as Arrow strings, without a copy per row."""
     width = ids.dtype.itemsize
     offsets = np.arange(len(ids) + 1, dtype=np.int32) * width
     return pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(ids)))
@@ -288,7 +293,7 @@ def _take(values: Any, index: Array) -> pa.Array:
 
 
 def _pick(rows: Any, row: Array, u: Array) -> pa.Array:
-    """From the row-th list of `rows` the entry at share `u` of its length."""
+    """Return, from list `row` of `rows`, the entry at the share `u` of its length."""
     lengths = np.array([len(values) for values in rows])
     start = np.cumsum(lengths) - lengths
     return _take([value for values in rows for value in values], start[row] + (u * lengths[row]).astype(np.int64))

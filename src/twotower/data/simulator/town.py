@@ -1,21 +1,21 @@
-"""The simulated town: who lives where, who likes what, and how that becomes visits.
+"""Define the simulated town: the true preferences of its users and the probability of every choice.
 
-A file written by `simulate` enters; a `Truth`, every parameter of taste, leaves. Promise: the town's visits were drawn from exactly
-the probabilities that `Truth.scores` returns, so that its ranking is the best there can be.
+`Truth` holds all parameters; `simulate` writes them to a file. Events are drawn from exactly the probabilities of `Truth.scores`,
+so its ranking is an upper bound for every model.
 
-How somebody chooses at a moment t, given the places visited so far (oldest first, h_1 … h_n):
+A user chooses an item at time t, given the items visited so far (oldest first, h_1 … h_n), in two steps:
 
-1. With probability `user_habit` (0 without a history) they return to h_j, j drawn with weight habit_decay^(n - j); if it has
-   closed, they go on to 2.
-2. Otherwise they choose among all places open at t with probability proportional to
+1. With probability `user_habit` (0 without a history) the user returns to h_j; j is drawn with weight habit_decay^(n - j). If that
+   item has closed, step 2 follows.
+2. Otherwise the user chooses among all items open at t, with probability proportional to
 
        popularity × nearness × category × taste × price × novelty
 
-   nearness   far + Σ over home and second place of anchor × exp(-km / decay_km), within the same town
-   category   rhythm of the category at this hour of the week × (1 + weight of the category, when it is one of the four favourites)
-   taste      exp(⟨user at t, place⟩); the user's vector and favourites drift from one end to the other over drift_s
+   nearness   far + Σ over home and second location of anchor × exp(-km / decay_km), within the same town
+   category   rhythm of the category at this hour of the week × (1 + weight of the category, if it is one of the four favourites)
+   taste      exp(⟨user at t, item⟩); the user's vector and favourites drift from one end to the other over drift_s
    price      exp(-price × (price level - budget)²)
-   novelty    exp(-hype × (1 - exp(-age / hype_s))) of the place, × `again` when it was visited before
+   novelty    exp(-hype × (1 - exp(-age / hype_s))) of the item, × `again` if it was visited before
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from twotower.errors import DataError
 from twotower.schema import DAY_S, HOURS_PER_WEEK
 from twotower.utils.types import Array, Float, Int
 
-NEVER = np.float32(-1e9)  # score of a place that is closed, not yet open, or unknown
+NEVER = np.float32(-1e9)  # score of an item that is closed, not yet open, or unknown
 STILL_OPEN = np.iinfo(np.int64).max
 HOUR_S, WEEK_S = 3_600, 7 * DAY_S
 START_S, WEEKS = 1_262_563_200, 628  # Monday 2010-01-04 to Monday 2022-01-17
@@ -43,15 +43,15 @@ END_S = START_S + WEEKS * WEEK_S
 
 @dataclass(frozen=True, slots=True)
 class Tastes:
-    """Strengths that everybody shares; see the module's formula."""
+    """Parameters that all users share; see the formula of the module."""
 
     decay_km: float = 1.6
     anchor: float = 0.4
-    """Weight of the second place; home has 1."""
+    """Weight of the second location; home has 1."""
     far: float = 0.01
     price: float = 0.35
     unpriced: float = 0.3
-    """Squared distance from any budget, for places without a price."""
+    """Squared distance from any budget, for items without a price."""
     hype: float = 0.4
     hype_s: float = 250.0 * DAY_S
     again: float = 0.03
@@ -61,9 +61,9 @@ class Tastes:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Every parameter of the town. `N` places, `U` users, `P` homes, `C` categories, `D` dimensions of taste.
+    """All parameters of the town: `N` items, `U` users, `P` neighbourhoods (`place_`), `C` categories, `D` dimensions of taste.
 
-    Kilometres are within a town; ids are 22 bytes; `[2]` of users are the home and the second place, or both ends of the drift.
+    Kilometres are relative to a town. Ids have 22 bytes. `[2]` of users is home and second location, or both ends of the drift.
     """
 
     tastes: Tastes
@@ -90,7 +90,7 @@ class Truth:
     user_join_s: Array  # int64 [U]
 
     def save(self, path: Path) -> None:
-        """Write all of it as one safetensors file (ids as bytes)."""
+        """Write all parameters to one safetensors file (ids as bytes)."""
         tensors = {
             name: array.view(np.uint8).reshape(-1, 22) if name.endswith("_id") else array for name, array in self._arrays().items()
         }
@@ -102,41 +102,52 @@ class Truth:
 
     @classmethod
     def load(cls, path: Path) -> Truth:
-        """Read what `save` wrote."""
+        """Return the parameters in a file of `save`.
+
+        Raises
+        ------
+        DataError
+            The file is missing or was not written by `simulate`.
+        """
         try:
             with safe_open(path, framework="numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is not a mapping
                 tastes = Tastes(**json.loads(file.metadata()["tastes"]))
             ids = {name: np.ascontiguousarray(arrays[name]).view("S22").ravel() for name in ("item_id", "user_id")}
             return cls(tastes=tastes, **{**arrays, **ids})
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise DataError(
-                f"The truth of a town must be a file written by `simulate`. Cannot read {path}: {error}. Simulate the town again."
+                f"Cannot read {path}: {error}. It must be a file written by `twotower simulate`. Simulate the town again."
             ) from None
 
     def scores(
         self, user_ids: Sequence[str], time_s: Int, item_ids: Sequence[str] | None = None, history: tuple[Int, Int] | None = None
     ) -> Float:
-        """Return the true log-probability of every place for each (user, moment).
+        """Return the true log-probability of every item for each (user, time).
 
         Parameters
         ----------
         user_ids, time_s
-            [B]: who chooses, and when (seconds).
+            [B]: users and times (seconds).
         item_ids
-            [M]: columns of the answer; all N places, in the town's order, when None. Unknown ids are allowed.
+            [M]: columns of the result; None: all N items in the order of the town. Unknown ids are allowed.
         history
-            Offsets int64 [B + 1] and positions in `item_ids` int64 [T]: all places visited before the moment, oldest first.
+            Offsets int64 [B + 1] and positions in `item_ids` int64 [T]: all items visited before that time, oldest first.
 
         Returns
         -------
         float32 [B, M]
-            Natural logarithms, normalised over the N places; NEVER = -1e9 for what cannot be chosen and unknown ids.
+            Natural logarithms, normalised over the N items; NEVER = -1e9 for unavailable items and unknown ids.
+
+        Raises
+        ------
+        DataError
+            A user id is unknown.
         """
         users = _rows(self.user_id, user_ids)
         if (users < 0).any():
             stranger = user_ids[int(np.argmax(users < 0))]
-            raise DataError(f"Users must live in the town. {stranger!r} does not. Use the truth file of the same raw folder.")
+            raise DataError(f"User {stranger!r} is not in the simulated town. Use the truth file of the same raw folder.")
         columns = np.arange(len(self.item_id)) if item_ids is None else _rows(self.item_id, item_ids)
         offsets, visited = history if history is not None else (np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int64))
         visited = columns[visited]
@@ -166,7 +177,7 @@ class Truth:
             return np.asarray(np.maximum(np.log(p), NEVER), np.float32)
 
     def _utility(self, users: Int, time_s: Int) -> NDArray[np.float64]:
-        """Return the logarithm of step 2's product, without `again`: float64 [B, N], -inf where closed."""
+        """Return the logarithm of the product of step 2, without `again`: float64 [B, N], -inf for closed items."""
         t, place = self.tastes, self.user_place[users]
         near = np.full((len(users), len(self.item_id)), t.far)
         for k, weight in enumerate((1.0, t.anchor)):
@@ -185,13 +196,13 @@ class Truth:
         return np.where((age >= 0) & (time_s[:, None] < self.item_close_s), utility, -np.inf)
 
     def drifted(self, users: Int, time_s: Int) -> tuple[Float, Float]:
-        """Taste vectors [B, D] and favourites' weights [B, 4] of users at their moments."""
+        """Return taste vectors [B, D] and weights of the favourite categories [B, 4] of users at given times."""
         share = np.clip((time_s - self.user_join_s[users]) / self.tastes.drift_s, 0, 1).astype(np.float32)[:, None]
         latent, favour = self.user_latent[users], self.user_favour[users]
         return latent[:, 0] + share * (latent[:, 1] - latent[:, 0]), favour[:, 0] + share * (favour[:, 1] - favour[:, 0])
 
     def price_gap(self, price: Array, budget: Array) -> Array:
-        """Squared distance between price levels and budgets, broadcast; a constant where there is no price."""
+        """Return the squared distance between price levels and budgets, broadcast; a constant for items without a price."""
         return np.where(price > 0, (price - budget) ** 2, self.tastes.unpriced)
 
     def _arrays(self) -> dict[str, Array]:
@@ -199,7 +210,13 @@ class Truth:
 
 
 def hour_of_week(time_s: Int) -> Int:
-    """Hours since Monday 00:00, 0-167."""
+    """Return hours since Monday 00:00, 0 to 167.
+
+    Examples
+    --------
+    >>> hour_of_week(np.array([START_S, START_S - 3600]))
+    array([  0, 167])
+    """
     return (time_s // HOUR_S + 72) % HOURS_PER_WEEK  # 1970 began on a Thursday
 
 

@@ -1,10 +1,9 @@
-"""Lets the people of a town live: every visit, drawn from their tastes.
+"""Draw the visits of a simulated town from the true preferences.
 
-A `Truth` and a seeded generator enter; `Visits` leave, piece by piece. Promise: each visit is drawn from exactly the
-probabilities of `Truth.scores`, in time and memory that do not depend on places × users.
+Each visit is drawn from exactly the probabilities of `Truth.scores`; time and memory do not grow with items × users.
 
-The draw is rejection. A proposal from popularity × nearness × category comes out of cumulative tables, one row for each home, and
-is accepted with the rest of the product, which is bounded. Novelty is settled over whole sequences, see `Sampler.choose`.
+The method is rejection sampling. Proposals from popularity × nearness × category come from cumulative tables, one row per
+neighbourhood. They are accepted with the rest of the product, which is bounded. `Sampler.choose` handles repeated visits.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class Visits:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What `n` visits propose: cumulative mass and table interval of each part [parts, n]; their taste, its bound, their budget."""
+    """Proposals for `n` visits: cumulative mass and table interval of each part [parts, n], taste, its bound, and budget."""
 
     user: Int
     time_s: Int
@@ -45,7 +44,7 @@ class _Plan:
 
 
 class Sampler:
-    """Draws visits from a `Truth`; see the module docstring. The tables take places × homes of the same town × 12 bytes."""
+    """Draws visits from a `Truth`; see the module. The tables take items × neighbourhoods of the same town × 12 bytes."""
 
     def __init__(self, truth: Truth, rng: np.random.Generator) -> None:
         self.truth, self.rng = truth, rng
@@ -54,7 +53,7 @@ class Sampler:
         sorted_items = np.lexsort((truth.item_category, truth.item_town))
         town = truth.item_town[sorted_items]
         bounds, listed, pieces, start = [], [], [], 0
-        for place in range(n_places + 1):  # the last one stands for everywhere
+        for place in range(n_places + 1):  # the last row covers all towns
             if place < n_places:
                 here = sorted_items[slice(*np.searchsorted(town, [truth.place_town[place], truth.place_town[place] + 1]))]
                 near = np.exp(-np.linalg.norm(truth.place_xy[place] - truth.item_xy[here], axis=1) / truth.tastes.decay_km)
@@ -72,9 +71,9 @@ class Sampler:
     def choose(self, user: Int, time_s: Int) -> Int:
         """Return the items of visits sorted by (user, time).
 
-        Everybody first draws as if nothing had been visited. A draw that meets an earlier place of the same user is repeated,
-        unless a coin of bias `again` spares it. Earlier places stay taken whatever is redrawn, so that all users advance
-        together; only a habit that found its doors closed may still change its mind, and what follows it in the sequence waits.
+        All visits are first drawn as if nothing had been visited. A draw that repeats an earlier item of its user is redrawn,
+        except with probability `again`. Earlier items stay fixed, so that all users advance together. Only a habit whose
+        item has closed may still change, and later visits of that user wait for it.
         """
         t, n = self.truth.tastes, len(user)
         start = np.maximum.accumulate(np.where(np.r_[True, user[1:] != user[:-1]], np.arange(n), 0))
@@ -98,7 +97,7 @@ class Sampler:
         return item
 
     def _resolve_habits(self, item: Int, target: Int, depth: Int, time_s: Int, rows: Int) -> NDArray[np.bool_]:
-        """Let the habits among `rows` follow their targets, in place; return which of the rows found their doors closed."""
+        """Set the items of habitual visits among `rows` in place; return a mask of rows whose habitual item has closed."""
         closed = np.zeros(len(rows), bool)
         for level in range(1, int(depth[rows].max(initial=0)) + 1):
             at = np.flatnonzero(depth[rows] == level)
@@ -109,7 +108,7 @@ class Sampler:
         return closed
 
     def _plan(self, user: Int, time_s: Int) -> _Plan:
-        """Proposals of visits: (home, second place, everywhere) × (each rhythm's categories, the 4 favourites)."""
+        """Return proposals: (home, second location, everywhere) × (categories of each rhythm, 4 favourites)."""
         truth, tastes = self.truth, self.truth.tastes
         latent, favour = truth.drifted(user, time_s)
         favourite, hour = truth.user_favourite[user].T, hour_of_week(time_s)
@@ -127,10 +126,10 @@ class Sampler:
         )
 
     def _fresh(self, plan: _Plan, rows: Int) -> Int:
-        """Draw step 2 without `again` for the given visits, by rejection."""
+        """Return items drawn by step 2, without `again`, for the given visits (rejection sampling)."""
         out, pending = np.zeros(len(rows), np.int64), np.arange(len(rows))
         while len(pending):
-            at = np.repeat(pending, np.clip(20_000 // len(pending), 1, 32))  # several tries each, once few are left
+            at = np.repeat(pending, np.clip(20_000 // len(pending), 1, 32))  # several tries each when few are left
             item = self._propose(plan, rows[at])
             open_now = np.flatnonzero(
                 (plan.time_s[rows[at]] >= self.truth.item_open_s[item]) & (plan.time_s[rows[at]] < self.truth.item_close_s[item])
@@ -144,7 +143,7 @@ class Sampler:
     def _propose(self, plan: _Plan, row: Int) -> Int:
         mass = np.take(plan.mass, row, axis=1)
         point, part = self.rng.random(len(row), np.float32) * mass[-1], np.zeros(len(row), np.int8)
-        for level in mass[:-1]:  # five times faster than one comparison of everything
+        for level in mass[:-1]:  # five times faster than one large comparison
             part += level <= point
         first, last = plan.first[part, row], plan.last[part, row]
         low, high = self.cumulative[first], self.cumulative[last]
@@ -190,13 +189,13 @@ def draw_visits(truth: Truth, events: int, rng: np.random.Generator, chunk: int 
 
 def _stars(truth: Truth, user: Int, item: Int, time_s: Int, rng: np.random.Generator) -> NDArray[np.int8]:
     match = np.einsum("nd,nd->n", truth.drifted(user, time_s)[0], truth.item_latent[item])
-    mood = (user * 2_654_435_761 % 1_009) / 1_009 - 0.5  # the same person is as strict in every piece
+    mood = (user * 2_654_435_761 % 1_009) / 1_009 - 0.5  # strictness of a user, equal in every piece
     stars = 3.6 + 0.6 * truth.item_quality[item] + 0.35 * match + 1.2 * mood + 1.1 * rng.standard_normal(len(user))
     return np.asarray(np.clip(np.rint(stars), 1, 5), np.int8)
 
 
 def _distinct_times(user: Int, time_s: Int) -> Int:
-    """Sort times within users and push equal ones apart by a second."""
+    """Return times sorted within users, with equal ones shifted by a second."""
     base = user * (1 << 34)
     key = np.sort(base + time_s)
     n = np.arange(len(key))
@@ -204,7 +203,7 @@ def _distinct_times(user: Int, time_s: Int) -> Int:
 
 
 def _repeats(rows: Int, user: Int, item: Int, free: NDArray[np.bool_], closed: NDArray[np.bool_]) -> Int:
-    """Of `rows` (sorted by user, time), those to draw again: free ones whose item came earlier, up to the first undecided habit."""
+    """Return the `rows` (by user, time) to redraw: free ones that repeat an item, up to the first undecided habit."""
     order = np.lexsort((rows, item, user))
     same = (user[order][1:] == user[order][:-1]) & (item[order][1:] == item[order][:-1])
     bad = np.zeros(len(rows), bool)
@@ -213,7 +212,7 @@ def _repeats(rows: Int, user: Int, item: Int, free: NDArray[np.bool_], closed: N
     start = np.flatnonzero(np.r_[True, user[1:] != user[:-1]]) if len(rows) else np.zeros(0, np.int64)
     lengths = np.diff(np.r_[start, len(rows)])
 
-    def before(flag: NDArray[np.bool_]) -> Int:  # how many of the same user's earlier rows have the flag
+    def before(flag: NDArray[np.bool_]) -> Int:  # number of earlier rows of the same user with the flag
         count: Int = np.cumsum(flag) - flag
         return np.asarray(count - np.repeat(count[start], lengths))
 

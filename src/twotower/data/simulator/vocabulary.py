@@ -1,13 +1,13 @@
-"""Vocabulary of the simulated town: its taxonomy, its names and the sentences of its reviews. Words only, no behaviour but parsing.
+"""Define the vocabulary of the simulated town: categories, names, and sentences of reviews.
 
-Every word here is safe inside a JSON string, or already escaped for one.
+All words are safe inside a JSON string, or already escaped.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# parent | rhythm of the week | usual price (0 = none is given) | weight | leaf: words a review of it uses; …
+# parent | rhythm of the week | usual price (0 = none) | weight | leaf: words of its reviews; …
 TAXONOMY = """
 Restaurants|meal|1|6|Mexican: tacos, salsa, guacamole, burritos; Pizza: crust, pepperoni, slices, calzone
 Restaurants|meal|1|6|Burgers: burger, fries, milkshake, onion rings
@@ -174,7 +174,7 @@ TIP_ENDS = (".", "!", " - trust me.", " on weekdays.", " before 6.", "!!!")
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """A leaf of the taxonomy; `rhythm` names its hours of the week, `words` turn up in its reviews."""
+    """A leaf of the taxonomy; `rhythm` names its weekly hours, `words` occur in its reviews."""
 
     name: str
     parent: str
@@ -185,7 +185,7 @@ class Category:
 
 
 def categories() -> list[Category]:
-    """Return the leaves of `TAXONOMY`, those of one rhythm side by side."""
+    """Return the leaves of `TAXONOMY`, sorted by rhythm."""
     leaves = []
     for line in TAXONOMY.strip().splitlines():
         parent, rhythm, price, weight, rest = line.split("|")

@@ -1,4 +1,4 @@
-"""Readers of raw files. They need the extra `train`."""
+"""Read raw files. This package needs the extra `train`."""
 
 from twotower.errors import require
 

@@ -1,10 +1,7 @@
-"""What computes the tables of `prepare`: where they are kept, and how the lines of a file become rows.
+"""Compute the tables of `prepare`: the interface of an engine, and the DuckDB engine.
 
-Enters: Ibis expressions and the paths of files. Leaves: Ibis tables. Everything else in `prepare` is Ibis and the same for all
-engines; what they do differently stands behind `Engine`.
-
-Promise: the rows of a file come with `ROW`, their position in it; a line that is no JSON object is a row of nulls and moves no
-other.
+`prepare` uses Ibis expressions, which are the same for all engines. `Engine` covers what differs: storing tables and reading files.
+Rows of a file have `ROW`, their position in it. A line that is not a JSON object is a row of nulls, and other rows keep theirs.
 """
 
 from __future__ import annotations
@@ -19,11 +16,11 @@ import pyarrow as pa
 from ibis.expr.operations import DatabaseTable
 
 ROW = "source_row"  # int64: position among the rows of the file, from 0
-MEMORY_LIMIT = "2GB"  # of DuckDB alone; beyond it, it spills
+MEMORY_LIMIT = "2GB"  # of DuckDB; beyond it, DuckDB spills to disk
 
 
 class Engine(Protocol):
-    """Where tables live.
+    """Interface of an engine, which stores tables and computes Ibis expressions.
 
     Attributes
     ----------
@@ -34,18 +31,18 @@ class Engine(Protocol):
     con: Any
 
     def save(self, rows: ir.Table | pa.Table) -> ir.Table:
-        """Compute `rows` once, and keep them until `free`."""
+        """Compute `rows` once and store them until `free`."""
 
     def save_rows(self, rows: ir.Table, columns: dict[str, ir.Value]) -> ir.Table:
-        """Compute `columns` of the rows of a file once, and keep them with `ROW`, unless `columns` bring one."""
+        """Compute `columns` of the rows of a file once and store them with `ROW`, unless `columns` has it."""
 
     def free(self, table: ir.Table) -> None:
-        """Drop what `save` kept; expressions over it must not be computed afterwards."""
+        """Drop a table of `save`; do not compute expressions over it afterwards."""
 
     def read_json(self, path: Path, keys: Sequence[str]) -> ir.Table:
-        """A lazy table of the named keys of a file of JSON lines, plain or gzipped, all as strings, with `ROW`.
+        """Return a lazy table of the keys of a JSON-lines file, plain or gzipped, all as strings, with `ROW`.
 
-        Blank lines are no rows. A value that is no string is its JSON text.
+        Blank lines are not rows. Values that are not strings become their JSON text.
         """
 
     def close(self) -> None:
@@ -53,12 +50,12 @@ class Engine(Protocol):
 
 
 class DuckDBEngine:
-    """DuckDB in this process.
+    """Engine that runs DuckDB in this process.
 
     Parameters
     ----------
     spill
-        Where tables go that memory does not hold.
+        Folder for data that exceeds memory.
     """
 
     def __init__(self, spill: Path) -> None:
@@ -71,7 +68,7 @@ class DuckDBEngine:
         return kept
 
     def save_rows(self, rows: ir.Table, columns: dict[str, ir.Value]) -> ir.Table:
-        """See `Engine`. A table keeps the order of the file and numbers its rows; a window over the scan would do so on one."""
+        """See `Engine`. Rows are numbered by the stored table; a window over the scan would use one thread."""
         kept = self.save(rows.select(**columns))
         return kept if ROW in columns else kept.mutate(kept.rowid().cast("int64").name(ROW))
 
@@ -91,5 +88,5 @@ class DuckDBEngine:
 
 
 def kept_below(rows: ir.Table) -> list[ir.Table]:
-    """The tables of the engine that an expression reads."""
+    """Return the stored tables that an expression reads."""
     return list({op.name: op.to_expr() for op in rows.op().find(DatabaseTable)}.values())

@@ -1,10 +1,8 @@
-"""What every source shares: the three raw tables it returns, the rejected rows it reports, and the reading of lines.
+"""Define what all sources share: the raw tables they return, the rejected rows, and reading of lines.
 
-Enter: files as they came, with whatever is wrong in them. Leave: Ibis tables of readable rows, and `rejects.jsonl`.
-
-Promises: a bad row goes to `rejects.jsonl` with file, line number and reason, is counted, and loses nothing else. The engine scans
-a file once, into a table of what is used; only a file that holds bad rows is walked a second time, to find their lines. Texts are
-the exception: they are not kept, but read again when it is known which of them are wanted.
+A source turns raw files into Ibis tables of readable rows. A bad row is written to `rejects.jsonl` with file, line number and
+reason, and counted; other rows are not affected. The engine scans a file once, into a table of the used columns. Only files with
+bad rows are read a second time, to find the lines. Texts are not kept in tables: they are read again for the selected events.
 """
 
 from __future__ import annotations
@@ -27,10 +25,10 @@ from twotower.utils.config import DataConfig
 
 CHARS = "chars"  # int64: length of what the user wrote
 REASON = "reject_reason"
-ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j")  # modules of the errors they raise
-SHOWN_CHARS = 200  # of a rejected row
+ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j")  # modules of the engines' errors
+SHOWN_CHARS = 200  # characters written of a rejected row
 SHOWN_REJECTS = 3
-MS_FROM = 1e11  # numbers from here on are milliseconds: as seconds they would lie after the year 5000
+MS_FROM = 1e11  # numbers from here on are milliseconds: as seconds they would be after the year 5000
 INTERACTIONS = {
     USER_ID: "string",
     ITEM_ID: "string",
@@ -45,29 +43,28 @@ INTERACTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RawTables:
-    """What a source returns; all tables live on the connection it was given.
+    """Raw tables of a source, on the engine it was given.
 
     Attributes
     ----------
     interactions
-        `user_id` string (null: anonymous), `item_id` string, `time_s` int64 (seconds; the position in the line when `has_time` is
+        `user_id` string (null: anonymous), `item_id` string, `time_s` int64 (seconds; the position in the line if `has_time` is
         False), `order` int64 (unique, in the order of the source), `event_type` string, `stars` float64 or null, `chars` int64
         (length of the text, 0 without one), `part` "train", "test" or null.
     users
-        `user_id` unique, `since_s` int64 or null, `elite` array of years, and declared columns. May lack users of the interactions.
+        `user_id` unique, `since_s` int64 or null, `elite` array of years, and feature columns. May lack users of the interactions.
     items
-        `item_id` unique, `name`, and the raw columns of the features. Interactions with other items are not of this catalogue.
+        `item_id` unique, `name`, and the feature columns. Interactions with other items are dropped.
     features
-        Static features that the columns offer.
+        Static features of the columns.
     has_time
-        False: only the order of a user's events is known.
+        False if only the order of a user's events is known.
     counts
-        Rows read, and rows left out for a reason other than being rejected, by file.
+        By file: rows read, and rows left out for reasons other than rejection.
     texts
-        `order` and `text` of the interactions, read from the raw files each time; may hold orders of rejected rows. None: there are
-        no texts.
+        `order` and `text` of the interactions, read from the raw files at each use; may include rejected rows. None: no texts.
     truth
-        The file with a simulated town's true preferences, when the raw folder holds one.
+        File with the true preferences of a simulated town, if the raw folder has one.
     """
 
     interactions: ir.Table
@@ -81,14 +78,14 @@ class RawTables:
 
 
 class Rejects:
-    """The rows a source could not read, written to `path` as they are found; no file is written when there are none.
+    """Rejected rows of a source, written to `path` as they are found; without any, no file is written.
 
     Parameters
     ----------
     path
         JSON lines {"file", "line" (from 1), "reason", "text" (first 200 characters)}.
     max_frac
-        Largest share of rejected rows that a file may have.
+        Largest allowed share of rejected rows of a file.
     """
 
     def __init__(self, path: Path, max_frac: float) -> None:
@@ -99,7 +96,7 @@ class Rejects:
         self._file: IO[str] | None = None
 
     def add(self, file: str, line: int, reason: str, text: str) -> None:
-        """Record one bad row."""
+        """Record a bad row."""
         if self._file is None:
             self._file = self.path.open("w", encoding="utf-8")
         row = {"file": file, "line": line, "reason": reason, "text": text[:SHOWN_CHARS]}
@@ -110,7 +107,7 @@ class Rejects:
             first.append(f"{file}:{line} {reason}")
 
     def total(self, file: str, rows_read: int) -> None:
-        """Record how many rows a file has, bad ones included."""
+        """Record the number of rows of a file, including bad ones."""
         self._rows[file] = self._rows.get(file, 0) + rows_read
 
     def check(self) -> None:
@@ -126,12 +123,12 @@ class Rejects:
             rows = max(self._rows.get(file, 0), count)
             if count > self.max_frac * rows:
                 raise DataError(
-                    f"At most {self.max_frac:.2%} of a file's rows may be unreadable (data.max_reject_frac). {file} has {count:,} "
-                    f"of {rows:,} ({count / rows:.2%}): {'; '.join(self._first[file])}. Mend the file or raise the limit."
+                    f"{file} has {count:,} unreadable rows of {rows:,} ({count / rows:.2%}): {'; '.join(self._first[file])}. "
+                    f"At most {self.max_frac:.2%} are allowed. Correct the file or raise data.max_reject_frac."
                 )
 
     def close(self) -> None:
-        """Close the file of rejects; `add` must not follow."""
+        """Close the file of rejects. Do not call `add` afterwards."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -140,7 +137,7 @@ class Rejects:
 Source = Callable[[DataConfig, Engine, Rejects], RawTables]
 Check = tuple[ir.BooleanValue, "ir.StringValue | str"]  # (the row is bad, why)
 Columns = dict[str, ir.Value]
-Locate = Callable[[Sequence[int]], Iterator[tuple[int, str]]]  # rising rows → (line number from 1, text) of each
+Locate = Callable[[Sequence[int]], Iterator[tuple[int, str]]]  # ascending rows → (line number from 1, text) of each
 
 
 def open_bytes(path: Path) -> BinaryIO:
@@ -149,7 +146,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line number from 1 and content of every line that is not blank: what the engine counts as a row."""
+    """Yield line number (from 1) and content of every line that is not blank; these are the rows of the engine."""
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             if not line.isspace():
@@ -158,25 +155,23 @@ def json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turn what an engine says of an unreadable file into a `DataError` that names it."""
+    """Turn an engine's error about an unreadable file into a `DataError` that names the file."""
     try:
         yield
     except Exception as error:
         if not isinstance(error, (EOFError, OSError)) and type(error).__module__.partition(".")[0] not in ENGINES:
             raise
-        raise DataError(
-            f"{file.name} must be readable from end to end. {file}: {_one_line(error)} Restore or replace the file."
-        ) from None
+        raise DataError(f"{file} is not readable to its end: {_one_line(error)} Restore or replace the file.") from None
 
 
 def locate_json(path: Path) -> Locate:
-    """Find the lines of rows of `Engine.read_json`."""
+    """Return a function that finds the lines of rows of `Engine.read_json`."""
 
     def locate(rows: Sequence[int]) -> Iterator[tuple[int, str]]:
         wanted = iter(rows)
         row = next(wanted, None)
         for position, (number, line) in enumerate(json_lines(path)):
-            while position == row:  # a row may have several faults
+            while position == row:  # a row may have several errors
                 yield number, line.decode("utf-8", "replace").rstrip("\r\n")
                 row = next(wanted, None)
             if row is None:
@@ -196,22 +191,22 @@ def screen(
     locate: Locate,
     unique: str | None = None,
 ) -> tuple[ir.Table, int]:
-    """Read the rows once, report the bad ones, and return a kept table of the good ones, and how many rows there are altogether.
+    """Read the rows once, report the bad ones, and return the table of good ones and the number of all rows.
 
     Parameters
     ----------
     rows
         Rows with `ROW`.
     checks
-        What makes a row bad, and why; the first that holds is the reason.
+        Conditions of bad rows and their reasons; the first that holds is reported.
     columns
-        What is kept of a good row, besides `ROW`.
+        Columns kept of a good row, besides `ROW`.
     file
-        Named in reports and errors.
+        File of the rows, named in reports and errors.
     locate
-        Finds the line of a row; called only when there are bad ones.
+        Finds the lines of rows; called only if there are bad rows.
     unique
-        A kept column whose values must not repeat: the first row with a value stays, later ones are bad.
+        Kept column with unique values: the first row with a value is good, later ones are bad.
     """
     with reading(file):
         flagged = engine.save_rows(rows, {REASON: ibis.cases(*checks, else_=ibis.null("string")), **columns})
@@ -229,21 +224,21 @@ def screen(
 
 
 def _repeats(flagged: ir.Table, key: str) -> bool:
-    """Whether a key stands in two good rows: far cheaper than numbering the rows of each key."""
+    """Return True if two good rows have the same key. This is much cheaper than numbering the rows of each key."""
     good = flagged.filter(flagged[REASON].isnull())
     counts = good.aggregate(rows=good.count(), keys=good[key].nunique()).to_pyarrow().to_pylist()[0]
     return bool(counts["rows"] != counts["keys"])
 
 
 def _first_of_each(flagged: ir.Table, key: str) -> ir.Table:
-    """`flagged`, where the later good rows of a key have that for their reason."""
+    """Return `flagged` with a reject reason for good rows that repeat the key of an earlier one."""
     repeat = ibis.row_number().over(group_by=[key, flagged[REASON].isnull()], order_by=ROW) > 0
-    why = ibis.literal(f"{key} repeats that of an earlier row: ") + quoted(flagged[key])
+    why = ibis.literal(f"{key} repeats an earlier row: ") + quoted(flagged[key])
     return flagged.mutate(flagged[REASON].coalesce(ibis.ifelse(repeat, why, ibis.null("string"))).name(REASON))
 
 
 def seconds(text: ir.StringValue) -> ir.IntegerValue:
-    """Seconds since 1970 of a date, a timestamp, a month ("2009-03"), or epoch seconds or milliseconds; null when it is none."""
+    """Return seconds since 1970 of a date, timestamp, month ("2009-03"), or epoch seconds or milliseconds; null for other text."""
     stamp = text.try_cast("timestamp").coalesce((text + ibis.literal("-01")).try_cast("timestamp"))
     number = text.try_cast("float64")
     number = ibis.ifelse(number.abs() >= MS_FROM, number / 1000, number)
@@ -252,23 +247,23 @@ def seconds(text: ir.StringValue) -> ir.IntegerValue:
 
 
 def missing(value: ir.StringValue) -> ir.BooleanValue:
-    """True where a required string is null or empty."""
+    """Return True for strings that are null or empty."""
     return (value.isnull() | (value == "")).fill_null(True)
 
 
 def quoted(value: ir.StringValue) -> ir.StringValue:
-    """A value as it stands in a reason: quoted, and cut when long."""
+    """Return a value for a reject reason: quoted, and cut after 60 characters."""
     return ibis.literal("'") + value.substr(0, 60) + ibis.literal("'")
 
 
 def interactions(table: ir.Table, **columns: Any) -> ir.Table:
-    """Columns of `INTERACTIONS`, in order and typed; no text, and else null, where not given."""
+    """Return the columns of `INTERACTIONS` in order, with their types; missing ones are null, `chars` is 0."""
     values = {name: columns.get(name, ibis.null(kind)) for name, kind in INTERACTIONS.items()} | {CHARS: columns.get(CHARS, 0)}
     return table.select(**{name: _value(value).cast(INTERACTIONS[name]) for name, value in values.items()})
 
 
 def ids_only(engine: Engine, events: ir.Table, name: str) -> ir.Table:
-    """The distinct ids of a column of the interactions, kept: the table of a source that brings none."""
+    """Return a table of the distinct ids in the interactions, for sources without an items or users table."""
     ids = events.filter(events[name].notnull()).select(name).distinct()
     if name == ITEM_ID:
         return engine.save(ids.mutate(name=ibis.null("string")))
@@ -276,7 +271,7 @@ def ids_only(engine: Engine, events: ir.Table, name: str) -> ir.Table:
 
 
 def listing(folder: Path, most: int = 6) -> str:
-    """Say what a folder holds, for a message."""
+    """Return a description of a folder's content for a message."""
     if not folder.exists():
         return f"{folder} does not exist"
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir()) if folder.is_dir() else [folder.name]
@@ -285,7 +280,7 @@ def listing(folder: Path, most: int = 6) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """The first line of an engine's message, as a sentence."""
+    """Return the first line of an error message, ending with a full stop."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return text if text.endswith(".") else f"{text}."
 

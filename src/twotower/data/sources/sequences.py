@@ -1,8 +1,8 @@
-"""The literature's "user item item …" files → the three raw tables.
+"""Read sequence files ("user item item …", as used in the literature) as raw tables.
 
-Enters: a training file, optionally a test file of the same form, a JSON object item → attributes, and JSON lines that describe
-items. Leaves: `RawTables` without times: `time_s` is the position in the user's line, repeats kept; a test line goes on where the
-training line of its user ended. Promise: tokens are ids whatever they look like; nothing is sorted, merged or renumbered.
+Input: a training file, optionally a test file of the same format, a JSON object item → attributes, and JSON lines that describe
+items. The tables have no times: `time_s` is the position in the user's line, and a test line continues the training line of its
+user. Repeats are kept. Tokens are ids as they are: nothing is sorted, merged or renumbered.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CATEGORIES, CATEGORY_IDS = "categories", "category_ids"
 
 
 def read_sequences(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
-    """Read the files that `config.sequences` names.
+    """Read the files of `config.sequences` and return the raw tables.
 
     Parameters
     ----------
@@ -48,19 +48,19 @@ def read_sequences(config: DataConfig, engine: Engine, rejects: Rejects) -> RawT
     engine
         Receives the tables.
     rejects
-        Receives lines that are no text, and item lines that are no JSON object with an item.
+        Receives lines that are not UTF-8 text, and lines of the items file that are not a JSON object with an item.
 
     Returns
     -------
     RawTables
-        Items are those of the sequences, then those that only the items file has. Attributes become the multi-valued feature
-        "categories"; when the items file brings category names as well, `categories` holds these, to be shown and filtered by, and
+        Items of the sequences come first, then those that only the items file has. Attributes become the multi-valued feature
+        "categories". If the items file also has category names, the column `categories` holds these for display and filters, and
         the feature reads the column `category_ids`.
 
     Raises
     ------
     DataError
-        A file is missing, is of another form, or holds no interaction.
+        A file is missing, has another format, or holds no interaction.
     """
     settings = config.sequences
     counts: dict[str, int] = {}
@@ -83,11 +83,11 @@ def read_sequences(config: DataConfig, engine: Engine, rejects: Rejects) -> RawT
 
 
 Part = tuple[list[str], list[str], NDArray[np.int64]]
-"""Users [L] and numbers of items int64 [L] of the lines, all items in a row in between: (users, items, lengths)."""
+"""(users, items, lengths): user [L] and number of items int64 [L] of each line; items of all lines one after another."""
 
 
 def _sequences(file: Path, rejects: Rejects, counts: dict[str, int]) -> Part:
-    """The lines of a file; a user alone on a line has no events."""
+    """Return the lines of a file; a user alone on a line has no events."""
     with reading(file), open_bytes(file) as source:
         content = source.read()
     try:
@@ -100,8 +100,8 @@ def _sequences(file: Path, rejects: Rejects, counts: dict[str, int]) -> Part:
     lengths = np.fromiter((len(line) - 1 for line in lines), np.int64, len(lines))
     if not lengths.sum():
         raise DataError(
-            f'The lines of {file.name} must be "user item item …", separated by blanks. {file} has {len(lines)} lines and no '
-            f"item{f', the first is {lines[0][0][:60]!r}' if lines else ''}. Name another file in data.sequences."
+            f"{file} has {len(lines)} lines and no item{f', the first is {lines[0][0][:60]!r}' if lines else ''}. "
+            'Lines must be "user item item …", separated by blanks. Name another file in data.sequences.'
         )
     return [line[0] for line in lines], [item for line in lines for item in line[1:]], lengths
 
@@ -115,7 +115,7 @@ def _readable(file: Path, content: bytes, rejects: Rejects) -> Iterator[list[str
 
 
 def _events(parts: list[Part], *, split: bool) -> pa.Table:
-    """All events in the order of the files; the position counts a user's events over all lines before."""
+    """Return all events in the order of the files; positions count the events of a user over all lines."""
     users = list(chain(*(part[0] for part in parts)))
     lengths = np.concatenate([part[2] for part in parts])
     known: dict[str, int] = {}
@@ -142,7 +142,7 @@ def _events(parts: list[Part], *, split: bool) -> pa.Table:
 
 
 def _items(file: Path, rejects: Rejects, counts: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """What the items file says of each item; the first line of an item counts."""
+    """Return the description of each item in the items file; later lines of the same item are rejected."""
     found: dict[str, dict[str, Any]] = {}
     total = 0
     with reading(file):
@@ -151,7 +151,7 @@ def _items(file: Path, rejects: Rejects, counts: dict[str, int]) -> dict[str, di
             try:
                 item, row = _item(line)
                 if item in found:
-                    raise ValueError(f"item {item!r} repeats that of an earlier line")
+                    raise ValueError(f"item {item!r} repeats an earlier line")
                 found[item] = row
             except (ValueError, RecursionError) as error:
                 rejects.add(file.name, number, str(error), line.decode("utf-8", "replace").rstrip())
@@ -164,7 +164,7 @@ def _item(line: bytes) -> tuple[str, dict[str, Any]]:
     try:
         row = json.loads(line)
     except ValueError:
-        raise ValueError("not a whole JSON object with item") from None
+        raise ValueError("not a complete JSON object with item") from None
     if not isinstance(row, dict) or row.get("item") in (None, ""):
         raise ValueError("item is missing")
     location = [_number(row.get(name), name, limit) for name, limit in (("latitude", 90), ("longitude", 180))]
@@ -200,7 +200,7 @@ def _attributes(file: Path) -> dict[str, list[str]]:
         found = None
     if not isinstance(found, dict):
         raise DataError(
-            f"data.sequences.attributes must be one JSON object, item → list of attributes. {file} is none. Name another file."
+            f"{file} is not a JSON object. data.sequences.attributes must map items to lists of attributes. Name another file."
         )
     return {item: [str(value) for value in (values if isinstance(values, list) else [values])] for item, values in found.items()}
 
@@ -226,7 +226,7 @@ def _found(base: Path, path: Path, setting: str) -> Path:
     full = base / path
     if not full.is_file():
         raise DataError(
-            f"data.sequences.{setting} must be a file below data.path. There is none at {full}; {listing(full.parent)}. "
-            "Set the name, or data.path (--data-dir)."
+            f"No file at {full}: {listing(full.parent)}. data.sequences.{setting} must be a file below data.path. "
+            "Correct it, or set data.path (--data-dir)."
         )
     return full

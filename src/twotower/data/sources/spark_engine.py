@@ -1,6 +1,6 @@
-"""Spark as the engine of `prepare`, for data that one machine does not hold.
+"""Run `prepare` on Spark, for data that does not fit on one machine.
 
-Enters: the address of a Spark master. Leaves: an `Engine`. Spark is imported when an engine is made, and not before.
+Spark is imported only when a `SparkEngine` is created.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from twotower.data.sources.engine import ROW
 from twotower.errors import ConfigError
 
 SETTINGS = {
-    "spark.sql.session.timeZone": "UTC",  # times of the raw files have no zone
+    "spark.sql.session.timeZone": "UTC",  # times in raw files have no zone
     "spark.sql.ansi.enabled": "true",
     "spark.driver.maxResultSize": "0",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    "spark.log.level": "OFF",  # errors are raised all the same; the log repeats them, and every retry, by the page
+    "spark.log.level": "OFF",  # errors are raised anyway; the log would repeat them at length
     "spark.sql.json.enablePartialResults": "false",
-    "spark.sql.files.minPartitionNum": "64",  # else a file is cut by how many workers there are at the moment: see `_position`
+    "spark.sql.files.minPartitionNum": "64",  # else the partitions depend on the number of workers: see `_position`
 }
 LOCAL = {
     "spark.sql.shuffle.partitions": "4",
     "spark.driver.memory": "4g",
     "spark.driver.host": "localhost",
-}  # one process does it all
-IN_PARTITION = (1 << 33) - 1  # of `monotonically_increasing_id`: the position of a row in its partition
+}  # for a single process
+IN_PARTITION = (1 << 33) - 1  # bits of `monotonically_increasing_id` with the position in the partition
 JSON_OPTIONS = {"allowSingleQuotes": "false", "allowNumericLeadingZeros": "false"}
 
 
 class SparkEngine:
-    """Spark, on the cluster or in the local process that `master` names.
+    """Engine that runs Spark, on a cluster or in a local process.
 
     Parameters
     ----------
     master
-        "local[*]", "spark://host:7077", "yarn" …; raw files must stand where all its workers can read them.
+        Address of the master: "local[*]", "spark://host:7077", "yarn", …. All workers must be able to read the raw files.
     spill
-        Where the driver puts what memory does not hold.
+        Folder of the driver for data that exceeds memory.
 
     Raises
     ------
     ConfigError
-        pyspark is not installed, or Java is not.
+        pyspark or Java is not installed.
     """
 
     def __init__(self, master: str, spill: Path) -> None:
@@ -65,12 +65,13 @@ class SparkEngine:
         except (ImportError, RuntimeError) as error:
             why = str(error).splitlines()[0]
             raise ConfigError(
-                f"prepare.engine spark needs pyspark and Java. {why}. Install two-tower-rec[spark] and Java 17, or use duckdb."
+                f"Cannot start Spark: {why}. prepare.engine spark needs pyspark and Java. Install two-tower-rec[spark] and Java "
+                "17, or use the engine duckdb."
             ) from None
         self.con: Any = _connection(self.session)
 
     def save(self, rows: ir.Table | pa.Table) -> ir.Table:
-        """See `Engine`. Partitions stay on the workers, their plan is forgotten: without that, plans grow with every step."""
+        """See `Engine`. Partitions stay on the workers and their plan is dropped, so that plans do not grow with every step."""
         frame = _typed(self.con, rows) if isinstance(rows, ir.Table) else self.session.createDataFrame(rows)
         return self._view(frame.localCheckpoint(eager=True))
 
@@ -83,7 +84,7 @@ class SparkEngine:
         self.session.catalog.dropTempView(table.get_name())
 
     def read_json(self, path: Path, keys: Sequence[str]) -> ir.Table:
-        """See `Engine`. A line is parsed as the only element of an array: what follows the object makes the line a bad one."""
+        """See `Engine`. A line is parsed as the only element of an array, so that text after the object is an error."""
         from pyspark.sql import functions as f
         from pyspark.sql.types import ArrayType, StringType, StructField, StructType
 
@@ -99,7 +100,7 @@ class SparkEngine:
         self.session.stop()
 
     def _position(self, lines: Any) -> Any:
-        """The position of each line: Spark knows it within a partition, and partitions of one file are in its order."""
+        """Return the position of each line: known within a partition, and partitions have the order of the file."""
         from pyspark.sql import functions as f
 
         sizes = {row[0]: row[1] for row in lines.groupBy(f.spark_partition_id()).count().collect()}
@@ -119,7 +120,7 @@ class SparkEngine:
 
 
 def _connection(session: Any) -> Any:
-    """Ibis on a session, but results come as Arrow alone: by way of pandas NaN would become null, and integers floats."""
+    """Return an Ibis connection whose results skip pandas, which would turn NaN into null and integers into floats."""
     from ibis.backends.pyspark import Backend
 
     class Connection(Backend):  # type: ignore[misc]
@@ -135,7 +136,7 @@ def _connection(session: Any) -> Any:
 
 
 def _typed(connection: Any, rows: ir.Table) -> Any:
-    """A data frame with the types that Ibis promises: Spark takes 1.0 for a decimal, and a row number for 32 bits."""
+    """Return a data frame with the types of Ibis: Spark would use a decimal for 1.0, and 32 bits for a row number."""
     from ibis.backends.pyspark.datatypes import PySparkSchema
     from pyspark.sql import functions as f
 

@@ -1,6 +1,6 @@
-"""One file of a user's own table, CSV, Parquet or JSON lines → a lazy table of chosen columns, and the way back to its lines.
+"""Open one CSV, Parquet or JSON-lines file as a lazy table of chosen columns, and find the lines of its rows.
 
-Promise: the rows come in the order of the file, with `ROW`; a malformed line moves no other row.
+Rows have the order of the file and their position `ROW`. A malformed line does not change the position of other rows.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ FORMS = {
     ".ndjson": "json",
 }
 DELIMITERS = ",\t;|"
-SAMPLED_LINES = 1000  # of a JSON-lines file, to learn its keys
+SAMPLED_LINES = 1000  # lines of a JSON-lines file that are read to find its keys
 
 Close = Callable[[], int]
 Scan = tuple[ir.Table, Locate, Close]
-"""The rows, their lines, and a function that reports malformed lines after the first full scan and returns how many there are."""
+"""(rows, locate, close): `close` reports malformed lines after the first full scan and returns their number."""
 
 
 def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:
-    """Open a file by its suffix.
+    """Open a file by its suffix; return rows, `locate` and `close` (see `Scan`).
 
     Raises
     ------
     DataError
-        The suffix is unknown, the file cannot be opened, or it lacks a column; the nearest one is named.
+        The suffix is unknown, the file cannot be opened, or a column is missing (the message has the nearest name).
     ConfigError
         The engine is not DuckDB, and the file is CSV or Parquet.
     """
     suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
     form = FORMS.get(suffix)
     if form is None:
-        raise DataError(f"A table is one of {', '.join(FORMS)} (also .gz). Got {file}. Convert or rename the file.")
+        raise DataError(f"{file} has an unknown suffix. Allowed: {', '.join(FORMS)} (also .gz). Convert or rename the file.")
     if form != "json" and not isinstance(engine, DuckDBEngine):
-        raise ConfigError(f"Under prepare.engine spark a table is JSON lines. Got {file}. Convert it, or use the engine duckdb.")
+        raise ConfigError(f"{file} is not JSON lines, which prepare.engine spark needs. Convert it, or use the engine duckdb.")
     with reading(file):
         return {"csv": _csv, "json": _json, "parquet": _parquet}[form](engine, file, names, section, rejects)
 
@@ -61,14 +61,14 @@ def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, re
 def _require(columns: Sequence[str], names: Sequence[str], file: Path, section: str) -> None:
     for name in names:
         if name not in columns:
-            raise DataError(f"data.{section} names columns of {file.name}. It has no {name!r}.{nearest(name, columns)}")
+            raise DataError(f"{file.name} has no column {name!r}, which data.{section} uses.{nearest(name, columns)}")
 
 
 def _parquet(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:  # noqa: ARG001
     try:
         schema = pq.read_schema(file)
     except pa.ArrowInvalid as error:
-        raise DataError(f"{file.name} must be a Parquet file. {file}: {str(error).splitlines()[0]} Replace the file.") from None
+        raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
     _require(schema.names, names, file, section)
     rows = engine.con.read_parquet(str(file)).select(*names)
 
@@ -133,20 +133,20 @@ def _numbered(rows: ir.Table) -> ir.Table:
 
 
 def _header(file: Path) -> tuple[list[str], str]:
-    """Column names of a CSV file, and its delimiter: the one its first line has most of."""
+    """Return the column names and the delimiter of a CSV file: the most frequent one in its first line."""
     with open_bytes(file) as source:
         line = source.readline().decode("utf-8-sig", "replace").rstrip("\r\n")
     delimiter = max(DELIMITERS, key=line.count)
     header = next(csv.reader([line], delimiter=delimiter), [])
     if not header or len(set(header)) < len(header):
         raise DataError(
-            f"The first line of {file.name} must name its columns, each once. {file} begins with {line[:100]!r}. Add a header."
+            f"{file} has no valid header: its first line is {line[:100]!r}. It must name the columns, each once. Add a header."
         )
     return header, delimiter
 
 
 def _lines_at(file: Path, places: Sequence[int]) -> list[int]:
-    """Line number of each byte position, in rising order (the engine's own line numbers do not count line breaks inside quotes)."""
+    """Return the line number of each byte position, ascending. (The engine does not count line breaks inside quotes.)"""
     found: list[int] = []
     if places:
         end = 0
@@ -167,7 +167,7 @@ def _csv_lines(file: Path, wanted: Collection[int]) -> Iterator[tuple[int, str]]
 
 
 def _csv_rows(file: Path, delimiter: str, positions: Sequence[int], malformed: Collection[int]) -> Iterator[tuple[int, str]]:
-    """First line and content of the well-formed rows at `positions`."""
+    """Yield first line number and content of the well-formed rows at `positions`."""
     wanted = iter(positions)
     row, position = next(wanted, None), -1
     with io.TextIOWrapper(open_bytes(file), "utf-8-sig", "replace", newline="") as source:

@@ -1,7 +1,7 @@
-"""Any CSV, Parquet or JSON-lines tables, their columns named and typed in the configuration → the three raw tables.
+"""Read your own CSV, Parquet or JSON-lines tables, as described in the configuration, as raw tables.
 
-Enters: files (or globs; CSV and JSON lines also gzipped) and the settings of each. Leaves: `RawTables` with the declared feature
-columns under their own names. A column that is missing is named with its file; a value that does not fit its kind is a bad row.
+Paths may be globs; CSV and JSON lines may be gzipped. Feature columns keep their names. A missing column is an error that names the
+file; a value that does not fit the kind of its column makes a bad row.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConf
 FILE_ORDERS = 1 << 50  # room in `order` for the rows of one file
 LAST_S = 4_102_444_800  # 2100
 MAX_STARS = 5
-DEFAULT_EVENT = "event"  # the type of every event of a table without a column for it
-ZONE = r"(\d\d:\d\d[\d:.]*)\s*([+-]\d\d):?(\d\d)?$"  # of "2024-05-01T12:00:00+02:00"
+DEFAULT_EVENT = "event"  # event type of tables without a column of types
+ZONE = r"(\d\d:\d\d[\d:.]*)\s*([+-]\d\d):?(\d\d)?$"  # time zone of "2024-05-01T12:00:00+02:00"
 SINCE, ELITE = "since_s", "elite"
 PLACE, FIRST = "source_place", "source_first"
 
@@ -46,34 +46,34 @@ Typed = Callable[["Fields"], None]
 
 
 def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
-    """Read the tables that `config.interactions`, `config.users` and `config.items` describe.
+    """Read the tables in `config.interactions`, `config.users` and `config.items`, and return the raw tables.
 
     Parameters
     ----------
     config
-        `interactions` is required. Without `items` every item of the interactions is one, known by its id alone; users likewise.
+        `interactions` is required. Without `items`, the items are the ids in the interactions; likewise for users.
     engine
         Receives the tables.
     rejects
-        Receives bad rows: an id that is missing or repeated in its table; a time, number, place or vector that cannot be one;
-        stars off the scale of 0 to 5.
+        Receives bad rows: an id that is missing or repeated in its table; an invalid time, number, coordinate or vector;
+        stars outside 0 to 5.
 
     Returns
     -------
     RawTables
-        `has_time` is False when no time column is named: then `time_s` is the position of the row.
+        `has_time` is False if no time column is set; then `time_s` is the position of the row.
 
     Raises
     ------
     DataError
         A file or column is missing, or a file cannot be read.
     ConfigError
-        No interactions are named, or two declarations want one column for different things.
+        No interactions are set, or two features use one column with different types.
     """
     table = config.interactions
     if table is None:
         raise ConfigError(
-            "The source tables needs data.interactions. Got none. Describe your tables there, or set data.source to yelp."
+            "data.interactions is not set, but data.source is tables. Describe your tables there, or set another data.source."
         )
     reader = _Reader(config.path, engine, rejects, {})
     events, texts = _interactions(reader, table)
@@ -94,7 +94,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
 
 
 class Fields:
-    """Typed columns of one scanned file (its own columns are there as "raw NAME"), and what makes a row of it bad."""
+    """Typed columns of one scanned file, whose own columns are named "raw NAME", and the checks for bad rows."""
 
     def __init__(self, rows: ir.Table) -> None:
         self._rows = rows
@@ -102,40 +102,40 @@ class Fields:
         self.checks: list[Check] = []
 
     def raw(self, name: str) -> ir.Value:
-        """A column as the file holds it."""
+        """Return a column as it is in the file."""
         return self._rows[f"raw {name}"]
 
     def text(self, name: str) -> ir.StringValue:
-        """A column as strings, null where empty."""
+        """Return a column as strings; empty ones are null."""
         value = self.raw(name)
         text: ir.StringValue = (value if value.type().is_string() else value.cast("string")).nullif("")
         return text
 
     def required(self, ours: str, name: str) -> None:
-        """An id."""
+        """Add column `name` as the required id `ours`."""
         self.columns[ours] = self.text(name)
         self.checks.append((missing(self.columns[ours]), f"{name} is missing"))
 
     def number(self, name: str, limit: float | None = None) -> ir.FloatingValue:
-        """A column as float64; NaN counts as missing. Within ±limit where one is given."""
+        """Return a column as float64; NaN counts as missing. Values beyond ±limit are bad, if it is given."""
         value = self.text(name).try_cast("float64")
         value = ibis.ifelse(value.isnan(), ibis.null("float64"), value)
         said_so = self.text(name).lower().isin(["nan", "null", "none", "na"])
         self.checks.append(
-            (self.text(name).notnull() & ~said_so & value.isnull(), f"{name} is no number: " + quoted(self.text(name)))
+            (self.text(name).notnull() & ~said_so & value.isnull(), f"{name} is not a number: " + quoted(self.text(name)))
         )
         out = value.isinf() if limit is None else value.abs() > limit
         self.checks.append((out, f"{name} is out of range: " + quoted(self.text(name))))
         return value
 
     def stars(self, name: str) -> ir.FloatingValue:
-        """A column on the scale of 0 to 5."""
+        """Return a column of ratings, 0 to 5."""
         value = self.number(name)
         self.checks.append((~value.between(0, MAX_STARS), f"{name} is not on the 0-{MAX_STARS} scale: " + quoted(self.text(name))))
         return value
 
     def time(self, name: str, *, required: bool) -> ir.IntegerValue:
-        """A date, a timestamp, or epoch seconds or milliseconds, as seconds since 1970; a zone given is taken off."""
+        """Return a date, a timestamp, or epoch (milli)seconds as seconds since 1970; a UTC offset in the text is subtracted."""
         value, text = self.raw(name), self.text(name)
         if value.type().is_temporal():
             time = value.cast("timestamp").epoch_seconds().cast("int64")
@@ -143,15 +143,15 @@ class Fields:
             hours, minutes = (text.re_extract(ZONE, part).try_cast("int64").fill_null(0) for part in (2, 3))
             sign = ibis.ifelse(text.re_extract(ZONE, 2).startswith("-"), -1, 1)
             time = seconds(text.re_replace(ZONE, r"\1")) - hours * 3600 - sign * minutes * 60
-        self.checks.append((text.notnull() & time.isnull(), f"{name} is no time: " + quoted(text)))
-        self.checks.append((time < 0, f"{name} lies before 1970: " + quoted(text)))
-        self.checks.append((time > LAST_S, f"{name} lies after 2100: " + quoted(text)))
+        self.checks.append((text.notnull() & time.isnull(), f"{name} is not a time: " + quoted(text)))
+        self.checks.append((time < 0, f"{name} is before 1970: " + quoted(text)))
+        self.checks.append((time > LAST_S, f"{name} is after 2100: " + quoted(text)))
         if required:
             self.checks.append((text.isnull(), f"{name} is missing"))
         return time
 
     def many(self, name: str, separator: str) -> ir.ArrayValue:
-        """A native list, a JSON list, or a string split by `separator`, as strings."""
+        """Return a native list, a JSON list, or a string split by `separator`, as a list of strings."""
         value = self.raw(name)
         if value.type().is_array():
             parts = value.cast("array<string>")
@@ -162,7 +162,7 @@ class Fields:
         return parts.map(lambda part: part.strip()).filter(lambda part: part != "")
 
     def feature(self, feature: ColumnConfig) -> None:
-        """Add the columns of one declared feature."""
+        """Add the columns of one feature."""
         for name in columns_of(feature):
             self.columns[name] = self._value(feature, name)
 
@@ -177,7 +177,7 @@ class Fields:
                 return parts
             vector = parts.map(lambda part: part.try_cast("float64"))
             bad = parts.length() != vector.filter(lambda number: number.abs() < float("inf")).length()
-            self.checks.append((bad, f"{name} is no list of numbers: " + quoted(self.raw(name).cast("string"))))
+            self.checks.append((bad, f"{name} is not a list of numbers: " + quoted(self.raw(name).cast("string"))))
             return vector
         text = self.text(name)
         if feature.kind == "hours":
@@ -188,7 +188,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Where the files are, and who keeps the books."""
+    """Folder of the files, engine, rejected rows and row counts."""
 
     base: Path
     engine: Engine
@@ -196,7 +196,7 @@ class _Reader:
     counts: dict[str, int]
 
     def read(self, table: TableConfig, section: str, names: list[str], typed: Typed, unique: str | None = None) -> ir.Table:
-        """The good rows of all files of a table, typed, with `PLACE`, their order."""
+        """Return the good rows of all files of a table, with typed columns and their order `PLACE`."""
         parts = []
         for rows, locate, close, file, place in self.scans(table, section, names):
             fields = Fields(rows)
@@ -211,14 +211,14 @@ class _Reader:
         return _union(parts)
 
     def texts(self, table: TableConfig, section: str, name: str) -> ir.Table:
-        """A column of all files of a table as `TEXT`, by `ORDER`; bad rows are not left out."""
+        """Return a column of all files of a table as `TEXT`, with `ORDER`; bad rows are included."""
         parts = []
         for rows, *_, place in self.scans(table, section, [name]):
             parts.append(rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)))
         return _union(parts)
 
     def scans(self, table: TableConfig, section: str, names: list[str]) -> Iterator[tuple[ir.Table, Locate, Close, Path, int]]:
-        """For each file of a table: its rows as `Fields` wants them, their lines, …, the file, and the place of its first row."""
+        """Yield, for each file of a table: rows for `Fields`, `locate`, `close`, the file, and the order of its first row."""
         for number, file in enumerate(_files(self.base, table.path, section)):
             rows, locate, close = scan_file(self.engine, file, names, section, self.rejects)
             yield rows.rename({f"raw {name}": name for name in names}), locate, close, file, number * FILE_ORDERS
@@ -229,7 +229,7 @@ def _union(parts: list[ir.Table]) -> ir.Table:
 
 
 def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Table, ir.Table | None]:
-    """The interactions, and their texts where they have any."""
+    """Return the interactions and their texts (None without a text column)."""
     names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text]
 
     def typed(fields: Fields) -> None:
@@ -252,7 +252,7 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Ta
 
 
 def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.Table:
-    """Items or users: the id, what every one has, and the declared columns."""
+    """Return items or users: the id, the built-in columns, and the feature columns."""
     ours: dict[str, str | None]
     if isinstance(table, ItemTableConfig):
         section, key, theirs, also = "items", ITEM_ID, table.item_id, table.name
@@ -263,9 +263,7 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.T
     declared = [column for feature in table.features for column in columns_of(feature)]
     for column in declared:
         if ours.get(column, column) != column or column in (ROW, PLACE, FIRST):
-            raise ConfigError(
-                f"The name {column!r} is taken in data.{section}. A feature has it for its column. Rename the column."
-            )
+            raise ConfigError(f"A feature of data.{section} uses the column {column!r}, a reserved name. Rename the column.")
     _check_kinds(table.features, section, {"name": "string"} if ours.get("name") == "name" else {})
 
     def typed(fields: Fields) -> None:
@@ -279,19 +277,30 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.T
             fields.feature(feature)
 
     rows = reader.read(table, section, _distinct([theirs, also, *declared]), typed, unique=key)
-    first = ibis.row_number().over(group_by=key, order_by=PLACE) == 0  # the files of one glob may repeat each other
+    first = ibis.row_number().over(group_by=key, order_by=PLACE) == 0  # files of one glob may repeat ids
     once = rows.mutate(first.name(FIRST)).filter(ibis._[FIRST]).order_by(PLACE).drop(FIRST, PLACE)
     return reader.engine.save(once)
 
 
 def columns_of(feature: ColumnConfig) -> list[str]:
-    """Raw columns of a declared feature."""
+    """Return the raw columns of a feature.
+
+    Raises
+    ------
+    ConfigError
+        The number of columns does not fit the kind of the feature.
+
+    Examples
+    --------
+    >>> columns_of(ColumnConfig(name="brand", kind="categorical"))
+    ['brand']
+    """
     columns = feature.columns or [feature.name]
     wanted = 2 if feature.kind == "geo" else 1
     if len(columns) != wanted:
         what = "two columns, latitude and longitude" if wanted == 2 else "one column"
         raise ConfigError(
-            f"A feature of kind {feature.kind!r} has {what}. Feature {feature.name!r} has {', '.join(columns)}. Set its columns."
+            f"Feature {feature.name!r} has the columns {', '.join(columns)}. Kind {feature.kind!r} needs {what}. Set its columns."
         )
     return columns
 
@@ -301,27 +310,25 @@ def _specs(features: list[ColumnConfig], side: Side) -> tuple[FeatureSpec, ...]:
 
 
 def _check_kinds(features: list[ColumnConfig], section: str, seen: dict[str, str]) -> None:
-    """One column has one type, whichever features read it; `seen` has those of columns read otherwise."""
+    """Check that each column has one type over all features; `seen` has the types of other uses."""
     types = {"number": "number", "geo": "number", "multi": "list", "vector": "vector"}
     for feature in features:
         for column in columns_of(feature):
             kind = types.get(feature.kind, "string")
             if seen.setdefault(column, kind) != kind:
-                raise ConfigError(
-                    f"A column of data.{section} has one type. {column!r} is used as {seen[column]} and as {kind}. Copy the column."
-                )
+                raise ConfigError(f"Column {column!r} of data.{section} is used as {seen[column]} and as {kind}. Copy the column.")
 
 
 def _files(base: Path, path: Path, section: str) -> list[Path]:
-    """The file, or what a glob finds, by name."""
+    """Return the file, or the files of a glob, sorted by name."""
     full = base / path
     if full.is_file():
         return [full]
     found = sorted(p for p in base.glob(str(path)) if p.is_file()) if not path.is_absolute() and set("*?[") & set(str(path)) else []
     if not found:
         forms = f"a file or glob ({', '.join(FORMS)}; also .gz)"
-        instead = f"Found none at {full}: {listing(full.parent)}"
-        raise DataError(f"data.{section}.path must be {forms}, relative to data.path. {instead}. Set it right.")
+        instead = f"No file at {full}: {listing(full.parent)}"
+        raise DataError(f"{instead}. data.{section}.path must be {forms}, relative to data.path. Correct it.")
     return found
 
 

@@ -1,11 +1,11 @@
-"""Yelp's raw files, of any release from 2015 to 2022, plain or gzipped → the three raw tables.
+"""Read Yelp's raw files, of any release from 2015 to 2022, plain or gzipped, as raw tables.
 
-Enters: a folder with the businesses and the reviews or tips, optionally users and check-ins, as Yelp ships them or as Kaggle mounts
-them. Leaves: `RawTables` in one naming, that of the 2022 release.
+The folder holds businesses and reviews or tips, optionally users and check-ins, as Yelp ships them or as Kaggle mounts them. Names
+are those of the 2022 release.
 
-Promises: the aggregates Yelp computes over the whole dump (`stars`, `review_count` of a business, `average_stars` of a user) are
-never read. Reviews, tips, users and check-ins never exist as Python objects, and the user's `friends` are not parsed. Reading again
-gives the same rows with the same `order`: reviews before tips before check-ins, each in the order of its file.
+Aggregates that Yelp computes over the whole release (`stars` and `review_count` of a business, `average_stars` of a user) are never
+read: they include future events. Reviews, tips, users and check-ins never become Python objects, and `friends` are not parsed.
+Reading again gives the same rows with the same `order`: reviews, then tips, then check-ins, each in the order of its file.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ TABLES = ("business", "review", "tip", "checkin", "user")
 EVENTS = ("review", "tip", "checkin")
 STEMS = ("yelp_academic_dataset_{}", "{}", "{}s", "yelp_{}")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
-SEARCH_DEPTH = 2  # folders below `data.path` that are looked into
+SEARCH_DEPTH = 2  # levels of folders below `data.path` that are searched
 FIRST_S, LAST_S = 1_072_915_200, 4_102_444_800  # 2004, Yelp's first year, to 2100
 FILE_ORDERS = 1 << 60  # room in `order` for the rows of one table
-LINE_ORDERS = 1 << 24  # ... and for the visits in one line of check-ins
+LINE_ORDERS = 1 << 24  # ... and for the visits of one line of check-ins
 FEATURES = (
     FeatureSpec(name="categories", side="item", kind="multi", columns=("categories",)),
     FeatureSpec(name="attributes", side="item", kind="multi", columns=("attributes",)),
@@ -56,13 +56,13 @@ FEATURES = (
 
 
 def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
-    """Read the Yelp files under `config.path`.
+    """Read the Yelp files under `config.path` and return the raw tables.
 
     Parameters
     ----------
     config
-        `path` is the folder of the files or a parent of it; `events` chooses among review, tip and checkin, and may name what the
-        folder lacks.
+        `path` is the folder of the files or a parent of it. `events` selects among review, tip and checkin; missing files are
+        ignored.
     engine
         Receives the tables.
     rejects
@@ -72,19 +72,19 @@ def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables
     -------
     RawTables
         Item columns: `name`, `city`, `state`, `latitude`, `longitude`, `categories`, `attributes` ("WiFi=free",
-        "Ambience.casual=True"; what is false or none is left out), `price` (1 to 4), `hours` (168 characters of 0 and 1 from Monday
-        00:00). Check-ins are events without a user; those of the 2015 and 2017 releases have no dates, are counted and left out.
+        "Ambience.casual=True"; false and none are left out), `price` (1 to 4), `hours` (168 characters of 0 and 1 from Monday
+        00:00). Check-ins are events without a user. Those of the 2015 and 2017 releases have no dates: counted, but left out.
 
     Raises
     ------
     DataError
-        A required file is missing, stands twice, or cannot be read.
+        A required file is missing, exists twice, or cannot be read.
     ConfigError
         `config.events` names an unknown table.
     """
     for name in config.events:
         if name not in EVENTS:
-            raise ConfigError(f"data.events takes review, tip and checkin. Got {name!r}.{nearest(name, EVENTS)}")
+            raise ConfigError(f"data.events has the unknown table {name!r}. Allowed: {', '.join(EVENTS)}.{nearest(name, EVENTS)}")
     files = find_files(config.path)
     kinds = [kind for kind in EVENTS if kind in files and kind in config.events]
     if "business" not in files or not {"review", "tip"} & set(kinds):
@@ -96,7 +96,7 @@ def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables
         read, base = (_checkins if kind == "checkin" else _opinions), position * FILE_ORDERS
         parts.append(read(files[kind], kind, base, engine, rejects, counts))
         if kind != "checkin":
-            # A scan of one key: the engine then knows how large the file is, and builds no hash table of all texts in a join.
+            # A scan of one key: the engine then knows the size of the file and does not hash all texts in a join.
             text = engine.read_json(files[kind], [TEXT])
             texts.append(text.select(text[TEXT], order=text[ROW] + base))
     events = _union(parts)
@@ -119,24 +119,24 @@ def _union(tables: list[ir.Table]) -> ir.Table:
 
 
 def find_files(path: Path) -> dict[str, Path]:
-    """The file of each table, in `path` or in the one folder below it that holds any.
+    """Return the file of each table, in `path` or in the only folder below it with such files.
 
     Raises
     ------
     DataError
-        Several folders hold such files, or a folder holds two for one table.
+        Several folders have such files, or a folder has two files for one table.
     """
     found = {folder: files for folder in _folders(path) if (files := _files_in(folder))}
     if path in found:
         return found[path]
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found)
-        raise DataError(f"data.path must lead to the files of one release. {path} holds several: {names}. Name one of them.")
+        raise DataError(f"{path} has several folders with Yelp files: {names}. Set data.path to one of them.")
     return next(iter(found.values()), {})
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """`path`, then the folders below it; a folder named as a file belongs to the folder it stands in."""
+    """Yield `path`, then the folders below it, except folders that are named like a Yelp file."""
     level = [path.parent if path.is_file() else path]
     for _ in range(SEARCH_DEPTH + 1):
         yield from level
@@ -146,22 +146,24 @@ def _folders(path: Path) -> Iterator[Path]:
 
 
 def _files_in(folder: Path) -> dict[str, Path]:
-    """The files of a folder by table; a plain file is preferred to its gzipped copy."""
+    """Return the files of a folder by table; a plain file is preferred to its gzipped copy."""
     files: dict[str, Path] = {}
     for child in sorted(folder.iterdir()) if folder.is_dir() else []:
         table = _table(child.name)
-        path = child / child.name if child.is_dir() else child  # Kaggle used to mount each file in a folder of its own name
+        path = (
+            child / child.name if child.is_dir() else child
+        )  # Kaggle used to mount each file in a folder with the name of the file
         if not table or not path.is_file():
             continue
         other = files.setdefault(table, path)
         if other.name.removesuffix(".gz") != path.name.removesuffix(".gz"):
             both = f"{folder} has {other.name} and {path.name}"
-            raise DataError(f"A folder must hold one file for the table {table!r}. {both}. Move one away.")
+            raise DataError(f"{both} for the table {table!r}. Only one file per table is allowed. Move one away.")
     return files
 
 
 def _table(name: str) -> str | None:
-    """The table a file's name stands for."""
+    """Return the table that a file name stands for, or None."""
     suffix = next((s for s in SUFFIXES if name.endswith(s)), None)
     stem = name.removesuffix(suffix) if suffix else None
     return next((table for table in TABLES for pattern in STEMS if stem == pattern.format(table)), None)
@@ -169,16 +171,16 @@ def _table(name: str) -> str | None:
 
 def _refuse(config: DataConfig, files: dict[str, Path]) -> None:
     present = ", ".join(path.name for path in files.values())
-    found = f"Found {present}" if present else listing(config.path)
+    found = f"found {present}" if present else listing(config.path)
     raise DataError(
-        "Yelp data are a file of businesses and one of reviews or tips (yelp_academic_dataset_business.json, …_review.json, "
-        f"…_tip.json, also as .jsonl or .gz), chosen by data.events = {', '.join(config.events)}. {found} "
-        f"(data.path: {config.path}). Set data.path to their folder (--data-dir), or data.source to tables or sequences."
+        f"Yelp files are missing in data.path {config.path}: {found}. Required: businesses, and reviews or tips as in data.events "
+        f"= {', '.join(config.events)} (yelp_academic_dataset_business.json, …_review.json, …_tip.json, also as .jsonl or .gz). "
+        "Set data.path to their folder (--data-dir), or data.source to tables or sequences."
     )
 
 
 def _opinions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
-    """Reviews or tips: a user, a business, a date, a text, and stars in reviews."""
+    """Return reviews or tips as interactions: user, business, date, text length, and stars for reviews."""
     keys = ["user_id", "business_id", "date", "text"] + (["stars"] if kind == "review" else [])
     rows = engine.read_json(file, keys)
     time, given = seconds(rows["date"]), rows[STARS] if kind == "review" else ibis.null("string")
@@ -196,12 +198,12 @@ def _opinions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
 
 
 def _checkins(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
-    """Dated visits, many in a line, by nobody in particular; lines of weekday-hour counts are counted as undated."""
+    """Return check-ins as anonymous interactions, many per line; lines of weekday-hour counts are counted as undated."""
     keys = ["business_id", "date", "time", "checkin_info"]
     rows = engine.read_json(file, keys)
     undated = rows["date"].isnull() & (rows["time"].notnull() | rows["checkin_info"].notnull())
     stamps = rows["date"].replace(", ", ",").split(",")
-    times = stamps.map(seconds).filter(lambda time: time.between(FIRST_S, LAST_S))  # an eighth of what the visits would take
+    times = stamps.map(seconds).filter(lambda time: time.between(FIRST_S, LAST_S))  # an eighth of the memory of the visits
     columns = {ITEM_ID: rows["business_id"], "undated": undated, "times": times, "faults": stamps.length() - times.length()}
     checks = [*_required(rows, keys, "business_id"), (missing(rows["date"]) & ~undated, "date is missing")]
     find = locate_json(file)
@@ -227,7 +229,7 @@ def _checkins(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
 
 
 def _users(file: Path, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
-    """Since when a user yelps, and the elite years: "" or "2015,2016" (2020 may read "20,20"), or a list."""
+    """Return the sign-up time and elite years of users; years are "" or "2015,2016" (2020 may be "20,20"), or a list."""
     keys = ["user_id", "yelping_since", "elite"]
     rows = engine.read_json(file, keys)
     since = seconds(rows["yelping_since"])
@@ -241,15 +243,15 @@ def _users(file: Path, engine: Engine, rejects: Rejects, counts: dict[str, int])
 
 
 def _required(rows: ir.Table, read: list[str], *keys: str) -> list[Check]:
-    """Bad are lines without any of the keys that are read (cut off, or no JSON at all), and rows that lack a required one."""
+    """Return checks for lines without any of the keys (truncated, or not JSON), and for rows without a required key."""
     nothing = ibis.and_(*(rows[key].isnull() for key in read if key != TEXT))
     names = ", ".join(keys)
-    return [(nothing, f"not a whole JSON object with {names}"), *((missing(rows[key]), f"{key} is missing") for key in keys)]
+    return [(nothing, f"not a complete JSON object with {names}"), *((missing(rows[key]), f"{key} is missing") for key in keys)]
 
 
 def _dated(text: ir.StringValue, time: ir.IntegerValue, name: str = "date") -> list[Check]:
-    """Bad are values that are no date, and dates Yelp cannot have seen."""
+    """Return checks for values that are not dates, and for dates outside 2004 to 2100."""
     return [
-        (text.notnull() & time.isnull(), f"{name} is no date: " + quoted(text)),
-        (~time.between(FIRST_S, LAST_S), f"{name} lies before 2004 or after 2100: " + quoted(text)),
+        (text.notnull() & time.isnull(), f"{name} is not a date: " + quoted(text)),
+        (~time.between(FIRST_S, LAST_S), f"{name} is before 2004 or after 2100: " + quoted(text)),
     ]

@@ -1,7 +1,7 @@
-"""Yelp's businesses → the items table: the one file whose rows are read one by one, for each release writes them another way.
+"""Read Yelp's businesses as the items table. Rows are parsed one by one, because every release has another format.
 
-Enters: JSON lines of 2015 (nested attributes under other names, hours as open and close), 2017 (lists of "Key: value" and
-"Monday 9:0-17:0") or 2019 and 2022 (everything a string, also `u'free'` and dict literals). Leaves: one naming, that of 2022.
+Formats: 2015 (nested attributes under other names, hours as open and close), 2017 (lists of "Key: value" and "Monday 9:0-17:0"),
+2019 and 2022 (all values are strings, also `u'free'` and dict literals). The names are those of 2022.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
     ]
 )
 PRICE = "RestaurantsPriceRange2"
-RENAMED = {  # names of 2015 that later releases changed by more than their spaces
+RENAMED = {  # names of 2015 that later releases changed, apart from spaces
     "AcceptsCreditCards": "BusinessAcceptsCreditCards",
     "Attire": "RestaurantsAttire",
     "Delivery": "RestaurantsDelivery",
@@ -50,7 +50,7 @@ RENAMED = {  # names of 2015 that later releases changed by more than their spac
     "TakesReservations": "RestaurantsReservations",
     "WaiterService": "RestaurantsTableService",
 }
-NOTHING = {"", "false", "none", "no", "null", "{}", "[]"}  # values that say a thing is not there
+NOTHING = {"", "false", "none", "no", "null", "{}", "[]"}  # values that mean absent
 DAYS = {day: number for number, day in enumerate(("mon", "tue", "wed", "thu", "fri", "sat", "sun"))}
 SMALL_WORDS = {"a", "and", "at", "aux", "by", "de", "des", "du", "in", "of", "on", "sur", "the", "upon"}
 LONG_FORMS = {"st": "St.", "st.": "St.", "saint": "St.", "mt": "Mount", "mt.": "Mount", "ft": "Fort", "ft.": "Fort"}
@@ -61,7 +61,7 @@ _CLOCK = re.compile(r"(\d{1,2}):(\d{1,2})\s*-\s*(\d{1,2}):(\d{1,2})")
 
 
 def read_businesses(file: Path, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
-    """Read the file of businesses into a table, in the order of the file; a repeated id is a bad row."""
+    """Return the businesses as a table, in the order of the file; rows with a repeated id are rejected."""
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     seen: set[str] = set()
     total = 0
@@ -71,7 +71,7 @@ def read_businesses(file: Path, engine: Engine, rejects: Rejects, counts: dict[s
             try:
                 row = parse_business(_parse_line(line))
                 if row["item_id"] in seen:
-                    raise ValueError(f"business_id repeats that of an earlier row: {row['item_id']!r}")
+                    raise ValueError(f"business_id repeats an earlier row: {row['item_id']!r}")
             except ValueError as error:
                 rejects.add(file.name, number, str(error), line.decode("utf-8", "replace").rstrip())
                 continue
@@ -87,13 +87,25 @@ def _parse_line(line: bytes) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
-        raise ValueError("not a whole JSON object with business_id") from None
+        raise ValueError("not a complete JSON object with business_id") from None
 
 
 def parse_business(row: Any) -> dict[str, Any]:
-    """One business in the columns of `SCHEMA`; a `ValueError` says what is wrong with it."""
+    """Return one business in the columns of `SCHEMA`.
+
+    Raises
+    ------
+    ValueError
+        The row is not an object, has no id, or has invalid coordinates.
+
+    Examples
+    --------
+    >>> row = parse_business({"business_id": "b1", "city": "NASHVILLE", "attributes": {"Wi-Fi": "u'free'"}})
+    >>> row["city"], row["attributes"]
+    ('Nashville', ['WiFi=free'])
+    """
     if not isinstance(row, dict):
-        raise ValueError("not a whole JSON object with business_id")
+        raise ValueError("not a complete JSON object with business_id")
     item_id = row.get("business_id")
     if not item_id or not isinstance(item_id, (str, int)):
         raise ValueError("business_id is missing")
@@ -124,7 +136,7 @@ def _degrees(row: dict[str, Any], name: str, limit: int) -> float | None:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} is no number: {str(value)[:60]!r}") from None
+        raise ValueError(f"{name} is not a number: {str(value)[:60]!r}") from None
     if not -limit <= number <= limit:
         raise ValueError(f"{name} must be from -{limit} to {limit}, not {number}")
     return number
@@ -136,7 +148,7 @@ def _categories(value: Any) -> list[str]:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, str]]:
-    """(name, value) pairs from a dict, or from a list of "Key: value"."""
+    """Yield (name, value) pairs from a dict, or from a list of "Key: value"."""
     pairs: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, dict):
         pairs = value.items()
@@ -148,7 +160,7 @@ def _attributes(value: Any) -> Iterator[tuple[str, str]]:
 
 @lru_cache(maxsize=1 << 16)
 def _flatten(name: str, content: str) -> tuple[tuple[str, str], ...]:
-    """The pairs of one attribute: several when it is a dict, none when it says no."""
+    """Return the pairs of one attribute: several if it is a dict, none if its value means absent."""
     name, content = attribute_name(name), content.strip()
     if content.startswith("{"):
         parsed = _literal(content)
@@ -159,13 +171,19 @@ def _flatten(name: str, content: str) -> tuple[tuple[str, str], ...]:
 
 
 def attribute_name(name: str) -> str:
-    """The 2022 name of an attribute: "Take-out" → "RestaurantsTakeOut", "Wi-Fi" → "WiFi", "Good for Kids" → "GoodForKids"."""
+    """Return the 2022 name of an attribute.
+
+    Examples
+    --------
+    >>> attribute_name("Wi-Fi"), attribute_name("Good for Kids"), attribute_name("Take-out")
+    ('WiFi', 'GoodForKids', 'RestaurantsTakeOut')
+    """
     joined = "".join(word[:1].upper() + word[1:] for word in re.split(r"[\s/\-]+", name.strip()))
     return RENAMED.get(joined, joined)
 
 
 def _plain(value: str) -> str:
-    """A value without Python's quotes (`u'free'` → "free"); "" when it says that there is nothing."""
+    """Return a value without Python's quotes (`u'free'` → "free"); "" if it means absent."""
     value = value.strip()
     if value[-1:] in ("'", '"') and value.lstrip("u")[:1] == value[-1:]:
         value = str(_literal(value))
@@ -173,7 +191,7 @@ def _plain(value: str) -> str:
 
 
 def _literal(text: str) -> Any:
-    """What a Python literal stands for; the text itself when it is none."""
+    """Return the value of a Python literal, or the text itself if it is not a literal."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -181,7 +199,7 @@ def _literal(text: str) -> Any:
 
 
 def _hours(value: Any) -> str | None:
-    """168 characters, 1 where the place is open for some part of the hour; null when no day can be read."""
+    """Return 168 characters, 1 if the business is open during part of the hour; None if no day can be read."""
     days: Iterable[tuple[Any, Any]] = ()
     if isinstance(value, dict):
         days = value.items()
@@ -197,7 +215,7 @@ def _hours(value: Any) -> str | None:
 
 @lru_cache(maxsize=1 << 16)
 def _week(spans: tuple[tuple[int | None, str], ...]) -> str | None:
-    """Equal opening and closing times mean the whole day; an earlier closing time is the next day's, Sunday's wraps to Monday."""
+    """Return opening hours as 168 characters. Equal times mean 24 hours; an earlier closing time is on the next day."""
     bits = bytearray(b"0" * HOURS_PER_WEEK)
     for day, span in spans:
         clock = _CLOCK.fullmatch(span.strip())
@@ -214,9 +232,14 @@ def _week(spans: tuple[tuple[int | None, str], ...]) -> str | None:
 
 @lru_cache(maxsize=1 << 14)
 def clean_city(name: str) -> str | None:
-    """One spelling per city as far as a name alone tells: "NASHVILLE" → "Nashville", "Saint Louis", "ST. Louis" → "St. Louis".
+    """Return a normalised city name, or None.
 
-    A function of the name alone: were it to count spellings, a business added later would rename a city seen before.
+    It depends only on the name. Counting spellings would let a business that is added later rename an earlier city.
+
+    Examples
+    --------
+    >>> clean_city("NASHVILLE"), clean_city("Saint Louis"), clean_city("ST. Louis")
+    ('Nashville', 'St. Louis', 'St. Louis')
     """
     words = re.sub(r"\b([Ss][Tt]|[Mm][Tt]|[Ff][Tt])\.(?=\w)", r"\1. ", name.strip(" ,;")).split()
     if not words:
@@ -226,7 +249,7 @@ def clean_city(name: str) -> str | None:
 
 
 def _case(word: str, *, inside: bool) -> str:
-    """A word, or a chain of them, with capitals where a name has them; small words inside a name have none."""
+    """Return a word, or words joined by hyphens, with the capitals of a name; small words inside a name have none."""
     return "-".join(_capital(part, inside or number > 0) for number, part in enumerate(word.split("-")))
 
 
