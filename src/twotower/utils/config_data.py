@@ -76,6 +76,8 @@ class ItemTableConfig(TableConfig):
     """Shown to people."""
     features: list[ColumnConfig] = []
     """Columns that become features of the items."""
+    other_columns: bool = True
+    """Keep the other columns of the file too, for display and filters; no model reads them."""
 
 
 class UserTableConfig(TableConfig):
