@@ -130,7 +130,10 @@ class Recommendations:
 class Retriever(Protocol):
     """Interface of a recommender; models, baselines and bundles implement it."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name in a report."""
+        ...
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
         """Return the `k` best items of each query.

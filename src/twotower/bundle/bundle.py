@@ -35,16 +35,18 @@ from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import DataError
 from twotower.features.feature_store import FeatureStore
 from twotower.models.build import build_model
+from twotower.models.neural_retriever import PORTION
 from twotower.models.two_tower import TwoTower
-from twotower.retriever import Queries
+from twotower.retriever import Queries, Recommendations
 from twotower.schema import FIRST_ROW
-from twotower.search.index import ExactIndex, Index
+from twotower.search.index import ExactIndex, Index, joined
 from twotower.search.registry import load_index
+from twotower.search.reranking import append_popularity_weight, boost_recent_items
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config, parse_config
 from twotower.utils.console import log
-from twotower.utils.types import Float
+from twotower.utils.types import Float, Mask
 
 MODEL_FILE, INDEX_FILE, INDEX, TOWERS, DATASET = "model.safetensors", "index.safetensors", "index", "towers", "dataset"
 SAME = 1e-3  # tolerance between a stored number and the same number computed again on another machine or in other blocks
@@ -54,7 +56,7 @@ TRIES, PAUSE_S = 10, 0.05  # for opening a folder that is being replaced
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle.
+    """An opened bundle; a `Retriever`.
 
     Attributes
     ----------
@@ -77,11 +79,17 @@ class Bundle:
     arrays: ItemArrays
     tower: OnnxUserTower | None = None
     built: Index | None = None
+    name: str = "two-tower"
 
     @property
     def moment_s(self) -> int:
         """Return the time of the item vectors, in seconds."""
         return int(self.manifest["moment_s"])
+
+    @cached_property
+    def offered(self) -> Mask | None:
+        """bool [n_items]: False for items taken out of the catalogue, and the reserved rows; None where all are offered."""
+        return None if self.arrays.offered[FIRST_ROW:].all() else self.arrays.offered
 
     @cached_property
     def index(self) -> Index:
@@ -100,6 +108,27 @@ class Bundle:
         with torch.inference_mode():
             vectors: Float = self.model.encode_users(self.store.users(queries)).numpy()
         return vectors
+
+    def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
+        """See `Retriever`; scores are inner products. Items that were taken out of the catalogue are not recommended."""
+        found = []
+        for start in range(0, len(queries), PORTION):
+            part = queries.slice(start, start + PORTION)
+            allowed = allow[start : start + PORTION] if allow is not None and allow.ndim == 2 else allow
+            if self.offered is not None:
+                allowed = self.offered if allowed is None else allowed & self.offered
+            again, dial = np.full(len(part), not exclude_seen), np.zeros(len(part), np.float32)
+            towers = torch.from_numpy(self.encode(part))
+            vectors = boost_recent_items(towers, part, self.vectors, self.model.recent_item_weight(), again).numpy()
+            found.append(
+                self.index.search(
+                    append_popularity_weight(vectors, self.model.popularity_weight(), dial),
+                    k,
+                    exclude=(part.offsets, part.item_row) if exclude_seen else None,
+                    allow=allowed,
+                )
+            )
+        return joined(found, k)
 
 
 def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Config, dict[str, Any]]:

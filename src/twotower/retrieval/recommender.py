@@ -81,7 +81,7 @@ class Recommender:
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle, self.dataset, self.moment_s = bundle, bundle.dataset, bundle.moment_s
-        self.offered = None if bundle.arrays.offered[FIRST_ROW:].all() else bundle.arrays.offered
+        self.offered = bundle.offered
         self.filter = ItemFilter(self.dataset.items, self.dataset.specs, offered=self.offered)
         self.reader = Reader(self.dataset, self.moment_s)
         self.index, self._prior, self._revisit = bundle.index, bundle.model.popularity_weight(), bundle.model.recent_item_weight()

@@ -76,6 +76,8 @@ class ItemTableConfig(TableConfig):
     """Column of the display name. null: items are shown by id."""
     features: list[ColumnConfig] = []
     """Columns that become item features."""
+    other_columns: bool = True
+    """Also keep the other columns of the file, for display and filters; the model does not read them."""
 
 
 class UserTableConfig(TableConfig):

@@ -17,9 +17,10 @@ from twotower.data import prepare as preparing
 from twotower.data.dataset import Dataset
 from twotower.data.simulator.simulate import simulate
 from twotower.data.sources.engine import ROW, DuckDBEngine
-from twotower.data.sources.raw_tables import seconds
+from twotower.data.sources.raw_tables import Rejects, seconds
 from twotower.data.sources.spark_engine import SparkEngine
 from twotower.data.sources.table_files import scan_file
+from twotower.data.sources.tables import read_tables
 from twotower.errors import ConfigError
 from twotower.utils.config import parse_config
 
@@ -163,6 +164,25 @@ def test_a_real_release_is_the_same_dataset(release: str, real_data: Path, spark
     both = [prepared(raw, tmp_path / name, engine) for name, engine in (("a", None), ("b", spark))]
     assert_equal(*both)
     assert len(both[1].events) > 100
+
+
+def test_other_columns_are_the_same(spark: SparkEngine, tmp_path: Path) -> None:
+    rows = [
+        {"item_id": "a", "price": 2, "weight": 1.5, "code": "007", "tags": ["x", "y"], "open": True, "none": None},
+        {"item_id": "b", "price": None, "weight": 1e3, "code": "1", "tags": [], "open": None, "none": None},
+    ]
+    (tmp_path / "i.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "e.jsonl").write_text('{"user_id": "u", "item_id": "a"}')
+    source = {"path": str(tmp_path), "interactions": {"path": "e.jsonl"}, "items": {"path": "i.jsonl"}}
+    config = parse_config({"data": {"source": "tables", **source}}).data
+    duckdb = DuckDBEngine(tmp_path / "spill")
+    one, other = (
+        read_tables(config, engine, Rejects(tmp_path / "rejects", 0.0)).items.to_pyarrow().sort_by("item_id")
+        for engine in (duckdb, spark)
+    )
+    duckdb.close()
+    assert one.schema == other.schema and one.to_pylist() == other.to_pylist()
+    assert [row["price"] for row in one.to_pylist()] == [2, None] and one["tags"].to_pylist()[0] == ["x", "y"]
 
 
 def test_other_tables_than_json_lines_are_refused(spark: SparkEngine, tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(events: Callable[..., Rea
         ({}, "data.interactions is not set"),
         ({"interactions": {"features": []}}, "Unknown setting 'data.interactions.features'"),
         ({"interactions": {"tiem": "t"}}, "Unknown setting 'data.interactions.tiem'. Did you mean 'time'?"),
-        ({"items": {"text": "t"}}, "Unknown setting 'data.items.text'. Known: features, item_id, name, path"),
+        ({"items": {"text": "t"}}, "Unknown setting 'data.items.text'. Known: features, item_id, name, other_columns, path"),
         ({"items": {"time": "t"}}, "Unknown setting 'data.items.time'"),
         ({"users": {"stars": "t"}}, "Unknown setting 'data.users.stars'"),
         ({"users": {"features": [{"name": "x", "kind": "text", "colums": ["y"]}]}}, "Did you mean 'columns'"),

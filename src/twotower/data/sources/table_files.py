@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twotower.data.sources.engine import ROW, DuckDBEngine, Engine
+from twotower.data.sources.other_columns import distinct_names
 from twotower.data.sources.raw_tables import Locate, Rejects, json_lines, locate_json, open_bytes, reading
 from twotower.errors import ConfigError, DataError, nearest
 
@@ -38,8 +39,8 @@ Scan = tuple[ir.Table, Locate, Close]
 """(rows, locate, close): `close` reports malformed lines after the first full scan and returns their number."""
 
 
-def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:
-    """Open a file by its suffix; return rows, `locate` and `close` (see `Scan`).
+def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects, *, others: bool = False) -> Scan:
+    """Open a file by its suffix; return rows, `locate` and `close` (see `Scan`). With `others`, its other columns follow `names`.
 
     Raises
     ------
@@ -55,22 +56,22 @@ def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, re
     if form != "json" and not isinstance(engine, DuckDBEngine):
         raise ConfigError(f"{file} is not JSON lines, which prepare.engine spark needs. Convert it, or use the engine duckdb.")
     with reading(file):
-        return {"csv": _csv, "json": _json, "parquet": _parquet}[form](engine, file, names, section, rejects)
+        return {"csv": _csv, "json": _json, "parquet": _parquet}[form](engine, file, names, section, rejects, others)
 
 
-def _require(columns: Sequence[str], names: Sequence[str], file: Path, section: str) -> None:
+def _chosen(columns: Sequence[str], names: Sequence[str], file: Path, section: str, others: bool) -> list[str]:
     for name in names:
         if name not in columns:
             raise DataError(f"{file.name} has no column {name!r}, which data.{section} uses.{nearest(name, columns)}")
+    return list(dict.fromkeys([*names, *(distinct_names(columns, names, file.name) if others else ())]))
 
 
-def _parquet(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:  # noqa: ARG001
+def _parquet(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects, others: bool) -> Scan:  # noqa: ARG001
     try:
         schema = pq.read_schema(file)
     except pa.ArrowInvalid as error:
         raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
-    _require(schema.names, names, file, section)
-    rows = engine.con.read_parquet(str(file)).select(*names)
+    rows = engine.con.read_parquet(str(file)).select(*_chosen(schema.names, names, file, section, others))
 
     def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
         return ((position + 1, "") for position in positions)
@@ -78,7 +79,7 @@ def _parquet(engine: Engine, file: Path, names: Sequence[str], section: str, rej
     return _numbered(rows), locate, lambda: 0
 
 
-def _json(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:  # noqa: ARG001
+def _json(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects, others: bool) -> Scan:  # noqa: ARG001
     keys: dict[str, None] = {}
     for _, line in islice(json_lines(file), SAMPLED_LINES):
         try:
@@ -86,17 +87,17 @@ def _json(engine: Engine, file: Path, names: Sequence[str], section: str, reject
         except (ValueError, RecursionError):
             continue
         keys |= dict.fromkeys(row if isinstance(row, dict) else ())
-    _require(list(keys), names, file, section)
-    return engine.read_json(file, names), locate_json(file), lambda: 0
+    chosen = _chosen(list(keys), names, file, section, others)
+    return engine.read_json(file, chosen), locate_json(file), lambda: 0
 
 
-def _csv(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects) -> Scan:
+def _csv(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects, others: bool) -> Scan:
     header, delimiter = _header(file)
-    _require(header, names, file, section)
+    chosen = _chosen(header, names, file, section, others)
     table = ibis.util.gen_name("rejects")
     rows = engine.con.read_csv(
         str(file),
-        columns=dict.fromkeys(header, "VARCHAR"),
+        columns={name or f"unnamed {n}": "VARCHAR" for n, name in enumerate(header)},  # pandas writes an index without a name
         auto_detect=False,
         header=True,
         delim=delimiter,
@@ -107,7 +108,7 @@ def _csv(engine: Engine, file: Path, names: Sequence[str], section: str, rejects
         store_rejects=True,
         rejects_table=table,
         rejects_scan=f"{table}_scans",
-    ).select(*names)
+    ).select(*chosen)
 
     def malformed() -> dict[int, str]:
         query = f'SELECT line_byte_position, min(error_message) FROM "{table}" GROUP BY 1 ORDER BY 1'

@@ -14,6 +14,7 @@ import ibis
 import ibis.expr.types as ir
 
 from twotower.data.sources.engine import ROW, Engine
+from twotower.data.sources.other_columns import other_columns, typed_by_values, union
 from twotower.data.sources.raw_tables import (
     CHARS,
     Check,
@@ -83,10 +84,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         interactions=events,
         users=users,
         items=items,
-        features=(
-            *_specs(config.items.features if config.items else [], "item"),
-            *_specs(config.users.features if config.users else [], "user"),
-        ),
+        features=(*_specs(config.items, "item"), *_specs(config.users, "user")),
         has_time=table.time is not None,
         counts=reader.counts,
         texts=texts,
@@ -99,11 +97,18 @@ class Fields:
     def __init__(self, rows: ir.Table) -> None:
         self._rows = rows
         self.columns: Columns = {}
+        self.used: set[str] = set()
         self.checks: list[Check] = []
 
     def raw(self, name: str) -> ir.Value:
         """Return a column as it is in the file."""
+        self.used.add(name)
         return self._rows[f"raw {name}"]
+
+    @property
+    def names(self) -> list[str]:
+        """Its own columns."""
+        return [name.removeprefix("raw ") for name in self._rows.columns if name.startswith("raw ")]
 
     def text(self, name: str) -> ir.StringValue:
         """Return a column as strings; empty ones are null."""
@@ -195,12 +200,17 @@ class _Reader:
     rejects: Rejects
     counts: dict[str, int]
 
-    def read(self, table: TableConfig, section: str, names: list[str], typed: Typed, unique: str | None = None) -> ir.Table:
-        """Return the good rows of all files of a table, with typed columns and their order `PLACE`."""
+    def read(
+        self, table: TableConfig, section: str, names: list[str], typed: Typed, *, unique: str | None = None, others: bool = False
+    ) -> ir.Table:
+        """Return the good rows of all files of a table, with typed columns and their order `PLACE`; with `others`, all columns."""
         parts = []
-        for rows, locate, close, file, place in self.scans(table, section, names):
+        for rows, locate, close, file, place in self.scans(table, section, names, others):
             fields = Fields(rows)
             typed(fields)
+            if others:
+                left = {name: fields.raw(name) for name in fields.names if name not in fields.used}
+                fields.columns |= other_columns(left, fields.columns, file.name)
             nothing = ibis.and_(*(fields.raw(name).isnull() for name in names))
             checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.checks]
             good, count = screen(
@@ -208,24 +218,28 @@ class _Reader:
             )
             self.counts[file.name] = self.counts.get(file.name, 0) + count + close()
             parts.append(good.select((good[ROW] + place).name(PLACE), *fields.columns))
-        return _union(parts)
+        return union(parts)
 
     def texts(self, table: TableConfig, section: str, name: str) -> ir.Table:
         """Return a column of all files of a table as `TEXT`, with `ORDER`; bad rows are included."""
         parts = []
         for rows, *_, place in self.scans(table, section, [name]):
             parts.append(rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)))
-        return _union(parts)
+        return union(parts)
 
-    def scans(self, table: TableConfig, section: str, names: list[str]) -> Iterator[tuple[ir.Table, Locate, Close, Path, int]]:
+    def scans(
+        self, table: TableConfig, section: str, names: list[str], others: bool = False
+    ) -> Iterator[tuple[ir.Table, Locate, Close, Path, int]]:
         """Yield, for each file of a table: rows for `Fields`, `locate`, `close`, the file, and the order of its first row."""
         for number, file in enumerate(_files(self.base, table.path, section)):
-            rows, locate, close = scan_file(self.engine, file, names, section, self.rejects)
-            yield rows.rename({f"raw {name}": name for name in names}), locate, close, file, number * FILE_ORDERS
-
-
-def _union(parts: list[ir.Table]) -> ir.Table:
-    return ibis.union(*parts) if len(parts) > 1 else parts[0]
+            rows, locate, close = scan_file(self.engine, file, names, section, self.rejects, others=others)
+            yield (
+                rows.rename({f"raw {name}": name for name in rows.columns if name != ROW or name in names}),
+                locate,
+                close,
+                file,
+                number * FILE_ORDERS,
+            )
 
 
 def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Table, ir.Table | None]:
@@ -269,14 +283,19 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.T
     def typed(fields: Fields) -> None:
         fields.required(key, theirs)
         if section == "items":
-            fields.columns["name"] = fields.text(also) if also else ibis.null("string")
+            named = also or ("name" if others and "name" in fields.names else None)
+            fields.columns["name"] = fields.text(named) if named else ibis.null("string")
         else:
             fields.columns[SINCE] = fields.time(also, required=False) if also else ibis.null("int64")
             fields.columns[ELITE] = ibis.null("array<int64>")
         for feature in table.features:
             fields.feature(feature)
 
-    rows = reader.read(table, section, _distinct([theirs, also, *declared]), typed, unique=key)
+    others = isinstance(table, ItemTableConfig) and table.other_columns
+    names = _distinct([theirs, also, *declared])
+    rows = reader.read(table, section, names, typed, unique=key, others=others)
+    if others and not any(file.suffix == ".parquet" for file in _files(reader.base, table.path, section)):
+        rows = typed_by_values(rows, [name for name in rows.columns if name not in (PLACE, *ours, *names)])
     first = ibis.row_number().over(group_by=key, order_by=PLACE) == 0  # files of one glob may repeat ids
     once = rows.mutate(first.name(FIRST)).filter(ibis._[FIRST]).order_by(PLACE).drop(FIRST, PLACE)
     return reader.engine.save(once)
@@ -305,7 +324,8 @@ def columns_of(feature: ColumnConfig) -> list[str]:
     return columns
 
 
-def _specs(features: list[ColumnConfig], side: Side) -> tuple[FeatureSpec, ...]:
+def _specs(table: ItemTableConfig | UserTableConfig | None, side: Side) -> tuple[FeatureSpec, ...]:
+    features = table.features if table else []
     return tuple(FeatureSpec(name=f.name, side=side, kind=f.kind, columns=tuple(columns_of(f))) for f in features)
 
 

@@ -1,0 +1,110 @@
+"""Keep the columns of an items table that no feature declares. They are shown and filtered by, and no model reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import ibis
+import ibis.expr.types as ir
+
+from twotower.data.sources.engine import ROW
+from twotower.schema import ITEM_ID, ITEM_ROW
+from twotower.utils.console import log
+
+NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"  # no code such as 02139
+WHOLE = r"^-?(0|[1-9][0-9]*)$"
+MAX_CHARS = 18  # of a number that 64 bits hold; longer ones are codes
+INTERNAL = (ITEM_ID, ITEM_ROW, ROW, "item_key", "user_key", "source_place", "source_first", "reject_reason")
+
+
+def distinct_names(columns: Sequence[str], taken: Collection[str], file: str) -> list[str]:
+    """Return the columns of a file besides `taken` that an engine can read beside them; a warning names the others.
+
+    Engines take names that differ in case alone for one, and know no empty name.
+    """
+    used = {name.lower() for name in taken} | {""}
+    kept: list[str] = []
+    for name in (name for name in columns if name not in taken):
+        if name.lower() not in used:
+            kept.append(name)
+        used.add(name.lower())
+    left = [name for name in columns if name and name not in kept and name not in taken]
+    if left:
+        log.warning("columns of %s are not kept: other columns differ from them in case alone: %s", file, ", ".join(left))
+    return kept
+
+
+def other_columns(raw: dict[str, ir.Value], taken: Collection[str], file: str) -> dict[str, ir.Value]:
+    """Return those columns that can be kept under their own names, in the form of `as_raw`; a warning names the others."""
+    used = {name.lower() for name in taken} | {name for inner in INTERNAL for name in (inner, f"{inner}_right")}
+    kept: dict[str, ir.Value] = {}
+    left: list[str] = []
+    for name in raw:
+        value = None if name.lower() in used else as_raw(raw[name])
+        if value is None:
+            left.append(name)
+        else:
+            kept[name] = value
+    if left:
+        log.warning(
+            "columns of %s are not kept, because their names are reserved or their types cannot be compared: %s",
+            file,
+            ", ".join(left),
+        )
+    return kept
+
+
+def as_raw(value: ir.Value) -> ir.Value | None:
+    """Return a column as a number, a text or a list of texts, null where it is empty; None where it is none of these."""
+    kind = value.type()
+    if kind.is_string():
+        text: ir.StringValue = value.nullif("")
+        return text
+    if kind.is_boolean() or kind.is_temporal() or kind.is_uint64():
+        return value.cast("string")
+    if kind.is_integer():
+        return value.cast("int64")
+    if kind.is_floating() or kind.is_decimal():
+        number = value.cast("float64")
+        return ibis.ifelse(number.isnan() | number.isinf(), ibis.null("float64"), number)
+    if kind.is_array() and (kind.value_type.is_string() or kind.value_type.is_primitive() or kind.value_type.is_temporal()):
+        return value.cast("array<string>")
+    return None
+
+
+def union(parts: Sequence[ir.Table]) -> ir.Table:
+    """Return the rows of all tables: null where a table lacks a column, text where the types differ."""
+    if len(parts) == 1:
+        return parts[0]
+    kinds: dict[str, set[str]] = {}
+    for part in parts:
+        for name in part.columns:
+            kinds.setdefault(name, set()).add(str(part[name].type().copy(nullable=True)))
+    types = {name: next(iter(found)) if len(found) == 1 else "string" for name, found in kinds.items()}
+    return ibis.union(
+        *(
+            part.select(**{n: part[n].cast(kind) if n in part.columns else ibis.null(kind) for n, kind in types.items()})
+            for part in parts
+        )
+    )
+
+
+def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
+    """Return the rows with text columns as numbers, or lists of texts, where every value is one."""
+    texts = [name for name in names if rows[name].type().is_string()]
+    if not texts:
+        return rows
+    checks = {"number": NUMBER, "whole": WHOLE, "list": r"^\[.*\]$"}
+    asked = {
+        f"{place} {check}": (rows[name].re_search(pattern) & ((check == "list") | (rows[name].length() <= MAX_CHARS))).all()
+        for place, name in enumerate(texts)
+        for check, pattern in checks.items()
+    }
+    (every,) = rows.aggregate(**asked).to_pyarrow().to_pylist()
+    columns: dict[str, ir.Value] = {}
+    for place, name in enumerate(texts):  # a check of a column without values is null
+        if every[f"{place} number"]:
+            columns[name] = rows[name].try_cast("int64" if every[f"{place} whole"] else "float64")
+        elif every[f"{place} list"]:
+            columns[name] = rows[name].try_cast("json").cast("array<string>")
+    return rows.mutate(**columns)
