@@ -84,7 +84,7 @@ export class Details {
   line(place) {
     const name = h("button", { type: "button", class: "name", onclick: () => this.open(place.item_id) }, place.name);
     const known = this.has(place.item_id);
-    const label = known ? `In the history: ${place.name}` : `Add ${place.name} to the history`;
+    const label = known ? `Added to the history: ${place.name}` : `Add ${place.name} to the history`;
     const add = h(
       "button",
       { type: "button", class: "add", "aria-label": label, disabled: known, onclick: () => this.add(place) },
