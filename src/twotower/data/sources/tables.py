@@ -91,6 +91,9 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
     )
 
 
+Scanned = tuple[ir.Table, Locate, Close, Path, int]
+
+
 class Fields:
     """Typed columns of one scanned file, whose own columns are named "raw NAME", and the checks for bad rows."""
 
@@ -227,19 +230,12 @@ class _Reader:
             parts.append(rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)))
         return union(parts)
 
-    def scans(
-        self, table: TableConfig, section: str, names: list[str], others: bool = False
-    ) -> Iterator[tuple[ir.Table, Locate, Close, Path, int]]:
+    def scans(self, table: TableConfig, section: str, names: list[str], others: bool = False) -> Iterator[Scanned]:
         """Yield, for each file of a table: rows for `Fields`, `locate`, `close`, the file, and the order of its first row."""
         for number, file in enumerate(_files(self.base, table.path, section)):
             rows, locate, close = scan_file(self.engine, file, names, section, self.rejects, others=others)
-            yield (
-                rows.rename({f"raw {name}": name for name in rows.columns if name != ROW or name in names}),
-                locate,
-                close,
-                file,
-                number * FILE_ORDERS,
-            )
+            named = rows.rename({f"raw {name}": name for name in rows.columns if name != ROW or name in names})
+            yield named, locate, close, file, number * FILE_ORDERS
 
 
 def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Table, ir.Table | None]:
