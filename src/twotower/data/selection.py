@@ -135,7 +135,7 @@ def _weighed(stage: Stage, events: ir.Table) -> ir.Table:
     if prepare.event_weights:
         known = {*events.select(EVENT_TYPE).distinct().to_pyarrow()[EVENT_TYPE].to_pylist(), *stage.config.data.events}
         for name in sorted(prepare.event_weights.keys() - known):
-            raise ConfigError(f"prepare.event_weights has the event type {name!r}, which the data lacks.{nearest(name, known)}")
+            raise ConfigError(f"prepare.event_weights has the unknown event type {name!r}.{nearest(name, known)}")
     for name, value in sorted(prepare.event_weights.items()):
         weight = ibis.ifelse(events[EVENT_TYPE] == name, ibis.literal(value, "float32"), weight)
     least = prepare.positive_min_stars

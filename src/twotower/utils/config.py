@@ -58,7 +58,7 @@ class TrainingConfig(Settings):
     """Objective, loss, optimizer, schedule and stopping rule of the training."""
 
     recipe: Literal["auto", "fixed"] = "auto"
-    """How the recipe is chosen. "auto": if you set none of them, a recipe race on the validation part chooses `objective`,
+    """Choice of the recipe. "auto": if you set none of them, a recipe race on the validation part chooses `objective`,
     `batch_size`, `model.user_tower.num_blocks` and `pooling`. "fixed": no race; a finished run's configuration has this value."""
     objective: Annotated[str, Names("objective", ("any_event", "next_event"))] = "any_event"
     """Training objective. "any_event": predict any one event of a user from the other ones; "next_event": predict each event from

@@ -35,7 +35,7 @@ class ColumnConfig(Settings):
     name: str = Field(min_length=1)
     """Name of the feature."""
     kind: Literal["categorical", "multi", "number", "geo", "hours", "text", "vector"]
-    """How the column is read. "categorical": one label; "multi": several labels; "number"; "geo": latitude and longitude; "hours":
+    """Type of the feature. "categorical": one label; "multi": several labels; "number"; "geo": latitude and longitude; "hours":
     opening hours; "text"; "vector": a list of numbers."""
     columns: list[str] = []
     """Raw columns; empty: the column named like the feature. "geo" needs two: latitude, longitude."""
@@ -125,7 +125,7 @@ class DataConfig(Settings):
 
 
 class SplitConfig(Settings):
-    """How held-out events are chosen. With any kind of split, a part of 0 does not exist and its events go into training."""
+    """Choice of held-out events. With any kind of split, a part of 0 does not exist and its events go into training."""
 
     kind: Literal["time", "leave_one_out", "predefined"] = "time"
     """Kind of split. "time": the same cut dates for all users; "leave_one_out": the last positive event of a user is test,
@@ -162,7 +162,7 @@ class SplitConfig(Settings):
 
 
 class PrepareConfig(Settings):
-    """How raw tables become a dataset."""
+    """Steps from raw tables to a dataset."""
 
     engine: Literal["duckdb", "spark"] = "duckdb"
     """Engine that computes the tables. "duckdb": in this process; "spark": on a cluster (extra `spark`). The rows are the same."""

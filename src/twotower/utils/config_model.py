@@ -66,7 +66,7 @@ class UserTowerConfig(TowerConfig):
     """Number of self-attention blocks over the history; 0 pools the items directly. null: 1 if events have times and targets come
     after the history, else 0."""
     pooling: Annotated[str, Names("pooling", ("mean", "last", "attention"))] = "mean"
-    """How the history becomes one vector. "mean": average; "last": the latest event; "attention": learned weights."""
+    """Method that turns the history into one vector. "mean": average; "last": the latest event; "attention": learned weights."""
     max_history: int = Field(50, ge=1)
     """Number of most recent events that are read."""
     history_dropout: float = Field(0.5, ge=0, lt=1)
@@ -102,7 +102,7 @@ class EmbeddingConfig(Settings):
     max_rows: int | None = Field(None, ge=8)
     """Largest number of rows. A table with more ids is hashed into this many rows, and an id is the sum of two. null: no limit."""
     hashing: Literal["double", "quotient_remainder"] = "double"
-    """How the two rows of an id are chosen: by two hash functions, or by quotient and remainder (each pair is unique)."""
+    """Choice of the two rows: "double": two hash functions; "quotient_remainder": quotient and remainder (unique pairs)."""
 
     @model_validator(mode="after")
     def _short_types_by_rows(self) -> EmbeddingConfig:

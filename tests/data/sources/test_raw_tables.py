@@ -147,7 +147,10 @@ def test_the_limit_is_a_share_of_each_files_rows(bad: int, rows: int, limit: flo
     if not fails:
         rejects.check()
     else:
-        with pytest.raises(DataError, match=rf"small has {bad} of {rows} \({bad / rows:.2%}\): small:1 reason 0.*raise the limit"):
+        with pytest.raises(
+            DataError,
+            match=rf"small has {bad} unreadable rows of {rows} \({bad / rows:.2%}\): small:1 reason 0.*raise data.max_reject_frac",
+        ):
             rejects.check()
     written = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert [row["line"] for row in written] == list(range(1, bad + 1)) and {len(row["text"]) for row in written} == {200}
@@ -160,7 +163,9 @@ def test_the_error_shows_the_first_three(tmp_path: Path) -> None:
     rejects.total("f", 10)
     with pytest.raises(DataError) as caught:
         rejects.check()
-    assert "f:3 r" in str(caught.value) and "f:4" not in str(caught.value) and "5 of 10 (50.00%)" in str(caught.value)
+    assert (
+        "f:3 r" in str(caught.value) and "f:4" not in str(caught.value) and "5 unreadable rows of 10 (50.00%)" in str(caught.value)
+    )
 
 
 TIMES = {

@@ -140,7 +140,7 @@ def test_bad_lines_are_rejected_alone(tmp_path: Path) -> None:
 def test_a_missing_file_is_named_with_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "Yelp.txt").write_text("1 2\n")
     for setting in ("train", "test", "attributes", "items"):
-        with pytest.raises(DataError, match=rf"data.sequences.{setting} must be a file.*none.txt; .* holds Yelp.txt"):
+        with pytest.raises(DataError, match=rf"none.txt: .* holds Yelp.txt. data.sequences.{setting} must be a file"):
             read(tmp_path, **{"train": "Yelp.txt", setting: "none.txt"})
 
 

@@ -280,7 +280,7 @@ def test_users_have_features_and_a_first_day(tmp_path: Path) -> None:
 def test_an_unknown_column_names_the_nearest_and_the_file(events: Callable[..., Read]) -> None:
     with pytest.raises(DataError, match=r"e.csv has no column 'wen', which data.interactions uses. Did you mean 'when'\?"):
         events(EVENTS, time="wen")
-    with pytest.raises(DataError, match=r"columns of e.jsonl. It has no 'zzz'. Known: item_id, user_id."):
+    with pytest.raises(DataError, match=r"e.jsonl has no column 'zzz', which data.interactions uses. Known: item_id, user_id."):
         events('{"user_id": "u", "item_id": "i"}', "e.jsonl", stars="zzz")
 
 
@@ -309,14 +309,14 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(events: Callable[..., Rea
         ({"users": {"features": [{"name": "x", "kind": "text", "colums": ["y"]}]}}, "Did you mean 'columns'"),
         ({"users": {"features": [{"name": "", "kind": "text"}]}}, "at least 1 character"),
         ({"items": {"features": [{"name": "at", "kind": "geo"}]}}, "'at' has the columns at. Kind 'geo' needs two columns"),
-        ({"items": {"features": [{"name": "t", "kind": "text", "columns": ["a", "b"]}]}}, "'text' has one column"),
+        ({"items": {"features": [{"name": "t", "kind": "text", "columns": ["a", "b"]}]}}, "'text' needs one column"),
         (
             {
                 "items": {
                     "features": [{"name": "t", "kind": "text", "columns": ["a"]}, {"name": "n", "kind": "number", "columns": ["a"]}]
                 }
             },
-            "'a' is used as string and as number",
+            "'a' of data.items is used as string and as number",
         ),
         (
             {"items": {"name": "title", "features": [{"name": "name", "kind": "text"}]}},

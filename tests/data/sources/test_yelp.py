@@ -126,7 +126,9 @@ def test_one_bad_visit_in_a_line_of_checkins_loses_only_itself(read: Callable[..
 
 
 def test_too_many_bad_rows_are_an_error(read: Callable[..., Read]) -> None:
-    with pytest.raises(DataError, match=r"review.json has 1 of 2 \(50.00%\): review.json:2 not a complete JSON object"):
+    with pytest.raises(
+        DataError, match=r"review.json has 1 unreadable rows of 2 \(50.00%\): review.json:2 not a complete JSON object"
+    ):
         read(review=[REVIEW, '{"review_id": "'], settings={"max_reject_frac": 0.01})
 
 

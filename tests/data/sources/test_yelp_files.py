@@ -45,7 +45,7 @@ def test_a_plain_file_is_preferred_to_its_gzipped_copy(tmp_path: Path) -> None:
 def test_two_files_for_one_table_are_refused(tmp_path: Path) -> None:
     for name in ("business.json", "tip.json", "yelp_academic_dataset_tip.json"):
         write(tmp_path, name, [])
-    with pytest.raises(DataError, match=r"has tip.json and yelp_academic_dataset_tip.json. Move one away"):
+    with pytest.raises(DataError, match=r"has tip.json and yelp_academic_dataset_tip.json for the table 'tip'. .* Move one away"):
         find_files(tmp_path)
 
 
@@ -61,10 +61,10 @@ def test_two_releases_are_refused(tmp_path: Path) -> None:
     [
         ([], ["review"], "holds nothing"),
         (["notes.txt"], ["review"], "holds notes.txt"),
-        (["business.json"], ["review", "tip"], "Found business.json "),
-        (["review.json"], ["review", "tip"], "Found review.json "),
-        (["business.json", "checkin.json"], ["review", "tip", "checkin"], "Found business.json, checkin.json "),
-        (["business.json", "tip.json"], ["review"], "Found business.json, tip.json "),
+        (["business.json"], ["review", "tip"], "found business.json. "),
+        (["review.json"], ["review", "tip"], "found review.json. "),
+        (["business.json", "checkin.json"], ["review", "tip", "checkin"], "found business.json, checkin.json. "),
+        (["business.json", "tip.json"], ["review"], "found business.json, tip.json. "),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(tables: list[str], events: list[str], message: str, tmp_path: Path) -> None:
@@ -81,5 +81,5 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_event_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"Got 'reviews'. Did you mean 'review'\?"):
+    with pytest.raises(ConfigError, match=r"unknown table 'reviews'. Did you mean 'review'\?"):
         Read(tmp_path, events=["reviews"])

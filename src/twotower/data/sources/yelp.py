@@ -84,7 +84,7 @@ def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables
     """
     for name in config.events:
         if name not in EVENTS:
-            raise ConfigError(f"data.events has the unknown table {name!r}. Allowed: {', '.join(EVENTS)}.{nearest(name, EVENTS)}")
+            raise ConfigError(f"data.events has the unknown table {name!r}.{nearest(name, EVENTS)}")
     files = find_files(config.path)
     kinds = [kind for kind in EVENTS if kind in files and kind in config.events]
     if "business" not in files or not {"review", "tip"} & set(kinds):
