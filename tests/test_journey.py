@@ -88,7 +88,7 @@ def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     assert everything["train_events"] == everything["events"] == counts[0]["events"]
     assert lines(capsys, "recommend", str(tmp_path / "all"), "--user", str(before.user_ids[-1]), "--json")
     assert main(["refit", str(tmp_path / "all" / "model"), "--out", str(tmp_path / "twice")]) == 2
-    assert "A refit needs a run with a validation part" in capsys.readouterr().err
+    assert "has no validation part. A refit needs one" in capsys.readouterr().err
 
 
 def test_recommend_for_known_unknown_and_filtered(journey, capsys):
