@@ -164,7 +164,7 @@ def _gpu(number: int, machine: MachineInfo, others: bool) -> Finding:
     gpu, name = machine.torch.gpus[number], f"gpu {number}"
     found = f"{gpu.name}, capability {_dots(gpu.capability)}, {gpu.memory_bytes / GB:.0f} GB."
     if number not in machine.torch.usable:
-        missing = f"This PyTorch has no kernels for it (only for {' '.join(machine.torch.arch_list)})."
+        missing = f"This PyTorch has no kernels for it ({' '.join(machine.torch.arch_list)}): the first operation on it fails."
         advice = f"{missing} {_way_out(gpu, machine)}"
         return Finding(name, WARNING if others else PROBLEM, found, advice)
     if gpu.memory_bytes < MIN_GPU_BYTES:
