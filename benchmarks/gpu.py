@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
+import signal
 import subprocess
 import sys
 import tarfile
@@ -86,15 +88,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if given.worker:
         return work(given)
+    if given.part_limit_s < MIN_PART_S:
+        sys.stderr.write(f"--part-limit-s is {given.part_limit_s:g}. It must be at least {MIN_PART_S}.\n")
+        return 2
     if given.prepare:
+        if not os.environ.get("TWOTOWER_DATA"):
+            sys.stderr.write("TWOTOWER_DATA is not set. --prepare needs the folder of the real data. Set it.\n")
+            return 2
         return prepare(given.prepare)
     if given.device == "auto":
-        import torch
+        from twotower.trainers.optimizer import choose_device
 
-        given.device = "cuda" if torch.cuda.is_available() else "cpu"
+        given.device = choose_device("auto").type  # a GPU without kernels is none
     given.out.mkdir(parents=True, exist_ok=True)
     given.data = unpacked(given)
     chosen = [part for part in PARTS if (part.quick or not given.quick) and all(word in part.name for word in given.only)]
+    if not chosen:
+        sys.stderr.write(
+            f"No part has {' and '.join(map(repr, given.only))} in its name. Parts: {'; '.join(p.name for p in PARTS)}.\n"
+        )
+        return 2
     rows = run_parts(chosen, given)
     sys.stdout.write(table(rows))
     return int(any(row["failed"] for row in rows))
@@ -156,7 +169,7 @@ def watch(parts: Sequence[Part], given: argparse.Namespace, began: float, tell: 
         places = ["--out", str(given.out), "--data", str(given.data), "--scratch", scratch]
         names = [word for part in parts for word in ("--part", part.name)]
         command = [sys.executable, __file__, "--worker", "--device", given.device, *places, *names]
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        worker = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
         answers, done = _rows_of(worker), 0
         for part in parts:
             started = time.perf_counter()
@@ -168,8 +181,7 @@ def watch(parts: Sequence[Part], given: argparse.Namespace, began: float, tell: 
             with suppress(queue.Empty):
                 row = answers.get(timeout=limit)
             if row is None:
-                worker.kill()
-                worker.wait()
+                _end(worker)
                 taken = time.perf_counter() - started
                 why = f"ended after {taken:.0f} s, its limit" if taken >= limit else f"its process ended with {worker.returncode}"
                 row = {"gpu_part": part.name, "ok": False, "failed": True, "seconds": round(taken, 1), "error": why}
@@ -177,9 +189,15 @@ def watch(parts: Sequence[Part], given: argparse.Namespace, began: float, tell: 
             tell(row)
             if row["failed"]:
                 break
-        worker.kill()
-        worker.wait()
+        _end(worker)
     return done
+
+
+def _end(worker: subprocess.Popen[str]) -> None:
+    """End a worker with all the programs that it started: they would hold the device."""
+    with suppress(ProcessLookupError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
 
 
 def _rows_of(worker: subprocess.Popen[str]) -> queue.Queue[Row | None]:
@@ -251,7 +269,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help="auto: a GPU if there is one")
     parser.add_argument("--quick", action="store_true", help="the short form, on a simulated town alone")
-    parser.add_argument("--only", action="append", default=[], metavar="WORD", help="parts whose name holds WORD; repeatable")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="WORD", help="parts with WORD in their name; all WORDs must match"
+    )
     parser.add_argument(
         "--data", type=Path, default=Path(".gpu"), help="folder that --prepare made, or of datasets by name (default: .gpu)"
     )

@@ -133,6 +133,24 @@ def test_a_step_reads_nothing_back_but_for_the_log(dataset: Dataset, tmp_path: A
     assert counted == [[], [], [], ["tolist"]] * 2
 
 
+def test_the_loop_reads_back_for_the_log_alone(dataset: Dataset, tmp_path: Any) -> None:
+    """All of `fit` between two validations: twelve steps, three lines of the log."""
+    config = settings(log_every=4, eval_every_epochs=1000.0, max_steps=1000)
+    trainer = TwoTowerTrainer(dataset, config, tmp_path)
+    step, counted = trainer._step, []
+
+    def counting(batch: Any, board: Any) -> None:
+        step(batch, board)
+        counted.append(len(reads.found))
+        if trainer.state.step == 14:
+            raise KeyboardInterrupt
+
+    trainer._step = counting  # type: ignore[method-assign]
+    with Reads() as reads, pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert counted[13] - counted[1] == 3, "of steps 3 to 14"
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_distinct_rows_of_a_known_length_are_those_of_unique(size: int) -> None:
     row = torch.randint(0, size // 2 + 1, (size,), generator=torch.Generator().manual_seed(size))

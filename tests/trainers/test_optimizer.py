@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from twotower.errors import TrainingError
+from twotower.trainers import base_trainer
 from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import parse_config
@@ -51,6 +52,46 @@ def test_gradients_that_overflow_unscaled_are_an_error(dataset, tmp_path):
     assert trainer.state.step == 3, "the first line of the log is the first to be told"
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name]) or name == "tables.item/id.weight", name
+
+
+def test_the_scale_recovers_by_itself(dataset, tmp_path):
+    """A scale that overflows for some steps is halved until they are taken; good steps are counted from the last overflow."""
+    trainer = TwoTowerTrainer(dataset, settings(precision="fp16", log_every=1000), tmp_path)
+    trainer.state.total_steps = 20
+    trainer.scaler.scale.fill_(2.0**32)
+    before = trainer.model.user_tower.stars.clone()
+    goods = []
+    for batch in [*trainer.batches(0, 0), *trainer.batches(1, 0)][:20]:
+        trainer._step(batch, None)
+        goods.append(int(trainer.scaler.good))
+    skipped = goods.count(0)
+    assert 0 < skipped < 20 and goods == [0] * skipped + list(range(1, 21 - skipped))
+    assert float(trainer.scaler.scale) == 2.0 ** (32 - skipped)
+    assert not torch.equal(trainer.model.user_tower.stars, before)
+    trainer.scaler.update(torch.tensor(False))
+    assert int(trainer.scaler.good) == 0
+
+
+def test_a_scaled_norm_is_logged_unscaled(dataset, tmp_path):
+    norms = []
+    for precision in ("fp32", "fp16"):
+        TwoTowerTrainer(dataset, settings(precision=precision, max_steps=3), tmp_path / precision).fit()
+        norms.append(figures(tmp_path / precision, "grad_norm"))
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
+@pytest.mark.parametrize(("first", "second", "scale"), [("fp16", "fp32", 1.0), ("fp32", "fp16", 65536.0), ("fp16", "fp16", 512.0)])
+def test_a_run_resumed_in_another_precision_has_the_scale_of_its_own(dataset, tmp_path, monkeypatch, first, second, scale):
+    """As "auto" may mean another precision on another device, with the same settings."""
+    chosen = {"fp16": torch.float16, "fp32": torch.float32}
+    monkeypatch.setattr(base_trainer, "choose_precision", lambda *_: chosen[first])
+    trainer = TwoTowerTrainer(dataset, settings(max_steps=4), tmp_path)
+    trainer.scaler.scale.fill_(512.0 if first == "fp16" else 1.0)
+    trainer._save("last.pt")
+    monkeypatch.setattr(base_trainer, "choose_precision", lambda *_: chosen[second])
+    resumed = TwoTowerTrainer(dataset, settings(max_steps=4), tmp_path)
+    resumed._load()
+    assert float(resumed.scaler.scale) == scale
 
 
 def test_precision_follows_the_hardware():

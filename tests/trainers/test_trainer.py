@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -182,18 +184,63 @@ def test_without_a_validation_part_the_end_of_the_schedule_is_the_model(dataset,
     assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == 10
 
 
-def test_non_finite_loss_is_an_error_before_the_update(dataset, tmp_path):
-    trainer = TwoTowerTrainer(dataset, settings(), tmp_path)
-    before = trainer.model.log_temperature.clone()
+@pytest.mark.parametrize("tables", [{}, {"item.id": {"update": "sparse"}}])
+def test_a_loss_that_is_not_finite_changes_no_weight_and_no_checkpoint(dataset, tmp_path, tables):
+    """From the step that has it on: the first line of the log says which step it was."""
+    values = settings(log_every=7, max_steps=20).model_dump(mode="json")
+    values["model"]["tables"] = tables
+    trainer = TwoTowerTrainer(dataset, parse_config(values), tmp_path)
+    trainer.begin()
+    trainer.state.total_steps = trainer.last_step = 20
+    batches = [*trainer.batches(0, 0), *trainer.batches(1, 0)][:7]
+    for batch in batches[:2]:
+        trainer._step(batch, None)
+    trainer._save("last.pt")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     real = trainer.backward
     trainer.backward = lambda batch, scale: (real(batch, scale)[0] * float("nan"), 1)
-    with pytest.raises(TrainingError, match="The loss at step 1 is not finite"):
-        trainer.fit()
-    assert torch.equal(before, trainer.model.log_temperature)
+    for batch in batches[2:4]:
+        trainer._step(batch, None)
+    trainer.backward = real
+    for batch in batches[4:6]:
+        trainer._step(batch, None)
+    saved = (tmp_path / "last.pt").read_bytes()
+    for fails in (lambda: trainer._save("last.pt"), lambda: trainer._validate(None), lambda: trainer._step(batches[6], None)):
+        with pytest.raises(TrainingError, match=r"step 3"):
+            fails()
+    assert (tmp_path / "last.pt").read_bytes() == saved
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_mean_training_loss_is_that_since_the_last_validation(dataset, tmp_path):
+    """Also of a run that was cut between two validations."""
+    config = settings(eval_every_epochs=0.4, max_steps=20)
+    TwoTowerTrainer(dataset, config, tmp_path / "whole").fit()
+    broken = TwoTowerTrainer(dataset, config, tmp_path / "broken")
+    step = broken._step
+
+    def then_stop(batch, board):
+        step(batch, board)
+        if broken.state.step == 10:
+            broken._save("last.pt")
+            raise KeyboardInterrupt
+
+    broken._step = then_stop
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit()
+    TwoTowerTrainer(dataset, config, tmp_path / "broken").fit(resume=True)
+    for name in ("whole", "broken"):
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+        checks = [(row["step"], row["stats"]["training_loss"]) for row in rows if "stats" in row]
+        assert len(checks) > 1
+        for (begin, _), (end, mean) in pairwise([(0, 0.0), *checks]):
+            assert mean == pytest.approx(np.mean([losses[n] for n in range(begin + 1, end + 1)]), rel=1e-6), (name, end)
 
 
 def test_resume_says_what_is_wrong(dataset, tmp_path):
-    with pytest.raises(TrainingError, match="Found none"):
+    with pytest.raises(TrainingError, match="No checkpoint at"):
         TwoTowerTrainer(dataset, settings(), tmp_path).fit(resume=True)
     TwoTowerTrainer(dataset, settings(max_steps=2), tmp_path).fit()
     with pytest.raises(TrainingError, match=r"training\.learning_rate was 0\.01, is 0\.02"):

@@ -163,9 +163,11 @@ class LossScale:
 
     def state(self) -> list[float]:
         """Return the state for a checkpoint."""
-        return [float(self.scale), int(self.good)]
+        return [float(self.enabled), float(self.scale), int(self.good)]
 
     def load(self, state: Sequence[float]) -> None:
-        """Restore what `state` returned."""
-        self.scale.fill_(state[0])
-        self.good.fill_(int(state[1]))
+        """Restore what `state` returned. A run that is resumed in another precision, on another device, keeps its own start."""
+        enabled, scale, good = state
+        if self.enabled and enabled:
+            self.scale.fill_(scale)
+            self.good.fill_(int(good))
