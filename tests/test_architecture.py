@@ -35,6 +35,7 @@ ORDER = [
 ]
 PLACES = [place for row in ORDER for place in row.split()]
 MAX_LOOSE, MAX_FOLDERS = 8, 20
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 50
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.read_text().strip()]  # an empty `__init__.py` has no imports
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in FILES}
@@ -81,6 +82,33 @@ def test_the_package_has_few_rooms() -> None:
     loose = {module for module in MODULES if "/" not in module}
     assert len(folders) <= MAX_FOLDERS and len(loose) <= MAX_LOOSE
     assert set(PLACES) == folders | loose, "ORDER names what does not exist"
+
+
+def long_functions(source: str) -> list[str]:
+    """Return the functions of a file that have too many lines, docstrings aside."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = int(node.end_lineno or 0) - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                lines -= int(node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                found.append(f"{node.name}: {lines}")
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_files_and_functions_are_short(module: str) -> None:
+    source = MODULES[module].read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= MAX_FILE_LINES
+    assert not long_functions(source)
+
+
+def test_a_long_function_is_found() -> None:
+    def function(lines: int) -> str:
+        return 'def f():\n    """Return.\n\n    More.\n    """\n' + "    x = 1\n" * (lines - 1)
+
+    assert long_functions(function(50)) == [] and long_functions(function(51)) == ["f: 51"]
 
 
 def test_an_import_is_found_wherever_it_stands() -> None:

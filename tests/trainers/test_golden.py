@@ -37,6 +37,16 @@ GOLDEN = {
     "leave one out, without times": {"prepare": {"split": {"kind": "leave_one_out"}}},
     "sets, a given split": {"prepare": {"split": {"kind": "predefined", "valid": 0.2}}},
 }
+DRAWN = {
+    f"{name}, ids drawn": {
+        "prepare": {"split": {"kind": "leave_one_out"}},
+        **values,
+        "model": {**values.get("model", {}), "item_tower": {**values.get("model", {}).get("item_tower", {}), "id_init": "random"}},
+    }
+    for name, values in GOLDEN.items()
+    if name != "leave one out, without times"  # the recipe is that here
+}
+"""The same on sequences, whose ids begin at random: no iALS, text or place depends on the processor."""
 
 
 def sequences(folder: Path, values: dict[str, object]) -> Dataset:
@@ -51,14 +61,16 @@ def sequences(folder: Path, values: dict[str, object]) -> Dataset:
     return Dataset.open(folder / "dataset")
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", [*GOLDEN, *DRAWN])
 def test_golden_losses(dataset, tmp_path, name):
     """A change that is not meant to change results must keep these values."""
     short = {"max_steps": 20, "log_every": 1, "eval_every_epochs": 1000, "batch_size": 128}
-    values = {**GOLDEN[name], "training": {**short, **GOLDEN[name].get("training", {})}}
+    chosen = {**GOLDEN, **DRAWN}[name]
+    values = {**chosen, "training": {**short, **chosen.get("training", {})}}
     if "prepare" in values:
         dataset = sequences(tmp_path / "sequences", values)
     TwoTowerTrainer(dataset, parse_config(values), tmp_path).fit()
     golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
     # Ids that begin as factors differ by processor: iALS in float32 on another kernel of BLAS moves a loss by up to .0019 of it.
-    assert figures(tmp_path, "loss") == pytest.approx(golden[name], rel=1e-4 if name == "compact tables" else 5e-3)
+    loose = 1e-4 if name == "compact tables" else 5e-3
+    assert figures(tmp_path, "loss") == pytest.approx(golden[name], rel=1e-6 if name in DRAWN else loose)

@@ -144,41 +144,7 @@ def _attributes(truth: Truth, i: int, leaf: words.Category, coin: Any) -> Row:
     parking = {"garage": elegant > 0.5, "street": trendy > 0, "validated": False, "lot": adult < 0.3, "valet": elegant > 0.75}
     found["BusinessParking"] = "None" if coin[7] < 0.03 else _literal(parking, "")
     if eats:
-        noise = ("quiet", "average", "loud", "very_loud")[int(np.searchsorted([-0.45, 0.4, 0.75], loud))]
-        found["NoiseLevel"] = f"{prefix}'{noise}'"
-        found["RestaurantsAttire"] = f"{prefix}'{'formal' if elegant > 0.9 else 'dressy' if elegant > 0.6 else 'casual'}'"
-        found["Alcohol"] = (
-            f"{prefix}'{'full_bar' if adult > 0.3 or leaf.rhythm == 'night' else 'beer_and_wine' if adult > -0.2 else 'none'}'"
-        )
-        found["RestaurantsReservations"] = str(elegant > 0.2)
-        found["RestaurantsTableService"] = str(elegant > -0.3)
-        found["RestaurantsTakeOut"] = "None" if coin[8] < 0.04 else str(elegant < 0.5)
-        found["RestaurantsDelivery"] = "None" if coin[9] < 0.05 else str(trendy > 0.1)
-        found["HasTV"] = str(loud > 0)
-        found["OutdoorSeating"] = "None" if coin[10] < 0.04 else str(trendy > 0)
-        mood = {
-            "romantic": adult > 0.5 and loud < 0,
-            "intimate": adult > 0.6 and loud < -0.2,
-            "classy": elegant > 0.4,
-            "hipster": trendy > 0.6,
-        }
-        mood |= {
-            "divey": elegant < -0.6 and loud > 0,
-            "touristy": False,
-            "trendy": trendy > 0.4,
-            "upscale": elegant > 0.7,
-            "casual": elegant < 0.2,
-        }
-        found["Ambience"] = _literal(mood, prefix)
-        meal = {
-            "dessert": False,
-            "latenight": leaf.rhythm == "night",
-            "lunch": leaf.rhythm == "meal",
-            "dinner": leaf.rhythm == "meal",
-        }
-        found["GoodForMeal"] = _literal(
-            {**meal, "brunch": leaf.rhythm == "morning" and trendy > 0, "breakfast": leaf.rhythm == "morning"}, ""
-        )
+        found |= _of_meals((loud, elegant, trendy, adult), leaf.rhythm, prefix, coin)
     if leaf.rhythm == "night":
         found["Music"] = _literal(
             {"dj": loud > 0.5, "background_music": loud < 0.2, "no_music": None, "jukebox": elegant < -0.4, "live": loud > 0.1},
@@ -191,6 +157,47 @@ def _attributes(truth: Truth, i: int, leaf: words.Category, coin: Any) -> Row:
     if not eats:
         found["ByAppointmentOnly"] = str(leaf.rhythm == "service" and elegant > 0)
     return {name: value for k, (name, value) in enumerate(found.items()) if coin[13 + k] > 0.2}  # one in five is missing
+
+
+def _of_meals(taste: tuple[float, ...], rhythm: str, prefix: str, coin: Any) -> Row:
+    """Attributes of a place where people eat or drink."""
+    loud, elegant, trendy, adult = taste
+    noise = ("quiet", "average", "loud", "very_loud")[int(np.searchsorted([-0.45, 0.4, 0.75], loud))]
+    found: Row = {"NoiseLevel": f"{prefix}'{noise}'"}
+    found["RestaurantsAttire"] = f"{prefix}'{'formal' if elegant > 0.9 else 'dressy' if elegant > 0.6 else 'casual'}'"
+    found["Alcohol"] = (
+        f"{prefix}'{'full_bar' if adult > 0.3 or rhythm == 'night' else 'beer_and_wine' if adult > -0.2 else 'none'}'"
+    )
+    found["RestaurantsReservations"] = str(elegant > 0.2)
+    found["RestaurantsTableService"] = str(elegant > -0.3)
+    found["RestaurantsTakeOut"] = "None" if coin[8] < 0.04 else str(elegant < 0.5)
+    found["RestaurantsDelivery"] = "None" if coin[9] < 0.05 else str(trendy > 0.1)
+    found["HasTV"] = str(loud > 0)
+    found["OutdoorSeating"] = "None" if coin[10] < 0.04 else str(trendy > 0)
+    mood: dict[str, bool | None] = {
+        "romantic": adult > 0.5 and loud < 0,
+        "intimate": adult > 0.6 and loud < -0.2,
+        "classy": elegant > 0.4,
+        "hipster": trendy > 0.6,
+    }
+    mood |= {
+        "divey": elegant < -0.6 and loud > 0,
+        "touristy": False,
+        "trendy": trendy > 0.4,
+        "upscale": elegant > 0.7,
+        "casual": elegant < 0.2,
+    }
+    found["Ambience"] = _literal(mood, prefix)
+    meal: dict[str, bool | None] = {
+        "dessert": False,
+        "latenight": rhythm == "night",
+        "lunch": rhythm == "meal",
+        "dinner": rhythm == "meal",
+        "brunch": rhythm == "morning" and trendy > 0,
+        "breakfast": rhythm == "morning",
+    }
+    found["GoodForMeal"] = _literal(meal, "")
+    return found
 
 
 def _literal(values: dict[str, bool | None], prefix: str) -> str:
