@@ -225,10 +225,10 @@ class _Reader:
 
     def texts(self, table: TableConfig, section: str, name: str) -> ir.Table:
         """Return a column of all files of a table as `TEXT`, with `ORDER`; bad rows are included."""
-        parts = []
-        for rows, *_, place in self.scans(table, section, [name]):
-            parts.append(rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)))
-        return union(parts)
+        scans = self.scans(table, section, [name])
+        return union(
+            [rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)) for rows, *_, place in scans]
+        )
 
     def scans(self, table: TableConfig, section: str, names: list[str], others: bool = False) -> Iterator[Scanned]:
         """Yield, for each file of a table: rows for `Fields`, `locate`, `close`, the file, and the order of its first row."""
