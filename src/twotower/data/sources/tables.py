@@ -1,7 +1,6 @@
 """Read your own CSV, Parquet or JSON-lines tables, as described in the configuration, as raw tables.
 
-Paths may be globs; CSV and JSON lines may be gzipped. Feature columns keep their names. A missing column is an error that names the
-file; a value that does not fit the kind of its column makes a bad row.
+Paths may be globs; CSV and JSON lines may be gzipped. A value that does not fit the kind of its column makes a bad row.
 """
 
 from __future__ import annotations
@@ -225,10 +224,8 @@ class _Reader:
 
     def texts(self, table: TableConfig, section: str, name: str) -> ir.Table:
         """Return a column of all files of a table as `TEXT`, with `ORDER`; bad rows are included."""
-        scans = self.scans(table, section, [name])
-        return union(
-            [rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)) for rows, *_, place in scans]
-        )
+        scans = ((rows, place) for rows, *_, place in self.scans(table, section, [name]))
+        return union([rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)) for rows, place in scans])
 
     def scans(self, table: TableConfig, section: str, names: list[str], others: bool = False) -> Iterator[Scanned]:
         """Yield, for each file of a table: rows for `Fields`, `locate`, `close`, the file, and the order of its first row."""
