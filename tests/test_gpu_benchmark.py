@@ -14,7 +14,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 FAKE = """
-import os, time
+import os, subprocess, time
 from typing import NamedTuple
 
 class Found(NamedTuple):
@@ -35,6 +35,9 @@ def same_losses(bench):
 
 def variant(bench, name):
     if name == "micro-batches":
+        child = subprocess.Popen(["sleep", "1000"])
+        with open(os.path.join(os.path.dirname(__file__), "child"), "w") as file:
+            file.write(str(child.pid))
         time.sleep(1000)
     if name == "tables by rows":
         os._exit(3)
@@ -67,6 +70,8 @@ def test_a_part_that_fails_hangs_or_dies_never_stops_the_next(tmp_path: Path) ->
     assert wrong["failed"] and wrong["error"] == "wrong on purpose" and "Traceback" in wrong["traceback"]
     assert found["gradient checkpointing"]["ok"] is None and not found["gradient checkpointing"]["failed"]
     assert found["micro-batches"]["failed"] and "its limit" in found["micro-batches"]["error"]
+    child = Path("/proc") / (tmp_path / "child").read_text() / "cmdline"
+    assert not child.is_file() or b"sleep" not in child.read_bytes(), "what a part started ends with it"
     assert found["tables by rows"]["failed"] and "ended with 3" in found["tables by rows"]["error"]
     assert found["next event"]["name"] == "next event", "begun anew after each of the three"
     assert found["an overflow in fp16"]["ok"] is False and not found["an overflow in fp16"]["failed"]
