@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+import twotower.trainers  # noqa: F401 - first, so that a missing extra is one line
 from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
