@@ -196,7 +196,7 @@ def median_ms(run: Callable[[int], Any], times: int) -> float:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a free port of this machine."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The package as a stranger gets it: what is declared is what is imported and pinned, and the built wheel works on its own."""
+"""Test the package as a new user gets it: declared, imported and pinned packages agree, and the built wheel works alone."""
 
 from __future__ import annotations
 

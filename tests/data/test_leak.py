@@ -267,7 +267,7 @@ LIMITED = {"min_user_events": 2, "min_item_events": 2}
     [
         # Who has enough events is decided by later ones too.
         pytest.param(check_cut, selection, "is_training", all_events, LIMITED, id="minimum counts"),
-        # Whoever appears later counts as trained.
+        # Users who appear later count as trained.
         pytest.param(check_cut, preparing, "is_training", all_events, {}, id="trained rows", marks=pytest.mark.slow),
         pytest.param(check_cut, preparing, "fit_encoders", fit_on_everything, {}, id="vocabularies", marks=pytest.mark.slow),
         pytest.param(check_cut, preparing, "_item_text", text_of_everything, {}, id="text", marks=pytest.mark.slow),

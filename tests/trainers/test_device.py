@@ -249,6 +249,6 @@ def test_a_batch_packed_into_one_block_is_the_same_batch(loader: TrainLoader) ->
 def test_all_tensors_of_a_batch_move(loader: TrainLoader) -> None:
     moved = loader.batch(loader.plan(0)[0], 0, 0).to("meta")
     assert {tensor.device for tensor in tensors(moved)} == {META}
-    assert isinstance(moved.masked.offsets, np.ndarray), "in host memory: nobody waits for it"
+    assert isinstance(moved.masked.offsets, np.ndarray), "in host memory: read without waiting for the device"
     assert int(moved.masked.offsets[-1]) == len(moved.masked.example)
     assert all(len(part.items.row) >= FIRST_ROW for part in moved.users)

@@ -146,8 +146,8 @@ class Truth:
         """
         users = _rows(self.user_id, user_ids)
         if (users < 0).any():
-            stranger = user_ids[int(np.argmax(users < 0))]
-            raise DataError(f"User {stranger!r} is not in the simulated town. Use the truth file of the same raw folder.")
+            unknown_id = user_ids[int(np.argmax(users < 0))]
+            raise DataError(f"User {unknown_id!r} is not in the simulated town. Use the truth file of the same raw folder.")
         columns = np.arange(len(self.item_id)) if item_ids is None else _rows(self.item_id, item_ids)
         offsets, visited = history if history is not None else (np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int64))
         visited = columns[visited]
