@@ -56,6 +56,8 @@ class Layout:
         True if events have times; otherwise they only have positions.
     events
         Number of positive events of the training part.
+    half_lives
+        Half-lives in days of the popularities of an item; 0: all events count the same.
     """
 
     items: int
@@ -66,6 +68,7 @@ class Layout:
     ordered: bool = True
     timed: bool = True
     events: int = 0
+    half_lives: tuple[float, ...] = (0.0,)
 
     def resolve(self, config: ModelConfig) -> ModelConfig:
         """Return the settings with the sizes that are chosen from the data."""

@@ -43,14 +43,17 @@ def refit(run: Path, out: Path, *, include_test: bool = False, resume: bool = Fa
         raise DataError(f"{run} has no validation part. A refit needs one to know how long to train. Choose another run.")
     if run.resolve() in (out.resolve(), out.resolve() / "model"):
         raise DataError(f"{out} is the folder of the run. A refit needs its own folder. Choose another --out.")
-    config = parse_config(load_checkpoint(run / "best.pt")["config"])
+    checkpoint = load_checkpoint(run / "best.pt")
+    config = parse_config(checkpoint["config"])
+    # Without a validation part nothing can be fitted: the weights of the scores are those of the run.
+    priors = {name.removeprefix("priors."): value for name, value in checkpoint["model"].items() if name.startswith("priors.")}
     prepare = config.prepare.model_copy(update={"split": _split(config.prepare.split, include_test=include_test)})
     training = config.training.model_copy(update={"stop_frac": best["step"] / best["total_steps"]})
     evaluation = config.evaluation
     if not include_test and evaluation.tune_baselines:
         evaluation = evaluation.model_copy(update={"baseline_settings": _chosen(run, config)})
     changed = config.model_copy(update={"prepare": prepare, "training": training, "evaluation": evaluation})
-    return run_all(changed, out, resume=resume)
+    return run_all(changed, out, resume=resume, priors=priors)
 
 
 def _split(split: SplitConfig, *, include_test: bool) -> SplitConfig:

@@ -16,17 +16,20 @@ import torch
 import twotower.trainers  # noqa: F401 - first, so that a missing extra is one line
 from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import open_store, split_moment
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
 from twotower.errors import DataError
+from twotower.models.neural_retriever import NeuralRetriever
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
 from twotower.schema import FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
+from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
+from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.optimizer import choose_device, choose_precision
-from twotower.trainers.popularity_half_life import choose_half_life
 from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
 from twotower.trainers.run_files import config_diff
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
@@ -61,11 +64,19 @@ def prepare_stage(config: Config, out: Path) -> Json:
         return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
 
 
-def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None) -> Json:
+def train_stage(
+    config: Config,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    bundle: Path | None = None,
+    priors: dict[str, torch.Tensor] | None = None,
+) -> Json:
     """Train on the dataset `data`; write checkpoints, the log and `manifest.json` to `out`, and a bundle to `bundle`.
 
     The default bundle folder is `out`/bundle. The `data` and `prepare` settings that the dataset was made with replace those of
-    `config`.
+    `config`. `priors` are the fitted weights of another run (`Priors`), used instead of fitting them.
 
     Returns
     -------
@@ -85,7 +96,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         config, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
         reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, resume=resume))
         first = distributed.rank() == 0
-    config, half_lives = _with_half_life(config, dataset, out / "best.pt") if first else (config, [])
+    calibration = _calibrate(config, dataset, out / "best.pt", priors) if first else None
     best = {
         "metric": config.training.eval_metric,
         "value": reached.best,
@@ -102,7 +113,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         "config": config.model_dump(mode="json"),
         "best": best,
         "recipe": recipe,
-        "popularity_half_life": half_lives,
+        "calibration": calibration,
     }
     if not first:
         return best  # only the first process writes the remaining files
@@ -112,23 +123,26 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     return best
 
 
-def _with_half_life(config: Config, dataset: Dataset, checkpoint: Path) -> tuple[Config, list[Json]]:
-    """Choose the half-life of popularity if the settings leave it open, and store it in the checkpoint's settings."""
-    if config.model.popularity_half_life_days is not None:
-        return config, []
+def _calibrate(config: Config, dataset: Dataset, checkpoint: Path, priors: dict[str, torch.Tensor] | None) -> Json | None:
+    """Fit the weights of the score and the popularity of new items, store them in the checkpoint, and return the record of the fit.
+
+    `priors` are weights of another run, which are used as they are.
+    """
     model, _, _ = load_trained(checkpoint, dataset)
-    chosen, tried = choose_half_life(model, dataset, config)
-    if chosen is None:
-        return config, []
-    metric = config.training.eval_metric
-    best = max(row[metric] for row in tried)
-    what = f"{chosen:g} days" if chosen else "none, all events count the same"
-    log.info("half-life of popularity: %s (validation %s %.4f with a refreshed index)", what, metric, best)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"popularity_half_life_days": chosen})})
+    if priors is not None:
+        model.priors.load_state_dict(priors)
+    record = calibrate(model, dataset, config) if priors is None else None
+    moment = split_moment(dataset, "valid")
+    retriever = NeuralRetriever(model, open_store(dataset, "valid", config.model), n_item_rows=dataset.n_item_rows, time_s=moment)
+    exposure = config.model.new_item_exposure
+    found = calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=config.seed)
+    model.priors.new_popularity.fill_(found)
     state = load_checkpoint(checkpoint)
-    state["config"]["model"]["popularity_half_life_days"] = chosen
+    state["model"].update({name: value for name, value in model.state_dict().items() if name.startswith("priors.")})
     save_checkpoint(checkpoint, state)
-    return config, tried
+    if record is not None:
+        log.info("%s", in_words(record))
+    return record
 
 
 def _as_made(config: Config, dataset: Dataset) -> Config:
@@ -213,8 +227,10 @@ def export_stage(run: Path, out: Path) -> Json:
     return written
 
 
-def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
+def run_all(config: Config, out: Path, *, resume: bool = False, priors: dict[str, torch.Tensor] | None = None) -> Json | None:
     """Prepare, train, export and evaluate: write dataset/, model/, bundle/, report.json and report.html to `out`.
+
+    `priors` as in `train_stage`.
 
     Returns
     -------
@@ -233,7 +249,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
         prepared = prepare_stage(config, out / "dataset")
         log.info(summary(prepared, out / "dataset"))
     resume = resume and any((out / "model" / name).is_file() for name in ("last.pt", RECORD))
-    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
+    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle", priors=priors)
     if not has_test(Dataset.open(out / "dataset")):
         for name in ("report.json", "report.html"):
             (out / name).unlink(missing_ok=True)  # left by another run
