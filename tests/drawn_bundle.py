@@ -30,7 +30,9 @@ def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[Two
         built.priors.weights[:, 0] = torch.tensor([0.5, 0.8, 1.1])
         built.priors.weights[:, -1] = 0.001  # a user 30 km from an item loses 0.45 nats
         points = points_km(open_store(dataset, "future", config.model).location)
-        built.priors.centre.copy_(torch.from_numpy(points[points.any(axis=1)].mean(axis=0)))
+        located = points[points.any(axis=1)]
+        built.priors.centre.copy_(torch.from_numpy(located.mean(axis=0)) if len(located) else torch.zeros(3))
+        built.priors.unlocated.fill_(100.0)
     return built.eval(), config
 
 

@@ -43,6 +43,9 @@ class Priors(nn.Module):
         self.centre: Tensor
         """[3], km: origin of the coordinates of locations."""
         self.register_buffer("centre", torch.zeros(3))
+        self.unlocated: Tensor
+        """Half the squared distance, in km², that an item without a location counts as."""
+        self.register_buffer("unlocated", torch.zeros(()))
         self.new_popularity: Tensor
         """Log popularity of new items, a scalar in nats; see `trainers.new_item_popularity`."""
         self.register_buffer("new_popularity", torch.zeros(()))
@@ -75,12 +78,13 @@ class Priors(nn.Module):
         return torch.cat([popularity, self.item_location(points).to(popularity)], dim=1) if self.located else popularity
 
     def item_location(self, points: Tensor) -> Tensor:
-        """Return the location columns [n, 5] of items, zeros without a location.
+        """Return the location columns [n, 5] of items.
 
-        The inner product with `user_location` is minus half the squared distance in km².
+        The inner product with `user_location` is minus half the squared distance in km²; `unlocated` for items without a location.
         """
         at, known = self._centred(points)
-        return torch.cat([at, known, -0.5 * at.square().sum(1, keepdim=True)], dim=1)
+        half = torch.where(known > 0, 0.5 * at.square().sum(1, keepdim=True), self.unlocated.to(at))
+        return torch.cat([at, known, -half], dim=1)
 
     def user_location(self, points: Tensor) -> Tensor:
         """Return the location columns [B, 5] of users, zeros without a location."""
@@ -119,6 +123,7 @@ class Priors(nn.Module):
             "half_lives_days": list(self.half_lives),
             "weights": [[round(value, 7) for value in row] for row in self.weights.tolist()],
             "centre_km": [round(value, 4) for value in self.centre.tolist()],
+            "unlocated_km2": round(float(self.unlocated), 4),
             "temperature": temperature,
         }
 

@@ -25,16 +25,18 @@ from twotower.models.two_tower import TwoTower
 from twotower.retriever import Retriever
 from twotower.schema import DAY_S, FIRST_ROW
 from twotower.utils.config import Config
-from twotower.utils.types import Json
+from twotower.utils.types import Float64, Json
 
 MAX_CELLS = 40_000_000
 """Most pairs of a validation query and an item that the weights are fitted on; they take 4 bytes each."""
 BLOCK_CELLS = 1_000_000
 MAX_REFRESHES = 12
 """Most refreshes of the index along the validation part."""
-PENALTY = 2.0
-"""Half of it times the squared change of a weight is subtracted from the log likelihood."""
+PENALTY = 10.0
+"""Half of it times the squared change of a weight is subtracted from the log likelihood: about as much as ten choices tell."""
 MAX_STEPS = 20
+SAMPLE = 1000
+"""Users and items whose distances are sampled."""
 ROUNDING_NATS = 0.05
 """Largest error of a score by rounding locations to float32; it bounds the weight of the distance."""
 
@@ -94,20 +96,21 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> Json | None:
     few = max(MAX_CELLS // dataset.n_item_rows, 1)
     sample = dataset.held_out("valid", max_queries=min(few, config.training.eval_queries), seed=config.seed).by_time()
     priors, every_days = model.priors, _interval_days(dataset, held_out, config)
-    kept, centre, metric = priors.weights.clone(), priors.centre.clone(), config.training.eval_metric
+    metric, kept = config.training.eval_metric, {name: value.clone() for name, value in priors.state_dict().items()}
 
     def figure() -> float:
         system = _system(model, dataset, config, every_days)
         return evaluate(system, held_out, dataset, config.evaluation, metrics=[metric], beyond_k=None).mean(metric)
 
     before = figure()
+    store = open_store(dataset, "valid", config.model)
+    _place(priors, item_points(store), user_points(sample.queries, store.location))
     blocks = list(_blocks(model, dataset, config, sample, every_days))
     fitted, unit = _fit(priors, blocks)
     priors.weights.copy_(fitted)
     after = figure()
     if after < before:
-        priors.weights.copy_(kept)
-        priors.centre.copy_(centre)
+        priors.load_state_dict(kept)
     return {
         "metric": metric,
         "before": round(before, 6),
@@ -138,6 +141,19 @@ def in_words(record: Json) -> str:
     return f"calibration: validation {change} {kept}; towers {', '.join(towers)}"
 
 
+def _place(priors: Priors, items: Float64, users: Float64) -> None:
+    """Set the origin of the locations, and the distance of items without one: the median of users and items."""
+    located = items[~np.isnan(items).any(axis=1)]
+    if not len(located):
+        return
+    priors.centre.copy_(torch.from_numpy(located.mean(axis=0)))
+    some = located[np.linspace(0, len(located) - 1, min(SAMPLE, len(located)), dtype=np.int64)]
+    away = -priors.user_location(torch.from_numpy(users[:SAMPLE])) @ priors.item_location(torch.from_numpy(some)).T
+    known = ~np.isnan(users[:SAMPLE]).any(axis=1)
+    if known.any():
+        priors.unlocated.fill_(float(away[torch.from_numpy(known)].median()))
+
+
 def _interval_days(dataset: Dataset, held_out: HeldOut, config: Config) -> float | None:
     """Return the days between two indexes along the validation part; None: one index."""
     if not can_refresh(dataset) or config.evaluation.refresh_days is None:
@@ -157,22 +173,16 @@ def _system(model: TwoTower, dataset: Dataset, config: Config, every_days: float
 
 
 def _blocks(model: TwoTower, dataset: Dataset, config: Config, held_out: HeldOut, every_days: float | None) -> Iterator[Block]:
-    """Yield the validation queries, by index and by group; sets the centre of the locations."""
+    """Yield the validation queries, by index and by group."""
     system = _system(model, dataset, config, every_days)
     queries, priors = held_out.queries, model.priors
     start = split_moment(dataset, "valid")
     moments = system.moments(queries.time_s) if isinstance(system, RefreshedRetriever) else np.full(len(queries), start)
     groups = group(torch.from_numpy(queries.lengths)).numpy()
-    centred = False
     for moment, number in np.unique(np.stack([moments, groups], 1), axis=0).tolist():
         retriever = system.at(moment) if isinstance(system, RefreshedRetriever) else system
         assert isinstance(retriever, NeuralRetriever)
         store = retriever.store
-        points = torch.from_numpy(item_points(store))
-        if not centred:
-            known = points[~torch.isnan(points).any(1)]
-            priors.centre.copy_((known.mean(0) if len(known) else torch.zeros(3)).float())
-            centred = True
         rows = np.flatnonzero((moments == moment) & (groups == number))
         part = queries.take(rows)
         with torch.inference_mode():
@@ -196,7 +206,7 @@ def _blocks(model: TwoTower, dataset: Dataset, config: Config, held_out: HeldOut
             towers=towers,
             popularity=logs.float().cpu(),
             user=priors.user_location(torch.from_numpy(user_points(part, store.location))),
-            item=priors.item_location(points),
+            item=priors.item_location(torch.from_numpy(item_points(store))),
             query=torch.from_numpy(query[reachable]),
             target=torch.from_numpy(target[reachable]),
         )
