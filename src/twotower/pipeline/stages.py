@@ -18,6 +18,7 @@ from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
+from twotower.documents import RefitSettings
 from twotower.errors import DataError
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
 from twotower.schema import FORMAT_VERSION
@@ -61,11 +62,13 @@ def prepare_stage(config: Config, out: Path) -> Json:
         return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
 
 
-def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None) -> Json:
+def train_stage(
+    config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None, refit: RefitSettings | None = None
+) -> Json:
     """Train on the dataset `data`; write checkpoints, the log and `manifest.json` to `out`, and a bundle to `bundle`.
 
     The default bundle folder is `out`/bundle. The `data` and `prepare` settings that the dataset was made with replace those of
-    `config`.
+    `config`. `refit` holds what a refit takes from the run that it repeats.
 
     Returns
     -------
@@ -78,12 +81,12 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     config = _as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
-    device = choose_device(config.training.device)
+    device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     with distributed.process_group(device):
         config, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device), resume=resume)
         explained = partial(_or_explain, config, dataset, device, out)
         config, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
-        reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, resume=resume))
+        reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, resume, stop_frac))
         first = distributed.rank() == 0
     config, half_lives = _with_half_life(config, dataset, out / "best.pt") if first else (config, [])
     best = {
@@ -103,6 +106,7 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         "best": best,
         "recipe": recipe,
         "popularity_half_life": half_lives,
+        "refit": refit and refit.model_dump(mode="json"),
     }
     if not first:
         return best  # only the first process writes the remaining files
@@ -148,17 +152,19 @@ def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tu
     return plan.config, plan.trim_above_bytes
 
 
-def _fit(config: Config, dataset: Dataset, out: Path, trim_above_bytes: int | None, *, resume: bool) -> TrainingState:
+def _fit(
+    config: Config, dataset: Dataset, out: Path, trim_above_bytes: int | None, resume: bool, stop_frac: float
+) -> TrainingState:
     trainer = TwoTowerTrainer(dataset, config, out)
     trainer.trim_above_bytes = trim_above_bytes
-    return trainer.fit(resume=resume)
+    return trainer.fit(resume=resume, stop_frac=stop_frac)
 
 
-def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Path, resume: bool) -> TrainingState:
+def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Path, resume: bool, stop_frac: float) -> TrainingState:
     """Train within the memory budget, for the recipe race."""
     explained = partial(_or_explain, config, dataset, device, out)
     planned, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
-    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, resume=resume))
+    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, resume, stop_frac))
 
 
 def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
@@ -213,8 +219,10 @@ def export_stage(run: Path, out: Path) -> Json:
     return written
 
 
-def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
+def run_all(config: Config, out: Path, *, resume: bool = False, refit: RefitSettings | None = None) -> Json | None:
     """Prepare, train, export and evaluate: write dataset/, model/, bundle/, report.json and report.html to `out`.
+
+    `refit` holds what a refit takes from the run that it repeats.
 
     Returns
     -------
@@ -233,7 +241,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
         prepared = prepare_stage(config, out / "dataset")
         log.info(summary(prepared, out / "dataset"))
     resume = resume and any((out / "model" / name).is_file() for name in ("last.pt", RECORD))
-    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
+    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle", refit=refit)
     if not has_test(Dataset.open(out / "dataset")):
         for name in ("report.json", "report.html"):
             (out / name).unlink(missing_ok=True)  # left by another run
