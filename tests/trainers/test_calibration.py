@@ -14,7 +14,7 @@ import torch
 
 from twotower.bundle.bundle import load_bundle
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import HALF_LIVES_DAYS, can_refresh, log_popularity, open_store, split_moment
+from twotower.data.dataset_features import HALF_LIVES_DAYS, can_refresh, log_popularity, open_store, resolve, split_moment
 from twotower.evaluation.verdict import refreshed, verdict
 from twotower.models.build import build_model
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
@@ -46,7 +46,7 @@ def dataset(town: Any) -> Dataset:
 @pytest.fixture
 def model(dataset: Dataset, config: Config) -> TwoTower:
     torch.manual_seed(1)
-    built = build_model(dataset, config).eval()
+    built = build_model(dataset, resolve(config, dataset)).eval()
     built.priors.new_popularity.fill_(-0.5)
     built.priors.weights[:, 1:6] = torch.tensor([0.4, 0.1, 0.2, 0.1, 0.2])
     return built
@@ -232,7 +232,7 @@ def test_where_parts_do_not_follow_in_time_all_events_count_the_same(
 ) -> None:
     monkeypatch.setitem(dataset.manifest["config"]["prepare"]["split"], "kind", "leave_one_out")
     assert not can_refresh(dataset) and log_popularity(dataset).shape == (dataset.n_item_rows, 1)
-    record = calibrate(build_model(dataset, config).eval(), dataset, config)
+    record = calibrate(build_model(dataset, resolve(config, dataset)).eval(), dataset, config)
     assert record is not None and record["half_lives_days"] == [0.0]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from inspect import signature
 from pathlib import Path
 
 from twotower.baselines.baselines import BASELINES
@@ -19,7 +18,7 @@ from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
 from twotower.pipeline.popularity_curve import popularity_tradeoff
 from twotower.trainers.health.checks import advice_lines
 from twotower.trainers.run_files import read_rows
-from twotower.utils.config import Config, load_config, parse_config
+from twotower.utils.config import Config, ResolvedConfig, load_config, parse_config
 from twotower.utils.console import progress
 from twotower.utils.registry import check_names
 from twotower.utils.types import Json
@@ -42,7 +41,8 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     if overrides:
         wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
         config = parse_config(
-            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}}
+            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}},
+            ResolvedConfig,
         )
         check_settings(config)
     store = open_store(dataset, "test", config.model)
@@ -56,6 +56,7 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
             held_out=held_out,
             metric=config.training.eval_metric,
             seed=config.seed,
+            baseline_settings=(manifest["refit"] or {}).get("baseline_settings"),
             progress=lambda done, total: report("evaluate", done, total),
         )
     asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
@@ -91,7 +92,7 @@ def has_test(dataset: Dataset) -> bool:
 
 
 def check_settings(config: Config) -> None:
-    """Check the names of registry entries, metrics, baselines and their settings before a long run starts.
+    """Check the names of registry entries, metrics and baselines before a long run starts.
 
     Raises
     ------
@@ -100,16 +101,9 @@ def check_settings(config: Config) -> None:
     """
     check_names(config)
     metric_names(config.evaluation, config.training.eval_metric)
-    settings = config.evaluation.baseline_settings
-    for section, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():
-        for name in names:
-            if name not in BASELINES:
-                raise ConfigError(f"{name!r} in evaluation.{section} is not a known baseline.{nearest(name, BASELINES)}")
-    for name, values in settings.items():
-        known = [*signature(BASELINES[name]).parameters][1:]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"{key!r} is not a setting of evaluation.baseline_settings.{name}.{nearest(key, known)}")
+    for name in config.evaluation.baselines:
+        if name not in BASELINES:
+            raise ConfigError(f"{name!r} in evaluation.baselines is not a known baseline.{nearest(name, BASELINES)}")
 
 
 def run_manifest(run: Path) -> Json:
