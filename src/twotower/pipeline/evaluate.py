@@ -23,7 +23,7 @@ from twotower.utils.console import progress
 from twotower.utils.registry import check_names
 from twotower.utils.types import Json
 
-DIAL_QUERIES = 5000  # test queries for the popularity-bias table
+DIAL_QUERIES = 2000  # test queries for the popularity-bias table
 
 
 def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
