@@ -22,6 +22,9 @@ from twotower.pipeline.stages import train_stage
 from twotower.schema import DAY_S, FIRST_ROW, TEST
 from twotower.trainers.popularity_half_life import HALF_LIVES_DAYS, choose_half_life
 from twotower.utils.config import Config, parse_config
+from twotower.utils.documents import Interval
+
+from ..documents import with_split
 
 TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
 
@@ -154,19 +157,19 @@ def test_the_best_half_life_of_the_validation_part_is_chosen(dataset: Dataset, m
 def test_nothing_is_chosen_where_parts_do_not_follow_in_time(
     dataset: Dataset, model: TwoTower, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(dataset.manifest["config"]["prepare"]["split"], "kind", "leave_one_out")
+    monkeypatch.setattr(dataset, "manifest", with_split(dataset.manifest, kind="leave_one_out"))
     assert not can_refresh(dataset) and choose_half_life(model, dataset, config) == (None, [])
 
 
 def test_a_run_chooses_judges_and_serves_with_it(town: Any, config: Config, tmp_path: Path) -> None:
     """The half-life is stored in the run's settings and checkpoint, and used by report and bundle."""
-    evaluation = config.evaluation.model_copy(update={"baselines": ["popular"], "bootstrap": 20, "tune_baselines": False})
+    evaluation = config.evaluation.model_copy(update={"baselines": ["popular"], "bootstrap_resamples": 20, "tune_baselines": False})
     train_stage(config.model_copy(update={"evaluation": evaluation}), town.folder, tmp_path / "run")
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     half_life = manifest["config"]["model"]["popularity_half_life_days"]
     assert half_life in HALF_LIVES_DAYS and len(manifest["popularity_half_life"]) == len(HALF_LIVES_DAYS)
     report = evaluate_stage(tmp_path / "run", tmp_path)
-    assert "two-tower, refreshed every 7 days" in report["systems"]
+    assert "two-tower, refreshed every 7 days" in report.systems
     from twotower.bundle.bundle import load_bundle
 
     bundle = load_bundle(tmp_path / "run" / "bundle")
@@ -179,7 +182,7 @@ def test_a_run_chooses_judges_and_serves_with_it(town: Any, config: Config, tmp_
 def test_a_refreshed_model_is_no_rival_of_itself() -> None:
     name = refreshed("two-tower", 7)
     figures = {"two-tower": 0.1, name: 0.2, "popular": 0.05}
-    gap = {"NDCG@10": {"value": 0.05, "low": 0.04, "high": 0.06}}
+    gap = {"NDCG@10": Interval(value=0.05, low=0.04, high=0.06)}
     assert verdict(figures, {"popular": gap, name: gap}, "two-tower", "NDCG@10").startswith(
         "Better than popularity, the best baseline"
     )

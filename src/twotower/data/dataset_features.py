@@ -61,7 +61,7 @@ def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
 
 def can_refresh(dataset: Dataset) -> bool:
     """Return True if the dataset is split by time, so that an index can be refreshed during the test period."""
-    return dataset.has_time and dataset.manifest["config"]["prepare"]["split"]["kind"] == "time"
+    return dataset.has_time and dataset.manifest.config.prepare.split.kind == "time"
 
 
 def popularity_before(dataset: Dataset, time_s: int, half_life_days: float) -> NDArray[np.float32]:
@@ -139,8 +139,7 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
 
 def split_moment(dataset: Dataset, split: str) -> int:
     """Return the time in seconds at which `split` begins: its cut, or without one, just after all earlier events."""
-    cuts = dataset.manifest.get("cuts_s") or {}
-    if split in cuts:
-        return int(cuts[split])
+    if split in dataset.manifest.cuts_s:
+        return dataset.manifest.cuts_s[split]
     known = dataset.item_events.time_s[dataset.item_events.split < SPLITS.get(split, WITHHELD + 1)]
     return int(known.max(initial=0)) + 1
