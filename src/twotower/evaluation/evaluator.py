@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from twotower.baselines.baselines import BASELINES, GRIDS, Baseline, unavailable
+from twotower.baselines.base import Baseline
+from twotower.baselines.baselines import BASELINES, GRIDS, unavailable
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation.bootstrap import intervals, resample

@@ -8,7 +8,7 @@ from pathlib import Path
 from twotower.baselines.baselines import BASELINES
 from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import can_refresh, open_store, popularity_before, split_moment
+from twotower.data.dataset_features import can_refresh, log_popularity, open_store, split_moment
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation.evaluator import judge, metric_names
 from twotower.evaluation.report import write_report
@@ -23,7 +23,7 @@ from twotower.utils.documents import Report, finite
 from twotower.utils.manifests import RunManifest, open_manifest
 from twotower.utils.registry import check_names
 
-DIAL_QUERIES = 5000  # test queries for the popularity-bias table
+DIAL_QUERIES = 2000  # test queries for the popularity-bias table
 
 
 def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Report:
@@ -62,22 +62,22 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
     dial = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
     rows = read_rows(run / "metrics.jsonl")
-    added = {"dial": dial, "recipe": manifest.recipe, "curves": finite(rows), "advice": advice_lines(rows)}
-    report = judged.model_copy(update=added)
+    added = {"dial": dial, "recipe": manifest.recipe, "calibration": manifest.calibration}
+    report = judged.model_copy(update={**added, "curves": finite(rows), "advice": advice_lines(rows)})
     write_report(report, out)
     return report
 
 
 def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> list[RefreshedRetriever]:
     """Return the model with an index that is refreshed along the test part, if the dataset allows it."""
-    days, half_life = config.evaluation.refresh_days, config.model.popularity_half_life_days
-    if days is None or half_life is None or not can_refresh(dataset):
+    days = config.evaluation.refresh_days
+    if days is None or not can_refresh(dataset):
         return []
     return [
         RefreshedRetriever(
             system.model,
             open_store(dataset, "future", config.model),
-            partial(popularity_before, dataset, half_life_days=half_life),
+            partial(log_popularity, dataset),
             n_item_rows=dataset.n_item_rows,
             start_s=split_moment(dataset, "test"),
             every_days=days,

@@ -95,6 +95,23 @@ class RecipeRecord(Document):
     seconds: float
 
 
+class CalibrationRecord(Document):
+    """The fit of the weights of a score on the validation part."""
+
+    metric: str
+    before: float
+    """Validation metric with the weights of training."""
+    after: float
+    """Validation metric with the fitted weights."""
+    used: bool
+    """Whether the fitted weights were kept."""
+    queries: Count
+    half_lives_days: list[float]
+    distance_unit_km: float
+    weights: dict[str, list[float]]
+    """By the smallest number of events in a history: of the towers, of each half-life, and of half the squared distance per km²."""
+
+
 class Interval(Document):
     """A value with its 95 % interval."""
 
@@ -177,6 +194,7 @@ class Report(ReportSummary):
     dial: list[dict[str, float]] = Field([])
     """Accuracy and coverage at several values of the popularity bias."""
     recipe: RecipeRecord | None = None
+    calibration: CalibrationRecord | None = None
     curves: Annotated[list[dict[str, Any]], BeforeValidator(finite)] = Field([])
     """Rows of the training log."""
     advice: list[str] = Field([])

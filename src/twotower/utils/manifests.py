@@ -14,7 +14,7 @@ from pydantic import Field
 from twotower.errors import DataError
 from twotower.schema import BUNDLE_FORMAT, FORMAT_VERSION, FeatureSpec
 from twotower.utils.config import DataConfig, PrepareConfig, ResolvedConfig
-from twotower.utils.documents import Count, Document, RecipeRecord, Report, ReportSummary, parse_document
+from twotower.utils.documents import CalibrationRecord, Count, Document, RecipeRecord, Report, ReportSummary, parse_document
 from twotower.utils.types import Json
 
 
@@ -100,6 +100,8 @@ class RefitSettings(Document):
     """Share of the steps after which training ends; the learning rate follows the full schedule."""
     baseline_settings: dict[str, dict[str, int | float]] = Field({})
     """Settings by name of the baseline; these baselines are not tuned."""
+    priors: dict[str, Any] = Field({})
+    """Fitted weights of the scores, by name of the tensor; see `models.priors`."""
 
 
 class RunManifest(Document):
@@ -119,8 +121,8 @@ class RunManifest(Document):
     best: BestValidation
     recipe: RecipeRecord | None
     """null: there was no race."""
-    popularity_half_life: list[dict[str, float]]
-    """Half-lives that were tried, with the validation metric of each; empty if the settings or the data leave no choice."""
+    calibration: CalibrationRecord | None
+    """null: there was nothing to fit the weights of a score on."""
     refit: RefitSettings | None
     """null: the run is not a refit."""
 
@@ -154,6 +156,19 @@ class IndexRecord(Document):
     """Users of the measurement."""
 
 
+class PriorsRecord(Document):
+    """What a client of the ONNX graphs needs to append the columns of `models.priors` to a vector."""
+
+    groups: list[Count]
+    """Smallest number of events in a history, by group."""
+    half_lives_days: list[float]
+    weights: list[list[float]]
+    """By group: of the towers, of each log popularity, and of half the squared distance."""
+    centre_km: list[float]
+    unlocated_km2: float
+    temperature: float
+
+
 class BundleManifest(Document):
     """`manifest.json` of a bundle."""
 
@@ -168,8 +183,7 @@ class BundleManifest(Document):
     """Time of the item vectors, in seconds."""
     training: TrainingProgress
     metrics: BestValidation | None = None
-    popularity_weight: float
-    """Weight of the log popularity, one more number of a user vector."""
+    priors: PriorsRecord
     recent_item_weight: float
     """Weight of the most recent item where seen items may be recommended."""
     report: ReportSummary | None = None
