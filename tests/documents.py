@@ -8,9 +8,10 @@ from typing import Any
 
 from twotower.bundle import sealed_folder
 from twotower.bundle.sealed_folder import MANIFEST
+from twotower.models.priors import Priors
 from twotower.utils.config import parse_config
 from twotower.utils.documents import Report
-from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, TrainingProgress
+from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, PriorsRecord, TrainingProgress
 
 BEST = BestValidation(metric="NDCG@10", value=0.1, step=1, total_steps=1)
 PROGRESS = TrainingProgress(
@@ -33,7 +34,7 @@ def bundle_manifest(revision: int = 0, *, moment_s: int = 0) -> BundleManifest:
         features=[],
         moment_s=moment_s,
         training=PROGRESS,
-        popularity_weight=0.0,
+        priors=PriorsRecord(**Priors(1.0, (0.0,)).as_json(1.0)),
         recent_item_weight=0.0,
         revision=revision,
     )
