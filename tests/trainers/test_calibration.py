@@ -26,6 +26,7 @@ from twotower.schema import DAY_S, FIRST_ROW, TEST
 from twotower.trainers.calibration import Block, _fit, _likelihood, _newton, calibrate
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import Config, parse_config
+from twotower.utils.documents import Interval
 from twotower.utils.manifests import RunManifest, open_manifest
 
 from ..documents import with_split
@@ -270,7 +271,7 @@ def test_a_run_fits_judges_and_serves_with_the_weights(town: Any, config: Config
 def test_a_refreshed_model_is_no_rival_of_itself() -> None:
     name = refreshed("two-tower", 7)
     figures = {"two-tower": 0.1, name: 0.2, "popular": 0.05}
-    gap = {"NDCG@10": {"value": 0.05, "low": 0.04, "high": 0.06}}
+    gap = {"NDCG@10": Interval(value=0.05, low=0.04, high=0.06)}
     assert verdict(figures, {"popular": gap, name: gap}, "two-tower", "NDCG@10").startswith(
         "Better than popularity, the best baseline"
     )
