@@ -185,7 +185,7 @@ NAMES = ["/etc/passwd", "inner/../../x", "..", "a\\b", "C:\\x"]
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_leads_outside(folder: Path, name: str) -> None:
     edit(folder, lambda m: m["hashes"].update({name: "0" * 64}), again=True)
-    with pytest.raises(DataError, match="outside its folder. Do not use this bundle"):
+    with pytest.raises(DataError, match=r"outside its folder\. Do not use this bundle"):
         verify_manifest(folder)
 
 
