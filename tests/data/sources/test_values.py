@@ -68,30 +68,28 @@ def test_mixed_parts_have_one_id(tmp_path: Path) -> None:
     assert {row[0] for row in made.rows("interactions", "user_id")} == {"7", "12"}
 
 
-KEPT_IDS = ["007", "1e3", "7.5", "1.50", "x.0", "v1.0", " 7", "A", "a", "NULLIFY", "nano", "-0", "+7", "١"]
+KEPT_IDS = ["007", "1e3", "7.5", "1.50", "x.0", "v1.0", " 7", "A", "a", "NULLIFY", "nano", "-0", "+7"]
 
 
-@pytest.mark.parametrize("text", KEPT_IDS)
-def test_other_ids_keep_their_text(text: str, tmp_path: Path) -> None:
-    (tmp_path / "e.csv").write_text(f"user_id,item_id\n{text},i\n")
-    (tmp_path / "e.jsonl").write_text(json.dumps({"user_id": text, "item_id": "i"}))
+def test_other_ids_keep_their_text(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("user_id,item_id\n" + "".join(f"{text},i\n" for text in KEPT_IDS))
+    (tmp_path / "e.jsonl").write_text("\n".join(json.dumps({"user_id": text, "item_id": "i"}) for text in KEPT_IDS))
     for name in ("e.csv", "e.jsonl"):
-        assert Read(tmp_path, interactions={"path": name}).rows("interactions", "user_id") == [(text,)]
-    assert id_text(text) == text
+        assert Read(tmp_path, interactions={"path": name}).rows("interactions", "user_id") == [(text,) for text in KEPT_IDS]
+    assert [id_text(text) for text in KEPT_IDS] == KEPT_IDS
 
 
-@pytest.mark.parametrize("text", [each for word in MISSING if word for each in (word, word.upper(), word.title(), f" {word} ")])
-def test_missing_ids_are_rejected(text: str, tmp_path: Path) -> None:
-    (tmp_path / "e.csv").write_text(f"user_id,item_id\nu,{text}\n{text},i\nu,i\n")
-    (tmp_path / "e.jsonl").write_text(
-        "\n".join(json.dumps({"user_id": u, "item_id": i}) for u, i in (("u", text), (text, "i"), ("u", "i")))
-    )
-    pq.write_table(pa.table({"user_id": ["u", text, "u"], "item_id": [text, "i", "i"]}), tmp_path / "e.parquet")
-    for name in ("e.csv", "e.jsonl", "e.parquet"):
-        made = Read(tmp_path, interactions={"path": name})
-        assert made.rows("interactions", "user_id", "item_id") == [("u", "i")]
-        assert [why for _, _, why in made.rejected()] == ["item_id is missing", "user_id is missing"]
-    assert id_text(text) is None
+@pytest.mark.parametrize("name", ["e.csv", "e.jsonl", "e.parquet"])
+def test_missing_ids_are_rejected(name: str, tmp_path: Path) -> None:
+    texts = [each for word in MISSING if word for each in (word, word.upper(), word.title(), f" {word} ")]
+    rows = [pair for text in texts for pair in (("u", text), (text, "i"), ("u", "i"))]
+    (tmp_path / "e.csv").write_text("user_id,item_id\n" + "".join(f"{user},{item}\n" for user, item in rows))
+    (tmp_path / "e.jsonl").write_text("\n".join(json.dumps({"user_id": user, "item_id": item}) for user, item in rows))
+    pq.write_table(pa.table({"user_id": [row[0] for row in rows], "item_id": [row[1] for row in rows]}), tmp_path / "e.parquet")
+    made = Read(tmp_path, interactions={"path": name})
+    assert made.rows("interactions", "user_id", "item_id") == [("u", "i")] * len(texts)
+    assert [why for _, _, why in made.rejected()] == ["item_id is missing", "user_id is missing"] * len(texts)
+    assert all(id_text(text) is None for text in texts)
 
 
 def test_nan_and_inexact_floats_are_no_ids(tmp_path: Path) -> None:
@@ -116,50 +114,48 @@ def test_objects_and_lists_are_no_ids(value: Any, tmp_path: Path) -> None:
 
 
 SAME_TIME = {
-    "2020-01-01 13:42": 48_120,
-    "2020-01-01 01:42 PM": 48_120,
-    "2020-01-01 1:42:00 pm": 48_120,
+    "2020-01-01 13:42": 49_320,
+    "2020-01-01 01:42 PM": 49_320,
+    "2020-01-01 1:42:00 pm": 49_320,
     "2020-01-01T12:42:00 AM": 2_520,
-    "2020-01-01 08:42:00 EST": 48_120,
-    "2020-01-01 08:42:00 America/New_York": 48_120,
-    "2020-01-01T08:42 UTC-05:00": 48_120,
-    "2020-01-01 14:42:00 GMT+1": 48_120,
-    "2020-01-01 13:42:00 UTC": 48_120,
-    "2020-01-01 13:42:00Z": 48_120,
-    "2020-01-01T13:42:00.999999999Z": 48_120,
-    "2020-01-01T19:12:00+0530": 48_120,
-    "2020-01-01T19:12:00+05:30[Asia/Kolkata]": 48_120,
-    "2020/01/01 13:42": 48_120,
-    "20200101T134200": 48_120,
-    "Wed Jan 01 13:42:00 +0000 2020": 48_120,
-    "Wed Jan  1 13:42:00 2020": 48_120,
-    "Wed, 01 Jan 2020 13:42:00 GMT": 48_120,
-    "Jan 01, 2020 1:42 PM": 48_120,
+    "2020-01-01 08:42:00 EST": 49_320,
+    "2020-01-01 08:42:00 America/New_York": 49_320,
+    "2020-01-01T08:42 UTC-05:00": 49_320,
+    "2020-01-01 14:42:00 GMT+1": 49_320,
+    "2020-01-01 13:42:00 UTC": 49_320,
+    "2020-01-01 13:42:00Z": 49_320,
+    "2020-01-01T13:42:00.999999999Z": 49_320,
+    "2020-01-01T19:12:00+0530": 49_320,
+    "2020-01-01T19:12:00+05:30[Asia/Kolkata]": 49_320,
+    "2020/01/01 13:42": 49_320,
+    "20200101T134200": 49_320,
+    "Wed Jan 01 13:42:00 +0000 2020": 49_320,
+    "Wed Jan  1 13:42:00 2020": 49_320,
+    "Wed, 01 Jan 2020 13:42:00 GMT": 49_320,
+    "Jan 01, 2020 1:42 PM": 49_320,
     "1 January 2020": 0,
     "20200101": 0,
     "20200101.0": 0,
     "2020010113": 46_800,
-    "202001011342": 48_120,
-    "20200101134200": 48_120,
-    "1577886120": 48_120,
-    "1577886120.9": 48_120,
-    "1577886120999": 48_120,
-    "1577886120999999": 48_120,
-    "1577886120999999999": 48_120,
-    "1.57788612e9": 48_120,
+    "202001011342": 49_320,
+    "20200101134200": 49_320,
+    "1577886120": 49_320,
+    "1577886120.9": 49_320,
+    "1577886120999": 49_320,
+    "1577886120999999": 49_320,
+    "1577886120999999999": 49_320,
+    "1.57788612e9": 49_320,
     "2020-01": 0,
     "2020-01-01": 0,
 }
 
 
-@pytest.mark.parametrize(("text", "after"), SAME_TIME.items(), ids=SAME_TIME.keys())
-def test_a_time_is_the_same_in_every_form(text: str, after: int, tmp_path: Path) -> None:
-    (tmp_path / "e.csv").write_text(f'user_id;item_id;t\nu;i;"{text}"\n')
-    (tmp_path / "e.jsonl").write_text(json.dumps({"user_id": "u", "item_id": "i", "t": text}))
-    for name in ("e.csv", "e.jsonl"):
-        assert Read(tmp_path, interactions={"path": name, "time": "t"}).rows("interactions", "time_s") == [(NEW_YEAR + after,)], (
-            name
-        )
+@pytest.mark.parametrize("name", ["e.csv", "e.jsonl"])
+def test_a_time_is_the_same_in_every_form(name: str, tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("user_id;item_id;t\n" + "".join(f'u;i;"{text}"\n' for text in SAME_TIME))
+    (tmp_path / "e.jsonl").write_text("\n".join(json.dumps({"user_id": "u", "item_id": "i", "t": text}) for text in SAME_TIME))
+    found = Read(tmp_path, interactions={"path": name, "time": "t"}).rows("interactions", "time_s")
+    assert {text: row[0] - NEW_YEAR for text, row in zip(SAME_TIME, found, strict=True)} == SAME_TIME
 
 
 REFUSED = {
@@ -179,20 +175,20 @@ REFUSED = {
     "-5": "is before 1970",
     "1969-12-31 23:59:59": "is before 1970",
     "2200-01-01": "is after 2100",
-    "99999999999": "is not a plausible time",
+    "99999999999": "is after 2100",
     "9999999999": "is after 2100",
     "inf": "is not a time",
 }
 
 
-@pytest.mark.parametrize(("text", "why"), REFUSED.items(), ids=REFUSED.keys())
-def test_other_times_are_refused_with_the_value(text: str, why: str, tmp_path: Path) -> None:
-    (tmp_path / "e.csv").write_text(f'user_id,item_id,t\nu,i,"{text}"\n')
+def test_other_times_are_refused_with_the_value(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("user_id,item_id,t\n" + "".join(f'u,i,"{text}"\n' for text in REFUSED))
     made = Read(tmp_path, interactions={"path": "e.csv", "time": "t"})
     assert not made.rows("interactions", "time_s")
-    assert made.rejected()[0][2].startswith(f"t {why}") and text in made.rejected()[0][2]
+    for (_, _, why), (text, expected) in zip(made.rejected(), REFUSED.items(), strict=True):
+        assert why.startswith(f"t {expected}") and text in why
     made.rejects.max_frac = 0.0
-    with pytest.raises(DataError, match=r"Set time_format|before 1970|after 2100"):
+    with pytest.raises(DataError, match=r"Set time_format to the form of the times"):
         made.rejects.check()
 
 
@@ -289,15 +285,15 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize(("text", "labels"), LISTS.items(), ids=LISTS.keys())
-def test_written_lists_are_labels(text: str, labels: list[str], tmp_path: Path) -> None:
-    (tmp_path / "e.csv").write_text("user_id,item_id\nu,i\n")
-    pq.write_table(pa.table({"item_id": ["i"], "tags": [text]}), tmp_path / "i.parquet")
-    (tmp_path / "i.jsonl").write_text(json.dumps({"item_id": "i", "tags": text}))
+@pytest.mark.parametrize("name", ["i.parquet", "i.jsonl"])
+def test_written_lists_are_labels(name: str, tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("user_id,item_id\nu,0\n")
+    rows = [{"item_id": str(n), "tags": text} for n, text in enumerate(LISTS)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "i.parquet")
+    (tmp_path / "i.jsonl").write_text("\n".join(map(json.dumps, rows)))
     features = [{"name": "tags", "kind": "multi", "separator": "|"}]
-    for name in ("i.parquet", "i.jsonl"):
-        made = Read(tmp_path, interactions={"path": "e.csv"}, items={"path": name, "features": features})
-        assert made.rows("items", "tags") == [(labels,)]
+    made = Read(tmp_path, interactions={"path": "e.csv"}, items={"path": name, "features": features})
+    assert made.rows("items", "tags") == [(labels,) for labels in LISTS.values()]
 
 
 VECTORS = {
@@ -309,21 +305,18 @@ VECTORS = {
 }
 
 
-@pytest.mark.parametrize(("text", "numbers"), VECTORS.items(), ids=VECTORS.keys())
-def test_written_lists_are_vectors(text: str, numbers: list[float], tmp_path: Path) -> None:
-    (tmp_path / "e.csv").write_text("user_id,item_id\nu,i\n")
-    pq.write_table(pa.table({"item_id": ["i"], "vec": [text]}), tmp_path / "i.parquet")
-    items = {"path": "i.parquet", "features": [{"name": "vec", "kind": "vector", "separator": "|"}]}
-    assert Read(tmp_path, interactions={"path": "e.csv"}, items=items).rows("items", "vec") == [(numbers,)]
+LOST = ["[0.1 0.2 ... 0.9]", "[1, null, 2]", "[1, 'x']", "[nan 1.]", "1||2", "[[1, 2], ['a']]"]
 
 
-@pytest.mark.parametrize("text", ["[0.1 0.2 ... 0.9]", "[1, null, 2]", "[1, 'x']", "[nan 1.]", "1||2", "[[1, 2], ['a']]"])
-def test_a_vector_never_loses_a_number(text: str, tmp_path: Path) -> None:
-    (tmp_path / "e.csv").write_text("user_id,item_id\nu,i\n")
-    pq.write_table(pa.table({"item_id": ["i", "j"], "vec": [text, "1|2"]}), tmp_path / "i.parquet")
+def test_written_lists_are_vectors_and_never_lose_a_number(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("user_id,item_id\nu,0\n")
+    texts = [*VECTORS, *LOST]
+    pq.write_table(pa.table({"item_id": [str(n) for n in range(len(texts))], "vec": texts}), tmp_path / "i.parquet")
     items = {"path": "i.parquet", "features": [{"name": "vec", "kind": "vector", "separator": "|"}]}
     made = Read(tmp_path, interactions={"path": "e.csv"}, items=items)
-    assert made.rows("items", "item_id") == [("j",)] and "is not a list of numbers" in made.rejected()[0][2]
+    assert made.rows("items", "vec") == [(numbers,) for numbers in VECTORS.values()]
+    lost = [line for _, line, why in made.rejected() if "is not a list of numbers" in why]
+    assert lost == list(range(len(VECTORS) + 1, len(texts) + 1))
 
 
 NESTED: dict[str, tuple[pa.Array, list[str]]] = {
@@ -351,14 +344,15 @@ def test_a_type_without_single_values_is_refused(tmp_path: Path) -> None:
         Read(tmp_path, interactions={"path": "e.parquet"})
 
 
-@pytest.mark.parametrize(
-    ("text", "number"), [("$12.99", 12.99), ("€ 1,299.50", 1299.5), ("12 EUR", 12), ("1,000,000", 1e6), ("-3", -3)]
-)
-def test_money_is_a_number(text: str, number: float, tmp_path: Path) -> None:
-    (tmp_path / "e.csv").write_text("user_id,item_id\nu,i\n")
-    (tmp_path / "i.jsonl").write_text(json.dumps({"item_id": "i", "price": text}))
+MONEY = {"$12.99": 12.99, "€ 1,299.50": 1299.5, "12 EUR": 12, "1,000,000": 1e6, "-3": -3, "1e3": 1000}
+
+
+def test_money_is_a_number(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("user_id,item_id\nu,0\n")
+    (tmp_path / "i.jsonl").write_text("\n".join(json.dumps({"item_id": n, "price": text}) for n, text in enumerate(MONEY)))
     items = {"path": "i.jsonl", "features": [{"name": "price", "kind": "number"}]}
-    assert Read(tmp_path, interactions={"path": "e.csv"}, items=items).rows("items", "price") == [(number,)]
+    found = Read(tmp_path, interactions={"path": "e.csv"}, items=items).rows("items", "price")
+    assert found == [(number,) for number in MONEY.values()]
 
 
 @settings(max_examples=300, deadline=None)
