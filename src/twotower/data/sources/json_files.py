@@ -63,16 +63,12 @@ class JsonFile:
         for position, (number, line) in enumerate(numbered_lines(self.path)):
             yield (number if self.numbers is None else self.numbers[position]), line
 
-    def rows(self) -> int:
-        """Return the number of rows: lines that are not blank."""
+    def rows(self, found: int = -1) -> int:
+        """Return the number of rows: lines that are not blank. Blank ones are looked for only if all lines are not `found`."""
         if self.numbers is not None:
             return len(self.numbers)
-        total = 0
-        for block in text_blocks(self.path):
-            total += block.count(b"\n")
-            if b"\n\n" in block or b" \n" in block or b"\t\n" in block or block.startswith(b"\n"):
-                total -= sum(not line or line.isspace() for line in block[:-1].split(b"\n"))
-        return total
+        total = sum(block.count(b"\n") for block in text_blocks(self.path))
+        return total if total == found else sum(1 for _ in numbered_lines(self.path))
 
     def locate(self, rows: Sequence[int]) -> Iterator[tuple[int, str]]:
         """Yield line number (from 1) and text of the rows at ascending positions."""

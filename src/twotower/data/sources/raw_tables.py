@@ -15,6 +15,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
+from ibis.expr.operations import Field, Literal, WindowFunction
 
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
@@ -129,12 +130,13 @@ def screen(
     late, name = late or {}, label or file.name
     left = {f"late {column}": value.text for column, value in late.items()}
     with reading(file), unchanged(file):
-        flagged = engine.save_rows(scan.rows, {REASON: ibis.cases(*checks, else_=ibis.null("string")), **columns, **left})
+        wanted = {REASON: ibis.cases(*checks, else_=ibis.null("string")), **columns, **left}
+        flagged = engine.save_rows(*_computed_once(scan.rows, wanted, columns))
         flagged = _read_late(engine, flagged, late)
         if unique and _repeats(flagged, unique):
             flagged = engine.save(_first_of_each(flagged, unique))
         counts = flagged.aggregate(total=flagged.count(), bad=flagged[REASON].count()).to_pyarrow().to_pylist()[0]
-        expected = scan.expected() if scan.expected else counts["total"]
+        expected = scan.expected(counts["total"]) if scan.expected else counts["total"]
         if counts["total"] != expected:
             raise DataError(
                 f"{file} has {expected:,} rows, and {counts['total']:,} were read. No row may be lost. Correct lines that are "
@@ -149,6 +151,22 @@ def screen(
                 rejects.add(name, line, why, text)
             flagged = flagged.filter(flagged[REASON].isnull())
     return flagged.drop(REASON), total
+
+
+def _computed_once(rows: ir.Table, wanted: Columns, columns: Columns) -> tuple[ir.Table, Columns]:
+    """Return rows that have `columns` computed, and the wanted expressions over them: checks then use the values of a column.
+
+    Otherwise the engine would read each time and id anew for every check.
+    """
+    if ROW in columns:  # rows that are numbered by a source
+        return rows, wanted
+    costly = {name: value for name, value in columns.items() if not isinstance(value.op(), (Field, Literal))}
+    numbered = bool(rows.op().find(WindowFunction))  # by a window over the scan, which would use one thread
+    raw = [name for name in rows.columns if name != ROW or not numbered]
+    typed = rows.select(*raw, **{f"typed {name}": value for name, value in costly.items()}).view()
+    known = {rows[name].op(): typed[name].op() for name in raw}
+    known |= {value.op(): typed[f"typed {name}"].op() for name, value in costly.items()}
+    return typed, {name: value.op().replace(known).to_expr() for name, value in wanted.items()}
 
 
 def _read_late(engine: Engine, flagged: ir.Table, late: Mapping[str, Late]) -> ir.Table:

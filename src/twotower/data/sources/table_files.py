@@ -48,14 +48,14 @@ class Scan:
     locate
         Finds line number and text of rows.
     expected
-        Returns the number of rows that `rows` must have had, after it was computed. None: not known.
+        Given the number of rows that `rows` had, returns how many the file holds. None: not known.
     malformed
         Number of rejected lines that are no rows of `rows`, after it was computed.
     """
 
     rows: ir.Table
     locate: Locate
-    expected: Callable[[], int] | None
+    expected: Callable[[int], int] | None
     malformed: Callable[[], int] = lambda: 0
     is_json: bool = False
 
@@ -177,7 +177,7 @@ def _text(engine: Engine, file: Path, names: list[str], table: TableConfig, book
         return line_texts(file, table.encoding, [row + lines.offset for row in rows])
 
     rows = _with_partitions(engine.stream(schema, batches, file), folders, names)
-    return Scan(rows, locate, lambda: lines.rows, lambda: lines.rejected)
+    return Scan(rows, locate, lambda _: lines.rows, lambda: lines.rejected)
 
 
 def _json(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
@@ -230,7 +230,7 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
         return ((position + 1, "") for position in positions)
 
     rows = _with_partitions(engine.stream(chosen_kinds, batches, file), folders, names)
-    return Scan(rows, locate, lambda: parquet.metadata.num_rows)
+    return Scan(rows, locate, lambda _: parquet.metadata.num_rows)
 
 
 def table_paths(base: Path, path: Path, section: str) -> list[Path]:
