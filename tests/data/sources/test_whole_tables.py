@@ -166,7 +166,7 @@ def test_the_account_of_a_dataset(tmp_path: Path) -> None:
         items={"path": "i.csv", "features": [{"name": "empty", "kind": "categorical"}], "other_columns": False},
         users={"path": "u.csv", "features": [{"name": "age", "kind": "number"}]},
     )
-    counts = dataset.manifest["counts"]
+    counts = dataset.manifest.counts.json_values()
     assert counts["files"]["a/e.csv"]["rejected"] == {"item_id is missing": 1} and "rejected" not in counts["files"]["b/e.csv"]
     assert counts["read"] == {"a/e.csv": 50, "b/e.csv": 50, "i.csv": 5, "u.csv": 6}
     for name, file in counts["files"].items():
@@ -176,7 +176,7 @@ def test_the_account_of_a_dataset(tmp_path: Path) -> None:
     item, user = counts["matched"]["item"], counts["matched"]["user"]
     assert (item["known"], item["events"], item["unknown_example"]) == (98, 99, "gone")
     assert user["known"] == 99 - 17 and user["alike_example"] == ["u2", "U2"]
-    warnings = "\n".join(dataset.manifest["warnings"])
+    warnings = "\n".join(dataset.manifest.warnings)
     assert "17 of 99 events (17.2%) have user ids that the users table lacks, such as 'u2'" in warnings
     assert "1 user ids look alike in both tables but differ, such as 'u2' and 'U2'" in warnings
     assert "no row of the items table has a value in empty" in warnings and "a/e.csv: 1 of 50 rows were rejected (2.0%)" in warnings
