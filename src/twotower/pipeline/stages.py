@@ -19,6 +19,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
+from twotower.data.sources.account import account_table
 from twotower.errors import DataError
 from twotower.evaluation.report import read_report
 from twotower.models.neural_retriever import NeuralRetriever
@@ -62,7 +63,11 @@ def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed:
 def prepare_stage(config: Config, out: Path) -> DatasetManifest:
     """Turn raw files into the dataset folder `out`, and return its manifest."""
     with progress() as report:
-        return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
+        manifest = prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
+    log.info("what was read:\n%s", "\n".join(account_table(manifest.counts.json_values())))
+    for warning in manifest.warnings:
+        log.warning("%s", warning)
+    return manifest
 
 
 def train_stage(

@@ -48,6 +48,12 @@ class DatasetCounts(Document):
 
     read: dict[str, Count]
     """By file."""
+    files: dict[str, dict[str, Any]] = Field({})
+    """By path: rows, lines, rejected and left out by reason, unused columns."""
+    matched: dict[str, dict[str, Any]] = Field({})
+    """By side, "item" or "user": events whose id is in its table, with examples of ids that are not."""
+    times_s: dict[str, int] = Field({})
+    """Time of the "first" and "last" event, in seconds since 1970."""
     kept: KeptCounts
     dropped: dict[str, dict[str, Count]]
     """By table and reason."""
@@ -63,6 +69,8 @@ class DatasetManifest(Document):
     seed: int
     config: DatasetSettings
     counts: DatasetCounts
+    warnings: list[str] = Field([])
+    """What was lost, in sentences."""
     event_types: list[str]
     """Names of the event types seen in training, with codes 1, 2, …"""
     has_time: bool
