@@ -33,7 +33,7 @@ CITIES = ["Wien", "Graz", "Linz"]
 def write(
     path: Path, rows: Sequence[Sequence[object]], header: list[str] | None, separator: str = ",", encoding: str = "utf-8"
 ) -> Path:
-    lines = [separator.join(map(str, row)) for row in ([header] if header else []) + rows]
+    lines = [separator.join(map(str, row)) for row in [*([header] if header else []), *rows]]
     path.write_bytes(("\n".join(lines) + "\n").encode(encoding))
     return path
 
