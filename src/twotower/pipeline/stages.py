@@ -20,7 +20,7 @@ from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
 from twotower.errors import DataError
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
-from twotower.schema import FIRST_ROW, FORMAT_VERSION
+from twotower.schema import FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
@@ -246,7 +246,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
 def summary(manifest: Json, out: Path) -> str:
     """Return one line about a prepared dataset."""
     kept = manifest["counts"]
-    users, items = manifest["n_users"] - FIRST_ROW, manifest["n_items"] - FIRST_ROW
+    users, items = manifest["n_users"], manifest["n_items"]
     return f"{out}: {kept['kept']['events']:,} events of {users:,} users at {items:,} items"
 
 
