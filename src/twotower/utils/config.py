@@ -255,4 +255,4 @@ def _section(loc: tuple[Any, ...]) -> list[str]:
         annotation = model.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next(option for option in options if isinstance(option, type(BaseModel)))
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]
