@@ -44,7 +44,7 @@ def test_inspect_shows_columns_the_account_and_a_configuration(capsys: pytest.Ca
     shown, _, config = out.partition("\ndata:\n")
     assert all(len(line) <= 80 for line in shown.splitlines())
     assert re.search(r"^customer +user +text +0 % C0\d\d", shown, re.M) and re.search(r"^tags +feature +multi", shown, re.M)
-    assert re.search(r"^orders\.csv +602 +1$", shown, re.M) and "line 602: product is missing" in shown
+    assert re.search(r"^orders\.csv +602 +1 +0$", shown, re.M) and "1 rejected: product is missing" in shown
     assert "601 events of 41 users at 31 items, 2023-01-01 to 2023-01-25" in shown
     assert (
         "items table: it has the item of 600 of the 601 events" in shown and "'P001.0' in the events, 'P001' in the table" in shown
@@ -67,7 +67,7 @@ def test_the_configuration_prepares_the_same_dataset_as_the_files(shop: Path, ca
     )
     assert err[-2] == "Check and change it: twotower inspect orders.csv products.csv customers.csv --out shop.yaml"
     one, two = (json.loads((shop / name / "manifest.json").read_text()) for name in ("one", "two"))
-    assert one["hashes"] == two["hashes"] and one["n_items"] == 32
+    assert one["hashes"] == two["hashes"] and one["n_items"] == 30
     assert main(["prepare", "--data", ".", "--out", "three"]) == 0, "of a folder, the tables directly in it"
     assert json.loads((shop / "three" / "manifest.json").read_text())["hashes"] == one["hashes"]
 

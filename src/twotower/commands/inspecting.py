@@ -61,11 +61,12 @@ def _as_text(found: Account) -> str:
     """Return the account in lines of at most 80 columns."""
     from twotower.data.sources.guess_text import cut
 
-    lines = [f"{'file':30}{'rows':>14}{'rejected':>12}"]
+    lines = [f"{'file':30}{'rows':>14}{'rejected':>12}{'left out':>12}"]
     for file, rows in found.read.items():
-        count, reasons = found.rejected.get(file, (0, []))
-        lines.append(f"{cut(file, 29):30}{rows:14,}{count:12,}")
-        lines += [cut(f"  {reason}", 80) for reason in reasons]
+        lost = [found.rejected[file], found.left_out[file]]
+        lines.append(f"{cut(file, 29):30}{rows:14,}" + "".join(f"{sum(reasons.values()):12,}" for reasons in lost))
+        for what, reasons in zip(("rejected", "left out"), lost, strict=True):
+            lines += [cut(f"  {count:,} {what}: {reason}", 80) for reason, count in reasons.items()]
     lines.append("")
     when = ""
     if found.times:

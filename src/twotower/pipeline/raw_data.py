@@ -12,20 +12,21 @@ from typing import Any
 import ibis.expr.types as ir
 
 from twotower.data.prepare import SOURCES, open_engine
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
 from twotower.data.sources.file_form import Sample, read_sample
 from twotower.data.sources.guess import DatasetGuess, guess_dataset
 from twotower.data.sources.guess_text import one_line
-from twotower.data.sources.raw_tables import RawTables, Rejects, listing
+from twotower.data.sources.raw_tables import RawTables
+from twotower.data.sources.table_files import FORMS, listing
+from twotower.data.sources.text_files import COMPRESSED
 from twotower.data.sources.yelp import find_files
 from twotower.errors import ConfigError, DataError
 from twotower.schema import ITEM_ID, TIME, USER_ID
 from twotower.utils.config import Config, load_config, read_settings
 
-ENDINGS = (".csv", ".tsv", ".txt", ".dat", ".inter", ".item", ".user", ".parquet", ".json", ".jsonl", ".ndjson", ".data")
-PACKED = (".gz", ".bz2", ".zst")
 MAX_TABLES = 12
-SHOWN_REASONS = 3
+SHOWN_IDS = 3
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,18 @@ def _tables_in(path: Path) -> list[Path]:
         )
     files = _listed(path)
     if not files or len(files) > MAX_TABLES:
-        wanted = f"1 to {MAX_TABLES} tables ({', '.join(ENDINGS)}; also .gz, .bz2, .zst) or Yelp's files"
+        wanted = f"1 to {MAX_TABLES} tables ({', '.join(FORMS)}; also {', '.join(COMPRESSED)}) or Yelp's files"
         raise DataError(f"{path} has {len(files)} files of tables: {listing(path)}. Expected {wanted}. Name the files.")
     return files
 
 
 def _listed(folder: Path) -> list[Path]:
-    return sorted(child for child in folder.iterdir() if child.is_file() and _ending(child) in ENDINGS)
+    return sorted(child for child in folder.iterdir() if child.is_file() and _ending(child) in FORMS)
 
 
 def _ending(path: Path) -> str:
     name = path.name.lower()
-    return Path(next((name.removesuffix(end) for end in PACKED if name.endswith(end)), name)).suffix
+    return Path(next((name.removesuffix(end) for end in COMPRESSED if name.endswith(end)), name)).suffix
 
 
 def load_raw_config(
@@ -174,14 +175,15 @@ class Account:
     ----------
     read
         By file: rows.
-    rejected
-        By file: rejected rows, and the first reasons.
+    rejected, left_out
+        By file: rows that were not kept, by reason.
     matches
         By id column of a table of items or users: events whose id it has, and pairs of ids that look alike but differ.
     """
 
     read: dict[str, int]
-    rejected: dict[str, tuple[int, list[str]]]
+    rejected: dict[str, dict[str, int]]
+    left_out: dict[str, dict[str, int]]
     events: int
     users: int
     items: int
@@ -217,16 +219,10 @@ def _counted(engine: Engine, raw: RawTables, config: Config, rejects: Rejects) -
         .to_pylist()
     )
     tables = {ITEM_ID: raw.items if config.data.items else None, USER_ID: raw.users if config.data.users else None}
-    reasons: dict[str, list[str]] = {}
-    if rejects.path.is_file():
-        with rejects.path.open(encoding="utf-8") as lines:
-            for found in map(json.loads, lines):
-                shown = reasons.setdefault(found["file"], [])
-                if len(shown) < SHOWN_REASONS:
-                    shown.append(f"line {found['line']}: {found['reason']}")
     return Account(
-        read=dict(raw.counts),
-        rejected={file: (count, reasons.get(file, [])) for file, count in rejects.rejected.items()},
+        read={name: file.rows for name, file in rejects.files.items()},
+        rejected={name: file.rejected for name, file in rejects.files.items()},
+        left_out={name: file.left_out for name, file in rejects.files.items()},
         events=row["n"],
         users=row["users"],
         items=row["items"],
@@ -243,7 +239,7 @@ def _matches(engine: Engine, events: ir.Table, table: ir.Table, key: str) -> tup
     matched = int(known.n.sum().to_pyarrow().as_py() or 0)
     left = counted.anti_join(ids, counted[key] == ids.ours).select(theirs=key)
     left = engine.save(left.mutate(alike=_plain(left.theirs)))
-    pairs = left.join(ids, "alike").select("theirs", "ours").order_by("theirs").limit(SHOWN_REASONS)
+    pairs = left.join(ids, "alike").select("theirs", "ours").order_by("theirs").limit(SHOWN_IDS)
     found = [(pair["theirs"], pair["ours"]) for pair in pairs.to_pyarrow().to_pylist()]
     return matched, found
 
