@@ -23,7 +23,7 @@ from twotower.data.sources.text_files import COMPRESSED
 from twotower.data.sources.yelp import find_files
 from twotower.errors import ConfigError, DataError
 from twotower.schema import ITEM_ID, TIME, USER_ID
-from twotower.utils.config import Config, load_config, read_settings
+from twotower.utils.config import Config, ItemTableConfig, UserTableConfig, load_config, read_settings
 
 MAX_TABLES = 12
 SHOWN_IDS = 3
@@ -218,7 +218,10 @@ def _counted(engine: Engine, raw: RawTables, config: Config, rejects: Rejects) -
         .to_pyarrow()
         .to_pylist()
     )
-    tables = {ITEM_ID: raw.items if config.data.items else None, USER_ID: raw.users if config.data.users else None}
+    tables = {
+        ITEM_ID: raw.items if _has_file(config.data.items) else None,
+        USER_ID: raw.users if _has_file(config.data.users) else None,
+    }
     return Account(
         read={name: file.rows for name, file in rejects.files.items()},
         rejected={name: file.rejected for name, file in rejects.files.items()},
@@ -229,6 +232,10 @@ def _counted(engine: Engine, raw: RawTables, config: Config, rejects: Rejects) -
         times=(row["first"], row["last"]) if raw.has_time and row["n"] else None,
         matches={key: _matches(engine, events, table, key) for key, table in tables.items() if table is not None},
     )
+
+
+def _has_file(table: ItemTableConfig | UserTableConfig | None) -> bool:
+    return table is not None and table.path is not None
 
 
 def _matches(engine: Engine, events: ir.Table, table: ir.Table, key: str) -> tuple[int, list[tuple[str, str]]]:
