@@ -288,6 +288,14 @@ FORMS: dict[str, Callable[[], Files]] = {
     },
     "movielens-20m": movielens_csv,
     "movielens-32m": movielens_csv,
+    "otto": lambda: {
+        "otto-recsys-train.jsonl": lines(
+            '{"session": 42, "events": [{"aid": 0, "ts": 1661200010000, "type": "clicks"}, '
+            '{"aid": 1, "ts": 1661200020000, "type": "clicks"}, {"aid": 2, "ts": 1661200030000, "type": "carts"}]}',
+            '{"session":43,"events":[{"aid":1517085,"ts":1659304800025,"type":"orders"}]}',
+        ),
+        "otto-recsys-test.jsonl": lines('{"session": 99, "events": [{"aid": 0, "ts": 1661200010000, "type": "clicks"}]}'),
+    },
     "retailrocket": lambda: {
         "events.csv": lines(
             "timestamp,visitorid,event,itemid,transactionid",
@@ -397,6 +405,7 @@ READ: dict[str, tuple[int, tuple[str, str, str, float | None], tuple[str, str | 
     "movielens-1m": (2, ("1", "1193", "2000-12-31T22:12:40", 5), ("661", "Misérables, Les (1995)")),
     "movielens-20m": (2, ("1", "2", "2005-04-02T23:53:47", 3.5), ("29", "City of Lost Children, The (1995)")),
     "movielens-32m": (2, ("1", "2", "2005-04-02T23:53:47", 3.5), ("29", "City of Lost Children, The (1995)")),
+    "otto": (4, ("42", "0", "2022-08-22T20:26:50", None), ("1517085", None)),
     "retailrocket": (2, ("257597", "355908", "2015-06-02T05:02:12", None), ("356475", None)),
     "steam": (1, ("Chaos Syren", "725280", "2017-12-17", None), ("725280", "Kitty")),
     "yelp": (

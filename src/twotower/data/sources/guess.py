@@ -15,13 +15,14 @@ import pyarrow as pa
 
 from twotower.data.sources.column_facts import depends_on, facts_of
 from twotower.data.sources.column_words import Role
-from twotower.data.sources.file_form import Sample
+from twotower.data.sources.file_form import SAMPLED_ROWS, Sample
 from twotower.data.sources.guess_columns import NONE, ColumnGuess, describe_interactions
 from twotower.data.sources.guess_features import describe_entity
 from twotower.data.sources.guess_tables import KEYS, Table, entity_keys, main_table
 from twotower.errors import DataError, nearest
 
 TableKind = Literal["interactions", "items", "users", "other"]
+SLICES = 5  # places of a large table from which rows are taken
 ROLES: tuple[str, ...] = get_args(Role)
 
 
@@ -203,7 +204,13 @@ def guess_dataset(
 
 
 def _sample(table: Sample | pa.Table, name: str) -> Sample:
-    return table if isinstance(table, Sample) else Sample(name, table)
+    if isinstance(table, Sample):
+        return table
+    if table.num_rows <= SAMPLED_ROWS:
+        return Sample(name, table)
+    part = SAMPLED_ROWS // SLICES
+    starts = [place * (table.num_rows - part) // (SLICES - 1) for place in range(SLICES)]
+    return Sample(name, pa.concat_tables([table.slice(start, part) for start in starts]), complete=False)
 
 
 def _check_names(tables: list[Table], chosen: dict[str, str | None], named: dict[str, str]) -> None:
