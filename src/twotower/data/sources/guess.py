@@ -15,10 +15,11 @@ import pyarrow as pa
 
 from twotower.data.sources.column_facts import depends_on, facts_of
 from twotower.data.sources.column_words import Role
-from twotower.data.sources.file_form import SAMPLED_ROWS, Sample
+from twotower.data.sources.file_form import Sample
 from twotower.data.sources.guess_columns import NONE, ColumnGuess, describe_interactions
 from twotower.data.sources.guess_features import describe_entity
 from twotower.data.sources.guess_tables import KEYS, Table, entity_keys, main_table
+from twotower.data.sources.json_rows import SAMPLED_ROWS
 from twotower.errors import DataError, nearest
 
 TableKind = Literal["interactions", "items", "users", "other"]
