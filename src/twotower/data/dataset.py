@@ -30,7 +30,8 @@ from twotower.utils.types import Float, Int, Mask
 
 EVENTS_FILE, ITEM_EVENTS_FILE = "events.safetensors", "visits.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
-ASIDE = ("rejects.jsonl", TRUTH_FILE)  # files that no model depends on
+POSITIONS_FILE = "positions.safetensors"  # of impressions: the place at which each item was shown
+ASIDE = ("rejects.jsonl", TRUTH_FILE, POSITIONS_FILE)  # files that no model depends on
 
 
 @dataclass(frozen=True, slots=True)

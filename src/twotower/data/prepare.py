@@ -26,11 +26,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twotower.data.co_visitation import co_visited
-from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE
+from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, POSITIONS_FILE, USER_FEATURES_FILE
 from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine, Engine
-from twotower.data.sources.raw_tables import CHARS, RawTables, Source
+from twotower.data.sources.raw_tables import CHARS, POSITION, RawTables, Source
 from twotower.data.sources.sequences import read_sequences
 from twotower.data.sources.sessions import read_sessions
 from twotower.data.sources.spark_engine import SparkEngine
@@ -111,7 +111,7 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
             say("read raw files")
             raw = read(config.data, engine, rejects)
             rejects.check()
-            manifest = _build(Stage(engine, config, raw), folder, say)
+            manifest = _build(Stage(engine, config, raw), folder, say, rejects)
         finally:
             rejects.close()
             engine.close()
@@ -126,7 +126,7 @@ def open_engine(config: PrepareConfig, spill: Path) -> Engine:
     return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill)
 
 
-def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
+def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) -> dict[str, Any]:
     config, raw = stage.config, stage.raw
     specs = _specs(config.prepare, raw)
     say("filter and split events")
@@ -166,7 +166,15 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
         "command": "prepare",
         "seed": config.seed,
         "config": config.model_dump(mode="json", include={"seed", "data", "prepare"}),
-        "counts": {"read": raw.counts, "kept": kept | {"items": len(items), "users": len(users)}, "dropped": stage.dropped},
+        "counts": {
+            "read": raw.counts,
+            "files": {name: file.as_json() for name, file in rejects.files.items()},
+            "kept": kept | {"items": len(items), "users": len(users)},
+            "dropped": stage.dropped,
+            "matched": {side: asdict(match) for side, match in stage.matched.items()},
+            "times_s": stage.times_s,
+        },
+        "warnings": [*rejects.warnings(), *(note for side, match in stage.matched.items() for note in match.warnings(side))],
         "event_types": types,
         "has_time": raw.has_time,
         "cuts_s": chosen.cuts_s,
@@ -224,11 +232,13 @@ def _write_events(
     stars = rows[STARS].fill_null(float("nan")).cast("float32")
     code = rows[EVENT_TYPE].cases(*((name, i + 1) for i, name in enumerate(types)), else_=0).cast("int64")
     columns = [USER_ROW, ITEM_ROW, TIME, ORDER, STARS, EVENT_TYPE, WEIGHT, POSITIVE, SPLIT]
+    columns += [POSITION] if POSITION in rows.columns else []
     full = stage.save(rows.mutate(stars=stars, event_type=code).select(columns))
     known = full.filter(full[USER_ROW].notnull()).order_by([USER_ROW, *BY_TIME])
     events = _arrays(known.select(USER_ROW, ITEM_ROW, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, SPLIT))
     events[OFFSETS] = lengths_to_offsets(np.bincount(events.pop(USER_ROW), minlength=row_count(users) + FIRST_ROW))
     write_arrays(folder / EVENTS_FILE, events)
+    _write_positions(full, known, folder)
     visits = _arrays(full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT))
     visits[OFFSETS] = lengths_to_offsets(np.bincount(visits.pop(ITEM_ROW), minlength=row_count(items) + FIRST_ROW))
     write_arrays(folder / ITEM_EVENTS_FILE, visits)
@@ -236,6 +246,12 @@ def _write_events(
     counts = {f"{name}_events": by_split[code] for name, code in (SPLITS | {"withheld": WITHHELD}).items()}
     positives = int(events[POSITIVE].sum())
     return {"events": n_events, **counts, "positive_events": positives, "anonymous_events": len(visits[SPLIT]) - n_events}
+
+
+def _write_positions(full: ir.Table, known: ir.Table, folder: Path) -> None:
+    """Write the positions at which items were shown, if any event has one: int64 [E] in the order of the events, 0 without one."""
+    if POSITION in full.columns and row_count(full.filter(full[POSITION].notnull())):
+        write_arrays(folder / POSITIONS_FILE, _arrays(known.select(known[POSITION].fill_null(0).name(POSITION))))
 
 
 def _neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:

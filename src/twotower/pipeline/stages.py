@@ -18,6 +18,7 @@ from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
+from twotower.data.sources.account import account_table
 from twotower.errors import DataError
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
 from twotower.schema import FORMAT_VERSION
@@ -58,7 +59,11 @@ def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed:
 def prepare_stage(config: Config, out: Path) -> Json:
     """Turn raw files into the dataset folder `out`, and return its manifest."""
     with progress() as report:
-        return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
+        manifest = prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
+    log.info("what was read:\n%s", "\n".join(account_table(manifest["counts"])))
+    for warning in manifest["warnings"]:
+        log.warning("%s", warning)
+    return manifest
 
 
 def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None) -> Json:

@@ -192,7 +192,8 @@ class DataConfig(Settings):
     max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
     """Largest allowed share of rejected rows of a file; above it, `prepare` fails."""
     include_closed: bool = False
-    """Also offer items that the column `is_open` of Yelp says are closed. false: they are used in training and not offered."""
+    """Also recommend items whose column `is_open` is 0, as of Yelp's closed places. false: training uses them, and no bundle offers
+    them."""
     interactions: InteractionTableConfig | None = None
     """Table of events. Required by the `tables` source."""
     users: UserTableConfig | None = None
@@ -252,6 +253,18 @@ class PrepareConfig(Settings):
     """Fewest stars of a target; events with fewer are history only. Events without stars can be targets. null: no minimum."""
     event_weights: dict[str, float] = {}
     """Weight of each event type in the loss; types that are not listed have weight 1. 0: history only, never a target."""
+
+    @field_validator("event_weights")
+    @classmethod
+    def _no_negative_weights(cls, weights: dict[str, float]) -> dict[str, float]:
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(
+                    f"event_weights of {name!r} is {weight}; it must be 0 or more. Set 0 for events that count as history and "
+                    "never as a target, such as dislikes and impressions"
+                )
+        return weights
+
     duplicates: Literal["keep", "keep_first"] = "keep"
     """Repeated events of a user with the same item. "keep": keep all; "keep_first": keep the first only."""
     min_user_events: int = Field(1, ge=1)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,18 @@ from twotower.errors import DataError
 
 SHOWN_CHARS = 200  # characters written of a rejected row
 SHOWN_REJECTS = 3
+ADVICE = {
+    " time": 'Set time_format to the form of the times, such as "%d.%m.%Y %H:%M", or "%s" for counters',
+    "time_format": "Correct time_format",
+    "-5 scale": "Set stars_scale to the lowest and highest rating",
+    "repeats an earlier row": "If the file holds one row for each event, set `from: interactions` in place of path",
+    "UTF-8": "Set the table's encoding",
+    "not a row of": "Set the table's separator, quote or columns",
+    "quot": "Set the table's quote",
+}
+MAX_NAMES = 12  # shown of the unused columns
+MAX_FILES = 20
+REPLACED = "a later file has the id again"  # of snapshots: not lost, since the newest row counts
 LOST_FRAC = 0.01  # a larger share of lost rows is a warning
 
 
@@ -90,14 +103,34 @@ class Rejects:
             if count > self.max_frac * rows:
                 raise DataError(
                     f"{file} has {count:,} unreadable rows of {rows:,} ({count / rows:.2%}): {'; '.join(self._first[file])}. "
-                    f"At most {self.max_frac:.2%} are allowed. Correct the file or raise data.max_reject_frac."
+                    f"At most {self.max_frac:.2%} are allowed. {_advice(self._first[file][0])} or raise data.max_reject_frac."
                 )
+
+    def warnings(self) -> list[str]:
+        """Return what the user should know: files of which more than `LOST_FRAC` was lost, and the notes of the source."""
+        found = []
+        for name, file in self.files.items():
+            left_out = {reason: count for reason, count in file.left_out.items() if reason != REPLACED}
+            for part, word in ((file.rejected, "rejected"), (left_out, "left out")):
+                lost = sum(part.values())
+                if lost > LOST_FRAC * file.rows:
+                    why = max(part, key=lambda reason: part[reason])
+                    found.append(
+                        f"{name}: {lost:,} of {file.rows:,} rows were {word} ({lost / max(file.rows, 1):.1%}), mostly: {why}"
+                    )
+        return [*found, *self.notes]
 
     def close(self) -> None:
         """Close the file of rejects."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _advice(reason: str) -> str:
+    """Return what may help against the most frequent kinds of bad rows."""
+    found = next((advice for sign, advice in ADVICE.items() if sign in reason), None)
+    return f"{found}, correct the file," if found else "Correct the file"
 
 
 def reason_kind(reason: str) -> str:
@@ -131,12 +164,11 @@ class Match:
     alike_example: tuple[str, str] | None = None
 
     def check(self, side: str) -> None:
-        """Raise `DataError` if no event has an id of the table."""
+        """Raise `DataError` if no event has an id of the table of a side, "item" or "user"."""
         if self.events and not self.known:
             raise DataError(
-                f"None of the {self.events:,} events has {side} of the {side.split()[-1]}s table: the events have "
-                f"{self.unknown_example!r}, the table has {self.table_example!r}. Ids must be equal in both. Name the right "
-                "columns, or write the ids alike."
+                f"No id of the {self.events:,} events is in the {side}s table: the events have {self.unknown_example!r}, "
+                f"the table has {self.table_example!r}. Ids must be equal in both. Name the right columns, or write the ids alike."
             )
 
     def warnings(self, side: str) -> list[str]:
@@ -145,21 +177,20 @@ class Match:
         lost = self.events - self.known
         if lost > LOST_FRAC * self.events:
             found.append(
-                f"{lost / self.events:.1%} of the events have {side} that the {side.split()[-1]}s table lacks, such as "
-                f"{self.unknown_example!r}; the table has {self.table_example!r}"
+                f"{lost:,} of {self.events:,} events ({lost / self.events:.1%}) have {side} ids that the {side}s table lacks, such "
+                f"as {self.unknown_example!r}; the table has {self.table_example!r}"
             )
         if self.alike and self.alike_example:
             one, other = self.alike_example
-            found.append(
-                f"{self.alike:,} {side.split()[-1]} ids look alike in both tables but differ, such as {one!r} and {other!r}"
-            )
+            found.append(f"{self.alike:,} {side} ids look alike in both tables but differ, such as {one!r} and {other!r}")
         return found
 
 
 def account_table(counts: dict[str, Any]) -> list[str]:
     """Return the account of `manifest.json` (its key "counts") as lines of a short table for the screen."""
     rows = [("file", "rows", "rejected", "left out")]
-    for name, file in counts["files"].items():
+    shown = dict(list(counts["files"].items())[:MAX_FILES])
+    for name, file in shown.items():
         lost = [sum(file.get(part, {}).values()) for part in ("rejected", "left_out")]
         rows.append((name, f"{file['rows']:,}", *(f"{count:,}" for count in lost)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -167,7 +198,9 @@ def account_table(counts: dict[str, Any]) -> list[str]:
         f"  {row[0]:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
     ]
-    for name, file in counts["files"].items():
+    if len(counts["files"]) > len(shown):
+        lines.append(f"  … and {len(counts['files']) - len(shown):,} more files; manifest.json has all")
+    for name, file in shown.items():
         for part, word in (("rejected", "rejected"), ("left_out", "left out")):
             lines += [f"  {name}: {count:,} {word}: {reason}" for reason, count in file.get(part, {}).items()]
     for what, reasons in counts["dropped"].items():
@@ -175,6 +208,17 @@ def account_table(counts: dict[str, Any]) -> list[str]:
     for side, match in counts["matched"].items():
         share = match["known"] / max(match["events"], 1)
         lines.append(f"  events whose {side} is in the {side}s table: {match['known']:,} of {match['events']:,} ({share:.1%})")
+    if counts["times_s"]:
+        first, last = (datetime.fromtimestamp(counts["times_s"][name], UTC) for name in ("first", "last"))
+        lines.append(f"  first and last time: {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC")
+    unused: dict[str, dict[str, None]] = {}
+    for file in counts["files"].values():
+        unused.setdefault(file.get("table", ""), {}).update(dict.fromkeys(file.get("unused_columns", [])))
+    for table, columns in unused.items():
+        names = list(columns)
+        if names:
+            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            lines.append(f"  unused columns of {table}: {', '.join(names[:MAX_NAMES])}{more}")
     return lines
 
 

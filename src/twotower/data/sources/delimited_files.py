@@ -33,6 +33,7 @@ class Lines:
     """Count of what the lines of a file became: `total` = `header` + `blank` + `comments` + `rejected` + lines of `rows`."""
 
     total: int = 0
+    offset: int = 1  # number of the line at which rows begin
     header: int = 0
     blank: int = 0
     comments: int = 0
@@ -132,6 +133,7 @@ def read_batches(
         if header_left:
             block, skipped = _after_header(block, dialect, lines)
             header_left, number = False, number + skipped
+            lines.offset = number
         if quote is None and b'"' in block:
             quote = _find_quote(block, dialect)
         size = block.count(b"\n")

@@ -125,21 +125,20 @@ def _form(file: Path, encoding: str | None) -> tuple[str, JsonFile]:
     found = JsonFile(file, file, encoding)
     if not lines:
         return "lines", found
-    if lines[0].startswith(b"[") and _object(lines[0]) is None and not _is_json(lines[0], list, several=True):
+    if lines[0].startswith(b"[") and not (len(lines) > 1 and all(map(_is_json, lines))):
         return "array", found
     votes = {"lines": sum(_object(line) is not None for line in lines), "python": sum(_python(line) is not None for line in lines)}
     if not any(votes.values()) and lines[0].startswith(b"{"):
         return "objects", found
-    return ("python" if votes["python"] > votes["lines"] else "lines"), found
+    return ("python" if votes["python"] > 2 * votes["lines"] else "lines"), found
 
 
-def _is_json(line: bytes, kind: type, *, several: bool) -> bool:
-    """Return True if a line is complete JSON of a type that is no list of objects, which would be a whole file."""
+def _is_json(line: bytes) -> bool:
     try:
-        value = json.loads(line)
+        json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(value, kind) and several and not any(isinstance(entry, dict) for entry in value)
+    return True
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -196,10 +195,10 @@ def _documents(file: Path, encoding: str | None) -> Iterator[tuple[int, bytes]]:
             try:
                 value, end = decoder.raw_decode(text, at)
             except (ValueError, RecursionError):
-                end = _next_object(text, at)
-                if end is None and not final:
+                begin = _next_object(text, at)
+                if begin is None and not final:
                     break  # its end may be in the next block
-                end = len(text) if end is None else end
+                end = len(text) if begin is None else begin
                 yield number, text[at:end].replace("\n", " ").strip().encode() or b"?"
             else:
                 yield number, _dumped(value) if isinstance(value, dict) else text[at:end].replace("\n", " ").encode()

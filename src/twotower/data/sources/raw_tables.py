@@ -7,8 +7,7 @@ bad rows are read a second time, to find the lines. Texts are not kept in tables
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pyarrow as pa
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.table_files import Scan
-from twotower.data.sources.text_files import unchanged
+from twotower.data.sources.text_files import reading, unchanged
 from twotower.data.sources.values import Late
 from twotower.errors import DataError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, STARS, TIME, USER_ID, FeatureSpec
@@ -30,7 +29,6 @@ CHARS = "chars"  # int64: length of what the user wrote
 REASON = "reject_reason"
 RAW_WEIGHT = "raw_weight"  # float64: weight of an event in the source, null: 1
 POSITION = "position"  # int64: place in the list in which an item was shown, from 1; null: unknown
-ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j", "pyarrow")  # modules of the engines' errors
 INTERACTIONS = {
     USER_ID: "string",
     ITEM_ID: "string",
@@ -88,17 +86,6 @@ class RawTables:
 Source = Callable[[DataConfig, Engine, Rejects], RawTables]
 Check = tuple[ir.BooleanValue, "ir.StringValue | str"]  # (the row is bad, why)
 Columns = dict[str, ir.Value]
-
-
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Turn an engine's error about an unreadable file into a `DataError` that names the file."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, (EOFError, OSError)) and type(error).__module__.partition(".")[0] not in ENGINES:
-            raise
-        raise DataError(f"{file} is not readable to its end: {_one_line(error)} Restore or replace the file.") from None
 
 
 def screen(
@@ -237,12 +224,6 @@ def ids_only(engine: Engine, events: ir.Table, name: str) -> ir.Table:
     if name == ITEM_ID:
         return engine.save(ids.mutate(name=ibis.null("string")))
     return engine.save(ids.mutate(since_s=ibis.null("int64"), elite=ibis.null("array<int64>")))
-
-
-def _one_line(error: Exception) -> str:
-    """Return the first line of an error message, ending with a full stop."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text if text.endswith(".") else f"{text}."
 
 
 def _value(value: Any) -> ir.Value:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
 from twotower.data.sources.json_files import open_json
-from twotower.data.sources.raw_tables import CHARS, INTERACTIONS, RawTables, ids_only, reading
+from twotower.data.sources.raw_tables import CHARS, INTERACTIONS, RawTables, ids_only
 from twotower.data.sources.table_files import listing
-from twotower.data.sources.text_files import text_blocks, unchanged
+from twotower.data.sources.text_files import reading, text_blocks, unchanged
 from twotower.data.sources.values import id_text
 from twotower.errors import DataError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, TIME, USER_ID, FeatureSpec
@@ -121,7 +121,8 @@ def _with_ids(file: Path, lines: list[list[str]], rejects: Rejects) -> list[list
     ids = {token: id_text(token) for token in set(chain.from_iterable(lines))}
     if all(token == found for token, found in ids.items()):
         return lines
-    kept, lost = [], 0
+    kept: list[list[str]] = []
+    lost = 0
     for number, line in enumerate(lines, 1):
         if line and ids[line[0]] is None:
             rejects.add(file.name, number, f"user is missing: {line[0]!r}", " ".join(line))

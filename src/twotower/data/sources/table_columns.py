@@ -91,9 +91,8 @@ class Fields:
         """Add a column of ratings: 0 to 5, or rescaled from `scale` to 1 to 5."""
         value = self.number(name)
         low, high = scale or (0, MAX_STARS)
-        what = f"{name} is not on the {low:g}-{high:g} scale: "
-        advice = "" if scale else ". Set stars_scale if the scale is another"
-        self.checks.append((~value.between(low, high), what + quoted(self.text(name)) + ibis.literal(advice)))
+        outside = f"{name} is not on the {low:g}-{high:g} scale: " + quoted(self.text(name))
+        self.checks.append((~value.between(low, high), outside))
         self.columns[STARS] = 1 + (value - low) * ((MAX_STARS - 1) / (high - low)) if scale else value
 
     def time(self, ours: str, name: str, pattern: str | None, *, required: bool) -> None:

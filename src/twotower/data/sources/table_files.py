@@ -1,6 +1,6 @@
 """Open one file of a table, in any form, as a lazy table of chosen columns. All sources of tables read their files with it.
 
-Rows have `ROW`, which follows the order of the file: the line number in delimited text, else the position of the row.
+Rows have `ROW`, which follows the order of the file: the position of the row, bad ones included; in delimited text, of its line.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from twotower.data.sources.account import Rejects
@@ -22,7 +23,7 @@ from twotower.data.sources.delimited_files import LINE, Lines, find_dialect, lin
 from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.json_files import JsonFile, open_json
 from twotower.data.sources.other_columns import distinct_names
-from twotower.data.sources.text_files import COMPRESSED, base_suffix
+from twotower.data.sources.text_files import COMPRESSED, base_suffix, reading
 from twotower.data.sources.values import plain_column
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.utils.config import InteractionTableConfig, TableConfig
@@ -124,7 +125,14 @@ class _Book:
         known = [*columns, *(name for name in partitions if name not in columns)]
         for name in names:
             if name not in known:
-                raise DataError(f"{self.label} has no column {name!r}, which data.{self.section} uses.{nearest(name, known)}")
+                what = f"{self.label} has no column {name!r}, which data.{self.section} uses."
+                if any(part.startswith(f"{name}=") for part in file.parent.parts):
+                    raise DataError(f"{what} Its folder has that name. To use it, set partition_columns: [{name}].")
+                if form_of(file) == "text" and any(_is_number(column) for column in columns):
+                    raise DataError(
+                        f"{what} Its first line seems to be data: {', '.join(columns)[:80]}. Name the columns with columns: […]."
+                    )
+                raise DataError(f"{what}{nearest(name, known)}")
         by_case: dict[str, str] = {}
         for name in names:
             if by_case.setdefault(name.lower(), name) != name:
@@ -145,6 +153,10 @@ class _Book:
             self.rejects.add(self.label, line, why, text)
 
 
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"-?\d+(\.\d+)?", text))
+
+
 def _text(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
     dialect, lines = find_dialect(file, table, names), Lines()
     folders = _partitions(file, table)
@@ -153,7 +165,8 @@ def _text(engine: Engine, file: Path, names: list[str], table: TableConfig, book
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in read_batches(file, table, dialect, chosen, lines, book.reject):
-            yield batch.rename_columns([*chosen, ROW])
+            place = pc.subtract(batch.column(LINE), lines.offset)
+            yield pa.record_batch([*batch.columns[:-1], place], schema=schema)
         if book.rejects is not None:
             account = book.rejects.of(book.label)
             account.lines = lines.total
@@ -161,7 +174,7 @@ def _text(engine: Engine, file: Path, names: list[str], table: TableConfig, book
             account.skipped = {kind: number for kind, number in skipped.items() if number}
 
     def locate(rows: Sequence[int]) -> Iterator[tuple[int, str]]:
-        return line_texts(file, table.encoding, rows)
+        return line_texts(file, table.encoding, [row + lines.offset for row in rows])
 
     rows = _with_partitions(engine.stream(schema, batches, file), folders, names)
     return Scan(rows, locate, lambda: lines.rows, lambda: lines.rejected)
@@ -183,7 +196,8 @@ def _json(engine: Engine, file: Path, names: list[str], table: TableConfig, book
 
 def scan_json(engine: Engine, file: Path, keys: Sequence[str]) -> Scan:
     """Open a JSON file as some of its keys, all as strings; a key that no object has is null."""
-    source = open_json(file, engine.spill)
+    with reading(file):
+        source = open_json(file, engine.spill)
     return Scan(engine.read_json(source.path, keys), source.locate, source.rows, is_json=True)
 
 
@@ -193,30 +207,29 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
     schema, folders = parquet.schema_arrow, _partitions(file, table)
-    empty = {field.name: plain_column(pa.array([], field.type)) for field in schema}
+    kinds = {field.name: empty.type for field in schema if (empty := plain_column(pa.array([], field.type))) is not None}
     for name in names:
-        if name in empty and empty[name] is None:
+        if name in schema.names and name not in kinds:
             raise DataError(
                 f"{file}: column {name!r} has the type {schema.field(name).type}, which has no single values. Convert it."
             )
-    known = [name for name in schema.names if empty[name] is not None]
-    chosen = book.chosen(known, names, file, list(folders))
+    chosen = book.chosen(list(kinds), names, file, list(folders))
     if book.rejects is not None:
-        unread = [name for name in schema.names if empty[name] is None]
+        unread = [name for name in schema.names if name not in kinds]
         book.rejects.of(book.label).unused_columns += unread
-    kinds = pa.schema([*((name, empty[name].type) for name in chosen), (ROW, pa.int64())])
+    chosen_kinds = pa.schema([*((name, kinds[name]) for name in chosen), (ROW, pa.int64())])
 
     def batches() -> Iterator[pa.RecordBatch]:
         start = 0
         for batch in pq.ParquetFile(file).iter_batches(PARQUET_ROWS, columns=chosen):
             data = [plain_column(batch.column(name)) for name in chosen]
-            yield pa.record_batch([*data, pa.array(np.arange(start, start + len(batch)))], schema=kinds)
+            yield pa.record_batch([*data, pa.array(np.arange(start, start + len(batch)))], schema=chosen_kinds)
             start += len(batch)
 
     def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
         return ((position + 1, "") for position in positions)
 
-    rows = _with_partitions(engine.stream(kinds, batches, file), folders, names)
+    rows = _with_partitions(engine.stream(chosen_kinds, batches, file), folders, names)
     return Scan(rows, locate, lambda: parquet.metadata.num_rows)
 
 

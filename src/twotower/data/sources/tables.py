@@ -13,12 +13,13 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 
-from twotower.data.sources.account import Rejects
+from twotower.data.sources.account import REPLACED, Rejects
 from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.other_columns import other_columns, typed_by_values, union
-from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, RawTables, ids_only, interactions, reading, screen
+from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, RawTables, ids_only, interactions, screen
 from twotower.data.sources.table_columns import Fields
 from twotower.data.sources.table_files import form_of, scan_file, table_paths
+from twotower.data.sources.text_files import reading
 from twotower.data.sources.times import check_pattern
 from twotower.errors import ConfigError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, TEXT, TIME, USER_ID, FeatureSpec, Side
@@ -222,7 +223,7 @@ def _newest(reader: _Reader, rows: ir.Table, key: str, path: Path, section: str)
     ranked = reader.engine.save(rows.mutate((ibis.row_number().over(group_by=key, order_by=ibis.desc(PLACE)) == 0).name(FIRST)))
     older = ranked.filter(~ranked[FIRST]).group_by((ranked[PLACE] // FILE_ORDERS).name("file")).aggregate(n=ibis._.count())
     for row in older.to_pyarrow().to_pylist():
-        reader.rejects.of(files[row["file"]][1]).left_out["a later file has the id again"] = row["n"]
+        reader.rejects.of(files[row["file"]][1]).left_out[REPLACED] = row["n"]
     return ranked.filter(ranked[FIRST]).drop(FIRST)
 
 

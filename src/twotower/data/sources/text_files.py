@@ -14,6 +14,7 @@ import pyarrow as pa
 from twotower.errors import DataError
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j", "pyarrow")  # modules of the engines' errors
 BLOCK_BYTES = 1 << 23
 MAX_LINE_BYTES = 1 << 25
 BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
@@ -34,6 +35,23 @@ def base_suffix(file: Path) -> str:
 def open_bytes(file: Path) -> Any:
     """Open a plain or compressed file for reading; its suffix names the compression."""
     return pa.input_stream(str(file), compression=COMPRESSED.get(file.suffix.lower()))
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn an engine's error about an unreadable file into a `DataError` that names the file."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (EOFError, OSError)) and type(error).__module__.partition(".")[0] not in ENGINES:
+            raise
+        raise DataError(f"{file} is not readable to its end: {_one_line(error)} Restore or replace the file.") from None
+
+
+def _one_line(error: Exception) -> str:
+    """Return the first line of an error message, ending with a full stop."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text if text.endswith(".") else f"{text}."
 
 
 @contextmanager

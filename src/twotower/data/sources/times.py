@@ -21,7 +21,6 @@ from twotower.errors import ConfigError
 FIRST_EPOCH_S = 315_532_800  # 1980: smaller numbers are dates as digits, days of Excel or counters, not epochs
 LAST_S = 4_102_444_800  # 2100
 SCALES = ((10**11, 1), (10**14, 10**3), (10**17, 10**6), (10**20, 10**9))  # below the first, a number is in the second per second
-HINT = 'Set time_format, such as "%d.%m.%Y %H:%M"'
 _PLAIN = r"^[0-9]{4}-[0-9]{2}(-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2})?)?)?$"
 _ZONED = (
     r"^([0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:[.,][0-9]+)? ?(?:Z|UTC|GMT|([+-][0-9]{2}):?([0-9]{2})?)?$"
@@ -82,7 +81,7 @@ def parse_time(text: str, pattern: str | None = None) -> int:
     text = text.strip()
     found = _matched(text, pattern) if pattern else _recognised(text)
     if found is None:
-        expected = f"does not fit time_format {pattern!r}" if pattern else f"is not a time. {HINT}"
+        expected = f"does not fit time_format {pattern!r}" if pattern else "is not a time"
         raise ValueError(f"{expected}: {text[:60]!r}")
     if not 0 <= found <= LAST_S:
         raise ValueError(f"is {'before 1970' if found < 0 else 'after 2100'}: {text[:60]!r}")
@@ -129,7 +128,7 @@ def _number(whole: int, text: str) -> int:
     value = next((whole // unit for below, unit in SCALES if whole < below), LAST_S + 1)
     if whole < 0 or value >= FIRST_EPOCH_S:
         return value
-    raise ValueError(f'is not a plausible time: as seconds it is in {1970 + value // 31_556_952}. {HINT}, or "%s": {text[:60]!r}')
+    raise ValueError(f"is not a plausible time: as seconds it is in {1970 + value // 31_556_952}: {text[:60]!r}")
 
 
 _PARTS = {

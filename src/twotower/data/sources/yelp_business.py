@@ -20,7 +20,7 @@ import pyarrow as pa
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
 from twotower.data.sources.json_files import open_json
-from twotower.data.sources.raw_tables import reading
+from twotower.data.sources.text_files import reading
 from twotower.data.sources.values import id_text
 from twotower.schema import HOURS_PER_WEEK
 
