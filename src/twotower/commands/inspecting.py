@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from twotower.commands.options import FILE, keep_file, overwriting, roles, say_next
-
-if TYPE_CHECKING:
-    from twotower.pipeline.raw_data import Account
 
 
 @click.command(short_help="Show what files hold, and a configuration to begin with.")
@@ -43,7 +39,8 @@ def inspect(paths: tuple[Path, ...], named: dict[str, str], out: Path | None, ov
         for question in raw.guess.questions[1:]:
             click.echo(f"Open: {question}")
         raise DataError(raw.guess.questions[0])
-    click.echo(_as_text(account(parse_config(raw.settings))))
+    for line in account(parse_config(raw.settings)):
+        click.echo("\n".join(part.rstrip() for part in textwrap.wrap(line, 80, subsequent_indent="    ", drop_whitespace=False)))
     config = as_yaml(raw.settings, raw.guess)
     if out:
         with atomic_file(out) as beside:
@@ -55,26 +52,3 @@ def inspect(paths: tuple[Path, ...], named: dict[str, str], out: Path | None, ov
         files = [word for path in paths for word in ("--data", str(path))]
         chosen = [word for role, column in named.items() for word in (f"--{role}", column)]
         say_next("run", *files, *chosen, "--out", Path("runs") / paths[0].resolve().name.partition(".")[0])
-
-
-def _as_text(found: Account) -> str:
-    """Return the account in lines of at most 80 columns."""
-    from twotower.data.sources.guess_text import cut
-
-    lines = [f"{'file':30}{'rows':>14}{'rejected':>12}{'left out':>12}"]
-    for file, rows in found.read.items():
-        lost = [found.rejected[file], found.left_out[file]]
-        lines.append(f"{cut(file, 29):30}{rows:14,}" + "".join(f"{sum(reasons.values()):12,}" for reasons in lost))
-        for what, reasons in zip(("rejected", "left out"), lost, strict=True):
-            lines += [cut(f"  {count:,} {what}: {reason}", 80) for reason, count in reasons.items()]
-    lines.append("")
-    when = ""
-    if found.times:
-        first, last = (datetime.fromtimestamp(second, UTC) for second in found.times)
-        when = f", {first:%Y-%m-%d} to {last:%Y-%m-%d}"
-    lines.append(f"{found.events:,} events of {found.users:,} users at {found.items:,} items{when}")
-    for key, (matched, pairs) in found.matches.items():
-        what = key.removesuffix("_id")
-        lines.append(f"{what}s table: it has the {what} of {matched:,} of the {found.events:,} events")
-        lines += [cut(f"  alike but not equal: {theirs!r} in the events, {ours!r} in the table", 80) for theirs, ours in pairs]
-    return "\n".join(lines)

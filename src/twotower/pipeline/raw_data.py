@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ibis.expr.types as ir
-
+from twotower.data.matching import count_ids, match_ids
 from twotower.data.named_datasets import named_dataset, names
 from twotower.data.prepare import SOURCES, open_engine
-from twotower.data.sources.account import Rejects
+from twotower.data.sources.account import Match, Rejects, account_table
 from twotower.data.sources.engine import Engine
 from twotower.data.sources.file_form import Sample, read_sample
 from twotower.data.sources.guess import DatasetGuess, guess_dataset
@@ -24,10 +23,9 @@ from twotower.data.sources.text_files import COMPRESSED
 from twotower.data.sources.yelp import find_files
 from twotower.errors import ConfigError, DataError
 from twotower.schema import ITEM_ID, TIME, USER_ID
-from twotower.utils.config import Config, ItemTableConfig, UserTableConfig, load_config, read_settings
+from twotower.utils.config import Config, DataConfig, load_config, read_settings
 
 MAX_TABLES = 12
-SHOWN_IDS = 3
 
 
 @dataclass(frozen=True)
@@ -179,91 +177,37 @@ def _described(settings: dict[str, Any]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Account:
-    """What a source reads from raw data.
-
-    Attributes
-    ----------
-    read
-        By file: rows.
-    rejected, left_out
-        By file: rows that were not kept, by reason.
-    matches
-        By id column of a table of items or users: events whose id it has, and pairs of ids that look alike but differ.
-    """
-
-    read: dict[str, int]
-    rejected: dict[str, dict[str, int]]
-    left_out: dict[str, dict[str, int]]
-    events: int
-    users: int
-    items: int
-    times: tuple[int, int] | None
-    matches: dict[str, tuple[int, list[tuple[str, str]]]] = field(default_factory=dict)
-
-
-def account(config: Config) -> Account:
-    """Read the raw data of a configuration and count: rows, rejects, users, items, times, and ids that the other tables lack."""
+def account(config: Config) -> list[str]:
+    """Read the raw data of a configuration, and return what was read as lines: rows and rejects by file, sizes, ids that differ."""
     with TemporaryDirectory() as folder:
         rejects = Rejects(Path(folder) / "rejects.jsonl", max_frac=1.0)
         engine = open_engine(config.prepare, Path(folder) / "spill")
         try:
             raw = SOURCES[config.data.source](config.data, engine, rejects)
             rejects.check()
-            return _counted(engine, raw, config, rejects)
+            return _account(engine, raw, config.data, rejects)
         finally:
             rejects.close()
             engine.close()
 
 
-def _counted(engine: Engine, raw: RawTables, config: Config, rejects: Rejects) -> Account:
+def _account(engine: Engine, raw: RawTables, data: DataConfig, rejects: Rejects) -> list[str]:
     events = raw.interactions
-    (row,) = (
-        events.aggregate(
-            n=events.count(),
-            users=events[USER_ID].nunique(),
-            items=events[ITEM_ID].nunique(),
-            first=events[TIME].min(),
-            last=events[TIME].max(),
-        )
-        .to_pyarrow()
-        .to_pylist()
-    )
-    tables = {
-        ITEM_ID: raw.items if _has_file(config.data.items) else None,
-        USER_ID: raw.users if _has_file(config.data.users) else None,
+    counted = {USER_ID: count_ids(engine, events, USER_ID), ITEM_ID: count_ids(engine, events, ITEM_ID)}
+    separate = {"item": data.items, "user": data.users}  # a table within the interactions has all their ids
+    matched: dict[str, Match] = {}
+    for side, key in (("item", ITEM_ID), ("user", USER_ID)):
+        table = separate[side]
+        if f"{side}s" in raw.described and (table is None or table.path is not None):
+            matched[side] = match_ids(engine, counted[key], getattr(raw, f"{side}s"), key)
+    total = events.aggregate(n=events.count(), first=events[TIME].min(), last=events[TIME].max()).to_pyarrow().to_pylist()[0]
+    sizes = [int(counted[key].count().to_pyarrow().as_py()) for key in (USER_ID, ITEM_ID)]
+    counts = {
+        "files": {name: file.as_json() for name, file in rejects.files.items()},
+        "dropped": {},
+        "matched": {side: asdict(match) for side, match in matched.items()},
+        "times_s": {name: total[name] for name in ("first", "last")} if raw.has_time and total["n"] else {},
     }
-    return Account(
-        read={name: file.rows for name, file in rejects.files.items()},
-        rejected={name: file.rejected for name, file in rejects.files.items()},
-        left_out={name: file.left_out for name, file in rejects.files.items()},
-        events=row["n"],
-        users=row["users"],
-        items=row["items"],
-        times=(row["first"], row["last"]) if raw.has_time and row["n"] else None,
-        matches={key: _matches(engine, events, table, key) for key, table in tables.items() if table is not None},
-    )
-
-
-def _has_file(table: ItemTableConfig | UserTableConfig | None) -> bool:
-    return table is not None and table.path is not None
-
-
-def _matches(engine: Engine, events: ir.Table, table: ir.Table, key: str) -> tuple[int, list[tuple[str, str]]]:
-    """Return the number of events whose id the table has, and pairs of ids that look alike but differ."""
-    counted = engine.save(events.filter(events[key].notnull()).group_by(key).aggregate(n=lambda t: t.count()))
-    ids = engine.save(table.select(ours=table[key], alike=_plain(table[key])))
-    known = counted.semi_join(ids, counted[key] == ids.ours)
-    matched = int(known.n.sum().to_pyarrow().as_py() or 0)
-    left = counted.anti_join(ids, counted[key] == ids.ours).select(theirs=key)
-    left = engine.save(left.mutate(alike=_plain(left.theirs)))
-    pairs = left.join(ids, "alike").select("theirs", "ours").order_by("theirs").limit(SHOWN_IDS)
-    found = [(pair["theirs"], pair["ours"]) for pair in pairs.to_pyarrow().to_pylist()]
-    return matched, found
-
-
-def _plain(value: ir.StringValue) -> ir.StringValue:
-    """Return an id without what spreadsheets and data frames change: case, blanks, leading zeros, ".0"."""
-    plain: ir.StringValue = value.strip().lower().re_replace(r"\.0+$", "").re_replace(r"^0+(.)", r"\1")
-    return plain
+    notes = [*rejects.warnings(), *(note for side, match in matched.items() for note in match.warnings(side))]
+    lines = [f"{total['n']:,} events of {sizes[0]:,} users at {sizes[1]:,} items", *account_table(counts)]
+    return lines + [f"  warning: {note}" for note in notes]
