@@ -50,5 +50,5 @@ def inspect(paths: tuple[Path, ...], named: dict[str, str], out: Path | None, ov
     else:
         click.echo(f"\n{config}", nl=False)
         files = [word for path in paths for word in ("--data", str(path))]
-        chosen = [word for role, column in named.items() for word in (f"--{role}", column)]
+        chosen = [word for role, column in named.items() for word in (f"--{role.replace('_', '-')}", column)]
         say_next("run", *files, *chosen, "--out", Path("runs") / paths[0].resolve().name.partition(".")[0])

@@ -97,7 +97,8 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
         from twotower.utils.config import load_config
 
         if named and not data:
-            raise click.UsageError(f"--{next(iter(named))} names a column of --data, which is missing. Add --data FILE.")
+            option = next(iter(named)).replace("_", "-")
+            raise click.UsageError(f"--{option} describes the files of --data, which is missing. Add --data FILE.")
         if not data:  # nothing heavy is imported before a mistyped setting is reported
             return command(*args, config=load_config(config_path, list(overrides)), **options)
         from twotower.pipeline.raw_data import load_raw_config
@@ -111,15 +112,16 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def roles(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --user, --item, --time and --rating, and pass the given ones as `named`."""
+    """Add --user, --item, --time, --time-format and --rating, and pass the given ones as `named`."""
 
     @click.option("--user", metavar="COLUMN", help="Column of the user ids. Default: guessed.")
     @click.option("--item", metavar="COLUMN", help="Column of the item ids. Default: guessed.")
     @click.option("--time", metavar="COLUMN", help='Column of the times; "none": the rows are in order. Default: guessed.')
+    @click.option("--time-format", metavar="PATTERN", help="Format of the times, such as %d.%m.%Y. Default: guessed.")
     @click.option("--rating", metavar="COLUMN", help='Column of the ratings; "none": there is none. Default: guessed.')
     @functools.wraps(command)
-    def with_roles(*args: Any, user: str | None, item: str | None, time: str | None, rating: str | None, **options: Any) -> Any:
-        given = {"user": user, "item": item, "time": time, "rating": rating}
+    def with_roles(*args: Any, **options: Any) -> Any:
+        given = {role: options.pop(role) for role in ("user", "item", "time", "time_format", "rating")}
         return command(*args, named={role: column for role, column in given.items() if column is not None}, **options)
 
     return with_roles

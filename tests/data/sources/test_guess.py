@@ -19,7 +19,7 @@ from twotower.data.sources.file_form import read_sample
 from twotower.data.sources.guess import DatasetGuess, guess_dataset, guess_table
 from twotower.data.sources.guess_features import RESERVED_FEATURES as AVOIDED
 from twotower.data.sources.times import parse_time
-from twotower.errors import DataError
+from twotower.errors import ConfigError, DataError
 from twotower.utils.config import parse_config
 
 N = 400
@@ -109,6 +109,10 @@ def test_days_and_months_that_could_be_swapped_are_asked_for(tmp_path: Path) -> 
     assert "'%d/%m/%Y' and '%m/%d/%Y'" in question and "time_format" in question
     with pytest.raises(DataError, match="%d/%m/%Y"):
         found.to_config()
+    answered = guess(tmp_path / "log.csv", time_format="%m/%d/%Y")
+    assert not answered.questions and answered.to_config()["interactions"]["time_format"] == "%m/%d/%Y"
+    with pytest.raises(ConfigError, match="has no year"):
+        guess(tmp_path / "log.csv", time_format="%m/%d")
 
 
 @pytest.mark.parametrize("value", ["44927.5", "a while ago", "W03/2023"])
@@ -336,6 +340,18 @@ def test_items_and_users_may_be_in_the_interactions_file(tmp_path: Path) -> None
         "features": [{"name": "City", "kind": "categorical"}],
     }
     assert parse_config({"data": config}).data.items is not None
+
+
+def test_a_rating_of_minus_one_is_asked_for() -> None:
+    table = pa.table({"user_id": USERS, "anime_id": ITEMS, "rating": [(-1, *range(1, 11))[n % 11] for n in range(N)]})
+    (question,) = guess_table(table).questions
+    assert "-1" in question and "--rating none" in question
+    assert guess_table(table, rating="none").column("rating") is None and guess_table(table, rating="rating").column("rating")
+
+
+def test_orders_and_nested_objects_are_no_users() -> None:
+    for name, values in (("order_id", USERS), ("user", [json.dumps({"id": user}) for user in USERS])):
+        assert any("--user" in question for question in guess_table(pa.table({name: values, "product_id": ITEMS})).questions)
 
 
 def test_event_types_quantities_and_texts_are_found() -> None:

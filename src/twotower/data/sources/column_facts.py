@@ -167,6 +167,8 @@ class ColumnFacts:
         """Whether the values can be ids: short texts without many words, or whole numbers."""
         if self.kind not in ("text", "whole"):
             return False
+        if all(text.startswith("{") for text in self.examples):  # a JSON object is no id
+            return False
         return self.mean_words < 3 and sum(map(len, list(self.counts)[:2000])) / min(self.distinct, 2000) <= 64
 
     @cached_property

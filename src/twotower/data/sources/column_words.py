@@ -21,7 +21,7 @@ _WORDS: dict[str, str] = {
         utilisateur acheteur membre utente acquirente kund anvandare kunde bruker bruger asiakas kayttaja klient uzytkownik
         zakaznik uzivatel musteri kullanici pelanggan pengguna polzovatel klienta 用户 使用者 客户 顧客 ユーザー 会員 사용자 고객
         пользователь клиент покупатель مستخدم""",
-    "user2": "session visit cookie device browser order invoice basket transaction ip playlist",
+    "user2": "session visit cookie device browser playlist",
     "item": """item product prod sku asin isbn ean upc gtin article movie film track song artist album book video game app venue
         business place poi listing offer course recipe post news photo content aid goods anime show series episode beer wine
         restaurant hotel job property stock merchandise package plu document doc paper clip podcast page event ad thing material

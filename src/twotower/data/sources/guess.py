@@ -20,6 +20,7 @@ from twotower.data.sources.guess_columns import NONE, ColumnGuess, describe_inte
 from twotower.data.sources.guess_features import describe_entity
 from twotower.data.sources.guess_tables import KEYS, Table, entity_keys, main_table
 from twotower.data.sources.json_rows import SAMPLED_ROWS
+from twotower.data.sources.times import check_pattern
 from twotower.errors import DataError, nearest
 
 TableKind = Literal["interactions", "items", "users", "other"]
@@ -164,7 +165,7 @@ def guess_dataset(
     interactions, items, users
         Names of the tables, where you know them.
     **named
-        Columns by role, as in `guess_table`.
+        Columns by role, as in `guess_table`; "none" for a role without a column. `time_format`: the format of the times.
 
     Raises
     ------
@@ -221,6 +222,9 @@ def _check_names(tables: list[Table], chosen: dict[str, str | None], named: dict
             raise DataError(f"There is no table {name!r}, which was named as {kind}.{nearest(name, names)}")
     columns = list(chain.from_iterable(table.facts for table in tables))
     for role, column in named.items():
+        if role == "time_format":
+            check_pattern(column)
+            continue
         if role not in ROLES:
             raise DataError(f"There is no role {role!r} of a column.{nearest(role, ROLES)}")
         if column not in columns and not (column == NONE and role not in KEYS):

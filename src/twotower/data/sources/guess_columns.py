@@ -79,6 +79,7 @@ def describe_interactions(
     sample: Sample, facts: Facts, named: Mapping[str, str], entities: Entities
 ) -> tuple[tuple[ColumnGuess, ...], list[str]]:
     """Return the columns of a table of interactions with their roles, and the questions that are left."""
+    given = named.get("time_format")
     named = {role: name for role, name in named.items() if name in facts or name == NONE}
     found = {name: ColumnGuess.of(facts[name], role, "named by you") for role, name in named.items() if name in facts}
     questions: list[str] = []
@@ -94,7 +95,9 @@ def describe_interactions(
         if role not in named and (picked := pick(left, headless)):
             found[picked[0].name] = ColumnGuess.of(picked[0], role, picked[1])
     for name, guess in list(found.items()):
-        settings, question = how_written(sample.name, facts[name], guess.role)
+        settings, question = how_written(sample.name, facts[name], guess.role, named=guess.role in named)
+        if guess.role == "time" and given:
+            settings, question = {"time_format": given}, None
         found[name] = ColumnGuess.of(facts[name], guess.role, guess.reason, settings=settings)
         questions += [question] if question else []
     question = _time_question(sample, facts, found, named)
@@ -195,7 +198,7 @@ def _pick_event(columns: list[ColumnFacts], headless: bool) -> Picked:  # noqa: 
 def _pick_number(role: str, *, whole: bool) -> Callable[[list[ColumnFacts], bool], Picked]:
     def pick(columns: list[ColumnFacts], headless: bool) -> Picked:  # noqa: ARG001
         kinds = ("whole",) if whole else ("whole", "number")
-        ranked = [(float(c.kind in kinds and says(c.name, role) == 2), c) for c in columns]
+        ranked = [(float(c.kind in kinds and says(c.name, role) == 2 and (c.low or 0) >= 0), c) for c in columns]
         return _best(ranked, lambda c: f"numbers from {c.low:g} to {c.high:g}, and the name says {role}")
 
     return pick
@@ -217,15 +220,20 @@ _PICKS: dict[str, Callable[[list[ColumnFacts], bool], Picked]] = {
 }
 
 
-def how_written(table: str, column: ColumnFacts, role: str) -> tuple[dict[str, Any], str | None]:
+def how_written(table: str, column: ColumnFacts, role: str, *, named: bool = False) -> tuple[dict[str, Any], str | None]:
     """Return the settings that say how a time or a rating is written, and a question if its format is not clear."""
     if role in ("time", "since") and column.time and column.time.formats:
         first, *more = column.time.formats
         question = (
             f"{table}: times of {column.name} such as {column.examples[0]!r} fit "
-            f"{' and '.join(map(repr, column.time.formats[:3]))}. Name one: time_format (--time-format)."
+            f"{' and '.join(map(repr, column.time.formats[:3]))}. Name one: time_format (--time-format PATTERN)."
         )
         return {"time_format": first}, question if more else None
+    if role == "rating" and not named and column.low == -1 and (column.high or 0) > 1 and sorted(set(column.numbers))[1] >= 0:
+        return {}, (
+            f"{table}: {column.name} has -1 beside numbers up to {column.high:g}. Does -1 mean not rated? Then remove it first. "
+            f"Name the column: rating (--rating COLUMN), or none (--rating {NONE})."
+        )
     if role == "rating" and column.low is not None and column.high is not None and not 0 <= column.low <= column.high <= MAX_STARS:
         top = next((top for top in (5, 10, 20, 100) if column.high <= top), int(column.high))
         low = min(int(column.low) - (column.low % 1 > 0), 0) if column.low < 1 else 1
@@ -245,7 +253,8 @@ def _time_question(sample: Sample, facts: Facts, found: Mapping[str, ColumnGuess
         shown = facts[unread[0]].examples[0]
         return (
             f"{sample.name}: {unread[0]} is called like a time, but its values such as {shown!r} fit no known format. "
-            f"Name a column: time (--time COLUMN), or none to use the order of the rows (--time {NONE})."
+            f"Name the column and its format: time (--time COLUMN) and time_format (--time-format PATTERN), or none to use the "
+            f"order of the rows (--time {NONE})."
         )
     if chosen is None:
         return None
