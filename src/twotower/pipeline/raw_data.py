@@ -85,7 +85,7 @@ def find_raw_data(paths: Sequence[Path], named: Mapping[str, str] | None = None)
 def _with_split(settings: dict[str, Any]) -> dict[str, Any]:
     """Add a split that needs no times where the interactions have none."""
     data = settings.get("data", {})
-    timed = data.get("interactions", {}).get("time")
+    timed = data.get("source") == "sessions" or data.get("interactions", {}).get("time")
     return settings if not data or timed else settings | {"prepare": {"split": {"kind": "leave_one_out"}}}
 
 

@@ -18,6 +18,7 @@ from twotower.data.prepare import RESERVED_FEATURES
 from twotower.data.sources.file_form import read_sample
 from twotower.data.sources.guess import DatasetGuess, guess_dataset, guess_table
 from twotower.data.sources.guess_features import RESERVED_FEATURES as AVOIDED
+from twotower.data.sources.guess_text import describe
 from twotower.data.sources.times import parse_time
 from twotower.errors import ConfigError, DataError
 from twotower.utils.config import parse_config
@@ -320,6 +321,18 @@ def test_the_scale_of_ratings_is_found(values: range, scale: list[int] | None) -
     assert config["interactions"].get("stars_scale") == scale and config["interactions"]["stars"] == "rating"
 
 
+def test_lists_of_events_are_sessions(tmp_path: Path) -> None:
+    lists = [
+        [{"aid": int(item[1:]), "ts": 1661200010000 + n, "type": ("clicks", "orders")[n % 2]} for n in range(3)] for item in ITEMS
+    ]
+    rows = [json.dumps({"session": n, "events": events}) for n, events in enumerate(lists)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    found = guess(tmp_path / "train.jsonl")
+    keys = {"user_id": "session", "events": "events", "item_id": "aid", "time": "ts", "event_type": "type"}
+    assert found.to_config() == {"source": "sessions", "path": str(tmp_path), "sessions": {"path": "train.jsonl", **keys}}
+    assert "aid" in describe(found) and parse_config({"data": found.to_config()})
+
+
 def test_items_and_users_may_be_in_the_interactions_file(tmp_path: Path) -> None:
     rows: list[list[object]] = []
     for user, item, at in zip(USERS, ITEMS, WHEN, strict=True):
@@ -386,6 +399,68 @@ def test_what_is_no_table_is_refused_in_one_line(content: bytes, message: str, t
     (tmp_path / "log.csv").write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_sample(tmp_path / "log.csv")
+
+
+def test_random_logs_are_guessed_right_or_asked_about(tmp_path: Path) -> None:
+    rng = random.Random(11)
+    users, items = (
+        ("customer", "uid", "KlantNr", "reviewerID", "id_usuario"),
+        ("sku", "movieId", "StockCode", "track_id", "producto"),
+    )
+    ids = (
+        str,
+        lambda n: f"{n}.0",
+        lambda n: f"X{n:05d}",
+        lambda n: f"{random.Random(n).getrandbits(64):016x}",
+        lambda n: f"{n:08d}",
+    )
+    extra: dict[str, Callable[[int], object]] = {
+        "order_id": lambda n: n // 2,
+        "price": lambda n: n % 90 + 0.25,
+        "shop": lambda n: "AB"[n % 2],
+        "zip": lambda n: f"0{n % 30 + 1000}",
+    }
+    for _ in range(40):
+        user, item = rng.choice(users), rng.choice(items)
+        name_user, name_item = rng.choice(ids), rng.choice(ids)
+        size, form = rng.randint(60, 300), rng.choice(("%Y-%m-%d %H:%M:%S", "%Y-%m-%d", "%d.%m.%Y %H:%M", "%Y%m%d"))
+        columns: dict[str, list[object]] = {
+            user: [name_user(rng.randrange(40)) for _ in range(size)],
+            item: [name_item(rng.randrange(60)) for _ in range(size)],
+            "created": [at.strftime(form) for at in WHEN[:size]],
+            "score": [rng.randint(1, 10) for _ in range(size)],
+        }
+        columns |= {name: [make(n) for n in range(size)] for name, make in rng.sample(sorted(extra.items()), 2)}
+        names = rng.sample(sorted(columns), len(columns))
+        rows = [[columns[name][n] for name in names] for n in range(size)]
+        found = guess(write(tmp_path / "log.csv", rows, names, rng.choice(",;\t|")))
+        assert roles(found) == {"user": user, "item": item, "time": "created", "rating": "score"}
+
+
+def test_damaged_files_give_one_line_or_a_guess(tmp_path: Path) -> None:
+    rng = random.Random(7)
+    header = ["user", "item", "time", "stars"]
+    rows = [dict(zip(header, row, strict=True)) for row in events()[:60]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    files = {
+        "log.csv": write(tmp_path / "log.csv", events()[:60], header).read_bytes(),
+        "log.json": "\n".join(map(json.dumps, rows)).encode(),
+        "log.csv.gz": gzip.compress(write(tmp_path / "log.csv", events()[:60], header).read_bytes()),
+        "log.parquet": (tmp_path / "log.parquet").read_bytes(),
+    }
+    marks = [b'"', b"\n", b"\r", b",", b"\0", b"\xff", b"{", b"\\ud800", b"]"]
+    for _ in range(200):
+        name, content = rng.choice(list(files.items()))
+        damaged = bytearray(content[: rng.randrange(len(content))] if rng.random() < 0.3 else content)
+        for _ in range(rng.randint(1, 20)):
+            place = rng.randrange(len(damaged) + 1)
+            damaged[place : place + rng.randrange(3)] = rng.choice([*marks, bytes([rng.randrange(256)])])
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            found = guess(tmp_path / name)
+            assert describe(found) and (found.questions or found.to_config())
+        except DataError as error:
+            assert "\n" not in str(error)
 
 
 def test_reserved_feature_names_are_avoided() -> None:

@@ -18,7 +18,7 @@ from twotower.data.sources.column_words import Role
 from twotower.data.sources.file_form import Sample
 from twotower.data.sources.guess_columns import NONE, ColumnGuess, describe_interactions
 from twotower.data.sources.guess_features import describe_entity
-from twotower.data.sources.guess_tables import KEYS, Table, entity_keys, main_table
+from twotower.data.sources.guess_tables import KEYS, Table, entity_keys, main_table, session_keys
 from twotower.data.sources.json_rows import SAMPLED_ROWS
 from twotower.data.sources.times import check_pattern
 from twotower.errors import DataError, nearest
@@ -81,6 +81,8 @@ class DatasetGuess:
         Tables that are not read.
     questions
         One line for each choice that the data leave open; empty if the guess is complete.
+    sessions
+        Settings of `data.sessions`, if each row has a list of events.
     """
 
     interactions: TableGuess | None
@@ -88,6 +90,7 @@ class DatasetGuess:
     users: TableGuess | None = None
     others: tuple[TableGuess, ...] = ()
     questions: tuple[str, ...] = field(default=())
+    sessions: dict[str, str] = field(default_factory=dict)
 
     @property
     def tables(self) -> list[TableGuess]:
@@ -109,6 +112,9 @@ class DatasetGuess:
         form = self.interactions.sample.form
         if form and form.kind == "sequences":
             return {"source": "sequences", "path": str(base), "sequences": {"train": str(paths[0].relative_to(base or Path()))}}
+        if self.sessions:
+            file = str(paths[0].relative_to(base or Path())) if paths else self.interactions.sample.name
+            return {"source": "sessions", "path": str(base), "sessions": {"path": file, "event_type": None, **self.sessions}}
         found: dict[str, Any] = {"source": "tables", **({"path": str(base)} if base else {})}
         sections = {"interactions": self.interactions, "items": self.items, "users": self.users}
         return found | {name: table.to_config(base) for name, table in sections.items() if table}
@@ -183,6 +189,9 @@ def guess_dataset(
     given = [_sample(table, name) for name, table in samples.items()] if isinstance(samples, Mapping) else list(samples)
     tables = [Table(sample, facts_of(sample.rows)) for sample in given]
     _check_names(tables, {"interactions": interactions, "items": items, "users": users}, named)
+    sessions = session_keys(tables[0]) if len(tables) == 1 and not named else {}
+    if sessions:
+        return DatasetGuess(_session_table(tables[0], sessions), sessions=sessions)
     main, question = main_table(tables, interactions, {items, users}, named)
     if main is None:
         others = tuple(TableGuess(table.sample, "other", _plain(table)) for table in tables)
@@ -229,6 +238,17 @@ def _check_names(tables: list[Table], chosen: dict[str, str | None], named: dict
             raise DataError(f"There is no role {role!r} of a column.{nearest(role, ROLES)}")
         if column not in columns and not (column == NONE and role not in KEYS):
             raise DataError(f"{', '.join(names)}: no column {column!r}, which was named as {role}.{nearest(column, columns)}")
+
+
+def _session_table(table: Table, keys: dict[str, str]) -> TableGuess:
+    """Return the table of sessions: the id, and the list of events."""
+    inner = ", ".join(f"{setting} {key}" for setting, key in keys.items() if setting not in ("user_id", "events"))
+    found = {
+        keys["user_id"]: ColumnGuess.of(table.facts[keys["user_id"]], "user", "a session stands for a user"),
+        keys["events"]: ColumnGuess.of(table.facts[keys["events"]], "events", f"lists of events with {inner}"),
+    }
+    columns = tuple(found.get(name) or ColumnGuess.of(facts, "unused", "no role") for name, facts in table.facts.items())
+    return TableGuess(table.sample, "interactions", columns)
 
 
 def _within(main: TableGuess, role: str, name: str | None) -> TableGuess | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from twotower.data.sources.column_facts import ColumnFacts
-from twotower.data.sources.column_words import is_id, words
+from twotower.data.sources.column_words import is_id, says, words
 from twotower.data.sources.file_form import Sample
 
 KEYS = ("user", "item")
+TRIED_SESSIONS = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,3 +114,28 @@ def _key_rank(table: Table, name: str, role: str, main: Table, named: dict[str, 
     known = set(facts.counts)
     shares = [sum(value in known for value in main.facts[partner].counts) / main.facts[partner].distinct for partner in partners]
     return rank + 2 * max(shares, default=0.0)
+
+
+def session_keys(table: Table) -> dict[str, str]:
+    """Return the settings of `data.sessions` if a column holds lists of events with an item and a time; else nothing."""
+    for name, facts in table.facts.items():
+        if facts.kind != "list" or not all(text.startswith('["{') for text in facts.examples):
+            continue
+        events = [event for text in facts.values[:TRIED_SESSIONS] for event in map(_object, json.loads(text))]
+        keys = dict.fromkeys(key for event in events for key in event)
+        items = [key for key in keys if is_id(key, "item") > 1]
+        times = [key for key in keys if says(key, "time") == 2]
+        kinds = [key for key in keys if says(key, "event_type") == 2]
+        users = table.keys("user")
+        if len(items) == len(times) == 1 and users:
+            found = {"user_id": users[0], "events": name, "item_id": items[0], "time": times[0]}
+            return found | ({"event_type": kinds[0]} if len(kinds) == 1 else {})
+    return {}
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -62,7 +62,7 @@ def _objects(text: str) -> Iterator[Any]:
 def _as_table(rows: list[dict[str, Any]]) -> pa.Table:
     """Return JSON objects as columns: numbers, texts, lists of texts; anything deeper as JSON text."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: _as_column([row.get(name) for row in rows]) for name in names})
+    return pa.table({_as_text(name): _as_column([row.get(name) for row in rows]) for name in names})
 
 
 def _as_column(values: list[Any]) -> pa.Array:
@@ -87,4 +87,5 @@ def _flat(value: Any) -> Iterator[Any]:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
