@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,9 +79,9 @@ def text_blocks(file: Path, encoding: str | None = None) -> Iterator[bytes]:
     for chunk in _utf8(file, encoding):
         block = rest + chunk
         if old_mac is None:
-            old_mac = b"\r" in block[:-1] and b"\n" not in block
+            old_mac = b"\r" in block.partition(b"\n")[0].removesuffix(b"\r")
         if old_mac:
-            block = block.replace(b"\r", b"\n")
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         cut = block.rfind(b"\n") + 1
         rest = block[cut:]
         if cut:
@@ -100,8 +101,10 @@ def _line_feeds(block: bytes) -> bytes:
 
 def _utf8(file: Path, encoding: str | None) -> Iterator[bytes]:
     """Yield the content of a file as UTF-8, without a byte order mark."""
+    left = sys.maxsize if file.suffix.lower() in COMPRESSED else os.stat(file).st_size  # a file that grows has no end
     with open_bytes(file) as source:
-        chunk = source.read(BLOCK_BYTES)
+        chunk = source.read(min(BLOCK_BYTES, left))
+        left -= len(chunk)
         mark, marked = next(((mark, name) for mark, name in BOMS if chunk.startswith(mark)), (b"", None))
         if encoding in (None, "utf-8", "utf-16", marked):
             chunk, encoding = chunk[len(mark) :], marked or encoding
@@ -111,7 +114,8 @@ def _utf8(file: Path, encoding: str | None) -> Iterator[bytes]:
         try:
             while chunk:
                 yield decoder.decode(chunk).encode("utf-8", "surrogatepass") if decoder else chunk
-                chunk = source.read(BLOCK_BYTES)
+                chunk = source.read(min(BLOCK_BYTES, left))
+                left -= len(chunk)
             if decoder:
                 yield decoder.decode(b"", True).encode()
         except UnicodeError as error:

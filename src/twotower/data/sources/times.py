@@ -53,9 +53,14 @@ def _zoned(text: ir.StringValue) -> ir.IntegerValue:
 
 def epoch(whole: ir.IntegerValue) -> ir.IntegerValue:
     """Return the seconds of an epoch in s, ms, µs or ns, told apart by its magnitude; null if it is no plausible epoch."""
-    value = ibis.cases(*((whole < below, whole // unit) for below, unit in SCALES[:3]), else_=whole // SCALES[3][1]).cast("int64")
+    value = ibis.cases(*((whole < below, _divided(whole, unit)) for below, unit in SCALES[:3]), else_=_divided(whole, SCALES[3][1]))
     hours = whole.between(1_970_010_100, 2_100_123_123)  # may be YYYYMMDDHH: `parse_time` looks at the digits
     return ibis.ifelse(value.between(FIRST_EPOCH_S, LAST_S) & ~hours, value, ibis.null("int64"))
+
+
+def _divided(whole: ir.IntegerValue, unit: int) -> ir.IntegerValue:
+    """Return the quotient rounded down. Engines divide as floats, which round 1577836800999999999 ns up."""
+    return ((whole - whole % unit) / unit).round().cast("int64") if unit > 1 else whole
 
 
 def parse_time(text: str, pattern: str | None = None) -> int:

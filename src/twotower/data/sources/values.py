@@ -44,7 +44,7 @@ def as_text(value: ir.Value) -> ir.StringValue:
     kind = value.type()
     if kind.is_floating():
         whole = (value == value.floor()) & (value.abs() < MAX_EXACT)
-        text = ibis.ifelse(whole, value.cast("int64").cast("string"), value.cast("string"))
+        text = ibis.ifelse(whole, value.try_cast("int64").cast("string"), value.cast("string"))
         return ibis.ifelse(value.isnan(), ibis.null("string"), text)
     text = value if kind.is_string() else value.cast("string")
     return text.nullif("")
@@ -99,7 +99,7 @@ def as_seconds(value: ir.Value, pattern: str | None, name: str) -> tuple[ir.Inte
     elif kind.is_integer():
         fast = epoch(value.cast("int64"))
     elif kind.is_floating():
-        fast = epoch(ibis.ifelse(value.abs() < 1e18, value, ibis.null("float64")).floor().cast("int64"))
+        fast = epoch(ibis.ifelse(value.abs() < 1e18, value, ibis.null("float64")).floor().try_cast("int64"))
     else:
         fast = seconds(text)
     left = ibis.ifelse(fast.isnull(), text, ibis.null("string"))
@@ -112,7 +112,7 @@ def as_list(value: ir.Value, separator: str, name: str, *, numbers: bool) -> tup
         parts, left = value.cast("array<string>"), ibis.null("string")
     else:
         text = as_text(value)
-        written = text.strip().re_search(r"^[\[({].*[\])}]$|^\[['\"]")
+        written = text.strip().re_search(r"(?s)^[\[({].*[\])}]$|^\[['\"]")
         listed = ibis.ifelse(text.re_search(r"^\s*\[[^\[{]*\]\s*$"), text, ibis.null("string"))
         parts = ibis.ifelse(written, listed.try_cast("json").try_cast("array<string>"), text.split(separator))
         left = ibis.ifelse(written & parts.isnull(), text, ibis.null("string"))
