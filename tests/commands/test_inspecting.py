@@ -8,6 +8,8 @@ import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -87,6 +89,7 @@ def test_a_question_ends_the_command_and_an_option_answers_it(shop: Path, capsys
         assert "twotower: error: log.csv has no column name that tells the user" in err and "--user COLUMN" in err
         assert "Traceback" not in out + err and not (shop / "set").exists()
     assert main(["prepare", "--data", "log.csv", "--user", "who", "--item", "what", "--out", "set"]) == 0
+    assert "twotower inspect log.csv --user who --item what --out shop.yaml" in capsys.readouterr().err
     assert json.loads((shop / "set" / "manifest.json").read_text())["config"]["data"]["interactions"]["time"] == "when"
     assert main(["prepare", "--user", "who", "--out", "other"]) == 2 and "--data" in capsys.readouterr().err
 
@@ -116,6 +119,21 @@ def test_settings_win_over_the_guess_and_a_described_configuration_is_not_guesse
     assert main(command) == 0
 
 
+def test_a_folder_of_parquet_holds_parts_or_tables(shop: Path) -> None:
+    (shop / "parts").mkdir()
+    (shop / "tables").mkdir()
+    orders, products = pc.read_csv("orders.csv"), pc.read_csv("products.csv")
+    for number in range(3):
+        pq.write_table(orders.slice(number * 200, 200), shop / "parts" / f"part-{number}.parquet")
+    pq.write_table(orders, shop / "tables" / "orders.parquet")
+    pq.write_table(products, shop / "tables" / "products.parquet")
+    for name, items in (("parts", None), ("tables", "products.parquet")):
+        assert main(["prepare", "--data", name, "--out", f"set-{name}"]) == 0
+        manifest = json.loads((shop / f"set-{name}" / "manifest.json").read_text())
+        assert (manifest["config"]["data"]["items"] or {}).get("path") == items
+        assert sum(manifest["counts"]["read"].values()) >= 600
+
+
 def test_a_yelp_folder_stays_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "--users", "60", "--businesses", "50", "--events", "900", "--out", str(tmp_path / "town")]) == 0
     for command in (["prepare", "--out", str(tmp_path / "set"), "--data"], ["inspect"]):
@@ -140,3 +158,15 @@ def test_what_is_no_raw_data_is_refused(make: object, message: str, tmp_path: Pa
     ):
         assert main(command) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shop")
+def test_run_trains_a_model_from_files_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["training.max_steps=4", "training.recipe=fixed", "evaluation.baselines=[popular]", "prepare.text_dim=4"]
+    settings = [word for setting in tiny for word in ("--set", setting)]
+    assert main(["run", "--data", "orders.csv", "--data", "products.csv", *settings, "--out", "run"]) == 0
+    out, err = capsys.readouterr()
+    assert "Report: run/report.html" in out and "Guessed: orders.csv is interactions" in err
+    assert main(["recommend", "run/bundle", "--history", "P001,P002", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["name"].startswith("Tea ")

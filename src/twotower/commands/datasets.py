@@ -73,8 +73,10 @@ def config(name: str) -> None:
     Example:
       twotower datasets config movielens-1m > movielens.yaml
     """
-    from twotower.data.named_datasets import named_dataset
-    from twotower.data.sources.guess_text import as_yaml
+    import yaml
 
-    click.echo(as_yaml(named_dataset(name).settings), nl=False)
+    from twotower.data.named_datasets import named_dataset
+
+    settings = named_dataset(name).settings
+    click.echo(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100), nl=False)
     say_next("run", "--data", name, "--out", Path("runs") / name)

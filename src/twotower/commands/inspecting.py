@@ -28,7 +28,7 @@ def inspect(paths: tuple[Path, ...], named: dict[str, str], out: Path | None, ov
         keep_file(out, overwrite=overwrite)
     from twotower.data.sources.guess_text import as_yaml, describe
     from twotower.errors import DataError
-    from twotower.pipeline.raw_data import account, find_raw_data
+    from twotower.pipeline.raw_data import account, find_raw_data, role_options
     from twotower.utils.atomic_files import atomic_file
     from twotower.utils.config import parse_config
 
@@ -50,5 +50,5 @@ def inspect(paths: tuple[Path, ...], named: dict[str, str], out: Path | None, ov
     else:
         click.echo(f"\n{config}", nl=False)
         files = [word for path in paths for word in ("--data", str(path))]
-        chosen = [word for role, column in named.items() for word in (f"--{role.replace('_', '-')}", column)]
+        chosen = [word for option in role_options(named) for word in option]
         say_next("run", *files, *chosen, "--out", Path("runs") / paths[0].resolve().name.partition(".")[0])

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import twotower.data.sources  # noqa: F401 - first, so that a missing extra is one line
 from twotower.data.matching import count_ids, match_ids
 from twotower.data.named_datasets import named_dataset, names
 from twotower.data.prepare import SOURCES, open_engine
@@ -43,6 +48,7 @@ class RawData:
     settings: dict[str, Any]
     guess: DatasetGuess | None = None
     files: tuple[Path, ...] = ()
+    named: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -50,8 +56,8 @@ class RawData:
         """Two lines that say what was guessed, or one that names the dataset; none for a Yelp folder."""
         if self.guess is None:
             return [self.note] if self.note else []
-        named = " ".join(map(str, self.files))
-        return [f"Guessed: {one_line(self.guess)}", f"Check and change it: twotower inspect {named} --out shop.yaml"]
+        words = [*map(str, self.files), *(word for option in role_options(self.named) for word in option), "--out", "shop.yaml"]
+        return [f"Guessed: {one_line(self.guess)}", f"Check and change it: twotower inspect {shlex.join(words)}"]
 
 
 def find_raw_data(paths: Sequence[Path], named: Mapping[str, str] | None = None) -> RawData:
@@ -79,7 +85,12 @@ def find_raw_data(paths: Sequence[Path], named: Mapping[str, str] | None = None)
     files = [file for path in paths for file in _tables_in(path)]
     guess = guess_dataset(list(_samples(files)), **(named or {}))
     settings = {} if guess.questions else {"data": guess.to_config()}
-    return RawData(_with_split(settings), guess, tuple(files))
+    return RawData(_with_split(settings), guess, tuple(files), named or {})
+
+
+def role_options(named: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return the options of the command line that name columns."""
+    return [(f"--{role.replace('_', '-')}", column) for role, column in named.items()]
 
 
 def _with_split(settings: dict[str, Any]) -> dict[str, Any]:
@@ -99,17 +110,29 @@ def _samples(files: Sequence[Path]) -> Iterator[Sample]:
 
 
 def _tables_in(path: Path) -> list[Path]:
-    if path.is_file() or any(child.suffix == ".parquet" for child in path.iterdir()):
+    if path.is_file():
         return [path]
     if (path / "manifest.json").is_file():
         raise DataError(
             f"{path} is already prepared: it has a manifest.json. Raw data are expected here. Run: twotower train --data {path}"
         )
     files = _listed(path)
+    if _are_parts(files or sorted(path.rglob("*.parquet"))):
+        return [path]
     if not files or len(files) > MAX_TABLES:
         wanted = f"1 to {MAX_TABLES} tables ({', '.join(FORMS)}; also {', '.join(COMPRESSED)}) or Yelp's files"
         raise DataError(f"{path} has {len(files)} files of tables: {listing(path)}. Expected {wanted}. Name the files.")
     return files
+
+
+def _are_parts(files: Sequence[Path]) -> bool:
+    """Return True for several Parquet files with the same columns: the parts of one table."""
+    if not files or any(file.suffix != ".parquet" for file in files):
+        return False
+    try:
+        return len({tuple(pq.read_schema(file).names) for file in files}) == 1
+    except (pa.ArrowInvalid, OSError):
+        return False
 
 
 def _listed(folder: Path) -> list[Path]:
