@@ -54,7 +54,7 @@ def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s
 
 
 def offered_items(dataset: Dataset) -> Mask:
-    """Return bool [n_item_rows]: False for reserved rows, and for items whose `is_open` is 0, unless `data.include_closed` is set."""
+    """Return bool [n_item_rows]: False for reserved rows and, without `data.include_closed`, for items whose `is_open` is 0."""
     offered = np.arange(dataset.n_item_rows) >= FIRST_ROW
     if IS_OPEN in dataset.items.column_names and not dataset.manifest["config"]["data"]["include_closed"]:
         closed = [str(value) in ("0", "0.0", "false", "False") for value in dataset.items[IS_OPEN].to_pylist()]

@@ -84,8 +84,9 @@ class Fields:
     def count(self, name: str) -> ir.IntegerValue:
         """Return a column of positions from 1."""
         value = self.number(name, limit=MAX_EXACT)
-        self.checks.append(((value < 1) | (value != value.floor()), f"{name} is not a position from 1: " + quoted(self.text(name))))
-        return ibis.ifelse((value >= 1) & (value < MAX_EXACT), value, ibis.null("float64")).cast("int64")
+        whole = ibis.ifelse(value.abs() < MAX_EXACT, value, ibis.null("float64")).floor().cast("int64")
+        self.checks.append(((value < 1) | (value != whole), f"{name} is not a position from 1: " + quoted(self.text(name))))
+        return whole
 
     def stars(self, name: str, scale: list[float] | None) -> None:
         """Add a column of ratings: 0 to 5, or rescaled from `scale` to 1 to 5."""

@@ -43,8 +43,8 @@ def as_text(value: ir.Value) -> ir.StringValue:
     """Return a column as strings, null where it is empty or NaN; a float that is whole is written like an integer."""
     kind = value.type()
     if kind.is_floating():
-        whole = (value == value.floor()) & (value.abs() < MAX_EXACT)
-        text = ibis.ifelse(whole, value.try_cast("int64").cast("string"), value.cast("string"))
+        exact = ibis.ifelse(value.abs() < MAX_EXACT, value, ibis.null("float64")).floor().cast("int64")  # fails beyond 64 bits
+        text = ibis.ifelse((value == exact).fill_null(False), exact.cast("string"), value.cast("string"))
         return ibis.ifelse(value.isnan(), ibis.null("string"), text)
     text = value if kind.is_string() else value.cast("string")
     return text.nullif("")
@@ -99,7 +99,7 @@ def as_seconds(value: ir.Value, pattern: str | None, name: str) -> tuple[ir.Inte
     elif kind.is_integer():
         fast = epoch(value.cast("int64"))
     elif kind.is_floating():
-        fast = epoch(ibis.ifelse(value.abs() < 1e18, value, ibis.null("float64")).floor().try_cast("int64"))
+        fast = epoch(ibis.ifelse(value.abs() < 1e18, value, ibis.null("float64")).floor().cast("int64"))
     else:
         fast = seconds(text)
     left = ibis.ifelse(fast.isnull(), text, ibis.null("string"))
