@@ -355,16 +355,23 @@ def test_items_and_users_may_be_in_the_interactions_file(tmp_path: Path) -> None
     assert parse_config({"data": config}).data.items is not None
 
 
-def test_a_rating_of_minus_one_is_asked_for() -> None:
-    table = pa.table({"user_id": USERS, "anime_id": ITEMS, "rating": [(-1, *range(1, 11))[n % 11] for n in range(N)]})
+@pytest.mark.parametrize("odd", [-1, 0])
+def test_a_number_that_may_mean_not_rated_is_asked_for(odd: int) -> None:
+    table = pa.table({"user_id": USERS, "anime_id": ITEMS, "rating": [odd if n % 3 else n % 10 + 1 for n in range(N)]})
     (question,) = guess_table(table).questions
-    assert "-1" in question and "--rating none" in question
+    assert f"rating is {odd} in 66 % of the rows" in question and "--rating none" in question
     assert guess_table(table, rating="none").column("rating") is None and guess_table(table, rating="rating").column("rating")
 
 
 def test_orders_and_nested_objects_are_no_users() -> None:
     for name, values in (("order_id", USERS), ("user", [json.dumps({"id": user}) for user in USERS])):
         assert any("--user" in question for question in guess_table(pa.table({name: values, "product_id": ITEMS})).questions)
+
+
+def test_commas_in_names_are_no_labels() -> None:
+    items = pa.table({"sku": sorted(set(ITEMS)), "Description": [f"HEART {n}, T-LIGHT, RED" for n in range(len(set(ITEMS)))]})
+    found = guess_dataset({"log": pa.table({"user_id": USERS, "sku": ITEMS}), "items": items})
+    assert found.items is not None and found.items.column("name") == "Description"
 
 
 def test_event_types_quantities_and_texts_are_found() -> None:

@@ -26,6 +26,7 @@ SETTINGS = {
     "since": "since",
 }
 MAX_STARS = 5
+NOT_RATED_FRAC = 0.2  # a larger share of zeros is no rating
 NONE = "none"  # a role that is named so has no column
 LATER = word_set("updated modified deleted shipped delivered ship delivery expected estimated expires due return returned")
 
@@ -129,6 +130,7 @@ def _key(
     free = [
         name for name, column in facts.items() if column.id_like and name not in taken and not column.events and not column.time
     ]
+    free = [name for name in free if is_id(name, other) < 2 or name in clear]
     free.sort(key=lambda name: -facts[name].distinct)
     listed = ", ".join(
         f"{name} ({facts[name].distinct:,} values, such as {facts[name].examples[0]})" for name in (clear or free)[:5]
@@ -229,16 +231,27 @@ def how_written(table: str, column: ColumnFacts, role: str, *, named: bool = Fal
             f"{' and '.join(map(repr, column.time.formats[:3]))}. Name one: time_format (--time-format PATTERN)."
         )
         return {"time_format": first}, question if more else None
-    if role == "rating" and not named and column.low == -1 and (column.high or 0) > 1 and sorted(set(column.numbers))[1] >= 0:
+    odd = _not_rated(column) if role == "rating" and not named else ""
+    if odd:
+        share = column.numbers.count(float(odd)) / len(column.numbers)
         return {}, (
-            f"{table}: {column.name} has -1 beside numbers up to {column.high:g}. Does -1 mean not rated? Then remove it first. "
-            f"Name the column: rating (--rating COLUMN), or none (--rating {NONE})."
+            f"{table}: {column.name} is {odd} in {share * 100:.0f} % of the rows, beside numbers up to {column.high:g}. If {odd} means "
+            f"not rated, remove it, or leave the ratings out: rating {NONE} (--rating {NONE}). If it is a rating, name the column: "
+            "rating (--rating COLUMN)."
         )
     if role == "rating" and column.low is not None and column.high is not None and not 0 <= column.low <= column.high <= MAX_STARS:
         top = next((top for top in (5, 10, 20, 100) if column.high <= top), int(column.high))
         low = min(int(column.low) - (column.low % 1 > 0), 0) if column.low < 1 else 1
         return {"stars_scale": [low, top]}, None
     return {}, None
+
+
+def _not_rated(column: ColumnFacts) -> str:
+    """Return "-1" or "0" if it seems to stand for a missing rating, else ""."""
+    values = sorted(set(column.numbers))
+    if len(values) < 4 or values[0] not in (-1, 0) or values[1] < values[0] + 1 or values[-1] < MAX_STARS:
+        return ""
+    return f"{values[0]:g}" if values[0] == -1 or column.numbers.count(0.0) >= NOT_RATED_FRAC * len(column.numbers) else ""
 
 
 def _time_question(sample: Sample, facts: Facts, found: Mapping[str, ColumnGuess], named: Mapping[str, str]) -> str | None:

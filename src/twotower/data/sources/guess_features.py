@@ -46,10 +46,15 @@ def describe_entity(sample: Sample, facts: Facts, key: str, role: str, name: str
 
 def _name(left: Facts) -> str | None:
     """Return the column of display names: texts of few words whose name says so."""
+
+    def fits(n: str, c: ColumnFacts) -> bool:
+        labels = c.separator and not (says(n, "name") == 2 and c.separator != "|")
+        return c.kind == "text" and c.mean_words <= 30 and c.distinct > 0.3 * len(c.values) and not labels
+
     ranked = [
         (says(n, "name") + (words(n)[-1:] in (("name",), ("title",))), -place, n)
         for place, (n, c) in enumerate(left.items())
-        if says(n, "name") and c.kind == "text" and c.mean_words <= 30 and c.distinct > 0.3 * len(c.values) and not c.separator
+        if says(n, "name") and fits(n, c)
     ]
     return max(ranked)[2] if ranked else None
 
