@@ -28,9 +28,8 @@ from twotower.utils.array_files import open_arrays
 from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
 from twotower.utils.types import Float, Int, Mask
 
-EVENTS_FILE, ITEM_EVENTS_FILE = "events.safetensors", "visits.safetensors"
+EVENTS_FILE, ITEM_EVENTS_FILE, POSITIONS_FILE = "events.safetensors", "visits.safetensors", "positions.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
-POSITIONS_FILE = "positions.safetensors"  # of impressions: the place at which each item was shown
 ASIDE = ("rejects.jsonl", TRUTH_FILE, POSITIONS_FILE)  # files that no model depends on
 
 

@@ -166,15 +166,7 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
         "command": "prepare",
         "seed": config.seed,
         "config": config.model_dump(mode="json", include={"seed", "data", "prepare"}),
-        "counts": {
-            "read": raw.counts,
-            "files": {name: file.as_json() for name, file in rejects.files.items()},
-            "kept": kept | {"items": len(items), "users": len(users)},
-            "dropped": stage.dropped,
-            "matched": {side: asdict(match) for side, match in stage.matched.items()},
-            "times_s": stage.times_s,
-        },
-        "warnings": [*rejects.warnings(), *(note for side, match in stage.matched.items() for note in match.warnings(side))],
+        **_account(stage, rejects, kept | {"items": len(items), "users": len(users)}),
         "event_types": types,
         "has_time": raw.has_time,
         "cuts_s": chosen.cuts_s,
@@ -183,6 +175,20 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
         **trained,
         "features": [asdict(spec) for spec in specs],
     }
+
+
+def _account(stage: Stage, rejects: Rejects, kept: dict[str, int]) -> dict[str, Any]:
+    """Return the manifest's account of all rows, and what the user should be warned of."""
+    counts = {
+        "read": stage.raw.counts,
+        "files": {name: file.as_json() for name, file in rejects.files.items()},
+        "kept": kept,
+        "dropped": stage.dropped,
+        "matched": {side: asdict(match) for side, match in stage.matched.items()},
+        "times_s": stage.times_s,
+    }
+    notes = [note for side, match in stage.matched.items() for note in match.warnings(side)]
+    return {"counts": counts, "warnings": [*rejects.warnings(), *notes]}
 
 
 def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:
