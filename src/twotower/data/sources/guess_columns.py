@@ -236,8 +236,8 @@ def how_written(table: str, column: ColumnFacts, role: str, *, named: bool = Fal
         share = column.numbers.count(float(odd)) / len(column.numbers)
         return {}, (
             f"{table}: {column.name} is {odd} in {share * 100:.0f} % of the rows, beside numbers up to {column.high:g}. "
-            f"If {odd} means not rated, remove it, or leave the ratings out: rating {NONE} (--rating {NONE}). If it is a rating, name the column: "
-            "rating (--rating COLUMN)."
+            f"If {odd} means not rated, remove it, or leave the ratings out: rating {NONE} (--rating {NONE}). "
+            "If it is a rating, name the column: rating (--rating COLUMN)."
         )
     if role == "rating" and column.low is not None and column.high is not None and not 0 <= column.low <= column.high <= MAX_STARS:
         top = next((top for top in (5, 10, 20, 100) if column.high <= top), int(column.high))
