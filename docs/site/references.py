@@ -90,13 +90,18 @@ def commands_page() -> str:
         "# Commands",
         "`twotower COMMAND --help` prints the same. Options of the program come before the command.",
     ]
-    parent = click.Context(app, info_name="twotower")
-    parts += ["## `twotower`", *_command(app, parent)]
-    for name in app.list_commands(parent):
-        command = app.get_command(parent, name)
-        if command is not None and not command.hidden:
-            parts += [f"## `twotower {name}`", *_command(command, click.Context(command, info_name=name, parent=parent))]
+    for context in _contexts(app, click.Context(app, info_name="twotower")):
+        parts += [f"## `{context.command_path}`", *_command(context.command, context)]
     return "\n\n".join(parts)
+
+
+def _contexts(command: click.Command, context: click.Context) -> Iterable[click.Context]:
+    """Yield the contexts of a command and of all commands below it, in the order of the help."""
+    yield context
+    for name in command.list_commands(context) if isinstance(command, click.Group) else []:
+        below = command.get_command(context, name)
+        if below is not None and not below.hidden:
+            yield from _contexts(below, click.Context(below, info_name=name, parent=context))
 
 
 def _command(command: click.Command, context: click.Context) -> Iterable[str]:

@@ -20,6 +20,7 @@ from twotower.utils.config_data import (
     ItemTableConfig,
     PrepareConfig,
     SequencesConfig,
+    SessionsConfig,
     Settings,
     SplitConfig,
     TableConfig,
@@ -52,6 +53,7 @@ __all__ = [
     "ResolvedModel",
     "ResolvedTower",
     "SequencesConfig",
+    "SessionsConfig",
     "SplitConfig",
     "TableConfig",
     "TowerConfig",
@@ -60,6 +62,7 @@ __all__ = [
     "UserTowerConfig",
     "load_config",
     "parse_config",
+    "read_settings",
 ]
 
 
@@ -176,8 +179,10 @@ class ResolvedConfig(Config):
 Some = TypeVar("Some", bound=Config)
 
 
-def load_config(path: Path | None = None, overrides: list[str] | None = None) -> Config:
+def load_config(path: Path | None = None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> Config:
     """Read a YAML file (or the defaults when None) and apply overrides of the form "a.b=value", the value read as YAML.
+
+    `base` holds settings that the file and the overrides replace, one by one.
 
     Raises
     ------
@@ -189,6 +194,13 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     >>> load_config(overrides=["training.num_epochs=2"]).training.num_epochs
     2
     """
+    config = parse_config(read_settings(path, overrides, base))
+    check_names(config)
+    return config
+
+
+def read_settings(path: Path | None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the plain values that `load_config` validates."""
     values: Any = {}
     if path is not None:
         if not path.is_file():
@@ -200,11 +212,10 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
         values = {} if loaded is None else loaded
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__}. A configuration must be a mapping of sections.")
+    settings = _merged(base or {}, values)
     for override in overrides or []:
-        _apply_override(values, override)
-    config = parse_config(values)
-    check_names(config)
-    return config
+        _apply_override(settings, override)
+    return settings
 
 
 @overload
@@ -225,6 +236,15 @@ def parse_config(values: dict[str, Any], kind: type[Config] = Config) -> Config:
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of a second mapping of sections; sections are merged, all else is replaced."""
+    merged = {name: _merged(value, {}) if isinstance(value, dict) else value for name, value in base.items()}
+    for name, value in values.items():
+        known = merged.get(name)
+        merged[name] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
