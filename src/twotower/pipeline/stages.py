@@ -6,11 +6,14 @@ simulate ─▶ raw files ─▶ prepare ─▶ dataset ─▶ train ─▶ run 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
 import torch
 
 import twotower.trainers  # noqa: F401 - first, so that a missing extra is one line
@@ -22,6 +25,8 @@ from twotower.errors import DataError
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
 from twotower.schema import FIRST_ROW, FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
+from twotower.trainers.callbacks import Callback
+from twotower.trainers.loggers import TensorBoardLogger
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
@@ -39,6 +44,7 @@ from twotower.utils.types import Json
 
 Result = TypeVar("Result")
 
+NEVER_RAN = TrainingState(best=-math.inf)  # a candidate of the recipe race that Ctrl-C kept from running
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 
 
@@ -55,13 +61,34 @@ def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed:
         )
 
 
-def prepare_stage(config: Config, out: Path) -> Json:
-    """Turn raw files into the dataset folder `out`, and return its manifest."""
+@dataclass
+class Watch:
+    """Who watches a training and may end it.
+
+    Attributes
+    ----------
+    callbacks
+        Called during the training; see `trainers.callbacks`.
+    interruptible
+        True: Ctrl-C ends the training, and the best model so far is exported. False: it raises `KeyboardInterrupt`.
+    interrupted
+        True after Ctrl-C has ended a training.
+    """
+
+    callbacks: Sequence[Callback] = ()
+    interruptible: bool = False
+    interrupted: bool = False
+
+
+def prepare_stage(config: Config, out: Path, tables: Mapping[str, pa.Table] | None = None) -> Json:
+    """Turn raw files, or tables in memory, into the dataset folder `out`, and return its manifest."""
     with progress() as report:
-        return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
+        return prepare(config, out, tables=tables, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
 
 
-def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None) -> Json:
+def train_stage(
+    config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None, watch: Watch | None = None
+) -> Json:
     """Train on the dataset `data`; write checkpoints, the log and `manifest.json` to `out`, and a bundle to `bundle`.
 
     The default bundle folder is `out`/bundle. The `data` and `prepare` settings that the dataset was made with replace those of
@@ -74,16 +101,17 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         validation part.
     """
     check_settings(config)
+    watch = watch or Watch()
     dataset = Dataset.open(data)
     config = _as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
     device = choose_device(config.training.device)
     with distributed.process_group(device):
-        config, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device), resume=resume)
+        config, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device, watch), resume=resume)
         explained = partial(_or_explain, config, dataset, device, out)
         config, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
-        reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, resume=resume))
+        reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, watch, resume=resume))
         first = distributed.rank() == 0
     config, half_lives = _with_half_life(config, dataset, out / "best.pt") if first else (config, [])
     best = {
@@ -148,17 +176,24 @@ def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tu
     return plan.config, plan.trim_above_bytes
 
 
-def _fit(config: Config, dataset: Dataset, out: Path, trim_above_bytes: int | None, *, resume: bool) -> TrainingState:
+def _fit(
+    config: Config, dataset: Dataset, out: Path, trim_above_bytes: int | None, watch: Watch, *, resume: bool, label: str = "train"
+) -> TrainingState:
+    if watch.interrupted:  # in the recipe race: what there is of this candidate stays
+        return TrainingState(**load_checkpoint(out / "best.pt")["progress"]) if (out / "best.pt").is_file() else NEVER_RAN
     trainer = TwoTowerTrainer(dataset, config, out)
-    trainer.trim_above_bytes = trim_above_bytes
-    return trainer.fit(resume=resume)
+    trainer.trim_above_bytes, trainer.interruptible, trainer.label = trim_above_bytes, watch.interruptible, label
+    trainer.callbacks = [TensorBoardLogger(), *watch.callbacks] if label == "train" else []
+    reached = trainer.fit(resume=resume)
+    watch.interrupted = trainer.training.interrupted
+    return reached
 
 
-def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Path, resume: bool) -> TrainingState:
+def _fit_within(dataset: Dataset, device: torch.device, watch: Watch, config: Config, out: Path, resume: bool) -> TrainingState:
     """Train within the memory budget, for the recipe race."""
     explained = partial(_or_explain, config, dataset, device, out)
     planned, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
-    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, resume=resume))
+    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, watch, resume=resume, label="compare recipes"))
 
 
 def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
@@ -213,15 +248,23 @@ def export_stage(run: Path, out: Path) -> Json:
     return written
 
 
-def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
+def run_all(
+    config: Config, out: Path, *, resume: bool = False, tables: Mapping[str, pa.Table] | None = None, watch: Watch | None = None
+) -> Json | None:
     """Prepare, train, export and evaluate: write dataset/, model/, bundle/, report.json and report.html to `out`.
+
+    Parameters
+    ----------
+    tables
+        Tables in memory by name, for the `tables` source; see `prepare`.
 
     Returns
     -------
     report
-        None without a test part (`prepare.split.test: 0`): then nothing is evaluated.
+        None without a test part (`prepare.split.test: 0`), or if Ctrl-C ended the training: then nothing is evaluated.
     """
     check_settings(config)
+    watch = watch or Watch()
     if resume and (out / "dataset" / "manifest.json").is_file():
         made = Dataset.open(out / "dataset").manifest["config"]
         changed = config_diff(made, config.model_dump(mode="json", include=set(made)))
@@ -230,11 +273,11 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
                 f"The settings differ from those of {out / 'dataset'}: {changed}. Restore them to resume, or use another --out."
             )
     else:
-        prepared = prepare_stage(config, out / "dataset")
+        prepared = prepare_stage(config, out / "dataset", tables)
         log.info(summary(prepared, out / "dataset"))
     resume = resume and any((out / "model" / name).is_file() for name in ("last.pt", RECORD))
-    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
-    if not has_test(Dataset.open(out / "dataset")):
+    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle", watch=watch)
+    if watch.interrupted or not has_test(Dataset.open(out / "dataset")):
         for name in ("report.json", "report.html"):
             (out / name).unlink(missing_ok=True)  # left by another run
         return None

@@ -31,10 +31,11 @@ from twotower.retrieval.item_details import Home, ItemDetails
 from twotower.retrieval.request import Answer, HistoryEvent, Reason, Recommendation, Request, Source, Stages
 from twotower.retrieval.request_reader import ParsedRequest, Reader, to_queries
 from twotower.retriever import Recommendations
-from twotower.schema import FIRST_ROW
+from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.search.filters.item_filter import ItemFilter
 from twotower.search.reranking import POPULARITY_SCALE, append_popularity_weight, boost_recent_items, fallback_scores, mmr
 from twotower.search.topk import top_k
+from twotower.utils.ids import Id, id_types
 from twotower.utils.types import Float, Int, Mask
 
 HOME_EVENTS = 100  # last events of a history that give the home location
@@ -86,7 +87,9 @@ class Recommender:
         self.reader = Reader(self.dataset, self.moment_s)
         self.index, self._prior, self._revisit = bundle.index, bundle.model.popularity_weight(), bundle.model.recent_item_weight()
         self._locations = np.concatenate([np.full((FIRST_ROW, 2), np.nan), self.filter.locations])
-        self.details = ItemDetails(self.dataset.items, self.filter.category, self._locations)
+        self.details = ItemDetails(
+            self.dataset.items, self.filter.category, self._locations, id_types(self.dataset.manifest)[ITEM_ID]
+        )
 
     @classmethod
     def load(cls, path: Path | str) -> Recommender:
@@ -129,8 +132,8 @@ class Recommender:
     def recommend(
         self,
         *,
-        user: str | None = None,
-        history: Sequence[str | HistoryEvent] | None = None,
+        user: Id | None = None,
+        history: Sequence[Id | HistoryEvent] | None = None,
         k: int = 10,
         filter: FilterSpec = None,
         near: tuple[float, float] | None = None,
@@ -165,7 +168,7 @@ class Recommender:
             raise RequestError(f"Unknown user {user!r}. For a user that is not in the bundle, pass a history of item ids.")
         return answer.items
 
-    def similar(self, item_id: str, *, k: int = 10, filter: FilterSpec = None) -> list[Recommendation]:
+    def similar(self, item_id: Id, *, k: int = 10, filter: FilterSpec = None) -> list[Recommendation]:
         """Return the `k` items with the most similar vectors to an item, best first, with distances from that item.
 
         Raises

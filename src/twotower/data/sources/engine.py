@@ -6,7 +6,7 @@ Rows of a file have `ROW`, their position in it. A line that is not a JSON objec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,9 +26,12 @@ class Engine(Protocol):
     ----------
     con
         The Ibis connection.
+    tables
+        Tables in memory by name; the `tables` source takes a `path` of that name as one of them.
     """
 
     con: Any
+    tables: Mapping[str, pa.Table]
 
     def save(self, rows: ir.Table | pa.Table) -> ir.Table:
         """Compute `rows` once and store them until `free`."""
@@ -56,9 +59,12 @@ class DuckDBEngine:
     ----------
     spill
         Folder for data that exceeds memory.
+    tables
+        See `Engine`.
     """
 
-    def __init__(self, spill: Path) -> None:
+    def __init__(self, spill: Path, tables: Mapping[str, pa.Table] | None = None) -> None:
+        self.tables = tables or {}
         self.con: Any = ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=str(spill))
 
     def save(self, rows: ir.Table | pa.Table) -> ir.Table:

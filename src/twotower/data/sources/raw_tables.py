@@ -63,6 +63,8 @@ class RawTables:
         By file: rows read, and rows left out for reasons other than rejection.
     texts
         `order` and `text` of the interactions, read from the raw files at each use; may include rejected rows. None: no texts.
+    id_types
+        By id column: the type that ids have outside, as `utils.ids.id_type` names it; text if it is not listed.
     truth
         File with the true preferences of a simulated town, if the raw folder has one.
     """
@@ -74,6 +76,7 @@ class RawTables:
     has_time: bool
     counts: dict[str, int] = field(default_factory=dict)
     texts: ir.Table | None = None
+    id_types: dict[str, str] = field(default_factory=dict)
     truth: Path | None = None
 
 

@@ -19,8 +19,10 @@ import pyarrow.parquet as pq
 
 from twotower.data.sources.engine import ROW, DuckDBEngine, Engine
 from twotower.data.sources.other_columns import distinct_names
-from twotower.data.sources.raw_tables import Locate, Rejects, json_lines, locate_json, open_bytes, reading
+from twotower.data.sources.raw_tables import Locate, Rejects, json_lines, listing, locate_json, open_bytes, reading
 from twotower.errors import ConfigError, DataError, nearest
+from twotower.utils.frames import plain
+from twotower.utils.ids import TEXT, id_type
 
 FORMS = {
     ".csv": "csv",
@@ -49,6 +51,8 @@ def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, re
     ConfigError
         The engine is not DuckDB, and the file is CSV or Parquet.
     """
+    if file.name in engine.tables:
+        return _in_memory(engine.tables[file.name], file, names, section, others)
     suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
     form = FORMS.get(suffix)
     if form is None:
@@ -59,11 +63,44 @@ def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, re
         return {"csv": _csv, "json": _json, "parquet": _parquet}[form](engine, file, names, section, rejects, others)
 
 
+def find_files(engine: Engine, base: Path, path: Path, section: str) -> list[Path]:
+    """Return the file, or the files of a glob, sorted by name; the path itself for a table in memory."""
+    if str(path) in engine.tables:
+        return [path]
+    full = base / path
+    if full.is_file():
+        return [full]
+    found = sorted(p for p in base.glob(str(path)) if p.is_file()) if not path.is_absolute() and set("*?[") & set(str(path)) else []
+    if not found:
+        forms = f"a file or glob ({', '.join(FORMS)}; also .gz)"
+        instead = f"No file at {full}: {listing(full.parent)}"
+        raise DataError(f"{instead}. data.{section}.path must be {forms}, relative to data.path. Correct it.")
+    return found
+
+
+def column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
+    """Return the type of an id column, as `utils.ids.id_type` names it; CSV and JSON lines have texts."""
+    if str(path) in engine.tables:
+        return id_type(engine.tables[str(path)].schema.field(column).type)
+    files = find_files(engine, base, path, "interactions")
+    kinds = {id_type(pq.read_schema(file).field(column).type) if file.suffix == ".parquet" else TEXT for file in files}
+    return kinds.pop() if len(kinds) == 1 else TEXT
+
+
 def _chosen(columns: Sequence[str], names: Sequence[str], file: Path, section: str, others: bool) -> list[str]:
     for name in names:
         if name not in columns:
             raise DataError(f"{file.name} has no column {name!r}, which data.{section} uses.{nearest(name, columns)}")
     return list(dict.fromkeys([*names, *(distinct_names(columns, names, file.name) if others else ())]))
+
+
+def _in_memory(table: pa.Table, file: Path, names: Sequence[str], section: str, others: bool) -> Scan:
+    chosen = table.select(_chosen(table.column_names, names, file, section, others))
+
+    def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
+        return ((position + 1, "") for position in positions)
+
+    return _numbered(ibis.memtable(plain(chosen))), locate, lambda: 0
 
 
 def _parquet(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects, others: bool) -> Scan:  # noqa: ARG001

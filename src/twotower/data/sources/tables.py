@@ -23,14 +23,13 @@ from twotower.data.sources.raw_tables import (
     Rejects,
     ids_only,
     interactions,
-    listing,
     missing,
     quoted,
     screen,
     seconds,
 )
-from twotower.data.sources.table_files import FORMS, Close, scan_file
-from twotower.errors import ConfigError, DataError
+from twotower.data.sources.table_files import Close, column_id_type, find_files, scan_file
+from twotower.errors import ConfigError
 from twotower.schema import EVENT_TYPE, HOURS_PER_WEEK, ITEM_ID, ORDER, STARS, TEXT, TIME, USER_ID, FeatureSpec, Side
 from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConfig, ItemTableConfig, TableConfig, UserTableConfig
 
@@ -75,7 +74,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         raise ConfigError(
             "data.interactions is not set, but data.source is tables. Describe your tables there, or set another data.source."
         )
-    reader = _Reader(config.path, engine, rejects, {})
+    reader, ids = _Reader(config.path, engine, rejects, {}), {USER_ID: table.user_id, ITEM_ID: table.item_id}
     events, texts = _interactions(reader, table)
     items = _entities(reader, config.items) if config.items else ids_only(engine, events, ITEM_ID)
     users = _entities(reader, config.users) if config.users else ids_only(engine, events, USER_ID)
@@ -87,6 +86,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         has_time=table.time is not None,
         counts=reader.counts,
         texts=texts,
+        id_types={name: column_id_type(engine, reader.base, table.path, column) for name, column in ids.items()},
     )
 
 
@@ -229,7 +229,7 @@ class _Reader:
 
     def scans(self, table: TableConfig, section: str, names: list[str], others: bool = False) -> Iterator[Scanned]:
         """Yield, for each file of a table: rows for `Fields`, `locate`, `close`, the file, and the order of its first row."""
-        for number, file in enumerate(_files(self.base, table.path, section)):
+        for number, file in enumerate(find_files(self.engine, self.base, table.path, section)):
             rows, locate, close = scan_file(self.engine, file, names, section, self.rejects, others=others)
             named = rows.rename({f"raw {name}": name for name in rows.columns if name != ROW or name in names})
             yield named, locate, close, file, number * FILE_ORDERS
@@ -287,7 +287,8 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.T
     others = isinstance(table, ItemTableConfig) and table.other_columns
     names = _distinct([theirs, also, *declared])
     rows = reader.read(table, section, names, typed, unique=key, others=others)
-    if others and not any(file.suffix == ".parquet" for file in _files(reader.base, table.path, section)):
+    files = find_files(reader.engine, reader.base, table.path, section)
+    if others and not any(file.suffix == ".parquet" or file.name in reader.engine.tables for file in files):
         rows = typed_by_values(rows, [name for name in rows.columns if name not in (PLACE, *ours, *names)])
     first = ibis.row_number().over(group_by=key, order_by=PLACE) == 0  # files of one glob may repeat ids
     once = rows.mutate(first.name(FIRST)).filter(ibis._[FIRST]).order_by(PLACE).drop(FIRST, PLACE)
@@ -330,19 +331,6 @@ def _check_kinds(features: list[ColumnConfig], section: str, seen: dict[str, str
             kind = types.get(feature.kind, "string")
             if seen.setdefault(column, kind) != kind:
                 raise ConfigError(f"Column {column!r} of data.{section} is used as {seen[column]} and as {kind}. Copy the column.")
-
-
-def _files(base: Path, path: Path, section: str) -> list[Path]:
-    """Return the file, or the files of a glob, sorted by name."""
-    full = base / path
-    if full.is_file():
-        return [full]
-    found = sorted(p for p in base.glob(str(path)) if p.is_file()) if not path.is_absolute() and set("*?[") & set(str(path)) else []
-    if not found:
-        forms = f"a file or glob ({', '.join(FORMS)}; also .gz)"
-        instead = f"No file at {full}: {listing(full.parent)}"
-        raise DataError(f"{instead}. data.{section}.path must be {forms}, relative to data.path. Correct it.")
-    return found
 
 
 def _distinct(names: list[str | None]) -> list[str]:
