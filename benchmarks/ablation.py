@@ -118,7 +118,7 @@ def trained(config: Config, dataset: Dataset, out: Path, name: str) -> NeuralRet
     train_stage(config, dataset.path, folder)
     model, settings, _ = load_trained(folder / "best.pt", dataset)
     store = open_store(dataset, PART, settings.model)
-    return NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, PART), name=name)
+    return NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, PART), name=name)
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def same_losses(bench: Bench) -> Found:
 def answers(trainer: TwoTowerTrainer, users: int) -> Recommendations:
     """The ten best for the first so many validation questions."""
     dataset, model = trainer.dataset, trainer.model.eval()
-    retriever = NeuralRetriever(model, trainer.store, n_items=dataset.n_items, time_s=split_moment(dataset, "valid"))
+    retriever = NeuralRetriever(model, trainer.store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "valid"))
     return retriever.retrieve(trainer.held_out.queries.slice(0, users), 10)
 
 
@@ -242,7 +242,7 @@ def precisions(bench: Bench) -> Found:
         seconds[name] = round(bench.seconds(trainer.fit), 1)
         model, _, _ = load_trained(folder / "best.pt", dataset)
         moment = split_moment(dataset, "test")
-        systems.append(NeuralRetriever(model.to(bench.device), store, n_items=dataset.n_items, time_s=moment, name=name))
+        systems.append(NeuralRetriever(model.to(bench.device), store, n_item_rows=dataset.n_item_rows, time_s=moment, name=name))
     settings = bench.config().evaluation.model_copy(update={"baselines": [], "max_queries": 300 if bench.small else None})
     report = judge(systems, dataset, settings, main="fp32", metric="NDCG@10", seed=0)
     gaps = {name: report["differences"][name]["NDCG@10"] for name in ("another seed", "bf16", "fp16")}
@@ -507,7 +507,7 @@ def evaluated(bench: Bench, name: str) -> Found:
         model = here.model.to(device)
 
         def work(model: TwoTower = model, where: str = where) -> None:
-            system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=moment)
+            system = NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=moment)
             judged = evaluate(system, held_out, dataset, config.evaluation, metrics=["NDCG@10", "Recall@20"], beyond_k=None)
             found[where] = [judged.mean("NDCG@10"), judged.mean("Recall@20")]
 

@@ -167,8 +167,8 @@ def test_recommendations_are_the_models_own(journey):
     assert half_life is not None, "chosen on the validation part of a split by time"
     age_days = (recommender.moment_s - events.time_s) / 86_400
     decay = 0.5 ** (age_days / half_life) if half_life else np.ones(len(events))
-    count = np.bincount(events.item_row[events.positive], (events.weight * decay)[events.positive], dataset.n_items)
-    known = np.arange(dataset.n_items) < 2 + dataset.n_train_items
+    count = np.bincount(events.item_row[events.positive], (events.weight * decay)[events.positive], dataset.n_item_rows)
+    known = np.arange(dataset.n_item_rows) < 2 + dataset.n_train_items
     logs = np.log1p(count) - np.log1p(count[2:][known[2:]].mean())
     logs[~known] = np.maximum(np.where(count > 0, logs, -np.inf), float(recommender.bundle.model.new_popularity))[~known]
     scores = (recommender.bundle.vectors @ vector).numpy() + model.temperature * logs

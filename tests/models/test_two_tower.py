@@ -34,11 +34,11 @@ def test_both_sides_give_vectors_of_one_width_no_longer_than_one(dataset, config
     model, store = build_model(dataset, config).eval(), open_store(dataset, "valid", config.model)
     asked = store.users(dataset.held_out("valid").queries.slice(0, 40))
     users = model.encode_users(asked)
-    rows = np.arange(dataset.n_items)
+    rows = np.arange(dataset.n_item_rows)
     items = model.encode_items(store.items(rows, np.full(len(rows), 1_500_000_000)))
     assert users.shape == (40, 8)
-    assert items.shape == (dataset.n_items, 8)
-    known = (rows != UNKNOWN) & (rows < FIRST_ROW + dataset.n_train_items)
+    assert items.shape == (dataset.n_item_rows, 8)
+    known = (rows != UNKNOWN) & (rows < dataset.n_train_item_rows)
     lengths = torch.where(torch.from_numpy(known), 1.0, NEW_LENGTH)
     torch.testing.assert_close(items.norm(dim=1), lengths, rtol=1e-4, atol=0)
     # A user's length is that of what the tower found, held back by the norm_shrinkage; the direction stays.
@@ -71,8 +71,8 @@ def test_strangers_are_told_apart_by_their_histories_alone(dataset, config):
 
 def test_untrained_rows_read_the_unknown_embedding(dataset, config):
     store = open_store(dataset, "valid", config.model)
-    trained = FIRST_ROW + dataset.n_train_items
-    rows = store.items(np.array([trained - 1, trained, dataset.n_items - 1])).row
+    trained = dataset.n_train_item_rows
+    rows = store.items(np.array([trained - 1, trained, dataset.n_item_rows - 1])).row
     assert rows.tolist() == [trained - 1, UNKNOWN, UNKNOWN]
 
 

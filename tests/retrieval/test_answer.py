@@ -131,7 +131,7 @@ def test_the_back_off_is_what_was_visited_lately(recommender: Recommender) -> No
     arrays, dataset = recommender.bundle.arrays, recommender.dataset
     visits = dataset.item_events
     late = visits.time_s >= recommender.moment_s - 90 * 86_400
-    assert (arrays.recent_event_count == np.bincount(visits.item_row[late], minlength=dataset.n_items)).all()
+    assert (arrays.recent_event_count == np.bincount(visits.item_row[late], minlength=dataset.n_item_rows)).all()
     answer = recommender.answer([Request(user="nobody", k=5)])[0]
     order = np.argsort(-arrays.recent_event_count, kind="stable")[:5]
     assert ids(answer) == list(dataset.item_ids[order])
@@ -151,7 +151,7 @@ def test_confidence_grows_with_the_history(recommender: Recommender, some: list[
 
 def test_popularity_is_one_more_dimension(recommender: Recommender, some: list[str]) -> None:
     history = tuple(map(HistoryEvent, some))
-    whole = recommender.dataset.n_items
+    whole = recommender.dataset.n_item_rows
     vectors = recommender.bundle.arrays.vectors
     model, often, rarely = (
         recommender.answer([Request(history=history, k=whole, popularity=dial)])[0].items for dial in (0.0, 1.0, -1.0)
@@ -186,7 +186,7 @@ def test_what_was_visited_last_gains_where_it_may_come_again(recommender: Recomm
     request = Request(history=tuple(map(HistoryEvent, some)), k=100, exclude_seen=False)
     (answer,) = recommender.answer([request])
     asked = recommender.reader.read(request).history
-    offline = NeuralRetriever(bundle.model, bundle.store, n_items=recommender.dataset.n_items, time_s=bundle.moment_s)
+    offline = NeuralRetriever(bundle.model, bundle.store, n_item_rows=recommender.dataset.n_item_rows, time_s=bundle.moment_s)
     found = offline.retrieve(asked, 100, exclude_seen=False)
     assert recommender.dataset.item_rows(ids(answer)).tolist() == found.items[0].tolist()
     assert [place.score for place in answer.items] == pytest.approx(found.scores[0].tolist(), abs=1e-4)

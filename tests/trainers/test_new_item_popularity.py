@@ -30,11 +30,11 @@ def trainer(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TwoTo
 
 def calibrated(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tuple[float, NeuralRetriever]:
     dataset, moment = trainer.dataset, split_moment(trainer.dataset, "valid")
-    retriever = NeuralRetriever(trainer.model, trainer.store, n_items=dataset.n_items, time_s=moment)
+    retriever = NeuralRetriever(trainer.model, trainer.store, n_item_rows=dataset.n_item_rows, time_s=moment)
     before = retriever.index.vectors.clone()
     calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=seed)
     found = float(trainer.model.new_popularity)
-    new = np.arange(dataset.n_items) >= FIRST_ROW + dataset.n_train_items
+    new = np.arange(dataset.n_item_rows) >= dataset.n_train_item_rows
     after = retriever.index.vectors
     assert new.any() and torch.equal(after[~new], before[~new]) and torch.equal(after[:, :-1], before[:, :-1])
     assert (after[new, -1] == found).all()
@@ -44,8 +44,8 @@ def calibrated(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tupl
 def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popularity: float, seed: int) -> float:
     """Compute the share of top-10 positions by hand: known items without id and state, ranked among all other known items."""
     dataset, model = trainer.dataset, trainer.model
-    known = FIRST_ROW + np.arange(dataset.n_train_items)
-    size = max(dataset.n_items - FIRST_ROW - dataset.n_train_items, round(SIMULATED_SHARE * len(known)))
+    known = np.arange(FIRST_ROW, dataset.n_train_item_rows)
+    size = max(dataset.n_items - dataset.n_train_items, round(SIMULATED_SHARE * len(known)))
     rows = np.random.default_rng(seed).choice(known, size, replace=False)
     batch = trainer.store.items(rows, np.full(size, split_moment(dataset, "valid")))
     vectors = retriever.index.vectors.clone()
@@ -54,7 +54,7 @@ def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popula
     vectors[rows, -1] = popularity
     queries = trainer.held_out.queries
     scores = (retriever.encode(queries) @ vectors.T).numpy()
-    scores[:, :FIRST_ROW], scores[:, FIRST_ROW + dataset.n_train_items :] = -np.inf, -np.inf
+    scores[:, :FIRST_ROW], scores[:, dataset.n_train_item_rows :] = -np.inf, -np.inf
     scores[np.repeat(np.arange(len(queries)), queries.lengths), queries.item_row] = -np.inf
     best = np.argsort(-scores, axis=1)[:, :PLACES]
     return float(np.isin(best, rows).mean())

@@ -48,14 +48,14 @@ def model(dataset: Dataset, config: Config) -> TwoTower:
 
 def by_hand(dataset: Dataset, moment: int, half_life: float) -> np.ndarray:
     """Compute the popularity event by event."""
-    count = np.zeros(dataset.n_items)
+    count = np.zeros(dataset.n_item_rows)
     events = dataset.events
     for row, time_s, weight, positive in zip(events.item_row, events.time_s, events.weight, events.positive, strict=True):
         if positive and time_s < moment:
             count[row] += weight * (0.5 ** ((moment - time_s) / DAY_S / half_life) if half_life else 1.0)
-    known = slice(FIRST_ROW, FIRST_ROW + dataset.n_train_items)
+    known = slice(FIRST_ROW, dataset.n_train_item_rows)
     logs = np.log1p(count) - np.log1p(count[known].mean())
-    logs[FIRST_ROW + dataset.n_train_items :][count[FIRST_ROW + dataset.n_train_items :] == 0] = np.nan
+    logs[dataset.n_train_item_rows :][count[dataset.n_train_item_rows :] == 0] = np.nan
     logs[:FIRST_ROW] = 0
     return logs
 
@@ -69,8 +69,8 @@ def test_popularity_before_a_moment_counts_the_events_before_it(dataset: Dataset
 
 def test_without_decay_and_at_the_end_of_training_it_is_the_popularity_of_training(dataset: Dataset) -> None:
     np.testing.assert_allclose(
-        popularity_before(dataset, split_moment(dataset, "valid"), 0.0)[: FIRST_ROW + dataset.n_train_items],
-        log_popularity(dataset)[: FIRST_ROW + dataset.n_train_items],
+        popularity_before(dataset, split_moment(dataset, "valid"), 0.0)[: dataset.n_train_item_rows],
+        log_popularity(dataset)[: dataset.n_train_item_rows],
         atol=1e-6,
     )
 
@@ -81,7 +81,7 @@ def test_later_events_change_nothing(dataset: Dataset) -> None:
     before = popularity_before(dataset, moment, 60.0)
     events = dataset.events
     later = events.time_s >= moment
-    rows = np.where(later, np.random.default_rng(0).integers(FIRST_ROW, dataset.n_items, len(later)), events.item_row)
+    rows = np.where(later, np.random.default_rng(0).integers(FIRST_ROW, dataset.n_item_rows, len(later)), events.item_row)
     dataset.__dict__["events"] = replace(events, item_row=rows, weight=np.where(later, 100.0, events.weight).astype(np.float32))
     np.testing.assert_array_equal(popularity_before(dataset, moment, 60.0), before)
 
@@ -97,7 +97,7 @@ def retriever(dataset: Dataset, model: TwoTower, config: Config, days: float) ->
         model,
         open_store(dataset, "future", config.model),
         lambda moment: popularity_before(dataset, moment, 90.0),
-        n_items=dataset.n_items,
+        n_item_rows=dataset.n_item_rows,
         start_s=split_moment(dataset, "test"),
         every_days=days,
         name="refreshed",
@@ -115,7 +115,7 @@ def test_a_refreshed_index_answers_as_one_made_for_the_moment(dataset: Dataset, 
     for moment in np.unique(moments):
         rows = np.flatnonzero(moments == moment)
         store = open_store(dataset, "future", config.model).with_popularity(popularity_before(dataset, int(moment), 90.0))
-        alone = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=int(moment))
+        alone = NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=int(moment))
         expected = alone.retrieve(held_out.queries.take(rows), 10)
         np.testing.assert_array_equal(found.items[rows], expected.items)
         np.testing.assert_array_equal(found.scores[rows], expected.scores)
@@ -172,7 +172,7 @@ def test_a_run_chooses_judges_and_serves_with_it(town: Any, config: Config, tmp_
     bundle = load_bundle(tmp_path / "run" / "bundle")
     dataset = bundle.dataset
     logs = popularity_before(dataset, split_moment(dataset, "future"), half_life)
-    known = slice(FIRST_ROW, FIRST_ROW + dataset.n_train_items)
+    known = slice(FIRST_ROW, dataset.n_train_item_rows)
     np.testing.assert_allclose(bundle.arrays.vectors[known, -1], logs[known], atol=1e-6)
 
 

@@ -260,7 +260,7 @@ def test_nothing_to_train_on(dataset, tmp_path):
 def test_visits_that_all_come_again_leave_nothing_to_ask_for(dataset, tmp_path):
     """With seen items excluded, the next-event objective targets only first visits; here no first visit is positive."""
     broken, events = Dataset(dataset.path, dataset.manifest), dataset.events
-    pair = events.user_row * dataset.n_items + events.item_row
+    pair = events.user_row * dataset.n_item_rows + events.item_row
     first = np.isin(np.arange(len(pair)), np.unique(pair, return_index=True)[1])
     broken.__dict__["events"] = replace(events, positive=events.positive & ~first)
     with pytest.raises(TrainingError, match="no positive events to train on"):

@@ -43,7 +43,7 @@ class Baseline:
     settings
         Settings it was fitted with, as shown in reports.
     popularity
-        float32 [n_items]: number of positive training events of each item.
+        float32 [n_item_rows]: number of positive training events of each item.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Baseline:
         self.popularity: Float = dataset.item_train_count.astype(np.float32)
 
     def scores(self, queries: Queries) -> Float:
-        """Return scores float32 [B, n_items], larger is better; a new array that the caller may change."""
+        """Return scores float32 [B, n_item_rows], larger is better; a new array that the caller may change."""
         raise NotImplementedError
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
@@ -212,7 +212,7 @@ class EASE(Baseline):
 
     def __init__(self, dataset: Dataset, *, l2: float = 300.0) -> None:
         super().__init__(dataset, l2=l2)
-        self.last = FIRST_ROW + dataset.n_train_items
+        self.last = dataset.n_train_item_rows
         users = interactions(dataset)[:, FIRST_ROW : self.last]
         gram = (users.T @ users).toarray(order="F")
         gram[np.diag_indices_from(gram)] += l2
@@ -304,7 +304,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 
 
 def coordinates(dataset: Dataset) -> NDArray[np.float64]:
-    """Return float64 [n_items, 2]: latitude and longitude of each item in degrees, NaN if unknown."""
+    """Return float64 [n_item_rows, 2]: latitude and longitude of each item in degrees, NaN if unknown."""
     known = locations(dataset.items, location_columns(dataset.items, dataset.specs, learned=True))
     return np.concatenate([np.full((FIRST_ROW, 2), np.nan), known])
 
@@ -324,12 +324,12 @@ def unavailable(name: str, dataset: Dataset, *, max_ease_items: int) -> str | No
     return None
 
 
-def _history(queries: Queries, n_items: int) -> sparse.csr_matrix:
-    """Return float32 [B, n_items]: number of events of each item in each history, without reserved rows."""
+def _history(queries: Queries, n_item_rows: int) -> sparse.csr_matrix:
+    """Return float32 [B, n_item_rows]: number of events of each item in each history, without reserved rows."""
     query = np.repeat(np.arange(len(queries)), queries.lengths)
     known = queries.item_row >= FIRST_ROW
     ones = np.ones(int(known.sum()), np.float32)
-    return sparse.csr_matrix((ones, (query[known], queries.item_row[known])), (len(queries), n_items))
+    return sparse.csr_matrix((ones, (query[known], queries.item_row[known])), (len(queries), n_item_rows))
 
 
 def _binary(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -88,7 +88,7 @@ class Bundle:
 
     @cached_property
     def offered(self) -> Mask | None:
-        """bool [n_items]: False for items taken out of the catalogue, and the reserved rows; None where all are offered."""
+        """bool [n_item_rows]: False for items taken out of the catalogue, and the reserved rows; None where all are offered."""
         return None if self.arrays.offered[FIRST_ROW:].all() else self.arrays.offered
 
     @cached_property
@@ -98,7 +98,7 @@ class Bundle:
 
     @cached_property
     def vectors(self) -> Tensor:
-        """Return the unit vectors of the items, float32 [n_items, D]."""
+        """Return the unit vectors of the items, float32 [n_item_rows, D]."""
         return torch.from_numpy(self.arrays.vectors)[:, :-1]
 
     def encode(self, queries: Queries) -> Float:
@@ -252,7 +252,7 @@ def _load(path: Path) -> Bundle:
 
 def _check_towers(plain: Bundle, bundle: Bundle) -> None:
     """Check that the ONNX graph, the stored vectors and the stored tokens agree with the weights."""
-    n = plain.dataset.n_items
+    n = plain.dataset.n_item_rows
     queries = Queries.of([[], list(range(FIRST_ROW, min(n, FIRST_ROW + 3)))], time_s=plain.moment_s)
     wanted, found = plain.encode(queries), bundle.encode(queries)
     rows = np.unique(np.array([FIRST_ROW, n - 1]).clip(0, n - 1))

@@ -16,7 +16,6 @@ from twotower.data.dataset import Dataset
 from twotower.features.feature_store import FeatureStore
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
-from twotower.schema import FIRST_ROW
 from twotower.utils.config import Config, ModelConfig
 from twotower.utils.types import Int
 
@@ -62,22 +61,21 @@ def _hidden(weights: dict[str, Tensor], tower: str) -> list[int]:
 
 def check_dataset(dataset: Dataset) -> None:
     """Check that the sizes of all parts agree. This reads every part, so none is read later from a replaced folder."""
-    n_items, n_users = dataset.n_items, dataset.n_users
     events, item_events = dataset.events, dataset.item_events
     sizes = {
-        "items": len(dataset.items) + FIRST_ROW == n_items,
-        "users": len(dataset.users) + FIRST_ROW == n_users,
-        "trained items": 0 <= dataset.n_train_items <= n_items - FIRST_ROW,
-        "trained users": 0 <= dataset.n_train_users <= n_users - FIRST_ROW,
-        "item features": all(len(value) == n_items for value in dataset.item_features.values()),
-        "user features": all(len(value) == n_users for value in dataset.user_features.values()),
+        "items": len(dataset.items) == dataset.n_items,
+        "users": len(dataset.users) == dataset.n_users,
+        "trained items": 0 <= dataset.n_train_items <= dataset.n_items,
+        "trained users": 0 <= dataset.n_train_users <= dataset.n_users,
+        "item features": all(len(value) == dataset.n_item_rows for value in dataset.item_features.values()),
+        "user features": all(len(value) == dataset.n_user_rows for value in dataset.user_features.values()),
         "events": all(len(getattr(events, part.name)) == len(events) for part in fields(events) if part.name != "offsets"),
         "visits": all(
             len(getattr(item_events, part.name)) == len(item_events) for part in fields(item_events) if part.name != "offsets"
         ),
-        "events of users": _covers(events.offsets, n_users, len(events)),
-        "visits of items": _covers(item_events.offsets, n_items, len(item_events)),
-        "items of events": not len(events) or bool(events.item_row.min() >= 0 and events.item_row.max() < n_items),
+        "events of users": _covers(events.offsets, dataset.n_user_rows, len(events)),
+        "visits of items": _covers(item_events.offsets, dataset.n_item_rows, len(item_events)),
+        "items of events": not len(events) or bool(events.item_row.min() >= 0 and events.item_row.max() < dataset.n_item_rows),
         "types of events": not len(events)
         or bool(events.event_type.min() >= 0 and events.event_type.max() <= len(dataset.event_types)),
         "features": dataset.encoders.specs == dataset.specs,
@@ -93,7 +91,7 @@ def _covers(offsets: Int, slices: int, total: int) -> bool:
 
 
 def check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
-    n, user = dataset.n_items, resolved_model(dataset, config).user_tower
+    n, user = dataset.n_item_rows, resolved_model(dataset, config).user_tower
     wanted = {
         "vectors": ((n, user.layers[-1] + 1), np.float32),
         "tokens": ((n, user.width), np.float32),

@@ -24,13 +24,13 @@ class ItemArrays:
     Attributes
     ----------
     vectors
-        float32 [n_items, D + 1]: item vector, followed by the log popularity; see `dataset_features.log_popularity`.
+        float32 [n_item_rows, D + 1]: item vector, followed by the log popularity; see `dataset_features.log_popularity`.
     tokens
-        float32 [n_items, d]: embedding of the item as an event of a history.
+        float32 [n_item_rows, d]: embedding of the item as an event of a history.
     recent_event_count
-        int64 [n_items]: events in the last 90 days of the data; without times, all events.
+        int64 [n_item_rows]: events in the last 90 days of the data; without times, all events.
     offered
-        bool [n_items]: False for an item that was removed from the catalogue. It still counts in histories.
+        bool [n_item_rows]: False for an item that was removed from the catalogue. It still counts in histories.
     """
 
     vectors: Float
@@ -41,14 +41,14 @@ class ItemArrays:
 
 def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s: int) -> ItemArrays:
     """Return the arrays of all items at a time."""
-    vectors, tokens = encode_items(model, store, np.arange(dataset.n_items), moment_s)
+    vectors, tokens = encode_items(model, store, np.arange(dataset.n_item_rows), moment_s)
     item_events = dataset.item_events
     late = item_events.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(item_events), np.bool_)
     return ItemArrays(
         vectors=vectors,
         tokens=tokens,
-        recent_event_count=np.bincount(item_events.item_row[late], minlength=dataset.n_items).astype(np.int64),
-        offered=np.arange(dataset.n_items) >= FIRST_ROW,
+        recent_event_count=np.bincount(item_events.item_row[late], minlength=dataset.n_item_rows).astype(np.int64),
+        offered=np.arange(dataset.n_item_rows) >= FIRST_ROW,
     )
 
 

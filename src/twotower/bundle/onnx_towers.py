@@ -82,7 +82,7 @@ class OnnxUserTower:
     Parameters
     ----------
     items
-        float32 [n_items, d]: history token of each item.
+        float32 [n_item_rows, d]: history token of each item.
     threads
         Threads of one call. The towers are small: one thread is fastest and leaves the other cores to other requests.
     """

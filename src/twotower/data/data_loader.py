@@ -125,7 +125,7 @@ class TrainLoader:
                 f"The training part of {dataset.path} has no positive events to train on. Check the counts in its manifest.json."
             )
         target_row, _, _ = self.events.targets(self.objective.targets)
-        self.pool = Pool.of(np.bincount(target_row, minlength=dataset.n_items))
+        self.pool = Pool.of(np.bincount(target_row, minlength=dataset.n_item_rows))
 
     def plan(self, epoch: int) -> list[Int]:
         """Return the members of every batch of an epoch."""

@@ -35,8 +35,8 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
         dataset.item_features,
         dataset.user_features,
         dynamics=dynamics,
-        n_trained_items=dataset.n_train_items,
-        n_trained_users=dataset.n_train_users,
+        n_train_item_rows=dataset.n_train_item_rows,
+        n_train_user_rows=dataset.n_train_user_rows,
         geo=geo,
         cells=(cells[0], cells[1]) if len(cells[0]) else None,
         max_history=model.user_tower.max_history,
@@ -50,13 +50,13 @@ def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
 
     Returns
     -------
-    float32 [n_items]
+    float32 [n_item_rows]
         log((1 + n) / (1 + mean n)) in nats. n is the weighted number of positive events of an item; the mean is over the items seen
         in training. NaN for new items without an event (see `TwoTower.popularity`), 0 for the reserved rows.
     """
     events = dataset.events
     counted = events.positive & (events.split == TRAIN)
-    return _log_popularity(dataset, np.bincount(events.item_row[counted], events.weight[counted], dataset.n_items))
+    return _log_popularity(dataset, np.bincount(events.item_row[counted], events.weight[counted], dataset.n_item_rows))
 
 
 def can_refresh(dataset: Dataset) -> bool:
@@ -76,7 +76,7 @@ def popularity_before(dataset: Dataset, time_s: int, half_life_days: float) -> N
 
     Returns
     -------
-    float32 [n_items]
+    float32 [n_item_rows]
         As `log_popularity`, where n is the decayed number of events.
     """
     events = dataset.events
@@ -84,7 +84,7 @@ def popularity_before(dataset: Dataset, time_s: int, half_life_days: float) -> N
     weight = events.weight[counted]
     if half_life_days:
         weight = weight * 0.5 ** ((time_s - events.time_s[counted]) / (half_life_days * DAY_S))
-    return _log_popularity(dataset, np.bincount(events.item_row[counted], weight, dataset.n_items))
+    return _log_popularity(dataset, np.bincount(events.item_row[counted], weight, dataset.n_item_rows))
 
 
 def _known_popularity(dataset: Dataset, split: str, model: ModelConfig) -> NDArray[np.float32]:
@@ -96,10 +96,10 @@ def _known_popularity(dataset: Dataset, split: str, model: ModelConfig) -> NDArr
 
 
 def _log_popularity(dataset: Dataset, count: NDArray[Any]) -> NDArray[np.float32]:
-    row = np.arange(dataset.n_items)
-    known = (row >= FIRST_ROW) & (row < FIRST_ROW + dataset.n_train_items)
+    row = np.arange(dataset.n_item_rows)
+    known = (row >= FIRST_ROW) & (row < dataset.n_train_item_rows)
     if not known.any():
-        return np.zeros(dataset.n_items, np.float32)
+        return np.zeros(dataset.n_item_rows, np.float32)
     logs = np.log1p(count) - np.log1p(count[known].mean())
     counted = np.where(known | (count > 0), logs, np.nan)
     return np.where(row < FIRST_ROW, 0.0, counted).astype(np.float32)
@@ -123,8 +123,8 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
         side: tuple(spec for spec in specs if f"{side}.{spec.name}" not in model.exclude_features) for side, specs in fields.items()
     }
     return Layout(
-        items=dataset.n_train_items + FIRST_ROW,
-        users=dataset.n_train_users + FIRST_ROW,
+        items=dataset.n_train_item_rows,
+        users=dataset.n_train_user_rows,
         event_types=len(dataset.event_types),
         item_fields=kept["item"],
         user_fields=kept["user"],

@@ -319,10 +319,10 @@ def _people(held_out: HeldOut) -> Int:
 def _counts(dataset: Dataset) -> dict[str, Any]:
     events = dataset.events
     counts = {
-        "users": dataset.n_users - FIRST_ROW,
-        "items": dataset.n_items - FIRST_ROW,
-        "new_users": dataset.n_users - FIRST_ROW - dataset.n_train_users,
-        "new_items": dataset.n_items - FIRST_ROW - dataset.n_train_items,
+        "users": dataset.n_users,
+        "items": dataset.n_items,
+        "new_users": dataset.n_users - dataset.n_train_users,
+        "new_items": dataset.n_items - dataset.n_train_items,
         "events": len(events),
         "event_types": list(dataset.event_types),
         "features": [f"{spec.side}: {spec.name}" for spec in dataset.specs],
@@ -339,7 +339,7 @@ def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, p
         "queries": len(held_out.queries),
         "users": len(np.unique(_people(held_out))),
         "targets": len(held_out.target_row),
-        "catalogue": dataset.n_items - FIRST_ROW,
+        "catalogue": dataset.n_items,
         "metric": metric,
         "ks": sorted(set(settings.ks)),
         "ties": "lower item row first",

@@ -32,7 +32,7 @@ class NeuralRetriever:
     ----------
     store
         Features as known at the time of the index.
-    n_items
+    n_item_rows
         Number of item rows, with the two reserved ones.
     time_s
         Time of the item vectors, in seconds.
@@ -41,15 +41,15 @@ class NeuralRetriever:
     dial = 0.0
     """Popularity bias, from -1 to 1, as in requests."""
 
-    def __init__(self, model: TwoTower, store: FeatureStore, *, n_items: int, time_s: int, name: str = "two-tower") -> None:
+    def __init__(self, model: TwoTower, store: FeatureStore, *, n_item_rows: int, time_s: int, name: str = "two-tower") -> None:
         self.name, self.model, self.store = name, model.eval(), store
         self.device = model.log_temperature.device
         filled, vectors = 0, torch.zeros(0)
         with torch.no_grad():
-            for batch in item_blocks(model, store, np.arange(n_items), time_s):
+            for batch in item_blocks(model, store, np.arange(n_item_rows), time_s):
                 block = self.model.encode_items(batch)
                 if not filled:
-                    vectors = block.new_empty(n_items, block.shape[1] + 1)
+                    vectors = block.new_empty(n_item_rows, block.shape[1] + 1)
                     logs, new = (torch.from_numpy(values).to(self.device) for values in (store.log_popularity, store.is_new))
                     vectors[:, -1] = model.popularity(logs, new)
                 vectors[filled : filled + len(block), :-1] = block
@@ -102,13 +102,13 @@ class RefreshedRetriever:
         store: FeatureStore,
         popularity: Callable[[int], Float],
         *,
-        n_items: int,
+        n_item_rows: int,
         start_s: int,
         every_days: float,
         name: str,
     ) -> None:
         self.name, self.model, self.store, self.popularity = name, model, store, popularity
-        self.n_items, self.start_s, self.every_s = n_items, start_s, max(round(every_days * DAY_S), 1)
+        self.n_item_rows, self.start_s, self.every_s = n_item_rows, start_s, max(round(every_days * DAY_S), 1)
         self._held: tuple[int, NeuralRetriever] | None = None
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
@@ -130,7 +130,7 @@ class RefreshedRetriever:
         """Return the retriever with the index of a time, in seconds."""
         if self._held is None or self._held[0] != moment:
             store = self.store.with_popularity(self.popularity(moment))
-            self._held = moment, NeuralRetriever(self.model, store, n_items=self.n_items, time_s=moment, name=self.name)
+            self._held = moment, NeuralRetriever(self.model, store, n_item_rows=self.n_item_rows, time_s=moment, name=self.name)
         return self._held[1]
 
 

@@ -46,7 +46,7 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
         )
         check_settings(config)
     store = open_store(dataset, "test", config.model)
-    system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
+    system = NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "test"))
     held_out = dataset.held_out("test", max_queries=config.evaluation.max_queries, seed=config.seed).by_time()
     with progress() as report:
         result = judge(
@@ -76,7 +76,7 @@ def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> lis
             system.model,
             open_store(dataset, "future", config.model),
             partial(popularity_before, dataset, half_life_days=half_life),
-            n_items=dataset.n_items,
+            n_item_rows=dataset.n_item_rows,
             start_s=split_moment(dataset, "test"),
             every_days=days,
             name=refreshed(system.name, days),

@@ -23,7 +23,7 @@ from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
 from twotower.errors import DataError
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
-from twotower.schema import FIRST_ROW, FORMAT_VERSION
+from twotower.schema import FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.callbacks import Callback
 from twotower.trainers.loggers import TensorBoardLogger
@@ -289,7 +289,7 @@ def run_all(
 def summary(manifest: Json, out: Path) -> str:
     """Return one line about a prepared dataset."""
     kept = manifest["counts"]
-    users, items = manifest["n_users"] - FIRST_ROW, manifest["n_items"] - FIRST_ROW
+    users, items = manifest["n_users"], manifest["n_items"]
     return f"{out}: {kept['kept']['events']:,} events of {users:,} users at {items:,} items"
 
 

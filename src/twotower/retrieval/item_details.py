@@ -31,7 +31,7 @@ class ItemDetails:
     category
         Name of the category column, if there is one.
     locations
-        float [n_items, 2]: degrees, NaN where unknown.
+        float [n_item_rows, 2]: degrees, NaN where unknown.
     id_type
         Type of the item ids in answers, see `utils.ids`.
     """

@@ -1,8 +1,8 @@
 """Write recommendations for all users of a bundle to one Parquet file, in bounded memory, resumable and atomic.
 
 The same request is answered for every user. The file has the columns `user_id`, `rank`, `item_id` and `score`, with users in the
-order of the bundle and ids in the type of the raw data. A run that was interrupted and started again gives the same rows as an uninterrupted one. Parts of another
-bundle or another request are never reused.
+order of the bundle and ids in the type of the raw data. A run that was interrupted and started again gives the same rows as an
+uninterrupted one. Parts of another bundle or another request are never reused.
 
 Blocks of users are written one by one to a temporary folder and concatenated at the end.
 """
@@ -58,7 +58,7 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
     for one in recommender.find([replace(request, near=request.near or (0.0, 0.0), k=1)]):
         if not isinstance(one, RankedRows):
             raise one  # an error of the request, independent of the user
-    users = recommender.dataset.n_users - FIRST_ROW
+    users = recommender.dataset.n_users
     parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
     kinds, dataset = id_types(recommender.dataset.manifest), recommender.dataset
     native = native_ids(dataset.users[USER_ID], kinds[USER_ID]), native_ids(dataset.items[ITEM_ID], kinds[ITEM_ID])

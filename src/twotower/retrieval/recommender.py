@@ -77,7 +77,7 @@ class Recommender:
     details
         Display fields of the items.
     offered
-        bool [n_items]: False for items removed from the catalogue and for reserved rows; None if all items are offered.
+        bool [n_item_rows]: False for items removed from the catalogue and for reserved rows; None if all items are offered.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -229,7 +229,7 @@ class Recommender:
             vectors_with_bias = append_popularity_weight(vectors, self._prior, dial)
             seen = [one.history.item_row if one.request.exclude_seen else one.history.item_row[:0] for one in parsed]
             exclude = (np.append(0, np.cumsum([len(rows) for rows in seen])), np.concatenate(seen))
-            most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_items)
+            most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_item_rows)
             best = self.index.search(torch.from_numpy(vectors_with_bias), most, exclude=exclude, allow=allow)
             lists = [self._cut(one.request, best, b) for b, one in enumerate(parsed)]
         items = self.bundle.arrays.vectors
@@ -246,7 +246,7 @@ class Recommender:
                 source: Source = "recent" if one.near is None or np.isnan(locations).all() else "nearby"
                 scores = fallback_scores(recent_event_count, locations, one.near if source == "nearby" else None)
                 mine = None if allow is None else allow[b] if allow.ndim == 2 else allow
-                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_items), allow=mine)
+                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), allow=mine)
                 rows, _ = self._cut(one.request, best, 0)
                 lists.append(
                     (source, rows, (recent_event_count[rows] / max(int(recent_event_count.max(initial=0)), 1)).astype(np.float32))
@@ -273,7 +273,7 @@ class Recommender:
     def _share(self, request: Request, mask: Mask | None) -> float | None:
         if not request.filter or mask is None:
             return None
-        return np.count_nonzero(mask) / max(self.dataset.n_items - FIRST_ROW, 1)
+        return np.count_nonzero(mask) / max(self.dataset.n_items, 1)
 
     def _home(self, rows: Int) -> Home:
         """Return the location of the history with the smallest total distance to all others.

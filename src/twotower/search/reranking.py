@@ -44,7 +44,7 @@ def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight:
     Parameters
     ----------
     items
-        [n_items, D]: unit vectors.
+        [n_item_rows, D]: unit vectors.
     weight
         See `TwoTower.recent_item_weight`.
     again

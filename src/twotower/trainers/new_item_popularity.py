@@ -37,8 +37,8 @@ def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s:
         Share of the top-10 positions, in [0, 1).
     """
     model, vectors = retriever.model, retriever.index.vectors
-    known = FIRST_ROW + np.arange(dataset.n_train_items)
-    size = max(dataset.n_items - FIRST_ROW - len(known), round(SIMULATED_SHARE * len(known)))
+    known = np.arange(FIRST_ROW, dataset.n_train_item_rows)
+    size = max(dataset.n_items - len(known), round(SIMULATED_SHARE * len(known)))
     size = min(size, len(known) // 2)
     weight = model.popularity_weight()
     if not size or not weight:
@@ -47,7 +47,7 @@ def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s:
     at = torch.from_numpy(chosen).to(vectors.device)
     kept = vectors[at].clone()
     vectors[at] = _as_if_new(retriever, chosen, time_s)
-    shown, other = np.zeros((2, dataset.n_items), np.bool_)
+    shown, other = np.zeros((2, dataset.n_item_rows), np.bool_)
     shown[chosen], other[known] = True, True
     queries = _questions(dataset, seed)
     users, seen, index = retriever.encode(queries), (queries.offsets, queries.item_row), ExactIndex(vectors)
@@ -83,7 +83,7 @@ def _questions(dataset: Dataset, seed: int) -> Queries:
         queries = dataset.held_out(part, max_queries=QUESTIONS, seed=seed).queries
         if len(queries):
             return queries
-    users = FIRST_ROW + np.arange(dataset.n_train_users)
+    users = np.arange(FIRST_ROW, dataset.n_train_user_rows)
     asked = np.sort(np.random.default_rng(seed).choice(users, min(QUESTIONS, len(users)), replace=False))
     after = int(dataset.events.time_s.max(initial=0)) + 1
     return dataset.histories(asked, np.full(len(asked), after))

@@ -51,7 +51,7 @@ def choose_half_life(model: TwoTower, dataset: Dataset, config: Config) -> tuple
     for number in np.unique(window):
         first, stop = np.searchsorted(window, [number, number + 1])
         moment = int(start + number * every)
-        retriever = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=moment)
+        retriever = NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=moment)
         queries, offsets = held_out.queries.slice(first, stop), held_out.target_offsets[first : stop + 1]
         targets = held_out.target_row[offsets[0] : offsets[-1]]
         for tried, half_life in enumerate(HALF_LIVES_DAYS):

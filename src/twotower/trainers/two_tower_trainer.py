@@ -128,7 +128,7 @@ class TwoTowerTrainer(BaseTrainer):
             return None
         self._make_room()
         moment, exposure = split_moment(self.dataset, "valid"), self.config.model.new_item_exposure
-        retriever = NeuralRetriever(self.model, self.store, n_items=self.dataset.n_items, time_s=moment)
+        retriever = NeuralRetriever(self.model, self.store, n_item_rows=self.dataset.n_item_rows, time_s=moment)
         calibrate_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
         if not self.health:
             return None

@@ -112,9 +112,9 @@ def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
     lengths = np.diff(dataset.events.offsets)
     return WorkloadSizes(
         layout=layout(dataset, store, config.model),
-        items=dataset.n_items,
+        items=dataset.n_item_rows,
         bags={name: value.shape[1] for name, value in static.items() if value.ndim == 2},
-        data_bytes=features + _data_bytes(events, trained, visits, dataset.n_users),
+        data_bytes=features + _data_bytes(events, trained, visits, dataset.n_user_rows),
         shared_bytes=trained * OWN_EVENT,
         opening_bytes=OPENING_EVENT * events,
         question_slots=_mean_width(lengths, config.model.user_tower.max_history),
