@@ -121,13 +121,26 @@ class Recommender:
         found = self.find(requests, stages)
         good = [one for one in found if isinstance(one, RankedRows)]
         with stages("explain"):
-            for one in good:
-                if one.parsed.request.explain and one.source == "model":
-                    one.reasons = self.explainer.reasons(one.parsed.history, one.rows, again=not one.parsed.request.exclude_seen)
+            self._explain(good)
         with stages("describe"):
             items = iter(self.details.recommendations([(one.rows, one.scores, one.home, one.reasons) for one in good]))
             answers = [one if isinstance(one, RequestError) else self._answer(one, next(items), stages) for one in found]
         return answers
+
+    def ranked(self, requests: Sequence[Request]) -> list[RankedRows]:
+        """Return the item rows, scores and reasons of many requests; raise the `RequestError` of the first invalid one."""
+        found = []
+        for one in self.find(requests):
+            if isinstance(one, RequestError):
+                raise one
+            found.append(one)
+        self._explain(found)
+        return found
+
+    def _explain(self, found: Sequence[RankedRows]) -> None:
+        for one in found:
+            if one.parsed.request.explain and one.source == "model":
+                one.reasons = self.explainer.reasons(one.parsed.history, one.rows, again=not one.parsed.request.exclude_seen)
 
     def recommend(
         self,
