@@ -10,7 +10,8 @@ import click
 import pytest
 
 from twotower.cli import app, main
-from twotower.commands.options import SECTIONS, bundle_in, inside
+from twotower.bundle.sealed_folder import bundle_in
+from twotower.commands.options import SECTIONS, inside
 
 HEAVY = ("torch", "ibis", "sklearn", "scipy", "implicit", "pyarrow", "twotower.utils.config")
 

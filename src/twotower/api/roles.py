@@ -9,10 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from twotower.data.sources.file_form import SAMPLED_ROWS
+from twotower.data.sources.guess import DatasetGuess, guess_dataset
 from twotower.errors import DataError
-from twotower.utils.frames import as_table, check_column, column_names, whole_numbers
+from twotower.utils.config import InteractionTableConfig, ItemTableConfig, UserTableConfig, merged
+from twotower.utils.frames import as_kind, as_table, check_column, column_names, head, kind_of, plain, whole_numbers
 
 EVENTS, ITEMS, USERS = "events", "items", "users"
+SECTIONS = {EVENTS: "interactions", ITEMS: "items", USERS: "users"}
+"""Frames, and the sections of `data:` that describe them."""
 KEYS = ("user_id", "item_id")
 
 
@@ -30,54 +35,106 @@ def describe_frames(frames: Mapping[str, Any], named: Mapping[str, str], given: 
     Parameters
     ----------
     named
-        Columns by role: "user", "item", "time", "rating", "event_type", "text", "name".
+        Columns by role, see `guess_dataset`.
     given
-        Settings of the section `data:` that override what is found.
+        Settings of the section `data:` that override what is guessed.
 
     Raises
     ------
     DataError
         A frame is none or has no rows, a column is missing, or the columns of users and items are not clear.
     """
-    data: dict[str, Any] = {"source": "tables", "interactions": _events(named)}
-    if ITEMS in frames:
-        data["items"] = {"path": ITEMS, "item_id": named.get("item", "item_id"), **({"name": named["name"]} if "name" in named else {})}
-    if USERS in frames:
-        data["users"] = {"path": USERS, "user_id": named.get("user", "user_id")}
-    data = merged(data, given)
+    columns = {name: column_names(frame, name) for name, frame in frames.items()}
+    roles = {SECTIONS[name]: given.get(SECTIONS[name]) or {} for name in frames}
+    keys = {"user": roles["interactions"].get("user_id"), "item": roles["interactions"].get("item_id")}
+    found = guess({name: _sample(frame, name) for name, frame in frames.items()}, {**_chosen(keys), **named})
+    data = merged(_known(found.to_config()), {**given, **{name: section for name, section in roles.items() if section}})
     tables = {}
     for name, frame in frames.items():
-        section = data["interactions" if name == EVENTS else name]
-        keys = [section[key] for key in KEYS if key in section]
-        columns = column_names(frame, name)
-        for key in keys:
-            check_column(key, columns, name)
-        used = [value for value in section.values() if isinstance(value, str) and value in columns]
-        table = as_table(frame, name, used if name == EVENTS else None, required=keys)
-        if not table.num_rows:
-            raise DataError(f"{name} has no rows. Pass a frame with at least one.")
-        tables[name] = _whole_ids(table, keys)
+        section = data.get(SECTIONS[name])
+        if section is None:
+            raise DataError(f"No column of {name} has the ids of events. It has {', '.join(columns[name][:8])}. Rename its id column.")
+        ids = [section[key] for key in KEYS if key in section]
+        for column in ids:
+            check_column(column, columns[name], name)
+        used = [value for value in section.values() if isinstance(value, str) and value in columns[name]]
+        table = as_table(frame, name, used if name == EVENTS else None, required=ids)
+        tables[name] = _whole_ids(table, ids)
     return Described(tables, data)
 
 
-def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with those of `over` in place of equal ones.
+def guess(samples: Mapping[str, pa.Table], named: Mapping[str, str]) -> DatasetGuess:
+    """Return the guess of what tables with the names "events", "items" and "users" hold."""
+    main, *others = [name if name in samples else None for name in (EVENTS, ITEMS, USERS)]
+    return guess_dataset(samples, interactions=main, items=others[0], users=others[1], **named)
+
+
+def describe(events: Any, items: Any = None, users: Any = None, **named: str) -> Any:
+    """Show what the columns of a table hold, as `Model.fit` would read them.
+
+    Parameters
+    ----------
+    events, items, users
+        Frames, as for `Model.fit`.
+    **named
+        Columns by role that you know, as for `Model.fit`: `user="customer"`.
+
+    Returns
+    -------
+    frame
+        A row per column, in the caller's kind of frame: "table" (if there are several), "column", "role", "kind", "missing" (share),
+        "distinct", "examples" and "reason".
+
+    Raises
+    ------
+    DataError
+        A value is no frame, or a named column does not exist.
 
     Examples
     --------
-    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
-    {'a': {'b': 3, 'c': 2}}
+    >>> orders = pa.table({"customer": ["a", "b", "a"], "product": ["x", "x", "y"]})
+    >>> describe(orders)["role"].to_pylist()
+    ['user', 'item']
     """
-    found = dict(base)
-    for name, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
-        found[name] = merged(found[name], value) if both else value
-    return found
+    frames = named_frames(events, items, users)
+    samples = {name: _sample(frame, name) for name, frame in frames.items()}
+    rows = []
+    for table in guess(samples, named).tables:
+        for one in table.columns:
+            facts = {"role": one.role, "kind": one.kind, "missing": one.missing, "distinct": one.distinct}
+            about = {"examples": ", ".join(one.examples), "reason": one.reason}
+            rows.append({"table": table.sample.name, "column": one.name, **facts, **about})
+    shown = pa.Table.from_pylist(rows)
+    return as_kind(shown if len(frames) > 1 else shown.drop_columns(["table"]), kind_of(events))
 
 
-def _events(named: Mapping[str, str]) -> dict[str, Any]:
-    settings = {"user": "user_id", "item": "item_id", "time": "time", "rating": "stars", "event_type": "event_type", "text": "text"}
-    return {"path": EVENTS, **{setting: named[role] for role, setting in settings.items() if role in named}}
+def named_frames(events: Any, items: Any, users: Any) -> dict[str, Any]:
+    """Return the frames by name, without those that are None; a stream that can be read only once becomes a table."""
+    given = {EVENTS: events, ITEMS: items, USERS: users}
+    frames = {name: frame for name, frame in given.items() if frame is not None or name == EVENTS}
+    once = (pa.RecordBatchReader,)
+    return {name: as_table(frame, name) if isinstance(frame, once) else frame for name, frame in frames.items()}
+
+
+def _sample(frame: Any, name: str) -> pa.Table:
+    """Return the first rows of a frame, as a table."""
+    sample = plain(as_table(head(frame, name, SAMPLED_ROWS), name))
+    if not sample.num_rows:
+        raise DataError(f"{name} has no rows. Pass a frame with at least one.")
+    return sample
+
+
+def _chosen(roles: Mapping[str, str | None]) -> dict[str, str]:
+    return {role: column for role, column in roles.items() if column is not None}
+
+
+def _known(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section with the settings that tables have."""
+    models = {"interactions": InteractionTableConfig, "items": ItemTableConfig, "users": UserTableConfig}
+    return {
+        name: {key: value for key, value in section.items() if key in models[name].model_fields} if name in models else section
+        for name, section in data.items()
+    }
 
 
 def _whole_ids(table: pa.Table, keys: list[str]) -> pa.Table:

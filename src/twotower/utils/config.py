@@ -6,6 +6,7 @@ apply. Counts are in rows, times in days (`_days`), fractions in [0, 1], unless 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,6 +48,7 @@ __all__ = [
     "UserTableConfig",
     "UserTowerConfig",
     "load_config",
+    "merged",
     "parse_config",
 ]
 
@@ -200,6 +202,21 @@ def parse_config(values: dict[str, Any]) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with those of `over` in place of equal ones.
+
+    Examples
+    --------
+    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    found = dict(base)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = merged(found[name], value) if both else value
+    return found
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -140,6 +140,19 @@ def as_table(frame: Any, what: str, columns: Sequence[str] | None = None, *, req
         raise DataError(f"{what} cannot be read: {' '.join(str(error).split())[:200]} {ALLOWED}") from error
 
 
+def head(frame: Any, what: str, rows: int) -> Any:
+    """Return the first rows of a frame, as a frame of its kind."""
+    column_names(frame, what)  # raises for what is no frame
+    if isinstance(frame, Mapping):
+        return {name: values[:rows] if hasattr(values, "__getitem__") else values for name, values in frame.items()}
+    if isinstance(frame, pa.Table | pa.RecordBatch):
+        return frame.slice(0, rows)
+    for method in ("head", "limit"):
+        if hasattr(frame, method):
+            return getattr(frame, method)(rows)
+    return as_table(frame, what)
+
+
 def check_column(name: str, names: Sequence[str], what: str) -> None:
     """Raise a `DataError` if a frame does not have a column."""
     if not isinstance(name, str):

@@ -1,0 +1,93 @@
+"""Fit a model on frames, with the stages of the command line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from twotower.api.fitted import Fitted
+from twotower.api.roles import ITEMS, USERS, describe_frames, named_frames
+from twotower.errors import DataError
+from twotower.pipeline.stages import Watch, run_all
+from twotower.trainers.callbacks import Callback, Training
+from twotower.utils.config import merged
+from twotower.utils.console import Bar, log, setup_logging
+from twotower.utils.frames import kind_of
+
+if TYPE_CHECKING:
+    from twotower.api.model import Model
+
+PARTS = ("dataset", "model", "bundle", "report.json")
+
+
+def fit_frames(
+    model: Model, frames: tuple[Any, Any, Any], roles: Mapping[str, str | None], *, folder: Path | str | None, overwrite: bool
+) -> Fitted:
+    """Prepare, train and evaluate; see `Model.fit`."""
+    named = {role: column for role, column in roles.items() if column is not None}
+    given = model.settings().data.model_dump(mode="json", exclude_unset=True)
+    for section in ("interactions", ITEMS, USERS):  # a path that stands for a frame
+        if isinstance(given.get(section), dict):
+            given[section].pop("path", None)
+    described = describe_frames(named_frames(*frames), named, given)
+    settings = model.settings(described.data)
+    if settings.data.interactions is not None and settings.data.interactions.time is None:
+        if "kind" not in settings.prepare.split.model_fields_set:  # without times there is no cut in time
+            prepare = merged(settings.prepare.model_dump(exclude_unset=True), {"split": {"kind": "leave_one_out"}})
+            settings = settings.model_copy(update={"prepare": type(settings.prepare).model_validate(prepare)})
+    temporary = TemporaryDirectory(prefix="twotower-", ignore_cleanup_errors=True) if folder is None else None
+    out = Path(temporary.name if temporary else str(folder))
+    found = [name for name in PARTS if (out / name).exists()]
+    if found and not overwrite:
+        raise DataError(f"{out} already contains {', '.join(found)}. Choose another folder, or pass overwrite=True.")
+    with _shown(model.verbose) as callbacks:
+        watch = Watch(callbacks=[*model.callbacks, *callbacks], interruptible=True)
+        report = _run(settings, out, described.tables, watch)
+    return Fitted(out / "bundle", out, report, kind_of(frames[0]), temporary)
+
+
+def _run(settings: Any, out: Path, tables: dict[str, Any], watch: Watch) -> dict[str, Any] | None:
+    """Run the stages. Ctrl-C after the training leaves the model without a report."""
+    try:
+        return run_all(settings, out, tables=tables, watch=watch)
+    except KeyboardInterrupt:
+        if not (out / "bundle" / "manifest.json").is_file() or not (out / "model" / "manifest.json").is_file():
+            raise
+        log.warning("interrupted: the model is not evaluated")
+        return None
+
+
+class _Figures(Callback):
+    """Show validation metrics beside the progress bar."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+
+    def on_validation(self, training: Training, metrics: Mapping[str, float]) -> None:
+        """See `Callback`."""
+        metric = training.config.training.eval_metric
+        self.bar.figures({"train_loss": metrics["train_loss"], metric: metrics[metric]})
+
+
+@contextmanager
+def _shown(verbose: int) -> Iterator[list[Callback]]:
+    """Show a progress bar from 1 on, the log lines from 2 on, and warnings in any case."""
+    level, handlers, propagate = log.level, log.handlers, log.propagate
+    try:
+        if verbose > 1:
+            setup_logging()
+        else:
+            log.setLevel(logging.WARNING)
+        if verbose:
+            with Bar() as bar:
+                yield [_Figures(bar)]
+        else:
+            yield []
+    finally:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
+
