@@ -48,7 +48,6 @@ def main() -> int:
     dataset = Dataset.open(given.dataset)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TwoTowerTrainer(dataset, config, Path(folder))
-        trainer.state.total_steps = given.steps
         began = time.perf_counter()
         trainer.begin()
         beginning = time.perf_counter() - began

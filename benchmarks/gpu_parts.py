@@ -104,9 +104,8 @@ class Bench:
         """A trainer that is ready for its first step, and neither logs nor validates by itself."""
         self.out.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.out))
-        trainer = TwoTowerTrainer(self.dataset(name), self.config(name, *QUIET, *settings, device=device), folder)
-        trainer.state.total_steps = 600
-        return trainer
+        chosen = self.config(name, "training.max_steps=600", *QUIET, *settings, device=device)
+        return TwoTowerTrainer(self.dataset(name), chosen, folder)
 
     @cached_property
     def name(self) -> str:

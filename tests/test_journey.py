@@ -23,7 +23,7 @@ model:
   user_tower: {embedding_dim: 16, hidden_dims: [16], max_history: 20}
   item_tower: {embedding_dim: 16, hidden_dims: [16]}
 training: {batch_size: 256, num_epochs: 2, learning_rate: 0.01}
-evaluation: {bootstrap_resamples: 50, baselines: [popular, ials], tune_baselines: false}
+evaluation: {bootstrap_resamples: 50, baselines: [popular, ials]}
 prepare: {text_dim: 8}
 """
 
@@ -80,7 +80,11 @@ def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     assert reports[0]["settings"] == reports[1]["settings"] and reports[0]["protocol"] == reports[1]["protocol"]
     assert reports[0]["systems"]["ials"] != reports[1]["systems"]["ials"], "fitted again"
     progress, again = (torch.load(folder / "best.pt", weights_only=True) for folder in (run, tmp_path / "refit" / "model"))
-    assert again["config"]["training"]["stop_frac"] == progress["progress"]["best_step"] / progress["progress"]["total_steps"]
+    taken = json.loads((tmp_path / "refit" / "model" / "manifest.json").read_text())["refit"]
+    assert taken["stop_frac"] == progress["progress"]["best_step"] / progress["progress"]["total_steps"]
+    assert taken["baseline_settings"] == {"ials": reports[0]["settings"]["ials"]}, "tuned once, on the validation part"
+    assert lines(capsys, "evaluate", str(tmp_path / "refit"))
+    assert json.loads((tmp_path / "refit" / "report.json").read_text())["systems"] == reports[1]["systems"]
     assert again["config"]["model"] == progress["config"]["model"]
     (said, where) = lines(capsys, "refit", str(run), "--out", str(tmp_path / "all"), "--include-test")
     assert said == "No test part: nothing was evaluated." and str(tmp_path / "all" / "bundle") in where
@@ -89,6 +93,11 @@ def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     assert lines(capsys, "recommend", str(tmp_path / "all"), "--user", str(before.user_ids[-1]), "--json")
     assert main(["refit", str(tmp_path / "all" / "model"), "--out", str(tmp_path / "twice")]) == 2
     assert "has no validation part. A refit needs one" in capsys.readouterr().err
+    shutil.copytree(journey / "run" / "model", tmp_path / "run" / "model")
+    wrong = json.dumps(reports[0]).replace('"factors"', '"factor"')
+    (tmp_path / "run" / "report.json").write_text(wrong)
+    assert main(["refit", str(tmp_path / "run"), "--out", str(tmp_path / "third")]) == 2
+    assert "unknown setting 'factor' of the baseline 'ials'. Did you mean 'factors'?" in capsys.readouterr().err
 
 
 def test_recommend_for_known_unknown_and_filtered(journey, capsys):

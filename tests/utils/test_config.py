@@ -86,9 +86,3 @@ def test_the_data_settle_what_is_left_to_them():
     assert widths(1_000_001) == [256, [256], 256, [256], 0]
     assert widths(2, item_tower={"embedding_dim": 64}) == [64, [64], 64, [64], 1]
     assert widths(1, user_tower={"hidden_dims": [99, 32], "num_blocks": 2}) == [128, [99, 32], 128, [32], 2]
-
-
-@pytest.mark.parametrize("override", ["training.stop_frac=0.5", "evaluation.baseline_settings={ease: {l2: 1}}"])
-def test_what_refit_carries_over_cannot_be_set(override: str) -> None:
-    with pytest.raises(ConfigError, match="Only `twotower refit` sets it"):
-        load_config(None, [override])

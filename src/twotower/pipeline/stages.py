@@ -21,6 +21,7 @@ from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
+from twotower.documents import RefitSettings
 from twotower.errors import DataError
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
 from twotower.schema import FORMAT_VERSION
@@ -87,12 +88,19 @@ def prepare_stage(config: Config, out: Path, tables: Mapping[str, pa.Table] | No
 
 
 def train_stage(
-    config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None, watch: Watch | None = None
+    config: Config,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    bundle: Path | None = None,
+    refit: RefitSettings | None = None,
+    watch: Watch | None = None,
 ) -> Json:
     """Train on the dataset `data`; write checkpoints, the log and `manifest.json` to `out`, and a bundle to `bundle`.
 
     The default bundle folder is `out`/bundle. The `data` and `prepare` settings that the dataset was made with replace those of
-    `config`.
+    `config`. `refit` holds what a refit takes from the run that it repeats.
 
     Returns
     -------
@@ -106,12 +114,12 @@ def train_stage(
     config = _as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
-    device = choose_device(config.training.device)
+    device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     with distributed.process_group(device):
         config, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device, watch), resume=resume)
         explained = partial(_or_explain, config, dataset, device, out)
         config, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
-        reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, watch, resume=resume))
+        reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, watch, resume, stop_frac))
         first = distributed.rank() == 0
     config, half_lives = _with_half_life(config, dataset, out / "best.pt") if first else (config, [])
     best = {
@@ -131,6 +139,7 @@ def train_stage(
         "best": best,
         "recipe": recipe,
         "popularity_half_life": half_lives,
+        "refit": refit and refit.model_dump(mode="json"),
     }
     if not first:
         return best  # only the first process writes the remaining files
@@ -177,23 +186,32 @@ def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tu
 
 
 def _fit(
-    config: Config, dataset: Dataset, out: Path, trim_above_bytes: int | None, watch: Watch, *, resume: bool, label: str = "train"
+    config: Config,
+    dataset: Dataset,
+    out: Path,
+    trim_above_bytes: int | None,
+    watch: Watch,
+    resume: bool,
+    stop_frac: float,
+    label: str = "train",
 ) -> TrainingState:
     if watch.interrupted:  # in the recipe race: what there is of this candidate stays
         return TrainingState(**load_checkpoint(out / "best.pt")["progress"]) if (out / "best.pt").is_file() else NEVER_RAN
     trainer = TwoTowerTrainer(dataset, config, out)
     trainer.trim_above_bytes, trainer.interruptible, trainer.label = trim_above_bytes, watch.interruptible, label
     trainer.callbacks = [TensorBoardLogger(), *watch.callbacks] if label == "train" else []
-    reached = trainer.fit(resume=resume)
+    reached = trainer.fit(resume=resume, stop_frac=stop_frac)
     watch.interrupted = trainer.training.interrupted
     return reached
 
 
-def _fit_within(dataset: Dataset, device: torch.device, watch: Watch, config: Config, out: Path, resume: bool) -> TrainingState:
+def _fit_within(
+    dataset: Dataset, device: torch.device, watch: Watch, config: Config, out: Path, resume: bool, stop_frac: float
+) -> TrainingState:
     """Train within the memory budget, for the recipe race."""
     explained = partial(_or_explain, config, dataset, device, out)
     planned, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
-    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, watch, resume=resume, label="compare recipes"))
+    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, watch, resume, stop_frac, "compare recipes"))
 
 
 def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
@@ -249,12 +267,20 @@ def export_stage(run: Path, out: Path) -> Json:
 
 
 def run_all(
-    config: Config, out: Path, *, resume: bool = False, tables: Mapping[str, pa.Table] | None = None, watch: Watch | None = None
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    refit: RefitSettings | None = None,
+    tables: Mapping[str, pa.Table] | None = None,
+    watch: Watch | None = None,
 ) -> Json | None:
     """Prepare, train, export and evaluate: write dataset/, model/, bundle/, report.json and report.html to `out`.
 
     Parameters
     ----------
+    refit
+        What a refit takes from the run that it repeats.
     tables
         Tables in memory by name, for the `tables` source; see `prepare`.
 
@@ -276,7 +302,7 @@ def run_all(
         prepared = prepare_stage(config, out / "dataset", tables)
         log.info(summary(prepared, out / "dataset"))
     resume = resume and any((out / "model" / name).is_file() for name in ("last.pt", RECORD))
-    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle", watch=watch)
+    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle", refit=refit, watch=watch)
     if watch.interrupted or not has_test(Dataset.open(out / "dataset")):
         for name in ("report.json", "report.html"):
             (out / name).unlink(missing_ok=True)  # left by another run

@@ -52,9 +52,6 @@ __all__ = [
     "parse_config",
 ]
 
-INTERNAL = ("training.stop_frac", "evaluation.baseline_settings")
-"""Settings that `twotower refit` takes from a run. The configuration of a finished run holds them; `--set` cannot change them."""
-
 
 class TrainingConfig(Settings):
     """Objective, loss, optimizer, schedule and stopping rule of the training."""
@@ -88,8 +85,6 @@ class TrainingConfig(Settings):
     """Number of epochs. null: the smallest number ≥ 4 that gives 600 steps, at most 16."""
     max_steps: int | None = Field(None, ge=1)
     """Number of training steps; replaces `num_epochs`. null: computed from `num_epochs`."""
-    stop_frac: float = Field(1.0, gt=0, le=1)
-    """Share of the steps after which training ends; the learning rate follows the full schedule. Set by `twotower refit`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Numeric precision. "auto": fp32 on a CPU; on a GPU bf16 if the hardware supports it, else fp16 with loss scaling."""
     gradient_checkpointing: bool = False
@@ -137,8 +132,6 @@ class EvaluationConfig(Settings):
     """Names of the baselines that the model is compared with."""
     tune_baselines: bool = True
     """Tune the settings of the baselines (`baselines.GRIDS`) on the validation part, for a fair comparison."""
-    baseline_settings: dict[str, dict[str, int | float]] = Field({})
-    """Fixed settings by name of the baseline; these baselines are not tuned. Set by `twotower refit`."""
     bootstrap_resamples: int = Field(1000, ge=10)
     """Number of paired bootstrap resamples for each interval."""
     max_ease_items: int = Field(25_000, ge=1)
@@ -223,8 +216,6 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override!r} is not of the form a.b=value. Example: --set training.num_epochs=2.")
-    if key.strip().startswith(INTERNAL):
-        raise ConfigError(f"{key.strip()!r} cannot be set with --set. Only `twotower refit` sets it.")
     *parents, leaf = key.strip().split(".")
     node = values
     for name in parents:
