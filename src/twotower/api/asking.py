@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,19 @@ from twotower.retrieval.request_reader import to_queries
 from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
 from twotower.search.reranking import append_popularity_weight, boost_recent_items
 from twotower.utils.console import log
-from twotower.utils.frames import Kind, as_kind, as_table, check_column, column_names, id_list, is_frame, kind_of, library, listed, plain
+from twotower.utils.frames import (
+    Kind,
+    as_kind,
+    as_table,
+    check_column,
+    column_names,
+    id_list,
+    is_frame,
+    kind_of,
+    library,
+    listed,
+    plain,
+)
 from twotower.utils.ids import Id, id_text, id_types, native_ids
 from twotower.utils.types import Float
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,12 @@ class Fitted:
         Report of the evaluation, as JSON values; None without one.
     kind
         Library of the answers.
-    temporary
-        Keeps a temporary folder until the model is gone.
     """
 
     bundle: Path
     folder: Path | None
     report: dict[str, Any] | None
     kind: Kind
-    temporary: Any = field(default=None, repr=False)
 
     @cached_property
     def recommender(self) -> Recommender:
@@ -50,8 +48,10 @@ def open_bundle(path: Path) -> Fitted:
     """Return a model of the bundle at `path`, or in the run at `path`."""
     bundle = bundle_in(path)
     recommender = Recommender.load(bundle)
-    manifest = recommender.bundle.manifest
-    made = Fitted(bundle, None, manifest.get("report"), default_kind(manifest.get(FRAME)))
+    manifest, report = recommender.bundle.manifest, path / "report.json"
+    run = path if bundle != path and (path / "model" / MANIFEST).is_file() else None
+    said = json.loads(report.read_text(encoding="utf-8")) if run and report.is_file() else manifest.get("report")
+    made = Fitted(bundle, run, said, default_kind(manifest.get(FRAME)))
     made.__dict__["recommender"] = recommender
     return made
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 from twotower.api.fitted import Fitted
 from twotower.api.roles import ITEMS, USERS, describe_frames, named_frames
@@ -35,30 +38,32 @@ def fit_frames(
             given[section].pop("path", None)
     described = describe_frames(named_frames(*frames), named, given)
     settings = model.settings(described.data)
-    if settings.data.interactions is not None and settings.data.interactions.time is None:
-        if "kind" not in settings.prepare.split.model_fields_set:  # without times there is no cut in time
-            prepare = merged(settings.prepare.model_dump(exclude_unset=True), {"split": {"kind": "leave_one_out"}})
-            settings = settings.model_copy(update={"prepare": type(settings.prepare).model_validate(prepare)})
-    temporary = TemporaryDirectory(prefix="twotower-", ignore_cleanup_errors=True) if folder is None else None
-    out = Path(temporary.name if temporary else str(folder))
+    timed = settings.data.interactions is not None and settings.data.interactions.time is not None
+    if not timed and "kind" not in settings.prepare.split.model_fields_set:  # without times there is no cut in time
+        prepare = merged(settings.prepare.model_dump(exclude_unset=True), {"split": {"kind": "leave_one_out"}})
+        settings = settings.model_copy(update={"prepare": type(settings.prepare).model_validate(prepare)})
+    out = Path(mkdtemp(prefix="twotower-") if folder is None else folder)
+    if folder is None:
+        finalize(model, rmtree, out, ignore_errors=True)
     found = [name for name in PARTS if (out / name).exists()]
     if found and not overwrite:
         raise DataError(f"{out} already contains {', '.join(found)}. Choose another folder, or pass overwrite=True.")
     with _shown(model.verbose) as callbacks:
         watch = Watch(callbacks=[*model.callbacks, *callbacks], interruptible=True)
-        report = _run(settings, out, described.tables, watch)
-    return Fitted(out / "bundle", out, report, kind_of(frames[0]), temporary)
+        evaluated = _run(settings, out, described.tables, watch)
+    report = json.loads((out / "report.json").read_text(encoding="utf-8")) if evaluated else None
+    return Fitted(out / "bundle", out, report, kind_of(frames[0]))
 
 
-def _run(settings: Any, out: Path, tables: dict[str, Any], watch: Watch) -> dict[str, Any] | None:
-    """Run the stages. Ctrl-C after the training leaves the model without a report."""
+def _run(settings: Any, out: Path, tables: dict[str, Any], watch: Watch) -> bool:
+    """Run the stages. Return whether the model was evaluated; Ctrl-C after the training leaves it without a report."""
     try:
-        return run_all(settings, out, tables=tables, watch=watch)
+        return run_all(settings, out, tables=tables, watch=watch) is not None
     except KeyboardInterrupt:
         if not (out / "bundle" / "manifest.json").is_file() or not (out / "model" / "manifest.json").is_file():
             raise
         log.warning("interrupted: the model is not evaluated")
-        return None
+        return False
 
 
 class _Figures(Callback):
@@ -90,4 +95,3 @@ def _shown(verbose: int) -> Iterator[list[Callback]]:
     finally:
         log.handlers, log.propagate = handlers, propagate
         log.setLevel(level)
-

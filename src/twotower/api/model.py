@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from twotower.api.report import Report
     from twotower.data.dataset import Dataset
     from twotower.retrieval.recommender import FilterSpec, Recommender
-    from twotower.retrieval.request import HistoryEvent
     from twotower.trainers.callbacks import Callback
     from twotower.utils.ids import Id
     from twotower.utils.types import Float
@@ -281,7 +280,7 @@ class Model:
         made = self._made
         if made.report is None:
             raise DataError("The model has no report: nothing was evaluated. Fit with a test part (prepare.split.test above 0).")
-        return Report(made.report, made)
+        return Report(made.report, made.kind)
 
     @property
     def recommender(self) -> Recommender:

@@ -53,7 +53,9 @@ def describe_frames(frames: Mapping[str, Any], named: Mapping[str, str], given: 
     for name, frame in frames.items():
         section = data.get(SECTIONS[name])
         if section is None:
-            raise DataError(f"No column of {name} has the ids of events. It has {', '.join(columns[name][:8])}. Rename its id column.")
+            raise DataError(
+                f"No column of {name} has the ids of events. It has {', '.join(columns[name][:8])}. Rename its id column."
+            )
         ids = [section[key] for key in KEYS if key in section]
         for column in ids:
             check_column(column, columns[name], name)
@@ -82,8 +84,8 @@ def describe(events: Any, items: Any = None, users: Any = None, **named: str) ->
     Returns
     -------
     frame
-        A row per column, in the caller's kind of frame: "table" (if there are several), "column", "role", "kind", "missing" (share),
-        "distinct", "examples" and "reason".
+        A row per column, in the caller's kind of frame: "table" (if there are several), "column", "role", "kind", "missing" (a
+        share), "distinct", "examples" and "reason".
 
     Raises
     ------

@@ -124,7 +124,7 @@ class TwoTowerTrainer(BaseTrainer):
         Without a validation part it returns None. In both cases the popularity of new items is calibrated, at the latest at the
         last step.
         """
-        if not self.health and self.state.step < self.schedule.last_step:
+        if not self.health and self.state.step < self.schedule.last_step and not self.training.stopped:
             return None
         self._make_room()
         moment, exposure = split_moment(self.dataset, "valid"), self.config.model.new_item_exposure

@@ -1,0 +1,56 @@
+"""Compute what the pictures of a dataset show: events a week, the long tail of the items, and the lengths of histories."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from twotower.data.dataset import Dataset
+from twotower.schema import DAY_S, FIRST_ROW
+from twotower.utils.types import Json
+
+WEEK_S = 7 * DAY_S
+MAX_POINTS = 104
+LENGTHS = (1, 2, 3, 5, 10, 20, 50, 100)
+"""Lower ends of the groups of history lengths."""
+
+
+def pictures(dataset: Dataset) -> list[Json]:
+    """Return the pictures of a dataset, each with "title", "kind" ("line" or "bars"), "x", "y", "x_label" and "y_label".
+
+    All events count, those of the validation and test parts included. A dataset without times has no events a week.
+    """
+    shown = [_long_tail(dataset), _history_lengths(dataset)]
+    return [_events_a_week(dataset), *shown] if dataset.has_time and len(dataset.events) else shown
+
+
+def _events_a_week(dataset: Dataset) -> Json:
+    """Count events by week; several weeks together where there are too many."""
+    time_s = dataset.events.time_s
+    first, weeks = int(time_s.min()), int((time_s.max() - time_s.min()) // WEEK_S) + 1
+    together = -(-weeks // MAX_POINTS)
+    counts = np.bincount((time_s - first) // (together * WEEK_S))
+    days = [str(np.datetime64(first + number * together * WEEK_S, "s").astype("datetime64[D]")) for number in range(len(counts))]
+    title = "events a week" if together == 1 else f"events in {together} weeks"
+    return {"title": title, "kind": "line", "x": days, "y": counts.tolist(), "x_label": "week", "y_label": "events"}
+
+
+def _long_tail(dataset: Dataset) -> Json:
+    """Return the share of all events that the most popular items have, at shares of the catalogue."""
+    counts = np.sort(np.diff(dataset.item_events.offsets)[FIRST_ROW:])[::-1]
+    total = max(int(counts.sum()), 1)
+    shares = np.linspace(0, 1, 51)
+    held = np.append(0, np.cumsum(counts))[np.round(shares * len(counts)).astype(int)] / total
+    x, y = (100 * shares).round(1).tolist(), (100 * held).round(2).tolist()
+    names = {"x_label": "most popular items, % of the catalogue", "y_label": "events, %"}
+    return {"title": "long tail: share of the events", "kind": "line", "x": x, "y": y, **names}
+
+
+def _history_lengths(dataset: Dataset) -> Json:
+    """Count users by the length of their history."""
+    lengths = np.diff(dataset.events.offsets)[FIRST_ROW:]
+    counts = np.histogram(lengths, bins=[*LENGTHS, np.iinfo(np.int64).max])[0]
+    ends = [f"{low}" if high - low == 1 else f"{low}–{high - 1}" for low, high in pairwise(LENGTHS)]
+    names = {"x_label": "events of a user", "y_label": "users"}
+    return {"title": "history lengths", "kind": "bars", "x": [*ends, f"{LENGTHS[-1]}+"], "y": counts.tolist(), **names}
