@@ -326,9 +326,7 @@ class Model:
         return f"Model({shown}){': ' + self._summary() if self._fitted else ''}"
 
     def _summary(self) -> str:
-        data = self.dataset
-        size = f"{len(data.events):,} events of {data.n_users:,} users at {data.n_items:,} items"
-        report = self._made.report
+        size, report = self.dataset.size, self._made.report
         return f"{size}. {report['verdict']}" if report else f"{size}. Not evaluated."
 
     def _repr_html_(self) -> str:

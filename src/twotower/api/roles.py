@@ -47,7 +47,8 @@ def describe_frames(frames: Mapping[str, Any], named: Mapping[str, str], given: 
     columns = {name: column_names(frame, name) for name, frame in frames.items()}
     roles = {SECTIONS[name]: given.get(SECTIONS[name]) or {} for name in frames}
     keys = {"user": roles["interactions"].get("user_id"), "item": roles["interactions"].get("item_id")}
-    found = guess({name: _sample(frame, name) for name, frame in frames.items()}, {**_chosen(keys), **named})
+    known = {**_chosen(keys), **named}
+    found = guess({name: _sample(frame, name, known) for name, frame in frames.items()}, known)
     data = merged(_known(found.to_config()), {**given, **{name: section for name, section in roles.items() if section}})
     tables = {}
     for name, frame in frames.items():
@@ -99,7 +100,7 @@ def describe(events: Any, items: Any = None, users: Any = None, **named: str) ->
     ['user', 'item']
     """
     frames = named_frames(events, items, users)
-    samples = {name: _sample(frame, name) for name, frame in frames.items()}
+    samples = {name: _sample(frame, name, named) for name, frame in frames.items()}
     rows = []
     for table in guess(samples, named).tables:
         for one in table.columns:
@@ -118,9 +119,11 @@ def named_frames(events: Any, items: Any, users: Any) -> dict[str, Any]:
     return {name: as_table(frame, name) if isinstance(frame, once) else frame for name, frame in frames.items()}
 
 
-def _sample(frame: Any, name: str) -> pa.Table:
-    """Return the first rows of a frame, as a table."""
-    sample = plain(as_table(head(frame, name, SAMPLED_ROWS), name))
+def _sample(frame: Any, name: str, named: Mapping[str, str]) -> pa.Table:
+    """Return the first rows of a frame, as a table; the columns that were named must be readable."""
+    first = head(frame, name, SAMPLED_ROWS)
+    columns = column_names(first, name)
+    sample = plain(as_table(first, name, required=[column for column in named.values() if column in columns]))
     if not sample.num_rows:
         raise DataError(f"{name} has no rows. Pass a frame with at least one.")
     return sample

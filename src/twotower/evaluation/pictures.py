@@ -54,3 +54,30 @@ def _history_lengths(dataset: Dataset) -> Json:
     ends = [f"{low}" if high - low == 1 else f"{low}–{high - 1}" for low, high in pairwise(LENGTHS)]
     names = {"x_label": "events of a user", "y_label": "users"}
     return {"title": "history lengths", "kind": "bars", "x": [*ends, f"{LENGTHS[-1]}+"], "y": counts.tolist(), **names}
+
+
+def drawn(picture: Json, width: float = 300, height: float = 120) -> Json:
+    """Return a picture in a box of `width` × `height` units: "path" of a line, or "bars", and the labels of the axes."""
+    x, y = picture["x"], picture["y"]
+    top = max([*y, 1e-9])
+    step = width / max(len(y) - (picture["kind"] == "line"), 1)
+    up = [round(height * (1 - value / top), 1) for value in y]
+    bars = [
+        {
+            "x": round(place * step + 1, 1),
+            "y": at,
+            "width": round(step - 2, 1),
+            "height": round(height - at, 1),
+            "label": label,
+            "value": value,
+        }
+        for place, (at, label, value) in enumerate(zip(up, x, y, strict=True))
+    ]
+    return {
+        **picture,
+        "path": " ".join(f"{place * step:.1f},{at}" for place, at in enumerate(up)) if picture["kind"] == "line" else "",
+        "bars": bars if picture["kind"] == "bars" else [],
+        "left": x[0] if x else "",
+        "right": x[-1] if x else "",
+        "top": f"{top:,.4g}" if top < 1000 else f"{top:,.0f}",
+    }

@@ -6,8 +6,10 @@ dark mode and on small screens.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
+from datetime import date
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,11 +17,19 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from twotower.evaluation.insights import insights
+from twotower.evaluation.pictures import drawn
 from twotower.evaluation.verdict import TITLES
 from twotower.utils.metrics import METRICS
 from twotower.utils.types import Json
 
-CURVES = {"loss": "loss", "lr": "learning rate", "learning_rate": "learning rate", "temperature": "temperature"}
+CURVES = {
+    "train_loss": "mean training loss",
+    "loss": "loss of single steps",
+    "lr": "learning rate",
+    "learning_rate": "learning rate",
+    "temperature": "temperature",
+}
 """Columns of the training log that are plotted beside the deciding metric, and their titles."""
 _MAIN = "two-tower"
 _WIDTH, _HEIGHT = 300.0, 120.0
@@ -79,7 +89,16 @@ def render(report: Mapping[str, Any]) -> str:
         plots=_plots(report.get("curves", ()), metric),
         advice=report.get("advice", ()),
         recipe=report.get("recipe"),
+        sentences=insights(report),
+        pictures=[drawn(picture) for picture in report.get("pictures", ())],
+        examples=report.get("examples", ()),
+        written=f"twotower {version()}, {date.today().isoformat()}",
     )
+
+
+def version() -> str:
+    """Return the version of the package."""
+    return importlib.metadata.version("two-tower-rec")
 
 
 def _tone(report: Mapping[str, Any], metric: str) -> str:

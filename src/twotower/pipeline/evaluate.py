@@ -12,6 +12,8 @@ from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import can_refresh, open_store, popularity_before, split_moment
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation.evaluator import judge, metric_names
+from twotower.evaluation.examples import examples
+from twotower.evaluation.pictures import pictures
 from twotower.evaluation.report import write_report
 from twotower.evaluation.verdict import refreshed
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
@@ -61,6 +63,8 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
     result["dial"] = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
     result["recipe"] = manifest.get("recipe")
+    result["pictures"] = pictures(dataset)
+    result["examples"] = examples(system, held_out, dataset, exclude_seen=config.evaluation.exclude_seen, seed=config.seed)
     rows = read_rows(run / "metrics.jsonl")
     write_report(result, out, curves=rows, advice=advice_lines(rows))
     return result

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from time import time
 from typing import Any, TypeAlias
@@ -95,6 +96,12 @@ class Recommender:
     def load(cls, path: Path | str) -> Recommender:
         """Open the bundle at `path`; see `load_bundle` for the errors."""
         return cls(load_bundle(Path(path)))
+
+    def __repr__(self) -> str:
+        return f"Recommender({str(self.bundle.path)!r}): {self.dataset.size}"
+
+    def _repr_html_(self) -> str:
+        return f"<b>Recommender</b> of {escape(str(self.bundle.path))}<br>{self.dataset.size}"
 
     @cached_property
     def explainer(self) -> Explainer:

@@ -67,7 +67,7 @@ def as_kind(table: pa.Table, kind: Kind) -> Any:
 
 def is_frame(value: Any) -> bool:
     """Return True if the value is a table, not a column, a list or a scalar."""
-    if isinstance(value, pa.Table | pa.RecordBatch | Mapping):
+    if isinstance(value, pa.Table | pa.RecordBatch | pa.RecordBatchReader | Mapping):
         return True
     if isinstance(value, pa.Array | pa.ChunkedArray | str | bytes) or type(value).__name__ in ("Series", "Index"):
         return False
@@ -84,23 +84,29 @@ def column_names(frame: Any, what: str) -> list[str]:
     DataError
         The value is not a frame, or a name stands twice.
     """
-    if isinstance(frame, Mapping):
-        names = [str(name) for name in frame]
-    elif library(frame) == "pandas" and is_frame(frame):
-        names = [str(name) for name in frame.columns]
-        names += [str(name) for name in frame.index.names if name is not None and str(name) not in names]
-    elif type(frame).__name__ == "LazyFrame":
-        names = list(frame.collect_schema().names())
-    elif isinstance(frame, pa.Table | pa.RecordBatch):
-        names = list(frame.schema.names)
-    elif is_frame(frame):
-        names = [str(name) for name in frame.columns]
-    else:
+    try:
+        names = _names(frame)
+    except Exception as error:  # libraries raise errors of their own for a closed file or connection
+        raise DataError(f"{what} cannot be read: {' '.join(str(error).split())[:200]} {ALLOWED}") from error
+    if names is None:
         raise DataError(f"{what} is {_described(frame)}, not a table. {ALLOWED}")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{what} has the column {twice[0]!r} twice. Each column needs its own name. Rename one of them.")
     return names
+
+
+def _names(frame: Any) -> list[str] | None:
+    if isinstance(frame, Mapping):
+        return [str(name) for name in frame]
+    if library(frame) == "pandas" and is_frame(frame):
+        names = [str(name) for name in frame.columns]
+        return names + [str(name) for name in frame.index.names if name is not None and str(name) not in names]
+    if type(frame).__name__ == "LazyFrame":
+        return list(frame.collect_schema().names())
+    if isinstance(frame, pa.Table | pa.RecordBatch | pa.RecordBatchReader):
+        return list(frame.schema.names)
+    return [str(name) for name in frame.columns] if is_frame(frame) else None
 
 
 def as_table(frame: Any, what: str, columns: Sequence[str] | None = None, *, required: Sequence[str] = ()) -> pa.Table:
@@ -132,7 +138,9 @@ def as_table(frame: Any, what: str, columns: Sequence[str] | None = None, *, req
         if library(frame) == "polars":
             found = frame.select(chosen)
             return (found.collect() if hasattr(found, "collect") else found).to_arrow()
-        table = pa.Table.from_batches([frame]) if isinstance(frame, pa.RecordBatch) else frame
+        if isinstance(frame, pa.RecordBatch):
+            frame = pa.Table.from_batches([frame])
+        table = frame.read_all() if isinstance(frame, pa.RecordBatchReader) else frame
         return (table if isinstance(table, pa.Table) else pa.table(table)).select(chosen)
     except (DataError, KeyboardInterrupt):
         raise
