@@ -21,8 +21,9 @@ from twotower.cli import main
 from twotower.data.candidates import LOSSES, Candidates, Pool, infonce
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import SOURCES
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
-from twotower.data.sources.raw_tables import RawTables, Rejects
+from twotower.data.sources.raw_tables import RawTables
 from twotower.data.sources.yelp import read_yelp
 from twotower.data.views import OBJECTIVES, AnyEventObjective, NextEventObjective
 from twotower.errors import ConfigError

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from twotower.data.sources.file_form import SAMPLED_ROWS
 from twotower.data.sources.guess import DatasetGuess, guess_dataset
 from twotower.errors import DataError
-from twotower.utils.config import InteractionTableConfig, ItemTableConfig, UserTableConfig, merged
+from twotower.utils.config import merged
 from twotower.utils.frames import as_kind, as_table, check_column, column_names, head, kind_of, plain, whole_numbers
 
 EVENTS, ITEMS, USERS = "events", "items", "users"
@@ -49,7 +49,7 @@ def describe_frames(frames: Mapping[str, Any], named: Mapping[str, str], given: 
     keys = {"user": roles["interactions"].get("user_id"), "item": roles["interactions"].get("item_id")}
     known = {**_chosen(keys), **named}
     found = guess({name: _sample(frame, name, known) for name, frame in frames.items()}, known)
-    data = merged(_known(found.to_config()), {**given, **{name: section for name, section in roles.items() if section}})
+    data = merged(found.to_config(), {**given, **{name: section for name, section in roles.items() if section}})
     tables = {}
     for name, frame in frames.items():
         section = data.get(SECTIONS[name])
@@ -61,7 +61,8 @@ def describe_frames(frames: Mapping[str, Any], named: Mapping[str, str], given: 
         for column in ids:
             check_column(column, columns[name], name)
         used = [value for value in section.values() if isinstance(value, str) and value in columns[name]]
-        table = as_table(frame, name, used if name == EVENTS else None, required=ids)
+        alone = name == EVENTS and not any("from" in data.get(other, {}) for other in (ITEMS, USERS))
+        table = as_table(frame, name, used if alone else None, required=ids)
         tables[name] = _whole_ids(table, ids)
     return Described(tables, data)
 
@@ -131,15 +132,6 @@ def _sample(frame: Any, name: str, named: Mapping[str, str]) -> pa.Table:
 
 def _chosen(roles: Mapping[str, str | None]) -> dict[str, str]:
     return {role: column for role, column in roles.items() if column is not None}
-
-
-def _known(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section with the settings that tables have."""
-    models = {"interactions": InteractionTableConfig, "items": ItemTableConfig, "users": UserTableConfig}
-    return {
-        name: {key: value for key, value in section.items() if key in models[name].model_fields} if name in models else section
-        for name, section in data.items()
-    }
 
 
 def _whole_ids(table: pa.Table, keys: list[str]) -> pa.Table:

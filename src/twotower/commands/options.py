@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `refit` write
 
 SECTIONS = {  # the commands in the order of a typical project
-    "Data": ("simulate", "prepare"),
+    "Data": ("inspect", "simulate", "prepare"),
     "Train": ("plan", "train", "run", "refit"),
     "Evaluate": ("evaluate",),
     "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "serve"),
@@ -70,6 +70,60 @@ def configured(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, config=load_config(config_path, list(overrides)), **options)
 
     return with_settings
+
+
+def reading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --data, the roles of its columns, --config and --set, and pass the resulting `config`; a guess is told in two lines."""
+
+    @click.option(
+        "--data",
+        "--data-dir",
+        "--data_dir",
+        multiple=True,
+        metavar="PATH",
+        help="Raw data: a Yelp folder, or tables (can be repeated). Default: the settings of data.",
+    )
+    @roles
+    @click.option("--config", "config_path", type=FILE, help="YAML file with settings. Default: the default settings.")
+    @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override one setting. Can be repeated.")
+    @functools.wraps(command)
+    def with_data(
+        *args: Any,
+        data: tuple[str, ...],
+        named: dict[str, str],
+        config_path: Path | None,
+        overrides: tuple[str, ...],
+        **options: Any,
+    ) -> Any:
+        from twotower.utils.config import load_config
+
+        if named and not data:
+            raise click.UsageError(f"--{next(iter(named))} names a column of --data, which is missing. Add --data FILE.")
+        if not data:  # nothing heavy is imported before a mistyped setting is reported
+            return command(*args, config=load_config(config_path, list(overrides)), **options)
+        from twotower.pipeline.raw_data import load_raw_config
+
+        config, raw = load_raw_config(data, named, config_path, overrides)
+        for line in raw.lines:
+            click.echo(line, err=True)
+        return command(*args, config=config, **options)
+
+    return with_data
+
+
+def roles(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --user, --item, --time and --rating, and pass the given ones as `named`."""
+
+    @click.option("--user", metavar="COLUMN", help="Column of the user ids. Default: guessed.")
+    @click.option("--item", metavar="COLUMN", help="Column of the item ids. Default: guessed.")
+    @click.option("--time", metavar="COLUMN", help='Column of the times; "none": the rows are in order. Default: guessed.')
+    @click.option("--rating", metavar="COLUMN", help='Column of the ratings; "none": there is none. Default: guessed.')
+    @functools.wraps(command)
+    def with_roles(*args: Any, user: str | None, item: str | None, time: str | None, rating: str | None, **options: Any) -> Any:
+        given = {"user": user, "item": item, "time": time, "rating": rating}
+        return command(*args, named={role: column for role, column in given.items() if column is not None}, **options)
+
+    return with_roles
 
 
 def overwriting(command: Callable[..., Any]) -> Callable[..., Any]:

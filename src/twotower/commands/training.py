@@ -16,6 +16,7 @@ from twotower.commands.options import (
     inside,
     keep_existing,
     overwriting,
+    reading,
     resuming,
     say_next,
 )
@@ -95,12 +96,13 @@ def train(data: Path, out: Path, resume: bool, overwrite: bool, config: Config) 
 @click.option("--out", type=FOLDER, required=True, help="Folder for the dataset, the model, the bundle and the report.")
 @resuming
 @overwriting
-@configured
+@reading
 def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
     """Prepare, train, evaluate and export in one process.
 
     \b
     Example:
+      twotower run --data orders.csv --data products.csv --out runs/shop
       twotower run --config configs/yelp.yaml --out runs/yelp
     """
     keep_existing(out, RUN_PARTS, overwrite=overwrite, resume=resume)

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from twotower.data.co_visitation import co_visited
 from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE
 from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine, Engine
-from twotower.data.sources.raw_tables import CHARS, RawTables, Rejects, Source
+from twotower.data.sources.raw_tables import CHARS, RawTables, Source
 from twotower.data.sources.sequences import read_sequences
 from twotower.data.sources.spark_engine import SparkEngine
 from twotower.data.sources.tables import read_tables

@@ -50,6 +50,7 @@ __all__ = [
     "load_config",
     "merged",
     "parse_config",
+    "read_settings",
 ]
 
 
@@ -150,8 +151,10 @@ class Config(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-def load_config(path: Path | None = None, overrides: list[str] | None = None) -> Config:
+def load_config(path: Path | None = None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> Config:
     """Read a YAML file (or the defaults when None) and apply overrides of the form "a.b=value", the value read as YAML.
+
+    `base` holds settings that the file and the overrides replace, one by one.
 
     Raises
     ------
@@ -163,6 +166,13 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     >>> load_config(overrides=["training.num_epochs=2"]).training.num_epochs
     2
     """
+    config = parse_config(read_settings(path, overrides, base))
+    check_names(config)
+    return config
+
+
+def read_settings(path: Path | None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the plain values that `load_config` validates."""
     values: Any = {}
     if path is not None:
         if not path.is_file():
@@ -174,11 +184,10 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
         values = {} if loaded is None else loaded
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__}. A configuration must be a mapping of sections.")
+    settings = merged(base or {}, values)
     for override in overrides or []:
-        _apply_override(values, override)
-    config = parse_config(values)
-    check_names(config)
-    return config
+        _apply_override(settings, override)
+    return settings
 
 
 def parse_config(values: dict[str, Any]) -> Config:
@@ -245,4 +254,4 @@ def _section(loc: tuple[Any, ...]) -> list[str]:
         annotation = model.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next(option for option in options if isinstance(option, type(BaseModel)))
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

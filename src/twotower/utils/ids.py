@@ -31,9 +31,9 @@ def id_type(kind: pa.DataType) -> str:
     >>> id_type(pa.int32()), id_type(pa.large_string()), id_type(pa.dictionary(pa.int8(), pa.string()))
     ('int32', 'string', 'category')
     """
-    if pa.types.is_integer(kind):
-        return str(kind)
-    return CATEGORY if pa.types.is_dictionary(kind) and not pa.types.is_integer(kind.value_type) else TEXT
+    if pa.types.is_dictionary(kind):
+        return str(kind.value_type) if pa.types.is_integer(kind.value_type) else CATEGORY
+    return str(kind) if pa.types.is_integer(kind) else TEXT
 
 
 def id_types(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -86,7 +86,7 @@ def sections(model: type[BaseModel] = Config, name: str = "") -> list[Section]:
     own: list[Setting] = []
     inner: list[Section] = []
     for key, field in model.model_fields.items():
-        path = f"{name}.{key}".lstrip(".")
+        path = f"{name}.{field.alias or key}".lstrip(".")
         nested = list(_nested(field.annotation, path))
         if not nested or _kind(field.annotation) != "section":
             own.append(_setting(path, field))

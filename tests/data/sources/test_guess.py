@@ -18,7 +18,9 @@ from twotower.data.prepare import RESERVED_FEATURES
 from twotower.data.sources.file_form import read_sample
 from twotower.data.sources.guess import DatasetGuess, guess_dataset, guess_table
 from twotower.data.sources.guess_features import RESERVED_FEATURES as AVOIDED
+from twotower.data.sources.times import parse_time
 from twotower.errors import DataError
+from twotower.utils.config import parse_config
 
 N = 400
 START = datetime(2023, 1, 25, 13, 5, 9, tzinfo=UTC)
@@ -33,7 +35,7 @@ CITIES = ["Wien", "Graz", "Linz"]
 def write(
     path: Path, rows: Sequence[Sequence[object]], header: list[str] | None, separator: str = ",", encoding: str = "utf-8"
 ) -> Path:
-    lines = [separator.join(map(str, row)) for row in ([header] if header else []) + rows]
+    lines = [separator.join(map(str, row)) for row in [*([header] if header else []), *rows]]
     path.write_bytes(("\n".join(lines) + "\n").encode(encoding))
     return path
 
@@ -81,37 +83,23 @@ def test_columns_are_found_by_names_in_many_languages(header: list[str], tmp_pat
     assert roles(guess(path)) == dict(zip(("user", "item", "time", "rating"), header, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("form", "setting"),
-    [
-        ("%Y-%m-%d %H:%M:%S", None),
-        ("%Y-%m-%dT%H:%M:%S.%fZ", None),
-        ("%Y-%m-%d %I:%M %p", None),
-        ("%Y-%m-%dT%H:%M:%S+02:00", None),
-        ("%Y%m%d", None),
-        ("%s", None),
-        ("%s000", None),
-        ("%s000000", None),
-        ("%s000000000", None),
-        ("%d.%m.%Y", "%d.%m.%Y"),
-        ("%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M"),
-        ("%m/%d/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S"),
-        ("%d/%m/%y", "%d/%m/%y"),
-        ("%a %b %d %H:%M:%S +0000 %Y", "%a %b %d %H:%M:%S %z %Y"),
-        ("%m %d, %Y", "%m %d, %Y"),
-        ("%d-%b-%Y", "%d-%b-%Y"),
-        ("%B %d, %Y", "%B %d, %Y"),
-        ("%Y/%m/%d %H:%M", "%Y/%m/%d %H:%M"),
-        ("%Y%m%d%H", "%Y%m%d%H"),
-        ("%Y%m%d%H%M%S", "%Y%m%d%H%M%S"),
-        ("%Y%m", "%Y%m"),
-    ],
-)
-def test_the_format_of_times_is_found(form: str, setting: str | None, tmp_path: Path) -> None:
+FORMS = [
+    *("%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S.%fZ", "%Y-%m-%d %I:%M %p", "%Y-%m-%dT%H:%M:%S+02:00", "%Y/%m/%d %H:%M"),
+    *("%s", "%s000", "%s000000", "%s000000000", "%Y%m%d", "%Y%m", "%Y%m%d%H", "%Y%m%d%H%M%S", "%Y%m%dT%H%M%S", "%d.%m.%Y"),
+    *("%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%d/%m/%y", "%a %b %d %H:%M:%S +0000 %Y", "%m %d, %Y", "%d-%b-%Y", "%B %d, %Y"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_format_of_times_is_found_as_the_reader_needs_it(form: str, tmp_path: Path) -> None:
     rows = events(lambda at: at.strftime(form.replace("%s", str(int(at.timestamp())))))
     found = guess(write(tmp_path / "log.tsv", rows, ["user", "item", "time", "stars"], "\t"))
     assert roles(found)["time"] == "time"
-    assert found.to_config()["interactions"].get("time_format") == setting
+    setting = found.to_config()["interactions"].get("time_format")
+    for at, row in zip(WHEN, rows, strict=True):
+        kept = at if "%s" in form else datetime.strptime(at.strftime(form), form)
+        utc = kept.replace(tzinfo=kept.tzinfo or UTC).astimezone(UTC) - timedelta(hours=2 * form.endswith("+02:00"))
+        assert parse_time(str(row[2]), setting) == int(utc.timestamp())
 
 
 def test_days_and_months_that_could_be_swapped_are_asked_for(tmp_path: Path) -> None:
@@ -326,6 +314,28 @@ def test_the_scale_of_ratings_is_found(values: range, scale: list[int] | None) -
     rating = [values[n % len(values)] for n in range(N)]
     config = guess_dataset({"log": pa.table({"user": USERS, "item": ITEMS, "rating": rating})}).to_config()
     assert config["interactions"].get("stars_scale") == scale and config["interactions"]["stars"] == "rating"
+
+
+def test_items_and_users_may_be_in_the_interactions_file(tmp_path: Path) -> None:
+    rows: list[list[object]] = []
+    for user, item, at in zip(USERS, ITEMS, WHEN, strict=True):
+        place = int(item[1:])
+        shown: list[object] = [f"Tea {item}", ("Uji", "Assam")[place % 2], CITIES[int(user[1:]) % 3], at.date()]
+        rows.append([user, item, *shown, 40 + place / 100, 16 + place / 10])
+    header = ["CustomerID", "StockCode", "Description", "Brand", "City", "InvoiceDate", "lat", "lon"]
+    config = guess(write(tmp_path / "log.csv", rows, header)).to_config()
+    assert config["items"] == {
+        "from": "interactions",
+        "item_id": "StockCode",
+        "name": "Description",
+        "features": [{"name": "Brand", "kind": "categorical"}, {"name": "location", "kind": "geo", "columns": ["lat", "lon"]}],
+    }
+    assert config["users"] == {
+        "from": "interactions",
+        "user_id": "CustomerID",
+        "features": [{"name": "City", "kind": "categorical"}],
+    }
+    assert parse_config({"data": config}).data.items is not None
 
 
 def test_event_types_quantities_and_texts_are_found() -> None:

@@ -17,8 +17,8 @@ from twotower.bundle.bundle import export_bundle
 from twotower.bundle.revision import add_items
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine
-from twotower.data.sources.raw_tables import Rejects
 from twotower.data.sources.tables import read_tables
 from twotower.utils.checkpoint import save_checkpoint
 from twotower.utils.config import parse_config

@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, DuckDBEngine
-from twotower.data.sources.raw_tables import Rejects, interactions, listing, locate_json, missing, screen, seconds
+from twotower.data.sources.raw_tables import interactions, locate_json, missing, screen
+from twotower.data.sources.table_files import listing
+from twotower.data.sources.times import seconds
 from twotower.errors import DataError
 from twotower.schema import ITEM_ID
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine
-from twotower.data.sources.raw_tables import RawTables, Rejects
+from twotower.data.sources.raw_tables import RawTables
 from twotower.data.sources.tables import read_tables
 from twotower.errors import ConfigError, DataError
 from twotower.schema import FeatureSpec

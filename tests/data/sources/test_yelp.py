@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from twotower.data.sources.raw_tables import Rejects
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.yelp import read_yelp
 from twotower.errors import DataError
 from twotower.utils.config import DataConfig

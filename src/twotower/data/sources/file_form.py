@@ -65,7 +65,7 @@ class FileForm:
         )
         found |= {"columns": list(self.columns)} if self.columns else {}
         found |= {"quote": self.quote} if self.quote != '"' else {}
-        found |= {"encoding": self.encoding} if self.encoding != "utf-8" else {}
+        found |= {"encoding": self.encoding} if self.encoding not in ("utf-8", "utf-16") else {}
         return found | ({"comment": self.comment} if self.comment else {})
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from twotower.data.sources.column_facts import ColumnFacts, facts_of
+from twotower.data.sources.column_facts import ColumnFacts, depends_on, facts_of
 from twotower.data.sources.column_words import Role, is_id, words
 from twotower.data.sources.file_form import Sample
 from twotower.data.sources.guess_columns import NONE, ColumnGuess, describe_interactions
@@ -37,12 +37,15 @@ class TableGuess:
         Every column with its role, its kind and the reason.
     questions
         One line for each choice that the data leave open; empty if the guess is complete.
+    within
+        Whether these are columns of the interactions file.
     """
 
     sample: Sample
     kind: TableKind
     columns: tuple[ColumnGuess, ...]
     questions: tuple[str, ...] = ()
+    within: bool = False
 
     def column(self, role: str) -> str | None:
         """Return the name of the column with a role, or None."""
@@ -53,6 +56,8 @@ class TableGuess:
         path = self.sample.path
         shown = self.sample.name if path is None else str(path.relative_to(base) if base else path)
         settings: dict[str, Any] = {"path": shown, **(self.sample.form.settings() if self.sample.form else {})}
+        if self.within:
+            settings = {"from": "interactions"}
         features: list[dict[str, Any]] = []
         for column in self.columns:
             settings |= {column.setting: column.name} if column.setting else {}
@@ -189,6 +194,8 @@ def guess_dataset(
     for role, (table, key) in entities.items():
         described = describe_entity(table.sample, table.facts, key, role, named.get("name") if role == "item" else None)
         found[role] = TableGuess(table.sample, "items" if role == "item" else "users", described)
+    within = {role: _within(guess, role, named.get("name")) for role in KEYS if role not in found}
+    found |= {role: columns for role, columns in within.items() if columns}
     used = [table for table, _ in entities.values()]
     others = tuple(TableGuess(table.sample, "other", _plain(table)) for table in rest if not any(table is one for one in used))
     return DatasetGuess(guess, found.get("item"), found.get("user"), others, tuple(questions))
@@ -309,6 +316,24 @@ def _key_rank(table: _Table, name: str, role: str, main: _Table, named: dict[str
     known = set(facts.counts)
     shares = [sum(value in known for value in main.facts[partner].counts) / main.facts[partner].distinct for partner in partners]
     return rank + 2 * max(shares, default=0.0)
+
+
+def _within(main: TableGuess, role: str, name: str | None) -> TableGuess | None:
+    """Return the table of items or users in the interactions file: its columns that are the same in all rows of an id."""
+    key, other = main.column(role), main.column("user" if role == "item" else "item")
+    if key is None or other is None or (main.sample.form and main.sample.form.kind == "sequences"):
+        return None
+    rows = main.sample.rows
+    free = [column.name for column in main.columns if column.role == "unused" and column.kind != "empty"]
+    same = [column for column in free if depends_on(rows, column, key) and not depends_on(rows, column, other)]
+    if not same:
+        return None
+    firsts = rows.select([key, *same]).group_by(key, use_threads=False).aggregate([(column, "first") for column in same])
+    described = Sample(main.sample.name, firsts.rename_columns([key, *same]), main.sample.form, main.sample.path)
+    columns = describe_entity(described, facts_of(described.rows), key, role, name if role == "item" and name in same else None)
+    if not any(column.role in ("name", "since", "feature") for column in columns):
+        return None
+    return TableGuess(described, "items" if role == "item" else "users", columns, within=True)
 
 
 def _plain(table: _Table) -> tuple[ColumnGuess, ...]:

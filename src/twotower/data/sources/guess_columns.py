@@ -147,7 +147,7 @@ def _why_key(column: ColumnFacts, role: str, matches: float) -> str:
     if column.looks_like == role:
         return f"the values look like ids of {role}s"
     why = f"the name says {role}" if is_id(column.name, role) > 1 else f"the nearest to a {role}"
-    return why + (f"; {matches:.0%} of its values are ids of the {role}s table" if matches > 0 else "")
+    return why + (f"; {matches * 100:.0f} % of its values are in the {role}s table" if matches > 0 else "")
 
 
 def _same(rows: pa.Table, one: str, other: str) -> bool:

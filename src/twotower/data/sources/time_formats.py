@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import product
 
+from twotower.data.sources.times import FIRST_EPOCH_S, parse_time
+
 ISO = re.compile(
     r"^\d{4}-\d{1,2}-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?( ?[AaPp][Mm])?"
     r"( ?(Z|[A-Z]{2,5}|(UTC|GMT)?[+-]\d{2}(:?\d{2})?|[A-Z][a-z]+/[A-Z][A-Za-z_]+))?)?$"
@@ -68,6 +70,8 @@ def time_format_of_texts(values: Sequence[str]) -> TimeFormat | None:
         return TimeFormat("ISO dates" if all(len(value) <= 10 for value in tried) else "ISO times")
     if not any(c.isdigit() for c in tried[0]):
         return None
+    if _most(_certain(value) for value in tried):
+        return TimeFormat("times")
     candidates = [*WHOLE, *(date + clock for date, clock in product(DATES, CLOCKS))]
     fits = tuple(form for form in candidates if _parses(tried[0], form) and _most(_parses(value, form) for value in tried))
     if any("%y" not in form for form in fits):
@@ -85,21 +89,27 @@ def time_format_of_numbers(values: Sequence[float], *, named: bool) -> TimeForma
     'epoch seconds'
     >>> time_format_of_numbers([20180920, 20200922], named=True).what
     'numbers like 20180920'
-    >>> time_format_of_numbers([2023010903], named=True).formats
-    ('%Y%m%d%H',)
+    >>> time_format_of_numbers([202309], named=True).formats
+    ('%Y%m',)
     """
     low, high = min(values), max(values)
     for unit, factor in EPOCHS.items():
-        if FROM_S * factor <= low and high <= TO_S * factor:
+        if (FIRST_EPOCH_S if named else FROM_S) * factor <= low and high <= TO_S * factor:
             return TimeFormat(f"epoch {unit}")
-    if named and low > 0 and 10**8 < high <= TO_S:
-        return TimeFormat("epoch seconds")
     some = [str(int(value)) for value in list(dict.fromkeys(values))[:TRIED]]
-    if low >= 19_500_101 and high <= 20_991_231 and _most(_parses(text, "%Y%m%d") for text in some):
-        return TimeFormat(f"numbers like {some[0]}")
-    lengths = {len(text) for text in some}
-    form = {6: "%Y%m", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}.get(len(some[0])) if len(lengths) == 1 else None
-    return TimeFormat(form, (form,)) if named and form and _most(_parses(text, form) for text in some) else None
+    form = {6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}.get(len(some[0]))
+    if form and (named or form == "%Y%m%d") and _most(len(text) == len(some[0]) and _parses(text, form) for text in some):
+        return TimeFormat(form, (form,)) if form == "%Y%m" else TimeFormat(f"numbers like {some[0]}")
+    return None
+
+
+def _certain(value: str) -> bool:
+    """Return True if the reader knows the form without a `time_format`."""
+    try:
+        parse_time(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _parses(value: str, form: str) -> bool:

@@ -1,0 +1,250 @@
+"""Find out what raw data the command line was given: a Yelp folder, tables whose columns are guessed, or a dataset by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import ibis.expr.types as ir
+
+from twotower.data.prepare import SOURCES, open_engine
+from twotower.data.sources.account import Rejects
+from twotower.data.sources.engine import Engine
+from twotower.data.sources.file_form import Sample, read_sample
+from twotower.data.sources.guess import DatasetGuess, guess_dataset
+from twotower.data.sources.guess_text import one_line
+from twotower.data.sources.raw_tables import RawTables
+from twotower.data.sources.table_files import FORMS, listing
+from twotower.data.sources.text_files import COMPRESSED
+from twotower.data.sources.yelp import find_files
+from twotower.errors import ConfigError, DataError
+from twotower.schema import ITEM_ID, TIME, USER_ID
+from twotower.utils.config import Config, load_config, read_settings
+
+MAX_TABLES = 12
+SHOWN_IDS = 3
+
+
+@dataclass(frozen=True)
+class RawData:
+    """The raw data that a command was given.
+
+    Attributes
+    ----------
+    settings
+        Sections of a configuration that describe the data; empty if the guess has questions.
+    guess
+        The guess behind the settings; None for a Yelp folder.
+    """
+
+    settings: dict[str, Any]
+    guess: DatasetGuess | None = None
+    files: tuple[Path, ...] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        """Two lines that say what was guessed; none without a guess."""
+        if self.guess is None:
+            return []
+        named = " ".join(map(str, self.files))
+        return [f"Guessed: {one_line(self.guess)}", f"Check and change it: twotower inspect {named} --out shop.yaml"]
+
+
+def find_raw_data(paths: Sequence[Path], named: Mapping[str, str] | None = None) -> RawData:
+    """Describe raw data: a folder with Yelp files stays one; the columns of other files are guessed.
+
+    Parameters
+    ----------
+    paths
+        A folder, or files of tables.
+    named
+        Columns by role that you know, such as {"user": "customer"}.
+
+    Raises
+    ------
+    DataError
+        A path is missing, a folder has no tables, or is a prepared dataset.
+    """
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"No file or folder at {path}: {listing(path.parent)}. Name raw data: a Yelp folder, or tables.")
+    if len(paths) == 1 and paths[0].is_dir() and not named:
+        found = find_files(paths[0])
+        if "business" in found or (found and not [file for file in _listed(paths[0]) if file not in found.values()]):
+            return RawData({"data": {"source": "yelp", "path": str(paths[0])}})
+    files = [file for path in paths for file in _tables_in(path)]
+    guess = guess_dataset(list(_samples(files)), **(named or {}))
+    settings = {} if guess.questions else {"data": guess.to_config()}
+    return RawData(_with_split(settings), guess, tuple(files))
+
+
+def _with_split(settings: dict[str, Any]) -> dict[str, Any]:
+    """Add a split that needs no times where the interactions have none."""
+    data = settings.get("data", {})
+    timed = data.get("interactions", {}).get("time")
+    return settings if not data or timed else settings | {"prepare": {"split": {"kind": "leave_one_out"}}}
+
+
+def _samples(files: Sequence[Path]) -> Iterator[Sample]:
+    """Yield a sample of each file; files of one name are named with their folder."""
+    names = [file.name for file in files]
+    for file in files:
+        sample = read_sample(file)
+        name = str(file) if names.count(file.name) > 1 else file.name
+        yield Sample(name, sample.rows, sample.form, file, sample.complete, sample.notes)
+
+
+def _tables_in(path: Path) -> list[Path]:
+    if path.is_file() or any(child.suffix == ".parquet" for child in path.iterdir()):
+        return [path]
+    if (path / "manifest.json").is_file():
+        raise DataError(
+            f"{path} is already prepared: it has a manifest.json. Raw data are expected here. Run: twotower train --data {path}"
+        )
+    files = _listed(path)
+    if not files or len(files) > MAX_TABLES:
+        wanted = f"1 to {MAX_TABLES} tables ({', '.join(FORMS)}; also {', '.join(COMPRESSED)}) or Yelp's files"
+        raise DataError(f"{path} has {len(files)} files of tables: {listing(path)}. Expected {wanted}. Name the files.")
+    return files
+
+
+def _listed(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if child.is_file() and _ending(child) in FORMS)
+
+
+def _ending(path: Path) -> str:
+    name = path.name.lower()
+    return Path(next((name.removesuffix(end) for end in COMPRESSED if name.endswith(end)), name)).suffix
+
+
+def load_raw_config(
+    data: Sequence[str], named: Mapping[str, str], config_path: Path | None, overrides: Sequence[str]
+) -> tuple[Config, RawData]:
+    """Return the settings of a command that reads raw data, and what the data are.
+
+    Parameters
+    ----------
+    data
+        A folder or files; empty: the configuration says it.
+    named
+        Columns by role that you know.
+    config_path, overrides
+        As for `load_config`; they win over what is found in the data.
+
+    Raises
+    ------
+    DataError
+        The guess has questions; the message is the first one.
+    ConfigError
+        The configuration describes the tables, and `data` is more than the folder of its files.
+    """
+    if not data:
+        return load_config(config_path, list(overrides)), RawData({})
+    given = _described(read_settings(config_path, list(overrides)))
+    if given:
+        if len(data) > 1 or Path(data[0]).is_file() or named:
+            raise ConfigError(
+                f"The configuration already describes the data ({given}), so {data[0]} is not guessed. "
+                "Give --data the folder of its files alone, or leave these settings out."
+            )
+        return load_config(config_path, [*overrides, f"data.path={json.dumps(data[0])}"]), RawData({})
+    raw = find_raw_data([Path(path) for path in data], named)
+    if raw.guess is not None and raw.guess.questions:
+        raise DataError(raw.guess.questions[0])
+    return load_config(config_path, list(overrides), base=raw.settings), raw
+
+
+def _described(settings: dict[str, Any]) -> str:
+    """Return the settings that say what the files hold, or "": then the files are looked at."""
+    data = settings.get("data") or {}
+    sections = [name for name in ("interactions", "items", "users") if isinstance(data.get(name), dict) and data[name].get("path")]
+    return (
+        ", ".join(f"data.{name}" for name in ("source", *sections, "sequences") if data.get(name)) if isinstance(data, dict) else ""
+    )
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a source reads from raw data.
+
+    Attributes
+    ----------
+    read
+        By file: rows.
+    rejected, left_out
+        By file: rows that were not kept, by reason.
+    matches
+        By id column of a table of items or users: events whose id it has, and pairs of ids that look alike but differ.
+    """
+
+    read: dict[str, int]
+    rejected: dict[str, dict[str, int]]
+    left_out: dict[str, dict[str, int]]
+    events: int
+    users: int
+    items: int
+    times: tuple[int, int] | None
+    matches: dict[str, tuple[int, list[tuple[str, str]]]] = field(default_factory=dict)
+
+
+def account(config: Config) -> Account:
+    """Read the raw data of a configuration and count: rows, rejects, users, items, times, and ids that the other tables lack."""
+    with TemporaryDirectory() as folder:
+        rejects = Rejects(Path(folder) / "rejects.jsonl", max_frac=1.0)
+        engine = open_engine(config.prepare, Path(folder) / "spill")
+        try:
+            raw = SOURCES[config.data.source](config.data, engine, rejects)
+            rejects.check()
+            return _counted(engine, raw, config, rejects)
+        finally:
+            rejects.close()
+            engine.close()
+
+
+def _counted(engine: Engine, raw: RawTables, config: Config, rejects: Rejects) -> Account:
+    events = raw.interactions
+    (row,) = (
+        events.aggregate(
+            n=events.count(),
+            users=events[USER_ID].nunique(),
+            items=events[ITEM_ID].nunique(),
+            first=events[TIME].min(),
+            last=events[TIME].max(),
+        )
+        .to_pyarrow()
+        .to_pylist()
+    )
+    tables = {ITEM_ID: raw.items if config.data.items else None, USER_ID: raw.users if config.data.users else None}
+    return Account(
+        read={name: file.rows for name, file in rejects.files.items()},
+        rejected={name: file.rejected for name, file in rejects.files.items()},
+        left_out={name: file.left_out for name, file in rejects.files.items()},
+        events=row["n"],
+        users=row["users"],
+        items=row["items"],
+        times=(row["first"], row["last"]) if raw.has_time and row["n"] else None,
+        matches={key: _matches(engine, events, table, key) for key, table in tables.items() if table is not None},
+    )
+
+
+def _matches(engine: Engine, events: ir.Table, table: ir.Table, key: str) -> tuple[int, list[tuple[str, str]]]:
+    """Return the number of events whose id the table has, and pairs of ids that look alike but differ."""
+    counted = engine.save(events.filter(events[key].notnull()).group_by(key).aggregate(n=lambda t: t.count()))
+    ids = engine.save(table.select(ours=table[key], alike=_plain(table[key])))
+    known = counted.semi_join(ids, counted[key] == ids.ours)
+    matched = int(known.n.sum().to_pyarrow().as_py() or 0)
+    left = counted.anti_join(ids, counted[key] == ids.ours).select(theirs=key)
+    left = engine.save(left.mutate(alike=_plain(left.theirs)))
+    pairs = left.join(ids, "alike").select("theirs", "ours").order_by("theirs").limit(SHOWN_IDS)
+    found = [(pair["theirs"], pair["ours"]) for pair in pairs.to_pyarrow().to_pylist()]
+    return matched, found
+
+
+def _plain(value: ir.StringValue) -> ir.StringValue:
+    """Return an id without what spreadsheets and data frames change: case, blanks, leading zeros, ".0"."""
+    plain: ir.StringValue = value.strip().lower().re_replace(r"\.0+$", "").re_replace(r"^0+(.)", r"\1")
+    return plain
