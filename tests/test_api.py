@@ -150,6 +150,7 @@ def test_a_frame_of_histories(model: tt.Model) -> None:
     several = model.recommend(history=[["P0001", "P0003"], ["P0002"]], k=3)
     assert several["item"].tolist() == found["item"].tolist() and several["history"].tolist() == [0] * 3 + [1] * 3
     timed = histories.assign(ordered_at=pd.to_datetime(["2024-07-03", "2024-07-01", "2024-07-01"]))
+    assert model.folder is not None
     late = tt.load(model.folder).recommend(timed.iloc[::-1], k=3)  # the order of the times counts, not that of the rows
     assert late[late["user"] == "x"]["item"].tolist() == model.recommend(timed, k=3).query("user == 'x'")["item"].tolist()
     unknown = pd.concat([histories, pd.DataFrame({"customer": ["x"], "product": ["gone"]})])

@@ -111,6 +111,7 @@ def test_mlflow_keeps_settings_and_metrics(tmp_path: Path) -> None:
 
     logger = tt.MLflowLogger(f"file://{tmp_path / 'runs'}", experiment="shop", run_name="first")
     fitted(logger)
+    assert logger.run_id is not None
     client = MlflowClient(f"file://{tmp_path / 'runs'}")
     run = client.get_run(logger.run_id)
     assert run.info.status == "FINISHED" and run.info.run_name == "first"
@@ -166,7 +167,8 @@ def test_a_tower_of_your_own_is_trained_saved_and_opened(tmp_path: Path) -> None
             self.out = nn.Linear(config.width, config.layers[-1])
 
         def forward(self, fields: torch.Tensor) -> torch.Tensor:
-            return self.out((fields * self.weight).sum(dim=1))
+            vectors: torch.Tensor = self.out((fields * self.weight).sum(dim=1))
+            return vectors
 
     try:
         model = fitted(model={"user_tower": {"tower": "small"}, "item_tower": {"tower": "small"}})

@@ -143,7 +143,9 @@ def _lists(
     queries = held_out.queries.slice(0, LISTS)
     one, other = (system.retrieve(queries, LIST_LENGTH, exclude_seen=exclude_seen).items for system in systems)
     equal = np.array([len(np.intersect1d(x[x >= 0], y[y >= 0])) / max((x >= 0).sum(), 1) for x, y in zip(one, other, strict=True)])
-    most = np.argsort(equal, kind="stable")[:SHOWN]
+    order = np.argsort(equal, kind="stable")
+    _, first = np.unique(queries.user_row[order], return_index=True)  # one list of each user
+    most = order[np.sort(first)][:SHOWN]
     kinds = id_types(dataset.manifest)
     users = dataset.users[USER_ID].take(np.repeat(queries.user_row[most] - FIRST_ROW, LIST_LENGTH))
     columns = {

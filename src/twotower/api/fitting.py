@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import finalize
 
 from twotower.api.fitted import Fitted
@@ -17,42 +18,65 @@ from twotower.api.roles import ITEMS, USERS, describe_frames, named_frames
 from twotower.errors import DataError
 from twotower.pipeline.stages import Watch, run_all
 from twotower.trainers.callbacks import Callback, Training
-from twotower.utils.config import merged
+from twotower.utils.config import Config, merged
 from twotower.utils.console import Bar, log, setup_logging
 from twotower.utils.frames import kind_of
-
-if TYPE_CHECKING:
-    from twotower.api.model import Model
 
 PARTS = ("dataset", "model", "bundle", "report.json")
 
 
+@dataclass(frozen=True)
+class Options:
+    """Where and how a fit runs.
+
+    Attributes
+    ----------
+    folder
+        Folder that is kept; None: a temporary one.
+    """
+
+    folder: Path | None
+    overwrite: bool
+    callbacks: tuple[Callback, ...]
+    verbose: int
+
+
 def fit_frames(
-    model: Model, frames: tuple[Any, Any, Any], roles: Mapping[str, str | None], *, folder: Path | str | None, overwrite: bool
+    configure: Callable[[dict[str, Any] | None], Config],
+    frames: tuple[Any, Any, Any],
+    roles: Mapping[str, str | None],
+    options: Options,
 ) -> Fitted:
-    """Prepare, train and evaluate; see `Model.fit`."""
+    """Prepare, train and evaluate; see `Model.fit`.
+
+    Parameters
+    ----------
+    configure
+        Returns all settings, with the section `data` that it gets.
+    """
     named = {role: column for role, column in roles.items() if column is not None}
-    given = model.settings().data.model_dump(mode="json", exclude_unset=True)
+    given = configure(None).data.model_dump(mode="json", exclude_unset=True)
     for section in ("interactions", ITEMS, USERS):  # a path that stands for a frame
         if isinstance(given.get(section), dict):
             given[section].pop("path", None)
     described = describe_frames(named_frames(*frames), named, given)
-    settings = model.settings(described.data)
+    settings = configure(described.data)
     timed = settings.data.interactions is not None and settings.data.interactions.time is not None
     if not timed and "kind" not in settings.prepare.split.model_fields_set:  # without times there is no cut in time
         prepare = merged(settings.prepare.model_dump(exclude_unset=True), {"split": {"kind": "leave_one_out"}})
         settings = settings.model_copy(update={"prepare": type(settings.prepare).model_validate(prepare)})
-    out = Path(mkdtemp(prefix="twotower-") if folder is None else folder)
-    if folder is None:
-        finalize(model, rmtree, out, ignore_errors=True)
+    out = options.folder or Path(mkdtemp(prefix="twotower-"))
     found = [name for name in PARTS if (out / name).exists()]
-    if found and not overwrite:
+    if found and not options.overwrite:
         raise DataError(f"{out} already contains {', '.join(found)}. Choose another folder, or pass overwrite=True.")
-    with _shown(model.verbose) as callbacks:
-        watch = Watch(callbacks=[*model.callbacks, *callbacks], interruptible=True)
+    with _shown(options.verbose) as callbacks:
+        watch = Watch(callbacks=[*options.callbacks, *callbacks], interruptible=True)
         evaluated = _run(settings, out, described.tables, watch)
     report = json.loads((out / "report.json").read_text(encoding="utf-8")) if evaluated else None
-    return Fitted(out / "bundle", out, report, kind_of(frames[0]))
+    made = Fitted(out / "bundle", out, report, kind_of(frames[0]))
+    if options.folder is None:
+        finalize(made, rmtree, out, ignore_errors=True)
+    return made
 
 
 def _run(settings: Any, out: Path, tables: dict[str, Any], watch: Watch) -> bool:

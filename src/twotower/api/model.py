@@ -8,15 +8,14 @@ Model(seed=1, training={'max_steps': 20})
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twotower.errors import ConfigError, DataError, TwoTowerError, nearest
-from twotower.utils.config import Config, load_config, merged, parse_config
-from twotower.utils.registry import check_names
+from twotower.api.params import Params, Section
+from twotower.errors import DataError, TwoTowerError
+from twotower.utils.config import Config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,12 +28,8 @@ if TYPE_CHECKING:
     from twotower.utils.ids import Id
     from twotower.utils.types import Float
 
-Section = Mapping[str, Any]
-SECTIONS = ("data", "prepare", "model", "training", "evaluation")
-TABLES = ("interactions", "items", "users")
 
-
-class Model:
+class Model(Params):
     """A two-tower recommender: settings in the constructor, data in `fit`.
 
     Parameters
@@ -78,53 +73,6 @@ class Model:
         self.data, self.prepare, self.model, self.training, self.evaluation = data, prepare, model, training, evaluation
         self._fitted: Fitted | None = None
         self.settings()
-
-    # Settings, as in scikit-learn.
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the arguments of the constructor; with `deep`, also single settings as "training__num_epochs"."""
-        params = {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
-        if deep:
-            sections = {name: params[name] for name in SECTIONS if isinstance(params[name], Mapping)}
-            params |= {f"{name}__{key}": value for name, section in sections.items() for key, value in section.items()}
-        return params
-
-    def set_params(self, **params: Any) -> Model:
-        """Set arguments of the constructor, or single settings as `training__num_epochs=4`. Return the model.
-
-        Raises
-        ------
-        ConfigError
-            An argument or setting is unknown or invalid; then nothing has changed.
-        """
-        values = self.get_params(deep=False)
-        for name, value in params.items():
-            top, *keys = name.split("__")
-            if top not in values or (keys and top not in SECTIONS):
-                raise ConfigError(f"Model has no parameter {name!r}.{nearest(top, values)}")
-            for key in reversed(keys):
-                value = {key: value}
-            values[top] = merged(values[top] or {}, value) if keys else value
-        type(self)(**values)  # raises for wrong settings
-        for name, value in values.items():
-            setattr(self, name, value)
-        return self
-
-    def settings(self, data: Section | None = None) -> Config:
-        """Return all settings, checked, with `data` as the section of that name."""
-        values = _values(self.config)
-        for name in SECTIONS:
-            section = getattr(self, name)
-            values[name] = merged(values.get(name, {}), _values(section))
-        if self.seed is not None:
-            values["seed"] = self.seed
-        values["data"] = dict(data if data is not None else values["data"])
-        for name in TABLES if data is None else ():  # the path of a frame is known when it is there
-            if isinstance(values["data"].get(name), Mapping):
-                values["data"][name] = {"path": name, **values["data"][name]}
-        config = parse_config({name: section for name, section in values.items() if section != {}})
-        check_names(config)
-        return config
 
     # Fitting.
 
@@ -173,11 +121,12 @@ class Model:
         TrainingError
             There are too few events to train or validate.
         """
-        from twotower.api.fitting import fit_frames
+        from twotower.api.fitting import Options, fit_frames
 
         roles = {"user": user, "item": item, "time": time, "rating": rating, "event_type": event_type, "text": text, "name": name}
         self._fitted = None
-        self._fitted = fit_frames(self, (events, items, users), roles, folder=folder, overwrite=overwrite)
+        options = Options(None if folder is None else Path(folder), overwrite, tuple(self.callbacks), self.verbose)
+        self._fitted = fit_frames(self.settings, (events, items, users), roles, options)
         return self
 
     # Answers.
@@ -358,17 +307,3 @@ def load(path: Path | str) -> Model:
     model = Model()
     model._fitted = open_bundle(Path(path))
     return model
-
-
-def _values(given: Any) -> dict[str, Any]:
-    """Return settings as plain values, with those alone that were set."""
-    if given is None:
-        return {}
-    if isinstance(given, str | Path):
-        given = load_config(Path(given))
-    if hasattr(given, "model_dump"):
-        found: dict[str, Any] = given.model_dump(mode="json", exclude_unset=True)
-        return found
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"Settings are a {type(given).__name__}. Expected a dict, such as training={{'num_epochs': 4}}.")
-    return dict(given)

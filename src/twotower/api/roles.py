@@ -105,7 +105,7 @@ def describe(events: Any, items: Any = None, users: Any = None, **named: str) ->
     rows = []
     for table in guess(samples, named).tables:
         for one in table.columns:
-            facts = {"role": one.role, "kind": one.kind, "missing": one.missing, "distinct": one.distinct}
+            facts: dict[str, Any] = {"role": one.role, "kind": one.kind, "missing": one.missing, "distinct": one.distinct}
             about = {"examples": ", ".join(one.examples), "reason": one.reason}
             rows.append({"table": table.sample.name, "column": one.name, **facts, **about})
     shown = pa.Table.from_pylist(rows)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.features.geo import distances_km
-from twotower.retrieval.recommender import RankedRows, Recommender
+from twotower.retrieval.recommender import FilterSpec, RankedRows, Recommender
 from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.utils.console import Report, silent
@@ -58,7 +58,7 @@ def answer_table(
     return table if label is None else table.add_column(0, label[0], label[1].take(request))
 
 
-def similar_table(recommender: Recommender, item: str, k: int, filter: str | None) -> pa.Table:
+def similar_table(recommender: Recommender, item: str, k: int, filter: FilterSpec) -> pa.Table:
     """Return the items most similar to an item, in the columns of `answer_table` besides the label and the source."""
     found = recommender.similar(item, k=k, filter=filter)
     rows = np.array([recommender.reader.item(one.item_id) for one in found], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -62,13 +63,15 @@ class MLflowLogger(Callback):
     Parameters
     ----------
     tracking_uri
-        Where runs are stored: a folder as "file:///tmp/mlruns", "sqlite:///mlflow.db" or a server. None: MLflow's own setting.
+        Where runs are stored: a folder such as "mlruns", "sqlite:///mlflow.db" or the address of a server. None: MLflow's setting.
     experiment, run_name
         Names of the experiment and of the run; None: chosen by MLflow.
     """
 
     def __init__(self, tracking_uri: str | None = None, *, experiment: str = "twotower", run_name: str | None = None) -> None:
         require("mlflow", "mlflow")
+        if tracking_uri is not None and (tracking_uri.startswith("file:") or ":" not in tracking_uri):
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for it
         self.tracking_uri, self.experiment, self.run_name = tracking_uri, experiment, run_name
         self.run_id: str | None = None
         self._client: Any = None

@@ -6,6 +6,7 @@ stream protocol, or a dict of columns. pandas and polars are not imported unless
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,9 +60,7 @@ def as_kind(table: pa.Table, kind: Kind) -> Any:
     if kind == "pandas":
         return table.to_pandas()
     if kind == "polars":
-        import polars
-
-        return polars.from_arrow(table)
+        return importlib.import_module("polars").from_arrow(table)
     return table
 
 

@@ -8,7 +8,7 @@ bad rows are read a second time, to find the lines. Texts are not kept in tables
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def screen(
     """
     late, name = late or {}, label or file.name
     left = {f"late {column}": value.text for column, value in late.items()}
-    with reading(file), unchanged(file):
+    with reading(file), nullcontext() if str(file) in engine.tables else unchanged(file):
         flagged = engine.save_rows(scan.rows, {REASON: ibis.cases(*checks, else_=ibis.null("string")), **columns, **left})
         flagged = _read_late(engine, flagged, late)
         if unique and _repeats(flagged, unique):

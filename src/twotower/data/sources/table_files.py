@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -200,9 +201,9 @@ def column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
 
 
 def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
-    held = engine.tables.get(str(file))
+    held: Any = engine.tables.get(str(file))
     try:
-        parquet = None if held is not None else pq.ParquetFile(file)
+        parquet: Any = None if held is not None else pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
     schema, folders = held.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
