@@ -30,7 +30,7 @@ from torch import Tensor
 
 from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import open_store, split_moment
+from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.evaluation.evaluator import evaluate, judge
 from twotower.features.batches import Layout
 from twotower.models.layers import attention, dropout
@@ -431,13 +431,13 @@ def fits(bench: Bench, *settings: str, precision: str = "auto", full: bool = Fal
     fewer = ("training.batch_size=512",) if bench.small else ()
     dataset = bench.dataset()
     config = bench.config("town", *QUIET, f"training.precision={precision}", *settings, *fewer)
-    facts = dataset_sizes(dataset, config)
+    facts, resolved = dataset_sizes(dataset, config), resolve(config, dataset)
     if full:
         users, items = (YELP_USERS // 100, YELP_ITEMS // 100) if bench.small else (YELP_USERS, YELP_ITEMS)
         facts = replace(facts, layout=enlarged(facts.layout, users + 2, items + 2))
     named = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[choose_precision(precision, bench.device)]
     budget = int(limit)
-    plan = make_plan(facts, config, Machine("cuda", budget, named))
+    plan = make_plan(facts, resolved, Machine("cuda", budget, named))
     on_gpu = bench.device.type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import resolve
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.utils.config import Config, parse_config
@@ -17,7 +18,7 @@ MODEL = {"request_location": True, "user_tower": {**TOWER, "max_history": 20}, "
 
 def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[TwoTower, Config]:
     """A model whose weights are all drawn, the ones that begin at zero too, and its settings."""
-    config = parse_config({"model": model, "training": training})
+    config = resolve(parse_config({"model": model, "training": training}), dataset)
     built = build_model(dataset, config)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

@@ -164,7 +164,7 @@ def test_a_tower_of_your_own_is_trained_saved_and_opened(tmp_path: Path) -> None
         def __init__(self, fields: int, config: Any) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(fields, 1))
-            self.out = nn.Linear(config.width, config.layers[-1])
+            self.out = nn.Linear(config.embedding_dim, config.hidden_dims[-1])
 
         def forward(self, fields: torch.Tensor) -> torch.Tensor:
             vectors: torch.Tensor = self.out((fields * self.weight).sum(dim=1))

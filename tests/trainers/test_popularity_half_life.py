@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import can_refresh, log_popularity, open_store, popularity_before, split_moment
+from twotower.data.dataset_features import can_refresh, log_popularity, open_store, popularity_before, resolve, split_moment
 from twotower.evaluation.verdict import refreshed, verdict
 from twotower.models.build import build_model
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
@@ -41,7 +41,7 @@ def dataset(town: Any) -> Dataset:
 @pytest.fixture
 def model(dataset: Dataset, config: Config) -> TwoTower:
     torch.manual_seed(1)
-    built = build_model(dataset, config).eval()
+    built = build_model(dataset, resolve(config, dataset)).eval()
     built.new_popularity.fill_(-0.5)
     return built
 

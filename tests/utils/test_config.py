@@ -80,7 +80,7 @@ def test_the_data_settle_what_is_left_to_them():
         model = parse_config({"model": towers}).model.resolved(ordered=True, timed=events % 2 == 0, events=events)
         assert model.resolved(ordered=False, timed=False, events=0) == model  # once and for all
         u, i = model.user_tower, model.item_tower
-        return [u.width, u.layers, i.width, i.layers, u.blocks]
+        return [u.embedding_dim, u.hidden_dims, i.embedding_dim, i.hidden_dims, u.num_blocks]
 
     assert widths(999_998) == [128, [128], 128, [128], 1]
     assert widths(1_000_001) == [256, [256], 256, [256], 0]

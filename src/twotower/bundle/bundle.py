@@ -44,7 +44,7 @@ from twotower.search.registry import load_index
 from twotower.search.reranking import append_popularity_weight, boost_recent_items
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.checkpoint import load_checkpoint
-from twotower.utils.config import Config, parse_config
+from twotower.utils.config import ResolvedConfig, parse_config
 from twotower.utils.console import log
 from twotower.utils.types import Float, Mask
 
@@ -72,7 +72,7 @@ class Bundle:
 
     path: Path
     manifest: dict[str, Any]
-    config: Config
+    config: ResolvedConfig
     dataset: Dataset
     store: FeatureStore
     model: TwoTower
@@ -131,14 +131,14 @@ class Bundle:
         return joined(found, k)
 
 
-def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Config, dict[str, Any]]:
+def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, ResolvedConfig, dict[str, Any]]:
     """Return the model of a checkpoint in evaluation mode, its settings and its training progress."""
     state = load_checkpoint(checkpoint)
     if state["data"] != dataset.fingerprint:
         raise DataError(
             f"{checkpoint} does not match {dataset.path}: the dataset has changed since the model was trained. Train again."
         )
-    config = parse_config(state["config"])
+    config = parse_config(state["config"], ResolvedConfig)
     model = build_model(dataset, config)
     model.load_state_dict(state["model"])
     return model.eval(), config, state["progress"]
@@ -228,7 +228,7 @@ def load_bundle(path: Path) -> Bundle:
 def _load(path: Path) -> Bundle:
     try:
         manifest = verify_manifest(path)
-        config = parse_config(manifest["config"])
+        config = parse_config(manifest["config"], ResolvedConfig)
         dataset = Dataset.open(path / DATASET)
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})
         check_dataset(dataset)

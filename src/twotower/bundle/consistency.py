@@ -17,13 +17,13 @@ from twotower.data.dataset import Dataset
 from twotower.features.feature_store import FeatureStore
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
-from twotower.utils.config import Config, ModelConfig
+from twotower.utils.config import ResolvedConfig, ResolvedModel
 from twotower.utils.types import Int
 
 
-def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store: FeatureStore) -> TwoTower:
+def model_of(dataset: Dataset, config: ResolvedConfig, weights: dict[str, Tensor], store: FeatureStore) -> TwoTower:
     """Return the model with the stored weights. Settings that contradict the weights are rejected before memory is allocated."""
-    _check_settings(resolved_model(dataset, config), weights)
+    _check_settings(config.model, weights)
     model = build_model(dataset, config, store)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
@@ -32,23 +32,18 @@ def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store
     return model.eval()
 
 
-def resolved_model(dataset: Dataset, config: Config) -> ModelConfig:
-    """Return the model settings with all values that depend on the data filled in."""
-    return config.model.resolved(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
-
-
-def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
+def _check_settings(config: ResolvedModel, weights: dict[str, Tensor]) -> None:
     user, item = config.user_tower, config.item_tower
-    pairs: list[tuple[str, Any, Any]] = [("user_tower.embedding_dim", user.width, weights["geo.weight"].shape[0])]
+    pairs: list[tuple[str, Any, Any]] = [("user_tower.embedding_dim", user.embedding_dim, weights["geo.weight"].shape[0])]
     for name, tower in (("user_tower", user), ("item_tower", item)):
         if tower.tower == "mlp":
-            pairs.append((f"{name}.hidden_dims", tower.layers[:-1], _hidden(weights, name)))
-    if user.blocks:
+            pairs.append((f"{name}.hidden_dims", tower.hidden_dims[:-1], _hidden(weights, name)))
+    if user.num_blocks:
         pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
     for name, said, stored in pairs:
         if said != stored:
             raise ValueError(f"model.{name} is {str(said)[:40]}, but the weights have {stored}")
-    if max(user.blocks, user.cross_layers, item.cross_layers) > len(weights):
+    if max(user.num_blocks, user.cross_layers, item.cross_layers) > len(weights):
         raise ValueError("the settings have more layers than there are weights")
 
 
@@ -90,11 +85,11 @@ def _covers(offsets: Int, slices: int, total: int) -> bool:
     return offsets.shape == (slices + 1,) and offsets.dtype == np.int64 and rising and offsets[0] == 0 and offsets[-1] == total
 
 
-def check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
-    n, user = dataset.n_item_rows, resolved_model(dataset, config).user_tower
+def check_arrays(arrays: ItemArrays, dataset: Dataset, config: ResolvedConfig) -> None:
+    n, user = dataset.n_item_rows, config.model.user_tower
     wanted = {
-        "vectors": ((n, user.layers[-1] + 1), np.float32),
-        "tokens": ((n, user.width), np.float32),
+        "vectors": ((n, user.hidden_dims[-1] + 1), np.float32),
+        "tokens": ((n, user.embedding_dim), np.float32),
         "recent_event_count": ((n,), np.int64),
         "offered": ((n,), np.bool_),
     }

@@ -13,7 +13,7 @@ from twotower.features.batches import Layout
 from twotower.features.feature_store import FeatureStore
 from twotower.features.point_in_time import ItemDynamics
 from twotower.schema import DAY_S, FIRST_ROW, SPLITS, TRAIN, WITHHELD
-from twotower.utils.config import ModelConfig
+from twotower.utils.config import Config, ModelConfig, ResolvedConfig
 
 
 def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore:
@@ -105,6 +105,11 @@ def _log_popularity(dataset: Dataset, count: NDArray[Any]) -> NDArray[np.float32
     return np.where(row < FIRST_ROW, 0.0, counted).astype(np.float32)
 
 
+def resolve(config: Config, dataset: Dataset) -> ResolvedConfig:
+    """Return the settings with the sizes that they leave to the data. Settings that have all sizes stay as they are."""
+    return config.resolved(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
+
+
 def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
     """Return the sizes and input fields that determine the model, without `model.exclude_features`.
 
@@ -129,8 +134,6 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
         item_fields=kept["item"],
         user_fields=kept["user"],
         ordered=dataset.ordered,
-        timed=dataset.has_time,
-        events=dataset.n_train_events,
     )
 
 

@@ -12,7 +12,7 @@ from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, Ge
 from twotower.models.towers.item_tower import ItemTower
 from twotower.models.towers.user_tower import UserTower
 from twotower.schema import NEIGHBOURS, PAD, UNKNOWN
-from twotower.utils.config import ModelConfig
+from twotower.utils.config import ResolvedModel
 
 TEMPERATURE_RANGE = (0.01, 1.0)
 HIDDEN_STATE = 0.5  # share of the items with a dropped id whose state is hidden too
@@ -31,10 +31,9 @@ class TwoTower(nn.Module):
         Recompute attention blocks in the backward pass (gradient checkpointing).
     """
 
-    def __init__(self, layout: Layout, config: ModelConfig, *, causal: bool, save_memory: bool = False) -> None:
+    def __init__(self, layout: Layout, config: ResolvedModel, *, causal: bool, save_memory: bool = False) -> None:
         super().__init__()
-        config = layout.resolve(config)
-        dim = config.user_tower.width
+        dim = config.user_tower.embedding_dim
         item_id = FieldSpec("id", "rows", (layout.items,), "item.id")
         user_id = FieldSpec("id", "rows", (layout.users,), "user.id")
         static = tuple(spec for spec in layout.item_fields if spec.name != "state")

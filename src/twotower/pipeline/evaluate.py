@@ -20,7 +20,7 @@ from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
 from twotower.pipeline.popularity_curve import popularity_tradeoff
 from twotower.trainers.health.checks import advice_lines
 from twotower.trainers.run_files import read_rows
-from twotower.utils.config import Config, load_config, parse_config
+from twotower.utils.config import Config, ResolvedConfig, load_config, parse_config
 from twotower.utils.console import progress
 from twotower.utils.registry import check_names
 from twotower.utils.types import Json
@@ -43,7 +43,8 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     if overrides:
         wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
         config = parse_config(
-            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}}
+            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}},
+            ResolvedConfig,
         )
         check_settings(config)
     store = open_store(dataset, "test", config.model)

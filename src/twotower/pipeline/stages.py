@@ -19,6 +19,7 @@ import torch
 import twotower.trainers  # noqa: F401 - first, so that a missing extra is one line
 from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import resolve
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
 from twotower.documents import RefitSettings
@@ -38,7 +39,7 @@ from twotower.trainers.run_files import config_diff
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
-from twotower.utils.config import Config, parse_config
+from twotower.utils.config import Config, ResolvedConfig, parse_config
 from twotower.utils.console import log, progress
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.types import Json
@@ -116,12 +117,13 @@ def train_stage(
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     with distributed.process_group(device):
-        config, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device, watch), resume=resume)
-        explained = partial(_or_explain, config, dataset, device, out)
-        config, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
-        reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, watch, resume, stop_frac))
+        chosen, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device, watch), resume=resume)
+        resolved = resolve(chosen, dataset)
+        explained = partial(_or_explain, resolved, dataset, device, out)
+        resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
+        reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac))
         first = distributed.rank() == 0
-    config, half_lives = _with_half_life(config, dataset, out / "best.pt") if first else (config, [])
+    resolved, half_lives = _with_half_life(resolved, dataset, out / "best.pt") if first else (resolved, [])
     best = {
         "metric": config.training.eval_metric,
         "value": reached.best,
@@ -135,7 +137,7 @@ def train_stage(
         "seed": config.seed,
         "dataset": str(data.resolve()),
         "data": dataset.fingerprint,
-        "config": config.model_dump(mode="json"),
+        "config": resolved.model_dump(mode="json"),
         "best": best,
         "recipe": recipe,
         "popularity_half_life": half_lives,
@@ -149,7 +151,7 @@ def train_stage(
     return best
 
 
-def _with_half_life(config: Config, dataset: Dataset, checkpoint: Path) -> tuple[Config, list[Json]]:
+def _with_half_life(config: ResolvedConfig, dataset: Dataset, checkpoint: Path) -> tuple[ResolvedConfig, list[Json]]:
     """Choose the half-life of popularity if the settings leave it open, and store it in the checkpoint's settings."""
     if config.model.popularity_half_life_days is not None:
         return config, []
@@ -175,7 +177,7 @@ def _as_made(config: Config, dataset: Dataset) -> Config:
     return config.model_copy(update={"data": own.data, "prepare": own.prepare})
 
 
-def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tuple[Config, int | None]:
+def _within_budget(config: ResolvedConfig, dataset: Dataset, device: torch.device) -> tuple[ResolvedConfig, int | None]:
     """Return settings within `training.memory_budget_gb`, and the process size above which freed memory is returned."""
     if config.training.memory_budget_gb is None:
         return config, None
@@ -186,7 +188,7 @@ def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tu
 
 
 def _fit(
-    config: Config,
+    config: ResolvedConfig,
     dataset: Dataset,
     out: Path,
     trim_above_bytes: int | None,
@@ -209,12 +211,13 @@ def _fit_within(
     dataset: Dataset, device: torch.device, watch: Watch, config: Config, out: Path, resume: bool, stop_frac: float
 ) -> TrainingState:
     """Train within the memory budget, for the recipe race."""
-    explained = partial(_or_explain, config, dataset, device, out)
-    planned, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
+    resolved = resolve(config, dataset)
+    explained = partial(_or_explain, resolved, dataset, device, out)
+    planned, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
     return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, watch, resume, stop_frac, "compare recipes"))
 
 
-def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
+def _or_explain(config: ResolvedConfig, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
     """Do the work; if memory runs out, raise an error with a plan that would have fitted."""
     try:
         return work()
@@ -248,13 +251,17 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
     TrainingError
         No settings fit; the message names a change that would.
     """
-    workload = dataset_sizes(Dataset.open(data), config) if isinstance(data, Path) else yelp_sizes(**data, config=config)
+    if isinstance(data, Path):
+        dataset = Dataset.open(data)
+        workload, resolved = dataset_sizes(dataset, config), resolve(config, dataset)
+    else:
+        workload, resolved = yelp_sizes(**data, config=config), config.resolved(ordered=True, timed=True, events=data["events"])
     kind = "cpu" if device == "cpu" else "cuda"
     budget = memory().free_bytes if device == "cpu" else DEVICES[device]
     auto = "fp32" if kind == "cpu" else "fp16"  # these GPUs have no bf16
     precision = auto if config.training.precision == "auto" else config.training.precision
     machine = Machine(kind, int(budget_gb * GB) if budget_gb else budget, precision, processes)
-    return as_plan(make_plan(workload, config, machine))
+    return as_plan(make_plan(workload, resolved, machine))
 
 
 def export_stage(run: Path, out: Path) -> Json:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.data.data_loader import TrainBatch, TrainLoader
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import layout, open_store, split_moment
+from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.errors import TrainingError
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.build import build_model
@@ -38,11 +38,10 @@ class TwoTowerTrainer(BaseTrainer):
 
     def __init__(self, dataset: Dataset, config: Config, out: Path) -> None:
         torch.manual_seed(config.seed)
-        self.dataset = dataset
+        self.dataset, resolved = dataset, resolve(config, dataset)
         self.store = open_store(dataset, "valid", config.model)
-        config = config.model_copy(update={"model": layout(dataset, self.store, config.model).resolve(config.model)})
         self.loader = TrainLoader(dataset, self.store, config, rank=distributed.rank(), world_size=distributed.world_size())
-        super().__init__(build_model(dataset, config, self.store), config, out, data=dataset.fingerprint)
+        super().__init__(build_model(dataset, resolved, self.store), resolved, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
         wanted = SplitConfig(**dataset.manifest["config"]["prepare"]["split"]).has_valid
         if wanted and not len(self.held_out.queries):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -26,7 +26,16 @@ from twotower.utils.config_data import (
     TableConfig,
     UserTableConfig,
 )
-from twotower.utils.config_model import EmbeddingConfig, ItemTowerConfig, ModelConfig, Positive, TowerConfig, UserTowerConfig
+from twotower.utils.config_model import (
+    EmbeddingConfig,
+    ItemTowerConfig,
+    ModelConfig,
+    Positive,
+    ResolvedModel,
+    ResolvedTower,
+    TowerConfig,
+    UserTowerConfig,
+)
 from twotower.utils.registry import Names, check_names
 
 __all__ = [
@@ -40,6 +49,9 @@ __all__ = [
     "ItemTowerConfig",
     "ModelConfig",
     "PrepareConfig",
+    "ResolvedConfig",
+    "ResolvedModel",
+    "ResolvedTower",
     "SequencesConfig",
     "SplitConfig",
     "TableConfig",
@@ -150,6 +162,19 @@ class Config(Settings):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    def resolved(self, *, ordered: bool, timed: bool, events: int) -> ResolvedConfig:
+        """Return the same settings with the sizes of the model; see `ModelConfig.resolved`."""
+        return ResolvedConfig(**dict(self) | {"model": self.model.resolved(ordered=ordered, timed=timed, events=events)})
+
+
+class ResolvedConfig(Config):
+    """All settings of a run, with the sizes of its model: what a training starts with, and a checkpoint and a bundle hold."""
+
+    model: ResolvedModel
+
+
+Some = TypeVar("Some", bound=Config)
+
 
 def load_config(path: Path | None = None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> Config:
     """Read a YAML file (or the defaults when None) and apply overrides of the form "a.b=value", the value read as YAML.
@@ -190,7 +215,11 @@ def read_settings(path: Path | None, overrides: list[str] | None = None, base: d
     return settings
 
 
-def parse_config(values: dict[str, Any]) -> Config:
+@overload
+def parse_config(values: dict[str, Any]) -> Config: ...
+@overload
+def parse_config(values: dict[str, Any], kind: type[Some]) -> Some: ...
+def parse_config(values: dict[str, Any], kind: type[Config] = Config) -> Config:
     """Validate plain values and return a `Config`. All problems are reported in one `ConfigError`.
 
     Names of registry entries are checked where they are used: a run can be opened where its loss or source is not registered.
@@ -201,7 +230,7 @@ def parse_config(values: dict[str, Any]) -> Config:
     3
     """
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
 

@@ -11,7 +11,7 @@ from twotower.errors import ConfigError
 from twotower.models.layers.dropout import Dropout
 from twotower.models.layers.interaction import INTERACTIONS
 from twotower.models.layers.pooling import widened
-from twotower.utils.config import TowerConfig
+from twotower.utils.config import ResolvedTower
 from twotower.utils.registry import Registry
 
 MLP_DROPOUT = 0.5  # on the input of the MLP, which overfits more easily than the linear path
@@ -29,9 +29,9 @@ class MLPTower(nn.Module):
     widths agree. Nothing is normalised before the MLP: fields start small, and amplified noise made it overfit.
     """
 
-    def __init__(self, fields: int, config: TowerConfig) -> None:
+    def __init__(self, fields: int, config: ResolvedTower) -> None:
         super().__init__()
-        dim, (*hidden, out) = config.width, config.layers
+        dim, (*hidden, out) = config.embedding_dim, config.hidden_dims
         self.straight: nn.Module = nn.Identity()
         if dim != out:
             linear = nn.Linear(dim, out, bias=False)
@@ -54,10 +54,10 @@ class MLPTower(nn.Module):
         return vectors if self.mlp is None else vectors + self.mlp(fields)
 
 
-TOWERS: Registry[Callable[[int, TowerConfig], nn.Module]] = Registry("tower", {"mlp": MLPTower})
+TOWERS: Registry[Callable[[int, ResolvedTower], nn.Module]] = Registry("tower", {"mlp": MLPTower})
 """Towers: called with the number of fields F and the settings of the tower, they give a module from [n, F, d] to [n, D].
 
-d is `config.width`, D is `config.layers[-1]`. Field 0 is the id. In the user tower the last field is the encoded history. The
+d is `config.embedding_dim`, D is `config.hidden_dims[-1]`. Field 0 is the id. In the user tower the last field is the encoded history. The
 module does not normalise its output, and works on each of the n rows alone.
 """
 
@@ -68,10 +68,10 @@ class TowerHead(nn.Module):
     With `norm_shrinkage`, a user with little information has a short vector instead of a noisy one of full length.
     """
 
-    def __init__(self, fields: int, config: TowerConfig) -> None:
+    def __init__(self, fields: int, config: ResolvedTower) -> None:
         super().__init__()
         self.least = max(config.norm_shrinkage**2, MIN_SQUARED_NORM)
-        self.body, self.width = TOWERS[config.tower](fields, config), config.layers[-1]
+        self.body, self.width = TOWERS[config.tower](fields, config), config.hidden_dims[-1]
 
     def forward(self, fields: Tensor) -> Tensor:
         """Return vectors float32 [n, D] from embeddings [n, F, d], of length one or, with `norm_shrinkage`, shorter."""
