@@ -42,4 +42,4 @@ def shop(*, whole: bool = False, users: int = 200, items: int = 60, events: int 
     return orders, products
 
 
-NAMED: dict[str, str] = {"user": "customer", "item": "product", "time": "ordered_at", "name": "title"}
+NAMED: dict[str, Any] = {"user": "customer", "item": "product", "time": "ordered_at", "name": "title"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,7 +20,8 @@ def figure(report: Mapping[str, Any], metric: str) -> Figure:
     curves = [name for name in (metric, "train_loss") if len(_points(report.get("curves", ()), name)) > 1]
     pictures = list(report.get("pictures", ()))
     parts = 1 + len(curves) + len(pictures)
-    drawn = Figure(figsize=(9, 2.6 * -(-parts // 2) + 0.4), layout="constrained")
+    drawn = plt.figure(figsize=(9, 2.6 * -(-parts // 2) + 0.4), layout="constrained")
+    plt.close(drawn)  # a notebook shows what is returned, and nothing a second time
     grid = list(drawn.subplots(-(-parts // 2), 2, squeeze=False).flat)
     _systems(grid[0], report["systems"], metric)
     for axes, name in zip(grid[1:], curves, strict=False):

@@ -63,8 +63,8 @@ def register_tower(name: str) -> Add:
     """Add a tower: an `nn.Module` class, whose `tower` setting in `model.user_tower` or `model.item_tower` chooses it.
 
     The class is called with the number of fields F and the settings of the tower. Its `forward` takes the embedded fields, float
-    [n, F, d], and returns vectors [n, D], where d is `config.embedding_dim` and D is `config.hidden_dims[-1]`. Field 0 is the id; the last field
-    of the user tower is the encoded history. The package normalises the vectors. Rows must not depend on each other.
+    [n, F, d], and returns vectors [n, D], where d is `config.embedding_dim` and D is `config.hidden_dims[-1]`. Field 0 is the id;
+    the last field of the user tower is the encoded history. The package normalises the vectors. Rows must not depend on each other.
     """
     from twotower.models.towers.head import TOWERS
 

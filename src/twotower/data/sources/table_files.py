@@ -207,7 +207,7 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
     schema, folders = held.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
-    empty = {field.name: plain_column(pa.array([], field.type)) for field in schema}
+    empty: dict[str, Any] = {field.name: plain_column(pa.array([], field.type)) for field in schema}
     for name in names:
         if name in empty and empty[name] is None:
             raise DataError(

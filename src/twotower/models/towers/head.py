@@ -57,8 +57,8 @@ class MLPTower(nn.Module):
 TOWERS: Registry[Callable[[int, ResolvedTower], nn.Module]] = Registry("tower", {"mlp": MLPTower})
 """Towers: called with the number of fields F and the settings of the tower, they give a module from [n, F, d] to [n, D].
 
-d is `config.embedding_dim`, D is `config.hidden_dims[-1]`. Field 0 is the id. In the user tower the last field is the encoded history. The
-module does not normalise its output, and works on each of the n rows alone.
+d is `config.embedding_dim`, D is `config.hidden_dims[-1]`. Field 0 is the id. In the user tower the last field is the encoded
+history. The module does not normalise its output, and works on each of the n rows alone.
 """
 
 
