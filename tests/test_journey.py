@@ -16,6 +16,7 @@ from twotower.bundle.bundle import load_bundle
 from twotower.cli import main
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError
+from twotower.features.geo import distances_km, median_location
 from twotower.retrieval.recommender import Recommender
 
 SMALL = """
@@ -171,16 +172,21 @@ def test_recommendations_are_the_models_own(journey):
     queries = dataset.histories(np.array([row]), np.array([recommender.moment_s]))
     with torch.inference_mode():
         vector = recommender.bundle.model.encode_users(recommender.bundle.store.users(queries))[0]
-    model, events = recommender.bundle.config.model, dataset.events
-    half_life = model.popularity_half_life_days
-    assert half_life is not None, "chosen on the validation part of a split by time"
+    priors, events, logs = recommender.bundle.model.priors, dataset.events, []
     age_days = (recommender.moment_s - events.time_s) / 86_400
-    decay = 0.5 ** (age_days / half_life) if half_life else np.ones(len(events))
-    count = np.bincount(events.item_row[events.positive], (events.weight * decay)[events.positive], dataset.n_item_rows)
     known = np.arange(dataset.n_item_rows) < 2 + dataset.n_train_items
-    logs = np.log1p(count) - np.log1p(count[2:][known[2:]].mean())
-    logs[~known] = np.maximum(np.where(count > 0, logs, -np.inf), float(recommender.bundle.model.new_popularity))[~known]
-    scores = (recommender.bundle.vectors @ vector).numpy() + model.temperature * logs
+    for half_life in priors.half_lives:
+        decay = 0.5 ** (age_days / half_life) if half_life else np.ones(len(events))
+        count = np.bincount(events.item_row[events.positive], (events.weight * decay)[events.positive], dataset.n_item_rows)
+        log = np.log1p(count) - np.log1p(count[2:][known[2:]].mean())
+        log[~known] = np.maximum(np.where(count > 0, log, -np.inf), float(priors.new_popularity))[~known]
+        logs.append(log)
+    weights = priors.weights[2].numpy()
+    home = median_location(queries.offsets, queries.item_row, recommender.bundle.store.location)[0]
+    away = distances_km(recommender.bundle.store.location, home).astype(float)
+    half = np.where(np.isnan(away), float(priors.unlocated), away**2 / 2)
+    beside = np.stack(logs, 1) @ weights[1:-1] - weights[-1] * half
+    scores = weights[0] * (recommender.bundle.vectors @ vector).numpy() + recommender.bundle.config.model.temperature * beside
     scores[[0, 1, *queries.item_row]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:10]
     assert [place.item_id for place in recommender.recommend(user=str(dataset.user_ids[row]))] == list(dataset.item_ids[best])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -18,3 +20,5 @@ class RefitSettings(Document):
     """Share of the steps after which training ends; the learning rate follows the full schedule."""
     baseline_settings: dict[str, dict[str, int | float]] = {}
     """Settings by name of the baseline; these baselines are not tuned."""
+    priors: dict[str, Any] = {}
+    """Fitted weights of the scores, by name of the tensor; see `models.priors`."""

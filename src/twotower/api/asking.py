@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from twotower.api.fitted import Fitted
 from twotower.errors import RequestError
@@ -17,7 +16,6 @@ from twotower.retrieval.recommender import FilterSpec, Recommender
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.retrieval.request_reader import to_queries
 from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
-from twotower.search.reranking import append_popularity_weight, boost_recent_items
 from twotower.utils.console import log
 from twotower.utils.frames import (
     Kind,
@@ -88,12 +86,11 @@ def user_vectors(made: Fitted, users: Any, history: Any) -> tuple[np.ndarray, Fl
     parts = []
     for start in range(0, len(asked.requests), VECTORS_AT_ONCE):
         queries = to_queries([recommender.reader.read(one) for one in asked.requests[start : start + VECTORS_AT_ONCE]])
-        towers, nothing = torch.from_numpy(bundle.encode(queries)), np.zeros(len(queries), np.bool_)
-        vectors = boost_recent_items(towers, queries, bundle.vectors, bundle.model.recent_item_weight(), nothing).numpy()
-        parts.append(append_popularity_weight(vectors, bundle.model.popularity_weight(), np.zeros(len(queries), np.float32)))
+        again, dial = np.zeros(len(queries), np.bool_), np.zeros(len(queries), np.float32)
+        parts.append(bundle.query_vectors(queries, again, dial).numpy())
     width = bundle.arrays.vectors.shape[1]
     label = np.arange(len(asked.requests)) if asked.label is None else _as_numpy(asked.label[1])
-    return label, np.concatenate([np.asarray(part) for part in parts]) if parts else np.zeros((0, width), np.float32)
+    return label, np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
 
 
 def read(recommender: Recommender, users: Any, history: Any, *, strict: bool) -> Asked:

@@ -197,8 +197,8 @@ class Model(Params):
     def item_vectors(self) -> tuple[np.ndarray, Float]:
         """Return the ids of all items [N] and their vectors float32 [N, D].
 
-        The last number of a vector is the log popularity of the item. The inner product of a user vector and an item vector is
-        the score of `recommend`.
+        The last numbers of a vector are not from the tower: log popularities of the item, and its location. The inner product of a
+        user vector and an item vector is the score of `recommend`.
         """
         from twotower.api.asking import item_vectors
 

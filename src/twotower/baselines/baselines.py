@@ -22,7 +22,7 @@ from twotower.baselines.content_vectors import content_vectors
 from twotower.data.dataset import Dataset
 from twotower.data.simulator.town import NEVER, Truth
 from twotower.errors import DataError
-from twotower.features.geo import EARTH_KM, on_sphere
+from twotower.features.geo import EARTH_KM, median_location, on_sphere
 from twotower.features.item_columns import location_columns, locations
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S, FIRST_ROW, TRUTH_FILE
@@ -127,24 +127,14 @@ class Nearby(Baseline):
         self.point = on_sphere(self.location)
 
     def scores(self, queries: Queries) -> Float:
-        home = np.where(np.isnan(queries.location), self.home(queries), queries.location)
+        home = np.where(
+            np.isnan(queries.location), median_location(queries.offsets, queries.item_row, self.location), queries.location
+        )
         # Chord instead of arc: equal to 0.1 % below 1,000 km. In float64, because float32 rounding is too coarse for 1 km.
         squared = np.maximum(2 - 2 * on_sphere(home) @ self.point.T, 0)
         scales = np.sqrt(squared) * (EARTH_KM / self.scale_km)
         scales = np.where(np.isnan(home[:, :1]), 0.0, np.where(np.isnan(scales), 10.0, scales))
         return np.asarray(np.log1p(self.popularity) - scales, np.float32)
-
-    def home(self, queries: Queries) -> NDArray[np.float64]:
-        """Return float64 [B, 2]: median latitude and longitude of each history in degrees, NaN if unknown."""
-        query = np.repeat(np.arange(len(queries)), queries.lengths)
-        known = ~np.isnan(self.location[queries.item_row]).any(1)
-        query, location = query[known], self.location[queries.item_row[known]]
-        count = np.bincount(query, minlength=len(queries))
-        middle = np.cumsum(count) - count + count // 2
-        home = np.full((len(queries), 2), np.nan)
-        for axis in (0, 1):
-            home[count > 0, axis] = location[np.lexsort((location[:, axis], query)), axis][middle[count > 0]]
-        return home
 
 
 class Repeat(Baseline):

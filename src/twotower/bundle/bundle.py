@@ -35,13 +35,12 @@ from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import DataError
 from twotower.features.feature_store import FeatureStore
 from twotower.models.build import build_model
-from twotower.models.neural_retriever import PORTION
+from twotower.models.neural_retriever import PORTION, query_vectors
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import FIRST_ROW
 from twotower.search.index import ExactIndex, Index, joined
 from twotower.search.registry import load_index
-from twotower.search.reranking import append_popularity_weight, boost_recent_items
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import ResolvedConfig, parse_config
@@ -99,7 +98,7 @@ class Bundle:
     @cached_property
     def vectors(self) -> Tensor:
         """Return the unit vectors of the items, float32 [n_item_rows, D]."""
-        return torch.from_numpy(self.arrays.vectors)[:, :-1]
+        return torch.from_numpy(self.arrays.vectors)[:, : -self.model.priors.width]
 
     def encode(self, queries: Queries) -> Float:
         """Return user vectors float32 [B, D] from ONNX Runtime if available, else from PyTorch (equal to 1e-5)."""
@@ -108,6 +107,11 @@ class Bundle:
         with torch.inference_mode():
             vectors: Float = self.model.encode_users(self.store.users(queries)).numpy()
         return vectors
+
+    def query_vectors(self, queries: Queries, again: Mask, dial: Float) -> Tensor:
+        """Return the vectors float32 [B, D + P] that the index is searched with; see `neural_retriever.query_vectors`."""
+        towers, items = torch.from_numpy(self.encode(queries)), torch.from_numpy(self.arrays.vectors)
+        return query_vectors(self.model, self.store, towers, queries, items, again=again, dial=dial)
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
         """See `Retriever`; scores are inner products. Items that were taken out of the catalogue are not recommended."""
@@ -118,11 +122,9 @@ class Bundle:
             if self.offered is not None:
                 allowed = self.offered if allowed is None else allowed & self.offered
             again, dial = np.full(len(part), not exclude_seen), np.zeros(len(part), np.float32)
-            towers = torch.from_numpy(self.encode(part))
-            vectors = boost_recent_items(towers, part, self.vectors, self.model.recent_item_weight(), again).numpy()
             found.append(
                 self.index.search(
-                    append_popularity_weight(vectors, self.model.popularity_weight(), dial),
+                    self.query_vectors(part, again, dial),
                     k,
                     exclude=(part.offsets, part.item_row) if exclude_seen else None,
                     allow=allowed,
@@ -176,7 +178,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
                 "moment_s": moment,
                 "training": progress,
                 "metrics": metrics or {},
-                "popularity_weight": model.popularity_weight(),
+                "priors": model.priors.as_json(float(model.temperature().detach())),
                 "recent_item_weight": model.recent_item_weight(),
             },
         )
@@ -232,9 +234,9 @@ def _load(path: Path) -> Bundle:
         dataset = Dataset.open(path / DATASET)
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})
         check_dataset(dataset)
-        check_arrays(arrays, dataset, config)
         store = open_store(dataset, "future", config.model)
         model = model_of(dataset, config, load_file(path / MODEL_FILE), store)
+        check_arrays(arrays, dataset, config, columns=model.priors.width)
         # The parser of a built index may trust its file, so load it only after all hashes have been checked.
         built = load_index(path / INDEX, torch.from_numpy(arrays.vectors)) if manifest.get("index") else None
         plain = Bundle(path, manifest, config, dataset, store, model, arrays, built=built)

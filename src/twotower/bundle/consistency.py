@@ -85,10 +85,10 @@ def _covers(offsets: Int, slices: int, total: int) -> bool:
     return offsets.shape == (slices + 1,) and offsets.dtype == np.int64 and rising and offsets[0] == 0 and offsets[-1] == total
 
 
-def check_arrays(arrays: ItemArrays, dataset: Dataset, config: ResolvedConfig) -> None:
+def check_arrays(arrays: ItemArrays, dataset: Dataset, config: ResolvedConfig, *, columns: int) -> None:
     n, user = dataset.n_item_rows, config.model.user_tower
     wanted = {
-        "vectors": ((n, user.hidden_dims[-1] + 1), np.float32),
+        "vectors": ((n, user.hidden_dims[-1] + columns), np.float32),
         "tokens": ((n, user.embedding_dim), np.float32),
         "recent_event_count": ((n,), np.int64),
         "offered": ((n,), np.bool_),

@@ -9,7 +9,7 @@ import torch
 
 from twotower.data.dataset import Dataset
 from twotower.features.feature_store import FeatureStore
-from twotower.models.neural_retriever import item_blocks
+from twotower.models.neural_retriever import item_blocks, item_columns
 from twotower.models.two_tower import TwoTower
 from twotower.schema import DAY_S, FIRST_ROW
 from twotower.utils.types import Float, Int, Mask
@@ -24,7 +24,7 @@ class ItemArrays:
     Attributes
     ----------
     vectors
-        float32 [n_item_rows, D + 1]: item vector, followed by the log popularity; see `dataset_features.log_popularity`.
+        float32 [n_item_rows, D + P]: item vector, followed by its popularities and location; see `models.priors`.
     tokens
         float32 [n_item_rows, d]: embedding of the item as an event of a history.
     recent_event_count
@@ -53,11 +53,11 @@ def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s
 
 
 def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> tuple[Float, Float]:
-    """Return index vectors float32 [n, D + 1] and history tokens float32 [n, d] of item rows at a time."""
+    """Return index vectors float32 [n, D + P] and history tokens float32 [n, d] of item rows at a time."""
     vectors, tokens = [], []
     with torch.inference_mode():
         for batch in item_blocks(model, store, row, moment_s):
             vectors.append(model.encode_items(batch).float().cpu().numpy())
             tokens.append(model.history_items(batch).float().cpu().numpy())
-        logs = model.popularity(torch.from_numpy(store.log_popularity[row]), torch.from_numpy(store.is_new[row])).numpy()
-    return np.concatenate([np.concatenate(vectors), logs[:, None]], axis=1), np.concatenate(tokens)
+        columns = item_columns(model, store, row).float().cpu().numpy()
+    return np.concatenate([np.concatenate(vectors), columns], axis=1), np.concatenate(tokens)

@@ -50,6 +50,8 @@ class Layout:
         Input fields of each tower. The "state" of an item changes with time and is not part of the tokens of a history.
     ordered
         True if targets come after the history. With a predefined split they may come from anywhere in it.
+    half_lives
+        Half-lives in days of the popularities of an item; 0: all events count the same.
     """
 
     items: int
@@ -58,6 +60,7 @@ class Layout:
     item_fields: tuple[FieldSpec, ...]
     user_fields: tuple[FieldSpec, ...]
     ordered: bool
+    half_lives: tuple[float, ...] = (0.0,)
 
 
 @dataclass(frozen=True, slots=True)

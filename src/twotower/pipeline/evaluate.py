@@ -9,7 +9,7 @@ from pathlib import Path
 from twotower.baselines.baselines import BASELINES
 from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import can_refresh, open_store, popularity_before, split_moment
+from twotower.data.dataset_features import can_refresh, log_popularity, open_store, split_moment
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation.evaluator import judge, metric_names
 from twotower.evaluation.examples import examples
@@ -25,7 +25,7 @@ from twotower.utils.console import progress
 from twotower.utils.registry import check_names
 from twotower.utils.types import Json
 
-DIAL_QUERIES = 5000  # test queries for the popularity-bias table
+DIAL_QUERIES = 2000  # test queries for the popularity-bias table
 
 
 def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
@@ -66,6 +66,7 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     result["recipe"] = manifest.get("recipe")
     result["pictures"] = pictures(dataset)
     result["examples"] = examples(system, held_out, dataset, exclude_seen=config.evaluation.exclude_seen, seed=config.seed)
+    result["calibration"] = manifest.get("calibration")
     rows = read_rows(run / "metrics.jsonl")
     write_report(result, out, curves=rows, advice=advice_lines(rows))
     return result
@@ -73,14 +74,14 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
 
 def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> list[RefreshedRetriever]:
     """Return the model with an index that is refreshed along the test part, if the dataset allows it."""
-    days, half_life = config.evaluation.refresh_days, config.model.popularity_half_life_days
-    if days is None or half_life is None or not can_refresh(dataset):
+    days = config.evaluation.refresh_days
+    if days is None or not can_refresh(dataset):
         return []
     return [
         RefreshedRetriever(
             system.model,
             open_store(dataset, "future", config.model),
-            partial(popularity_before, dataset, half_life_days=half_life),
+            partial(log_popularity, dataset),
             n_item_rows=dataset.n_item_rows,
             start_s=split_moment(dataset, "test"),
             every_days=days,

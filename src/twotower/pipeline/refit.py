@@ -46,10 +46,15 @@ def refit(run: Path, out: Path, *, include_test: bool = False, resume: bool = Fa
         raise DataError(f"{run} has no validation part. A refit needs one to know how long to train. Choose another run.")
     if run.resolve() in (out.resolve(), out.resolve() / "model"):
         raise DataError(f"{out} is the folder of the run. A refit needs its own folder. Choose another --out.")
-    config = parse_config(load_checkpoint(run / "best.pt")["config"])
+    checkpoint = load_checkpoint(run / "best.pt")
+    config, weights = parse_config(checkpoint["config"]), checkpoint["model"]
     prepare = config.prepare.model_copy(update={"split": _split(config.prepare.split, include_test=include_test)})
     tuned = not include_test and config.evaluation.tune_baselines
-    taken = RefitSettings(stop_frac=best["step"] / best["total_steps"], baseline_settings=_chosen(run, config) if tuned else {})
+    taken = RefitSettings(
+        stop_frac=best["step"] / best["total_steps"],
+        baseline_settings=_chosen(run, config) if tuned else {},
+        priors={name.removeprefix("priors."): value.tolist() for name, value in weights.items() if name.startswith("priors.")},
+    )
     return run_all(config.model_copy(update={"prepare": prepare}), out, resume=resume, refit=taken)
 
 

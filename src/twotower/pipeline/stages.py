@@ -19,21 +19,23 @@ import torch
 import twotower.trainers  # noqa: F401 - first, so that a missing extra is one line
 from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import resolve
+from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
 from twotower.documents import RefitSettings
 from twotower.errors import DataError
+from twotower.models.neural_retriever import NeuralRetriever
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
 from twotower.schema import FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.callbacks import Callback
 from twotower.trainers.loggers import TensorBoardLogger
+from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
+from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.optimizer import choose_device, choose_precision
-from twotower.trainers.popularity_half_life import choose_half_life
 from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
 from twotower.trainers.run_files import config_diff
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
@@ -123,7 +125,7 @@ def train_stage(
         resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
         reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac))
         first = distributed.rank() == 0
-    resolved, half_lives = _with_half_life(resolved, dataset, out / "best.pt") if first else (resolved, [])
+    calibration = _calibrate(resolved, dataset, out / "best.pt", refit) if first else None
     best = {
         "metric": config.training.eval_metric,
         "value": reached.best,
@@ -140,7 +142,7 @@ def train_stage(
         "config": resolved.model_dump(mode="json"),
         "best": best,
         "recipe": recipe,
-        "popularity_half_life": half_lives,
+        "calibration": calibration,
         "refit": refit and refit.model_dump(mode="json"),
     }
     if not first:
@@ -151,23 +153,26 @@ def train_stage(
     return best
 
 
-def _with_half_life(config: ResolvedConfig, dataset: Dataset, checkpoint: Path) -> tuple[ResolvedConfig, list[Json]]:
-    """Choose the half-life of popularity if the settings leave it open, and store it in the checkpoint's settings."""
-    if config.model.popularity_half_life_days is not None:
-        return config, []
+def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit: RefitSettings | None) -> Json | None:
+    """Fit the weights of the score and the popularity of new items, store them in the checkpoint, and return the record of the fit.
+
+    A refit takes the weights of its run: it has no validation part to fit them on.
+    """
     model, _, _ = load_trained(checkpoint, dataset)
-    chosen, tried = choose_half_life(model, dataset, config)
-    if chosen is None:
-        return config, []
-    metric = config.training.eval_metric
-    best = max(row[metric] for row in tried)
-    what = f"{chosen:g} days" if chosen else "none, all events count the same"
-    log.info("half-life of popularity: %s (validation %s %.4f with a refreshed index)", what, metric, best)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"popularity_half_life_days": chosen})})
+    if refit is not None:
+        model.priors.load_state_dict({name: torch.tensor(value) for name, value in refit.priors.items()})
+    record = calibrate(model, dataset, config) if refit is None else None
+    moment = split_moment(dataset, "valid")
+    retriever = NeuralRetriever(model, open_store(dataset, "valid", config.model), n_item_rows=dataset.n_item_rows, time_s=moment)
+    exposure = config.model.new_item_exposure
+    found = calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=config.seed)
+    model.priors.new_popularity.fill_(found)
     state = load_checkpoint(checkpoint)
-    state["config"]["model"]["popularity_half_life_days"] = chosen
+    state["model"].update({name: value for name, value in model.state_dict().items() if name.startswith("priors.")})
     save_checkpoint(checkpoint, state)
-    return config, tried
+    if record is not None:
+        log.info("%s", in_words(record))
+    return record
 
 
 def _as_made(config: Config, dataset: Dataset) -> Config:

@@ -120,17 +120,14 @@ class TwoTowerTrainer(BaseTrainer):
     def validate(self) -> dict[str, float] | None:
         """Return full-catalogue metrics on (a sample of) the validation part and the temperature, and check the run's health.
 
-        Without a validation part it returns None. In both cases the popularity of new items is calibrated, at the latest at the
-        last step.
+        Without a validation part it returns None. The model stays unchanged.
         """
-        if not self.health and self.state.step < self.schedule.last_step and not self.training.stopped:
+        if not self.health:
             return None
         self._make_room()
         moment, exposure = split_moment(self.dataset, "valid"), self.config.model.new_item_exposure
         retriever = NeuralRetriever(self.model, self.store, n_item_rows=self.dataset.n_item_rows, time_s=moment)
         calibrate_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
-        if not self.health:
-            return None
         shown = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
         judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
         self._make_room()

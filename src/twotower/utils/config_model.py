@@ -114,9 +114,6 @@ class ModelConfig(Settings):
     recent_item_boost: float = Field(3.0, ge=0, le=10)
     """Logit bonus (nats) of a user's most recent item; it halves for each earlier one; similar items gain a part. Used only when
     seen items may be recommended (`exclude_seen: false`) and events are ordered."""
-    popularity_half_life_days: float | None = Field(None, ge=0)
-    """Age in days at which an event counts half in the popularity of its item, in a refreshed index and in a bundle. 0: no decay.
-    null: chosen on the validation part if the dataset is split by time; otherwise popularity stays that of training."""
     new_item_exposure: float = Field(0.035, ge=0, lt=1)
     """Share of the top-10 positions that new items take over all users, calibrated as if they were at least 5 % of the known items.
     With more or fewer new items the real share differs. Has no effect if `popularity_prior` is 0."""
