@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `refit` write
 
 SECTIONS = {  # the commands in the order of a typical project
-    "Data": ("inspect", "simulate", "prepare"),
+    "Data": ("inspect", "datasets", "simulate", "prepare"),
     "Train": ("plan", "train", "run", "refit"),
     "Evaluate": ("evaluate",),
     "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "serve"),
@@ -81,7 +81,7 @@ def reading(command: Callable[..., Any]) -> Callable[..., Any]:
         "--data_dir",
         multiple=True,
         metavar="PATH",
-        help="Raw data: a Yelp folder, or tables (can be repeated). Default: the settings of data.",
+        help="Raw data: a folder, a table (can be repeated), or the name of a dataset. Default: the settings of data.",
     )
     @roles
     @click.option("--config", "config_path", type=FILE, help="YAML file with settings. Default: the default settings.")

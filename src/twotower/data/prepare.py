@@ -32,6 +32,7 @@ from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine, Engine
 from twotower.data.sources.raw_tables import CHARS, RawTables, Source
 from twotower.data.sources.sequences import read_sequences
+from twotower.data.sources.sessions import read_sessions
 from twotower.data.sources.spark_engine import SparkEngine
 from twotower.data.sources.tables import read_tables
 from twotower.data.sources.yelp import read_yelp
@@ -65,7 +66,9 @@ from twotower.utils.ids import TEXT as TEXT_ID
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.registry import Registry
 
-SOURCES: Registry[Source] = Registry("source", {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences})
+SOURCES: Registry[Source] = Registry(
+    "source", {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences, "sessions": read_sessions}
+)
 ROW_GROUP = 1 << 20
 RESERVED_FEATURES = {  # names of built-in fields and arrays
     "item": ("id", NEIGHBOURS, "state", "home", "request_location", "hour", "weekday", "month"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import ibis.expr.types as ir
 
+from twotower.data.named_datasets import named_dataset, names
 from twotower.data.prepare import SOURCES, open_engine
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
@@ -23,7 +24,7 @@ from twotower.data.sources.text_files import COMPRESSED
 from twotower.data.sources.yelp import find_files
 from twotower.errors import ConfigError, DataError
 from twotower.schema import ITEM_ID, TIME, USER_ID
-from twotower.utils.config import Config, load_config, read_settings
+from twotower.utils.config import Config, ItemTableConfig, UserTableConfig, load_config, read_settings
 
 MAX_TABLES = 12
 SHOWN_IDS = 3
@@ -38,18 +39,19 @@ class RawData:
     settings
         Sections of a configuration that describe the data; empty if the guess has questions.
     guess
-        The guess behind the settings; None for a Yelp folder.
+        The guess behind the settings; None for a Yelp folder and for datasets by name.
     """
 
     settings: dict[str, Any]
     guess: DatasetGuess | None = None
     files: tuple[Path, ...] = ()
+    note: str = ""
 
     @property
     def lines(self) -> list[str]:
-        """Two lines that say what was guessed; none without a guess."""
+        """Two lines that say what was guessed, or one that names the dataset; none for a Yelp folder."""
         if self.guess is None:
-            return []
+            return [self.note] if self.note else []
         named = " ".join(map(str, self.files))
         return [f"Guessed: {one_line(self.guess)}", f"Check and change it: twotower inspect {named} --out shop.yaml"]
 
@@ -129,7 +131,7 @@ def load_raw_config(
     Parameters
     ----------
     data
-        A folder or files; empty: the configuration says it.
+        A folder, files, or the name of a dataset; empty: the configuration says it.
     named
         Columns by role that you know.
     config_path, overrides
@@ -138,7 +140,7 @@ def load_raw_config(
     Raises
     ------
     DataError
-        The guess has questions; the message is the first one.
+        The guess has questions (the message is the first one), or a dataset by name has not been downloaded.
     ConfigError
         The configuration describes the tables, and `data` is more than the folder of its files.
     """
@@ -152,10 +154,20 @@ def load_raw_config(
                 "Give --data the folder of its files alone, or leave these settings out."
             )
         return load_config(config_path, [*overrides, f"data.path={json.dumps(data[0])}"]), RawData({})
-    raw = find_raw_data([Path(path) for path in data], named)
+    known = named_dataset(data[0]) if len(data) == 1 and data[0] in names() else None
+    raw = (
+        RawData(known.settings, note=f"Dataset: {known.title}, read as in `twotower datasets config {known.name}`")
+        if known
+        else None
+    )
+    raw = raw or find_raw_data([Path(path) for path in data], named)
     if raw.guess is not None and raw.guess.questions:
         raise DataError(raw.guess.questions[0])
-    return load_config(config_path, list(overrides), base=raw.settings), raw
+    config = load_config(config_path, list(overrides), base=raw.settings)
+    if known and not config.data.path.is_dir():
+        how = f"Run: twotower datasets get {known.name}" if known.files else f"Download it at {known.address}"
+        raise DataError(f"{known.name} is not here: {config.data.path} is no folder. {how}, or set data.path to its folder.")
+    return config, raw
 
 
 def _described(settings: dict[str, Any]) -> str:
@@ -218,7 +230,10 @@ def _counted(engine: Engine, raw: RawTables, config: Config, rejects: Rejects) -
         .to_pyarrow()
         .to_pylist()
     )
-    tables = {ITEM_ID: raw.items if config.data.items else None, USER_ID: raw.users if config.data.users else None}
+    tables = {
+        ITEM_ID: raw.items if _has_file(config.data.items) else None,
+        USER_ID: raw.users if _has_file(config.data.users) else None,
+    }
     return Account(
         read={name: file.rows for name, file in rejects.files.items()},
         rejected={name: file.rejected for name, file in rejects.files.items()},
@@ -229,6 +244,10 @@ def _counted(engine: Engine, raw: RawTables, config: Config, rejects: Rejects) -
         times=(row["first"], row["last"]) if raw.has_time and row["n"] else None,
         matches={key: _matches(engine, events, table, key) for key, table in tables.items() if table is not None},
     )
+
+
+def _has_file(table: ItemTableConfig | UserTableConfig | None) -> bool:
+    return table is not None and table.path is not None
 
 
 def _matches(engine: Engine, events: ir.Table, table: ir.Table, key: str) -> tuple[int, list[tuple[str, str]]]:

@@ -201,7 +201,7 @@ class Recommender:
         home = None if latitude != latitude else (latitude, longitude)
         allow = self.filter.compile(filter, home=home, now=int(time())) if filter else self.offered
         query = self.bundle.arrays.vectors[row : row + 1].copy()
-        query[:, -1] = 0  # similarity ignores popularity
+        query[:, -self.bundle.model.priors.width :] = 0  # similarity ignores popularity and distance
         best = self.index.search(torch.from_numpy(query), k, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
         rows, scores = best.items[0], best.scores[0]
         rows, scores = rows[rows >= 0], scores[rows >= 0]

@@ -162,11 +162,29 @@ class SequencesConfig(Settings):
     """JSON-lines file with `item` and any of name, categories, city, latitude, longitude, for display and filters. null: none."""
 
 
+class SessionsConfig(Settings):
+    """JSON-lines file with one session or user a line, each with a list of events."""
+
+    path: Path = Path("sessions.jsonl")
+    """File, or glob of files, relative to `data.path`."""
+    user_id: str = "session"
+    """Key of the session or user."""
+    events: str = "events"
+    """Key of the list of events; each event is an object."""
+    item_id: str = "aid"
+    """Key of the item in an event."""
+    time: str = "ts"
+    """Key of the time in an event: ISO 8601, or epoch seconds, milli-, micro- or nanoseconds."""
+    event_type: str | None = "type"
+    """Key of the type in an event, such as "clicks" or "orders". null: one type."""
+
+
 class DataConfig(Settings):
     """The raw data to read."""
 
-    source: Annotated[str, Names("source", ("yelp", "tables", "sequences"))] = "yelp"
-    """Format of the raw files. "yelp": a Yelp release; "tables": your own tables; "sequences": one user per line."""
+    source: Annotated[str, Names("source", ("yelp", "tables", "sequences", "sessions"))] = "yelp"
+    """Format of the raw files. "yelp": a Yelp release; "tables": your own tables; "sequences": one user per line; "sessions": JSON
+    lines with a list of events each."""
     path: Path = Path("data/raw")
     """Folder of the raw files."""
     events: list[str] = ["review", "tip", "checkin"]
@@ -182,6 +200,7 @@ class DataConfig(Settings):
     items: ItemTableConfig | None = None
     """Table of items. null: items have ids only."""
     sequences: SequencesConfig = SequencesConfig()
+    sessions: SessionsConfig = SessionsConfig()
 
 
 class SplitConfig(Settings):

@@ -15,13 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twotower.data.sources.column_words import WORDS, words
-from twotower.data.sources.json_rows import json_rows
+from twotower.data.sources.json_rows import SAMPLED_ROWS, TRIED_LINES, json_rows
 from twotower.errors import DataError
 
 SEPARATORS = (",", "\t", ";", "|", "::", "||", "^", "~", "\x01", " ")
 HEAD_BYTES, BLOCK_BYTES, BLOCKS = 2 << 20, 512 << 10, 4
-SAMPLED_ROWS = 20_000
-TRIED_LINES = 200
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 ARCHIVES = {b"PK\x03\x04": "a zip archive or a spreadsheet", b"\xfd7zXZ": "xz", b"SQLite": "an SQLite database", b"7z\xbc": "7-zip"}
 BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}

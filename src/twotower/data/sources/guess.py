@@ -6,22 +6,23 @@ A guess uses the names of the columns and their values. Where both leave more th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from twotower.data.sources.column_facts import ColumnFacts, depends_on, facts_of
-from twotower.data.sources.column_words import Role, is_id, words
-from twotower.data.sources.file_form import Sample
+from twotower.data.sources.column_facts import depends_on, facts_of
+from twotower.data.sources.column_words import Role
+from twotower.data.sources.file_form import SAMPLED_ROWS, Sample
 from twotower.data.sources.guess_columns import NONE, ColumnGuess, describe_interactions
 from twotower.data.sources.guess_features import describe_entity
+from twotower.data.sources.guess_tables import KEYS, Table, entity_keys, main_table
 from twotower.errors import DataError, nearest
 
 TableKind = Literal["interactions", "items", "users", "other"]
-KEYS = ("user", "item")
+SLICES = 5  # places of a large table from which rows are taken
 ROLES: tuple[str, ...] = get_args(Role)
 
 
@@ -178,14 +179,14 @@ def guess_dataset(
     ('orders', 'title')
     """
     given = [_sample(table, name) for name, table in samples.items()] if isinstance(samples, Mapping) else list(samples)
-    tables = [_Table(sample, facts_of(sample.rows)) for sample in given]
+    tables = [Table(sample, facts_of(sample.rows)) for sample in given]
     _check_names(tables, {"interactions": interactions, "items": items, "users": users}, named)
-    main, question = _main_table(tables, interactions, {items, users}, named)
+    main, question = main_table(tables, interactions, {items, users}, named)
     if main is None:
         others = tuple(TableGuess(table.sample, "other", _plain(table)) for table in tables)
         return DatasetGuess(None, others=others, questions=(question,))
     rest = [table for table in tables if table is not main]
-    entities = _entity_keys(rest, main, {"item": items, "user": users}, named)
+    entities = entity_keys(rest, main, {"item": items, "user": users}, named)
     columns, questions = describe_interactions(
         main.sample, main.facts, named, {role: (t.facts, key) for role, (t, key) in entities.items()}
     )
@@ -196,35 +197,23 @@ def guess_dataset(
         found[role] = TableGuess(table.sample, "items" if role == "item" else "users", described)
     within = {role: _within(guess, role, named.get("name")) for role in KEYS if role not in found}
     found |= {role: columns for role, columns in within.items() if columns}
+    guess = _shared_out(guess, within)
     used = [table for table, _ in entities.values()]
     others = tuple(TableGuess(table.sample, "other", _plain(table)) for table in rest if not any(table is one for one in used))
     return DatasetGuess(guess, found.get("item"), found.get("user"), others, tuple(questions))
 
 
-@dataclass(frozen=True, eq=False)
-class _Table:
-    sample: Sample
-    facts: dict[str, ColumnFacts]
-
-    @property
-    def name(self) -> str:
-        return self.sample.name
-
-    def keys(self, role: str) -> list[str]:
-        """Return the columns that can be ids of this role by name or value, the clearest first."""
-        strength = {
-            name: 3 if facts.looks_like == role else is_id(name, role)
-            for name, facts in self.facts.items()
-            if facts.id_like and facts.looks_like in (None, role)
-        }
-        return sorted((name for name in strength if strength[name] > 0), key=lambda name: -strength[name])
-
-
 def _sample(table: Sample | pa.Table, name: str) -> Sample:
-    return table if isinstance(table, Sample) else Sample(name, table)
+    if isinstance(table, Sample):
+        return table
+    if table.num_rows <= SAMPLED_ROWS:
+        return Sample(name, table)
+    part = SAMPLED_ROWS // SLICES
+    starts = [place * (table.num_rows - part) // (SLICES - 1) for place in range(SLICES)]
+    return Sample(name, pa.concat_tables([table.slice(start, part) for start in starts]), complete=False)
 
 
-def _check_names(tables: list[_Table], chosen: dict[str, str | None], named: dict[str, str]) -> None:
+def _check_names(tables: list[Table], chosen: dict[str, str | None], named: dict[str, str]) -> None:
     names = [table.name for table in tables]
     for kind, name in chosen.items():
         if name is not None and name not in names:
@@ -235,87 +224,6 @@ def _check_names(tables: list[_Table], chosen: dict[str, str | None], named: dic
             raise DataError(f"There is no role {role!r} of a column.{nearest(role, ROLES)}")
         if column not in columns and not (column == NONE and role not in KEYS):
             raise DataError(f"{', '.join(names)}: no column {column!r}, which was named as {role}.{nearest(column, columns)}")
-
-
-def _main_table(
-    tables: list[_Table], chosen: str | None, taken: set[str | None], named: dict[str, str]
-) -> tuple[_Table | None, str]:
-    """Return the table of interactions: named, the only one, or the only one with both users and items; else a question."""
-    if chosen is not None:
-        return next(table for table in tables if table.name == chosen), ""
-    left = [table for table in tables if table.name not in taken]
-    left = [table for table in left if all(named[role] in table.facts for role in KEYS if role in named)]
-    ranks = {table.name: _pair_rank(table, named) for table in left}
-    best = max(ranks.values(), default=0)
-    pairs = [table for table in left if best and ranks[table.name] == best]
-    if len(pairs) == 1:
-        return pairs[0], ""
-    if len(pairs) > 1:
-        names = " and ".join(table.name for table in pairs)
-        return None, f"{names} all have users and items. Only one table of interactions is read. Name that one, without the others."
-    alone = [table for table in left if not _is_entity(table)]
-    if len(alone) == 1 and all(table is alone[0] or _is_entity(table) for table in tables):
-        return alone[0], ""
-    listed = "; ".join(f"{table.name} has {', '.join(list(table.facts)[:8])}" for table in tables)
-    return (
-        None,
-        f"No table has a column of users and a column of items: {listed}. Name both: user and item (--user, --item COLUMN).",
-    )
-
-
-def _pair_rank(table: _Table, named: dict[str, str]) -> int:
-    """Return 2 for a table with users and items that both repeat, 1 if the ids of one are unique, 0 if it lacks one of them."""
-    if table.sample.form and table.sample.form.kind == "sequences":
-        return 2
-    keys = {role: [named[role]] if role in named else table.keys(role) for role in KEYS}
-    pairs = [(user, item) for user in keys["user"] for item in keys["item"] if user != item]
-    repeated = any(not _is_key(table.facts[user]) and not _is_key(table.facts[item]) for user, item in pairs)
-    return 2 if repeated else min(len(pairs), 1)
-
-
-def _is_entity(table: _Table) -> bool:
-    """Return True if a column of ids of items or users is unique."""
-    return any(_is_key(table.facts[name]) for role in KEYS for name in table.keys(role))
-
-
-def _is_key(facts: ColumnFacts) -> bool:
-    """Return True if nearly every row has a value of its own: snapshots of a catalogue repeat some ids."""
-    return len(facts.values) >= 0.9 * facts.rows and facts.distinct >= 0.9 * len(facts.values) and facts.rows > 1
-
-
-def _entity_keys(
-    rest: list[_Table], main: _Table, chosen: dict[str, str | None], named: dict[str, str]
-) -> dict[str, tuple[_Table, str]]:
-    """Return the tables of items and of users, each with its column of ids."""
-    ranked = []
-    for role in KEYS:
-        for table in rest:
-            wanted = table.name == chosen[role]
-            if wanted or (chosen[role] is None and table.name not in chosen.values()):
-                for place, (name, facts) in enumerate(table.facts.items()):
-                    if facts.id_like and (_is_key(facts) or (wanted and facts.distinct > 1)):
-                        ranked.append((_key_rank(table, name, role, main, named) + 10 * wanted, -place, role, table, name))
-    found: dict[str, tuple[_Table, str]] = {}
-    for rank, _, role, table, name in sorted(ranked, key=lambda row: row[:2], reverse=True):
-        if rank >= 2 and role not in found and all(table is not used for used, _ in found.values()):
-            found[role] = (table, name)
-    return found
-
-
-def _key_rank(table: _Table, name: str, role: str, main: _Table, named: dict[str, str]) -> float:
-    """Return how well a unique column of a table fits the ids of a role: by its name, the name of the table, and equal values."""
-    facts = table.facts[name]
-    other = "user" if role == "item" else "item"
-    partners = [named[role]] if role in named else main.keys(role)
-    rank = (3.0 if facts.looks_like == role else 0.0) + (1.0 if is_id(Path(table.name).stem, role) else 0.0)
-    if not (table.sample.form and table.sample.form.columns):
-        same = any(words(name) == words(partner) for partner in partners)
-        if not same and (is_id(name, other) > is_id(name, role) or name in main.keys(other)):
-            return -1.0
-        rank += is_id(name, role) + 2 * same
-    known = set(facts.counts)
-    shares = [sum(value in known for value in main.facts[partner].counts) / main.facts[partner].distinct for partner in partners]
-    return rank + 2 * max(shares, default=0.0)
 
 
 def _within(main: TableGuess, role: str, name: str | None) -> TableGuess | None:
@@ -336,7 +244,16 @@ def _within(main: TableGuess, role: str, name: str | None) -> TableGuess | None:
     return TableGuess(described, "items" if role == "item" else "users", columns, within=True)
 
 
-def _plain(table: _Table) -> tuple[ColumnGuess, ...]:
+def _shared_out(main: TableGuess, within: dict[str, TableGuess | None]) -> TableGuess:
+    """Return the interactions with the role "of item" or "of user" for the columns that describe these."""
+    roles = {
+        column.name: f"of {role}" for role, table in within.items() if table for column in table.columns if column.role not in KEYS
+    }
+    columns = [replace(column, role=roles[column.name]) if column.name in roles else column for column in main.columns]
+    return replace(main, columns=tuple(columns))
+
+
+def _plain(table: Table) -> tuple[ColumnGuess, ...]:
     return tuple(ColumnGuess.of(facts, "unused", "the table is not read") for facts in table.facts.values())
 
 

@@ -126,6 +126,7 @@ def _key(
     free = [
         name for name, column in facts.items() if column.id_like and name not in taken and not column.events and not column.time
     ]
+    free.sort(key=lambda name: -facts[name].distinct)
     listed = ", ".join(
         f"{name} ({facts[name].distinct:,} values, such as {facts[name].examples[0]})" for name in (clear or free)[:5]
     )

@@ -12,7 +12,7 @@ import yaml
 from twotower.data.sources.guess import DatasetGuess, TableGuess
 
 WIDTH = 80
-PLAIN = ("feature", "shown", "unused")  # roles that the table of columns explains well enough
+PLAIN = ("feature", "shown", "unused", "of item", "of user")  # roles that the table of columns explains well enough
 WIDTHS = (20, 11, 13, 8)  # of the first columns: name, role, kind, missing
 
 
