@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from twotower.errors import DataError
 from twotower.evaluation.evaluator import judge
 from twotower.evaluation.insights import relative
 from twotower.models.neural_retriever import NeuralRetriever
+from twotower.pipeline.evaluate import run_manifest
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
 from twotower.utils.frames import Kind, as_kind
 from twotower.utils.ids import id_types, native_ids
@@ -100,20 +102,19 @@ def compare(a: Model, b: Model) -> Comparison:
     DataError
         A model has no run, the data differ, or there is no test part.
     """
-    runs = [model.folder for model in (a, b)]
-    if None in runs:
+    if a.folder is None or b.folder is None:
         raise DataError(
             "A saved model has no test queries. Compare models that were just fitted, or load(folder) of fit(folder=...)."
         )
-    datasets = [Dataset.open(run / "dataset") for run in runs if run is not None]
+    runs = [folder / "model" if (folder / "model").is_dir() else folder for folder in (a.folder, b.folder)]
+    datasets = [Dataset.open(_dataset_of(folder, run)) for folder, run in zip((a.folder, b.folder), runs, strict=True)]
     if datasets[0].fingerprint != datasets[1].fingerprint:
         raise DataError(
             "The models have different prepared data. Fit both on the same frames, with equal data and prepare settings."
         )
     dataset, systems = datasets[0], []
     for name, run in zip((FIRST, SECOND), runs, strict=True):
-        assert run is not None
-        model, config, _ = load_trained(run / "model" / "best.pt", datasets[0])
+        model, config, _ = load_trained(run / "best.pt", dataset)
         store = open_store(dataset, "test", config.model)
         moment = split_moment(dataset, "test")
         systems.append(NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=moment, name=name))

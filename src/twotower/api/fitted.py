@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, bundle_in, verify_manifest, write_manifest
+from twotower.bundle.sealed_folder import atomic_replace, bundle_in, verify_manifest, write_manifest
 from twotower.retrieval.recommender import Recommender
 from twotower.utils.frames import Kind, default_kind
 
@@ -49,7 +49,7 @@ def open_bundle(path: Path) -> Fitted:
     bundle = bundle_in(path)
     recommender = Recommender.load(bundle)
     manifest, report = recommender.bundle.manifest, path / "report.json"
-    run = path if bundle != path and (path / "model" / MANIFEST).is_file() else None
+    run = None if bundle == path else path
     said = json.loads(report.read_text(encoding="utf-8")) if run and report.is_file() else manifest.get("report")
     made = Fitted(bundle, run, said, default_kind(manifest.get(FRAME)))
     made.__dict__["recommender"] = recommender
