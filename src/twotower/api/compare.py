@@ -137,6 +137,11 @@ def compare(a: Model, b: Model) -> Comparison:
     )
 
 
+def _dataset_of(folder: Path, run: Path) -> Path:
+    """Return the dataset of a run: in its folder, else where the training read it."""
+    return folder / "dataset" if (folder / "dataset").is_dir() else Path(run_manifest(run)["dataset"])
+
+
 def _lists(
     systems: list[NeuralRetriever], dataset: Dataset, held_out: HeldOut, *, exclude_seen: bool
 ) -> tuple[np.ndarray, pa.Table]:
