@@ -19,6 +19,7 @@ from twotower.baselines.baselines import (
     Popular,
     RecentPopularity,
     Repeat,
+    Transitions,
     unavailable,
 )
 from twotower.data.dataset import Dataset
@@ -112,7 +113,7 @@ def test_only_allowed_items(baseline: Any, queries: Queries, dataset: Dataset) -
 
 def test_a_query_is_answered_alone_as_among_others(baseline: Any, queries: Queries, monkeypatch: pytest.MonkeyPatch) -> None:
     together = baseline.retrieve(queries, 10)
-    monkeypatch.setattr("twotower.baselines.baselines._SCORES_AT_ONCE", 1)
+    monkeypatch.setattr("twotower.baselines.base._SCORES_AT_ONCE", 1)
     for one in (together, baseline.retrieve(queries, 10)):
         alone = [baseline.retrieve(queries.slice(b, b + 1), 10).items[0] for b in (0, 7, 59)]
         np.testing.assert_array_equal(one.items[[0, 7, 59]], alone)
@@ -192,14 +193,29 @@ def test_nearby_weighs_popularity_by_distance_from_home() -> None:
     assert lists(nearby.retrieve(ask([6, 6, 4], []), 2, exclude_seen=False)) == [[2, 6], [4, 3]]
     assert lists(nearby.retrieve(ask([2], location=(36.0, -114.0)), 1)) == [[4]]  # where the request comes from wins
     assert lists(nearby.retrieve(ask([5]), 2)) == [[4, 3]]  # a history without coordinates
-    home = nearby.home(ask([2, 3, 4], [3], []))
-    np.testing.assert_allclose(home, [[36, -115.0], [36, -115.1], [np.nan, np.nan]])
 
 
 def test_repeat_gives_the_newest_first() -> None:
     repeat = Repeat(dataset_of([(2, 5, 1, 0), (3, 5, 1, 0), (3, 6, 1, 0)], n_item_rows=7, n_user_rows=4))
     assert lists(repeat.retrieve(ask([3, 4, 3, 2, 4]), 5, exclude_seen=False)) == [[4, 2, 3, 5, 6]]
     assert lists(repeat.retrieve(ask([3]), 2)) == [[5, 6]]
+
+
+def test_transitions_count_what_came_next() -> None:
+    """Users did 2 3 4, 2 3, 2 4 and 5 4; item 6 was done alone and often."""
+    events = [(2, 2, 1), (2, 3, 2), (2, 4, 3), (3, 2, 1), (3, 3, 2), (4, 2, 1), (4, 4, 2), (5, 5, 1), (5, 4, 2)]
+    events += [(user, 6, 1) for user in range(6, 12)]
+    dataset = dataset_of([(user, item, day, TRAIN) for user, item, day in events], n_item_rows=7, n_user_rows=12)
+    first = Transitions(dataset)
+    scores = first.scores(ask([2], [4, 3], [6]))
+    assert scores[0, [3, 4]].tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert lists(first.retrieve(ask([2]), 4)) == [[3, 4, 6, 5]], "back-off by popularity"
+    assert scores[1, 4] == pytest.approx(1.0), "only the last item counts"
+    assert lists(first.retrieve(ask([6], []), 2)) == [[2, 4], [6, 2]], "nothing followed: by popularity"
+    wide = Transitions(dataset, steps=2, last=2)
+    counted = {3: 2.0, 4: 1 + 0.5}  # after 2: item 3 twice next, item 4 once next and once two later
+    found = wide.scores(ask([2, 3]))[0]
+    assert found[4] == pytest.approx(1.0 + 0.5 * counted[4] / sum(counted.values()))
 
 
 def test_content_knn_compares_features(dataset: Dataset) -> None:

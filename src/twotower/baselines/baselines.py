@@ -1,4 +1,4 @@
-"""Provide eight baselines and the oracle, with the same interface and evaluation as the model.
+"""Provide nine baselines and the oracle, with the same interface and evaluation as the model.
 
 Each is fitted only on positive training events (exceptions: `recent` and `oracle`, see their docstrings). It recommends from the
 history of the query, like the model, so it also serves new users. With an empty history it ranks by popularity.
@@ -8,7 +8,7 @@ To add a baseline, write a class with `scores`, register it in `BASELINES`, and 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from implicit.nearest_neighbours import ItemItemRecommender
@@ -18,58 +18,18 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 from twotower.baselines.als import ALPHA, ITERATIONS, L2, factorise, interactions
+from twotower.baselines.base import Baseline
 from twotower.baselines.content_vectors import content_vectors
+from twotower.baselines.transitions import Transitions
 from twotower.data.dataset import Dataset
 from twotower.data.simulator.town import NEVER, Truth
 from twotower.errors import DataError
 from twotower.features.geo import EARTH_KM, median_location, on_sphere
 from twotower.features.item_columns import location_columns, locations
-from twotower.retriever import Queries, Recommendations
+from twotower.retriever import Queries
 from twotower.schema import DAY_S, FIRST_ROW, TRUTH_FILE
-from twotower.search.topk import top_k
 from twotower.utils.registry import Registry
-from twotower.utils.types import Float, Mask
-
-_SCORES_AT_ONCE = 2**25  # 128 MB
-
-
-class Baseline:
-    """Base class of baselines: a retriever that scores all items.
-
-    Attributes
-    ----------
-    name
-        Its key in `BASELINES`.
-    settings
-        Settings it was fitted with, as shown in reports.
-    popularity
-        float32 [n_item_rows]: number of positive training events of each item.
-    """
-
-    name: str
-    needs_history: ClassVar[bool] = True
-
-    def __init__(self, dataset: Dataset, **settings: Any) -> None:
-        self.settings = settings
-        self.popularity: Float = dataset.item_train_count.astype(np.float32)
-
-    def scores(self, queries: Queries) -> Float:
-        """Return scores float32 [B, n_item_rows], larger is better; a new array that the caller may change."""
-        raise NotImplementedError
-
-    def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """Return the `k` best items of each query (see `Retriever.retrieve`), in parts of bounded memory."""
-        step = max(1, _SCORES_AT_ONCE // len(self.popularity))
-        parts = []
-        for start in range(0, len(queries), step):
-            part = queries.slice(start, start + step)
-            scores = self.scores(part)
-            if self.needs_history:  # empty history, or only items without training events
-                scores[~scores.any(axis=1)] = self.popularity
-            allowed = allow[start : start + step] if allow is not None and allow.ndim == 2 else allow
-            parts.append(top_k(scores, k, exclude=(part.offsets, part.item_row) if exclude_seen else None, allow=allowed))
-        items = np.concatenate([part.items for part in parts]) if parts else np.empty((0, k), np.int64)
-        return Recommendations(items, np.concatenate([part.scores for part in parts]) if parts else np.empty((0, k), np.float32))
+from twotower.utils.types import Float
 
 
 class Popular(Baseline):
@@ -269,13 +229,13 @@ class Oracle(Baseline):
         return scores
 
 
-BASELINES: Registry[type[Baseline]] = Registry(
-    "baseline", {c.name: c for c in (Popular, RecentPopularity, Nearby, Repeat, ItemKNN, ContentKNN, EASE, IALS, Oracle)}
-)
+_ALL = (Popular, RecentPopularity, Nearby, Repeat, Transitions, ItemKNN, ContentKNN, EASE, IALS, Oracle)
+BASELINES: Registry[type[Baseline]] = Registry("baseline", {baseline.name: baseline for baseline in _ALL})
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "recent": [{"days": days} for days in (7, 30, 90, 365)],
     "nearby": [{"scale_km": km} for km in (0.5, 1.0, 3.0, 10.0, 30.0)],
+    "transitions": [{"steps": steps, "last": last} for steps in (1, 5) for last in (1, 5)],
     "item_knn": [{"neighbours": n} for n in (0, 50, 500)],
     "ials": [
         {"factors": factors, "l2": l2, "alpha": alpha}
@@ -303,6 +263,8 @@ def unavailable(name: str, dataset: Dataset, *, max_ease_items: int) -> str | No
     """Return the reason why a baseline cannot run on this dataset, as a clause, or None if it can."""
     if name == "recent" and not dataset.has_time:
         return "the data has no times"
+    if name == "transitions" and not dataset.ordered:
+        return "the histories have no order"
     if name == "nearby" and np.isnan(coordinates(dataset)).all():
         return "the items have no coordinates"
     if name == "content_knn" and not any(spec.side == "item" for spec in dataset.specs):

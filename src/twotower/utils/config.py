@@ -143,7 +143,9 @@ class EvaluationConfig(Settings):
     refresh_days: float | None = Field(7.0, gt=0)
     """Days between refreshes of the index during the test period; weights stay. The report shows results with and
     without refreshes. null: not evaluated. Used only if the dataset is split by time."""
-    baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "content_knn", "ease", "ials"])
+    baselines: list[str] = Field(
+        ["popular", "recent", "nearby", "repeat", "transitions", "item_knn", "content_knn", "ease", "ials"]
+    )
     """Names of the baselines that the model is compared with."""
     tune_baselines: bool = True
     """Tune the settings of the baselines (`baselines.GRIDS`) on the validation part, for a fair comparison."""
