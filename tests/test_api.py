@@ -275,7 +275,7 @@ def test_floats_with_gaps_and_nullable_integers_are_integer_ids(tmp_path: Path) 
         assert manifest["counts"]["read"]["events"] == len(orders)
 
 
-def test_items_may_lack_some_and_other_columns_may_be_odd(tmp_path: Path) -> None:
+def test_items_may_lack_some_and_other_columns_may_be_odd() -> None:
     orders, products = shop()
     odd = products.iloc[:50].assign(thing=[object() for _ in range(50)], when=pd.Timestamp("2024-01-01", tz="UTC"))
     few = tt.Model(verbose=0, **FAST).fit(orders, items=odd, **NAMED)

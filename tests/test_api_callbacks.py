@@ -26,7 +26,7 @@ class Seen(tt.Callback):
         self.metrics: list[Mapping[str, float]] = []
         self.last = last
 
-    def on_start(self, training: tt.Training) -> None:
+    def on_start(self, training: tt.Training) -> None:  # noqa: ARG002
         self.calls.append("start")
 
     def on_step(self, training: tt.Training) -> None:
@@ -97,7 +97,7 @@ def test_ctrl_c_in_the_recipe_race_leaves_a_model(monkeypatch: pytest.MonkeyPatc
 
 def test_a_callback_that_fails_ends_the_others() -> None:
     class Failing(tt.Callback):
-        def on_step(self, training: tt.Training) -> None:
+        def on_step(self, training: tt.Training) -> None:  # noqa: ARG002
             raise ZeroDivisionError
 
     seen = Seen()
@@ -189,7 +189,7 @@ def test_a_tower_of_the_wrong_shape_is_an_error() -> None:
 
     @tt.register_tower("flat")
     class Flat(nn.Module):
-        def __init__(self, fields: int, config: Any) -> None:
+        def __init__(self, fields: int, config: Any) -> None:  # noqa: ARG002
             super().__init__()
 
         def forward(self, fields: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-from datetime import date
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any

@@ -28,9 +28,9 @@ from twotower.models.neural_retriever import NeuralRetriever
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
 from twotower.schema import FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
+from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.callbacks import Callback
 from twotower.trainers.loggers import TensorBoardLogger
-from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
