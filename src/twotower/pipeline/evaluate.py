@@ -65,10 +65,16 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
     dial = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
     rows = read_rows(run / "metrics.jsonl")
-    added: dict[str, Any] = {"dial": dial, "recipe": manifest.recipe, "calibration": manifest.calibration}
-    added["pictures"] = pictures(dataset)
-    added["examples"] = examples(system, held_out, dataset, exclude_seen=config.evaluation.exclude_seen, seed=config.seed)
-    report = judged.model_copy(update={**added, "curves": finite(rows), "advice": advice_lines(rows)})
+    added: dict[str, Any] = {
+        "dial": dial,
+        "recipe": manifest.recipe,
+        "calibration": manifest.calibration,
+        "curves": finite(rows),
+        "advice": advice_lines(rows),
+        "pictures": pictures(dataset),
+        "examples": examples(system, held_out, dataset, exclude_seen=config.evaluation.exclude_seen, seed=config.seed),
+    }
+    report = judged.model_copy(update=added)
     write_report(report, out)
     return report
 

@@ -45,7 +45,6 @@ from twotower.utils.console import log, progress
 from twotower.utils.documents import CalibrationRecord, RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
-from twotower.utils.types import Json
 
 Result = TypeVar("Result")
 
@@ -138,7 +137,7 @@ def train_stage(
         config=resolved,
         best=best,
         recipe=None if recipe is None else RecipeRecord.model_validate(recipe),
-        calibration=None if calibration is None else CalibrationRecord.model_validate(calibration),
+        calibration=calibration,
         refit=refit,
     )
     (out / "manifest.json").write_text(json.dumps(manifest.json_values(), indent=1, sort_keys=True))
@@ -147,7 +146,7 @@ def train_stage(
     return best
 
 
-def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit: RefitSettings | None) -> Json | None:
+def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit: RefitSettings | None) -> CalibrationRecord | None:
     """Fit the weights of the score and the popularity of new items, store them in the checkpoint, and return the record of the fit.
 
     A refit takes the weights of its run: it has no validation part to fit them on.

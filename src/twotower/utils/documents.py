@@ -96,7 +96,7 @@ class RecipeRecord(Document):
 
 
 class CalibrationRecord(Document):
-    """The fit of the weights of a score on the validation part."""
+    """The weights of a score, fitted on the validation part."""
 
     metric: str
     before: float
@@ -104,12 +104,16 @@ class CalibrationRecord(Document):
     after: float
     """Validation metric with the fitted weights."""
     used: bool
-    """Whether the fitted weights were kept."""
+    """false: the fitted weights lower the metric; those of training are kept."""
     queries: Count
+    """Validation queries that the weights were fitted on."""
     half_lives_days: list[float]
+    """Half-lives of the popularities; 0: all events count the same."""
     distance_unit_km: float
+    """Median distance of users from their targets; 1 without locations."""
     weights: dict[str, list[float]]
-    """By the smallest number of events in a history: of the towers, of each half-life, and of half the squared distance per km²."""
+    """By the smallest number of events in a history: of the towers, of each log popularity (nats), and of half the squared distance
+    (per km²)."""
 
 
 class Interval(Document):

@@ -103,7 +103,7 @@ class RefitSettings(Document):
     baseline_settings: dict[str, dict[str, int | float]] = Field({})
     """Settings by name of the baseline; these baselines are not tuned."""
     priors: dict[str, Any] = Field({})
-    """Fitted weights of the scores, by name of the tensor; see `models.priors`."""
+    """Fitted weights of a score, by name of the tensor; see `models.priors`."""
 
 
 class RunManifest(Document):
@@ -159,15 +159,18 @@ class IndexRecord(Document):
 
 
 class PriorsRecord(Document):
-    """What a client of the ONNX graphs needs to append the columns of `models.priors` to a vector."""
+    """Weights of what a score holds beside the towers; see `models.priors`."""
 
     groups: list[Count]
-    """Smallest number of events in a history, by group."""
+    """Smallest number of events in a history, by group of users."""
     half_lives_days: list[float]
+    """Half-lives of the popularities; 0: all events count the same."""
     weights: list[list[float]]
-    """By group: of the towers, of each log popularity, and of half the squared distance."""
+    """By group: of the towers, of each log popularity (nats), and of half the squared distance (per km²)."""
     centre_km: list[float]
+    """Origin of the coordinates of locations."""
     unlocated_km2: float
+    """Half the squared distance that an item without a location counts as."""
     temperature: float
 
 
@@ -186,6 +189,7 @@ class BundleManifest(Document):
     training: TrainingProgress
     metrics: BestValidation | None = None
     priors: PriorsRecord
+    """Weights of what a score holds beside the towers."""
     recent_item_weight: float
     """Weight of the most recent item where seen items may be recommended."""
     report: ReportSummary | None = None
