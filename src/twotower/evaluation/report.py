@@ -27,7 +27,7 @@ from twotower.utils.types import Json
 
 CURVES = {
     "train_loss": "mean training loss",
-    "loss": "loss of single steps",
+    "loss": "loss",
     "lr": "learning rate",
     "learning_rate": "learning rate",
     "temperature": "temperature",
