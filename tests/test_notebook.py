@@ -81,7 +81,7 @@ def execute(tmp_path: Path, folder: Path, python: Path = Path(sys.executable), *
 
 def ranks(table: str) -> list[int]:
     """The column of ranks in a frame that a notebook shows, which begins with index, and for users the user."""
-    header, *rows = table.splitlines()
+    header, *rows = table.partition("\n\n")[0].splitlines()  # a wide frame goes on below an empty line
     place = header.split().index("rank") + 1
     return [int(row.split()[place]) for row in rows if re.match(r"\d+ ", row)]
 
