@@ -30,6 +30,7 @@ from twotower.errors import ConfigError
 from twotower.models.layers.attention import Widths
 from twotower.models.layers.interaction import INTERACTIONS, Interaction
 from twotower.models.layers.pooling import POOLINGS, Pooling, running_sum
+from twotower.models.towers.head import TOWERS
 from twotower.pipeline.evaluate import check_settings, evaluate_stage
 from twotower.pipeline.stages import plan_stage, prepare_stage, train_stage
 from twotower.retriever import Queries
@@ -45,7 +46,7 @@ from .conftest import Town
 if TYPE_CHECKING:
     from twotower.bundle.bundle import Bundle
 
-REGISTRIES: list[Registry[Any]] = [LOSSES, OBJECTIVES, POOLINGS, INTERACTIONS, SOURCES, METRICS, BASELINES, INDEXES]
+REGISTRIES: list[Registry[Any]] = [LOSSES, OBJECTIVES, POOLINGS, INTERACTIONS, SOURCES, METRICS, BASELINES, INDEXES, TOWERS]
 BY_KIND = {registry.kind: registry for registry in REGISTRIES}
 NAME = "my_own"
 SMALL = [

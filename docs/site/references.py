@@ -21,11 +21,11 @@ from twotower.serving.limits import Limits
 from twotower.utils.settings_reference import Setting, sections
 
 PYTHON = {
-    "Load a bundle and recommend": [
-        "twotower:*",
-        "twotower.retrieval.recommender:Recommender",
-        "twotower.retrieval.request:*",
-    ],
+    "Models": ["twotower:Model", "twotower:load", "twotower:describe"],
+    "Evaluation": ["twotower:Report", "twotower:compare", "twotower.api.compare:Comparison"],
+    "Callbacks and loggers": [f"twotower:{name}" for name in twotower.__all__ if name.endswith(("Callback", "Training", "Logger"))],
+    "Registers": [f"twotower:{name}" for name in twotower.__all__ if name.startswith("register_")],
+    "Single requests": ["twotower.retrieval.recommender:Recommender", "twotower.retrieval.request:*"],
     "Models and baselines": ["twotower.retriever:*"],
     "Settings": ["twotower.utils.config:load_config", "twotower.utils.config:parse_config"],
     "Errors": ["twotower.errors:*"],
@@ -35,6 +35,7 @@ REGISTRIES = {
     "SOURCES": "Readers of raw files (`data.source`).",
     "OBJECTIVES": "How events become training examples.",
     "LOSSES": "Losses (`training.loss`).",
+    "TOWERS": "How embedded fields become a vector (`tower` of a tower).",
     "POOLINGS": "How a history becomes one vector (`model.user_tower.pooling`).",
     "INTERACTIONS": "How the features of a tower are combined.",
     "METRICS": "Metrics of an evaluation.",

@@ -22,7 +22,8 @@ from twotower.baselines.baselines import (
     Transitions,
     unavailable,
 )
-from twotower.data.dataset import Dataset, Events
+from twotower.data.dataset import Dataset
+from twotower.data.event_arrays import Events
 from twotower.errors import DataError
 from twotower.evaluation.evaluator import evaluate
 from twotower.retriever import Queries, Recommendations

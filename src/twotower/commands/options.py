@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 import twotower
+from twotower.bundle.sealed_folder import bundle_in
 from twotower.errors import DataError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -182,11 +183,6 @@ def keep_file(out: Path, *, overwrite: bool) -> None:
 def inside(folder: Path, name: str) -> Path:
     """Return the part of a run's folder that a command needs: FOLDER/NAME if only that one has a manifest, else FOLDER."""
     return folder if (folder / MANIFEST).is_file() or not (folder / name / MANIFEST).is_file() else folder / name
-
-
-def bundle_in(folder: Path) -> Path:
-    """Return the bundle inside a folder written by `run` or `train`; a bundle itself is returned unchanged."""
-    return folder / "bundle" if (folder / "bundle" / MANIFEST).is_file() else folder
 
 
 class BundleFolder(click.Path):

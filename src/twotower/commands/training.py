@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from twotower.bundle.sealed_folder import bundle_in
 from twotower.commands.options import (
     FOLDER,
     RUN_PARTS,
     a_user,
-    bundle_in,
     configured,
     inside,
     keep_existing,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -61,6 +61,7 @@ from twotower.schema import (
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.atomic_files import atomic_folder
 from twotower.utils.config import Config, PrepareConfig
+from twotower.utils.ids import TEXT as TEXT_ID
 from twotower.utils.manifests import DatasetCounts, DatasetManifest, DatasetSettings, KeptCounts
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.registry import Registry
@@ -79,7 +80,9 @@ OFFSETS = "offsets"  # start of the events of each user or item
 ProgressCallback = Callable[[str], None]
 
 
-def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = None) -> DatasetManifest:
+def prepare(
+    config: Config, out: Path, *, tables: Mapping[str, pa.Table] | None = None, progress: ProgressCallback | None = None
+) -> DatasetManifest:
     """Read the configured source, write the dataset folder `out`, and return its manifest.
 
     Parameters
@@ -88,6 +91,8 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
         `data`, `prepare` and `seed` are read.
     out
         New folder, or an existing dataset to replace; other folders are refused.
+    tables
+        Tables in memory by name: a `path` of the `tables` source that is such a name is that table.
     progress
         Called with the name of each stage when it begins.
 
@@ -106,7 +111,7 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
     say, read = progress or (lambda _: None), SOURCES[config.data.source]
     with _replacing(out) as folder:
         spill, rejects = folder / "spill", Rejects(folder / "rejects.jsonl", config.data.max_reject_frac)
-        engine = open_engine(config.prepare, spill)
+        engine = open_engine(config.prepare, spill, tables)
         try:
             say("read raw files")
             raw = read(config.data, engine, rejects)
@@ -122,9 +127,11 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
     return manifest
 
 
-def open_engine(config: PrepareConfig, spill: Path) -> Engine:
-    """Return the engine of the settings; it writes what exceeds memory to the folder `spill`."""
-    return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill)
+def open_engine(config: PrepareConfig, spill: Path, tables: Mapping[str, pa.Table] | None = None) -> Engine:
+    """Return the engine of the settings; it writes what exceeds memory to the folder `spill`, and knows the tables in memory."""
+    if config.engine == "spark" and tables:
+        raise ConfigError("prepare.engine is spark, which reads files, but the data are tables in memory. Use the engine duckdb.")
+    return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill, tables)
 
 
 def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) -> DatasetManifest:
@@ -168,6 +175,7 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
         warnings=[*rejects.warnings(), *(note for side, match in stage.matched.items() for note in match.warnings(side))],
         event_types=types,
         has_time=raw.has_time,
+        id_types={name: raw.id_types.get(name, TEXT_ID) for name in (USER_ID, ITEM_ID)},
         cuts_s=chosen.cuts_s,
         n_items=len(items),
         n_users=len(users),

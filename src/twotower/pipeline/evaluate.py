@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from twotower.baselines.baselines import BASELINES
 from twotower.bundle.bundle import load_trained
@@ -11,6 +12,8 @@ from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import can_refresh, log_popularity, open_store, split_moment
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation.evaluator import judge, metric_names
+from twotower.evaluation.examples import examples
+from twotower.evaluation.pictures import pictures
 from twotower.evaluation.report import write_report
 from twotower.evaluation.verdict import refreshed
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
@@ -62,12 +65,14 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
     dial = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
     rows = read_rows(run / "metrics.jsonl")
-    added = {
+    added: dict[str, Any] = {
         "dial": dial,
         "recipe": manifest.recipe,
         "calibration": manifest.calibration,
         "curves": finite(rows),
         "advice": advice_lines(rows),
+        "pictures": pictures(dataset),
+        "examples": examples(system, held_out, dataset, exclude_seen=config.evaluation.exclude_seen, seed=config.seed),
     }
     report = judged.model_copy(update=added)
     write_report(report, out)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from twotower.features.geo import distances_km
 from twotower.retrieval.request import Reason, Recommendation
 from twotower.schema import FIRST_ROW, ITEM_ID
+from twotower.utils.ids import TEXT, native_id
 from twotower.utils.lru_cache import LRUCache
 from twotower.utils.types import Float, Int
 
@@ -31,10 +32,12 @@ class ItemDetails:
         Name of the category column, if there is one.
     locations
         float [n_item_rows, 2]: degrees, NaN where unknown.
+    id_type
+        Type of the item ids in answers, see `utils.ids`.
     """
 
-    def __init__(self, items: pa.Table, category: str | None, locations: Float) -> None:
-        self.items, self.category, self.degrees = items, category, locations
+    def __init__(self, items: pa.Table, category: str | None, locations: Float, id_type: str = TEXT) -> None:
+        self.items, self.category, self.degrees, self._id_type = items, category, locations, id_type
         names = [name for name in dict.fromkeys((*NAMES, category or ITEM_ID)) if name in items.column_names]
         self._columns = {name: items[name].combine_chunks() for name in names}
         self._cache: LRUCache[dict[str, Any]] = LRUCache(CACHE_SIZE)
@@ -56,7 +59,7 @@ class ItemDetails:
         """Return "item_id", "name" (the id if it has no name), "categories" and "city" from the raw columns of an item."""
         categories = columns.get(self.category or "") or []
         return {
-            "item_id": columns[ITEM_ID],
+            "item_id": native_id(columns[ITEM_ID], self._id_type),
             "name": columns.get("name") or columns[ITEM_ID],
             "categories": [categories] if isinstance(categories, str) else [str(one) for one in categories if one is not None],
             "city": columns.get("city"),

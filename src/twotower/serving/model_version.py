@@ -17,6 +17,7 @@ from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, HistoryEvent, Recommendation, Request
 from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.utils.ids import Id
 from twotower.utils.types import Json
 
 
@@ -75,7 +76,7 @@ class Engine:
         engine.answer([Question(Request(history=some, k=1, explain=True))])
         return engine
 
-    def row(self, item_id: str) -> int:
+    def row(self, item_id: Id) -> int:
         """Return the row of an item, UNKNOWN for an unknown id."""
         return self.recommender.reader.items.row(item_id)
 

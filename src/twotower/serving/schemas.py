@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 from pydantic_core import to_json
 
@@ -23,7 +23,13 @@ from twotower.serving.limits import (
     MAX_K,
 )
 
-Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+Id = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_ID_CHARS),
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) and not isinstance(value, bool) else value),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARS}, {"type": "integer"}]}),
+]  # an integer is the same as its text
+IdOut = str | int  # in the type that the id had in the raw data
 Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
 Stars = Annotated[float, Field(ge=0, le=5)]
 
@@ -179,7 +185,7 @@ class ItemOut(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [ITEM]})
 
-    item_id: str
+    item_id: IdOut
     name: str
     categories: list[str]
     city: str | None
@@ -258,7 +264,7 @@ class SimilarOut(BaseModel):
 class UserOut(BaseModel):
     """A user and the number of its known events."""
 
-    user: str
+    user: IdOut
     events: int
 
 
@@ -279,7 +285,7 @@ class HistoryEventOut(ItemOut):
 class HistoryOut(BaseModel):
     """A user's events, oldest first."""
 
-    user: str = Field(examples=["u_17"])
+    user: IdOut = Field(examples=["u_17"])
     events: list[HistoryEventOut]
 
 

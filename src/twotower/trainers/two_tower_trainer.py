@@ -133,5 +133,5 @@ class TwoTowerTrainer(BaseTrainer):
         self._make_room()
         batch = self.loader.batch(self.loader.plan(self.state.epoch)[0], self.state.epoch, 0).to(self.device)
         at, mean = self.state, self.losses.mean()
-        self.note(self.health.check(retriever, judged, batch, step=at.step, epoch=at.epoch, training_loss=mean))
+        self.log.add(self.health.check(retriever, judged, batch, step=at.step, epoch=at.epoch, training_loss=mean))
         return {**{name: judged.mean(name) for name in shown}, "temperature": float(self.model.temperature().detach())}

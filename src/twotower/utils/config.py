@@ -6,6 +6,7 @@ apply. Counts are in rows, times in days (`_days`), fractions in [0, 1], unless 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
@@ -61,6 +62,7 @@ __all__ = [
     "UserTableConfig",
     "UserTowerConfig",
     "load_config",
+    "merged",
     "parse_config",
     "read_settings",
 ]
@@ -212,7 +214,7 @@ def read_settings(path: Path | None, overrides: list[str] | None = None, base: d
         values = {} if loaded is None else loaded
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__}. A configuration must be a mapping of sections.")
-    settings = _merged(base or {}, values)
+    settings = merged(base or {}, values)
     for override in overrides or []:
         _apply_override(settings, override)
     return settings
@@ -238,13 +240,19 @@ def parse_config(values: dict[str, Any], kind: type[Config] = Config) -> Config:
         raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
 
 
-def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of a second mapping of sections; sections are merged, all else is replaced."""
-    merged = {name: _merged(value, {}) if isinstance(value, dict) else value for name, value in base.items()}
-    for name, value in values.items():
-        known = merged.get(name)
-        merged[name] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
-    return merged
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with those of `over` in place of equal ones.
+
+    Examples
+    --------
+    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    found = dict(base)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = merged(found[name], value) if both else value
+    return found
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -38,9 +40,49 @@ def silent(label: str, done: int, total: int) -> None:
     """Ignore a progress report."""
 
 
+class Bar:
+    """One progress bar for several stages, in a terminal and in a notebook alike.
+
+    While the context is open, `progress` reports to this bar.
+    """
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without ipywidgets, a notebook gets the bar of a terminal
+            from tqdm.auto import tqdm
+        self._bar: Any = tqdm(total=None, disable=not speaks(), dynamic_ncols=True)
+        self._label = ""
+
+    def __enter__(self) -> Bar:
+        _bars.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _bars.remove(self)
+        self._bar.close()
+
+    def report(self, label: str, done: int, total: int) -> None:
+        """Show a stage: its name, what is done, and of how much (0: unknown)."""
+        if label != self._label:
+            self._label = label
+            self._bar.set_description(label, refresh=False)
+            self._bar.reset(total=total or None)
+        self._bar.update(done - self._bar.n)
+
+    def figures(self, figures: Mapping[str, float]) -> None:
+        """Show figures beside the bar."""
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in figures.items()})
+
+
+_bars: list[Bar] = []
+
+
 @contextmanager
 def progress() -> Iterator[Report]:
-    """Yield `report(label, done, total)`: one bar per label on a terminal, nothing elsewhere."""
+    """Yield `report(label, done, total)`: to the open `Bar`, else one bar per label on a terminal, nothing elsewhere."""
+    if _bars:
+        yield _bars[-1].report
+        return
     if not (sys.stderr.isatty() and speaks()):
         yield silent
         return

@@ -75,6 +75,8 @@ class DatasetManifest(Document):
     """Names of the event types seen in training, with codes 1, 2, …"""
     has_time: bool
     """false: times of events are only positions."""
+    id_types: dict[str, str] = Field({})
+    """By id column: the type of the ids in the raw data, as `utils.ids.id_type` names it; text if it is not listed."""
     cuts_s: dict[str, int]
     """First second of "valid" and "test" (split by time)."""
     n_items: Count
@@ -199,6 +201,8 @@ class BundleManifest(Document):
     recent_item_weight: float
     """Weight of the most recent item where seen items may be recommended."""
     report: ReportSummary | None = None
+    frame: str | None = None
+    """Library of the frames that the model was fitted on, and so of its answers in Python. null: it was made from files."""
     index: IndexRecord | None = None
     """null: the search is exact."""
     revision: Count = 0

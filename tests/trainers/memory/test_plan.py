@@ -215,11 +215,11 @@ from twotower.cli import main
 from twotower.utils.hardware import status
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 step = TwoTowerTrainer._step
-def starve(self, batch, board):
+def starve(self, batch):
     if self.state.step >= 1:
         size = status("VmSize") + 2**20
         resource.setrlimit(resource.RLIMIT_AS, (size, -1))
-    step(self, batch, board)
+    step(self, batch)
 TwoTowerTrainer._step = starve
 sys.exit(main(sys.argv[1:]))
 """

@@ -6,7 +6,7 @@ Rows of a file have `ROW`, their position in it. A line that is not a JSON objec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,10 +30,13 @@ class Engine(Protocol):
         The Ibis connection.
     spill
         Folder for temporary files.
+    tables
+        Tables in memory by name; the `tables` source takes a `path` of that name as one of them.
     """
 
     con: Any
     spill: Path
+    tables: Mapping[str, pa.Table]
 
     def save(self, rows: ir.Table | pa.Table) -> ir.Table:
         """Compute `rows` once and store them until `free`."""
@@ -64,9 +67,12 @@ class DuckDBEngine:
     ----------
     spill
         Folder for data that exceeds memory.
+    tables
+        See `Engine`.
     """
 
-    def __init__(self, spill: Path) -> None:
+    def __init__(self, spill: Path, tables: Mapping[str, pa.Table] | None = None) -> None:
+        self.tables = tables or {}
         self.con: Any = ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=str(spill))
         self.spill = spill
         self._streams: set[str] = set()

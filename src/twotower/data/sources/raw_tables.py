@@ -8,6 +8,7 @@ bad rows are read a second time, to find the lines. Texts are not kept in tables
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ class RawTables:
         Which tables ("items", "users") have rows of their own; the others hold the ids of the interactions.
     texts
         `order` and `text` of the interactions, read from the raw files at each use; may include rejected rows. None: no texts.
+    id_types
+        By id column: the type that ids have outside, as `utils.ids.id_type` names it; text if it is not listed.
     truth
         File with the true preferences of a simulated town, if the raw folder has one.
     """
@@ -81,6 +84,7 @@ class RawTables:
     counts: dict[str, int] = field(default_factory=dict)
     described: tuple[str, ...] = ()
     texts: ir.Table | None = None
+    id_types: dict[str, str] = field(default_factory=dict)
     truth: Path | None = None
 
 
@@ -129,7 +133,7 @@ def screen(
     """
     late, name = late or {}, label or file.name
     left = {f"late {column}": value.text for column, value in late.items()}
-    with reading(file), unchanged(file):
+    with reading(file), nullcontext() if str(file) in engine.tables else unchanged(file):
         wanted = {REASON: ibis.cases(*checks, else_=ibis.null("string")), **columns, **left}
         flagged = engine.save_rows(*_computed_once(scan.rows, wanted, columns))
         flagged = _read_late(engine, flagged, late)

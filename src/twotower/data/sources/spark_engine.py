@@ -6,7 +6,7 @@ Spark is imported only when a `SparkEngine` is created.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class SparkEngine:
 
     def __init__(self, master: str, spill: Path) -> None:
         self.spill = spill
+        self.tables: Mapping[str, pa.Table] = {}  # Spark reads files
         try:
             from pyspark.sql import SparkSession
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -27,6 +28,7 @@ from twotower.data.sources.text_files import COMPRESSED, base_suffix, reading
 from twotower.data.sources.values import plain_column
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.utils.config import InteractionTableConfig, TableConfig
+from twotower.utils.ids import TEXT, id_type
 
 FORMS = {
     **dict.fromkeys((".csv", ".tsv", ".txt", ".dat", ".inter", ".item", ".user", ".data", ".tab"), "text"),
@@ -106,7 +108,7 @@ def scan_file(
         The suffix is unknown, the file cannot be opened, or a column is missing (the message has the nearest name).
     """
     table = table or InteractionTableConfig(path=file)
-    opener = {"text": _text, "json": _json, "parquet": _parquet}[form_of(file)]
+    opener = {"text": _text, "json": _json, "parquet": _parquet}["parquet" if str(file) in engine.tables else form_of(file)]
     book = _Book(rejects if count else None, label or file.name, section, others)
     return opener(engine, file, list(names), table, book)
 
@@ -201,12 +203,24 @@ def scan_json(engine: Engine, file: Path, keys: Sequence[str]) -> Scan:
     return Scan(engine.read_json(source.path, keys), source.locate, source.rows, is_json=True)
 
 
+def column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
+    """Return the type of an id column, as `utils.ids.id_type` names it; text and JSON files have texts."""
+    held = engine.tables.get(str(path))
+    if held is not None:
+        return id_type(held.schema.field(column).type)
+    files = table_paths(base, path, "interactions")
+    schemas = [pq.read_schema(file) if form_of(file) == "parquet" else None for file in files]
+    kinds = {id_type(schema.field(column).type) if schema and column in schema.names else TEXT for schema in schemas}
+    return kinds.pop() if len(kinds) == 1 else TEXT
+
+
 def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
+    held: Any = engine.tables.get(str(file))
     try:
-        parquet = pq.ParquetFile(file)
+        parquet: Any = None if held is not None else pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
-    schema, folders = parquet.schema_arrow, _partitions(file, table)
+    schema, folders = held.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
     kinds = {field.name: empty.type for field in schema if (empty := plain_column(pa.array([], field.type))) is not None}
     for name in names:
         if name in schema.names and name not in kinds:
@@ -221,7 +235,8 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
 
     def batches() -> Iterator[pa.RecordBatch]:
         start = 0
-        for batch in pq.ParquetFile(file).iter_batches(PARQUET_ROWS, columns=chosen):
+        read = pq.ParquetFile(file).iter_batches if held is None else held.select(chosen).to_batches
+        for batch in read(PARQUET_ROWS, columns=chosen) if held is None else read(PARQUET_ROWS):
             data = [plain_column(batch.column(name)) for name in chosen]
             yield pa.record_batch([*data, pa.array(np.arange(start, start + len(batch)))], schema=chosen_kinds)
             start += len(batch)
@@ -230,7 +245,7 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
         return ((position + 1, "") for position in positions)
 
     rows = _with_partitions(engine.stream(chosen_kinds, batches, file), folders, names)
-    return Scan(rows, locate, lambda _: parquet.metadata.num_rows)
+    return Scan(rows, locate, lambda _: parquet.metadata.num_rows if held is None else held.num_rows)
 
 
 def table_paths(base: Path, path: Path, section: str) -> list[Path]:

@@ -18,7 +18,7 @@ from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.other_columns import other_columns, typed_by_values, union
 from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, RawTables, ids_only, interactions, screen
 from twotower.data.sources.table_columns import Fields
-from twotower.data.sources.table_files import form_of, scan_file, table_paths
+from twotower.data.sources.table_files import column_id_type, form_of, scan_file, table_paths
 from twotower.data.sources.text_files import reading
 from twotower.data.sources.times import check_pattern
 from twotower.errors import ConfigError
@@ -63,7 +63,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         raise ConfigError(
             "data.interactions is not set, but data.source is tables. Describe your tables there, or set another data.source."
         )
-    reader = _Reader(config.path, engine, rejects, {})
+    reader, ids = _Reader(config.path, engine, rejects, {}), {USER_ID: table.user_id, ITEM_ID: table.item_id}
     events, texts = _interactions(reader, table)
     items = _entities(reader, config.items, table) if config.items else ids_only(engine, events, ITEM_ID)
     users = _entities(reader, config.users, table) if config.users else ids_only(engine, events, USER_ID)
@@ -76,6 +76,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         counts=reader.counts,
         described=tuple(name for name in ("items", "users") if getattr(config, name)),
         texts=texts,
+        id_types={name: column_id_type(engine, config.path, table.path, column) for name, column in ids.items()},
     )
 
 
@@ -134,6 +135,8 @@ class _Reader:
 
     def files(self, path: Path, section: str) -> list[tuple[Path, str]]:
         """Return the files of a table by name, each with its name in the account: its path below the folder."""
+        if str(path) in self.engine.tables:
+            return [(path, str(path))]
         found = table_paths(self.base, path, section)
         return [(file, file.relative_to(self.base).as_posix() if file.is_relative_to(self.base) else str(file)) for file in found]
 
@@ -208,7 +211,9 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig, events:
     options = {"unique": None if taken else key, "others": others, "mark": f" ({section})" if taken else ""}
     rows = reader.read(events if taken else table, path, section, names, typed, **options)
     kept = _one_value_each(rows, key, table.value) if taken else _newest(reader, rows, key, path, section)
-    if others and not any(form_of(file) == "parquet" for file, _ in reader.files(path, section)):
+    if others and not any(
+        str(file) in reader.engine.tables or form_of(file) == "parquet" for file, _ in reader.files(path, section)
+    ):
         kept = typed_by_values(kept, [name for name in kept.columns if name not in (PLACE, *ours, *names)])
     saved = reader.engine.save(kept.order_by(PLACE).drop(PLACE))
     _note_empty(reader, saved, declared, section)
