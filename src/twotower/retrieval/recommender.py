@@ -89,9 +89,9 @@ class Recommender:
         self.details = ItemDetails(self.dataset.items, self.filter.category, self._locations)
 
     @classmethod
-    def load(cls, path: Path | str) -> Recommender:
-        """Open the bundle at `path`; see `load_bundle` for the errors."""
-        return cls(load_bundle(Path(path)))
+    def load(cls, path: Path | str, *, trusted_key: Path | None = None) -> Recommender:
+        """Open the bundle at `path`; see `load_bundle` for the errors and for `trusted_key`."""
+        return cls(load_bundle(Path(path), trusted_key))
 
     @cached_property
     def explainer(self) -> Explainer:

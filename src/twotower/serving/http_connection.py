@@ -1,0 +1,358 @@
+"""Speak HTTP/1.1 on one connection: `httptools` parses, this module bounds what arrives and calls the ASGI application.
+
+Every byte is counted before it is parsed, and every state has its own time limit:
+
+    idle        nothing of a request has arrived; ends after `keep_alive_s` (`header_timeout_s` before the first request)
+    head        request line and headers arrive; `header_timeout_s`, `head_bytes`, `max_headers`
+    request     the application runs and the body arrives; the middleware limits time and size, this module bounds the framing
+    writing     the client reads the response; at least `MIN_READ_BYTES_PER_S` of `http_cycle`
+    lingering   after a refusal; input is thrown away for `linger_s`, so that the client can read the refusal
+
+Requests on one connection are answered one after the other. Reading stops while one is in progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import httptools
+
+from twotower.serving.http_cycle import Cycle, as_bytes
+from twotower.serving.refusals import error_body
+
+if TYPE_CHECKING:
+    from twotower.serving.http_server import HttpServer
+
+HEAD_SLICE = 4096  # bytes parsed at once while a head arrives: what one parser call may cost
+BODY_SLICE = 65_536
+UNREAD_BYTES = 65_536  # body bytes that wait for the application before reading stops
+RESERVED_HEADER_S = 1.0
+LINGER_BYTES = 1 << 20  # thrown away after a refusal
+RESERVED_PATHS = ("/health/", "/metrics")
+"""Paths that connections above the limit may request, so that monitoring works while the server is full."""
+
+
+class Request:
+    """One request on a connection, and its response."""
+
+    __slots__ = ("arrived", "body", "cycle", "expects", "head_only", "held", "keep_alive", "length", "scope", "whole", "wire")
+
+    def __init__(self, scope: dict[str, Any], *, keep_alive: bool, expects: bool) -> None:
+        self.scope, self.keep_alive, self.expects = scope, keep_alive, expects
+        self.head_only = scope["method"] == "HEAD"
+        self.body, self.arrived = bytearray(), asyncio.Event()
+        self.whole = False  # its body has arrived
+        self.length = 0  # body bytes so far
+        self.wire = 0  # bytes on the wire since the headers
+        self.held = 0  # bytes in the account of the client
+        self.cycle: Cycle | None = None
+
+
+class Connection(asyncio.Protocol):
+    """The protocol of one connection.
+
+    Parameters
+    ----------
+    address
+        IP address of the peer.
+    reserved
+        True for a connection above the limit, which may ask for `RESERVED_PATHS` only.
+    """
+
+    def __init__(self, server: HttpServer, address: str, *, reserved: bool = False) -> None:
+        self.server, self.limits, self.loop = server, server.limits, server.loop
+        self.address, self.reserved = address, reserved
+        self.client = server.clients.group(address)
+        self.parser: Any = httptools.HttpRequestParser(self)
+        self.transport: Any = None
+        self.lost = self.lingering = False
+        self.requests: deque[Request] = deque()  # the first one is being answered
+        self.arriving: Request | None = None
+        self.rest = b""  # received, not parsed yet
+        self.url, self.headers = b"", list[tuple[bytes, bytes]]()
+        self.head_bytes, self.thrown, self.answered = 0, 0, 0
+        self.timer: asyncio.TimerHandle | None = None
+        self.drained = asyncio.Event()
+        self.drained.set()
+        self.refusal: tuple[int, str, str] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Return True if nothing of a request has arrived."""
+        return not self.requests and not self.head_bytes
+
+    # The transport calls these.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the first request."""
+        self.transport = transport
+        self.secure = transport.get_extra_info("sslcontext") is not None
+        self.peer, self.here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
+        self.wait(RESERVED_HEADER_S if self.reserved else self.limits.header_timeout_s, self.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Tell the application, and give the place back."""
+        self.lost = True
+        self.stop_waiting()
+        self.drained.set()
+        for request in self.requests:
+            request.arrived.set()
+            if request.cycle is None:
+                self.server.clients.release(self.client, request.held)
+        self.server.leave(self)
+        self.parser, self.rest = None, b""
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived, or keep it while a request is in progress."""
+        if self.lingering:
+            self.thrown += len(data)
+            if self.thrown > LINGER_BYTES:
+                self.transport.abort()
+            return
+        self.rest = self.rest + data if self.rest else data
+        self.feed()
+
+    def eof_received(self) -> bool:
+        """Keep the connection open for the response if a request is in progress."""
+        return bool(self.requests) and not self.lingering
+
+    def pause_writing(self) -> None:
+        """Wait until the client reads."""
+        self.drained.clear()
+
+    def resume_writing(self) -> None:
+        """Go on writing."""
+        self.drained.set()
+
+    # The parser calls these.
+
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        self.url, self.headers, self.head_bytes = b"", [], 1
+        if self.answered and not self.requests:
+            self.wait(self.limits.header_timeout_s, self.close)
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the request target."""
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or drop a trailer."""
+        if self.arriving is not None:  # a trailer
+            return
+        self.headers.append((name.lower(), value))
+        if len(self.headers) > self.limits.max_headers:
+            self.refusal = 431, "too_large", f"The request has more than {self.limits.max_headers} headers. Send fewer."
+
+    def on_headers_complete(self) -> None:
+        """Check the head and start the application."""
+        if self.refusal is not None:
+            return
+        scope = self._scope()
+        if scope is None:
+            return
+        expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers)
+        keep_alive = self.version == "1.1" and self.parser.should_keep_alive()
+        request = self.arriving = Request(scope, keep_alive=keep_alive, expects=expects)
+        self.requests.append(request)
+        if len(self.requests) == 1:
+            self._run()
+
+    def on_body(self, data: bytes) -> None:
+        """Take a part of the body."""
+        request = self.arriving
+        if request is None or self.refusal is not None:
+            return
+        request.length += len(data)
+        if request.cycle is not None and request.cycle.complete:
+            return  # answered without its body
+        request.body += data
+        request.held += len(data)
+        if not self.server.clients.hold(self.client, len(data)):
+            self.refusal = 429, "rate", "This client holds too much memory of the server. Send less at once."
+        request.arrived.set()
+
+    def on_message_complete(self) -> None:
+        """The body has arrived."""
+        self.head_bytes = 0
+        if self.arriving is not None:
+            self.arriving.whole = True
+            self.arriving.arrived.set()
+            self.arriving = None
+
+    # Reading
+
+    def feed(self) -> None:
+        """Parse what has been received, slice by slice, until a whole request waits for its response."""
+        data, self.rest = self.rest, b""
+        at, size = 0, len(data)
+        while at < size and not (self.requests and self.requests[0].whole):
+            part = data[at : at + (HEAD_SLICE if self.arriving is None else BODY_SLICE)]
+            at += len(part)
+            try:
+                self.parser.feed_data(part)
+            except httptools.HttpParserUpgrade:  # a whole request has arrived; other protocols are not spoken
+                for request in self.requests:
+                    request.keep_alive = False
+                at = size
+            except httptools.HttpParserError as error:
+                self.refusal = self.refusal or _malformed(error)
+            self._bound(len(part))
+            if self.refusal is not None:
+                self.refuse(*self.refusal)
+                return
+        self.rest = data[at:]
+        self.pace()
+
+    def _bound(self, size: int) -> None:
+        """Count the bytes of the head or of the framing of a body."""
+        if self.arriving is None:
+            self.head_bytes += size if self.head_bytes else 0
+            limit = self.limits.head_bytes
+            if self.head_bytes > limit:
+                long = len(self.url) > limit // 2
+                text = f"The request {'target' if long else 'head'} is too large: at most {limit:,} bytes are allowed. Send less."
+                self.refusal = self.refusal or (414 if long else 431, "too_large", text)
+            return
+        self.arriving.wire += size
+        framing = self.arriving.wire - self.arriving.length
+        if framing > self.limits.head_bytes + 8 * HEAD_SLICE + self.arriving.length // 2:
+            text = "The body has too much chunk framing or too many trailers. Send larger chunks."
+            self.refusal = self.refusal or (413, "too_large", text)
+
+    def pace(self) -> None:
+        """Read on, or stop reading while the application is busy."""
+        if self.lost or self.transport.is_closing():
+            return
+        unread = len(self.arriving.body) if self.arriving is not None else 0
+        stop = bool(self.rest) or unread > UNREAD_BYTES
+        if stop and self.transport.is_reading():
+            self.transport.pause_reading()
+        elif not stop and not self.transport.is_reading():
+            self.transport.resume_reading()
+
+    def _scope(self) -> dict[str, Any] | None:
+        """Return the ASGI scope of the head; None if the head is refused."""
+        self.version = self.parser.get_http_version()
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if self.version not in ("1.0", "1.1"):
+            self.refusal = 505, "malformed", f"HTTP/{self.version} is not supported. Use HTTP/1.1."
+        elif hosts > 1 or (hosts == 0 and self.version == "1.1"):
+            self.refusal = 400, "malformed", f"The request has {hosts} Host headers. Send one."
+        elif self.url[:1] != b"/":
+            self.refusal = 400, "malformed", "The request target is not a path. Send one that begins with /."
+        if self.refusal is not None:
+            return None
+        raw, _, query = self.url.partition(b"#")[0].partition(b"?")
+        try:
+            path = unquote(raw.decode("ascii"), errors="strict")
+        except UnicodeDecodeError:
+            self.refusal = 400, "malformed", "The path is not valid: percent-encode it as UTF-8."
+            return None
+        if self.reserved and not path.startswith(RESERVED_PATHS):
+            self.refusal = 503, "busy", "The server has too many connections. Try again later."
+            return None
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": self.version,
+            "server": self.here[:2] if isinstance(self.here, tuple) else (self.here, None),
+            "client": self.peer[:2] if isinstance(self.peer, tuple) and self.peer else None,
+            "scheme": "https" if self.secure else "http",
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": self.server.root_path,
+            "path": self.server.root_path + path,
+            "raw_path": raw,
+            "query_string": query,
+            "headers": self.headers,
+            "state": {},
+        }
+
+    # Answering
+
+    def _run(self) -> None:
+        """Start the application for the first request."""
+        self.stop_waiting()
+        request = self.requests[0]
+        request.cycle = Cycle(self, request)
+        self.server.start(request.cycle.run())
+
+    def done(self, request: Request) -> None:
+        """Go on after a response: with the next request, idle, or by closing."""
+        self.server.clients.release(self.client, request.held)
+        request.held = 0
+        if self.lost:
+            return
+        self.requests.popleft()
+        self.answered += 1
+        if request is self.arriving:  # answered before its body has arrived
+            self.linger()
+        elif not request.keep_alive or self.server.stopping:
+            self.close()
+        elif self.requests:
+            self._run()
+        else:
+            self.wait(self.limits.header_timeout_s if self.head_bytes else self.server.idle_s(), self.close)
+            self.feed()
+
+    def refuse(self, status: int, code: str, text: str) -> None:
+        """Answer a request that the application does not get, then close. Nothing is answered inside another response."""
+        self.server.refused(code)
+        busy = any(request.cycle is not None and request.cycle.started for request in self.requests)
+        for request in self.requests:
+            self.server.clients.release(self.client, request.held)
+            request.held = 0
+            if request.cycle is not None:
+                request.cycle.abandon()
+        self.requests.clear()
+        if not busy and not self.transport.is_closing():
+            request_id = uuid.uuid4().hex
+            body = error_body(code, text, request_id)
+            head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            head += [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
+            head += [(b"retry-after", b"1")] if status in (429, 503) else []
+            self.transport.write(as_bytes(status, head, close=True) + body)
+        self.linger()
+
+    def linger(self) -> None:
+        """Throw away what still arrives for a moment, then close: an immediate close could destroy the response under way."""
+        if self.lingering or self.lost:
+            return
+        self.lingering, self.rest = True, b""
+        self.arriving = None
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
+        self.wait(self.limits.linger_s, self.abort)
+
+    def close(self) -> None:
+        """Close after what is written has been sent, at most `write_timeout_s` later."""
+        if not self.lost and not self.transport.is_closing():
+            self.wait(self.limits.write_timeout_s, self.abort)
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if not self.lost:
+            self.transport.abort()
+
+    def wait(self, seconds: float, then: Any) -> None:
+        """Call `then` in so many seconds, instead of what was waited for before."""
+        self.stop_waiting()
+        self.timer = self.loop.call_later(seconds, then)
+
+    def stop_waiting(self) -> None:
+        """Cancel the time limit of the current state."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+def _malformed(error: Exception) -> tuple[int, str, str]:
+    text = str(error).strip().rstrip(".") or type(error).__name__
+    return 400, "malformed", f"The request is not valid HTTP/1.1: {text[:120]}. Send a valid one."
