@@ -17,6 +17,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from twotower.pipeline.stages import train_stage
+from twotower.serving.access import KEY_VARIABLE, Access
 from twotower.serving.app import create_app
 from twotower.serving.limits import Limits
 from twotower.serving.server import SWITCH_S
@@ -58,12 +59,18 @@ def connect(bundle: Path, tmp_path: Path) -> Callable[..., AbstractContextManage
 
     @contextmanager
     def start(
-        *, folder: Path = bundle, events: str | None = None, key: str | None = KEY, limits: Limits | None = None
+        *,
+        folder: Path = bundle,
+        events: str | None = None,
+        key: str | None = KEY,
+        limits: Limits | None = None,
+        public: bool = True,
     ) -> Iterator[TestClient]:
         service = Service(folder, events or f"sqlite:{tmp_path / 'events.sqlite'}", limits or Limits(rate=0))
         sys.setswitchinterval(SWITCH_S)
         try:
-            with TestClient(create_app(service, key), raise_server_exceptions=False) as client:
+            access = Access(variables={} if key is None else {KEY_VARIABLE: key}, public=public)
+            with TestClient(create_app(service, access), raise_server_exceptions=False) as client:
                 yield client
         finally:
             sys.setswitchinterval(before)

@@ -18,28 +18,25 @@ from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
-from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from twotower.errors import BusyError, TwoTowerError
 from twotower.schema import UNKNOWN
 from twotower.serving import schemas as s
 from twotower.serving.access import Access
 from twotower.serving.api_reference import api_page
-from twotower.serving.bodies import BodyError, described, json_body, schemas_of
+from twotower.serving.bodies import described, json_body, schemas_of
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
+from twotower.serving.error_handlers import handle_errors
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
-from twotower.serving.refusals import error_body
 from twotower.serving.service import Service, unknown
 
 PAGE = Path(__file__).with_name("page")
-CODES = {400: "malformed", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": s.ErrorOut, "description": "The request cannot be read."},
     408: {"model": s.ErrorOut, "description": "The request took too long."},
@@ -85,18 +82,15 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
         lifespan=_life(service),
         redirect_slashes=False,  # a redirect would follow a forged Host
     )
-    gate = Gate(service.limits, service.meters, access, clients or Clients(service.limits), service.overloaded)
+    app.state.service = service
+    gate = Gate(
+        service.limits, service.meters, access, clients or Clients(service.limits), lambda client: service.overloaded(client)
+    )
     app.add_middleware(RequestMiddleware, gate=gate)
-    handlers = {
-        RequestValidationError: _malformed,
-        BodyError: _unusable,
-        StarletteHTTPException: _refused,
-        TwoTowerError: _mistaken,
-    }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+    handle_errors(app)
     app.openapi = _documented(app, app.openapi)  # type: ignore[method-assign]
     _answers(app, service)
+    _similarity(app, service)
     _browsing(app, service)
     _writing(app, service)
     _watching(app, service)
@@ -150,6 +144,10 @@ def _answers(app: FastAPI, service: Service) -> None:
         request.state.asks_for(len(body.requests))
         version, answers = await service.recommend_many(body.requests, request.state.client)
         return _json({**_heading(request, version), "answers": answers})
+
+
+def _similarity(app: FastAPI, service: Service) -> None:
+    keyed = [Depends(BEARER)]
 
     async def likeness(item_id: str, k: int, filter: str | None, client: str) -> Response:
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
@@ -298,35 +296,6 @@ def _heading(request: Request, version: str) -> dict[str, Any]:
 def _known(found: Any, kind: str, name: str) -> None:
     if not found:
         raise HTTPException(404, str(unknown(kind, name)))
-
-
-def _error(request: Request, status: int, code: str, message: str, location: Any = None, headers: Any = None) -> Response:
-    request.state.code = code
-    body = error_body(code, message, request.state.request_id, location)
-    return Response(body, status, headers, media_type="application/json")
-
-
-async def _malformed(request: Request, error: Any) -> Response:
-    """Answer a wrong parameter of the query or of the path."""
-    first = error.errors()[0]
-    location = ".".join(map(str, first["loc"][1:])) or None
-    return _error(
-        request, 422, "malformed", f"Invalid request: {location or first['loc'][0]}: {first['msg']}. See /docs.", location
-    )
-
-
-async def _unusable(request: Request, error: Any) -> Response:
-    return _error(request, error.status, error.code, str(error), error.location)
-
-
-async def _refused(request: Request, error: Any) -> Response:
-    return _error(request, error.status_code, CODES.get(error.status_code, "refused"), str(error.detail), headers=error.headers)
-
-
-async def _mistaken(request: Request, error: Exception) -> Response:
-    if isinstance(error, BusyError):
-        return _error(request, 503, "busy", str(error), headers={"Retry-After": "1"})
-    return _error(request, 422, "impossible", str(error), getattr(error, "location", None) or None)
 
 
 def _life(service: Service) -> Callable[[FastAPI], Any]:

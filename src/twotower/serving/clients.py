@@ -16,6 +16,7 @@ from twotower.errors import ConfigError
 from twotower.serving.limits import Limits
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+WATCH_RATE, WATCH_BURST = 50.0, 300.0  # of health checks, metrics and files of the page, apart from other requests
 BYTES_PER_TOKEN = 16_384
 """A request of this size takes one more request from the client's bucket, before it is read."""
 
@@ -69,6 +70,7 @@ class Clients:
     def __init__(self, limits: Limits, trusted: Sequence[str] = ()) -> None:
         self.limits = limits
         self.rates = RateLimiter(limits.rate, limits.burst)
+        self.watching = RateLimiter(WATCH_RATE if limits.rate else 0, WATCH_BURST)
         self._trusted = [_network(text) for text in trusted]
         self._connections: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -103,7 +105,7 @@ class Clients:
         return _group(address)
 
     def enter(self, address: str) -> bool:
-        """Count a connection. Return False, and count nothing, if the client has too many."""
+        """Count a connection. Return False, and count nothing, if the client has as many as it may."""
         client = _group(address)
         if self._connections[client] >= self.limits.connections_per_client and not self.trusts(address):
             return False

@@ -228,8 +228,9 @@ class RedisStore:
         options: dict[str, Any] = {"socket_timeout": REDIS_TIMEOUT_S, "socket_connect_timeout": REDIS_TIMEOUT_S}
         try:  # no retries: the client of the server is told in time, and sends the events again
             self._client: Any = redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0), **options)
-        except ValueError:  # its text may contain a part of the password
-            raise ConfigError(f"{_without_password(url)} is not an address of Redis. Use redis://HOST:PORT/NUMBER.") from None
+        except ValueError:  # its text, and the address, may contain a part of the password
+            text = "The address of the event store is not valid; it is not shown because it may contain a password. "
+            raise ConfigError(f"{text}Use redis://HOST:PORT/NUMBER or redis://:PASSWORD@HOST:PORT/NUMBER.") from None
         try:
             self._client.ping()
         except redis.RedisError as error:

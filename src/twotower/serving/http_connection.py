@@ -16,16 +16,17 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 import httptools
+from starlette.types import ASGIApp
 
-from twotower.serving.http_cycle import Cycle, as_bytes
+from twotower.serving.clients import Clients
+from twotower.serving.http_cycle import Cycle, Request, as_bytes
+from twotower.serving.http_head import Refusal, address_of, malformed, read_target
+from twotower.serving.limits import Limits
 from twotower.serving.refusals import error_body
-
-if TYPE_CHECKING:
-    from twotower.serving.http_server import HttpServer
 
 HEAD_SLICE = 4096  # bytes parsed at once while a head arrives: what one parser call may cost
 BODY_SLICE = 65_536
@@ -36,20 +37,25 @@ RESERVED_PATHS = ("/health/", "/metrics")
 """Paths that connections above the limit may request, so that monitoring works while the server is full."""
 
 
-class Request:
-    """One request on a connection, and its response."""
+class Host(Protocol):
+    """What a connection needs of the server."""
 
-    __slots__ = ("arrived", "body", "cycle", "expects", "head_only", "held", "keep_alive", "length", "scope", "whole", "wire")
+    limits: Limits
+    clients: Clients
+    loop: asyncio.AbstractEventLoop
+    application: ASGIApp
+    root_path: str
+    stopping: bool
 
-    def __init__(self, scope: dict[str, Any], *, keep_alive: bool, expects: bool) -> None:
-        self.scope, self.keep_alive, self.expects = scope, keep_alive, expects
-        self.head_only = scope["method"] == "HEAD"
-        self.body, self.arrived = bytearray(), asyncio.Event()
-        self.whole = False  # its body has arrived
-        self.length = 0  # body bytes so far
-        self.wire = 0  # bytes on the wire since the headers
-        self.held = 0  # bytes in the account of the client
-        self.cycle: Cycle | None = None
+    def leave(self, connection: Connection) -> None: ...
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None: ...
+
+    def refused(self, code: str) -> None: ...
+
+    def idle_s(self) -> float: ...
+
+    def date(self) -> bytes: ...
 
 
 class Connection(asyncio.Protocol):
@@ -59,17 +65,17 @@ class Connection(asyncio.Protocol):
     ----------
     address
         IP address of the peer.
-    reserved
-        True for a connection above the limit, which may ask for `RESERVED_PATHS` only.
+    crowd
+        For a connection above the limits: the refusal of all requests but those for `RESERVED_PATHS`.
     """
 
-    def __init__(self, server: HttpServer, address: str, *, reserved: bool = False) -> None:
+    def __init__(self, server: Host, address: str, *, crowd: Refusal | None = None) -> None:
         self.server, self.limits, self.loop = server, server.limits, server.loop
-        self.address, self.reserved = address, reserved
+        self.address, self.crowd = address, crowd
         self.client = server.clients.group(address)
         self.parser: Any = httptools.HttpRequestParser(self)
         self.transport: Any = None
-        self.lost = self.lingering = False
+        self.lost = self.lingering = self.muted = False
         self.requests: deque[Request] = deque()  # the first one is being answered
         self.arriving: Request | None = None
         self.rest = b""  # received, not parsed yet
@@ -78,7 +84,7 @@ class Connection(asyncio.Protocol):
         self.timer: asyncio.TimerHandle | None = None
         self.drained = asyncio.Event()
         self.drained.set()
-        self.refusal: tuple[int, str, str] | None = None
+        self.refusal: Refusal | None = None
 
     @property
     def idle(self) -> bool:
@@ -92,7 +98,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self.secure = transport.get_extra_info("sslcontext") is not None
         self.peer, self.here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self.wait(RESERVED_HEADER_S if self.reserved else self.limits.header_timeout_s, self.close)
+        self.wait(RESERVED_HEADER_S if self.crowd else self.limits.header_timeout_s, self.close)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Tell the application, and give the place back."""
@@ -132,6 +138,8 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Begin a head."""
+        if self.muted:
+            return
         self.url, self.headers, self.head_bytes = b"", [], 1
         if self.answered and not self.requests:
             self.wait(self.limits.header_timeout_s, self.close)
@@ -142,19 +150,27 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header, or drop a trailer."""
-        if self.arriving is not None:  # a trailer
+        if self.arriving is not None or self.muted:  # a trailer
             return
         self.headers.append((name.lower(), value))
         if len(self.headers) > self.limits.max_headers:
-            self.refusal = 431, "too_large", f"The request has more than {self.limits.max_headers} headers. Send fewer."
+            text = f"The request has more than {self.limits.max_headers} headers. Send fewer."
+            self.refusal = Refusal(431, "too_large", text)
 
     def on_headers_complete(self) -> None:
         """Check the head and start the application."""
-        if self.refusal is not None:
+        if self.refusal is not None or self.muted:
             return
-        scope = self._scope()
-        if scope is None:
+        self.version = self.parser.get_http_version()
+        target = read_target(self.version, self.url, self.headers)
+        if isinstance(target, Refusal):
+            self.refusal = target
             return
+        if self.crowd is not None and not target.path.startswith(RESERVED_PATHS):
+            self.refusal = self.crowd
+            return
+        scope = target.scope(self.version, self.parser.get_method(), self.headers, self.server.root_path, secure=self.secure)
+        scope |= {"client": address_of(self.peer), "server": address_of(self.here)}
         expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers)
         keep_alive = self.version == "1.1" and self.parser.should_keep_alive()
         request = self.arriving = Request(scope, keep_alive=keep_alive, expects=expects)
@@ -173,11 +189,13 @@ class Connection(asyncio.Protocol):
         request.body += data
         request.held += len(data)
         if not self.server.clients.hold(self.client, len(data)):
-            self.refusal = 429, "rate", "This client holds too much memory of the server. Send less at once."
+            self.refusal = Refusal(429, "rate", "This client holds too much memory of the server. Send less at once.")
         request.arrived.set()
 
     def on_message_complete(self) -> None:
         """The body has arrived."""
+        if self.parser.should_upgrade():
+            return  # see `_ignore_upgrade`
         self.head_bytes = 0
         if self.arriving is not None:
             self.arriving.whole = True
@@ -195,18 +213,24 @@ class Connection(asyncio.Protocol):
             at += len(part)
             try:
                 self.parser.feed_data(part)
-            except httptools.HttpParserUpgrade:  # a whole request has arrived; other protocols are not spoken
-                for request in self.requests:
-                    request.keep_alive = False
-                at = size
+            except httptools.HttpParserUpgrade as pause:
+                at += pause.args[0] - len(part)
+                self._ignore_upgrade()
             except httptools.HttpParserError as error:
-                self.refusal = self.refusal or _malformed(error)
+                self.refusal = self.refusal or malformed(error)
             self._bound(len(part))
             if self.refusal is not None:
                 self.refuse(*self.refusal)
                 return
         self.rest = data[at:]
         self.pace()
+
+    def _ignore_upgrade(self) -> None:
+        """Go on after a head that asks for another protocol: a new parser reads its body, which the old one would skip."""
+        self.parser, self.muted = httptools.HttpRequestParser(self), True
+        framing = b"".join(b"%b: %b\r\n" % one for one in self.headers if one[0] in (b"content-length", b"transfer-encoding"))
+        self.parser.feed_data(b"POST / HTTP/1.1\r\nhost: x\r\n" + framing + b"\r\n")
+        self.muted = False
 
     def _bound(self, size: int) -> None:
         """Count the bytes of the head or of the framing of a body."""
@@ -216,13 +240,13 @@ class Connection(asyncio.Protocol):
             if self.head_bytes > limit:
                 long = len(self.url) > limit // 2
                 text = f"The request {'target' if long else 'head'} is too large: at most {limit:,} bytes are allowed. Send less."
-                self.refusal = self.refusal or (414 if long else 431, "too_large", text)
+                self.refusal = self.refusal or Refusal(414 if long else 431, "too_large", text)
             return
         self.arriving.wire += size
         framing = self.arriving.wire - self.arriving.length
         if framing > self.limits.head_bytes + 8 * HEAD_SLICE + self.arriving.length // 2:
             text = "The body has too much chunk framing or too many trailers. Send larger chunks."
-            self.refusal = self.refusal or (413, "too_large", text)
+            self.refusal = self.refusal or Refusal(413, "too_large", text)
 
     def pace(self) -> None:
         """Read on, or stop reading while the application is busy."""
@@ -235,50 +259,13 @@ class Connection(asyncio.Protocol):
         elif not stop and not self.transport.is_reading():
             self.transport.resume_reading()
 
-    def _scope(self) -> dict[str, Any] | None:
-        """Return the ASGI scope of the head; None if the head is refused."""
-        self.version = self.parser.get_http_version()
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if self.version not in ("1.0", "1.1"):
-            self.refusal = 505, "malformed", f"HTTP/{self.version} is not supported. Use HTTP/1.1."
-        elif hosts > 1 or (hosts == 0 and self.version == "1.1"):
-            self.refusal = 400, "malformed", f"The request has {hosts} Host headers. Send one."
-        elif self.url[:1] != b"/":
-            self.refusal = 400, "malformed", "The request target is not a path. Send one that begins with /."
-        if self.refusal is not None:
-            return None
-        raw, _, query = self.url.partition(b"#")[0].partition(b"?")
-        try:
-            path = unquote(raw.decode("ascii"), errors="strict")
-        except UnicodeDecodeError:
-            self.refusal = 400, "malformed", "The path is not valid: percent-encode it as UTF-8."
-            return None
-        if self.reserved and not path.startswith(RESERVED_PATHS):
-            self.refusal = 503, "busy", "The server has too many connections. Try again later."
-            return None
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": self.version,
-            "server": self.here[:2] if isinstance(self.here, tuple) else (self.here, None),
-            "client": self.peer[:2] if isinstance(self.peer, tuple) and self.peer else None,
-            "scheme": "https" if self.secure else "http",
-            "method": self.parser.get_method().decode("ascii"),
-            "root_path": self.server.root_path,
-            "path": self.server.root_path + path,
-            "raw_path": raw,
-            "query_string": query,
-            "headers": self.headers,
-            "state": {},
-        }
-
     # Answering
 
     def _run(self) -> None:
         """Start the application for the first request."""
         self.stop_waiting()
         request = self.requests[0]
-        request.cycle = Cycle(self, request)
+        request.cycle = Cycle(self, request, self.server)
         self.server.start(request.cycle.run())
 
     def done(self, request: Request) -> None:
@@ -351,8 +338,3 @@ class Connection(asyncio.Protocol):
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-
-
-def _malformed(error: Exception) -> tuple[int, str, str]:
-    text = str(error).strip().rstrip(".") or type(error).__name__
-    return 400, "malformed", f"The request is not valid HTTP/1.1: {text[:120]}. Send a valid one."

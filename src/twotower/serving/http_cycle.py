@@ -5,20 +5,66 @@ from __future__ import annotations
 import asyncio
 from collections.abc import MutableMapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from twotower.serving.http_connection import Connection, Request
+from starlette.types import ASGIApp
+
+from twotower.serving.clients import Clients
+from twotower.serving.limits import Limits
 
 MIN_READ_BYTES_PER_S = 16_384  # of a response
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
+class Request:
+    """One request on a connection, and its response."""
+
+    __slots__ = ("arrived", "body", "cycle", "expects", "head_only", "held", "keep_alive", "length", "scope", "whole", "wire")
+
+    def __init__(self, scope: dict[str, Any], *, keep_alive: bool, expects: bool) -> None:
+        self.scope, self.keep_alive, self.expects = scope, keep_alive, expects
+        self.head_only = scope["method"] == "HEAD"
+        self.body, self.arrived = bytearray(), asyncio.Event()
+        self.whole = False  # its body has arrived
+        self.length = 0  # body bytes so far
+        self.wire = 0  # bytes on the wire since the headers
+        self.held = 0  # bytes in the account of the client
+        self.cycle: Cycle | None = None
+
+
+class Host(Protocol):
+    """What a request needs of the server."""
+
+    limits: Limits
+    clients: Clients
+    application: ASGIApp
+    stopping: bool
+
+    def date(self) -> bytes: ...
+
+
+class Wire(Protocol):
+    """What a request needs of its connection."""
+
+    transport: Any
+    client: str
+    version: str
+    lost: bool
+    arriving: Request | None
+    drained: asyncio.Event
+
+    def pace(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def done(self, request: Request) -> None: ...
+
+
 class Cycle:
     """One request and its response, as the ASGI application sees them."""
 
-    def __init__(self, connection: Connection, request: Request) -> None:
-        self.connection, self.request = connection, request
+    def __init__(self, connection: Wire, request: Request, server: Host) -> None:
+        self.connection, self.request, self.server = connection, request, server
         self.started = self.complete = self.abandoned = False
         self._head: MutableMapping[str, Any] | None = None
         self._chunked = False
@@ -27,7 +73,7 @@ class Cycle:
     async def run(self) -> None:
         """Run the application, and make sure that the connection goes on or ends."""
         try:
-            await self.connection.server.application(self.request.scope, self.receive, self.send)
+            await self.server.application(self.request.scope, self.receive, self.send)
         finally:
             if not self.abandoned:
                 if not self.complete:
@@ -98,24 +144,24 @@ class Cycle:
                 headers.append((b"transfer-encoding", b"chunked"))
             else:
                 request.keep_alive = False
-        close = not request.keep_alive or connection.server.stopping or request is connection.arriving
+        close = not request.keep_alive or self.server.stopping or request is connection.arriving
         request.keep_alive = not close
-        headers.append((b"date", connection.server.date()))
+        headers.append((b"date", self.server.date()))
         return as_bytes(status, headers, close=close)
 
     async def _drain(self) -> None:
         """Wait until the client reads. A client that is too slow loses its connection."""
         connection = self.connection
         waiting = connection.transport.get_write_buffer_size()
-        clients, held = connection.server.clients, waiting
+        clients, held = self.server.clients, waiting
         clients.hold(connection.client, held)
         try:
             while not connection.drained.is_set():
                 try:
-                    await asyncio.wait_for(connection.drained.wait(), connection.limits.write_timeout_s)
+                    await asyncio.wait_for(connection.drained.wait(), self.server.limits.write_timeout_s)
                 except TimeoutError:
                     left = connection.transport.get_write_buffer_size()
-                    if waiting - left < MIN_READ_BYTES_PER_S * connection.limits.write_timeout_s:
+                    if waiting - left < MIN_READ_BYTES_PER_S * self.server.limits.write_timeout_s:
                         connection.abort()
                         return
                     waiting = left

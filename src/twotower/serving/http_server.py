@@ -15,6 +15,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from email.utils import formatdate
 from typing import Any
 
@@ -24,6 +25,7 @@ from twotower.errors import ConfigError
 from twotower.serving.clients import Clients
 from twotower.serving.http_connection import Connection
 from twotower.serving.http_cycle import as_bytes
+from twotower.serving.http_head import Refusal
 from twotower.serving.limits import Limits
 from twotower.serving.refusals import error_body
 from twotower.utils.console import log
@@ -120,36 +122,39 @@ class HttpServer:
                     self._complain("cannot accept connections: %s", error)
                     await asyncio.sleep(0.1)
                 continue
-            host = address[0] if isinstance(address, tuple) else ""
-            refusal = self._admit(host)
-            if refusal is not None:
-                self._turn_away(accepted, *refusal)
-                continue
-            reserved = len(self._connections) >= self._places
-            connection = Connection(self, host, reserved=reserved)
-            (self._reserved if reserved else self._connections)[connection] = None
-            self.start(self._connect(accepted, connection))
+            connection = self._admit(address[0] if isinstance(address, tuple) else "")
+            if connection is None:
+                self._turn_away(accepted)
+            else:
+                self.start(self._connect(accepted, connection))
 
-    def _admit(self, host: str) -> tuple[int, str, str] | None:
-        """Count a connection, and make room for it. Return the refusal if that is impossible."""
+    def _admit(self, host: str) -> Connection | None:
+        """Return a connection that has its place, if necessary that of another; None if there is none."""
+        crowd: Refusal | None = None
         if not self.clients.enter(host):
             most = self.limits.connections_per_client
-            return 429, "rate", f"Too many connections from this client: at most {most} are allowed. Close some first."
-        if len(self._connections) >= self._places:
+            text = f"Too many connections from this client: at most {most} are allowed. Close some first."
+            crowd = Refusal(429, "rate", text)
+        elif len(self._connections) >= self._places:
             self._complain("all %d connections are in use", self._places)
-            for connection in self._connections:
-                if connection.lingering or (connection.idle and connection.answered):
-                    connection.abort()
-                    self.leave(connection)
-                    break
-        if len(self._connections) >= self._places and len(self._reserved) >= self.limits.reserved_connections:
-            oldest = next((one for one in self._reserved if one.idle or one.lingering), None)
-            if oldest is None:
+            if not self._evict(self._connections, lambda one: one.lingering or (one.idle and one.answered > 0)):
                 self.clients.leave(host)
-                return 503, "busy", "The server has too many connections. Try again later."
-            oldest.abort()
-            self.leave(oldest)
-        return None
+                crowd = Refusal(503, "busy", "The server has too many connections. Try again later.")
+        full = crowd is not None and len(self._reserved) >= self.limits.reserved_connections
+        if full and not self._evict(self._reserved, lambda one: one.lingering or one.idle):
+            return None
+        connection = Connection(self, host, crowd=crowd)
+        (self._connections if crowd is None else self._reserved)[connection] = None
+        return connection
+
+    def _evict(self, connections: dict[Connection, None], useless: Callable[[Connection], bool]) -> bool:
+        """End the oldest useless connection. Return False if there is none."""
+        oldest = next(filter(useless, connections), None)
+        if oldest is None:
+            return False
+        oldest.abort()
+        self.leave(oldest)
+        return True
 
     async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
         if accepted.family != socket.AF_UNIX:
@@ -161,21 +166,22 @@ class HttpServer:
             accepted.close()
             self.leave(connection)
 
-    def _turn_away(self, accepted: socket.socket, status: int, code: str, text: str) -> None:
-        self.refused(code)
-        body = error_body(code, text, "")
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
+    def _turn_away(self, accepted: socket.socket) -> None:
+        """Close a connection that has no place."""
+        self.refused("busy")
         with accepted:
             if self.tls is None:
-                try:
+                body = error_body("busy", "The server has too many connections. Try again later.", "")
+                headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
+                with suppress(OSError):
                     accepted.setblocking(False)
-                    accepted.send(as_bytes(status, headers, close=True) + body)
-                except OSError:
-                    return
+                    accepted.send(as_bytes(503, headers, close=True) + body)
 
     def leave(self, connection: Connection) -> None:
         """Give the place of a connection back; a second call does nothing."""
-        if (self._reserved if connection.reserved else self._connections).pop(connection, connection) is None:
+        if connection.crowd is not None:
+            self._reserved.pop(connection, None)
+        elif self._connections.pop(connection, connection) is None:
             self.clients.leave(connection.address)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twotower.serving.access import Access
 from twotower.serving.bodies import BodyError
-from twotower.serving.clients import BYTES_PER_TOKEN, Clients, cost, retry_after
+from twotower.serving.clients import BYTES_PER_TOKEN, Clients, RateLimiter, cost, retry_after
 from twotower.serving.json_logs import FIELDS
 from twotower.serving.limits import Limits
 from twotower.serving.prometheus import Meters
@@ -28,11 +28,16 @@ from twotower.serving.refusals import error_body, too_large
 from twotower.utils.console import log
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-UNLIMITED = ("/health/", "/metrics", "/page/")  # health checks, metrics and static files have no rate limit
+WATCHING = ("/health/", "/metrics", "/page/")  # these have a rate of their own
+REFUSALS = frozenset(
+    ["rate", "unauthorized", "forbidden", "host", "origin", "too_large", "busy", "malformed", "timeout", "encoding"]
+)
+FAILED = 400  # statuses from here on
 UNLOGGED = ("/health/", "/metrics")
 ID_PREFIXES = ("/v1/items/", "/v1/users/")
 COMPUTED = "/v1/recommend"
-REFUSAL_DELAY_S = 0.05  # delay of a rejection, so that immediate retries do not take time from accepted requests
+REFUSAL_DELAY_S = 0.25  # delay of a rejection, so that immediate retries do not take time from accepted requests
+REFUSAL_LINES_PER_S = 10.0  # log lines of refused requests; the rest is counted
 UNTIMED_PREFIX = "/admin/"  # loading a bundle has no time limit once the body has arrived
 GZIP_FROM_BYTES = 2**10
 GZIP_IN_THREAD_FROM_BYTES = 2**16  # compressing more would delay other requests
@@ -76,6 +81,8 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self.app, self.gate, self.limits = app, gate, gate.limits
+        self._lines = RateLimiter(REFUSAL_LINES_PER_S, REFUSAL_LINES_PER_S)
+        self._left_out = 0  # refusals without a log line since the last one
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -102,9 +109,11 @@ class RequestMiddleware:
         if denial is not None:
             await passage.refuse(denial.status, denial.code, denial.text)
             return True
-        wait = 0.0 if path.startswith(UNLIMITED) else gate.clients.rates.wait_s(client, cost(passage.length))
+        rates = gate.clients.watching if path.startswith(WATCHING) else gate.clients.rates
+        wait = rates.wait_s(client, cost(passage.length))
         if wait:
-            text = f"Too many requests: at most {self.limits.rate:g} per second. Try again later."
+            await asyncio.sleep(REFUSAL_DELAY_S)
+            text = f"Too many requests: at most {rates.rate:g} per second. Try again later."
             await passage.refuse(429, "rate", text, wait)
             return True
         denial = gate.access.denial(path, _text(head, b"authorization"))
@@ -163,8 +172,11 @@ class RequestMiddleware:
         }
         if passage.crash is not None:
             log.error("failed", exc_info=passage.crash, extra={FIELDS: fields})
-        elif not passage.path.startswith(UNLOGGED) or passage.status >= 400:
-            log.info("answered", extra={FIELDS: fields})
+        elif code in REFUSALS and self._lines.wait_s(""):
+            self._left_out += 1
+        elif not passage.path.startswith(UNLOGGED) or passage.status >= FAILED:
+            more, self._left_out = {"left_out": self._left_out} if self._left_out else {}, 0
+            log.info("answered", extra={FIELDS: fields | more})
 
 
 class _Passage:

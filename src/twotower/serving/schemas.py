@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
-from pydantic.config import JsonDict
 from pydantic_core import to_json
 
 from twotower.retrieval.request import HistoryEvent, Request
@@ -23,6 +22,7 @@ from twotower.serving.limits import (
     MAX_ID_CHARS,
     MAX_K,
 )
+from twotower.serving.schema_examples import ASKED, ITEM, LIST, SENT
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
@@ -38,33 +38,6 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
 Filter = Annotated[str, Field(max_length=MAX_FILTER_CHARS)] | Annotated[dict[str, Any], AfterValidator(_bounded)]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
-
-ASKED: JsonDict = {
-    "user": "u_17",
-    "history": [{"item_id": "b_230", "time_s": 1640995200, "stars": 5}],
-    "k": 5,
-    "filter": 'category == "Mexican" and price <= 2',
-    "near": [27.95, -82.46],
-}
-SENT: JsonDict = {"events": [{"event_id": "01J9Z4-7", "user": "u_17", "item_id": "b_230", "time_s": 1640995200, "stars": 4}]}
-ITEM: JsonDict = {
-    "item_id": "b_5",
-    "name": "Taqueria Sol",
-    "categories": ["Restaurants", "Mexican"],
-    "city": "Tampa",
-    "latitude": 27.96,
-    "longitude": -82.45,
-}
-REASON: JsonDict = {"kind": "visit", "name": "b_230", "label": "El Farol", "share": 0.21}
-PLACE: JsonDict = {**ITEM, "rank": 1, "distance_km": 1.4, "score": 0.83, "reasons": [REASON]}
-LIST: JsonDict = {
-    "source": "model",
-    "confidence": 0.77,
-    "user_known": True,
-    "unknown_items": [],
-    "items": [PLACE],
-    "stages_ms": {"features": 0.4, "tower": 0.6, "search": 2.1, "describe": 0.2},
-}
 
 
 class Accepted(BaseModel):
