@@ -34,7 +34,7 @@ from twotower.serving.clients import Clients
 from twotower.serving.error_handlers import handle_errors
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
-from twotower.serving.service import Service, unknown
+from twotower.serving.service import Service, joined, unknown
 
 PAGE = Path(__file__).with_name("page")
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -125,8 +125,9 @@ def _answers(app: FastAPI, service: Service) -> None:
     )
     async def recommend(body: Annotated[s.RecommendIn, Depends(json_body(s.RecommendIn))], request: Request) -> Response:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
+        request.state.asks_for(body.weight)
         version, answer = await service.recommend(body, request.state.client)
-        return _json({**_heading(request, version), **answer})
+        return _written(to_json(_heading(request, version))[:-1] + b"," + answer[1:])
 
     @app.post(
         "/v1/recommend:batch",
@@ -139,11 +140,11 @@ def _answers(app: FastAPI, service: Service) -> None:
     async def recommend_batch(body: Annotated[s.BatchIn, Depends(json_body(s.BatchIn))], request: Request) -> Response:
         """Answer several requests at once, with the same bundle version. A request that cannot be answered has its own error.
 
-        Each request of the batch counts towards the rate limit of the client.
+        Each request of the batch counts towards the rate limit of the client, heavy ones more.
         """
-        request.state.asks_for(len(body.requests))
+        request.state.asks_for(sum(one.weight for one in body.requests))
         version, answers = await service.recommend_many(body.requests, request.state.client)
-        return _json({**_heading(request, version), "answers": answers})
+        return _written(joined(_heading(request, version), "answers", b"[%b]" % b",".join(answers)))
 
 
 def _similarity(app: FastAPI, service: Service) -> None:
@@ -286,6 +287,10 @@ def _watching(app: FastAPI, service: Service) -> None:
 
 def _json(content: Any) -> Response:
     return Response(to_json(content, inf_nan_mode="null", fallback=str), media_type="application/json")
+
+
+def _written(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
 
 
 def _heading(request: Request, version: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Unit:
     since: float
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    weight: int = 1
     outcome: Any = None
 
 
@@ -47,7 +48,7 @@ class Batcher:
     max_waiting
         Maximum number of arguments in the queue.
     max_batch
-        Maximum number of arguments per call.
+        Maximum total weight of the arguments per call; a single one may weigh more.
     on_batch
         Called for each batch with its size and the seconds that its first argument waited.
     """
@@ -78,8 +79,10 @@ class Batcher:
         """Return True if the worker thread is alive."""
         return self._thread.is_alive()
 
-    def submit(self, work: Work, arguments: Sequence[Any], deadline: float, client: str = "") -> list[asyncio.Future[Any]]:
-        """Queue all arguments or none. Return a future of the running loop for each.
+    def submit(
+        self, work: Work, arguments: Sequence[Any], deadline: float, client: str = "", weights: Sequence[int] = ()
+    ) -> list[asyncio.Future[Any]]:
+        """Queue all arguments or none. Return a future of the running loop for each. Without weights, each argument weighs 1.
 
         Raises
         ------
@@ -87,10 +90,14 @@ class Batcher:
             See `admit`.
         """
         loop, now = asyncio.get_running_loop(), time.perf_counter()
-        units = [Unit(work, argument, deadline, now, loop, loop.create_future()) for argument in arguments]
+        units = [
+            Unit(work, argument, deadline, now, loop, loop.create_future(), weight)
+            for argument, weight in zip(arguments, weights or [1] * len(arguments), strict=True)
+        ]
         with self._changed:
             self.admit(len(units), deadline, client)
-            self._queues.setdefault(client, deque()).extend(units)
+            if units:  # no client is in the queue without an argument
+                self._queues.setdefault(client, deque()).extend(units)
             self._waiting += len(units)
             self._changed.notify()
         return [unit.future for unit in units]
@@ -138,14 +145,15 @@ class Batcher:
             while not self._waiting and not self._closed:
                 self._changed.wait()
             units: list[Unit] = []
-            skipped = 0
-            while self._queues and len(units) < self.max_batch and skipped < len(self._queues):
+            skipped, left = 0, self.max_batch
+            while self._queues and skipped < len(self._queues):
                 client, queue = next(iter(self._queues.items()))
-                if units and queue[0].work != units[0].work:
+                if units and (queue[0].work != units[0].work or queue[0].weight > left):
                     skipped += 1
                 else:
                     skipped = 0
                     units.append(queue.popleft())
+                    left -= units[-1].weight
                 if queue:
                     self._queues.move_to_end(client)
                 else:

@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         self.client = server.clients.group(address)
         self.parser: Any = httptools.HttpRequestParser(self)
         self.transport: Any = None
-        self.lost = self.lingering = self.muted = False
+        self.lost = self.lingering = self.muted = self.doomed = False
         self.requests: deque[Request] = deque()  # the first one is being answered
         self.arriving: Request | None = None
         self.rest = b""  # received, not parsed yet
@@ -99,6 +99,8 @@ class Connection(asyncio.Protocol):
         self.secure = transport.get_extra_info("sslcontext") is not None
         self.peer, self.here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self.wait(RESERVED_HEADER_S if self.crowd else self.limits.header_timeout_s, self.close)
+        if self.doomed:
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Tell the application, and give the place back."""
@@ -319,13 +321,17 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close after what is written has been sent, at most `write_timeout_s` later."""
-        if not self.lost and not self.transport.is_closing():
+        if self.transport is None:
+            self.doomed = True
+        elif not self.lost and not self.transport.is_closing():
             self.wait(self.limits.write_timeout_s, self.abort)
             self.transport.close()
 
     def abort(self) -> None:
-        """Close at once."""
-        if not self.lost:
+        """Close at once, or as soon as there is a transport."""
+        if self.transport is None:
+            self.doomed = True
+        elif not self.lost:
             self.transport.abort()
 
     def wait(self, seconds: float, then: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import resource
 import socket
 import ssl
@@ -33,6 +34,7 @@ from twotower.utils.console import log
 CROWD_IDLE_S = 1.0  # keep-alive time when more than half of the connections are in use
 OTHER_FILES = 96  # descriptors for everything but connections
 BACKLOG = 2048
+ACCEPTED_AT_ONCE = 4
 
 
 class HttpServer:
@@ -114,7 +116,9 @@ class HttpServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accept(self, listening: socket.socket) -> None:
-        while True:
+        for number in itertools.count():
+            if number % ACCEPTED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # open connections get their turn
             try:
                 accepted, address = await self.loop.sock_accept(listening)
             except OSError as error:  # such as no descriptors left
@@ -122,11 +126,15 @@ class HttpServer:
                     self._complain("cannot accept connections: %s", error)
                     await asyncio.sleep(0.1)
                 continue
-            connection = self._admit(address[0] if isinstance(address, tuple) else "")
-            if connection is None:
-                self._turn_away(accepted)
-            else:
-                self.start(self._connect(accepted, connection))
+            try:
+                connection = self._admit(address[0] if isinstance(address, tuple) else "")
+                if connection is None:
+                    self._turn_away(accepted)
+                else:
+                    self.start(self._connect(accepted, connection))
+            except Exception:  # a defect must not end the loop
+                log.exception("a connection failed")
+                accepted.close()
 
     def _admit(self, host: str) -> Connection | None:
         """Return a connection that has its place, if necessary that of another; None if there is none."""

@@ -10,6 +10,7 @@ MAX_EXPLAINED_ITEMS = 100  # items in a request
 MAX_BATCH_REQUESTS = 256  # requests in a batch
 MAX_BATCH_ITEMS = 25_600  # items in all lists of a batch: 6 MB
 MAX_BATCH_HISTORY_EVENTS = 10_000  # events in all histories of a batch
+HEAVY_WEIGHT = 6  # requests from this weight on are computed on a thread of their own, so that light ones do not wait for them
 MAX_JSON_MARKS = 100_000  # brackets, commas and colons of a body: its values cost time and memory, not its bytes
 MAX_EVENTS_PER_REQUEST = 1000  # events in a request
 MAX_ID_CHARS = 256  # characters
@@ -45,10 +46,10 @@ class Limits:
     waiting
         Maximum number of requests that wait for the worker thread.
     max_batch
-        Maximum number of requests computed at once.
+        Maximum number of requests computed at once; heavy ones count more.
     rate, burst
-        Requests per second for each client, and the size of its token bucket. Each request of a batch counts. A rate of 0 disables
-        the limit.
+        Requests per second for each client, and the size of its token bucket. Each request of a batch counts, heavy ones more. A
+        rate of 0 disables the limit.
     connections, connections_per_client
         Maximum number of open connections of all clients and of one. Trusted proxies have as many as they like.
     reserved_connections

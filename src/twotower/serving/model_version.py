@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic_core import to_json
+
 from twotower.errors import RequestError
 from twotower.retrieval.item_details import nan_to_none
 from twotower.retrieval.recommender import Recommender
@@ -42,10 +44,10 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An answer and its items as JSON values, made in the worker thread so that long lists do not block the event loop."""
+    """An answer and its items as JSON, written in the worker thread so that long lists do not block the event loop."""
 
     answer: Answer
-    items: list[Json]
+    items: bytes
     unknown_items: list[str]  # items of the history that the bundle does not know
 
 
@@ -113,7 +115,7 @@ class Engine:
             elif isinstance(answer, RequestError):
                 listed.append(answer)
             else:
-                listed.append(Listed(answer, list(map(_as_json, answer.items)), unknown))
+                listed.append(Listed(answer, to_json([_as_json(item) for item in answer.items], inf_nan_mode="null"), unknown))
         return listed
 
     def _known(self, question: Question) -> tuple[Request, list[str]]:

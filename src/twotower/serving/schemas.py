@@ -83,6 +83,12 @@ class RecommendIn(Accepted):
     def _few_explained(self) -> RecommendIn:
         return _explained([self], self)
 
+    @property
+    def weight(self) -> int:
+        """Return how much work the request is, in plain lists of ten: long lists, histories and explanations are more."""
+        long = (self.k - 1) // 100 * (2 if self.diversity else 1)
+        return 1 + long + len(self.history) // 100 + (1 + len(self.history) // 300) * (self.k // 2 if self.explain else 0)
+
     def request(self) -> Request:
         """Return the request in the form that a `Recommender` takes."""
         return Request(

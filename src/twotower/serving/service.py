@@ -13,6 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_json
 
 from twotower.errors import BusyError, DataError, RequestError, TwoTowerError
 from twotower.retrieval.request_reader import UnknownItemError
@@ -21,7 +24,7 @@ from twotower.serving.batching import Batcher
 from twotower.serving.catalogue import Browser
 from twotower.serving.event_journal import FUTURE_S, Journal
 from twotower.serving.event_store import Event, open_store
-from twotower.serving.limits import Limits
+from twotower.serving.limits import HEAVY_WEIGHT, Limits
 from twotower.serving.model_version import Engine, Likeness, Listed, Question
 from twotower.serving.prometheus import Meters
 from twotower.serving.schemas import EventIn, RecommendIn
@@ -61,14 +64,17 @@ class Service:
 
     def __init__(self, bundle: Path, events: str, limits: Limits, trusted_key: Path | None = None) -> None:
         self.limits, self._trusted_key = limits, trusted_key
-        self.meters = Meters(lambda: self.answers.waiting, lambda: self.journal.state == "ok")
+        self.meters = Meters(lambda: self.answers.waiting + self.heavy.waiting, lambda: self.journal.state == "ok")
         self.journal = Journal(open_store(events), self.meters.skipped)  # first: it fails sooner than a bundle is loaded
         try:
             engine = Engine.load(bundle, trusted_key)
         except BaseException:
             self.journal.close()
             raise
-        self.answers = Batcher("answers", max_waiting=limits.waiting, max_batch=limits.max_batch, on_batch=self.meters.batch)
+        self.answers, self.heavy = (
+            Batcher(name, max_waiting=limits.waiting, max_batch=limits.max_batch, on_batch=self.meters.batch)
+            for name in ("answers", "heavy answers")
+        )
         self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
         self.current = Version(bundle, engine, Browser(engine, self.journal))
         self.meters.bundle(engine.version)
@@ -80,17 +86,17 @@ class Service:
         """Return why the server should get no requests; None if it is ready."""
         if self.stopping:
             return "Not ready: the server is stopping. Use another one."
-        if not (self.answers.alive and self.writes.alive):
+        if not (self.answers.alive and self.heavy.alive and self.writes.alive):
             return "Not ready: a worker thread has stopped. Restart the server."
         return None
 
     def overloaded(self, client: str) -> bool:
         """Return True if a client fills half of the queue. Below that, its next batch of any allowed size is admitted."""
         waiting = self.limits.waiting
-        return self.answers.waiting_of(client) > waiting // 2 or self.answers.waiting >= waiting
+        return any(lane.waiting_of(client) > waiting // 2 or lane.waiting >= waiting for lane in (self.answers, self.heavy))
 
-    async def recommend(self, body: RecommendIn, client: str = "") -> tuple[str, Json]:
-        """Return the bundle version and the list of a request.
+    async def recommend(self, body: RecommendIn, client: str = "") -> tuple[str, bytes]:
+        """Return the bundle version and the list of a request as JSON.
 
         Raises
         ------
@@ -103,8 +109,8 @@ class Service:
         with _part():
             return version, self._as_json(found)
 
-    async def recommend_many(self, bodies: Sequence[RecommendIn], client: str = "") -> tuple[str, list[Json]]:
-        """Return the bundle version and for each request its list, or its error under "error".
+    async def recommend_many(self, bodies: Sequence[RecommendIn], client: str = "") -> tuple[str, list[bytes]]:
+        """Return the bundle version and for each request its list as JSON, or its error under "error".
 
         Raises
         ------
@@ -112,21 +118,28 @@ class Service:
             The queue is full.
         """
         version, found = await self._answered(bodies, client)
-        answers: list[Json] = []
+        answers: list[bytes] = []
         for number, one in enumerate(found):
             try:
                 with _part("requests", number):
                     answers.append(self._as_json(one))
             except PartError as error:
-                answers.append({"error": {"code": "impossible", "message": str(error), "location": error.location}})
+                answers.append(to_json({"error": {"code": "impossible", "message": str(error), "location": error.location}}))
         return version, answers
 
     async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> tuple[str, list[Listed | BaseException]]:
         engine, deadline = self.current.engine, time.perf_counter() + self.limits.queue_timeout_s
-        self.answers.admit(len(bodies), deadline, client)  # before any work, so that a rejection costs little
+        lanes = [self.heavy if body.weight >= HEAVY_WEIGHT else self.answers for body in bodies]
+        groups = [(lane, [at for at, one in enumerate(lanes) if one is lane]) for lane in dict.fromkeys(lanes)]
+        for lane, places in groups:
+            lane.admit(len(places), deadline, client)  # before any work, so that a rejection costs little
         questions = [Question(body.request(), self.journal.of(body.user) if body.user else (), body.strict) for body in bodies]
-        futures = self.answers.submit(engine.answer, questions, deadline, client)
-        return engine.version, await asyncio.gather(*futures, return_exceptions=True)
+        futures: dict[int, asyncio.Future[Any]] = {}
+        for lane, places in groups:
+            weights = [bodies[at].weight for at in places]
+            submitted = lane.submit(engine.answer, [questions[at] for at in places], deadline, client, weights)
+            futures |= dict(zip(places, submitted, strict=True))
+        return engine.version, await asyncio.gather(*(futures[at] for at in range(len(bodies))), return_exceptions=True)
 
     async def similar(self, item_id: str, k: int, filter: str | None, client: str = "") -> tuple[str, list[Json]]:
         """Return the bundle version and the items most similar to an item."""
@@ -186,6 +199,7 @@ class Service:
     def close(self) -> None:
         """Finish the queued work and close the event store."""
         self.answers.close()
+        self.heavy.close()
         self.writes.close()
         self.journal.close()
         gc.unfreeze()  # lets the interpreter free everything in order at exit
@@ -203,19 +217,30 @@ class Service:
         freeze_garbage_collector()
         return Version(path, engine, Browser(engine, self.journal))
 
-    def _as_json(self, listed: Listed | BaseException) -> Json:
+    def _as_json(self, listed: Listed | BaseException) -> bytes:
         if isinstance(listed, BaseException):
             raise listed
         answer = listed.answer
         self.meters.answer(answer)
-        return {
+        head = {
             "source": answer.source,
             "confidence": round(answer.confidence, 4),
             "user_known": answer.user_known,
             "unknown_items": listed.unknown_items,
-            "items": listed.items,
             "stages_ms": {stage: round(spent, 3) for stage, spent in answer.stages_ms.items()},
         }
+        return joined(head, "items", listed.items)
+
+
+def joined(head: Json, name: str, value: bytes) -> bytes:
+    """Return an object as JSON, with one more field that is JSON already: long lists are written in the worker thread.
+
+    Examples
+    --------
+    >>> joined({"a": 1}, "b", b"[2]")
+    b'{"a":1,"b":[2]}'
+    """
+    return b'%b,"%b":%b}' % (to_json(head)[:-1], name.encode(), value)
 
 
 def freeze_garbage_collector() -> None:
