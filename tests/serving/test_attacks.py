@@ -1,4 +1,4 @@
-"""Attack the real server, and hold others' latency, the memory and the recovery against bounds; see benchmarks/serving_attacks.py."""
+"""Attack the real server, and bound what others notice; see benchmarks/serving_attacks.py."""
 
 from __future__ import annotations
 

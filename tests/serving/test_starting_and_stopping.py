@@ -141,7 +141,7 @@ def test_a_signal_while_starting_ends_it_without_a_traceback(load: Any, bundle: 
 
 @pytest.mark.slow
 def test_a_frozen_redis_is_a_503_within_two_seconds_and_is_told(
-    load: Any, bundle: Path, tmp_path: Path, redis_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+    load: Any, bundle: Path, redis_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, redis = redis_server
     monkeypatch.setenv("TWOTOWER_EVENTS", url)

@@ -8,12 +8,14 @@ import signal
 import socket
 import ssl
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
+from twotower.bundle.signature import read_trusted_key
 from twotower.errors import ConfigError
 from twotower.serving.access import KEY_VARIABLE, Access
 from twotower.serving.app import create_app
@@ -60,14 +62,17 @@ def serve(options: Options) -> None:
     for ending in (signal.SIGTERM, signal.SIGINT):  # while the bundle is loaded
         signal.signal(ending, _end)
     access, clients, tls = access_of(options), Clients(options.limits, options.trusted_proxies), tls_of(options)
-    sockets = bound_sockets(options.host, options.port)
-    setup_json_logs()
-    sys.setswitchinterval(SWITCH_S)
+    if options.trusted_key is not None:
+        read_trusted_key(options.trusted_key)
     bundle = options.bundle
     events = options.events or f"sqlite:{bundle.resolve().with_name(bundle.resolve().name + '.events.sqlite')}"
-    service = Service(bundle, events, options.limits, options.trusted_key)
-    freeze_garbage_collector()
-    uvloop.run(_run(options, service, access, clients, tls, sockets))
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(one) for one in bound_sockets(options.host, options.port)]
+        setup_json_logs()
+        sys.setswitchinterval(SWITCH_S)
+        service = Service(bundle, events, options.limits, options.trusted_key)
+        freeze_garbage_collector()
+        uvloop.run(_run(options, service, access, clients, tls, sockets))
 
 
 async def _run(
