@@ -23,7 +23,7 @@ from quality import raw_folder, seeds
 
 from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import layout, open_store, split_moment
+from twotower.data.dataset_features import layout, open_store, resolve, split_moment
 from twotower.errors import TwoTowerError
 from twotower.evaluation.evaluator import judge
 from twotower.features.batches import Layout
@@ -90,7 +90,7 @@ def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], 
     sizes = layout(dataset, open_store(dataset, PART, config.model), config.model)
     for part, changes in (PARTS if of == "parts" else without_fields(sizes)).items():
         changed = load_config(ROOT / "configs" / chosen.config, [*settings, *changes])
-        same_model = sizes.resolve(changed.model) == sizes.resolve(config.model)
+        same_model = resolve(changed, dataset).model == resolve(config, dataset).model
         if same_model and changed.training == config.training:  # the set goes without it already
             continue
         without = trained(changed, dataset, out, part)
@@ -118,7 +118,7 @@ def trained(config: Config, dataset: Dataset, out: Path, name: str) -> NeuralRet
     train_stage(config, dataset.path, folder)
     model, settings, _ = load_trained(folder / "best.pt", dataset)
     store = open_store(dataset, PART, settings.model)
-    return NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, PART), name=name)
+    return NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, PART), name=name)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.pipeline.stages import prepare_stage, train_stage
 from twotower.retriever import Queries, Recommendations, Retriever
-from twotower.schema import FIRST_ROW
 from twotower.utils.config import Config, EvaluationConfig, load_config
 from twotower.utils.console import setup_logging
 from twotower.utils.types import Mask
@@ -89,7 +88,7 @@ def measure(name: str, seed: int, overrides: Sequence[str], part: str) -> list[R
             Trained(load_config(ROOT / "configs" / chosen.config, [*settings, *more]), Path(folder) / which, part)
             for which, more in (("whole", []), ("cold", withheld))
         )
-        known_item = np.arange(cold.dataset.n_items) < FIRST_ROW + cold.dataset.n_train_items
+        known_item = np.arange(cold.dataset.n_item_rows) < cold.dataset.n_train_item_rows
         values = {
             "whole": whole.values(whole.model)[whole.places_of(cold)],
             "cold": cold.values(cold.model),
@@ -99,7 +98,7 @@ def measure(name: str, seed: int, overrides: Sequence[str], part: str) -> list[R
         held = cold.held_out
         asked = np.repeat(np.arange(len(held.queries)), np.diff(held.target_offsets))
         new_item = np.bincount(asked, ~known_item[held.target_row], len(held.queries)) == np.diff(held.target_offsets)
-        new_user = held.queries.user_row >= FIRST_ROW + cold.dataset.n_train_users
+        new_user = held.queries.user_row >= cold.dataset.n_train_user_rows
     shared: dict[str, Any] = {"set": name, "part": part, "new_users": NEW_USERS, "new_items": NEW_ITEMS}
     groups = [
         ("withheld users, NDCG@10 from their history alone", new_user & ~new_item, "cold", "the model that knows them", "whole", 0),
@@ -132,7 +131,7 @@ class Trained:
         self.dataset, self.settings = Dataset.open(folder / "dataset"), config.evaluation
         model, config, _ = load_trained(folder / "model" / "best.pt", self.dataset)
         store = open_store(self.dataset, part, config.model)
-        self.model = NeuralRetriever(model, store, n_items=self.dataset.n_items, time_s=split_moment(self.dataset, part))
+        self.model = NeuralRetriever(model, store, n_item_rows=self.dataset.n_item_rows, time_s=split_moment(self.dataset, part))
         self.held_out: HeldOut = self.dataset.held_out(part)
 
     def values(self, retriever: Retriever) -> np.ndarray[Any, Any]:

@@ -67,7 +67,7 @@ def everybody(folder: Path, seed: int) -> tuple[NeuralRetriever, Queries]:
     trainer = open_trainer(folder, seed)
     dataset, config = trainer.dataset, trainer.config
     store = open_store(dataset, "test", config.model)
-    retriever = NeuralRetriever(trainer.model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
+    retriever = NeuralRetriever(trainer.model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "test"))
     return retriever, dataset.held_out("test").queries
 
 

@@ -72,7 +72,7 @@ def trained(run: Path, dataset: Dataset) -> NeuralRetriever:
     """The model of a run on this very dataset."""
     model, config, _ = load_trained(run / "model" / "best.pt", dataset)
     store = open_store(dataset, "test", config.model)
-    return NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
+    return NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "test"))
 
 
 def check(retriever: Retriever, dataset: Dataset, settings: EvaluationConfig, out: Path, name: str, seed: int) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def bare_seconds(path: Path) -> tuple[int, int, float]:
     """Users and items of a bundle, and the seconds that tower and search would take for all of them."""
     bundle = load_bundle(path)
     dataset, spent = bundle.dataset, 0.0
-    users = dataset.n_users - FIRST_ROW
+    users = dataset.n_users
     blocks = range(0, users, BLOCK)
     for start in np.linspace(0, len(blocks) - 1, min(SAMPLE, len(blocks))).astype(int) * BLOCK:
         rows = FIRST_ROW + np.arange(start, min(start + BLOCK, users))
@@ -72,7 +72,7 @@ def bare_seconds(path: Path) -> tuple[int, int, float]:
         )
         bundle.index.search(vectors, K, exclude=(queries.offsets, queries.item_row))
         spent += time.perf_counter() - began
-    return users, dataset.n_items - FIRST_ROW, spent * len(blocks) / min(SAMPLE, len(blocks))
+    return users, dataset.n_items, spent * len(blocks) / min(SAMPLE, len(blocks))
 
 
 def _some_item(path: Path) -> str:

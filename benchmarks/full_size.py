@@ -48,7 +48,6 @@ def main() -> int:
     dataset = Dataset.open(given.dataset)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TwoTowerTrainer(dataset, config, Path(folder))
-        trainer.state.total_steps = given.steps
         began = time.perf_counter()
         trainer.begin()
         beginning = time.perf_counter() - began
@@ -82,7 +81,7 @@ def main() -> int:
     held_out = dataset.held_out("test", max_queries=given.users, seed=0)
     began = time.perf_counter()
     store = open_store(dataset, "test", trainer.config.model)
-    retriever = NeuralRetriever(trainer.model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
+    retriever = NeuralRetriever(trainer.model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "test"))
     evaluate(retriever, held_out, dataset, config.evaluation, metrics=["NDCG@10"], beyond_k=None)
     asked = f"evaluation of {len(held_out.queries):,} questions on the whole catalogue"
     rows += [(asked, time.perf_counter() - began, "s"), (f"peak memory after the {asked}", gigabytes(), "GiB")]

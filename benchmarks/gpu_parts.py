@@ -30,7 +30,7 @@ from torch import Tensor
 
 from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import open_store, split_moment
+from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.evaluation.evaluator import evaluate, judge
 from twotower.features.batches import Layout
 from twotower.models.layers import attention, dropout
@@ -104,9 +104,8 @@ class Bench:
         """A trainer that is ready for its first step, and neither logs nor validates by itself."""
         self.out.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.out))
-        trainer = TwoTowerTrainer(self.dataset(name), self.config(name, *QUIET, *settings, device=device), folder)
-        trainer.state.total_steps = 600
-        return trainer
+        chosen = self.config(name, "training.max_steps=600", *QUIET, *settings, device=device)
+        return TwoTowerTrainer(self.dataset(name), chosen, folder)
 
     @cached_property
     def name(self) -> str:
@@ -216,7 +215,7 @@ def same_losses(bench: Bench) -> Found:
 def answers(trainer: TwoTowerTrainer, users: int) -> Recommendations:
     """The ten best for the first so many validation questions."""
     dataset, model = trainer.dataset, trainer.model.eval()
-    retriever = NeuralRetriever(model, trainer.store, n_items=dataset.n_items, time_s=split_moment(dataset, "valid"))
+    retriever = NeuralRetriever(model, trainer.store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "valid"))
     return retriever.retrieve(trainer.held_out.queries.slice(0, users), 10)
 
 
@@ -242,7 +241,7 @@ def precisions(bench: Bench) -> Found:
         seconds[name] = round(bench.seconds(trainer.fit), 1)
         model, _, _ = load_trained(folder / "best.pt", dataset)
         moment = split_moment(dataset, "test")
-        systems.append(NeuralRetriever(model.to(bench.device), store, n_items=dataset.n_items, time_s=moment, name=name))
+        systems.append(NeuralRetriever(model.to(bench.device), store, n_item_rows=dataset.n_item_rows, time_s=moment, name=name))
     settings = bench.config().evaluation.model_copy(update={"baselines": [], "max_queries": 300 if bench.small else None})
     report = judge(systems, dataset, settings, main="fp32", metric="NDCG@10", seed=0)
     gaps = {name: report["differences"][name]["NDCG@10"] for name in ("another seed", "bf16", "fp16")}
@@ -432,13 +431,13 @@ def fits(bench: Bench, *settings: str, precision: str = "auto", full: bool = Fal
     fewer = ("training.batch_size=512",) if bench.small else ()
     dataset = bench.dataset()
     config = bench.config("town", *QUIET, f"training.precision={precision}", *settings, *fewer)
-    facts = dataset_sizes(dataset, config)
+    facts, resolved = dataset_sizes(dataset, config), resolve(config, dataset)
     if full:
         users, items = (YELP_USERS // 100, YELP_ITEMS // 100) if bench.small else (YELP_USERS, YELP_ITEMS)
         facts = replace(facts, layout=enlarged(facts.layout, users + 2, items + 2))
     named = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[choose_precision(precision, bench.device)]
     budget = int(limit)
-    plan = make_plan(facts, config, Machine("cuda", budget, named))
+    plan = make_plan(facts, resolved, Machine("cuda", budget, named))
     on_gpu = bench.device.type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
@@ -507,7 +506,7 @@ def evaluated(bench: Bench, name: str) -> Found:
         model = here.model.to(device)
 
         def work(model: TwoTower = model, where: str = where) -> None:
-            system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=moment)
+            system = NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=moment)
             judged = evaluate(system, held_out, dataset, config.evaluation, metrics=["NDCG@10", "Recall@20"], beyond_k=None)
             found[where] = [judged.mean("NDCG@10"), judged.mean("Recall@20")]
 

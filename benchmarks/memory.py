@@ -60,10 +60,12 @@ import sys
 from pathlib import Path
 from twotower.utils.config import load_config
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import resolve
 from twotower.trainers.memory.plan import Machine
-from twotower.trainers.memory.sizes import facts_of
+from twotower.trainers.memory.sizes import dataset_sizes
 config = load_config(Path(sys.argv[2]) if sys.argv[2] else None, sys.argv[3:])
-print(Machine("cpu", 1).parts(facts_of(Dataset.open(Path(sys.argv[1])), config), config).peak)
+dataset = Dataset.open(Path(sys.argv[1]))
+print(Machine("cpu", 1).parts(dataset_sizes(dataset, config), resolve(config, dataset)).peak)
 """
 TRAIN = """
 import sys

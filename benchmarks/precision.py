@@ -68,7 +68,7 @@ def trained(config: Config, dataset: Dataset, out: Path, precision: str) -> tupl
     model, _, _ = load_trained(out / precision / "best.pt", dataset)
     store = open_store(dataset, "test", config.model)
     moment = split_moment(dataset, "test")
-    return NeuralRetriever(model, store, n_items=dataset.n_items, time_s=moment, name=precision), steps
+    return NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=moment, name=precision), steps
 
 
 if __name__ == "__main__":

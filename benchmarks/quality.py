@@ -136,9 +136,6 @@ def _slices(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def config_hash(config: Config, sizes: dict[str, int] | None) -> str:
     """Twelve characters that stand for all settings but the seed and where the data lies, and for the sizes of a town."""
     values = config.model_dump(mode="json", exclude={"seed": True, "data": {"path"}})
-    for section, name, at_rest in (("training", "stop_frac", 1.0), ("evaluation", "baseline_settings", {})):
-        if values[section][name] == at_rest:  # settings that came later, and change nothing at rest
-            del values[section][name]
     return hashlib.sha256(json.dumps([values, sizes], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         same = sum(alike(one, two) for one, two in pairs)
         swapped = sum([i for i, _ in one] != [i for i, _ in two] for one, two in pairs)
         apart = max(abs(a - b) for one, two in pairs for (_, a), (_, b) in zip(one, two, strict=True))
-        what = f"{given.bundle.name}: {other} beside PyTorch, {K} best of {onnx.dataset.n_items - 2:,} items"
+        what = f"{given.bundle.name}: {other} beside PyTorch, {K} best of {onnx.dataset.n_items:,} items"
         rows = [
             claim(f"{what}: the same lists", same, "lists", "all", len(pairs), 0, places_traded_in=swapped),
             claim(f"{what}: greatest difference of a score", apart, "", "wanted", WANTED, 0),

@@ -99,11 +99,11 @@ def open_trainer(folder: Path, seed: int, overrides: Sequence[str] = ()) -> TwoT
 
 def train(folder: Path, seed: int, epochs: int, overrides: Sequence[str] = ()) -> Row:
     """Train for some epochs; examples per second, what they were contrasted with, seconds."""
+    overrides = [*overrides, f"training.num_epochs={epochs}"]
     open_trainer(folder, seed, overrides)  # prepares the data; the second is the one
     examples = candidates = steps = 0
     waited, began = 0.0, time.perf_counter()
     trainer = open_trainer(folder, seed, overrides)
-    trainer.state.total_steps = epochs * trainer.batches_per_epoch()
     trainer.begin()
     opened = time.perf_counter() - began
     for epoch in range(epochs):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import open_store, resolve
+from twotower.features.geo import points_km
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.utils.config import Config, parse_config
@@ -17,14 +19,20 @@ MODEL = {"request_location": True, "user_tower": {**TOWER, "max_history": 20}, "
 
 def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[TwoTower, Config]:
     """A model whose weights are all drawn, the ones that begin at zero too, and its settings."""
-    config = parse_config({"model": model, "training": training})
+    config = resolve(parse_config({"model": model, "training": training}), dataset)
     built = build_model(dataset, config)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, value in built.state_dict().items():
             if value.ndim and name != "waves.waves":
                 value.copy_(torch.randn(value.shape, generator=generator) * 0.1)
-        built.new_popularity.fill_(0.75)
+        built.priors.new_popularity.fill_(0.75)
+        built.priors.weights[:, 0] = torch.tensor([0.5, 0.8, 1.1])
+        built.priors.weights[:, -1] = 0.001  # a user 30 km from an item loses 0.45 nats
+        points = points_km(open_store(dataset, "future", config.model).location)
+        located = points[points.any(axis=1)]
+        built.priors.centre.copy_(torch.from_numpy(located.mean(axis=0)) if len(located) else torch.zeros(3))
+        built.priors.unlocated.fill_(100.0)
     return built.eval(), config
 
 

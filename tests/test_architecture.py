@@ -18,6 +18,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 ORDER = [
     "errors.py schema.py",
     "utils",
+    "documents.py",
     "retriever.py",
     "features",
     "search/filters search",

@@ -16,6 +16,7 @@ from twotower.bundle.bundle import load_bundle
 from twotower.cli import main
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError
+from twotower.features.geo import distances_km, median_location
 from twotower.retrieval.recommender import Recommender
 
 SMALL = """
@@ -23,7 +24,7 @@ model:
   user_tower: {embedding_dim: 16, hidden_dims: [16], max_history: 20}
   item_tower: {embedding_dim: 16, hidden_dims: [16]}
 training: {batch_size: 256, num_epochs: 2, learning_rate: 0.01}
-evaluation: {bootstrap_resamples: 50, baselines: [popular, ials], tune_baselines: false}
+evaluation: {bootstrap_resamples: 50, baselines: [popular, ials]}
 prepare: {text_dim: 8}
 """
 
@@ -80,7 +81,11 @@ def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     assert reports[0]["settings"] == reports[1]["settings"] and reports[0]["protocol"] == reports[1]["protocol"]
     assert reports[0]["systems"]["ials"] != reports[1]["systems"]["ials"], "fitted again"
     progress, again = (torch.load(folder / "best.pt", weights_only=True) for folder in (run, tmp_path / "refit" / "model"))
-    assert again["config"]["training"]["stop_frac"] == progress["progress"]["best_step"] / progress["progress"]["total_steps"]
+    taken = json.loads((tmp_path / "refit" / "model" / "manifest.json").read_text())["refit"]
+    assert taken["stop_frac"] == progress["progress"]["best_step"] / progress["progress"]["total_steps"]
+    assert taken["baseline_settings"] == {"ials": reports[0]["settings"]["ials"]}, "tuned once, on the validation part"
+    assert lines(capsys, "evaluate", str(tmp_path / "refit"))
+    assert json.loads((tmp_path / "refit" / "report.json").read_text())["systems"] == reports[1]["systems"]
     assert again["config"]["model"] == progress["config"]["model"]
     (said, where) = lines(capsys, "refit", str(run), "--out", str(tmp_path / "all"), "--include-test")
     assert said == "No test part: nothing was evaluated." and str(tmp_path / "all" / "bundle") in where
@@ -89,6 +94,11 @@ def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     assert lines(capsys, "recommend", str(tmp_path / "all"), "--user", str(before.user_ids[-1]), "--json")
     assert main(["refit", str(tmp_path / "all" / "model"), "--out", str(tmp_path / "twice")]) == 2
     assert "has no validation part. A refit needs one" in capsys.readouterr().err
+    shutil.copytree(journey / "run" / "model", tmp_path / "run" / "model")
+    wrong = json.dumps(reports[0]).replace('"factors"', '"factor"')
+    (tmp_path / "run" / "report.json").write_text(wrong)
+    assert main(["refit", str(tmp_path / "run"), "--out", str(tmp_path / "third")]) == 2
+    assert "unknown setting 'factor' of the baseline 'ials'. Did you mean 'factors'?" in capsys.readouterr().err
 
 
 def test_recommend_for_known_unknown_and_filtered(journey, capsys):
@@ -162,16 +172,21 @@ def test_recommendations_are_the_models_own(journey):
     queries = dataset.histories(np.array([row]), np.array([recommender.moment_s]))
     with torch.inference_mode():
         vector = recommender.bundle.model.encode_users(recommender.bundle.store.users(queries))[0]
-    model, events = recommender.bundle.config.model, dataset.events
-    half_life = model.popularity_half_life_days
-    assert half_life is not None, "chosen on the validation part of a split by time"
+    priors, events, logs = recommender.bundle.model.priors, dataset.events, []
     age_days = (recommender.moment_s - events.time_s) / 86_400
-    decay = 0.5 ** (age_days / half_life) if half_life else np.ones(len(events))
-    count = np.bincount(events.item_row[events.positive], (events.weight * decay)[events.positive], dataset.n_items)
-    known = np.arange(dataset.n_items) < 2 + dataset.n_train_items
-    logs = np.log1p(count) - np.log1p(count[2:][known[2:]].mean())
-    logs[~known] = np.maximum(np.where(count > 0, logs, -np.inf), float(recommender.bundle.model.new_popularity))[~known]
-    scores = (recommender.bundle.vectors @ vector).numpy() + model.temperature * logs
+    known = np.arange(dataset.n_item_rows) < 2 + dataset.n_train_items
+    for half_life in priors.half_lives:
+        decay = 0.5 ** (age_days / half_life) if half_life else np.ones(len(events))
+        count = np.bincount(events.item_row[events.positive], (events.weight * decay)[events.positive], dataset.n_item_rows)
+        log = np.log1p(count) - np.log1p(count[2:][known[2:]].mean())
+        log[~known] = np.maximum(np.where(count > 0, log, -np.inf), float(priors.new_popularity))[~known]
+        logs.append(log)
+    weights = priors.weights[2].numpy()
+    home = median_location(queries.offsets, queries.item_row, recommender.bundle.store.location)[0]
+    away = distances_km(recommender.bundle.store.location, home).astype(float)
+    half = np.where(np.isnan(away), float(priors.unlocated), away**2 / 2)
+    beside = np.stack(logs, 1) @ weights[1:-1] - weights[-1] * half
+    scores = weights[0] * (recommender.bundle.vectors @ vector).numpy() + recommender.bundle.config.model.temperature * beside
     scores[[0, 1, *queries.item_row]] = -np.inf
     best = np.argsort(-scores, kind="stable")[:10]
     assert [place.item_id for place in recommender.recommend(user=str(dataset.user_ids[row]))] == list(dataset.item_ids[best])

@@ -68,7 +68,7 @@ def _a_bundle_of_it_serves(bundle: Path) -> None:
     half = np.sin((a[:, 0] - b[0]) / 2) ** 2 + np.cos(a[:, 0]) * np.cos(b[0]) * np.sin((a[:, 1] - b[1]) / 2) ** 2
     near = set(recommender.dataset.item_ids[placed[2 * 6371 * np.arcsin(np.sqrt(half)) <= 4]])
     visited = [str(recommender.dataset.item_ids[busiest])]
-    whole = [place.item_id for place in recommender.recommend(history=visited, k=recommender.dataset.n_items)]
+    whole = [place.item_id for place in recommender.recommend(history=visited, k=recommender.dataset.n_item_rows)]
     expected = [item for item in whole if item in near]
     found = recommender.recommend(history=visited, k=25, filter="within(4)", near=(float(middle[0]), float(middle[1])))
     assert [place.item_id for place in found] == expected[:25] and len(expected) > 25

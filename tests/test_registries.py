@@ -131,7 +131,7 @@ def test_a_source(town: Town, tmp_path: Path) -> None:
     manifest = prepare_stage(config, tmp_path / "dataset")
     assert manifest["config"]["data"]["source"] == NAME
     made = Dataset.open(tmp_path / "dataset")
-    assert made.n_items == Dataset.open(town.folder).n_items
+    assert made.n_item_rows == Dataset.open(town.folder).n_item_rows
     SOURCES.pop(NAME)
     train_stage(load_config(None, SMALL), tmp_path / "dataset", tmp_path / "run")  # a dataset needs its source no more
 

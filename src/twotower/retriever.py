@@ -149,6 +149,6 @@ class Retriever(Protocol):
         exclude_seen
             Leave out the items of the query's own history.
         allow
-            bool [n_items] or [B, n_items], over all rows: False leaves the item out.
+            bool [n_item_rows] or [B, n_item_rows], over all rows: False leaves the item out.
         """
         ...

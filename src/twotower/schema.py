@@ -2,7 +2,8 @@
 
 External ids are strings (`user_id`, `item_id`). Rows are int64 positions in the id tables (`user_row`, `item_row`), never mixed
 with ids. Row 0 is PAD, row 1 UNKNOWN; real rows start at 2, those seen in training first. So a row has a trained
-embedding if `row < n_train_items + 2`. Times are int64 seconds since 1970 (in Yelp data: local time, without zone).
+embedding if `row < n_train_item_rows`. `n_items` counts items, `n_item_rows` also the two reserved rows. Times are int64
+seconds since 1970 (in Yelp data: local time, without zone).
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Literal
 PAD = 0
 UNKNOWN = 1
 FIRST_ROW = 2
-FORMAT_VERSION = 4  # of datasets and runs
-BUNDLE_FORMAT = 5
+FORMAT_VERSION = 5  # of datasets and runs
+BUNDLE_FORMAT = 6
 TRUTH_FILE = "town_truth.safetensors"  # of a simulated town
 
 # Raw tables (what a source returns) and prepared tables.

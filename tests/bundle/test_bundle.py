@@ -29,7 +29,7 @@ def bundle(town_bundle: Path) -> Bundle:
 def queries(bundle: Bundle) -> Queries:
     """More than are encoded at once; some without a history, some of users that are known."""
     draw = np.random.default_rng(5)
-    histories = [draw.integers(FIRST_ROW, bundle.dataset.n_items, n % 25).tolist() for n in range(PORTION + 60)]
+    histories = [draw.integers(FIRST_ROW, bundle.dataset.n_item_rows, n % 25).tolist() for n in range(PORTION + 60)]
     known = [1 + n % 200 for n in range(len(histories))]
     return Queries.of(histories, time_s=bundle.moment_s, user_rows=known)
 
@@ -40,10 +40,10 @@ def queries(bundle: Bundle) -> Queries:
 def test_it_answers_as_the_model_of_the_same_moment(
     bundle: Bundle, queries: Queries, exclude_seen: bool, masks: str, onnx: bool
 ) -> None:
-    draw, n = np.random.default_rng(6), bundle.dataset.n_items
+    draw, n = np.random.default_rng(6), bundle.dataset.n_item_rows
     allow = {"none": None, "one for all": draw.random(n) < 0.5, "one each": draw.random((len(queries), n)) < 0.5}[masks]
     asked: Retriever = bundle if onnx else replace(bundle, tower=None)
-    model: Retriever = NeuralRetriever(bundle.model, bundle.store, n_items=n, time_s=bundle.moment_s)
+    model: Retriever = NeuralRetriever(bundle.model, bundle.store, n_item_rows=n, time_s=bundle.moment_s)
     assert asked.name == model.name
     found, wanted = (one.retrieve(queries, 10, exclude_seen=exclude_seen, allow=allow) for one in (asked, model))
     np.testing.assert_allclose(found.scores, wanted.scores, atol=2e-5)
@@ -58,7 +58,7 @@ def test_items_taken_out_of_the_catalogue_are_not_recommended(bundle: Bundle, qu
     offered = bundle.arrays.offered.copy()
     offered[best[:, 0]] = False
     smaller = replace(bundle, arrays=replace(bundle.arrays, offered=offered))
-    for allow in (None, np.ones(bundle.dataset.n_items, np.bool_)):
+    for allow in (None, np.ones(bundle.dataset.n_item_rows, np.bool_)):
         found = smaller.retrieve(queries, 3, allow=allow).items
         assert (found >= FIRST_ROW).any() and not np.isin(found, best[:, 0]).any()
 

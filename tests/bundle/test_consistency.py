@@ -37,7 +37,7 @@ def tower(*names: str, **settings: Any) -> Change:
 
 
 CHANGES: dict[str, tuple[Change, str]] = {
-    "wide": (tower("user_tower", "item_tower", embedding_dim=4 * 10**9), "expected finite float32 of shape"),
+    "wide": (tower("user_tower", "item_tower", embedding_dim=4 * 10**9), "embedding_dim is 4000000000, but the weights have 16"),
     "hidden": (tower(hidden_dims=[10**9, 16]), "hidden_dims is [1000000000], but the weights have [24]"),
     "deep": (tower(num_blocks=10**9), "more layers than there are weights"),
     "long": (tower(max_history=10**12), "max_history is 1000000000000, but the weights have 20"),

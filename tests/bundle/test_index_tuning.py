@@ -73,7 +73,8 @@ def test_an_index_is_built_again_when_items_come(bundle: Path) -> None:
     opened = load_bundle(bundle)
     assert opened.index.kind == "hnsw" and opened.index.settings == before.index.settings
     vectors = opened.arrays.vectors
-    like_it = vectors[-1:] * np.append(np.ones(vectors.shape[1] - 1, np.float32), 0)  # popularity has no part in likeness
+    like_it = vectors[-1:].copy()
+    like_it[:, opened.vectors.shape[1] :] = 0  # popularity and location have no part in likeness
     found = opened.index.search(like_it, 3).items[0]
     assert len(vectors) == len(before.arrays.vectors) + 1 and len(vectors) - 1 in found
 

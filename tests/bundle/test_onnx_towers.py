@@ -57,7 +57,7 @@ def test_it_is_the_same_vector(town: Any, tmp_path: Path, name: str) -> None:
     store, moment = open_store(dataset, "future", config.model), split_moment(dataset, "future")
     export_towers(model, store, tmp_path / "towers")
 
-    items = store.items(np.arange(dataset.n_items), np.full(dataset.n_items, moment))
+    items = store.items(np.arange(dataset.n_item_rows), np.full(dataset.n_item_rows, moment))
     with torch.inference_mode():
         vectors, tokens = model.encode_items(items).numpy(), model.history_items(items).numpy()
     session = onnxruntime.InferenceSession(str(tmp_path / "towers" / ITEM_FILE))
@@ -67,7 +67,7 @@ def test_it_is_the_same_vector(town: Any, tmp_path: Path, name: str) -> None:
         np.testing.assert_allclose(found, wanted, atol=2e-6)
 
     tower = OnnxUserTower(tmp_path / "towers" / USER_FILE, tokens)
-    everybody = dataset.histories(np.arange(1, dataset.n_users), np.full(dataset.n_users - 1, moment))
+    everybody = dataset.histories(np.arange(1, dataset.n_user_rows), np.full(dataset.n_user_rows - 1, moment))
     for queries in (
         everybody,
         everybody.slice(7, 8),

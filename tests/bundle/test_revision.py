@@ -40,18 +40,19 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def test_a_new_item_is_what_its_features_say(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = load_bundle(bundle)
-    unvisited = before.dataset.n_train_items + 2  # its id is unknown to the model: a twin differs in its visits and texts alone
-    assert unvisited < before.dataset.n_items
+    unvisited = before.dataset.n_train_item_rows  # its id is unknown to the model: a twin differs in its visits and texts alone
+    assert unvisited < before.dataset.n_item_rows
     file = write(tmp_path / "new.jsonl", [twin(bundle, unvisited, "new one"), {"item_id": "bare"}])
     assert main(["add-items", str(bundle), "--items", str(file)]) == 0
     assert capsys.readouterr().out == f"{bundle}: revision 1\n"
     after = load_bundle(bundle)
     row, bare = after.dataset.item_rows(["new one", "bare"])
-    n = before.dataset.n_items
-    assert (row, bare, after.dataset.n_items) == (n, n + 1, n + 2)
+    n = before.dataset.n_item_rows
+    assert (row, bare, after.dataset.n_item_rows) == (n, n + 1, n + 2)
     np.testing.assert_array_equal(after.arrays.vectors[:n], before.arrays.vectors)
-    assert (after.arrays.vectors[[row, bare], -1] == float(before.model.new_popularity)).all()
-    assert float(before.model.new_popularity) != 0
+    known = after.arrays.vectors[[row, bare], after.vectors.shape[1] :][:, : len(before.model.priors.half_lives)]
+    assert (known == float(before.model.priors.new_popularity)).all()
+    assert float(before.model.priors.new_popularity) != 0
     for name, value in after.dataset.item_features.items():
         if name != "text":
             np.testing.assert_array_equal(value[row], value[unvisited])
@@ -86,7 +87,7 @@ def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_pat
     assert main(["remove-items", str(bundle), "--ids", f"{first}, {second}"]) == 0
     remove_items(bundle, [first])
     after = Recommender.load(bundle)
-    n = after.dataset.n_items
+    n = after.dataset.n_item_rows
     for history in ([], [str(after.dataset.item_ids[50])], [first]):
         offered = {place.item_id for place in after.recommend(history=history, k=n, filter="not price == 9 or price == 9")}
         offered |= {place.item_id for place in after.recommend(history=history, k=n)}
@@ -96,10 +97,11 @@ def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_pat
         bundle, write(tmp_path / "back.jsonl", [twin(bundle, after.dataset.item_rows([first])[0], first) | {"name": "New Name"}])
     )
     back = Recommender.load(bundle)
-    assert back.dataset.n_items == n and back.bundle.manifest["revision"] == 3
+    assert back.dataset.n_item_rows == n and back.bundle.manifest["revision"] == 3
     assert back.recommend(history=[second], k=1, filter=f'id == "{first}"')[0].name == "New Name"
-    np.testing.assert_allclose(back.bundle.arrays.vectors[:, :-1].sum(), after.bundle.arrays.vectors[:, :-1].sum(), atol=1)
-    np.testing.assert_array_equal(back.bundle.arrays.vectors[:, -1], after.bundle.arrays.vectors[:, -1])  # as popular as before
+    np.testing.assert_allclose(back.bundle.vectors.sum(), after.bundle.vectors.sum(), atol=1)
+    width = back.bundle.vectors.shape[1]  # as popular as before, and in the same location
+    np.testing.assert_array_equal(back.bundle.arrays.vectors[:, width:], after.bundle.arrays.vectors[:, width:])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_neighbours_are_those_of_the_same_users_weighted_by_how_few_items_these_
     user = np.sort(rng.integers(2, 40, 500))
     item = rng.integers(2, 60, 500)
     monkeypatch.setattr(co_visitation, "BLOCK", 7)
-    near = co_visitation.co_visited(user, item, n_users=41, n_items=61, most=5)
+    near = co_visitation.co_visited(user, item, n_user_rows=41, n_item_rows=61, most=5)
     visited = {u: sorted(set(item[user == u].tolist())) for u in set(user.tolist())}
     people = {i: sum(i in items for items in visited.values()) for i in range(61)}
     likeness = np.zeros((61, 61))
@@ -37,7 +37,7 @@ def test_where_order_counts_events_near_each_other_count_more(monkeypatch: pytes
     item = rng.integers(2, 60, 500)
     monkeypatch.setattr(co_visitation, "BLOCK", 7)
     monkeypatch.setattr(co_visitation, "LAGS", 4)
-    near = co_visitation.co_visited(user, item, n_users=41, n_items=61, most=5, ordered=True)
+    near = co_visitation.co_visited(user, item, n_user_rows=41, n_item_rows=61, most=5, ordered=True)
     histories = {u: item[user == u].tolist() for u in set(user.tolist())}
     people = {i: sum(i in items for items in histories.values()) for i in range(61)}
     likeness = np.zeros((61, 61))
@@ -53,9 +53,9 @@ def test_where_order_counts_events_near_each_other_count_more(monkeypatch: pytes
 
 def test_only_a_users_latest_events_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(co_visitation, "MAX_USER_EVENTS", 2)
-    near = co_visitation.co_visited(np.array([2, 2, 2]), np.array([2, 3, 4]), n_users=3, n_items=5, most=3)
+    near = co_visitation.co_visited(np.array([2, 2, 2]), np.array([2, 3, 4]), n_user_rows=3, n_item_rows=5, most=3)
     assert near.tolist() == [[0] * 3, [0] * 3, [0] * 3, [4, 0, 0], [3, 0, 0]]
-    ordered = co_visitation.co_visited(np.array([2, 2, 2]), np.array([2, 3, 4]), n_users=3, n_items=5, most=3, ordered=True)
+    ordered = co_visitation.co_visited(np.array([2, 2, 2]), np.array([2, 3, 4]), n_user_rows=3, n_item_rows=5, most=3, ordered=True)
     assert ordered.tolist() == near.tolist()
 
 
@@ -63,7 +63,7 @@ def test_a_dataset_holds_them_of_training_alone(town: Any) -> None:
     dataset = Dataset.open(town.folder)
     events, near = dataset.events, dataset.item_features[NEIGHBOURS]
     kept = events.positive & (events.split == TRAIN)
-    sizes = {"n_users": dataset.n_users, "n_items": dataset.n_items, "most": near.shape[1], "ordered": True}
+    sizes = {"n_user_rows": dataset.n_user_rows, "n_item_rows": dataset.n_item_rows, "most": near.shape[1], "ordered": True}
     np.testing.assert_array_equal(near, co_visitation.co_visited(events.user_row[kept], events.item_row[kept], **sizes))
-    known = FIRST_ROW + dataset.n_train_items
+    known = dataset.n_train_item_rows
     assert near.max() < known and not near[known:].any() and (near[FIRST_ROW:known, 0] > 0).mean() > 0.9

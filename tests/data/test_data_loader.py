@@ -92,7 +92,7 @@ def test_causal_batches_keep_the_token_budget(dataset):
 def test_the_logq_counts_what_an_epoch_asks_for(dataset, objective):
     loader, _ = loader_of(dataset, objective=objective)
     asked = np.concatenate([loader.objective.target_events(members) for members in loader.plan(0)])
-    found = np.bincount(loader.events.history.item_row[asked], minlength=dataset.n_items)
+    found = np.bincount(loader.events.history.item_row[asked], minlength=dataset.n_item_rows)
     assert np.array_equal(found, loader.pool.count) and loader.pool.total == len(asked)
 
 

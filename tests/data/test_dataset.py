@@ -17,7 +17,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import log_popularity
 from twotower.errors import DataError
 from twotower.retriever import Queries
-from twotower.schema import DAY_S, FIRST_ROW, SPLITS, TRAIN, UNKNOWN, WITHHELD
+from twotower.schema import DAY_S, SPLITS, TRAIN, UNKNOWN, WITHHELD
 
 CUTS = {"kind": "time", "valid": "1970-01-11", "test": "1970-01-21"}  # day 10 and day 20
 LAST = {"kind": "leave_one_out"}
@@ -49,7 +49,7 @@ def test_new_users_and_items_are_history_and_targets_and_never_training(prepared
     rows = [f"u{u} i{(7 * u + 3 * n) % 40} {4 * n + u / 200}" for u in range(60) for n in range(6)]
     dataset = prepared(days(*rows), split={**split, "withhold_user_frac": 0.3, "withhold_item_frac": 0.2})
     whole = prepared(days(*rows), split=split)
-    events, known_items, known_users = dataset.events, FIRST_ROW + dataset.n_train_items, FIRST_ROW + dataset.n_train_users
+    events, known_items, known_users = dataset.events, dataset.n_train_item_rows, dataset.n_train_user_rows
     aside, trained = events.split == WITHHELD, events.split == TRAIN
     assert (events.item_row[trained] < known_items).all() and (events.user_row[trained] < known_users).all()
     assert ((events.item_row >= known_items) | (events.user_row >= known_users))[aside].all()
@@ -91,8 +91,8 @@ def test_new_users_ask_with_an_empty_history_and_new_items_are_targets(prepared:
     dataset = prepared(days("a p 1", "new q 12", "new p 13"), split=CUTS)
     assert questions(dataset, "valid") == [("new", 12 * DAY_S, [], ["q"]), ("new", 13 * DAY_S, ["q"], ["p"])]
     held = dataset.held_out("valid")
-    assert (held.queries.user_row >= dataset.n_train_users + 2).all()
-    assert held.target_row[0] == dataset.n_train_items + 2
+    assert (held.queries.user_row >= dataset.n_train_user_rows).all()
+    assert held.target_row[0] == dataset.n_train_item_rows
     assert len(dataset.held_out("test").queries) == 0 and dataset.held_out("test").target_offsets.tolist() == [0]
 
 
@@ -126,11 +126,11 @@ def test_log_popularity_is_that_of_what_training_knows(prepared: Any) -> None:
     dataset = prepared(rows, split=CUTS, positive_min_stars=4)
     count = dict(zip(dataset.item_ids, dataset.item_train_count, strict=True))
     assert count["a"] == 3 and count["b"] == 1 and count["bad"] == 0 and dataset.n_train_items == 3
-    logs = dict(zip(dataset.item_ids, log_popularity(dataset).tolist(), strict=True))
+    logs = dict(zip(dataset.item_ids, log_popularity(dataset)[:, 0].tolist(), strict=True))
     mean = sum(count[name] for name in ("a", "b", "bad")) / 3
     for name in ("a", "b", "bad"):
         assert logs[name] == pytest.approx(float(np.log1p(count[name]) - np.log1p(mean)), abs=1e-6)
-    assert np.isnan(logs["new"]) and log_popularity(dataset)[:2].tolist() == [0, 0]
+    assert np.isnan(logs["new"]) and (log_popularity(dataset)[:2] == 0).all()
 
 
 # --- given split ---------------------------------------------------------------------------------------------------------------
@@ -214,8 +214,8 @@ def test_histories_of_known_users_end_strictly_before_the_moment(plain: Dataset)
 
 
 def test_ids_and_rows_answer_each_other(plain: Dataset) -> None:
-    assert plain.item_rows(plain.item_ids[2:].tolist()).tolist() == list(range(2, plain.n_items))
-    assert plain.user_rows(plain.user_ids[2:].tolist()).tolist() == list(range(2, plain.n_users))
+    assert plain.item_rows(plain.item_ids[2:].tolist()).tolist() == list(range(2, plain.n_item_rows))
+    assert plain.user_rows(plain.user_ids[2:].tolist()).tolist() == list(range(2, plain.n_user_rows))
     assert plain.item_rows(["i0", "no such", ""]).tolist() == [2, UNKNOWN, UNKNOWN]
     assert plain.item_rows([]).dtype == np.int64 and len(plain.item_rows([])) == 0
 
@@ -226,7 +226,7 @@ def test_arrays_have_the_promised_types_and_agree_with_each_other(plain: Dataset
         assert getattr(events, name).dtype == np.int64
     assert (events.stars.dtype, events.weight.dtype) == (np.float32, np.float32)
     assert (events.positive.dtype, events.split.dtype, item_events.split.dtype) == (np.bool_, np.int8, np.int8)
-    assert len(events.offsets) == plain.n_users + 1 and len(item_events.offsets) == plain.n_items + 1
+    assert len(events.offsets) == plain.n_user_rows + 1 and len(item_events.offsets) == plain.n_item_rows + 1
     assert events.offsets[-1] == len(events) == len(item_events) - 1
     assert plain.item_train_count.tolist() == [0, 0, 2, 1] + [0] * 5 and plain.item_train_count.dtype == np.int64
     pairs = sorted(zip(events.item_row.tolist(), events.time_s.tolist(), strict=True))

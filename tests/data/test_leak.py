@@ -121,7 +121,7 @@ def flat(value: Any) -> Any:
 
 def training_side(dataset: Dataset) -> dict[str, Any]:
     """Return everything in a dataset that training can read."""
-    items, users = FIRST_ROW + dataset.n_train_items, FIRST_ROW + dataset.n_train_users
+    items, users = dataset.n_train_item_rows, dataset.n_train_user_rows
     seen, visited = dataset.events.split == TRAIN, dataset.item_events.split == TRAIN
     side = {
         f"event {name}": getattr(dataset.events, name)[seen] for name in ("item_row", "time_s", "event_type", "stars", "user_row")
@@ -153,7 +153,7 @@ def states(dataset: Dataset, until_s: int) -> dict[Any, Any]:
     store = open_store(dataset, "future", SHORT)
     users = store.users(queries).fields
     assert store.dynamics is not None
-    known = [row for row in range(FIRST_ROW, dataset.n_items) if dataset.item_ids[row] in "mnopq"]
+    known = [row for row in range(FIRST_ROW, dataset.n_item_rows) if dataset.item_ids[row] in "mnopq"]
     found = {}
     for b in range(len(queries)):
         user = dataset.user_ids[user_row[b]]

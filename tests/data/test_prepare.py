@@ -77,7 +77,7 @@ def test_rows_are_the_trained_by_id_then_the_new_by_id(prepared: Any) -> None:
         {"user_id": "b", "since_s": None, "elite": None},
         {"user_id": "m", "since_s": 5, "elite": [2015]},
     ]
-    assert all(len(values) == dataset.n_items for values in dataset.item_features.values())
+    assert all(len(values) == dataset.n_item_rows for values in dataset.item_features.values())
     assert dataset.user_features["since_s"].tolist() == [0, 0, 0, 5, 0, 0]
 
 

@@ -181,7 +181,7 @@ def test_anonymous_visits_count_under_a_time_split_and_are_left_out_of_others(pr
     visits = timed.item_events
     found = set(zip(timed.item_ids[visits.item_row], visits.time_s.tolist(), visits.split.tolist(), strict=True))
     assert found == {("x", 1, 0), ("x", day(12), 1), ("y", 2, 0), ("y", 5, 0), ("z", 3, 0), ("w", day(30), 2)}
-    assert timed.n_users == 3 and timed.event_types == ["review"]
+    assert timed.n_user_rows == 3 and timed.event_types == ["review"]
     last = prepared(rows, split=LAST)
     assert len(last.item_events) == 3
     assert last.manifest["counts"]["dropped"]["events"]["no user, and no split by time to place it"] == 3

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import open_store
+from twotower.data.dataset_features import open_store, resolve
 from twotower.models.build import build_model
 from twotower.models.towers.head import TowerHead
 from twotower.models.two_tower import NEW_LENGTH
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
-from twotower.utils.config import Config, TowerConfig, UserTowerConfig, parse_config
+from twotower.utils.config import Config, parse_config
+from twotower.utils.config_model import ResolvedItemTower
 
 TOWERS = {"embedding_dim": 16, "hidden_dims": [32, 8], "interaction": "dcn"}
 
@@ -31,14 +32,14 @@ def config(request) -> Config:
 
 
 def test_both_sides_give_vectors_of_one_width_no_longer_than_one(dataset, config):
-    model, store = build_model(dataset, config).eval(), open_store(dataset, "valid", config.model)
+    model, store = build_model(dataset, resolve(config, dataset)).eval(), open_store(dataset, "valid", config.model)
     asked = store.users(dataset.held_out("valid").queries.slice(0, 40))
     users = model.encode_users(asked)
-    rows = np.arange(dataset.n_items)
+    rows = np.arange(dataset.n_item_rows)
     items = model.encode_items(store.items(rows, np.full(len(rows), 1_500_000_000)))
     assert users.shape == (40, 8)
-    assert items.shape == (dataset.n_items, 8)
-    known = (rows != UNKNOWN) & (rows < FIRST_ROW + dataset.n_train_items)
+    assert items.shape == (dataset.n_item_rows, 8)
+    known = (rows != UNKNOWN) & (rows < dataset.n_train_item_rows)
     lengths = torch.where(torch.from_numpy(known), 1.0, NEW_LENGTH)
     torch.testing.assert_close(items.norm(dim=1), lengths, rtol=1e-4, atol=0)
     # A user's length is that of what the tower found, held back by the norm_shrinkage; the direction stays.
@@ -54,7 +55,7 @@ def test_both_sides_give_vectors_of_one_width_no_longer_than_one(dataset, config
 
 @pytest.mark.parametrize("norm_shrinkage", [0.0, 1.0])
 def test_nothing_known_is_a_vector_of_zeros_and_has_a_gradient(norm_shrinkage):
-    head = TowerHead(2, UserTowerConfig(**TOWERS, norm_shrinkage=norm_shrinkage))
+    head = TowerHead(2, ResolvedItemTower(**TOWERS, norm_shrinkage=norm_shrinkage))
     nothing = torch.zeros(3, 2, TOWERS["embedding_dim"], requires_grad=True)
     vectors = head(nothing)
     vectors.sum().backward()
@@ -62,7 +63,7 @@ def test_nothing_known_is_a_vector_of_zeros_and_has_a_gradient(norm_shrinkage):
 
 
 def test_strangers_are_told_apart_by_their_histories_alone(dataset, config):
-    model, store = build_model(dataset, config).eval(), open_store(dataset, "valid", config.model)
+    model, store = build_model(dataset, resolve(config, dataset)).eval(), open_store(dataset, "valid", config.model)
     histories = [[FIRST_ROW, FIRST_ROW + 1], [FIRST_ROW + 2, FIRST_ROW + 3], []]
     vectors = model.encode_users(store.users(Queries.of(histories, time_s=1_500_000_000)))
     assert torch.isfinite(vectors).all()
@@ -71,13 +72,13 @@ def test_strangers_are_told_apart_by_their_histories_alone(dataset, config):
 
 def test_untrained_rows_read_the_unknown_embedding(dataset, config):
     store = open_store(dataset, "valid", config.model)
-    trained = FIRST_ROW + dataset.n_train_items
-    rows = store.items(np.array([trained - 1, trained, dataset.n_items - 1])).row
+    trained = dataset.n_train_item_rows
+    rows = store.items(np.array([trained - 1, trained, dataset.n_item_rows - 1])).row
     assert rows.tolist() == [trained - 1, UNKNOWN, UNKNOWN]
 
 
 def test_id_dropout_trains_the_unknown_row(dataset, config):
-    model, store = build_model(dataset, config).train(), open_store(dataset, "valid", config.model)
+    model, store = build_model(dataset, resolve(config, dataset)).train(), open_store(dataset, "valid", config.model)
     rows = np.arange(FIRST_ROW, FIRST_ROW + 100)
     vectors = model.encode_items(store.items(rows, np.full(100, 1_500_000_000)))
     (vectors @ torch.randn(8)).sum().backward()
@@ -85,7 +86,7 @@ def test_id_dropout_trains_the_unknown_row(dataset, config):
 
 
 def test_temperature_is_kept_in_range_and_can_come_back(dataset, config):
-    model = build_model(dataset, config)
+    model = build_model(dataset, resolve(config, dataset))
     with torch.no_grad():
         model.log_temperature.fill_(-20)
     model.clamp_temperature()
@@ -98,6 +99,6 @@ def test_an_item_nothing_is_known_of_does_not_drown_the_others_gradients():
     fields = torch.zeros(3, 1, 8)
     fields[1:] = torch.randn(2, 1, 8)
     fields.requires_grad_()
-    TowerHead(1, TowerConfig(embedding_dim=8, hidden_dims=[8]))(fields).sum().backward()
+    TowerHead(1, ResolvedItemTower(embedding_dim=8, hidden_dims=[8]))(fields).sum().backward()
     lengths = fields.grad.norm(dim=2)
     assert lengths[0] <= 1001 * 8**0.5 and lengths.half().isfinite().all(), "it fits the shortest type"

@@ -12,8 +12,10 @@ import torch
 import twotower
 from twotower.bundle.bundle import Bundle, export_bundle
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import log_popularity
 from twotower.data.prepare import prepare
 from twotower.errors import RequestError
+from twotower.features.geo import distances_km, median_location
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, HistoryEvent, Request
@@ -131,7 +133,7 @@ def test_the_back_off_is_what_was_visited_lately(recommender: Recommender) -> No
     arrays, dataset = recommender.bundle.arrays, recommender.dataset
     visits = dataset.item_events
     late = visits.time_s >= recommender.moment_s - 90 * 86_400
-    assert (arrays.recent_event_count == np.bincount(visits.item_row[late], minlength=dataset.n_items)).all()
+    assert (arrays.recent_event_count == np.bincount(visits.item_row[late], minlength=dataset.n_item_rows)).all()
     answer = recommender.answer([Request(user="nobody", k=5)])[0]
     order = np.argsort(-arrays.recent_event_count, kind="stable")[:5]
     assert ids(answer) == list(dataset.item_ids[order])
@@ -151,8 +153,8 @@ def test_confidence_grows_with_the_history(recommender: Recommender, some: list[
 
 def test_popularity_is_one_more_dimension(recommender: Recommender, some: list[str]) -> None:
     history = tuple(map(HistoryEvent, some))
-    whole = recommender.dataset.n_items
-    vectors = recommender.bundle.arrays.vectors
+    whole = recommender.dataset.n_item_rows
+    vectors, width = recommender.bundle.arrays.vectors, recommender.bundle.vectors.shape[1]
     model, often, rarely = (
         recommender.answer([Request(history=history, k=whole, popularity=dial)])[0].items for dial in (0.0, 1.0, -1.0)
     )
@@ -161,23 +163,34 @@ def test_popularity_is_one_more_dimension(recommender: Recommender, some: list[s
     for places, sign in ((often, 1), (rarely, -1)):
         assert {place.item_id: place.score for place in places} == pytest.approx(score, abs=2e-4)
         rows = recommender.dataset.item_rows([place.item_id for place in places])
-        total = np.array([place.score for place in places]) + sign * POPULARITY_SCALE * vectors[rows, -1]
+        total = np.array([place.score for place in places]) + sign * POPULARITY_SCALE * vectors[rows, width]
         assert (np.diff(total) < 2e-4).all()
 
 
-def test_a_score_is_a_cosine_and_the_prior_of_the_item(recommender: Recommender, some: list[str]) -> None:
+def test_a_score_is_a_cosine_and_what_is_known_of_the_item(recommender: Recommender, some: list[str]) -> None:
+    """Towers, popularities at each half-life and distance, by hand, with the weights of the history's length."""
     history, bundle = tuple(map(HistoryEvent, some)), recommender.bundle
     answer = recommender.answer([Request(history=history, k=50, explain=True)])[0]
-    (user,) = bundle.encode(recommender.reader.read(Request(history=history)).history)
-    rows = recommender.dataset.item_rows(ids(answer))
-    count = recommender.dataset.item_train_count
-    nats = np.log1p(count) - np.log1p(count[count > 0].mean())
-    prior = 0.1 * np.where(count > 0, nats, float(bundle.model.new_popularity))[rows]
-    assert [place.score for place in answer.items] == pytest.approx(bundle.vectors.numpy()[rows] @ user + prior, abs=1e-4)
-    for place, share in zip(answer.items, prior, strict=True):
-        told = [reason.share for reason in place.reasons if reason.name in ("popularity", "new")]
+    asked = recommender.reader.read(Request(history=history)).history
+    (user,) = bundle.encode(asked)
+    rows, priors = recommender.dataset.item_rows(ids(answer)), bundle.model.priors
+    weights = priors.weights[1].numpy()  # one to four events
+    assert 1 <= len(asked.item_row) < 5
+    logs = log_popularity(recommender.dataset, bundle.moment_s)
+    new = np.arange(len(logs)) >= recommender.dataset.n_train_item_rows
+    logs[new] = np.fmax(logs[new], float(priors.new_popularity))
+    popularity = 0.1 * logs[rows] @ weights[1:-1]
+    (home,) = median_location(asked.offsets, asked.item_row, bundle.store.location)
+    away = distances_km(bundle.store.location[rows], home)
+    half = np.where(np.isnan(away), float(priors.unlocated), away.astype(float) ** 2 / 2)
+    distance = -0.1 * weights[-1] * half
+    wanted = weights[0] * (bundle.vectors.numpy()[rows] @ user) + popularity + distance
+    assert [place.score for place in answer.items] == pytest.approx(wanted, abs=5e-3)
+    for place, known, far in zip(answer.items, popularity, distance, strict=True):
         least = min(abs(reason.share) for reason in place.reasons)
-        assert told == pytest.approx([share], abs=1e-4) or (not told and abs(share) <= least + 1e-4)
+        for names, share in ((("popularity", "new"), known), (("distance",), far)):
+            told = [reason.share for reason in place.reasons if reason.name in names]
+            assert told == pytest.approx([share], abs=5e-3) or (not told and abs(share) <= least + 5e-3)
 
 
 def test_what_was_visited_last_gains_where_it_may_come_again(recommender: Recommender, some: list[str]) -> None:
@@ -186,7 +199,7 @@ def test_what_was_visited_last_gains_where_it_may_come_again(recommender: Recomm
     request = Request(history=tuple(map(HistoryEvent, some)), k=100, exclude_seen=False)
     (answer,) = recommender.answer([request])
     asked = recommender.reader.read(request).history
-    offline = NeuralRetriever(bundle.model, bundle.store, n_items=recommender.dataset.n_items, time_s=bundle.moment_s)
+    offline = NeuralRetriever(bundle.model, bundle.store, n_item_rows=recommender.dataset.n_item_rows, time_s=bundle.moment_s)
     found = offline.retrieve(asked, 100, exclude_seen=False)
     assert recommender.dataset.item_rows(ids(answer)).tolist() == found.items[0].tolist()
     assert [place.score for place in answer.items] == pytest.approx(found.scores[0].tolist(), abs=1e-4)

@@ -13,6 +13,7 @@ from twotower.bundle.bundle import Bundle
 from twotower.bundle.item_arrays import item_arrays
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, split_moment
+from twotower.models.priors import group
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.search.reranking import REVISITS
@@ -41,7 +42,8 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
     ):
         history = straight.reader.read(Request(user=str(straight.dataset.user_ids[4]), history=visits)).history
         shares = straight.explainer.shares(history, rows)
-        cosines = (straight.bundle.vectors.numpy() @ straight.bundle.encode(history)[0])[rows]
+        factor = float(straight.bundle.model.priors.weights[group(torch.from_numpy(history.lengths)), 0])
+        cosines = factor * (straight.bundle.vectors.numpy() @ straight.bundle.encode(history)[0])[rows]
         np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
         np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
         assert len(shares.visited) == len(set(history.item_row.tolist()))
@@ -69,6 +71,7 @@ def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
         longer[1] *= 1.001
         moved = tower.head.raw(tower.beside_history(fields, longer, batch)) - raw
         change = float((moved / tower.head.divisor(raw) * recommender.bundle.vectors[target]).sum())
+    change *= float(model.priors.weights[1, 0])  # of histories with one to four events
     assert change * 1000 == pytest.approx(float(shares.visits[0, list(shares.visited).index(9)]), rel=0.02, abs=2e-4)
 
 

@@ -12,7 +12,7 @@ import torch
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.item_arrays import item_arrays
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import open_store, split_moment
+from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.data.prepare import prepare
 from twotower.errors import RequestError
 from twotower.models.build import build_model
@@ -56,10 +56,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     prepare(config, root / "out")
     dataset = Dataset.open(root / "out")
     torch.manual_seed(0)
-    model, store = build_model(dataset, config).eval(), open_store(dataset, "future", config.model)
+    resolved = resolve(config, dataset)
+    model, store = build_model(dataset, resolved).eval(), open_store(dataset, "future", config.model)
     moment = split_moment(dataset, "future")
     arrays = item_arrays(model, store, dataset, moment)
-    return Recommender(Bundle(root, {"moment_s": moment}, config, dataset, store, model, arrays))
+    return Recommender(Bundle(root, {"moment_s": moment}, resolved, dataset, store, model, arrays))
 
 
 def test_categories_and_distances_are_those_of_the_features(shop: Recommender) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from twotower.data.dataset import Dataset
 from twotower.utils.config import Config, parse_config
 
-TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
+TOWER: dict[str, Any] = {"embedding_dim": 16, "hidden_dims": [16]}
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,7 @@ def test_a_step_runs_on_the_meta_device(dataset: Dataset, tmp_path: Any, kind: s
 def test_encoding_scoring_and_the_best_run_on_the_meta_device(dataset: Dataset, tmp_path: Any, kind: str) -> None:
     trainer = TwoTowerTrainer(dataset, settings_of(kind), tmp_path)
     model, store = trainer.model.eval(), trainer.store
-    rows = np.arange(dataset.n_items)
+    rows = np.arange(dataset.n_item_rows)
     with torch.no_grad():
         items = torch.cat([model.encode_items(block) for block in item_blocks(model, store, rows, 0)])
         queries: Queries = trainer.held_out.queries

@@ -13,11 +13,15 @@ from twotower.data.dataset_features import split_moment
 from twotower.data.prepare import prepare
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import NEW_LENGTH
+from twotower.pipeline.stages import train_stage
 from twotower.schema import FIRST_ROW
 from twotower.trainers.new_item_popularity import PLACES, SIMULATED_SHARE, calibrate_new_items
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+from twotower.utils.checkpoint import load_checkpoint
 
-from .conftest import settings
+from .conftest import TOWER, settings
+
+WIDTH = TOWER["embedding_dim"]
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +34,32 @@ def trainer(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TwoTo
 
 def calibrated(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tuple[float, NeuralRetriever]:
     dataset, moment = trainer.dataset, split_moment(trainer.dataset, "valid")
-    retriever = NeuralRetriever(trainer.model, trainer.store, n_items=dataset.n_items, time_s=moment)
+    retriever = NeuralRetriever(trainer.model, trainer.store, n_item_rows=dataset.n_item_rows, time_s=moment)
     before = retriever.index.vectors.clone()
-    calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=seed)
-    found = float(trainer.model.new_popularity)
-    new = np.arange(dataset.n_items) >= FIRST_ROW + dataset.n_train_items
+    kept = float(trainer.model.priors.new_popularity)
+    found = calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=seed)
+    assert float(trainer.model.priors.new_popularity) == kept, "the model stays unchanged"
+    new = np.arange(dataset.n_item_rows) >= dataset.n_train_item_rows
     after = retriever.index.vectors
-    assert new.any() and torch.equal(after[~new], before[~new]) and torch.equal(after[:, :-1], before[:, :-1])
-    assert (after[new, -1] == found).all()
+    assert new.any() and torch.equal(after[~new], before[~new]) and torch.equal(after[:, :WIDTH], before[:, :WIDTH])
+    np.testing.assert_allclose(after[new, WIDTH:], found, atol=1e-6)
     return found, retriever
 
 
 def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popularity: float, seed: int) -> float:
     """Compute the share of top-10 positions by hand: known items without id and state, ranked among all other known items."""
     dataset, model = trainer.dataset, trainer.model
-    known = FIRST_ROW + np.arange(dataset.n_train_items)
-    size = max(dataset.n_items - FIRST_ROW - dataset.n_train_items, round(SIMULATED_SHARE * len(known)))
+    known = np.arange(FIRST_ROW, dataset.n_train_item_rows)
+    size = max(dataset.n_items - dataset.n_train_items, round(SIMULATED_SHARE * len(known)))
     rows = np.random.default_rng(seed).choice(known, size, replace=False)
     batch = trainer.store.items(rows, np.full(size, split_moment(dataset, "valid")))
     vectors = retriever.index.vectors.clone()
     with torch.no_grad():
-        vectors[rows, :-1] = model.encode_items(model.as_if_new(batch))
-    vectors[rows, -1] = popularity
+        vectors[rows, :WIDTH] = model.encode_items(model.as_if_new(batch))
+    vectors[rows, WIDTH:] = popularity
     queries = trainer.held_out.queries
     scores = (retriever.encode(queries) @ vectors.T).numpy()
-    scores[:, :FIRST_ROW], scores[:, FIRST_ROW + dataset.n_train_items :] = -np.inf, -np.inf
+    scores[:, :FIRST_ROW], scores[:, dataset.n_train_item_rows :] = -np.inf, -np.inf
     scores[np.repeat(np.arange(len(queries)), queries.lengths), queries.item_row] = -np.inf
     best = np.argsort(-scores, axis=1)[:, :PLACES]
     return float(np.isin(best, rows).mean())
@@ -86,15 +91,16 @@ def test_a_vector_of_a_new_item_is_shorter_and_says_nothing_of_its_visits(traine
 
 
 def test_it_is_found_without_a_validation_part_too(town, tmp_path: Path) -> None:
+    """Training stores it in the checkpoint."""
     config = town.config.model_copy(
         update={
             "prepare": town.config.prepare.model_copy(update={"split": town.config.prepare.split.model_copy(update={"valid": 0.0})})
         }
     )
     prepare(config, tmp_path / "dataset")
-    trainer = TwoTowerTrainer(Dataset.open(tmp_path / "dataset"), settings(max_steps=5), tmp_path / "run")
-    trainer.fit()
-    assert trainer.state.best is None and float(trainer.model.new_popularity) != 0
+    best = train_stage(settings(max_steps=5, recipe="fixed"), tmp_path / "dataset", tmp_path / "run")
+    assert best["value"] is None
+    assert float(load_checkpoint(tmp_path / "run" / "best.pt")["model"]["priors.new_popularity"]) != 0
 
 
 def test_where_popularity_has_no_part_nothing_is_made_of_it(dataset: Dataset, tmp_path: Path) -> None:
@@ -102,7 +108,9 @@ def test_where_popularity_has_no_part_nothing_is_made_of_it(dataset: Dataset, tm
     config = config.model_copy(update={"model": config.model.model_copy(update={"popularity_prior": 0.0})})
     trainer = TwoTowerTrainer(dataset, config, tmp_path)
     trainer.fit()
-    assert float(trainer.model.new_popularity) == 0
+    moment = split_moment(dataset, "valid")
+    retriever = NeuralRetriever(trainer.model, trainer.store, n_item_rows=dataset.n_item_rows, time_s=moment)
+    assert calibrate_new_items(retriever, dataset, time_s=moment, exposure=0.1, seed=0) == 0
     batch = trainer.store.items(np.arange(FIRST_ROW, FIRST_ROW + 5), np.zeros(5, np.int64))
     with torch.no_grad():
         vectors = trainer.model.eval().encode_items(trainer.model.as_if_new(batch))

@@ -9,9 +9,10 @@ import torch
 
 from twotower.errors import TrainingError
 from twotower.trainers import base_trainer
-from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer, schedule
+from twotower.trainers.optimizer import LossScale, choose_device, choose_precision, make_optimizer
+from twotower.trainers.schedule import Schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
-from twotower.utils.config import parse_config
+from twotower.utils.config import TrainingConfig, parse_config
 from twotower.utils.hardware import Gpu, Torch
 
 from .conftest import figures, settings
@@ -26,7 +27,6 @@ def test_mixed_precision_and_checkpointing_train(dataset, tmp_path, precision):
 
 def test_an_overflow_leaves_the_weights_alone_and_the_scale_recovers(dataset, tmp_path):
     trainer = TwoTowerTrainer(dataset, settings(precision="fp16", log_every=1000), tmp_path)
-    trainer.state.total_steps = 20
     trainer.scaler = LossScale(enabled=True, patience=2)
     trainer.scaler.scale.fill_(2.0**140)  # times any gradient: infinite
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -57,7 +57,6 @@ def test_gradients_that_overflow_unscaled_are_an_error(dataset, tmp_path):
 def test_the_scale_recovers_by_itself(dataset, tmp_path):
     """A scale that overflows for some steps is halved until they are taken; good steps are counted from the last overflow."""
     trainer = TwoTowerTrainer(dataset, settings(precision="fp16", log_every=1000), tmp_path)
-    trainer.state.total_steps = 20
     trainer.scaler.scale.fill_(2.0**32)
     before = trainer.model.user_tower.stars.clone()
     goods = []
@@ -120,7 +119,8 @@ def test_a_gpu_is_chosen_only_where_its_kernels_are():
 
 
 def test_schedule_rises_then_falls():
-    rates = [schedule(step, 100, 0.1) for step in range(100)]
+    schedule = Schedule.of(TrainingConfig(max_steps=100, warmup_frac=0.1, learning_rate=1), 10)
+    rates = [schedule.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == 1
     assert all(a > b for a, b in pairwise(rates[10:]))

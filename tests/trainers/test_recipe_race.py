@@ -39,10 +39,10 @@ class Fits:
         self.quality, self.stop_at = quality, stop_at
         self.calls: list[tuple[str, float, bool]] = []
 
-    def __call__(self, config: Config, out: Path, resume: bool) -> TrainingState:
+    def __call__(self, config: Config, out: Path, resume: bool, stop_frac: float) -> TrainingState:
         if len(self.calls) == self.stop_at:
             raise KeyboardInterrupt
-        name, share = name_of(config), config.training.stop_frac
+        name, share = name_of(config), stop_frac
         self.calls.append((name, share, resume))
         out.mkdir(parents=True, exist_ok=True)
         for file in ("last.pt", "best.pt", "metrics.jsonl"):
@@ -56,7 +56,7 @@ def test_the_candidate_with_the_best_validation_goes_on(best: str, tmp_path: Pat
     config, record, started = choose_recipe(entrants(load_config()), tmp_path, fit)
     assert record is not None and started
     assert (name_of(config), record["chosen"]) == (best, best)
-    assert config.training.recipe == "fixed" and config.training.stop_frac == 1
+    assert config.training.recipe == "fixed"
     assert {row["name"] for row in record["tried"]} == set(CANDIDATES)
     assert best in record["why"] and all(row["results"][0]["seconds"] >= 0 for row in record["tried"])
     assert (tmp_path / "last.pt").read_text() == best, "its steps are not lost"
@@ -65,11 +65,11 @@ def test_the_candidate_with_the_best_validation_goes_on(best: str, tmp_path: Pat
 
 def test_a_close_candidate_is_compared_again_and_may_win(tmp_path: Path) -> None:
     class Late(Fits):
-        def __call__(self, config: Config, out: Path, resume: bool) -> TrainingState:
-            reached = super().__call__(config, out, resume)
+        def __call__(self, config: Config, out: Path, resume: bool, stop_frac: float) -> TrainingState:
+            reached = super().__call__(config, out, resume, stop_frac)
             late = name_of(config) == "next event"
             values = {RUNGS[0]: 0.95 if late else 1.0, RUNGS[1]: 1.2 if late else 1.1}
-            reached.best = values[config.training.stop_frac]
+            reached.best = values[stop_frac]
             return reached
 
     fit = Late(QUALITY)

@@ -15,7 +15,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.data.views import OBJECTIVES
 from twotower.errors import ConfigError, TrainingError
-from twotower.trainers.optimizer import schedule
+from twotower.trainers.schedule import Schedule
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import parse_config
 from twotower.utils.losses import softmax_loss
@@ -176,10 +176,10 @@ def test_without_a_validation_part_the_end_of_the_schedule_is_the_model(dataset,
     with pytest.raises(TrainingError, match=r"The validation part of .* is empty"):
         TwoTowerTrainer(dataset, settings(), tmp_path)
     monkeypatch.setitem(dataset.manifest["config"]["prepare"]["split"], "valid", 0.0)
-    reached = TwoTowerTrainer(dataset, settings(stop_frac=0.5), tmp_path).fit()
+    reached = TwoTowerTrainer(dataset, settings(), tmp_path).fit(stop_frac=0.5)
     assert (reached.step, reached.best_step, reached.total_steps, reached.best) == (10, 10, 20, None)
     rates = figures(tmp_path, "learning_rate")
-    assert len(rates) == 10 and rates[-1] == pytest.approx(schedule(9, 20, 0.05) * 0.01), "as if it went on to step 20"
+    assert len(rates) == 10 and rates[-1] == Schedule.of(settings().training, 1).rate(9), "as if it went on to step 20"
     assert not figures(tmp_path, "NDCG@10")
     assert torch.load(tmp_path / "best.pt", weights_only=True)["progress"]["step"] == 10
 
@@ -191,7 +191,6 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_no_checkpoint(dataset, 
     values["model"]["tables"] = tables
     trainer = TwoTowerTrainer(dataset, parse_config(values), tmp_path)
     trainer.begin()
-    trainer.state.total_steps = trainer.last_step = 20
     batches = [*trainer.batches(0, 0), *trainer.batches(1, 0)][:7]
     for batch in batches[:2]:
         trainer._step(batch, None)
@@ -260,7 +259,7 @@ def test_nothing_to_train_on(dataset, tmp_path):
 def test_visits_that_all_come_again_leave_nothing_to_ask_for(dataset, tmp_path):
     """With seen items excluded, the next-event objective targets only first visits; here no first visit is positive."""
     broken, events = Dataset(dataset.path, dataset.manifest), dataset.events
-    pair = events.user_row * dataset.n_items + events.item_row
+    pair = events.user_row * dataset.n_item_rows + events.item_row
     first = np.isin(np.arange(len(pair)), np.unique(pair, return_index=True)[1])
     broken.__dict__["events"] = replace(events, positive=events.positive & ~first)
     with pytest.raises(TrainingError, match="no positive events to train on"):

@@ -12,6 +12,7 @@ from scipy import sparse
 from twotower.baselines import als
 from twotower.baselines.als import factorise, interactions, item_vectors
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import resolve
 from twotower.models.build import build_model
 from twotower.models.layers.tables import INIT_STD
 from twotower.trainers.memory.estimate import predict
@@ -32,7 +33,7 @@ def begun(dataset: Dataset, item_tower: dict[str, Any] | None = None, **model: A
     tower = {"embedding_dim": WIDTH, "hidden_dims": [WIDTH]}
     config = parse_config({"model": {"user_tower": tower, "item_tower": {**tower, **(item_tower or {})}, **model}})
     torch.manual_seed(0)
-    built = build_model(dataset, config)
+    built = build_model(dataset, resolve(config, dataset))
     table = built.tables.lookup("item.id")
     before = table.weight.detach().clone()
     init_item_ids_from_als(built, dataset, config)
@@ -68,15 +69,15 @@ def test_other_tables_keep_their_noise(dataset: Dataset, item_tower: dict[str, A
 def test_attention_stays_away_where_histories_have_no_order_or_no_times(town: Any, missing: str) -> None:
     dataset = Dataset.open(town.folder)
     config, asked_for = parse_config({}), parse_config({"model": {"user_tower": {"num_blocks": 1}}})
-    assert build_model(dataset, config).user_tower.encoder is not None
-    with_attention = predict(dataset_sizes(dataset, config), config)
+    assert build_model(dataset, resolve(config, dataset)).user_tower.encoder is not None
+    with_attention = predict(dataset_sizes(dataset, config), resolve(config, dataset))
     if missing == "order":
         dataset.manifest["config"]["prepare"]["split"]["kind"] = "predefined"
     else:
         dataset.has_time = False
-    assert build_model(dataset, config).user_tower.encoder is None
-    assert predict(dataset_sizes(dataset, config), config).step < with_attention.step
-    assert build_model(dataset, asked_for).user_tower.encoder is not None
+    assert build_model(dataset, resolve(config, dataset)).user_tower.encoder is None
+    assert predict(dataset_sizes(dataset, config), resolve(config, dataset)).step < with_attention.step
+    assert build_model(dataset, resolve(asked_for, dataset)).user_tower.encoder is not None
 
 
 def test_items_of_the_same_people_are_near() -> None:

@@ -80,15 +80,9 @@ def test_the_data_settle_what_is_left_to_them():
         model = parse_config({"model": towers}).model.resolved(ordered=True, timed=events % 2 == 0, events=events)
         assert model.resolved(ordered=False, timed=False, events=0) == model  # once and for all
         u, i = model.user_tower, model.item_tower
-        return [u.width, u.layers, i.width, i.layers, u.blocks]
+        return [u.embedding_dim, u.hidden_dims, i.embedding_dim, i.hidden_dims, u.num_blocks]
 
     assert widths(999_998) == [128, [128], 128, [128], 1]
     assert widths(1_000_001) == [256, [256], 256, [256], 0]
     assert widths(2, item_tower={"embedding_dim": 64}) == [64, [64], 64, [64], 1]
     assert widths(1, user_tower={"hidden_dims": [99, 32], "num_blocks": 2}) == [128, [99, 32], 128, [32], 2]
-
-
-@pytest.mark.parametrize("override", ["training.stop_frac=0.5", "evaluation.baseline_settings={ease: {l2: 1}}"])
-def test_what_refit_carries_over_cannot_be_set(override: str) -> None:
-    with pytest.raises(ConfigError, match="Only `twotower refit` sets it"):
-        load_config(None, [override])

@@ -41,14 +41,14 @@ def test_every_metric_was_worked_by_hand() -> None:
     assert {name.partition("@")[0] for name in BY_HAND} == set(m.METRICS)
 
 
-def random_run(seed: int, size: int, depth: int, n_items: int) -> tuple[Any, Any, Any]:
+def random_run(seed: int, size: int, depth: int, n_item_rows: int) -> tuple[Any, Any, Any]:
     """Return lists without repeats, some cut short, with one to eight targets per query."""
     rng = np.random.default_rng(seed)
-    items = np.stack([rng.permutation(np.arange(2, n_items))[:depth] for _ in range(size)])
+    items = np.stack([rng.permutation(np.arange(2, n_item_rows))[:depth] for _ in range(size)])
     for row, length in enumerate(rng.integers(1, depth + 1, size)):
         if rng.random() < 0.3:
             items[row, length:] = -1
-    targets = [np.sort(rng.permutation(np.arange(2, n_items))[: rng.integers(1, 9)]) for _ in range(size)]
+    targets = [np.sort(rng.permutation(np.arange(2, n_item_rows))[: rng.integers(1, 9)]) for _ in range(size)]
     return items, np.append(0, np.cumsum([len(t) for t in targets])), np.concatenate(targets)
 
 

@@ -22,11 +22,11 @@ MAX_ALS_USERS = 200_000  # limits time and memory of `item_vectors`
 
 
 def interactions(dataset: Dataset) -> sparse.csr_matrix:
-    """Return float32 [n_users, n_items]: sums of the weights of positive training events."""
+    """Return float32 [n_user_rows, n_item_rows]: sums of the weights of positive training events."""
     events = dataset.events
     kept = events.positive & (events.split == TRAIN) & (events.weight > 0)
     weight = events.weight[kept].astype(np.float32)
-    return sparse.csr_matrix((weight, (events.user_row[kept], events.item_row[kept])), (dataset.n_users, dataset.n_items))
+    return sparse.csr_matrix((weight, (events.user_row[kept], events.item_row[kept])), (dataset.n_user_rows, dataset.n_item_rows))
 
 
 def factorise(
@@ -43,7 +43,7 @@ def factorise(
     Parameters
     ----------
     interactions
-        float32 [n_users, n_items]: weight of the events of each pair.
+        float32 [n_user_rows, n_item_rows]: weight of the events of each pair.
     factors
         Width of the vectors.
     l2
@@ -60,7 +60,7 @@ def factorise(
 
 
 def item_vectors(dataset: Dataset, width: int, *, length: float, seed: int) -> Float:
-    """Return item factors float32 [n_items, width] with mean length `length`.
+    """Return item factors float32 [n_item_rows, width] with mean length `length`.
 
     They are fitted on at most `MAX_ALS_USERS` random users; items without events of these users are zeros.
     """

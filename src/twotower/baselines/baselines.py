@@ -1,4 +1,4 @@
-"""Provide eight baselines and the oracle, with the same interface and evaluation as the model.
+"""Provide nine baselines and the oracle, with the same interface and evaluation as the model.
 
 Each is fitted only on positive training events (exceptions: `recent` and `oracle`, see their docstrings). It recommends from the
 history of the query, like the model, so it also serves new users. With an empty history it ranks by popularity.
@@ -8,7 +8,7 @@ To add a baseline, write a class with `scores`, register it in `BASELINES`, and 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from implicit.nearest_neighbours import ItemItemRecommender
@@ -18,58 +18,18 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 from twotower.baselines.als import ALPHA, ITERATIONS, L2, factorise, interactions
+from twotower.baselines.base import Baseline
 from twotower.baselines.content_vectors import content_vectors
+from twotower.baselines.transitions import Transitions
 from twotower.data.dataset import Dataset
 from twotower.data.simulator.town import NEVER, Truth
 from twotower.errors import DataError
-from twotower.features.geo import EARTH_KM, on_sphere
+from twotower.features.geo import EARTH_KM, median_location, on_sphere
 from twotower.features.item_columns import location_columns, locations
-from twotower.retriever import Queries, Recommendations
+from twotower.retriever import Queries
 from twotower.schema import DAY_S, FIRST_ROW, TRUTH_FILE
-from twotower.search.topk import top_k
 from twotower.utils.registry import Registry
-from twotower.utils.types import Float, Mask
-
-_SCORES_AT_ONCE = 2**25  # 128 MB
-
-
-class Baseline:
-    """Base class of baselines: a retriever that scores all items.
-
-    Attributes
-    ----------
-    name
-        Its key in `BASELINES`.
-    settings
-        Settings it was fitted with, as shown in reports.
-    popularity
-        float32 [n_items]: number of positive training events of each item.
-    """
-
-    name: str
-    needs_history: ClassVar[bool] = True
-
-    def __init__(self, dataset: Dataset, **settings: Any) -> None:
-        self.settings = settings
-        self.popularity: Float = dataset.item_train_count.astype(np.float32)
-
-    def scores(self, queries: Queries) -> Float:
-        """Return scores float32 [B, n_items], larger is better; a new array that the caller may change."""
-        raise NotImplementedError
-
-    def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """Return the `k` best items of each query (see `Retriever.retrieve`), in parts of bounded memory."""
-        step = max(1, _SCORES_AT_ONCE // len(self.popularity))
-        parts = []
-        for start in range(0, len(queries), step):
-            part = queries.slice(start, start + step)
-            scores = self.scores(part)
-            if self.needs_history:  # empty history, or only items without training events
-                scores[~scores.any(axis=1)] = self.popularity
-            allowed = allow[start : start + step] if allow is not None and allow.ndim == 2 else allow
-            parts.append(top_k(scores, k, exclude=(part.offsets, part.item_row) if exclude_seen else None, allow=allowed))
-        items = np.concatenate([part.items for part in parts]) if parts else np.empty((0, k), np.int64)
-        return Recommendations(items, np.concatenate([part.scores for part in parts]) if parts else np.empty((0, k), np.float32))
+from twotower.utils.types import Float
 
 
 class Popular(Baseline):
@@ -127,24 +87,14 @@ class Nearby(Baseline):
         self.point = on_sphere(self.location)
 
     def scores(self, queries: Queries) -> Float:
-        home = np.where(np.isnan(queries.location), self.home(queries), queries.location)
+        home = np.where(
+            np.isnan(queries.location), median_location(queries.offsets, queries.item_row, self.location), queries.location
+        )
         # Chord instead of arc: equal to 0.1 % below 1,000 km. In float64, because float32 rounding is too coarse for 1 km.
         squared = np.maximum(2 - 2 * on_sphere(home) @ self.point.T, 0)
         scales = np.sqrt(squared) * (EARTH_KM / self.scale_km)
         scales = np.where(np.isnan(home[:, :1]), 0.0, np.where(np.isnan(scales), 10.0, scales))
         return np.asarray(np.log1p(self.popularity) - scales, np.float32)
-
-    def home(self, queries: Queries) -> NDArray[np.float64]:
-        """Return float64 [B, 2]: median latitude and longitude of each history in degrees, NaN if unknown."""
-        query = np.repeat(np.arange(len(queries)), queries.lengths)
-        known = ~np.isnan(self.location[queries.item_row]).any(1)
-        query, location = query[known], self.location[queries.item_row[known]]
-        count = np.bincount(query, minlength=len(queries))
-        middle = np.cumsum(count) - count + count // 2
-        home = np.full((len(queries), 2), np.nan)
-        for axis in (0, 1):
-            home[count > 0, axis] = location[np.lexsort((location[:, axis], query)), axis][middle[count > 0]]
-        return home
 
 
 class Repeat(Baseline):
@@ -212,7 +162,7 @@ class EASE(Baseline):
 
     def __init__(self, dataset: Dataset, *, l2: float = 300.0) -> None:
         super().__init__(dataset, l2=l2)
-        self.last = FIRST_ROW + dataset.n_train_items
+        self.last = dataset.n_train_item_rows
         users = interactions(dataset)[:, FIRST_ROW : self.last]
         gram = (users.T @ users).toarray(order="F")
         gram[np.diag_indices_from(gram)] += l2
@@ -279,13 +229,13 @@ class Oracle(Baseline):
         return scores
 
 
-BASELINES: Registry[type[Baseline]] = Registry(
-    "baseline", {c.name: c for c in (Popular, RecentPopularity, Nearby, Repeat, ItemKNN, ContentKNN, EASE, IALS, Oracle)}
-)
+_ALL = (Popular, RecentPopularity, Nearby, Repeat, Transitions, ItemKNN, ContentKNN, EASE, IALS, Oracle)
+BASELINES: Registry[type[Baseline]] = Registry("baseline", {baseline.name: baseline for baseline in _ALL})
 
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "recent": [{"days": days} for days in (7, 30, 90, 365)],
     "nearby": [{"scale_km": km} for km in (0.5, 1.0, 3.0, 10.0, 30.0)],
+    "transitions": [{"steps": steps, "last": last} for steps in (1, 5) for last in (1, 5)],
     "item_knn": [{"neighbours": n} for n in (0, 50, 500)],
     "ials": [
         {"factors": factors, "l2": l2, "alpha": alpha}
@@ -304,7 +254,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 
 
 def coordinates(dataset: Dataset) -> NDArray[np.float64]:
-    """Return float64 [n_items, 2]: latitude and longitude of each item in degrees, NaN if unknown."""
+    """Return float64 [n_item_rows, 2]: latitude and longitude of each item in degrees, NaN if unknown."""
     known = locations(dataset.items, location_columns(dataset.items, dataset.specs, learned=True))
     return np.concatenate([np.full((FIRST_ROW, 2), np.nan), known])
 
@@ -313,6 +263,8 @@ def unavailable(name: str, dataset: Dataset, *, max_ease_items: int) -> str | No
     """Return the reason why a baseline cannot run on this dataset, as a clause, or None if it can."""
     if name == "recent" and not dataset.has_time:
         return "the data has no times"
+    if name == "transitions" and not dataset.ordered:
+        return "the histories have no order"
     if name == "nearby" and np.isnan(coordinates(dataset)).all():
         return "the items have no coordinates"
     if name == "content_knn" and not any(spec.side == "item" for spec in dataset.specs):
@@ -324,12 +276,12 @@ def unavailable(name: str, dataset: Dataset, *, max_ease_items: int) -> str | No
     return None
 
 
-def _history(queries: Queries, n_items: int) -> sparse.csr_matrix:
-    """Return float32 [B, n_items]: number of events of each item in each history, without reserved rows."""
+def _history(queries: Queries, n_item_rows: int) -> sparse.csr_matrix:
+    """Return float32 [B, n_item_rows]: number of events of each item in each history, without reserved rows."""
     query = np.repeat(np.arange(len(queries)), queries.lengths)
     known = queries.item_row >= FIRST_ROW
     ones = np.ones(int(known.sum()), np.float32)
-    return sparse.csr_matrix((ones, (query[known], queries.item_row[known])), (len(queries), n_items))
+    return sparse.csr_matrix((ones, (query[known], queries.item_row[known])), (len(queries), n_item_rows))
 
 
 def _binary(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -18,14 +18,14 @@ from twotower.utils.types import Float
 
 
 def content_vectors(dataset: Dataset) -> tuple[sparse.csr_matrix, Float]:
-    """Return a sparse float32 [n_items, values] and a dense float32 [n_items, numbers].
+    """Return a sparse float32 [n_item_rows, values] and a dense float32 [n_item_rows, numbers].
 
     Every item feature is a block of unit length before the final scaling: one-hot values weighted by inverse document frequency
     (over training items), or encoded numbers.
     """
-    fitted_on = FIRST_ROW + dataset.n_train_items
-    shown = [sparse.csr_matrix((dataset.n_items, 1), dtype=np.float32)]
-    numbers = [np.zeros((dataset.n_items, 1), np.float32)]
+    fitted_on = dataset.n_train_item_rows
+    shown = [sparse.csr_matrix((dataset.n_item_rows, 1), dtype=np.float32)]
+    numbers = [np.zeros((dataset.n_item_rows, 1), np.float32)]
     for spec in (spec for spec in dataset.specs if spec.side == "item"):
         array = dataset.item_features[spec.name]
         if spec.kind == "geo":  # one cell per scale
@@ -41,7 +41,10 @@ def content_vectors(dataset: Dataset) -> tuple[sparse.csr_matrix, Float]:
 
 
 def _one_hot(rows: NDArray[Any], fitted_on: int) -> sparse.csr_matrix:
-    """Return float32 [n_items, values] from rows [n_items, width], weighted by inverse frequency in the first `fitted_on` items."""
+    """Return float32 [n_item_rows, values] from vocabulary rows [n_item_rows, width], weighted by inverse document frequency.
+
+    The frequency is that in the first `fitted_on` item rows.
+    """
     item, column = np.nonzero(rows >= FIRST_ROW)
     value = rows[item, column]
     found = sparse.csr_matrix((np.ones(len(item), np.float32), (item, value)), (len(rows), int(value.max(initial=0)) + 1))

@@ -36,16 +36,15 @@ from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import DataError
 from twotower.features.feature_store import FeatureStore
 from twotower.models.build import build_model
-from twotower.models.neural_retriever import PORTION
+from twotower.models.neural_retriever import PORTION, query_vectors
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import FIRST_ROW
 from twotower.search.index import ExactIndex, Index, joined
 from twotower.search.registry import load_index
-from twotower.search.reranking import append_popularity_weight, boost_recent_items
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.checkpoint import load_checkpoint
-from twotower.utils.config import Config, parse_config
+from twotower.utils.config import ResolvedConfig, parse_config
 from twotower.utils.console import log
 from twotower.utils.types import Float, Mask
 
@@ -73,7 +72,7 @@ class Bundle:
 
     path: Path
     manifest: dict[str, Any]
-    config: Config
+    config: ResolvedConfig
     dataset: Dataset
     store: FeatureStore
     model: TwoTower
@@ -89,7 +88,7 @@ class Bundle:
 
     @cached_property
     def offered(self) -> Mask | None:
-        """bool [n_items]: False for items taken out of the catalogue, and the reserved rows; None where all are offered."""
+        """bool [n_item_rows]: False for items taken out of the catalogue, and the reserved rows; None where all are offered."""
         return None if self.arrays.offered[FIRST_ROW:].all() else self.arrays.offered
 
     @cached_property
@@ -99,8 +98,8 @@ class Bundle:
 
     @cached_property
     def vectors(self) -> Tensor:
-        """Return the unit vectors of the items, float32 [n_items, D]."""
-        return torch.from_numpy(self.arrays.vectors)[:, :-1]
+        """Return the unit vectors of the items, float32 [n_item_rows, D]."""
+        return torch.from_numpy(self.arrays.vectors)[:, : -self.model.priors.width]
 
     def encode(self, queries: Queries) -> Float:
         """Return user vectors float32 [B, D] from ONNX Runtime if available, else from PyTorch (equal to 1e-5)."""
@@ -109,6 +108,11 @@ class Bundle:
         with torch.inference_mode():
             vectors: Float = self.model.encode_users(self.store.users(queries)).numpy()
         return vectors
+
+    def query_vectors(self, queries: Queries, again: Mask, dial: Float) -> Tensor:
+        """Return the vectors float32 [B, D + P] that the index is searched with; see `neural_retriever.query_vectors`."""
+        towers, items = torch.from_numpy(self.encode(queries)), torch.from_numpy(self.arrays.vectors)
+        return query_vectors(self.model, self.store, towers, queries, items, again=again, dial=dial)
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
         """See `Retriever`; scores are inner products. Items that were taken out of the catalogue are not recommended."""
@@ -119,11 +123,9 @@ class Bundle:
             if self.offered is not None:
                 allowed = self.offered if allowed is None else allowed & self.offered
             again, dial = np.full(len(part), not exclude_seen), np.zeros(len(part), np.float32)
-            towers = torch.from_numpy(self.encode(part))
-            vectors = boost_recent_items(towers, part, self.vectors, self.model.recent_item_weight(), again).numpy()
             found.append(
                 self.index.search(
-                    append_popularity_weight(vectors, self.model.popularity_weight(), dial),
+                    self.query_vectors(part, again, dial),
                     k,
                     exclude=(part.offsets, part.item_row) if exclude_seen else None,
                     allow=allowed,
@@ -132,14 +134,14 @@ class Bundle:
         return joined(found, k)
 
 
-def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Config, dict[str, Any]]:
+def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, ResolvedConfig, dict[str, Any]]:
     """Return the model of a checkpoint in evaluation mode, its settings and its training progress."""
     state = load_checkpoint(checkpoint)
     if state["data"] != dataset.fingerprint:
         raise DataError(
             f"{checkpoint} does not match {dataset.path}: the dataset has changed since the model was trained. Train again."
         )
-    config = parse_config(state["config"])
+    config = parse_config(state["config"], ResolvedConfig)
     model = build_model(dataset, config)
     model.load_state_dict(state["model"])
     return model.eval(), config, state["progress"]
@@ -177,7 +179,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
                 "moment_s": moment,
                 "training": progress,
                 "metrics": metrics or {},
-                "popularity_weight": model.popularity_weight(),
+                "priors": model.priors.as_json(float(model.temperature().detach())),
                 "recent_item_weight": model.recent_item_weight(),
             },
         )
@@ -237,13 +239,13 @@ def _load(path: Path, key: Any = None) -> Bundle:
         manifest = verify_manifest(path)
         if key is not None:
             check_signature(path, manifest, key)
-        config = parse_config(manifest["config"])
+        config = parse_config(manifest["config"], ResolvedConfig)
         dataset = Dataset.open(path / DATASET)
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})
         check_dataset(dataset)
-        check_arrays(arrays, dataset, config)
         store = open_store(dataset, "future", config.model)
         model = model_of(dataset, config, load_file(path / MODEL_FILE), store)
+        check_arrays(arrays, dataset, config, columns=model.priors.width)
         # The parser of a built index may trust its file, so load it only after all hashes have been checked.
         built = load_index(path / INDEX, torch.from_numpy(arrays.vectors)) if manifest.get("index") else None
         plain = Bundle(path, manifest, config, dataset, store, model, arrays, built=built)
@@ -261,7 +263,7 @@ def _load(path: Path, key: Any = None) -> Bundle:
 
 def _check_towers(plain: Bundle, bundle: Bundle) -> None:
     """Check that the ONNX graph, the stored vectors and the stored tokens agree with the weights."""
-    n = plain.dataset.n_items
+    n = plain.dataset.n_item_rows
     queries = Queries.of([[], list(range(FIRST_ROW, min(n, FIRST_ROW + 3)))], time_s=plain.moment_s)
     wanted, found = plain.encode(queries), bundle.encode(queries)
     rows = np.unique(np.array([FIRST_ROW, n - 1]).clip(0, n - 1))

@@ -16,14 +16,13 @@ from twotower.data.dataset import Dataset
 from twotower.features.feature_store import FeatureStore
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
-from twotower.schema import FIRST_ROW
-from twotower.utils.config import Config, ModelConfig
+from twotower.utils.config import ResolvedConfig, ResolvedModel
 from twotower.utils.types import Int
 
 
-def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store: FeatureStore) -> TwoTower:
+def model_of(dataset: Dataset, config: ResolvedConfig, weights: dict[str, Tensor], store: FeatureStore) -> TwoTower:
     """Return the model with the stored weights. Settings that contradict the weights are rejected before memory is allocated."""
-    _check_settings(resolved_model(dataset, config), weights)
+    _check_settings(config.model, weights)
     model = build_model(dataset, config, store)
     for name, value in model.state_dict().items():
         if name in weights and (weights[name].dtype != value.dtype or not weights[name].isfinite().all()):
@@ -32,24 +31,19 @@ def model_of(dataset: Dataset, config: Config, weights: dict[str, Tensor], store
     return model.eval()
 
 
-def resolved_model(dataset: Dataset, config: Config) -> ModelConfig:
-    """Return the model settings with all values that depend on the data filled in."""
-    return config.model.resolved(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
-
-
-def _check_settings(config: ModelConfig, weights: dict[str, Tensor]) -> None:
+def _check_settings(config: ResolvedModel, weights: dict[str, Tensor]) -> None:
     user, item = config.user_tower, config.item_tower
     pairs = [
-        ("user_tower.embedding_dim", user.width, weights["geo.weight"].shape[0]),
-        ("user_tower.hidden_dims", user.layers[:-1], _hidden(weights, "user_tower")),
-        ("item_tower.hidden_dims", item.layers[:-1], _hidden(weights, "item_tower")),
+        ("user_tower.embedding_dim", user.embedding_dim, weights["geo.weight"].shape[0]),
+        ("user_tower.hidden_dims", user.hidden_dims[:-1], _hidden(weights, "user_tower")),
+        ("item_tower.hidden_dims", item.hidden_dims[:-1], _hidden(weights, "item_tower")),
     ]
-    if user.blocks:
+    if user.num_blocks:
         pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
     for name, said, stored in pairs:
         if said != stored:
             raise ValueError(f"model.{name} is {str(said)[:40]}, but the weights have {stored}")
-    if max(user.blocks, user.cross_layers, item.cross_layers) > len(weights):
+    if max(user.num_blocks, user.cross_layers, item.cross_layers) > len(weights):
         raise ValueError("the settings have more layers than there are weights")
 
 
@@ -62,22 +56,21 @@ def _hidden(weights: dict[str, Tensor], tower: str) -> list[int]:
 
 def check_dataset(dataset: Dataset) -> None:
     """Check that the sizes of all parts agree. This reads every part, so none is read later from a replaced folder."""
-    n_items, n_users = dataset.n_items, dataset.n_users
     events, item_events = dataset.events, dataset.item_events
     sizes = {
-        "items": len(dataset.items) + FIRST_ROW == n_items,
-        "users": len(dataset.users) + FIRST_ROW == n_users,
-        "trained items": 0 <= dataset.n_train_items <= n_items - FIRST_ROW,
-        "trained users": 0 <= dataset.n_train_users <= n_users - FIRST_ROW,
-        "item features": all(len(value) == n_items for value in dataset.item_features.values()),
-        "user features": all(len(value) == n_users for value in dataset.user_features.values()),
+        "items": len(dataset.items) == dataset.n_items,
+        "users": len(dataset.users) == dataset.n_users,
+        "trained items": 0 <= dataset.n_train_items <= dataset.n_items,
+        "trained users": 0 <= dataset.n_train_users <= dataset.n_users,
+        "item features": all(len(value) == dataset.n_item_rows for value in dataset.item_features.values()),
+        "user features": all(len(value) == dataset.n_user_rows for value in dataset.user_features.values()),
         "events": all(len(getattr(events, part.name)) == len(events) for part in fields(events) if part.name != "offsets"),
         "visits": all(
             len(getattr(item_events, part.name)) == len(item_events) for part in fields(item_events) if part.name != "offsets"
         ),
-        "events of users": _covers(events.offsets, n_users, len(events)),
-        "visits of items": _covers(item_events.offsets, n_items, len(item_events)),
-        "items of events": not len(events) or bool(events.item_row.min() >= 0 and events.item_row.max() < n_items),
+        "events of users": _covers(events.offsets, dataset.n_user_rows, len(events)),
+        "visits of items": _covers(item_events.offsets, dataset.n_item_rows, len(item_events)),
+        "items of events": not len(events) or bool(events.item_row.min() >= 0 and events.item_row.max() < dataset.n_item_rows),
         "types of events": not len(events)
         or bool(events.event_type.min() >= 0 and events.event_type.max() <= len(dataset.event_types)),
         "features": dataset.encoders.specs == dataset.specs,
@@ -92,11 +85,11 @@ def _covers(offsets: Int, slices: int, total: int) -> bool:
     return offsets.shape == (slices + 1,) and offsets.dtype == np.int64 and rising and offsets[0] == 0 and offsets[-1] == total
 
 
-def check_arrays(arrays: ItemArrays, dataset: Dataset, config: Config) -> None:
-    n, user = dataset.n_items, resolved_model(dataset, config).user_tower
+def check_arrays(arrays: ItemArrays, dataset: Dataset, config: ResolvedConfig, *, columns: int) -> None:
+    n, user = dataset.n_item_rows, config.model.user_tower
     wanted = {
-        "vectors": ((n, user.layers[-1] + 1), np.float32),
-        "tokens": ((n, user.width), np.float32),
+        "vectors": ((n, user.hidden_dims[-1] + columns), np.float32),
+        "tokens": ((n, user.embedding_dim), np.float32),
         "recent_event_count": ((n,), np.int64),
         "offered": ((n,), np.bool_),
     }

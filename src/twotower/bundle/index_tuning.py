@@ -23,7 +23,7 @@ from twotower.schema import FIRST_ROW
 from twotower.search.approximate import Approximate, one_thread
 from twotower.search.index import ExactIndex, Index
 from twotower.search.registry import INDEXES
-from twotower.search.reranking import POPULARITY_SCALE, append_popularity_weight
+from twotower.search.reranking import POPULARITY_SCALE
 from twotower.utils.types import Float
 
 USERS = 500  # users whose histories are the queries for the recall
@@ -31,6 +31,8 @@ TIMED = 100  # queries for the latency, searched one by one
 WARMING = 5
 ALIKE = 1.1  # among indexes up to this factor slower than the fastest, the smallest is chosen
 MIN_ITEMS = {"hnsw": 1000, "ivf_pq": 10_000}  # with fewer items a graph or inverted lists save no work
+
+LEAST_BALANCE = 1e-4
 
 Setting = dict[str, Any]
 SWEEPS: dict[str, list[tuple[Setting, list[Setting]]]] = {
@@ -86,7 +88,8 @@ def tune_index(
     queries = _users(bundle, seed)
     rows: list[Measured] = []
     good: dict[int, Index] = {}  # by position in `rows`
-    for row, index in _sweep(vectors, queries, min(k, max(len(vectors) - FIRST_ROW, 1)), recall, kinds or tuple(INDEXES)):
+    columns = bundle.model.priors.width
+    for row, index in _sweep(vectors, queries, columns, min(k, max(len(vectors) - FIRST_ROW, 1)), recall, kinds or tuple(INDEXES)):
         rows.append(row)
         if tell is not None:
             tell(row)
@@ -106,9 +109,16 @@ def choose(rows: Sequence[Measured], recall: float) -> Measured | None:
     return min((row for row in good if row.p50_ms <= ALIKE * fastest), key=lambda row: row.bytes, default=None)
 
 
-def _sweep(vectors: torch.Tensor, queries: Float, k: int, recall: float, kinds: Sequence[str]) -> Iterator[tuple[Measured, Index]]:
-    """Measure every kind, each with its settings up to the first that reaches the recall."""
-    balance = float(queries[0, -1]) + POPULARITY_SCALE  # largest weight of the log popularity
+def _sweep(
+    vectors: torch.Tensor, queries: Float, columns: int, k: int, recall: float, kinds: Sequence[str]
+) -> Iterator[tuple[Measured, Index]]:
+    """Measure every kind, each with its settings up to the first that reaches the recall.
+
+    `columns` is the number of components after the vector of the tower; the largest weight in a query balances each of them.
+    """
+    largest = np.abs(queries[:, -columns:]).max(axis=0)
+    largest[0] += POPULARITY_SCALE
+    balance = np.maximum(largest, LEAST_BALANCE).astype(float).tolist()
     truth = ExactIndex(vectors).search(queries, k).items
     for kind in kinds:
         if len(vectors) - FIRST_ROW < MIN_ITEMS.get(kind, 0):
@@ -137,8 +147,8 @@ def _users(bundle: Bundle, seed: int) -> Float:
     known = np.flatnonzero(lengths > 0)
     known = known if len(known) else np.array([1])
     chosen = np.sort(np.random.default_rng(seed).choice(known, min(USERS, len(known)), replace=False))
-    vectors = bundle.encode(bundle.dataset.histories(chosen, np.full(len(chosen), bundle.moment_s)))
-    return append_popularity_weight(vectors, bundle.model.popularity_weight(), np.zeros(len(vectors), np.float32))
+    queries = bundle.dataset.histories(chosen, np.full(len(chosen), bundle.moment_s))
+    return bundle.query_vectors(queries, np.zeros(len(chosen), np.bool_), np.zeros(len(chosen), np.float32)).numpy()
 
 
 def _p50_ms(index: Index, queries: Float, k: int) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from twotower.data.dataset import Dataset
 from twotower.features.feature_store import FeatureStore
-from twotower.models.neural_retriever import item_blocks
+from twotower.models.neural_retriever import item_blocks, item_columns
 from twotower.models.two_tower import TwoTower
 from twotower.schema import DAY_S, FIRST_ROW
 from twotower.utils.types import Float, Int, Mask
@@ -24,13 +24,13 @@ class ItemArrays:
     Attributes
     ----------
     vectors
-        float32 [n_items, D + 1]: item vector, followed by the log popularity; see `dataset_features.log_popularity`.
+        float32 [n_item_rows, D + P]: item vector, followed by its popularities and location; see `models.priors`.
     tokens
-        float32 [n_items, d]: embedding of the item as an event of a history.
+        float32 [n_item_rows, d]: embedding of the item as an event of a history.
     recent_event_count
-        int64 [n_items]: events in the last 90 days of the data; without times, all events.
+        int64 [n_item_rows]: events in the last 90 days of the data; without times, all events.
     offered
-        bool [n_items]: False for an item that was removed from the catalogue. It still counts in histories.
+        bool [n_item_rows]: False for an item that was removed from the catalogue. It still counts in histories.
     """
 
     vectors: Float
@@ -41,23 +41,23 @@ class ItemArrays:
 
 def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s: int) -> ItemArrays:
     """Return the arrays of all items at a time."""
-    vectors, tokens = encode_items(model, store, np.arange(dataset.n_items), moment_s)
+    vectors, tokens = encode_items(model, store, np.arange(dataset.n_item_rows), moment_s)
     item_events = dataset.item_events
     late = item_events.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(item_events), np.bool_)
     return ItemArrays(
         vectors=vectors,
         tokens=tokens,
-        recent_event_count=np.bincount(item_events.item_row[late], minlength=dataset.n_items).astype(np.int64),
-        offered=np.arange(dataset.n_items) >= FIRST_ROW,
+        recent_event_count=np.bincount(item_events.item_row[late], minlength=dataset.n_item_rows).astype(np.int64),
+        offered=np.arange(dataset.n_item_rows) >= FIRST_ROW,
     )
 
 
 def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> tuple[Float, Float]:
-    """Return index vectors float32 [n, D + 1] and history tokens float32 [n, d] of item rows at a time."""
+    """Return index vectors float32 [n, D + P] and history tokens float32 [n, d] of item rows at a time."""
     vectors, tokens = [], []
     with torch.inference_mode():
         for batch in item_blocks(model, store, row, moment_s):
             vectors.append(model.encode_items(batch).float().cpu().numpy())
             tokens.append(model.history_items(batch).float().cpu().numpy())
-        logs = model.popularity(torch.from_numpy(store.log_popularity[row]), torch.from_numpy(store.is_new[row])).numpy()
-    return np.concatenate([np.concatenate(vectors), logs[:, None]], axis=1), np.concatenate(tokens)
+        columns = item_columns(model, store, row).float().cpu().numpy()
+    return np.concatenate([np.concatenate(vectors), columns], axis=1), np.concatenate(tokens)

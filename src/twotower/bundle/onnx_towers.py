@@ -6,9 +6,9 @@
                 "seen", "user" int64 [B]; "field.NAME" [B, …]   →   "vectors" float32 [B, D]
     item.onnx   "row" int64 [n]; "field.NAME" [n, …]            →   "vectors" float32 [n, D], "history_items" float32 [n, d]
 
-To rank, append the weight of the log popularity ("popularity_weight" of the bundle's manifest) to the user vector, and the log
-popularity to the item vector; see `item_arrays`. If seen items may be recommended again, first add the vectors of the most recent
-items with "recent_item_weight"; see `reranking.boost_recent_items`.
+To rank, multiply the user vector by the weight of the towers and append the columns of `models.priors` ("priors" of the
+bundle's manifest); the item vectors of the bundle have theirs. If seen items may be recommended again, add the vectors of the most
+recent items with "recent_item_weight" before appending; see `reranking.boost_recent_items`.
 
 The vectors equal those of PyTorch to 1e-5. A request reads no item features: the items of its history are rows of "items".
 """
@@ -100,7 +100,7 @@ class OnnxUserTower:
     Parameters
     ----------
     items
-        float32 [n_items, d]: history token of each item.
+        float32 [n_item_rows, d]: history token of each item.
     threads
         Threads of one call. The towers are small: one thread is fastest and leaves the other cores to other requests.
     """

@@ -54,14 +54,14 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
         name = new[ITEM_ID][int(np.argmax(there))].as_py()
         raise DataError(f"Item {name!r} of {file} is already in the catalogue. Remove it from the file.")
     fresh = rows == UNKNOWN
-    rows[fresh] = bundle.dataset.n_items + np.arange(fresh.sum())
+    rows[fresh] = bundle.dataset.n_item_rows + np.arange(fresh.sum())
 
     def write(folder: Path) -> None:
         _write_dataset(bundle.dataset, new, rows, folder / DATASET)
         dataset = Dataset.open(folder / DATASET)
         store = open_store(dataset, "future", bundle.config.model)
         vectors, tokens = encode_items(bundle.model, store, rows, bundle.moment_s)
-        old, known = asdict(bundle.arrays), bundle.dataset.n_items
+        old, known = asdict(bundle.arrays), bundle.dataset.n_item_rows
         added = ItemArrays(
             vectors=vectors,
             tokens=tokens,
@@ -117,16 +117,16 @@ def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> 
     if near is not None:  # an item that returns has its training neighbours; a new item has none
         encoded[NEIGHBOURS] = np.where((rows < len(near))[:, None], near[np.minimum(rows, len(near) - 1)], PAD)
     features = {name: _placed(value, encoded[name], rows) for name, value in dataset.item_features.items()}
-    position = np.arange(max(dataset.n_items, int(rows.max()) + 1)) - FIRST_ROW
+    position = np.arange(max(dataset.n_item_rows, int(rows.max()) + 1)) - FIRST_ROW
     position[rows] = len(dataset.items) + np.arange(len(rows))
     items = pa.concat_tables([dataset.items, new]).take(position[FIRST_ROW:])
     item_events = {name: np.array(value) for name, value in asdict(dataset.item_events).items()}
     offsets = item_events["offsets"]
-    item_events["offsets"] = np.concatenate([offsets, np.full(len(position) - dataset.n_items, offsets[-1])])
+    item_events["offsets"] = np.concatenate([offsets, np.full(len(position) - dataset.n_item_rows, offsets[-1])])
     pq.write_table(items, folder / ITEMS_FILE, compression="zstd")
     write_arrays(folder / ITEM_FEATURES_FILE, features)
     write_arrays(folder / ITEM_EVENTS_FILE, item_events)
-    manifest = {**dataset.manifest, "n_items": len(items) + FIRST_ROW}
+    manifest = {**dataset.manifest, "n_items": len(items)}
     manifest["hashes"] = {name: sha256(folder / name) for name in manifest["hashes"]}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
 

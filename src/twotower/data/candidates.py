@@ -43,7 +43,7 @@ class Pool:
     Attributes
     ----------
     count
-        int64 [n_items]: number of times each item is a target in an epoch.
+        int64 [n_item_rows]: number of times each item is a target in an epoch.
     trained
         int64 [N]: rows of items with at least one target, ascending; other items are never drawn.
     total
@@ -56,7 +56,7 @@ class Pool:
 
     @classmethod
     def of(cls, count: Int) -> Pool:
-        """Return the pool of target counts int64 [n_items], computed once for all batches."""
+        """Return the pool of target counts int64 [n_item_rows], computed once for all batches."""
         return cls(count, np.flatnonzero(count), int(count.sum()))
 
 
@@ -107,7 +107,7 @@ def other_positives(user_row: Int, target_row: Int, candidates: Int, offsets: In
     candidates
         int64 [C]: item rows of the columns, distinct, ascending.
     offsets, positives
-        int64 [n_users + 1] and [P]: distinct positive items of each user in training.
+        int64 [n_user_rows + 1] and [P]: distinct positive items of each user in training.
     """
     start, length = offsets[user_row], offsets[user_row + 1] - offsets[user_row]
     example, at = ragged_arange(start, length)

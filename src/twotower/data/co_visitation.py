@@ -22,7 +22,9 @@ BLOCK = 1024  # items compared at once by each thread
 LAGS = 20  # largest distance, in events, of a pair
 
 
-def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most: int, ordered: bool = False) -> NDArray[np.int32]:
+def co_visited(
+    user_row: Int, item_row: Int, *, n_user_rows: int, n_item_rows: int, most: int, ordered: bool = False
+) -> NDArray[np.int32]:
     """Return the `most` nearest items of each item, best first.
 
     The similarity of two items is Σ 1/|u| over their common users u, divided by the square root of the product of the items'
@@ -40,25 +42,25 @@ def co_visited(user_row: Int, item_row: Int, *, n_users: int, n_items: int, most
 
     Returns
     -------
-    int32 [n_items, most]
+    int32 [n_item_rows, most]
         Item rows, padded with 0; among equally near items the lower row first.
     """
-    interactions = _visits(user_row, item_row, n_users, n_items)
+    interactions = _visits(user_row, item_row, n_user_rows, n_item_rows)
     users_of, items_of = np.maximum(interactions.getnnz(0), 1), np.maximum(interactions.getnnz(1), 1)
     by_user = (sparse.diags(items_of**-0.5) @ interactions @ sparse.diags(users_of**-0.5)).tocsr()
     by_item = by_user.T.tocsr()
-    near = np.zeros((n_items, most), np.int32)
+    near = np.zeros((n_item_rows, most), np.int32)
     pairs = _Pairs(user_row, item_row, items_of**-1.0, users_of**-0.5) if ordered else None
 
     def find(start: int) -> None:
-        alike = by_item[start : start + BLOCK] @ by_user if pairs is None else pairs.alike(start, min(start + BLOCK, n_items))
-        for row in range(start, min(start + BLOCK, n_items)):
+        alike = by_item[start : start + BLOCK] @ by_user if pairs is None else pairs.alike(start, min(start + BLOCK, n_item_rows))
+        for row in range(start, min(start + BLOCK, n_item_rows)):
             found = slice(*alike.indptr[row - start : row - start + 2])
             best = _best(alike.indices[found], alike.data[found], row, most)
             near[row, : len(best)] = best
 
     with ThreadPoolExecutor(cores()) as pool:
-        list(pool.map(find, range(FIRST_ROW, n_items, BLOCK)))
+        list(pool.map(find, range(FIRST_ROW, n_item_rows, BLOCK)))
     return near
 
 
@@ -68,7 +70,7 @@ class _Pairs:
     Parameters
     ----------
     of_user, of_item
-        float64 [n_users], [n_items]: factor of a pair for its user, and for each of its items.
+        float64 [n_user_rows], [n_item_rows]: factor of a pair for its user, and for each of its items.
     """
 
     def __init__(self, user_row: Int, item_row: Int, of_user: NDArray[np.float64], of_item: NDArray[np.float64]) -> None:
@@ -79,7 +81,7 @@ class _Pairs:
         self.offsets = lengths_to_offsets(np.bincount(self.item, minlength=len(of_item)))
 
     def alike(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Return the similarity of items start … stop - 1 to all items, float64 [stop - start, n_items]."""
+        """Return the similarity of items start … stop - 1 to all items, float64 [stop - start, n_item_rows]."""
         event = self.by_item[self.offsets[start] : self.offsets[stop]]
         rows, columns, weights = [], [], []
         for lag in range(1, LAGS + 1):
@@ -95,16 +97,16 @@ class _Pairs:
         return sparse.csr_matrix((np.concatenate(weights), pairs), (stop - start, len(self.of_item)))
 
 
-def _late(user_row: Int, n_users: int) -> NDArray[np.bool_]:
+def _late(user_row: Int, n_user_rows: int) -> NDArray[np.bool_]:
     """Return a mask of the events that are among the latest of their user."""
-    end = lengths_to_offsets(np.bincount(user_row, minlength=n_users))[user_row + 1]
+    end = lengths_to_offsets(np.bincount(user_row, minlength=n_user_rows))[user_row + 1]
     return np.asarray(end - np.arange(len(user_row)) <= MAX_USER_EVENTS)
 
 
-def _visits(user_row: Int, item_row: Int, n_users: int, n_items: int) -> sparse.csr_matrix:
-    """Return float64 [n_users, n_items]: 1 if an item is in the latest events of the user."""
-    late = _late(user_row, n_users)
-    interactions = sparse.csr_matrix((np.ones(int(late.sum())), (user_row[late], item_row[late])), (n_users, n_items))
+def _visits(user_row: Int, item_row: Int, n_user_rows: int, n_item_rows: int) -> sparse.csr_matrix:
+    """Return float64 [n_user_rows, n_item_rows]: 1 if an item is in the latest events of the user."""
+    late = _late(user_row, n_user_rows)
+    interactions = sparse.csr_matrix((np.ones(int(late.sum())), (user_row[late], item_row[late])), (n_user_rows, n_item_rows))
     interactions.sum_duplicates()
     interactions.data[:] = 1
     return interactions

@@ -117,7 +117,7 @@ class TrainLoader:
         self.draws_per_example = config.training.negatives_per_positive
         self.propose = LOSSES[config.training.loss]
         self.store = store
-        self.prior = np.float32(config.model.popularity_prior) * store.log_popularity
+        self.prior = np.float32(config.model.popularity_prior) * store.log_popularity[:, 0]
         self.events = TrainEvents(dataset, store.location, rank=rank, world_size=world_size)
         self.objective: Objective = OBJECTIVES[config.training.objective](self.events, store, config)
         if not len(self.objective.targets):
@@ -125,7 +125,7 @@ class TrainLoader:
                 f"The training part of {dataset.path} has no positive events to train on. Check the counts in its manifest.json."
             )
         target_row, _, _ = self.events.targets(self.objective.targets)
-        self.pool = Pool.of(np.bincount(target_row, minlength=dataset.n_items))
+        self.pool = Pool.of(np.bincount(target_row, minlength=dataset.n_item_rows))
 
     def plan(self, epoch: int) -> list[Int]:
         """Return the members of every batch of an epoch."""

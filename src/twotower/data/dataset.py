@@ -40,7 +40,7 @@ class Events:
     Attributes
     ----------
     offsets
-        int64 [n_users + 1]: the events of user row u are offsets[u]:offsets[u + 1].
+        int64 [n_user_rows + 1]: the events of user row u are offsets[u]:offsets[u + 1].
     item_row, time_s, event_type
         int64 [E]: item row; seconds (position in the user's sequence if events have no times); code (`Dataset.event_types`).
     stars, weight
@@ -76,7 +76,7 @@ class ItemEvents:
     Attributes
     ----------
     offsets
-        int64 [n_items + 1]: the events of item row i are offsets[i]:offsets[i + 1].
+        int64 [n_item_rows + 1]: the events of item row i are offsets[i]:offsets[i + 1].
     time_s, stars, split
         [V]: as in `Events`.
     """
@@ -127,10 +127,10 @@ class Dataset:
 
     Attributes
     ----------
-    n_items, n_users
-        Number of item and user rows, including the two reserved rows.
-    n_train_items, n_train_users
-        Items and users seen in training: rows 2 … 2 + n - 1.
+    n_items, n_users, n_train_items, n_train_users
+        Number of items and users, and of those seen in training, which come first.
+    n_item_rows, n_user_rows, n_train_item_rows, n_train_user_rows
+        The same with the two reserved rows: the lengths of arrays over rows, and the first rows that training has not seen.
     has_time
         False if `time_s` is only a position.
     event_types
@@ -143,6 +143,8 @@ class Dataset:
         self.path, self.manifest = path, manifest
         self.n_items, self.n_users = int(manifest["n_items"]), int(manifest["n_users"])
         self.n_train_items, self.n_train_users = int(manifest["n_train_items"]), int(manifest["n_train_users"])
+        self.n_item_rows, self.n_user_rows = self.n_items + FIRST_ROW, self.n_users + FIRST_ROW
+        self.n_train_item_rows, self.n_train_user_rows = self.n_train_items + FIRST_ROW, self.n_train_users + FIRST_ROW
         self.has_time = bool(manifest["has_time"])
         self.event_types: list[str] = manifest["event_types"]
         self.specs = tuple(FeatureSpec(**{**spec, "columns": tuple(spec["columns"])}) for spec in manifest["features"])
@@ -162,11 +164,9 @@ class Dataset:
             raise DataError(f"{path} is not a dataset: it has no readable manifest.json. Run `twotower prepare`.") from None
         if not isinstance(manifest, dict) or manifest.get("kind") != "dataset":
             raise DataError(f"{path} is not a dataset: its manifest.json is not that of a dataset. Run `twotower prepare`.")
-        if manifest.get("format") != FORMAT_VERSION:
-            found = manifest.get("format")
+        if (found := manifest.get("format")) != FORMAT_VERSION:
             raise DataError(f"The dataset {path} has format {found}, expected {FORMAT_VERSION}. Run `twotower prepare` again.")
-        missing = [name for name in manifest.get("hashes", {}) if not (path / name).is_file()]
-        if missing:
+        if missing := [name for name in manifest.get("hashes", {}) if not (path / name).is_file()]:
             raise DataError(f"The dataset {path} is incomplete: {', '.join(missing)} missing. Run `twotower prepare` again.")
         return cls(path, manifest)
 
@@ -213,19 +213,19 @@ class Dataset:
 
     @cached_property
     def item_ids(self) -> NDArray[np.object_]:
-        """Return the item ids, an object array [n_items]; "" for the reserved rows."""
+        """Return the item ids, an object array [n_item_rows]; "" for the reserved rows."""
         return _ids(self.items[ITEM_ID])
 
     @cached_property
     def user_ids(self) -> NDArray[np.object_]:
-        """Return the user ids, an object array [n_users]; "" for the reserved rows."""
+        """Return the user ids, an object array [n_user_rows]; "" for the reserved rows."""
         return _ids(self.users[USER_ID])
 
     @cached_property
     def item_train_count(self) -> Int:
-        """Return the number of positive training events of each item, int64 [n_items]."""
+        """Return the number of positive training events of each item, int64 [n_item_rows]."""
         counted = self.events.positive & (self.events.split == TRAIN)
-        return np.bincount(self.events.item_row[counted], minlength=self.n_items).astype(np.int64)
+        return np.bincount(self.events.item_row[counted], minlength=self.n_item_rows).astype(np.int64)
 
     @property
     def n_train_events(self) -> int:

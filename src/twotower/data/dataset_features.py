@@ -13,7 +13,10 @@ from twotower.features.batches import Layout
 from twotower.features.feature_store import FeatureStore
 from twotower.features.point_in_time import ItemDynamics
 from twotower.schema import DAY_S, FIRST_ROW, SPLITS, TRAIN, WITHHELD
-from twotower.utils.config import ModelConfig
+from twotower.utils.config import Config, ModelConfig, ResolvedConfig
+
+HALF_LIVES_DAYS = (0.0, 960.0, 240.0, 60.0, 15.0)
+"""Half-lives of events in the popularity of an item; 0: all events count the same."""
 
 
 def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore:
@@ -35,28 +38,14 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
         dataset.item_features,
         dataset.user_features,
         dynamics=dynamics,
-        n_trained_items=dataset.n_train_items,
-        n_trained_users=dataset.n_train_users,
+        n_train_item_rows=dataset.n_train_item_rows,
+        n_train_user_rows=dataset.n_train_user_rows,
         geo=geo,
         cells=(cells[0], cells[1]) if len(cells[0]) else None,
         max_history=model.user_tower.max_history,
         use_location=model.request_location,
-        log_popularity=_known_popularity(dataset, split, model),
+        log_popularity=popularity_of(dataset, split),
     )
-
-
-def log_popularity(dataset: Dataset) -> NDArray[np.float32]:
-    """Return the log popularity of all items from the training events.
-
-    Returns
-    -------
-    float32 [n_items]
-        log((1 + n) / (1 + mean n)) in nats. n is the weighted number of positive events of an item; the mean is over the items seen
-        in training. NaN for new items without an event (see `TwoTower.popularity`), 0 for the reserved rows.
-    """
-    events = dataset.events
-    counted = events.positive & (events.split == TRAIN)
-    return _log_popularity(dataset, np.bincount(events.item_row[counted], events.weight[counted], dataset.n_items))
 
 
 def can_refresh(dataset: Dataset) -> bool:
@@ -64,45 +53,52 @@ def can_refresh(dataset: Dataset) -> bool:
     return dataset.has_time and dataset.manifest["config"]["prepare"]["split"]["kind"] == "time"
 
 
-def popularity_before(dataset: Dataset, time_s: int, half_life_days: float) -> NDArray[np.float32]:
-    """Return the log popularity of all items just before a time.
+def half_lives(dataset: Dataset) -> tuple[float, ...]:
+    """Return the half-lives in days that the popularity of an item is counted with."""
+    return HALF_LIVES_DAYS if can_refresh(dataset) else HALF_LIVES_DAYS[:1]
+
+
+def log_popularity(dataset: Dataset, time_s: int | None = None) -> NDArray[np.float32]:
+    """Return the log popularity of all items, for each half-life.
 
     Parameters
     ----------
     time_s
-        Seconds: only events strictly before it count, from any part of the dataset.
-    half_life_days
-        Age in days at which an event counts half; 0: no decay.
+        Seconds: positive events strictly before it count, from any part of the dataset. None: all positive training events.
 
     Returns
     -------
-    float32 [n_items]
-        As `log_popularity`, where n is the decayed number of events.
+    float32 [n_item_rows, H]
+        log((1 + n) / (1 + mean n)) in nats. n is the weighted number of events of an item, each counting half after a half-life;
+        the mean is over the items seen in training. NaN for new items without an event (see `Priors`), 0 for the reserved rows.
     """
     events = dataset.events
-    counted = events.positive & (events.time_s < time_s) & (events.split != WITHHELD)
-    weight = events.weight[counted]
-    if half_life_days:
-        weight = weight * 0.5 ** ((time_s - events.time_s[counted]) / (half_life_days * DAY_S))
-    return _log_popularity(dataset, np.bincount(events.item_row[counted], weight, dataset.n_items))
+    before = events.split == TRAIN if time_s is None else (events.time_s < time_s) & (events.split != WITHHELD)
+    counted = np.flatnonzero(events.positive & before)
+    row, weight = events.item_row[counted], events.weight[counted]
+    age_days = 0.0 if time_s is None else (time_s - events.time_s[counted]) / DAY_S
+    decayed = [weight * 0.5 ** (age_days / days) if days else weight for days in half_lives(dataset)]
+    return np.stack([_log_popularity(dataset, np.bincount(row, each, dataset.n_item_rows)) for each in decayed], axis=1)
 
 
-def _known_popularity(dataset: Dataset, split: str, model: ModelConfig) -> NDArray[np.float32]:
-    """Return the popularity for `split`: up to date for "future", that of training for evaluation."""
-    half_life = model.popularity_half_life_days
-    if split != "future" or half_life is None or not can_refresh(dataset):
-        return log_popularity(dataset)
-    return popularity_before(dataset, split_moment(dataset, split), half_life)
+def popularity_of(dataset: Dataset, split: str) -> NDArray[np.float32]:
+    """Return the log popularity [n_item_rows, H] when `split` begins; of the training events where it cannot be refreshed."""
+    return log_popularity(dataset, split_moment(dataset, split) if can_refresh(dataset) else None)
 
 
 def _log_popularity(dataset: Dataset, count: NDArray[Any]) -> NDArray[np.float32]:
-    row = np.arange(dataset.n_items)
-    known = (row >= FIRST_ROW) & (row < FIRST_ROW + dataset.n_train_items)
+    row = np.arange(dataset.n_item_rows)
+    known = (row >= FIRST_ROW) & (row < dataset.n_train_item_rows)
     if not known.any():
-        return np.zeros(dataset.n_items, np.float32)
+        return np.zeros(dataset.n_item_rows, np.float32)
     logs = np.log1p(count) - np.log1p(count[known].mean())
     counted = np.where(known | (count > 0), logs, np.nan)
     return np.where(row < FIRST_ROW, 0.0, counted).astype(np.float32)
+
+
+def resolve(config: Config, dataset: Dataset) -> ResolvedConfig:
+    """Return the settings with the sizes that they leave to the data. Settings that have all sizes stay as they are."""
+    return config.resolved(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events)
 
 
 def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
@@ -123,14 +119,13 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
         side: tuple(spec for spec in specs if f"{side}.{spec.name}" not in model.exclude_features) for side, specs in fields.items()
     }
     return Layout(
-        items=dataset.n_train_items + FIRST_ROW,
-        users=dataset.n_train_users + FIRST_ROW,
+        items=dataset.n_train_item_rows,
+        users=dataset.n_train_user_rows,
         event_types=len(dataset.event_types),
         item_fields=kept["item"],
         user_fields=kept["user"],
         ordered=dataset.ordered,
-        timed=dataset.has_time,
-        events=dataset.n_train_events,
+        half_lives=half_lives(dataset),
     )
 
 

@@ -143,7 +143,11 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
     encoded = encode_items(encoders, items, text)
     if config.prepare.co_visited_items:
         say("find neighbours")
-        sizes = {"n_users": len(users) + FIRST_ROW, "n_items": len(items) + FIRST_ROW, "most": config.prepare.co_visited_items}
+        sizes = {
+            "n_user_rows": len(users) + FIRST_ROW,
+            "n_item_rows": len(items) + FIRST_ROW,
+            "most": config.prepare.co_visited_items,
+        }
         encoded[NEIGHBOURS] = _neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
@@ -162,8 +166,8 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
         "event_types": types,
         "has_time": raw.has_time,
         "cuts_s": chosen.cuts_s,
-        "n_items": len(items) + FIRST_ROW,
-        "n_users": len(users) + FIRST_ROW,
+        "n_items": len(items),
+        "n_users": len(users),
         **trained,
         "features": [asdict(spec) for spec in specs],
     }
@@ -232,7 +236,7 @@ def _write_events(
 
 def _neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
     events = open_arrays(folder / EVENTS_FILE)
-    user = np.repeat(np.arange(sizes["n_users"]), np.diff(events[OFFSETS]))
+    user = np.repeat(np.arange(sizes["n_user_rows"]), np.diff(events[OFFSETS]))
     kept = events[POSITIVE] & (events[SPLIT] == TRAIN)
     return co_visited(user[kept], events[ITEM_ROW][kept], **sizes, ordered=ordered)
 

@@ -51,7 +51,7 @@ class TrainEvents:
     Attributes
     ----------
     offsets, positive
-        int64 [n_users + 1], bool [E]: start of each user's events among all training events, and which may be targets.
+        int64 [n_user_rows + 1], bool [E]: start of each user's events among all training events, and which may be targets.
     shares
         int64 [world + 1]: the events of process r are shares[r]:shares[r + 1], balanced as far as whole users allow.
     first_user, first
@@ -86,9 +86,9 @@ class TrainEvents:
         row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         self.user_row = row + self.first_user
         positive = self.positive[self.first : self.shares[rank + 1]]
-        pairs = np.unique(row[positive] * dataset.n_items + self.history.item_row[positive])
-        self.positive_offsets = lengths_to_offsets(np.bincount(pairs // dataset.n_items, minlength=len(offsets) - 1))
-        self.positive_items = pairs % dataset.n_items
+        pairs = np.unique(row[positive] * dataset.n_item_rows + self.history.item_row[positive])
+        self.positive_offsets = lengths_to_offsets(np.bincount(pairs // dataset.n_item_rows, minlength=len(offsets) - 1))
+        self.positive_items = pairs % dataset.n_item_rows
 
     def targets(self, event: Int) -> tuple[Int, Int, NDArray[np.float32]]:
         """Return item rows, times and weights of training events, given their positions among those of all users."""

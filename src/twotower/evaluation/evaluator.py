@@ -1,14 +1,14 @@
 """Evaluate retrievers on held-out queries and return a report.
 
-`judge` evaluates a model, its baselines and, on a simulated town, an oracle. The result is a dictionary ready for JSON, which
-`report.py` writes. Every system ranks the whole catalogue, in bounded memory, for the same queries and with the same rule for seen
-items. Intervals come from a paired bootstrap over users (`bootstrap.py`). The oracle is listed but not compared.
+`judge` evaluates a model, its baselines and, on a simulated town, an oracle; `report.py` writes the result. Every
+system ranks the whole catalogue, in bounded memory, for the same queries and with the same rule for seen items. Intervals come from
+a paired bootstrap over users (`bootstrap.py`). The oracle is listed but not compared.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any
@@ -152,12 +152,13 @@ def fit_baseline(
     *,
     metric: str = "NDCG@10",
     seed: int = 0,
+    fixed: Mapping[str, Any] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Baseline:
     """Fit a baseline, tuned on the validation part if the settings ask for it.
 
-    Settings in `settings.baseline_settings` are used as they are. Without them, and with `settings.tune_baselines`, the entry of
-    `GRIDS` with the best `metric` on validation queries is kept. Without validation queries nothing is tuned.
+    The settings `fixed` are used as they are. Without them, and with `settings.tune_baselines`, the entry of `GRIDS` with the best
+    `metric` on validation queries is kept. Without validation queries nothing is tuned.
 
     Raises
     ------
@@ -166,11 +167,11 @@ def fit_baseline(
     """
     if name not in BASELINES:
         raise ConfigError(f"{name!r} in evaluation.baselines is not a known baseline.{nearest(name, BASELINES)}")
-    grid: list[dict[str, Any]] = [settings.baseline_settings.get(name, {})]
+    grid: list[Mapping[str, Any]] = [fixed or {}]
     valid = None
-    if settings.tune_baselines and name in GRIDS and name not in settings.baseline_settings:
+    if settings.tune_baselines and name in GRIDS and fixed is None:
         valid = dataset.held_out("valid", max_queries=_TUNING_QUERIES, seed=seed)
-        grid = GRIDS[name] if len(valid.queries) else grid
+        grid = [*GRIDS[name]] if len(valid.queries) else grid
     drawn = {"seed": seed} if "seed" in signature(BASELINES[name]).parameters else {}
     best, best_figure = None, -1.0
     for tried, choice in enumerate(grid, 1):
@@ -194,6 +195,7 @@ def judge(
     main: str = "two-tower",
     metric: str = "NDCG@10",
     seed: int = 0,
+    baseline_settings: Mapping[str, Mapping[str, Any]] | None = None,
     progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """Evaluate `systems` and the baselines of the settings on the same queries, and compare them.
@@ -206,6 +208,8 @@ def judge(
         Queries of the split `part`; None: all of them, or a seeded sample of `settings.max_queries`.
     metric
         The metric of the verdict and of the slices.
+    baseline_settings
+        Settings by name of the baseline; these baselines are not tuned.
     progress
         Called with (done, total), in queries; tuning a baseline counts as much as evaluating it.
 
@@ -213,8 +217,7 @@ def judge(
     -------
     report
         "dataset", "protocol", "systems" {name: {metric: {"value", "low", "high"}}}, "differences" (main minus each other),
-        "beyond" and "seconds" and "settings" by system, "left_out" {baseline: reason},
-        "slices" {title: {group: {"queries", "users", "systems" {name: interval of `metric`}, "differences"}}}, "verdict".
+        "beyond", "seconds" and "settings" by system, "left_out" {baseline: reason}, "verdict", and "slices" by title and group.
 
     Raises
     ------
@@ -236,7 +239,8 @@ def judge(
     for entry in entries:
         system = entry
         if isinstance(system, str):  # fitted one at a time, so that memory holds only one baseline
-            system = fit_baseline(system, dataset, settings, metric=metric, seed=seed, progress=tell.part())
+            fixed = (baseline_settings or {}).get(system)
+            system = fit_baseline(system, dataset, settings, metric=metric, seed=seed, fixed=fixed, progress=tell.part())
         chosen[system.name] = dict(getattr(system, "settings", {}))
         judged.append(evaluate(system, held_out, dataset, settings, metrics=every, beyond_k=k, progress=tell.part()))
     compared = _compare(judged, held_out, dataset, settings, main, metric, seed)
@@ -277,9 +281,8 @@ def _compare(
     judged: Sequence[Evaluation], held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, main: str, metric: str, seed: int
 ) -> dict[str, Any]:
     """Return the intervals of the systems, of their differences to the main one and by slice, and the verdict."""
-    order, names = [e.name for e in judged], judged[0].metrics
+    order, names, user = [e.name for e in judged], judged[0].metrics, _people(held_out)
     table = np.stack([e.values for e in judged], 1)  # [B, S, M]
-    user = _people(held_out)
     draws = resample(table.reshape(len(user), -1), user, settings.bootstrap_resamples, seed).reshape(-1, len(order), len(names))
     mean, differences = table.mean(0), {}
     if main in order:
@@ -319,10 +322,10 @@ def _people(held_out: HeldOut) -> Int:
 def _counts(dataset: Dataset) -> dict[str, Any]:
     events = dataset.events
     counts = {
-        "users": dataset.n_users - FIRST_ROW,
-        "items": dataset.n_items - FIRST_ROW,
-        "new_users": dataset.n_users - FIRST_ROW - dataset.n_train_users,
-        "new_items": dataset.n_items - FIRST_ROW - dataset.n_train_items,
+        "users": dataset.n_users,
+        "items": dataset.n_items,
+        "new_users": dataset.n_users - dataset.n_train_users,
+        "new_items": dataset.n_items - dataset.n_train_items,
         "events": len(events),
         "event_types": list(dataset.event_types),
         "features": [f"{spec.side}: {spec.name}" for spec in dataset.specs],
@@ -339,7 +342,7 @@ def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, p
         "queries": len(held_out.queries),
         "users": len(np.unique(_people(held_out))),
         "targets": len(held_out.target_row),
-        "catalogue": dataset.n_items - FIRST_ROW,
+        "catalogue": dataset.n_items,
         "metric": metric,
         "ks": sorted(set(settings.ks)),
         "ties": "lower item row first",

@@ -26,7 +26,7 @@ def slices(held_out: HeldOut, dataset: Dataset) -> dict[str, dict[str, Mask]]:
     """
     target = first_target(held_out)
     lengths, users = held_out.queries.lengths, held_out.queries.user_row
-    known = (users >= FIRST_ROW) & (users < FIRST_ROW + dataset.n_train_users)
+    known = (users >= FIRST_ROW) & (users < dataset.n_train_user_rows)
     by_length = {_label(low, high): (lengths >= low) & (lengths <= (high or np.inf if low else 0)) for low, high in HISTORY_LENGTHS}
     kind = popularity_class(dataset)[target]
     titles: dict[str, dict[str, Mask]] = {
@@ -51,7 +51,7 @@ def first_target(held_out: HeldOut) -> Int:
 
 
 def popularity_class(dataset: Dataset) -> Int:
-    """Return the popularity class of each item, int64 [n_items]: 0 head, 1 torso, 2 tail, 3 new.
+    """Return the popularity class of each item, int64 [n_item_rows]: 0 head, 1 torso, 2 tail, 3 new.
 
     Items are sorted by decreasing popularity. Head, torso and tail hold a third of the positive training events each. New items
     have no positive training event.
@@ -71,7 +71,7 @@ def categories(dataset: Dataset) -> tuple[Int, Int] | None:
     Returns
     -------
     offsets, codes
-        int64 [n_items + 1] and int64 [n]: item row i has the categories codes[offsets[i]:offsets[i + 1]].
+        int64 [n_item_rows + 1] and int64 [n]: item row i has the categories codes[offsets[i]:offsets[i + 1]].
     """
     name = category_column(dataset.items, dataset.specs, learned=True)
     if name is None:
@@ -82,7 +82,7 @@ def categories(dataset: Dataset) -> tuple[Int, Int] | None:
     keys = np.unique(item[code >= 0] * (code.max(initial=0) + 1) + code[code >= 0])
     if not len(keys):
         return None
-    counts = np.bincount(keys // (code.max() + 1), minlength=dataset.n_items)
+    counts = np.bincount(keys // (code.max() + 1), minlength=dataset.n_item_rows)
     return np.append(0, np.cumsum(counts)), keys % (code.max() + 1)
 
 

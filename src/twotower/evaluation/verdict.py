@@ -15,6 +15,7 @@ TITLES = {
     "recent": "recent popularity",
     "nearby": "nearby popularity",
     "repeat": "repeat visits",
+    "transitions": "next after the last",
     "item_knn": "item-kNN",
     "content_knn": "content-kNN",
     "ease": "EASE",

@@ -9,8 +9,6 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from twotower.utils.config import ModelConfig
-
 GAP_BUCKETS = 24  # log2 of seconds, capped
 STARS_BUCKETS = 8  # 0 padding, 1 no stars, 2 … 7 for 0 to 5 stars
 ALIGNED = 16  # bytes: every tensor in a block starts at a multiple of this
@@ -52,10 +50,8 @@ class Layout:
         Input fields of each tower. The "state" of an item changes with time and is not part of the tokens of a history.
     ordered
         True if targets come after the history. With a predefined split they may come from anywhere in it.
-    timed
-        True if events have times; otherwise they only have positions.
-    events
-        Number of positive events of the training part.
+    half_lives
+        Half-lives in days of the popularities of an item; 0: all events count the same.
     """
 
     items: int
@@ -63,13 +59,8 @@ class Layout:
     event_types: int
     item_fields: tuple[FieldSpec, ...]
     user_fields: tuple[FieldSpec, ...]
-    ordered: bool = True
-    timed: bool = True
-    events: int = 0
-
-    def resolve(self, config: ModelConfig) -> ModelConfig:
-        """Return the settings with the sizes that are chosen from the data."""
-        return config.resolved(ordered=self.ordered, timed=self.timed, events=self.events)
+    ordered: bool
+    half_lives: tuple[float, ...] = (0.0,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,8 @@ class FeatureStore:
         Encoded arrays over all rows (`encode_items`, `encode_users`).
     dynamics
         Item states, or None if events have no times (sequences).
-    n_trained_items, n_trained_users
-        Items and users with an id embedding: rows 2 … 2 + n - 1; every other row becomes UNKNOWN.
+    n_train_item_rows, n_train_user_rows
+        Number of rows of items and users with an id embedding; every later row becomes UNKNOWN.
     cells
         Known coarse and fine cells of the item locations. None: users have no home area.
     geo
@@ -46,7 +46,7 @@ class FeatureStore:
     max_history
         Number of most recent events read of a history.
     log_popularity
-        float32 [n_items]: log popularity in nats, NaN for items without events.
+        float32 [n_item_rows, H]: log popularity in nats by half-life, NaN for items without events.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class FeatureStore:
         user_static: Mapping[str, Array],
         *,
         dynamics: ItemDynamics | None,
-        n_trained_items: int,
-        n_trained_users: int,
+        n_train_item_rows: int,
+        n_train_user_rows: int,
         cells: tuple[Array, Array] | None,
         geo: str = "location",
         max_history: int,
@@ -69,11 +69,11 @@ class FeatureStore:
         self.location: Array = item_static.get(f"{geo}.degrees", np.zeros((0, 2), np.float32))
         self._geo_table = f"item.{geo}"
         self.dynamics, self._cells, self.use_location = dynamics, cells, use_location and cells is not None
-        self._trained_items, self._trained_users = n_trained_items + FIRST_ROW, n_trained_users + FIRST_ROW
+        self._trained_items, self._trained_users = n_train_item_rows, n_train_user_rows
         self.max_history = max_history
         self.log_popularity = log_popularity
         self.is_new = np.arange(len(log_popularity)) >= self._trained_items
-        """bool [n_items]: True for items that training has not seen."""
+        """bool [n_item_rows]: True for items that training has not seen."""
 
     def with_popularity(self, log_popularity: NDArray[np.float32]) -> FeatureStore:
         """Return the same store with another popularity, such as that of a later time."""

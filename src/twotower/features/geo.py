@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twotower.utils.types import Array, Float, Float64
+from twotower.utils.types import Array, Float, Float64, Int
 
 EARTH_KM = 6371.0
 
@@ -16,6 +16,35 @@ def on_sphere(locations: Array) -> Float64:
     latitude, longitude = np.radians(np.asarray(locations, np.float64)).T
     flat = np.cos(latitude)
     return np.stack([flat * np.cos(longitude), flat * np.sin(longitude), np.sin(latitude)], axis=1)
+
+
+def median_location(offsets: Int, rows: Int, locations: Array) -> Float64:
+    """Return float64 [B, 2]: the median latitude and longitude of each slice of item rows, in degrees; NaN if none is known.
+
+    Parameters
+    ----------
+    offsets, rows
+        int64 [B + 1] and [T]: slice b of the item rows is offsets[b]:offsets[b + 1].
+    locations
+        float [n_item_rows, 2]: latitude and longitude of each item, NaN if unknown.
+
+    Examples
+    --------
+    >>> median_location(np.array([0, 3, 3]), np.array([0, 1, 2]), np.array([[1.0, 5.0], [2.0, 6.0], [9.0, 7.0]])).tolist()
+    [[2.0, 6.0], [nan, nan]]
+    """
+    size = len(offsets) - 1
+    if not len(locations):
+        return np.full((size, 2), np.nan)
+    query = np.repeat(np.arange(size), np.diff(offsets))
+    known = ~np.isnan(locations[rows]).any(axis=1)
+    query, location = query[known], locations[rows[known]]
+    count = np.bincount(query, minlength=size)
+    middle = np.cumsum(count) - count + count // 2
+    median = np.full((size, 2), np.nan)
+    for axis in (0, 1):
+        median[count > 0, axis] = location[np.lexsort((location[:, axis], query)), axis][middle[count > 0]]
+    return median
 
 
 def points_km(locations: Array) -> Float:

@@ -46,7 +46,7 @@ class History:
     offsets, item_row, time_s, event_type, stars
         As in `Queries`: [S + 1] and [T].
     location
-        float [n_items, 2]: latitude and longitude of every item in degrees, NaN if unknown.
+        float [n_item_rows, 2]: latitude and longitude of every item in degrees, NaN if unknown.
     """
 
     def __init__(self, offsets: Int, item_row: Int, time_s: Int, event_type: Int, stars: Array, location: Array) -> None:

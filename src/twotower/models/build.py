@@ -7,10 +7,10 @@ from twotower.data.dataset_features import layout, open_store
 from twotower.data.views import OBJECTIVES
 from twotower.features.feature_store import FeatureStore
 from twotower.models.two_tower import TwoTower
-from twotower.utils.config import Config
+from twotower.utils.config import ResolvedConfig
 
 
-def build_model(dataset: Dataset, config: Config, store: FeatureStore | None = None) -> TwoTower:
+def build_model(dataset: Dataset, config: ResolvedConfig, store: FeatureStore | None = None) -> TwoTower:
     """Return a `TwoTower` with fresh weights; the same dataset and settings always give the same shapes.
 
     Parameters

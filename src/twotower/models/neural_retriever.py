@@ -1,6 +1,7 @@
 """Retrieve items with a two-tower model: item vectors are computed once for a time, user vectors on demand.
 
-Both vectors have one more number than the towers' output: the log popularity of an item, and its weight for a user.
+Both vectors have a few more numbers than the towers' output: what is known of an item without them, and its weights for a user
+(`priors`).
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from twotower.features.batches import ItemBatch
 from twotower.features.feature_store import FeatureStore
+from twotower.features.geo import EARTH_KM, median_location, on_sphere
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S
 from twotower.search.index import ExactIndex, joined
-from twotower.search.reranking import POPULARITY_SCALE, boost_recent_items
-from twotower.utils.types import Float, Int, Mask
+from twotower.search.reranking import boost_recent_items
+from twotower.utils.types import Array, Float, Float64, Int, Mask
 
 BLOCK = 8192  # items per batch
 PORTION = 1024  # queries per batch; larger batches exceed the CPU cache
@@ -32,7 +34,7 @@ class NeuralRetriever:
     ----------
     store
         Features as known at the time of the index.
-    n_items
+    n_item_rows
         Number of item rows, with the two reserved ones.
     time_s
         Time of the item vectors, in seconds.
@@ -41,18 +43,17 @@ class NeuralRetriever:
     dial = 0.0
     """Popularity bias, from -1 to 1, as in requests."""
 
-    def __init__(self, model: TwoTower, store: FeatureStore, *, n_items: int, time_s: int, name: str = "two-tower") -> None:
+    def __init__(self, model: TwoTower, store: FeatureStore, *, n_item_rows: int, time_s: int, name: str = "two-tower") -> None:
         self.name, self.model, self.store = name, model.eval(), store
         self.device = model.log_temperature.device
         filled, vectors = 0, torch.zeros(0)
         with torch.no_grad():
-            for batch in item_blocks(model, store, np.arange(n_items), time_s):
+            for batch in item_blocks(model, store, np.arange(n_item_rows), time_s):
                 block = self.model.encode_items(batch)
                 if not filled:
-                    vectors = block.new_empty(n_items, block.shape[1] + 1)
-                    logs, new = (torch.from_numpy(values).to(self.device) for values in (store.log_popularity, store.is_new))
-                    vectors[:, -1] = model.popularity(logs, new)
-                vectors[filled : filled + len(block), :-1] = block
+                    columns = item_columns(model, store)
+                    vectors = torch.cat([block.new_empty(n_item_rows, block.shape[1]), columns], dim=1)
+                vectors[filled : filled + len(block), : block.shape[1]] = block
                 filled += len(block)
         self.index = ExactIndex(vectors)
 
@@ -73,13 +74,11 @@ class NeuralRetriever:
         return joined(found, k)
 
     def encode(self, queries: Queries, *, again: bool = False) -> Tensor:
-        """Return user vectors float32 [B, D + 1] on the model's device; `again`: seen items are ranked too."""
+        """Return user vectors float32 [B, D + P] on the model's device; `again`: seen items are ranked too."""
         with torch.inference_mode():
-            vectors = self.model.encode_users(self.store.users(queries).to(self.device))
-            asked = np.full(len(queries), again)
-            vectors = boost_recent_items(vectors, queries, self.index.vectors[:, :-1], self.model.recent_item_weight(), asked)
-            popularity = self.model.popularity_weight() + self.dial * POPULARITY_SCALE
-            return torch.cat([vectors, vectors.new_full((len(vectors), 1), popularity)], dim=1)
+            towers = self.model.encode_users(self.store.users(queries).to(self.device))
+            asked, dial = np.full(len(queries), again), np.full(len(queries), self.dial, np.float32)
+            return query_vectors(self.model, self.store, towers, queries, self.index.vectors, again=asked, dial=dial)
 
 
 class RefreshedRetriever:
@@ -90,7 +89,7 @@ class RefreshedRetriever:
     store
         Features with the state of the items at any time; see `open_store` with the split "future".
     popularity
-        Function from a time in seconds to the log popularity float32 [n_item_rows] just before it.
+        Function from a time in seconds to the log popularity float32 [n_item_rows, H] just before it.
     start_s, every_days
         Time of the first index, and the interval. A query uses the last index built at or before its time. Only one index is in
         memory, so queries sorted by time are fastest.
@@ -102,13 +101,13 @@ class RefreshedRetriever:
         store: FeatureStore,
         popularity: Callable[[int], Float],
         *,
-        n_items: int,
+        n_item_rows: int,
         start_s: int,
         every_days: float,
         name: str,
     ) -> None:
         self.name, self.model, self.store, self.popularity = name, model, store, popularity
-        self.n_items, self.start_s, self.every_s = n_items, start_s, max(round(every_days * DAY_S), 1)
+        self.n_item_rows, self.start_s, self.every_s = n_item_rows, start_s, max(round(every_days * DAY_S), 1)
         self._held: tuple[int, NeuralRetriever] | None = None
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
@@ -130,7 +129,7 @@ class RefreshedRetriever:
         """Return the retriever with the index of a time, in seconds."""
         if self._held is None or self._held[0] != moment:
             store = self.store.with_popularity(self.popularity(moment))
-            self._held = moment, NeuralRetriever(self.model, store, n_items=self.n_items, time_s=moment, name=self.name)
+            self._held = moment, NeuralRetriever(self.model, store, n_item_rows=self.n_item_rows, time_s=moment, name=self.name)
         return self._held[1]
 
 
@@ -139,3 +138,47 @@ def item_blocks(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -
     for start in range(0, len(row), BLOCK):
         part = row[start : start + BLOCK]
         yield store.items(part, np.full(len(part), moment_s, np.int64)).to(model.log_temperature.device)
+
+
+def item_columns(model: TwoTower, store: FeatureStore, row: Int | slice = slice(None)) -> Tensor:
+    """Return the columns float32 [n, P] that follow the tower's vectors of item rows, on the model's device."""
+    logs, new = torch.from_numpy(store.log_popularity[row]), torch.from_numpy(store.is_new[row])
+    device = model.log_temperature.device
+    return model.priors.item_columns(logs.to(device), new.to(device), torch.from_numpy(item_points(store, row)).to(device))
+
+
+def item_points(store: FeatureStore, row: Int | slice = slice(None)) -> Float64:
+    """Return the location float64 [n, 3] of item rows on the globe in km, NaN if unknown."""
+    unknown = np.full((len(store.is_new[row]), 2), np.nan)
+    return on_sphere(store.location[row] if len(store.location) else unknown) * EARTH_KM
+
+
+def query_vectors(
+    model: TwoTower, store: FeatureStore, towers: Tensor, queries: Queries, items: Tensor, *, again: Mask, dial: Float
+) -> Tensor:
+    """Return the vectors float32 [B, D + P] that an index is searched with.
+
+    Parameters
+    ----------
+    towers
+        float32 [B, D]: output of the user tower.
+    items
+        float32 [n_item_rows, D + P]: vectors of the index.
+    again
+        bool [B]: queries whose seen items may be recommended; their most recent items are boosted.
+    dial
+        float32 [B]: popularity bias, from -1 to 1.
+    """
+    device, width = towers.device, towers.shape[1]
+    points = torch.from_numpy(user_points(queries, store.location)).to(device)
+    lengths = torch.from_numpy(queries.lengths).to(device)
+    temperature = float(model.temperature().detach())
+    scale, columns = model.priors.user_columns(lengths, points, temperature, torch.from_numpy(dial).to(device))
+    vectors = boost_recent_items(towers * scale, queries, items[:, :width], model.recent_item_weight(), again)
+    return torch.cat([vectors, columns.to(vectors)], dim=1)
+
+
+def user_points(queries: Queries, locations: Array) -> Float64:
+    """Return the location float64 [B, 3] of each user on the globe in km: that of the request, else the median of the history."""
+    home = median_location(queries.offsets, queries.item_row, locations)
+    return on_sphere(np.where(np.isnan(queries.location), home, queries.location)) * EARTH_KM

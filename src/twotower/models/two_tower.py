@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from twotower.features.batches import FieldSpec, ItemBatch, Layout, UserBatch
 from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
+from twotower.models.priors import Priors
 from twotower.models.towers.item_tower import ItemTower
 from twotower.models.towers.user_tower import UserTower
 from twotower.schema import NEIGHBOURS, PAD, UNKNOWN
-from twotower.utils.config import ModelConfig
+from twotower.utils.config import ResolvedModel
 
 TEMPERATURE_RANGE = (0.01, 1.0)
 HIDDEN_STATE = 0.5  # share of the items with a dropped id whose state is hidden too
@@ -31,10 +32,9 @@ class TwoTower(nn.Module):
         Recompute attention blocks in the backward pass (gradient checkpointing).
     """
 
-    def __init__(self, layout: Layout, config: ModelConfig, *, causal: bool, save_memory: bool = False) -> None:
+    def __init__(self, layout: Layout, config: ResolvedModel, *, causal: bool, save_memory: bool = False) -> None:
         super().__init__()
-        config = layout.resolve(config)
-        dim = config.user_tower.width
+        dim = config.user_tower.embedding_dim
         item_id = FieldSpec("id", "rows", (layout.items,), "item.id")
         user_id = FieldSpec("id", "rows", (layout.users,), "user.id")
         static = tuple(spec for spec in layout.item_fields if spec.name != "state")
@@ -51,11 +51,8 @@ class TwoTower(nn.Module):
             1 + len(layout.user_fields), layout.event_types, config.user_tower, causal=causal, save_memory=save_memory
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature)
-        self.popularity_prior = config.popularity_prior
+        self.priors = Priors(config.popularity_prior, layout.half_lives)
         self.recent_item_boost = config.recent_item_boost if layout.ordered else 0.0
-        self.new_popularity: Tensor
-        """Log popularity of new items, a scalar in nats; see `trainers.new_item_popularity`."""
-        self.register_buffer("new_popularity", torch.zeros(()))
         self.reads_neighbours = any(spec.name == NEIGHBOURS for spec in static)
         self.neighbour_dropout = config.item_tower.neighbour_dropout
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
@@ -63,13 +60,6 @@ class TwoTower(nn.Module):
     def temperature(self) -> Tensor:
         """Return the scalar that divides inner products."""
         return self.log_temperature.exp()
-
-    def popularity_weight(self) -> float:
-        """Return the weight of log popularity (nats) in an inner product: the prior times the temperature.
-
-        Logits are inner products divided by the temperature, so the weight in the logits is the prior itself.
-        """
-        return self.popularity_prior * float(self.temperature().detach())
 
     def recent_item_weight(self) -> float:
         """Return the factor of the most recent item's vector that is added to the user vector when seen items may be recommended.
@@ -94,20 +84,8 @@ class TwoTower(nn.Module):
 
     def item_length(self, row: Tensor) -> Tensor:
         """Return the factor [n, 1] of item vectors outside training: `NEW_LENGTH` for new items with a popularity prior, else 1."""
-        shorter = NEW_LENGTH if self.popularity_prior else 1.0
+        shorter = NEW_LENGTH if self.priors.prior else 1.0
         return torch.where(row == UNKNOWN, shorter, 1.0)[:, None]
-
-    def popularity(self, logs: Tensor, new: Tensor) -> Tensor:
-        """Return the log popularity [n] of items, with a floor for new items.
-
-        Parameters
-        ----------
-        logs
-            float [n]: log popularity from events; NaN for an item without an event.
-        new
-            bool [n]: items that training has not seen. They get `new_popularity` until their own exceeds it.
-        """
-        return torch.where(new, torch.fmax(logs, self.new_popularity.to(logs.dtype)), logs)
 
     def as_if_new(self, batch: ItemBatch) -> ItemBatch:
         """Return the same items as if they were new: without id, and with the state of an item without events."""

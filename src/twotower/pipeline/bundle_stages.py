@@ -31,7 +31,7 @@ def tune_index_stage(bundle: Path, *, recall: float, k: int, kinds: list[str], p
     say(f"{'index':8} {'recall':>7} {'p50, ms':>9} {'MB':>9}  settings")
 
     def tell(row: Measured) -> None:
-        settings = ", ".join(f"{name} {value:g}" for name, value in row.settings.items())
+        settings = ", ".join(f"{name} {value:g}" for name, value in row.settings.items() if name != "balance")
         say(f"{row.kind:8} {row.recall:7.4f} {row.p50_ms:9.3f} {row.bytes / 1e6:9.2f}  {settings}")
 
     best, rows = tune_index(bundle, recall=recall, k=k, kinds=kinds, tell=tell)

@@ -9,16 +9,19 @@ import numpy as np
 
 from twotower.data.dataset import Dataset
 from twotower.pipeline.bundle_stages import as_table
-from twotower.pipeline.stages import TOWN, run_all, simulate_stage, verdict
+from twotower.pipeline.stages import run_all, simulate_stage, verdict
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import TEST
 from twotower.utils.config import parse_config
 
 
+SIZES = {"users": 2400, "businesses": 1200, "events": 48_000}
+
+
 def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
     """Run all stages on a simulated town, then recommend ten items to a known user, to an unknown user, and with a filter."""
     raw = out / "raw"
-    counts = simulate_stage(raw, **TOWN, seed=seed)
+    counts = simulate_stage(raw, **SIZES, seed=seed)
     say(f"A town with {', '.join(f'{count:,} {name}' for name, count in counts.items())}: {raw}")
     report = run_all(parse_config({"seed": seed, "data": {"source": "yelp", "path": str(raw)}}), out)
     assert report is not None

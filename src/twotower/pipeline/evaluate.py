@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from inspect import signature
 from pathlib import Path
 
 from twotower.baselines.baselines import BASELINES
 from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import can_refresh, open_store, popularity_before, split_moment
+from twotower.data.dataset_features import can_refresh, log_popularity, open_store, split_moment
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation.evaluator import judge, metric_names
 from twotower.evaluation.report import write_report
@@ -19,12 +18,12 @@ from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
 from twotower.pipeline.popularity_curve import popularity_tradeoff
 from twotower.trainers.health.checks import advice_lines
 from twotower.trainers.run_files import read_rows
-from twotower.utils.config import Config, load_config, parse_config
+from twotower.utils.config import Config, ResolvedConfig, load_config, parse_config
 from twotower.utils.console import progress
 from twotower.utils.registry import check_names
 from twotower.utils.types import Json
 
-DIAL_QUERIES = 5000  # test queries for the popularity-bias table
+DIAL_QUERIES = 2000  # test queries for the popularity-bias table
 
 
 def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
@@ -42,11 +41,12 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     if overrides:
         wanted = load_config(None, overrides).evaluation.model_dump(exclude_unset=True)
         config = parse_config(
-            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}}
+            {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}},
+            ResolvedConfig,
         )
         check_settings(config)
     store = open_store(dataset, "test", config.model)
-    system = NeuralRetriever(model, store, n_items=dataset.n_items, time_s=split_moment(dataset, "test"))
+    system = NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "test"))
     held_out = dataset.held_out("test", max_queries=config.evaluation.max_queries, seed=config.seed).by_time()
     with progress() as report:
         result = judge(
@@ -56,11 +56,13 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
             held_out=held_out,
             metric=config.training.eval_metric,
             seed=config.seed,
+            baseline_settings=(manifest["refit"] or {}).get("baseline_settings"),
             progress=lambda done, total: report("evaluate", done, total),
         )
     asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
     result["dial"] = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
     result["recipe"] = manifest.get("recipe")
+    result["calibration"] = manifest.get("calibration")
     rows = read_rows(run / "metrics.jsonl")
     write_report(result, out, curves=rows, advice=advice_lines(rows))
     return result
@@ -68,15 +70,15 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
 
 def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> list[RefreshedRetriever]:
     """Return the model with an index that is refreshed along the test part, if the dataset allows it."""
-    days, half_life = config.evaluation.refresh_days, config.model.popularity_half_life_days
-    if days is None or half_life is None or not can_refresh(dataset):
+    days = config.evaluation.refresh_days
+    if days is None or not can_refresh(dataset):
         return []
     return [
         RefreshedRetriever(
             system.model,
             open_store(dataset, "future", config.model),
-            partial(popularity_before, dataset, half_life_days=half_life),
-            n_items=dataset.n_items,
+            partial(log_popularity, dataset),
+            n_item_rows=dataset.n_item_rows,
             start_s=split_moment(dataset, "test"),
             every_days=days,
             name=refreshed(system.name, days),
@@ -90,7 +92,7 @@ def has_test(dataset: Dataset) -> bool:
 
 
 def check_settings(config: Config) -> None:
-    """Check the names of registry entries, metrics, baselines and their settings before a long run starts.
+    """Check the names of registry entries, metrics and baselines before a long run starts.
 
     Raises
     ------
@@ -99,16 +101,9 @@ def check_settings(config: Config) -> None:
     """
     check_names(config)
     metric_names(config.evaluation, config.training.eval_metric)
-    settings = config.evaluation.baseline_settings
-    for section, names in {"baselines": config.evaluation.baselines, "baseline_settings": settings}.items():
-        for name in names:
-            if name not in BASELINES:
-                raise ConfigError(f"{name!r} in evaluation.{section} is not a known baseline.{nearest(name, BASELINES)}")
-    for name, values in settings.items():
-        known = [*signature(BASELINES[name]).parameters][1:]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"{key!r} is not a setting of evaluation.baseline_settings.{name}.{nearest(key, known)}")
+    for name in config.evaluation.baselines:
+        if name not in BASELINES:
+            raise ConfigError(f"{name!r} in evaluation.baselines is not a known baseline.{nearest(name, BASELINES)}")
 
 
 def run_manifest(run: Path) -> Json:

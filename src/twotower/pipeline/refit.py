@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 from datetime import date
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from twotower.errors import DataError
+from twotower.baselines.baselines import BASELINES
+from twotower.documents import RefitSettings
+from twotower.errors import DataError, nearest
 from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.stages import run_all
 from twotower.utils.checkpoint import load_checkpoint
@@ -43,14 +46,16 @@ def refit(run: Path, out: Path, *, include_test: bool = False, resume: bool = Fa
         raise DataError(f"{run} has no validation part. A refit needs one to know how long to train. Choose another run.")
     if run.resolve() in (out.resolve(), out.resolve() / "model"):
         raise DataError(f"{out} is the folder of the run. A refit needs its own folder. Choose another --out.")
-    config = parse_config(load_checkpoint(run / "best.pt")["config"])
+    checkpoint = load_checkpoint(run / "best.pt")
+    config, weights = parse_config(checkpoint["config"]), checkpoint["model"]
     prepare = config.prepare.model_copy(update={"split": _split(config.prepare.split, include_test=include_test)})
-    training = config.training.model_copy(update={"stop_frac": best["step"] / best["total_steps"]})
-    evaluation = config.evaluation
-    if not include_test and evaluation.tune_baselines:
-        evaluation = evaluation.model_copy(update={"baseline_settings": _chosen(run, config)})
-    changed = config.model_copy(update={"prepare": prepare, "training": training, "evaluation": evaluation})
-    return run_all(changed, out, resume=resume)
+    tuned = not include_test and config.evaluation.tune_baselines
+    taken = RefitSettings(
+        stop_frac=best["step"] / best["total_steps"],
+        baseline_settings=_chosen(run, config) if tuned else {},
+        priors={name.removeprefix("priors."): value.tolist() for name, value in weights.items() if name.startswith("priors.")},
+    )
+    return run_all(config.model_copy(update={"prepare": prepare}), out, resume=resume, refit=taken)
 
 
 def _split(split: SplitConfig, *, include_test: bool) -> SplitConfig:
@@ -70,4 +75,10 @@ def _chosen(run: Path, config: Config) -> dict[str, Any]:
         raise DataError(
             f"{found[0]} has another metric or rule for seen items than the run. They must agree. Run `twotower evaluate` again."
         )
-    return {name: settings for name, settings in report["settings"].items() if settings}
+    chosen = {name: settings for name, settings in report["settings"].items() if settings}
+    for name in chosen.keys() & BASELINES.keys():
+        known = [*signature(BASELINES[name]).parameters][1:]
+        for key in chosen[name]:
+            if key not in known:
+                raise DataError(f"{found[0]} has the unknown setting {key!r} of the baseline {name!r}.{nearest(key, known)}")
+    return chosen

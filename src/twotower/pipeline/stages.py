@@ -16,23 +16,27 @@ import torch
 import twotower.trainers  # noqa: F401 - first, so that a missing extra is one line
 from twotower.bundle.bundle import export_bundle, load_trained, note_report
 from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
+from twotower.documents import RefitSettings
 from twotower.errors import DataError
+from twotower.models.neural_retriever import NeuralRetriever
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
-from twotower.schema import FIRST_ROW, FORMAT_VERSION
+from twotower.schema import FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
+from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
+from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.optimizer import choose_device, choose_precision
-from twotower.trainers.popularity_half_life import choose_half_life
 from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
 from twotower.trainers.run_files import config_diff
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
-from twotower.utils.config import Config, parse_config
+from twotower.utils.config import Config, ResolvedConfig, parse_config
 from twotower.utils.console import log, progress
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.types import Json
@@ -61,11 +65,13 @@ def prepare_stage(config: Config, out: Path) -> Json:
         return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
 
 
-def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None) -> Json:
+def train_stage(
+    config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None, refit: RefitSettings | None = None
+) -> Json:
     """Train on the dataset `data`; write checkpoints, the log and `manifest.json` to `out`, and a bundle to `bundle`.
 
     The default bundle folder is `out`/bundle. The `data` and `prepare` settings that the dataset was made with replace those of
-    `config`.
+    `config`. `refit` holds what a refit takes from the run that it repeats.
 
     Returns
     -------
@@ -78,14 +84,15 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     config = _as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
-    device = choose_device(config.training.device)
+    device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     with distributed.process_group(device):
-        config, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device), resume=resume)
-        explained = partial(_or_explain, config, dataset, device, out)
-        config, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
-        reached = explained(lambda: _fit(config, dataset, out, trim_above_bytes, resume=resume))
+        chosen, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device), resume=resume)
+        resolved = resolve(chosen, dataset)
+        explained = partial(_or_explain, resolved, dataset, device, out)
+        resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
+        reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, resume, stop_frac))
         first = distributed.rank() == 0
-    config, half_lives = _with_half_life(config, dataset, out / "best.pt") if first else (config, [])
+    calibration = _calibrate(resolved, dataset, out / "best.pt", refit) if first else None
     best = {
         "metric": config.training.eval_metric,
         "value": reached.best,
@@ -99,10 +106,11 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
         "seed": config.seed,
         "dataset": str(data.resolve()),
         "data": dataset.fingerprint,
-        "config": config.model_dump(mode="json"),
+        "config": resolved.model_dump(mode="json"),
         "best": best,
         "recipe": recipe,
-        "popularity_half_life": half_lives,
+        "calibration": calibration,
+        "refit": refit and refit.model_dump(mode="json"),
     }
     if not first:
         return best  # only the first process writes the remaining files
@@ -112,23 +120,26 @@ def train_stage(config: Config, data: Path, out: Path, *, resume: bool = False, 
     return best
 
 
-def _with_half_life(config: Config, dataset: Dataset, checkpoint: Path) -> tuple[Config, list[Json]]:
-    """Choose the half-life of popularity if the settings leave it open, and store it in the checkpoint's settings."""
-    if config.model.popularity_half_life_days is not None:
-        return config, []
+def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit: RefitSettings | None) -> Json | None:
+    """Fit the weights of the score and the popularity of new items, store them in the checkpoint, and return the record of the fit.
+
+    A refit takes the weights of its run: it has no validation part to fit them on.
+    """
     model, _, _ = load_trained(checkpoint, dataset)
-    chosen, tried = choose_half_life(model, dataset, config)
-    if chosen is None:
-        return config, []
-    metric = config.training.eval_metric
-    best = max(row[metric] for row in tried)
-    what = f"{chosen:g} days" if chosen else "none, all events count the same"
-    log.info("half-life of popularity: %s (validation %s %.4f with a refreshed index)", what, metric, best)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"popularity_half_life_days": chosen})})
+    if refit is not None:
+        model.priors.load_state_dict({name: torch.tensor(value) for name, value in refit.priors.items()})
+    record = calibrate(model, dataset, config) if refit is None else None
+    moment = split_moment(dataset, "valid")
+    retriever = NeuralRetriever(model, open_store(dataset, "valid", config.model), n_item_rows=dataset.n_item_rows, time_s=moment)
+    exposure = config.model.new_item_exposure
+    found = calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=config.seed)
+    model.priors.new_popularity.fill_(found)
     state = load_checkpoint(checkpoint)
-    state["config"]["model"]["popularity_half_life_days"] = chosen
+    state["model"].update({name: value for name, value in model.state_dict().items() if name.startswith("priors.")})
     save_checkpoint(checkpoint, state)
-    return config, tried
+    if record is not None:
+        log.info("%s", in_words(record))
+    return record
 
 
 def _as_made(config: Config, dataset: Dataset) -> Config:
@@ -138,7 +149,7 @@ def _as_made(config: Config, dataset: Dataset) -> Config:
     return config.model_copy(update={"data": own.data, "prepare": own.prepare})
 
 
-def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tuple[Config, int | None]:
+def _within_budget(config: ResolvedConfig, dataset: Dataset, device: torch.device) -> tuple[ResolvedConfig, int | None]:
     """Return settings within `training.memory_budget_gb`, and the process size above which freed memory is returned."""
     if config.training.memory_budget_gb is None:
         return config, None
@@ -148,20 +159,23 @@ def _within_budget(config: Config, dataset: Dataset, device: torch.device) -> tu
     return plan.config, plan.trim_above_bytes
 
 
-def _fit(config: Config, dataset: Dataset, out: Path, trim_above_bytes: int | None, *, resume: bool) -> TrainingState:
+def _fit(
+    config: Config, dataset: Dataset, out: Path, trim_above_bytes: int | None, resume: bool, stop_frac: float
+) -> TrainingState:
     trainer = TwoTowerTrainer(dataset, config, out)
     trainer.trim_above_bytes = trim_above_bytes
-    return trainer.fit(resume=resume)
+    return trainer.fit(resume=resume, stop_frac=stop_frac)
 
 
-def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Path, resume: bool) -> TrainingState:
+def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Path, resume: bool, stop_frac: float) -> TrainingState:
     """Train within the memory budget, for the recipe race."""
-    explained = partial(_or_explain, config, dataset, device, out)
-    planned, trim_above_bytes = explained(lambda: _within_budget(config, dataset, device))
-    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, resume=resume))
+    resolved = resolve(config, dataset)
+    explained = partial(_or_explain, resolved, dataset, device, out)
+    planned, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
+    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, resume, stop_frac))
 
 
-def _or_explain(config: Config, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
+def _or_explain(config: ResolvedConfig, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
     """Do the work; if memory runs out, raise an error with a plan that would have fitted."""
     try:
         return work()
@@ -195,13 +209,17 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
     TrainingError
         No settings fit; the message names a change that would.
     """
-    workload = dataset_sizes(Dataset.open(data), config) if isinstance(data, Path) else yelp_sizes(**data, config=config)
+    if isinstance(data, Path):
+        dataset = Dataset.open(data)
+        workload, resolved = dataset_sizes(dataset, config), resolve(config, dataset)
+    else:
+        workload, resolved = yelp_sizes(**data, config=config), config.resolved(ordered=True, timed=True, events=data["events"])
     kind = "cpu" if device == "cpu" else "cuda"
     budget = memory().free_bytes if device == "cpu" else DEVICES[device]
     auto = "fp32" if kind == "cpu" else "fp16"  # these GPUs have no bf16
     precision = auto if config.training.precision == "auto" else config.training.precision
     machine = Machine(kind, int(budget_gb * GB) if budget_gb else budget, precision, processes)
-    return as_plan(make_plan(workload, config, machine))
+    return as_plan(make_plan(workload, resolved, machine))
 
 
 def export_stage(run: Path, out: Path) -> Json:
@@ -213,8 +231,10 @@ def export_stage(run: Path, out: Path) -> Json:
     return written
 
 
-def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
+def run_all(config: Config, out: Path, *, resume: bool = False, refit: RefitSettings | None = None) -> Json | None:
     """Prepare, train, export and evaluate: write dataset/, model/, bundle/, report.json and report.html to `out`.
+
+    `refit` holds what a refit takes from the run that it repeats.
 
     Returns
     -------
@@ -233,7 +253,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
         prepared = prepare_stage(config, out / "dataset")
         log.info(summary(prepared, out / "dataset"))
     resume = resume and any((out / "model" / name).is_file() for name in ("last.pt", RECORD))
-    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle")
+    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle", refit=refit)
     if not has_test(Dataset.open(out / "dataset")):
         for name in ("report.json", "report.html"):
             (out / name).unlink(missing_ok=True)  # left by another run
@@ -246,7 +266,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False) -> Json | None:
 def summary(manifest: Json, out: Path) -> str:
     """Return one line about a prepared dataset."""
     kept = manifest["counts"]
-    users, items = manifest["n_users"] - FIRST_ROW, manifest["n_items"] - FIRST_ROW
+    users, items = manifest["n_users"], manifest["n_items"]
     return f"{out}: {kept['kept']['events']:,} events of {users:,} users at {items:,} items"
 
 

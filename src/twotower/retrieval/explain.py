@@ -1,8 +1,8 @@
 """Explain a score: the contribution of each event of the history and of each feature of user and item.
 
 A contribution is gradient times input, to the first order, with the lengths of both vectors held constant. The inner product is
-attributed twice: to the inputs of the user tower (events and user features) and to the inputs of the item tower. The popularity
-term is a reason of its own.
+attributed twice: to the inputs of the user tower (events and user features) and to the inputs of the item tower. Popularity and
+distance are reasons of their own.
 
 For a linear tower (no MLP, no attention, mean pooling) the contributions add up to the inner product. Otherwise they give the
 effect of a small change; the rest comes from interactions of several inputs in attention and MLP.
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from twotower.bundle.bundle import Bundle
 from twotower.features.batches import ItemBatch, UserBatch
+from twotower.models.neural_retriever import user_points
 from twotower.retrieval.request import Reason
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
@@ -39,6 +40,7 @@ LABELS = {
     ("item", "id"): "item id",
     ("item", "popularity"): "popularity",
     ("item", "new"): "new item",
+    ("item", "distance"): "distance",
     ("item", "state"): "item activity: number, recency and stars of events",
 }
 
@@ -53,12 +55,16 @@ class Shares:
         int64 [V]: distinct items of the part of the history that the model reads.
     visits, user, item
         float32 [k, V], [k, user fields], [k, item fields].
+    popularity, distance
+        float32 [k]: see `models.priors`.
     """
 
     visited: Int
     visits: Float
     user: Float
     item: Float
+    popularity: Float
+    distance: Float
 
 
 class Explainer:
@@ -73,8 +79,8 @@ class Explainer:
     def __init__(self, bundle: Bundle, describe: Callable[[int], dict[str, Any]]) -> None:
         self.model, self.store, self.moment_s, self._describe = bundle.model, bundle.store, bundle.moment_s, describe
         self.vectors = bundle.vectors
-        self._popularity = bundle.arrays.vectors[:, -1] * self.model.popularity_weight()
-        self._new = np.isnan(self.store.log_popularity)
+        self._columns_of_items = torch.from_numpy(bundle.arrays.vectors[:, self.vectors.shape[1] :])
+        self._new = np.isnan(self.store.log_popularity[:, 0])
         self._user = [spec.name for spec in self.model.user_embedding.fields]
         self._item = [spec.name for spec in (*self.model.item_embedding.fields, *self.model.item_state.fields)]
         self._columns = {spec.name: spec for spec in bundle.dataset.specs if spec.side == "item"}
@@ -83,18 +89,24 @@ class Explainer:
         """Return the contributions for one query and item rows int64 [k]; `again`: its seen items were ranked too."""
         asked, items = _repeated(history, len(rows)), self.vectors[torch.from_numpy(rows)]
         user_vectors, user, visits = self._user_side(self.store.users(asked), items)
+        points, lengths = torch.from_numpy(user_points(history, self.store.location)), torch.from_numpy(history.lengths)
+        temperature = float(self.model.temperature().detach())
+        scale, columns = self.model.priors.user_columns(lengths, points, temperature, torch.zeros(1))
+        known = (self._columns_of_items[torch.from_numpy(rows)] * columns).numpy()
+        popularities, factor = len(self.model.priors.half_lives), float(scale)
         item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
         weight = self.model.recent_item_weight() if again else 0.0
-        drawn = boost_recent_items(user_vectors, asked, self.vectors, weight, np.ones(len(rows), np.bool_))
+        drawn = boost_recent_items(user_vectors * factor, asked, self.vectors, weight, np.ones(len(rows), np.bool_))
         item = self._item_side(item_batch, drawn)
         read, latest = history.item_row[-self.store.max_history :], history.item_row[-len(REVISITS) :][::-1] if weight else ()
         visited = np.unique(np.concatenate([read, np.asarray(latest, np.int64)]))
         summed = np.zeros((len(visited), len(rows)), np.float32)
-        np.add.at(summed, np.searchsorted(visited, read), visits.T)
+        np.add.at(summed, np.searchsorted(visited, read), visits.T * factor)
         for share, row in zip(REVISITS, latest, strict=False):
             if row >= FIRST_ROW:
                 summed[np.searchsorted(visited, row)] += weight * share * (items @ self.vectors[row]).numpy()
-        return Shares(visited, summed.T, user, item)
+        popularity, distance = known[:, :popularities].sum(axis=1), known[:, popularities:].sum(axis=1)
+        return Shares(visited, summed.T, user * factor, item, popularity, distance)
 
     def reasons(self, history: Queries, rows: Int, *, again: bool = False) -> list[tuple[Reason, ...]]:
         """Return the reasons of each item: the contributions with the largest absolute values."""
@@ -108,10 +120,13 @@ class Explainer:
         ]
 
     def _reasons_of(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
-        columns, popularity = self._describe(row), float(self._popularity[row])
-        if abs(popularity) >= MIN_SHARE:
-            name = "new" if self._new[row] else "popularity"
-            yield Reason("item", name, LABELS["item", name], round(popularity, 4))
+        columns = self._describe(row)
+        for name, share in {
+            "new" if self._new[row] else "popularity": shares.popularity[j],
+            "distance": shares.distance[j],
+        }.items():
+            if abs(share) >= MIN_SHARE:
+                yield Reason("item", name, LABELS["item", name], round(float(share), 4))
         for about, share in zip(visited, shares.visits[j].tolist(), strict=True):
             if about and abs(share) >= MIN_SHARE:
                 yield Reason("visit", about["item_id"], about.get("name") or about["item_id"], round(share, 4))

@@ -30,7 +30,7 @@ class ItemDetails:
     category
         Name of the category column, if there is one.
     locations
-        float [n_items, 2]: degrees, NaN where unknown.
+        float [n_item_rows, 2]: degrees, NaN where unknown.
     """
 
     def __init__(self, items: pa.Table, category: str | None, locations: Float) -> None:

@@ -55,7 +55,7 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
     for one in recommender.find([replace(request, near=request.near or (0.0, 0.0), k=1)]):
         if not isinstance(one, RankedRows):
             raise one  # an error of the request, independent of the user
-    users = recommender.dataset.n_users - FIRST_ROW
+    users = recommender.dataset.n_users
     parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
     blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]
     for start, part in blocks:

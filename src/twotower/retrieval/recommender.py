@@ -33,7 +33,7 @@ from twotower.retrieval.request_reader import ParsedRequest, Reader, to_queries
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW
 from twotower.search.filters.item_filter import ItemFilter
-from twotower.search.reranking import POPULARITY_SCALE, append_popularity_weight, boost_recent_items, fallback_scores, mmr
+from twotower.search.reranking import POPULARITY_SCALE, fallback_scores, mmr
 from twotower.search.topk import top_k
 from twotower.utils.types import Float, Int, Mask
 
@@ -76,7 +76,7 @@ class Recommender:
     details
         Display fields of the items.
     offered
-        bool [n_items]: False for items removed from the catalogue and for reserved rows; None if all items are offered.
+        bool [n_item_rows]: False for items removed from the catalogue and for reserved rows; None if all items are offered.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -84,7 +84,7 @@ class Recommender:
         self.offered = bundle.offered
         self.filter = ItemFilter(self.dataset.items, self.dataset.specs, offered=self.offered)
         self.reader = Reader(self.dataset, self.moment_s)
-        self.index, self._prior, self._revisit = bundle.index, bundle.model.popularity_weight(), bundle.model.recent_item_weight()
+        self.index = bundle.index
         self._locations = np.concatenate([np.full((FIRST_ROW, 2), np.nan), self.filter.locations])
         self.details = ItemDetails(self.dataset.items, self.filter.category, self._locations)
 
@@ -218,20 +218,18 @@ class Recommender:
     def _search(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
         queries = to_queries(parsed)
         with stages("tower"):
-            towers = torch.from_numpy(self.bundle.encode(queries))
             again = np.array([not one.request.exclude_seen for one in parsed])
-            vectors = boost_recent_items(towers, queries, self.bundle.vectors, self._revisit, again).numpy()
+            dial = np.array([one.request.popularity for one in parsed], np.float32)
+            vectors = self.bundle.query_vectors(queries, again, dial)
         with stages("search"):
-            dial = np.array([one.request.popularity for one in parsed])
-            vectors_with_bias = append_popularity_weight(vectors, self._prior, dial)
             seen = [one.history.item_row if one.request.exclude_seen else one.history.item_row[:0] for one in parsed]
             exclude = (np.append(0, np.cumsum([len(rows) for rows in seen])), np.concatenate(seen))
-            most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_items)
-            best = self.index.search(torch.from_numpy(vectors_with_bias), most, exclude=exclude, allow=allow)
+            most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_item_rows)
+            best = self.index.search(vectors, most, exclude=exclude, allow=allow)
             lists = [self._cut(one.request, best, b) for b, one in enumerate(parsed)]
-        items = self.bundle.arrays.vectors
+        popularity = self.bundle.arrays.vectors[:, self.bundle.vectors.shape[1]]  # of all events
         extra = (dial * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
-        return [("model", rows, scores - extra[b] * items[rows, -1]) for b, (rows, scores) in enumerate(lists)]
+        return [("model", rows, scores - extra[b] * popularity[rows]) for b, (rows, scores) in enumerate(lists)]
 
     def _search_nothing_known(
         self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages
@@ -243,7 +241,7 @@ class Recommender:
                 source: Source = "recent" if one.near is None or np.isnan(locations).all() else "nearby"
                 scores = fallback_scores(recent_event_count, locations, one.near if source == "nearby" else None)
                 mine = None if allow is None else allow[b] if allow.ndim == 2 else allow
-                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_items), allow=mine)
+                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), allow=mine)
                 rows, _ = self._cut(one.request, best, 0)
                 lists.append(
                     (source, rows, (recent_event_count[rows] / max(int(recent_event_count.max(initial=0)), 1)).astype(np.float32))
@@ -257,7 +255,7 @@ class Recommender:
         rows, scores = rows[rows >= 0], scores[rows >= 0]
         if not request.diversity:
             return rows[: request.k], scores[: request.k]
-        order = mmr(scores, self.bundle.arrays.vectors[rows, :-1], request.k, request.diversity)
+        order = mmr(scores, self.bundle.vectors[rows].numpy(), request.k, request.diversity)
         return rows[order], scores[order]
 
     def _mask(self, parsed: ParsedRequest, home: Home, now: int | None) -> Mask | None:
@@ -270,7 +268,7 @@ class Recommender:
     def _share(self, request: Request, mask: Mask | None) -> float | None:
         if not request.filter or mask is None:
             return None
-        return np.count_nonzero(mask) / max(self.dataset.n_items - FIRST_ROW, 1)
+        return np.count_nonzero(mask) / max(self.dataset.n_items, 1)
 
     def _home(self, rows: Int) -> Home:
         """Return the location of the history with the smallest total distance to all others.

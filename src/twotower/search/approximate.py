@@ -40,7 +40,7 @@ _EVERY = 10  # each measured scan reads every tenth item
 _SPREAD = 4096  # int8 vectors converted to floats at a time: they stay in the CPU cache
 
 
-_SHARED: dict[str, Any] = {"exact_scan_below": 0, "balance": 1.0}
+_SHARED: dict[str, Any] = {"exact_scan_below": 0, "balance": []}
 
 
 class Approximate(Index):
@@ -53,8 +53,8 @@ class Approximate(Index):
     settings
         Besides those of the subclass: "rescore_factor" (candidates scored exactly, as a multiple of k), "ef_search" or "nprobe"
         (search width, if the kind has one), "exact_scan_below" (allowed items that an exact scan reads in the time of one search),
-        "balance" (factor on the last component of the vectors in the structure; that of queries is divided by it, so a component
-        with a small weight in queries does not decide which items are neighbours).
+        "balance" (factors on the last components of the vectors in the structure; those of queries are divided by them, so a
+        component with a small weight in queries does not decide which items are neighbours).
     """
 
     DEFAULTS: ClassVar[dict[str, Any]]
@@ -73,7 +73,11 @@ class Approximate(Index):
         for name, value in settings.items():
             if name not in cls.DEFAULTS and name not in _SHARED:
                 raise DataError(f"Unknown setting {name!r} of index {cls.kind}.{nearest(name, [*cls.DEFAULTS, *_SHARED])}")
-            least = 0 if name == "exact_scan_below" else 1e-6 if name == "balance" else 1
+            if name == "balance":
+                if not isinstance(value, list) or not all(type(one) in (int, float) and one >= 1e-6 for one in value):
+                    raise DataError(f"Index setting {name} is {value!r}. It must be a list of numbers of at least 1e-06.")
+                continue
+            least = 0 if name == "exact_scan_below" else 1
             if type(value) not in (int, float) or not value >= least:
                 raise DataError(f"Index setting {name} is {value!r}. It must be a number, at least {least:g}.")
         plain = vectors.detach().float().cpu().contiguous()
@@ -111,7 +115,9 @@ class Approximate(Index):
         if allowed <= fetch or self._scan_is_cheaper(allowed, effort, filtered=allow is not None):
             return self.exact.search(queries, k, exclude=exclude, allow=allow)
         found = []
-        for b, rows in enumerate(self._candidates(_balanced(queries, 1 / self.settings["balance"]), fetch, effort, allow)):
+        for b, rows in enumerate(
+            self._candidates(_balanced(queries, [1 / one for one in self.settings["balance"]]), fetch, effort, allow)
+        ):
             whole, rows = bool((rows >= FIRST_ROW).all()), np.sort(rows[rows >= FIRST_ROW])
             banned = part_of(exclude, b, b + 1)
             rows = rows if banned is None or not len(banned[1]) else rows[~np.isin(rows, banned[1])]
@@ -211,12 +217,12 @@ class Int8Index(Approximate):
         return cls(vectors, structure, settings)
 
 
-def _balanced(vectors: Float, factor: float) -> Float:
-    """Return the vectors with their last component multiplied by `factor`."""
-    if factor == 1:
+def _balanced(vectors: Float, factors: list[float]) -> Float:
+    """Return the vectors with their last components multiplied by `factors`."""
+    if not factors:
         return vectors
     changed: Float = vectors.copy()
-    changed[:, -1] *= factor
+    changed[:, -len(factors) :] *= np.array(factors, np.float32)
     return changed
 
 

@@ -36,7 +36,7 @@ _FILE = "index.json"
 
 
 class Index(ABC):
-    """Vectors float32 [n_items, D] of all item rows, with an optional structure for faster search.
+    """Vectors float32 [n_item_rows, D] of all item rows, with an optional structure for faster search.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Index(ABC):
         exclude
             Ragged item rows (offsets [B + 1], rows [T]) to exclude per query.
         allow
-            bool [n_items] or [B, n_items]: False excludes an item.
+            bool [n_item_rows] or [B, n_item_rows]: False excludes an item.
         """
 
     @property
@@ -122,7 +122,7 @@ class ExactIndex(Index):
 
     @cached_property
     def _columns(self) -> Float:
-        """Return a transposed copy of the vectors, float32 [D, n_items]. It is made only for searches of few queries."""
+        """Return a transposed copy of the vectors, float32 [D, n_item_rows]. It is made only for searches of few queries."""
         assert self._matrix is not None
         return np.ascontiguousarray(self._matrix.T)
 

@@ -13,26 +13,13 @@ from twotower.schema import FIRST_ROW
 from twotower.utils.types import Float, Int
 
 POPULARITY_SCALE = 0.1
-"""Change of the weight of the log popularity at a popularity bias of 1 (or, with opposite sign, −1)."""
+"""Change of the weight of the log popularity of all events at a popularity bias of 1 (or, with opposite sign, −1)."""
 NEARBY_KM = 3.0
 """Distance that reduces the score like e times fewer recent events."""
 UNPLACED = 10.0
 """Distance of items without coordinates, in units of `NEARBY_KM`."""
 REVISITS = tuple(0.5**back for back in range(16))
 """Weights of the last events in the recent-item boost, newest first."""
-
-
-def append_popularity_weight(vectors: Float, prior: float, dial: Float) -> Float:
-    """Return user vectors [B, D + 1] from vectors [B, D]. The new last component multiplies the log popularity of the items.
-
-    Parameters
-    ----------
-    prior
-        Weight of the log popularity with popularity bias 0; see `TwoTower.popularity_weight`.
-    dial
-        Popularity bias of each query, [B].
-    """
-    return np.concatenate([vectors, (prior + dial * POPULARITY_SCALE)[:, None]], axis=1).astype(np.float32)
 
 
 def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight: float, again: NDArray[np.bool_]) -> Tensor:
@@ -44,7 +31,7 @@ def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight:
     Parameters
     ----------
     items
-        [n_items, D]: unit vectors.
+        [n_item_rows, D]: unit vectors.
     weight
         See `TwoTower.recent_item_weight`.
     again

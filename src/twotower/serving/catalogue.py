@@ -100,8 +100,8 @@ class Browser:
         return {
             "version": self.engine.version,
             "name": self.engine.name,
-            "items": self.dataset.n_items - FIRST_ROW,
-            "users": self.dataset.n_users - FIRST_ROW,
+            "items": self.dataset.n_items,
+            "users": self.dataset.n_users,
             "metrics": {name: self.engine.manifest[name] for name in ("metrics", "report") if self.engine.manifest.get(name)},
             "filters": {
                 "categories": self._categories,

@@ -59,7 +59,7 @@ class Limits:
     drain_delay_s
         Time after SIGTERM in which readiness is down but everything is answered, so that load balancers notice.
     drain_s
-        Maximum time from SIGTERM to the end of the process.
+        Maximum time from SIGTERM to the end of all requests; the process ends at most 2 s later.
     """
 
     head_bytes: int = 2**14
@@ -82,4 +82,4 @@ class Limits:
     reserved_connections: int = 32
     linger_s: float = 1.0
     drain_delay_s: float = 1.0
-    drain_s: float = 10.0
+    drain_s: float = 8.0

@@ -11,7 +11,6 @@ Files in the run's folder: `last.pt` (to resume), `best.pt` (best validation so 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,15 +24,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from twotower.errors import TrainingError
 from twotower.models.layers.tables import RowTable
-from twotower.trainers.optimizer import Losses, LossScale, choose_device, choose_precision, clipped_step, make_optimizer, schedule
+from twotower.trainers.optimizer import Losses, LossScale, choose_device, choose_precision, clipped_step, make_optimizer
 from twotower.trainers.run_files import CHANGEABLE_ON_RESUME, config_diff, disk_errors_as_training_errors, read_rows
+from twotower.trainers.schedule import Schedule
 from twotower.utils import distributed
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import Config
 from twotower.utils.console import Report, log, progress, silent
-
-MIN_EPOCHS, MIN_STEPS, MAX_EPOCHS, MAX_VALIDATIONS = 4, 600, 16, 16  # used when the settings leave them open
 
 
 @dataclass
@@ -71,7 +69,9 @@ class BaseTrainer:
     """
 
     def __init__(self, model: nn.Module, config: Config, out: Path, *, data: str) -> None:
-        self.config, self.settings, self.out, self.data = config, config.training, out, data
+        self.schedule = Schedule.of(config.training, self.batches_per_epoch())
+        self.settings = config.training.model_copy(update={"num_epochs": self.schedule.epochs})
+        self.config, self.out, self.data = config.model_copy(update={"training": self.settings}), out, data
         self.device = choose_device(self.settings.device)
         self.precision = choose_precision(self.settings.precision, self.device)
         self.model = model.to(self.device)
@@ -79,7 +79,6 @@ class BaseTrainer:
         self.tables = {name: part for name, part in self.model.named_modules() if isinstance(part, RowTable)}
         self.scaler = LossScale(self.device, enabled=self.precision is torch.float16)
         self.state = TrainingState()
-        self.last_step = 1
         self.losses = Losses(self.device)  # since the last validation
         self._clock = self._saved = time.perf_counter()
         self._clock_examples = 0
@@ -112,8 +111,15 @@ class BaseTrainer:
 
     # Training loop.
 
-    def fit(self, *, resume: bool = False) -> TrainingState:
+    def fit(self, *, resume: bool = False, stop_frac: float = 1.0) -> TrainingState:
         """Train until the last step or until the metric stops improving, and write `best.pt` and `last.pt`.
+
+        Parameters
+        ----------
+        resume
+            Continue from `last.pt`.
+        stop_frac
+            Share of the steps after which training ends, above 0 and at most 1. The learning rate follows the full schedule.
 
         Raises
         ------
@@ -121,36 +127,29 @@ class BaseTrainer:
             The loss is not finite, or `resume` finds no usable checkpoint.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        steps_per_epoch = self.batches_per_epoch()
-        by_size = min(max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch)), MAX_EPOCHS)
-        epochs = self.settings.num_epochs or by_size
-        self.settings = self.settings.model_copy(update={"num_epochs": epochs})
-        self.config = self.config.model_copy(update={"training": self.settings})
+        self.schedule = self.schedule.until(stop_frac)
         if resume:
             self._load()
-        total = self.state.total_steps = self.settings.max_steps or epochs * steps_per_epoch
-        self.last_step = max(round(self.settings.stop_frac * total), 1)
+        self.state.total_steps = self.schedule.total_steps
         self._start_logs()
         self.begin()
-        between = self.settings.eval_every_epochs or max(1, total / steps_per_epoch / MAX_VALIDATIONS)
-        eval_steps = max(round(between * steps_per_epoch), 1)
         log.info(
             "training on %s in %s: %d steps of about %d examples%s",
             self.device,
             str(self.precision).removeprefix("torch."),
-            self.last_step,
+            self.schedule.last_step,
             self.settings.batch_size,
             f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "",
         )
         with progress() as self._bar, self._board() as board:
-            while self.state.step < self.last_step and not self._stalled():
+            while self.state.step < self.schedule.last_step and not self._stalled():
                 for batch in self.batches(self.state.epoch, self.state.step_in_epoch):
                     self._step(batch, board)
-                    if self.state.step % eval_steps == 0 or self.state.step == self.last_step:
+                    if self.state.step % self.schedule.validate_every == 0 or self.state.step == self.schedule.last_step:
                         self._validate(board)
                     elif self._due():
                         self._save("last.pt")
-                    if self.state.step >= self.last_step or self._stalled():
+                    if self.state.step >= self.schedule.last_step or self._stalled():
                         break
                 else:
                     self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
@@ -162,7 +161,7 @@ class BaseTrainer:
 
     def _step(self, batch: Any, board: SummaryWriter | None) -> None:
         self.model.train()
-        rate = schedule(self.state.step, self.state.total_steps, self.settings.warmup_frac) * self.settings.learning_rate
+        rate = self.schedule.rate(self.state.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not torch.float32):
@@ -171,7 +170,7 @@ class BaseTrainer:
         norm = self._update(rate)
         at = self.state
         at.step, at.step_in_epoch, at.examples = at.step + 1, at.step_in_epoch + 1, at.examples + examples
-        self._bar("train", at.step, self.last_step)
+        self._bar("train", at.step, self.schedule.last_step)
         if at.step % self.settings.log_every == 0:
             summary, length = self.check(loss, norm)
             self._log(board, {"loss": summary, "learning_rate": rate, "grad_norm": length, **self._speed()})
@@ -229,7 +228,7 @@ class BaseTrainer:
             better = self.state.best is None or value > self.state.best
             self._log(board, {**metrics, "validation_s": time.perf_counter() - began})
         else:
-            value, better = None, self.state.step == self.last_step
+            value, better = None, self.state.step == self.schedule.last_step
         self._clock += time.perf_counter() - began  # validation does not count as training time
         self.losses.load([0.0, 0])
         if better:
@@ -329,7 +328,7 @@ class BaseTrainer:
         rate = (self.state.examples - self._clock_examples) / max(now - self._clock, 1e-9)
         per_step = (now - self._clock) / self.settings.log_every
         self._clock, self._clock_examples = now, self.state.examples
-        return {"examples_per_s": rate, "eta_s": per_step * (self.last_step - self.state.step)}
+        return {"examples_per_s": rate, "eta_s": per_step * (self.schedule.last_step - self.state.step)}
 
     def _log(self, board: SummaryWriter | None, figures: dict[str, float]) -> None:
         if board is None:
@@ -342,8 +341,8 @@ class BaseTrainer:
         log.info(
             "step %d/%d (%.0f%%) | epoch %d | %s",
             self.state.step,
-            self.last_step,
-            100 * self.state.step / self.last_step,
+            self.schedule.last_step,
+            100 * self.state.step / self.schedule.last_step,
             self.state.epoch,
             shown,
         )

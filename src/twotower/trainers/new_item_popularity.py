@@ -1,7 +1,7 @@
 """Calibrate the popularity of new items, so that they get a given share of the top-10 positions.
 
 A sample of known items is encoded as if it were new: as many items as the catalogue has new ones, at least a twentieth of the known
-items. The model's `new_popularity` is set so that they would take `model.new_item_exposure` of the top-10 positions. The targets of
+items. Their log popularity is chosen so that they would take `model.new_item_exposure` of the top-10 positions. The targets of
 the queries are not used.
 
 Reason: a new item has no events, so its popularity is a guess that decides how often it is shown. With the median popularity, new
@@ -26,8 +26,8 @@ QUESTIONS = 1000
 SIMULATED_SHARE = 0.05  # minimum share of the known items
 
 
-def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s: int, exposure: float, seed: int) -> None:
-    """Set the popularity of new items, in the model and in the retriever's index.
+def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s: int, exposure: float, seed: int) -> float:
+    """Return the log popularity of new items, and set it in the retriever's index. The model stays unchanged.
 
     Parameters
     ----------
@@ -35,46 +35,58 @@ def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s:
         Time of the retriever's item vectors, in seconds.
     exposure
         Share of the top-10 positions, in [0, 1).
+
+    Returns
+    -------
+    float
+        See `Priors.new_popularity`; what the model has already if popularity has no weight or too few items are known.
     """
     model, vectors = retriever.model, retriever.index.vectors
+    priors, device = model.priors, vectors.device
     known = FIRST_ROW + np.arange(dataset.n_train_items)
-    size = max(dataset.n_items - FIRST_ROW - len(known), round(SIMULATED_SHARE * len(known)))
+    size = max(dataset.n_items - len(known), round(SIMULATED_SHARE * len(known)))
     size = min(size, len(known) // 2)
-    weight = model.popularity_weight()
-    if not size or not weight:
-        return
+    if not size or not priors.prior:
+        return float(priors.new_popularity)
+    width = vectors.shape[1] - priors.width
+    popularity = slice(width, width + len(priors.half_lives))
     chosen = np.sort(np.random.default_rng(seed).choice(known, size, replace=False))
-    at = torch.from_numpy(chosen).to(vectors.device)
+    at = torch.from_numpy(chosen).to(device)
     kept = vectors[at].clone()
-    vectors[at] = _as_if_new(retriever, chosen, time_s)
-    shown, other = np.zeros((2, dataset.n_items), np.bool_)
+    vectors[at, :width], vectors[at, popularity] = _as_if_new(retriever, chosen, time_s), 0.0
+    shown, other = np.zeros((2, dataset.n_item_rows), np.bool_)
     shown[chosen], other[known] = True, True
     queries = _questions(dataset, seed)
     users, seen, index = retriever.encode(queries), (queries.offsets, queries.item_row), ExactIndex(vectors)
     best, known_items = (index.search(users, PLACES, exclude=seen, allow=mask).scores for mask in (shown, other & ~shown))
     vectors[at] = kept
-    model.new_popularity.fill_(_bias(best, known_items, exposure) / weight)
-    fresh = torch.from_numpy(np.isnan(retriever.store.log_popularity)).to(vectors.device)
-    vectors[fresh, -1] = model.new_popularity
+    weight = priors.popularity_weight(torch.from_numpy(queries.lengths).to(device), float(model.temperature().detach()))
+    found = _bias(best, known_items, weight.cpu().numpy(), exposure)
+    logs, new = (torch.from_numpy(values).to(device) for values in (retriever.store.log_popularity, retriever.store.is_new))
+    before = priors.new_popularity.clone()
+    priors.new_popularity.fill_(found)
+    vectors[:, popularity] = priors.popularity(logs, new).to(vectors)
+    priors.new_popularity.copy_(before)
+    return found
 
 
-def _bias(best: Float, known_items: Float, exposure: float) -> float:
-    """Return the bonus for the scores of new items that gives them a share of the positions.
+def _bias(best: Float, known_items: Float, weight: Float, exposure: float) -> float:
+    """Return the log popularity of new items that gives them a share of the positions.
 
-    Both inputs are [B, PLACES], best first. The i-th best new item is in the top 10 if it beats the (11 - i)-th best known item, so
-    the gap between the two is the bonus for one more position.
+    Both inputs are [B, PLACES], best first; `weight` [B] is the weight of popularity in the scores. The i-th best new item is in
+    the top 10 if it beats the (11 - i)-th best known item, so the gap between the two is the bonus for one more position.
     """
-    gaps = known_items[:, ::-1] - best
+    gaps = (known_items[:, ::-1] - best)[weight > 0] / weight[weight > 0, None]
     gaps = gaps[np.isfinite(gaps)]
     return float(np.quantile(gaps, exposure)) if len(gaps) else 0.0
 
 
 def _as_if_new(retriever: NeuralRetriever, rows: Int, time_s: int) -> torch.Tensor:
-    """Return vectors [n, D + 1] of known items encoded as new items; the last number (log popularity) is 0."""
+    """Return vectors [n, D] of known items encoded as new items."""
     model = retriever.model
     with torch.no_grad():
         blocks = [model.encode_items(model.as_if_new(batch)) for batch in item_blocks(model, retriever.store, rows, time_s)]
-    return torch.nn.functional.pad(torch.cat(blocks), (0, 1))
+    return torch.cat(blocks)
 
 
 def _questions(dataset: Dataset, seed: int) -> Queries:
@@ -83,7 +95,7 @@ def _questions(dataset: Dataset, seed: int) -> Queries:
         queries = dataset.held_out(part, max_queries=QUESTIONS, seed=seed).queries
         if len(queries):
             return queries
-    users = FIRST_ROW + np.arange(dataset.n_train_users)
+    users = np.arange(FIRST_ROW, dataset.n_train_user_rows)
     asked = np.sort(np.random.default_rng(seed).choice(users, min(QUESTIONS, len(users)), replace=False))
     after = int(dataset.events.time_s.max(initial=0)) + 1
     return dataset.histories(asked, np.full(len(asked), after))

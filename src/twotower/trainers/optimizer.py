@@ -1,8 +1,7 @@
-"""Choose the device, precision and optimiser of a run, and compute the learning-rate schedule and the loss scale."""
+"""Choose the device, precision and optimiser of a run, and compute the loss scale."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -78,20 +77,6 @@ def clipped_step(optimizer: torch.optim.AdamW, factor: Tensor, taken: Tensor) ->
     """
     optimizer.grad_scale, optimizer.found_inf = factor.reciprocal().float(), (~taken).float()  # type: ignore[attr-defined]
     optimizer.step()
-
-
-def schedule(step: int, total: int, warmup_frac: float) -> float:
-    """Return the factor of the learning rate at `step` (from 0): linear warm-up, then cosine decay to zero.
-
-    Examples
-    --------
-    >>> [round(schedule(step, total=10, warmup_frac=0.2), 2) for step in (0, 1, 2, 6, 10)]
-    [0.5, 1.0, 1.0, 0.5, 0.0]
-    """
-    warmup = max(round(total * warmup_frac), 1)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / max(total - warmup, 1), 1.0)))
 
 
 class Losses:

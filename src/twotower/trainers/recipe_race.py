@@ -24,15 +24,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from twotower.errors import TrainingError
-from twotower.trainers.base_trainer import MAX_EPOCHS, MIN_STEPS, TrainingState
+from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.run_files import disk_errors_as_training_errors
+from twotower.trainers.schedule import MAX_EPOCHS, MIN_STEPS
 from twotower.utils import distributed
 from twotower.utils.config import Config, parse_config
 from twotower.utils.console import log
 from twotower.utils.types import Json
 
-Fit = Callable[[Config, Path, bool], TrainingState]
-"""Trains with the given settings in a folder, from its last checkpoint if the flag is set, until `training.stop_frac`."""
+Fit = Callable[[Config, Path, bool, float], TrainingState]
+"""Trains with the given settings in a folder, from its last checkpoint if the flag is set, for a share of the steps."""
 
 CANDIDATES: dict[str, Json] = {
     "any event": {"training.objective": "any_event"},
@@ -233,8 +234,7 @@ def _run(one: Entrant, share: float, out: Path, fit: Fit) -> Entrant:
     """Train a candidate until `share` of its steps and return it with the result of this rung."""
     folder = out / FOLDER / _slug(one.name)
     began = time.perf_counter()
-    training = one.config.training.model_copy(update={"stop_frac": share * one.config.training.stop_frac})
-    reached = fit(one.config.model_copy(update={"training": training}), folder, (folder / "last.pt").is_file())
+    reached = fit(one.config, folder, (folder / "last.pt").is_file(), share)
     assert reached.best is not None, "a race needs a validation part"
     seconds = distributed.broadcast([time.perf_counter() - began])[0]
     row = {"share": share, "step": reached.step, "value": reached.best, "seconds": round(seconds, 2)}

@@ -17,10 +17,9 @@ CHANGEABLE_ON_RESUME = {
         "gradient_checkpointing",
         "checkpoint_every_s",
         "log_every",
-        "stop_frac",
         "recipe",
     ),
-    "evaluation": ("baselines", "tune_baselines", "baseline_settings", "bootstrap_resamples", "max_ease_items"),
+    "evaluation": ("baselines", "tune_baselines", "bootstrap_resamples", "max_ease_items"),
 }
 """Settings that may change on resume: they affect computation, logging and evaluation, not what is learned."""
 

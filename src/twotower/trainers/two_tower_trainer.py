@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.data.data_loader import TrainBatch, TrainLoader
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import layout, open_store, split_moment
+from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.errors import TrainingError
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.build import build_model
@@ -38,11 +38,10 @@ class TwoTowerTrainer(BaseTrainer):
 
     def __init__(self, dataset: Dataset, config: Config, out: Path) -> None:
         torch.manual_seed(config.seed)
-        self.dataset = dataset
+        self.dataset, resolved = dataset, resolve(config, dataset)
         self.store = open_store(dataset, "valid", config.model)
-        config = config.model_copy(update={"model": layout(dataset, self.store, config.model).resolve(config.model)})
         self.loader = TrainLoader(dataset, self.store, config, rank=distributed.rank(), world_size=distributed.world_size())
-        super().__init__(build_model(dataset, config, self.store), config, out, data=dataset.fingerprint)
+        super().__init__(build_model(dataset, resolved, self.store), resolved, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
         wanted = SplitConfig(**dataset.manifest["config"]["prepare"]["split"]).has_valid
         if wanted and not len(self.held_out.queries):
@@ -121,17 +120,14 @@ class TwoTowerTrainer(BaseTrainer):
     def validate(self) -> dict[str, float] | None:
         """Return full-catalogue metrics on (a sample of) the validation part and the temperature, and check the run's health.
 
-        Without a validation part it returns None. In both cases the popularity of new items is calibrated, at the latest at the
-        last step.
+        Without a validation part it returns None. The model stays unchanged.
         """
-        if not self.health and self.state.step < self.last_step:
+        if not self.health:
             return None
         self._make_room()
         moment, exposure = split_moment(self.dataset, "valid"), self.config.model.new_item_exposure
-        retriever = NeuralRetriever(self.model, self.store, n_items=self.dataset.n_items, time_s=moment)
+        retriever = NeuralRetriever(self.model, self.store, n_item_rows=self.dataset.n_item_rows, time_s=moment)
         calibrate_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
-        if not self.health:
-            return None
         shown = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
         judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
         self._make_room()

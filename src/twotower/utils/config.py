@@ -7,7 +7,7 @@ apply. Counts are in rows, times in days (`_days`), fractions in [0, 1], unless 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -25,7 +25,16 @@ from twotower.utils.config_data import (
     TableConfig,
     UserTableConfig,
 )
-from twotower.utils.config_model import EmbeddingConfig, ItemTowerConfig, ModelConfig, Positive, TowerConfig, UserTowerConfig
+from twotower.utils.config_model import (
+    EmbeddingConfig,
+    ItemTowerConfig,
+    ModelConfig,
+    Positive,
+    ResolvedModel,
+    ResolvedTower,
+    TowerConfig,
+    UserTowerConfig,
+)
 from twotower.utils.registry import Names, check_names
 
 __all__ = [
@@ -39,6 +48,9 @@ __all__ = [
     "ItemTowerConfig",
     "ModelConfig",
     "PrepareConfig",
+    "ResolvedConfig",
+    "ResolvedModel",
+    "ResolvedTower",
     "SequencesConfig",
     "SplitConfig",
     "TableConfig",
@@ -49,9 +61,6 @@ __all__ = [
     "load_config",
     "parse_config",
 ]
-
-INTERNAL = ("training.stop_frac", "evaluation.baseline_settings")
-"""Settings that `twotower refit` takes from a run. The configuration of a finished run holds them; `--set` cannot change them."""
 
 
 class TrainingConfig(Settings):
@@ -86,8 +95,6 @@ class TrainingConfig(Settings):
     """Number of epochs. null: the smallest number ≥ 4 that gives 600 steps, at most 16."""
     max_steps: int | None = Field(None, ge=1)
     """Number of training steps; replaces `num_epochs`. null: computed from `num_epochs`."""
-    stop_frac: float = Field(1.0, gt=0, le=1)
-    """Share of the steps after which training ends; the learning rate follows the full schedule. Set by `twotower refit`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Numeric precision. "auto": fp32 on a CPU; on a GPU bf16 if the hardware supports it, else fp16 with loss scaling."""
     gradient_checkpointing: bool = False
@@ -131,12 +138,12 @@ class EvaluationConfig(Settings):
     refresh_days: float | None = Field(7.0, gt=0)
     """Days between refreshes of the index during the test period; weights stay. The report shows results with and
     without refreshes. null: not evaluated. Used only if the dataset is split by time."""
-    baselines: list[str] = Field(["popular", "recent", "nearby", "repeat", "item_knn", "content_knn", "ease", "ials"])
+    baselines: list[str] = Field(
+        ["popular", "recent", "nearby", "repeat", "transitions", "item_knn", "content_knn", "ease", "ials"]
+    )
     """Names of the baselines that the model is compared with."""
     tune_baselines: bool = True
     """Tune the settings of the baselines (`baselines.GRIDS`) on the validation part, for a fair comparison."""
-    baseline_settings: dict[str, dict[str, int | float]] = Field({})
-    """Fixed settings by name of the baseline; these baselines are not tuned. Set by `twotower refit`."""
     bootstrap_resamples: int = Field(1000, ge=10)
     """Number of paired bootstrap resamples for each interval."""
     max_ease_items: int = Field(25_000, ge=1)
@@ -153,6 +160,19 @@ class Config(Settings):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    def resolved(self, *, ordered: bool, timed: bool, events: int) -> ResolvedConfig:
+        """Return the same settings with the sizes of the model; see `ModelConfig.resolved`."""
+        return ResolvedConfig(**dict(self) | {"model": self.model.resolved(ordered=ordered, timed=timed, events=events)})
+
+
+class ResolvedConfig(Config):
+    """All settings of a run, with the sizes of its model: what a training starts with, and a checkpoint and a bundle hold."""
+
+    model: ResolvedModel
+
+
+Some = TypeVar("Some", bound=Config)
 
 
 def load_config(path: Path | None = None, overrides: list[str] | None = None) -> Config:
@@ -186,7 +206,11 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     return config
 
 
-def parse_config(values: dict[str, Any]) -> Config:
+@overload
+def parse_config(values: dict[str, Any]) -> Config: ...
+@overload
+def parse_config(values: dict[str, Any], kind: type[Some]) -> Some: ...
+def parse_config(values: dict[str, Any], kind: type[Config] = Config) -> Config:
     """Validate plain values and return a `Config`. All problems are reported in one `ConfigError`.
 
     Names of registry entries are checked where they are used: a run can be opened where its loss or source is not registered.
@@ -197,7 +221,7 @@ def parse_config(values: dict[str, Any]) -> Config:
     3
     """
     try:
-        return Config.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
 
@@ -206,8 +230,6 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override!r} is not of the form a.b=value. Example: --set training.num_epochs=2.")
-    if key.strip().startswith(INTERNAL):
-        raise ConfigError(f"{key.strip()!r} cannot be set with --set. Only `twotower refit` sets it.")
     *parents, leaf = key.strip().split(".")
     node = values
     for name in parents:

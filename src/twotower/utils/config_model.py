@@ -5,7 +5,7 @@ All settings are frozen pydantic models. `config.py` holds the other sections an
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,6 @@ Positive = Annotated[int, Field(ge=1)]
 
 WIDTHS, WIDE_FROM_EVENTS = (128, 256), 1_000_000
 """Default embedding widths. The second is used from `WIDE_FROM_EVENTS` positive training events on."""
-UNRESOLVED = "a size is not resolved: call ModelConfig.resolved first"
 
 
 class TowerConfig(Settings):
@@ -40,18 +39,6 @@ class TowerConfig(Settings):
     norm_shrinkage: float = Field(0.0, ge=0)
     """Shrinkage c of the output: a vector x becomes x / √(|x|² + c²). 0: all vectors have length 1; above 0: short ones shrink."""
 
-    @property
-    def width(self) -> int:
-        """Return `embedding_dim`; it must be resolved."""
-        assert self.embedding_dim is not None, UNRESOLVED
-        return self.embedding_dim
-
-    @property
-    def layers(self) -> list[int]:
-        """Return `hidden_dims`; they must be resolved."""
-        assert self.hidden_dims is not None, UNRESOLVED
-        return self.hidden_dims
-
 
 class UserTowerConfig(TowerConfig):
     """Settings of the user tower, which turns history and profile into a vector."""
@@ -71,12 +58,6 @@ class UserTowerConfig(TowerConfig):
     """Number of most recent events that are read."""
     history_dropout: float = Field(0.5, ge=0, lt=1)
     """Share of history events hidden in training."""
-
-    @property
-    def blocks(self) -> int:
-        """Return `num_blocks`; it must be resolved."""
-        assert self.num_blocks is not None, UNRESOLVED
-        return self.num_blocks
 
 
 class ItemTowerConfig(TowerConfig):
@@ -130,9 +111,6 @@ class ModelConfig(Settings):
     recent_item_boost: float = Field(3.0, ge=0, le=10)
     """Logit bonus (nats) of a user's most recent item; it halves for each earlier one; similar items gain a part. Used only when
     seen items may be recommended (`exclude_seen: false`) and events are ordered."""
-    popularity_half_life_days: float | None = Field(None, ge=0)
-    """Age in days at which an event counts half in the popularity of its item, in a refreshed index and in a bundle. 0: no decay.
-    null: chosen on the validation part if the dataset is split by time; otherwise popularity stays that of training."""
     new_item_exposure: float = Field(0.035, ge=0, lt=1)
     """Share of the top-10 positions that new items take over all users, calibrated as if they were at least 5 % of the known items.
     With more or fewer new items the real share differs. Has no effect if `popularity_prior` is 0."""
@@ -145,7 +123,7 @@ class ModelConfig(Settings):
         """Return the settings of a table with `ids` ids: those in `tables`, else chosen by its size."""
         return self.tables.get(table) or EmbeddingConfig(update="sparse" if ids >= self.sparse_update_from_rows else "dense")
 
-    def resolved(self, *, ordered: bool, timed: bool, events: int) -> ModelConfig:
+    def resolved(self, *, ordered: bool, timed: bool, events: int) -> ResolvedModel:
         """Return the same settings with widths and number of attention blocks chosen from the data where they are None.
 
         Attention uses the order of a history and the time between events. On data without times it made the model worse (S3-Rec's
@@ -162,22 +140,22 @@ class ModelConfig(Settings):
 
         Examples
         --------
-        >>> ModelConfig().resolved(ordered=True, timed=True, events=2_000_000).user_tower.width
+        >>> ModelConfig().resolved(ordered=True, timed=True, events=2_000_000).user_tower.embedding_dim
         256
         """
-        both = (self.user_tower, self.item_tower)
-        given = [tower.embedding_dim for tower in both if tower.embedding_dim is not None]
-        ends = [tower.hidden_dims[-1:] for tower in both if tower.hidden_dims is not None]
-        dim = given[0] if given else WIDTHS[events >= WIDE_FROM_EVENTS]
+        user, item = self.user_tower, self.item_tower
+        dim = user.embedding_dim or item.embedding_dim or WIDTHS[events >= WIDE_FROM_EVENTS]
+        ends = [tower.hidden_dims[-1:] for tower in (user, item) if tower.hidden_dims]
         end = ends[0] if ends else [dim]
-        sizes: list[dict[str, Any]] = [{"embedding_dim": dim, "hidden_dims": tower.hidden_dims or end} for tower in both]
-        if self.user_tower.num_blocks is None:
-            sizes[0]["num_blocks"] = int(ordered and timed)
-        towers = {
-            "user_tower": self.user_tower.model_copy(update=sizes[0]),
-            "item_tower": self.item_tower.model_copy(update=sizes[1]),
-        }
-        return self.model_copy(update=towers)
+        blocks = int(ordered and timed) if user.num_blocks is None else user.num_blocks
+        sizes = [{"embedding_dim": dim, "hidden_dims": tower.hidden_dims or end} for tower in (user, item)]
+        return ResolvedModel(
+            **dict(self)
+            | {
+                "user_tower": ResolvedUserTower(**dict(user) | sizes[0] | {"num_blocks": blocks}),
+                "item_tower": ResolvedItemTower(**dict(item) | sizes[1]),
+            }
+        )
 
     @model_validator(mode="after")
     def _towers_meet(self) -> ModelConfig:
@@ -195,3 +173,28 @@ class ModelConfig(Settings):
                 f"the last of user_tower.hidden_dims and item_tower.hidden_dims must be equal; got {ends[0]} and {ends[1]}"
             )
         return self
+
+
+class ResolvedUserTower(UserTowerConfig):
+    """Settings of the user tower with all its sizes."""
+
+    embedding_dim: int
+    hidden_dims: list[Positive]
+    num_blocks: int
+
+
+class ResolvedItemTower(ItemTowerConfig):
+    """Settings of the item tower with all its sizes."""
+
+    embedding_dim: int
+    hidden_dims: list[Positive]
+
+
+class ResolvedModel(ModelConfig):
+    """Settings of a model with all its sizes, as `ModelConfig.resolved` returns them."""
+
+    user_tower: ResolvedUserTower
+    item_tower: ResolvedItemTower
+
+
+ResolvedTower = ResolvedUserTower | ResolvedItemTower

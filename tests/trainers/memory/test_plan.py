@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +23,15 @@ from twotower.trainers.memory.estimate import predict
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, human, is_out_of_memory, make_plan
 from twotower.trainers.memory.sizes import OWN_EVENT, yelp_sizes
 from twotower.utils.checkpoint import load_checkpoint
-from twotower.utils.config import Config, load_config, parse_config
+from twotower.utils.config import ResolvedConfig, load_config, parse_config
 
-LARGE = parse_config({"model": {"user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
+
+def yelp(values: dict[str, Any]) -> ResolvedConfig:
+    """Return settings with the sizes that seven million events give them."""
+    return parse_config(values).resolved(ordered=True, timed=True, events=7_000_000)
+
+
+LARGE = yelp({"model": {"user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
 
 
 def workload(users: int = 2_000_000, items: int = 150_000, config=LARGE):
@@ -40,12 +47,12 @@ def test_more_rows_take_more_and_more_processes_less_each():
 
 
 def test_without_a_validation_part_new_items_are_still_asked_for():
-    found, config = workload(items=50_000_000), parse_config({"prepare": {"split": {"valid": 0.0}}})
-    assert 0 < predict(found, config).validation <= predict(found, parse_config({})).validation
+    found, config = workload(items=50_000_000), yelp({"prepare": {"split": {"valid": 0.0}}})
+    assert 0 < predict(found, config).validation <= predict(found, yelp({})).validation
 
 
 def test_a_row_updated_alone_has_eight_bytes_of_state_and_a_dense_one_two_moments():
-    dense = parse_config(
+    dense = yelp(
         {"model": {"sparse_update_from_rows": 10**9, "user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}}
     )
     gap = predict(workload(config=dense), dense).optimiser - predict(workload(), LARGE).optimiser
@@ -63,7 +70,7 @@ def test_the_cheapest_change_in_time_comes_first():
     assert not any("training.batch_size" in setting for settings in asked for setting in settings)
 
 
-def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machine, Config]:
+def taken_up(advice: str, machine: Machine, config: ResolvedConfig) -> tuple[str, Machine, ResolvedConfig]:
     """Return the kind of change that the error suggests, and the machine and settings after it."""
     values = config.model_dump(mode="json")
     if found := re.search(r"Train with (\d+) processes", advice):
@@ -72,11 +79,11 @@ def taken_up(advice: str, machine: Machine, config: Config) -> tuple[str, Machin
         return "budget", replace(machine, budget=math.ceil(float(found[1]) * GB * 1.01)), config
     if found := re.search(r"max_rows: (\d+) for (\S+) in", advice):
         values["model"]["tables"][found[2]] = {"update": "sparse", "dtype": "fp16", "max_rows": int(found[1])}
-        return "max_rows", machine, parse_config(values)
+        return "max_rows", machine, yelp(values)
     found = re.search(r"--set training\.(\w+)=(\d+)\.$", advice)
     assert found, advice
     values["training"][found[1]] = int(found[2])
-    return found[1], machine, parse_config(values)
+    return found[1], machine, yelp(values)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +112,8 @@ def test_the_plans_that_the_manual_shows_are_those_that_are_made():
     huge, t4, p100 = (10**8, 10**7, 10**9), DEVICES["T4"], DEVICES["P100"]
     machines = [(yelp, sizes, t4, 1), (yelp, sizes, p100, 1), (wide, huge, t4, 16)]
     for column, (config, (users, items, events), budget, processes) in enumerate(machines):
-        parts = make_plan(yelp_sizes(users, items, events, config), config, Machine("cuda", budget, "fp16", processes)).parts
+        resolved = config.resolved(ordered=True, timed=True, events=events)
+        parts = make_plan(yelp_sizes(users, items, events, config), resolved, Machine("cuda", budget, "fp16", processes)).parts
         each = " each" if processes > 1 else ""
         assert shown["weights"][column] == human(parts.weights) + each
         assert shown["optimiser"][column] == human(parts.optimiser)
@@ -177,14 +185,14 @@ def test_a_block_keeps_what_is_counted_for_it(dropout, causal):
 @pytest.mark.parametrize("hidden", [[64], [128, 64], [128, 96, 64]])
 def test_a_head_keeps_what_is_counted_for_it(interaction, hidden):
     tower = {"hidden_dims": hidden, "interaction": interaction, "embedding_dim": 64}
-    config = parse_config({"model": {"user_tower": tower, "item_tower": tower}}).model.user_tower
+    config = yelp({"model": {"user_tower": tower, "item_tower": tower}}).model.user_tower
     vectors, kept = kept_bytes(TowerHead(9, config), torch.randn(1000, 9, 64, requires_grad=True))
     assert head_bytes(9, config, 4)[0] == pytest.approx((kept + vectors.nbytes) / 1000, rel=0.02)  # the loss keeps the vectors
 
 
 def test_a_micro_batch_takes_less_and_checkpointing_less_of_many_blocks():
     def work(**values):
-        config = parse_config({"model": {"user_tower": {"num_blocks": 4}}, "training": {"batch_size": 8192, **values}})
+        config = yelp({"model": {"user_tower": {"num_blocks": 4}}, "training": {"batch_size": 8192, **values}})
         return predict(workload(config=config), config).activations
 
     assert work(micro_batch_size=512) < work(gradient_checkpointing=True) < work()
@@ -197,7 +205,8 @@ def test_what_is_chosen_can_be_asked_for_by_hand():
     plan = make_plan(found, LARGE, Machine("cpu", int(0.5 * peak)))
     assert any("tables" in line for line in plan.settings)
     by_hand = [re.sub(r"^--set '?|'$", "", line) for line in plan.settings]
-    assert load_config(None, ["training.batch_size=8192", "model.user_tower.embedding_dim=128", *by_hand]) == plan.config
+    asked = load_config(None, ["training.batch_size=8192", "model.user_tower.embedding_dim=128", *by_hand])
+    assert yelp(asked.model_dump(mode="json")) == plan.config
 
 
 STARVED = """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from twotower.models.layers.dropout import Dropout
 from twotower.models.layers.interaction import INTERACTIONS
 from twotower.models.layers.pooling import widened
-from twotower.utils.config import TowerConfig
+from twotower.utils.config import ResolvedTower
 
 MLP_DROPOUT = 0.5  # on the input of the MLP, which overfits more easily than the linear path
 MIN_SQUARED_NORM = 1e-6
@@ -26,9 +26,9 @@ class TowerHead(nn.Module):
     `norm_shrinkage`, a user with little information has a short vector instead of a noisy one of full length.
     """
 
-    def __init__(self, fields: int, config: TowerConfig) -> None:
+    def __init__(self, fields: int, config: ResolvedTower) -> None:
         super().__init__()
-        dim, (*hidden, out) = config.width, config.layers
+        dim, (*hidden, out) = config.embedding_dim, config.hidden_dims
         self.straight: nn.Module = nn.Identity()
         if dim != out:
             linear = nn.Linear(dim, out, bias=False)

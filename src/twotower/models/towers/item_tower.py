@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from twotower.models.towers.head import TowerHead
-from twotower.utils.config import ItemTowerConfig
+from twotower.utils.config_model import ResolvedItemTower
 
 
 class ItemTower(nn.Module):
     """Item tower: feature interaction and MLP over the embedded fields (see `TowerHead`)."""
 
-    def __init__(self, fields: int, config: ItemTowerConfig) -> None:
+    def __init__(self, fields: int, config: ResolvedItemTower) -> None:
         super().__init__()
         self.head = TowerHead(fields, config)
 

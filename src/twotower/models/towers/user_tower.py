@@ -10,29 +10,31 @@ from twotower.features.batches import GAP_BUCKETS, STARS_BUCKETS, UserBatch
 from twotower.models.layers.attention import HistoryEncoder
 from twotower.models.layers.pooling import POOLINGS
 from twotower.models.towers.head import TowerHead
-from twotower.utils.config import UserTowerConfig
+from twotower.utils.config_model import ResolvedUserTower
 
 
 class UserTower(nn.Module):
     """User tower: encodes the history and combines it with the embedded fields. Vectors have at most length one."""
 
-    def __init__(self, fields: int, event_types: int, config: UserTowerConfig, *, causal: bool, save_memory: bool = False) -> None:
+    def __init__(
+        self, fields: int, event_types: int, config: ResolvedUserTower, *, causal: bool, save_memory: bool = False
+    ) -> None:
         super().__init__()
-        dim = config.width
+        dim = config.embedding_dim
         self.event_type = nn.Parameter(torch.zeros(event_types + 1, dim))
         self.stars = nn.Parameter(torch.zeros(STARS_BUCKETS, dim))
         self.encoder = (
             HistoryEncoder(
                 dim,
                 heads=config.num_heads,
-                blocks=config.blocks,
+                blocks=config.num_blocks,
                 dropout=config.dropout,
                 max_length=config.max_history,
                 gaps=GAP_BUCKETS,
                 causal=causal,
                 save_memory=save_memory,
             )
-            if config.blocks
+            if config.num_blocks
             else None
         )
         self.pooling = POOLINGS[config.pooling](dim)

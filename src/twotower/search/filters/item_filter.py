@@ -62,7 +62,7 @@ class ItemFilter:
     specs
         Features of the dataset. They name the columns of locations, categories and opening hours.
     offered
-        bool [n_items]: False for items that never match; None: all items may match.
+        bool [n_item_rows]: False for items that never match; None: all items may match.
 
     Attributes
     ----------
@@ -97,7 +97,7 @@ class ItemFilter:
         now: int | None = None,
         seen: Int | None = None,
     ) -> Mask:
-        """Return the mask of matching items, bool [n_items]; the two reserved rows are False. It may be cached: read-only.
+        """Return the mask of matching items, bool [n_item_rows]; the two reserved rows are False. It may be cached: read-only.
 
         Parameters
         ----------

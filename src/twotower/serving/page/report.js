@@ -6,6 +6,7 @@ import { count, h, s, signed } from "./dom.js";
 const TITLES = {
   ease: "EASE",
   ials: "iALS",
+  transitions: "next after the last",
   item_knn: "item-kNN",
   content_knn: "content-kNN",
   nearby: "popular nearby",

@@ -86,7 +86,7 @@ class HealthMonitor:
             validation_loss=question_loss(users, vectors, *answers, temperature),
             temperature=temperature,
             learns_temperature=self.config.model.learn_temperature,
-            items=spread(vectors[FIRST_ROW : FIRST_ROW + self.dataset.n_train_items, :-1]),  # the last number is the log popularity
+            items=spread(vectors[FIRST_ROW : self.dataset.n_train_item_rows, :-1]),  # the last number is the log popularity
             users=spread(users[:, :-1]),
             batch_stats=batch_stats(batch),
             popularity_lift=judged.beyond[f"popularity_lift@{BEYOND_K}"],

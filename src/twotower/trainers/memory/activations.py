@@ -12,12 +12,12 @@ from twotower.data.views import OBJECTIVES
 from twotower.features.batches import FieldSpec
 from twotower.models.layers.embedding import GEO_SCALES_KM, GEO_WAVES
 from twotower.trainers.memory.sizes import F32, ID, WorkloadSizes
-from twotower.utils.config import Config, TowerConfig
+from twotower.utils.config import ResolvedConfig, ResolvedTower
 
 GEO_FEATURES = 2 * len(GEO_SCALES_KM) * GEO_WAVES
 
 
-def parts(workload: WorkloadSizes, config: Config, processes: int = 1) -> tuple[int, int]:
+def parts(workload: WorkloadSizes, config: ResolvedConfig, processes: int = 1) -> tuple[int, int]:
     """Return the number of micro-batches of users and of candidates, as the loader splits them."""
     load, micro = workload.load, config.training.micro_batch_size
     if micro is None:
@@ -28,15 +28,17 @@ def parts(workload: WorkloadSizes, config: Config, processes: int = 1) -> tuple[
     return min(cut[0], most), min(cut[1], max(load.candidates // processes, 1))
 
 
-def history_items(workload: WorkloadSizes, config: Config, processes: int = 1) -> int:
+def history_items(workload: WorkloadSizes, config: ResolvedConfig, processes: int = 1) -> int:
     """Return the number of distinct history items of one micro-batch."""
     return min(workload.load.history_items, math.ceil(workload.load.slots / processes / parts(workload, config, processes)[0]))
 
 
-def encoded(workload: WorkloadSizes, config: Config, wide: int, processes: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
+def encoded(
+    workload: WorkloadSizes, config: ResolvedConfig, wide: int, processes: int = 1
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return (bytes kept for the backward pass, temporary bytes) of one micro-batch of users, and of one of candidates."""
     load, model, layout = workload.load, config.model, workload.layout
-    d, (of_users, of_items) = model.user_tower.width, parts(workload, config, processes)
+    d, (of_users, of_items) = model.user_tower.embedding_dim, parts(workload, config, processes)
     examples, slots = (math.ceil(n / processes / of_users) for n in (load.examples, load.slots))
     candidates = math.ceil(load.candidates / processes / of_items)
     blocks, last = history_bytes_a_slot(config, wide)
@@ -49,11 +51,11 @@ def encoded(workload: WorkloadSizes, config: Config, wide: int, processes: int =
     return users, (candidates * kept, candidates * passing)
 
 
-def history_bytes_a_slot(config: Config, wide: int) -> tuple[int, int]:
+def history_bytes_a_slot(config: ResolvedConfig, wide: int) -> tuple[int, int]:
     """Return the bytes per history position that are kept for the backward pass, and the temporary bytes on top."""
     tower = config.model.user_tower
-    d = tower.width
-    if not tower.blocks:
+    d = tower.embedding_dim
+    if not tower.num_blocks:
         return 0, 4 * F32 * d  # tokens, running sums per group and concatenated; in the backward pass their gradients
     # A block keeps its input and its middle (inputs of the two norms); inputs and outputs of matrix products: both norms' outputs,
     # q, k and v, the attention output in its own layout and as rows, and twice the MLP's 4 d; a byte for each of two dropouts;
@@ -62,14 +64,14 @@ def history_bytes_a_slot(config: Config, wide: int) -> tuple[int, int]:
     # Backward pass of an MLP: the gradient of its output, with and without the dropout factor, and of its hidden layer.
     passing = 5 * F32 * d if wide == F32 else 4 * F32 * d
     if config.training.gradient_checkpointing:
-        return tower.blocks * F32 * d, block + passing  # only the inputs are kept; one block at a time is recomputed
-    return tower.blocks * block, passing
+        return tower.num_blocks * F32 * d, block + passing  # only the inputs are kept; one block at a time is recomputed
+    return tower.num_blocks * block, passing
 
 
-def head_bytes(inputs: int, config: TowerConfig, wide: int) -> tuple[int, int]:
+def head_bytes(inputs: int, config: ResolvedTower, wide: int) -> tuple[int, int]:
     """Return the bytes per vector that a head keeps for the backward pass, and the temporary bytes on top."""
-    *hidden, out = config.layers
-    d, dropping = config.width, config.dropout > 0
+    *hidden, out = config.hidden_dims
+    d, dropping = config.embedding_dim, config.dropout > 0
     width = inputs * d
     kept = F32 * 2 * out  # the vector before and after normalisation
     passing = 3 * F32 * width  # fields: stacked, and concatenated with history or state; then their gradients

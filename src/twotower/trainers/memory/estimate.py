@@ -21,7 +21,7 @@ from twotower.trainers.health.measurements import SAMPLE
 from twotower.trainers.memory.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
 from twotower.trainers.memory.sizes import F32, ID, BatchSizes, WorkloadSizes, row_bytes
 from twotower.trainers.new_item_popularity import QUESTIONS, SIMULATED_SHARE
-from twotower.utils.config import Config, EmbeddingConfig, TowerConfig
+from twotower.utils.config import EmbeddingConfig, ResolvedConfig, ResolvedTower
 from twotower.utils.losses import BLOCK as LOGITS
 
 MB = 2**20
@@ -91,7 +91,7 @@ class Storage:
 
 
 def predict(
-    workload: WorkloadSizes, config: Config, *, kind: str = "cpu", precision: str = "fp32", processes: int = 1
+    workload: WorkloadSizes, config: ResolvedConfig, *, kind: str = "cpu", precision: str = "fp32", processes: int = 1
 ) -> MemoryBreakdown:
     """Return the memory of one of `processes` equal processes.
 
@@ -102,8 +102,7 @@ def predict(
     precision
         Type of the matrix products: "fp32", "bf16" or "fp16".
     """
-    config = config.model_copy(update={"model": workload.layout.resolve(config.model)})
-    dim, wide = config.model.user_tower.width, WIDTH[precision]
+    dim, wide = config.model.user_tower.embedding_dim, WIDTH[precision]
     tables, other = storages(workload, config, processes), dense_numbers(workload, config)
     weights, optimiser = table_weights(tables, dim, processes) + F32 * other, table_state(tables, dim, processes) + 2 * F32 * other
     grown, shared, read = table_gradients(tables, dim)
@@ -135,7 +134,7 @@ def predict(
     )
 
 
-def beginning_bytes(workload: WorkloadSizes, config: Config) -> int:
+def beginning_bytes(workload: WorkloadSizes, config: ResolvedConfig) -> int:
     """Return the memory of the iALS initialisation before the first step; 0 if there is none.
 
     It needs the item factors three times (computed, scaled, broadcast), the factors of the sampled users, all events with their
@@ -146,7 +145,7 @@ def beginning_bytes(workload: WorkloadSizes, config: Config) -> int:
     if config.model.item_tower.id_init == "random" or table.update == "sparse" or hashed:
         return 0
     users = min(workload.layout.users, MAX_ALS_USERS)
-    factors = F32 * config.model.user_tower.width * (3 * workload.items + users)
+    factors = F32 * config.model.user_tower.embedding_dim * (3 * workload.items + users)
     return factors + workload.trained * (3 * ID + F32) + 3 * (ID + F32) * workload.trained
 
 
@@ -164,7 +163,7 @@ def with_slack(size: int) -> int:
 # Tables and other weights.
 
 
-def storages(workload: WorkloadSizes, config: Config, processes: int = 1) -> list[Storage]:
+def storages(workload: WorkloadSizes, config: ResolvedConfig, processes: int = 1) -> list[Storage]:
     """Return every table of the model, once."""
     layout, load, model = workload.layout, workload.load, config.model
     share = math.ceil(load.examples / processes)
@@ -231,35 +230,35 @@ def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
     return sum(size for size, _ in dense), twice, sum(t.reads for t in tables if t.config.update == "sparse") * dim * F32
 
 
-def dense_numbers(workload: WorkloadSizes, config: Config) -> int:
+def dense_numbers(workload: WorkloadSizes, config: ResolvedConfig) -> int:
     """Return the number of weights outside the tables: attention (12 d² per block), heads, dense fields, positions."""
     user, item, layout = config.model.user_tower, config.model.item_tower, workload.layout
-    d = user.width
+    d = user.embedding_dim
     dense = [spec.sizes[0] for spec in (*layout.item_fields, *layout.user_fields) if spec.kind == "dense"]
     heads = head_numbers(1 + len(layout.item_fields), item) + head_numbers(2 + len(layout.user_fields), user)
-    return user.blocks * 12 * d * d + heads + d * (sum(dense) + GEO_FEATURES + user.max_history)
+    return user.num_blocks * 12 * d * d + heads + d * (sum(dense) + GEO_FEATURES + user.max_history)
 
 
-def head_numbers(inputs: int, config: TowerConfig) -> int:
+def head_numbers(inputs: int, config: ResolvedTower) -> int:
     """Return the number of weights of a head: a square matrix over all inputs per cross layer, then the MLP."""
-    *hidden, out = config.layers
+    *hidden, out = config.hidden_dims
     if not hidden:
-        return config.width * out
-    width = inputs * config.width
+        return config.embedding_dim * out
+    width = inputs * config.embedding_dim
     crossed = config.cross_layers * width**2 if config.interaction == "dcn" else 0
-    return crossed + sum(a * b for a, b in zip([width, *hidden], [*hidden, out], strict=True)) + config.width * out
+    return crossed + sum(a * b for a, b in zip([width, *hidden], [*hidden, out], strict=True)) + config.embedding_dim * out
 
 
 # Loss, batches, validation, export.
 
 
-def loss_bytes(load: BatchSizes, config: Config, processes: int) -> int:
+def loss_bytes(load: BatchSizes, config: ResolvedConfig, processes: int) -> int:
     """Return the memory of the loss.
 
     It needs the vectors of the examples and of all candidates five times (computed, concatenated, their gradients, those times the
     upstream gradient, split), and the logits of a block of examples.
     """
-    examples, dim = math.ceil(load.examples / processes), config.model.user_tower.layers[-1]
+    examples, dim = math.ceil(load.examples / processes), config.model.user_tower.hidden_dims[-1]
     block = min(max(LOGITS, load.candidates), examples * load.candidates)
     return 5 * F32 * dim * (examples + load.candidates) + F32 * block
 
@@ -284,7 +283,7 @@ def making_bytes(load: BatchSizes) -> int:
     return 15 * ID * load.slots + 6 * ID * load.events
 
 
-def validation_bytes(workload: WorkloadSizes, config: Config) -> int:
+def validation_bytes(workload: WorkloadSizes, config: ResolvedConfig) -> int:
     """Return the memory of a validation, computed in fp32: the item vectors, and the maximum of four parts.
 
     The parts are: a batch of queries in an attention block (input, tokens, middle, norm, and 8 d in the MLP; without blocks, three
@@ -292,10 +291,10 @@ def validation_bytes(workload: WorkloadSizes, config: Config) -> int:
     scores of the health check. Without a validation part there is one calibration of new items, and no health check.
     """
     model, layout = config.model, workload.layout
-    d, vectors = model.user_tower.width, F32 * (model.user_tower.layers[-1] + 1) * workload.items
+    d, vectors = model.user_tower.embedding_dim, F32 * (model.user_tower.hidden_dims[-1] + 1) * workload.items
     judged = config.prepare.split.has_valid
     questions = min(QUESTIONS_AT_ONCE, max(config.training.eval_queries * judged, QUESTIONS))
-    history = (12 * F32 if model.user_tower.blocks else 3 * F32) * d + 10 * ID
+    history = (12 * F32 if model.user_tower.num_blocks else 3 * F32) * d + 10 * ID
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
     _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, F32)
     items = min(ENCODED, workload.items) * (passing + row_bytes(layout.item_fields, workload.bags) + waves)
@@ -305,12 +304,12 @@ def validation_bytes(workload: WorkloadSizes, config: Config) -> int:
     return vectors + max(int(questions * workload.question_slots * history), items, scores, health)
 
 
-def export_bytes(weights: int, plain: int, optimiser: int, workload: WorkloadSizes, config: Config) -> int:
+def export_bytes(weights: int, plain: int, optimiser: int, workload: WorkloadSizes, config: ResolvedConfig) -> int:
     """Return the memory of the export after training: the data, which stays mapped, and the maximum of three parts.
 
     The parts are: a checkpoint and a new model; that model and two serialised copies; that model and its ONNX graphs, for which
     tables updated by rows are expanded (`plain` bytes).
     """
-    vectors = F32 * (config.model.user_tower.layers[-1] + 1) * workload.items
+    vectors = F32 * (config.model.user_tower.hidden_dims[-1] + 1) * workload.items
     graphs = int((1 + GRAPH_COPIES) * weights) + plain
     return workload.data_bytes + workload.shared_bytes + max(2 * weights + optimiser, 3 * weights + vectors, graphs + vectors)

@@ -22,7 +22,7 @@ from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
 from twotower.trainers.memory.estimate import MemoryBreakdown, predict, storages
 from twotower.trainers.memory.sizes import WorkloadSizes, dataset_sizes, scaled, yelp_sizes
-from twotower.utils.config import Config, parse_config
+from twotower.utils.config import ResolvedConfig, parse_config
 
 GB = 10**9
 DEVICES = {"T4": 15 * GB, "P100": 16 * GB}  # GPUs without bf16, whose precision "auto" means fp16
@@ -41,7 +41,7 @@ class Machine:
     precision: str = "fp32"
     processes: int = 1
 
-    def parts(self, workload: WorkloadSizes, config: Config) -> MemoryBreakdown:
+    def parts(self, workload: WorkloadSizes, config: ResolvedConfig) -> MemoryBreakdown:
         """Return the memory of one process, part by part."""
         return predict(workload, config, kind=self.kind, precision=self.precision, processes=self.processes)
 
@@ -50,7 +50,7 @@ class Machine:
 class Plan:
     """Settings that fit, their memory, and their difference from the given settings, as `--set` arguments."""
 
-    config: Config
+    config: ResolvedConfig
     parts: MemoryBreakdown
     machine: Machine
     settings: tuple[str, ...]
@@ -65,7 +65,7 @@ class Plan:
         return f"{human(self.parts.peak)} of {human(self.machine.budget)}: {chosen}"
 
 
-def make_plan(workload: WorkloadSizes, config: Config, machine: Machine) -> Plan:
+def make_plan(workload: WorkloadSizes, config: ResolvedConfig, machine: Machine) -> Plan:
     """Return the first settings that fit.
 
     Raises
@@ -73,7 +73,7 @@ def make_plan(workload: WorkloadSizes, config: Config, machine: Machine) -> Plan
     TrainingError
         No settings fit; the message names a change that would.
     """
-    least: tuple[MemoryBreakdown, Config] | None = None
+    least: tuple[MemoryBreakdown, ResolvedConfig] | None = None
     for tried in candidate_configs(workload, config):
         parts = machine.parts(workload, tried)
         if parts.peak <= machine.budget:
@@ -87,12 +87,12 @@ def make_plan(workload: WorkloadSizes, config: Config, machine: Machine) -> Plan
     )
 
 
-def candidate_configs(workload: WorkloadSizes, config: Config) -> Iterator[Config]:
+def candidate_configs(workload: WorkloadSizes, config: ResolvedConfig) -> Iterator[ResolvedConfig]:
     """Yield settings to try, the cheapest in time first."""
     large = [table.name for table in storages(workload, config) if table.rows >= LARGE and table.name not in config.model.tables]
     levels: list[dict[str, Any]] = [{}, {"update": "sparse"}, {"update": "sparse", "dtype": "fp16"}]
     given = config.training.gradient_checkpointing
-    blocks = workload.layout.resolve(config.model).user_tower.blocks
+    blocks = config.model.user_tower.num_blocks
     checkpointing = [given] if given or not blocks else [False, True]
     first = config.training.micro_batch_size or config.training.batch_size
     smaller = [first >> n for n in range(1, 32) if first >> n >= MIN_MICRO_BATCH]
@@ -105,15 +105,15 @@ def candidate_configs(workload: WorkloadSizes, config: Config) -> Iterator[Confi
             yield changed(config, tables, micro_batch_size=micro, gradient_checkpointing=save)
 
 
-def changed(config: Config, tables: dict[str, Any], **training: Any) -> Config:
+def changed(config: ResolvedConfig, tables: dict[str, Any], **training: Any) -> ResolvedConfig:
     """Return the settings with another storage of some tables and other training settings."""
     values = config.model_dump(mode="json")
     values["training"] |= training
     values["model"]["tables"] |= tables
-    return parse_config(values)
+    return parse_config(values, ResolvedConfig)
 
 
-def settings(old: Config, new: Config) -> tuple[str, ...]:
+def settings(old: ResolvedConfig, new: ResolvedConfig) -> tuple[str, ...]:
     """Return the difference of two settings as `--set` arguments."""
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json", exclude_unset=False)
     found = [
@@ -128,7 +128,7 @@ def settings(old: Config, new: Config) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _way_out(workload: WorkloadSizes, config: Config, least: Config, machine: Machine) -> str:
+def _way_out(workload: WorkloadSizes, config: ResolvedConfig, least: ResolvedConfig, machine: Machine) -> str:
     """Return advice: the first change that makes the smallest plan fit, in the order of its effect on the model."""
     largest = max(storages(workload, least), key=lambda table: table.rows)
     for shift in range(1, 7):
@@ -207,7 +207,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
-def explain(dataset: Dataset, config: Config, machine: Machine, out: Path) -> TrainingError:
+def explain(dataset: Dataset, config: ResolvedConfig, machine: Machine, out: Path) -> TrainingError:
     """Return the error of a run that ran out of memory when it used `machine.budget` bytes."""
     try:
         workload = dataset_sizes(dataset, config)

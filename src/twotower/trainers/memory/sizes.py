@@ -112,9 +112,9 @@ def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
     lengths = np.diff(dataset.events.offsets)
     return WorkloadSizes(
         layout=layout(dataset, store, config.model),
-        items=dataset.n_items,
+        items=dataset.n_item_rows,
         bags={name: value.shape[1] for name, value in static.items() if value.ndim == 2},
-        data_bytes=features + _data_bytes(events, trained, visits, dataset.n_users),
+        data_bytes=features + _data_bytes(events, trained, visits, dataset.n_user_rows),
         shared_bytes=trained * OWN_EVENT,
         opening_bytes=OPENING_EVENT * events,
         question_slots=_mean_width(lengths, config.model.user_tower.max_history),
@@ -134,7 +134,7 @@ def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadS
         members = max(slots // (tower.max_history + 1), 1)
     draws = training.negatives_per_positive * examples
     proposed = items if training.loss == "full_softmax" else round(_distinct(items, examples + draws))
-    form = yelp_layout(users, items, events, config.prepare.text_dim, neighbours=config.prepare.co_visited_items > 0)
+    form = yelp_layout(users, items, config.prepare.text_dim, neighbours=config.prepare.co_visited_items > 0)
     bags = YELP_BAGS | {NEIGHBOURS: config.prepare.co_visited_items}
     features = 3 * items * row_bytes(form.item_fields, bags)
     load = BatchSizes(
@@ -159,7 +159,7 @@ def yelp_sizes(users: int, items: int, events: int, config: Config) -> WorkloadS
     )
 
 
-def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbours: bool) -> Layout:
+def yelp_layout(users: int, items: int, text_dim: int, *, neighbours: bool) -> Layout:
     """Return the fields of Yelp's businesses and users, with rounded vocabulary sizes, which are small beside the id tables."""
     slots = (1_000, 20_000)
     item = [
@@ -184,7 +184,7 @@ def yelp_layout(users: int, items: int, events: int, text_dim: int, *, neighbour
         event_types=3,
         item_fields=tuple(item),
         user_fields=tuple(user),
-        events=events,
+        ordered=True,
     )
 
 

@@ -1,0 +1,143 @@
+"""Add what is known without the towers to the score of an item: its popularity now and lately, and its distance from the user.
+
+    score(u, i) = a_g ⟨u, i⟩ + T · Σ_h w_gh log popularity_h(i) - T · c_g · distance²(u, i) / 2
+
+h runs over half-lives of events, and g is the group of the history's length. All of it is one inner product: an item vector is
+followed by its log popularities and its location, a user vector by their weights. The weights are fitted on the validation part, as
+a conditional logit (`trainers.calibration`); before that, all events count the same and distance does not count.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from twotower.search.reranking import POPULARITY_SCALE
+from twotower.utils.types import Json
+
+GROUPS = (0, 1, 5)
+"""Smallest number of events in a history, by group: users without events, with few, and with more."""
+LOCATION = 5
+"""Columns of a location: three coordinates, the constant of the user, and that of the item."""
+
+
+class Priors(nn.Module):
+    """Weights of the towers, the popularities and the distance in a score.
+
+    Parameters
+    ----------
+    prior
+        `model.popularity_prior`: weight of the log popularity of all events, before the weights are fitted.
+    half_lives
+        Half-lives of the log popularities in days; the first is 0: all events count the same.
+    """
+
+    def __init__(self, prior: float, half_lives: tuple[float, ...]) -> None:
+        super().__init__()
+        weights = torch.zeros(len(GROUPS), 2 + len(half_lives))
+        weights[:, 0], weights[:, 1] = 1.0, prior
+        self.prior, self.half_lives = prior, half_lives
+        self.weights: Tensor
+        """[G, 1 + H + 1]: weights of the towers, the log popularities (nats), and half the squared distance (1 / km²)."""
+        self.register_buffer("weights", weights)
+        self.centre: Tensor
+        """[3], km: origin of the coordinates of locations."""
+        self.register_buffer("centre", torch.zeros(3))
+        self.unlocated: Tensor
+        """Half the squared distance, in km², that an item without a location counts as."""
+        self.register_buffer("unlocated", torch.zeros(()))
+        self.new_popularity: Tensor
+        """Log popularity of new items, a scalar in nats; see `trainers.new_item_popularity`."""
+        self.register_buffer("new_popularity", torch.zeros(()))
+
+    @property
+    def located(self) -> bool:
+        """Return whether distance counts."""
+        return bool(self.weights[:, -1].any())
+
+    @property
+    def width(self) -> int:
+        """Return the number of columns P after the vector of the tower."""
+        return len(self.half_lives) + LOCATION * self.located
+
+    def popularity(self, logs: Tensor, new: Tensor) -> Tensor:
+        """Return the log popularities [n, H] of items, with a floor for new items.
+
+        Parameters
+        ----------
+        logs
+            float [n, H]: log popularities from events; NaN for an item without an event.
+        new
+            bool [n]: items that training has not seen. They get `new_popularity` until their own exceeds it.
+        """
+        return torch.where(new[:, None], torch.fmax(logs, self.new_popularity.to(logs.dtype)), logs)
+
+    def item_columns(self, logs: Tensor, new: Tensor, points: Tensor) -> Tensor:
+        """Return the columns [n, P] of items; `points` float [n, 3]: their points on the globe in km, NaN if unknown."""
+        popularity = self.popularity(logs, new)
+        return torch.cat([popularity, self.item_location(points).to(popularity)], dim=1) if self.located else popularity
+
+    def item_location(self, points: Tensor) -> Tensor:
+        """Return the location columns [n, 5] of items.
+
+        The inner product with `user_location` is minus half the squared distance in km²; `unlocated` for items without a location.
+        """
+        at, known = self._centred(points)
+        half = torch.where(known > 0, 0.5 * at.square().sum(1, keepdim=True), self.unlocated.to(at))
+        return torch.cat([at, known, -half], dim=1)
+
+    def user_location(self, points: Tensor) -> Tensor:
+        """Return the location columns [B, 5] of users, zeros without a location."""
+        at, known = self._centred(points)
+        return torch.cat([at, -0.5 * at.square().sum(1, keepdim=True), known], dim=1)
+
+    def user_columns(self, lengths: Tensor, points: Tensor, temperature: float, dial: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factor [B, 1] of the user vectors and the columns [B, P] that follow them.
+
+        Parameters
+        ----------
+        lengths
+            int64 [B]: events in each history.
+        points
+            float [B, 3]: location of each user on the globe in km, NaN if unknown.
+        temperature
+            The temperature: logits are inner products divided by it.
+        dial
+            float [B]: popularity bias, from -1 to 1.
+        """
+        chosen = self.weights[group(lengths)]
+        columns = chosen[:, 1:-1] * temperature
+        columns[:, 0] += dial * POPULARITY_SCALE
+        if self.located:
+            columns = torch.cat([columns, chosen[:, -1:] * temperature * self.user_location(points).to(columns)], dim=1)
+        return chosen[:, :1], columns
+
+    def popularity_weight(self, lengths: Tensor, temperature: float) -> Tensor:
+        """Return the sum of the weights [B] of all log popularities in an inner product."""
+        return self.weights[group(lengths), 1:-1].sum(dim=1) * temperature
+
+    def as_json(self, temperature: float) -> Json:
+        """Return what a client of the ONNX graphs needs to append the columns: see `bundle.onnx_towers`."""
+        return {
+            "groups": list(GROUPS),
+            "half_lives_days": list(self.half_lives),
+            "weights": [[round(value, 7) for value in row] for row in self.weights.tolist()],
+            "centre_km": [round(value, 4) for value in self.centre.tolist()],
+            "unlocated_km2": round(float(self.unlocated), 4),
+            "temperature": temperature,
+        }
+
+    def _centred(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        known = ~torch.isnan(points).any(dim=1, keepdim=True)
+        return torch.where(known, points - self.centre.to(points), 0.0), known.to(points)
+
+
+def group(lengths: Tensor) -> Tensor:
+    """Return the group of each history length, int64 [B].
+
+    Examples
+    --------
+    >>> group(torch.tensor([0, 1, 4, 5, 80])).tolist()
+    [0, 1, 1, 2, 2]
+    """
+    return torch.bucketize(lengths, torch.tensor(GROUPS[1:], device=lengths.device), right=True)

@@ -1,0 +1,289 @@
+"""Fit the weights of a score on the validation part: of the towers, the popularity at several half-lives, and the distance.
+
+The validation targets are choices from the whole catalogue, so the weights are those of a conditional logit (McFadden, 1974). The
+likelihood is concave; Newton's method finds its maximum. A penalty keeps the weights of training where the part says little. Where
+the towers learned little, their weight becomes small, and the answer tends to what simple baselines know. The fitted weights are
+used only if they do not lower the validation metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.data.dataset import Dataset, HeldOut
+from twotower.data.dataset_features import can_refresh, log_popularity, open_store, split_moment
+from twotower.evaluation.evaluator import evaluate
+from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever, item_points, user_points
+from twotower.models.priors import GROUPS, Priors, group
+from twotower.models.two_tower import TwoTower
+from twotower.retriever import Retriever
+from twotower.schema import DAY_S, FIRST_ROW
+from twotower.utils.config import Config
+from twotower.utils.types import Float64, Json
+
+MAX_CELLS = 40_000_000
+"""Most pairs of a validation query and an item that the weights are fitted on; they take 4 bytes each."""
+BLOCK_CELLS = 1_000_000
+MAX_REFRESHES = 12
+"""Most refreshes of the index along the validation part."""
+PENALTY = 10.0
+"""Half of it times the squared change of a weight is subtracted from the log likelihood: about as much as ten choices tell."""
+MAX_STEPS = 20
+SAMPLE = 1000
+"""Users and items whose distances are sampled."""
+ROUNDING_NATS = 0.05
+"""Largest error of a score by rounding locations to float32; it bounds the weight of the distance."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries of one group and one index.
+
+    Attributes
+    ----------
+    towers
+        float32 [B, n]: logits of the towers; -inf for items that may not be recommended.
+    popularity
+        float32 [n, H]: log popularities of the items.
+    user, item
+        float64 [B, 5] and [n, 5]: location columns; their product is minus half the squared distance in km².
+    query, target
+        int64 [T]: query and item of every target.
+    """
+
+    group: int
+    towers: Tensor
+    popularity: Tensor
+    user: Tensor
+    item: Tensor
+    query: Tensor
+    target: Tensor
+
+    def parts(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Yield the features [b, n, F], the allowed items [b, n], and query and item of the targets, in bounded memory."""
+        step = max(BLOCK_CELLS // self.towers.shape[1], 1)
+        for start in range(0, len(self.towers), step):
+            towers = self.towers[start : start + step]
+            allowed = torch.isfinite(towers)
+            popularity = self.popularity.expand(len(towers), -1, -1)
+            distance = (self.user[start : start + step] @ self.item.T).float().clamp(max=0)
+            features = torch.cat([towers.masked_fill(~allowed, 0.0)[..., None], popularity, distance[..., None]], dim=2)
+            inside = (self.query >= start) & (self.query < start + step)
+            yield features, allowed, self.query[inside] - start, self.target[inside]
+
+
+def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> Json | None:
+    """Fit the weights in `model.priors` on the validation part.
+
+    Returns
+    -------
+    record
+        "metric"; "before" and "after", its values on the validation part; "used", whether the fitted weights were kept; "queries";
+        "half_lives_days"; "weights" by the smallest number of events in a history: of the towers, of each half-life, and of half
+        the squared distance per km². None if there is nothing to fit: no validation part, or `model.popularity_prior` is 0.
+    """
+    if not config.prepare.split.has_valid or not config.model.popularity_prior:
+        return None
+    held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed).by_time()
+    if not len(held_out.queries):
+        return None
+    few = max(MAX_CELLS // dataset.n_item_rows, 1)
+    sample = dataset.held_out("valid", max_queries=min(few, config.training.eval_queries), seed=config.seed).by_time()
+    priors, every_days = model.priors, _interval_days(dataset, held_out, config)
+    metric, kept = config.training.eval_metric, {name: value.clone() for name, value in priors.state_dict().items()}
+
+    def figure() -> float:
+        system = _system(model, dataset, config, every_days)
+        return evaluate(system, held_out, dataset, config.evaluation, metrics=[metric], beyond_k=None).mean(metric)
+
+    before = figure()
+    store = open_store(dataset, "valid", config.model)
+    _place(priors, item_points(store), user_points(sample.queries, store.location))
+    blocks = list(_blocks(model, dataset, config, sample, every_days))
+    fitted, unit = _fit(priors, blocks)
+    priors.weights.copy_(fitted)
+    after = figure()
+    if after < before:
+        priors.load_state_dict(kept)
+    return {
+        "metric": metric,
+        "before": round(before, 6),
+        "after": round(after, 6),
+        "used": after >= before,
+        "queries": len(sample.queries),
+        "half_lives_days": list(priors.half_lives),
+        "distance_unit_km": round(unit, 3),
+        "weights": {
+            str(least): [float(f"{value:.6g}") for value in row] for least, row in zip(GROUPS, fitted.tolist(), strict=True)
+        },
+    }
+
+
+def in_words(record: Json) -> str:
+    """Return the record of a calibration as one line.
+
+    Examples
+    --------
+    >>> weights = {"0": [0.5, 0.9, 0.0], "5": [1.0, 0.8, 0.0]}
+    >>> in_words({"metric": "NDCG@10", "before": 0.09, "after": 0.095, "used": True, "weights": weights})
+    'calibration: validation NDCG@10 0.0900 → 0.0950 with fitted weights; towers 0.50 from 0 events on, 1.00 from 5'
+    """
+    towers = [f"{row[0]:.2f} from {least}" for least, row in record["weights"].items()]
+    towers[0] += " events on"
+    kept = "with fitted weights" if record["used"] else "with fitted weights, which are not used"
+    change = f"{record['metric']} {record['before']:.4f} → {record['after']:.4f}"
+    return f"calibration: validation {change} {kept}; towers {', '.join(towers)}"
+
+
+def _place(priors: Priors, items: Float64, users: Float64) -> None:
+    """Set the origin of the locations, and the distance of items without one: the median of users and items."""
+    located = items[~np.isnan(items).any(axis=1)]
+    if not len(located):
+        return
+    priors.centre.copy_(torch.from_numpy(located.mean(axis=0)))
+    some = located[np.linspace(0, len(located) - 1, min(SAMPLE, len(located)), dtype=np.int64)]
+    away = -priors.user_location(torch.from_numpy(users[:SAMPLE])) @ priors.item_location(torch.from_numpy(some)).T
+    known = ~np.isnan(users[:SAMPLE]).any(axis=1)
+    if known.any():
+        priors.unlocated.fill_(float(away[torch.from_numpy(known)].median()))
+
+
+def _interval_days(dataset: Dataset, held_out: HeldOut, config: Config) -> float | None:
+    """Return the days between two indexes along the validation part; None: one index."""
+    if not can_refresh(dataset) or config.evaluation.refresh_days is None:
+        return None
+    span = int(held_out.queries.time_s[-1]) - split_moment(dataset, "valid")
+    return max(config.evaluation.refresh_days, (span // MAX_REFRESHES + 1) / DAY_S)
+
+
+def _system(model: TwoTower, dataset: Dataset, config: Config, every_days: float | None) -> Retriever:
+    start = split_moment(dataset, "valid")
+    if every_days is None:
+        return NeuralRetriever(model, open_store(dataset, "valid", config.model), n_item_rows=dataset.n_item_rows, time_s=start)
+    # "test": the state of items from the events of all earlier parts; the index of a moment uses those before it.
+    store, popularity = open_store(dataset, "test", config.model), partial(log_popularity, dataset)
+    rows = dataset.n_item_rows
+    return RefreshedRetriever(model, store, popularity, n_item_rows=rows, start_s=start, every_days=every_days, name="refreshed")
+
+
+def _blocks(model: TwoTower, dataset: Dataset, config: Config, held_out: HeldOut, every_days: float | None) -> Iterator[Block]:
+    """Yield the validation queries, by index and by group."""
+    system = _system(model, dataset, config, every_days)
+    queries, priors = held_out.queries, model.priors
+    start = split_moment(dataset, "valid")
+    moments = system.moments(queries.time_s) if isinstance(system, RefreshedRetriever) else np.full(len(queries), start)
+    groups = group(torch.from_numpy(queries.lengths)).numpy()
+    for moment, number in np.unique(np.stack([moments, groups], 1), axis=0).tolist():
+        retriever = system.at(moment) if isinstance(system, RefreshedRetriever) else system
+        assert isinstance(retriever, NeuralRetriever)
+        store = retriever.store
+        rows = np.flatnonzero((moments == moment) & (groups == number))
+        part = queries.take(rows)
+        with torch.inference_mode():
+            vectors = retriever.index.vectors[:, : -priors.width]
+            parts = [part.slice(a, min(a + 1024, len(part))) for a in range(0, len(part), 1024)]
+            users = torch.cat([model.encode_users(store.users(each).to(vectors.device)) for each in parts])
+            towers = (users @ vectors.T / model.temperature()).float().cpu()
+            towers[:, :FIRST_ROW] = -torch.inf
+            if config.evaluation.exclude_seen:
+                towers[
+                    torch.from_numpy(np.repeat(np.arange(len(part)), part.lengths)), torch.from_numpy(part.item_row)
+                ] = -torch.inf
+            logs = priors.popularity(torch.from_numpy(store.log_popularity), torch.from_numpy(store.is_new))
+        sizes = np.diff(held_out.target_offsets)[rows]
+        query = np.repeat(np.arange(len(rows)), sizes)
+        first = held_out.target_offsets[rows]
+        target = held_out.target_row[np.concatenate([np.arange(a, a + n) for a, n in zip(first, sizes, strict=True)])]
+        reachable = np.isfinite(towers.numpy()[query, target])
+        yield Block(
+            group=number,
+            towers=towers,
+            popularity=logs.float().cpu(),
+            user=priors.user_location(torch.from_numpy(user_points(part, store.location))),
+            item=priors.item_location(torch.from_numpy(item_points(store))),
+            query=torch.from_numpy(query[reachable]),
+            target=torch.from_numpy(target[reachable]),
+        )
+
+
+def _fit(priors: Priors, blocks: list[Block]) -> tuple[Tensor, float]:
+    """Return the weights [G, F] with the largest penalised likelihood, and the unit of the distance in km."""
+    unit = _distance_unit(blocks)
+    start = priors.weights.double().cpu()
+    fitted = start.clone()
+    bound = _largest_distance_weight(blocks)
+    for number in range(len(GROUPS)):
+        mine = [block for block in blocks if block.group == number and len(block.query)]
+        if mine:
+            fitted[number] = _newton(mine, start[number], unit**2)
+    fitted[:, 0].clamp_(min=0.0)
+    fitted[:, -1].clamp_(min=0.0, max=bound)
+    return fitted.to(priors.weights), unit
+
+
+def _newton(blocks: list[Block], start: Tensor, squared_unit: float) -> Tensor:
+    """Return the weights [F] of one group. The last feature is counted in squared units."""
+    scale = torch.ones(len(start), dtype=torch.float64)
+    scale[-1] = 1 / squared_unit
+    begin = start / scale
+    weights, (value, gradient, hessian) = begin.clone(), _likelihood(blocks, begin, begin, scale)
+    for _ in range(MAX_STEPS):
+        step, size = torch.linalg.solve(hessian, gradient), 1.0
+        while size > 1e-3:
+            tried = weights + size * step
+            found = _likelihood(blocks, tried, begin, scale)
+            if found[0] >= value:
+                break
+            size /= 2
+        else:
+            break
+        gained = float(found[0] - value)
+        weights, (value, gradient, hessian) = tried, found
+        if gained < 1e-4:
+            break
+    return weights * scale
+
+
+def _likelihood(blocks: list[Block], weights: Tensor, begin: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the penalised log likelihood, its gradient [F] and minus its Hessian [F, F]."""
+    change = weights - begin
+    value, gradient = -PENALTY / 2 * change.square().sum(), -PENALTY * change
+    hessian = PENALTY * torch.eye(len(weights), dtype=torch.float64)
+    plain = (weights * scale).float()
+    for block in blocks:
+        for features, allowed, query, target in block.parts():
+            logits = (features @ plain).masked_fill(~allowed, -torch.inf)
+            log_share = torch.log_softmax(logits, dim=1)
+            share = log_share.exp()
+            times = torch.bincount(query, minlength=len(features)).double()  # targets of each query
+            mean = torch.einsum("bn,bnf->bf", share, features).double()
+            value = value + log_share[query, target].double().sum()
+            gradient = gradient + (features[query, target].double().sum(0) - times @ mean) * scale
+            flat = features.reshape(-1, features.shape[2])
+            second = (flat * (share * times[:, None].float()).reshape(-1, 1)).T @ flat
+            covariance = second.double() - (mean * times[:, None]).T @ mean
+            hessian = hessian + covariance * scale[:, None] * scale
+    return value, gradient, hessian
+
+
+def _distance_unit(blocks: list[Block]) -> float:
+    """Return the median distance of users from their targets in km, at least 0.1; 1 where locations are unknown."""
+    found = []
+    for block in blocks:
+        user, item = block.user[block.query], block.item[block.target]
+        both = (user[:, 4] > 0) & (item[:, 3] > 0)
+        found.append((-2 * (user * item).sum(1))[both].clamp(min=0).sqrt())
+    distances = torch.cat(found) if found else torch.zeros(0)
+    return max(float(distances.median()), 0.1) if len(distances) else 1.0
+
+
+def _largest_distance_weight(blocks: list[Block]) -> float:
+    """Return the weight at which rounding to float32 changes a score by `ROUNDING_NATS`."""
+    farthest = max((float(block.item[:, 4].abs().max()) for block in blocks), default=0.0)
+    return ROUNDING_NATS / max(farthest * float(torch.finfo(torch.float32).eps), 1e-12)
