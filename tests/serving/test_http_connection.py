@@ -54,7 +54,7 @@ class Running:
 
     def __init__(self, limits: Limits) -> None:
         self.limits, self.ready, self.codes = limits, threading.Event(), list[str]()
-        self.thread = threading.Thread(target=uvloop.run, args=(self._run(),))
+        self.thread = threading.Thread(target=uvloop.run, args=(self._run(),), daemon=True)
         self.thread.start()
         assert self.ready.wait(10)
 
@@ -267,6 +267,14 @@ def test_pieces_of_any_size_make_the_same_request(server: Running) -> None:
                 for at in range(0, len(raw), size):
                     client.sendall(raw[at : at + size])
                 assert answer_of(client) == (200, body), size
+
+
+def test_a_client_that_has_said_all_gets_its_answers(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(GET.replace(b"/ ", b"/slow ") + GET)
+        client.shutdown(socket.SHUT_WR)
+        began = time.perf_counter()
+        assert everything(client).count(b"HTTP/1.1 200 OK") == 2 and time.perf_counter() - began < 0.9 + SHORT.header_timeout_s
 
 
 def test_a_client_that_waits_for_100_is_told_to_go_on(server: Running) -> None:

@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         self.client = server.clients.group(address)
         self.parser: Any = httptools.HttpRequestParser(self)
         self.transport: Any = None
-        self.lost = self.lingering = self.muted = self.doomed = False
+        self.lost = self.lingering = self.muted = self.doomed = self.half_closed = False
         self.requests: deque[Request] = deque()  # the first one is being answered
         self.arriving: Request | None = None
         self.rest = b""  # received, not parsed yet
@@ -125,7 +125,8 @@ class Connection(asyncio.Protocol):
         self.feed()
 
     def eof_received(self) -> bool:
-        """Keep the connection open for the response if a request is in progress."""
+        """Keep the connection open for the responses of requests in progress."""
+        self.half_closed = True
         return bool(self.requests) and not self.lingering
 
     def pause_writing(self) -> None:
@@ -284,6 +285,8 @@ class Connection(asyncio.Protocol):
             self.close()
         elif self.requests:
             self._run()
+        elif self.half_closed and not self.rest:
+            self.close()
         else:
             self.wait(self.limits.header_timeout_s if self.head_bytes else self.server.idle_s(), self.close)
             self.feed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -73,6 +74,8 @@ def serve(options: Options) -> None:
         service = Service(bundle, events, options.limits, options.trusted_key)
         freeze_garbage_collector()
         uvloop.run(_run(options, service, access, clients, tls, sockets))
+    logging.shutdown()
+    os._exit(0)  # all is closed; to free a large bundle object by object would take seconds
 
 
 async def _run(
