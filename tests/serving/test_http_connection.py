@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -340,6 +341,23 @@ def test_connections_are_bounded_by_client_and_health_is_answered_when_all_are_t
     while server.ask(GET, "127.0.0.2")[0] != 200:
         assert time.monotonic() < end
     assert not server.server.clients._connections or server.server.open
+
+
+def test_requests_of_a_client_in_progress_are_bounded_and_others_wait_unread() -> None:
+    with running(replace(SHORT, running_per_client=2)) as server, ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(6)]
+        began = time.perf_counter()
+        for client in slow:
+            client.sendall(GET.replace(b"/ ", b"/slow "))
+        slow.pop().close()  # one that waits and goes takes no turn
+        assert server.ask(GET, "127.0.0.2")[0] == 200 and time.perf_counter() - began < 0.6, "others do not wait"
+        assert server.ask(GET.replace(b"/ ", b"/health/live "))[0] == 200 and time.perf_counter() - began < 0.6
+        assert [answer_of(client)[0] for client in slow] == [200] * 5
+        assert time.perf_counter() - began > 1.7, "two at a time"
+        end = time.monotonic() + 5
+        while server.server._running or server.server._lines:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 def test_the_longest_idle_connection_gives_way(server: Running) -> None:

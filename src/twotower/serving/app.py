@@ -36,6 +36,7 @@ from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
 from twotower.serving.service import Service, joined, unknown
 
+ITEMS_PER_TOKEN = 25  # of a search count as one more request
 PAGE = Path(__file__).with_name("page")
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": s.ErrorOut, "description": "The request cannot be read."},
@@ -179,12 +180,13 @@ def _browsing(app: FastAPI, service: Service) -> None:
     finding: dict[str, Any] = {"responses": REFUSALS | MISSING, "dependencies": keyed}
 
     @app.get("/v1/items", response_model=s.ItemsOut, tags=["items"], **reading)
-    async def items(q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
+    async def items(request: Request, q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
         """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items.
 
         With `id`, which can be repeated, return the items with these ids. Unknown ids are left out.
         """
         browser = service.current.browser
+        request.state.asks_for(1 + max(limit, len(id)) // ITEMS_PER_TOKEN)
         return _json({"items": await (look_up(browser.items_of, id) if id else look_up(browser.items, q, limit))})
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
