@@ -175,9 +175,9 @@ def _similarity(app: FastAPI, service: Service) -> None:
 
 
 def _browsing(app: FastAPI, service: Service) -> None:
-    look_up, keyed = Lookups(service.limits.lookups), [Depends(BEARER)]
-    reading: dict[str, Any] = {"responses": REFUSALS, "dependencies": keyed}
-    finding: dict[str, Any] = {"responses": REFUSALS | MISSING, "dependencies": keyed}
+    look_up = Lookups(service.limits.lookups)
+    reading: dict[str, Any] = {"responses": REFUSALS, "dependencies": [Depends(BEARER)]}
+    finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/items", response_model=s.ItemsOut, tags=["items"], **reading)
     async def items(request: Request, q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
@@ -185,9 +185,14 @@ def _browsing(app: FastAPI, service: Service) -> None:
 
         With `id`, which can be repeated, return the items with these ids. Unknown ids are left out.
         """
-        browser = service.current.browser
         request.state.asks_for(1 + max(limit, len(id)) // ITEMS_PER_TOKEN)
-        return _json({"items": await (look_up(browser.items_of, id) if id else look_up(browser.items, q, limit))})
+        return _json(
+            {
+                "items": await (
+                    look_up(service.current.browser.items_of, id) if id else look_up(service.current.browser.items, q, limit)
+                )
+            }
+        )
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
     async def item(item_id: str) -> Response:
