@@ -92,7 +92,9 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
     app.openapi = _documented(app, app.openapi)  # type: ignore[method-assign]
     _answers(app, service)
     _similarity(app, service)
-    _browsing(app, service)
+    look_up = Lookups(service.limits.lookups)
+    _items(app, service, look_up)
+    _users(app, service, look_up)
     _writing(app, service)
     _watching(app, service)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
@@ -174,8 +176,7 @@ def _similarity(app: FastAPI, service: Service) -> None:
         return await likeness(id, k, filter, request.state.client)
 
 
-def _browsing(app: FastAPI, service: Service) -> None:
-    look_up = Lookups(service.limits.lookups)
+def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
     reading: dict[str, Any] = {"responses": REFUSALS, "dependencies": [Depends(BEARER)]}
     finding = reading | {"responses": REFUSALS | MISSING}
 
@@ -200,6 +201,11 @@ def _browsing(app: FastAPI, service: Service) -> None:
         current, name = service.current, unquote(item_id)
         _known(current.engine.row(name) != UNKNOWN, "item", name)
         return _json(current.browser.item(name))
+
+
+def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
+    reading: dict[str, Any] = {"responses": REFUSALS, "dependencies": [Depends(BEARER)]}
+    finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/users", response_model=s.UsersOut, tags=["users"], **reading)
     async def users(q: Searched = "", limit: Limit = 20) -> Response:
