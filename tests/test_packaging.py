@@ -136,10 +136,10 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(
     assert issubclass(MissingExtraError, TwoTowerError)
     for name in [name for name in sys.modules if name.split(".")[:2] == ["twotower", "serving"]]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.setitem(sys.modules, "uvloop", None)
     assert main(["serve", "bundle"]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert said == "twotower: error: Not installed: uvicorn. This needs the extra 'serve'. Run: pip install 'two-tower-rec[serve]'"
+    assert said == "twotower: error: Not installed: uvloop. This needs the extra 'serve'. Run: pip install 'two-tower-rec[serve]'"
 
 
 def test_the_address_of_the_repository_stands_in_one_place() -> None:

@@ -165,7 +165,7 @@ def test_a_command_that_is_told_is_one_that_there_is(words: list[str]) -> None:
 
 
 def test_figures_that_the_page_watches_are_given() -> None:
-    given = {family.name for family in text_string_to_metric_families(Meters(lambda: 0).text().decode())}
+    given = {family.name for family in text_string_to_metric_families(Meters(lambda: 0, lambda: True).text().decode())}
     told = set(re.findall(r"\b(?:twotower|process)_[a-z_]+", (ROOT / "docs" / "serving.md").read_text()))
     assert len(told) >= 8
     assert {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in told} <= given | {"process_resident_memory_bytes"}
@@ -275,7 +275,8 @@ def test_the_steps_of_the_image_end_in_a_server_that_is_ready(town: Any, tmp_pat
     assert machine.run(check, check=False) == 1  # nobody answers yet
     command = machine.command(*last("ENTRYPOINT").words, *last("CMD").words)
     assert command[0] == f"{tmp_path}/opt/twotower/bin/twotower"
-    with subprocess.Popen(command, cwd=machine.folder, env=machine.env) as server:
+    environment = {**machine.env, "TWOTOWER_API_KEY": "a-key-of-this-test"}
+    with subprocess.Popen(command, cwd=machine.folder, env=environment) as server:
         try:
             wait_until_healthy(machine, check, server)
             server.send_signal(signal.Signals[last("STOPSIGNAL").text])

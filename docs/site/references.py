@@ -15,6 +15,7 @@ import click
 
 import twotower
 from twotower.cli import app
+from twotower.serving.access import Access
 from twotower.serving.api_reference import Route, Value, read_api
 from twotower.serving.app import create_app
 from twotower.serving.limits import Limits
@@ -178,8 +179,8 @@ def _first_line(entry: Any) -> str:
 
 def http_page() -> str:
     """Return the page of the HTTP API, read from the OpenAPI document of the server."""
-    service: Any = SimpleNamespace(limits=Limits(), meters=None, crowded=False)  # routes are declared, none is called
-    api = read_api(create_app(service, None).openapi())
+    service: Any = SimpleNamespace(limits=Limits(), meters=None, overloaded=None)  # routes are declared, none is called
+    api = read_api(create_app(service, Access()).openapi())
     parts = [
         "---\ntocdepth: 3\n---",
         "# HTTP API",

@@ -31,6 +31,7 @@ from twotower.bundle.consistency import check_arrays, check_dataset, model_of
 from twotower.bundle.item_arrays import ItemArrays, encode_items, item_arrays
 from twotower.bundle.onnx_towers import USER_FILE, OnnxUserTower, can_run, export_towers, hindrance
 from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, verify_manifest, write_manifest
+from twotower.bundle.signature import check_signature, read_trusted_key
 from twotower.data.dataset import ASIDE, Dataset
 from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import DataError
@@ -204,20 +205,26 @@ def note_report(path: Path, report: Report) -> BundleManifest:
         return write_manifest(folder, manifest.model_copy(update={"report": report.summary()}))
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path, trusted_key: Path | None = None) -> Bundle:
     """Open a bundle. Check its version, the hash of every file and that its files are mutually consistent.
 
     If the bundle is replaced while it is read, it is read again.
+
+    Parameters
+    ----------
+    trusted_key
+        PEM file of a public Ed25519 key; only bundles signed with its private part are opened.
 
     Raises
     ------
     DataError
         The folder is not a bundle, has another format version, misses a file, has an extra file, or a file has changed.
     """
+    key = read_trusted_key(trusted_key) if trusted_key is not None else None
     for last in (*[False] * (TRIES - 1), True):
         before = _identity(path)
         try:
-            bundle = _load(path)
+            bundle = _load(path, key)
             if last or _identity(path) == before:
                 return bundle
         except DataError:
@@ -228,9 +235,11 @@ def load_bundle(path: Path) -> Bundle:
     raise AssertionError("the last try returns or raises")
 
 
-def _load(path: Path) -> Bundle:
+def _load(path: Path, key: Any = None) -> Bundle:
     try:
         manifest = verify_manifest(path)
+        if key is not None:
+            check_signature(path, manifest, key)
         config = manifest.config
         dataset = Dataset.open(path / DATASET)
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})

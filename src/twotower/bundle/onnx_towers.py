@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from twotower.errors import DataError
 from twotower.features.batches import ItemBatch, UserBatch
 from twotower.features.feature_store import WIDTHS, FeatureStore
 from twotower.models.layers.tables import StoredTable
@@ -55,8 +56,8 @@ def hindrance(model: TwoTower) -> str | None:
 
 
 def can_run() -> bool:
-    """Return True if ONNX Runtime is installed."""
-    return importlib.util.find_spec("onnxruntime") is not None
+    """Return True if ONNX Runtime is installed, and onnx, which checks the graph."""
+    return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 
 
 def export_towers(model: TwoTower, store: FeatureStore, folder: Path) -> None:
@@ -74,6 +75,23 @@ def export_towers(model: TwoTower, store: FeatureStore, folder: Path) -> None:
 def item_input(batch: ItemBatch) -> dict[str, NDArray[Any]]:
     """Return the inputs of `item.onnx` for a batch."""
     return {"row": batch.row.numpy(), **{f"field.{name}": value.numpy() for name, value in batch.fields.items()}}
+
+
+def refuse_external_data(graph: bytes, file: Path) -> None:
+    """Raise DataError if a tensor of an ONNX graph, of its functions or subgraphs included, lies in another file.
+
+    Such a file could be any file of this machine, and whether the runtime reads it depends on its version.
+    """
+    import onnx
+
+    unread: list[Any] = [onnx.ModelProto.FromString(graph)]
+    while unread:
+        message = unread.pop()
+        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location == onnx.TensorProto.EXTERNAL):
+            raise DataError(f"{file} refers to data in another file. Do not use this bundle.")
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                unread.extend(value if isinstance(value, Sequence) else [value])
 
 
 class OnnxUserTower:
@@ -94,7 +112,9 @@ class OnnxUserTower:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        graph = file.read_bytes()
+        refuse_external_data(graph, file)
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._names = [value.name for value in self._session.get_inputs()]
         self._items = items
 

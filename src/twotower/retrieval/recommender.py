@@ -93,9 +93,9 @@ class Recommender:
         )
 
     @classmethod
-    def load(cls, path: Path | str) -> Recommender:
-        """Open the bundle at `path`; see `load_bundle` for the errors."""
-        return cls(load_bundle(Path(path)))
+    def load(cls, path: Path | str, *, trusted_key: Path | None = None) -> Recommender:
+        """Open the bundle at `path`; see `load_bundle` for the errors and for `trusted_key`."""
+        return cls(load_bundle(Path(path), trusted_key))
 
     def __repr__(self) -> str:
         return f"Recommender({str(self.bundle.path)!r}): {self.dataset.size}"

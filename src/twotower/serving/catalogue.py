@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -53,6 +54,11 @@ class Browser:
         begins = pc.starts_with(self._names, pattern=_fold(query)).to_numpy(zero_copy_only=False)[found]
         order = np.lexsort((found, -self._popular[found], ~begins.astype(bool)))[:limit]
         return [self.engine.item(int(row)) for row in found[order] + FIRST_ROW]
+
+    def items_of(self, item_ids: Sequence[str]) -> list[Json]:
+        """Return the items with these ids, in this order, without unknown ones."""
+        rows = [self.engine.row(item_id) for item_id in item_ids]
+        return [self.engine.item(row) for row in rows if row != UNKNOWN]
 
     def item(self, item_id: str) -> Json:
         """Return a known item, with all its raw columns under "columns"."""
@@ -105,7 +111,6 @@ class Browser:
                 "has_hours": hours_column(items, self.dataset.specs) is not None,
                 "has_zones": recommender.filter.zoned,
             },
-            "events_need_key": True,
         }
 
     @cached_property
