@@ -25,6 +25,7 @@ from twotower.data.dataset_features import resolve
 from twotower.errors import DataError, TrainingError
 from twotower.pipeline import search_space
 from twotower.pipeline.search_space import RANGES, SearchSpace
+from twotower.pipeline.stages import as_made
 from twotower.pipeline.tune import TrialWatcher, tune_stage
 from twotower.pipeline.tune_result import BEST, ROWS, VALUES, lead, result_of, write_result
 from twotower.pipeline.tune_study import TuningStudy
@@ -35,9 +36,18 @@ from twotower.utils.config import Config, load_config, parse_config
 
 from ..conftest import Town
 
-SETTINGS = {
-    "model": {"user_tower": {"embedding_dim": 8}, "item_tower": {"id_init": "random"}},
-    "training": {"max_steps": 8, "eval_every_epochs": 0.2, "learning_rate": 0.01, "checkpoint_every_s": 0.01},
+SETTINGS: dict[str, Any] = {  # what is given is not searched: few settings are left, so that the tests are fast
+    "model": {
+        "user_tower": {"embedding_dim": 8, "norm_shrinkage": 2, "dropout": 0.3, "id_dropout": 0.5, "max_history": 20},
+        "item_tower": {"id_init": "random", "neighbour_dropout": 0.3, "id_dropout": 0.1},
+    },
+    "training": {
+        "max_steps": 8,
+        "eval_every_epochs": 0.2,
+        "learning_rate": 0.01,
+        "checkpoint_every_s": 0.01,
+        "negatives_per_positive": 4,
+    },
     "evaluation": {"bootstrap_resamples": 100},
 }
 
@@ -145,7 +155,7 @@ def test_the_test_part_has_no_effect(searched: Path, town: Town, tmp_path: Path)
     assert results(tmp_path / "study") == results(searched)
 
 
-def test_a_killed_trial_goes_on_from_its_checkpoint(
+def test_a_killed_trial_continues_from_its_checkpoint(
     searched: Path, town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_step, seen = TrialWatcher.on_step, []
@@ -167,7 +177,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(
     assert results(out) == results(searched)
 
 
-def test_at_the_end_of_the_time_a_trial_is_stopped_and_goes_on_later(
+def test_when_the_time_is_over_a_trial_stops_and_continues_later(
     town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_step, shift = TrialWatcher.on_step, [0.0]
@@ -192,7 +202,7 @@ def test_at_the_end_of_the_time_a_trial_is_stopped_and_goes_on_later(
 
 def test_a_trial_that_fails_is_counted_and_many_end_the_search(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(search_space.RANGES, "training.learning_rate", FloatDistribution(2e-3, 1e30, log=True))
-    settings = {**SETTINGS, "training": {"max_steps": 8, "eval_every_epochs": 0.1}}
+    settings = {**SETTINGS, "training": {name: value for name, value in SETTINGS["training"].items() if name != "learning_rate"}}
     with pytest.raises(TrainingError, match=r"3 trials in a row failed, the last one with: .* Lower training\.learning_rate"):
         tune_stage(parse_config(settings), town.folder, tmp_path, hours=1)
     found = rows(tmp_path)
@@ -205,7 +215,7 @@ def test_a_trial_that_fails_is_counted_and_many_end_the_search(town: Town, tmp_p
 
 def study_with(tmp_path: Path, dataset: Dataset, *shifts: float) -> TuningStudy:
     """A study whose trials have the values of the first one, shifted on every query."""
-    study = TuningStudy.open(tmp_path / "study", parse_config(SETTINGS), dataset)
+    study = TuningStudy.open(tmp_path / "study", as_made(parse_config(SETTINGS), dataset), dataset)
     base = np.random.default_rng(0).random(len(dataset.held_out("valid").queries))
     for shift in shifts:
         with study.claim(None) as trial:
@@ -227,7 +237,8 @@ def test_a_better_trial_is_written_as_settings_that_load(tmp_path: Path, dataset
     config = load_config(study.out / BEST)
     assert config == study.config(result.best) and config.training.recipe == "fixed"
     defaults, written = Config().model_dump(mode="json"), yaml.safe_load((study.out / BEST).read_text())
-    assert "evaluation" in written and all(defaults["training"][name] != value for name, value in written["training"].items())
+    assert all(defaults["training"][name] != value for name, value in written["training"].items())
+    assert set(written) == {"data", "prepare", "model", "training", "evaluation"}
     queries = len(dataset.held_out("valid").queries)
     assert f"on {queries} validation queries, +0.2000 (+0.2000 to +0.2000)" in result.verdict()
     assert result.table().splitlines()[1].split()[0] == "3" and "Most important: " in result.table()
@@ -334,8 +345,6 @@ def test_killed_with_two_processes_a_search_loses_no_trial(searched: Path, town:
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     finished: list[int] = []
     dataset, config = Dataset.open(town.folder), load_config(settings)
-    from twotower.pipeline.stages import as_made
-
     while len(finished) < 2:
         time.sleep(0.2)
         assert running.poll() is None
