@@ -241,8 +241,8 @@ def test_other_forms_of_a_frame_give_the_same_dataset(name: str, model: tt.Model
     _, products = shop()
     described = describe_frames(named_frames(equal_frames()[name], products, None), NAMED, {})
     manifest = prepare_stage(model.settings(described.data), tmp_path / "dataset", described.tables)
-    assert manifest["hashes"]["events.safetensors"] == model.dataset.manifest["hashes"]["events.safetensors"]
-    assert manifest["n_items"] == 60
+    assert manifest.hashes["events.safetensors"] == model.dataset.manifest.hashes["events.safetensors"]
+    assert manifest.n_items == 60
 
 
 def test_a_duckdb_relation(model: tt.Model, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_a_duckdb_relation(model: tt.Model, tmp_path: Path) -> None:
         relation = connection.from_df(orders.astype({"customer": object, "product": object}))
         described = describe_frames(named_frames(relation, products, None), NAMED, {})
         manifest = prepare_stage(model.settings(described.data), tmp_path / "dataset", described.tables)
-    assert manifest["hashes"]["events.safetensors"] == model.dataset.manifest["hashes"]["events.safetensors"]
+    assert manifest.hashes["events.safetensors"] == model.dataset.manifest.hashes["events.safetensors"]
     with pytest.raises(DataError, match="cannot be read"):
         described = describe_frames(named_frames(relation, products, None), NAMED, {})
 
@@ -271,11 +271,11 @@ def test_floats_with_gaps_and_nullable_integers_are_integer_ids(tmp_path: Path) 
     for frame in (gap, gap.convert_dtypes(), pl.from_pandas(gap)):
         described = describe_frames(named_frames(frame, products, None), NAMED, {})
         manifest = prepare_stage(tt.Model(**FAST).settings(described.data), tmp_path / "dataset", described.tables)
-        assert manifest["id_types"] == {"user_id": "int64", "item_id": "int64"}
-        assert manifest["counts"]["read"]["events"] == len(orders)
+        assert manifest.id_types == {"user_id": "int64", "item_id": "int64"}
+        assert manifest.counts.read["events"] == len(orders)
 
 
-def test_items_may_lack_some_and_other_columns_may_be_odd(tmp_path: Path) -> None:
+def test_items_may_lack_some_and_other_columns_may_be_odd() -> None:
     orders, products = shop()
     odd = products.iloc[:50].assign(thing=[object() for _ in range(50)], when=pd.Timestamp("2024-01-01", tz="UTC"))
     few = tt.Model(verbose=0, **FAST).fit(orders, items=odd, **NAMED)
@@ -287,7 +287,7 @@ def test_items_may_lack_some_and_other_columns_may_be_odd(tmp_path: Path) -> Non
 def test_without_times_the_rows_are_the_order() -> None:
     orders, _ = shop()
     bare = tt.Model(verbose=0, **FAST).fit(orders[["customer", "product"]])
-    assert bare.dataset.manifest["config"]["prepare"]["split"]["kind"] == "leave_one_out"
+    assert bare.dataset.manifest.config.prepare.split.kind == "leave_one_out"
     assert "name" not in bare.recommend("C0001")
 
 

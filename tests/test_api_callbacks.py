@@ -26,7 +26,7 @@ class Seen(tt.Callback):
         self.metrics: list[Mapping[str, float]] = []
         self.last = last
 
-    def on_start(self, training: tt.Training) -> None:
+    def on_start(self, training: tt.Training) -> None:  # noqa: ARG002
         self.calls.append("start")
 
     def on_step(self, training: tt.Training) -> None:
@@ -52,7 +52,7 @@ def test_callbacks_see_every_step_and_every_validation(tmp_path: Path) -> None:
     model = fitted(seen, tt.TensorBoardLogger(tmp_path / "board"))
     assert seen.calls == ["start", "end 12 of 12"] and seen.steps == list(range(1, 13))
     assert seen.metrics and all({"train_loss", "NDCG@10"} <= metrics.keys() for metrics in seen.metrics)
-    rows = [row for row in model.report.data["curves"] if "train_loss" in row]
+    rows = [row for row in model.report.data.curves if "train_loss" in row]
     assert [row["train_loss"] for row in rows] == [metrics["train_loss"] for metrics in seen.metrics]
     assert any((tmp_path / "board").glob("events.*"))
     assert model.folder is not None and any((model.folder / "model" / "tensorboard").glob("events.*"))
@@ -62,7 +62,7 @@ def test_a_callback_stops_the_training_with_a_validation() -> None:
     seen = Seen(last=5)
     model = fitted(seen)
     assert seen.steps == [1, 2, 3, 4, 5] and seen.calls[-1] == "end 5 of 12"
-    assert [row["step"] for row in model.report.data["curves"] if "train_loss" in row][-1] == 5
+    assert [row["step"] for row in model.report.data.curves if "train_loss" in row][-1] == 5
 
 
 class Interrupt(tt.Callback):
@@ -97,7 +97,7 @@ def test_ctrl_c_in_the_recipe_race_leaves_a_model(monkeypatch: pytest.MonkeyPatc
 
 def test_a_callback_that_fails_ends_the_others() -> None:
     class Failing(tt.Callback):
-        def on_step(self, training: tt.Training) -> None:
+        def on_step(self, training: tt.Training) -> None:  # noqa: ARG002
             raise ZeroDivisionError
 
     seen = Seen()
@@ -189,7 +189,7 @@ def test_a_tower_of_the_wrong_shape_is_an_error() -> None:
 
     @tt.register_tower("flat")
     class Flat(nn.Module):
-        def __init__(self, fields: int, config: Any) -> None:
+        def __init__(self, fields: int, config: Any) -> None:  # noqa: ARG002
             super().__init__()
 
         def forward(self, fields: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from twotower.cli import app, main
 from twotower.bundle.sealed_folder import bundle_in
+from twotower.cli import app, main
 from twotower.commands.options import SECTIONS, inside
 
 HEAVY = ("torch", "ibis", "sklearn", "scipy", "implicit", "pyarrow", "twotower.utils.config")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import twotower
 from twotower.bundle.bundle import Bundle, export_bundle
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import log_popularity
@@ -45,7 +44,7 @@ def some(recommender: Recommender) -> list[str]:
 
 
 def test_three_lines_of_python(town_bundle: Any, some: list[str]) -> None:
-    recommender = twotower.load(town_bundle)
+    recommender = Recommender.load(town_bundle)
     places = recommender.recommend(history=some, k=3)
     assert [place.rank for place in places] == [1, 2, 3] and not {place.item_id for place in places} & set(some)
 
@@ -270,8 +269,8 @@ def test_stages_are_numbers_of_milliseconds(recommender: Recommender, known: str
 def test_the_bundle_says_what_it_is(town_bundle: Any, recommender: Recommender) -> None:
     bundle: Bundle = recommender.bundle
     dataset = Dataset.open(town_bundle / "dataset")
-    assert bundle.manifest["features"] and bundle.manifest["data"] == dataset.fingerprint
-    assert bundle.manifest["metrics"]["metric"] == "NDCG@10"
+    assert bundle.manifest.features and bundle.manifest.data == dataset.fingerprint
+    assert bundle.manifest.metrics.metric == "NDCG@10"
     assert not [path for path in town_bundle.rglob("*") if path.suffix in (".pkl", ".pt", ".pickle")]
     assert isinstance(bundle.vectors, torch.Tensor)
 
@@ -289,7 +288,7 @@ def test_items_without_clock_or_features_are_answered_too(tmp_path: Any, table: 
     model, config = drawn(dataset, {"user_tower": tower, "item_tower": tower, "tables": {"item.id": table, "user.id": table}})
     save_checkpoint(tmp_path / "best.pt", checkpoint_of(dataset, model, config))
     export_bundle(tmp_path / "best.pt", dataset, tmp_path / "bundle")
-    recommender = twotower.load(tmp_path / "bundle")
+    recommender = Recommender.load(tmp_path / "bundle")
     plain = Recommender(replace(recommender.bundle, tower=None))
     requests = [
         Request(user="u3", k=50),

@@ -142,9 +142,8 @@ def _events(history: Any, what: str) -> tuple[HistoryEvent, ...]:
 
 def _frame(recommender: Recommender, frame: Any, *, strict: bool) -> Asked:
     """Return a request per user of a frame: of histories, or of users alone if it has no column of items."""
-    interactions = recommender.dataset.manifest["config"]["data"].get("interactions") or {}
-    user = interactions.get("user_id", USER_ID)
-    item, time = interactions.get("item_id", ITEM_ID), interactions.get("time")
+    table = recommender.dataset.manifest.config.data.interactions
+    user, item, time = (table.user_id, table.item_id, table.time) if table else (USER_ID, ITEM_ID, None)
     names = column_names(frame, "users")
     check_column(user, names, "users")
     if item not in names:

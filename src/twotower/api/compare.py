@@ -123,13 +123,13 @@ def compare(a: Model, b: Model) -> Comparison:
     held_out = dataset.held_out("test", max_queries=settings.max_queries, seed=seed).by_time()
     alone = settings.model_copy(update={"baselines": []})
     result = judge(systems, dataset, alone, held_out=held_out, main=FIRST, metric=metric, seed=seed)
-    values = {name: {one: result["systems"][one][name]["value"] for one in (FIRST, SECOND)} for name in result["systems"][FIRST]}
+    values = {name: {one: result.systems[one][name].value for one in (FIRST, SECOND)} for name in result.systems[FIRST]}
     overlap, lists = _lists(systems, dataset, held_out, exclude_seen=settings.exclude_seen)
     kind = a._made.kind
     return Comparison(
         metric,
         values,
-        {name: dict(gap) for name, gap in result["differences"][SECOND].items()},
+        {name: gap.model_dump() for name, gap in result.differences[SECOND].items()},
         float(overlap.mean()),
         float((overlap < 1).mean()),
         as_kind(lists, kind),
@@ -139,7 +139,7 @@ def compare(a: Model, b: Model) -> Comparison:
 
 def _dataset_of(folder: Path, run: Path) -> Path:
     """Return the dataset of a run: in its folder, else where the training read it."""
-    return folder / "dataset" if (folder / "dataset").is_dir() else Path(run_manifest(run)["dataset"])
+    return folder / "dataset" if (folder / "dataset").is_dir() else Path(run_manifest(run).dataset)
 
 
 def _lists(

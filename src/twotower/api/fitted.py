@@ -7,14 +7,12 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from twotower.bundle.bundle import REPORT
 from twotower.bundle.sealed_folder import atomic_replace, bundle_in, verify_manifest, write_manifest
 from twotower.retrieval.recommender import Recommender
+from twotower.utils.documents import Report, parse_document
 from twotower.utils.frames import Kind, default_kind
-
-FRAME = "frame"
-"""Key of a saved bundle's manifest: the library of the frames that the model was fitted on."""
 
 
 @dataclass
@@ -27,16 +25,22 @@ class Fitted:
         Folder of the bundle.
     folder
         Folder of the run; None for a bundle that was opened.
-    report
-        Report of the evaluation, as JSON values; None without one.
+    report_file
+        Report of the evaluation; None without one.
     kind
         Library of the answers.
     """
 
     bundle: Path
     folder: Path | None
-    report: dict[str, Any] | None
+    report_file: Path | None
     kind: Kind
+
+    @cached_property
+    def report(self) -> Report | None:
+        """The report of the evaluation."""
+        file = self.report_file
+        return None if file is None else parse_document(Report, json.loads(file.read_text(encoding="utf-8")), file)
 
     @cached_property
     def recommender(self) -> Recommender:
@@ -48,10 +52,9 @@ def open_bundle(path: Path) -> Fitted:
     """Return a model of the bundle at `path`, or in the run at `path`."""
     bundle = bundle_in(path)
     recommender = Recommender.load(bundle)
-    manifest, report = recommender.bundle.manifest, path / "report.json"
     run = None if bundle == path else path
-    said = json.loads(report.read_text(encoding="utf-8")) if run and report.is_file() else manifest.get("report")
-    made = Fitted(bundle, run, said, default_kind(manifest.get(FRAME)))
+    files = [file for file in (path / REPORT, bundle / REPORT) if file.is_file()]
+    made = Fitted(bundle, run, files[0] if files else None, default_kind(recommender.bundle.manifest.frame))
     made.__dict__["recommender"] = recommender
     return made
 
@@ -61,5 +64,5 @@ def save(made: Fitted, path: Path) -> Path:
     manifest = verify_manifest(made.bundle)
     with atomic_replace(path) as folder:
         shutil.copytree(made.bundle, folder, dirs_exist_ok=True)
-        write_manifest(folder, {**manifest, FRAME: made.kind})
+        write_manifest(folder, manifest.model_copy(update={"frame": made.kind}))
     return path

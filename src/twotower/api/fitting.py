@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -72,8 +71,7 @@ def fit_frames(
     with _shown(options.verbose) as callbacks:
         watch = Watch(callbacks=[*options.callbacks, *callbacks], interruptible=True)
         evaluated = _run(settings, out, described.tables, watch)
-    report = json.loads((out / "report.json").read_text(encoding="utf-8")) if evaluated else None
-    made = Fitted(out / "bundle", out, report, kind_of(frames[0]))
+    made = Fitted(out / "bundle", out, out / "report.json" if evaluated else None, kind_of(frames[0]))
     if options.folder is None:
         finalize(made, rmtree, out, ignore_errors=True)
     return made

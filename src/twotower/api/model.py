@@ -276,7 +276,7 @@ class Model(Params):
 
     def _summary(self) -> str:
         size, report = self.dataset.size, self._made.report
-        return f"{size}. {report['verdict']}" if report else f"{size}. Not evaluated."
+        return f"{size}. {report.verdict}" if report else f"{size}. Not evaluated."
 
     def _repr_html_(self) -> str:
         if not self._fitted:

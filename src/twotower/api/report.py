@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from twotower.errors import DataError, require
+from twotower.errors import require
 from twotower.evaluation.insights import insights
 from twotower.evaluation.verdict import MAIN, title
+from twotower.utils.documents import Report as Document
 from twotower.utils.frames import Kind, as_kind
 
 
@@ -21,32 +22,32 @@ class Report:
     Attributes
     ----------
     data
-        All of it, as the JSON values of `report.json`.
+        All of it, as in `report.json`.
     verdict
         Whether the model is better than the best baseline, in one or two sentences.
     sentences
         Relative differences, and the slices that a simpler system wins.
     """
 
-    def __init__(self, data: Mapping[str, Any], kind: Kind = "arrow") -> None:
+    def __init__(self, data: Document, kind: Kind = "arrow") -> None:
         self.data, self._kind = data, kind
-        self.verdict: str = data["verdict"]
+        self.verdict = data.verdict
         self.sentences = insights(data)
 
     @property
     def metric(self) -> str:
         """The metric that decides, such as "NDCG@10"."""
-        return str(self.data["protocol"]["metric"])
+        return self.data.protocol.metric
 
     def frame(self) -> Any:
         """Return a row per system, the best first: "system", a column per metric, and "low" and "high" of the deciding metric."""
-        systems = self.data["systems"]
-        order = sorted(systems, key=lambda name: -systems[name][self.metric]["value"])
+        systems = self.data.systems
+        order = sorted(systems, key=lambda name: -systems[name][self.metric].value)
         names = [self.metric, *(name for name in systems[order[0]] if name != self.metric)]
         columns: dict[str, list[Any]] = {"system": [title(name) for name in order]}
-        columns |= {name: [systems[system][name]["value"] for system in order] for name in names[:1]}
-        columns |= {end: [systems[system][self.metric][end] for system in order] for end in ("low", "high")}
-        columns |= {name: [systems[system][name]["value"] for system in order] for name in names[1:]}
+        columns |= {name: [systems[system][name].value for system in order] for name in names[:1]}
+        columns |= {end: [getattr(systems[system][self.metric], end) for system in order] for end in ("low", "high")}
+        columns |= {name: [systems[system][name].value for system in order] for name in names[1:]}
         return as_kind(pa.table(columns), self._kind)
 
     def plot(self) -> Any:
@@ -57,17 +58,9 @@ class Report:
         return figure(self.data, self.metric)
 
     def save(self, path: Path | str) -> Path:
-        """Write the report as one HTML page, which opens offline. Return its path.
-
-        Raises
-        ------
-        DataError
-            The report is that of a bundle without its details.
-        """
+        """Write the report as one HTML page, which opens offline. Return its path."""
         from twotower.evaluation.report import render
 
-        if "slices" not in self.data:
-            raise DataError("The bundle has a summary of its report only. Open the run that it comes from, or fit the model again.")
         Path(path).write_text(render(self.data), encoding="utf-8")
         return Path(path)
 
@@ -75,13 +68,13 @@ class Report:
         return "\n".join(["Report: " + self.verdict, *(f"- {sentence}" for sentence in self.sentences)])
 
     def _repr_html_(self) -> str:
-        systems = self.data["systems"]
-        order = sorted(systems, key=lambda name: -systems[name][self.metric]["value"])
+        systems = self.data.systems
+        order = sorted(systems, key=lambda name: -systems[name][self.metric].value)
         metrics = [self.metric, *(name for name in systems[order[0]] if name.endswith(self.metric.partition("@")[2]))]
         names = list(dict.fromkeys(metrics))
-        rows = [_row([title(name), *(f"{systems[name][one]['value']:.4f}" for one in names)], bold=name == MAIN) for name in order]
+        rows = [_row([title(name), *(f"{systems[name][one].value:.4f}" for one in names)], bold=name == MAIN) for name in order]
         said = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
-        curves = "".join(_curve(self.data.get("curves", ()), name) for name in (self.metric, "train_loss"))
+        curves = "".join(_curve(self.data.curves, name) for name in (self.metric, "train_loss"))
         table = f"<table><thead>{_row(['system', *names], cell='th')}</thead><tbody>{''.join(rows)}</tbody></table>"
         return f"<h3>{escape(self.verdict)}</h3><ul>{said}</ul>{table}{curves}"
 

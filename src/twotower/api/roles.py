@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from twotower.data.sources.file_form import SAMPLED_ROWS
 from twotower.data.sources.guess import DatasetGuess, guess_dataset
+from twotower.data.sources.json_rows import SAMPLED_ROWS
 from twotower.errors import DataError
 from twotower.utils.config import merged
 from twotower.utils.frames import as_kind, as_table, check_column, column_names, head, kind_of, plain, whole_numbers

@@ -14,7 +14,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ from twotower.features.encoders import encode_items, encode_users, fit_encoders,
 from twotower.schema import (
     EVENT_TYPE,
     FIRST_ROW,
-    FORMAT_VERSION,
     ITEM_ID,
     ITEM_ROW,
     NEIGHBOURS,
@@ -63,6 +61,7 @@ from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.atomic_files import atomic_folder
 from twotower.utils.config import Config, PrepareConfig
 from twotower.utils.ids import TEXT as TEXT_ID
+from twotower.utils.manifests import DatasetCounts, DatasetManifest, DatasetSettings, KeptCounts
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.registry import Registry
 
@@ -82,7 +81,7 @@ ProgressCallback = Callable[[str], None]
 
 def prepare(
     config: Config, out: Path, *, tables: Mapping[str, pa.Table] | None = None, progress: ProgressCallback | None = None
-) -> dict[str, Any]:
+) -> DatasetManifest:
     """Read the configured source, write the dataset folder `out`, and return its manifest.
 
     Parameters
@@ -98,7 +97,7 @@ def prepare(
 
     Returns
     -------
-    dict
+    DatasetManifest
         The manifest, as written to `manifest.json`.
 
     Raises
@@ -121,8 +120,9 @@ def prepare(
             rejects.close()
             engine.close()
         shutil.rmtree(spill, ignore_errors=True)
-        manifest["hashes"] = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        manifest = manifest.model_copy(update={"hashes": {path.name: _sha256(path) for path in sorted(folder.iterdir())}})
+        text = json.dumps(manifest.json_values(), indent=1, ensure_ascii=False, sort_keys=True)
+        (folder / "manifest.json").write_text(text + "\n")
     return manifest
 
 
@@ -133,7 +133,7 @@ def open_engine(config: PrepareConfig, spill: Path, tables: Mapping[str, pa.Tabl
     return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill, tables)
 
 
-def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
+def _build(stage: Stage, folder: Path, say: ProgressCallback) -> DatasetManifest:
     config, raw = stage.config, stage.raw
     specs = _specs(config.prepare, raw)
     say("filter and split events")
@@ -167,22 +167,20 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
     _write(users, folder / "users.parquet")
     if raw.truth is not None:
         shutil.copyfile(raw.truth, folder / TRUTH)
-    return {
-        "format": FORMAT_VERSION,
-        "kind": "dataset",
-        "command": "prepare",
-        "seed": config.seed,
-        "config": config.model_dump(mode="json", include={"seed", "data", "prepare"}),
-        "counts": {"read": raw.counts, "kept": kept | {"items": len(items), "users": len(users)}, "dropped": stage.dropped},
-        "event_types": types,
-        "has_time": raw.has_time,
-        "id_types": {name: raw.id_types.get(name, TEXT_ID) for name in (USER_ID, ITEM_ID)},
-        "cuts_s": chosen.cuts_s,
-        "n_items": len(items),
-        "n_users": len(users),
+    return DatasetManifest(
+        seed=config.seed,
+        config=DatasetSettings(seed=config.seed, data=config.data, prepare=config.prepare),
+        counts=DatasetCounts(read=raw.counts, kept=KeptCounts(**kept, items=len(items), users=len(users)), dropped=stage.dropped),
+        event_types=types,
+        has_time=raw.has_time,
+        id_types={name: raw.id_types.get(name, TEXT_ID) for name in (USER_ID, ITEM_ID)},
+        cuts_s=chosen.cuts_s,
+        n_items=len(items),
+        n_users=len(users),
         **trained,
-        "features": [asdict(spec) for spec in specs],
-    }
+        features=list(specs),
+        hashes={},
+    )
 
 
 def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:

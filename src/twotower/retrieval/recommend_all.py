@@ -59,7 +59,7 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
         if not isinstance(one, RankedRows):
             raise one  # an error of the request, independent of the user
     users = recommender.dataset.n_users
-    parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
+    parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest.seal, "block": BLOCK, "request": asdict(request)})
     kinds, dataset = id_types(recommender.dataset.manifest), recommender.dataset
     native = native_ids(dataset.users[USER_ID], kinds[USER_ID]), native_ids(dataset.items[ITEM_ID], kinds[ITEM_ID])
     blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]

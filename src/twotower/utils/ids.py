@@ -7,15 +7,17 @@ the integer 1 can be asked for as 1 or "1", and is answered as 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.errors import RequestError
 from twotower.schema import ITEM_ID, USER_ID
+
+if TYPE_CHECKING:
+    from twotower.utils.manifests import DatasetManifest
 
 Id: TypeAlias = "str | int"
 
@@ -36,9 +38,9 @@ def id_type(kind: pa.DataType) -> str:
     return str(kind) if pa.types.is_integer(kind) else TEXT
 
 
-def id_types(manifest: Mapping[str, Any]) -> dict[str, str]:
+def id_types(manifest: DatasetManifest) -> dict[str, str]:
     """Return the id types of a dataset by column, from its manifest."""
-    return {USER_ID: TEXT, ITEM_ID: TEXT, **manifest.get("id_types", {})}
+    return {USER_ID: TEXT, ITEM_ID: TEXT, **manifest.id_types}
 
 
 def id_text(value: Any, name: str = "id") -> str:
