@@ -151,8 +151,8 @@ def test_the_test_part_has_no_effect(searched: Path, town: Town, tmp_path: Path)
         write_arrays(copy / f"{name}.safetensors", arrays)
     targets = [Dataset.open(folder).held_out("test").target_row.tolist() for folder in (copy, town.folder)]
     assert targets[0] != targets[1]
-    tune_stage(parse_config(SETTINGS), copy, tmp_path / "study", hours=1, most_trials=4)
-    assert results(tmp_path / "study") == results(searched)
+    tune_stage(parse_config(SETTINGS), copy, tmp_path / "study", hours=1, most_trials=3)
+    assert results(tmp_path / "study") == results(searched)[:3]
 
 
 def test_a_killed_trial_continues_from_its_checkpoint(
@@ -169,12 +169,12 @@ def test_a_killed_trial_continues_from_its_checkpoint(
     monkeypatch.setattr(TrialWatcher, "on_step", interrupted)
     config, out = parse_config(SETTINGS), tmp_path / "study"
     with pytest.raises(KeyboardInterrupt):
-        tune_stage(config, town.folder, out, hours=1, most_trials=4)
+        tune_stage(config, town.folder, out, hours=1, most_trials=3)
     assert [row["state"] for row in rows(out)] == ["finished", "finished", "unfinished"]
     assert (out / "trials/2/last.pt").is_file()
-    tune_stage(config, town.folder, out, hours=1, most_trials=4)
+    tune_stage(config, town.folder, out, hours=1, most_trials=3)
     assert seen.count((2, 1)) == 1, "the steps before the checkpoint are not repeated"
-    assert results(out) == results(searched)
+    assert results(out) == results(searched)[:3]
 
 
 def test_when_the_time_is_over_a_trial_stops_and_continues_later(
@@ -201,7 +201,7 @@ def test_when_the_time_is_over_a_trial_stops_and_continues_later(
 
 
 def test_a_trial_that_fails_is_counted_and_many_end_the_search(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(search_space.RANGES, "training.learning_rate", FloatDistribution(2e-3, 1e30, log=True))
+    monkeypatch.setitem(search_space.RANGES, "training.learning_rate", FloatDistribution(2e-3, 1e300, log=True))
     settings = {**SETTINGS, "training": {name: value for name, value in SETTINGS["training"].items() if name != "learning_rate"}}
     with pytest.raises(TrainingError, match=r"3 trials in a row failed, the last one with: .* Lower training\.learning_rate"):
         tune_stage(parse_config(settings), town.folder, tmp_path, hours=1)
@@ -273,8 +273,8 @@ def test_the_interval_allows_for_the_choice_among_the_trials() -> None:
     for _ in range(100):
         values = rng.normal(size=(200, 1)) + rng.normal(size=(200, 20))
         best = int(values[:, 1:].mean(0).argmax()) + 1
-        wrong += lead(values, np.arange(200), best, 0, resamples=200)["low"] > 0
-        alone += lead(values[:, [best, 0]], np.arange(200), 0, 1, resamples=200)["low"] > 0
+        wrong += lead(values, np.arange(200), best, 0, resamples=200).low > 0
+        alone += lead(values[:, [best, 0]], np.arange(200), 0, 1, resamples=200).low > 0
     assert wrong <= 6 < alone
 
 

@@ -13,11 +13,12 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from twotower.data.dataset import Dataset, HeldOut
-from twotower.evaluation.bootstrap import Interval, resample
+from twotower.evaluation.bootstrap import resample
 from twotower.evaluation.evaluator import users_of
 from twotower.pipeline.tune_study import RECIPE, TuningStudy
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.config import Config
+from twotower.utils.documents import Interval
 from twotower.utils.types import Float64, Int, Json
 
 VALUES, BEST, ROWS = "validation.npy", "best.yaml", "trials.jsonl"
@@ -83,7 +84,7 @@ class TuneResult:
     @property
     def beats(self) -> bool:
         """Whether the best trial is better than the default recipe by more than the noise."""
-        return self.difference is not None and self.difference["low"] > 0
+        return self.difference is not None and self.difference.low > 0
 
     @cached_property
     def importances(self) -> dict[str, float]:
@@ -125,7 +126,7 @@ class TuneResult:
         if best is None or gap is None:
             return f"No trial but the default recipe was trained to its end; it has validation {self.metric} {default.value:.4f}."
         shown = f"{self.metric} {best.value:.4f} against {default.value:.4f} on {queries}"
-        noise = f"{gap['value']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f})"
+        noise = f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})"
         if not self.beats:
             return f"No trial beats the default recipe by more than the noise: trial {best.number} has {shown}, {noise}."
         return f"Trial {best.number} beats the default recipe: {shown}, {noise}."
@@ -186,14 +187,14 @@ def lead(values: Float64, user: Int, best: int, other: int, *, resamples: int, s
     Examples
     --------
     >>> lead(np.array([[0.5, 0.25], [0.5, 0.25]]), np.array([2, 3]), 0, 1, resamples=10)
-    {'value': 0.25, 'low': 0.25, 'high': 0.25}
+    Interval(value=0.25, low=0.25, high=0.25)
     """
     draws = resample(values, user, resamples, seed)
     gaps = values.mean(0) - values[:, other].mean()
     deviation = np.abs(draws - draws[:, [other]] - gaps).max(axis=1)
     margin = float(np.percentile(deviation, CONFIDENCE_PERCENT))
     value = float(gaps[best])
-    return {"value": round(value, 6), "low": round(value - margin, 6), "high": round(value + margin, 6)}
+    return Interval(value=round(value, 6), low=round(value - margin, 6), high=round(value + margin, 6))
 
 
 def changed(config: Config) -> Json:
