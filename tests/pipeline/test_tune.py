@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,11 @@ def test_the_values_of_a_default_recipe_give_its_settings(dataset: Dataset) -> N
         made, wanted = resolve(space.config(values), dataset), resolve(recipe.config, dataset)
         assert wanted.training.num_epochs is None and made.training.num_epochs is not None
         assert made.model_dump(exclude={"training": {"num_epochs"}}) == wanted.model_dump(exclude={"training": {"num_epochs"}})
+
+
+def test_the_page_names_every_setting_that_is_searched() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/tune.md").read_text()
+    assert set(re.findall(r"^\| `([a-z_.]+)`", page, re.M)) == set(RANGES)
 
 
 # What a search finds.
@@ -311,6 +317,13 @@ def test_a_folder_with_something_else_is_refused(town: Town, tmp_path: Path, dat
     (tmp_path / "study/study.db").write_bytes(b"not a database" * 100)
     with pytest.raises(DataError, match=r"study\.db cannot be read or written: .*not a database"):
         TuningStudy.open(tmp_path / "study", config, dataset)
+
+
+def test_the_path_of_a_study_may_have_any_letters(tmp_path: Path, dataset: Dataset) -> None:
+    for name in ("a {b} c", "what?x=1#y", "50%"):
+        (out := tmp_path / name / "study").parent.mkdir()
+        TuningStudy.open(out, parse_config(SETTINGS), dataset)
+        assert (out / "study.db").stat().st_size > 0
 
 
 def test_data_without_a_validation_part_are_refused(town: Town, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -265,7 +264,7 @@ def _work(search: Search, number: int, processes: int) -> None:
     with _log_file(search.out, number).open("a") as file:
         sys.stderr = file
         setup_logging()
-        torch.set_num_threads(max((os.cpu_count() or 1) // processes, 1))
+        torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
         dataset = Dataset.open(search.data)
         try:
             run_trials(search, TuningStudy.open(search.out, search.config, dataset), dataset)

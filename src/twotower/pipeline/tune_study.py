@@ -7,6 +7,7 @@ ends; then any process of the study continues the trial from its last checkpoint
 from __future__ import annotations
 
 import fcntl
+import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from twotower.utils.config import Config
 
 DATABASE, TRIALS, LOCK = "study.db", "trials", "lock"
 RECIPE, IDENTITY = "default_recipe", "identity"
+LOCK_TIMEOUT_S = 60.0
 STARTUP_TRIALS = 6
 """Trials before the values are no longer drawn at random, and pruning begins after the first four."""
 EIGHTHS = 8
@@ -62,7 +64,7 @@ class TuningStudy:
         with locked(out / LOCK), storage_errors(out):
             optuna.logging.set_verbosity(optuna.logging.ERROR)
             study = optuna.create_study(
-                storage=f"sqlite:///{(out / DATABASE).resolve()}",
+                storage=_database(out / DATABASE),
                 study_name="tune",
                 direction="maximize",
                 load_if_exists=True,
@@ -118,6 +120,15 @@ class TuningStudy:
         self.space.suggest(trial)
         held.enter_context(locked(self.folder(trial.number) / LOCK))
         return trial
+
+
+def _database(path: Path) -> optuna.storages.RDBStorage:
+    """Open a SQLite database by its path, which a URL would have to quote."""
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, check_same_thread=False)
+
+    return optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect})
 
 
 def _identify(study: optuna.Study, out: Path, config: Config, dataset: Dataset, space: SearchSpace) -> None:
