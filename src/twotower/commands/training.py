@@ -20,6 +20,7 @@ from twotower.commands.options import (
     resuming,
     say_next,
 )
+from twotower.errors import require
 
 if TYPE_CHECKING:
     from twotower.utils.config import Config
@@ -133,6 +134,33 @@ def refit(run: Path, out: Path, include_test: bool, resume: bool, overwrite: boo
 
     click.echo(verdict(refit_run(inside(run, "model"), out, include_test=include_test, resume=resume), out))
     say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
+
+
+@click.command(short_help="Search for settings that beat the default recipe.")
+@click.option("--data", type=FOLDER, required=True, help="Dataset made by `twotower prepare`, with a validation part.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the study. An existing one is continued.")
+@click.option("--hours", type=float, required=True, help="Time of the search. A running training is stopped, and can go on.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Number of trainings at the same time.")
+@click.option("--trials", type=click.IntRange(1), help="Stop earlier, at this number of trials in the study.")
+@configured
+def tune(data: Path, out: Path, hours: float, processes: int, trials: int | None, config: Config) -> None:
+    """Search for settings that beat the default recipe on the validation part.
+
+    Settings in --config and --set stay as they are. The command writes best.yaml into --out, or
+    says that no trial beats the default. Repeat it to continue the search.
+
+    \b
+    Example:
+      twotower tune --data runs/shop/dataset --hours 2 --out runs/tuned
+      twotower run --config runs/tuned/best.yaml --out runs/better
+    """
+    require("tune", "optuna")
+    from twotower.pipeline.tune import tune_stage
+
+    result = tune_stage(config, inside(data, "dataset"), out, hours=hours, processes=processes, most_trials=trials)
+    click.echo(f"{result.table()}\n{result.verdict()}")
+    if result.beats:
+        say_next("run", "--config", out / "best.yaml", "--out", out / "run")
 
 
 @click.command(short_help="Evaluate a run against the baselines.")

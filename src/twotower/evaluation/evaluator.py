@@ -276,7 +276,7 @@ def _compare(
     judged: Sequence[Evaluation], held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, main: str, metric: str, seed: int
 ) -> dict[str, Any]:
     """Return the intervals of the systems, of their differences to the main one and by slice, and the verdict."""
-    order, names, user = [e.name for e in judged], judged[0].metrics, _people(held_out)
+    order, names, user = [e.name for e in judged], judged[0].metrics, users_of(held_out)
     table = np.stack([e.values for e in judged], 1)  # [B, S, M]
     draws = resample(table.reshape(len(user), -1), user, settings.bootstrap_resamples, seed).reshape(-1, len(order), len(names))
     mean = table.mean(0)
@@ -308,7 +308,7 @@ def _compare(
     }
 
 
-def _people(held_out: HeldOut) -> Int:
+def users_of(held_out: HeldOut) -> Int:
     """Return the user of each query, int64 [B]; every unknown user counts as a separate one."""
     user = held_out.queries.user_row
     return np.where(user == UNKNOWN, -1 - np.arange(len(user)), user)
@@ -334,7 +334,7 @@ def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, p
         part=part,
         seen="masked" if settings.exclude_seen else "unmasked",
         queries=len(held_out.queries),
-        users=len(np.unique(_people(held_out))),
+        users=len(np.unique(users_of(held_out))),
         targets=len(held_out.target_row),
         catalogue=dataset.n_items,
         metric=metric,

@@ -118,16 +118,17 @@ def train_stage(
     check_settings(config)
     watch = watch or Watch()
     dataset = Dataset.open(data)
-    config = _as_made(config, dataset)
+    config = as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     with distributed.process_group(device):
-        chosen, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device, watch), resume=resume)
+        chosen, recipe, resume = choose_recipe(runners, out, partial(fit_within, dataset, device, watch), resume=resume)
         resolved = resolve(chosen, dataset)
         explained = partial(_or_explain, resolved, dataset, device, out)
         resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
-        reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac))
+        called = [TensorBoardLogger(), *watch.callbacks]
+        reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac, callbacks=called))
         first = distributed.rank() == 0
     calibration = _calibrate(resolved, dataset, out / "best.pt", refit) if first else None
     best = BestValidation(
@@ -173,7 +174,7 @@ def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit
     return record
 
 
-def _as_made(config: Config, dataset: Dataset) -> Config:
+def as_made(config: Config, dataset: Dataset) -> Config:
     """Return the settings with the dataset's own `data` and `prepare`; `model_fields_set` of the others is kept."""
     made = dataset.manifest.config
     return config.model_copy(update={"data": made.data, "prepare": made.prepare})
@@ -198,25 +199,34 @@ def _fit(
     resume: bool,
     stop_frac: float,
     label: str = "train",
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingState:
     if watch.interrupted:  # in the recipe race: what there is of this candidate stays
         return TrainingState(**load_checkpoint(out / "best.pt")["progress"]) if (out / "best.pt").is_file() else NEVER_RAN
     trainer = TwoTowerTrainer(dataset, config, out)
     trainer.trim_above_bytes, trainer.interruptible, trainer.label = trim_above_bytes, watch.interruptible, label
-    trainer.callbacks = [TensorBoardLogger(), *watch.callbacks] if label == "train" else []
+    trainer.callbacks = [*callbacks]
     reached = trainer.fit(resume=resume, stop_frac=stop_frac)
     watch.interrupted = trainer.training.interrupted
     return reached
 
 
-def _fit_within(
-    dataset: Dataset, device: torch.device, watch: Watch, config: Config, out: Path, resume: bool, stop_frac: float
+def fit_within(
+    dataset: Dataset,
+    device: torch.device,
+    watch: Watch,
+    config: Config,
+    out: Path,
+    resume: bool,
+    stop_frac: float,
+    label: str = "compare recipes",
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingState:
-    """Train within the memory budget, for the recipe race."""
+    """Train within the memory budget, without a bundle: a candidate of the recipe race, or a trial of a search."""
     resolved = resolve(config, dataset)
     explained = partial(_or_explain, resolved, dataset, device, out)
     planned, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
-    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, watch, resume, stop_frac, "compare recipes"))
+    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, watch, resume, stop_frac, label, callbacks))
 
 
 def _or_explain(config: ResolvedConfig, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
