@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BEHIND_ANOTHER = {"tensorboard", "duckdb", "onnx"}  # torch.utils.tensorboard, Ibis and torch.onnx import them
+BEHIND_ANOTHER = {"tensorboard", "duckdb", "onnx", "tzdata"}  # torch.utils.tensorboard, Ibis, torch.onnx and zoneinfo import them
 WHEN_ASKED_FOR = {"faiss-cpu"}  # imported by name, with an error of our own
 TOOLS = ("dev", "docs")  # extras that the package itself does not import
 EXTRAS = {

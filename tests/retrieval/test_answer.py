@@ -199,7 +199,7 @@ def test_what_was_visited_last_gains_where_it_may_come_again(recommender: Recomm
     (answer,) = recommender.answer([request])
     asked = recommender.reader.read(request).history
     offline = NeuralRetriever(bundle.model, bundle.store, n_item_rows=recommender.dataset.n_item_rows, time_s=bundle.moment_s)
-    found = offline.retrieve(asked, 100, exclude_seen=False)
+    found = offline.retrieve(asked, 100, exclude_seen=False, allow=bundle.arrays.offered)
     assert recommender.dataset.item_rows(ids(answer)).tolist() == found.items[0].tolist()
     assert [place.score for place in answer.items] == pytest.approx(found.scores[0].tolist(), abs=1e-4)
 

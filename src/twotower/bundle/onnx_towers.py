@@ -83,8 +83,12 @@ def refuse_external_data(graph: bytes, file: Path) -> None:
     Such a file could be any file of this machine, and whether the runtime reads it depends on its version.
     """
     import onnx
+    from google.protobuf.message import DecodeError
 
-    unread: list[Any] = [onnx.ModelProto.FromString(graph)]
+    try:
+        unread: list[Any] = [onnx.ModelProto.FromString(graph)]
+    except DecodeError:
+        raise DataError(f"{file} is not an ONNX graph. Run `twotower export` again.") from None
     while unread:
         message = unread.pop()
         if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location == onnx.TensorProto.EXTERNAL):

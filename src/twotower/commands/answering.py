@@ -195,9 +195,12 @@ def sign(bundle: Path, key: Path) -> None:
 
     \b
     Example:
+      twotower sign runs/town/bundle --key bundle.key
+
+    \b
+    A pair of keys:
       openssl genpkey -algorithm ed25519 -out bundle.key
       openssl pkey -in bundle.key -pubout -out bundle.pub
-      twotower sign runs/town/bundle --key bundle.key
     """
     from twotower.bundle.signature import sign_bundle
 

@@ -14,7 +14,6 @@ from typing import Any
 import click
 
 import twotower
-from twotower.bundle.sealed_folder import bundle_in
 from twotower.errors import DataError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -193,6 +192,8 @@ class BundleFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the bundle's folder."""
+        from twotower.bundle.sealed_folder import bundle_in  # loads the settings
+
         return bundle_in(Path(str(super().convert(value, param, ctx))))
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from twotower.bundle.sealed_folder import bundle_in
 from twotower.commands.options import (
     FOLDER,
     RUN_PARTS,
@@ -185,6 +184,7 @@ def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
     from twotower.utils.config import load_config
 
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
+    from twotower.bundle.sealed_folder import bundle_in
     from twotower.pipeline.evaluate import evaluate_stage, run_manifest
     from twotower.pipeline.stages import verdict
 

@@ -172,7 +172,7 @@ def test_bad_rows_of_a_csv_file_are_found_by_line(events: Callable[..., Read]) -
 
 def test_a_cut_json_line_is_rejected_alone(events: Callable[..., Read]) -> None:
     made = events('{"user_id": "u1", "item_id": "i1"}\n{"user_id": "u2", "it\n{"user_id": "u3", "item_id": "i3"}', "e.jsonl")
-    assert made.rows("interactions", "user_id") == [("u1",), ("u3",)]
+    assert sorted(made.rows("interactions", "user_id")) == [("u1",), ("u3",)]
     assert made.rejected() == [("e.jsonl", 2, "not a row with user_id, item_id")]
 
 

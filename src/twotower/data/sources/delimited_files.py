@@ -174,10 +174,19 @@ def _find_quote(block: bytes, dialect: Dialect) -> str:
     return '"' if bad['"'] <= bad[""] else ""
 
 
+def _is_utf8(block: bytes) -> bool:
+    """Return whether a block is UTF-8. Arrow cannot report a bad row that is not."""
+    try:
+        block.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _arrow_block(block: bytes, dialect: Dialect, quote: str, columns: Sequence[str], number: int) -> pa.RecordBatch | None:
     """Return a block as Arrow parses it, or None if that would not make one row of each line."""
     mark, separator = quote.encode(), dialect.separator.encode()
-    if b"\r" in block or b"\n\n" in block or block.startswith(b"\n") or len(dialect.columns) < 2:
+    if b"\r" in block or b"\n\n" in block or block.startswith(b"\n") or len(dialect.columns) < 2 or not _is_utf8(block):
         return None
     if dialect.comment and (block.startswith(dialect.comment.encode()) or b"\n" + dialect.comment.encode() in block):
         return None
