@@ -22,7 +22,7 @@ from twotower.data.simulator.simulate import simulate
 from twotower.errors import DataError
 from twotower.evaluation.report import read_report
 from twotower.models.neural_retriever import NeuralRetriever
-from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
+from twotower.pipeline.evaluate import evaluate_stage, has_test, run_manifest
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
@@ -40,6 +40,7 @@ from twotower.utils.console import log, progress
 from twotower.utils.documents import CalibrationRecord, RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
+from twotower.utils.registry import check_names
 
 Result = TypeVar("Result")
 
@@ -78,7 +79,7 @@ def train_stage(
     BestValidation
         Its value is None without a validation part.
     """
-    check_settings(config)
+    check_names(config)
     dataset = Dataset.open(data)
     config = _as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
@@ -233,7 +234,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False, refit: RefitSett
     report
         None without a test part (`prepare.split.test: 0`): then nothing is evaluated.
     """
-    check_settings(config)
+    check_names(config)
     if resume and (out / "dataset" / "manifest.json").is_file():
         made = Dataset.open(out / "dataset").manifest.config.json_values()
         changed = config_diff(made, config.model_dump(mode="json", include=set(made)))
