@@ -76,11 +76,6 @@ def ask(*histories: list[int], location: tuple[float, float] | None = None) -> Q
     return Queries.of(list(histories), time_s=DAY * DAY_S, location=location)
 
 
-@pytest.fixture(scope="module")
-def dataset(town: Any) -> Dataset:
-    return Dataset.open(town.folder)
-
-
 @pytest.fixture(scope="module", params=sorted(BASELINES))
 def baseline(request: pytest.FixtureRequest, dataset: Dataset) -> Any:
     return BASELINES[request.param](dataset, **CHEAP.get(request.param, {}))

@@ -15,11 +15,6 @@ from twotower.schema import TRAIN
 from twotower.utils.config import Config, parse_config
 
 
-@pytest.fixture(scope="module")
-def dataset(town) -> Dataset:
-    return Dataset.open(town.folder)
-
-
 def loader_of(dataset: Dataset, *, rank: int = 0, world_size: int = 1, **settings: object) -> tuple[TrainLoader, Config]:
     config = parse_config({"training": {"batch_size": 128, **settings}, "model": {"user_tower": {"max_history": 12}}})
     return TrainLoader(dataset, open_store(dataset, "valid", config.model), config, rank=rank, world_size=world_size), config

@@ -47,11 +47,11 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report(town: Any) -> Any:
+def report(dataset: Dataset) -> Any:
     settings = EvaluationConfig(
         ks=[5, 10], bootstrap_resamples=30, tune_baselines=False, baselines=["popular", "item_knn", "ease"], max_ease_items=1
     )
-    judged = judge([], Dataset.open(town.folder), settings).json_values()
+    judged = judge([], dataset, settings).json_values()
     own = judged["systems"]["item_knn"]
     judged["systems"]["two-tower"] = own  # as if a model had done as well as item-kNN
     judged["differences"] = {name: own for name in ("popular", "item_knn", "oracle")}

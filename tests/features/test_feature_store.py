@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,13 +94,6 @@ def test_item_state_is_brute_force_and_strictly_before(visits, row, day):
 
 def test_last_tokens():
     np.testing.assert_array_equal(last_tokens(np.array([0, 5, 9]), np.array([5, 5, 11]), 3), [[2, 3, 4], [-1, -1, -1], [9, 10, -1]])
-
-
-@pytest.fixture(scope="module")
-def dataset(town):
-    from twotower.data.dataset import Dataset
-
-    return Dataset.open(town.folder)
 
 
 def test_a_causal_training_example_equals_the_same_question_served(dataset):

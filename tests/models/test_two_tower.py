@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, resolve
 from twotower.models.build import build_model
 from twotower.models.towers.head import TowerHead
@@ -17,11 +16,6 @@ from twotower.utils.config import Config, parse_config
 from twotower.utils.config_model import ResolvedItemTower
 
 TOWERS = {"embedding_dim": 16, "hidden_dims": [32, 8], "interaction": "dcn"}
-
-
-@pytest.fixture(scope="module")
-def dataset(town) -> Dataset:
-    return Dataset.open(town.folder)
 
 
 @pytest.fixture(params=["mean", "last", "attention"])

@@ -12,14 +12,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from twotower.errors import DataError
 from twotower.retriever import Recommendations
 from twotower.search.approximate import Approximate
 from twotower.search.index import ExactIndex, Index
 from twotower.search.registry import INDEXES, load_index
-from twotower.utils.types import Mask
+from twotower.utils.types import Array, Mask
 
 N, D, K = 2_500, 17, 20
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -28,7 +27,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "int8": {"rescore_factor": 1.5},
     "sq": {"rescore_factor": 1.5},
 }
-Array = NDArray[Any]
 
 
 def clustered(seed: int, size: int) -> Array:

@@ -25,11 +25,6 @@ from ..documents import with_split
 WIDTH = 16
 
 
-@pytest.fixture(scope="module")
-def dataset(town: Any) -> Dataset:
-    return Dataset.open(town.folder)
-
-
 def begun(dataset: Dataset, item_tower: dict[str, Any] | None = None, **model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the item id table before and after the initialisation."""
     tower = {"embedding_dim": WIDTH, "hidden_dims": [WIDTH]}

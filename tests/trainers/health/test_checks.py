@@ -31,7 +31,8 @@ from twotower.trainers.health.monitor import HealthMonitor
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import parse_config
 
-TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
+from ...conftest import TOWER
+
 WELL = ValidationStats(
     step=100,
     epoch=1,
@@ -177,11 +178,6 @@ class Watched(TwoTowerTrainer):
     def rows(self) -> list[dict[str, Any]]:
         logged = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
         return [row for row in logged if "stats" in row]
-
-
-@pytest.fixture(scope="module")
-def dataset(town: Any) -> Dataset:
-    return Dataset.open(town.folder)
 
 
 Run = Callable[..., Watched]
