@@ -54,7 +54,8 @@ def real_data(lacking: Lacking) -> Path:
     )
     if folder and Path(folder).is_dir():
         return Path(folder)
-    pytest.fail(reason) if folder else lacking(reason)
+    give_up: Lacking = pytest.fail if folder else lacking
+    give_up(reason)
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ from twotower.baselines.baselines import (
     Popular,
     RecentPopularity,
     Repeat,
-    Transitions,
     unavailable,
 )
+from twotower.baselines.transitions import Transitions
 from twotower.data.dataset import Dataset, Events
 from twotower.errors import DataError
 from twotower.evaluation.evaluator import evaluate

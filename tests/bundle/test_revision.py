@@ -21,6 +21,7 @@ from twotower.bundle.revision import add_items, remove_items
 from twotower.cli import main
 from twotower.errors import DataError
 from twotower.retrieval.recommender import Recommender
+from twotower.utils.array_files import write_arrays
 
 
 @pytest.fixture
@@ -165,7 +166,6 @@ def test_a_loader_finds_one_whole_version_whatever_is_going_on(bundle: Path) -> 
 
 def test_two_revisions_at_once_lose_none(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (str(name) for name in load_bundle(bundle).dataset.item_ids[2:4])
-    write_arrays = revision.write_arrays
 
     def meanwhile(*arguments: Any) -> None:
         monkeypatch.setattr(revision, "write_arrays", write_arrays)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -79,7 +81,8 @@ def test_the_target_is_never_in_its_own_history(dataset):
 def test_causal_batches_keep_the_token_budget(dataset):
     loader, config = loader_of(dataset, objective="next_event")
     for members in loader.plan(0):
-        width = int((loader.objective.stop[members] - loader.objective.start[members]).max())
+        objective: Any = loader.objective
+        width = int((objective.stop[members] - objective.start[members]).max())
         assert len(members) == 1 or len(members) * width <= config.training.batch_size
 
 
