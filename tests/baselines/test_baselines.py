@@ -97,7 +97,7 @@ def test_lists_are_distinct_real_items_best_first(baseline: Any, queries: Querie
     assert (np.diff(found.scores) <= 0).all() and all(len(set(line)) == 20 for line in found.items.tolist())
 
 
-def test_seen_items_are_left_out_when_asked(baseline: Any, queries: Queries) -> None:
+def test_exclude_seen_leaves_seen_items_out(baseline: Any, queries: Queries) -> None:
     histories = [set(queries.item_row[a:b].tolist()) for a, b in zip(queries.offsets, queries.offsets[1:], strict=False)]
     assert all(not seen & set(line) for seen, line in zip(histories, lists(baseline.retrieve(queries, 50)), strict=True))
     assert any(
@@ -123,7 +123,7 @@ def test_a_query_is_answered_alone_as_among_others(baseline: Any, queries: Queri
     assert baseline.retrieve(queries.slice(0, 0), 3).items.shape == (0, 3)
 
 
-def test_strangers_are_served(baseline: Any, dataset: Dataset) -> None:
+def test_unknown_users_are_served(baseline: Any, dataset: Dataset) -> None:
     if baseline.name == "oracle":
         pytest.skip("the oracle knows the people of its town only")
     time_s = int(dataset.events.time_s.max())

@@ -47,7 +47,7 @@ def test_batches_are_a_function_of_seed_epoch_and_step(dataset, objective):
 
 
 @pytest.mark.parametrize("objective", ["any_event", "next_event"])
-def test_an_epoch_asks_for_every_positive_training_event_once(dataset, objective):
+def test_an_epoch_has_every_positive_training_event_as_target_once(dataset, objective):
     loader, _ = loader_of(dataset, objective=objective)
     events = [loader.objective.examples(members, np.random.default_rng(0)).event for members in loader.plan(0)]
     asked, expected = np.sort(np.concatenate(events)), np.flatnonzero(loader.events.positive)
@@ -87,7 +87,7 @@ def test_causal_batches_keep_the_token_budget(dataset):
 
 
 @pytest.mark.parametrize("objective", ["any_event", "next_event"])
-def test_the_logq_counts_what_an_epoch_asks_for(dataset, objective):
+def test_the_logq_counts_the_targets_of_an_epoch(dataset, objective):
     loader, _ = loader_of(dataset, objective=objective)
     asked = np.concatenate([loader.objective.target_events(members) for members in loader.plan(0)])
     found = np.bincount(loader.events.history.item_row[asked], minlength=dataset.n_item_rows)
@@ -138,7 +138,7 @@ def test_a_process_without_a_share_of_a_small_batch_takes_part_in_it(dataset):
     assert idle > 20
 
 
-def test_users_are_shared_so_that_nobody_is_without():
+def test_users_are_shared_so_that_every_process_has_some():
     offsets = np.array([0, 0, 90, 90, 91, 92, 100])  # one user has nearly all, two have nothing
     assert user_shares(offsets, 1).tolist() == [0, 6]
     assert user_shares(offsets, 2).tolist() == [0, 3, 6]

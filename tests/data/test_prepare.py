@@ -155,7 +155,7 @@ def test_errors_say_what_was_found_and_what_to_do_in_one_line(prepared: Any, row
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_item_everywhere_is_told_apart_from_an_early_cut(prepared: Any) -> None:
+def test_an_error_distinguishes_unknown_items_from_an_early_cut(prepared: Any) -> None:
     with pytest.raises(DataError, match="1 dropped because item is not in the items table"):
         prepared(["a x 1"], items=[business("y")], split=CUTS)
 

@@ -118,7 +118,7 @@ def test_what_the_training_doctor_said_stands_in_the_page_and_only_then(report: 
     assert "Training health" not in render(made(report))
 
 
-def test_nobody_hits_anything(report: Any) -> None:
+def test_a_report_without_any_hit_is_rendered(report: Any) -> None:
     nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
     systems = {name: dict.fromkeys(figures, nothing) for name, figures in report["systems"].items()}
     assert "0.0000" in render(made(report, systems=systems, differences={}, curves=[CURVES[0]]))

@@ -56,7 +56,7 @@ def test_nothing_known_is_a_vector_of_zeros_and_has_a_gradient(norm_shrinkage):
     assert not vectors.any() and torch.isfinite(nothing.grad).all()
 
 
-def test_strangers_are_told_apart_by_their_histories_alone(dataset, config):
+def test_unknown_users_differ_by_their_histories_only(dataset, config):
     model, store = build_model(dataset, resolve(config, dataset)).eval(), open_store(dataset, "valid", config.model)
     histories = [[FIRST_ROW, FIRST_ROW + 1], [FIRST_ROW + 2, FIRST_ROW + 3], []]
     vectors = model.encode_users(store.users(Queries.of(histories, time_s=1_500_000_000)))

@@ -139,7 +139,7 @@ def test_a_driver_that_pytorch_makes_nothing_of() -> None:
     ],
     ids=str,
 )
-def test_what_is_not_as_it_should_be_is_told(machine: dict[str, object], expected: dict[str, str]) -> None:
+def test_problems_of_the_machine_are_found(machine: dict[str, object], expected: dict[str, str]) -> None:
     findings = judged(**machine)
     assert {name: finding.level for name, finding in findings.items() if finding.level != OK} == expected
     assert all(findings[name].advice for name in expected)

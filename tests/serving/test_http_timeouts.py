@@ -66,7 +66,7 @@ def test_a_connection_may_rest_between_requests_and_not_within_a_head(port: int)
         assert client.recv(100) == b""
 
 
-def test_an_answer_that_nobody_reads_is_let_go_of_and_one_that_is_read_slowly_arrives(port: int) -> None:
+def test_an_unread_response_is_dropped_and_a_slowly_read_one_arrives(port: int) -> None:
     with connected(port) as idle, connected(port) as slow:
         for client in (idle, slow):
             client.sendall(ASKED.replace(b" / ", b" /large "))
@@ -81,7 +81,7 @@ def test_an_answer_that_nobody_reads_is_let_go_of_and_one_that_is_read_slowly_ar
             raise ConnectionResetError("closed before all had come")
 
 
-def test_in_a_crowd_who_rests_must_go(port: int) -> None:
+def test_an_idle_connection_is_closed_when_more_than_half_are_taken(port: int) -> None:
     with ExitStack() as opened:
         resting = []
         for _ in range(4):

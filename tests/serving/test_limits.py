@@ -27,7 +27,7 @@ def test_no_interval_lets_more_through_than_burst_and_rate(gaps: list[float], ra
             assert j - i + 1 <= burst + rate * (passed[j] - start) + 1e-6
 
 
-def test_who_waits_as_told_is_let_through_and_clients_do_not_share() -> None:
+def test_a_client_that_waits_is_accepted_and_clients_do_not_share() -> None:
     limiter = RateLimiter(2, 1)
     assert limiter.wait_s("a", 0) == 0 and limiter.wait_s("b", 0) == 0
     wait = limiter.wait_s("a", 0.1)
@@ -67,7 +67,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_starts(tmp_path: P
         serve(Options(**given, tls_cert=None, tls_key=None))
 
 
-def test_what_a_request_asks_for_besides_is_waited_for_by_the_next() -> None:
+def test_the_next_request_waits_for_what_was_charged() -> None:
     limiter = RateLimiter(10, 5)
     assert limiter.wait_s("a", 0) == 0
     limiter.charge("a", 255, 0)

@@ -158,7 +158,7 @@ def test_facts_come_back_from_json() -> None:
     assert ValidationStats.of(json.loads(json.dumps(asdict(stats)))) == stats
 
 
-def test_the_last_word_of_each_advice_is_told() -> None:
+def test_advice_lines_keep_the_last_message_of_each_check() -> None:
     rows = [
         {"step": 10, "advice": [{"name": "a", "message": "first."}]},
         {"step": 15, "loss": 3.0},
@@ -291,7 +291,7 @@ def test_learning_by_heart_is_seen(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_one_list_for_everybody_is_seen(run: Run, tmp_path: Path) -> None:
+def test_the_same_list_for_all_users_is_detected(run: Run, tmp_path: Path) -> None:
     """Events without preferences: only popularity can be learned. (iALS factors also fit noise: .73 of one list's lift.)"""
     draw, chance = np.random.default_rng(0), 1 / np.arange(1, 201) ** 0.6
     lines = [[f"u{u}", *(f"i{i}" for i in draw.choice(200, 20, replace=False, p=chance / chance.sum()))] for u in range(300)]
