@@ -17,8 +17,6 @@ from twotower.retriever import Queries, Retriever
 from twotower.schema import FIRST_ROW
 from twotower.utils.config import EvaluationConfig
 
-from ..conftest import Town
-
 
 @pytest.fixture(scope="module")
 def bundle(town_bundle: Path) -> Bundle:
@@ -65,8 +63,7 @@ def test_items_taken_out_of_the_catalogue_are_not_recommended(bundle: Bundle, qu
         assert (found >= FIRST_ROW).any() and not np.isin(found, best[:, 0]).any()
 
 
-def test_it_is_judged_beside_baselines(bundle: Bundle, town: Town) -> None:
-    dataset = Dataset.open(town.folder)
+def test_it_is_judged_beside_baselines(bundle: Bundle, dataset: Dataset) -> None:
     held_out = dataset.held_out("test", max_queries=100, seed=0)
     settings = EvaluationConfig(baselines=["popular"], bootstrap_resamples=10, ks=[10])
     report = judge([bundle], dataset, settings, held_out=held_out, metric="NDCG@10", seed=0)

@@ -21,6 +21,7 @@ from twotower.bundle.revision import add_items, remove_items
 from twotower.cli import main
 from twotower.errors import DataError
 from twotower.retrieval.recommender import Recommender
+from twotower.utils.array_files import write_arrays
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_every_form_of_a_file_says_the_same(bundle: Path, tmp_path: Path, form: 
 
 def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_path: Path) -> None:
     recommender = Recommender.load(bundle)
-    first, second = (place.item_id for place in recommender.recommend(history=[], k=2))
+    first, second = (str(place.item_id) for place in recommender.recommend(history=[], k=2))
     assert main(["remove-items", str(bundle), "--ids", f"{first}, {second}"]) == 0
     remove_items(bundle, [first])
     after = Recommender.load(bundle)
@@ -167,7 +168,6 @@ def test_a_loader_finds_one_whole_version_whatever_is_going_on(bundle: Path) -> 
 
 def test_two_revisions_at_once_lose_none(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (str(name) for name in load_bundle(bundle).dataset.item_ids[2:4])
-    write_arrays = revision.write_arrays
 
     def meanwhile(*arguments: Any) -> None:
         monkeypatch.setattr(revision, "write_arrays", write_arrays)

@@ -103,7 +103,7 @@ def test_a_bad_request_spoils_no_other(recommender: Recommender, some: list[str]
         {"history": ("time_s", 2**63)},
     ],
 )
-def test_what_cannot_be_asked_is_one_line(recommender: Recommender, some: list[str], part: dict[str, Any]) -> None:
+def test_an_invalid_request_is_one_line(recommender: Recommender, some: list[str], part: dict[str, Any]) -> None:
     if part.get("history") and isinstance(part["history"][0], str):
         name, value = part["history"]
         part = {"history": (HistoryEvent(some[0], **{name: value}),)}

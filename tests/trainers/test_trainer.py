@@ -257,7 +257,7 @@ def test_nothing_to_train_on(dataset, tmp_path):
         TwoTowerTrainer(broken, settings(), tmp_path)
 
 
-def test_visits_that_all_come_again_leave_nothing_to_ask_for(dataset, tmp_path):
+def test_training_without_a_positive_first_event_is_refused(dataset, tmp_path):
     """With seen items excluded, the next-event objective targets only first visits; here no first visit is positive."""
     broken, events = Dataset(dataset.path, dataset.manifest), dataset.events
     pair = events.user_row * dataset.n_item_rows + events.item_row

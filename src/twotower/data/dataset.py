@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +28,7 @@ from twotower.schema import FIRST_ROW, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNO
 from twotower.utils.array_files import open_arrays
 from twotower.utils.manifests import DatasetManifest, open_manifest
 from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
-from twotower.utils.types import Int
+from twotower.utils.types import Array, Int
 
 EVENTS_FILE, ITEM_EVENTS_FILE, POSITIONS_FILE = "events.safetensors", "visits.safetensors", "positions.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
@@ -140,12 +139,12 @@ class Dataset:
         return pq.read_table(self.path / "users.parquet")
 
     @cached_property
-    def item_features(self) -> dict[str, NDArray[Any]]:
+    def item_features(self) -> dict[str, Array]:
         """Return the encoded static features of the items, over all rows."""
         return open_arrays(self.path / ITEM_FEATURES_FILE)
 
     @cached_property
-    def user_features(self) -> dict[str, NDArray[Any]]:
+    def user_features(self) -> dict[str, Array]:
         """Return the encoded static features of the users, over all rows."""
         return open_arrays(self.path / USER_FEATURES_FILE)
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -65,6 +64,7 @@ from twotower.utils.ids import TEXT as TEXT_ID
 from twotower.utils.manifests import DatasetCounts, DatasetManifest, DatasetSettings, KeptCounts
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.registry import Registry
+from twotower.utils.types import Array
 
 SOURCES: Registry[Source] = Registry(
     "source", {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences, "sessions": read_sessions}
@@ -273,7 +273,7 @@ def _neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArra
     return co_visited(user[kept], events[ITEM_ROW][kept], **sizes, ordered=ordered)
 
 
-def _arrays(rows: ir.Table) -> dict[str, NDArray[Any]]:
+def _arrays(rows: ir.Table) -> dict[str, Array]:
     """Return the columns of a result as arrays."""
     table = rows.to_pyarrow()
     return {name: table[name].to_numpy() for name in table.column_names}

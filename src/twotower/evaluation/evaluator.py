@@ -18,7 +18,7 @@ import numpy as np
 from twotower.baselines.base import Baseline
 from twotower.baselines.baselines import BASELINES, GRIDS, unavailable
 from twotower.data.dataset import Dataset, HeldOut
-from twotower.errors import ConfigError, DataError, nearest
+from twotower.errors import DataError
 from twotower.evaluation.bootstrap import intervals, resample
 from twotower.evaluation.slices import categories, slices
 from twotower.evaluation.verdict import verdict
@@ -27,6 +27,7 @@ from twotower.schema import FIRST_ROW, SPLITS, UNKNOWN, WITHHELD
 from twotower.utils import metrics as m
 from twotower.utils.config import EvaluationConfig
 from twotower.utils.documents import Interval, Protocol, Report, ReportData, SliceGroup
+from twotower.utils.registry import check_names
 from twotower.utils.types import Float64, Int
 
 ProgressCallback = Callable[[int, int], None]
@@ -167,17 +168,16 @@ def fit_baseline(
     ConfigError
         The baseline is unknown; the message suggests the nearest name.
     """
-    if name not in BASELINES:
-        raise ConfigError(f"{name!r} in evaluation.baselines is not a known baseline.{nearest(name, BASELINES)}")
+    kind = BASELINES[name]
     grid: list[Mapping[str, Any]] = [fixed or {}]
     valid = None
     if settings.tune_baselines and name in GRIDS and fixed is None:
         valid = dataset.held_out("valid", max_queries=_TUNING_QUERIES, seed=seed)
         grid = [*GRIDS[name]] if len(valid.queries) else grid
-    drawn = {"seed": seed} if "seed" in signature(BASELINES[name]).parameters else {}
+    drawn = {"seed": seed} if "seed" in signature(kind).parameters else {}
     best, best_figure = None, -1.0
     for tried, choice in enumerate(grid, 1):
-        candidate = BASELINES[name](dataset, **{**drawn, **choice})
+        candidate = kind(dataset, **{**drawn, **choice})
         figure = evaluate(candidate, valid, dataset, settings, metrics=[metric], beyond_k=None).mean(metric) if valid else 0.0
         if figure > best_figure:  # a tie keeps the earlier entry: grids list cheaper settings first
             best, best_figure = candidate, figure
@@ -219,7 +219,10 @@ def judge(
     ------
     DataError
         There are no queries.
+    ConfigError
+        The metric or a baseline is unknown; the message suggests the nearest name.
     """
+    check_names(settings)
     held_out = held_out or dataset.held_out(part, max_queries=settings.max_queries, seed=seed)
     if not len(held_out.queries):
         raise DataError(

@@ -26,7 +26,7 @@ from twotower.data.sources.account import account_table
 from twotower.errors import DataError
 from twotower.evaluation.report import read_report
 from twotower.models.neural_retriever import NeuralRetriever
-from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
+from twotower.pipeline.evaluate import evaluate_stage, has_test, run_manifest
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.callbacks import Callback
@@ -46,6 +46,7 @@ from twotower.utils.console import log, progress
 from twotower.utils.documents import CalibrationRecord, RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
+from twotower.utils.registry import check_names
 
 Result = TypeVar("Result")
 
@@ -115,7 +116,7 @@ def train_stage(
     BestValidation
         Its value is None without a validation part.
     """
-    check_settings(config)
+    check_names(config)
     watch = watch or Watch()
     dataset = Dataset.open(data)
     config = as_made(config, dataset)
@@ -308,7 +309,7 @@ def run_all(
     report
         None without a test part (`prepare.split.test: 0`), or if Ctrl-C ended the training: then nothing is evaluated.
     """
-    check_settings(config)
+    check_names(config)
     watch = watch or Watch()
     if resume and (out / "dataset" / "manifest.json").is_file():
         made = Dataset.open(out / "dataset").manifest.config.json_values()

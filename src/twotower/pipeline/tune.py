@@ -25,7 +25,6 @@ from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import ConfigError, DataError, TrainingError, TwoTowerError
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import NeuralRetriever
-from twotower.pipeline.evaluate import check_settings
 from twotower.pipeline.stages import Watch, as_made, fit_within
 from twotower.pipeline.tune_result import VALUES, TuneResult, result_of, write_result
 from twotower.pipeline.tune_study import EIGHTHS, RECIPE, TuningStudy
@@ -34,6 +33,7 @@ from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.optimizer import choose_device
 from twotower.utils.config import Config
 from twotower.utils.console import log, setup_logging
+from twotower.utils.registry import check_names
 from twotower.utils.types import Float64
 
 MAX_FAILURES = 3
@@ -91,7 +91,7 @@ def tune_stage(
     """
     if not hours > 0:
         raise ConfigError(f"The time of the search is {hours:g} hours. It must be above 0. Give --hours 2, for example.")
-    check_settings(config)
+    check_names(config)
     dataset = Dataset.open(data)
     config = as_made(config, dataset)
     if not config.prepare.split.has_valid or not len(dataset.held_out("valid").queries):

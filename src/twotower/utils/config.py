@@ -67,6 +67,8 @@ __all__ = [
     "read_settings",
 ]
 
+COMPARED = ("popular", "recent", "nearby", "repeat", "transitions", "item_knn", "content_knn", "ease", "ials")
+
 
 class TrainingConfig(Settings):
     """Objective, loss, optimizer, schedule and stopping rule of the training."""
@@ -114,7 +116,7 @@ class TrainingConfig(Settings):
     """Seconds between checkpoints for `--resume`; one is also written at each validation."""
     eval_every_epochs: float | None = Field(None, gt=0)
     """Epochs between validations; each scores all items. null: 1, or more if that would exceed 16 validations."""
-    eval_metric: str = "NDCG@10"
+    eval_metric: Annotated[str, Names("metric", ("Recall", "HitRate", "NDCG", "MRR", "MAP", "Precision"), at_k=True)] = "NDCG@10"
     """Validation metric, as NAME@K, that selects the best checkpoint and decides early stopping."""
     eval_queries: int = Field(20_000, ge=1)
     """Number of validation queries scored during training (a seeded sample)."""
@@ -144,9 +146,7 @@ class EvaluationConfig(Settings):
     refresh_days: float | None = Field(7.0, gt=0)
     """Days between refreshes of the index during the test period; weights stay. The report shows results with and
     without refreshes. null: not evaluated. Used only if the dataset is split by time."""
-    baselines: list[str] = Field(
-        ["popular", "recent", "nearby", "repeat", "transitions", "item_knn", "content_knn", "ease", "ials"]
-    )
+    baselines: list[Annotated[str, Names("baseline", (*COMPARED, "oracle"))]] = Field(list(COMPARED))
     """Names of the baselines that the model is compared with."""
     tune_baselines: bool = True
     """Tune the settings of the baselines (`baselines.GRIDS`) on the validation part, for a fair comparison."""

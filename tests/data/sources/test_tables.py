@@ -250,7 +250,7 @@ def test_an_unknown_column_names_the_nearest_and_the_file(events: Callable[..., 
         events('{"user_id": "u", "item_id": "i"}', "e.jsonl", stars="zzz")
 
 
-def test_what_is_wrong_with_a_file_is_said_in_one_line(events: Callable[..., Read], tmp_path: Path) -> None:
+def test_an_invalid_file_is_one_line(events: Callable[..., Read], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"No file at .*nowhere.csv: .* holds nothing"):
         Read(tmp_path, interactions={"path": "nowhere.csv"})
     with pytest.raises(DataError, match=r"e.xls has an unknown suffix. Allowed: .csv"):

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
@@ -26,6 +25,7 @@ from twotower.data.sources.values import id_text
 from twotower.errors import DataError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, TIME, USER_ID, FeatureSpec
 from twotower.utils.config import DataConfig
+from twotower.utils.types import Int
 
 EVENT = "interaction"  # the type of every event
 SHOWN = {"name": pa.string(), "city": pa.string(), "state": pa.string(), "latitude": pa.float64(), "longitude": pa.float64()}
@@ -76,7 +76,7 @@ def read_sequences(config: DataConfig, engine: Engine, rejects: Rejects) -> RawT
     )
 
 
-Part = tuple[list[str], list[str], NDArray[np.int64]]
+Part = tuple[list[str], list[str], Int]
 """(users, items, lengths): user [L] and number of items int64 [L] of each line; items of all lines one after another."""
 
 
