@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +11,15 @@ import numpy as np
 import pytest
 
 from twotower.baselines.baselines import BASELINES
-from twotower.bundle.bundle import Bundle, load_bundle
+from twotower.bundle.bundle import Bundle, load_bundle, note_report
 from twotower.data.dataset import Dataset
 from twotower.evaluation.evaluator import evaluate, judge
 from twotower.models.neural_retriever import PORTION, NeuralRetriever
 from twotower.retriever import Queries, Retriever
 from twotower.schema import FIRST_ROW
 from twotower.utils.config import EvaluationConfig
+
+from ..documents import empty_report
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +75,16 @@ def test_it_is_judged_beside_baselines(bundle: Bundle, dataset: Dataset) -> None
     assert report.systems[bundle.name]["NDCG@10"].value == pytest.approx(alone, abs=1e-6) and alone > 0
     popular = evaluate(BASELINES["popular"](dataset), held_out, dataset, settings).mean("NDCG@10")
     assert report.systems["popular"]["NDCG@10"].value == pytest.approx(popular, abs=1e-6)
+
+
+def test_where_folders_cannot_be_exchanged_a_loader_waits(
+    town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(town_bundle, tmp_path / "bundle")
+    monkeypatch.setattr("twotower.utils.atomic_files._exchange", lambda *_: False)
+    note_report(tmp_path / "bundle", empty_report("good"))
+    assert load_bundle(tmp_path / "bundle").manifest.report == empty_report("good").summary()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    (tmp_path / "bundle").rename(tmp_path / "away")
+    threading.Timer(0.02, lambda: (tmp_path / "away").rename(tmp_path / "bundle")).start()
+    assert load_bundle(tmp_path / "bundle").manifest.report == empty_report("good").summary()

@@ -115,6 +115,8 @@ def test_histories_without_any_event_or_location() -> None:
     one = History(np.array([0, 1]), np.array([3]), np.array([7]), np.array([1]), np.array([4.0], np.float32), np.zeros((0, 2)))
     state = one.state(np.array([0]), np.array([1]))
     assert (state.location_n[0], state.stars_sum[0], state.last_s[0]) == (0, 4.0, 7)
+    counts, sums = (state.count, state.stars_n, state.location_n), (state.stars_sum, state.location)
+    assert {each.dtype for each in counts} == {np.dtype(np.int64)} and {each.dtype for each in sums} == {np.dtype(np.float64)}
 
 
 def test_an_item_counts_as_located_only_with_both_coordinates() -> None:
@@ -164,6 +166,14 @@ def test_features_of_users_by_hand() -> None:
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found.dtype == np.float32
+
+
+def test_a_time_of_zero_is_none_and_of_one_second_is_one() -> None:
+    known = replace(STATE, count=np.array([1, 1, 1]), last_s=np.array([0, 1, 2]))
+    found = user_state(known, np.full(3, NOW), np.array([0, 1, 2]), ELITE, True)
+    days = np.log1p([0, (NOW - 1) / DAY_S, (NOW - 2) / DAY_S]) / 5
+    np.testing.assert_allclose(found[:, 3], days, rtol=1e-6)
+    np.testing.assert_allclose(found[:, 4], days, rtol=1e-6)
 
 
 def test_features_of_users_without_times() -> None:

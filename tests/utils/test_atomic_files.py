@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,13 +112,43 @@ def test_a_file_that_the_block_did_not_write_is_an_error(tmp_path: Path) -> None
     assert path.read_text() == "old"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges folders")
 def test_two_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
-    """On Linux, a reader never finds the name missing."""
+    """A reader never finds the name missing."""
     one, other = folder(tmp_path / "one", "a"), folder(tmp_path / "other", "b")
     assert atomic_files._exchange(one, tmp_path / "nothing") is False
-    if not atomic_files._exchange(one, other):
-        pytest.skip("this system cannot exchange folders")
+    assert atomic_files._exchange(one, other) is True
     assert (one / "b").exists() and (other / "a").exists()
+
+
+@pytest.mark.parametrize("lacks", ["the call", "a library", "a default library"])
+def test_where_folders_cannot_be_exchanged_the_answer_is_no(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
+    def opened(*_: object, **__: object) -> object:
+        if lacks == "the call":
+            return object()
+        raise OSError if lacks == "a library" else TypeError
+
+    monkeypatch.setattr(ctypes, "CDLL", opened)
+    one, other = folder(tmp_path / "one", "a"), folder(tmp_path / "other", "b")
+    assert atomic_files._exchange(one, other) is False and (one / "a").exists()
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed"])
+def test_an_old_folder_that_cannot_be_removed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+    """The new folder stands by then; the old one stays beside it under a hidden name."""
+    if not exchange:
+        monkeypatch.setattr(atomic_files, "_exchange", lambda *_: False)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    out = folder(tmp_path / "out", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refused)
+        with atomic_folder(out) as fresh:
+            folder(fresh, "new")
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert sorted(path.name[:5] for path in tmp_path.iterdir()) == [".out.", "out"]
 
 
 def test_the_parents_of_a_new_folder_are_made(tmp_path: Path) -> None:

@@ -129,3 +129,17 @@ def test_another_format_is_refused(tmp_path: Path, content: Any) -> None:
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="No checkpoint at"):
         load_checkpoint(tmp_path)
+
+
+def test_it_is_read_as_data_and_into_host_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older versions of PyTorch run code from a file by default, and a checkpoint of a GPU opens on a machine without one."""
+    seen, load = [], torch.load
+
+    def recorded(*given: Any, **kept: Any) -> Any:
+        seen.append(kept)
+        return load(*given, **kept)
+
+    monkeypatch.setattr(torch, "load", recorded)
+    save_checkpoint(tmp_path / "last.pt", STATE)
+    load_checkpoint(tmp_path / "last.pt")
+    assert seen == [{"map_location": "cpu", "weights_only": True}]

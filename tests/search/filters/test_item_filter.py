@@ -203,7 +203,8 @@ def test_open_now_is_on_the_clock_of_the_data(catalogue):
     assert catalogue.compile("open_now", now=FRIDAY_1930).tolist() == catalogue.compile('open_at("Fri 19:30")').tolist()
     assert catalogue.compile({"open": "now"}, now=FRIDAY_1930 - 6 * 3600).tolist() == [False] * 3 + [True, False, False]
     assert catalogue.compile("not open_now", now=0).tolist() == [False, False, True, False, False, True]
-    for now in (None, -1, 10**15):
+    assert catalogue.compile("open_now", now=253_402_300_799).shape == (6,), "the last second of the year 9999"
+    for now in (None, -1, 253_402_300_800, 10**15):
         with pytest.raises(RequestError, match="seconds since 1970"):
             catalogue.compile("price == 1 and open_now", now=now)
 
@@ -214,6 +215,9 @@ def test_open_now_is_on_the_clock_of_each_place():
     zones = ["America/New_York", "America/Chicago", "Asia/Kolkata", "Nowhere/Else", None, "America/New_York", "../etc"]
     items = pa.table({"item_id": list("abcdefg"), "hours": [hours] * 5 + [None, hours], "timezone": zones})
     world = ItemFilter(items)
+    assert world.zoned and not ItemFilter(items.drop_columns("timezone")).zoned
+    backwards = ItemFilter(items.take([6, 3, 4, 2]))  # names that are no zones come first
+    assert backwards.compile("open_now", now=FRIDAY_1930 - 5 * 3600 - 1800).tolist()[2:] == [False, False, False, True]
     utc = FRIDAY_1930 + 5 * 3600
     assert world.compile("open_now", now=utc).tolist()[2:] == [True] + [False] * 6
     assert world.compile("not open_now", now=utc).tolist()[2:] == [False, True, True] + [False] * 4
