@@ -164,7 +164,7 @@ def test_locations_are_within_the_globe() -> None:
         with pytest.raises(RequestError, match=r"Got location .*\. Latitude must be from -90 to 90") as caught:
             check_location(at)
         assert caught.value.location is None and " in " not in str(caught.value)
-        with pytest.raises(RequestError, match="in near. Latitude") as named:
+        with pytest.raises(RequestError, match=r"in near\. Latitude") as named:
             check_location(at, Part("near", ""))
         assert named.value.location == "near"
 
