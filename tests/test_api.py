@@ -94,12 +94,13 @@ def test_integers_stay_integers(whole: tt.Model, tmp_path: Path, capsys: pytest.
 def test_http_answers_with_integers(whole: tt.Model, tmp_path: Path) -> None:
     from starlette.testclient import TestClient
 
+    from twotower.serving.access import Access
     from twotower.serving.app import create_app
     from twotower.serving.limits import Limits
     from twotower.serving.service import Service
 
     service = Service(whole.save(tmp_path / "shop"), f"sqlite:{tmp_path / 'events.db'}", Limits(rate=0))
-    with TestClient(create_app(service, None)) as client:
+    with TestClient(create_app(service, Access(public=True))) as client:
         lists = [client.post("/v1/recommend", json={"user": user, "k": 3}).json() for user in (1, "1")]
         assert [one["item_id"] for one in lists[0]["items"]] == whole.recommend(1, k=3)["item"].to_list()
         assert lists[0]["items"] == lists[1]["items"] and lists[0]["user_known"]

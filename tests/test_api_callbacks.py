@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,14 @@ def test_a_callback_stops_the_training_with_a_validation() -> None:
     model = fitted(seen)
     assert seen.steps == [1, 2, 3, 4, 5] and seen.calls[-1] == "end 5 of 12"
     assert [row["step"] for row in model.report.data.curves if "train_loss" in row][-1] == 5
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Handle Ctrl-C as a process in the foreground does: one that starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Interrupt(tt.Callback):

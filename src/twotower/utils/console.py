@@ -28,12 +28,25 @@ def speaks() -> bool:
 
 def setup_logging(*, quiet: bool = False) -> None:
     """Send the log lines of the package to stderr; with `quiet`, warnings only."""
-    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler = _Stderr()
     if sys.stderr.isatty():  # stderr of a notebook kernel also reports to be a terminal
         handler = RichHandler(console=_console, show_path=False, show_level=False, omit_repeated_times=False)
     log.handlers = [handler]
     log.setLevel(logging.INFO if speaks() and not quiet else logging.WARNING)
     log.propagate = False
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    """Write to the stderr of the moment: notebooks and tests replace it."""
+
+    @property
+    def stream(self) -> Any:
+        """Return stderr."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
 
 
 def silent(label: str, done: int, total: int) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.data.sources.account import account_table
+from twotower.data.sources.engine import DuckDBEngine
 from twotower.errors import ConfigError, DataError
 from twotower.utils.array_files import open_arrays
 from twotower.utils.config import parse_config
@@ -231,3 +234,24 @@ def test_a_file_without_objects_is_refused_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "e.json").write_text(content)
         with pytest.raises(DataError, match="holds no JSON object that can be read"):
             Read(tmp_path, interactions={"path": "e.json"})
+
+
+@pytest.mark.parametrize("name", ["e.csv", "e.jsonl"])
+def test_rows_are_stored_in_the_order_of_their_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan of the stored table has no join, after which rows come in any order: the order of events may be all there is."""
+    plans: list[str] = []
+    save = DuckDBEngine.save
+
+    def explained(self: DuckDBEngine, rows: Any) -> Any:
+        if isinstance(rows, ir.Table) and "reject_reason" in rows.columns and not plans:
+            found = self.con.con.execute(f"EXPLAIN CREATE TEMP TABLE explained AS {ibis.to_sql(rows, dialect='duckdb')}")
+            plans.append(found.fetchall()[0][1])
+        return save(self, rows)
+
+    monkeypatch.setattr(DuckDBEngine, "save", explained)
+    rows = [{"user_id": f"u{n}", "item_id": "i", "stars": "3"} for n in range(9)]
+    write_csv(tmp_path / "e.csv", rows)
+    (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = Read(tmp_path, interactions={"path": name, "stars": "stars"})
+    assert len(plans) == 1 and "Join" not in plans[0]
+    assert [row[0] for row in found.rows("interactions", "user_id")] == [f"u{n}" for n in range(9)]

@@ -6,7 +6,7 @@ import ibis
 import ibis.expr.types as ir
 
 from twotower.data.sources.raw_tables import Check, Columns, missing, quoted
-from twotower.data.sources.values import LAST_S, MAX_EXACT, Late, as_id, as_list, as_number, as_seconds, as_text
+from twotower.data.sources.values import LAST_S, MAX_EXACT, Late, as_id, as_list, as_number, as_seconds, as_text, is_one_of
 from twotower.schema import HOURS_PER_WEEK, STARS
 from twotower.utils.config import ColumnConfig
 
@@ -66,7 +66,7 @@ class Fields:
         """Return a column as float64; NaN counts as missing. Values beyond ±limit are bad, if it is given."""
         text = self.text(name)
         value = as_number(text)
-        said_so = text.lower().isin(["nan", "null", "none", "na"])
+        said_so = is_one_of(text.lower(), ["nan", "null", "none", "na"])
         self.checks.append((text.notnull() & ~said_so & value.isnull(), f"{name} is not a number: " + quoted(text)))
         out = value.isinf() if limit is None else value.abs() > limit
         self.checks.append((out, f"{name} is out of range: " + quoted(text)))

@@ -50,6 +50,11 @@ def as_text(value: ir.Value) -> ir.StringValue:
     return text.nullif("")
 
 
+def is_one_of(text: ir.StringValue, words: Iterable[str]) -> ir.BooleanValue:
+    """Return whether a text is one of the words. `isin` becomes a join in DuckDB, which does not keep the order of the rows."""
+    return text.re_search(f"^({'|'.join(map(re.escape, words))})$")
+
+
 def as_id(value: ir.Value) -> ir.StringValue:
     """Return a column as ids: text as it is, 7.0 as "7", null where an id is missing in any spelling."""
     text = as_text(value)
@@ -57,7 +62,7 @@ def as_id(value: ir.Value) -> ir.StringValue:
         text = ibis.ifelse(value.abs() < MAX_EXACT, text, ibis.null("string"))
     elif value.type().is_string():
         text = ibis.ifelse(text.endswith("0") & text.contains("."), text.re_replace(r"^(-?[0-9]+)[.]0+$", r"\1"), text)
-        absent = (text.length() <= 8) & text.strip().lower().isin(MISSING)
+        absent = (text.length() <= 8) & is_one_of(text.strip().lower(), MISSING)
         text = ibis.ifelse(absent, ibis.null("string"), text)
     return text
 
