@@ -59,14 +59,19 @@ class DatasetCounts(Document):
     """By table and reason."""
 
 
-class DatasetManifest(Document):
-    """`manifest.json` of a dataset folder."""
+class _Seeded(Document):
+    """Entries that the manifests of datasets and runs share."""
 
     format: int = FORMAT_VERSION
     """Version of the format of datasets and runs."""
+    seed: int
+
+
+class DatasetManifest(_Seeded):
+    """`manifest.json` of a dataset folder."""
+
     kind: Literal["dataset"] = "dataset"
     command: Literal["prepare"] = "prepare"
-    seed: int
     config: DatasetSettings
     counts: DatasetCounts
     warnings: list[str] = Field([])
@@ -114,14 +119,11 @@ class RefitSettings(Document):
     """Fitted weights of a score, by name of the tensor; see `models.priors`."""
 
 
-class RunManifest(Document):
+class RunManifest(_Seeded):
     """`manifest.json` of a run's folder."""
 
-    format: int = FORMAT_VERSION
-    """Version of the format of datasets and runs."""
     kind: Literal["run"] = "run"
     command: Literal["train"] = "train"
-    seed: int
     dataset: str
     """Folder of the dataset."""
     data: str
