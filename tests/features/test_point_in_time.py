@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def history_of(users: list[list[tuple[int, int, float]]]) -> History:
     )
 
 
-def by_hand(events: list[tuple[int, int, float]]) -> dict[str, object]:
+def by_hand(events: list[tuple[int, int, float]]) -> dict[str, Any]:
     """Return the state after `events`, computed event by event."""
     rated = [stars for _, _, stars in events if np.isfinite(stars)]
     locations = [PLACE[row] for row, _, _ in events if np.isfinite(PLACE[row]).all()]
@@ -44,7 +45,7 @@ def by_hand(events: list[tuple[int, int, float]]) -> dict[str, object]:
     }
 
 
-def check(state: HistoryState, row: int, expected: dict[str, object]) -> None:
+def check(state: HistoryState, row: int, expected: dict[str, Any]) -> None:
     for field in fields(state):
         np.testing.assert_allclose(getattr(state, field.name)[row], expected[field.name], err_msg=field.name)
 
@@ -200,6 +201,6 @@ def test_features_of_users_never_look_ahead() -> None:
     ],
 )
 def test_only_elite_years_that_are_over_count(now: str, marked: tuple[int, ...], past: int) -> None:
-    one = HistoryState(*(np.zeros((1, 2)) if field.name == "location" else np.zeros(1, np.int64) for field in fields(HistoryState)))
+    one = replace(STATE, **{field.name: getattr(STATE, field.name)[:1] for field in fields(STATE)})
     found = user_state(one, np.array([moment(now)]), np.zeros(1, np.int64), np.array([years(*marked)]), True)
     assert found[0, 5] == pytest.approx(np.log1p(past))

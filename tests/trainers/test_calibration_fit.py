@@ -10,19 +10,33 @@ import pytest
 import torch
 from torch import Tensor
 
+from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import open_store, split_moment
+from twotower.evaluation.evaluator import evaluate
+from twotower.models.neural_retriever import RefreshedRetriever, item_points
 from twotower.models.priors import GROUPS, Priors
+from twotower.models.two_tower import TwoTower
+from twotower.schema import DAY_S
 from twotower.trainers import calibration
 from twotower.trainers.calibration import (
     Block,
+    _blocks,
     _distance_unit,
     _fit,
+    _interval_days,
     _largest_distance_weight,
     _likelihood,
     _newton,
     _place,
+    _system,
+    calibrate,
     in_words,
 )
+from twotower.utils.config import Config, parse_config
 from twotower.utils.documents import CalibrationRecord
+
+from ..documents import with_split
+from ..drawn_bundle import drawn
 
 ITEMS = 12
 
@@ -197,6 +211,94 @@ def test_distances_are_sampled_from_both_ends(monkeypatch: pytest.MonkeyPatch) -
     priors = Priors(1.0, (0.0,))
     _place(priors, items, users)
     assert float(priors.unlocated) == pytest.approx(20**2 / 2, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def dataset(town: Any) -> Dataset:
+    return Dataset.open(town.folder)
+
+
+@pytest.fixture(scope="module")
+def config(town: Any) -> Config:
+    tower = {"embedding_dim": 8, "hidden_dims": [8]}
+    made = town.config.model_dump(mode="json")
+    return parse_config({"model": {"user_tower": tower, "item_tower": tower}, "data": made["data"], "prepare": made["prepare"]})
+
+
+@pytest.fixture
+def model(dataset: Dataset, config: Config) -> TwoTower:
+    return drawn(dataset, config.model.model_dump(mode="json"))[0]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+@pytest.mark.parametrize("every_days", [None, 20.0])
+def test_blocks_have_the_scores_of_an_answer(
+    dataset: Dataset, model: TwoTower, config: Config, exclude_seen: bool, every_days: float | None
+) -> None:
+    """The features of a query times the weights of its group rank all items as the system does that is calibrated."""
+    model.recent_item_boost = 0.0  # added to the user vector by the retriever alone
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"exclude_seen": exclude_seen})})
+    held, start = dataset.held_out("valid").by_time(), split_moment(dataset, "valid")
+    system = _system(model, dataset, config, every_days)
+    moments = system.moments(held.queries.time_s) if isinstance(system, RefreshedRetriever) else np.full(len(held.queries), start)
+    groups = np.searchsorted([1, 5], held.queries.lengths, side="right")
+    pairs = sorted(set(zip(moments.tolist(), groups.tolist(), strict=True)))
+    blocks = list(_blocks(model, dataset, config, held, every_days))
+    assert len(blocks) == len(pairs) > 1
+    for block, (moment, number) in zip(blocks, pairs, strict=True):
+        rows = np.flatnonzero((moments == moment) & (groups == number))
+        assert block.group == number and block.towers.shape == (len(rows), dataset.n_item_rows)
+        part = held.queries.take(rows)
+        features, allowed, _, _ = (torch.cat(each) for each in zip(*block.parts(), strict=True))
+        logits = (features @ model.priors.weights[number]).masked_fill(~allowed, -torch.inf) * model.temperature().detach()
+        found = system.retrieve(part, 10, exclude_seen=exclude_seen)
+        there = torch.from_numpy(np.maximum(found.items, 0))
+        np.testing.assert_allclose(logits.gather(1, there).numpy(), found.scores, rtol=1e-3, atol=2e-4)
+        np.testing.assert_allclose(logits.topk(10, dim=1).values.numpy(), found.scores, rtol=1e-3, atol=2e-4)
+        wanted = []
+        for i, row in enumerate(rows):
+            targets = held.target_row[held.target_offsets[row] : held.target_offsets[row + 1]]
+            wanted += [(i, int(target)) for target in targets if allowed[i, target]]
+        assert list(zip(block.query.tolist(), block.target.tolist(), strict=True)) == wanted
+
+
+def test_an_index_is_refreshed_at_most_twelve_times(dataset: Dataset, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, start = dataset.held_out("valid").by_time(), split_moment(dataset, "valid")
+    span_days = (int(held.queries.time_s[-1]) - start) / DAY_S
+
+    def days(refresh: float | None) -> float | None:
+        return _interval_days(
+            dataset, held, config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"refresh_days": refresh})})
+        )
+
+    assert days(None) is None and days(1000.0) == 1000.0
+    every = days(0.001)
+    assert every is not None and span_days / 12 < every < span_days / 12 + 0.001
+    refreshed = _system(*(drawn(dataset, config.model.model_dump(mode="json"))[0], dataset, config), every)
+    assert isinstance(refreshed, RefreshedRetriever) and len(np.unique(refreshed.moments(held.queries.time_s))) <= 12
+    monkeypatch.setattr(dataset, "manifest", with_split(dataset.manifest, kind="leave_one_out"))
+    assert days(7.0) is None
+
+
+def test_a_calibration_says_what_it_did(dataset: Dataset, model: TwoTower, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "MAX_CELLS", dataset.n_item_rows * 40)
+    before = {name: value.clone() for name, value in model.priors.state_dict().items()}
+    record = calibrate(model, dataset, config)
+    assert record is not None and record.metric == config.training.eval_metric and record.queries == 40
+    assert record.used == (record.after >= record.before) and 0 <= record.before <= 1
+    assert list(record.weights) == ["0", "1", "5"] and record.half_lives_days == list(model.priors.half_lives)
+    after = model.priors.state_dict()
+    assert record.used and not torch.equal(after["weights"], before["weights"])
+    np.testing.assert_allclose(after["weights"].numpy(), list(record.weights.values()), rtol=1e-5, atol=1e-9)
+    assert all(value == float(f"{value:.6g}") for row in record.weights.values() for value in row)
+    items = item_points(open_store(dataset, "valid", config.model))
+    np.testing.assert_allclose(after["centre"].numpy(), np.nanmean(items, axis=0), rtol=1e-5)
+    assert 0.1 <= record.distance_unit_km < 2000
+    metric = evaluate(
+        _system(model, dataset, config, _interval_days(dataset, dataset.held_out("valid").by_time(), config)),
+        dataset.held_out("valid"), dataset, config.evaluation, metrics=[record.metric], beyond_k=None,
+    ).mean(record.metric)  # fmt: skip
+    assert record.after == pytest.approx(metric, abs=2e-6)
 
 
 def test_a_record_in_words() -> None:

@@ -135,8 +135,30 @@ def test_the_depth_is_bounded_to_the_last_part(limit: int) -> None:
         if limit <= MAX_DEPTH:
             parse_filter(deep)
         else:
-            with pytest.raises(RequestError, match=f"at most {MAX_DEPTH} deep"):
+            with pytest.raises(RequestError, match=f"at most {MAX_DEPTH} deep") as caught:
                 parse_filter(deep)
+            assert caught.value.location == ""
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"or": 3}, "Got 3 at or. or must be a list of filters."),
+        ({"and": {"a": 1}}, "Got a dict at and. and must be a list of filters."),
+        ({"within": {"km": 5, "near": [1]}}, "Got a list at within.near. near must be a list of latitude and longitude."),
+        ({"within": {"km": 5, "near": "here"}}, "Got 'here' at within.near. near must be a list of latitude and longitude."),
+        ({"within": {"km": True}}, "Got True at within.km. The distance of within must be in km, 0 or more."),
+        ({"not": {"seen": 0.5}}, "Got 0.5 at not.seen. seen must be true or false."),
+        ({"open": None}, 'Got None at open. open must be "now" or a time such as "Fri 19:30".'),
+        ({"price": {"max": "x" * 200}}, f"Got 'x{'x' * 78} at price.max. max must be a number."),
+        ({"price": [1, [2]]}, "Got a list at price[1]. A value must be a text, a number or a list of them."),
+        ([], 'Got a list at the whole filter. A JSON filter must be an object such as {"price": {"max": 2}}.'),
+    ],
+)
+def test_an_error_says_what_was_found(where: Any, said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_filter(where)
+    assert str(caught.value) == said
 
 
 def test_parts_in_words() -> None:
