@@ -28,4 +28,5 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
   CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
 ENTRYPOINT ["twotower"]
+# Reading needs a key (TWOTOWER_API_KEY, or --api-keys): add --public for a server that everyone may read.
 CMD ["serve", "/bundles/bundle", "--host", "0.0.0.0", "--port", "8000", "--events", "sqlite:/data/events.sqlite"]

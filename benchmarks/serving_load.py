@@ -37,7 +37,7 @@ class Server:
 
     def __init__(self, bundle: Path, events: str, log: Path, *options: str, start_s: float = 120, wait: bool = True) -> None:
         self.port, self.log = free_port(), log
-        command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(self.port), "--events", events]
+        command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(self.port), "--events", events, "--public"]
         began = time.perf_counter()
         with log.open("ab") as target:
             self.process = subprocess.Popen(

@@ -169,7 +169,13 @@ async def _mix(server: Server, bundles: tuple[Path, Path], minutes: float, seed:
         return post("/v1/events", {"events": [one]})
 
     def bad(number: int) -> bytes:
-        bodies: list[Any] = [{"k": 0}, {"filter": "nonsense <"}, {"history": [{"item_id": "nobody"}]}, [], {"near": [91, 0]}]
+        bodies: list[Any] = [
+            {"k": 0},
+            {"filter": "nonsense <"},
+            {"history": [{"item_id": "nobody"}], "strict": True},
+            [],
+            {"near": [91, 0]},
+        ]
         return post("/v1/recommend", bodies[number % len(bodies)])
 
     def reload(number: int) -> bytes:

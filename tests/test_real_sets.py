@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from twotower.pipeline.stages import run_all
 from twotower.retrieval.recommender import Recommender
+from twotower.serving.access import Access
 from twotower.serving.app import create_app
 from twotower.serving.limits import Limits
 from twotower.serving.service import Service
@@ -71,7 +72,9 @@ def _a_bundle_of_it_serves(bundle: Path) -> None:
     found = recommender.recommend(history=visited, k=25, filter="within(4)", near=(float(middle[0]), float(middle[1])))
     assert [place.item_id for place in found] == expected[:25] and len(expected) > 25
     assert all(place.name != place.item_id and place.categories for place in found)
-    with TestClient(create_app(Service(bundle, f"sqlite:{bundle.parent / 'events.sqlite'}", Limits(rate=0)), None)) as client:
+    with TestClient(
+        create_app(Service(bundle, f"sqlite:{bundle.parent / 'events.sqlite'}", Limits(rate=0)), Access(public=True))
+    ) as client:
         body = {"history": [{"item_id": visited[0]}], "k": 25, "filter": {"within": 4}, "near": middle.tolist(), "explain": True}
         answer = client.post("/v1/recommend", json=body).json()
         assert [place["item_id"] for place in answer["items"]] == expected[:25] and answer["items"][0]["reasons"]

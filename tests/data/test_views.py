@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twotower.data.dataset import Dataset, Events
+from twotower.data.dataset import Dataset
+from twotower.data.event_arrays import Events
 from twotower.data.views import (
     OBJECTIVES,
     AnyEventObjective,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from twotower.features.feature_store import last_tokens
@@ -11,13 +10,6 @@ from twotower.features.feature_store import last_tokens
 
 def test_last_tokens():
     np.testing.assert_array_equal(last_tokens(np.array([0, 5, 9]), np.array([5, 5, 11]), 3), [[2, 3, 4], [-1, -1, -1], [9, 10, -1]])
-
-
-@pytest.fixture(scope="module")
-def dataset(town):
-    from twotower.data.dataset import Dataset
-
-    return Dataset.open(town.folder)
 
 
 def test_a_causal_training_example_equals_the_same_question_served(dataset):

@@ -17,15 +17,17 @@ import pytest
 from starlette.testclient import TestClient
 
 from twotower.pipeline.stages import train_stage
+from twotower.serving.access import KEY_VARIABLE, Access
 from twotower.serving.app import create_app
 from twotower.serving.limits import Limits
 from twotower.serving.server import SWITCH_S
 from twotower.serving.service import Service
 from twotower.utils.config import parse_config
 
+from ..conftest import TOWER
+
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-for-these-tests"
-TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
 
 
 @pytest.fixture(scope="session")
@@ -58,12 +60,18 @@ def connect(bundle: Path, tmp_path: Path) -> Callable[..., AbstractContextManage
 
     @contextmanager
     def start(
-        *, folder: Path = bundle, events: str | None = None, key: str | None = KEY, limits: Limits | None = None
+        *,
+        folder: Path = bundle,
+        events: str | None = None,
+        key: str | None = KEY,
+        limits: Limits | None = None,
+        public: bool = True,
     ) -> Iterator[TestClient]:
         service = Service(folder, events or f"sqlite:{tmp_path / 'events.sqlite'}", limits or Limits(rate=0))
         sys.setswitchinterval(SWITCH_S)
         try:
-            with TestClient(create_app(service, key), raise_server_exceptions=False) as client:
+            access = Access(variables={} if key is None else {KEY_VARIABLE: key}, public=public)
+            with TestClient(create_app(service, access), raise_server_exceptions=False) as client:
                 yield client
         finally:
             sys.setswitchinterval(before)
@@ -95,15 +103,12 @@ def load(strength: Any) -> Any:
     return sys.modules[strength.Server.__module__]
 
 
-@pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory, lacking: Any) -> Iterator[str]:
-    """Yield the address of a Redis server that syncs before it responds."""
-    if shutil.which("redis-server") is None:
-        lacking("needs redis-server")
+@contextmanager
+def running_redis(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield address and process id of a Redis server that syncs before it responds."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    folder = tmp_path_factory.mktemp("redis")
     options = {"port": port, "bind": "127.0.0.1", "dir": folder, "appendonly": "yes", "appendfsync": "always", "save": ""}
     command = ["redis-server", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -116,10 +121,28 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory, lacking: Any) -> Iterato
             except OSError:
                 assert time.monotonic() < end, "Redis did not start"
                 time.sleep(0.02)
-        yield f"redis://127.0.0.1:{port}"
+        yield f"redis://127.0.0.1:{port}", server.pid
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory, lacking: Any) -> Iterator[str]:
+    """Yield the address of a Redis server that syncs before it responds."""
+    if shutil.which("redis-server") is None:
+        lacking("needs redis-server")
+    with running_redis(tmp_path_factory.mktemp("redis")) as (url, _):
+        yield url
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path, lacking: Any) -> Iterator[tuple[str, int]]:
+    """Yield address and process id of a Redis server of this test alone."""
+    if shutil.which("redis-server") is None:
+        lacking("needs redis-server")
+    with running_redis(tmp_path) as found:
+        yield found
 
 
 def some_items(client: TestClient, n: int) -> list[str]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from starlette.testclient import TestClient
 
+from twotower.bundle.revision import add_items
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import FIRST_ROW
 from twotower.serving import schemas
@@ -140,6 +144,74 @@ def test_an_event_that_one_server_of_a_redis_accepts_changes_the_answer_of_anoth
         assert [event["item_id"] for event in third.get("/v1/users/of-both/history").json()["events"]] == [item]
 
 
+HARD_IDS = ["a/similar", "a", "..", ".", "x/", "a,b", "%2F", "a?b#c", "random", " padded ", "ü 🍜", "a\\b", "a+b", '"']
+
+
+def test_every_id_is_reachable(connect: Connect, bundle: Any, tmp_path: Path, keyed: dict[str, str]) -> None:
+    """Test all the ways to an item and to a user, with ids that URLs give a meaning to."""
+    served, file = tmp_path / "served", tmp_path / "new.jsonl"
+    shutil.copytree(bundle, served)
+    file.write_text("".join(json.dumps({"item_id": item, "name": f"The one {n}"}) + "\n" for n, item in enumerate(HARD_IDS)))
+    add_items(served, file)
+    with connect(folder=served) as client:
+        for number, item in enumerate(HARD_IDS):
+            name = f"The one {number}"
+            path = f"/v1/items/{quote(item, safe='')}"
+            if item not in (".", ".."):  # clients resolve these in a path, encoded or not
+                assert client.get(path).json()["name"] == name, item
+                assert item not in [one["item_id"] for one in client.get(f"{path}/similar").json()["items"]]
+            assert [one["name"] for one in client.get("/v1/items", params={"id": item}).json()["items"]] == [name]
+            assert client.get("/v1/similar", params={"id": item}).json()["items"]
+            send(client, keyed, {"event_id": "1", "user": item, "item_id": item})
+            if item not in (".", ".."):
+                assert client.get(f"/v1/users/{quote(item, safe='')}/history").json()["user"] == item
+            assert client.get("/v1/history", params={"user": item}).json()["events"][0]["name"] == name
+        both = client.get("/v1/items", params={"id": ["nowhere", "a,b", "a"]}).json()["items"]
+        assert [one["item_id"] for one in both] == ["a,b", "a"]
+
+
+def test_unknown_items_of_a_history_are_passed_over_and_told(client: TestClient) -> None:
+    known = some_items(client, 2)
+    mixed = [{"item_id": item} for item in (known[0], "gone", known[1], "gone", "lost")]
+    answer = client.post("/v1/recommend", json={"history": mixed, "k": 300}).json()
+    assert answer["unknown_items"] == ["gone", "lost"] and answer["source"] == "model"
+    assert [one["item_id"] for one in answer["items"]] == ranked(client, history=[{"item_id": item} for item in known], k=300)
+    nothing = client.post("/v1/recommend", json={"history": [{"item_id": "gone"}]}).json()
+    assert nothing["source"] == "recent" and nothing["unknown_items"] == ["gone"]
+    strict = client.post("/v1/recommend", json={"history": mixed, "strict": True})
+    assert strict.status_code == 422 and strict.json()["error"]["location"] == "history.1.item_id"
+
+
+def test_an_error_of_a_batch_is_that_of_its_list(client: TestClient) -> None:
+    bad = {"filter": "nonsense <"}
+    answer = client.post("/v1/recommend:batch", json={"requests": [{"k": 2}, bad, {"k": 3}]})
+    assert answer.status_code == 200
+    schemas.BatchOut.model_validate(answer.json())
+    first, second, third = answer.json()["answers"]
+    assert (len(first["items"]), len(third["items"])) == (2, 3)
+    assert second["error"]["location"] == "requests.1.filter:11" and second["error"]["code"] == "impossible"
+
+
+def test_head_is_get_without_the_body(client: TestClient) -> None:
+    for path in ("/", "/docs", "/v1/about", "/health/ready", "/metrics", "/page/app.js"):
+        got, head = client.get(path), client.head(path)
+        assert head.status_code == got.status_code == 200 and head.content == b""
+        if path not in ("/health/ready", "/metrics"):
+            assert head.headers["content-length"] == got.headers["content-length"]
+    assert client.head("/v1/recommend").status_code == 405
+
+
+def test_large_answers_are_compressed_for_who_takes_gzip(client: TestClient) -> None:
+    for limit in (20, 100):
+        plain = client.get(f"/v1/items?limit={limit}", headers={"accept-encoding": "identity"})
+        packed = client.get(f"/v1/items?limit={limit}", headers={"accept-encoding": "br, gzip;q=0.5"})
+        assert packed.headers["content-encoding"] == "gzip" and packed.json() == plain.json()
+        assert "content-encoding" not in plain.headers and "accept-encoding" in plain.headers["vary"]
+        assert int(packed.headers["content-length"]) < int(plain.headers["content-length"]) / 2
+    none = client.get("/v1/items?limit=20", headers={"accept-encoding": "gzip;q=0"})
+    assert "content-encoding" not in none.headers
+
+
 def test_items_are_found_by_name(client: TestClient) -> None:
     most = client.get("/v1/items?limit=100").json()["items"]
     name = most[0]["name"]
@@ -162,7 +234,7 @@ def test_similar_places_are_others_and_pass_the_filter(client: TestClient) -> No
     assert scores == sorted(scores, reverse=True)
 
 
-def test_similar_places_may_be_asked_for_by_what_is_open_now(client: TestClient) -> None:
+def test_similar_items_can_be_filtered_by_open_now(client: TestClient) -> None:
     name = client.get("/v1/items?limit=1").json()["items"][0]["item_id"]
     assert client.get(f"/v1/items/{name}/similar", params={"filter": "open_now or not open_now"}).status_code == 200
 
@@ -170,7 +242,7 @@ def test_similar_places_may_be_asked_for_by_what_is_open_now(client: TestClient)
 def test_about_says_what_is_served(client: TestClient) -> None:
     about = client.get("/v1/about").json()
     schemas.AboutOut.model_validate(about)
-    assert about["version"] == client.get("/health/ready").json()["version"] and about["events_need_key"] is True
+    assert about["version"] == client.get("/health/ready").json()["version"]
     assert about["filters"]["has_price"] and about["filters"]["has_locations"] and about["filters"]["has_hours"]
     assert not about["filters"]["has_zones"]
     assert about["filters"]["categories"][0] == "Restaurants" and about["items"] <= 200
@@ -185,7 +257,7 @@ def test_the_page_is_served_under_a_policy_of_its_own_files_only(client: TestCli
     assert client.get("/page/app.js").status_code == client.get("/page/style.css").status_code == 200
 
 
-def test_log_lines_are_json_without_who_and_what(client: TestClient) -> None:
+def test_log_lines_are_json_without_users_and_items(client: TestClient) -> None:
     from twotower.serving.json_logs import JsonFormatter
 
     lines: list[str] = []

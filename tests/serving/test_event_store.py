@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +45,12 @@ def event(event_id: str, user: str = "u", time_s: int = 100, **more: Any) -> Eve
 
 
 def all_of(store: EventStore) -> list[Event]:
-    found, position = [], ""
-    while True:
-        events, position = store.since(position)
-        if not events:
-            return found
-        found += events
+    found: list[Event] = []
+    position = ""
+    while entries := store.since(position):
+        found += [one for _, one in entries if one is not None]
+        position = entries[-1][0]
+    return found
 
 
 def test_events_come_back_whole_and_in_order(opener: Opener) -> None:
@@ -57,23 +60,33 @@ def test_events_come_back_whole_and_in_order(opener: Opener) -> None:
     assert all_of(store) == sent
 
 
-def test_an_id_counts_once_in_one_request_and_over_many(opener: Opener) -> None:
+def test_an_id_of_a_user_counts_once_in_one_request_and_over_many(opener: Opener) -> None:
     store = opener()
-    assert store.append([event("a"), event("a", user="other"), event("b")]) == [True, False, True]
-    assert store.append([event("b"), event("c")]) == [False, True]
-    assert [one.event_id for one in all_of(store)] == ["a", "b", "c"]
-    assert all_of(store)[0].user == "u", "the first of an id is the event"
+    other = event("a", user="other")
+    assert store.append([event("a"), other, event("a", time_s=7), event("b")]) == [True, True, False, True]
+    assert store.append([event("b"), event("c"), other]) == [False, True, False]
+    assert [(one.user, one.event_id) for one in all_of(store)] == [("u", "a"), ("other", "a"), ("u", "b"), ("u", "c")]
+    assert all_of(store)[0].time_s == 100, "the first of an id is the event"
+    alike = [
+        event("bc", user="a"),
+        event("c", user="ab"),
+        event("", user="abc"),
+        event("1:a", user="1:a"),
+        event("a1:a", user="1:"),
+    ]
+    assert store.append(alike) == [True] * 5, "no two pairs are the same"
 
 
 def test_reading_goes_on_where_it_stopped(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAGE", 2)
     store = opener()
     store.append([event(str(i)) for i in range(5)])
-    first, position = store.since("")
-    assert [one.event_id for one in first] == ["0", "1"] and len(all_of(store)) == 5
+    first = store.since("")
+    assert [one.event_id for _, one in first if one] == ["0", "1"] and len(all_of(store)) == 5
     store.append([event("late")])
-    assert [one.event_id for one in store.since(position)[0]] == ["2", "3"]
-    assert store.since(store.since(store.since(position)[1])[1]) == ([], store.since(store.since(position)[1])[1])
+    assert [one.event_id for _, one in store.since(first[1][0]) if one] == ["2", "3"]
+    last = store.since(store.since(first[1][0])[1][0])[1][0]
+    assert store.since(last) == store.since(last) == []
 
 
 def test_what_was_kept_is_there_when_opened_again(opener: Opener) -> None:
@@ -95,8 +108,27 @@ def test_a_journal_has_each_user_s_events_by_time_and_the_latest_of_many(opener:
     journal.close()
 
 
-def test_two_servers_of_one_redis_see_each_other_s_events(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.RedisStore, "_KEYS", ("{both}:events", "{both}:ids"))
+@pytest.fixture
+def redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Yield a client of Redis; stores have keys of this test only."""
+    import redis as library
+
+    name = f"{{{uuid.uuid4().hex}}}"
+    monkeypatch.setattr(module.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
+    client = library.Redis.from_url(redis_url, decode_responses=True)
+    yield client
+    client.close()
+
+
+def until(true: Callable[[], Any]) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.usefixtures("redis")
+def test_two_servers_of_one_redis_see_each_other_s_events(redis_url: str) -> None:
     one, other = Journal(open_store(redis_url)), Journal(open_store(redis_url))
     try:
         assert one.append([[event("a")]]) == [1] and other.append([[event("a"), event("b", time_s=200)]]) == [1]
@@ -106,6 +138,125 @@ def test_two_servers_of_one_redis_see_each_other_s_events(redis_url: str, monkey
     finally:
         one.close()
         other.close()
+
+
+STRANGE_ENTRIES: list[dict[str, str]] = [
+    {"v": "2", "event": json.dumps({"event_id": "x", "user": "u", "item_id": "b", "time_s": 1, "kind": "of a later server"})},
+    {"v": "one", "event": "{}"},
+    {"event": "{}"},
+    {"v": "1"},
+    {"v": "1", "event": "not JSON"},
+    {"v": "1", "event": "[]"},
+    {"v": "1", "event": "null"},
+    {"v": "1", "event": "[" * 100_000},
+    {"v": "1", "event": json.dumps({"event_id": "x", "user": "u", "item_id": "b"})},
+    {"v": "1", "event": json.dumps({"event_id": 5, "user": "u", "item_id": "b", "time_s": 1})},
+    {"v": "1", "event": json.dumps({"event_id": "x", "user": None, "item_id": "b", "time_s": 1})},
+    {"v": "1", "event": json.dumps({"event_id": "x", "user": "u", "item_id": "b", "time_s": "1"})},
+    {"v": "1", "event": json.dumps({"event_id": "x", "user": "u", "item_id": "b", "time_s": True})},
+    {"v": "1", "event": json.dumps({"event_id": "x", "user": "u", "item_id": "b", "time_s": -1})},
+    {"v": "1", "event": json.dumps({"event_id": "x", "user": "u", "item_id": "b", "time_s": 1, "stars": "five"})},
+    {"v": "1", "event": json.dumps({"event_id": "x", "user": "u", "item_id": "b", "time_s": 1, "event_type": {}})},
+    {"v": "1", "event": json.dumps({"event_id": "x", "user": "u", "item_id": "b", "time_s": 4_102_444_800})},
+    {"something": "else"},
+]
+
+
+def test_entries_that_cannot_be_read_are_skipped_and_counted(redis: Any, redis_url: str) -> None:
+    skipped: list[int] = []
+    following = Journal(open_store(redis_url), skipped.append)
+    try:
+        key, _ = module.RedisStore._KEYS
+        known = {"event_id": "y", "user": "u", "item_id": "b", "time_s": 5, "of_a_later_server": {"a": [1]}}
+        for entry in STRANGE_ENTRIES:
+            redis.xadd(key, entry)
+        redis.xadd(key, {"v": "1", "event": json.dumps(known), "another": "field"})
+        until(lambda: following.of("u"))
+        assert [one.time_s for one in following.of("u")] == [5] and sum(skipped) == len(STRANGE_ENTRIES)
+        assert following.append([[event("after")]]) == [1] and len(following.of("u")) == 2
+        fresh = Journal(open_store(redis_url))
+        assert fresh.of("u") == following.of("u")
+        fresh.close()
+    finally:
+        following.close()
+
+
+@pytest.mark.usefixtures("redis")
+def test_rolling_upgrades_between_two_entry_formats_lose_nothing(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = 0
+    for upgrade in range(100):
+        for version in (1, 2):  # an old and a new server, each reading what both write
+            monkeypatch.setattr(module, "ENTRY_VERSION", version)
+            store = open_store(redis_url)
+            store.append([event(f"{upgrade}-{version}", time_s=sent)])
+            sent += 1
+            store.close()
+    monkeypatch.setattr(module, "ENTRY_VERSION", 1)
+    old = Journal(open_store(redis_url))
+    assert [one.time_s for one in old.of("u")] == list(range(0, sent, 2))
+    old.close()
+    monkeypatch.setattr(module, "ENTRY_VERSION", 2)
+    new = Journal(open_store(redis_url))
+    assert [one.time_s for one in new.of("u")] == list(range(sent))
+    new.close()
+
+
+@pytest.mark.parametrize("how", ["emptied", "copy without the last entries", "trimmed"])
+def test_a_store_that_lost_entries_is_read_again(redis: Any, redis_url: str, how: str) -> None:
+    key, ids = module.RedisStore._KEYS
+    for number in range(4):
+        redis.xadd(key, {"v": "1", "event": json.dumps(asdict(event(str(number), time_s=number)))}, id=f"999999999999{number}-0")
+    journal = Journal(open_store(redis_url))
+    try:
+        assert [one.time_s for one in journal.of("u")] == [0, 1, 2, 3]
+        if how == "emptied":
+            redis.delete(key, ids)
+            kept = []
+        elif how == "trimmed":
+            redis.xtrim(key, maxlen=0)
+            kept = []
+        else:  # as after a failover: the copy goes on with ids below the last one that was read
+            held = redis.xrange(key, count=2)
+            redis.delete(key)
+            for at, fields in held:
+                redis.xadd(key, fields, id=at)
+            kept = [0, 1]
+        lowest = "9999999999991-5" if how.startswith("copy") else "5-0" if how == "emptied" else "*"
+        redis.xadd(key, {"v": "1", "event": json.dumps(asdict(event("new", time_s=50)))}, id=lowest)
+        until(lambda: [one.time_s for one in journal.of("u")] == [*kept, 50])
+    finally:
+        journal.close()
+
+
+def test_a_store_that_fails_is_told_and_recovers(redis_url: str, redis: Any) -> None:
+    journal = Journal(open_store(redis_url))
+    try:
+        assert journal.state == "ok"
+        key, _ = module.RedisStore._KEYS
+        journal.append([[event("a")]])
+        redis.rename(key, f"{key}-kept")
+        redis.set(key, "of another type")
+        until(lambda: "does not respond" in journal.state)
+        with pytest.raises(BusyError):
+            journal.append([[event("b")]])
+        redis.rename(f"{key}-kept", key)
+        until(lambda: journal.state == "ok")
+        assert len(journal.of("u")) == 1 and journal.append([[event("c")]]) == [1]
+    finally:
+        journal.close()
+
+
+def test_the_file_of_events_is_its_owner_s_alone(tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    path.touch(0o644)
+    for _ in range(2):
+        store = open_store(f"sqlite:{path}")
+        store.append([event(str(n)) for n in range(100)])
+        assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o600}
+        assert len(list(tmp_path.iterdir())) >= 2, "the log beside it, too"
+        store.close()
+    with pytest.raises(DataError, match="Choose a writable path"):
+        open_store(f"sqlite:{tmp_path / 'no' / 'such' / 'folder'}")
 
 
 def test_a_second_server_is_refused_the_file_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,20 +283,28 @@ def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path, cont
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["e"]
 
 
-@pytest.mark.parametrize("url", ["", "sqlite:", "file.sqlite", "http://x"])
+@pytest.mark.parametrize(
+    "url", ["", "sqlite:", "file.sqlite", "http://x", "redis:/:secret@host", ":secret@host", "redis//:secret@x"]
+)
 def test_an_address_of_nothing_known_is_refused(url: str) -> None:
-    with pytest.raises(ConfigError, match="sqlite:PATH"):
+    with pytest.raises(ConfigError, match="sqlite:PATH") as refused:
         open_store(url)
-
-
-def test_a_redis_that_is_not_there_is_named_without_its_password() -> None:
-    with pytest.raises(DataError, match=r"redis://127\.0\.0\.1:1:") as refused:
-        open_store("redis://:secret@127.0.0.1:1")
     assert "secret" not in str(refused.value)
 
 
+def test_a_redis_that_is_not_there_is_named_without_its_password() -> None:
+    for url in ("redis://:secret@127.0.0.1:1", "redis://127.0.0.1:1?password=secret", "redis://u:a@secret@127.0.0.1:1"):
+        with pytest.raises(DataError, match=r"redis://127\.0\.0\.1:1:") as refused:
+            open_store(url)
+        assert "secret" not in str(refused.value)
+    for url in ("redis://:secret/x@127.0.0.1:6379", "redis://127.0.0.1:secret", "redis://user:secret", "redis://:secret@[::1"):
+        with pytest.raises(ConfigError, match="is not valid") as wrong:
+            open_store(url)
+        assert "secret" not in str(wrong.value)
+
+
 def test_a_full_disk_refuses_the_events_and_takes_them_later(tmp_path: Path) -> None:
-    store = open_store(f"sqlite:{tmp_path / 'e'}")
+    store: Any = open_store(f"sqlite:{tmp_path / 'e'}")
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
     store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(BusyError, match="cannot write to the event file"):

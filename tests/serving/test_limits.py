@@ -1,16 +1,14 @@
-"""Test the rate limiter against an independent count, and the key check."""
+"""Test the rate limiter against an independent count, and what else is counted by client."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twotower.errors import ConfigError, DataError
-from twotower.serving.limits import Limits, RateLimiter, is_key
-from twotower.serving.server import KEY_VARIABLE, Options, read_key, serve
+from twotower.errors import ConfigError
+from twotower.serving.clients import Clients, RateLimiter, cost
+from twotower.serving.limits import Limits
 
 
 @given(st.lists(st.floats(0, 3), max_size=60), st.integers(1, 5), st.integers(1, 5))
@@ -18,7 +16,7 @@ def test_no_interval_lets_more_through_than_burst_and_rate(gaps: list[float], ra
     limiter, now, passed = RateLimiter(rate, burst), 0.0, []
     for gap in gaps:
         now += gap
-        wait = limiter.wait_s("a", now)
+        wait = limiter.wait_s("a", now=now)
         assert 0 <= wait <= 1 / rate + 1e-9
         if not wait:
             passed.append(now)
@@ -27,52 +25,63 @@ def test_no_interval_lets_more_through_than_burst_and_rate(gaps: list[float], ra
             assert j - i + 1 <= burst + rate * (passed[j] - start) + 1e-6
 
 
-def test_who_waits_as_told_is_let_through_and_clients_do_not_share() -> None:
+def test_a_client_that_waits_is_accepted_and_clients_do_not_share() -> None:
     limiter = RateLimiter(2, 1)
-    assert limiter.wait_s("a", 0) == 0 and limiter.wait_s("b", 0) == 0
-    wait = limiter.wait_s("a", 0.1)
-    assert wait == pytest.approx(0.4) and limiter.wait_s("a", 0.1 + wait) == 0
+    assert limiter.wait_s("a", now=0) == 0 and limiter.wait_s("b", now=0) == 0
+    wait = limiter.wait_s("a", now=0.1)
+    assert wait == pytest.approx(0.4) and limiter.wait_s("a", now=0.1 + wait) == 0
 
 
 def test_memory_of_clients_is_bounded() -> None:
     limiter = RateLimiter(1, 1, most_clients=10)
     for number in range(1000):
-        limiter.wait_s(str(number), 0)
-    assert len(limiter._buckets) == 10 and limiter.wait_s("999", 0) > 0
+        limiter.wait_s(str(number), now=0)
+    assert len(limiter._buckets) == 10 and limiter.wait_s("999", now=0) > 0
 
 
-def test_only_the_whole_key_is_the_key() -> None:
-    assert is_key("schlüssel", "schlüssel")
-    assert not any(is_key(given, "schlüssel") for given in ("", "schlüsse", "schlüssel ", "\ud800"))
+def test_a_body_counts_by_its_size_before_it_is_read() -> None:
+    limiter = RateLimiter(10, 300)
+    assert limiter.wait_s("a", cost(1_000_000), now=0) == 0
+    assert limiter.wait_s("a", cost(1_000_000), now=0) == 0, "taken while one is left"
+    assert limiter.wait_s("a", cost(10), now=0) == pytest.approx((2 * cost(1_000_000) - 300 + 1) / 10)
 
 
-def test_the_key_comes_from_the_file_else_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(KEY_VARIABLE, raising=False)
-    assert read_key(None) is None
-    monkeypatch.setenv(KEY_VARIABLE, "e" * 20)
-    (tmp_path / "key").write_text("f" * 20 + "\n")
-    assert read_key(None) == "e" * 20 and read_key(tmp_path / "key") == "f" * 20
-    (tmp_path / "key").write_text("short")
-    with pytest.raises(ConfigError, match="at least 16 are required"):
-        read_key(tmp_path / "key")
+def test_addresses_of_one_ipv6_network_are_one_client() -> None:
+    clients = Clients(Limits())
+    assert clients.group("2001:db8:1:2::1") == clients.group("2001:db8:1:2:ffff::9") != clients.group("2001:db8:1:3::1")
+    assert clients.group("::ffff:10.0.0.7") == clients.group("10.0.0.7") != clients.group("10.0.0.8")
+    assert clients.group("fe80::1%eth0") == clients.group("fe80::2%eth1")
 
 
-def test_settings_that_do_not_fit_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    given = {"bundle": tmp_path, "host": "127.0.0.1", "port": 0, "events": None, "api_key_file": None, "limits": Limits()}
-    with pytest.raises(ConfigError, match="needs both"):
-        serve(Options(**given, tls_cert=tmp_path, tls_key=None))
-    with pytest.raises(ConfigError, match="Expected a certificate and its key as PEM files"):
-        serve(Options(**given, tls_cert=tmp_path / "nope", tls_key=tmp_path / "nope"))
-    with pytest.raises(DataError, match="is not a bundle"):
-        serve(Options(**given, tls_cert=None, tls_key=None))
+def test_only_a_trusted_proxy_says_who_the_client_is() -> None:
+    forged = ["6.6.6.6, 203.0.113.9, 10.0.0.7"]
+    assert Clients(Limits()).behind("127.0.0.1", forged) == "127.0.0.1"
+    clients = Clients(Limits(), ["127.0.0.1", "10.0.0.0/8"])
+    assert clients.behind("127.0.0.1", forged) == "203.0.113.9", "the last that no proxy of ours has"
+    assert clients.behind("198.51.100.1", forged) == "198.51.100.1"
+    assert clients.behind("127.0.0.1", ["nonsense"]) == "127.0.0.1" and clients.behind("127.0.0.1", []) == "127.0.0.1"
+    assert clients.behind("127.0.0.1", ["6.6.6.6", "[2001:db8::5]"]) == "2001:db8::/64"
+    with pytest.raises(ConfigError, match="is not the address of a proxy"):
+        Clients(Limits(), ["everyone"])
 
 
-def test_what_a_request_asks_for_besides_is_waited_for_by_the_next() -> None:
+def test_counts_of_clients_end_at_nothing() -> None:
+    clients = Clients(Limits(connections_per_client=2, held_bytes_per_client=10, held_bytes=25))
+    assert [clients.enter("a") for _ in range(3)] == [True, True, False] and clients.enter("b")
+    assert clients.hold("a", 10) and not clients.hold("a", 1) and clients.hold("b", 9) and not clients.hold("c", 9)
+    for client, size in (("a", 11), ("b", 9), ("c", 9)):
+        clients.release(client, size)
+    for client in ("a", "a", "b"):
+        clients.leave(client)
+    assert clients.held_bytes == 0 and not clients._bytes and not clients._connections
+
+
+def test_the_next_request_waits_for_what_was_charged() -> None:
     limiter = RateLimiter(10, 5)
-    assert limiter.wait_s("a", 0) == 0
+    assert limiter.wait_s("a", now=0) == 0
     limiter.charge("a", 255, 0)
-    assert limiter.wait_s("a", 0) == pytest.approx((1 + 255 - 4) / 10) and limiter.wait_s("b", 0) == 0
-    assert limiter.wait_s("a", 25.2) == 0
+    assert limiter.wait_s("a", now=0) == pytest.approx((1 + 255 - 4) / 10) and limiter.wait_s("b", now=0) == 0
+    assert limiter.wait_s("a", now=25.2) == 0
     free = RateLimiter(0, 5)
     free.charge("a", 255, 0)
-    assert free.wait_s("a", 0) == 0
+    assert free.wait_s("a", now=0) == 0

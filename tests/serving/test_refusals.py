@@ -34,8 +34,8 @@ def test_the_lists_of_a_batch_are_counted_and_bounded(connect: Connect, keyed: d
         assert answer.status_code == 422 and "at most 25,600 items" in answer.json()["error"]["message"]
         events = [{"event_id": str(n), "user": "busy", "item_id": some_items(client, 1)[0]} for n in range(1000)]
         send(client, keyed, *events)
-        wrong = [{"user": "busy"}] * 3 + [{"user": "busy", "history": [{"item_id": "no such"}]}]
-        refused = client.post("/v1/recommend:batch", json={"requests": wrong}).json()["error"]
+        wrong = [{"user": "busy"}] * 3 + [{"user": "busy", "history": [{"item_id": "no such"}], "strict": True}]
+        refused = client.post("/v1/recommend:batch", json={"requests": wrong}).json()["answers"][3]["error"]
         assert refused["location"] == "requests.3.history.0.item_id", "however much was accepted before"
 
 
@@ -79,7 +79,7 @@ MISTAKES: list[tuple[dict[str, Any], str | None]] = [
     ({"near": [91, 0]}, "near.0"),
     ({"near": [1]}, "near.1"),
     ({"diversity": 2}, "diversity"),
-    ({"history": [{"item_id": "nowhere"}]}, "history.0.item_id"),
+    ({"history": [{"item_id": "nowhere"}], "strict": True}, "history.0.item_id"),
     ({"history": [{"item_id": "x"}] * 1001}, "history"),
     ({"history": [{"item_id": "x", "stars": 9}]}, "history.0.stars"),
     ({"time_s": 10**12}, "time_s"),
@@ -88,7 +88,7 @@ MISTAKES: list[tuple[dict[str, Any], str | None]] = [
 ]
 
 
-def test_a_filter_that_is_too_long_as_json_is_told_so(client: TestClient) -> None:
+def test_a_json_filter_that_is_too_long_is_refused(client: TestClient) -> None:
     answer = client.post("/v1/recommend", json={"filter": {"id": {"any": ["x" * 100] * 700}}})
     assert answer.status_code == 422 and "at most 65,536 bytes of JSON" in answer.json()["error"]["message"]
 
@@ -102,15 +102,12 @@ def test_a_mistake_is_refused_at_its_place(client: TestClient, body: dict[str, A
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
 
-def test_a_malformed_filter_is_refused_alone_also_among_others(client: TestClient) -> None:
+def test_a_malformed_filter_is_refused_at_its_place(client: TestClient) -> None:
     answer = client.post("/v1/recommend", json={"filter": "pric <= 2"})
     assert answer.status_code == 422 and "'price'" in answer.json()["error"]["message"]
     assert answer.json()["error"]["location"] == "filter:1", "the character"
     answer = client.post("/v1/recommend", json={"filter": {"and": [{"price": {"mx": 2}}]}})
     assert answer.status_code == 422 and answer.json()["error"]["location"] == "filter.and[0].price.mx"
-    requests = [{"k": 1}, {"filter": "nonsense <"}, {"k": 1}]
-    answer = client.post("/v1/recommend:batch", json={"requests": requests})
-    assert answer.status_code == 422 and answer.json()["error"]["location"] == "requests.1.filter:11"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"user": "\\ud800"}', b"\xff", b"[" * 100_000, b'{"k": 1e400}', b"null"])
@@ -174,7 +171,7 @@ def test_a_large_body_is_refused_whether_or_not_it_says_so(connect: Connect) -> 
             assert answer.status_code == 413 and "1,000 bytes" in answer.json()["error"]["message"]
 
 
-def test_one_client_is_asked_to_wait(connect: Connect) -> None:
+def test_a_client_above_its_rate_must_wait(connect: Connect) -> None:
     with connect(limits=Limits(rate=0.5, burst=2)) as client:
         assert [client.get("/v1/about").status_code for _ in range(3)] == [200, 200, 429]
         answer = client.get("/v1/about")
@@ -200,7 +197,7 @@ def test_a_defect_shows_the_client_nothing_and_the_log_everything(
 
 def test_while_too_much_waits_a_request_is_refused_unread(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect() as client:
-        monkeypatch.setattr(type(client.app.state.service), "overloaded", True)  # type: ignore[attr-defined]
+        monkeypatch.setattr(type(client.app.state.service), "overloaded", lambda *_: True)  # type: ignore[attr-defined]
         answer = client.post("/v1/recommend", content=b"this is not even JSON")
         assert answer.status_code == 503 and answer.json()["error"]["code"] == "busy" and answer.headers["retry-after"] == "1"
         assert client.post("/v1/recommend:batch", content=b"nor this").status_code == 503

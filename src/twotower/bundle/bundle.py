@@ -5,6 +5,7 @@
     towers/             both towers as ONNX (see `onnx_towers`), if the package `onnx` was installed at export
     index.safetensors   arrays with one row per item; see `ItemArrays`
     index/              the index built by `twotower tune-index`; without it the search is exact
+    report.json         the report of the evaluation, if there was one
     dataset/            catalogue, encoders, histories (the prepared dataset, without rejects)
 
 A bundle contains no code: weights are safetensors, tables Parquet, graphs ONNX, the rest JSON. It is written to a temporary folder
@@ -30,6 +31,7 @@ from twotower.bundle.consistency import check_arrays, check_dataset, model_of
 from twotower.bundle.item_arrays import ItemArrays, encode_items, item_arrays
 from twotower.bundle.onnx_towers import USER_FILE, OnnxUserTower, can_run, export_towers, hindrance
 from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, verify_manifest, write_manifest
+from twotower.bundle.signature import check_signature, read_trusted_key
 from twotower.data.dataset import ASIDE, Dataset
 from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import DataError
@@ -50,6 +52,7 @@ from twotower.utils.manifests import BestValidation, BundleManifest, PriorsRecor
 from twotower.utils.types import Float, Mask
 
 MODEL_FILE, INDEX_FILE, INDEX, TOWERS, DATASET = "model.safetensors", "index.safetensors", "index", "towers", "dataset"
+REPORT = "report.json"
 SAME = 1e-3  # tolerance between a stored number and the same number computed again on another machine or in other blocks
 TRIES, PAUSE_S = 10, 0.05  # for opening a folder that is being replaced
 
@@ -194,27 +197,34 @@ def copy_dataset(dataset: Dataset, folder: Path) -> None:
 
 
 def note_report(path: Path, report: Report) -> BundleManifest:
-    """Add an evaluation report to the manifest of the bundle at `path`. Return the new manifest."""
+    """Add an evaluation report to the bundle at `path`, and its summary to the manifest. Return the new manifest."""
     manifest = verify_manifest(path)
     with atomic_replace(path) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True)
+        (folder / REPORT).write_text(json.dumps(report.json_values(), sort_keys=True, ensure_ascii=False), encoding="utf-8")
         return write_manifest(folder, manifest.model_copy(update={"report": report.summary()}))
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path, trusted_key: Path | None = None) -> Bundle:
     """Open a bundle. Check its version, the hash of every file and that its files are mutually consistent.
 
     If the bundle is replaced while it is read, it is read again.
+
+    Parameters
+    ----------
+    trusted_key
+        PEM file of a public Ed25519 key; only bundles signed with its private part are opened.
 
     Raises
     ------
     DataError
         The folder is not a bundle, has another format version, misses a file, has an extra file, or a file has changed.
     """
+    key = read_trusted_key(trusted_key) if trusted_key is not None else None
     for last in (*[False] * (TRIES - 1), True):
         before = _identity(path)
         try:
-            bundle = _load(path)
+            bundle = _load(path, key)
             if last or _identity(path) == before:
                 return bundle
         except DataError:
@@ -225,9 +235,11 @@ def load_bundle(path: Path) -> Bundle:
     raise AssertionError("the last try returns or raises")
 
 
-def _load(path: Path) -> Bundle:
+def _load(path: Path, key: Any = None) -> Bundle:
     try:
         manifest = verify_manifest(path)
+        if key is not None:
+            check_signature(path, manifest, key)
         config = manifest.config
         dataset = Dataset.open(path / DATASET)
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})

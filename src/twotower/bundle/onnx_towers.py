@@ -18,22 +18,22 @@ from __future__ import annotations
 import copy
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from twotower.errors import DataError
 from twotower.features.batches import ItemBatch, UserBatch
 from twotower.features.feature_store import WIDTHS, FeatureStore
 from twotower.models.layers.tables import StoredTable
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries
 from twotower.schema import UNKNOWN
-from twotower.utils.types import Float
+from twotower.utils.types import Array, Float
 
 USER_FILE, ITEM_FILE = "user.onnx", "item.onnx"
 OPSET = 18
@@ -55,8 +55,8 @@ def hindrance(model: TwoTower) -> str | None:
 
 
 def can_run() -> bool:
-    """Return True if ONNX Runtime is installed."""
-    return importlib.util.find_spec("onnxruntime") is not None
+    """Return True if ONNX Runtime is installed, and onnx, which checks the graph."""
+    return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 
 
 def export_towers(model: TwoTower, store: FeatureStore, folder: Path) -> None:
@@ -71,9 +71,30 @@ def export_towers(model: TwoTower, store: FeatureStore, folder: Path) -> None:
     _write(_ItemGraph, plain, item_input(store.items(row, np.zeros_like(row))), ("vectors", "history_items"), folder / ITEM_FILE)
 
 
-def item_input(batch: ItemBatch) -> dict[str, NDArray[Any]]:
+def item_input(batch: ItemBatch) -> dict[str, Array]:
     """Return the inputs of `item.onnx` for a batch."""
     return {"row": batch.row.numpy(), **{f"field.{name}": value.numpy() for name, value in batch.fields.items()}}
+
+
+def refuse_external_data(graph: bytes, file: Path) -> None:
+    """Raise DataError if a tensor of an ONNX graph, of its functions or subgraphs included, lies in another file.
+
+    Such a file could be any file of this machine, and whether the runtime reads it depends on its version.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        unread: list[Any] = [onnx.ModelProto.FromString(graph)]
+    except DecodeError:
+        raise DataError(f"{file} is not an ONNX graph. Run `twotower export` again.") from None
+    while unread:
+        message = unread.pop()
+        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location == onnx.TensorProto.EXTERNAL):
+            raise DataError(f"{file} refers to data in another file. Do not use this bundle.")
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                unread.extend(value if isinstance(value, Sequence) else [value])
 
 
 class OnnxUserTower:
@@ -94,11 +115,13 @@ class OnnxUserTower:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        graph = file.read_bytes()
+        refuse_external_data(graph, file)
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self._names = [value.name for value in self._session.get_inputs()]
         self._items = items
 
-    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Float:
+    def __call__(self, inputs: Mapping[str, Array]) -> Float:
         """Return vectors float32 [B, D] for the inputs from `FeatureStore.padded`.
 
         Large batches are grouped by history length, so that short histories are not padded to the longest.
@@ -114,7 +137,7 @@ class OnnxUserTower:
         vectors: Float = np.concatenate(parts)[np.argsort(order)]
         return vectors
 
-    def _run(self, inputs: Mapping[str, NDArray[Any]]) -> Float:
+    def _run(self, inputs: Mapping[str, Array]) -> Float:
         given = {**inputs, "items": self._items}
         vectors: Float = self._session.run(["vectors"], {name: given[name] for name in self._names})[0]
         return vectors
@@ -165,7 +188,7 @@ def _plain(model: TwoTower) -> TwoTower:
 def _write(
     graph: type[_UserGraph] | type[_ItemGraph],
     model: TwoTower,
-    inputs: Mapping[str, NDArray[Any]],
+    inputs: Mapping[str, Array],
     outputs: tuple[str, ...],
     file: Path,
 ) -> None:

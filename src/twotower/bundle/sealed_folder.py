@@ -4,7 +4,7 @@
 
 A verified folder holds exactly the files of its manifest, unchanged. No name leads outside the folder, and no link is followed.
 `atomic_replace` swaps a new folder for an old one, so a reader finds either of them complete. A seal detects damage and mixed-up
-files. It does not prove who wrote a bundle, so files are read as data only, never as code.
+files. It does not prove who wrote a bundle (`signature` does), so files are read as data only, never as code.
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ from twotower.utils.manifests import BundleManifest
 from twotower.utils.types import Json
 
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.sig"  # see `signature`
 KIND = "bundle"
 MAX_MANIFEST_BYTES = 64 << 20
 _BLOCK = 1 << 20
+
+
+def bundle_in(folder: Path) -> Path:
+    """Return the bundle inside a folder written by `run` or `train`; another path is returned unchanged."""
+    return folder / "bundle" if (folder / "bundle" / MANIFEST).is_file() else folder
 
 
 def write_manifest(folder: Path, manifest: BundleManifest) -> BundleManifest:
@@ -38,6 +44,7 @@ def write_manifest(folder: Path, manifest: BundleManifest) -> BundleManifest:
     BundleManifest
         The manifest, with its hashes and seal.
     """
+    (folder / SIGNATURE).unlink(missing_ok=True)  # of what the folder held before
     files = sorted(_files(folder), key=lambda name: name.as_posix())
     hashes = {name.as_posix(): sha256(folder / name, flush=True) for name in files if name.as_posix() != MANIFEST}
     body = {**manifest.json_values(), "hashes": hashes}
@@ -67,7 +74,7 @@ def verify_manifest(folder: Path) -> BundleManifest:
     for name in hashes:
         if "\\" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise DataError(f"The manifest of {folder} names {name[:80]!r}, outside its folder. Do not use this bundle.")
-    present = {name.as_posix() for name in _files(folder)} - {MANIFEST}
+    present = {name.as_posix() for name in _files(folder)} - {MANIFEST, SIGNATURE}
     for name in sorted(hashes.keys() - present):
         raise _changed(folder / name, "is missing")
     for name in sorted(present - hashes.keys()):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,21 @@ from typing import Any
 import click
 
 from twotower.commands.options import BUNDLE, FILE, FOLDER, a_user, inside, keep_existing, keep_file, overwriting, say_next
+from twotower.errors import ConfigError
+
+
+def listed_ids(text: str) -> list[str]:
+    """Return the ids of a line of CSV; an id with a comma stands in double quotes.
+
+    Examples
+    --------
+    >>> listed_ids('b_1, "a,b"')
+    ['b_1', 'a,b']
+    """
+    return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), []) if part.strip()]
+
+
+INDEX_KINDS = ("exact", "int8", "sq", "hnsw", "ivf_pq")  # repeated, so that a mistyped one is refused before PyTorch loads
 
 
 @click.command(short_help="Write a run's bundle, the folder that answers requests.")
@@ -36,7 +53,10 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
 @click.command(short_help="Recommend items to one user, a history, or all users.")
 @click.argument("bundle", type=BUNDLE)
 @click.option("--user", help="Id of a known user.")
-@click.option("--history", help="Item ids, oldest first, separated by commas. With --user they follow the user's own.")
+@click.option(
+    "--history",
+    help="Item ids, oldest first, separated by commas (quote an id that has one). With --user they follow the user's own.",
+)
 @click.option(
     "--all", "everybody", is_flag=True, help="Recommend to every user of the bundle, into --out. Resumes after an interruption."
 )
@@ -96,7 +116,7 @@ def recommend(
         click.echo(f"{out}: {users:,} users")
         say_next("serve", bundle)
         return
-    ids = None if history is None else [part.strip() for part in history.split(",") if part.strip()]
+    ids = None if history is None else listed_ids(history)
     found = Recommender.load(bundle).recommend(user=user, history=ids, exclude_seen=not include_seen, **asked)
     if not as_json:
         click.echo(as_table(found))
@@ -118,7 +138,7 @@ def recommend(
     help="Recall that the index must reach.",
 )
 @click.option("--k", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Length of the lists that are measured.")
-@click.option("--kinds", metavar="A,B", help="Index types to try: exact, int8, sq, hnsw, ivf_pq. Default: all.")
+@click.option("--kinds", metavar="A,B", help=f"Index types to try: {', '.join(INDEX_KINDS)}. Default: all.")
 @click.option("--plot", type=FILE, help="SVG file for the plot of the measurements. Default: BUNDLE-index.svg.")
 def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Path | None) -> None:
     """Measure indexes on a bundle's vectors and users, and add the cheapest that reaches the recall.
@@ -127,9 +147,13 @@ def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Pat
     Example:
       twotower tune-index runs/town/bundle --recall 0.99
     """
-    from twotower.pipeline.bundle_stages import tune_index_stage
+    from twotower.utils.registry import Names
 
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds else []
+    for kind in chosen:
+        Names("index", INDEX_KINDS).check(kind)
+    from twotower.pipeline.bundle_stages import tune_index_stage
+
     picture = plot or bundle.with_name(f"{bundle.name}-index.svg")
     best = tune_index_stage(bundle, recall=recall, k=k, kinds=chosen, plot=picture, say=click.echo)
     click.echo(f"{bundle}: {best.kind} {best.settings}; recall {best.recall:.4f}, {best.p50_ms:.3f} ms; plot in {picture}")
@@ -155,7 +179,7 @@ def add_items(bundle: Path, items: Path) -> None:
 
 @click.command(short_help="Stop recommending items of a bundle.")
 @click.argument("bundle", type=BUNDLE)
-@click.option("--ids", required=True, help="Item ids, separated by commas.")
+@click.option("--ids", required=True, help="Item ids, separated by commas; quote an id that has one: '\"a,b\",c'.")
 def remove_items(bundle: Path, ids: str) -> None:
     """Stop recommending items. They still count as part of histories.
 
@@ -165,17 +189,79 @@ def remove_items(bundle: Path, ids: str) -> None:
     """
     from twotower.bundle import revision
 
-    manifest = revision.remove_items(bundle, [part.strip() for part in ids.split(",") if part.strip()])
+    manifest = revision.remove_items(bundle, listed_ids(ids))
     click.echo(f"{bundle}: revision {manifest.revision}")
     say_next("serve", bundle)
+
+
+@click.command(short_help="Sign a bundle, so that servers can trust it.")
+@click.argument("bundle", type=BUNDLE)
+@click.option("--key", type=FILE, required=True, help="PEM file of a private Ed25519 key.")
+def sign(bundle: Path, key: Path) -> None:
+    """Sign a bundle. `twotower serve --trusted-key` then serves only bundles with this signature.
+
+    \b
+    Example:
+      twotower sign runs/town/bundle --key bundle.key
+
+    \b
+    A pair of keys:
+      openssl genpkey -algorithm ed25519 -out bundle.key
+      openssl pkey -in bundle.key -pubout -out bundle.pub
+    """
+    from twotower.bundle.signature import sign_bundle
+
+    sign_bundle(bundle, key)
+    click.echo(f"{bundle}: signed")
+    say_next("serve", bundle)
+
+
+@click.command("new-key", short_help="Make an API key for a server.")
+@click.argument("name")
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    required=True,
+    type=click.Choice(["read", "write", "admin"]),
+    help="What the key allows: read, write (events) or admin (all). Can be repeated.",
+)
+@click.option("--into", type=FILE, required=True, help="File of keys to add it to; only the hash is stored.")
+def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
+    """Make a key, print it once, and add its hash to the file that `twotower serve --api-keys` reads.
+
+    \b
+    Example:
+      twotower new-key till-7 --role write --into api.keys
+    """
+    from twotower.serving.access import new_key as made
+
+    key, line = made(name, roles)
+    with open(os.open(into, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+    click.echo(key)
 
 
 @click.command(short_help="Answer requests over HTTP, with a web page.")
 @click.argument("bundle", type=BUNDLE)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. 0.0.0.0 means all.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="Port to listen on.")
-@click.option("--events", metavar="URL", help="Store of accepted events: sqlite:PATH (default: beside BUNDLE) or redis://…")
-@click.option("--api-key-file", type=FILE, help="File with the key of the write routes. Default: $TWOTOWER_API_KEY.")
+@click.option(
+    "--events",
+    metavar="URL",
+    envvar="TWOTOWER_EVENTS",
+    help="Store of accepted events: sqlite:PATH (default: beside BUNDLE) or redis://… Or set TWOTOWER_EVENTS.",
+)
+@click.option("--api-keys", type=FILE, help="File of keys written by `twotower new-key`. Read again when it changes.")
+@click.option("--public", is_flag=True, help="Let everyone read recommendations, items, users and histories without a key.")
+@click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name of this server. Can be repeated.")
+@click.option(
+    "--allowed-origin", "allowed_origins", multiple=True, metavar="URL", help="Site whose pages may call. Can be repeated."
+)
+@click.option(
+    "--trusted-proxy", "trusted_proxies", multiple=True, metavar="IP", help="Proxy or network to believe X-Forwarded-For of."
+)
+@click.option("--trusted-key", type=FILE, help="PEM file of an Ed25519 public key: only bundles signed for it are served.")
 @click.option("--tls-cert", type=FILE, help="PEM file of the certificate. With --tls-key the server speaks HTTPS.")
 @click.option("--tls-key", type=FILE, help="PEM file of the certificate's key.")
 @click.option(
@@ -188,6 +274,10 @@ def serve(rate: float, **options: Any) -> None:
     Example:
       twotower serve runs/town/bundle      then open http://127.0.0.1:8000
     """
+    source = click.get_current_context().get_parameter_source("events")
+    if "@" in (options["events"] or "") and source == click.core.ParameterSource.COMMANDLINE:
+        text = "--events has a password, which every user of this machine can read in the list of processes. Set TWOTOWER_EVENTS."
+        raise ConfigError(text)
     from twotower.serving.limits import Limits
     from twotower.serving.server import Options
     from twotower.serving.server import serve as run_server

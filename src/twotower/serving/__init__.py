@@ -2,4 +2,4 @@
 
 from twotower.errors import require
 
-require("serve", "fastapi", "httptools", "prometheus_client", "uvicorn")
+require("serve", "fastapi", "httptools", "prometheus_client", "uvloop")

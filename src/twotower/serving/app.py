@@ -1,7 +1,7 @@
 """Define the HTTP routes. Each route parses the request, calls the service and writes JSON; `/docs` and `/openapi.json` list them.
 
-Read endpoints (recommendations, items, users, health, metrics, the page) need no authentication. Write endpoints (`/v1/events`,
-`/admin/reload`) need the API key. Without a configured key, write endpoints are disabled.
+What each route needs is in `access`: reading, writing and operating have roles of their own. Health checks, metrics and the
+files of the page are open.
 """
 
 from __future__ import annotations
@@ -15,155 +15,254 @@ from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
-from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from twotower.errors import BusyError, TwoTowerError
 from twotower.schema import UNKNOWN
 from twotower.serving import schemas as s
+from twotower.serving.access import Access
 from twotower.serving.api_reference import api_page
+from twotower.serving.bodies import described, json_body, schemas_of
 from twotower.serving.bounded_executor import Lookups
-from twotower.serving.limits import MAX_FILTER_CHARS, MAX_K, is_key
-from twotower.serving.middleware import RequestMiddleware, error_body
-from twotower.serving.service import Service, unknown
-from twotower.utils.console import log
+from twotower.serving.clients import Clients
+from twotower.serving.error_handlers import handle_errors
+from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
+from twotower.serving.middleware import Gate, RequestMiddleware
+from twotower.serving.service import Service, joined, unknown
 
+ITEMS_PER_TOKEN = 25  # of a search count as one more request
 PAGE = Path(__file__).with_name("page")
-CODES = {400: "malformed", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": s.ErrorOut, "description": "The request cannot be read."},
     408: {"model": s.ErrorOut, "description": "The request took too long."},
-    413: {"model": s.ErrorOut, "description": "The body is too large."},
+    413: {"model": s.ErrorOut, "description": "The body is too large, or has too many values."},
+    415: {"model": s.ErrorOut, "description": "The body is compressed."},
     422: {"model": s.ErrorOut, "description": "A value is invalid, or an id is unknown."},
     429: {"model": s.ErrorOut, "description": "Too many requests from this client; see Retry-After."},
     503: {"model": s.ErrorOut, "description": "The server is overloaded or not ready; see Retry-After."},
 }
 CLOSED: dict[int | str, dict[str, Any]] = {
     401: {"model": s.ErrorOut, "description": "The API key is missing or wrong."},
-    403: {"model": s.ErrorOut, "description": "The server has no API key: write endpoints are disabled."},
+    403: {"model": s.ErrorOut, "description": "The key lacks the role, or the server has no key with it."},
 }
+REFUSALS |= CLOSED
 MISSING: dict[int | str, dict[str, Any]] = {404: {"model": s.ErrorOut, "description": "The id is unknown."}}
-BEARER = HTTPBearer(auto_error=False, description="The API key that the server was started with.")
+BEARER = HTTPBearer(auto_error=False, description="An API key. Reading needs none if the server was started with --public.")
+Length = Annotated[int, Query(ge=1, le=MAX_K, description="Number of items to return.", examples=[10])]
+FilterText = Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])]
+IdText = Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, description="An id, of any characters.", examples=["b_230"])]
+Ids = Query(max_length=100, description="Ids of items to return.")
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of results.", examples=[20])]
 Searched = Annotated[str, Query(max_length=100, description="Part of the item name or of the user id.", examples=["taco"])]
 
 
-def create_app(service: Service, key: str | None) -> FastAPI:
+BODIES = (s.RecommendIn, s.BatchIn, s.EventsIn, s.ReloadIn)
+
+
+def create_app(service: Service, access: Access, clients: Clients | None = None) -> FastAPI:
     """Return the HTTP application of a service.
 
     Parameters
     ----------
-    key
-        API key of the write endpoints. None: they are disabled.
+    access
+        Keys with their roles, allowed hosts and origins.
+    clients
+        What each client uses, shared with the server that accepts connections.
     """
     app = FastAPI(
-        title="twotower", summary="Recommendations from one bundle.", docs_url=None, redoc_url=None, lifespan=_life(service)
+        title="twotower",
+        summary="Recommendations from one bundle.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_life(service),
+        redirect_slashes=False,  # a redirect would follow a forged Host
     )
-    app.state.service, app.state.key = service, key
-    app.add_middleware(RequestMiddleware, limits=service.limits, meters=service.meters, overloaded=lambda: service.overloaded)
-    for kind, handler in ((RequestValidationError, _malformed), (StarletteHTTPException, _refused), (TwoTowerError, _mistaken)):
-        app.add_exception_handler(kind, handler)
+    app.state.service = service
+    gate = Gate(
+        service.limits, service.meters, access, clients or Clients(service.limits), lambda client: service.overloaded(client)
+    )
+    app.add_middleware(RequestMiddleware, gate=gate)
+    handle_errors(app)
+    app.openapi = _documented(app, app.openapi)  # type: ignore[method-assign]
     _answers(app, service)
-    _browsing(app, service)
+    _similarity(app, service)
+    look_up = Lookups(service.limits.lookups)
+    _items(app, service, look_up)
+    _users(app, service, look_up)
     _writing(app, service)
     _watching(app, service)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return app
 
 
+def _documented(app: FastAPI, made: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """Return a function that adds the schemas of bodies to the OpenAPI document: FastAPI does not read the bodies itself."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = made()
+            document["components"]["schemas"] |= schemas_of(*BODIES)
+            document["components"]["schemas"] = dict(sorted(document["components"]["schemas"].items()))
+        assert app.openapi_schema is not None
+        return app.openapi_schema
+
+    return openapi
+
+
 def _answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/recommend", response_model=s.AnswerOut, responses=REFUSALS, tags=["recommend"])
-    async def recommend(body: s.RecommendIn, request: Request) -> Response:
+    keyed = [Depends(BEARER)]
+
+    @app.post(
+        "/v1/recommend",
+        response_model=s.AnswerOut,
+        responses=REFUSALS,
+        dependencies=keyed,
+        tags=["recommend"],
+        openapi_extra=described(s.RecommendIn),
+    )
+    async def recommend(body: Annotated[s.RecommendIn, Depends(json_body(s.RecommendIn))], request: Request) -> Response:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
-        version, (answer,) = await service.recommend([body])
-        return _json({**_heading(request, version), **answer})
+        request.state.asks_for(body.weight)
+        version, answer = await service.recommend(body, request.state.client)
+        return _written(to_json(_heading(request, version))[:-1] + b"," + answer[1:])
 
-    @app.post("/v1/recommend:batch", response_model=s.BatchOut, responses=REFUSALS, tags=["recommend"])
-    async def recommend_batch(body: s.BatchIn, request: Request) -> Response:
-        """Answer several requests at once, with the same bundle version. One invalid request rejects the whole batch.
+    @app.post(
+        "/v1/recommend:batch",
+        response_model=s.BatchOut,
+        responses=REFUSALS,
+        dependencies=keyed,
+        tags=["recommend"],
+        openapi_extra=described(s.BatchIn),
+    )
+    async def recommend_batch(body: Annotated[s.BatchIn, Depends(json_body(s.BatchIn))], request: Request) -> Response:
+        """Answer several requests at once, with the same bundle version. A request that cannot be answered has its own error.
 
-        Each request of the batch counts towards the rate limit of the client.
+        Each request of the batch counts towards the rate limit of the client, heavy ones more.
         """
-        request.state.asks_for(len(body.requests))
-        version, answers = await service.recommend(body.requests, "requests")
-        return _json({**_heading(request, version), "answers": answers})
+        request.state.asks_for(sum(one.weight for one in body.requests))
+        version, answers = await service.recommend_many(body.requests, request.state.client)
+        return _written(joined(_heading(request, version), "answers", b"[%b]" % b",".join(answers)))
 
-    @app.get("/v1/items/{item_id:path}/similar", response_model=s.SimilarOut, responses=REFUSALS | MISSING, tags=["recommend"])
-    async def similar(
-        item_id: str,
-        k: Annotated[int, Query(ge=1, le=MAX_K, description="Number of items to return.", examples=[10])] = 10,
-        filter: Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])] = None,
-    ) -> Response:
-        """Return the items most similar to an item."""
+
+def _similarity(app: FastAPI, service: Service) -> None:
+    keyed = [Depends(BEARER)]
+
+    async def likeness(item_id: str, k: int, filter: str | None, client: str) -> Response:
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
-        version, items = await service.similar(item_id, k, filter)
+        version, items = await service.similar(item_id, k, filter, client)
         return _json({"version": version, "items": items})
 
+    similar: dict[str, Any] = {
+        "response_model": s.SimilarOut,
+        "responses": REFUSALS | MISSING,
+        "dependencies": keyed,
+        "tags": ["recommend"],
+    }
 
-def _browsing(app: FastAPI, service: Service) -> None:
-    look_up = Lookups(service.limits.lookups)
+    @app.get("/v1/items/{item_id:path}/similar", **similar)
+    async def similar_items(request: Request, item_id: str, k: Length = 10, filter: FilterText = None) -> Response:
+        """Return the items most similar to an item. Percent-encode the id, slashes included."""
+        return await likeness(unquote(item_id), k, filter, request.state.client)
 
-    @app.get("/v1/items", response_model=s.ItemsOut, responses=REFUSALS, tags=["items"])
-    async def items(q: Searched = "", limit: Limit = 20) -> Response:
-        """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items."""
-        return _json({"items": await look_up(service.current.browser.items, q, limit)})
+    @app.get("/v1/similar", **similar)
+    async def similar_by_query(request: Request, id: IdText, k: Length = 10, filter: FilterText = None) -> Response:
+        """Return the items most similar to an item. Unlike a path, a query can hold any id, `..` included."""
+        return await likeness(id, k, filter, request.state.client)
 
-    @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, responses=REFUSALS | MISSING, tags=["items"])
+
+def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
+    reading: dict[str, Any] = {"responses": REFUSALS, "dependencies": [Depends(BEARER)]}
+    finding = reading | {"responses": REFUSALS | MISSING}
+
+    @app.get("/v1/items", response_model=s.ItemsOut, tags=["items"], **reading)
+    async def items(request: Request, q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
+        """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items.
+
+        With `id`, which can be repeated, return the items with these ids. Unknown ids are left out.
+        """
+        request.state.asks_for(1 + max(limit, len(id)) // ITEMS_PER_TOKEN)
+        return _json(
+            {
+                "items": await (
+                    look_up(service.current.browser.items_of, id) if id else look_up(service.current.browser.items, q, limit)
+                )
+            }
+        )
+
+    @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
     async def item(item_id: str) -> Response:
-        """Return one item with all its catalogue columns."""
-        current = service.current
-        _known(current.engine.row(item_id) != UNKNOWN, "item", item_id)
-        return _json(current.browser.item(item_id))
+        """Return one item with all its catalogue columns. Percent-encode the id, slashes included."""
+        current, name = service.current, unquote(item_id)
+        _known(current.engine.row(name) != UNKNOWN, "item", name)
+        return _json(current.browser.item(name))
 
-    @app.get("/v1/users", response_model=s.UsersOut, responses=REFUSALS, tags=["users"])
+
+def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
+    reading: dict[str, Any] = {"responses": REFUSALS, "dependencies": [Depends(BEARER)]}
+    finding = reading | {"responses": REFUSALS | MISSING}
+
+    @app.get("/v1/users", response_model=s.UsersOut, tags=["users"], **reading)
     async def users(q: Searched = "", limit: Limit = 20) -> Response:
         """Search users by part of their id, ordered by number of events."""
         return _json({"users": await look_up(service.current.browser.users, q, limit)})
 
-    @app.get("/v1/users/random", response_model=s.UsersOut, responses=REFUSALS, tags=["users"])
+    @app.get("/v1/users/random", response_model=s.UsersOut, tags=["users"], **reading)
     async def random_user() -> Response:
         """Return a random user with a history."""
         return _json({"users": await look_up(service.current.browser.random_user)})
 
-    @app.get("/v1/users/{user:path}/history", response_model=s.HistoryOut, responses=REFUSALS | MISSING, tags=["users"])
-    async def history(user: str) -> Response:
-        """Return the history of a user: the events of the bundle and the accepted events."""
+    async def events_of(user: str) -> Response:
         current = service.current
         _known(current.engine.user_row(user) != UNKNOWN or service.journal.of(user), "user", user)
         return _json(await look_up(current.browser.history, user))
 
-    @app.get("/v1/about", response_model=s.AboutOut, responses=REFUSALS, tags=["items"])
+    @app.get("/v1/users/{user:path}/history", response_model=s.HistoryOut, tags=["users"], **finding)
+    async def history(user: str) -> Response:
+        """Return the history of a user: the events of the bundle and the accepted ones. Percent-encode the id, slashes included."""
+        return await events_of(unquote(user))
+
+    @app.get("/v1/history", response_model=s.HistoryOut, tags=["users"], **finding)
+    async def history_by_query(user: IdText) -> Response:
+        """Return the history of a user. Unlike a path, a query can hold any id, `..` included."""
+        return await events_of(user)
+
+    @app.get("/v1/about", response_model=s.AboutOut, tags=["items"], **reading)
     async def about() -> Response:
         """Describe the served bundle and the filters that it supports."""
         return _json(await look_up(service.current.browser.about))
 
 
 def _writing(app: FastAPI, service: Service) -> None:
-    async def holds_key(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
-        key: str | None = request.app.state.key
-        if key is None:
-            text = "Write endpoints are disabled: the server has no API key. Set TWOTOWER_API_KEY or use --api-key-file."
-            raise HTTPException(403, text)
-        if given is None or not is_key(given.credentials, key):
-            text = f"The API key is {'missing' if given is None else 'wrong'}. Send the header Authorization: Bearer KEY."
-            raise HTTPException(401, text, {"WWW-Authenticate": "Bearer"})
+    keyed = [Depends(BEARER)]
 
-    keyed = [Depends(holds_key)]
-
-    @app.post("/v1/events", response_model=s.EventsOut, responses=REFUSALS | CLOSED, dependencies=keyed, tags=["events"])
-    async def events(body: s.EventsIn) -> Response:
+    @app.post(
+        "/v1/events",
+        response_model=s.EventsOut,
+        responses=REFUSALS,
+        dependencies=keyed,
+        tags=["events"],
+        openapi_extra=described(s.EventsIn),
+    )
+    async def events(body: Annotated[s.EventsIn, Depends(json_body(s.EventsIn))]) -> Response:
         """Store events. When this responds, they are on disk and affect all later responses."""
         accepted, repeated = await service.accept(body.events)
         return _json({"accepted": accepted, "repeated": repeated})
 
-    @app.post("/admin/reload", response_model=s.ReloadOut, responses=REFUSALS | CLOSED, dependencies=keyed, tags=["operation"])
-    async def reload(body: s.ReloadIn | None = None) -> Response:
+    @app.post(
+        "/admin/reload",
+        response_model=s.ReloadOut,
+        responses=REFUSALS,
+        dependencies=keyed,
+        tags=["operation"],
+        openapi_extra=described(s.ReloadIn, optional=True),
+    )
+    async def reload(body: Annotated[s.ReloadIn | None, Depends(json_body(s.ReloadIn, optional=True))]) -> Response:
         """Serve another bundle, or read the current folder again. If the bundle is invalid, the current one stays in use."""
         version, before = await service.reload(Path(body.bundle) if body and body.bundle else None)
         return _json({"version": version, "before": before})
@@ -177,10 +276,11 @@ def _watching(app: FastAPI, service: Service) -> None:
 
     @app.get("/health/ready", response_model=s.StateOut, responses={503: REFUSALS[503]}, tags=["operation"])
     async def ready() -> Response:
-        """Return 200 if the server can answer recommendation requests."""
-        if not service.ready:
-            raise BusyError("Not ready: a worker thread has stopped. Restart the server.")
-        return _json({"status": "ready", "version": service.current.engine.version})
+        """Return 200 if the server can answer recommendation requests, and the state of the event store."""
+        problem = service.problem
+        if problem is not None:
+            raise BusyError(problem)
+        return _json({"status": "ready", "version": service.current.engine.version, "events": service.journal.state})
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"])
     async def metrics() -> Response:
@@ -202,6 +302,10 @@ def _json(content: Any) -> Response:
     return Response(to_json(content, inf_nan_mode="null", fallback=str), media_type="application/json")
 
 
+def _written(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
 def _heading(request: Request, version: str) -> dict[str, Any]:
     took_ms = round(1000 * (time.perf_counter() - request.state.began), 3)
     return {"request_id": request.state.request_id, "version": version, "took_ms": took_ms}
@@ -212,35 +316,6 @@ def _known(found: Any, kind: str, name: str) -> None:
         raise HTTPException(404, str(unknown(kind, name)))
 
 
-def _error(request: Request, status: int, code: str, message: str, location: Any = None, headers: Any = None) -> Response:
-    request.state.code = code
-    body = error_body(code, message, request.state.request_id, location)
-    return Response(body, status, headers, media_type="application/json")
-
-
-async def _malformed(request: Request, error: Any) -> Response:
-    errors = error.errors()
-    # A filter is text or JSON. If an object was sent, skip the error of the text branch.
-    first = next((one for one in errors if not (one["type"] == "string_type" and isinstance(one["input"], dict))), errors[0])
-    if first["type"] == "json_invalid":
-        text, location = f"The body is not valid JSON: {first['ctx']['error']} at character {first['loc'][-1] + 1}.", None
-    else:
-        branches = ("constrained-str", "function-after")  # names of the branches of the filter type, not parts of the request
-        location = ".".join(str(step) for step in first["loc"][1:] if not str(step).startswith(branches)) or None
-        text = f"Invalid request: {location or first['loc'][0]}: {first['msg']}. See /docs."
-    return _error(request, 422, "malformed", text, location)
-
-
-async def _refused(request: Request, error: Any) -> Response:
-    return _error(request, error.status_code, CODES.get(error.status_code, "refused"), str(error.detail), headers=error.headers)
-
-
-async def _mistaken(request: Request, error: Exception) -> Response:
-    if isinstance(error, BusyError):
-        return _error(request, 503, "busy", str(error), headers={"Retry-After": "1"})
-    return _error(request, 422, "impossible", str(error), getattr(error, "location", None) or None)
-
-
 def _life(service: Service) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -249,8 +324,8 @@ def _life(service: Service) -> Callable[[FastAPI], Any]:
         async def again() -> None:
             try:
                 await service.reload()
-            except TwoTowerError as error:
-                log.error("reload failed; the current bundle stays in use: %s", error)
+            except TwoTowerError:
+                return  # logged
 
         def hang_up() -> None:
             task = loop.create_task(again())

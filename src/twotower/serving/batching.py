@@ -1,5 +1,7 @@
 """Run functions in one worker thread with a bounded queue, and batch the arguments that wait for the same function.
 
+The queue is fair: clients take turns, so one that sends much delays itself. A client may fill half of the queue.
+
 Arguments for the same function are passed to it as one list, in arrival order. An error of one argument affects only that
 argument. A `BusyError` is raised at once when the queue is full, or when the deadline has passed before the work began.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +34,7 @@ class Unit:
     since: float
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[Any]
+    weight: int = 1
     outcome: Any = None
 
 
@@ -45,7 +48,7 @@ class Batcher:
     max_waiting
         Maximum number of arguments in the queue.
     max_batch
-        Maximum number of arguments per call.
+        Maximum total weight of the arguments per call; a single one may weigh more.
     on_batch
         Called for each batch with its size and the seconds that its first argument waited.
     """
@@ -54,7 +57,8 @@ class Batcher:
         self, name: str, *, max_waiting: int, max_batch: int, on_batch: Callable[[int, float], None] | None = None
     ) -> None:
         self.name, self.max_waiting, self.max_batch = name, max_waiting, max_batch
-        self._queue: deque[Unit] = deque()
+        self._queues: OrderedDict[str, deque[Unit]] = OrderedDict()  # by client; the first one is next
+        self._waiting = 0
         self._changed = threading.Condition()
         self._closed, self._unit_s = False, 0.0  # moving average of seconds per argument
         self._on_batch = on_batch
@@ -64,15 +68,21 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """Return the number of arguments in the queue."""
-        return len(self._queue)
+        return self._waiting
+
+    def waiting_of(self, client: str) -> int:
+        """Return the number of arguments of one client in the queue."""
+        return len(self._queues.get(client, ()))
 
     @property
     def alive(self) -> bool:
         """Return True if the worker thread is alive."""
         return self._thread.is_alive()
 
-    def submit(self, work: Work, arguments: Sequence[Any], deadline: float) -> list[asyncio.Future[Any]]:
-        """Queue all arguments or none. Return a future of the running loop for each.
+    def submit(
+        self, work: Work, arguments: Sequence[Any], deadline: float, client: str = "", weights: Sequence[int] = ()
+    ) -> list[asyncio.Future[Any]]:
+        """Queue all arguments or none. Return a future of the running loop for each. Without weights, each argument weighs 1.
 
         Raises
         ------
@@ -80,14 +90,19 @@ class Batcher:
             See `admit`.
         """
         loop, now = asyncio.get_running_loop(), time.perf_counter()
-        units = [Unit(work, argument, deadline, now, loop, loop.create_future()) for argument in arguments]
+        units = [
+            Unit(work, argument, deadline, now, loop, loop.create_future(), weight)
+            for argument, weight in zip(arguments, weights or [1] * len(arguments), strict=True)
+        ]
         with self._changed:
-            self.admit(len(units), deadline)
-            self._queue.extend(units)
+            self.admit(len(units), deadline, client)
+            if units:  # no client is in the queue without an argument
+                self._queues.setdefault(client, deque()).extend(units)
+            self._waiting += len(units)
             self._changed.notify()
         return [unit.future for unit in units]
 
-    def admit(self, count: int, deadline: float) -> None:
+    def admit(self, count: int, deadline: float, client: str = "") -> None:
         """Check that `count` more arguments fit into the queue and can be done before the deadline at the current pace.
 
         Raises
@@ -95,10 +110,11 @@ class Batcher:
         BusyError
             They do not fit, or cannot be done in time.
         """
-        after = len(self._queue) + count
-        if self._closed or after > self.max_waiting:
+        own = self.waiting_of(client) + count
+        if self._closed or self._waiting + count > self.max_waiting:
             raise BusyError(f"Too many {self.name} are waiting: at most {self.max_waiting} can wait. Try again later.")
-        if after > count and time.perf_counter() + after * self._unit_s > deadline:
+        before = min(self._waiting + count, own * (len(self._queues) + 1))  # clients take turns
+        if before > count and time.perf_counter() + before * self._unit_s > deadline:
             raise BusyError(f"Too many {self.name} are waiting to be done before the deadline. Try again later.")
 
     def close(self) -> None:
@@ -126,11 +142,23 @@ class Batcher:
     def _next(self) -> list[Unit]:
         """Return the next batch, all for one function; empty after `close` when the queue is empty."""
         with self._changed:
-            while not self._queue and not self._closed:
+            while not self._waiting and not self._closed:
                 self._changed.wait()
             units: list[Unit] = []
-            while self._queue and len(units) < self.max_batch and (not units or self._queue[0].work == units[0].work):
-                units.append(self._queue.popleft())
+            skipped, left = 0, self.max_batch
+            while self._queues and skipped < len(self._queues):
+                client, queue = next(iter(self._queues.items()))
+                if units and (queue[0].work != units[0].work or queue[0].weight > left):
+                    skipped += 1
+                else:
+                    skipped = 0
+                    units.append(queue.popleft())
+                    left -= units[-1].weight
+                if queue:
+                    self._queues.move_to_end(client)
+                else:
+                    del self._queues[client]
+            self._waiting -= len(units)
             return units
 
 

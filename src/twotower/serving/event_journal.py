@@ -7,14 +7,17 @@ server or another server sees the same events.
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from twotower.errors import BusyError
 from twotower.retrieval.request import HistoryEvent
-from twotower.serving.event_store import Event, EventStore
+from twotower.serving.event_store import Event, EventStore, PositionLost
 from twotower.utils.console import log
 
+FUTURE_S = 86_400  # how far ahead of this clock an event may be
 MAX_EVENTS_PER_USER = 1000  # latest events of a user kept in memory; the store keeps all
 
 
@@ -25,11 +28,16 @@ class Journal:
     ----------
     store
         Event store, read from the beginning.
+    on_skipped
+        Called with the number of entries that could not be read.
     """
 
-    def __init__(self, store: EventStore) -> None:
+    def __init__(self, store: EventStore, on_skipped: Callable[[int], None] = lambda _: None) -> None:
         self._store, self._position, self._lock = store, "", threading.Lock()
         self._events: dict[str, tuple[HistoryEvent, ...]] = {}
+        self._on_skipped = on_skipped
+        self.state = "ok"
+        """`ok`, or why the store does not work at the moment."""
         self._stop = threading.Event()
         self.catch_up()
         self._thread: threading.Thread | None = None
@@ -47,20 +55,23 @@ class Journal:
 
     def append(self, groups: Sequence[Sequence[Event]]) -> list[int]:
         """Store the events of several requests with one write. Return the number of new events of each request."""
-        with self._lock:
+        with self._watched():
             new = iter(self._store.append([event for group in groups for event in group]))
         self.catch_up()
         return [sum(next(new) for _ in group) for group in groups]
 
     def catch_up(self) -> None:
-        """Read the events that are in the store but not yet in memory."""
-        with self._lock:
-            while True:
-                events, self._position = self._store.since(self._position)
-                for event in events:
-                    self._take(event)
-                if not events:
-                    return
+        """Read the entries that are in the store but not yet in memory. If the store has lost entries, read all of it again."""
+        with self._lock, self._watched():
+            try:
+                while self._read(self._events):
+                    pass
+            except PositionLost:
+                log.warning("the event store has lost entries or was replaced: reading all of it again")
+                self._position, fresh = "", dict[str, tuple[HistoryEvent, ...]]()
+                while self._read(fresh):
+                    pass
+                self._events = fresh
 
     def close(self) -> None:
         """Stop the follower thread and close the store."""
@@ -69,12 +80,30 @@ class Journal:
             self._thread.join()
         self._store.close()
 
-    def _take(self, event: Event) -> None:
-        visits = self._events.get(event.user, ())
-        at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
-        history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
-        # Replace the tuple instead of changing it: concurrent readers keep the complete old one.
-        self._events[event.user] = (*visits[:at], history_event, *visits[at:])[-MAX_EVENTS_PER_USER:]
+    def _read(self, events: dict[str, tuple[HistoryEvent, ...]]) -> bool:
+        """Take the next entries into `events`. Return False if there were none."""
+        entries, skipped = self._store.since(self._position), 0
+        latest = time.time() + FUTURE_S
+        for position, event in entries:
+            if event is None or event.time_s > latest:
+                skipped += 1
+            else:
+                _take(events, event)
+            self._position = position  # only now: an entry is never passed over
+        if skipped:
+            self._on_skipped(skipped)
+            log.warning("skipped %d entries of the event store: of a later version, or not readable", skipped)
+        return bool(entries)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Keep `state` up to date."""
+        try:
+            yield
+        except BusyError as error:
+            self.state = str(error)
+            raise
+        self.state = "ok"
 
     def _follow(self, every_s: float) -> None:
         while not self._stop.wait(every_s):
@@ -86,3 +115,11 @@ class Journal:
             except Exception:  # log unexpected errors with a traceback and keep following
                 log.exception("cannot read the events of other servers, retrying")
                 self._stop.wait(1.0)
+
+
+def _take(events: dict[str, tuple[HistoryEvent, ...]], event: Event) -> None:
+    visits = events.get(event.user, ())
+    at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
+    history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
+    # Replace the tuple instead of changing it: concurrent readers keep the complete old one.
+    events[event.user] = (*visits[:at], history_event, *visits[at:])[-MAX_EVENTS_PER_USER:]

@@ -1,16 +1,21 @@
 """Store accepted events: in SQLite for one server, in Redis for several.
 
-For every store: when `append` returns, the events are on disk; an event id is stored once, even if it is sent again; `since`
-returns all events in the order in which they were accepted.
+For every store: when `append` returns, the events are on disk; an event id of a user is stored once, even if it is sent again;
+`since` returns all entries in the order in which they were accepted.
 
     sqlite:PATH     one file with a write-ahead log (WAL), synced at every commit; used by one server at a time
     redis://…       a stream of events and a set of their ids, changed together by one script. Redis must sync before it
                     responds, or a power failure loses the last second: `appendonly yes` and `appendfsync always`
+
+Servers of several versions may share one Redis. An entry has a version: fields that a reader does not know are ignored, and an
+entry of a later version is skipped, counted, and read after the reader has been upgraded.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +26,9 @@ from twotower.errors import BusyError, ConfigError, DataError
 from twotower.utils.console import log
 
 PAGE = 10_000  # events read at once
-SQLITE_VERSION = 1
+SQLITE_VERSION = 2
+ENTRY_VERSION = 1  # of an event in a stream; raise it when older servers could not read new entries correctly
+REDIS_TIMEOUT_S = 0.9  # twice this is below the time in which an event request is answered
 _LOCK_WAIT_S = 5.0  # time for the previous server to shut down
 
 
@@ -32,7 +39,7 @@ class Event:
     Attributes
     ----------
     event_id
-        Chosen by the client; events with the same id are the same event.
+        Chosen by the client; events of one user with the same id are the same event.
     time_s
         Seconds since 1970.
     event_type
@@ -45,6 +52,14 @@ class Event:
     time_s: int
     event_type: str | None = None
     stars: float | None = None
+
+
+Entry = tuple[str, Event | None]
+"""The position of an entry and its event; None for an entry that cannot be read."""
+
+
+class PositionLost(Exception):
+    """The entry at a position no longer exists: the store has been emptied, or replaced by a copy that lacks it."""
 
 
 class EventStore(Protocol):
@@ -69,8 +84,16 @@ class EventStore(Protocol):
         """
         ...
 
-    def since(self, position: str) -> tuple[list[Event], str]:
-        """Return up to `PAGE` events accepted after `position` ("" is the beginning), in order, and the position after them."""
+    def since(self, position: str) -> list[Entry]:
+        """Return up to `PAGE` entries after `position` ("" is the beginning), in order.
+
+        Raises
+        ------
+        PositionLost
+            The entry at `position` no longer exists. Read again from the beginning.
+        BusyError
+            The store does not respond.
+        """
         ...
 
     def close(self) -> None:
@@ -92,7 +115,9 @@ def open_store(url: str) -> EventStore:
         return SQLiteStore(Path(url.removeprefix("sqlite:")))
     if url.startswith(("redis://", "rediss://", "unix://")):
         return RedisStore(url)
-    raise ConfigError(f"Invalid event store {url!r}. Use sqlite:PATH or redis://HOST:PORT/NUMBER.")
+    scheme = url.partition(":")[0]  # the rest may contain a password
+    shown = repr(scheme) if re.fullmatch(r"[\w.+-]{1,16}", scheme) and ":" in url else "given"
+    raise ConfigError(f"The event store {shown} is not known. Use sqlite:PATH or redis://HOST:PORT/NUMBER.")
 
 
 class SQLiteStore:
@@ -105,6 +130,7 @@ class SQLiteStore:
     follow_s = None
 
     def __init__(self, path: Path) -> None:
+        _create_private(path)
         try:
             self._connection = sqlite3.connect(path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
             self._open()
@@ -122,16 +148,24 @@ class SQLiteStore:
         version, used = run("PRAGMA user_version").fetchone()[0], run("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version != (SQLITE_VERSION if used else 0):
             raise sqlite3.DatabaseError("it holds other data or has another version")
+        self._make_private()
         run("PRAGMA locking_mode = EXCLUSIVE")  # two servers sharing a file would not see each other's events
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run("BEGIN IMMEDIATE")
         run(
-            "CREATE TABLE IF NOT EXISTS events (position INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL UNIQUE,"
-            " user TEXT NOT NULL, item_id TEXT NOT NULL, time_s INTEGER NOT NULL, event_type TEXT, stars REAL)"
+            "CREATE TABLE IF NOT EXISTS events (position INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL,"
+            " user TEXT NOT NULL, item_id TEXT NOT NULL, time_s INTEGER NOT NULL, event_type TEXT, stars REAL,"
+            " UNIQUE (user, event_id))"
         )
         run(f"PRAGMA user_version = {SQLITE_VERSION}")
         run("COMMIT")
+
+    def _make_private(self) -> None:
+        """Let only the owner read the file; the files beside it get the same rights."""
+        file = self._connection.execute("PRAGMA database_list").fetchone()[2]
+        if file and os.stat(file).st_uid == os.geteuid():
+            os.chmod(file, 0o600)
 
     def append(self, events: Sequence[Event]) -> list[bool]:
         """See `EventStore`."""
@@ -147,13 +181,13 @@ class SQLiteStore:
             raise BusyError("The events were not stored: cannot write to the event file. Send them again later.") from None
         return new
 
-    def since(self, position: str) -> tuple[list[Event], str]:
+    def since(self, position: str) -> list[Entry]:
         """See `EventStore`."""
         try:
             rows = self._connection.execute(_SELECT, (int(position or 0), PAGE)).fetchall()
         except sqlite3.Error as error:
             raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
-        return [Event(*row[1:]) for row in rows], str(rows[-1][0]) if rows else position
+        return [(str(row[0]), Event(*row[1:])) for row in rows]
 
     def close(self) -> None:
         """See `EventStore`."""
@@ -162,7 +196,7 @@ class SQLiteStore:
 
 _INSERT = (
     "INSERT INTO events (event_id, user, item_id, time_s, event_type, stars) VALUES (?, ?, ?, ?, ?, ?)"
-    " ON CONFLICT (event_id) DO NOTHING"
+    " ON CONFLICT (user, event_id) DO NOTHING"
 )
 _SELECT = (
     "SELECT position, event_id, user, item_id, time_s, event_type, stars FROM events WHERE position > ? ORDER BY position LIMIT ?"
@@ -176,9 +210,9 @@ class RedisStore:
     _KEYS = ("{twotower}:events", "{twotower}:event_ids")  # the braces keep both keys on one node of a cluster
     _SCRIPT = """
         local new = {}
-        for i = 1, #ARGV, 2 do
+        for i = 2, #ARGV, 2 do
             new[#new + 1] = redis.call('SADD', KEYS[2], ARGV[i])
-            if new[#new] == 1 then redis.call('XADD', KEYS[1], '*', 'event', ARGV[i + 1]) end
+            if new[#new] == 1 then redis.call('XADD', KEYS[1], '*', 'v', ARGV[1], 'event', ARGV[i + 1]) end
         end
         return new
     """
@@ -186,13 +220,20 @@ class RedisStore:
     def __init__(self, url: str) -> None:
         try:
             import redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
         except ImportError:
             raise ConfigError("The Redis client is not installed. Run `pip install redis`, or use sqlite:PATH.") from None
         self._failed = redis.RedisError
+        options: dict[str, Any] = {"socket_timeout": REDIS_TIMEOUT_S, "socket_connect_timeout": REDIS_TIMEOUT_S}
+        try:  # no retries: the client of the server is told in time, and sends the events again
+            self._client: Any = redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0), **options)
+        except ValueError:  # its text, and the address, may contain a part of the password
+            text = "The address of the event store is not valid; it is not shown because it may contain a password. "
+            raise ConfigError(f"{text}Use redis://HOST:PORT/NUMBER or redis://:PASSWORD@HOST:PORT/NUMBER.") from None
         try:
-            self._client: Any = redis.Redis.from_url(url, decode_responses=True, socket_timeout=5, socket_connect_timeout=2)
             self._client.ping()
-        except (redis.RedisError, ValueError) as error:
+        except redis.RedisError as error:
             raise DataError(f"Cannot connect to Redis at {_without_password(url)}: {error}. Check the address.") from None
         self._append = self._client.register_script(self._SCRIPT)
         self._warn(url)
@@ -209,27 +250,73 @@ class RedisStore:
 
     def append(self, events: Sequence[Event]) -> list[bool]:
         """See `EventStore`."""
-        arguments = [part for e in events for part in (e.event_id, json.dumps(asdict(e)))]
+        arguments = [part for e in events for part in (_unique(e), json.dumps(asdict(e)))]
         try:
-            return [bool(new) for new in self._append(keys=self._KEYS, args=arguments)]
+            return [bool(new) for new in self._append(keys=self._KEYS, args=[ENTRY_VERSION, *arguments])]
         except self._failed as error:
             log.error("cannot store events: %s", error)
             raise BusyError("The events were not stored: Redis does not respond. Send them again later.") from None
 
-    def since(self, position: str) -> tuple[list[Event], str]:
-        """See `EventStore`."""
+    def since(self, position: str) -> list[Entry]:
+        """See `EventStore`. The entry at `position` is read again: if it is missing, the stream is another one."""
         try:
-            rows = self._client.xrange(self._KEYS[0], min=f"({position}" if position else "-", count=PAGE)
+            rows = self._client.xrange(self._KEYS[0], min=position or "-", count=PAGE + bool(position))
         except self._failed as error:
             raise BusyError(f"Redis does not respond: {error}. Try again later.") from None
-        return [Event(**json.loads(fields["event"])) for _, fields in rows], rows[-1][0] if rows else position
+        if position:
+            if not rows or rows[0][0] != position:
+                raise PositionLost
+            rows = rows[1:]
+        return [(at, read_entry(fields)) for at, fields in rows]
 
     def close(self) -> None:
         """See `EventStore`."""
         self._client.close()
 
 
+def read_entry(fields: Any) -> Event | None:
+    """Return the event of a stream entry; None if the entry is of a later version or cannot be read.
+
+    Examples
+    --------
+    >>> read_entry({"v": "1", "event": '{"event_id": "a", "user": "u", "item_id": "b", "time_s": 5, "of_a_later_server": 1}'}).user
+    'u'
+    >>> read_entry({"v": "2", "event": "{}"}) is None
+    True
+    """
+    try:
+        if int(fields["v"]) > ENTRY_VERSION:
+            return None
+        found = json.loads(fields["event"])
+        event = Event(**{name: found[name] for name in Event.__slots__ if name in found})
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    texts = (event.event_id, event.user, event.item_id)
+    right = all(isinstance(text, str) for text in texts) and type(event.time_s) is int and event.time_s >= 0
+    right &= isinstance(event.event_type, str | None) and isinstance(event.stars, int | float | None)
+    return event if right and type(event.stars) is not bool else None
+
+
+def _unique(event: Event) -> str:
+    """Return the user and the id of an event as one text that no other pair has."""
+    return f"{len(event.user)}:{event.user}{event.event_id}"
+
+
+def _create_private(path: Path) -> None:
+    """Create a file that only its owner may read, unless it exists.
+
+    Raises
+    ------
+    DataError
+        The file cannot be created.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise DataError(f"Cannot use {path} as event store: {error.strerror}. Choose a writable path with --events.") from None
+
+
 def _without_password(url: str) -> str:
-    """Return the address without its user and password."""
+    """Return the address without user, password and query."""
     scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"

@@ -26,10 +26,10 @@ class JsonFormatter(logging.Formatter):
 
 
 def setup_json_logs() -> None:
-    """Write the log records of the package and of the HTTP server as JSON."""
+    """Write the log records of the package, and warnings of asyncio, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     log.handlers = [handler]
-    http = logging.getLogger("uvicorn")
-    http.handlers, http.propagate = [handler], False
-    http.setLevel(logging.WARNING)
+    loop = logging.getLogger("asyncio")
+    loop.handlers, loop.propagate = [handler], False
+    loop.setLevel(logging.WARNING)

@@ -1,10 +1,7 @@
-"""Define the limits of a server (sizes, rates, timeouts), the rate limiter and the key check."""
+"""Define the limits of a server: sizes, counts, rates and timeouts."""
 
 from __future__ import annotations
 
-import hmac
-import time
-from collections import OrderedDict
 from dataclasses import dataclass
 
 MAX_HISTORY_EVENTS = 1000  # history events in a request
@@ -12,6 +9,9 @@ MAX_K = 500
 MAX_EXPLAINED_ITEMS = 100  # items in a request
 MAX_BATCH_REQUESTS = 256  # requests in a batch
 MAX_BATCH_ITEMS = 25_600  # items in all lists of a batch: 6 MB
+MAX_BATCH_HISTORY_EVENTS = 10_000  # events in all histories of a batch
+HEAVY_WEIGHT = 8  # requests from this weight on are computed on a thread of their own, so that light ones do not wait for them
+MAX_JSON_MARKS = 100_000  # brackets, commas and colons of a body: its values cost time and memory, not its bytes
 MAX_EVENTS_PER_REQUEST = 1000  # events in a request
 MAX_ID_CHARS = 256  # characters
 MAX_FILTER_CHARS = 4000  # characters
@@ -25,8 +25,12 @@ class Limits:
 
     Attributes
     ----------
+    head_bytes, max_headers
+        Maximum size of the request line with all headers, and their number.
     body_bytes
         Maximum size of a request body.
+    held_bytes_per_client, held_bytes
+        Maximum size of the bodies that have arrived, and of the responses that have not been read, of one client and of all.
     queue_timeout_s
         Maximum time in the queue. After that the request is rejected with 503.
     header_timeout_s
@@ -37,67 +41,48 @@ class Limits:
         Time in which a client must read at least 16 KiB of a pending response.
     keep_alive_s
         Maximum idle time between requests. Longer than that of common load balancers, so that the balancer closes first.
+    running_per_client
+        Maximum number of requests of a client in progress; further ones wait unread. None waits without a rate.
     lookups
         Maximum number of lookups (such as searches by name) that run or wait.
     waiting
         Maximum number of requests that wait for the worker thread.
     max_batch
-        Maximum number of requests computed at once.
+        Maximum number of requests computed at once; heavy ones count more.
     rate, burst
-        Requests per second for each client, and the size of its token bucket. Each request of a batch counts. A rate of 0 disables
-        the limit.
-    connections
-        Maximum number of open connections.
+        Requests per second for each client, and the size of its token bucket. Each request of a batch counts, heavy ones more. A
+        rate of 0 disables the limit.
+    connections, connections_per_client
+        Maximum number of open connections of all clients and of one. Trusted proxies have as many as they like.
+    reserved_connections
+        Connections above the maximum that may ask for health and metrics.
+    linger_s
+        Time for a client to read a refusal before its connection closes.
+    drain_delay_s
+        Time after SIGTERM in which readiness is down but everything is answered, so that load balancers notice.
+    drain_s
+        Maximum time from SIGTERM to the end of all requests; the process ends at most 2 s later.
     """
 
-    body_bytes: int = 2 * 2**20
+    head_bytes: int = 2**14
+    max_headers: int = 100
+    body_bytes: int = 2**20
+    held_bytes_per_client: int = 16 * 2**20
+    held_bytes: int = 64 * 2**20
     queue_timeout_s: float = 2.0
     header_timeout_s: float = 10.0
     request_s: float = 15.0
     write_timeout_s: float = 15.0
     keep_alive_s: int = 65
+    running_per_client: int = 16
     lookups: int = 64
     waiting: int = 512
     max_batch: int = 32
     rate: float = 100.0
     burst: float = 200.0
     connections: int = 1024
-
-
-class RateLimiter:
-    """Token bucket of `burst` requests for each client, refilled at `rate` per second. Each request of a batch counts.
-
-    Memory is bounded: beyond `most_clients`, the client not seen for the longest time is dropped and starts with a full bucket.
-    """
-
-    def __init__(self, rate: float, burst: float, *, most_clients: int = 10_000) -> None:
-        self.rate, self.burst, self.most_clients = rate, burst, most_clients
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def wait_s(self, client: str, now: float | None = None) -> float:
-        """Take one request from the client's bucket. Return 0, or the seconds to wait if the bucket is empty."""
-        left, now = self._left(client, now)
-        wait = 0.0 if left >= 1 or self.rate <= 0 else (1 - left) / self.rate
-        self._keep(client, left if wait else left - 1, now)
-        return wait
-
-    def charge(self, client: str, requests: int, now: float | None = None) -> None:
-        """Take the further requests of an accepted batch. The bucket may become negative; later requests then wait."""
-        left, now = self._left(client, now)
-        self._keep(client, left - requests, now)
-
-    def _left(self, client: str, now: float | None) -> tuple[float, float]:
-        now = time.monotonic() if now is None else now
-        left, then = self._buckets.pop(client, (self.burst, now))
-        return min(self.burst, left + (now - then) * self.rate), now
-
-    def _keep(self, client: str, left: float, now: float) -> None:
-        if self.rate > 0:
-            self._buckets[client] = (left, now)
-        if len(self._buckets) > self.most_clients:
-            self._buckets.popitem(last=False)
-
-
-def is_key(given: str, key: str) -> bool:
-    """Return True if `given` is the key. The comparison takes constant time."""
-    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), key.encode())
+    connections_per_client: int = 128
+    reserved_connections: int = 32
+    linger_s: float = 1.0
+    drain_delay_s: float = 1.0
+    drain_s: float = 8.0

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic_core import to_json
+
 from twotower.errors import RequestError
 from twotower.retrieval.item_details import nan_to_none
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, HistoryEvent, Recommendation, Request
 from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.utils.ids import Id
 from twotower.utils.types import Json
 
 
@@ -26,6 +29,7 @@ class Question:
 
     request: Request
     accepted: tuple[HistoryEvent, ...] = ()
+    strict: bool = False  # an unknown item of the history is an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,11 @@ class Likeness:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An answer and its items as JSON values, made in the worker thread so that long lists do not block the event loop."""
+    """An answer and its items as JSON, written in the worker thread so that long lists do not block the event loop."""
 
     answer: Answer
-    items: list[Json]
+    items: bytes
+    unknown_items: list[str]  # items of the history that the bundle does not know
 
 
 class Engine:
@@ -61,21 +66,21 @@ class Engine:
         self.name = recommender.bundle.path.resolve().name
 
     @classmethod
-    def load(cls, path: Path) -> Engine:
+    def load(cls, path: Path, trusted_key: Path | None = None) -> Engine:
         """Open and check the bundle at `path`, and run one test request.
 
         Raises
         ------
         DataError
-            It is not a bundle, incomplete, changed, or of another format version.
+            It is not a bundle, incomplete, changed, not signed with the trusted key, or of another format version.
         """
-        engine = cls(Recommender.load(path))
+        engine = cls(Recommender.load(path, trusted_key=trusted_key))
         engine.recommender.filter.warm()
         some = tuple(HistoryEvent(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])
         engine.answer([Question(Request(history=some, k=1, explain=True))])
         return engine
 
-    def row(self, item_id: str) -> int:
+    def row(self, item_id: Id) -> int:
         """Return the row of an item, UNKNOWN for an unknown id."""
         return self.recommender.reader.items.row(item_id)
 
@@ -100,14 +105,29 @@ class Engine:
         """Return the answer or the error of each request."""
         told = {id(one.accepted): one for one in questions if one.accepted}  # many requests of a batch may have the same user
         readable = {key: self._readable(str(one.request.user), one.accepted) for key, one in told.items()}
-        requests = [_after(one.request, readable.get(id(one.accepted), ())) for one in questions]
+        given = [self._known(one) for one in questions]
+        requests = [_after(one, readable.get(id(of.accepted), ())) for (one, _), of in zip(given, questions, strict=True)]
         listed: list[Listed | RequestError] = []
-        for one, request, answer in zip(questions, requests, self.recommender.answer_each(requests), strict=True):
+        for (own, unknown), request, answer in zip(given, requests, self.recommender.answer_each(requests), strict=True):
             if isinstance(answer, UnknownItemError):
-                listed.append(UnknownItemError(answer.number - len(request.history) + len(one.request.history), str(answer)))
+                listed.append(UnknownItemError(answer.number - len(request.history) + len(own.history), str(answer)))
+            elif isinstance(answer, RequestError):
+                listed.append(answer)
             else:
-                listed.append(answer if isinstance(answer, RequestError) else Listed(answer, list(map(_as_json, answer.items))))
+                listed.append(Listed(answer, to_json([_as_json(item) for item in answer.items], inf_nan_mode="null"), unknown))
         return listed
+
+    def _known(self, question: Question) -> tuple[Request, list[str]]:
+        """Return the request without the events of unknown items, and these items; a strict request as it is."""
+        request = question.request
+        if question.strict:
+            return request, []
+        unknown = [str(event.item_id) for event in request.history if self.row(str(event.item_id)) == UNKNOWN]
+        if not unknown:
+            return request, []
+        left_out = set(unknown)
+        kept = tuple(event for event in request.history if str(event.item_id) not in left_out)
+        return replace(request, history=kept), list(dict.fromkeys(unknown))
 
     def _readable(self, user: str, accepted: tuple[HistoryEvent, ...]) -> tuple[HistoryEvent, ...]:
         """Return the accepted events of a user that are not in the bundle and whose item the bundle knows."""

@@ -11,7 +11,7 @@ from twotower.retrieval.request import Answer
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 SHARES = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32)
-RELOADS, EVENTS, ERRORS = ("loaded", "refused"), ("accepted", "repeated"), ("internal", "busy", "rate", "timeout")
+RELOADS, EVENTS, ERRORS = ("loaded", "refused"), ("accepted", "repeated", "skipped"), ("internal", "busy", "rate", "timeout")
 
 
 class Meters:
@@ -21,9 +21,11 @@ class Meters:
     ----------
     waiting
         Returns the number of requests in the queue.
+    store_up
+        Returns True if the event store works.
     """
 
-    def __init__(self, waiting: Callable[[], float]) -> None:
+    def __init__(self, waiting: Callable[[], float], store_up: Callable[[], bool]) -> None:
         self.registry = r = CollectorRegistry()
         ProcessCollector(registry=r)
         self._requests = Counter("twotower_requests", "Requests by route and status.", ["route", "status"], registry=r)
@@ -40,6 +42,8 @@ class Meters:
             for outcome in outcomes:  # a series must exist before its first count, or an alert on its rise does not fire
                 counter.labels(outcome)
         Gauge("twotower_waiting", "Requests in the queue.", registry=r).set_function(waiting)
+        Gauge("twotower_event_store_up", "1 while the event store works.", registry=r).set_function(store_up)
+        self._connections = Gauge("twotower_connections", "Open connections.", registry=r)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count a finished request."""
@@ -67,6 +71,14 @@ class Meters:
         """Count received events."""
         self._events.labels("accepted").inc(accepted)
         self._events.labels("repeated").inc(repeated)
+
+    def skipped(self, entries: int) -> None:
+        """Count entries of the event store that cannot be read."""
+        self._events.labels("skipped").inc(entries)
+
+    def connections(self, count: Callable[[], float]) -> None:
+        """Tell how to count the open connections."""
+        self._connections.set_function(count)
 
     def bundle(self, version: str) -> None:
         """Set the served version."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 from pydantic_core import to_json
 
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.serving.limits import (
     LAST_S,
+    MAX_BATCH_HISTORY_EVENTS,
     MAX_BATCH_ITEMS,
     MAX_BATCH_REQUESTS,
     MAX_EVENTS_PER_REQUEST,
@@ -22,8 +22,15 @@ from twotower.serving.limits import (
     MAX_ID_CHARS,
     MAX_K,
 )
+from twotower.serving.schema_examples import ASKED, ITEM, LIST, SENT
 
-Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+Id = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_ID_CHARS),
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) and not isinstance(value, bool) else value),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARS}, {"type": "integer"}]}),
+]  # an integer is the same as its text
+IdOut = str | int  # in the type that the id had in the raw data
 Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
 Stars = Annotated[float, Field(ge=0, le=5)]
 
@@ -37,32 +44,6 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
 Filter = Annotated[str, Field(max_length=MAX_FILTER_CHARS)] | Annotated[dict[str, Any], AfterValidator(_bounded)]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
-
-ASKED: JsonDict = {
-    "user": "u_17",
-    "history": [{"item_id": "b_230", "time_s": 1640995200, "stars": 5}],
-    "k": 5,
-    "filter": 'category == "Mexican" and price <= 2',
-    "near": [27.95, -82.46],
-}
-SENT: JsonDict = {"events": [{"event_id": "01J9Z4-7", "user": "u_17", "item_id": "b_230", "time_s": 1640995200, "stars": 4}]}
-ITEM: JsonDict = {
-    "item_id": "b_5",
-    "name": "Taqueria Sol",
-    "categories": ["Restaurants", "Mexican"],
-    "city": "Tampa",
-    "latitude": 27.96,
-    "longitude": -82.45,
-}
-REASON: JsonDict = {"kind": "visit", "name": "b_230", "label": "El Farol", "share": 0.21}
-PLACE: JsonDict = {**ITEM, "rank": 1, "distance_km": 1.4, "score": 0.83, "reasons": [REASON]}
-LIST: JsonDict = {
-    "source": "model",
-    "confidence": 0.77,
-    "user_known": True,
-    "items": [PLACE],
-    "stages_ms": {"features": 0.4, "tower": 0.6, "search": 2.1, "describe": 0.2},
-}
 
 
 class Accepted(BaseModel):
@@ -85,7 +66,7 @@ class RecommendIn(Accepted):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
 
     user: Id | None = Field(None, description="User id. For an unknown user only `history` is used.")
-    history: list[HistoryEventIn] = Field(
+    history: Annotated[list[HistoryEventIn], FailFast()] = Field(
         [], max_length=MAX_HISTORY_EVENTS, description="Events, oldest first. They are added to the known events of the user."
     )
     k: int = Field(10, ge=1, le=MAX_K, description="Number of items to return.")
@@ -97,6 +78,9 @@ class RecommendIn(Accepted):
     exclude_seen: bool = Field(True, description="Exclude items of the history. If false, the most recent ones are boosted.")
     diversity: float = Field(0.0, ge=0, le=1, description="Diversity (MMR): penalises items similar to higher-ranked items.")
     popularity: float = Field(0.0, ge=-1, le=1, description="Popularity bias: below 0 favours rare items, above 0 popular items.")
+    strict: bool = Field(
+        False, description="Reject a history with unknown items. If false, they are passed over and listed in `unknown_items`."
+    )
     explain: bool = Field(
         False, description=f"Return the reasons of each score. At most {MAX_EXPLAINED_ITEMS} items per request can be explained."
     )
@@ -104,6 +88,12 @@ class RecommendIn(Accepted):
     @model_validator(mode="after")
     def _few_explained(self) -> RecommendIn:
         return _explained([self], self)
+
+    @property
+    def weight(self) -> int:
+        """Return how much work the request is, in plain lists of ten: long lists, histories and explanations are more."""
+        long = (self.k - 1) // 50 * (2 if self.diversity else 1)
+        return 1 + long + len(self.history) // 100 + (1 + len(self.history) // 300) * (self.k // 2 if self.explain else 0)
 
     def request(self) -> Request:
         """Return the request in the form that a `Recommender` takes."""
@@ -126,13 +116,18 @@ class BatchIn(Accepted):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"requests": [ASKED]}]})
 
-    requests: list[RecommendIn] = Field(min_length=1, max_length=MAX_BATCH_REQUESTS)
+    requests: Annotated[list[RecommendIn], FailFast()] = Field(min_length=1, max_length=MAX_BATCH_REQUESTS)
 
     @model_validator(mode="after")
     def _few_explained(self) -> BatchIn:
         items = sum(one.k for one in self.requests)
         if items > MAX_BATCH_ITEMS:
             raise ValueError(f"the requests ask for {items:,} items; at most {MAX_BATCH_ITEMS:,} items per batch are allowed")
+        events = sum(len(one.history) for one in self.requests)
+        if events > MAX_BATCH_HISTORY_EVENTS:
+            raise ValueError(
+                f"the histories have {events:,} events; at most {MAX_BATCH_HISTORY_EVENTS:,} events per batch are allowed"
+            )
         return _explained(self.requests, self)
 
 
@@ -163,7 +158,7 @@ class EventsIn(Accepted):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [SENT]})
 
-    events: list[EventIn] = Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)
+    events: Annotated[list[EventIn], FailFast()] = Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)
 
 
 class ReloadIn(Accepted):
@@ -179,7 +174,7 @@ class ItemOut(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [ITEM]})
 
-    item_id: str
+    item_id: IdOut
     name: str
     categories: list[str]
     city: str | None
@@ -217,6 +212,7 @@ class ListOut(BaseModel):
     source: Literal["model", "nearby", "recent"]
     confidence: float
     user_known: bool
+    unknown_items: list[str] = Field(description="Items of the history that the bundle does not know; they were passed over.")
     items: list[RecommendationOut]
     stages_ms: dict[str, float]
 
@@ -233,13 +229,29 @@ class AnswerOut(ListOut):
     took_ms: float
 
 
+class Mistake(BaseModel):
+    """The error: what is wrong, what is allowed and what to do."""
+
+    code: str
+    message: str
+    location: str | int | None = Field(
+        None, description="Part of the request that is wrong: a path in its JSON, or a character position in its filter."
+    )
+
+
+class FailedOut(BaseModel):
+    """A request of a batch that cannot be answered. The others are."""
+
+    error: Mistake
+
+
 class BatchOut(BaseModel):
     """The responses to several requests, in request order. All come from the same bundle version."""
 
     request_id: str
     version: str
     took_ms: float
-    answers: list[ListOut]
+    answers: list[ListOut | FailedOut]
 
 
 class ItemsOut(BaseModel):
@@ -258,7 +270,7 @@ class SimilarOut(BaseModel):
 class UserOut(BaseModel):
     """A user and the number of its known events."""
 
-    user: str
+    user: IdOut
     events: int
 
 
@@ -279,7 +291,7 @@ class HistoryEventOut(ItemOut):
 class HistoryOut(BaseModel):
     """A user's events, oldest first."""
 
-    user: str = Field(examples=["u_17"])
+    user: IdOut = Field(examples=["u_17"])
     events: list[HistoryEventOut]
 
 
@@ -309,7 +321,6 @@ class AboutOut(BaseModel):
     users: int = Field(examples=[3000])
     metrics: dict[str, Any]
     filters: FiltersOut
-    events_need_key: bool
 
 
 class StateOut(BaseModel):
@@ -317,6 +328,7 @@ class StateOut(BaseModel):
 
     status: Literal["live", "ready"]
     version: str | None = None
+    events: str | None = Field(None, description="`ok`, or why the event store cannot take events. Recommendations go on.")
 
 
 class ReloadOut(BaseModel):
@@ -324,16 +336,6 @@ class ReloadOut(BaseModel):
 
     version: str = Field(examples=["67499b37599f"])
     before: str = Field(examples=["7a8339d5a72d"])
-
-
-class Mistake(BaseModel):
-    """The error: what is wrong, what is allowed and what to do."""
-
-    code: str
-    message: str
-    location: str | int | None = Field(
-        None, description="Part of the request that is wrong: a path in its JSON, or a character position in its filter."
-    )
 
 
 class ErrorOut(BaseModel):

@@ -13,21 +13,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from twotower.errors import DataError, RequestError, TwoTowerError
+from pydantic_core import to_json
+
+from twotower.errors import BusyError, DataError, RequestError, TwoTowerError
 from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import UNKNOWN
 from twotower.serving.batching import Batcher
 from twotower.serving.catalogue import Browser
-from twotower.serving.event_journal import Journal
+from twotower.serving.event_journal import FUTURE_S, Journal
 from twotower.serving.event_store import Event, open_store
-from twotower.serving.limits import Limits
+from twotower.serving.limits import HEAVY_WEIGHT, Limits
 from twotower.serving.model_version import Engine, Likeness, Listed, Question
 from twotower.serving.prometheus import Meters
 from twotower.serving.schemas import EventIn, RecommendIn
 from twotower.utils.console import log
 from twotower.utils.types import Json
 
+ANSWER_S = 0.1  # of the time in which a request is answered, kept for writing the response
 MAX_EVENT_BATCH = 256  # requests whose events go into one write
 
 
@@ -49,6 +53,8 @@ class Service:
         Folder of the first bundle.
     events
         Address of the event store; see `open_store`.
+    trusted_key
+        Public key that bundles must be signed for, those of reloads included; see `load_bundle`.
 
     Raises
     ------
@@ -56,54 +62,91 @@ class Service:
         The bundle or the store cannot be opened.
     """
 
-    def __init__(self, bundle: Path, events: str, limits: Limits) -> None:
-        self.limits = limits
-        engine = Engine.load(bundle)
-        self.journal = Journal(open_store(events))
-        self.meters = Meters(lambda: self.answers.waiting)
-        self.answers = Batcher("answers", max_waiting=limits.waiting, max_batch=limits.max_batch, on_batch=self.meters.batch)
+    def __init__(self, bundle: Path, events: str, limits: Limits, trusted_key: Path | None = None) -> None:
+        self.limits, self._trusted_key = limits, trusted_key
+        self.meters = Meters(lambda: self.answers.waiting + self.heavy.waiting, lambda: self.journal.state == "ok")
+        self.journal = Journal(open_store(events), self.meters.skipped)  # first: it fails sooner than a bundle is loaded
+        try:
+            engine = Engine.load(bundle, trusted_key)
+        except BaseException:
+            self.journal.close()
+            raise
+        self.answers, self.heavy = (
+            Batcher(name, max_waiting=limits.waiting, max_batch=limits.max_batch, on_batch=self.meters.batch)
+            for name in ("answers", "heavy answers")
+        )
         self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
         self.current = Version(bundle, engine, Browser(engine, self.journal))
         self.meters.bundle(engine.version)
+        self.stopping = False
         self._reloading = asyncio.Lock()
 
     @property
-    def ready(self) -> bool:
-        """Return True if both worker threads are alive."""
-        return self.answers.alive and self.writes.alive
+    def problem(self) -> str | None:
+        """Return why the server should get no requests; None if it is ready."""
+        if self.stopping:
+            return "Not ready: the server is stopping. Use another one."
+        if not (self.answers.alive and self.heavy.alive and self.writes.alive):
+            return "Not ready: a worker thread has stopped. Restart the server."
+        return None
 
-    @property
-    def overloaded(self) -> bool:
-        """Return True if the queue is more than half full. Below that, a batch of any allowed size fits into it."""
-        return self.answers.waiting > self.limits.waiting // 2
+    def overloaded(self, client: str) -> bool:
+        """Return True if a client fills half of the queue. Below that, its next batch of any allowed size is admitted."""
+        waiting = self.limits.waiting
+        return any(lane.waiting_of(client) > waiting // 2 or lane.waiting >= waiting for lane in (self.answers, self.heavy))
 
-    async def recommend(self, bodies: Sequence[RecommendIn], *within: str) -> tuple[str, list[Json]]:
-        """Return the bundle version and a list for each request. `within` is the path to the requests in the JSON body.
+    async def recommend(self, body: RecommendIn, client: str = "") -> tuple[str, bytes]:
+        """Return the bundle version and the list of a request as JSON.
 
         Raises
         ------
         PartError
-            A request cannot be answered.
+            The request cannot be answered.
         BusyError
             The queue is full.
         """
-        engine, deadline = self.current.engine, time.perf_counter() + self.limits.queue_timeout_s
-        self.answers.admit(len(bodies), deadline)  # before any work, so that a rejection costs little
-        paths: list[tuple[str | int, ...]] = [(*within, number) if within else () for number in range(len(bodies))]
-        questions = [Question(body.request(), self.journal.of(body.user) if body.user else ()) for body in bodies]
-        futures = self.answers.submit(engine.answer, questions, deadline)
-        answers = []
-        for path, found in zip(paths, await asyncio.gather(*futures, return_exceptions=True), strict=True):
-            with _part(*path):
-                answers.append(self._as_json(found))
-        return engine.version, answers
+        version, (found,) = await self._answered([body], client)
+        with _part():
+            return version, self._as_json(found)
 
-    async def similar(self, item_id: str, k: int, filter: str | None) -> tuple[str, list[Json]]:
+    async def recommend_many(self, bodies: Sequence[RecommendIn], client: str = "") -> tuple[str, list[bytes]]:
+        """Return the bundle version and for each request its list as JSON, or its error under "error".
+
+        Raises
+        ------
+        BusyError
+            The queue is full.
+        """
+        version, found = await self._answered(bodies, client)
+        answers: list[bytes] = []
+        for number, one in enumerate(found):
+            try:
+                with _part("requests", number):
+                    answers.append(self._as_json(one))
+            except PartError as error:
+                answers.append(to_json({"error": {"code": "impossible", "message": str(error), "location": error.location}}))
+        return version, answers
+
+    async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> tuple[str, list[Listed | BaseException]]:
+        engine, deadline = self.current.engine, time.perf_counter() + self.limits.queue_timeout_s
+        lanes = [self.heavy if body.weight >= HEAVY_WEIGHT else self.answers for body in bodies]
+        groups = [(lane, [at for at, one in enumerate(lanes) if one is lane]) for lane in dict.fromkeys(lanes)]
+        for lane, places in groups:
+            lane.admit(len(places), deadline, client)  # before any work, so that a rejection costs little
+        questions = [Question(body.request(), self.journal.of(body.user) if body.user else (), body.strict) for body in bodies]
+        futures: dict[int, asyncio.Future[Any]] = {}
+        for lane, places in groups:
+            weights = [bodies[at].weight for at in places]
+            submitted = lane.submit(engine.answer, [questions[at] for at in places], deadline, client, weights)
+            futures |= dict(zip(places, submitted, strict=True))
+        return engine.version, await asyncio.gather(*(futures[at] for at in range(len(bodies))), return_exceptions=True)
+
+    async def similar(self, item_id: str, k: int, filter: str | None, client: str = "") -> tuple[str, list[Json]]:
         """Return the bundle version and the items most similar to an item."""
         engine = self.current.engine
         deadline = time.perf_counter() + self.limits.queue_timeout_s
         with _part():
-            (future,) = self.answers.submit(engine.similar, [Likeness(item_id, k, filter)], deadline)
+            (future,) = self.answers.submit(engine.similar, [Likeness(item_id, k, filter)], deadline, client)
             return engine.version, await future
 
     async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
@@ -119,12 +162,15 @@ class Service:
         engine, now = self.current.engine, int(time.time())
         for number, body in enumerate(bodies):
             with _part("events", number):
-                _check(engine, body)
+                _check(engine, body, now)
         events = [
             Event(b.event_id, b.user, b.item_id, now if b.time_s is None else b.time_s, b.event_type, b.stars) for b in bodies
         ]
         (future,) = self.writes.submit(self.journal.append, [events], time.perf_counter() + self.limits.queue_timeout_s)
-        new = await future
+        try:
+            new = await asyncio.wait_for(future, self.limits.queue_timeout_s - ANSWER_S)
+        except TimeoutError:
+            raise BusyError("The event store is too slow; the events may be stored. Send them again later.") from None
         self.meters.events(new, len(events) - new)
         return new, len(events) - new
 
@@ -140,8 +186,9 @@ class Service:
             before = self.current
             try:
                 version = await asyncio.to_thread(self._open, path or before.path)
-            except TwoTowerError:
+            except TwoTowerError as error:
                 self.meters.reload("refused")
+                log.error("reload refused; %s stays in use: %s", before.path, error)
                 raise
             self.current = version
             self.meters.reload("loaded")
@@ -152,13 +199,14 @@ class Service:
     def close(self) -> None:
         """Finish the queued work and close the event store."""
         self.answers.close()
+        self.heavy.close()
         self.writes.close()
         self.journal.close()
         gc.unfreeze()  # lets the interpreter free everything in order at exit
 
     def _open(self, path: Path) -> Version:
         try:
-            engine = Engine.load(path)
+            engine = Engine.load(path, self._trusted_key)
         except TwoTowerError:
             raise
         except Exception:  # valid hashes but invalid content
@@ -169,18 +217,30 @@ class Service:
         freeze_garbage_collector()
         return Version(path, engine, Browser(engine, self.journal))
 
-    def _as_json(self, listed: Listed | BaseException) -> Json:
+    def _as_json(self, listed: Listed | BaseException) -> bytes:
         if isinstance(listed, BaseException):
             raise listed
         answer = listed.answer
         self.meters.answer(answer)
-        return {
+        head = {
             "source": answer.source,
             "confidence": round(answer.confidence, 4),
             "user_known": answer.user_known,
-            "items": listed.items,
+            "unknown_items": listed.unknown_items,
             "stages_ms": {stage: round(spent, 3) for stage, spent in answer.stages_ms.items()},
         }
+        return joined(head, "items", listed.items)
+
+
+def joined(head: Json, name: str, value: bytes) -> bytes:
+    """Return an object as JSON, with one more field that is JSON already: long lists are written in the worker thread.
+
+    Examples
+    --------
+    >>> joined({"a": 1}, "b", b"[2]")
+    b'{"a":1,"b":[2]}'
+    """
+    return b'%b,"%b":%b}' % (to_json(head)[:-1], name.encode(), value)
 
 
 def freeze_garbage_collector() -> None:
@@ -214,7 +274,10 @@ def unknown(kind: str, name: str) -> RequestError:
     return RequestError(f"Unknown {kind} {name[:80]!r}. Search for valid ids with GET /v1/{kind}s?q=TEXT.")
 
 
-def _check(engine: Engine, event: EventIn) -> None:
+def _check(engine: Engine, event: EventIn, now: int) -> None:
+    if event.time_s is not None and event.time_s > now + FUTURE_S:
+        text = f"The time {event.time_s} is more than a day in the future. Send seconds since 1970, not milliseconds."
+        raise PartError("time_s", RequestError(text))
     if engine.row(event.item_id) == UNKNOWN:
         raise PartError("item_id", unknown("item", event.item_id))
     known = engine.dataset.event_types

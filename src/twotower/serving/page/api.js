@@ -21,18 +21,51 @@ async function call(path, { signal, body } = {}) {
   const options = { signal: signal ? AbortSignal.any([signal, limit]) : limit, headers: { accept: "application/json" } };
   if (body) Object.assign(options, { method: "POST", body: JSON.stringify(body) });
   if (body) options.headers["content-type"] = "application/json";
+  const key = apiKey.current;
+  if (key) options.headers.authorization = `Bearer ${key}`;
   let answer, content;
   try {
     answer = await fetch(path, options);
-    content = await answer.json();
+    content = JSON.parse(await answer.text(), idAsText);
   } catch (error) {
     if (signal?.aborted) throw error; // replaced by a newer request: no error to show
     if (answer) throw new ApiError(answer.status, "The response of the server is not valid JSON.");
     throw new ApiError(0, limit.aborted ? "The server took too long to respond." : "The server does not respond.");
   }
   if (answer.ok) return content;
+  if (answer.status === 401 && apiKey.replaced(key)) return call(path, { signal, body });
   throw refusal(answer, content);
 }
+
+/** Ids that are numbers become texts, as in the address and in requests; their digits are those of the response. */
+function idAsText(key, value, context) {
+  return (key === "item_id" || key === "user") && typeof value === "number" ? (context?.source ?? String(value)) : value;
+}
+
+// The key of this tab, asked for once when the server wants one. It is never part of an address.
+const apiKey = {
+  declined: false,
+  get current() {
+    try {
+      return sessionStorage.getItem("twotower-key");
+    } catch {
+      return null; // storage is forbidden
+    }
+  },
+  // True if there is another key than the one that was refused.
+  replaced(refused) {
+    if (this.current !== refused) return true;
+    if (this.declined) return false;
+    const given = window.prompt("This server needs a key with the role read:")?.trim();
+    this.declined = !given;
+    try {
+      if (given) sessionStorage.setItem("twotower-key", given);
+    } catch {
+      this.declined = true;
+    }
+    return !this.declined;
+  },
+};
 
 function refusal(answer, content) {
   const { message, location } = content?.error ?? {};

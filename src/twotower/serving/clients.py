@@ -1,0 +1,190 @@
+"""Count what each client uses: requests, connections, and bytes that the server holds for it.
+
+A client is an IPv4 address or an IPv6 network of 64 bits, which one client can usually fill with addresses of its own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from twotower.errors import ConfigError
+from twotower.serving.limits import Limits
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+WATCH_RATE, WATCH_BURST = 50.0, 300.0  # of health checks, metrics and files of the page, apart from other requests
+ARRIVALS_PER_S, ARRIVALS_BURST = 100.0, 512.0  # new connections of a client
+BYTES_PER_TOKEN = 4096
+"""A request of this size takes one more request from the client's bucket, before it is read."""
+
+
+class RateLimiter:
+    """Token bucket of `burst` requests for each client, refilled at `rate` per second.
+
+    Memory is bounded: beyond `most_clients`, the client not seen for the longest time is dropped and starts with a full bucket.
+    """
+
+    def __init__(self, rate: float, burst: float, *, most_clients: int = 10_000) -> None:
+        self.rate, self.burst, self.most_clients = rate, burst, most_clients
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def wait_s(self, client: str, cost: float = 1.0, now: float | None = None) -> float:
+        """Take a request from the client's bucket. Return 0, or the seconds to wait if the bucket is empty.
+
+        A request that costs more than is left is taken as long as one request is left: later ones then wait.
+        """
+        left, now = self._left(client, now)
+        wait = 0.0 if left >= 1 or self.rate <= 0 else (1 - left) / self.rate
+        self._keep(client, left if wait else left - cost, now)
+        return wait
+
+    def charge(self, client: str, requests: float, now: float | None = None) -> None:
+        """Take the further requests of an accepted batch. The bucket may become negative; later requests then wait."""
+        left, now = self._left(client, now)
+        self._keep(client, left - requests, now)
+
+    def _left(self, client: str, now: float | None) -> tuple[float, float]:
+        now = time.monotonic() if now is None else now
+        left, then = self._buckets.pop(client, (self.burst, now))
+        return min(self.burst, left + (now - then) * self.rate), now
+
+    def _keep(self, client: str, left: float, now: float) -> None:
+        if self.rate > 0:
+            self._buckets[client] = (left, now)
+        if len(self._buckets) > self.most_clients:
+            self._buckets.popitem(last=False)
+
+
+class Clients:
+    """What all clients use, with the limits of each.
+
+    Parameters
+    ----------
+    trusted
+        Addresses or networks of proxies. The last address in `X-Forwarded-For` that is none of theirs is then the client.
+    """
+
+    def __init__(self, limits: Limits, trusted: Sequence[str] = ()) -> None:
+        self.limits = limits
+        self.rates = RateLimiter(limits.rate, limits.burst)
+        self.watching = RateLimiter(WATCH_RATE if limits.rate else 0, WATCH_BURST)
+        self._arrivals = RateLimiter(ARRIVALS_PER_S if limits.rate else 0, ARRIVALS_BURST)
+        self._trusted = [_network(text) for text in trusted]
+        self._connections: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self.held_bytes = 0
+
+    def group(self, address: str) -> str:
+        """Return the client of an address: the address itself, or its IPv6 network."""
+        return _group(address)
+
+    def trusts(self, address: str) -> bool:
+        """Return True if the address is that of a trusted proxy."""
+        if not self._trusted:
+            return False
+        try:
+            given = _address(address)
+        except ValueError:
+            return False
+        return any(given in network for network in self._trusted)
+
+    def behind(self, address: str, forwarded: Iterable[str]) -> str:
+        """Return the client of a request: the last forwarded address that is no proxy if `address` is a proxy, else `address`."""
+        chain = [part.strip() for line in forwarded for part in line.split(",")] if self.trusts(address) else []
+        for given in reversed(chain):
+            bare = given.removeprefix("[").partition("]")[0] if given.startswith("[") else given
+            try:
+                _address(bare)
+            except ValueError:
+                break  # not written by a proxy
+            address = bare
+            if not self.trusts(bare):
+                break
+        return _group(address)
+
+    def arrives(self, address: str) -> bool:
+        """Count a new connection. Return False if the client opens them too fast."""
+        return self.trusts(address) or not self._arrivals.wait_s(_group(address))
+
+    def enter(self, address: str) -> bool:
+        """Count a connection. Return False, and count nothing, if the client has as many as it may."""
+        client = _group(address)
+        if self._connections[client] >= self.limits.connections_per_client and not self.trusts(address):
+            return False
+        self._connections[client] += 1
+        return True
+
+    def leave(self, address: str) -> None:
+        """Count a connection no more."""
+        take(self._connections, _group(address), 1)
+
+    def hold(self, client: str, size: int) -> bool:
+        """Count bytes that the server holds for a client. Return False if these are too many, for the client or in all.
+
+        They count in any case, until `release`.
+        """
+        self._bytes[client] += size
+        self.held_bytes += size
+        return not self.crowded(client)
+
+    def release(self, client: str, size: int) -> None:
+        """Count bytes no more."""
+        if size:
+            self.held_bytes -= size
+            take(self._bytes, client, size)
+
+    def crowded(self, client: str) -> bool:
+        """Return True if the server holds too much for this client, or in all."""
+        return self._bytes[client] > self.limits.held_bytes_per_client or self.held_bytes > self.limits.held_bytes
+
+
+def cost(body_bytes: int) -> float:
+    """Return how many requests a body of this size counts for.
+
+    Examples
+    --------
+    >>> cost(300), cost(1_000_000)
+    (1, 245)
+    """
+    return 1 + body_bytes // BYTES_PER_TOKEN
+
+
+def retry_after(wait_s: float) -> bytes:
+    """Return the value of the header `Retry-After`: whole seconds, at least 1."""
+    return b"%d" % max(1, math.ceil(wait_s))
+
+
+def take(counts: Counter[str], key: str, size: int) -> None:
+    """Subtract from a count, and forget it at zero."""
+    counts[key] -= size
+    if counts[key] <= 0:
+        del counts[key]
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ConfigError(
+            f"{text!r} is not the address of a proxy. Expected an IP address or a network, such as 10.0.0.7 or 10.0.0.0/8."
+        ) from None
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    given = ipaddress.ip_address(text.partition("%")[0])
+    return given.ipv4_mapped or given if isinstance(given, ipaddress.IPv6Address) else given
+
+
+@lru_cache(4096)
+def _group(address: str) -> str:
+    try:
+        given = _address(address)
+    except ValueError:
+        return address[:64]  # a Unix socket, or a test without sockets
+    if isinstance(given, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((int(given) >> 64 << 64, 64)))
+    return str(given)
