@@ -96,11 +96,11 @@ def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], 
         without = trained(changed, dataset, out, part)
         evaluation = config.evaluation.model_copy(update={"baselines": []})
         report = judge([whole, without], dataset, evaluation, part=PART, main=WHOLE, metric=METRIC, seed=seed)
-        figures = {system: report["systems"][system][METRIC]["value"] for system in (WHOLE, part)}
-        lost = report["differences"][part][METRIC]
-        interval = [lost["low"], lost["high"]]
+        figures = {system: report.systems[system][METRIC].value for system in (WHOLE, part)}
+        lost = report.differences[part][METRIC]
+        interval = [lost.low, lost.high]
         title = f"{name}, seed {seed}, {PART} {METRIC} without {part}"
-        row = claim(title, figures[part], "", "with it", figures[WHOLE], seed, lost=lost["value"], interval=interval)
+        row = claim(title, figures[part], "", "with it", figures[WHOLE], seed, lost=lost.value, interval=interval)
         tell(row, results)
         sys.stderr.write(in_words(row))
 

@@ -244,11 +244,11 @@ def precisions(bench: Bench) -> Found:
         systems.append(NeuralRetriever(model.to(bench.device), store, n_item_rows=dataset.n_item_rows, time_s=moment, name=name))
     settings = bench.config().evaluation.model_copy(update={"baselines": [], "max_queries": 300 if bench.small else None})
     report = judge(systems, dataset, settings, main="fp32", metric="NDCG@10", seed=0)
-    gaps = {name: report["differences"][name]["NDCG@10"] for name in ("another seed", "bf16", "fp16")}
-    noise = 2 * abs(gaps["another seed"]["value"])
-    fine = all(gap["low"] <= 0 <= gap["high"] or abs(gap["value"]) <= noise for gap in gaps.values())
-    figures = {name: round(report["systems"][name]["NDCG@10"]["value"], 4) for name in ("fp32", *gaps)}
-    intervals = {f"fp32 - {name}": [round(gap[key], 4) for key in ("value", "low", "high")] for name, gap in gaps.items()}
+    gaps = {name: report.differences[name]["NDCG@10"] for name in ("another seed", "bf16", "fp16")}
+    noise = 2 * abs(gaps["another seed"].value)
+    fine = all(gap.low <= 0 <= gap.high or abs(gap.value) <= noise for gap in gaps.values())
+    figures = {name: round(report.systems[name]["NDCG@10"].value, 4) for name in ("fp32", *gaps)}
+    intervals = {f"fp32 - {name}": [round(getattr(gap, key), 4) for key in ("value", "low", "high")] for name, gap in gaps.items()}
     return Found(fine, {"NDCG@10": figures, **intervals, "fit_s": seconds})
 
 

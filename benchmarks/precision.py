@@ -53,10 +53,10 @@ def measure(seed: int, out: Path, overrides: list[str], results: Path) -> None:
     systems, steps = zip(*(trained(config, dataset, out, precision) for precision in ("fp32", "bf16", "fp16")), strict=True)
     evaluation = config.evaluation.model_copy(update={"baselines": []})
     report = judge(systems, dataset, evaluation, main="fp32", metric=METRIC, seed=seed)
-    reached = report["systems"]["fp32"][METRIC]["value"]
+    reached = report.systems["fp32"][METRIC].value
     for precision in ("bf16", "fp16"):
-        figure, gap = report["systems"][precision][METRIC]["value"], report["differences"][precision][METRIC]
-        ahead = f"fp32 is ahead by {gap['value']:+.4f} [{gap['low']:+.4f}, {gap['high']:+.4f}]"
+        figure, gap = report.systems[precision][METRIC].value, report.differences[precision][METRIC]
+        ahead = f"fp32 is ahead by {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
         what = f"{METRIC} of the town after {steps[0]} steps in {precision}, seed {seed}: {ahead}"
         tell(claim(what, figure, METRIC, f"fp32, seed {seed}", reached, seed), results)
 
@@ -64,7 +64,7 @@ def measure(seed: int, out: Path, overrides: list[str], results: Path) -> None:
 def trained(config: Config, dataset: Dataset, out: Path, precision: str) -> tuple[NeuralRetriever, int]:
     """The best model of a run in one precision, as a retriever of the test part, and the steps of its schedule."""
     chosen = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
-    steps = int(train_stage(chosen, dataset.path, out / precision)["total_steps"])
+    steps = train_stage(chosen, dataset.path, out / precision).total_steps
     model, _, _ = load_trained(out / precision / "best.pt", dataset)
     store = open_store(dataset, "test", config.model)
     moment = split_moment(dataset, "test")

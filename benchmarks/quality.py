@@ -35,6 +35,7 @@ from twotower.pipeline.stages import TOWN, prepare_stage, run_all, simulate_stag
 from twotower.trainers.optimizer import choose_device
 from twotower.utils.config import Config, load_config
 from twotower.utils.console import setup_logging
+from twotower.utils.documents import Report
 
 MODEL = "two-tower"
 
@@ -92,29 +93,29 @@ def measure(
     return rows
 
 
-def _rows(run: Callable[[Path], dict[str, Any] | None], out: Path, shared: Row) -> list[Row]:
+def _rows(run: Callable[[Path], Report | None], out: Path, shared: Row) -> list[Row]:
     """Rows of what `run` leaves in `out`; what an earlier measurement left there is not trained again."""
     began, whole = time.perf_counter(), not (out / "model").exists()
     report = run(out)
     assert report is not None, "every set has a test part"
-    protocol, metric = report["protocol"], report["protocol"]["metric"]
+    protocol, metric = report.protocol, report.protocol.metric
     shared = {
         **shared,
         **({"run_seconds": round(time.perf_counter() - began, 1)} if whole else {}),
         **({} if shared.get("refit") else {"peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)}),
-        "split": protocol["split"],
-        "queries": protocol["queries"],
+        "split": protocol.split,
+        "queries": protocol.queries,
     }
-    ranked = sorted(report["systems"], key=lambda system: -report["systems"][system][metric]["value"])
+    ranked = sorted(report.systems, key=lambda system: -report.systems[system][metric].value)
     return [
         {
-            "protocol": protocol["seen"],
+            "protocol": protocol.seen,
             "system": system,
-            "metrics": {key: figure["value"] for key, figure in report["systems"][system].items()} | report["beyond"][system],
-            "intervals": {key: [figure["low"], figure["high"]] for key, figure in report["systems"][system].items()},
-            "ahead": None if system == MODEL else {"metric": metric, **report["differences"][system][metric]},
-            "seconds": report["seconds"][system],
-            "settings": report["settings"][system],
+            "metrics": {key: figure.value for key, figure in report.systems[system].items()} | report.beyond[system],
+            "intervals": {key: [figure.low, figure.high] for key, figure in report.systems[system].items()},
+            "ahead": None if system == MODEL else {"metric": metric, **dict(report.differences[system][metric])},
+            "seconds": report.seconds[system],
+            "settings": report.settings[system],
             **({"slices": _slices(report)} if system == MODEL else {}),
             **shared,
         }
@@ -122,14 +123,14 @@ def _rows(run: Callable[[Path], dict[str, Any] | None], out: Path, shared: Row) 
     ]
 
 
-def _slices(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _slices(report: Report) -> dict[str, dict[str, Any]]:
     """Title → group → {"users", the model's figure, "ahead": {baseline: interval}}."""
     return {
         title: {
-            group: {"users": one["users"], "value": one["systems"][MODEL]["value"], "ahead": one["differences"]}
+            group: {"users": one.users, "value": one.systems[MODEL].value, "ahead": one.json_values()["differences"]}
             for group, one in groups.items()
         }
-        for title, groups in report["slices"].items()
+        for title, groups in report.slices.items()
     }
 
 

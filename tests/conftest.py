@@ -75,13 +75,14 @@ def town_bundle(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from twotower.data.dataset import Dataset
     from twotower.utils.checkpoint import save_checkpoint
 
+    from .documents import BEST
     from .drawn_bundle import MODEL, checkpoint_of, drawn
 
     root = tmp_path_factory.mktemp("town-bundle")
     dataset = Dataset.open(town.folder)
     model, config = drawn(dataset, MODEL)
     save_checkpoint(root / "best.pt", checkpoint_of(dataset, model, config))
-    export_bundle(root / "best.pt", dataset, root / "bundle", metrics={"metric": "NDCG@10", "value": 0.1})
+    export_bundle(root / "best.pt", dataset, root / "bundle", metrics=BEST)
     return root / "bundle"
 
 

@@ -13,6 +13,8 @@ from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.utils.config import Config, parse_config
 
+from .documents import PROGRESS
+
 TOWER = {"embedding_dim": 16, "hidden_dims": [24, 16]}
 MODEL = {"request_location": True, "user_tower": {**TOWER, "max_history": 20}, "item_tower": TOWER}
 
@@ -39,4 +41,4 @@ def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[Two
 def checkpoint_of(dataset: Dataset, model: TwoTower, config: Config) -> dict[str, Any]:
     """What a trainer would have saved."""
     settings = config.model_dump(mode="json")
-    return {"data": dataset.fingerprint, "config": settings, "model": model.state_dict(), "progress": {}}
+    return {"data": dataset.fingerprint, "config": settings, "model": model.state_dict(), "progress": PROGRESS.json_values()}

@@ -18,7 +18,6 @@ PAGE = ROOT / "docs" / "architecture.md"
 ORDER = [
     "errors.py schema.py",
     "utils",
-    "documents.py",
     "retriever.py",
     "features",
     "search/filters search",

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -69,12 +70,32 @@ def test_each_verb_alone_gives_the_same(journey, town, tmp_path, capsys):
     assert re.match(r"(Better than|Worse than|A tie with) ", said)
 
 
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("report", "report.json"),
+        ("dataset", "dataset/manifest.json"),
+        ("run", "model/manifest.json"),
+        ("bundle", "bundle/manifest.json"),
+        ("dataset", "bundle/dataset/manifest.json"),
+    ],
+)
+def test_the_files_fit_their_published_schemas(journey, capsys, kind, file):
+    validator = jsonschema.Draft202012Validator(json.loads("\n".join(lines(capsys, "config", "--schema", kind))))
+    content = json.loads((journey / "run" / file).read_text())
+    validator.validate(content)
+    for name in content:
+        without = {key: value for key, value in content.items() if key != name}
+        assert list(validator.iter_errors(without)), f"the schema does not know {name}"
+    assert list(validator.iter_errors({**content, "more": 1})), "an unknown key is an error"
+
+
 def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     run = journey / "run" / "model"
     (said, _) = lines(capsys, "refit", str(journey / "run"), "--out", str(tmp_path / "refit"))
     assert re.match(r"(Better than|Worse than|A tie with) ", said)
     before, after = Dataset.open(journey / "run" / "dataset"), Dataset.open(tmp_path / "refit" / "dataset")
-    counts = [d.manifest["counts"]["kept"] for d in (before, after)]
+    counts = [d.manifest.counts.kept.json_values() for d in (before, after)]
     assert counts[1]["train_events"] == counts[0]["train_events"] + counts[0]["valid_events"] > counts[0]["train_events"]
     assert counts[1]["valid_events"] == 0 and counts[1]["test_events"] == counts[0]["test_events"]
     reports = [json.loads((folder / "report.json").read_text()) for folder in (journey / "run", tmp_path / "refit")]
@@ -89,7 +110,7 @@ def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
     assert again["config"]["model"] == progress["config"]["model"]
     (said, where) = lines(capsys, "refit", str(run), "--out", str(tmp_path / "all"), "--include-test")
     assert said == "No test part: nothing was evaluated." and str(tmp_path / "all" / "bundle") in where
-    everything = Dataset.open(tmp_path / "all" / "dataset").manifest["counts"]["kept"]
+    everything = Dataset.open(tmp_path / "all" / "dataset").manifest.counts.kept.json_values()
     assert everything["train_events"] == everything["events"] == counts[0]["events"]
     assert lines(capsys, "recommend", str(tmp_path / "all"), "--user", str(before.user_ids[-1]), "--json")
     assert main(["refit", str(tmp_path / "all" / "model"), "--out", str(tmp_path / "twice")]) == 2

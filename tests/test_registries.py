@@ -129,7 +129,7 @@ def test_a_source(town: Town, tmp_path: Path) -> None:
 
     config = load_config(None, [f"data.source={NAME}", f"data.path={town.raw}", "prepare.text_dim=8"])
     manifest = prepare_stage(config, tmp_path / "dataset")
-    assert manifest["config"]["data"]["source"] == NAME
+    assert manifest.config.data.source == NAME
     made = Dataset.open(tmp_path / "dataset")
     assert made.n_item_rows == Dataset.open(town.folder).n_item_rows
     SOURCES.pop(NAME)
@@ -152,8 +152,8 @@ def test_a_metric_and_a_baseline(town: Town, tmp_path: Path) -> None:
     trained(town, tmp_path / "run", f"training.eval_metric={NAME}@10")
     overrides = [f"evaluation.baselines=[popular,{NAME}]", "evaluation.ks=[10]", "evaluation.bootstrap_resamples=10"]
     report = evaluate_stage(tmp_path / "run", tmp_path, overrides)
-    mine, popular = report["systems"][NAME], report["systems"]["popular"]
-    assert 0 <= mine[f"{NAME}@10"]["value"] < popular[f"{NAME}@10"]["value"] < popular["NDCG@10"]["value"]
+    mine, popular = report.systems[NAME], report.systems["popular"]
+    assert 0 <= mine[f"{NAME}@10"].value < popular[f"{NAME}@10"].value < popular["NDCG@10"].value
     assert NAME in (tmp_path / "report.html").read_text() and json.loads((tmp_path / "report.json").read_text())
 
 

@@ -67,7 +67,8 @@ def settings_page() -> str:
         "that you leave out have the defaults below, and an unknown name is an error.",
         "- `twotower config --show` prints the effective settings, after `--config` and `--set`.\n"
         "- `twotower config --schema > settings.schema.json` writes a JSON schema. Editors complete and check settings with it: "
-        "put `# yaml-language-server: $schema=settings.schema.json` into the first line of the YAML file.",
+        "put `# yaml-language-server: $schema=settings.schema.json` into the first line of the YAML file.\n"
+        "- `twotower config --schema report` prints the schema of `report.json`; `dataset`, `run` and `bundle` those of manifests.",
     ]
     for section in sections():
         parts += [f"## `{section.name}`" if section.name else "## Top level", plain(section.text)]

@@ -27,7 +27,10 @@ from twotower.errors import DataError
 from twotower.evaluation.evaluator import evaluate
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S, FIRST_ROW, TRAIN, UNKNOWN, FeatureSpec
-from twotower.utils.config import EvaluationConfig
+from twotower.utils.config import DataConfig, EvaluationConfig, PrepareConfig
+from twotower.utils.manifests import DatasetCounts, DatasetManifest, DatasetSettings, KeptCounts
+
+from ..documents import with_split
 
 Settings = dict[str, dict[str, Any]]
 CHEAP: Settings = {"ials": {"factors": 8, "iterations": 3}}
@@ -38,23 +41,29 @@ def dataset_of(events: list[tuple[int, int, int, int]], *, n_item_rows: int, n_u
     """Return a dataset in memory from (user row, item row, day, split) rows; all events are positive."""
     lines = sorted(events, key=lambda e: (e[0], e[2]))
     user, item, day, split = np.array(lines, np.int64).reshape(-1, 4).T
-    specs = (
-        [{"name": "location", "side": "item", "kind": "geo", "columns": ["latitude", "longitude"]}] if locations is not None else []
+    columns = ("latitude", "longitude")
+    specs = [] if locations is None else [FeatureSpec(name="location", side="item", kind="geo", columns=columns)]
+    none = dict.fromkeys(KeptCounts.model_fields, 0)
+    manifest = DatasetManifest(
+        seed=0,
+        config=DatasetSettings(seed=0, data=DataConfig(), prepare=PrepareConfig()),
+        counts=DatasetCounts(read={}, kept=KeptCounts(**none), dropped={}),
+        event_types=["review"],
+        has_time=True,
+        cuts_s={},
+        n_items=n_item_rows - FIRST_ROW,
+        n_users=n_user_rows - FIRST_ROW,
+        n_train_items=len(np.unique(item[split == TRAIN])),
+        n_train_users=len(np.unique(user[split == TRAIN])),
+        features=specs,
+        hashes={},
     )
-    manifest = {
-        "n_items": n_item_rows - FIRST_ROW,
-        "n_users": n_user_rows - FIRST_ROW,
-        "has_time": True,
-        "event_types": ["review"],
-        "features": specs,
-    }
-    manifest |= {"n_train_items": len(np.unique(item[split == TRAIN])), "n_train_users": len(np.unique(user[split == TRAIN]))}
-    dataset = Dataset(Path("nowhere"), {**manifest, "config": {"prepare": {"split": {"kind": "time"}}}})
+    dataset = Dataset(Path("nowhere"), manifest)
     size = len(lines)
     offsets = np.append(0, np.cumsum(np.bincount(user, minlength=n_user_rows))).astype(np.int64)
-    ones, none = np.ones(size, np.float32), np.full(size, np.nan, np.float32)
+    ones, unrated = np.ones(size, np.float32), np.full(size, np.nan, np.float32)
     dataset.__dict__["events"] = Events(
-        offsets, item, day * DAY_S, np.ones(size, np.int64), none, ones, np.ones(size, bool), split.astype(np.int8)
+        offsets, item, day * DAY_S, np.ones(size, np.int64), unrated, ones, np.ones(size, bool), split.astype(np.int8)
     )
     table = {"item_id": [f"i{row}" for row in range(2, n_item_rows)]}
     if locations is not None:
@@ -318,7 +327,7 @@ def test_published_figures_on_the_s3rec_split(real_data: Path) -> None:
         events += [(u, item, j, max(0, j - len(items) + 3)) for j, item in enumerate(items)]
     n_item_rows, n_user_rows = max(e[1] for e in events) + 1, max(e[0] for e in events) + 1
     train = dataset_of(events, n_item_rows=n_item_rows, n_user_rows=n_user_rows)
-    train.manifest["config"]["prepare"]["split"]["kind"] = "leave_one_out"
+    train.manifest = with_split(train.manifest, kind="leave_one_out")
     both = dataset_of([(u, i, d, 2 * (s == 2)) for u, i, d, s in events], n_item_rows=n_item_rows, n_user_rows=n_user_rows)
     held_out, settings = train.held_out("test"), EvaluationConfig(ks=[10])
     assert len(held_out.queries) == 30_431

@@ -69,6 +69,6 @@ def test_it_is_judged_beside_baselines(bundle: Bundle, town: Town) -> None:
     settings = EvaluationConfig(baselines=["popular"], bootstrap_resamples=10, ks=[10])
     report = judge([bundle], dataset, settings, held_out=held_out, metric="NDCG@10", seed=0)
     alone = evaluate(bundle, held_out, dataset, settings).mean("NDCG@10")
-    assert report["systems"][bundle.name]["NDCG@10"]["value"] == pytest.approx(alone, abs=1e-6) and alone > 0
+    assert report.systems[bundle.name]["NDCG@10"].value == pytest.approx(alone, abs=1e-6) and alone > 0
     popular = evaluate(BASELINES["popular"](dataset), held_out, dataset, settings).mean("NDCG@10")
-    assert report["systems"]["popular"]["NDCG@10"]["value"] == pytest.approx(popular, abs=1e-6)
+    assert report.systems["popular"]["NDCG@10"].value == pytest.approx(popular, abs=1e-6)

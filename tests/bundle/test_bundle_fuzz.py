@@ -15,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from twotower.bundle import sealed_folder
 from twotower.bundle.bundle import load_bundle
 from twotower.bundle.sealed_folder import MANIFEST
 from twotower.errors import DataError
+
+from ..documents import seal_again
 
 CASES = int(os.environ.get("TWOTOWER_FUZZ_CASES", "12"))
 BRISK = {"deadline": None, "suppress_health_check": list(HealthCheck)}
@@ -42,14 +43,6 @@ def outcome(folder: Path) -> str:
         assert "\n" not in str(error)
         return "refused"
     return "ok"
-
-
-def seal_again(folder: Path, manifest: Any) -> None:
-    """Write matching hashes and seal, as an attacker would."""
-    hashes = {path.relative_to(folder).as_posix(): sealed_folder.sha256(path) for path in folder.rglob("*") if path.is_file()}
-    manifest["hashes"] = {name: digest for name, digest in hashes.items() if name != MANIFEST}
-    manifest["seal"] = sealed_folder._seal_of(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 def damaged(content: bytes, data: st.DataObject) -> bytes:

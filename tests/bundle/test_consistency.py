@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from twotower.bundle.bundle import INDEX_FILE, MODEL_FILE, load_bundle
-from twotower.bundle.sealed_folder import MANIFEST, write_manifest
+from twotower.bundle.sealed_folder import MANIFEST, verify_manifest, write_manifest
 from twotower.errors import DataError
 from twotower.utils.array_files import open_arrays, write_arrays
+
+from ..documents import seal_again
 
 Change = Callable[[Path, dict[str, Any]], object]
 
@@ -42,7 +44,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "deep": (tower(num_blocks=10**9), "more layers than there are weights"),
     "long": (tower(max_history=10**12), "max_history is 1000000000000, but the weights have 20"),
     "another setting": (tower(pooling="attention"), "pooling"),
-    "no settings": (lambda _, manifest: manifest.pop("config"), "KeyError"),
+    "no settings": (lambda _, manifest: manifest.pop("config"), "config: Field required"),
     "other vectors": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v[:, ::-1]), "the vectors of index.safetensors"),
     "no numbers": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v * np.nan), "vectors has float32"),
     "fewer items": (
@@ -70,7 +72,7 @@ def test_what_does_not_fit_is_one_line(town_bundle: Path, tmp_path: Path, name: 
     manifest = json.loads((folder / MANIFEST).read_text())
     change, said = CHANGES[name]
     change(folder, manifest)
-    write_manifest(folder, manifest)
+    seal_again(folder, manifest)
     with pytest.raises(DataError) as caught:
         load_bundle(folder)
     assert said in str(caught.value) and "\n" not in str(caught.value)
@@ -79,5 +81,5 @@ def test_what_does_not_fit_is_one_line(town_bundle: Path, tmp_path: Path, name: 
 def test_a_bundle_without_graphs_answers_by_its_weights(town_bundle: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(town_bundle, tmp_path / "bundle"))
     shutil.rmtree(folder / "towers")
-    write_manifest(folder, json.loads((folder / MANIFEST).read_text()))
+    write_manifest(folder, verify_manifest(town_bundle))
     assert load_bundle(folder).tower is None

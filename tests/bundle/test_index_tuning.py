@@ -42,8 +42,8 @@ def test_a_tuned_bundle_answers_like_the_exact_one(
     assert drawn.findall(".//{*}circle[@class='chosen']")
     opened = load_bundle(bundle)
     assert opened.index.kind == kind
-    told = opened.manifest["index"]
-    assert told["kind"] == kind and told["recall"] >= 0.9 and told["p50_ms"] > 0 and told["bytes"] > 0 and told["k"] == 10
+    told = opened.manifest.index
+    assert told.kind == kind and told.recall >= 0.9 and told.p50_ms > 0 and told.bytes > 0 and told.k == 10
     history = tuple(HistoryEvent(str(name)) for name in recommender.dataset.item_ids[2:6])
     for request in (
         Request(history=history, k=10),

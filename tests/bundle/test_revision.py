@@ -97,7 +97,7 @@ def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_pat
         bundle, write(tmp_path / "back.jsonl", [twin(bundle, after.dataset.item_rows([first])[0], first) | {"name": "New Name"}])
     )
     back = Recommender.load(bundle)
-    assert back.dataset.n_item_rows == n and back.bundle.manifest["revision"] == 3
+    assert back.dataset.n_item_rows == n and back.bundle.manifest.revision == 3
     assert back.recommend(history=[second], k=1, filter=f'id == "{first}"')[0].name == "New Name"
     np.testing.assert_allclose(back.bundle.vectors.sum(), after.bundle.vectors.sum(), atol=1)
     width = back.bundle.vectors.shape[1]  # as popular as before, and in the same location
@@ -149,7 +149,7 @@ def test_a_loader_finds_one_whole_version_whatever_is_going_on(bundle: Path) -> 
         while not done.is_set():
             try:
                 found = load_bundle(bundle)
-                if int(found.manifest.get("revision", 0)) != (~found.arrays.offered[2:]).sum():
+                if found.manifest.revision != (~found.arrays.offered[2:]).sum():
                     failed.append("mixed")
             except DataError as error:
                 failed.append(str(error))

@@ -18,6 +18,8 @@ from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, read_manifes
 from twotower.errors import DataError
 from twotower.schema import BUNDLE_FORMAT
 
+from ..documents import bundle_manifest, empty_report
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -26,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
         (fresh / "inner").mkdir()
         (fresh / "a.txt").write_text("one")
         (fresh / "inner" / "b.txt").write_text("two")
-        write_manifest(fresh, {"number": 1})
+        write_manifest(fresh, bundle_manifest(1))
     return tmp_path / "bundle"
 
 
@@ -52,7 +54,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "link": (lambda f: (f / "c").symlink_to("/etc/hostname"), "link or a device"),
     "linked folder": (lambda f: (f / "c").symlink_to("/etc"), "link or a device"),
     "pipe": (lambda f: os.mkfifo(f / "c"), "link or a device"),
-    "manifest edited": (lambda f: edit(f, lambda m: m.update(number=2)), "manifest.json has changed"),
+    "manifest edited": (lambda f: edit(f, lambda m: m.update(revision=2)), "manifest.json has changed"),
     "manifest cut off": (lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:-9]), "no readable manifest.json"),
     "manifest of lists": (lambda f: (f / MANIFEST).write_text("[" * 100_000), "no readable manifest.json"),
     "manifest a link": (lambda f: ((f / MANIFEST).rename(f / "m"), (f / MANIFEST).symlink_to("m")), "no readable manifest.json"),
@@ -64,13 +66,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "Write it again with",
     ),
     "no hashes": (lambda f: edit(f, lambda m: m.pop("hashes"), again=True), "has no hashes"),
+    "unknown key": (lambda f: edit(f, lambda m: m.update(number=1), again=True), "number: Extra inputs are not permitted"),
+    "no time": (lambda f: edit(f, lambda m: m.pop("moment_s"), again=True), "moment_s: Field required"),
     "outside": (lambda f: ((f.parent / "secret.txt").write_text("one"), edit(f, outside, again=True)), "outside its folder"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_whatever_was_done_to_it_is_one_line(folder: Path, name: str) -> None:
-    assert verify_manifest(folder)["number"] == 1
+    assert verify_manifest(folder).revision == 1
     damage, said = DAMAGE[name]
     damage(folder)
     with pytest.raises(DataError, match=re.escape(said)) as caught:
@@ -82,7 +86,7 @@ def test_what_fails_half_way_leaves_the_old_one(folder: Path) -> None:
     with pytest.raises(KeyError), atomic_replace(folder) as fresh:
         (fresh / "a.txt").write_text("half")
         raise KeyError
-    assert verify_manifest(folder)["number"] == 1
+    assert verify_manifest(folder).revision == 1
     assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
 
 
@@ -98,8 +102,8 @@ def test_a_link_to_a_bundle_goes_on_leading_to_it(folder: Path) -> None:
     link = folder.parent / "current"
     link.symlink_to(folder)
     with atomic_replace(link) as fresh:
-        write_manifest(fresh, {"number": 2})
-    assert link.is_symlink() and verify_manifest(folder)["number"] == 2
+        write_manifest(fresh, bundle_manifest(2))
+    assert link.is_symlink() and verify_manifest(folder).revision == 2
 
 
 def test_a_reader_always_finds_one(folder: Path) -> None:
@@ -108,7 +112,7 @@ def test_a_reader_always_finds_one(folder: Path) -> None:
     def read() -> None:
         while not done.is_set():
             try:
-                seen.add(read_manifest(folder)["number"])
+                seen.add(read_manifest(folder)["revision"])
             except DataError as error:
                 lost.append(str(error))
 
@@ -116,7 +120,7 @@ def test_a_reader_always_finds_one(folder: Path) -> None:
     reader.start()
     for number in range(2, 60):
         with atomic_replace(folder) as fresh:
-            write_manifest(fresh, {"number": number})
+            write_manifest(fresh, bundle_manifest(number))
     done.set()
     reader.join()
     assert not lost and len(seen) > 5
@@ -127,9 +131,9 @@ def test_where_folders_cannot_be_exchanged_a_loader_waits(
 ) -> None:
     shutil.copytree(town_bundle, tmp_path / "bundle")
     monkeypatch.setattr("twotower.utils.atomic_files._exchange", lambda *_: False)
-    note_report(tmp_path / "bundle", {"verdict": "good"})
-    assert load_bundle(tmp_path / "bundle").manifest["report"] == {"verdict": "good"}
+    note_report(tmp_path / "bundle", empty_report("good"))
+    assert load_bundle(tmp_path / "bundle").manifest.report == empty_report("good").summary()
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     (tmp_path / "bundle").rename(tmp_path / "away")
     threading.Timer(0.02, lambda: (tmp_path / "away").rename(tmp_path / "bundle")).start()
-    assert load_bundle(tmp_path / "bundle").manifest["report"] == {"verdict": "good"}
+    assert load_bundle(tmp_path / "bundle").manifest.report == empty_report("good").summary()

@@ -55,7 +55,7 @@ def test_new_users_and_items_are_history_and_targets_and_never_training(prepared
     assert ((events.item_row >= known_items) | (events.user_row >= known_users))[aside].all()
     lost_users, lost_items = whole.n_train_users - dataset.n_train_users, whole.n_train_items - dataset.n_train_items
     assert 0.15 < lost_users / whole.n_train_users < 0.45 and 0.05 < lost_items / whole.n_train_items < 0.4
-    assert dataset.manifest["counts"]["kept"]["withheld_events"] == aside.sum() > 0
+    assert dataset.manifest.counts.kept.withheld_events == aside.sum() > 0
     for part in ("valid", "test"):  # the questions, and what was known of who asks, are those of the whole
         assert sorted(questions(dataset, part)) == sorted(questions(whole, part))
 
@@ -244,7 +244,7 @@ def test_only_the_splits_with_held_out_events_can_be_asked_for(plain: Dataset) -
     [
         (lambda folder: shutil.rmtree(folder), "no readable manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "no readable manifest.json"),
-        (lambda folder: (folder / "manifest.json").write_text('{"kind": "bundle"}'), "not that of a dataset"),
+        (lambda folder: (folder / "manifest.json").write_text('{"kind": "bundle"}'), "has kind 'bundle', expected 'dataset'"),
         (lambda folder: (folder / "manifest.json").write_text('{"kind": "dataset", "format": 99}'), "has format 99"),
         (lambda folder: (folder / "visits.safetensors").unlink(), "visits.safetensors missing"),
     ],

@@ -58,7 +58,7 @@ def test_hashes_of_the_manifest_are_those_of_the_files(prepared: Any) -> None:
 
     dataset = prepared(["a x 1", "b y 2"], split=EVERYTHING)
     found = {name: hashlib.sha256(data).hexdigest() for name, data in contents(dataset.path).items() if name != "manifest.json"}
-    assert found == dataset.manifest["hashes"]
+    assert found == dataset.manifest.hashes
 
 
 # --- ids, tables, features -----------------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ def test_an_empty_folder_is_filled_and_the_truth_of_a_town_comes_along(prepared:
     out.mkdir()
     dataset = prepared(["a x 1"], split=EVERYTHING, out=out, truth=truth)
     assert (dataset.path / "town_truth.safetensors").read_bytes() == b"tastes"
-    assert "town_truth.safetensors" in dataset.manifest["hashes"]
+    assert "town_truth.safetensors" in dataset.manifest.hashes
 
 
 def test_the_manifest_is_returned_as_written_with_the_settings_that_made_it(tmp_path: Path) -> None:
@@ -207,8 +207,8 @@ def test_the_manifest_is_returned_as_written_with_the_settings_that_made_it(tmp_
     config = parse_config({"seed": 3, "data": source, "prepare": {"split": LAST}})
     stages: list[str] = []
     manifest = module.prepare(config, tmp_path / "out", progress=stages.append)
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
-    assert parse_config(manifest["config"]) == config and manifest["seed"] == 3
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest.json_values()
+    assert parse_config(manifest.config.json_values()) == config and manifest.seed == 3
     began = ["read raw files", "filter and split events", "write events", "encode features", "find neighbours", "write features"]
     assert stages == began
     assert [row[3] for row in listed(Dataset.open(tmp_path / "out"))] == [

@@ -21,7 +21,7 @@ def test_every_row_read_is_kept_or_dropped_for_a_counted_reason(prepared: Any) -
     rows = ["a x 1", "a x 2", "a y 3", "b x 4", "b y 5", "b gone 6", "- x 7", "c x 8", "a rare 9", f"new x {day(25)}"]
     known = [business(name) for name in ("x", "y", "rare")]
     dataset = prepared(rows, items=known, split=CUTS, duplicates="keep_first", min_user_events=2, min_item_events=2)
-    counts = dataset.manifest["counts"]
+    counts = dataset.manifest.counts.json_values()
     assert counts["dropped"] == {
         "events": {
             "item is not in the items table": 1,
@@ -111,7 +111,7 @@ def test_a_time_split_cuts_at_the_first_second_of_the_named_days(prepared: Any) 
     rows = [f"a x {day(10) - 1}", f"a x {day(10)}", f"a x {day(20) - 1}", f"a x {day(20)}"]
     dataset = prepared(rows, split=CUTS)
     assert [row[3] for row in listed(dataset)] == ["train", "valid", "valid", "test"]
-    assert dataset.manifest["cuts_s"] == {"valid": day(10), "test": day(20)}
+    assert dataset.manifest.cuts_s == {"valid": day(10), "test": day(20)}
 
 
 @pytest.mark.parametrize(("valid", "test", "sizes"), [(0.1, 0.2, (70, 10, 20)), (0.0, 0.2, (80, 0, 20)), (0.2, 0.0, (80, 20, 0))])
@@ -184,4 +184,4 @@ def test_anonymous_visits_count_under_a_time_split_and_are_left_out_of_others(pr
     assert timed.n_user_rows == 3 and timed.event_types == ["review"]
     last = prepared(rows, split=LAST)
     assert len(last.item_events) == 3
-    assert last.manifest["counts"]["dropped"]["events"]["no user, and no split by time to place it"] == 3
+    assert last.manifest.counts.dropped["events"]["no user, and no split by time to place it"] == 3

@@ -18,6 +18,7 @@ from twotower.evaluation.verdict import verdict
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S, FIRST_ROW, SPLITS
 from twotower.utils.config import EvaluationConfig
+from twotower.utils.documents import Interval
 from twotower.utils.types import Mask
 
 FAST = EvaluationConfig(ks=[5, 10], bootstrap_resamples=50, tune_baselines=False, baselines=["popular", "recent", "item_knn"])
@@ -54,7 +55,7 @@ def held_out(dataset: Dataset) -> HeldOut:
 
 @pytest.fixture(scope="module")
 def report(dataset: Dataset, held_out: HeldOut) -> Any:
-    return judge([Cheat(held_out, dataset)], dataset, FAST, held_out=held_out)
+    return judge([Cheat(held_out, dataset)], dataset, FAST, held_out=held_out).json_values()
 
 
 def test_popularity_counted_by_hand(dataset: Dataset, held_out: HeldOut) -> None:
@@ -112,7 +113,7 @@ def test_schema_of_the_report(report: Any, dataset: Dataset, held_out: HeldOut) 
 
 
 def test_the_same_seed_gives_the_same_report(report: Any, dataset: Dataset, held_out: HeldOut) -> None:
-    again = judge([Cheat(held_out, dataset)], dataset, FAST, held_out=held_out)
+    again = judge([Cheat(held_out, dataset)], dataset, FAST, held_out=held_out).json_values()
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in report.items() if k != "seconds"}
 
 
@@ -120,9 +121,9 @@ def test_without_a_model_and_with_a_sample(dataset: Dataset) -> None:
     done: list[tuple[int, int]] = []
     settings = FAST.model_copy(update={"max_queries": 30, "baselines": ["popular", "ease"], "max_ease_items": 10})
     report = judge([], dataset, settings, progress=lambda a, b: done.append((a, b)))
-    assert report["protocol"]["queries"] == 30 and report["differences"] == {} and set(report["systems"]) == {"popular", "oracle"}
-    assert report["verdict"].startswith("No model was evaluated. The best baseline is popularity (0.0")
-    assert "max_ease_items = 10" in report["left_out"]["ease"]
+    assert report.protocol.queries == 30 and report.differences == {} and set(report.systems) == {"popular", "oracle"}
+    assert report.verdict.startswith("No model was evaluated. The best baseline is popularity (0.0")
+    assert "max_ease_items = 10" in report.left_out["ease"]
     assert done == sorted(done) and done[-1] == (120, 120)
 
 
@@ -168,7 +169,7 @@ def test_an_interval_covers_the_truth_95_times_in_100() -> None:
     for trial in range(200):
         sample = rng.exponential(size=(150, 1))
         interval = intervals(["x"], sample.mean(0), resample(sample, np.arange(150), 400, seed=trial))["x"]
-        covered += interval["low"] <= 1 <= interval["high"]
+        covered += interval.low <= 1 <= interval.high
     assert 180 <= covered <= 198
 
 
@@ -180,7 +181,7 @@ def test_paired_draws_make_differences_sharp() -> None:
 
 
 def differences(**others: tuple[float, float, float]) -> Any:
-    return {name: {"NDCG@10": dict(zip(("value", "low", "high"), f, strict=True))} for name, f in others.items()}
+    return {name: {"NDCG@10": Interval(value=f[0], low=f[1], high=f[2])} for name, f in others.items()}
 
 
 def test_verdicts() -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from twotower.data.dataset import Dataset
+from twotower.errors import DataError
 from twotower.evaluation.evaluator import judge
-from twotower.evaluation.report import _plots, _strip, _ticks, render, write_report
+from twotower.evaluation.report import _plots, _strip, _ticks, read_report, render, write_report
 from twotower.utils.config import EvaluationConfig
+from twotower.utils.documents import Interval, Report
 
 CURVES = [{"step": s, "epoch": 0, "loss": 5 - s / 100, "lr": 1e-3} for s in (50, 100, 150)]
 CURVES += [{"step": 60, "NDCG@10": 0.02}, {"step": 120, "NDCG@10": 0.035}, {"step": 150, "NDCG@10": 0.03, "loss": math.nan}]
@@ -49,7 +51,7 @@ def report(town: Any) -> Any:
     settings = EvaluationConfig(
         ks=[5, 10], bootstrap_resamples=30, tune_baselines=False, baselines=["popular", "item_knn", "ease"], max_ease_items=1
     )
-    judged = judge([], Dataset.open(town.folder), settings)
+    judged = judge([], Dataset.open(town.folder), settings).json_values()
     own = judged["systems"]["item_knn"]
     judged["systems"]["two-tower"] = own  # as if a model had done as well as item-kNN
     judged["differences"] = {name: own for name in ("popular", "item_knn", "oracle")}
@@ -61,19 +63,28 @@ def report(town: Any) -> Any:
     return judged
 
 
+def made(report: Any, **changes: Any) -> Report:
+    return Report.model_validate({**report, **changes})
+
+
 def test_two_files_and_the_json_is_stable(report: Any, tmp_path: Path) -> None:
-    write_report(report, tmp_path / "a" / "b", curves=CURVES)
+    write_report(made(report, curves=CURVES), tmp_path / "a" / "b")
     text = (tmp_path / "a" / "b" / "report.json").read_text()
-    shuffled = dict(reversed(list(report.items())))
-    write_report(shuffled, tmp_path / "c", curves=CURVES)
+    shuffled = dict(reversed(list({**report, "curves": CURVES}.items())))
+    write_report(made(shuffled), tmp_path / "c")
     assert text == (tmp_path / "c" / "report.json").read_text()
     read = json.loads(text)
     assert read["systems"] == report["systems"] and read["curves"][-1]["loss"] is None
     assert read["verdict"] == report["verdict"]
+    assert read_report(tmp_path / "c" / "report.json") == made(report, curves=CURVES)
+    (tmp_path / "c" / "report.json").write_text(text.replace('"left_out"', '"left out"'))
+    with pytest.raises(DataError, match=r"report\.json is damaged or of another version: left_out: Field required") as caught:
+        read_report(tmp_path / "c" / "report.json")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_page_stands_alone_and_says_what_matters(report: Any, tmp_path: Path) -> None:
-    write_report({**report, "verdict": "better <b>&"}, tmp_path, curves=CURVES)
+    write_report(made(report, verdict="better <b>&", curves=CURVES), tmp_path)
     html = (tmp_path / "report.html").read_text()
     page = Page(html)
     words = " ".join(" ".join(page.text).split())
@@ -94,30 +105,30 @@ def test_the_page_stands_alone_and_says_what_matters(report: Any, tmp_path: Path
 
 
 def test_without_a_model_and_without_curves(report: Any) -> None:
-    alone = {**report, "differences": {}, "curves": [], "systems": {"popular": report["systems"]["popular"]}}
+    alone = made(report, differences={}, systems={"popular": report["systems"]["popular"]})
     words = " ".join(Page(render(alone)).text)
     assert "minus the others" not in words and "Training" not in words
 
 
 def test_what_the_training_doctor_said_stands_in_the_page_and_only_then(report: Any, tmp_path: Path) -> None:
-    write_report(report, tmp_path, advice=["Step 60: a rank of 1 < 3 & <no> more.", "Step 90: 2."])
+    write_report(made(report, advice=["Step 60: a rank of 1 < 3 & <no> more.", "Step 90: 2."]), tmp_path)
     words = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split())
     assert "Training health" in words and "a rank of 1 < 3 & <no> more." in words and "Step 90: 2." in words
     assert json.loads((tmp_path / "report.json").read_text())["advice"][1] == "Step 90: 2."
-    assert "Training health" not in render({**report, "curves": []})
+    assert "Training health" not in render(made(report))
 
 
 def test_nobody_hits_anything(report: Any) -> None:
     nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
     systems = {name: dict.fromkeys(figures, nothing) for name, figures in report["systems"].items()}
-    assert "0.0000" in render({**report, "systems": systems, "differences": {}, "curves": [CURVES[0]]})
+    assert "0.0000" in render(made(report, systems=systems, differences={}, curves=[CURVES[0]]))
 
 
 def test_tone_follows_the_intervals(report: Any) -> None:
     def page(low: float, high: float) -> str:
         figure = {"value": (low + high) / 2, "low": low, "high": high}
         differences = {"popular": {"NDCG@10": figure}, "oracle": {"NDCG@10": {"value": -1.0, "low": -1.0, "high": -1.0}}}
-        found = re.search(r'class="verdict (\w+)"', render({**report, "differences": differences, "curves": []}))
+        found = re.search(r'class="verdict (\w+)"', render(made(report, differences=differences)))
         assert found
         return found[1]
 
@@ -125,7 +136,7 @@ def test_tone_follows_the_intervals(report: Any) -> None:
 
 
 def test_positions_on_the_axis() -> None:
-    strip = _strip({"a": {"value": 1.0, "low": 0.5, "high": 2.0}, "b": {"value": -2.0, "low": -2.0, "high": -2.0}})
+    strip = _strip({"a": Interval(value=1.0, low=0.5, high=2.0), "b": Interval(value=-2.0, low=-2.0, high=-2.0)})
     a, b = strip["rows"]
     assert 0 < b["at"] < strip["origin"] < a["from"] < a["at"] < a["from"] + a["width"] < 100 and b["width"] == 0
     assert (a["at"] - strip["origin"]) == pytest.approx((strip["origin"] - b["at"]) / 2, abs=0.02)

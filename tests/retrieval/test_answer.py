@@ -270,8 +270,8 @@ def test_stages_are_numbers_of_milliseconds(recommender: Recommender, known: str
 def test_the_bundle_says_what_it_is(town_bundle: Any, recommender: Recommender) -> None:
     bundle: Bundle = recommender.bundle
     dataset = Dataset.open(town_bundle / "dataset")
-    assert bundle.manifest["features"] and bundle.manifest["data"] == dataset.fingerprint
-    assert bundle.manifest["metrics"]["metric"] == "NDCG@10"
+    assert bundle.manifest.features and bundle.manifest.data == dataset.fingerprint
+    assert bundle.manifest.metrics.metric == "NDCG@10"
     assert not [path for path in town_bundle.rglob("*") if path.suffix in (".pkl", ".pt", ".pickle")]
     assert isinstance(bundle.vectors, torch.Tensor)
 

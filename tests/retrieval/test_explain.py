@@ -18,6 +18,7 @@ from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.search.reranking import REVISITS
 
+from ..documents import bundle_manifest
 from ..drawn_bundle import drawn
 
 STRAIGHT = {"embedding_dim": 16, "hidden_dims": [16]}
@@ -30,7 +31,7 @@ def straight(town: Any) -> Recommender:
     model, config = drawn(dataset, {"user_tower": {**STRAIGHT, "num_blocks": 0}, "item_tower": STRAIGHT})
     store, moment = open_store(dataset, "future", config.model), split_moment(dataset, "future")
     arrays = item_arrays(model, store, dataset, moment)
-    return Recommender(Bundle(town.folder, {"moment_s": moment}, config, dataset, store, model, arrays))
+    return Recommender(Bundle(town.folder, bundle_manifest(moment_s=moment), config, dataset, store, model, arrays))
 
 
 def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:

@@ -19,6 +19,8 @@ from twotower.models.build import build_model
 from twotower.retrieval.recommender import Recommender
 from twotower.utils.config import parse_config
 
+from ..documents import bundle_manifest
+
 ITEMS: list[dict[str, Any]] = [
     {
         "item_id": f"p{i}",
@@ -60,7 +62,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Recommender:
     model, store = build_model(dataset, resolved).eval(), open_store(dataset, "future", config.model)
     moment = split_moment(dataset, "future")
     arrays = item_arrays(model, store, dataset, moment)
-    return Recommender(Bundle(root, {"moment_s": moment}, resolved, dataset, store, model, arrays))
+    return Recommender(Bundle(root, bundle_manifest(moment_s=moment), resolved, dataset, store, model, arrays))
 
 
 def test_categories_and_distances_are_those_of_the_features(shop: Recommender) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,10 @@ from twotower.schema import DAY_S, FIRST_ROW, TEST
 from twotower.trainers.calibration import Block, _fit, _likelihood, _newton, calibrate
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import Config, parse_config
+from twotower.utils.documents import Interval
+from twotower.utils.manifests import RunManifest, open_manifest
+
+from ..documents import with_split
 
 TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
 
@@ -201,8 +204,8 @@ def test_the_size_of_a_block_does_not_matter(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_fit_never_lowers_the_validation_metric(dataset: Dataset, model: TwoTower, config: Config) -> None:
     """Untrained towers: popularity alone is better, and the fit finds it."""
     record = calibrate(model, dataset, config)
-    assert record is not None and record["used"] and record["after"] > record["before"]
-    assert record["half_lives_days"] == list(HALF_LIVES_DAYS)
+    assert record is not None and record.used and record.after > record.before
+    assert record.half_lives_days == list(HALF_LIVES_DAYS)
     assert float(model.priors.weights[2, 0]) < 0.5
 
 
@@ -213,7 +216,7 @@ def test_weights_that_lower_the_metric_are_not_used(
     worst = torch.tensor([[-1.0, -1.0, 0, 0, 0, 0, 0.0]]).repeat(3, 1)
     monkeypatch.setattr("twotower.trainers.calibration._fit", lambda *_: (worst, 1.0))
     record = calibrate(model, dataset, config)
-    assert record is not None and not record["used"] and record["after"] < record["before"]
+    assert record is not None and not record.used and record.after < record.before
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -230,10 +233,10 @@ def test_nothing_is_fitted_without_a_prior_or_a_validation_part(
 def test_where_parts_do_not_follow_in_time_all_events_count_the_same(
     dataset: Dataset, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(dataset.manifest["config"]["prepare"]["split"], "kind", "leave_one_out")
+    monkeypatch.setattr(dataset, "manifest", with_split(dataset.manifest, kind="leave_one_out"))
     assert not can_refresh(dataset) and log_popularity(dataset).shape == (dataset.n_item_rows, 1)
     record = calibrate(build_model(dataset, resolve(config, dataset)).eval(), dataset, config)
-    assert record is not None and record["half_lives_days"] == [0.0]
+    assert record is not None and record.half_lives_days == [0.0]
 
 
 def test_a_validation_changes_nothing(dataset: Dataset, config: Config, tmp_path: Path) -> None:
@@ -248,14 +251,15 @@ def test_a_run_fits_judges_and_serves_with_the_weights(town: Any, config: Config
     """The weights are stored in the run's manifest and checkpoint, and used by report, bundle and a refit."""
     evaluation = config.evaluation.model_copy(update={"baselines": ["popular"], "bootstrap": 20, "tune_baselines": False})
     train_stage(config.model_copy(update={"evaluation": evaluation}), town.folder, tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "manifest.json").read_text())["calibration"]
+    record = open_manifest(RunManifest, tmp_path / "run", "").calibration
+    assert record is not None
     report = evaluate_stage(tmp_path / "run", tmp_path)
-    assert "two-tower, refreshed every 7 days" in report["systems"] and report["calibration"] == record
+    assert "two-tower, refreshed every 7 days" in report.systems and report.calibration == record
     bundle = load_bundle(tmp_path / "run" / "bundle")
     dataset, priors = bundle.dataset, bundle.model.priors
-    if record["used"]:
-        np.testing.assert_allclose(priors.weights.numpy(), list(record["weights"].values()), rtol=1e-4, atol=1e-6)
-    assert np.allclose(bundle.manifest["priors"]["weights"], priors.weights.numpy(), atol=1e-6)
+    if record.used:
+        np.testing.assert_allclose(priors.weights.numpy(), list(record.weights.values()), rtol=1e-4, atol=1e-6)
+    assert np.allclose(bundle.manifest.priors.weights, priors.weights.numpy(), atol=1e-6)
     logs = log_popularity(dataset, split_moment(dataset, "future"))
     known, width = slice(FIRST_ROW, dataset.n_train_item_rows), bundle.vectors.shape[1]
     np.testing.assert_allclose(bundle.arrays.vectors[known, width : width + len(HALF_LIVES_DAYS)], logs[known], atol=1e-6)
@@ -267,7 +271,7 @@ def test_a_run_fits_judges_and_serves_with_the_weights(town: Any, config: Config
 def test_a_refreshed_model_is_no_rival_of_itself() -> None:
     name = refreshed("two-tower", 7)
     figures = {"two-tower": 0.1, name: 0.2, "popular": 0.05}
-    gap = {"NDCG@10": {"value": 0.05, "low": 0.04, "high": 0.06}}
+    gap = {"NDCG@10": Interval(value=0.05, low=0.04, high=0.06)}
     assert verdict(figures, {"popular": gap, name: gap}, "two-tower", "NDCG@10").startswith(
         "Better than popularity, the best baseline"
     )

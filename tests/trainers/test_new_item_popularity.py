@@ -99,7 +99,7 @@ def test_it_is_found_without_a_validation_part_too(town, tmp_path: Path) -> None
     )
     prepare(config, tmp_path / "dataset")
     best = train_stage(settings(max_steps=5, recipe="fixed"), tmp_path / "dataset", tmp_path / "run")
-    assert best["value"] is None
+    assert best.value is None
     assert float(load_checkpoint(tmp_path / "run" / "best.pt")["model"]["priors.new_popularity"]) != 0
 
 

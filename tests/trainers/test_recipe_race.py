@@ -184,11 +184,11 @@ def test_a_run_is_the_same_from_its_manifest_without_the_race(town: Any, tmp_pat
     assert report is not None
     manifest = json.loads((tmp_path / "raced" / "model" / "manifest.json").read_text())
     assert "Training recipe" in (tmp_path / "raced" / "report.html").read_text()
-    assert report["recipe"] == manifest["recipe"] and manifest["recipe"]["chosen"] in CANDIDATES
+    assert report.recipe is not None and report.recipe.json_values() == manifest["recipe"] and report.recipe.chosen in CANDIDATES
     (tmp_path / "fixed.yaml").write_text(json.dumps(manifest["config"]))
     fixed = load_config(tmp_path / "fixed.yaml")
     best = train_stage(fixed, tmp_path / "raced" / "dataset", tmp_path / "again")
-    assert best == manifest["best"]
+    assert best.json_values() == manifest["best"]
     runs = [tmp_path / "raced" / "model", tmp_path / "again"]
     one, other = (torch.load(run / "last.pt", weights_only=True)["model"] for run in runs)
     assert all(torch.equal(one[name], other[name]) for name in one)

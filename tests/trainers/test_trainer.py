@@ -20,6 +20,7 @@ from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import parse_config
 from twotower.utils.losses import softmax_loss
 
+from ..documents import with_split
 from .conftest import figures, settings
 
 
@@ -175,7 +176,7 @@ def test_without_a_validation_part_the_end_of_the_schedule_is_the_model(dataset,
     monkeypatch.setattr(dataset, "held_out", lambda *_, **__: held_out)
     with pytest.raises(TrainingError, match=r"The validation part of .* is empty"):
         TwoTowerTrainer(dataset, settings(), tmp_path)
-    monkeypatch.setitem(dataset.manifest["config"]["prepare"]["split"], "valid", 0.0)
+    monkeypatch.setattr(dataset, "manifest", with_split(dataset.manifest, valid=0.0))
     reached = TwoTowerTrainer(dataset, settings(), tmp_path).fit(stop_frac=0.5)
     assert (reached.step, reached.best_step, reached.total_steps, reached.best) == (10, 10, 20, None)
     rates = figures(tmp_path, "learning_rate")

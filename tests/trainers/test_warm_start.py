@@ -20,6 +20,8 @@ from twotower.trainers.memory.sizes import dataset_sizes
 from twotower.trainers.warm_start import init_item_ids_from_als
 from twotower.utils.config import parse_config
 
+from ..documents import with_split
+
 WIDTH = 16
 
 
@@ -72,7 +74,7 @@ def test_attention_stays_away_where_histories_have_no_order_or_no_times(town: An
     assert build_model(dataset, resolve(config, dataset)).user_tower.encoder is not None
     with_attention = predict(dataset_sizes(dataset, config), resolve(config, dataset))
     if missing == "order":
-        dataset.manifest["config"]["prepare"]["split"]["kind"] = "predefined"
+        dataset.manifest = with_split(dataset.manifest, kind="predefined")
     else:
         dataset.has_time = False
     assert build_model(dataset, resolve(config, dataset)).user_tower.encoder is None

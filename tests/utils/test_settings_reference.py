@@ -91,7 +91,7 @@ def test_config_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == settings_schema()
 
 
-@pytest.mark.parametrize("arguments", [[], ["--show", "--set", "sead=1"]])
+@pytest.mark.parametrize("arguments", [[], ["--show", "--set", "sead=1"], ["--show", "--schema"], ["--schema", "reports"]])
 def test_config_refuses_what_it_cannot_print(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -46,11 +46,12 @@ from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import ResolvedConfig, parse_config
 from twotower.utils.console import log
+from twotower.utils.documents import Report
+from twotower.utils.manifests import BestValidation, BundleManifest, PriorsRecord, TrainingProgress
 from twotower.utils.types import Float, Mask
 
 MODEL_FILE, INDEX_FILE, INDEX, TOWERS, DATASET = "model.safetensors", "index.safetensors", "index", "towers", "dataset"
 SAME = 1e-3  # tolerance between a stored number and the same number computed again on another machine or in other blocks
-REPORTED = ("verdict", "protocol", "dataset", "systems", "differences", "beyond")  # parts of a report that the page shows
 TRIES, PAUSE_S = 10, 0.05  # for opening a folder that is being replaced
 
 
@@ -71,7 +72,7 @@ class Bundle:
     """
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: BundleManifest
     config: ResolvedConfig
     dataset: Dataset
     store: FeatureStore
@@ -84,7 +85,7 @@ class Bundle:
     @property
     def moment_s(self) -> int:
         """Return the time of the item vectors, in seconds."""
-        return int(self.manifest["moment_s"])
+        return self.manifest.moment_s
 
     @cached_property
     def offered(self) -> Mask | None:
@@ -147,7 +148,7 @@ def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Resolved
     return model.eval(), config, state["progress"]
 
 
-def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dict[str, Any] | None = None) -> dict[str, Any]:
+def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: BestValidation | None = None) -> BundleManifest:
     """Write the bundle of a trained model to `out` and return its manifest.
 
     Item vectors are computed at the end of the data: every event contributes to the item state.
@@ -170,38 +171,35 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: dic
         else:
             log.warning("The bundle has no ONNX graphs. %s", why_not)
         copy_dataset(dataset, folder / DATASET)
-        return write_manifest(
-            folder,
-            {
-                "config": config.model_dump(mode="json"),
-                "data": dataset.fingerprint,
-                "features": [asdict(spec) for spec in dataset.specs],
-                "moment_s": moment,
-                "training": progress,
-                "metrics": metrics or {},
-                "priors": model.priors.as_json(float(model.temperature().detach())),
-                "recent_item_weight": model.recent_item_weight(),
-            },
+        manifest = BundleManifest(
+            config=config,
+            data=dataset.fingerprint,
+            features=list(dataset.specs),
+            moment_s=moment,
+            training=TrainingProgress(**progress),
+            metrics=metrics,
+            priors=PriorsRecord(**model.priors.as_json(float(model.temperature().detach()))),
+            recent_item_weight=model.recent_item_weight(),
         )
+        return write_manifest(folder, manifest)
 
 
 def copy_dataset(dataset: Dataset, folder: Path) -> None:
     """Copy the dataset, without its side files, into the new folder `folder`."""
     folder.mkdir()
-    inner = json.loads((dataset.path / MANIFEST).read_text())
-    inner["hashes"] = {name: digest for name, digest in inner["hashes"].items() if name not in ASIDE}
-    for name in inner["hashes"]:
+    hashes = {name: digest for name, digest in dataset.manifest.hashes.items() if name not in ASIDE}
+    for name in hashes:
         shutil.copyfile(dataset.path / name, folder / name)
-    (folder / MANIFEST).write_text(json.dumps(inner, indent=1, sort_keys=True))
+    inner = dataset.manifest.model_copy(update={"hashes": hashes})
+    (folder / MANIFEST).write_text(json.dumps(inner.json_values(), indent=1, sort_keys=True))
 
 
-def note_report(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+def note_report(path: Path, report: Report) -> BundleManifest:
     """Add an evaluation report to the manifest of the bundle at `path`. Return the new manifest."""
     manifest = verify_manifest(path)
-    kept = {name: report[name] for name in REPORTED if name in report}
     with atomic_replace(path) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True)
-        return write_manifest(folder, {**manifest, "report": kept})
+        return write_manifest(folder, manifest.model_copy(update={"report": report.summary()}))
 
 
 def load_bundle(path: Path, trusted_key: Path | None = None) -> Bundle:
@@ -239,7 +237,7 @@ def _load(path: Path, key: Any = None) -> Bundle:
         manifest = verify_manifest(path)
         if key is not None:
             check_signature(path, manifest, key)
-        config = parse_config(manifest["config"], ResolvedConfig)
+        config = manifest.config
         dataset = Dataset.open(path / DATASET)
         arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})
         check_dataset(dataset)
@@ -247,10 +245,10 @@ def _load(path: Path, key: Any = None) -> Bundle:
         model = model_of(dataset, config, load_file(path / MODEL_FILE), store)
         check_arrays(arrays, dataset, config, columns=model.priors.width)
         # The parser of a built index may trust its file, so load it only after all hashes have been checked.
-        built = load_index(path / INDEX, torch.from_numpy(arrays.vectors)) if manifest.get("index") else None
+        built = load_index(path / INDEX, torch.from_numpy(arrays.vectors)) if manifest.index else None
         plain = Bundle(path, manifest, config, dataset, store, model, arrays, built=built)
         bundle = plain
-        if f"{TOWERS}/{USER_FILE}" in manifest["hashes"] and can_run():
+        if f"{TOWERS}/{USER_FILE}" in manifest.hashes and can_run():
             bundle = replace(plain, tower=OnnxUserTower(path / TOWERS / USER_FILE, arrays.tokens))
         _check_towers(plain, bundle)
         return bundle

@@ -11,6 +11,7 @@ from typing import Any
 
 from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, verify_manifest
 from twotower.errors import require
+from twotower.utils.manifests import BundleManifest
 
 CARD = "README.md"
 REPOSITORY_FILES = (CARD, ".gitattributes", ".cache")  # files of the hub that are not part of the bundle
@@ -71,12 +72,11 @@ def from_pretrained(source: str, out: Path, *, revision: str | None = None, toke
     return out
 
 
-def card(manifest: dict[str, Any]) -> str:
+def card(manifest: BundleManifest) -> str:
     """Return the model card (README) of the repository: metric, features and example code."""
-    metrics = manifest.get("metrics", {})
-    value = metrics.get("value")
-    said = "Not evaluated" if value is None else f"{metrics['metric']} {value:.4f} on validation"
-    features = ", ".join(f"{spec['name']} ({spec['kind']})" for spec in manifest["features"]) or "none"
+    best = manifest.metrics
+    said = "Not evaluated" if best is None or best.value is None else f"{best.metric} {best.value:.4f} on validation"
+    features = ", ".join(f"{spec.name} ({spec.kind})" for spec in manifest.features) or "none"
     return f"""---
 library_name: two-tower-rec
 tags: [recommender-systems, retrieval, two-tower]

@@ -24,6 +24,7 @@ from twotower.search.approximate import Approximate, one_thread
 from twotower.search.index import ExactIndex, Index
 from twotower.search.registry import INDEXES
 from twotower.search.reranking import POPULARITY_SCALE
+from twotower.utils.manifests import IndexRecord
 from twotower.utils.types import Float
 
 USERS = 500  # users whose histories are the queries for the recall
@@ -167,6 +168,7 @@ def _write(bundle: Bundle, row: Measured, index: Index, k: int, users: int) -> N
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         shutil.rmtree(folder / INDEX, ignore_errors=True)
         index.save(folder / INDEX)
-        write_manifest(folder, {**bundle.manifest, "index": {**asdict(row), "k": k, "users": users}})
-        if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
+        record = IndexRecord(**asdict(row), k=k, users=users)
+        write_manifest(folder, bundle.manifest.model_copy(update={"index": record}))
+        if read_manifest(bundle.path).get("seal") != bundle.manifest.seal:
             raise DataError(f"{bundle.path} was changed by another process meanwhile. Nothing was written. Run the command again.")

@@ -31,12 +31,13 @@ from twotower.features.encoders import encode_items as encode_item_features
 from twotower.schema import FIRST_ROW, ITEM_ID, NEIGHBOURS, PAD, UNKNOWN
 from twotower.search.registry import renew_index
 from twotower.utils.array_files import write_arrays
+from twotower.utils.manifests import BundleManifest, IndexRecord
 from twotower.utils.types import Int
 
 ITEMS_FILE = "items.parquet"
 
 
-def add_items(path: Path, file: Path) -> dict[str, Any]:
+def add_items(path: Path, file: Path) -> BundleManifest:
     """Add the items of `file` (JSON lines, CSV or Parquet, with columns of the catalogue) to the bundle. Return its new manifest.
 
     An item that was removed before is offered again, with the columns of the file.
@@ -77,7 +78,7 @@ def add_items(path: Path, file: Path) -> dict[str, Any]:
     return _revise(bundle, write)
 
 
-def remove_items(path: Path, ids: Sequence[str]) -> dict[str, Any]:
+def remove_items(path: Path, ids: Sequence[str]) -> BundleManifest:
     """Remove items from the recommendations of the bundle. They still count in histories. Return the new manifest.
 
     Raises
@@ -96,16 +97,15 @@ def remove_items(path: Path, ids: Sequence[str]) -> dict[str, Any]:
     return _revise(bundle, lambda folder: write_arrays(folder / INDEX_FILE, changed))
 
 
-def _revise(bundle: Bundle, write: Callable[[Path], None]) -> dict[str, Any]:
+def _revise(bundle: Bundle, write: Callable[[Path], None]) -> BundleManifest:
     """Replace the bundle by a copy that `write` has changed. Return the new manifest."""
     with atomic_replace(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         write(folder)
-        kept = dict(bundle.manifest)
-        if "index" in kept:  # drop the measurements, which were made with other vectors
-            kept["index"] = {name: kept["index"][name] for name in ("kind", "settings")}
-        manifest = write_manifest(folder, {**kept, "revision": int(bundle.manifest.get("revision", 0)) + 1})
-        if read_manifest(bundle.path).get("seal") != bundle.manifest["seal"]:
+        old = bundle.manifest
+        index = old.index and IndexRecord(kind=old.index.kind, settings=old.index.settings)  # measured with other vectors
+        manifest = write_manifest(folder, old.model_copy(update={"index": index, "revision": old.revision + 1}))
+        if read_manifest(bundle.path).get("seal") != old.seal:
             raise DataError(f"{bundle.path} was changed by another process meanwhile. Nothing was written. Run the command again.")
         return manifest
 
@@ -126,9 +126,9 @@ def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> 
     pq.write_table(items, folder / ITEMS_FILE, compression="zstd")
     write_arrays(folder / ITEM_FEATURES_FILE, features)
     write_arrays(folder / ITEM_EVENTS_FILE, item_events)
-    manifest = {**dataset.manifest, "n_items": len(items)}
-    manifest["hashes"] = {name: sha256(folder / name) for name in manifest["hashes"]}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    hashes = {name: sha256(folder / name) for name in dataset.manifest.hashes}
+    manifest = dataset.manifest.model_copy(update={"n_items": len(items), "hashes": hashes})
+    (folder / MANIFEST).write_text(json.dumps(manifest.json_values(), indent=1, sort_keys=True))
 
 
 def _placed(old: Any, new: Any, rows: Int) -> Any:

@@ -1,4 +1,4 @@
-"""Seal a folder with a manifest, and verify that it is complete and unchanged.
+"""Seal the folder of a bundle with its manifest, and verify that it is complete and unchanged.
 
 `manifest.json` holds the SHA-256 of every file and, under "seal", of the manifest itself.
 
@@ -20,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from twotower.errors import DataError
 from twotower.schema import BUNDLE_FORMAT
 from twotower.utils.atomic_files import atomic_file, atomic_folder
+from twotower.utils.documents import parse_document
+from twotower.utils.manifests import BundleManifest
 from twotower.utils.types import Json
 
 MANIFEST = "manifest.json"
@@ -29,25 +31,25 @@ MAX_MANIFEST_BYTES = 64 << 20
 _BLOCK = 1 << 20
 
 
-def write_manifest(folder: Path, manifest: Json) -> Json:
+def write_manifest(folder: Path, manifest: BundleManifest) -> BundleManifest:
     """Write the manifest of `folder` with the hashes of all files. On return, all files are flushed to disk.
 
     Returns
     -------
-    dict
-        The manifest, with "hashes" and "seal".
+    BundleManifest
+        The manifest, with its hashes and seal.
     """
     (folder / SIGNATURE).unlink(missing_ok=True)  # of what the folder held before
     files = sorted(_files(folder), key=lambda name: name.as_posix())
     hashes = {name.as_posix(): sha256(folder / name, flush=True) for name in files if name.as_posix() != MANIFEST}
-    body = {**manifest, "format": BUNDLE_FORMAT, "kind": KIND, "hashes": hashes}
+    body = {**manifest.json_values(), "hashes": hashes}
     body["seal"] = _seal_of(body)
     with atomic_file(folder / MANIFEST) as beside, beside.open("w", encoding="utf-8") as file:
         json.dump(body, file, indent=1, sort_keys=True)
-    return body
+    return manifest.model_copy(update={"hashes": hashes, "seal": body["seal"]})
 
 
-def verify_manifest(folder: Path) -> Json:
+def verify_manifest(folder: Path) -> BundleManifest:
     """Verify a sealed folder and return its manifest.
 
     Raises
@@ -77,11 +79,11 @@ def verify_manifest(folder: Path) -> Json:
     for name, digest in hashes.items():
         if sha256(folder / name) != digest:
             raise _changed(folder / name, "has changed")
-    return manifest
+    return parse_document(BundleManifest, manifest, folder / MANIFEST)
 
 
 def read_manifest(folder: Path) -> Json:
-    """Return the manifest of a bundle. Only its kind is checked.
+    """Return the manifest of a bundle, of any format version: only its kind is checked.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from twotower.bundle.sealed_folder import SIGNATURE, verify_manifest
 from twotower.errors import ConfigError, DataError, require
 from twotower.utils.atomic_files import atomic_file
-from twotower.utils.types import Json
+from twotower.utils.manifests import BundleManifest
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -61,7 +61,7 @@ def read_trusted_key(file: Path) -> Ed25519PublicKey:
     return public
 
 
-def check_signature(bundle: Path, manifest: Json, key: Ed25519PublicKey) -> None:
+def check_signature(bundle: Path, manifest: BundleManifest, key: Ed25519PublicKey) -> None:
     """Check that a verified manifest has been signed with the private part of `key`.
 
     Raises
@@ -86,8 +86,8 @@ def check_signature(bundle: Path, manifest: Json, key: Ed25519PublicKey) -> None
         ) from None
 
 
-def _signed(manifest: Json) -> bytes:
-    return f"two-tower-rec bundle {manifest['seal']}".encode()
+def _signed(manifest: BundleManifest) -> bytes:
+    return f"two-tower-rec bundle {manifest.seal}".encode()
 
 
 def _read(file: Path, kind: str, load: Any) -> Any:

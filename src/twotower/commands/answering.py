@@ -43,7 +43,7 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
     from twotower.pipeline.stages import export_stage
 
     manifest = export_stage(inside(run, "model"), out)
-    click.echo(f"{out}: {len(manifest['hashes'])} files")
+    click.echo(f"{out}: {len(manifest.hashes)} files")
     say_next("recommend", out, f"--user={a_user(out / 'dataset')}")
 
 
@@ -166,7 +166,7 @@ def add_items(bundle: Path, items: Path) -> None:
     from twotower.bundle import revision
 
     manifest = revision.add_items(bundle, items)
-    click.echo(f"{bundle}: revision {manifest['revision']}")
+    click.echo(f"{bundle}: revision {manifest.revision}")
     say_next("serve", bundle)
 
 
@@ -183,7 +183,7 @@ def remove_items(bundle: Path, ids: str) -> None:
     from twotower.bundle import revision
 
     manifest = revision.remove_items(bundle, listed_ids(ids))
-    click.echo(f"{bundle}: revision {manifest['revision']}")
+    click.echo(f"{bundle}: revision {manifest.revision}")
     say_next("serve", bundle)
 
 

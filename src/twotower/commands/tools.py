@@ -53,23 +53,32 @@ def doctor(data: Path | None) -> None:
         say_next("demo")
 
 
-@click.command("config", short_help="Print the settings, or their JSON schema.")
-@click.option("--show", "action", flag_value="show", help="Print the effective settings as YAML.")
-@click.option("--schema", "action", flag_value="schema", help="Print the JSON schema of the settings, for editors.")
+@click.command("config", short_help="Print the settings, or the JSON schema of a file.")
+@click.option("--show", is_flag=True, help="Print the effective settings as YAML.")
+@click.option(
+    "--schema",
+    is_flag=False,
+    flag_value="settings",
+    type=click.Choice(["settings", "dataset", "run", "bundle", "report"]),
+    help="Print the JSON schema of the settings, of a manifest, or of report.json. Without a value: of the settings.",
+)
 @configured
-def show_config(action: str | None, config: Config) -> None:
-    """Print the settings that a command would use, or their JSON schema.
+def show_config(show: bool, schema: str | None, config: Config) -> None:
+    """Print the settings that a command would use, or the JSON schema of a file.
 
     \b
     Example:
       twotower config --show --config configs/yelp.yaml
       twotower config --schema > twotower.schema.json
+      twotower config --schema report
     """
+    from twotower.utils.manifests import document_schema
     from twotower.utils.settings_reference import settings_schema, settings_yaml
 
-    if action is None:
-        raise click.UsageError("What to print is missing. Give --show or --schema.")
-    if action == "schema":
-        click.echo(json.dumps(settings_schema(), indent=2, ensure_ascii=False))
-    else:
+    if show == (schema is not None):
+        raise click.UsageError("Give either --show or --schema.")
+    if schema is None:
         click.echo(settings_yaml(config), nl=False)
+    else:
+        printed = settings_schema() if schema == "settings" else document_schema(schema)
+        click.echo(json.dumps(printed, indent=2, ensure_ascii=False))

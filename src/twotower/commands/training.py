@@ -86,8 +86,8 @@ def train(data: Path, out: Path, resume: bool, overwrite: bool, config: Config) 
 
     best = train_stage(config, inside(data, "dataset"), out, resume=resume)
     if speaks():
-        reached = "no validation part" if best["value"] is None else f"best {best['metric']} {best['value']:.4f}"
-        click.echo(f"{out}: {reached}; the saved model is from step {best['step']}; bundle in {out / 'bundle'}")
+        reached = "no validation part" if best.value is None else f"best {best.metric} {best.value:.4f}"
+        click.echo(f"{out}: {reached}; the saved model is from step {best.step}; bundle in {out / 'bundle'}")
     say_next("evaluate", out)
 
 
@@ -160,4 +160,4 @@ def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
 
     model = inside(run, "model")
     click.echo(verdict(evaluate_stage(model, run, list(overrides)), run))
-    say_next("recommend", bundle_in(run), f"--user={a_user(Path(run_manifest(model)['dataset']))}")
+    say_next("recommend", bundle_in(run), f"--user={a_user(Path(run_manifest(model).dataset))}")

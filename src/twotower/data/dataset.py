@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 from twotower.errors import DataError
 from twotower.features.encoders import Encoders
 from twotower.retriever import Queries
-from twotower.schema import FIRST_ROW, FORMAT_VERSION, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNOWN, USER_ID, WITHHELD, FeatureSpec
+from twotower.schema import FIRST_ROW, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNOWN, USER_ID, WITHHELD
 from twotower.utils.array_files import open_arrays
+from twotower.utils.manifests import DatasetManifest, open_manifest
 from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
 from twotower.utils.types import Float, Int, Mask
 
@@ -139,15 +140,13 @@ class Dataset:
         The declared static features.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: DatasetManifest) -> None:
         self.path, self.manifest = path, manifest
-        self.n_items, self.n_users = int(manifest["n_items"]), int(manifest["n_users"])
-        self.n_train_items, self.n_train_users = int(manifest["n_train_items"]), int(manifest["n_train_users"])
+        self.n_items, self.n_users = manifest.n_items, manifest.n_users
+        self.n_train_items, self.n_train_users = manifest.n_train_items, manifest.n_train_users
         self.n_item_rows, self.n_user_rows = self.n_items + FIRST_ROW, self.n_users + FIRST_ROW
         self.n_train_item_rows, self.n_train_user_rows = self.n_train_items + FIRST_ROW, self.n_train_users + FIRST_ROW
-        self.has_time = bool(manifest["has_time"])
-        self.event_types: list[str] = manifest["event_types"]
-        self.specs = tuple(FeatureSpec(**{**spec, "columns": tuple(spec["columns"])}) for spec in manifest["features"])
+        self.has_time, self.event_types, self.specs = manifest.has_time, manifest.event_types, tuple(manifest.features)
 
     @classmethod
     def open(cls, path: Path) -> Dataset:
@@ -158,22 +157,15 @@ class Dataset:
         DataError
             `path` is not a dataset, has another format version, or lacks a file named in its manifest.
         """
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-        except (OSError, ValueError):
-            raise DataError(f"{path} is not a dataset: it has no readable manifest.json. Run `twotower prepare`.") from None
-        if not isinstance(manifest, dict) or manifest.get("kind") != "dataset":
-            raise DataError(f"{path} is not a dataset: its manifest.json is not that of a dataset. Run `twotower prepare`.")
-        if (found := manifest.get("format")) != FORMAT_VERSION:
-            raise DataError(f"The dataset {path} has format {found}, expected {FORMAT_VERSION}. Run `twotower prepare` again.")
-        if missing := [name for name in manifest.get("hashes", {}) if not (path / name).is_file()]:
+        manifest = open_manifest(DatasetManifest, path, "Run `twotower prepare`.")
+        if missing := [name for name in manifest.hashes if not (path / name).is_file()]:
             raise DataError(f"The dataset {path} is incomplete: {', '.join(missing)} missing. Run `twotower prepare` again.")
         return cls(path, manifest)
 
     @property
     def fingerprint(self) -> str:
         """Return a SHA-256 over the hashes of all files that a model depends on; equal exactly for equal data."""
-        hashes = sorted((name, digest) for name, digest in self.manifest["hashes"].items() if name not in ASIDE)
+        hashes = sorted((name, digest) for name, digest in self.manifest.hashes.items() if name not in ASIDE)
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
     @cached_property
@@ -235,7 +227,7 @@ class Dataset:
     @property
     def ordered(self) -> bool:
         """Return True if held-out events come after their histories; a predefined split takes them from anywhere."""
-        return bool(self.manifest["config"]["prepare"]["split"]["kind"] != "predefined")
+        return self.manifest.config.prepare.split.kind != "predefined"
 
     def item_rows(self, ids: list[str]) -> Int:
         """Return the rows of item ids, int64 [len(ids)]; UNKNOWN for unknown ids."""
@@ -307,7 +299,7 @@ class Dataset:
 
         The histories are slices begin:end of `pool` (positions of events), or of the events themselves if `pool` is None.
         """
-        events, kind = self.events, self.manifest["config"]["prepare"]["split"]["kind"]
+        events, kind = self.events, self.manifest.config.prepare.split.kind
         begin, moment = events.offsets[user_row[event]], events.time_s[event]
         if kind == "leave_one_out":
             return None, begin, event, moment

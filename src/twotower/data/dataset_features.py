@@ -50,7 +50,7 @@ def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore
 
 def can_refresh(dataset: Dataset) -> bool:
     """Return True if the dataset is split by time, so that an index can be refreshed during the test period."""
-    return dataset.has_time and dataset.manifest["config"]["prepare"]["split"]["kind"] == "time"
+    return dataset.has_time and dataset.manifest.config.prepare.split.kind == "time"
 
 
 def half_lives(dataset: Dataset) -> tuple[float, ...]:
@@ -131,8 +131,7 @@ def layout(dataset: Dataset, store: FeatureStore, model: ModelConfig) -> Layout:
 
 def split_moment(dataset: Dataset, split: str) -> int:
     """Return the time in seconds at which `split` begins: its cut, or without one, just after all earlier events."""
-    cuts = dataset.manifest.get("cuts_s") or {}
-    if split in cuts:
-        return int(cuts[split])
+    if split in dataset.manifest.cuts_s:
+        return dataset.manifest.cuts_s[split]
     known = dataset.item_events.time_s[dataset.item_events.split < SPLITS.get(split, WITHHELD + 1)]
     return int(known.max(initial=0)) + 1

@@ -14,7 +14,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,6 @@ from twotower.features.encoders import encode_items, encode_users, fit_encoders,
 from twotower.schema import (
     EVENT_TYPE,
     FIRST_ROW,
-    FORMAT_VERSION,
     ITEM_ID,
     ITEM_ROW,
     NEIGHBOURS,
@@ -60,6 +58,7 @@ from twotower.schema import (
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.atomic_files import atomic_folder
 from twotower.utils.config import Config, PrepareConfig
+from twotower.utils.manifests import DatasetCounts, DatasetManifest, DatasetSettings, KeptCounts
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.registry import Registry
 
@@ -75,7 +74,7 @@ OFFSETS = "offsets"  # start of the events of each user or item
 ProgressCallback = Callable[[str], None]
 
 
-def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = None) -> dict[str, Any]:
+def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = None) -> DatasetManifest:
     """Read the configured source, write the dataset folder `out`, and return its manifest.
 
     Parameters
@@ -89,7 +88,7 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
 
     Returns
     -------
-    dict
+    DatasetManifest
         The manifest, as written to `manifest.json`.
 
     Raises
@@ -112,8 +111,9 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
             rejects.close()
             engine.close()
         shutil.rmtree(spill, ignore_errors=True)
-        manifest["hashes"] = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False, sort_keys=True) + "\n")
+        manifest = manifest.model_copy(update={"hashes": {path.name: _sha256(path) for path in sorted(folder.iterdir())}})
+        text = json.dumps(manifest.json_values(), indent=1, ensure_ascii=False, sort_keys=True)
+        (folder / "manifest.json").write_text(text + "\n")
     return manifest
 
 
@@ -122,7 +122,7 @@ def open_engine(config: PrepareConfig, spill: Path) -> Engine:
     return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill)
 
 
-def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
+def _build(stage: Stage, folder: Path, say: ProgressCallback) -> DatasetManifest:
     config, raw = stage.config, stage.raw
     specs = _specs(config.prepare, raw)
     say("filter and split events")
@@ -156,21 +156,19 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback) -> dict[str, Any]:
     _write(users, folder / "users.parquet")
     if raw.truth is not None:
         shutil.copyfile(raw.truth, folder / TRUTH)
-    return {
-        "format": FORMAT_VERSION,
-        "kind": "dataset",
-        "command": "prepare",
-        "seed": config.seed,
-        "config": config.model_dump(mode="json", include={"seed", "data", "prepare"}),
-        "counts": {"read": raw.counts, "kept": kept | {"items": len(items), "users": len(users)}, "dropped": stage.dropped},
-        "event_types": types,
-        "has_time": raw.has_time,
-        "cuts_s": chosen.cuts_s,
-        "n_items": len(items),
-        "n_users": len(users),
+    return DatasetManifest(
+        seed=config.seed,
+        config=DatasetSettings(seed=config.seed, data=config.data, prepare=config.prepare),
+        counts=DatasetCounts(read=raw.counts, kept=KeptCounts(**kept, items=len(items), users=len(users)), dropped=stage.dropped),
+        event_types=types,
+        has_time=raw.has_time,
+        cuts_s=chosen.cuts_s,
+        n_items=len(items),
+        n_users=len(users),
         **trained,
-        "features": [asdict(spec) for spec in specs],
-    }
+        features=list(specs),
+        hashes={},
+    )
 
 
 def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:

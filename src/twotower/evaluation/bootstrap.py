@@ -11,10 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from twotower.utils.documents import Interval
 from twotower.utils.types import Float64, Int
-
-Interval = dict[str, float]
-"""{"value", "low", "high"}"""
 
 _WEIGHTS_AT_ONCE = 2**24  # 128 MB
 
@@ -65,8 +63,8 @@ def intervals(names: Sequence[str], value: Float64, draws: Float64) -> dict[str,
     Examples
     --------
     >>> intervals(["NDCG@10"], np.array([0.5]), np.array([[0.4], [0.6]]))
-    {'NDCG@10': {'value': 0.5, 'low': 0.405, 'high': 0.595}}
+    {'NDCG@10': Interval(value=0.5, low=0.405, high=0.595)}
     """
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)
     rows = zip(names, value, low, high, strict=True)
-    return {name: {"value": round(float(v), 6), "low": round(float(a), 6), "high": round(float(b), 6)} for name, v, a, b in rows}
+    return {name: Interval(value=round(float(v), 6), low=round(float(a), 6), high=round(float(b), 6)) for name, v, a, b in rows}

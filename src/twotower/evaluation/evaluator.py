@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from twotower.baselines.baselines import BASELINES, GRIDS, Baseline, unavailable
+from twotower.baselines.base import Baseline
+from twotower.baselines.baselines import BASELINES, GRIDS, unavailable
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.evaluation.bootstrap import intervals, resample
@@ -25,6 +26,7 @@ from twotower.retriever import Retriever
 from twotower.schema import FIRST_ROW, SPLITS, UNKNOWN, WITHHELD
 from twotower.utils import metrics as m
 from twotower.utils.config import EvaluationConfig
+from twotower.utils.documents import Interval, Protocol, Report, ReportData, SliceGroup
 from twotower.utils.types import Float64, Int
 
 ProgressCallback = Callable[[int, int], None]
@@ -197,7 +199,7 @@ def judge(
     seed: int = 0,
     baseline_settings: Mapping[str, Mapping[str, Any]] | None = None,
     progress: ProgressCallback | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Evaluate `systems` and the baselines of the settings on the same queries, and compare them.
 
     Parameters
@@ -212,12 +214,6 @@ def judge(
         Settings by name of the baseline; these baselines are not tuned.
     progress
         Called with (done, total), in queries; tuning a baseline counts as much as evaluating it.
-
-    Returns
-    -------
-    report
-        "dataset", "protocol", "systems" {name: {metric: {"value", "low", "high"}}}, "differences" (main minus each other),
-        "beyond", "seconds" and "settings" by system, "left_out" {baseline: reason}, "verdict", and "slices" by title and group.
 
     Raises
     ------
@@ -243,15 +239,14 @@ def judge(
             system = fit_baseline(system, dataset, settings, metric=metric, seed=seed, fixed=fixed, progress=tell.part())
         chosen[system.name] = dict(getattr(system, "settings", {}))
         judged.append(evaluate(system, held_out, dataset, settings, metrics=every, beyond_k=k, progress=tell.part()))
-    compared = _compare(judged, held_out, dataset, settings, main, metric, seed)
-    return (
-        compared
-        | {"dataset": _counts(dataset), "settings": chosen, "left_out": left_out}
-        | {
-            "protocol": _protocol(dataset, held_out, settings, part, metric),
-            "beyond": {e.name: {key: round(value, 6) for key, value in e.beyond.items()} for e in judged},
-            "seconds": {e.name: round(e.seconds, 3) for e in judged},
-        }
+    return Report(
+        **_compare(judged, held_out, dataset, settings, main, metric, seed),
+        dataset=_counts(dataset),
+        settings=chosen,
+        left_out=left_out,
+        protocol=_protocol(dataset, held_out, settings, part, metric),
+        beyond={e.name: {key: round(value, 6) for key, value in e.beyond.items()} for e in judged},
+        seconds={e.name: round(e.seconds, 3) for e in judged},
     )
 
 
@@ -284,27 +279,27 @@ def _compare(
     order, names, user = [e.name for e in judged], judged[0].metrics, _people(held_out)
     table = np.stack([e.values for e in judged], 1)  # [B, S, M]
     draws = resample(table.reshape(len(user), -1), user, settings.bootstrap_resamples, seed).reshape(-1, len(order), len(names))
-    mean, differences = table.mean(0), {}
+    mean = table.mean(0)
+    differences: dict[str, dict[str, Interval]] = {}
     if main in order:
         own = order.index(main)
         others = [s for s in range(len(order)) if s != own]
         differences = {order[s]: intervals(names, mean[own] - mean[s], draws[:, own] - draws[:, s]) for s in others}
-    groups: dict[str, dict[str, Any]] = {}
+    groups: dict[str, dict[str, SliceGroup]] = {}
     for title, masks in slices(held_out, dataset).items():
         for group, mask in masks.items():
             inside = table[mask, :, names.index(metric)]
             value, drawn = inside.mean(0), resample(inside, user[mask], settings.bootstrap_resamples, seed)
-            entry = {
-                "queries": int(mask.sum()),
-                "users": len(np.unique(user[mask])),
-                "systems": intervals(order, value, drawn),
-                "differences": {},
-            }
+            ahead = {}
             if main in order:
                 own = order.index(main)
                 ahead = intervals(order, value[own] - value, drawn[:, [own]] - drawn)
-                entry["differences"] = {name: gap for name, gap in ahead.items() if name != main}
-            groups.setdefault(title, {})[group] = entry
+            groups.setdefault(title, {})[group] = SliceGroup(
+                queries=int(mask.sum()),
+                users=len(np.unique(user[mask])),
+                systems=intervals(order, value, drawn),
+                differences={name: gap for name, gap in ahead.items() if name != main},
+            )
     return {
         "systems": {name: intervals(names, mean[s], draws[:, s]) for s, name in enumerate(order)},
         "differences": differences,
@@ -319,32 +314,31 @@ def _people(held_out: HeldOut) -> Int:
     return np.where(user == UNKNOWN, -1 - np.arange(len(user)), user)
 
 
-def _counts(dataset: Dataset) -> dict[str, Any]:
-    events = dataset.events
-    counts = {
-        "users": dataset.n_users,
-        "items": dataset.n_items,
-        "new_users": dataset.n_users - dataset.n_train_users,
-        "new_items": dataset.n_items - dataset.n_train_items,
-        "events": len(events),
-        "event_types": list(dataset.event_types),
-        "features": [f"{spec.side}: {spec.name}" for spec in dataset.specs],
-    }
-    parts = np.bincount(events.split, minlength=WITHHELD + 1)
-    return counts | {f"{part}_events": int(parts[code]) for part, code in (SPLITS | {"withheld": WITHHELD}).items()}
+def _counts(dataset: Dataset) -> ReportData:
+    parts = np.bincount(dataset.events.split, minlength=WITHHELD + 1)
+    return ReportData(
+        users=dataset.n_users,
+        items=dataset.n_items,
+        new_users=dataset.n_users - dataset.n_train_users,
+        new_items=dataset.n_items - dataset.n_train_items,
+        events=len(dataset.events),
+        event_types=dataset.event_types,
+        features=[f"{spec.side}: {spec.name}" for spec in dataset.specs],
+        **{f"{part}_events": int(parts[code]) for part, code in (SPLITS | {"withheld": WITHHELD}).items()},
+    )
 
 
-def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, part: str, metric: str) -> dict[str, Any]:
-    return {
-        "split": dataset.manifest["config"]["prepare"]["split"]["kind"],
-        "part": part,
-        "seen": "masked" if settings.exclude_seen else "unmasked",
-        "queries": len(held_out.queries),
-        "users": len(np.unique(_people(held_out))),
-        "targets": len(held_out.target_row),
-        "catalogue": dataset.n_items,
-        "metric": metric,
-        "ks": sorted(set(settings.ks)),
-        "ties": "lower item row first",
-        "interval": f"95 %, {settings.bootstrap_resamples} paired bootstrap resamples of users",
-    }
+def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, part: str, metric: str) -> Protocol:
+    return Protocol(
+        split=dataset.manifest.config.prepare.split.kind,
+        part=part,
+        seen="masked" if settings.exclude_seen else "unmasked",
+        queries=len(held_out.queries),
+        users=len(np.unique(_people(held_out))),
+        targets=len(held_out.target_row),
+        catalogue=dataset.n_items,
+        metric=metric,
+        ks=sorted(set(settings.ks)),
+        ties="lower item row first",
+        interval=f"95 %, {settings.bootstrap_resamples} paired bootstrap resamples of users",
+    )

@@ -15,7 +15,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from twotower.errors import DataError
 from twotower.evaluation.verdict import TITLES
+from twotower.utils.documents import Interval, Report, parse_document
 from twotower.utils.metrics import METRICS
 from twotower.utils.types import Json
 
@@ -35,34 +37,36 @@ _BEYOND = {
 }
 
 
-def write_report(
-    report: Mapping[str, Any], out: Path, *, curves: Sequence[Mapping[str, Any]] = (), advice: Sequence[str] = ()
-) -> None:
-    """Write `report.json` and `report.html` into the folder `out`, which is created if missing.
-
-    Parameters
-    ----------
-    report
-        As returned by `evaluator.judge`.
-    curves
-        Rows of the training log: {"step", and any of "epoch", "loss", "lr", metrics such as "NDCG@10"}; stored under "curves".
-    advice
-        Health advice of the training, one string each; stored under "advice".
-    """
+def write_report(report: Report, out: Path) -> None:
+    """Write `report.json` and `report.html` into the folder `out`, which is created if missing."""
     out.mkdir(parents=True, exist_ok=True)
-    whole = {**report, "curves": [dict(row) for row in curves], "advice": list(advice)}
-    text = json.dumps(_finite(whole), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(report.json_values(), sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
     (out / "report.json").write_text(text + "\n", encoding="utf-8")
-    (out / "report.html").write_text(render(whole), encoding="utf-8")
+    (out / "report.html").write_text(render(report), encoding="utf-8")
 
 
-def render(report: Mapping[str, Any]) -> str:
-    """Return the HTML page; `report` is that of `write_report`, with "curves" and "advice"."""
+def read_report(path: Path) -> Report:
+    """Return the report in a `report.json`.
+
+    Raises
+    ------
+    DataError
+        The file is not a report of this version.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise DataError(f"{path} is not readable JSON. Write it again with `twotower evaluate`.") from None
+    return parse_document(Report, values, path)
+
+
+def render(report: Report) -> str:
+    """Return the HTML page."""
     template = files("twotower.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"title": _title, "figure": _figure, "signed": _signed, "count": lambda n: f"{n:,}"}
-    metric = report["protocol"]["metric"]
-    ranked = sorted(report["systems"], key=lambda name: -report["systems"][name][metric]["value"])
+    metric = report.protocol.metric
+    ranked = sorted(report.systems, key=lambda name: -report.systems[name][metric].value)
     columns = sorted(ranked, key=lambda name: (name == "oracle", name != _MAIN))
     return environment.from_string(template).render(
         report=report,
@@ -70,39 +74,37 @@ def render(report: Mapping[str, Any]) -> str:
         main=_MAIN,
         tone=_tone(report, metric),
         ranked=ranked,
-        bars=_strip({name: report["systems"][name][metric] for name in ranked}),
+        bars=_strip({name: report.systems[name][metric] for name in ranked}),
         forest=_strip({name: d[metric] for name, d in _by_difference(report, metric)}),
         tables=_tables(report, metric, ranked),
         columns=columns,
         slices=_slices(report, columns),
         beyond=_beyond(report, ranked),
-        plots=_plots(report.get("curves", ()), metric),
-        advice=report.get("advice", ()),
-        recipe=report.get("recipe"),
+        plots=_plots(report.curves, metric),
     )
 
 
-def _tone(report: Mapping[str, Any], metric: str) -> str:
+def _tone(report: Report, metric: str) -> str:
     """Return "good" if the model beats every baseline, "bad" if one beats it, else "neutral"."""
-    differences = [d[metric] for name, d in report["differences"].items() if name != "oracle"]
+    differences = [d[metric] for name, d in report.differences.items() if name != "oracle"]
     if not differences:
         return "neutral"
-    if all(d["low"] > 0 for d in differences):
+    if all(d.low > 0 for d in differences):
         return "good"
-    return "bad" if any(d["high"] < 0 for d in differences) else "neutral"
+    return "bad" if any(d.high < 0 for d in differences) else "neutral"
 
 
-def _by_difference(report: Mapping[str, Any], metric: str) -> list[tuple[str, Json]]:
-    rivals = [pair for pair in report["differences"].items() if pair[0] != "oracle"]  # the oracle would compress the scale
-    return sorted(rivals, key=lambda pair: pair[1][metric]["value"])
+def _by_difference(report: Report, metric: str) -> list[tuple[str, dict[str, Interval]]]:
+    rivals = [pair for pair in report.differences.items() if pair[0] != "oracle"]  # the oracle would compress the scale
+    return sorted(rivals, key=lambda pair: pair[1][metric].value)
 
 
-def _strip(figures: Mapping[str, Mapping[str, float]]) -> Json:
+def _strip(figures: Mapping[str, Interval]) -> Json:
     """Return the position of each system's value and interval, in percent of a common axis that contains zero, and the ticks."""
     if not figures:
         return {"rows": [], "ticks": [], "origin": 0.0}
-    low = min([f["low"] for f in figures.values()] + [0.0])
-    high = max([f["high"] for f in figures.values()] + [0.0])
+    low = min([f.low for f in figures.values()] + [0.0])
+    high = max([f.high for f in figures.values()] + [0.0])
     span = (high - low) or 1.0
     low, high = low - 0.02 * span * (low < 0), high + 0.02 * span
 
@@ -110,50 +112,50 @@ def _strip(figures: Mapping[str, Mapping[str, float]]) -> Json:
         return round(100 * (x - low) / (high - low), 2)
 
     rows = [
-        {"name": name, "at": at(f["value"]), "from": at(f["low"]), "width": round(at(f["high"]) - at(f["low"]), 2), **f}
+        {"name": name, "at": at(f.value), "from": at(f.low), "width": round(at(f.high) - at(f.low), 2), **dict(f)}
         for name, f in figures.items()
     ]
     return {"rows": rows, "origin": at(0.0), "ticks": [{"at": at(t), "label": _tick(t)} for t in _ticks(low, high, 4)]}
 
 
-def _tables(report: Mapping[str, Any], metric: str, ranked: Sequence[str]) -> list[Json]:
+def _tables(report: Report, metric: str, ranked: Sequence[str]) -> list[Json]:
     """Return one table per list length, the deciding one first and open; the best system of each column is marked."""
-    lengths = sorted({int(name.partition("@")[2]) for name in report["systems"][ranked[0]]})
+    lengths = sorted({int(name.partition("@")[2]) for name in report.systems[ranked[0]]})
     own = int(metric.partition("@")[2])
     tables = []
     for k in sorted(lengths, key=lambda k: (k != own, k)):
-        names = [f"{name}@{k}" for name in METRICS if f"{name}@{k}" in report["systems"][ranked[0]]]
-        best = {name: _best(ranked, {s: report["systems"][s][name]["value"] for s in ranked}) for name in names}
-        rows = [{"name": s, "cells": [{**report["systems"][s][n], "best": best[n] == s} for n in names]} for s in ranked]
+        names = [f"{name}@{k}" for name in METRICS if f"{name}@{k}" in report.systems[ranked[0]]]
+        best = {name: _best(ranked, {s: report.systems[s][name].value for s in ranked}) for name in names}
+        rows = [{"name": s, "cells": [{**dict(report.systems[s][n]), "best": best[n] == s} for n in names]} for s in ranked]
         tables.append({"k": k, "open": k == own, "columns": names, "rows": rows})
     return tables
 
 
-def _slices(report: Mapping[str, Any], columns: Sequence[str]) -> list[Json]:
+def _slices(report: Report, columns: Sequence[str]) -> list[Json]:
     """Return one table per slice title: groups as rows, systems as columns; `share` is the percentage of the row's best value."""
     tables = []
-    for title, groups in report["slices"].items():
+    for title, groups in report.slices.items():
         rows = []
         for group, entry in groups.items():
-            values = {name: entry["systems"][name]["value"] for name in columns}
+            values = {name: entry.systems[name].value for name in columns}
             best = _best(columns, values)
             top = values[best] if best else 0.0
             cells = [
-                {**entry["systems"][s], "best": s == best, "share": round(100 * min(values[s] / top, 1)) if top > 0 else 0}
+                {**dict(entry.systems[s]), "best": s == best, "share": round(100 * min(values[s] / top, 1)) if top > 0 else 0}
                 for s in columns
             ]
-            rows.append({"name": group, "queries": entry["queries"], "users": entry["users"], "cells": cells})
+            rows.append({"name": group, "queries": entry.queries, "users": entry.users, "cells": cells})
         tables.append({"title": title, "rows": rows})
     return tables
 
 
-def _beyond(report: Mapping[str, Any], ranked: Sequence[str]) -> Json:
-    keys = list(dict.fromkeys(key for name in ranked for key in report["beyond"][name]))
+def _beyond(report: Report, ranked: Sequence[str]) -> Json:
+    keys = list(dict.fromkeys(key for name in ranked for key in report.beyond[name]))
     columns = [
         {"title": _BEYOND[key.partition("@")[0]][0], "k": key.partition("@")[2], "help": _BEYOND[key.partition("@")[0]][1]}
         for key in keys
     ]
-    return {"columns": columns, "rows": [{"name": s, "cells": [report["beyond"][s].get(key) for key in keys]} for s in ranked]}
+    return {"columns": columns, "rows": [{"name": s, "cells": [report.beyond[s].get(key) for key in keys]} for s in ranked]}
 
 
 def _best(names: Sequence[str], values: Mapping[str, float]) -> str | None:
@@ -216,12 +218,3 @@ def _signed(value: float) -> str:
 
 def _title(name: str) -> str:
     return TITLES.get(name, name).removeprefix("the ")
-
-
-def _finite(value: Any) -> Any:
-    """Return the value with None in place of numbers that JSON cannot represent."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from twotower.evaluation.bootstrap import Interval
+from twotower.utils.documents import Interval
 
 TITLES = {
     "popular": "popularity",
@@ -37,7 +37,7 @@ def verdict(figures: Mapping[str, float], differences: Mapping[str, Mapping[str,
 
     Examples
     --------
-    >>> gaps = {"ease": {"NDCG@10": {"value": 0.014, "low": -0.001, "high": 0.031}}}
+    >>> gaps = {"ease": {"NDCG@10": Interval(value=0.014, low=-0.001, high=0.031)}}
     >>> verdict({"two-tower": 0.064, "ease": 0.05}, gaps, "two-tower", "NDCG@10")
     'A tie with EASE, the best baseline (+0.0140 NDCG@10; the interval crosses zero).'
     """
@@ -55,10 +55,10 @@ def verdict(figures: Mapping[str, float], differences: Mapping[str, Mapping[str,
 
 def _sentence(rival: str, role: str, differences: Mapping[str, Mapping[str, Interval]], metric: str) -> str:
     d = differences[rival][metric]
-    value, low, high = (f"{x:+.4f}".replace("-", "−") for x in (d["value"], d["low"], d["high"]))
-    if d["low"] <= 0 <= d["high"]:
+    value, low, high = (f"{x:+.4f}".replace("-", "−") for x in (d.value, d.low, d.high))
+    if d.low <= 0 <= d.high:
         return f"A tie with {title(rival)}{role} ({value} {metric}; the interval crosses zero)."
-    return f"{'Better' if d['low'] > 0 else 'Worse'} than {title(rival)}{role} ({value} {metric}; 95 % interval {low} to {high})."
+    return f"{'Better' if d.low > 0 else 'Worse'} than {title(rival)}{role} ({value} {metric}; 95 % interval {low} to {high})."
 
 
 def refreshed(main: str, days: float) -> str:

@@ -14,7 +14,6 @@ from twotower.retrieval.recommender import Recommender
 from twotower.schema import TEST
 from twotower.utils.config import parse_config
 
-
 SIZES = {"users": 2400, "businesses": 1200, "events": 48_000}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 
@@ -20,16 +19,17 @@ from twotower.trainers.health.checks import advice_lines
 from twotower.trainers.run_files import read_rows
 from twotower.utils.config import Config, ResolvedConfig, load_config, parse_config
 from twotower.utils.console import progress
+from twotower.utils.documents import Report, finite
+from twotower.utils.manifests import RunManifest, open_manifest
 from twotower.utils.registry import check_names
-from twotower.utils.types import Json
 
 DIAL_QUERIES = 2000  # test queries for the popularity-bias table
 
 
-def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Json:
+def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Report:
     """Evaluate a run and its baselines on the test part, and write report.json and report.html to `out`."""
     manifest = run_manifest(run)
-    dataset = Dataset.open(Path(manifest["dataset"]))
+    dataset = Dataset.open(Path(manifest.dataset))
     if not has_test(dataset):
         raise DataError(f"{dataset.path} has no test part (prepare.split.test: 0). An evaluation needs one. Choose another run.")
     model, config, _ = load_trained(run / "best.pt", dataset)
@@ -48,24 +48,30 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     store = open_store(dataset, "test", config.model)
     system = NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "test"))
     held_out = dataset.held_out("test", max_queries=config.evaluation.max_queries, seed=config.seed).by_time()
-    with progress() as report:
-        result = judge(
+    with progress() as tell:
+        judged = judge(
             [system, *_refreshed(system, dataset, config)],
             dataset,
             config.evaluation,
             held_out=held_out,
             metric=config.training.eval_metric,
             seed=config.seed,
-            baseline_settings=(manifest["refit"] or {}).get("baseline_settings"),
-            progress=lambda done, total: report("evaluate", done, total),
+            baseline_settings=manifest.refit.baseline_settings if manifest.refit else {},
+            progress=lambda done, total: tell("evaluate", done, total),
         )
     asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
-    result["dial"] = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
-    result["recipe"] = manifest.get("recipe")
-    result["calibration"] = manifest.get("calibration")
+    dial = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
     rows = read_rows(run / "metrics.jsonl")
-    write_report(result, out, curves=rows, advice=advice_lines(rows))
-    return result
+    added = {
+        "dial": dial,
+        "recipe": manifest.recipe,
+        "calibration": manifest.calibration,
+        "curves": finite(rows),
+        "advice": advice_lines(rows),
+    }
+    report = judged.model_copy(update=added)
+    write_report(report, out)
+    return report
 
 
 def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> list[RefreshedRetriever]:
@@ -88,7 +94,7 @@ def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> lis
 
 def has_test(dataset: Dataset) -> bool:
     """Return whether the dataset has a test part."""
-    return bool(dataset.manifest["counts"]["kept"]["test_events"])
+    return bool(dataset.manifest.counts.kept.test_events)
 
 
 def check_settings(config: Config) -> None:
@@ -106,7 +112,7 @@ def check_settings(config: Config) -> None:
             raise ConfigError(f"{name!r} in evaluation.baselines is not a known baseline.{nearest(name, BASELINES)}")
 
 
-def run_manifest(run: Path) -> Json:
+def run_manifest(run: Path) -> RunManifest:
     """Return the manifest of a run's folder.
 
     Raises
@@ -114,16 +120,6 @@ def run_manifest(run: Path) -> Json:
     DataError
         `run` is not a run's folder.
     """
-    try:
-        manifest = json.loads((run / "manifest.json").read_text())
-    except (OSError, ValueError):
-        raise DataError(
-            f"{run} is not a run: it has no manifest.json. Expected a folder written by `twotower train` or `twotower run`. "
-            "Check the path, or train first."
-        ) from None
-    if not isinstance(manifest, dict) or manifest.get("kind") != "run":
-        raise DataError(
-            f"{run} is not a run: its manifest.json is of another kind. "
-            "Expected a folder written by `twotower train` or `twotower run`. Check the path."
-        )
-    return manifest
+    return open_manifest(
+        RunManifest, run, "Expected a folder written by `twotower train` or `twotower run`. Check the path, or train first."
+    )

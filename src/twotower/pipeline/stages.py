@@ -19,11 +19,10 @@ from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
-from twotower.documents import RefitSettings
 from twotower.errors import DataError
+from twotower.evaluation.report import read_report
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
-from twotower.schema import FORMAT_VERSION
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
@@ -36,10 +35,11 @@ from twotower.trainers.run_files import config_diff
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
-from twotower.utils.config import Config, ResolvedConfig, parse_config
+from twotower.utils.config import Config, ResolvedConfig
 from twotower.utils.console import log, progress
+from twotower.utils.documents import CalibrationRecord, RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
-from twotower.utils.types import Json
+from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
 
 Result = TypeVar("Result")
 
@@ -59,7 +59,7 @@ def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed:
         )
 
 
-def prepare_stage(config: Config, out: Path) -> Json:
+def prepare_stage(config: Config, out: Path) -> DatasetManifest:
     """Turn raw files into the dataset folder `out`, and return its manifest."""
     with progress() as report:
         return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
@@ -67,7 +67,7 @@ def prepare_stage(config: Config, out: Path) -> Json:
 
 def train_stage(
     config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None, refit: RefitSettings | None = None
-) -> Json:
+) -> BestValidation:
     """Train on the dataset `data`; write checkpoints, the log and `manifest.json` to `out`, and a bundle to `bundle`.
 
     The default bundle folder is `out`/bundle. The `data` and `prepare` settings that the dataset was made with replace those of
@@ -75,9 +75,8 @@ def train_stage(
 
     Returns
     -------
-    dict
-        "metric", "value" and "step" of the best validation, and "total_steps" of the schedule. "value" is None without a
-        validation part.
+    BestValidation
+        Its value is None without a validation part.
     """
     check_settings(config)
     dataset = Dataset.open(data)
@@ -93,34 +92,28 @@ def train_stage(
         reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, resume, stop_frac))
         first = distributed.rank() == 0
     calibration = _calibrate(resolved, dataset, out / "best.pt", refit) if first else None
-    best = {
-        "metric": config.training.eval_metric,
-        "value": reached.best,
-        "step": reached.best_step,
-        "total_steps": reached.total_steps,
-    }
-    manifest = {
-        "format": FORMAT_VERSION,
-        "kind": "run",
-        "command": "train",
-        "seed": config.seed,
-        "dataset": str(data.resolve()),
-        "data": dataset.fingerprint,
-        "config": resolved.model_dump(mode="json"),
-        "best": best,
-        "recipe": recipe,
-        "calibration": calibration,
-        "refit": refit and refit.model_dump(mode="json"),
-    }
+    best = BestValidation(
+        metric=config.training.eval_metric, value=reached.best, step=reached.best_step, total_steps=reached.total_steps
+    )
     if not first:
         return best  # only the first process writes the remaining files
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    manifest = RunManifest(
+        seed=config.seed,
+        dataset=str(data.resolve()),
+        data=dataset.fingerprint,
+        config=resolved,
+        best=best,
+        recipe=None if recipe is None else RecipeRecord.model_validate(recipe),
+        calibration=calibration,
+        refit=refit,
+    )
+    (out / "manifest.json").write_text(json.dumps(manifest.json_values(), indent=1, sort_keys=True))
     trim_heap()
     explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
     return best
 
 
-def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit: RefitSettings | None) -> Json | None:
+def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit: RefitSettings | None) -> CalibrationRecord | None:
     """Fit the weights of the score and the popularity of new items, store them in the checkpoint, and return the record of the fit.
 
     A refit takes the weights of its run: it has no validation part to fit them on.
@@ -144,9 +137,8 @@ def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit
 
 def _as_made(config: Config, dataset: Dataset) -> Config:
     """Return the settings with the dataset's own `data` and `prepare`; `model_fields_set` of the others is kept."""
-    made = dataset.manifest["config"]
-    own = parse_config({"data": made["data"], "prepare": made["prepare"]})
-    return config.model_copy(update={"data": own.data, "prepare": own.prepare})
+    made = dataset.manifest.config
+    return config.model_copy(update={"data": made.data, "prepare": made.prepare})
 
 
 def _within_budget(config: ResolvedConfig, dataset: Dataset, device: torch.device) -> tuple[ResolvedConfig, int | None]:
@@ -222,16 +214,16 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
     return as_plan(make_plan(workload, resolved, machine))
 
 
-def export_stage(run: Path, out: Path) -> Json:
+def export_stage(run: Path, out: Path) -> BundleManifest:
     """Write the run's bundle to `out`, and return its manifest."""
     manifest = run_manifest(run)
-    written = export_bundle(run / "best.pt", Dataset.open(Path(manifest["dataset"])), out, metrics=manifest["best"])
+    written = export_bundle(run / "best.pt", Dataset.open(Path(manifest.dataset)), out, metrics=manifest.best)
     if (run / "report.json").is_file():
-        return note_report(out, json.loads((run / "report.json").read_text()))
+        return note_report(out, read_report(run / "report.json"))
     return written
 
 
-def run_all(config: Config, out: Path, *, resume: bool = False, refit: RefitSettings | None = None) -> Json | None:
+def run_all(config: Config, out: Path, *, resume: bool = False, refit: RefitSettings | None = None) -> Report | None:
     """Prepare, train, export and evaluate: write dataset/, model/, bundle/, report.json and report.html to `out`.
 
     `refit` holds what a refit takes from the run that it repeats.
@@ -243,7 +235,7 @@ def run_all(config: Config, out: Path, *, resume: bool = False, refit: RefitSett
     """
     check_settings(config)
     if resume and (out / "dataset" / "manifest.json").is_file():
-        made = Dataset.open(out / "dataset").manifest["config"]
+        made = Dataset.open(out / "dataset").manifest.config.json_values()
         changed = config_diff(made, config.model_dump(mode="json", include=set(made)))
         if changed:
             raise DataError(
@@ -263,15 +255,14 @@ def run_all(config: Config, out: Path, *, resume: bool = False, refit: RefitSett
     return report
 
 
-def summary(manifest: Json, out: Path) -> str:
+def summary(manifest: DatasetManifest, out: Path) -> str:
     """Return one line about a prepared dataset."""
-    kept = manifest["counts"]
-    users, items = manifest["n_users"], manifest["n_items"]
-    return f"{out}: {kept['kept']['events']:,} events of {users:,} users at {items:,} items"
+    kept = manifest.counts.kept
+    return f"{out}: {kept.events:,} events of {kept.users:,} users at {kept.items:,} items"
 
 
-def verdict(report: Json | None, out: Path) -> str:
+def verdict(report: Report | None, out: Path) -> str:
     """Return the verdict of a report and the path of its page, as two lines."""
     if report is None:
         return f"No test part: nothing was evaluated.\nBundle: {out / 'bundle'}"
-    return f"{report['verdict']}\nReport: {out / 'report.html'}"
+    return f"{report.verdict}\nReport: {out / 'report.html'}"

@@ -56,7 +56,7 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
         if not isinstance(one, RankedRows):
             raise one  # an error of the request, independent of the user
     users = recommender.dataset.n_users
-    parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest["seal"], "block": BLOCK, "request": asdict(request)})
+    parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest.seal, "block": BLOCK, "request": asdict(request)})
     blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]
     for start, part in blocks:
         if not part.is_file():

@@ -102,7 +102,7 @@ class Browser:
             "name": self.engine.name,
             "items": self.dataset.n_items,
             "users": self.dataset.n_users,
-            "metrics": {name: self.engine.manifest[name] for name in ("metrics", "report") if self.engine.manifest.get(name)},
+            "metrics": self.engine.manifest.model_dump(mode="json", include={"metrics", "report"}, exclude_none=True),
             "filters": {
                 "categories": self._categories,
                 "has_price": self._levels,

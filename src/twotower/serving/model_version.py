@@ -6,8 +6,6 @@ answer, so an answer comes from one bundle version.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -62,8 +60,8 @@ class Engine:
 
     def __init__(self, recommender: Recommender) -> None:
         self.recommender, self.dataset = recommender, recommender.dataset
-        self.manifest: Json = recommender.bundle.manifest
-        self.version = hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).hexdigest()[:12]
+        self.manifest = recommender.bundle.manifest
+        self.version = self.manifest.seal[:12]
         self.name = recommender.bundle.path.resolve().name
 
     @classmethod

@@ -25,7 +25,8 @@ from twotower.models.two_tower import TwoTower
 from twotower.retriever import Retriever
 from twotower.schema import DAY_S, FIRST_ROW
 from twotower.utils.config import Config
-from twotower.utils.types import Float64, Json
+from twotower.utils.documents import CalibrationRecord
+from twotower.utils.types import Float64
 
 MAX_CELLS = 40_000_000
 """Most pairs of a validation query and an item that the weights are fitted on; they take 4 bytes each."""
@@ -78,15 +79,13 @@ class Block:
             yield features, allowed, self.query[inside] - start, self.target[inside]
 
 
-def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> Json | None:
+def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationRecord | None:
     """Fit the weights in `model.priors` on the validation part.
 
     Returns
     -------
-    record
-        "metric"; "before" and "after", its values on the validation part; "used", whether the fitted weights were kept; "queries";
-        "half_lives_days"; "weights" by the smallest number of events in a history: of the towers, of each half-life, and of half
-        the squared distance per km². None if there is nothing to fit: no validation part, or `model.popularity_prior` is 0.
+    CalibrationRecord
+        None if there is nothing to fit: no validation part, or `model.popularity_prior` is 0.
     """
     if not config.prepare.split.has_valid or not config.model.popularity_prior:
         return None
@@ -111,33 +110,25 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> Json | None:
     after = figure()
     if after < before:
         priors.load_state_dict(kept)
-    return {
-        "metric": metric,
-        "before": round(before, 6),
-        "after": round(after, 6),
-        "used": after >= before,
-        "queries": len(sample.queries),
-        "half_lives_days": list(priors.half_lives),
-        "distance_unit_km": round(unit, 3),
-        "weights": {
-            str(least): [float(f"{value:.6g}") for value in row] for least, row in zip(GROUPS, fitted.tolist(), strict=True)
-        },
-    }
+    weights = {str(least): [float(f"{value:.6g}") for value in row] for least, row in zip(GROUPS, fitted.tolist(), strict=True)}
+    return CalibrationRecord(
+        metric=metric,
+        before=round(before, 6),
+        after=round(after, 6),
+        used=after >= before,
+        queries=len(sample.queries),
+        half_lives_days=list(priors.half_lives),
+        distance_unit_km=round(unit, 3),
+        weights=weights,
+    )
 
 
-def in_words(record: Json) -> str:
-    """Return the record of a calibration as one line.
-
-    Examples
-    --------
-    >>> weights = {"0": [0.5, 0.9, 0.0], "5": [1.0, 0.8, 0.0]}
-    >>> in_words({"metric": "NDCG@10", "before": 0.09, "after": 0.095, "used": True, "weights": weights})
-    'calibration: validation NDCG@10 0.0900 → 0.0950 with fitted weights; towers 0.50 from 0 events on, 1.00 from 5'
-    """
-    towers = [f"{row[0]:.2f} from {least}" for least, row in record["weights"].items()]
+def in_words(record: CalibrationRecord) -> str:
+    """Return the record of a calibration as one line."""
+    towers = [f"{row[0]:.2f} from {least}" for least, row in record.weights.items()]
     towers[0] += " events on"
-    kept = "with fitted weights" if record["used"] else "with fitted weights, which are not used"
-    change = f"{record['metric']} {record['before']:.4f} → {record['after']:.4f}"
+    kept = "with fitted weights" if record.used else "with fitted weights, which are not used"
+    change = f"{record.metric} {record.before:.4f} → {record.after:.4f}"
     return f"calibration: validation {change} {kept}; towers {', '.join(towers)}"
 
 

@@ -42,6 +42,7 @@ CANDIDATES: dict[str, Json] = {
         "training.batch_size": 4096,
         "model.user_tower.num_blocks": 2,
         "model.user_tower.pooling": "last",
+        "model.user_tower.norm_shrinkage": 0.0,
     },
 }
 """Name → settings on top of the defaults, in order of preference: a tie goes to the first candidate."""

@@ -24,7 +24,7 @@ from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.run_files import read_rows
 from twotower.trainers.warm_start import init_item_ids_from_als
 from twotower.utils import distributed
-from twotower.utils.config import Config, SplitConfig
+from twotower.utils.config import Config
 from twotower.utils.hardware import trim_heap
 from twotower.utils.losses import softmax_loss
 
@@ -43,7 +43,7 @@ class TwoTowerTrainer(BaseTrainer):
         self.loader = TrainLoader(dataset, self.store, config, rank=distributed.rank(), world_size=distributed.world_size())
         super().__init__(build_model(dataset, resolved, self.store), resolved, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
-        wanted = SplitConfig(**dataset.manifest["config"]["prepare"]["split"]).has_valid
+        wanted = dataset.manifest.config.prepare.split.has_valid
         if wanted and not len(self.held_out.queries):
             raise TrainingError(
                 f"The validation part of {dataset.path} is empty. Early stopping needs at least one query. Prepare the data with a "

@@ -68,7 +68,8 @@ class TrainingConfig(Settings):
 
     recipe: Literal["auto", "fixed"] = "auto"
     """Choice of the recipe. "auto": if you set none of them, a recipe race on the validation part chooses `objective`,
-    `batch_size`, `model.user_tower.num_blocks` and `pooling`. "fixed": no race; a finished run's configuration has this value."""
+    `batch_size`, and `num_blocks`, `pooling` and `norm_shrinkage` of the user tower. "fixed": no race; a finished run's
+    configuration has this value."""
     objective: Annotated[str, Names("objective", ("any_event", "next_event"))] = "any_event"
     """Training objective. "any_event": predict any one event of a user from the other ones; "next_event": predict each event from
     those before it."""

@@ -96,7 +96,7 @@ def assert_equal(one: Dataset, other: Dataset) -> None:
         assert left.keys() == right.keys()
         for name in left:
             np.testing.assert_array_equal(left[name], right[name], err_msg=name)
-    manifests = [{k: v for k, v in each.manifest.items() if k not in ("hashes", "config")} for each in (one, other)]
+    manifests = [each.manifest.model_dump(exclude={"hashes", "config"}) for each in (one, other)]
     assert manifests[0] == manifests[1]
     reports = [each.path / "rejects.jsonl" for each in (one, other)]
     said = [file.read_text() if file.exists() else "" for file in reports]
