@@ -88,6 +88,10 @@ class Approximate(Index):
         """Return an index with the same structure and other search settings, e.g. `rescore_factor`, `exact_scan_below`."""
         return type(self)(self.vectors, self.structure, self.settings | settings)
 
+    def with_vectors(self, vectors: Tensor) -> Approximate:
+        """See `Index`."""
+        return type(self)(vectors, self.structure, self.settings)
+
     def with_break_even(self) -> Approximate:
         """Return the same index with "exact_scan_below" measured again."""
         return self.changed(exact_scan_below=self._break_even())

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,8 +127,8 @@ def _answers(app: FastAPI, service: Service) -> None:
     async def recommend(body: Annotated[s.RecommendIn, Depends(json_body(s.RecommendIn))], request: Request) -> Response:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
         request.state.asks_for(body.weight)
-        version, answer = await service.recommend(body, request.state.client)
-        return _written(to_json(_heading(request, version))[:-1] + b"," + answer[1:])
+        origin, answer = await service.recommend(body, request.state.client)
+        return _written(to_json(_heading(request, origin))[:-1] + b"," + answer[1:])
 
     @app.post(
         "/v1/recommend:batch",
@@ -143,8 +144,8 @@ def _answers(app: FastAPI, service: Service) -> None:
         Each request of the batch counts towards the rate limit of the client, heavy ones more.
         """
         request.state.asks_for(sum(one.weight for one in body.requests))
-        version, answers = await service.recommend_many(body.requests, request.state.client)
-        return _written(joined(_heading(request, version), "answers", b"[%b]" % b",".join(answers)))
+        origin, answers = await service.recommend_many(body.requests, request.state.client)
+        return _written(joined(_heading(request, origin), "answers", b"[%b]" % b",".join(answers)))
 
 
 def _similarity(app: FastAPI, service: Service) -> None:
@@ -152,8 +153,8 @@ def _similarity(app: FastAPI, service: Service) -> None:
 
     async def likeness(item_id: str, k: int, filter: str | None, client: str) -> Response:
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
-        version, items = await service.similar(item_id, k, filter, client)
-        return _json({"version": version, "items": items})
+        origin, items = await service.similar(item_id, k, filter, client)
+        return _json({**origin, "items": items})
 
     similar: dict[str, Any] = {
         "response_model": s.SimilarOut,
@@ -254,6 +255,12 @@ def _writing(app: FastAPI, service: Service) -> None:
         version, before = await service.reload(Path(body.bundle) if body and body.bundle else None)
         return _json({"version": version, "before": before})
 
+    @app.post("/admin/refresh", response_model=s.RefreshOut, responses=REFUSALS, dependencies=keyed, tags=["operation"])
+    async def refresh() -> Response:
+        """Bring the state, the popularity and the fallback lists of the items up to date with the accepted events, now."""
+        version = await service.refresh()
+        return _json({**version.about(), "events": asdict(version.freshness.counts)})
+
 
 def _watching(app: FastAPI, service: Service) -> None:
     @app.get("/health/live", response_model=s.StateOut, tags=["operation"])
@@ -267,7 +274,7 @@ def _watching(app: FastAPI, service: Service) -> None:
         problem = service.problem
         if problem is not None:
             raise BusyError(problem)
-        return _json({"status": "ready", "version": service.current.engine.version, "events": service.journal.state})
+        return _json({"status": "ready", **service.current.about(), "events": service.journal.state})
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"])
     async def metrics() -> Response:
@@ -293,9 +300,9 @@ def _written(content: bytes) -> Response:
     return Response(content, media_type="application/json")
 
 
-def _heading(request: Request, version: str) -> dict[str, Any]:
+def _heading(request: Request, origin: dict[str, Any]) -> dict[str, Any]:
     took_ms = round(1000 * (time.perf_counter() - request.state.began), 3)
-    return {"request_id": request.state.request_id, "version": version, "took_ms": took_ms}
+    return {"request_id": request.state.request_id, **origin, "took_ms": took_ms}
 
 
 def _known(found: Any, kind: str, name: str) -> None:
@@ -321,7 +328,9 @@ def _life(service: Service) -> Callable[[FastAPI], Any]:
 
         if threading.current_thread() is threading.main_thread():
             loop.add_signal_handler(signal.SIGHUP, hang_up)
+        fresh = loop.create_task(service.keep_fresh())
         yield
+        fresh.cancel()
         await asyncio.to_thread(service.close)
 
     return life

@@ -36,6 +36,9 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
 
 
 Filter = Annotated[str, Field(max_length=MAX_FILTER_CHARS)] | Annotated[dict[str, Any], AfterValidator(_bounded)]
+AsOf = Annotated[
+    int | None, Field(description="Items as of: events before this second count for them. null: events have no times.")
+]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
 
@@ -215,11 +218,14 @@ class AnswerOut(ListOut):
     """The response to one request."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"request_id": "5f0c", "version": "a1b2c3d4e5f6", "took_ms": 4.2, **LIST}]}
+        json_schema_extra={
+            "examples": [{"request_id": "5f0c", "version": "a1b2c3d4e5f6", "as_of": 1640995200, "took_ms": 4.2, **LIST}]
+        }
     )
 
     request_id: str
     version: str
+    as_of: AsOf
     took_ms: float
 
 
@@ -244,6 +250,7 @@ class BatchOut(BaseModel):
 
     request_id: str
     version: str
+    as_of: AsOf
     took_ms: float
     answers: list[ListOut | FailedOut]
 
@@ -258,6 +265,7 @@ class SimilarOut(BaseModel):
     """The items most similar to an item."""
 
     version: str
+    as_of: AsOf
     items: list[RecommendationOut]
 
 
@@ -322,6 +330,7 @@ class StateOut(BaseModel):
 
     status: Literal["live", "ready"]
     version: str | None = None
+    as_of: AsOf = None
     events: str | None = Field(None, description="`ok`, or why the event store cannot take events. Recommendations go on.")
 
 
@@ -330,6 +339,23 @@ class ReloadOut(BaseModel):
 
     version: str = Field(examples=["67499b37599f"])
     before: str = Field(examples=["7a8339d5a72d"])
+
+
+class ItemEventsOut(BaseModel):
+    """What became of the accepted events."""
+
+    counted: int = Field(examples=[5021], description="They changed their items.")
+    in_bundle: int = Field(examples=[12], description="The bundle contains them already, or keeps no repeated events.")
+    unknown_item: int = Field(examples=[0], description="The bundle does not know their item.")
+    future: int = Field(examples=[0], description="Their time has not come yet.")
+
+
+class RefreshOut(BaseModel):
+    """The items as they are served now."""
+
+    version: str = Field(examples=["67499b37599f"])
+    as_of: AsOf
+    events: ItemEventsOut
 
 
 class ErrorOut(BaseModel):
