@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from twotower.bundle.bundle import Bundle, load_bundle
 from twotower.bundle.item_arrays import item_arrays
@@ -18,6 +20,7 @@ from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, Dataset, Events
 from twotower.data.dataset_features import log_popularity, open_store
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.schema import DAY_S, FIRST_ROW, TEST
+from twotower.search.registry import INDEXES
 from twotower.utils.array_files import write_arrays
 from twotower.utils.ragged import lengths_to_offsets
 
@@ -233,30 +236,26 @@ def test_a_failure_leaves_the_next_refresh_whole(bundle: Bundle, monkeypatch: py
     np.testing.assert_array_equal(found.arrays.vectors, wanted.arrays.vectors)
 
 
-@pytest.mark.parametrize("kind", ["int8"])
-def test_an_approximate_index_scores_its_candidates_with_the_new_vectors(bundle: Bundle, kind: str) -> None:
-    import torch
-
-    from twotower.search.registry import INDEXES
-
-    columns = new_events(bundle.dataset, 300)
-    built = INDEXES[kind].build(torch.from_numpy(bundle.arrays.vectors), rescore_factor=4, exact_scan_below=0)
+def test_an_approximate_index_scores_its_candidates_and_what_is_new_exactly(bundle: Bundle) -> None:
+    dataset, end, model = bundle.dataset, bundle.moment_s, deepcopy(bundle.model)
+    model.priors.weights[:, 1] = 5.0  # popularity decides
+    bundle = replace(bundle, model=model)
+    built = INDEXES["int8"].build(torch.from_numpy(bundle.arrays.vectors), rescore_factor=1.0, exact_scan_below=0)
+    rare = np.argsort(bundle.store.log_popularity[FIRST_ROW:, 0])[:20] + FIRST_ROW  # what the structure ranks last
     exact, approximate = Refresher(bundle), Refresher(replace(bundle, built=built))
-    users = np.arange(FIRST_ROW, bundle.dataset.n_user_rows)
     for refresher in (exact, approximate):
-        refresher.add(**columns)
-    now = max(columns["time_s"])
-    wanted, found = exact.bundle_at(now), approximate.bundle_at(now)
-    assert wanted is not None and found is not None and found.index.kind == kind
-    queries = bundle.dataset.histories(users, np.full(len(users), now))
+        items = [str(dataset.item_ids[row]) for row in rare for _ in range(400)]
+        refresher.add([f"new-{at}" for at in range(8000)], items, [end] * 8000, [None] * 8000, [None] * 8000)
+    wanted, found = exact.bundle_at(end), approximate.bundle_at(end)
+    assert wanted is not None and found is not None and found.index.kind == "int8"
+    users = np.arange(FIRST_ROW, dataset.n_user_rows)
+    queries = dataset.histories(users, np.full(len(users), end + 1))
     best, close = wanted.retrieve(queries, 10), found.retrieve(queries, 10)
-    overlap = np.mean([np.isin(a, b).mean() for a, b in zip(best.items, close.items, strict=True)])
-    assert overlap > 0.9
-    scores = {(b, int(i)): float(s) for b in range(len(users)) for i, s in zip(best.items[b], best.scores[b], strict=True)}
-    same = [
-        (scores[b, int(i)], float(s))
-        for b in range(len(users))
-        for i, s in zip(close.items[b], close.scores[b], strict=True)
-        if (b, int(i)) in scores
-    ]
-    np.testing.assert_allclose([a for a, _ in same], [b for _, b in same], atol=1e-5)
+    assert np.isin(best.items, rare).mean() > 2 * np.isin(bundle.retrieve(queries, 10).items, rare).mean()
+    same = best.items == close.items
+    assert same.mean() > 0.95
+    np.testing.assert_allclose(close.scores[same], best.scores[same], atol=1e-5)
+    old = built.with_vectors(torch.from_numpy(found.arrays.vectors), rare[:0])
+    again, dial = np.zeros(len(users), np.bool_), np.zeros(len(users), np.float32)
+    missed = old.search(found.query_vectors(queries, again, dial), 10, exclude=(queries.offsets, queries.item_row)).items
+    assert np.isin(missed, rare).mean() < np.isin(best.items, rare).mean()  # the structure alone does not know

@@ -30,6 +30,8 @@ from twotower.schema import DAY_S, UNKNOWN
 from twotower.utils.ragged import changes, lower_bound, ragged_arange
 from twotower.utils.types import Array, Float, Float64, Int, Mask
 
+MAX_MOVED = 1000  # items with new events that an approximate index scores for every request
+
 
 @dataclass(frozen=True, slots=True)
 class RefreshCounts:
@@ -150,9 +152,11 @@ class Refresher:
         store = last.store.with_popularity(log_of_counts(dataset, self._counts(events, moment)), dynamics)
         late = events.time_s >= moment - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(events), np.bool_)
         recent = recent_event_count(dataset, moment) + np.bincount(events.item_row[late], minlength=dataset.n_item_rows)
+        new = np.bincount(events.item_row, minlength=1)
+        moved = np.argsort(-new, kind="stable")[: min(MAX_MOVED, np.count_nonzero(new))]  # new events change an item most
         state, vectors = self._vectors(store, moment)
         arrays = replace(last.arrays, vectors=vectors, recent_event_count=recent)
-        built = last.built and last.built.with_vectors(torch.from_numpy(vectors))
+        built = last.built and last.built.with_vectors(torch.from_numpy(vectors), moved)
         return state, replace(last, store=store, arrays=arrays, built=built, as_of_s=moment)
 
     def _counts(self, events: _Events, moment: int) -> Float64:

@@ -124,6 +124,12 @@ class ItemDynamics:
         other._age_step = AGE_STEP
         return other
 
+    def exact(self) -> ItemDynamics:
+        """Return the same states without rounded ages."""
+        other = copy(self)
+        other._age_step = 0.0
+        return other
+
     def state(self, row: Int, time_s: Int) -> NDArray[np.float32]:
         """Return features float32 [n, 5] of items `row` just before `time_s` (both int64 [n], seconds).
 

@@ -77,11 +77,16 @@ class Index(ABC):
         """
 
     @abstractmethod
-    def with_vectors(self, vectors: Tensor) -> Index:
+    def with_vectors(self, vectors: Tensor, moved: Int) -> Index:
         """Return an index over changed vectors of the same items.
 
-        An approximate index keeps its structure: its candidates are those of the vectors that it was built from, and their scores
-        are those of the new ones.
+        An approximate index keeps its structure: its candidates are those of the vectors that it was built from and `moved`. Their
+        scores are those of the new vectors.
+
+        Parameters
+        ----------
+        moved
+            int64 [m]: rows of the items whose vectors have changed most.
         """
 
     @property
@@ -141,7 +146,7 @@ class ExactIndex(Index):
             raise DataError(f"Unknown settings of an exact index: {', '.join(settings)}. It has no settings.")
         return cls(vectors)
 
-    def with_vectors(self, vectors: Tensor) -> ExactIndex:
+    def with_vectors(self, vectors: Tensor, moved: Int) -> ExactIndex:  # noqa: ARG002
         """See `Index`."""
         return ExactIndex(vectors)
 
