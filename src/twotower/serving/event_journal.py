@@ -76,10 +76,19 @@ class Journal:
                     pass
             except PositionLost:
                 log.warning("the event store has lost entries or was replaced: reading all of it again")
-                self._position, fresh, log_again = "", dict[str, tuple[HistoryEvent, ...]](), list[Accepted]()
-                while self._read(fresh, log_again):
-                    pass
+                lost, self._position, fresh, log_again = self._position, "", dict[str, tuple[HistoryEvent, ...]](), list[Accepted]()
+                try:
+                    while self._read(fresh, log_again):
+                        pass
+                except BaseException:
+                    self._position = lost  # the next call reads all of it again
+                    raise
                 self._events, self._log = fresh, log_again
+
+    @property
+    def closing(self) -> bool:
+        """Return True once the journal is being closed."""
+        return self._stop.is_set()
 
     def close(self) -> None:
         """Stop the follower thread and close the store."""

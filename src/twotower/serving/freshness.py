@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twotower.bundle.refresh import RefreshCounts, Refresher
@@ -59,6 +59,8 @@ class Freshness:
             with self._lock:
                 fresh = self._refreshed(version)
         except Exception as error:  # whatever it is: the last items stay in use, and the next refresh tries again
+            if self._journal.closing:
+                return version
             why = " ".join(f"{type(error).__name__}: {error}".split())
             log.error("refresh failed; the items as of %s stay in use: %s", version.engine.as_of, why)
             self._meters.refresh("failed", time.perf_counter() - began)
@@ -67,7 +69,6 @@ class Freshness:
             ) from None
         outcome = "unchanged" if fresh is version else "refreshed"
         self._meters.refresh(outcome, time.perf_counter() - began)
-        self._meters.items(fresh.engine.as_of, asdict(self.counts))
         return fresh
 
     def _refreshed(self, version: Version) -> Version:

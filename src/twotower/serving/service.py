@@ -11,6 +11,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Service:
             for name in ("answers", "heavy answers")
         )
         self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
-        self.meters.bundle(self.current.engine.version)
+        self._serve(self.current)
         self.stopping = False
         self._changing = asyncio.Lock()  # held by reloads and refreshes
 
@@ -185,9 +186,8 @@ class Service:
                 self.meters.reload("refused")
                 log.error("reload refused; %s stays in use: %s", before.path, error)
                 raise
-            self.current = version
+            self._serve(version)
             self.meters.reload("loaded")
-            self.meters.bundle(version.engine.version)
             log.info("now serving %s, version %s", version.path, version.engine.version)
             return version.engine.version, before.engine.version
 
@@ -201,8 +201,8 @@ class Service:
         """
         async with self._changing:
             version = self.current
-            self.current = fresh = await asyncio.to_thread(version.freshness.refresh, version)
-            return fresh
+            self._serve(await asyncio.to_thread(version.freshness.refresh, version))
+            return self.current
 
     async def keep_fresh(self) -> None:
         """Refresh the items every `refresh_s` seconds, without end; 0: never."""
@@ -218,6 +218,11 @@ class Service:
         self.writes.close()
         self.journal.close()
         gc.unfreeze()  # lets the interpreter free everything in order at exit
+
+    def _serve(self, version: Version) -> None:
+        self.current = version
+        self.meters.bundle(version.engine.version)
+        self.meters.items(version.engine.as_of, asdict(version.freshness.counts))
 
     def _open(self, path: Path) -> Version:
         try:
