@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ LARGE = 20_000_000
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: x\r\n"
 SHORT = Limits(
-    header_timeout_s=0.4, write_timeout_s=0.4, keep_alive_s=1, linger_s=0.3, connections=12, connections_per_client=8,
+    header_timeout_s=0.4, write_timeout_s=1.5, keep_alive_s=1, linger_s=0.3, connections=12, connections_per_client=8,
     reserved_connections=2, body_bytes=100_000, held_bytes_per_client=150_000, drain_delay_s=0.2, drain_s=1.0,
 )  # fmt: skip
 
@@ -340,6 +341,23 @@ def test_connections_are_bounded_by_client_and_health_is_answered_when_all_are_t
     while server.ask(GET, "127.0.0.2")[0] != 200:
         assert time.monotonic() < end
     assert not server.server.clients._connections or server.server.open
+
+
+def test_requests_of_a_client_in_progress_are_bounded_and_others_wait_unread() -> None:
+    with running(replace(SHORT, running_per_client=1)) as server, ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(6)]
+        for client in slow:
+            client.sendall(GET.replace(b"/ ", b"/slow "))
+        slow.pop().close()  # one that waits and goes takes no turn
+        began = time.perf_counter()
+        assert server.ask(GET, "127.0.0.2")[0] == 200 and server.server._lines, "others do not wait"
+        assert server.ask(GET.replace(b"/ ", b"/health/live "))[0] == 200 and server.server._lines, "nor do health checks"
+        assert [answer_of(client)[0] for client in slow] == [200] * 5
+        assert time.perf_counter() - began > 1.5, "one after the other"
+        end = time.monotonic() + 5
+        while server.server._running or server.server._lines:
+            assert time.monotonic() < end
+            time.sleep(0.01)
 
 
 def test_the_longest_idle_connection_gives_way(server: Running) -> None:

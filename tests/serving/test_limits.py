@@ -40,10 +40,10 @@ def test_memory_of_clients_is_bounded() -> None:
 
 
 def test_a_body_counts_by_its_size_before_it_is_read() -> None:
-    limiter = RateLimiter(10, 100)
+    limiter = RateLimiter(10, 300)
     assert limiter.wait_s("a", cost(1_000_000), now=0) == 0
     assert limiter.wait_s("a", cost(1_000_000), now=0) == 0, "taken while one is left"
-    assert limiter.wait_s("a", cost(10), now=0) == pytest.approx((2 * cost(1_000_000) - 100 + 1) / 10)
+    assert limiter.wait_s("a", cost(10), now=0) == pytest.approx((2 * cost(1_000_000) - 300 + 1) / 10)
 
 
 def test_addresses_of_one_ipv6_network_are_one_client() -> None:

@@ -37,6 +37,7 @@ from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
 from twotower.serving.service import Service, joined, unknown
 
+ITEMS_PER_TOKEN = 25  # of a search count as one more request
 PAGE = Path(__file__).with_name("page")
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": s.ErrorOut, "description": "The request cannot be read."},
@@ -92,7 +93,9 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
     app.openapi = _documented(app, app.openapi)  # type: ignore[method-assign]
     _answers(app, service)
     _similarity(app, service)
-    _browsing(app, service)
+    look_up = Lookups(service.limits.lookups)
+    _items(app, service, look_up)
+    _users(app, service, look_up)
     _writing(app, service)
     _watching(app, service)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
@@ -174,19 +177,24 @@ def _similarity(app: FastAPI, service: Service) -> None:
         return await likeness(id, k, filter, request.state.client)
 
 
-def _browsing(app: FastAPI, service: Service) -> None:
-    look_up, keyed = Lookups(service.limits.lookups), [Depends(BEARER)]
-    reading: dict[str, Any] = {"responses": REFUSALS, "dependencies": keyed}
-    finding: dict[str, Any] = {"responses": REFUSALS | MISSING, "dependencies": keyed}
+def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
+    reading: dict[str, Any] = {"responses": REFUSALS, "dependencies": [Depends(BEARER)]}
+    finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/items", response_model=s.ItemsOut, tags=["items"], **reading)
-    async def items(q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
+    async def items(request: Request, q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
         """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items.
 
         With `id`, which can be repeated, return the items with these ids. Unknown ids are left out.
         """
-        browser = service.current.browser
-        return _json({"items": await (look_up(browser.items_of, id) if id else look_up(browser.items, q, limit))})
+        request.state.asks_for(1 + max(limit, len(id)) // ITEMS_PER_TOKEN)
+        return _json(
+            {
+                "items": await (
+                    look_up(service.current.browser.items_of, id) if id else look_up(service.current.browser.items, q, limit)
+                )
+            }
+        )
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
     async def item(item_id: str) -> Response:
@@ -194,6 +202,11 @@ def _browsing(app: FastAPI, service: Service) -> None:
         current, name = service.current, unquote(item_id)
         _known(current.engine.row(name) != UNKNOWN, "item", name)
         return _json(current.browser.item(name))
+
+
+def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
+    reading: dict[str, Any] = {"responses": REFUSALS, "dependencies": [Depends(BEARER)]}
+    finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/users", response_model=s.UsersOut, tags=["users"], **reading)
     async def users(q: Searched = "", limit: Limit = 20) -> Response:

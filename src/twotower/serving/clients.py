@@ -17,7 +17,8 @@ from twotower.serving.limits import Limits
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 WATCH_RATE, WATCH_BURST = 50.0, 300.0  # of health checks, metrics and files of the page, apart from other requests
-BYTES_PER_TOKEN = 16_384
+ARRIVALS_PER_S, ARRIVALS_BURST = 100.0, 512.0  # new connections of a client
+BYTES_PER_TOKEN = 4096
 """A request of this size takes one more request from the client's bucket, before it is read."""
 
 
@@ -71,6 +72,7 @@ class Clients:
         self.limits = limits
         self.rates = RateLimiter(limits.rate, limits.burst)
         self.watching = RateLimiter(WATCH_RATE if limits.rate else 0, WATCH_BURST)
+        self._arrivals = RateLimiter(ARRIVALS_PER_S if limits.rate else 0, ARRIVALS_BURST)
         self._trusted = [_network(text) for text in trusted]
         self._connections: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -104,6 +106,10 @@ class Clients:
                 break
         return _group(address)
 
+    def arrives(self, address: str) -> bool:
+        """Count a new connection. Return False if the client opens them too fast."""
+        return self.trusts(address) or not self._arrivals.wait_s(_group(address))
+
     def enter(self, address: str) -> bool:
         """Count a connection. Return False, and count nothing, if the client has as many as it may."""
         client = _group(address)
@@ -114,7 +120,7 @@ class Clients:
 
     def leave(self, address: str) -> None:
         """Count a connection no more."""
-        _take(self._connections, _group(address), 1)
+        take(self._connections, _group(address), 1)
 
     def hold(self, client: str, size: int) -> bool:
         """Count bytes that the server holds for a client. Return False if these are too many, for the client or in all.
@@ -129,7 +135,7 @@ class Clients:
         """Count bytes no more."""
         if size:
             self.held_bytes -= size
-            _take(self._bytes, client, size)
+            take(self._bytes, client, size)
 
     def crowded(self, client: str) -> bool:
         """Return True if the server holds too much for this client, or in all."""
@@ -142,7 +148,7 @@ def cost(body_bytes: int) -> float:
     Examples
     --------
     >>> cost(300), cost(1_000_000)
-    (1, 62)
+    (1, 245)
     """
     return 1 + body_bytes // BYTES_PER_TOKEN
 
@@ -152,7 +158,8 @@ def retry_after(wait_s: float) -> bytes:
     return b"%d" % max(1, math.ceil(wait_s))
 
 
-def _take(counts: Counter[str], key: str, size: int) -> None:
+def take(counts: Counter[str], key: str, size: int) -> None:
+    """Subtract from a count, and forget it at zero."""
     counts[key] -= size
     if counts[key] <= 0:
         del counts[key]

@@ -20,12 +20,9 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 import httptools
-from starlette.types import ASGIApp
 
-from twotower.serving.clients import Clients
-from twotower.serving.http_cycle import Cycle, Request, as_bytes
+from twotower.serving.http_cycle import Cycle, Host, Request, as_bytes
 from twotower.serving.http_head import Refusal, address_of, malformed, read_target
-from twotower.serving.limits import Limits
 from twotower.serving.refusals import error_body
 
 HEAD_SLICE = 4096  # bytes parsed at once while a head arrives: what one parser call may cost
@@ -37,25 +34,21 @@ RESERVED_PATHS = ("/health/", "/metrics")
 """Paths that connections above the limit may request, so that monitoring works while the server is full."""
 
 
-class Host(Protocol):
+class ConnectionHost(Host, Protocol):
     """What a connection needs of the server."""
 
-    limits: Limits
-    clients: Clients
     loop: asyncio.AbstractEventLoop
-    application: ASGIApp
     root_path: str
-    stopping: bool
 
     def leave(self, connection: Connection) -> None: ...
+
+    def begin(self, connection: Connection) -> None: ...
 
     def start(self, work: Coroutine[Any, Any, None]) -> None: ...
 
     def refused(self, code: str) -> None: ...
 
     def idle_s(self) -> float: ...
-
-    def date(self) -> bytes: ...
 
 
 class Connection(asyncio.Protocol):
@@ -69,7 +62,7 @@ class Connection(asyncio.Protocol):
         For a connection above the limits: the refusal of all requests but those for `RESERVED_PATHS`.
     """
 
-    def __init__(self, server: Host, address: str, *, crowd: Refusal | None = None) -> None:
+    def __init__(self, server: ConnectionHost, address: str, *, crowd: Refusal | None = None) -> None:
         self.server, self.limits, self.loop = server, server.limits, server.loop
         self.address, self.crowd = address, crowd
         self.client = server.clients.group(address)
@@ -179,7 +172,7 @@ class Connection(asyncio.Protocol):
         request = self.arriving = Request(scope, keep_alive=keep_alive, expects=expects)
         self.requests.append(request)
         if len(self.requests) == 1:
-            self._run()
+            self._begin()
 
     def on_body(self, data: bytes) -> None:
         """Take a part of the body."""
@@ -264,9 +257,13 @@ class Connection(asyncio.Protocol):
 
     # Answering
 
-    def _run(self) -> None:
-        """Start the application for the first request."""
+    def _begin(self) -> None:
+        """Have the first request answered, perhaps after others of its client."""
         self.stop_waiting()
+        self.server.begin(self)
+
+    def run(self) -> None:
+        """Start the application for the first request."""
         request = self.requests[0]
         request.cycle = Cycle(self, request, self.server)
         self.server.start(request.cycle.run())
@@ -284,7 +281,7 @@ class Connection(asyncio.Protocol):
         elif not request.keep_alive or self.server.stopping:
             self.close()
         elif self.requests:
-            self._run()
+            self._begin()
         elif self.half_closed and not self.rest:
             self.close()
         else:

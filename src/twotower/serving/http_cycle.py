@@ -19,7 +19,20 @@ STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".enc
 class Request:
     """One request on a connection, and its response."""
 
-    __slots__ = ("arrived", "body", "cycle", "expects", "head_only", "held", "keep_alive", "length", "scope", "whole", "wire")
+    __slots__ = (
+        "arrived",
+        "body",
+        "counted",
+        "cycle",
+        "expects",
+        "head_only",
+        "held",
+        "keep_alive",
+        "length",
+        "scope",
+        "whole",
+        "wire",
+    )
 
     def __init__(self, scope: dict[str, Any], *, keep_alive: bool, expects: bool) -> None:
         self.scope, self.keep_alive, self.expects = scope, keep_alive, expects
@@ -29,6 +42,7 @@ class Request:
         self.length = 0  # body bytes so far
         self.wire = 0  # bytes on the wire since the headers
         self.held = 0  # bytes in the account of the client
+        self.counted = False  # among those of its client in progress
         self.cycle: Cycle | None = None
 
 
@@ -41,6 +55,8 @@ class Host(Protocol):
     stopping: bool
 
     def date(self) -> bytes: ...
+
+    def ended(self, client: str) -> None: ...
 
 
 class Wire(Protocol):
@@ -75,6 +91,8 @@ class Cycle:
         try:
             await self.server.application(self.request.scope, self.receive, self.send)
         finally:
+            if self.request.counted:
+                self.server.ended(self.connection.client)
             if not self.abandoned:
                 if not self.complete:
                     self.connection.abort()

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import resource
 import socket
 import ssl
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from email.utils import formatdate
@@ -23,8 +23,8 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from twotower.errors import ConfigError
-from twotower.serving.clients import Clients
-from twotower.serving.http_connection import Connection
+from twotower.serving.clients import Clients, take
+from twotower.serving.http_connection import RESERVED_PATHS, Connection
 from twotower.serving.http_cycle import as_bytes
 from twotower.serving.http_head import Refusal
 from twotower.serving.limits import Limits
@@ -34,7 +34,8 @@ from twotower.utils.console import log
 CROWD_IDLE_S = 1.0  # keep-alive time when more than half of the connections are in use
 OTHER_FILES = 96  # descriptors for everything but connections
 BACKLOG = 2048
-ACCEPTED_AT_ONCE = 4
+ACCEPTED_AT_ONCE = 1.0
+ADMITTED, TURNED_AWAY = 0.25, 0.03  # of the work between two turns
 
 
 class HttpServer:
@@ -70,6 +71,11 @@ class HttpServer:
         self._date = (0, b"")
         self._complained = 0.0
         self._places = places(limits)
+        body = error_body("busy", "The server has too many connections. Try again later.", "")
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
+        self._no_place = as_bytes(503, headers, close=True) + body
+        self._running: Counter[str] = Counter()
+        self._lines: dict[str, deque[Connection]] = {}  # connections whose request waits for others of its client
 
     @property
     def open(self) -> int:
@@ -116,9 +122,11 @@ class HttpServer:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accept(self, listening: socket.socket) -> None:
-        for number in itertools.count():
-            if number % ACCEPTED_AT_ONCE == 0:
+        left = ACCEPTED_AT_ONCE
+        while True:
+            if left <= 0:
                 await asyncio.sleep(0)  # open connections get their turn
+                left = ACCEPTED_AT_ONCE
             try:
                 accepted, address = await self.loop.sock_accept(listening)
             except OSError as error:  # such as no descriptors left
@@ -128,6 +136,7 @@ class HttpServer:
                 continue
             try:
                 connection = self._admit(address[0] if isinstance(address, tuple) else "")
+                left -= TURNED_AWAY if connection is None else ADMITTED
                 if connection is None:
                     self._turn_away(accepted)
                 else:
@@ -138,6 +147,8 @@ class HttpServer:
 
     def _admit(self, host: str) -> Connection | None:
         """Return a connection that has its place, if necessary that of another; None if there is none."""
+        if not self.clients.arrives(host):
+            return None
         crowd: Refusal | None = None
         if not self.clients.enter(host):
             most = self.limits.connections_per_client
@@ -179,11 +190,9 @@ class HttpServer:
         self.refused("busy")
         with accepted:
             if self.tls is None:
-                body = error_body("busy", "The server has too many connections. Try again later.", "")
-                headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
                 with suppress(OSError):
                     accepted.setblocking(False)
-                    accepted.send(as_bytes(503, headers, close=True) + body)
+                    accepted.send(self._no_place)
 
     def leave(self, connection: Connection) -> None:
         """Give the place of a connection back; a second call does nothing."""
@@ -191,6 +200,31 @@ class HttpServer:
             self._reserved.pop(connection, None)
         elif self._connections.pop(connection, connection) is None:
             self.clients.leave(connection.address)
+
+    def begin(self, connection: Connection) -> None:
+        """Run the request of a connection now, or when fewer requests of its client are in progress."""
+        client, request = connection.client, connection.requests[0]
+        free = not self.limits.rate or request.scope["path"].startswith(RESERVED_PATHS) or self.clients.trusts(connection.address)
+        if free:
+            connection.run()
+        elif self._running[client] < self.limits.running_per_client:
+            self._running[client] += 1
+            request.counted = True
+            connection.run()
+        else:
+            self._lines.setdefault(client, deque()).append(connection)
+
+    def ended(self, client: str) -> None:
+        """Count a request of a client as done, and run the next that waits."""
+        line = self._lines.get(client, deque())
+        while line:
+            connection = line.popleft()
+            if connection.requests and not connection.lost and not connection.lingering:
+                connection.requests[0].counted = True
+                connection.run()
+                return
+        self._lines.pop(client, None)
+        take(self._running, client, 1)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine as a task that stopping waits for."""

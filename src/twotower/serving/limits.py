@@ -10,7 +10,7 @@ MAX_EXPLAINED_ITEMS = 100  # items in a request
 MAX_BATCH_REQUESTS = 256  # requests in a batch
 MAX_BATCH_ITEMS = 25_600  # items in all lists of a batch: 6 MB
 MAX_BATCH_HISTORY_EVENTS = 10_000  # events in all histories of a batch
-HEAVY_WEIGHT = 6  # requests from this weight on are computed on a thread of their own, so that light ones do not wait for them
+HEAVY_WEIGHT = 8  # requests from this weight on are computed on a thread of their own, so that light ones do not wait for them
 MAX_JSON_MARKS = 100_000  # brackets, commas and colons of a body: its values cost time and memory, not its bytes
 MAX_EVENTS_PER_REQUEST = 1000  # events in a request
 MAX_ID_CHARS = 256  # characters
@@ -41,6 +41,8 @@ class Limits:
         Time in which a client must read at least 16 KiB of a pending response.
     keep_alive_s
         Maximum idle time between requests. Longer than that of common load balancers, so that the balancer closes first.
+    running_per_client
+        Maximum number of requests of a client in progress; further ones wait unread. None waits without a rate.
     lookups
         Maximum number of lookups (such as searches by name) that run or wait.
     waiting
@@ -72,6 +74,7 @@ class Limits:
     request_s: float = 15.0
     write_timeout_s: float = 15.0
     keep_alive_s: int = 65
+    running_per_client: int = 16
     lookups: int = 64
     waiting: int = 512
     max_batch: int = 32

@@ -36,7 +36,9 @@ FAILED = 400  # statuses from here on
 UNLOGGED = ("/health/", "/metrics")
 ID_PREFIXES = ("/v1/items/", "/v1/users/")
 COMPUTED = "/v1/recommend"
-REFUSAL_DELAY_S = 0.25  # delay of a rejection, so that immediate retries do not take time from accepted requests
+REFUSAL_DELAY_S = 0.05  # delay of a rejection, so that immediate retries do not take time from accepted requests
+RATE_DELAY_S = 1.0  # the same for a client above its rate, which has to wait anyway
+QUERY_BYTES_PER_TOKEN = 1024
 REFUSAL_LINES_PER_S = 10.0  # log lines of refused requests; the rest is counted
 UNTIMED_PREFIX = "/admin/"  # loading a bundle has no time limit once the body has arrived
 GZIP_FROM_BYTES = 2**10
@@ -110,9 +112,9 @@ class RequestMiddleware:
             await passage.refuse(denial.status, denial.code, denial.text)
             return True
         rates = gate.clients.watching if path.startswith(WATCHING) else gate.clients.rates
-        wait = rates.wait_s(client, cost(passage.length))
+        wait = rates.wait_s(client, cost(passage.length) + len(passage.scope["query_string"]) // QUERY_BYTES_PER_TOKEN)
         if wait:
-            await asyncio.sleep(REFUSAL_DELAY_S)
+            await asyncio.sleep(RATE_DELAY_S)
             text = f"Too many requests: at most {rates.rate:g} per second. Try again later."
             await passage.refuse(429, "rate", text, wait)
             return True

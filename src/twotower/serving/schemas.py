@@ -89,7 +89,7 @@ class RecommendIn(Accepted):
     @property
     def weight(self) -> int:
         """Return how much work the request is, in plain lists of ten: long lists, histories and explanations are more."""
-        long = (self.k - 1) // 100 * (2 if self.diversity else 1)
+        long = (self.k - 1) // 50 * (2 if self.diversity else 1)
         return 1 + long + len(self.history) // 100 + (1 + len(self.history) // 300) * (self.k // 2 if self.explain else 0)
 
     def request(self) -> Request:
