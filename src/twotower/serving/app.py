@@ -26,6 +26,7 @@ from pydantic_core import to_json
 
 from twotower.errors import BusyError, TwoTowerError
 from twotower.schema import UNKNOWN
+from twotower.serving import operation_schemas as o
 from twotower.serving import schemas as s
 from twotower.serving.access import Access
 from twotower.serving.api_reference import api_page
@@ -257,7 +258,7 @@ def _writing(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/admin/reload",
-        response_model=s.ReloadOut,
+        response_model=o.ReloadOut,
         responses=REFUSALS,
         dependencies=keyed,
         tags=["operation"],
@@ -268,7 +269,7 @@ def _writing(app: FastAPI, service: Service) -> None:
         version, before = await service.reload(Path(body.bundle) if body and body.bundle else None)
         return _json({"version": version, "before": before})
 
-    @app.post("/admin/refresh", response_model=s.RefreshOut, responses=REFUSALS, dependencies=keyed, tags=["operation"])
+    @app.post("/admin/refresh", response_model=o.RefreshOut, responses=REFUSALS, dependencies=keyed, tags=["operation"])
     async def refresh() -> Response:
         """Bring the state, the popularity and the fallback lists of the items up to date with the accepted events, now."""
         version = await service.refresh()
@@ -276,12 +277,12 @@ def _writing(app: FastAPI, service: Service) -> None:
 
 
 def _watching(app: FastAPI, service: Service) -> None:
-    @app.get("/health/live", response_model=s.StateOut, tags=["operation"])
+    @app.get("/health/live", response_model=o.StateOut, tags=["operation"])
     async def live() -> Response:
         """Return 200 while the process responds."""
         return _json({"status": "live"})
 
-    @app.get("/health/ready", response_model=s.StateOut, responses={503: REFUSALS[503]}, tags=["operation"])
+    @app.get("/health/ready", response_model=o.StateOut, responses={503: REFUSALS[503]}, tags=["operation"])
     async def ready() -> Response:
         """Return 200 if the server can answer recommendation requests, and the state of the event store."""
         problem = service.problem
