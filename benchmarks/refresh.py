@@ -6,7 +6,7 @@ New events come a minute apart, and the items are refreshed after each thousand.
 
 - seconds of one core for the first refresh, which computes all items, and for the following ones, against 2 s;
 - the largest difference of a vector from one computed offline, against 1e-5;
-- 99 of 100 answers at half of the highest rate, while the items are refreshed again and again, against quiet times in between.
+- 99 of 100 answers at half of the highest rate, while the items are refreshed every minute, against quiet times in between.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from twotower.bundle.refresh import Refresher
 from twotower.schema import FIRST_ROW
 from twotower.utils.console import setup_logging
 
-ROUNDS, NEW = 6, 1000
+ROUNDS, NEW, LOADS = 6, 1000, 2
 ALLOWED_S = 2.0
 
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = given.bundle or make_bundle(folder, given.items, given.dim, given.seed)
         rows = cost(load_bundle(path), given.seed)
         if given.seconds:
-            rows += answers(path, folder, given.seconds, given.seed)
+            rows += answers(path, folder, given.seconds, given.every_s, given.seed)
     for row in rows:
         tell(row, given.results)
         sys.stderr.write(in_words(row))
@@ -92,27 +92,29 @@ def cost(bundle: Bundle, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def answers(path: Path, folder: Path, seconds: float, seed: int) -> list[dict[str, Any]]:
+def answers(path: Path, folder: Path, seconds: float, every_s: float, seed: int) -> list[dict[str, Any]]:
     """Row of answers while items are refreshed, in turn with quiet times."""
     with Server(path, f"sqlite:{folder / 'events.sqlite'}", folder / "log", "--rate", "0", "--refresh-s", "0") as server:
         users = [one["user"] for one in json.loads(server.get("/v1/users?limit=100")[1])["users"]]
         items = [one["item_id"] for one in json.loads(server.get("/v1/items?limit=100")[1])["items"]]
-        return [asyncio.run(_in_turn(server.port, users, items, seconds, seed))]
+        return [asyncio.run(_in_turn(server.port, users, items, seconds, every_s, seed))]
 
 
-async def _in_turn(port: int, users: Sequence[str], items: Sequence[str], seconds: float, seed: int) -> dict[str, Any]:
+async def _in_turn(
+    port: int, users: Sequence[str], items: Sequence[str], seconds: float, every_s: float, seed: int
+) -> dict[str, Any]:
     plain = [post("/v1/recommend", {"user": user, "k": K}) for user in users]
-    rate = (await closed(port, plain, connections=8, seconds=seconds)).rate / 2
+    rate = (await closed(port, plain, connections=8, seconds=min(seconds, 5))).rate / 2
     quiet, busy, refreshes = Load(), Load(), 0
-    for number in range(ROUNDS):
+    for number in range(LOADS):
         _add(quiet, await at_rate(port, plain, rate=rate, seconds=seconds))
         ended = asyncio.Event()
-        work = asyncio.create_task(_refresh_until(ended, port, items, number))
+        work = asyncio.create_task(_refresh_until(ended, port, items, number, every_s))
         _add(busy, await at_rate(port, plain, rate=rate, seconds=seconds))
         ended.set()
         refreshes += await work
     return claim(
-        "99 of 100 answers at half of the most requests a second, while items are refreshed without pause",
+        f"99 of 100 answers at half of the most requests a second, items refreshed every {every_s:g} s",
         busy.ms(0.99),
         "ms",
         "without",
@@ -124,10 +126,14 @@ async def _in_turn(port: int, users: Sequence[str], items: Sequence[str], second
     )
 
 
-async def _refresh_until(ended: asyncio.Event, port: int, items: Sequence[str], number: int) -> int:
-    done = 0
+async def _refresh_until(ended: asyncio.Event, port: int, items: Sequence[str], number: int, every_s: float) -> int:
+    done, due = 0, time.monotonic() + every_s / 2
     async with wire(port) as connection:
         while not ended.is_set():
+            await asyncio.sleep(0.05)
+            if time.monotonic() < due:
+                continue
+            due += every_s
             events = [{"event_id": f"{number}-{done}-{at}", "user": f"u{at}", "item_id": one} for at, one in enumerate(items)]
             for path, body in (("/v1/events", {"events": events}), ("/admin/refresh", {})):
                 status, answer = await connection.ask(post(path, body))
@@ -148,7 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--items", type=int, default=150_000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--bundle", type=Path, help="bundle to use instead of a made-up one")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each load; 0: none (default: 5)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each load; 0: none (default: 60)")
+    parser.add_argument("--every-s", type=float, default=60.0, help="between two refreshes under load (default: 60)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS / "refresh.jsonl", help="file the rows are appended to")
     return parser

@@ -90,7 +90,8 @@ def test_served_lists_equal_those_of_a_bundle_refreshed_offline(connect: Connect
         assert served != frozen and served[-1] != frozen[-1]
     refresher = Refresher(opened)
     columns = {"users": "user", "item_ids": "item_id", "time_s": "time_s", "event_types": "event_type", "stars": "stars"}
-    refresher.add(**{name: [event.get(key) for event in events] for name, key in columns.items()})
+    given: dict[str, list[Any]] = {name: [event.get(key) for event in events] for name, key in columns.items()}
+    refresher.add(**given)
     fresh = refresher.bundle_at(int(time.time()))
     assert fresh is not None
     quiet = np.arange(FIRST_ROW, FIRST_ROW + 60)[1::2]  # users without events of their own
