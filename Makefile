@@ -9,7 +9,7 @@ BIOME := npx --yes @biomejs/biome@2.6.8
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage js docs check format clean
+.PHONY: help venv demo test coverage mutants js docs check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: $(DEV) ## Run the default tests (three minutes on two cores)
 
 coverage: $(DEV) ## Run the default tests and report which lines and branches they reach
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+mutants: $(DEV) ## Change the core in many small ways, and count what its tests find (half an hour; not part of check)
+	$(BIN)/python benchmarks/mutants.py
 
 js: ## Check format and lint of the page's scripts (needs Node.js)
 	@if command -v npx >/dev/null; then $(BIOME) ci --colors=off --error-on-warnings .; \

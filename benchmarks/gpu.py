@@ -14,6 +14,7 @@ exit code is 0 when all parts ran, whatever they found, and 1 when one failed. N
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import queue
@@ -39,7 +40,10 @@ PACKED = "sets.tar.xz"
 
 
 class Part(NamedTuple):
-    """A part by name: its function in `gpu_parts`, with its arguments, and its limit in seconds; `quick`: of the short form too."""
+    """A part by name: its function with its arguments, and its limit in seconds; `quick`: of the short form too.
+
+    The function stands in the module of the name's first word: "fits: …" in `gpu_fits`.
+    """
 
     name: str
     function: str
@@ -47,6 +51,12 @@ class Part(NamedTuple):
     limit_s: float
     quick: bool = False
     needs: str = "town"
+
+    def run(self, bench: Any) -> Any:
+        """Run the part, and return what it found."""
+        arguments = dict(self.arguments)
+        function = getattr(importlib.import_module(f"gpu_{self.name.partition(':')[0]}"), self.function)
+        return function(bench, *arguments.pop("settings", ()), **arguments)
 
 
 PARTS = (
@@ -115,12 +125,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(folder: Path) -> int:
     """Make all datasets, note the commit that they are carried with, and pack both into one file."""
-    import gpu_parts
+    from gpu_bench import prepare_set
 
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made, tarfile.open(folder / PACKED, "w:xz") as archive:
         for name in ("town", *REAL_SETS):
-            gpu_parts.prepare_set(name, Path(made))
+            prepare_set(name, Path(made))
         (Path(made) / "commit").write_text(commit())
         archive.add(made, ".")
     return 0
@@ -217,20 +227,19 @@ def _rows_of(worker: subprocess.Popen[str]) -> queue.Queue[Row | None]:
 
 def work(given: argparse.Namespace) -> int:
     """Be the worker: run parts, print a row for each, and end after one that failed, whose device may be in any state."""
-    import gpu_parts
     import torch
+    from gpu_bench import Bench
 
     from twotower.utils.console import setup_logging
 
     setup_logging(quiet=True)
-    bench = gpu_parts.Bench(torch.device(given.device), given.data, given.scratch, small=given.device == "cpu")
+    bench = Bench(torch.device(given.device), given.data, given.scratch, small=given.device == "cpu")
     bench.out.mkdir(parents=True, exist_ok=True)
     for part in (part for part in PARTS if part.name in given.part):
         began = time.perf_counter()
-        arguments = dict(part.arguments)
         row: Row = {"gpu_part": part.name}
         try:
-            found = getattr(gpu_parts, part.function)(bench, *arguments.pop("settings", ()), **arguments)
+            found = part.run(bench)
             row |= {"ok": found.ok, "failed": False, **found.figures}
         except Exception as error:
             sys.stderr.write(traceback.format_exc())

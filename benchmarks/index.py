@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, claim, in_words, tell
-from numpy.typing import NDArray
 
 from twotower.bundle.index_tuning import SWEEPS
 from twotower.errors import TwoTowerError
@@ -29,10 +28,10 @@ from twotower.schema import FIRST_ROW
 from twotower.search.approximate import Approximate, one_thread
 from twotower.search.index import ExactIndex, Index
 from twotower.search.registry import INDEXES
+from twotower.utils.types import Array
 
 K, WIDTH, USERS, CENTRES, RECALL = 100, 128, 200, 1000, 0.99
 SHARES = (1.0, 0.5, 0.1, 0.01, 0.001)
-Array = NDArray[Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -128,18 +128,18 @@ async def _in_turn(
 
 async def _refresh_until(ended: asyncio.Event, port: int, items: Sequence[str], number: int, every_s: float) -> int:
     done, due = 0, time.monotonic() + every_s / 2
-    async with wire(port) as connection:
-        while not ended.is_set():
-            await asyncio.sleep(0.05)
-            if time.monotonic() < due:
-                continue
-            due += every_s
-            events = [{"event_id": f"{number}-{done}-{at}", "user": f"u{at}", "item_id": one} for at, one in enumerate(items)]
+    while not ended.is_set():
+        await asyncio.sleep(0.05)
+        if time.monotonic() < due:
+            continue
+        due += every_s
+        events = [{"event_id": f"{number}-{done}-{at}", "user": f"u{at}", "item_id": one} for at, one in enumerate(items)]
+        async with wire(port) as connection:
             for path, body in (("/v1/events", {"events": events}), ("/admin/refresh", {})):
                 status, answer = await connection.ask(post(path, body))
                 if status != 200:
                     raise RuntimeError(f"status {status}: {answer[:300]!r}")
-            done += 1
+        done += 1
     return done
 
 

@@ -104,7 +104,8 @@ def _gpu_section(rows: Sequence[Row]) -> str:
         state = {True: "holds", False: "does not hold", None: "measured"}[row["ok"]]
         figures = "; ".join(f"{name} {_figures(value)}" for name, value in row.items() if name not in GPU)
         body.append([part, state, figures, str(row["machine"]), str(row["torch"]), f"{row['date']}, {row['commit']}"])
-    head = "`python benchmarks/gpu.py`; what each part asks is in the docstring of its function, in `benchmarks/gpu_parts.py`."
+    modules = "`gpu_right.py`, `gpu_fits.py`, `gpu_fast.py` or `gpu_whole.py`"
+    head = f"`python benchmarks/gpu.py`; what each part asks is in the docstring of its function in `benchmarks/`: {modules}."
     table = _table(["part", "promise", "figures", "machine", "PyTorch", "date, commit"], body)
     return "\n".join(["## gpu", "", head, "", *table])
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from twotower.data.dataset import Dataset
     from twotower.retrieval.recommender import Recommender
     from twotower.utils.config import Config
+
+TOWER: dict[str, Any] = {"embedding_dim": 16, "hidden_dims": [16]}  # settings of a small tower
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # sums come out the same on every machine, and tests do not fight for cores
@@ -51,7 +54,8 @@ def real_data(lacking: Lacking) -> Path:
     )
     if folder and Path(folder).is_dir():
         return Path(folder)
-    pytest.fail(reason) if folder else lacking(reason)
+    give_up: Lacking = pytest.fail if folder else lacking
+    give_up(reason)
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +70,14 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Town:
     config = parse_config({"data": {"source": "yelp", "path": str(root / "raw")}, "prepare": {"text_dim": 8}})
     prepare(config, root / "dataset")
     return Town(root / "raw", root / "dataset", config)
+
+
+@pytest.fixture(scope="module")
+def dataset(town: Town) -> Dataset:
+    """The dataset of the town, opened once per file; treat it as read-only."""
+    from twotower.data.dataset import Dataset
+
+    return Dataset.open(town.folder)
 
 
 @pytest.fixture(scope="session")

@@ -30,11 +30,12 @@ ORDER = [
     "trainers/health trainers trainers/memory",
     "serving",
     "pipeline",
+    "api",
     "commands",
     "cli.py __main__.py __init__.py",
 ]
 PLACES = [place for row in ORDER for place in row.split()]
-MAX_LOOSE, MAX_FOLDERS = 8, 20
+MAX_LOOSE, MAX_FOLDERS = 8, 21
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 50
 
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.read_text().strip()]  # an empty `__init__.py` has no imports

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-FAKE = """
-import os, subprocess, time
+FAKE_BENCH = """
 from typing import NamedTuple
 
 class Found(NamedTuple):
@@ -25,6 +24,10 @@ class Bench:
     name = "a card"
     def __init__(self, device, data, out, small):
         self.out = out
+"""
+FAKE_PARTS = """
+import os, subprocess, time
+from gpu_bench import Found
 
 def machine(bench):
     print("not a row")
@@ -48,6 +51,15 @@ def overflow(bench):
 """
 
 
+def with_fake_parts(folder: Path) -> Path:
+    """Return a copy of the script beside parts that hold, fail or hang."""
+    for name in ("gpu.py", "common.py"):
+        shutil.copy(BENCHMARKS / name, folder / name)
+    (folder / "gpu_bench.py").write_text(FAKE_BENCH)
+    (folder / "gpu_right.py").write_text(FAKE_PARTS)
+    return folder / "gpu.py"
+
+
 def run(script: Path, out: Path, *arguments: str) -> tuple[int, list[dict[str, Any]], str]:
     """Exit code, rows, and the table."""
     command = [sys.executable, str(script), "--device", "cpu", "--out", str(out), *arguments]
@@ -59,10 +71,7 @@ def run(script: Path, out: Path, *arguments: str) -> tuple[int, list[dict[str, A
 
 @pytest.mark.slow
 def test_a_part_that_fails_hangs_or_dies_never_stops_the_next(tmp_path: Path) -> None:
-    for name in ("gpu.py", "common.py"):
-        shutil.copy(BENCHMARKS / name, tmp_path / name)
-    (tmp_path / "gpu_parts.py").write_text(FAKE)
-    code, rows, table = run(tmp_path / "gpu.py", tmp_path, "--data", str(tmp_path), "--only", "right", "--part-limit-s", "20")
+    code, rows, table = run(with_fake_parts(tmp_path), tmp_path, "--data", str(tmp_path), "--only", "right", "--part-limit-s", "20")
     assert code == 1, "some failed"
     found = {row["gpu_part"].removeprefix("right: "): row for row in rows}
     assert found["the machine"]["ok"] is True and found["the machine"]["cores"] == 1
@@ -81,10 +90,7 @@ def test_a_part_that_fails_hangs_or_dies_never_stops_the_next(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_what_there_is_no_time_for_is_skipped(tmp_path: Path) -> None:
-    for name in ("gpu.py", "common.py"):
-        shutil.copy(BENCHMARKS / name, tmp_path / name)
-    (tmp_path / "gpu_parts.py").write_text(FAKE)
-    code, rows, _ = run(tmp_path / "gpu.py", tmp_path, "--data", str(tmp_path), "--quick", "--limit-s", "5")
+    code, rows, _ = run(with_fake_parts(tmp_path), tmp_path, "--data", str(tmp_path), "--quick", "--limit-s", "5")
     assert code == 0 and {row["skipped"] for row in rows} == {"no time left"}
 
 

@@ -209,6 +209,7 @@ def test_recommendations_are_the_models_own(journey):
     beside = np.stack(logs, 1) @ weights[1:-1] - weights[-1] * half
     scores = weights[0] * (recommender.bundle.vectors @ vector).numpy() + recommender.bundle.config.model.temperature * beside
     scores[[0, 1, *queries.item_row]] = -np.inf
+    scores[~recommender.bundle.arrays.offered] = -np.inf  # closed businesses
     best = np.argsort(-scores, kind="stable")[:10]
     assert [place.item_id for place in recommender.recommend(user=str(dataset.user_ids[row]))] == list(dataset.item_ids[best])
 

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-BEHIND_ANOTHER = {"tensorboard", "duckdb", "onnx"}  # torch.utils.tensorboard, Ibis and torch.onnx import them
+BEHIND_ANOTHER = {"tensorboard", "duckdb", "onnx", "tzdata"}  # torch.utils.tensorboard, Ibis, torch.onnx and zoneinfo import them
 WHEN_ASKED_FOR = {"faiss-cpu"}  # imported by name, with an error of our own
 TOOLS = ("dev", "docs")  # extras that the package itself does not import
 EXTRAS = {
@@ -98,7 +98,16 @@ def test_the_wheel_answers_alone_and_trains_with_its_extra(town_bundle: Path, tm
     assert len(run(twotower, "recommend", town_bundle, "--history", "", "--json").splitlines()) == 10
     run(twotower, "recommend", town_bundle, "--all", "--out", "lists.parquet")
     run(twotower, "doctor")
-    for extra, command in {"train": ["prepare", "--output-dir", "x"], "serve": ["serve", str(town_bundle)]}.items():
+    assert "movielens-1m" in run(twotower, "datasets") and "ratings.dat" in run(twotower, "datasets", "config", "movielens-1m")
+    (tmp_path / "orders.csv").write_text("user,item\na,b\n")
+    needed = [
+        ("train", ["prepare", "--output-dir", "x"]),
+        ("train", ["prepare", "--data", "orders.csv", "--output-dir", "x"]),
+        ("train", ["inspect", "orders.csv"]),
+        ("serve", ["serve", str(town_bundle)]),
+        ("datasets", ["datasets", "get", "movielens-1m"]),
+    ]
+    for extra, command in needed:
         (said,) = run(twotower, *command, code=2).splitlines()
         assert said.startswith("twotower: error: Not installed: ") and said.endswith(f"pip install 'two-tower-rec[{extra}]'")
     imported = (

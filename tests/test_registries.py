@@ -12,31 +12,36 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
+import yaml
 from torch import Tensor, nn
 
-from twotower.baselines.baselines import BASELINES, Baseline
+from twotower.baselines.base import Baseline
+from twotower.baselines.baselines import BASELINES
 from twotower.bundle.bundle import load_bundle
 from twotower.bundle.index_tuning import tune_index
 from twotower.cli import main
+from twotower.commands.answering import INDEX_KINDS
 from twotower.data.candidates import LOSSES, Candidates, Pool, infonce
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import SOURCES
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
-from twotower.data.sources.raw_tables import RawTables, Rejects
+from twotower.data.sources.raw_tables import RawTables
 from twotower.data.sources.yelp import read_yelp
 from twotower.data.views import OBJECTIVES, AnyEventObjective, NextEventObjective
 from twotower.errors import ConfigError
 from twotower.models.layers.attention import Widths
 from twotower.models.layers.interaction import INTERACTIONS, Interaction
 from twotower.models.layers.pooling import POOLINGS, Pooling, running_sum
-from twotower.pipeline.evaluate import check_settings, evaluate_stage
+from twotower.models.towers.head import TOWERS
+from twotower.pipeline.evaluate import evaluate_stage
 from twotower.pipeline.stages import plan_stage, prepare_stage, train_stage
 from twotower.retriever import Queries
 from twotower.search.index import ExactIndex
 from twotower.search.registry import INDEXES
 from twotower.utils.config import Config, DataConfig, load_config, parse_config
 from twotower.utils.metrics import METRICS, ndcg
-from twotower.utils.registry import Registry, names_in
+from twotower.utils.registry import Registry, check_names, names_in
 from twotower.utils.types import Float, Float64, Int, Mask
 
 from .conftest import Town
@@ -44,7 +49,7 @@ from .conftest import Town
 if TYPE_CHECKING:
     from twotower.bundle.bundle import Bundle
 
-REGISTRIES: list[Registry[Any]] = [LOSSES, OBJECTIVES, POOLINGS, INTERACTIONS, SOURCES, METRICS, BASELINES, INDEXES]
+REGISTRIES: list[Registry[Any]] = [LOSSES, OBJECTIVES, POOLINGS, INTERACTIONS, SOURCES, METRICS, BASELINES, INDEXES, TOWERS]
 BY_KIND = {registry.kind: registry for registry in REGISTRIES}
 NAME = "my_own"
 SMALL = [
@@ -86,7 +91,7 @@ def test_a_loss(town: Town, tmp_path: Path) -> None:
 def test_an_objective(town: Town, tmp_path: Path, base: type[AnyEventObjective] | type[NextEventObjective]) -> None:
     planned = []
 
-    class Mine(base):  # type: ignore[valid-type, misc] - a parameter of the test
+    class Mine(base):  # a parameter of the test
         def plan(self, rng: np.random.Generator) -> list[Int]:
             planned.append(super().plan(rng))
             return planned[-1]
@@ -168,33 +173,70 @@ def test_an_index(town: Town, tmp_path: Path) -> None:
     assert isinstance(load_bundle(tmp_path / "run" / "bundle").index, Mine)
 
 
-@pytest.mark.parametrize("kind", ["loss", "objective", "pooling", "interaction", "source"])
+@pytest.mark.parametrize("kind", ["loss", "objective", "pooling", "interaction", "source", "baseline"])
 def test_a_mistyped_name_is_refused_with_the_nearest(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place, mark = next((place, mark) for place, mark in names_in(Config) if mark.kind == kind)
-    assert set(mark.built_in) == set(BY_KIND[kind]), "the settings repeat the built-in names of the registry"
     wrong = mark.built_in[0] + "x"
     message = f"Setting '{place}': unknown {kind} '{wrong}'. Did you mean '{mark.built_in[0]}'?"
-    assert main(["run", "--out", str(tmp_path / "run"), "--set", f"{place}={wrong}"]) == 2
+    value = [wrong] if kind == "baseline" else wrong
+    assert main(["run", "--out", str(tmp_path / "run"), "--set", f"{place}={json.dumps(value)}"]) == 2
     assert message in capsys.readouterr().err
     values: dict[str, Any] = {}
     inner = values
     *sections, leaf = place.split(".")
     for section in sections:
         inner = inner.setdefault(section, {})
-    inner[leaf] = wrong
+    inner[leaf] = value
     with pytest.raises(ConfigError) as error:  # settings made in Python are checked where a stage begins
-        check_settings(parse_config(values))
+        check_names(parse_config(values))
     assert message in str(error.value)
 
 
-def test_a_mistyped_name_is_refused_before_anything_heavy_is_imported() -> None:
+TRAIN = ["train", "--data", "x", "--out", "y"]
+REFUSED = {
+    "training.loss: infonec": "unknown loss 'infonec'. Did you mean 'infonce'?",
+    "training.objective: nextevent": "unknown objective 'nextevent'. Did you mean 'next_event'?",
+    "model.user_tower.pooling: average": "unknown pooling 'average'. Known: attention, last, mean.",
+    "model.item_tower.interaction: dcnv2": "unknown interaction 'dcnv2'. Did you mean 'dcn'?",
+    "data.source: Yelp": "unknown source 'Yelp'. Did you mean 'yelp'?",
+    "evaluation.baselines: [popular, itemknn]": "unknown baseline 'itemknn'. Did you mean 'item_knn'?",
+    "evaluation.baselines: [EASE]": "unknown baseline 'EASE'. Did you mean 'ease'?",
+    "training.eval_metric: ndcg@10": "unknown metric 'ndcg@10'. Use a known name and a list length, as in 'NDCG@10'. Did you mean",
+    "training.eval_metric: NDCG@ten": "the metric 'NDCG@ten' has no list length of at least 1. Write it as in 'NDCG@10'.",
+}
+
+
+def test_mistyped_names_are_refused_before_pytorch_is_imported(tmp_path: Path) -> None:
+    commands, messages = [], []
+    for number, (setting, message) in enumerate(REFUSED.items()):
+        key, _, value = setting.partition(": ")
+        node: Any = yaml.safe_load(value)
+        for part in reversed(key.split(".")):
+            node = {part: node}
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(yaml.safe_dump(node))
+        commands += [[*TRAIN, "--set", f"{key}={value}"], ["run", "--out", "y", "--config", str(file)]]
+        messages += [f"Setting '{key}': {message}"] * 2
+    commands += [["evaluate", "x", "--set", "evaluation.baselines=[eas]"], ["tune-index", "x", "--kinds", "exact,hnws"]]
+    messages += ["unknown baseline 'eas'. Did you mean 'ease'?", "Unknown index 'hnws'. Did you mean 'hnsw'?"]
     code = (
-        "import sys; from twotower.cli import main\n"
-        "code = main(['train', '--data', 'x', '--out', 'y', '--set', 'training.loss=infonec'])\n"
-        "sys.exit(code if 'torch' not in sys.modules else 9)"
+        "import json, sys; from twotower.cli import main\n"
+        "codes = [main(command) for command in json.loads(sys.argv[1])]\n"
+        "heavy = {'torch', 'scipy', 'duckdb', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}, exit codes {codes}' if heavy or set(codes) != {2} else 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2 and "unknown loss 'infonec'. Did you mean 'infonce'?" in done.stderr
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for message, line in zip(messages, done.stderr.splitlines(), strict=True):
+        assert message in line
+
+
+def test_the_names_of_every_registry_are_repeated_where_they_are_checked() -> None:
+    assert set(INDEX_KINDS) == set(INDEXES)
+    marks = {mark.kind: mark for _, mark in names_in(Config)}
+    assert marks.keys() == BY_KIND.keys() - {"index"}
+    for kind, mark in marks.items():
+        assert mark.built_in == tuple(dict.fromkeys(mark.built_in)) and set(mark.built_in) == set(BY_KIND[kind])
 
 
 @pytest.mark.parametrize("registry", REGISTRIES, ids=BY_KIND)

@@ -81,7 +81,7 @@ def test_a_linter_finds_nothing_in_the_dockerfile(lacking: Any) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_image_runs_as_nobody_and_says_whether_it_is_ready() -> None:
+def test_the_image_runs_without_root_and_has_a_health_check() -> None:
     uid = last("USER").text.partition(":")[0]
     assert uid.isdigit() and int(uid) > 0
     assert "/health/ready" in last("HEALTHCHECK").text
@@ -138,7 +138,7 @@ def test_the_server_waits_for_services_that_say_they_are_healthy() -> None:
         assert how == {"condition": "service_healthy"} and "healthcheck" in SERVICES[name]
 
 
-def test_prometheus_asks_the_server_where_it_listens() -> None:
+def test_prometheus_scrapes_the_port_of_the_server() -> None:
     (job,) = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
     (target,) = job["static_configs"][0]["targets"]
     name, _, port = target.partition(":")
@@ -158,7 +158,7 @@ def commands() -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("words", [*commands()], ids=" ".join)
-def test_a_command_that_is_told_is_one_that_there_is(words: list[str]) -> None:
+def test_every_suggested_command_exists(words: list[str]) -> None:
     command = app.commands[words[0]]
     with click.Context(app) as parent:
         command.make_context(words[0], list(words[1:]), parent=parent)  # raises on what it does not know

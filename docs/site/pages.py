@@ -10,8 +10,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 NAVIGATION = {
-    "Getting started": ["getting-started", "install*"],
+    "Getting started": ["getting-started", "python", "install*"],
     "How-to guides": ["how-to/index", "how-to/*", "serving", "gpu"],
+    "Extend": ["extend/*"],
     "Concepts": ["glossary", "data", "filters", "evaluation"],
     "Method": ["method"],
     "Results": ["results", "benchmarks"],

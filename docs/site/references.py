@@ -22,11 +22,11 @@ from twotower.serving.limits import Limits
 from twotower.utils.settings_reference import Setting, sections
 
 PYTHON = {
-    "Load a bundle and recommend": [
-        "twotower:*",
-        "twotower.retrieval.recommender:Recommender",
-        "twotower.retrieval.request:*",
-    ],
+    "Models": ["twotower:Model", "twotower:load", "twotower:describe"],
+    "Evaluation": ["twotower:Report", "twotower:compare", "twotower.api.compare:Comparison"],
+    "Callbacks and loggers": [f"twotower:{name}" for name in twotower.__all__ if name.endswith(("Callback", "Training", "Logger"))],
+    "Registers": [f"twotower:{name}" for name in twotower.__all__ if name.startswith("register_")],
+    "Single requests": ["twotower.retrieval.recommender:Recommender", "twotower.retrieval.request:*"],
     "Models and baselines": ["twotower.retriever:*"],
     "Settings": ["twotower.utils.config:load_config", "twotower.utils.config:parse_config"],
     "Errors": ["twotower.errors:*"],
@@ -36,6 +36,7 @@ REGISTRIES = {
     "SOURCES": "Readers of raw files (`data.source`).",
     "OBJECTIVES": "How events become training examples.",
     "LOSSES": "Losses (`training.loss`).",
+    "TOWERS": "How embedded fields become a vector (`tower` of a tower).",
     "POOLINGS": "How a history becomes one vector (`model.user_tower.pooling`).",
     "INTERACTIONS": "How the features of a tower are combined.",
     "METRICS": "Metrics of an evaluation.",
@@ -91,13 +92,18 @@ def commands_page() -> str:
         "# Commands",
         "`twotower COMMAND --help` prints the same. Options of the program come before the command.",
     ]
-    parent = click.Context(app, info_name="twotower")
-    parts += ["## `twotower`", *_command(app, parent)]
-    for name in app.list_commands(parent):
-        command = app.get_command(parent, name)
-        if command is not None and not command.hidden:
-            parts += [f"## `twotower {name}`", *_command(command, click.Context(command, info_name=name, parent=parent))]
+    for context in _contexts(app, click.Context(app, info_name="twotower")):
+        parts += [f"## `{context.command_path}`", *_command(context.command, context)]
     return "\n\n".join(parts)
+
+
+def _contexts(command: click.Command, context: click.Context) -> Iterable[click.Context]:
+    """Yield the contexts of a command and of all commands below it, in the order of the help."""
+    yield context
+    for name in command.list_commands(context) if isinstance(command, click.Group) else []:
+        below = command.get_command(context, name)
+        if below is not None and not below.hidden:
+            yield from _contexts(below, click.Context(below, info_name=name, parent=context))
 
 
 def _command(command: click.Command, context: click.Context) -> Iterable[str]:

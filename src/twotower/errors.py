@@ -84,7 +84,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     " Did you mean 'ndcg'?"
     >>> nearest("x", ["ndcg", "recall"])
     ' Known: ndcg, recall.'
+    >>> nearest("NDGC", ["ndcg", "recall"])
+    " Did you mean 'ndcg'?"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."
+    folded = {other.casefold(): other for other in names}
+    close = difflib.get_close_matches(name.casefold(), folded, n=1)
+    return f" Did you mean {folded[close[0]]!r}?" if close else f" Known: {', '.join(names)}."

@@ -19,10 +19,11 @@ from twotower.baselines.baselines import (
     Popular,
     RecentPopularity,
     Repeat,
-    Transitions,
     unavailable,
 )
-from twotower.data.dataset import Dataset, Events
+from twotower.baselines.transitions import Transitions
+from twotower.data.dataset import Dataset
+from twotower.data.event_arrays import Events
 from twotower.errors import DataError
 from twotower.evaluation.evaluator import evaluate
 from twotower.retriever import Queries, Recommendations
@@ -76,11 +77,6 @@ def ask(*histories: list[int], location: tuple[float, float] | None = None) -> Q
     return Queries.of(list(histories), time_s=DAY * DAY_S, location=location)
 
 
-@pytest.fixture(scope="module")
-def dataset(town: Any) -> Dataset:
-    return Dataset.open(town.folder)
-
-
 @pytest.fixture(scope="module", params=sorted(BASELINES))
 def baseline(request: pytest.FixtureRequest, dataset: Dataset) -> Any:
     return BASELINES[request.param](dataset, **CHEAP.get(request.param, {}))
@@ -102,7 +98,7 @@ def test_lists_are_distinct_real_items_best_first(baseline: Any, queries: Querie
     assert (np.diff(found.scores) <= 0).all() and all(len(set(line)) == 20 for line in found.items.tolist())
 
 
-def test_seen_items_are_left_out_when_asked(baseline: Any, queries: Queries) -> None:
+def test_exclude_seen_leaves_seen_items_out(baseline: Any, queries: Queries) -> None:
     histories = [set(queries.item_row[a:b].tolist()) for a, b in zip(queries.offsets, queries.offsets[1:], strict=False)]
     assert all(not seen & set(line) for seen, line in zip(histories, lists(baseline.retrieve(queries, 50)), strict=True))
     assert any(
@@ -128,7 +124,7 @@ def test_a_query_is_answered_alone_as_among_others(baseline: Any, queries: Queri
     assert baseline.retrieve(queries.slice(0, 0), 3).items.shape == (0, 3)
 
 
-def test_strangers_are_served(baseline: Any, dataset: Dataset) -> None:
+def test_unknown_users_are_served(baseline: Any, dataset: Dataset) -> None:
     if baseline.name == "oracle":
         pytest.skip("the oracle knows the people of its town only")
     time_s = int(dataset.events.time_s.max())

@@ -14,7 +14,7 @@ slow = pytest.mark.slow
 Open = Callable[..., Page]
 
 
-def test_the_page_opens_with_places_for_anybody_under_a_strict_policy(visit: Open, server: str) -> None:
+def test_the_page_opens_with_items_for_an_unknown_user_under_a_strict_policy(visit: Open, server: str) -> None:
     page = visit()
     expect(cards(page)).to_have_count(10)
     expect(page.locator("#list-note")).to_contain_text("Unknown user")

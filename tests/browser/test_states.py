@@ -114,7 +114,7 @@ def test_a_catalogue_without_coordinates_says_so_and_works(visit: Open, picture:
 
 
 @slow
-def test_places_without_coordinates_are_in_the_list_and_told_apart(visit: Open) -> None:
+def test_items_without_coordinates_are_listed_and_marked(visit: Open) -> None:
     def some(found: dict[str, Any]) -> None:
         nowhere({"items": found["items"][::2]})
 
@@ -163,7 +163,7 @@ def test_a_page_that_opens_without_its_server_opens_when_it_comes(visit: Open) -
 
 
 @slow
-def test_too_many_requests_are_asked_again_when_the_server_says(visit: Open) -> None:
+def test_a_request_above_the_rate_is_repeated_after_the_given_time(visit: Open) -> None:
     page = draw(visit(refused=(429,)))
     error = {"error": {"code": "rate", "message": "At most 100 requests a second."}, "request_id": "r1"}
     page.route("**/v1/recommend", lambda route: route.fulfill(status=429, headers={"retry-after": "3"}, json=error), times=1)
@@ -212,7 +212,7 @@ def test_no_place_at_all_is_a_state_with_a_way_out(visit: Open, picture: Callabl
 
 
 @slow
-def test_a_fault_of_the_server_is_told_with_its_request(visit: Open) -> None:
+def test_a_server_error_is_shown_with_its_request_id(visit: Open) -> None:
     error = {"error": {"code": "internal", "message": "Internal server error."}, "request_id": "r-42"}
     page = visit(refused=(500,), routes=(("**/v1/recommend", lambda route: route.fulfill(status=500, json=error)),))
     expect(page.locator("#list-state")).to_contain_text("Internal server error.")

@@ -128,7 +128,7 @@ def test_addresses_are_read_as_written_and_nonsense_falls_back(visit: Open) -> N
 
 
 @slow
-def test_what_moved_is_told_from_two_lists(visit: Open) -> None:
+def test_changes_between_two_lists_are_described(visit: Open) -> None:
     page = visit()
     told = page.evaluate(
         """async () => {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from twotower.baselines.baselines import BASELINES
-from twotower.bundle.bundle import Bundle, load_bundle
+from twotower.bundle.bundle import Bundle, load_bundle, note_report
 from twotower.data.dataset import Dataset
 from twotower.evaluation.evaluator import evaluate, judge
 from twotower.models.neural_retriever import PORTION, NeuralRetriever
@@ -17,7 +19,7 @@ from twotower.retriever import Queries, Retriever
 from twotower.schema import FIRST_ROW
 from twotower.utils.config import EvaluationConfig
 
-from ..conftest import Town
+from ..documents import empty_report
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def test_it_answers_as_the_model_of_the_same_moment(
     asked: Retriever = bundle if onnx else replace(bundle, tower=None)
     model: Retriever = NeuralRetriever(bundle.model, bundle.store, n_item_rows=n, time_s=bundle.moment_s)
     assert asked.name == model.name
-    found, wanted = (one.retrieve(queries, 10, exclude_seen=exclude_seen, allow=allow) for one in (asked, model))
+    offered = bundle.arrays.offered if allow is None else allow & bundle.arrays.offered  # not closed businesses
+    found = asked.retrieve(queries, 10, exclude_seen=exclude_seen, allow=allow)
+    wanted = model.retrieve(queries, 10, exclude_seen=exclude_seen, allow=offered)
     np.testing.assert_allclose(found.scores, wanted.scores, atol=2e-5)
     same = found.items == wanted.items
     assert same.mean() > 0.999  # vectors agree to rounding: only items of equal scores may change places
@@ -63,8 +67,7 @@ def test_items_taken_out_of_the_catalogue_are_not_recommended(bundle: Bundle, qu
         assert (found >= FIRST_ROW).any() and not np.isin(found, best[:, 0]).any()
 
 
-def test_it_is_judged_beside_baselines(bundle: Bundle, town: Town) -> None:
-    dataset = Dataset.open(town.folder)
+def test_it_is_judged_beside_baselines(bundle: Bundle, dataset: Dataset) -> None:
     held_out = dataset.held_out("test", max_queries=100, seed=0)
     settings = EvaluationConfig(baselines=["popular"], bootstrap_resamples=10, ks=[10])
     report = judge([bundle], dataset, settings, held_out=held_out, metric="NDCG@10", seed=0)
@@ -72,3 +75,16 @@ def test_it_is_judged_beside_baselines(bundle: Bundle, town: Town) -> None:
     assert report.systems[bundle.name]["NDCG@10"].value == pytest.approx(alone, abs=1e-6) and alone > 0
     popular = evaluate(BASELINES["popular"](dataset), held_out, dataset, settings).mean("NDCG@10")
     assert report.systems["popular"]["NDCG@10"].value == pytest.approx(popular, abs=1e-6)
+
+
+def test_where_folders_cannot_be_exchanged_a_loader_waits(
+    town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(town_bundle, tmp_path / "bundle")
+    monkeypatch.setattr("twotower.utils.atomic_files._exchange", lambda *_: False)
+    note_report(tmp_path / "bundle", empty_report("good"))
+    assert load_bundle(tmp_path / "bundle").manifest.report == empty_report("good").summary()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    (tmp_path / "bundle").rename(tmp_path / "away")
+    threading.Timer(0.02, lambda: (tmp_path / "away").rename(tmp_path / "bundle")).start()
+    assert load_bundle(tmp_path / "bundle").manifest.report == empty_report("good").summary()

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import twotower
 from twotower.bundle import hub
 from twotower.bundle.hub import CARD, from_pretrained, push_to_hub
 from twotower.errors import DataError
+from twotower.retrieval.recommender import Recommender
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_there_and_back(town_bundle: Path, remote: Path, tmp_path: Path) -> None
     assert said.startswith("---\n") and "NDCG@10 0.1000" in said and "categories (multi)" in said
     for number, source in enumerate(("somebody/town", str(remote / "somebody" / "town"))):
         out = from_pretrained(source, tmp_path / f"bundle{number}")
-        one, other = twotower.load(town_bundle), twotower.load(out)
+        one, other = Recommender.load(town_bundle), Recommender.load(out)
         assert one.bundle.manifest == other.bundle.manifest
         assert one.recommend(history=[], k=5) == other.recommend(history=[], k=5)
 

@@ -21,6 +21,7 @@ from twotower.bundle.revision import add_items, remove_items
 from twotower.cli import main
 from twotower.errors import DataError
 from twotower.retrieval.recommender import Recommender
+from twotower.utils.array_files import write_arrays
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_every_form_of_a_file_says_the_same(bundle: Path, tmp_path: Path, form: 
 
 def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_path: Path) -> None:
     recommender = Recommender.load(bundle)
-    first, second = (place.item_id for place in recommender.recommend(history=[], k=2))
+    first, second = (str(place.item_id) for place in recommender.recommend(history=[], k=2))
     assert main(["remove-items", str(bundle), "--ids", f"{first}, {second}"]) == 0
     remove_items(bundle, [first])
     after = Recommender.load(bundle)
@@ -91,7 +92,7 @@ def test_what_goes_out_is_offered_no_more_but_still_counts(bundle: Path, tmp_pat
     for history in ([], [str(after.dataset.item_ids[50])], [first]):
         offered = {place.item_id for place in after.recommend(history=history, k=n, filter="not price == 9 or price == 9")}
         offered |= {place.item_id for place in after.recommend(history=history, k=n)}
-        assert not {first, second} & offered and len(offered) >= n - 5
+        assert not {first, second} & offered and len(offered) >= np.count_nonzero(after.bundle.arrays.offered) - 3
     assert after.recommend(history=[first], k=3) != after.recommend(history=[str(after.dataset.item_ids[50])], k=3)
     add_items(
         bundle, write(tmp_path / "back.jsonl", [twin(bundle, after.dataset.item_rows([first])[0], first) | {"name": "New Name"}])
@@ -141,7 +142,9 @@ def test_files_that_are_none_and_items_that_are_there(bundle: Path, tmp_path: Pa
 
 
 def test_a_loader_finds_one_whole_version_whatever_is_going_on(bundle: Path) -> None:
-    ids = [str(name) for name in load_bundle(bundle).dataset.item_ids[2:10]]
+    first = load_bundle(bundle)
+    closed = np.count_nonzero(~first.arrays.offered[2:])
+    ids = [str(first.dataset.item_ids[row]) for row in np.flatnonzero(first.arrays.offered)[:8]]
     failed: list[str] = []
     done = threading.Event()
 
@@ -149,7 +152,7 @@ def test_a_loader_finds_one_whole_version_whatever_is_going_on(bundle: Path) -> 
         while not done.is_set():
             try:
                 found = load_bundle(bundle)
-                if found.manifest.revision != (~found.arrays.offered[2:]).sum():
+                if found.manifest.revision != (~found.arrays.offered[2:]).sum() - closed:
                     failed.append("mixed")
             except DataError as error:
                 failed.append(str(error))
@@ -165,7 +168,6 @@ def test_a_loader_finds_one_whole_version_whatever_is_going_on(bundle: Path) -> 
 
 def test_two_revisions_at_once_lose_none(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (str(name) for name in load_bundle(bundle).dataset.item_ids[2:4])
-    write_arrays = revision.write_arrays
 
     def meanwhile(*arguments: Any) -> None:
         monkeypatch.setattr(revision, "write_arrays", write_arrays)

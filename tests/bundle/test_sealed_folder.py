@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 
 from twotower.bundle import sealed_folder
-from twotower.bundle.bundle import load_bundle, note_report
 from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, read_manifest, verify_manifest, write_manifest
 from twotower.errors import DataError
 from twotower.schema import BUNDLE_FORMAT
 
-from ..documents import bundle_manifest, empty_report
+from ..documents import bundle_manifest
 
 
 @pytest.fixture
@@ -126,14 +125,93 @@ def test_a_reader_always_finds_one(folder: Path) -> None:
     assert not lost and len(seen) > 5
 
 
-def test_where_folders_cannot_be_exchanged_a_loader_waits(
-    town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(town_bundle, tmp_path / "bundle")
-    monkeypatch.setattr("twotower.utils.atomic_files._exchange", lambda *_: False)
-    note_report(tmp_path / "bundle", empty_report("good"))
-    assert load_bundle(tmp_path / "bundle").manifest.report == empty_report("good").summary()
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    (tmp_path / "bundle").rename(tmp_path / "away")
-    threading.Timer(0.02, lambda: (tmp_path / "away").rename(tmp_path / "bundle")).start()
-    assert load_bundle(tmp_path / "bundle").manifest.report == empty_report("good").summary()
+def test_everything_is_on_disk_before_the_manifest_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure leaves a folder with a manifest only if every file of it is whole."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "inner" / "b.txt").write_text("two")
+    synced, sync = [], os.fsync
+
+    def recorded(descriptor: int) -> None:
+        assert not (tmp_path / MANIFEST).exists()
+        synced.append(os.pread(descriptor, 3, 0))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    written = write_manifest(tmp_path, bundle_manifest(1))
+    assert sorted(synced[:2]) == [b"one", b"two"] and len(synced) == 3
+    assert written == verify_manifest(tmp_path) and len(synced) == 3, "reading syncs nothing"
+
+
+def test_the_manifest_says_what_is_in_the_folder(folder: Path) -> None:
+    """Hashes are those of the standard library, names have slashes, and the seal does not depend on the order of keys."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["hashes"] == {
+        "a.txt": hashlib.sha256(b"one").hexdigest(),
+        "inner/b.txt": hashlib.sha256(b"two").hexdigest(),
+    }
+    assert list(manifest) == sorted(manifest) and manifest["kind"] == "bundle"
+    turned = dict(reversed(manifest.items()))
+    (folder / MANIFEST).write_text(json.dumps(turned))
+    assert verify_manifest(folder).seal == manifest["seal"]
+
+
+def test_a_new_manifest_replaces_the_old_one(folder: Path) -> None:
+    (folder / "a.txt").write_text("One")
+    write_manifest(folder, bundle_manifest(3))
+    found = verify_manifest(folder)
+    assert found.revision == 3 and set(found.hashes) == {"a.txt", "inner/b.txt"}
+
+
+def test_files_longer_than_a_block_are_hashed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealed_folder, "_BLOCK", 4)
+    for size in (0, 3, 4, 5, 13):
+        (tmp_path / "f").write_bytes(content := bytes(range(size)))
+        assert sealed_folder.sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_manifest_beyond_all_measure_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (folder / MANIFEST).stat().st_size
+    monkeypatch.setattr(sealed_folder, "MAX_MANIFEST_BYTES", size)
+    assert read_manifest(folder)["revision"] == 1
+    monkeypatch.setattr(sealed_folder, "MAX_MANIFEST_BYTES", size - 1)
+    with pytest.raises(DataError, match=r"no readable manifest\.json"):
+        read_manifest(folder)
+
+
+NAMES = ["/etc/passwd", "inner/../../x", "..", "a\\b", "C:\\x"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_name_leads_outside(folder: Path, name: str) -> None:
+    edit(folder, lambda m: m["hashes"].update({name: "0" * 64}), again=True)
+    with pytest.raises(DataError, match=r"outside its folder\. Do not use this bundle"):
+        verify_manifest(folder)
+
+
+@pytest.mark.parametrize("hashes", [None, [], "x", {"a.txt": 3}, {"a.txt": None}])
+def test_hashes_of_another_type_are_refused(folder: Path, hashes: object) -> None:
+    edit(folder, lambda m: m.update(hashes=hashes), again=True)
+    with pytest.raises(DataError, match="has no hashes"):
+        verify_manifest(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"kind": "run"}', "{}", '"bundle"'])
+def test_json_that_is_no_manifest_of_a_bundle_is_refused(folder: Path, content: str) -> None:
+    (folder / MANIFEST).write_text(content)
+    with pytest.raises(DataError, match="expected 'bundle'"):
+        read_manifest(folder)
+    with pytest.raises(DataError, match="neither empty nor a bundle"), atomic_replace(folder):
+        pytest.fail("must not begin")
+
+
+def test_what_may_be_replaced(tmp_path: Path) -> None:
+    """Nothing, an empty folder and a bundle; a file may not."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DataError, match="neither empty nor a bundle"), atomic_replace(tmp_path / "file"):
+        pytest.fail("must not begin")
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new", "new"):
+        with atomic_replace(tmp_path / name) as fresh:
+            write_manifest(fresh, bundle_manifest(2))
+        assert verify_manifest(tmp_path / name).revision == 2

@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
+from twotower.bundle.sealed_folder import bundle_in
 from twotower.cli import app, main
-from twotower.commands.options import SECTIONS, bundle_in, inside
+from twotower.commands.options import SECTIONS, inside
 
 HEAVY = ("torch", "ibis", "sklearn", "scipy", "implicit", "pyarrow", "twotower.utils.config")
 
@@ -98,7 +99,7 @@ def test_a_run_of_run_and_of_train_are_found(tmp_path: Path) -> None:
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_nothing_is_overwritten_unasked(
+def test_existing_output_is_not_overwritten_by_default(
     command: list[str], existing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

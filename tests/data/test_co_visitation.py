@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pytest
@@ -59,8 +58,7 @@ def test_only_a_users_latest_events_count(monkeypatch: pytest.MonkeyPatch) -> No
     assert ordered.tolist() == near.tolist()
 
 
-def test_a_dataset_holds_them_of_training_alone(town: Any) -> None:
-    dataset = Dataset.open(town.folder)
+def test_a_dataset_holds_them_of_training_alone(dataset: Dataset) -> None:
     events, near = dataset.events, dataset.item_features[NEIGHBOURS]
     kept = events.positive & (events.split == TRAIN)
     sizes = {"n_user_rows": dataset.n_user_rows, "n_item_rows": dataset.n_item_rows, "most": near.shape[1], "ordered": True}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,6 @@ from twotower.data.views import user_shares
 from twotower.errors import TrainingError
 from twotower.schema import TRAIN
 from twotower.utils.config import Config, parse_config
-
-
-@pytest.fixture(scope="module")
-def dataset(town) -> Dataset:
-    return Dataset.open(town.folder)
 
 
 def loader_of(dataset: Dataset, *, rank: int = 0, world_size: int = 1, **settings: object) -> tuple[TrainLoader, Config]:
@@ -50,7 +47,7 @@ def test_batches_are_a_function_of_seed_epoch_and_step(dataset, objective):
 
 
 @pytest.mark.parametrize("objective", ["any_event", "next_event"])
-def test_an_epoch_asks_for_every_positive_training_event_once(dataset, objective):
+def test_an_epoch_has_every_positive_training_event_as_target_once(dataset, objective):
     loader, _ = loader_of(dataset, objective=objective)
     events = [loader.objective.examples(members, np.random.default_rng(0)).event for members in loader.plan(0)]
     asked, expected = np.sort(np.concatenate(events)), np.flatnonzero(loader.events.positive)
@@ -84,12 +81,13 @@ def test_the_target_is_never_in_its_own_history(dataset):
 def test_causal_batches_keep_the_token_budget(dataset):
     loader, config = loader_of(dataset, objective="next_event")
     for members in loader.plan(0):
-        width = int((loader.objective.stop[members] - loader.objective.start[members]).max())
+        objective: Any = loader.objective
+        width = int((objective.stop[members] - objective.start[members]).max())
         assert len(members) == 1 or len(members) * width <= config.training.batch_size
 
 
 @pytest.mark.parametrize("objective", ["any_event", "next_event"])
-def test_the_logq_counts_what_an_epoch_asks_for(dataset, objective):
+def test_the_logq_counts_the_targets_of_an_epoch(dataset, objective):
     loader, _ = loader_of(dataset, objective=objective)
     asked = np.concatenate([loader.objective.target_events(members) for members in loader.plan(0)])
     found = np.bincount(loader.events.history.item_row[asked], minlength=dataset.n_item_rows)
@@ -140,7 +138,7 @@ def test_a_process_without_a_share_of_a_small_batch_takes_part_in_it(dataset):
     assert idle > 20
 
 
-def test_users_are_shared_so_that_nobody_is_without():
+def test_users_are_shared_so_that_every_process_has_some():
     offsets = np.array([0, 0, 90, 90, 91, 92, 100])  # one user has nearly all, two have nothing
     assert user_shares(offsets, 1).tolist() == [0, 6]
     assert user_shares(offsets, 2).tolist() == [0, 3, 6]

@@ -87,7 +87,7 @@ def test_repeats_stay_in_history_and_a_target_is_named_once_per_moment(prepared:
     assert dataset.held_out("valid").event_index.tolist() == [2, 3, 5]
 
 
-def test_new_users_ask_with_an_empty_history_and_new_items_are_targets(prepared: Any) -> None:
+def test_new_users_have_empty_histories_and_new_items_are_targets(prepared: Any) -> None:
     dataset = prepared(days("a p 1", "new q 12", "new p 13"), split=CUTS)
     assert questions(dataset, "valid") == [("new", 12 * DAY_S, [], ["q"]), ("new", 13 * DAY_S, ["q"], ["p"])]
     held = dataset.held_out("valid")
@@ -136,7 +136,7 @@ def test_log_popularity_is_that_of_what_training_knows(prepared: Any) -> None:
 # --- given split ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_given_split_asks_once_per_user_after_all_they_did_before(prepared: Any) -> None:
+def test_a_predefined_split_has_one_query_per_user_after_all_earlier_events(prepared: Any) -> None:
     part = lambda user, item, n, name: {"user_id": user, "item_id": item, "time_s": n, "part": name}  # noqa: E731
     rows = [part("a", f"i{n}", n, "train") for n in range(8)] + [part("a", "t1", 0, "test"), part("a", "t0", 1, "test")]
     rows += [part("b", "i1", 0, "train"), part("new", "i1", 0, "test"), part("new", "i1", 1, "test")]
@@ -234,7 +234,7 @@ def test_arrays_have_the_promised_types_and_agree_with_each_other(plain: Dataset
     assert [pair for pair in seen if pair != (3, 4 * DAY_S)] == pairs and len(seen) == len(pairs) + 1
 
 
-def test_only_the_splits_with_held_out_events_can_be_asked_for(plain: Dataset) -> None:
+def test_held_out_accepts_only_splits_with_held_out_events(plain: Dataset) -> None:
     with pytest.raises(DataError, match=r"Unknown split 'train'"):
         plain.held_out("train")
 

@@ -23,6 +23,7 @@ from twotower.data.data_loader import TrainLoader
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store
 from twotower.errors import DataError
+from twotower.features.encoders import fit_encoders
 from twotower.features.point_in_time import ItemDynamics
 from twotower.schema import DAY_S, FIRST_ROW, TRAIN
 from twotower.utils.config import ModelConfig, UserTowerConfig, parse_config
@@ -257,7 +258,7 @@ def history_of_tomorrow(self: Dataset, user_rows: Any, time_s: Any) -> Any:
     return replace(queries, time_s=time_s)
 
 
-fit_encoders, item_text = preparing.fit_encoders, preparing._item_text
+item_text = preparing._item_text
 item_state, histories = ItemDynamics.state, Dataset.histories
 LIMITED = {"min_user_events": 2, "min_item_events": 2}
 

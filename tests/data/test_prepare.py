@@ -13,6 +13,7 @@ import pytest
 from twotower.data import prepare as module
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, DataError
+from twotower.features.encoders import hash_texts
 from twotower.schema import FeatureSpec
 from twotower.utils.config import parse_config
 
@@ -82,7 +83,7 @@ def test_rows_are_the_trained_by_id_then_the_new_by_id(prepared: Any) -> None:
 
 
 def seen_text(prepared: Any, rows: list[Any], **kept: Any) -> list[str] | None:
-    with mock.patch.object(module, "hash_texts", wraps=module.hash_texts) as hashed:
+    with mock.patch.object(module, "hash_texts", wraps=hash_texts) as hashed:
         prepared(rows, items=[business("x"), business("y", name=None), business("z")], features=True, split=CUTS, **kept)
     return hashed.call_args.args[0] if hashed.called else None
 
@@ -154,7 +155,7 @@ def test_errors_say_what_was_found_and_what_to_do_in_one_line(prepared: Any, row
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_item_everywhere_is_told_apart_from_an_early_cut(prepared: Any) -> None:
+def test_an_error_distinguishes_unknown_items_from_an_early_cut(prepared: Any) -> None:
     with pytest.raises(DataError, match="1 dropped because item is not in the items table"):
         prepared(["a x 1"], items=[business("y")], split=CUTS)
 

@@ -65,7 +65,7 @@ def test_minimum_counts_look_at_training_alone_and_newcomers_stay(prepared: Any)
 
 @settings(max_examples=6)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40), st.integers(1, 3), st.integers(1, 3))
-def test_k_core_is_the_largest_set_in_which_everybody_has_enough(
+def test_k_core_is_the_largest_set_with_the_minimum_counts(
     prepared: Any, pairs: list[tuple[int, int]], user_least: int, item_least: int
 ) -> None:
     expected, size = list(pairs), -1

@@ -44,11 +44,6 @@ class Cheat:
 
 
 @pytest.fixture(scope="module")
-def dataset(town: Any) -> Dataset:
-    return Dataset.open(town.folder)
-
-
-@pytest.fixture(scope="module")
 def held_out(dataset: Dataset) -> HeldOut:
     return dataset.held_out("test")
 

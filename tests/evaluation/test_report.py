@@ -47,11 +47,11 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def report(town: Any) -> Any:
+def report(dataset: Dataset) -> Any:
     settings = EvaluationConfig(
         ks=[5, 10], bootstrap_resamples=30, tune_baselines=False, baselines=["popular", "item_knn", "ease"], max_ease_items=1
     )
-    judged = judge([], Dataset.open(town.folder), settings).json_values()
+    judged = judge([], dataset, settings).json_values()
     own = judged["systems"]["item_knn"]
     judged["systems"]["two-tower"] = own  # as if a model had done as well as item-kNN
     judged["differences"] = {name: own for name in ("popular", "item_knn", "oracle")}
@@ -118,7 +118,7 @@ def test_what_the_training_doctor_said_stands_in_the_page_and_only_then(report: 
     assert "Training health" not in render(made(report))
 
 
-def test_nobody_hits_anything(report: Any) -> None:
+def test_a_report_without_any_hit_is_rendered(report: Any) -> None:
     nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
     systems = {name: dict.fromkeys(figures, nothing) for name, figures in report["systems"].items()}
     assert "0.0000" in render(made(report, systems=systems, differences={}, curves=[CURVES[0]]))

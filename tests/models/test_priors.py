@@ -74,7 +74,9 @@ def test_the_weights_travel_with_the_model(priors: Priors) -> None:
     other.load_state_dict(priors.state_dict())
     assert torch.equal(other.weights, priors.weights) and other.width == priors.width
     told = priors.as_json(0.1)
-    assert told["groups"] == list(GROUPS) and np.allclose(told["weights"], priors.weights.numpy(), atol=1e-6)
+    assert told["groups"] == list(GROUPS) == [0, 1, 5] and np.allclose(told["weights"], priors.weights.numpy(), atol=1e-6)
+    assert told["half_lives_days"] == [0.0, 60.0] and (told["temperature"], told["unlocated_km2"]) == (0.1, 70.0)
+    assert told["centre_km"] == pytest.approx(priors.centre.tolist(), abs=1e-4)
 
 
 def test_groups_are_by_number_of_events() -> None:

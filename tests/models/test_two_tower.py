@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, resolve
 from twotower.models.build import build_model
 from twotower.models.towers.head import TowerHead
@@ -17,11 +16,6 @@ from twotower.utils.config import Config, parse_config
 from twotower.utils.config_model import ResolvedItemTower
 
 TOWERS = {"embedding_dim": 16, "hidden_dims": [32, 8], "interaction": "dcn"}
-
-
-@pytest.fixture(scope="module")
-def dataset(town) -> Dataset:
-    return Dataset.open(town.folder)
 
 
 @pytest.fixture(params=["mean", "last", "attention"])
@@ -62,7 +56,7 @@ def test_nothing_known_is_a_vector_of_zeros_and_has_a_gradient(norm_shrinkage):
     assert not vectors.any() and torch.isfinite(nothing.grad).all()
 
 
-def test_strangers_are_told_apart_by_their_histories_alone(dataset, config):
+def test_unknown_users_differ_by_their_histories_only(dataset, config):
     model, store = build_model(dataset, resolve(config, dataset)).eval(), open_store(dataset, "valid", config.model)
     histories = [[FIRST_ROW, FIRST_ROW + 1], [FIRST_ROW + 2, FIRST_ROW + 3], []]
     vectors = model.encode_users(store.users(Queries.of(histories, time_s=1_500_000_000)))

@@ -15,6 +15,8 @@ from twotower.pipeline.machine_check import OK, PROBLEM, WARNING, Finding, Machi
 from twotower.utils import hardware
 from twotower.utils.hardware import Gpu, Memory, Torch, auto_precision, control_group, serves
 
+from ..conftest import Town
+
 GB = 10**9
 CU126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")
 CU128 = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -137,7 +139,7 @@ def test_a_driver_that_pytorch_makes_nothing_of() -> None:
     ],
     ids=str,
 )
-def test_what_is_not_as_it_should_be_is_told(machine: dict[str, object], expected: dict[str, str]) -> None:
+def test_problems_of_the_machine_are_found(machine: dict[str, object], expected: dict[str, str]) -> None:
     findings = judged(**machine)
     assert {name: finding.level for name, finding in findings.items() if finding.level != OK} == expected
     assert all(findings[name].advice for name in expected)
@@ -222,7 +224,7 @@ def test_this_machine_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert machine.folder == tmp_path and not machine.asked and "dev" not in machine.extras
 
 
-def test_raw_files_are_found_where_they_are(town: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raw_files_are_found_where_they_are(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine_check, "KAGGLE", (tmp_path / "none",))
     (tmp_path / "data").mkdir()

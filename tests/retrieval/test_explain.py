@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,17 +17,15 @@ from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.search.reranking import REVISITS
 
+from ..conftest import TOWER, Town
 from ..documents import bundle_manifest
 from ..drawn_bundle import drawn
 
-STRAIGHT = {"embedding_dim": 16, "hidden_dims": [16]}
-
 
 @pytest.fixture(scope="module")
-def straight(town: Any) -> Recommender:
+def straight(town: Town, dataset: Dataset) -> Recommender:
     """Return a recommender whose towers have neither MLP nor attention."""
-    dataset = Dataset.open(town.folder)
-    model, config = drawn(dataset, {"user_tower": {**STRAIGHT, "num_blocks": 0}, "item_tower": STRAIGHT})
+    model, config = drawn(dataset, {"user_tower": {**TOWER, "num_blocks": 0}, "item_tower": TOWER})
     store, moment = open_store(dataset, "future", config.model), split_moment(dataset, "future")
     arrays = item_arrays(model, store, dataset, moment)
     return Recommender(Bundle(town.folder, bundle_manifest(moment_s=moment), config, dataset, store, model, arrays))

@@ -22,7 +22,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 64)
 
 
-def test_it_is_what_each_is_told_alone(town_bundle: Path, recommender: Recommender, tmp_path: Path, capsys: Any) -> None:
+def test_lists_equal_those_of_single_requests(town_bundle: Path, recommender: Recommender, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "lists" / "all.parquet"
     arguments = ["--all", "--out", str(out), "--k", "4", "--filter", 'category == "Restaurants" and within(9)']
     (tmp_path / "lists").mkdir()

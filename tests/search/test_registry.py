@@ -12,14 +12,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from twotower.errors import DataError
 from twotower.retriever import Recommendations
 from twotower.search.approximate import Approximate
 from twotower.search.index import ExactIndex, Index
 from twotower.search.registry import INDEXES, load_index
-from twotower.utils.types import Mask
+from twotower.search.topk import top_k
+from twotower.utils.types import Array, Mask
 
 N, D, K = 2_500, 17, 20
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -28,7 +28,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "int8": {"rescore_factor": 1.5},
     "sq": {"rescore_factor": 1.5},
 }
-Array = NDArray[Any]
 
 
 def clustered(seed: int, size: int) -> Array:
@@ -204,7 +203,7 @@ def test_scores_are_held_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     from twotower.search import index as module
 
     queries, sizes = clustered(9, 50), []
-    kept = module.top_k
+    kept = top_k
     monkeypatch.setattr(module, "BLOCK_BYTES", 4 * N * 6)
     monkeypatch.setattr(module, "top_k", lambda scores, *a, **b: sizes.append(scores.nbytes) or kept(scores, *a, **b))
     found = ExactIndex(catalogue(False)).search(queries, K)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twotower.search import topk
-from twotower.search.topk import top_k
+from twotower.search.topk import top_k, top_k_among
 
 
 def brute_force(scores: Any, k: int, exclude: Any = None, allow: Any = None) -> tuple[Any, Any]:
@@ -26,12 +27,18 @@ def brute_force(scores: Any, k: int, exclude: Any = None, allow: Any = None) -> 
     return items, values
 
 
+WAYS = [0, topk._NUMPY_MAX_ROWS]
+"""Few queries are processed one by one, many as one matrix. Here also a few are a matrix."""
+
+
 def check(scores: Any, k: int, **masks: Any) -> None:
     items, values = brute_force(scores, k, **masks)
-    found = top_k(scores.copy(), k, **masks)
-    np.testing.assert_array_equal(found.items, items)
-    np.testing.assert_array_equal(found.scores, values)
-    assert found.items.dtype == np.int64 and found.scores.dtype == np.float32
+    for most in WAYS:
+        with mock.patch.object(topk, "_NUMPY_MAX_ROWS", most):
+            found = top_k(scores.copy(), k, **masks)
+        np.testing.assert_array_equal(found.items, items)
+        np.testing.assert_array_equal(found.scores, values)
+        assert found.items.dtype == np.int64 and found.scores.dtype == np.float32
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(2, 120), st.integers(1, 130), st.sampled_from([1, 2, 5, 10_000]))
@@ -95,8 +102,38 @@ def test_a_tensor_a_view_and_a_read_only_array_are_read_alike() -> None:
     assert (fixed[:, :2] > 0).all(), "a read-only array must stay as it is"
 
 
+@pytest.mark.parametrize("most", WAYS)
+def test_the_ends_of_all_ways(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """No query, no item that may be recommended, fewer items than asked for."""
+    monkeypatch.setattr(topk, "_NUMPY_MAX_ROWS", most)
+    assert top_k(np.zeros((0, 50), np.float32), 3).items.shape == (0, 3)
+    for width in (1, 2, 3, 40):
+        for allow in (None, np.zeros(width, bool)):
+            check(np.ones((2, width), np.float32), 4, allow=allow)
+
+
+def test_the_best_of_one_query_s_candidates() -> None:
+    rows = np.array([3, 7, 8, 20])
+    found = top_k_among(np.array([0.5, 2.0, -np.inf, 2.0], np.float32), rows, 3)
+    assert found.items.tolist() == [[7, 20, 3]] and found.scores.tolist() == [[2.0, 2.0, 0.5]]
+    nothing = top_k_among(np.zeros(0, np.float32), rows[:0], 2)
+    assert nothing.items.tolist() == [[-1, -1]] and nothing.scores.tolist() == [[-np.inf, -np.inf]]
+    low = top_k_among(np.array([1.0, 3.0], np.float32), np.array([0, 1]), 5)
+    assert low.items.tolist() == [[1, 0, -1, -1, -1]], "the rows are the caller's: none is reserved"
+
+
+def test_keys_order_as_scores_and_then_as_rows() -> None:
+    """A GPU sorts by these integers."""
+    scores = torch.tensor([[0.0, -0.0, 1.5, -1.5, 1e-45, -1e-45, np.inf, -np.inf, 1.5, 3e38, -3e38]])
+    keys = topk._keys(scores)[0].tolist()
+    expected = sorted(range(scores.shape[1]), key=lambda i: (-float(scores[0, i]), i))
+    assert sorted(range(len(keys)), key=lambda i: -keys[i]) == expected and len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("most", WAYS)
 @pytest.mark.parametrize("column", [5, 299])
-def test_a_nan_is_refused(column: int) -> None:
+def test_a_nan_is_refused(monkeypatch: pytest.MonkeyPatch, column: int, most: int) -> None:
+    monkeypatch.setattr(topk, "_NUMPY_MAX_ROWS", most)
     scores = np.zeros((2, 300), np.float32)
     scores[1, column] = np.nan
     with pytest.raises(ValueError, match="NaN"):

@@ -24,9 +24,10 @@ from twotower.serving.server import SWITCH_S
 from twotower.serving.service import REFRESH_S, Service
 from twotower.utils.config import parse_config
 
+from ..conftest import TOWER
+
 ROOT = Path(__file__).parents[2]
 KEY = "a-key-for-these-tests"
-TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
 
 
 @pytest.fixture(scope="session")

@@ -234,7 +234,7 @@ def test_similar_places_are_others_and_pass_the_filter(client: TestClient) -> No
     assert scores == sorted(scores, reverse=True)
 
 
-def test_similar_places_may_be_asked_for_by_what_is_open_now(client: TestClient) -> None:
+def test_similar_items_can_be_filtered_by_open_now(client: TestClient) -> None:
     name = client.get("/v1/items?limit=1").json()["items"][0]["item_id"]
     assert client.get(f"/v1/items/{name}/similar", params={"filter": "open_now or not open_now"}).status_code == 200
 
@@ -257,7 +257,7 @@ def test_the_page_is_served_under_a_policy_of_its_own_files_only(client: TestCli
     assert client.get("/page/app.js").status_code == client.get("/page/style.css").status_code == 200
 
 
-def test_log_lines_are_json_without_who_and_what(client: TestClient) -> None:
+def test_log_lines_are_json_without_users_and_items(client: TestClient) -> None:
     from twotower.serving.json_logs import JsonFormatter
 
     lines: list[str] = []

@@ -50,7 +50,7 @@ def test_what_waits_together_is_done_together_in_order() -> None:
     assert not batcher.alive
 
 
-def test_a_mistake_is_told_to_who_made_it_alone() -> None:
+def test_a_request_error_is_raised_for_its_own_request_only() -> None:
     doubles = Doubles()
     batcher = Batcher("numbers", max_waiting=100, max_batch=8)
     found = asyncio.run(gathered(batcher, doubles, [1, -5, 3]))
@@ -58,7 +58,7 @@ def test_a_mistake_is_told_to_who_made_it_alone() -> None:
     batcher.close()
 
 
-def test_a_defect_is_told_to_all_and_the_thread_goes_on() -> None:
+def test_a_defect_is_raised_for_all_requests_and_the_thread_goes_on() -> None:
     doubles = Doubles()
     batcher = Batcher("numbers", max_waiting=100, max_batch=8)
     assert all(isinstance(one, ZeroDivisionError) for one in asyncio.run(gathered(batcher, doubles, [1, 0, 3])))

@@ -304,7 +304,7 @@ def test_a_redis_that_is_not_there_is_named_without_its_password() -> None:
 
 
 def test_a_full_disk_refuses_the_events_and_takes_them_later(tmp_path: Path) -> None:
-    store = open_store(f"sqlite:{tmp_path / 'e'}")
+    store: Any = open_store(f"sqlite:{tmp_path / 'e'}")
     pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
     store._connection.execute(f"PRAGMA max_page_count = {pages + 2}")
     with pytest.raises(BusyError, match="cannot write to the event file"):

@@ -25,7 +25,7 @@ def test_no_interval_lets_more_through_than_burst_and_rate(gaps: list[float], ra
             assert j - i + 1 <= burst + rate * (passed[j] - start) + 1e-6
 
 
-def test_who_waits_as_told_is_let_through_and_clients_do_not_share() -> None:
+def test_a_client_that_waits_is_accepted_and_clients_do_not_share() -> None:
     limiter = RateLimiter(2, 1)
     assert limiter.wait_s("a", now=0) == 0 and limiter.wait_s("b", now=0) == 0
     wait = limiter.wait_s("a", now=0.1)
@@ -76,7 +76,7 @@ def test_counts_of_clients_end_at_nothing() -> None:
     assert clients.held_bytes == 0 and not clients._bytes and not clients._connections
 
 
-def test_what_a_request_asks_for_besides_is_waited_for_by_the_next() -> None:
+def test_the_next_request_waits_for_what_was_charged() -> None:
     limiter = RateLimiter(10, 5)
     assert limiter.wait_s("a", now=0) == 0
     limiter.charge("a", 255, 0)

@@ -88,7 +88,7 @@ MISTAKES: list[tuple[dict[str, Any], str | None]] = [
 ]
 
 
-def test_a_filter_that_is_too_long_as_json_is_told_so(client: TestClient) -> None:
+def test_a_json_filter_that_is_too_long_is_refused(client: TestClient) -> None:
     answer = client.post("/v1/recommend", json={"filter": {"id": {"any": ["x" * 100] * 700}}})
     assert answer.status_code == 422 and "at most 65,536 bytes of JSON" in answer.json()["error"]["message"]
 
@@ -171,7 +171,7 @@ def test_a_large_body_is_refused_whether_or_not_it_says_so(connect: Connect) -> 
             assert answer.status_code == 413 and "1,000 bytes" in answer.json()["error"]["message"]
 
 
-def test_one_client_is_asked_to_wait(connect: Connect) -> None:
+def test_a_client_above_its_rate_must_wait(connect: Connect) -> None:
     with connect(limits=Limits(rate=0.5, burst=2)) as client:
         assert [client.get("/v1/about").status_code for _ in range(3)] == [200, 200, 429]
         answer = client.get("/v1/about")

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-import pytest
-
-from twotower.data.dataset import Dataset
 from twotower.utils.config import Config, parse_config
 
-TOWER: dict[str, Any] = {"embedding_dim": 16, "hidden_dims": [16]}
-
-
-@pytest.fixture(scope="module")
-def dataset(town) -> Dataset:
-    return Dataset.open(town.folder)
+from ..conftest import TOWER
 
 
 def settings(**training: object) -> Config:

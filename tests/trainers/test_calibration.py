@@ -29,9 +29,8 @@ from twotower.utils.config import Config, parse_config
 from twotower.utils.documents import Interval
 from twotower.utils.manifests import RunManifest, open_manifest
 
+from ..conftest import TOWER
 from ..documents import with_split
-
-TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +42,7 @@ def config(town: Any) -> Config:
 
 @pytest.fixture
 def dataset(town: Any) -> Dataset:
+    """Return the dataset of the town, opened for each test: some change it."""
     return Dataset.open(town.folder)
 
 

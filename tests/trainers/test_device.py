@@ -71,7 +71,7 @@ def test_a_step_runs_on_the_meta_device(dataset: Dataset, tmp_path: Any, kind: s
     trainer.settings = trainer.settings.model_copy(update={"log_every": 1000})
     assert all(weight.device == META for weight in trainer.model.parameters())
     for batch in list(trainer.batches(0, 0))[:2]:
-        trainer._step(batch, None)
+        trainer._step(batch)
     assert trainer.state.step == 2
     with pytest.raises(NotImplementedError):  # the first line of the log would read
         trainer.check()
@@ -128,7 +128,7 @@ def test_a_step_reads_nothing_back_but_for_the_log(dataset: Dataset, tmp_path: A
     counted = []
     for batch in batches:
         with Reads() as reads:
-            trainer._step(batch, None)
+            trainer._step(batch)
         counted.append(reads.found)
     assert counted == [[], [], [], ["tolist"]] * 2
 
@@ -139,8 +139,8 @@ def test_the_loop_reads_back_for_the_log_alone(dataset: Dataset, tmp_path: Any) 
     trainer = TwoTowerTrainer(dataset, config, tmp_path)
     step, counted = trainer._step, []
 
-    def counting(batch: Any, board: Any) -> None:
-        step(batch, board)
+    def counting(batch: Any) -> None:
+        step(batch)
         counted.append(len(reads.found))
         if trainer.state.step == 14:
             raise KeyboardInterrupt
@@ -169,7 +169,7 @@ def test_tables_by_rows_learn_the_same_from_rows_of_a_known_length(
         monkeypatch.setattr("twotower.models.layers.tables.distinct_rows", distinct)
         trainer = TwoTowerTrainer(dataset, settings_of("tables by rows"), tmp_path)
         for batch in list(trainer.batches(0, 0)):
-            trainer._step(batch, None)
+            trainer._step(batch)
         losses.append((trainer.losses.mean(), trainer.tables["tables.item/id"].weight.clone()))
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-6)
     torch.testing.assert_close(losses[0][1], losses[1][1], rtol=1e-4, atol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from .conftest import figures
 README_TOWER = {"embedding_dim": 64, "hidden_dims": [256, 128], "num_heads": 4, "dropout": 0.1}
 
 
-GOLDEN = {
+GOLDEN: dict[str, dict[str, Any]] = {
     "the recipe, as every file in configs/ has it": {},
     "the README's own example": {
         "model": {

@@ -19,7 +19,8 @@ from twotower.trainers.new_item_popularity import PLACES, SIMULATED_SHARE, calib
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.checkpoint import load_checkpoint
 
-from .conftest import TOWER, settings
+from ..conftest import TOWER
+from .conftest import settings
 
 WIDTH = TOWER["embedding_dim"]
 

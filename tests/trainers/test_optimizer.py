@@ -31,13 +31,13 @@ def test_an_overflow_leaves_the_weights_alone_and_the_scale_recovers(dataset, tm
     trainer.scaler.scale.fill_(2.0**140)  # times any gradient: infinite
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     batches = trainer.batches(0, 0)
-    trainer._step(next(batches), None)
+    trainer._step(next(batches))
     assert float(trainer.scaler.scale) == 2.0**139
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     trainer.scaler.scale.fill_(1024.0)
     for _ in range(4):
-        trainer._step(next(batches), None)
+        trainer._step(next(batches))
     assert float(trainer.scaler.scale) == 4096.0
     assert not torch.equal(trainer.model.state_dict()["user_tower.stars"], before["user_tower.stars"])
 
@@ -61,7 +61,7 @@ def test_the_scale_recovers_by_itself(dataset, tmp_path):
     before = trainer.model.user_tower.stars.clone()
     goods = []
     for batch in [*trainer.batches(0, 0), *trainer.batches(1, 0)][:20]:
-        trainer._step(batch, None)
+        trainer._step(batch)
         goods.append(int(trainer.scaler.good))
     skipped = goods.count(0)
     assert 0 < skipped < 20 and goods == [0] * skipped + list(range(1, 21 - skipped))

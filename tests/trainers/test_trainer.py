@@ -28,8 +28,8 @@ def stop_after(trainer: TwoTowerTrainer, steps: int) -> None:
     """Start a training that is interrupted."""
     step = trainer._step
 
-    def then_stop(batch, board):
-        step(batch, board)
+    def then_stop(batch):
+        step(batch)
         if trainer.state.step == steps:
             raise KeyboardInterrupt
 
@@ -194,18 +194,18 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_no_checkpoint(dataset, 
     trainer.begin()
     batches = [*trainer.batches(0, 0), *trainer.batches(1, 0)][:7]
     for batch in batches[:2]:
-        trainer._step(batch, None)
+        trainer._step(batch)
     trainer._save("last.pt")
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     real = trainer.backward
     trainer.backward = lambda batch, scale: (real(batch, scale)[0] * float("nan"), 1)
     for batch in batches[2:4]:
-        trainer._step(batch, None)
+        trainer._step(batch)
     trainer.backward = real
     for batch in batches[4:6]:
-        trainer._step(batch, None)
+        trainer._step(batch)
     saved = (tmp_path / "last.pt").read_bytes()
-    for fails in (lambda: trainer._save("last.pt"), lambda: trainer._validate(None), lambda: trainer._step(batches[6], None)):
+    for fails in (lambda: trainer._save("last.pt"), lambda: trainer._validate(), lambda: trainer._step(batches[6])):
         with pytest.raises(TrainingError, match=r"step 3"):
             fails()
     assert (tmp_path / "last.pt").read_bytes() == saved
@@ -220,8 +220,8 @@ def test_the_mean_training_loss_is_that_since_the_last_validation(dataset, tmp_p
     broken = TwoTowerTrainer(dataset, config, tmp_path / "broken")
     step = broken._step
 
-    def then_stop(batch, board):
-        step(batch, board)
+    def then_stop(batch):
+        step(batch)
         if broken.state.step == 10:
             broken._save("last.pt")
             raise KeyboardInterrupt
@@ -257,7 +257,7 @@ def test_nothing_to_train_on(dataset, tmp_path):
         TwoTowerTrainer(broken, settings(), tmp_path)
 
 
-def test_visits_that_all_come_again_leave_nothing_to_ask_for(dataset, tmp_path):
+def test_training_without_a_positive_first_event_is_refused(dataset, tmp_path):
     """With seen items excluded, the next-event objective targets only first visits; here no first visit is positive."""
     broken, events = Dataset(dataset.path, dataset.manifest), dataset.events
     pair = events.user_row * dataset.n_item_rows + events.item_row

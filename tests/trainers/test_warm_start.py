@@ -25,11 +25,6 @@ from ..documents import with_split
 WIDTH = 16
 
 
-@pytest.fixture(scope="module")
-def dataset(town: Any) -> Dataset:
-    return Dataset.open(town.folder)
-
-
 def begun(dataset: Dataset, item_tower: dict[str, Any] | None = None, **model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the item id table before and after the initialisation."""
     tower = {"embedding_dim": WIDTH, "hidden_dims": [WIDTH]}
@@ -82,7 +77,7 @@ def test_attention_stays_away_where_histories_have_no_order_or_no_times(town: An
     assert build_model(dataset, resolve(asked_for, dataset)).user_tower.encoder is not None
 
 
-def test_items_of_the_same_people_are_near() -> None:
+def test_items_of_the_same_users_are_near() -> None:
     """Two groups of users, each with its own items."""
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], 40)
@@ -93,7 +88,7 @@ def test_items_of_the_same_people_are_near() -> None:
     assert likeness[::2, ::2].mean() > likeness[::2, 1::2].mean() + 0.5
 
 
-def test_of_many_people_some_are_asked(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_users_are_sampled(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     plain = als.factorise
 

@@ -68,10 +68,10 @@ def die_at(trainer: TwoTowerTrainer, step: int) -> None:
     """Kill the last process at a given step."""
     take = trainer._step
 
-    def then_die(batch, board):
+    def then_die(batch):
         if trainer.state.step == step and distributed.rank() == distributed.world_size() - 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        take(batch, board)
+        take(batch)
 
     trainer._step = then_die
 

@@ -263,6 +263,28 @@ def test_nothing_is_larger_than_a_block_or_a_gradient(size, width):
     assert seen.largest <= max(800, size * D, width * D)
 
 
+class Blocks(TorchDispatchMode):
+    """Records where tensors of a given size are in memory."""
+
+    def __init__(self, numel: int) -> None:
+        super().__init__()
+        self.numel, self.places = numel, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() == self.numel:
+            self.places.add(out.data_ptr())
+        return out
+
+
+def test_all_blocks_share_one_place_in_memory():
+    """Logits become shares and gradients in place, block after block."""
+    leaves, arguments = problem(30, 37)
+    with Blocks(5 * 37) as seen:
+        softmax_loss(*leaves[:2], temperature=leaves[2], block=5 * 37, **arguments).backward()
+    assert len(seen.places) == 1
+
+
 def test_the_gradient_is_made_once_and_only_when_wanted():
     leaves, arguments = problem(10, 20)
     with Tensors() as wanted:

@@ -103,7 +103,8 @@ def test_parse() -> None:
 def test_coverage_and_gini() -> None:
     assert m.coverage(np.array([0, 3, 0, 1])) == 0.5
     assert m.gini(np.array([2, 2, 2, 2])) == 0
-    assert m.gini(np.array([0, 0, 0, 8])) == pytest.approx(0.75)  # 1 - 1 / items
+    assert m.gini(np.array([0, 0, 0, 8])) == m.gini(np.array([0, 1, 0, 0])) == pytest.approx(0.75)  # 1 - 1 / items
+    assert m.gini(np.zeros(4, np.int64)) == 0
     exposure = np.random.default_rng(0).integers(0, 20, 50)
     pairs = np.abs(exposure[:, None] - exposure).mean()
     assert m.gini(exposure) == pytest.approx(pairs / 2 / exposure.mean())

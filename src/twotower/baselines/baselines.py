@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from implicit.nearest_neighbours import ItemItemRecommender
-from numpy.typing import NDArray
 from scipy import linalg, sparse
 from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
@@ -29,7 +28,7 @@ from twotower.features.item_columns import location_columns, locations
 from twotower.retriever import Queries
 from twotower.schema import DAY_S, FIRST_ROW, TRUTH_FILE
 from twotower.utils.registry import Registry
-from twotower.utils.types import Float
+from twotower.utils.types import Float, Float64
 
 
 class Popular(Baseline):
@@ -253,7 +252,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 """Settings that are tried on the validation part; baselines without an entry are not tuned."""
 
 
-def coordinates(dataset: Dataset) -> NDArray[np.float64]:
+def coordinates(dataset: Dataset) -> Float64:
     """Return float64 [n_item_rows, 2]: latitude and longitude of each item in degrees, NaN if unknown."""
     known = locations(dataset.items, location_columns(dataset.items, dataset.specs, learned=True))
     return np.concatenate([np.full((FIRST_ROW, 2), np.nan), known])

@@ -5,16 +5,13 @@ The result is a sparse and a dense matrix with one row per item. Both rows toget
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.preprocessing import normalize
 
 from twotower.data.dataset import Dataset
 from twotower.schema import FIRST_ROW
-from twotower.utils.types import Float
+from twotower.utils.types import Array, Float
 
 
 def content_vectors(dataset: Dataset) -> tuple[sparse.csr_matrix, Float]:
@@ -40,7 +37,7 @@ def content_vectors(dataset: Dataset) -> tuple[sparse.csr_matrix, Float]:
     return (sparse.diags(scale) @ values).tocsr(), dense * scale[:, None]
 
 
-def _one_hot(rows: NDArray[Any], fitted_on: int) -> sparse.csr_matrix:
+def _one_hot(rows: Array, fitted_on: int) -> sparse.csr_matrix:
     """Return float32 [n_item_rows, values] from vocabulary rows [n_item_rows, width], weighted by inverse document frequency.
 
     The frequency is that in the first `fitted_on` item rows.

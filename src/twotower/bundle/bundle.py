@@ -5,6 +5,7 @@
     towers/             both towers as ONNX (see `onnx_towers`), if the package `onnx` was installed at export
     index.safetensors   arrays with one row per item; see `ItemArrays`
     index/              the index built by `twotower tune-index`; without it the search is exact
+    report.json         the report of the evaluation, if there was one
     dataset/            catalogue, encoders, histories (the prepared dataset, without rejects)
 
 A bundle contains no code: weights are safetensors, tables Parquet, graphs ONNX, the rest JSON. It is written to a temporary folder
@@ -51,6 +52,7 @@ from twotower.utils.manifests import BestValidation, BundleManifest, PriorsRecor
 from twotower.utils.types import Float, Mask
 
 MODEL_FILE, INDEX_FILE, INDEX, TOWERS, DATASET = "model.safetensors", "index.safetensors", "index", "towers", "dataset"
+REPORT = "report.json"
 SAME = 1e-3  # tolerance between a stored number and the same number computed again on another machine or in other blocks
 TRIES, PAUSE_S = 10, 0.05  # for opening a folder that is being replaced
 
@@ -198,10 +200,11 @@ def copy_dataset(dataset: Dataset, folder: Path) -> None:
 
 
 def note_report(path: Path, report: Report) -> BundleManifest:
-    """Add an evaluation report to the manifest of the bundle at `path`. Return the new manifest."""
+    """Add an evaluation report to the bundle at `path`, and its summary to the manifest. Return the new manifest."""
     manifest = verify_manifest(path)
     with atomic_replace(path) as folder:
         shutil.copytree(path, folder, dirs_exist_ok=True)
+        (folder / REPORT).write_text(json.dumps(report.json_values(), sort_keys=True, ensure_ascii=False), encoding="utf-8")
         return write_manifest(folder, manifest.model_copy(update={"report": report.summary()}))
 
 

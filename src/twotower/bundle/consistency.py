@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -33,11 +34,10 @@ def model_of(dataset: Dataset, config: ResolvedConfig, weights: dict[str, Tensor
 
 def _check_settings(config: ResolvedModel, weights: dict[str, Tensor]) -> None:
     user, item = config.user_tower, config.item_tower
-    pairs = [
-        ("user_tower.embedding_dim", user.embedding_dim, weights["geo.weight"].shape[0]),
-        ("user_tower.hidden_dims", user.hidden_dims[:-1], _hidden(weights, "user_tower")),
-        ("item_tower.hidden_dims", item.hidden_dims[:-1], _hidden(weights, "item_tower")),
-    ]
+    pairs: list[tuple[str, Any, Any]] = [("user_tower.embedding_dim", user.embedding_dim, weights["geo.weight"].shape[0])]
+    for name, tower in (("user_tower", user), ("item_tower", item)):
+        if tower.tower == "mlp":
+            pairs.append((f"{name}.hidden_dims", tower.hidden_dims[:-1], _hidden(weights, name)))
     if user.num_blocks:
         pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
     for name, said, stored in pairs:
@@ -49,7 +49,7 @@ def _check_settings(config: ResolvedModel, weights: dict[str, Tensor]) -> None:
 
 def _hidden(weights: dict[str, Tensor], tower: str) -> list[int]:
     """Return the widths of the hidden layers of a tower's MLP."""
-    found = {name: re.fullmatch(rf"{tower}\.head\.mlp\.(\d+)\.weight", name) for name in weights}
+    found = {name: re.fullmatch(rf"{tower}\.head\.body\.mlp\.(\d+)\.weight", name) for name in weights}
     layers = sorted((int(match[1]), weights[name].shape[0]) for name, match in found.items() if match)
     return [width for _, width in layers[:-1]]
 

@@ -16,6 +16,7 @@ from twotower.utils.ragged import lower_bound
 from twotower.utils.types import Float, Int, Mask
 
 RECENT_DAYS = 90
+IS_OPEN = "is_open"  # column of Yelp's businesses: 0 for a place that has closed
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class ItemArrays:
     recent_event_count
         int64 [n_item_rows]: events in the last 90 days of the data; without times, all events.
     offered
-        bool [n_item_rows]: False for an item that was removed from the catalogue. It still counts in histories.
+        bool [n_item_rows]: False for an item that was removed from the catalogue or has closed. It still counts in histories.
     """
 
     vectors: Float
@@ -47,7 +48,7 @@ def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s
         vectors=vectors,
         tokens=tokens,
         recent_event_count=recent_event_count(dataset, moment_s),
-        offered=np.arange(dataset.n_item_rows) >= FIRST_ROW,
+        offered=offered_items(dataset),
     )
 
 
@@ -58,6 +59,15 @@ def recent_event_count(dataset: Dataset, moment_s: int) -> Int:
         return np.diff(offsets)
     after = np.full(dataset.n_item_rows, moment_s - RECENT_DAYS * DAY_S)
     return offsets[1:] - lower_bound(dataset.item_events.time_s, offsets[:-1], offsets[1:], after)
+
+
+def offered_items(dataset: Dataset) -> Mask:
+    """Return bool [n_item_rows]: False for reserved rows and, without `data.include_closed`, for items whose `is_open` is 0."""
+    offered = np.arange(dataset.n_item_rows) >= FIRST_ROW
+    if IS_OPEN in dataset.items.column_names and not dataset.manifest.config.data.include_closed:
+        closed = [str(value) in ("0", "0.0", "false", "False") for value in dataset.items[IS_OPEN].to_pylist()]
+        offered[FIRST_ROW:] &= ~np.array(closed, np.bool_)
+    return offered
 
 
 def encode_items(model: TwoTower, store: FeatureStore, row: Int, moment_s: int) -> tuple[Float, Float]:

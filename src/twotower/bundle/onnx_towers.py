@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twotower.errors import DataError
@@ -34,7 +33,7 @@ from twotower.models.layers.tables import StoredTable
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries
 from twotower.schema import UNKNOWN
-from twotower.utils.types import Float
+from twotower.utils.types import Array, Float
 
 USER_FILE, ITEM_FILE = "user.onnx", "item.onnx"
 OPSET = 18
@@ -72,7 +71,7 @@ def export_towers(model: TwoTower, store: FeatureStore, folder: Path) -> None:
     _write(_ItemGraph, plain, item_input(store.items(row, np.zeros_like(row))), ("vectors", "history_items"), folder / ITEM_FILE)
 
 
-def item_input(batch: ItemBatch) -> dict[str, NDArray[Any]]:
+def item_input(batch: ItemBatch) -> dict[str, Array]:
     """Return the inputs of `item.onnx` for a batch."""
     return {"row": batch.row.numpy(), **{f"field.{name}": value.numpy() for name, value in batch.fields.items()}}
 
@@ -83,8 +82,12 @@ def refuse_external_data(graph: bytes, file: Path) -> None:
     Such a file could be any file of this machine, and whether the runtime reads it depends on its version.
     """
     import onnx
+    from google.protobuf.message import DecodeError
 
-    unread: list[Any] = [onnx.ModelProto.FromString(graph)]
+    try:
+        unread: list[Any] = [onnx.ModelProto.FromString(graph)]
+    except DecodeError:
+        raise DataError(f"{file} is not an ONNX graph. Run `twotower export` again.") from None
     while unread:
         message = unread.pop()
         if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location == onnx.TensorProto.EXTERNAL):
@@ -118,7 +121,7 @@ class OnnxUserTower:
         self._names = [value.name for value in self._session.get_inputs()]
         self._items = items
 
-    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> Float:
+    def __call__(self, inputs: Mapping[str, Array]) -> Float:
         """Return vectors float32 [B, D] for the inputs from `FeatureStore.padded`.
 
         Large batches are grouped by history length, so that short histories are not padded to the longest.
@@ -134,7 +137,7 @@ class OnnxUserTower:
         vectors: Float = np.concatenate(parts)[np.argsort(order)]
         return vectors
 
-    def _run(self, inputs: Mapping[str, NDArray[Any]]) -> Float:
+    def _run(self, inputs: Mapping[str, Array]) -> Float:
         given = {**inputs, "items": self._items}
         vectors: Float = self._session.run(["vectors"], {name: given[name] for name in self._names})[0]
         return vectors
@@ -185,7 +188,7 @@ def _plain(model: TwoTower) -> TwoTower:
 def _write(
     graph: type[_UserGraph] | type[_ItemGraph],
     model: TwoTower,
-    inputs: Mapping[str, NDArray[Any]],
+    inputs: Mapping[str, Array],
     outputs: tuple[str, ...],
     file: Path,
 ) -> None:

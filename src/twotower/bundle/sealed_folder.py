@@ -31,6 +31,11 @@ MAX_MANIFEST_BYTES = 64 << 20
 _BLOCK = 1 << 20
 
 
+def bundle_in(folder: Path) -> Path:
+    """Return the bundle inside a folder written by `run` or `train`; another path is returned unchanged."""
+    return folder / "bundle" if (folder / "bundle" / MANIFEST).is_file() else folder
+
+
 def write_manifest(folder: Path, manifest: BundleManifest) -> BundleManifest:
     """Write the manifest of `folder` with the hashes of all files. On return, all files are flushed to disk.
 

@@ -26,6 +26,9 @@ def listed_ids(text: str) -> list[str]:
     return [part.strip() for part in next(csv.reader([text], skipinitialspace=True), []) if part.strip()]
 
 
+INDEX_KINDS = ("exact", "int8", "sq", "hnsw", "ivf_pq")  # repeated, so that a mistyped one is refused before PyTorch loads
+
+
 @click.command(short_help="Write a run's bundle, the folder that answers requests.")
 @click.argument("run", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="Folder for the bundle.")
@@ -135,7 +138,7 @@ def recommend(
     help="Recall that the index must reach.",
 )
 @click.option("--k", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Length of the lists that are measured.")
-@click.option("--kinds", metavar="A,B", help="Index types to try: exact, int8, sq, hnsw, ivf_pq. Default: all.")
+@click.option("--kinds", metavar="A,B", help=f"Index types to try: {', '.join(INDEX_KINDS)}. Default: all.")
 @click.option("--plot", type=FILE, help="SVG file for the plot of the measurements. Default: BUNDLE-index.svg.")
 def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Path | None) -> None:
     """Measure indexes on a bundle's vectors and users, and add the cheapest that reaches the recall.
@@ -144,9 +147,13 @@ def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Pat
     Example:
       twotower tune-index runs/town/bundle --recall 0.99
     """
-    from twotower.pipeline.bundle_stages import tune_index_stage
+    from twotower.utils.registry import Names
 
     chosen = [kind.strip() for kind in kinds.split(",")] if kinds else []
+    for kind in chosen:
+        Names("index", INDEX_KINDS).check(kind)
+    from twotower.pipeline.bundle_stages import tune_index_stage
+
     picture = plot or bundle.with_name(f"{bundle.name}-index.svg")
     best = tune_index_stage(bundle, recall=recall, k=k, kinds=chosen, plot=picture, say=click.echo)
     click.echo(f"{bundle}: {best.kind} {best.settings}; recall {best.recall:.4f}, {best.p50_ms:.3f} ms; plot in {picture}")
@@ -195,9 +202,12 @@ def sign(bundle: Path, key: Path) -> None:
 
     \b
     Example:
+      twotower sign runs/town/bundle --key bundle.key
+
+    \b
+    A pair of keys:
       openssl genpkey -algorithm ed25519 -out bundle.key
       openssl pkey -in bundle.key -pubout -out bundle.pub
-      twotower sign runs/town/bundle --key bundle.key
     """
     from twotower.bundle.signature import sign_bundle
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from twotower.commands.options import FOLDER, configured, keep_existing, overwriting, say_next
+from twotower.commands.options import FOLDER, keep_existing, overwriting, reading, say_next
 
 if TYPE_CHECKING:
     from twotower.utils.config import Config
@@ -36,23 +36,21 @@ def simulate(users: int, businesses: int, events: int, seed: int, out: Path, ove
 
 
 @click.command(short_help="Turn raw files into a dataset.")
-@click.option("--data-dir", "--data_dir", type=FOLDER, help="Folder of the raw files. Default: the setting data.path.")
 @click.option("--output-dir", "--output_dir", "--out", type=FOLDER, required=True, help="Folder for the dataset.")
 @click.option("--engine", type=click.Choice(["duckdb", "spark"]), help="Engine that computes it. Default: prepare.engine.")
 @overwriting
-@configured
-def prepare(data_dir: Path | None, output_dir: Path, engine: str | None, overwrite: bool, config: Config) -> None:
+@reading
+def prepare(output_dir: Path, engine: str | None, overwrite: bool, config: Config) -> None:
     """Turn raw files into a dataset: filtered, split, with point-in-time features.
 
     \b
     Example:
       twotower prepare --data-dir data/raw --output-dir data/processed
+      twotower prepare --data orders.csv --output-dir data/shop
     """
     keep_existing(output_dir, ("manifest.json",), overwrite=overwrite)
     from twotower.pipeline.stages import prepare_stage, summary
 
-    if data_dir:
-        config = config.model_copy(update={"data": config.data.model_copy(update={"path": data_dir})})
     if engine:
         config = config.model_copy(update={"prepare": config.prepare.model_copy(update={"engine": engine})})
     click.echo(summary(prepare_stage(config, output_dir), output_dir))

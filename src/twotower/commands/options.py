@@ -22,8 +22,8 @@ MANIFEST = "manifest.json"
 RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `refit` write
 
 SECTIONS = {  # the commands in the order of a typical project
-    "Data": ("simulate", "prepare"),
-    "Train": ("plan", "train", "run", "refit"),
+    "Data": ("inspect", "datasets", "simulate", "prepare"),
+    "Train": ("plan", "train", "run", "refit", "tune"),
     "Evaluate": ("evaluate",),
     "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "sign", "new-key", "serve"),
     "Tools": ("demo", "doctor", "config"),
@@ -69,6 +69,62 @@ def configured(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, config=load_config(config_path, list(overrides)), **options)
 
     return with_settings
+
+
+def reading(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --data, the roles of its columns, --config and --set, and pass the resulting `config`; a guess is told in two lines."""
+
+    @click.option(
+        "--data",
+        "--data-dir",
+        "--data_dir",
+        multiple=True,
+        metavar="PATH",
+        help="Raw data: a folder, a table (can be repeated), or the name of a dataset. Default: the settings of data.",
+    )
+    @roles
+    @click.option("--config", "config_path", type=FILE, help="YAML file with settings. Default: the default settings.")
+    @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override one setting. Can be repeated.")
+    @functools.wraps(command)
+    def with_data(
+        *args: Any,
+        data: tuple[str, ...],
+        named: dict[str, str],
+        config_path: Path | None,
+        overrides: tuple[str, ...],
+        **options: Any,
+    ) -> Any:
+        from twotower.utils.config import load_config
+
+        if named and not data:
+            option = next(iter(named)).replace("_", "-")
+            raise click.UsageError(f"--{option} describes the files of --data, which is missing. Add --data FILE.")
+        if not data:  # nothing heavy is imported before a mistyped setting is reported
+            return command(*args, config=load_config(config_path, list(overrides)), **options)
+        from twotower.pipeline.raw_data import load_raw_config
+
+        config, raw = load_raw_config(data, named, config_path, overrides)
+        for line in raw.lines:
+            click.echo(line, err=True)
+        return command(*args, config=config, **options)
+
+    return with_data
+
+
+def roles(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --user, --item, --time, --time-format and --rating, and pass the given ones as `named`."""
+
+    @click.option("--user", metavar="COLUMN", help="Column of the user ids. Default: guessed.")
+    @click.option("--item", metavar="COLUMN", help="Column of the item ids. Default: guessed.")
+    @click.option("--time", metavar="COLUMN", help='Column of the times; "none": the rows are in order. Default: guessed.')
+    @click.option("--time-format", metavar="PATTERN", help="Format of the times, such as %d.%m.%Y. Default: guessed.")
+    @click.option("--rating", metavar="COLUMN", help='Column of the ratings; "none": there is none. Default: guessed.')
+    @functools.wraps(command)
+    def with_roles(*args: Any, **options: Any) -> Any:
+        given = {role: options.pop(role) for role in ("user", "item", "time", "time_format", "rating")}
+        return command(*args, named={role: column for role, column in given.items() if column is not None}, **options)
+
+    return with_roles
 
 
 def overwriting(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,11 +184,6 @@ def inside(folder: Path, name: str) -> Path:
     return folder if (folder / MANIFEST).is_file() or not (folder / name / MANIFEST).is_file() else folder / name
 
 
-def bundle_in(folder: Path) -> Path:
-    """Return the bundle inside a folder written by `run` or `train`; a bundle itself is returned unchanged."""
-    return folder / "bundle" if (folder / "bundle" / MANIFEST).is_file() else folder
-
-
 class BundleFolder(click.Path):
     """A parameter type: a bundle, or a run that contains one."""
 
@@ -141,6 +192,8 @@ class BundleFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the bundle's folder."""
+        from twotower.bundle.sealed_folder import bundle_in  # loads the settings
+
         return bundle_in(Path(str(super().convert(value, param, ctx))))
 
 

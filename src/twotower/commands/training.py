@@ -11,14 +11,15 @@ from twotower.commands.options import (
     FOLDER,
     RUN_PARTS,
     a_user,
-    bundle_in,
     configured,
     inside,
     keep_existing,
     overwriting,
+    reading,
     resuming,
     say_next,
 )
+from twotower.errors import require
 
 if TYPE_CHECKING:
     from twotower.utils.config import Config
@@ -95,12 +96,13 @@ def train(data: Path, out: Path, resume: bool, overwrite: bool, config: Config) 
 @click.option("--out", type=FOLDER, required=True, help="Folder for the dataset, the model, the bundle and the report.")
 @resuming
 @overwriting
-@configured
+@reading
 def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
     """Prepare, train, evaluate and export in one process.
 
     \b
     Example:
+      twotower run --data orders.csv --data products.csv --out runs/shop
       twotower run --config configs/yelp.yaml --out runs/yelp
     """
     keep_existing(out, RUN_PARTS, overwrite=overwrite, resume=resume)
@@ -133,6 +135,33 @@ def refit(run: Path, out: Path, include_test: bool, resume: bool, overwrite: boo
     say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
 
 
+@click.command(short_help="Search for settings that beat the default recipe.")
+@click.option("--data", type=FOLDER, required=True, help="Dataset made by `twotower prepare`, with a validation part.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the study. An existing one is continued.")
+@click.option("--hours", type=float, required=True, help="Time of the search. A running training is stopped, and can go on.")
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Number of trainings at the same time.")
+@click.option("--trials", type=click.IntRange(1), help="Stop earlier, at this number of trials in the study.")
+@configured
+def tune(data: Path, out: Path, hours: float, processes: int, trials: int | None, config: Config) -> None:
+    """Search for settings that beat the default recipe on the validation part.
+
+    Settings in --config and --set stay as they are. The command writes best.yaml into --out, or
+    says that no trial beats the default. Repeat it to continue the search.
+
+    \b
+    Example:
+      twotower tune --data runs/shop/dataset --hours 2 --out runs/tuned
+      twotower run --config runs/tuned/best.yaml --out runs/better
+    """
+    require("tune", "optuna")
+    from twotower.pipeline.tune import tune_stage
+
+    result = tune_stage(config, inside(data, "dataset"), out, hours=hours, processes=processes, most_trials=trials)
+    click.echo(f"{result.table()}\n{result.verdict()}")
+    if result.beats:
+        say_next("run", "--config", out / "best.yaml", "--out", out / "run")
+
+
 @click.command(short_help="Evaluate a run against the baselines.")
 @click.argument("run", type=FOLDER)
 @click.option(
@@ -155,6 +184,7 @@ def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
     from twotower.utils.config import load_config
 
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
+    from twotower.bundle.sealed_folder import bundle_in
     from twotower.pipeline.evaluate import evaluate_stage, run_manifest
     from twotower.pipeline.stages import verdict
 

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from twotower.utils.ragged import ragged_arange
 from twotower.utils.registry import Registry
-from twotower.utils.types import Int
+from twotower.utils.types import Array, Float, Int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +31,7 @@ class Candidates:
 
     row: Int
     target: Int
-    log_weight: NDArray[np.float32]
+    log_weight: Float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +89,9 @@ def full_softmax(target_row: Int, pool: Pool, draws: int, rng: np.random.Generat
     return Candidates(row, np.searchsorted(row, target_row), np.zeros(len(row), np.float32))
 
 
-def _log_ratio(proposed: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float32]:
+def _log_ratio(proposed: Array, expected: Array) -> Float:
     with np.errstate(divide="ignore"):
-        ratio: NDArray[np.float32] = (np.log(proposed) - np.log(expected)).astype(np.float32)
+        ratio: Float = (np.log(proposed) - np.log(expected)).astype(np.float32)
         return ratio
 
 

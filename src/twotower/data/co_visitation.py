@@ -15,7 +15,7 @@ from scipy import sparse
 from twotower.schema import FIRST_ROW
 from twotower.utils.hardware import cores
 from twotower.utils.ragged import lengths_to_offsets
-from twotower.utils.types import Int
+from twotower.utils.types import Float64, Int, Mask
 
 MAX_USER_EVENTS = 100  # most recent events of a user: very active users tell little, and pairs grow quadratically
 BLOCK = 1024  # items compared at once by each thread
@@ -73,7 +73,7 @@ class _Pairs:
         float64 [n_user_rows], [n_item_rows]: factor of a pair for its user, and for each of its items.
     """
 
-    def __init__(self, user_row: Int, item_row: Int, of_user: NDArray[np.float64], of_item: NDArray[np.float64]) -> None:
+    def __init__(self, user_row: Int, item_row: Int, of_user: Float64, of_item: Float64) -> None:
         late = _late(user_row, len(of_user))
         self.user, self.item = user_row[late], item_row[late]
         self.of_user, self.of_item = of_user, of_item
@@ -97,7 +97,7 @@ class _Pairs:
         return sparse.csr_matrix((np.concatenate(weights), pairs), (stop - start, len(self.of_item)))
 
 
-def _late(user_row: Int, n_user_rows: int) -> NDArray[np.bool_]:
+def _late(user_row: Int, n_user_rows: int) -> Mask:
     """Return a mask of the events that are among the latest of their user."""
     end = lengths_to_offsets(np.bincount(user_row, minlength=n_user_rows))[user_row + 1]
     return np.asarray(end - np.arange(len(user_row)) <= MAX_USER_EVENTS)
@@ -112,7 +112,7 @@ def _visits(user_row: Int, item_row: Int, n_user_rows: int, n_item_rows: int) ->
     return interactions
 
 
-def _best(item: NDArray[np.int32], value: NDArray[np.float64], itself: int, most: int) -> NDArray[np.int32]:
+def _best(item: NDArray[np.int32], value: Float64, itself: int, most: int) -> NDArray[np.int32]:
     """Return the items with the largest values, best first; among equal values the lower row first."""
     value = value.round(12)  # makes sums in different order equal
     value[item == itself] = 0

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from twotower.data.candidates import LOSSES, Pool, other_positives
@@ -23,7 +22,7 @@ from twotower.features.batches import ItemBatch, UserBatch, on_device, packed
 from twotower.features.feature_store import FeatureStore
 from twotower.utils.config import Config
 from twotower.utils.losses import Masked
-from twotower.utils.types import Int
+from twotower.utils.types import Float, Int
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ class TrainLoader:
             examples=len(target_event),
         )
 
-    def _users(self, members: Int, rng: np.random.Generator) -> tuple[tuple[UserBatch, ...], Int, NDArray[np.float32]]:
+    def _users(self, members: Int, rng: np.random.Generator) -> tuple[tuple[UserBatch, ...], Int, Float]:
         """Return micro-batches of the members of this process, and the event and weight of each example."""
         owner = self.objective.owner(members)
         shares = [members[owner == rank] for rank in range(self.world_size)]

@@ -11,8 +11,8 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from twotower.data.event_arrays import Events, ItemEvents
 from twotower.errors import DataError
 from twotower.features.encoders import Encoders
 from twotower.retriever import Queries
@@ -27,73 +28,11 @@ from twotower.schema import FIRST_ROW, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNO
 from twotower.utils.array_files import open_arrays
 from twotower.utils.manifests import DatasetManifest, open_manifest
 from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
-from twotower.utils.types import Float, Int, Mask
+from twotower.utils.types import Array, Int
 
-EVENTS_FILE, ITEM_EVENTS_FILE = "events.safetensors", "visits.safetensors"
+EVENTS_FILE, ITEM_EVENTS_FILE, POSITIONS_FILE = "events.safetensors", "visits.safetensors", "positions.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
-ASIDE = ("rejects.jsonl", TRUTH_FILE)  # files that no model depends on
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """Events of users with an id, by user, oldest first.
-
-    Attributes
-    ----------
-    offsets
-        int64 [n_user_rows + 1]: the events of user row u are offsets[u]:offsets[u + 1].
-    item_row, time_s, event_type
-        int64 [E]: item row; seconds (position in the user's sequence if events have no times); code (`Dataset.event_types`).
-    stars, weight
-        float32 [E]: stars (NaN if not given); weight in the loss.
-    positive
-        bool [E]: True for events that may be targets.
-    split
-        int8 [E]: TRAIN, VALID, TEST or WITHHELD.
-    """
-
-    offsets: Int
-    item_row: Int
-    time_s: Int
-    event_type: Int
-    stars: Float
-    weight: Float
-    positive: Mask
-    split: NDArray[np.int8]
-
-    def __len__(self) -> int:
-        return len(self.item_row)
-
-    @property
-    def user_row(self) -> Int:
-        """Return the user row of each event, int64 [E]."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-
-
-@dataclass(frozen=True, slots=True)
-class ItemEvents:
-    """All events, including anonymous ones, by item, oldest first.
-
-    Attributes
-    ----------
-    offsets
-        int64 [n_item_rows + 1]: the events of item row i are offsets[i]:offsets[i + 1].
-    time_s, stars, split
-        [V]: as in `Events`.
-    """
-
-    offsets: Int
-    time_s: Int
-    stars: Float
-    split: NDArray[np.int8]
-
-    def __len__(self) -> int:
-        return len(self.time_s)
-
-    @property
-    def item_row(self) -> Int:
-        """Return the item row of each event, int64 [V]."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+ASIDE = ("rejects.jsonl", TRUTH_FILE, POSITIONS_FILE)  # files that no model depends on
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +102,17 @@ class Dataset:
         return cls(path, manifest)
 
     @property
+    def size(self) -> str:
+        """Return the numbers of events, users and items, in words."""
+        return f"{len(self.events):,} events of {self.n_users:,} users at {self.n_items:,} items"
+
+    def __repr__(self) -> str:
+        return f"Dataset({str(self.path)!r}): {self.size}"
+
+    def _repr_html_(self) -> str:
+        return f"<b>Dataset</b> in {escape(str(self.path))}<br>{self.size}"
+
+    @property
     def fingerprint(self) -> str:
         """Return a SHA-256 over the hashes of all files that a model depends on; equal exactly for equal data."""
         hashes = sorted((name, digest) for name, digest in self.manifest.hashes.items() if name not in ASIDE)
@@ -189,12 +139,12 @@ class Dataset:
         return pq.read_table(self.path / "users.parquet")
 
     @cached_property
-    def item_features(self) -> dict[str, NDArray[Any]]:
+    def item_features(self) -> dict[str, Array]:
         """Return the encoded static features of the items, over all rows."""
         return open_arrays(self.path / ITEM_FEATURES_FILE)
 
     @cached_property
-    def user_features(self) -> dict[str, NDArray[Any]]:
+    def user_features(self) -> dict[str, Array]:
         """Return the encoded static features of the users, over all rows."""
         return open_arrays(self.path / USER_FEATURES_FILE)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, nearest
@@ -14,7 +11,7 @@ from twotower.features.feature_store import FeatureStore
 from twotower.features.point_in_time import ItemDynamics
 from twotower.schema import DAY_S, FIRST_ROW, SPLITS, TRAIN, WITHHELD
 from twotower.utils.config import Config, ModelConfig, ResolvedConfig
-from twotower.utils.types import Array, Float64, Int
+from twotower.utils.types import Array, Float, Float64, Int
 
 HALF_LIVES_DAYS = (0.0, 960.0, 240.0, 60.0, 15.0)
 """Half-lives of events in the popularity of an item; 0: all events count the same."""
@@ -59,7 +56,7 @@ def half_lives(dataset: Dataset) -> tuple[float, ...]:
     return HALF_LIVES_DAYS if can_refresh(dataset) else HALF_LIVES_DAYS[:1]
 
 
-def log_popularity(dataset: Dataset, time_s: int | None = None) -> NDArray[np.float32]:
+def log_popularity(dataset: Dataset, time_s: int | None = None) -> Float:
     """Return the log popularity of all items, for each half-life.
 
     Parameters
@@ -98,17 +95,17 @@ def decayed_counts(dataset: Dataset, item_row: Int, weight: Array, age_s: Int) -
     return np.stack([np.bincount(item_row, each, dataset.n_item_rows) for each in decayed], axis=1)
 
 
-def log_of_counts(dataset: Dataset, counts: Float64) -> NDArray[np.float32]:
+def log_of_counts(dataset: Dataset, counts: Float64) -> Float:
     """Return the log popularity float32 [n_item_rows, H] of weighted numbers of events; see `log_popularity`."""
     return np.stack([_log_popularity(dataset, count) for count in counts.T], axis=1)
 
 
-def popularity_of(dataset: Dataset, split: str) -> NDArray[np.float32]:
+def popularity_of(dataset: Dataset, split: str) -> Float:
     """Return the log popularity [n_item_rows, H] when `split` begins; of the training events where it cannot be refreshed."""
     return log_popularity(dataset, split_moment(dataset, split) if can_refresh(dataset) else None)
 
 
-def _log_popularity(dataset: Dataset, count: NDArray[Any]) -> NDArray[np.float32]:
+def _log_popularity(dataset: Dataset, count: Array) -> Float:
     row = np.arange(dataset.n_item_rows)
     known = (row >= FIRST_ROW) & (row < dataset.n_train_item_rows)
     if not known.any():

@@ -12,10 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from twotower.data.co_visitation import co_visited
-from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, USER_FEATURES_FILE
+from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, POSITIONS_FILE, USER_FEATURES_FILE
 from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine, Engine
-from twotower.data.sources.raw_tables import CHARS, RawTables, Rejects, Source
+from twotower.data.sources.raw_tables import CHARS, POSITION, RawTables, Source
 from twotower.data.sources.sequences import read_sequences
+from twotower.data.sources.sessions import read_sessions
 from twotower.data.sources.spark_engine import SparkEngine
 from twotower.data.sources.tables import read_tables
 from twotower.data.sources.yelp import read_yelp
@@ -58,11 +60,15 @@ from twotower.schema import (
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.atomic_files import atomic_folder
 from twotower.utils.config import Config, PrepareConfig
+from twotower.utils.ids import TEXT as TEXT_ID
 from twotower.utils.manifests import DatasetCounts, DatasetManifest, DatasetSettings, KeptCounts
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.registry import Registry
+from twotower.utils.types import Array
 
-SOURCES: Registry[Source] = Registry("source", {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences})
+SOURCES: Registry[Source] = Registry(
+    "source", {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences, "sessions": read_sessions}
+)
 ROW_GROUP = 1 << 20
 RESERVED_FEATURES = {  # names of built-in fields and arrays
     "item": ("id", NEIGHBOURS, "state", "home", "request_location", "hour", "weekday", "month"),
@@ -74,7 +80,9 @@ OFFSETS = "offsets"  # start of the events of each user or item
 ProgressCallback = Callable[[str], None]
 
 
-def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = None) -> DatasetManifest:
+def prepare(
+    config: Config, out: Path, *, tables: Mapping[str, pa.Table] | None = None, progress: ProgressCallback | None = None
+) -> DatasetManifest:
     """Read the configured source, write the dataset folder `out`, and return its manifest.
 
     Parameters
@@ -83,6 +91,8 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
         `data`, `prepare` and `seed` are read.
     out
         New folder, or an existing dataset to replace; other folders are refused.
+    tables
+        Tables in memory by name: a `path` of the `tables` source that is such a name is that table.
     progress
         Called with the name of each stage when it begins.
 
@@ -101,12 +111,12 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
     say, read = progress or (lambda _: None), SOURCES[config.data.source]
     with _replacing(out) as folder:
         spill, rejects = folder / "spill", Rejects(folder / "rejects.jsonl", config.data.max_reject_frac)
-        engine = open_engine(config.prepare, spill)
+        engine = open_engine(config.prepare, spill, tables)
         try:
             say("read raw files")
             raw = read(config.data, engine, rejects)
             rejects.check()
-            manifest = _build(Stage(engine, config, raw), folder, say)
+            manifest = _build(Stage(engine, config, raw), folder, say, rejects)
         finally:
             rejects.close()
             engine.close()
@@ -117,12 +127,14 @@ def prepare(config: Config, out: Path, *, progress: ProgressCallback | None = No
     return manifest
 
 
-def open_engine(config: PrepareConfig, spill: Path) -> Engine:
-    """Return the engine of the settings; it writes what exceeds memory to the folder `spill`."""
-    return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill)
+def open_engine(config: PrepareConfig, spill: Path, tables: Mapping[str, pa.Table] | None = None) -> Engine:
+    """Return the engine of the settings; it writes what exceeds memory to the folder `spill`, and knows the tables in memory."""
+    if config.engine == "spark" and tables:
+        raise ConfigError("prepare.engine is spark, which reads files, but the data are tables in memory. Use the engine duckdb.")
+    return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill, tables)
 
 
-def _build(stage: Stage, folder: Path, say: ProgressCallback) -> DatasetManifest:
+def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) -> DatasetManifest:
     config, raw = stage.config, stage.raw
     specs = _specs(config.prepare, raw)
     say("filter and split events")
@@ -159,15 +171,29 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback) -> DatasetManifest
     return DatasetManifest(
         seed=config.seed,
         config=DatasetSettings(seed=config.seed, data=config.data, prepare=config.prepare),
-        counts=DatasetCounts(read=raw.counts, kept=KeptCounts(**kept, items=len(items), users=len(users)), dropped=stage.dropped),
+        counts=_account(stage, rejects, KeptCounts(**kept, items=len(items), users=len(users))),
+        warnings=[*rejects.warnings(), *(note for side, match in stage.matched.items() for note in match.warnings(side))],
         event_types=types,
         has_time=raw.has_time,
+        id_types={name: raw.id_types.get(name, TEXT_ID) for name in (USER_ID, ITEM_ID)},
         cuts_s=chosen.cuts_s,
         n_items=len(items),
         n_users=len(users),
         **trained,
         features=list(specs),
         hashes={},
+    )
+
+
+def _account(stage: Stage, rejects: Rejects, kept: KeptCounts) -> DatasetCounts:
+    """Return the manifest's account of all rows."""
+    return DatasetCounts(
+        read=stage.raw.counts,
+        files={name: file.as_json() for name, file in rejects.files.items()},
+        matched={side: asdict(match) for side, match in stage.matched.items()},
+        times_s=stage.times_s,
+        kept=kept,
+        dropped=stage.dropped,
     )
 
 
@@ -218,11 +244,13 @@ def _write_events(
     stars = rows[STARS].fill_null(float("nan")).cast("float32")
     code = rows[EVENT_TYPE].cases(*((name, i + 1) for i, name in enumerate(types)), else_=0).cast("int64")
     columns = [USER_ROW, ITEM_ROW, TIME, ORDER, STARS, EVENT_TYPE, WEIGHT, POSITIVE, SPLIT]
+    columns += [POSITION] if POSITION in rows.columns else []
     full = stage.save(rows.mutate(stars=stars, event_type=code).select(columns))
     known = full.filter(full[USER_ROW].notnull()).order_by([USER_ROW, *BY_TIME])
     events = _arrays(known.select(USER_ROW, ITEM_ROW, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, SPLIT))
     events[OFFSETS] = lengths_to_offsets(np.bincount(events.pop(USER_ROW), minlength=row_count(users) + FIRST_ROW))
     write_arrays(folder / EVENTS_FILE, events)
+    _write_positions(full, known, folder)
     visits = _arrays(full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT))
     visits[OFFSETS] = lengths_to_offsets(np.bincount(visits.pop(ITEM_ROW), minlength=row_count(items) + FIRST_ROW))
     write_arrays(folder / ITEM_EVENTS_FILE, visits)
@@ -232,6 +260,12 @@ def _write_events(
     return {"events": n_events, **counts, "positive_events": positives, "anonymous_events": len(visits[SPLIT]) - n_events}
 
 
+def _write_positions(full: ir.Table, known: ir.Table, folder: Path) -> None:
+    """Write the positions at which items were shown, if any event has one: int64 [E] in the order of the events, 0 without one."""
+    if POSITION in full.columns and row_count(full.filter(full[POSITION].notnull())):
+        write_arrays(folder / POSITIONS_FILE, _arrays(known.select(known[POSITION].fill_null(0).name(POSITION))))
+
+
 def _neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
     events = open_arrays(folder / EVENTS_FILE)
     user = np.repeat(np.arange(sizes["n_user_rows"]), np.diff(events[OFFSETS]))
@@ -239,7 +273,7 @@ def _neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArra
     return co_visited(user[kept], events[ITEM_ROW][kept], **sizes, ordered=ordered)
 
 
-def _arrays(rows: ir.Table) -> dict[str, NDArray[Any]]:
+def _arrays(rows: ir.Table) -> dict[str, Array]:
     """Return the columns of a result as arrays."""
     table = rows.to_pyarrow()
     return {name: table[name].to_numpy() for name in table.column_names}

@@ -16,8 +16,10 @@ from typing import NoReturn
 import ibis
 import ibis.expr.types as ir
 
+from twotower.data.matching import count_ids, match_ids
+from twotower.data.sources.account import Match
 from twotower.data.sources.engine import Engine, kept_below
-from twotower.data.sources.raw_tables import RawTables
+from twotower.data.sources.raw_tables import RAW_WEIGHT, RawTables
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, POSITIVE, SPLIT, STARS, TEST, TIME, TRAIN, USER_ID, VALID, WITHHELD
 from twotower.utils.config import Config, SplitConfig
@@ -31,11 +33,23 @@ _LOTS = (1 << 31) - 1  # prime
 
 @dataclass
 class Stage:
-    """The engine, the settings, and the numbers of events, users and items dropped so far, by reason."""
+    """The engine, the settings, and the account so far.
+
+    Attributes
+    ----------
+    matched
+        By side, "item" or "user": the events whose id is in its table.
+    times_s
+        "first" and "last" time of the interactions, in seconds since 1970; empty without times.
+    dropped
+        Numbers of events, users and items dropped, by reason.
+    """
 
     engine: Engine
     config: Config
     raw: RawTables
+    matched: dict[str, Match] = field(default_factory=dict)
+    times_s: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, dict[str, int]] = field(default_factory=lambda: {"events": {}, "users": {}, "items": {}})
 
     def save(self, expression: ir.Table) -> ir.Table:
@@ -110,7 +124,17 @@ def _numbered(stage: Stage) -> tuple[ir.Table, ir.Table, ir.Table]:
     """Return item keys, user keys, and the events of known items; free the interactions of the source."""
     raw, t = stage.raw, stage.raw.interactions
     items = stage.save(_keyed(raw.items.select(ITEM_ID), ITEM_ID, ITEM_KEY))
-    users = stage.save(_keyed(t.filter(t[USER_ID].notnull()).select(USER_ID).distinct(), USER_ID, USER_KEY))
+    counted = {key: count_ids(stage.engine, t, key) for key in (USER_ID, *((ITEM_ID,) if "items" in raw.described else ()))}
+    users = stage.save(_keyed(counted[USER_ID].select(USER_ID), USER_ID, USER_KEY))
+    for side, key in (("item", ITEM_ID), ("user", USER_ID)):
+        if f"{side}s" in raw.described:
+            stage.matched[side] = match_ids(stage.engine, counted[key], getattr(raw, f"{side}s"), key)
+            stage.matched[side].check(side)
+    for table in counted.values():
+        stage.engine.free(table)
+    if raw.has_time:
+        found = t.aggregate(first=t[TIME].min(), last=t[TIME].max()).to_pyarrow().to_pylist()[0]
+        stage.times_s = {name: value for name, value in found.items() if value is not None}
     narrow = t.mutate(held=(t[PART] == "test").fill_null(False)).drop(PART)
     joined = narrow.join(items, ITEM_ID).left_join(users, USER_ID).drop(USER_ID, ITEM_ID, f"{USER_ID}_right")
     events = stage.keep(t, joined, "item is not in the items table")
@@ -140,7 +164,9 @@ def _weighed(stage: Stage, events: ir.Table) -> ir.Table:
         weight = ibis.ifelse(events[EVENT_TYPE] == name, ibis.literal(value, "float32"), weight)
     least = prepare.positive_min_stars
     enough = ibis.literal(True) if least is None else events[STARS].isnull() | (events[STARS] >= least)
-    return events.mutate(weight=weight, positive=(weight > 0) & enough)
+    if RAW_WEIGHT in events.columns:
+        weight = (weight * events[RAW_WEIGHT].fill_null(1.0)).cast("float32")
+    return events.mutate(weight=weight, positive=(weight > 0) & enough).drop(*({RAW_WEIGHT} & set(events.columns)))
 
 
 def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, int]]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from twotower.data.dataset import Dataset
 from twotower.errors import TrainingError
@@ -23,7 +22,7 @@ from twotower.schema import TRAIN
 from twotower.utils.config import Config
 from twotower.utils.ragged import changes, lengths_to_offsets, ragged_arange
 from twotower.utils.registry import Registry
-from twotower.utils.types import Int
+from twotower.utils.types import Float, Int, Mask
 
 REQUEST_DEGREES = 0.01  # standard deviation of the offset of a training request from its target: about 1 km
 
@@ -69,7 +68,7 @@ class TrainEvents:
         There are more processes than users with training events.
     """
 
-    def __init__(self, dataset: Dataset, location: NDArray[np.float32], *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, dataset: Dataset, location: Float, *, rank: int = 0, world_size: int = 1) -> None:
         self._all = events = dataset.events
         self._kept = np.flatnonzero(events.split == TRAIN)
         self.positive = events.positive[self._kept] & (events.weight[self._kept] > 0)
@@ -90,7 +89,7 @@ class TrainEvents:
         self.positive_offsets = lengths_to_offsets(np.bincount(pairs // dataset.n_item_rows, minlength=len(offsets) - 1))
         self.positive_items = pairs % dataset.n_item_rows
 
-    def targets(self, event: Int) -> tuple[Int, Int, NDArray[np.float32]]:
+    def targets(self, event: Int) -> tuple[Int, Int, Float]:
         """Return item rows, times and weights of training events, given their positions among those of all users."""
         at = self._kept[event]
         return self._all.item_row[at], self._all.time_s[at], self._all.weight[at]
@@ -299,13 +298,13 @@ class NextEventObjective:
         )
         return Examples(users, event, user)
 
-    def _is_target(self, members: Int) -> NDArray[np.bool_]:
+    def _is_target(self, members: Int) -> Mask:
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
         at = np.maximum(window, 0)
         return np.asarray((window >= self.ask_from[members][:, None]) & self.is_target[at])
 
 
-def request_locations(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> NDArray[np.float32] | None:
+def request_locations(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> Float | None:
     """Return locations [Q, 2] of simulated training requests, or None if the store does not use request locations.
 
     A random half are within a few km of the target, so that the model learns to prefer items near the request. The others are

@@ -18,7 +18,7 @@ import numpy as np
 from twotower.baselines.base import Baseline
 from twotower.baselines.baselines import BASELINES, GRIDS, unavailable
 from twotower.data.dataset import Dataset, HeldOut
-from twotower.errors import ConfigError, DataError, nearest
+from twotower.errors import DataError
 from twotower.evaluation.bootstrap import intervals, resample
 from twotower.evaluation.slices import categories, slices
 from twotower.evaluation.verdict import verdict
@@ -27,6 +27,7 @@ from twotower.schema import FIRST_ROW, SPLITS, UNKNOWN, WITHHELD
 from twotower.utils import metrics as m
 from twotower.utils.config import EvaluationConfig
 from twotower.utils.documents import Interval, Protocol, Report, ReportData, SliceGroup
+from twotower.utils.registry import check_names
 from twotower.utils.types import Float64, Int
 
 ProgressCallback = Callable[[int, int], None]
@@ -167,17 +168,16 @@ def fit_baseline(
     ConfigError
         The baseline is unknown; the message suggests the nearest name.
     """
-    if name not in BASELINES:
-        raise ConfigError(f"{name!r} in evaluation.baselines is not a known baseline.{nearest(name, BASELINES)}")
+    kind = BASELINES[name]
     grid: list[Mapping[str, Any]] = [fixed or {}]
     valid = None
     if settings.tune_baselines and name in GRIDS and fixed is None:
         valid = dataset.held_out("valid", max_queries=_TUNING_QUERIES, seed=seed)
         grid = [*GRIDS[name]] if len(valid.queries) else grid
-    drawn = {"seed": seed} if "seed" in signature(BASELINES[name]).parameters else {}
+    drawn = {"seed": seed} if "seed" in signature(kind).parameters else {}
     best, best_figure = None, -1.0
     for tried, choice in enumerate(grid, 1):
-        candidate = BASELINES[name](dataset, **{**drawn, **choice})
+        candidate = kind(dataset, **{**drawn, **choice})
         figure = evaluate(candidate, valid, dataset, settings, metrics=[metric], beyond_k=None).mean(metric) if valid else 0.0
         if figure > best_figure:  # a tie keeps the earlier entry: grids list cheaper settings first
             best, best_figure = candidate, figure
@@ -219,7 +219,10 @@ def judge(
     ------
     DataError
         There are no queries.
+    ConfigError
+        The metric or a baseline is unknown; the message suggests the nearest name.
     """
+    check_names(settings)
     held_out = held_out or dataset.held_out(part, max_queries=settings.max_queries, seed=seed)
     if not len(held_out.queries):
         raise DataError(
@@ -276,7 +279,7 @@ def _compare(
     judged: Sequence[Evaluation], held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, main: str, metric: str, seed: int
 ) -> dict[str, Any]:
     """Return the intervals of the systems, of their differences to the main one and by slice, and the verdict."""
-    order, names, user = [e.name for e in judged], judged[0].metrics, _people(held_out)
+    order, names, user = [e.name for e in judged], judged[0].metrics, users_of(held_out)
     table = np.stack([e.values for e in judged], 1)  # [B, S, M]
     draws = resample(table.reshape(len(user), -1), user, settings.bootstrap_resamples, seed).reshape(-1, len(order), len(names))
     mean = table.mean(0)
@@ -308,7 +311,7 @@ def _compare(
     }
 
 
-def _people(held_out: HeldOut) -> Int:
+def users_of(held_out: HeldOut) -> Int:
     """Return the user of each query, int64 [B]; every unknown user counts as a separate one."""
     user = held_out.queries.user_row
     return np.where(user == UNKNOWN, -1 - np.arange(len(user)), user)
@@ -334,7 +337,7 @@ def _protocol(dataset: Dataset, held_out: HeldOut, settings: EvaluationConfig, p
         part=part,
         seen="masked" if settings.exclude_seen else "unmasked",
         queries=len(held_out.queries),
-        users=len(np.unique(_people(held_out))),
+        users=len(np.unique(users_of(held_out))),
         targets=len(held_out.target_row),
         catalogue=dataset.n_items,
         metric=metric,

@@ -6,9 +6,11 @@ dark mode and on small screens.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,20 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from twotower.errors import DataError
+from twotower.evaluation.insights import insights
+from twotower.evaluation.pictures import drawn
 from twotower.evaluation.verdict import TITLES
 from twotower.utils.documents import Interval, Report, parse_document
 from twotower.utils.metrics import METRICS
 from twotower.utils.types import Json
 
-CURVES = {"loss": "loss", "lr": "learning rate", "learning_rate": "learning rate", "temperature": "temperature"}
+CURVES = {
+    "train_loss": "mean training loss",
+    "loss": "loss",
+    "lr": "learning rate",
+    "learning_rate": "learning rate",
+    "temperature": "temperature",
+}
 """Columns of the training log that are plotted beside the deciding metric, and their titles."""
 _MAIN = "two-tower"
 _WIDTH, _HEIGHT = 300.0, 120.0
@@ -81,7 +91,15 @@ def render(report: Report) -> str:
         slices=_slices(report, columns),
         beyond=_beyond(report, ranked),
         plots=_plots(report.curves, metric),
+        sentences=insights(report),
+        pictures=[drawn(picture) for picture in report.pictures],
+        written=f"twotower {version()}, {date.today().isoformat()}",
     )
+
+
+def version() -> str:
+    """Return the version of the package."""
+    return importlib.metadata.version("two-tower-rec")
 
 
 def _tone(report: Report, metric: str) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 from twotower.utils.documents import Interval
 
+MAIN = "two-tower"
+"""Name of the model among the systems of a report."""
 TITLES = {
     "popular": "popularity",
     "recent": "recent popularity",

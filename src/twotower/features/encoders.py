@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from twotower.errors import DataError, require
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, UNKNOWN, FeatureSpec
 from twotower.utils.array_files import open_arrays, write_arrays
-from twotower.utils.types import Array
+from twotower.utils.types import Array, Float, Float64, Int
 
 if TYPE_CHECKING:  # SciPy and scikit-learn import slowly, and serving does not need them
     from scipy.sparse import csr_matrix
@@ -137,7 +137,7 @@ def encode_users(encoders: Encoders, users: pa.Table) -> dict[str, Array]:
     return arrays
 
 
-def cell_rows(encoders_cells: tuple[Array, Array], locations: Array) -> NDArray[np.int64]:
+def cell_rows(encoders_cells: tuple[Array, Array], locations: Array) -> Int:
     """Return rows int64 [n, 2] of the coarse and fine cells of `locations` [n, 2] (degrees); UNKNOWN without a known cell."""
     return np.stack([_lookup_int(known, cells) for known, cells in zip(encoders_cells, _cells(locations).T, strict=True)], axis=1)
 
@@ -207,7 +207,7 @@ def _widths(column: Any, spec: FeatureSpec, *expected: int) -> set[int]:
     return found
 
 
-def _vectors(column: pa.Array, spec: FeatureSpec, width: int) -> NDArray[np.float32]:
+def _vectors(column: pa.Array, spec: FeatureSpec, width: int) -> Float:
     """Return vectors [n, width], zeros for rows without one; [n, 1] zeros if no training row has a vector."""
     vectors = np.zeros((len(column), max(width, 1)), np.float32)
     if width:
@@ -222,13 +222,13 @@ def _vocabulary(column: pa.ChunkedArray, *, multi: bool) -> list[str]:
     return sorted(value for value in pc.unique(values.cast(pa.string())).to_pylist() if value)
 
 
-def _lookup(vocabulary: list[str], values: pa.Array) -> NDArray[np.int64]:
+def _lookup(vocabulary: list[str], values: pa.Array) -> Int:
     """Return rows of string values: position in the vocabulary + 2, or UNKNOWN."""
     found = pc.index_in(values, value_set=pa.array(vocabulary, pa.string()), skip_nulls=True)
     return np.asarray(pc.fill_null(found, UNKNOWN - FIRST_ROW).to_numpy(zero_copy_only=False), np.int64) + FIRST_ROW
 
 
-def _lookup_int(known: Array, values: Array) -> NDArray[np.int64]:
+def _lookup_int(known: Array, values: Array) -> Int:
     if not len(known):
         return np.full(len(values), UNKNOWN, np.int64)
     at = np.minimum(np.searchsorted(known, values), len(known) - 1)
@@ -250,17 +250,17 @@ def _bags(vocabulary: list[str], column: pa.Array, width: int) -> NDArray[np.int
     return bags
 
 
-def _floats(column: Any) -> NDArray[np.float64]:
+def _floats(column: Any) -> Float64:
     values = column.cast(pa.float64())
     return np.asarray(pc.fill_null(values, float("nan")).to_numpy(), np.float64)
 
 
-def _locations(table: pa.Table, spec: FeatureSpec) -> NDArray[np.float64]:
+def _locations(table: pa.Table, spec: FeatureSpec) -> Float64:
     locations = np.stack([_floats(table[name]) for name in spec.columns], axis=1)
     return np.where(np.isfinite(locations).all(axis=1, keepdims=True), locations, np.nan)  # both coordinates or none
 
 
-def _cells(locations: Array) -> NDArray[np.int64]:
+def _cells(locations: Array) -> Int:
     """Return cell numbers [n, 2], coarse and fine; -1 if the location is unknown."""
     cells = []
     for size in CELL_DEGREES:
@@ -269,7 +269,7 @@ def _cells(locations: Array) -> NDArray[np.int64]:
     return np.stack(cells, axis=1)
 
 
-def _bits(column: pa.Array) -> NDArray[np.float32]:
+def _bits(column: pa.Array) -> Float:
     """Return float32 [n, 168] from strings of 168 characters 0/1; unknown hours are 0.5."""
     text = pc.fill_null(column, "").to_pylist()
     bits = np.full((len(text), HOURS_PER_WEEK), 0.5, np.float32)
@@ -280,7 +280,7 @@ def _bits(column: pa.Array) -> NDArray[np.float32]:
     return bits
 
 
-def _year_bits(column: pa.ChunkedArray) -> NDArray[np.int64]:
+def _year_bits(column: pa.ChunkedArray) -> Int:
     array = column.combine_chunks()
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
     years = pc.list_flatten(array).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -321,7 +321,7 @@ def _fit_text(encoders: Encoders, key: str, counts: csr_matrix, dim: int, seed: 
     encoders.arrays.update({f"{key}.idf": idf, f"{key}.components": components})
 
 
-def _text_vectors(encoders: Encoders, key: str, texts: Texts) -> NDArray[np.float32]:
+def _text_vectors(encoders: Encoders, key: str, texts: Texts) -> Float:
     counts = hash_texts(texts)
     from sklearn.preprocessing import normalize
 

@@ -11,7 +11,6 @@ from copy import copy
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from twotower.features.batches import GAP_BUCKETS, FieldSpec, ItemBatch, UserBatch
@@ -20,7 +19,7 @@ from twotower.features.geo import points_km
 from twotower.features.point_in_time import ITEM_STATE_WIDTH, USER_STATE_WIDTH, History, HistoryState, ItemDynamics, user_state
 from twotower.retriever import Queries
 from twotower.schema import DAY_S, FIRST_ROW, NEIGHBOURS, PAD, UNKNOWN, FeatureSpec
-from twotower.utils.types import Array, Int
+from twotower.utils.types import Array, Float, Int, Mask
 
 WIDTHS = (4, 8, 16, 32, 64, 128, 256)  # histories are padded to the next of these, or to the longest of the batch
 CLOCK = {"hour": 24, "weekday": 7, "month": 12}
@@ -60,7 +59,7 @@ class FeatureStore:
         cells: tuple[Array, Array] | None,
         geo: str = "location",
         max_history: int,
-        log_popularity: NDArray[np.float32],
+        log_popularity: Float,
         use_location: bool = False,
     ) -> None:
         self._items = _fields(item_static)
@@ -75,7 +74,7 @@ class FeatureStore:
         self.is_new = np.arange(len(log_popularity)) >= self._trained_items
         """bool [n_item_rows]: True for items that training has not seen."""
 
-    def with_popularity(self, log_popularity: NDArray[np.float32], dynamics: ItemDynamics | None = None) -> FeatureStore:
+    def with_popularity(self, log_popularity: Float, dynamics: ItemDynamics | None = None) -> FeatureStore:
         """Return the same store with another popularity, such as that of a later time, and with other item states if given."""
         other = copy(self)
         other.log_popularity = log_popularity
@@ -196,7 +195,7 @@ class FeatureStore:
             fields += [FieldSpec(name, "rows", (n + FIRST_ROW,), name) for name, n in CLOCK.items()]
         return tuple(fields)
 
-    def _gaps(self, time_s: Int, valid: NDArray[np.bool_], start: Int) -> Int:
+    def _gaps(self, time_s: Int, valid: Mask, start: Int) -> Int:
         if self.dynamics is None:
             return np.zeros(len(time_s), np.int64)
         gaps = np.diff(time_s, prepend=time_s[:1])

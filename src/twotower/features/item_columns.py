@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from twotower.schema import HOURS_PER_WEEK, FeatureSpec, Kind
+from twotower.utils.types import Float64
 
 PLACE = ("latitude", "longitude")
 
@@ -25,7 +25,7 @@ def location_columns(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: 
     return None if learned or not all(_is_number(items, name) for name in PLACE) else PLACE
 
 
-def locations(items: pa.Table, columns: tuple[str, str] | None) -> NDArray[np.float64]:
+def locations(items: pa.Table, columns: tuple[str, str] | None) -> Float64:
     """Return float64 [n, 2]: latitude and longitude in degrees; both NaN if either is unknown."""
     found = np.full((len(items), 2), np.nan)
     for axis, name in enumerate(columns or ()):

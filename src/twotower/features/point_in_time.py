@@ -9,11 +9,10 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from twotower.features.encoders import ELITE_BASE_YEAR
 from twotower.schema import DAY_S
-from twotower.utils.types import Array, Int
+from twotower.utils.types import Array, Float, Int
 
 MEAN_STARS = 3.75  # a round number near Yelp's mean; it only centres the feature
 RECENT_DAYS = 30
@@ -130,7 +129,7 @@ class ItemDynamics:
         other._age_step = 0.0
         return other
 
-    def state(self, row: Int, time_s: Int) -> NDArray[np.float32]:
+    def state(self, row: Int, time_s: Int) -> Float:
         """Return features float32 [n, 5] of items `row` just before `time_s` (both int64 [n], seconds).
 
         Columns: log number of events; mean stars (shrunk towards 3.75, weight 5); log number of events of the last 30 days; log
@@ -173,7 +172,7 @@ class _SortedEvents:
         return last - first, last - np.maximum(recent, first), stars_sum, stars_n, opened
 
 
-def user_state(state: HistoryState, time_s: Int, since_s: Int, elite: Int, timed: bool) -> NDArray[np.float32]:
+def user_state(state: HistoryState, time_s: Int, since_s: Int, elite: Int, timed: bool) -> Float:
     """Return features float32 [Q, 7] of users at `time_s`.
 
     Columns: log number of events; mean stars; with times, log days since the first event, since the last event and since sign-up,

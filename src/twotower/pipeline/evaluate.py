@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from twotower.baselines.baselines import BASELINES
 from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import can_refresh, log_popularity, open_store, split_moment
-from twotower.errors import ConfigError, DataError, nearest
-from twotower.evaluation.evaluator import judge, metric_names
+from twotower.errors import ConfigError, DataError
+from twotower.evaluation.evaluator import judge
+from twotower.evaluation.examples import examples
+from twotower.evaluation.pictures import pictures
 from twotower.evaluation.report import write_report
 from twotower.evaluation.verdict import refreshed
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
@@ -21,7 +23,6 @@ from twotower.utils.config import Config, ResolvedConfig, load_config, parse_con
 from twotower.utils.console import progress
 from twotower.utils.documents import Report, finite
 from twotower.utils.manifests import RunManifest, open_manifest
-from twotower.utils.registry import check_names
 
 DIAL_QUERIES = 2000  # test queries for the popularity-bias table
 
@@ -44,7 +45,6 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
             {**config.model_dump(mode="json"), "evaluation": {**config.evaluation.model_dump(mode="json"), **wanted}},
             ResolvedConfig,
         )
-        check_settings(config)
     store = open_store(dataset, "test", config.model)
     system = NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "test"))
     held_out = dataset.held_out("test", max_queries=config.evaluation.max_queries, seed=config.seed).by_time()
@@ -62,12 +62,14 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
     dial = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
     rows = read_rows(run / "metrics.jsonl")
-    added = {
+    added: dict[str, Any] = {
         "dial": dial,
         "recipe": manifest.recipe,
         "calibration": manifest.calibration,
         "curves": finite(rows),
         "advice": advice_lines(rows),
+        "pictures": pictures(dataset),
+        "examples": examples(system, held_out, dataset, exclude_seen=config.evaluation.exclude_seen, seed=config.seed),
     }
     report = judged.model_copy(update=added)
     write_report(report, out)
@@ -95,21 +97,6 @@ def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> lis
 def has_test(dataset: Dataset) -> bool:
     """Return whether the dataset has a test part."""
     return bool(dataset.manifest.counts.kept.test_events)
-
-
-def check_settings(config: Config) -> None:
-    """Check the names of registry entries, metrics and baselines before a long run starts.
-
-    Raises
-    ------
-    ConfigError
-        A name is unknown; the message suggests the nearest one.
-    """
-    check_names(config)
-    metric_names(config.evaluation, config.training.eval_metric)
-    for name in config.evaluation.baselines:
-        if name not in BASELINES:
-            raise ConfigError(f"{name!r} in evaluation.baselines is not a known baseline.{nearest(name, BASELINES)}")
 
 
 def run_manifest(run: Path) -> RunManifest:

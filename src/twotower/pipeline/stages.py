@@ -6,11 +6,14 @@ simulate ─▶ raw files ─▶ prepare ─▶ dataset ─▶ train ─▶ run 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow as pa
 import torch
 
 import twotower.trainers  # noqa: F401 - first, so that a missing extra is one line
@@ -19,12 +22,15 @@ from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, resolve, split_moment
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
+from twotower.data.sources.account import account_table
 from twotower.errors import DataError
 from twotower.evaluation.report import read_report
 from twotower.models.neural_retriever import NeuralRetriever
-from twotower.pipeline.evaluate import check_settings, evaluate_stage, has_test, run_manifest
+from twotower.pipeline.evaluate import evaluate_stage, has_test, run_manifest
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.calibration import calibrate, in_words
+from twotower.trainers.callbacks import Callback
+from twotower.trainers.loggers import TensorBoardLogger
 from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
@@ -40,9 +46,11 @@ from twotower.utils.console import log, progress
 from twotower.utils.documents import CalibrationRecord, RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
+from twotower.utils.registry import check_names
 
 Result = TypeVar("Result")
 
+NEVER_RAN = TrainingState(best=-math.inf)  # a candidate of the recipe race that Ctrl-C kept from running
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 
 
@@ -59,14 +67,44 @@ def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed:
         )
 
 
-def prepare_stage(config: Config, out: Path) -> DatasetManifest:
-    """Turn raw files into the dataset folder `out`, and return its manifest."""
+@dataclass
+class Watch:
+    """Who watches a training and may end it.
+
+    Attributes
+    ----------
+    callbacks
+        Called during the training; see `trainers.callbacks`.
+    interruptible
+        True: Ctrl-C ends the training, and the best model so far is exported. False: it raises `KeyboardInterrupt`.
+    interrupted
+        True after Ctrl-C has ended a training.
+    """
+
+    callbacks: Sequence[Callback] = ()
+    interruptible: bool = False
+    interrupted: bool = False
+
+
+def prepare_stage(config: Config, out: Path, tables: Mapping[str, pa.Table] | None = None) -> DatasetManifest:
+    """Turn raw files, or tables in memory, into the dataset folder `out`, and return its manifest."""
     with progress() as report:
-        return prepare(config, out, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
+        manifest = prepare(config, out, tables=tables, progress=lambda stage: report(f"prepare: {stage}", 0, 0))
+    log.info("what was read:\n%s", "\n".join(account_table(manifest.counts.json_values())))
+    for warning in manifest.warnings:
+        log.warning("%s", warning)
+    return manifest
 
 
 def train_stage(
-    config: Config, data: Path, out: Path, *, resume: bool = False, bundle: Path | None = None, refit: RefitSettings | None = None
+    config: Config,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    bundle: Path | None = None,
+    refit: RefitSettings | None = None,
+    watch: Watch | None = None,
 ) -> BestValidation:
     """Train on the dataset `data`; write checkpoints, the log and `manifest.json` to `out`, and a bundle to `bundle`.
 
@@ -78,18 +116,20 @@ def train_stage(
     BestValidation
         Its value is None without a validation part.
     """
-    check_settings(config)
+    check_names(config)
+    watch = watch or Watch()
     dataset = Dataset.open(data)
-    config = _as_made(config, dataset)
+    config = as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     with distributed.process_group(device):
-        chosen, recipe, resume = choose_recipe(runners, out, partial(_fit_within, dataset, device), resume=resume)
+        chosen, recipe, resume = choose_recipe(runners, out, partial(fit_within, dataset, device, watch), resume=resume)
         resolved = resolve(chosen, dataset)
         explained = partial(_or_explain, resolved, dataset, device, out)
         resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
-        reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, resume, stop_frac))
+        called = [TensorBoardLogger(), *watch.callbacks]
+        reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac, callbacks=called))
         first = distributed.rank() == 0
     calibration = _calibrate(resolved, dataset, out / "best.pt", refit) if first else None
     best = BestValidation(
@@ -135,7 +175,7 @@ def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit
     return record
 
 
-def _as_made(config: Config, dataset: Dataset) -> Config:
+def as_made(config: Config, dataset: Dataset) -> Config:
     """Return the settings with the dataset's own `data` and `prepare`; `model_fields_set` of the others is kept."""
     made = dataset.manifest.config
     return config.model_copy(update={"data": made.data, "prepare": made.prepare})
@@ -152,19 +192,42 @@ def _within_budget(config: ResolvedConfig, dataset: Dataset, device: torch.devic
 
 
 def _fit(
-    config: Config, dataset: Dataset, out: Path, trim_above_bytes: int | None, resume: bool, stop_frac: float
+    config: ResolvedConfig,
+    dataset: Dataset,
+    out: Path,
+    trim_above_bytes: int | None,
+    watch: Watch,
+    resume: bool,
+    stop_frac: float,
+    label: str = "train",
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingState:
+    if watch.interrupted:  # in the recipe race: what there is of this candidate stays
+        return TrainingState(**load_checkpoint(out / "best.pt")["progress"]) if (out / "best.pt").is_file() else NEVER_RAN
     trainer = TwoTowerTrainer(dataset, config, out)
-    trainer.trim_above_bytes = trim_above_bytes
-    return trainer.fit(resume=resume, stop_frac=stop_frac)
+    trainer.trim_above_bytes, trainer.interruptible, trainer.label = trim_above_bytes, watch.interruptible, label
+    trainer.callbacks = [*callbacks]
+    reached = trainer.fit(resume=resume, stop_frac=stop_frac)
+    watch.interrupted = trainer.training.interrupted
+    return reached
 
 
-def _fit_within(dataset: Dataset, device: torch.device, config: Config, out: Path, resume: bool, stop_frac: float) -> TrainingState:
-    """Train within the memory budget, for the recipe race."""
+def fit_within(
+    dataset: Dataset,
+    device: torch.device,
+    watch: Watch,
+    config: Config,
+    out: Path,
+    resume: bool,
+    stop_frac: float,
+    label: str = "compare recipes",
+    callbacks: Sequence[Callback] = (),
+) -> TrainingState:
+    """Train within the memory budget, without a bundle: a candidate of the recipe race, or a trial of a search."""
     resolved = resolve(config, dataset)
     explained = partial(_or_explain, resolved, dataset, device, out)
     planned, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
-    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, resume, stop_frac))
+    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, watch, resume, stop_frac, label, callbacks))
 
 
 def _or_explain(config: ResolvedConfig, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:
@@ -223,17 +286,31 @@ def export_stage(run: Path, out: Path) -> BundleManifest:
     return written
 
 
-def run_all(config: Config, out: Path, *, resume: bool = False, refit: RefitSettings | None = None) -> Report | None:
+def run_all(
+    config: Config,
+    out: Path,
+    *,
+    resume: bool = False,
+    refit: RefitSettings | None = None,
+    tables: Mapping[str, pa.Table] | None = None,
+    watch: Watch | None = None,
+) -> Report | None:
     """Prepare, train, export and evaluate: write dataset/, model/, bundle/, report.json and report.html to `out`.
 
-    `refit` holds what a refit takes from the run that it repeats.
+    Parameters
+    ----------
+    refit
+        What a refit takes from the run that it repeats.
+    tables
+        Tables in memory by name, for the `tables` source; see `prepare`.
 
     Returns
     -------
     report
-        None without a test part (`prepare.split.test: 0`): then nothing is evaluated.
+        None without a test part (`prepare.split.test: 0`), or if Ctrl-C ended the training: then nothing is evaluated.
     """
-    check_settings(config)
+    check_names(config)
+    watch = watch or Watch()
     if resume and (out / "dataset" / "manifest.json").is_file():
         made = Dataset.open(out / "dataset").manifest.config.json_values()
         changed = config_diff(made, config.model_dump(mode="json", include=set(made)))
@@ -242,11 +319,11 @@ def run_all(config: Config, out: Path, *, resume: bool = False, refit: RefitSett
                 f"The settings differ from those of {out / 'dataset'}: {changed}. Restore them to resume, or use another --out."
             )
     else:
-        prepared = prepare_stage(config, out / "dataset")
+        prepared = prepare_stage(config, out / "dataset", tables)
         log.info(summary(prepared, out / "dataset"))
     resume = resume and any((out / "model" / name).is_file() for name in ("last.pt", RECORD))
-    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle", refit=refit)
-    if not has_test(Dataset.open(out / "dataset")):
+    train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle", refit=refit, watch=watch)
+    if watch.interrupted or not has_test(Dataset.open(out / "dataset")):
         for name in ("report.json", "report.html"):
             (out / name).unlink(missing_ok=True)  # left by another run
         return None

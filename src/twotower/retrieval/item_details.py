@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 from twotower.features.geo import distances_km
 from twotower.retrieval.request import Reason, Recommendation
 from twotower.schema import FIRST_ROW, ITEM_ID
-from twotower.utils.lru_cache import LRUCache
+from twotower.utils.ids import TEXT, native_id
 from twotower.utils.types import Float, Int
 
 NAMES = (ITEM_ID, "name", "city")
@@ -31,13 +32,15 @@ class ItemDetails:
         Name of the category column, if there is one.
     locations
         float [n_item_rows, 2]: degrees, NaN where unknown.
+    id_type
+        Type of the item ids in answers, see `utils.ids`.
     """
 
-    def __init__(self, items: pa.Table, category: str | None, locations: Float) -> None:
-        self.items, self.category, self.degrees = items, category, locations
+    def __init__(self, items: pa.Table, category: str | None, locations: Float, id_type: str = TEXT) -> None:
+        self.items, self.category, self.degrees, self._id_type = items, category, locations, id_type
         names = [name for name in dict.fromkeys((*NAMES, category or ITEM_ID)) if name in items.column_names]
-        self._columns = {name: items[name].combine_chunks() for name in names}
-        self._cache: LRUCache[dict[str, Any]] = LRUCache(CACHE_SIZE)
+        columns = {name: items[name].combine_chunks() for name in names}
+        self._read = lru_cache(CACHE_SIZE)(partial(_values, columns))  # not a method, which would keep this object alive
 
     def recommendations(self, lists: Sequence[tuple[Int, Float, Home, Sequence[tuple[Reason, ...]]]]) -> list[list[Recommendation]]:
         """Return lists of (rows, scores, origin of distances, reasons or none) as recommendations. All items are read at once."""
@@ -56,7 +59,7 @@ class ItemDetails:
         """Return "item_id", "name" (the id if it has no name), "categories" and "city" from the raw columns of an item."""
         categories = columns.get(self.category or "") or []
         return {
-            "item_id": columns[ITEM_ID],
+            "item_id": native_id(columns[ITEM_ID], self._id_type),
             "name": columns.get("name") or columns[ITEM_ID],
             "categories": [categories] if isinstance(categories, str) else [str(one) for one in categories if one is not None],
             "city": columns.get("city"),
@@ -67,10 +70,7 @@ class ItemDetails:
 
         Other items are read value by value: a rarely called Arrow `take` is not in the CPU cache and costs a fifth of a search.
         """
-        return [self._cache.get(row) or self._cache.put(row, self._read(row - FIRST_ROW)) for row in rows.tolist()]
-
-    def _read(self, position: int) -> dict[str, Any]:
-        return {name: column[position].as_py() for name, column in self._columns.items()}
+        return [self._read(row - FIRST_ROW) for row in rows.tolist()]
 
     def _recommendations(
         self, columns: list[dict[str, Any]], rows: Int, scores: Float, home: Home, reasons: Sequence[tuple[Reason, ...]]
@@ -95,3 +95,7 @@ class ItemDetails:
 def nan_to_none(degrees: float) -> float | None:
     """Return degrees with None instead of NaN."""
     return None if degrees != degrees else degrees
+
+
+def _values(columns: dict[str, pa.Array], position: int) -> dict[str, Any]:
+    return {name: column[position].as_py() for name, column in columns.items()}

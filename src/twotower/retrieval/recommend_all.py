@@ -1,8 +1,8 @@
 """Write recommendations for all users of a bundle to one Parquet file, in bounded memory, resumable and atomic.
 
 The same request is answered for every user. The file has the columns `user_id`, `rank`, `item_id` and `score`, with users in the
-order of the bundle. A run that was interrupted and started again gives the same rows as an uninterrupted one. Parts of another
-bundle or another request are never reused.
+order of the bundle and ids in the type of the raw data. A run that was interrupted and started again gives the same rows as an
+uninterrupted one. Parts of another bundle or another request are never reused.
 
 Blocks of users are written one by one to a temporary folder and concatenated at the end.
 """
@@ -25,10 +25,13 @@ from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.console import Report, silent
+from twotower.utils.ids import id_types, native_ids
 from twotower.utils.ragged import ragged_arange
 
+Ids = tuple[pa.ChunkedArray, pa.ChunkedArray]
+"""The ids of all users and of all items."""
 BLOCK = 512  # users at a time: 512 masks of 150,000 items take 77 MB
-SCHEMA = pa.schema([(USER_ID, pa.string()), ("rank", pa.int32()), (ITEM_ID, pa.string()), ("score", pa.float32())])
+NAMES = (USER_ID, "rank", ITEM_ID, "score")
 
 
 def recommend_all(recommender: Recommender, out: Path, request: Request, *, report: Report = silent) -> int:
@@ -57,12 +60,14 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
             raise one  # an error of the request, independent of the user
     users = recommender.dataset.n_users
     parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest.seal, "block": BLOCK, "request": asdict(request)})
+    kinds, dataset = id_types(recommender.dataset.manifest), recommender.dataset
+    native = native_ids(dataset.users[USER_ID], kinds[USER_ID]), native_ids(dataset.items[ITEM_ID], kinds[ITEM_ID])
     blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]
     for start, part in blocks:
         if not part.is_file():
-            _write(_lists(recommender, request, now, start, min(start + BLOCK, users)), part)
+            _write(_lists(recommender, request, now, start, min(start + BLOCK, users), native), part)
         report("recommend", min(start + BLOCK, users), users)
-    with atomic_file(out) as beside, pq.ParquetWriter(beside, SCHEMA, compression="zstd") as writer:
+    with atomic_file(out) as beside, pq.ParquetWriter(beside, pq.read_schema(blocks[0][1]), compression="zstd") as writer:
         for _, part in blocks:
             writer.write_table(pq.read_table(part))
     shutil.rmtree(parts)
@@ -83,7 +88,8 @@ def _parts_for(out: Path, settings: dict[str, object]) -> tuple[Path, int]:
     return folder, now
 
 
-def _lists(recommender: Recommender, request: Request, now: int, start: int, stop: int) -> pa.Table:
+def _lists(recommender: Recommender, request: Request, now: int, start: int, stop: int, native: Ids) -> pa.Table:
+    user_ids, item_ids = native
     ids = recommender.dataset.users[USER_ID].slice(start, stop - start)
     # The request itself is valid, so an error means `within(km)` for a user without a known location: no rows.
     nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -92,10 +98,9 @@ def _lists(recommender: Recommender, request: Request, now: int, start: int, sto
     lengths = np.array([len(rows) for rows, _ in lists])
     rows = np.concatenate([rows for rows, _ in lists])
     _, rank = ragged_arange(np.ones_like(lengths), lengths)
-    items = recommender.dataset.items[ITEM_ID].take(rows - FIRST_ROW)
-    users = ids.take(np.repeat(np.arange(len(found)), lengths))
-    columns = [users, rank.astype(np.int32), items, np.concatenate([scores for _, scores in lists])]
-    return pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA)
+    items, users = item_ids.take(rows - FIRST_ROW), user_ids.take(np.repeat(np.arange(start, stop), lengths))
+    columns = [users, rank.astype(np.int32), items, np.concatenate([scores for _, scores in lists]).astype(np.float32)]
+    return pa.table(dict(zip(NAMES, columns, strict=True)))
 
 
 def _write(table: pa.Table, file: Path) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from time import time
 from typing import Any, TypeAlias
@@ -32,10 +33,11 @@ from twotower.retrieval.item_details import Home, ItemDetails
 from twotower.retrieval.request import Answer, HistoryEvent, Reason, Recommendation, Request, Source, Stages
 from twotower.retrieval.request_reader import ParsedRequest, Reader, to_queries
 from twotower.retriever import Recommendations
-from twotower.schema import FIRST_ROW
+from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.search.filters.item_filter import ItemFilter
 from twotower.search.reranking import POPULARITY_SCALE, fallback_scores, mmr
 from twotower.search.topk import top_k
+from twotower.utils.ids import Id, id_types
 from twotower.utils.types import Float, Int, Mask
 
 HOME_EVENTS = 100  # last events of a history that give the home location
@@ -87,7 +89,9 @@ class Recommender:
         self.reader = Reader(self.dataset, self.moment_s)
         self.index = bundle.index
         self._locations = np.concatenate([np.full((FIRST_ROW, 2), np.nan), self.filter.locations])
-        self.details = ItemDetails(self.dataset.items, self.filter.category, self._locations)
+        self.details = ItemDetails(
+            self.dataset.items, self.filter.category, self._locations, id_types(self.dataset.manifest)[ITEM_ID]
+        )
 
     @classmethod
     def load(cls, path: Path | str, *, trusted_key: Path | None = None) -> Recommender:
@@ -101,6 +105,12 @@ class Recommender:
         other.bundle, other.moment_s, other.index = bundle, bundle.moment_s, bundle.index
         other.reader = self.reader.at(bundle.moment_s)
         return other
+
+    def __repr__(self) -> str:
+        return f"Recommender({str(self.bundle.path)!r}): {self.dataset.size}"
+
+    def _repr_html_(self) -> str:
+        return f"<b>Recommender</b> of {escape(str(self.bundle.path))}<br>{self.dataset.size}"
 
     @cached_property
     def explainer(self) -> Explainer:
@@ -127,19 +137,32 @@ class Recommender:
         found = self.find(requests, stages)
         good = [one for one in found if isinstance(one, RankedRows)]
         with stages("explain"):
-            for one in good:
-                if one.parsed.request.explain and one.source == "model":
-                    one.reasons = self.explainer.reasons(one.parsed.history, one.rows, again=not one.parsed.request.exclude_seen)
+            self._explain(good)
         with stages("describe"):
             items = iter(self.details.recommendations([(one.rows, one.scores, one.home, one.reasons) for one in good]))
             answers = [one if isinstance(one, RequestError) else self._answer(one, next(items), stages) for one in found]
         return answers
 
+    def ranked(self, requests: Sequence[Request]) -> list[RankedRows]:
+        """Return the item rows, scores and reasons of many requests; raise the `RequestError` of the first invalid one."""
+        found = []
+        for one in self.find(requests):
+            if isinstance(one, RequestError):
+                raise one
+            found.append(one)
+        self._explain(found)
+        return found
+
+    def _explain(self, found: Sequence[RankedRows]) -> None:
+        for one in found:
+            if one.parsed.request.explain and one.source == "model":
+                one.reasons = self.explainer.reasons(one.parsed.history, one.rows, again=not one.parsed.request.exclude_seen)
+
     def recommend(
         self,
         *,
-        user: str | None = None,
-        history: Sequence[str | HistoryEvent] | None = None,
+        user: Id | None = None,
+        history: Sequence[Id | HistoryEvent] | None = None,
         k: int = 10,
         filter: FilterSpec = None,
         near: tuple[float, float] | None = None,
@@ -174,7 +197,7 @@ class Recommender:
             raise RequestError(f"Unknown user {user!r}. For a user that is not in the bundle, pass a history of item ids.")
         return answer.items
 
-    def similar(self, item_id: str, *, k: int = 10, filter: FilterSpec = None) -> list[Recommendation]:
+    def similar(self, item_id: Id, *, k: int = 10, filter: FilterSpec = None) -> list[Recommendation]:
         """Return the `k` items with the most similar vectors to an item, best first, with distances from that item.
 
         Raises
@@ -187,7 +210,7 @@ class Recommender:
         home = None if latitude != latitude else (latitude, longitude)
         allow = self.filter.compile(filter, home=home, now=int(time())) if filter else self.offered
         query = self.bundle.arrays.vectors[row : row + 1].copy()
-        query[:, -1] = 0  # similarity ignores popularity
+        query[:, -self.bundle.model.priors.width :] = 0  # similarity ignores popularity and distance
         best = self.index.search(torch.from_numpy(query), k, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
         rows, scores = best.items[0], best.scores[0]
         rows, scores = rows[rows >= 0], scores[rows >= 0]

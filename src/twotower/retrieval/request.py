@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
 
+from twotower.utils.ids import Id
+
 Source = Literal["model", "nearby", "recent"]
 
 
@@ -18,7 +20,7 @@ class HistoryEvent:
     Attributes
     ----------
     item_id
-        Id of the item.
+        Id of the item; an integer is the same as its text.
     time_s
         Seconds since 1970; None: unknown, taken as one week before the next event (the last: before the time of the request).
     stars
@@ -27,7 +29,7 @@ class HistoryEvent:
         One of the bundle's event types; None: the first.
     """
 
-    item_id: str
+    item_id: Id
     time_s: int | None = None
     stars: float | None = None
     event_type: str | None = None
@@ -40,7 +42,7 @@ class Request:
     Attributes
     ----------
     user
-        User id. An unknown user is not an error: only the history is used.
+        User id; an integer is the same as its text. An unknown user is not an error: only the history is used.
     history
         Events, oldest first. For a known user they are added after the events of the bundle.
     k
@@ -64,7 +66,7 @@ class Request:
         Return the reasons of each score.
     """
 
-    user: str | None = None
+    user: Id | None = None
     history: tuple[HistoryEvent, ...] = ()
     k: int = 10
     filter: str | dict[str, Any] | None = None
@@ -105,6 +107,8 @@ class Recommendation:
 
     Attributes
     ----------
+    item_id
+        Id of the item, in the type that it had in the raw data.
     latitude, longitude
         Degrees; None where unknown.
     distance_km
@@ -117,7 +121,7 @@ class Recommendation:
     """
 
     rank: int
-    item_id: str
+    item_id: Id
     name: str
     categories: list[str]
     city: str | None

@@ -21,6 +21,7 @@ from twotower.retrieval.request import HistoryEvent, Request
 from twotower.retriever import Queries
 from twotower.schema import DAY_S, FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
 from twotower.search.filters.item_filter import check_location
+from twotower.utils.ids import Id, id_text
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Int
 
@@ -80,8 +81,9 @@ class Ids:
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
 
-    def row(self, text: str) -> int:
+    def row(self, id: Id) -> int:
         """Return the row of an id, UNKNOWN for an unknown id."""
+        text = id if isinstance(id, str) else id_text(id)
         at = int(np.searchsorted(self._hashes, hash(text)))
         while at < len(self._hashes) and self._hashes[at] == hash(text):
             if self._column[int(self._order[at])].as_py() == text:
@@ -148,7 +150,7 @@ class Reader:
             location=np.array([near or (np.nan, np.nan)], np.float32),
         )
 
-    def item(self, item_id: str) -> int:
+    def item(self, item_id: Id) -> int:
         """Return the row of an item. Raise `RequestError` for an unknown id."""
         row = self.items.row(item_id)
         if row == UNKNOWN:

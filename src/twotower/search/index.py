@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from twotower.errors import DataError
@@ -242,7 +241,7 @@ def joined(parts: Sequence[Recommendations], k: int) -> Recommendations:
     """Return the lists of several parts of a batch as one."""
     if not parts:
         return Recommendations(np.zeros((0, k), np.int64), np.zeros((0, k), np.float32))
-    items: list[NDArray[np.int64]] = [part.items for part in parts]
+    items: list[Int] = [part.items for part in parts]
     return Recommendations(np.concatenate(items), np.concatenate([part.scores for part in parts]))
 
 

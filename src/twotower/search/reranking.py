@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from twotower.features.geo import distances_km
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW
-from twotower.utils.types import Float, Int
+from twotower.utils.types import Float, Int, Mask
 
 POPULARITY_SCALE = 0.1
 """Change of the weight of the log popularity of all events at a popularity bias of 1 (or, with opposite sign, −1)."""
@@ -22,7 +21,7 @@ REVISITS = tuple(0.5**back for back in range(16))
 """Weights of the last events in the recent-item boost, newest first."""
 
 
-def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight: float, again: NDArray[np.bool_]) -> Tensor:
+def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight: float, again: Mask) -> Tensor:
     """Return user vectors [B, D] shifted towards the most recent items, for queries that may get seen items again.
 
     The vector of the last item is added with `weight`, the one before with half of it, and so on. Recent items, and to a lesser

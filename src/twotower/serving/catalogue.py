@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 
 from twotower.features.item_columns import as_lists, hours_column
 from twotower.retrieval.request import HistoryEvent
-from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.schema import FIRST_ROW, UNKNOWN, USER_ID
 from twotower.serving.event_journal import Journal
 from twotower.serving.model_version import Engine
+from twotower.utils.ids import Id, id_types, native_id
 from twotower.utils.types import Json
 
 MAX_HISTORY_OUT = 1000  # events of a history
@@ -99,7 +100,7 @@ class Browser:
     def history(self, user: str) -> Json:
         """Return the last events of a user, oldest first: those of the bundle, then the accepted ones."""
         own, accepted = self._own(user), self.engine.news(user, self.journal.of(user))
-        return {"user": user, "events": [self._event(event) for event in (*own, *accepted)[-MAX_HISTORY_OUT:]]}
+        return {"user": self._native(user), "events": [self._event(event) for event in (*own, *accepted)[-MAX_HISTORY_OUT:]]}
 
     def about(self) -> Json:
         """Describe the served bundle and the filters that it supports."""
@@ -157,7 +158,10 @@ class Browser:
     def _user(self, user: str) -> Json:
         row = self.engine.user_row(user)
         own = int(np.diff(self.dataset.events.offsets[row : row + 2])[0])
-        return {"user": user, "events": own + len(self.journal.of(user))}
+        return {"user": self._native(user), "events": own + len(self.journal.of(user))}
+
+    def _native(self, user: str) -> Id:
+        return native_id(user, id_types(self.dataset.manifest)[USER_ID])
 
 
 NOTHING: Json = {"categories": [], "city": None, "latitude": None, "longitude": None}  # for items that the bundle no longer has

@@ -82,7 +82,7 @@ class Freshness:
             events = [event for _, event in part]
             self._refresher.add(
                 [user for user, _ in part],
-                [event.item_id for event in events],
+                [str(event.item_id) for event in events],
                 [event.time_s or 0 for event in events],
                 [event.event_type for event in events],
                 [event.stars for event in events],

@@ -21,6 +21,7 @@ from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, HistoryEvent, Recommendation, Request
 from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.utils.ids import Id
 from twotower.utils.types import Json
 
 
@@ -97,7 +98,7 @@ class Engine:
         some = tuple(HistoryEvent(item) for item in self.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])
         self.answer([Question(Request(history=some, k=1, explain=True))])
 
-    def row(self, item_id: str) -> int:
+    def row(self, item_id: Id) -> int:
         """Return the row of an item, UNKNOWN for an unknown id."""
         return self.recommender.reader.items.row(item_id)
 
@@ -139,11 +140,11 @@ class Engine:
         request = question.request
         if question.strict:
             return request, []
-        unknown = [event.item_id for event in request.history if self.row(event.item_id) == UNKNOWN]
+        unknown = [str(event.item_id) for event in request.history if self.row(str(event.item_id)) == UNKNOWN]
         if not unknown:
             return request, []
         left_out = set(unknown)
-        kept = tuple(event for event in request.history if event.item_id not in left_out)
+        kept = tuple(event for event in request.history if str(event.item_id) not in left_out)
         return replace(request, history=kept), list(dict.fromkeys(unknown))
 
     def _readable(self, user: str, accepted: tuple[HistoryEvent, ...]) -> tuple[HistoryEvent, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 from pydantic_core import to_json
 
 from twotower.retrieval.request import HistoryEvent, Request
@@ -24,7 +24,13 @@ from twotower.serving.limits import (
 )
 from twotower.serving.schema_examples import ASKED, ITEM, LIST, SENT
 
-Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+Id = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_ID_CHARS),
+    BeforeValidator(lambda value: str(value) if isinstance(value, int) and not isinstance(value, bool) else value),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARS}, {"type": "integer"}]}),
+]  # an integer is the same as its text
+IdOut = str | int  # in the type that the id had in the raw data
 Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
 Stars = Annotated[float, Field(ge=0, le=5)]
 
@@ -171,7 +177,7 @@ class ItemOut(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [ITEM]})
 
-    item_id: str
+    item_id: IdOut
     name: str
     categories: list[str]
     city: str | None
@@ -272,7 +278,7 @@ class SimilarOut(BaseModel):
 class UserOut(BaseModel):
     """A user and the number of its known events."""
 
-    user: str
+    user: IdOut
     events: int
 
 
@@ -293,7 +299,7 @@ class HistoryEventOut(ItemOut):
 class HistoryOut(BaseModel):
     """A user's events, oldest first."""
 
-    user: str = Field(examples=["u_17"])
+    user: IdOut = Field(examples=["u_17"])
     events: list[HistoryEventOut]
 
 

@@ -5,30 +5,27 @@ and error flags stay there until a log line, a validation or a checkpoint reads 
 files and logs. All processes hold the same weights, except for tables updated by rows, which they share.
 
 Files in the run's folder: `last.pt` (to resume), `best.pt` (best validation so far; the last model without validation),
-`metrics.jsonl` (one JSON object per log line or validation) and `tensorboard/` (the same values).
+`metrics.jsonl` (one JSON object per log line or validation). Callbacks see the training at every step and may stop it.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from twotower.errors import TrainingError
 from twotower.models.layers.tables import RowTable
+from twotower.trainers.callbacks import Callback, Dispatcher, Training
 from twotower.trainers.optimizer import Losses, LossScale, choose_device, choose_precision, clipped_step, make_optimizer
-from twotower.trainers.run_files import CHANGEABLE_ON_RESUME, config_diff, disk_errors_as_training_errors, read_rows
+from twotower.trainers.run_files import CHANGEABLE_ON_RESUME, RunLog, config_diff
 from twotower.trainers.schedule import Schedule
 from twotower.utils import distributed
-from twotower.utils.atomic_files import atomic_file
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import Config
 from twotower.utils.console import Report, log, progress, silent
@@ -66,6 +63,17 @@ class BaseTrainer:
         Folder of the run.
     data
         Fingerprint of the dataset; a resumed run must have the same.
+
+    Attributes
+    ----------
+    label
+        Name of the progress bar.
+    callbacks
+        Called by the first process.
+    interruptible
+        True: Ctrl-C ends the training as `Training.stop` does. False: it raises `KeyboardInterrupt`.
+    training
+        What the callbacks see.
     """
 
     def __init__(self, model: nn.Module, config: Config, out: Path, *, data: str) -> None:
@@ -83,6 +91,12 @@ class BaseTrainer:
         self._clock = self._saved = time.perf_counter()
         self._clock_examples = 0
         self._bar: Report = silent
+        self.label = "train"
+        self.callbacks: list[Callback] = []
+        self.interruptible = False
+        self.training = Training(self.config, out, self.model, self.schedule.last_step)
+        self._told = Dispatcher([], self.training, self.state)
+        self.log = RunLog(out)
 
     # Implemented by subclasses.
 
@@ -131,7 +145,9 @@ class BaseTrainer:
         if resume:
             self._load()
         self.state.total_steps = self.schedule.total_steps
-        self._start_logs()
+        self._clock = self._saved = time.perf_counter()
+        self._clock_examples = self.state.examples
+        self.log.start(self.state.step)
         self.begin()
         log.info(
             "training on %s in %s: %d steps of about %d examples%s",
@@ -141,25 +157,38 @@ class BaseTrainer:
             self.settings.batch_size,
             f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "",
         )
-        with progress() as self._bar, self._board() as board:
-            while self.state.step < self.schedule.last_step and not self._stalled():
-                for batch in self.batches(self.state.epoch, self.state.step_in_epoch):
-                    self._step(batch, board)
-                    if self.state.step % self.schedule.validate_every == 0 or self.state.step == self.schedule.last_step:
-                        self._validate(board)
-                    elif self._due():
-                        self._save("last.pt")
-                    if self.state.step >= self.schedule.last_step or self._stalled():
-                        break
-                else:
-                    self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
-            if self.state.best_step == 0:
-                self._validate(board)
-        self._save("last.pt")
+        self.training = Training(self.config, self.out, self.model, self.schedule.last_step)
+        self._told = Dispatcher(self.callbacks, self.training, self.state)
+        with progress() as self._bar, self._told:
+            try:
+                self._loop()
+            except KeyboardInterrupt:
+                if not self.interruptible:
+                    raise
+                log.warning("interrupted at step %d: the best model so far is kept", self.state.step)
+                self.training.stopped = self.training.interrupted = True
+            if self.state.best_step == 0 or (self.training.stopped and self.losses.count and not self.training.interrupted):
+                self._validate()
+        if not self.training.interrupted:  # it may have ended amid a step
+            self._save("last.pt")
         log.info(self.state.summary(self.settings.eval_metric))
         return self.state
 
-    def _step(self, batch: Any, board: SummaryWriter | None) -> None:
+    def _loop(self) -> None:
+        """Make steps until the last one, until the metric stops improving, or until a callback stops the training."""
+        while self.state.step < self.schedule.last_step and not self._done():
+            for batch in self.batches(self.state.epoch, self.state.step_in_epoch):
+                self._step(batch)
+                if self.state.step % self.schedule.validate_every == 0 or self.state.step == self.schedule.last_step:
+                    self._validate()
+                elif self._due():
+                    self._save("last.pt")
+                if self.state.step >= self.schedule.last_step or self._done():
+                    break
+            else:
+                self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
+
+    def _step(self, batch: Any) -> None:
         self.model.train()
         rate = self.schedule.rate(self.state.step)
         for group in self.optimizer.param_groups:
@@ -170,10 +199,11 @@ class BaseTrainer:
         norm = self._update(rate)
         at = self.state
         at.step, at.step_in_epoch, at.examples = at.step + 1, at.step_in_epoch + 1, at.examples + examples
-        self._bar("train", at.step, self.schedule.last_step)
+        self._bar(self.label, at.step, self.schedule.last_step)
         if at.step % self.settings.log_every == 0:
             summary, length = self.check(loss, norm)
-            self._log(board, {"loss": summary, "learning_rate": rate, "grad_norm": length, **self._speed()})
+            self._log({"loss": summary, "learning_rate": rate, "grad_norm": length, **self._speed()})
+        self._told("on_step")
 
     def check(self, *values: Tensor) -> list[float]:
         """Read scalars from the device in one transfer, and check that training can continue.
@@ -217,7 +247,10 @@ class BaseTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _validate(self, board: SummaryWriter | None) -> None:
+    def _done(self) -> bool:
+        return self.training.stopped or self.state.validations_since_best >= self.settings.patience
+
+    def _validate(self) -> None:
         self.check()
         self.model.eval()
         began = time.perf_counter()
@@ -226,9 +259,10 @@ class BaseTrainer:
             metrics = dict(zip(judged, distributed.broadcast(list(judged.values())), strict=True))
             value = float(metrics[self.settings.eval_metric])
             better = self.state.best is None or value > self.state.best
-            self._log(board, {**metrics, "validation_s": time.perf_counter() - began})
+            shown = {"train_loss": self.losses.mean(), **metrics}
+            self._log({**shown, "validation_s": time.perf_counter() - began})
         else:
-            value, better = None, self.state.step == self.schedule.last_step
+            value, better, shown = None, self.state.step == self.schedule.last_step or self.training.stopped, {}
         self._clock += time.perf_counter() - began  # validation does not count as training time
         self.losses.load([0.0, 0])
         if better:
@@ -237,9 +271,8 @@ class BaseTrainer:
         else:
             self.state.validations_since_best += judged is not None
         self._save("last.pt")
-
-    def _stalled(self) -> bool:
-        return self.state.validations_since_best >= self.settings.patience
+        if shown:
+            self._told("on_validation", shown)
 
     # Files.
 
@@ -290,39 +323,6 @@ class BaseTrainer:
         self.losses.load(state["losses"])
         log.info("resuming at step %d", self.state.step)
 
-    @contextmanager
-    def _board(self) -> Iterator[SummaryWriter | None]:
-        """Open the TensorBoard writer in the first process. It duplicates `metrics.jsonl`; `note` reports a full disk."""
-        if distributed.rank() > 0:
-            yield None
-            return
-        with disk_errors_as_training_errors(self.out):
-            board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.state.step + 1)
-        try:
-            yield board
-        finally:
-            with suppress(OSError):
-                board.close()
-
-    def _start_logs(self) -> None:
-        """Drop log rows after the step that the run starts from, so that no step is logged twice."""
-        self._clock, self._clock_examples = time.perf_counter(), self.state.examples
-        self._saved = self._clock
-        if distributed.rank() > 0:
-            return
-        path = self.out / "metrics.jsonl"
-        rows = read_rows(path) if self.state.step else []
-        with disk_errors_as_training_errors(path), atomic_file(path) as beside:  # atomic: a run killed here keeps its log
-            beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= self.state.step))
-
-    def note(self, row: dict[str, Any]) -> None:
-        """Append a row to `metrics.jsonl`, in the first process only."""
-        if distributed.rank() > 0:
-            return
-        path = self.out / "metrics.jsonl"
-        with disk_errors_as_training_errors(path), path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
         rate = (self.state.examples - self._clock_examples) / max(now - self._clock, 1e-9)
@@ -330,13 +330,11 @@ class BaseTrainer:
         self._clock, self._clock_examples = now, self.state.examples
         return {"examples_per_s": rate, "eta_s": per_step * (self.schedule.last_step - self.state.step)}
 
-    def _log(self, board: SummaryWriter | None, figures: dict[str, float]) -> None:
-        if board is None:
+    def _log(self, figures: dict[str, float]) -> None:
+        if distributed.rank() > 0:
             return
-        self.note({"step": self.state.step, "epoch": self.state.epoch, **figures})
-        with suppress(OSError):  # duplicates what `note` wrote, which reports a full disk
-            for name, value in figures.items():
-                board.add_scalar(name, value, self.state.step)
+        self.log.add({"step": self.state.step, "epoch": self.state.epoch, **figures})
+        self._told("on_log", figures)
         shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
         log.info(
             "step %d/%d (%.0f%%) | epoch %d | %s",

@@ -302,9 +302,7 @@ def _hand_over(winner: Entrant, out: Path) -> None:
     """Move the winner's files into `out`, `last.pt` at the end, and delete the rest. Safe to repeat after an interruption."""
     folder = out / FOLDER / _slug(winner.name)
     if distributed.rank() == 0 and (folder / "last.pt").is_file():
-        if (folder / "tensorboard").is_dir():
-            shutil.rmtree(out / "tensorboard", ignore_errors=True)
-        for name in ("tensorboard", "metrics.jsonl", "best.pt", "last.pt"):
+        for name in ("metrics.jsonl", "best.pt", "last.pt"):
             if (folder / name).exists():
                 (folder / name).replace(out / name)
     if distributed.rank() == 0:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from twotower.errors import TrainingError
+from twotower.utils import distributed
+from twotower.utils.atomic_files import atomic_file
 
 CHANGEABLE_ON_RESUME = {
     "training": (
@@ -42,6 +44,28 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         with suppress(json.JSONDecodeError):
             rows.append(json.loads(line))
     return rows
+
+
+class RunLog:
+    """The `metrics.jsonl` of a run; only the first process writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+
+    def start(self, step: int) -> None:
+        """Drop rows after the step that the run starts from, so that no step is logged twice."""
+        if distributed.rank() > 0:
+            return
+        rows = read_rows(self.path) if step else []
+        with disk_errors_as_training_errors(self.path), atomic_file(self.path) as beside:  # atomic: a run killed here keeps its log
+            beside.write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row."""
+        if distributed.rank() > 0:
+            return
+        with disk_errors_as_training_errors(self.path), self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def config_diff(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:

@@ -127,11 +127,16 @@ class TwoTowerTrainer(BaseTrainer):
         self._make_room()
         moment, exposure = split_moment(self.dataset, "valid"), self.config.model.new_item_exposure
         retriever = NeuralRetriever(self.model, self.store, n_item_rows=self.dataset.n_item_rows, time_s=moment)
-        calibrate_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
         shown = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
-        judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
+        try:
+            calibrate_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
+            judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
+        except ValueError as error:  # the last update made the weights infinite, after the last loss that was finite
+            raise TrainingError(
+                f"The model cannot be evaluated at step {self.state.step}: {error} Lower training.learning_rate."
+            ) from error
         self._make_room()
         batch = self.loader.batch(self.loader.plan(self.state.epoch)[0], self.state.epoch, 0).to(self.device)
         at, mean = self.state, self.losses.mean()
-        self.note(self.health.check(retriever, judged, batch, step=at.step, epoch=at.epoch, training_loss=mean))
+        self.log.add(self.health.check(retriever, judged, batch, step=at.step, epoch=at.epoch, training_loss=mean))
         return {**{name: judged.mean(name) for name in shown}, "temperature": float(self.model.temperature().detach())}

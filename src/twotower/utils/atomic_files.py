@@ -67,7 +67,7 @@ def _take_place(fresh: Path, out: Path) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     """Exchange two folders atomically. Return False if the system cannot do that."""
     try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        renameat2 = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError, TypeError):
         return False
     return bool(renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)

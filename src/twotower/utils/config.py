@@ -6,6 +6,7 @@ apply. Counts are in rows, times in days (`_days`), fractions in [0, 1], unless 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
@@ -20,6 +21,7 @@ from twotower.utils.config_data import (
     ItemTableConfig,
     PrepareConfig,
     SequencesConfig,
+    SessionsConfig,
     Settings,
     SplitConfig,
     TableConfig,
@@ -52,6 +54,7 @@ __all__ = [
     "ResolvedModel",
     "ResolvedTower",
     "SequencesConfig",
+    "SessionsConfig",
     "SplitConfig",
     "TableConfig",
     "TowerConfig",
@@ -59,8 +62,12 @@ __all__ = [
     "UserTableConfig",
     "UserTowerConfig",
     "load_config",
+    "merged",
     "parse_config",
+    "read_settings",
 ]
+
+COMPARED = ("popular", "recent", "nearby", "repeat", "transitions", "item_knn", "content_knn", "ease", "ials")
 
 
 class TrainingConfig(Settings):
@@ -109,7 +116,7 @@ class TrainingConfig(Settings):
     """Seconds between checkpoints for `--resume`; one is also written at each validation."""
     eval_every_epochs: float | None = Field(None, gt=0)
     """Epochs between validations; each scores all items. null: 1, or more if that would exceed 16 validations."""
-    eval_metric: str = "NDCG@10"
+    eval_metric: Annotated[str, Names("metric", ("Recall", "HitRate", "NDCG", "MRR", "MAP", "Precision"), at_k=True)] = "NDCG@10"
     """Validation metric, as NAME@K, that selects the best checkpoint and decides early stopping."""
     eval_queries: int = Field(20_000, ge=1)
     """Number of validation queries scored during training (a seeded sample)."""
@@ -139,9 +146,7 @@ class EvaluationConfig(Settings):
     refresh_days: float | None = Field(7.0, gt=0)
     """Days between refreshes of the index during the test period; weights stay. The report shows results with and
     without refreshes. null: not evaluated. Used only if the dataset is split by time."""
-    baselines: list[str] = Field(
-        ["popular", "recent", "nearby", "repeat", "transitions", "item_knn", "content_knn", "ease", "ials"]
-    )
+    baselines: list[Annotated[str, Names("baseline", (*COMPARED, "oracle"))]] = Field(list(COMPARED))
     """Names of the baselines that the model is compared with."""
     tune_baselines: bool = True
     """Tune the settings of the baselines (`baselines.GRIDS`) on the validation part, for a fair comparison."""
@@ -176,8 +181,10 @@ class ResolvedConfig(Config):
 Some = TypeVar("Some", bound=Config)
 
 
-def load_config(path: Path | None = None, overrides: list[str] | None = None) -> Config:
+def load_config(path: Path | None = None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> Config:
     """Read a YAML file (or the defaults when None) and apply overrides of the form "a.b=value", the value read as YAML.
+
+    `base` holds settings that the file and the overrides replace, one by one.
 
     Raises
     ------
@@ -189,6 +196,13 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
     >>> load_config(overrides=["training.num_epochs=2"]).training.num_epochs
     2
     """
+    config = parse_config(read_settings(path, overrides, base))
+    check_names(config)
+    return config
+
+
+def read_settings(path: Path | None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the plain values that `load_config` validates."""
     values: Any = {}
     if path is not None:
         if not path.is_file():
@@ -200,11 +214,10 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None) ->
         values = {} if loaded is None else loaded
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__}. A configuration must be a mapping of sections.")
+    settings = merged(base or {}, values)
     for override in overrides or []:
-        _apply_override(values, override)
-    config = parse_config(values)
-    check_names(config)
-    return config
+        _apply_override(settings, override)
+    return settings
 
 
 @overload
@@ -225,6 +238,21 @@ def parse_config(values: dict[str, Any], kind: type[Config] = Config) -> Config:
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(problem) for problem in error.errors())) from None
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings with those of `over` in place of equal ones.
+
+    Examples
+    --------
+    >>> merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'b': 3, 'c': 2}}
+    """
+    found = dict(base)
+    for name, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = merged(found[name], value) if both else value
+    return found
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -260,4 +288,4 @@ def _section(loc: tuple[Any, ...]) -> list[str]:
         annotation = model.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next(option for option in options if isinstance(option, type(BaseModel)))
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

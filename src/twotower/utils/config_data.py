@@ -5,11 +5,12 @@ All settings are frozen pydantic models. `config.py` holds the other sections an
 
 from __future__ import annotations
 
+import codecs
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from twotower.utils.registry import Names
 
@@ -17,7 +18,7 @@ from twotower.utils.registry import Names
 class Settings(BaseModel):
     """Base class of every section: immutable, unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, serialize_by_alias=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -44,30 +45,87 @@ class ColumnConfig(Settings):
 
 
 class TableConfig(Settings):
-    """One table of the `tables` source: a CSV, Parquet or JSON-lines file (or glob). The other keys name its columns."""
+    """How one table of the `tables` source is written."""
 
-    path: Path
-    """File, or glob of files, relative to `data.path`."""
+    separator: str | None = Field(None, min_length=1)
+    """Separator of the columns of a text file: one or more characters, such as "::". null: found by trying."""
+    columns: list[str] = []
+    """Names of the columns of a text file without a header. Empty: its first line names them."""
+    quote: str | None = Field(None, max_length=1)
+    """Quotation mark of a text file; "": none, marks belong to the values. null: found by trying."""
+    encoding: str | None = None
+    """Encoding of a text or JSON file, such as "latin-1". null: UTF-8, or UTF-16 with a byte order mark."""
+    comment: str | None = Field(None, min_length=1)
+    """Lines of a text file that begin with this are skipped and counted. null: none."""
+    partition_columns: list[str] = []
+    """Columns taken from folder names such as `day=2023-01-03`. A column that the file itself has is never replaced."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str | None) -> str | None:
+        try:
+            return name if name is None else codecs.lookup(name).name
+        except LookupError:
+            raise ValueError(f"unknown encoding {name!r}; examples: utf-8, latin-1, cp1252, utf-16-le, shift_jis") from None
 
 
 class InteractionTableConfig(TableConfig):
     """The table of events: which user interacted with which item, and when."""
 
+    path: Path
+    """File, folder of Parquet parts, or glob of files, relative to `data.path`: text, Parquet or JSON."""
     user_id: str = "user_id"
     """Column of the user ids."""
     item_id: str = "item_id"
     """Column of the item ids."""
     time: str | None = None
-    """Column of the event time: a date, a timestamp, or epoch seconds or milliseconds. null: events are ordered as the rows are."""
+    """Column of the event time: a date, a timestamp, or epoch seconds, milli-, micro- or nanoseconds. null: events are ordered as
+    the rows are."""
+    time_format: str | None = None
+    """Pattern of the time, as in Python's strptime: "%d.%m.%Y %H:%M". "%s": any number is seconds since 1970. null: ISO 8601,
+    epochs, dates as digits (20230109), and forms whose meaning is certain ("Tue Apr 03 18:00:09 +0000 2012")."""
     stars: str | None = None
-    """Column of the rating, 0 to 5 stars. null: no ratings."""
+    """Column of the rating. null: no ratings."""
+    stars_scale: list[float] | None = Field(None, min_length=2, max_length=2)
+    """Lowest and highest rating in the file, such as [1, 10]; ratings are rescaled to 1 to 5 stars. null: they are 0 to 5."""
     event_type: str | None = None
     """Column of the event type, such as "view" or "purchase". null: one type."""
+    weight: str | None = None
+    """Column of a weight of the event in the loss, 0 or more; multiplies `prepare.event_weights`. null: none."""
+    quantity: str | None = None
+    """Column of a number of pieces, 0 or more; the weight of the event grows with its logarithm, 1 + ln(quantity). null: none."""
+    position: str | None = None
+    """Column of the position (1 is first) at which an item was shown; kept with the events. null: none."""
     text: str | None = None
     """Column of the text that the user wrote; it becomes part of the item's text. null: none."""
 
+    @field_validator("stars_scale")
+    @classmethod
+    def _ascending(cls, scale: list[float] | None) -> list[float] | None:
+        if scale is not None and scale[0] >= scale[1]:
+            raise ValueError(f"stars_scale must be the lowest, then the highest rating; got {scale}")
+        return scale
 
-class ItemTableConfig(TableConfig):
+
+class EntityTableConfig(TableConfig):
+    """The table of items or users. It has a file of its own, or is taken from the interactions."""
+
+    path: Path | None = None
+    """File, folder of Parquet parts, or glob of files, as for the interactions. Of files that repeat an id, the last one counts:
+    name daily snapshots by their date."""
+    from_: Literal["interactions"] | None = Field(None, alias="from")
+    """"interactions": the columns are those of the interactions file, and `path` is left out. null: `path` is read."""
+    value: Literal["first", "last"] = "last"
+    """With `from: interactions`: the first or the last value of each column is kept for an id, in the order of the file."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> EntityTableConfig:
+        if (self.path is None) == (self.from_ is None):
+            raise ValueError("set either path or `from: interactions`")
+        return self
+
+
+class ItemTableConfig(EntityTableConfig):
     """The table of items, which are recommended."""
 
     item_id: str = "item_id"
@@ -80,7 +138,7 @@ class ItemTableConfig(TableConfig):
     """Also keep the other columns of the file, for display and filters; the model does not read them."""
 
 
-class UserTableConfig(TableConfig):
+class UserTableConfig(EntityTableConfig):
     """The table of users."""
 
     user_id: str = "user_id"
@@ -104,17 +162,38 @@ class SequencesConfig(Settings):
     """JSON-lines file with `item` and any of name, categories, city, latitude, longitude, for display and filters. null: none."""
 
 
+class SessionsConfig(Settings):
+    """JSON-lines file with one session or user a line, each with a list of events."""
+
+    path: Path = Path("sessions.jsonl")
+    """File, or glob of files, relative to `data.path`."""
+    user_id: str = "session"
+    """Key of the session or user."""
+    events: str = "events"
+    """Key of the list of events; each event is an object."""
+    item_id: str = "aid"
+    """Key of the item in an event."""
+    time: str = "ts"
+    """Key of the time in an event: ISO 8601, or epoch seconds, milli-, micro- or nanoseconds."""
+    event_type: str | None = "type"
+    """Key of the type in an event, such as "clicks" or "orders". null: one type."""
+
+
 class DataConfig(Settings):
     """The raw data to read."""
 
-    source: Annotated[str, Names("source", ("yelp", "tables", "sequences"))] = "yelp"
-    """Format of the raw files. "yelp": a Yelp release; "tables": your own tables; "sequences": one user per line."""
+    source: Annotated[str, Names("source", ("yelp", "tables", "sequences", "sessions"))] = "yelp"
+    """Format of the raw files. "yelp": a Yelp release; "tables": your own tables; "sequences": one user per line; "sessions": JSON
+    lines with a list of events each."""
     path: Path = Path("data/raw")
     """Folder of the raw files."""
     events: list[str] = ["review", "tip", "checkin"]
     """Yelp tables read as events, if present. Check-ins have no user: they count only towards an item's popularity."""
     max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
-    """Largest allowed share of unreadable rows; above it, `prepare` fails."""
+    """Largest allowed share of rejected rows of a file; above it, `prepare` fails."""
+    include_closed: bool = False
+    """Also recommend items whose column `is_open` is 0, as of Yelp's closed places. false: training uses them, and no bundle offers
+    them."""
     interactions: InteractionTableConfig | None = None
     """Table of events. Required by the `tables` source."""
     users: UserTableConfig | None = None
@@ -122,6 +201,7 @@ class DataConfig(Settings):
     items: ItemTableConfig | None = None
     """Table of items. null: items have ids only."""
     sequences: SequencesConfig = SequencesConfig()
+    sessions: SessionsConfig = SessionsConfig()
 
 
 class SplitConfig(Settings):
@@ -173,6 +253,18 @@ class PrepareConfig(Settings):
     """Fewest stars of a target; events with fewer are history only. Events without stars can be targets. null: no minimum."""
     event_weights: dict[str, float] = {}
     """Weight of each event type in the loss; types that are not listed have weight 1. 0: history only, never a target."""
+
+    @field_validator("event_weights")
+    @classmethod
+    def _no_negative_weights(cls, weights: dict[str, float]) -> dict[str, float]:
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(
+                    f"event_weights of {name!r} is {weight}; it must be 0 or more. Set 0 for events that count as history and "
+                    "never as a target, such as dislikes and impressions"
+                )
+        return weights
+
     duplicates: Literal["keep", "keep_first"] = "keep"
     """Repeated events of a user with the same item. "keep": keep all; "keep_first": keep the first only."""
     min_user_events: int = Field(1, ge=1)

@@ -29,6 +29,9 @@ class TowerConfig(Settings):
     MLP and no interaction layer, the vector is the (projected) sum of the embeddings. null: one entry, `embedding_dim`."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout rate in the attention blocks and the MLP. The skip path has no dropout, which fits rare ids better."""
+    tower: Annotated[str, Names("tower", ("mlp",))] = "mlp"
+    """Network from the embedded fields to the output vector. "mlp": their sum, plus an MLP over their interaction. Others: see
+    `twotower.register_tower`."""
     interaction: Annotated[str, Names("interaction", ("dcn", "fm", "none"))] = "dcn"
     """Layer that combines the features' embeddings before the MLP. "dcn": cross network (DCNv2); "fm": factorization machine. Used
     only if `hidden_dims` has at least two entries."""

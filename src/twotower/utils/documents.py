@@ -184,6 +184,36 @@ class ReportSummary(Document):
     """Metrics beyond accuracy, by system."""
 
 
+class Picture(Document):
+    """A picture of the data."""
+
+    title: str
+    kind: Literal["line", "bars"]
+    x: list[float | str]
+    y: list[float]
+    x_label: str
+    y_label: str
+
+
+class ExampleItem(Document):
+    """An item of an example."""
+
+    item: str | int
+    name: str
+    hit: bool
+    """true: it is recommended, and came next."""
+
+
+class Example(Document):
+    """A user of the test part, with a list."""
+
+    user: str | int
+    history: list[ExampleItem]
+    """The last events, the latest first."""
+    recommended: list[ExampleItem]
+    came_next: list[ExampleItem]
+
+
 class Report(ReportSummary):
     """`report.json`: the evaluation of a model beside its baselines."""
 
@@ -203,6 +233,10 @@ class Report(ReportSummary):
     """Rows of the training log."""
     advice: list[str] = Field([])
     """Health advice of the training."""
+    pictures: list[Picture] = Field([])
+    """Events a week, the long tail of the items, and the lengths of histories."""
+    examples: list[Example] = Field([])
+    """Lists of a few users."""
 
     def summary(self) -> ReportSummary:
         """Return the part that a bundle keeps."""

@@ -165,6 +165,7 @@ def control_group(root: Path, membership: Path) -> tuple[int | None, int]:
     -----
     Inactive file cache, which the kernel can drop at once, does not count as used.
     """
+    # psutil reads no memory limit of a control group, and joblib only the CPU quota of the outermost one.
     lines = [line.split(":", 2) for line in _text(membership).splitlines() if line.count(":") >= 2]
     tightest: tuple[int | None, int] = (None, 0)
     for _, controllers, path in lines:

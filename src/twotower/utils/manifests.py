@@ -48,25 +48,40 @@ class DatasetCounts(Document):
 
     read: dict[str, Count]
     """By file."""
+    files: dict[str, dict[str, Any]] = Field({})
+    """By path: rows, lines, rejected and left out by reason, unused columns."""
+    matched: dict[str, dict[str, Any]] = Field({})
+    """By side, "item" or "user": events whose id is in its table, with examples of ids that are not."""
+    times_s: dict[str, int] = Field({})
+    """Time of the "first" and "last" event, in seconds since 1970."""
     kept: KeptCounts
     dropped: dict[str, dict[str, Count]]
     """By table and reason."""
 
 
-class DatasetManifest(Document):
-    """`manifest.json` of a dataset folder."""
+class _Seeded(Document):
+    """Entries that the manifests of datasets and runs share."""
 
     format: int = FORMAT_VERSION
     """Version of the format of datasets and runs."""
+    seed: int
+
+
+class DatasetManifest(_Seeded):
+    """`manifest.json` of a dataset folder."""
+
     kind: Literal["dataset"] = "dataset"
     command: Literal["prepare"] = "prepare"
-    seed: int
     config: DatasetSettings
     counts: DatasetCounts
+    warnings: list[str] = Field([])
+    """What was lost, in sentences."""
     event_types: list[str]
     """Names of the event types seen in training, with codes 1, 2, …"""
     has_time: bool
     """false: times of events are only positions."""
+    id_types: dict[str, str] = Field({})
+    """By id column: the type of the ids in the raw data, as `utils.ids.id_type` names it; text if it is not listed."""
     cuts_s: dict[str, int]
     """First second of "valid" and "test" (split by time)."""
     n_items: Count
@@ -104,14 +119,11 @@ class RefitSettings(Document):
     """Fitted weights of a score, by name of the tensor; see `models.priors`."""
 
 
-class RunManifest(Document):
+class RunManifest(_Seeded):
     """`manifest.json` of a run's folder."""
 
-    format: int = FORMAT_VERSION
-    """Version of the format of datasets and runs."""
     kind: Literal["run"] = "run"
     command: Literal["train"] = "train"
-    seed: int
     dataset: str
     """Folder of the dataset."""
     data: str
@@ -191,6 +203,8 @@ class BundleManifest(Document):
     recent_item_weight: float
     """Weight of the most recent item where seen items may be recommended."""
     report: ReportSummary | None = None
+    frame: str | None = None
+    """Library of the frames that the model was fitted on, and so of its answers in Python. null: it was made from files."""
     index: IndexRecord | None = None
     """null: the search is exact."""
     revision: Count = 0

@@ -16,8 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
-from twotower.errors import ConfigError, nearest
-from twotower.utils.registry import Registry
+from twotower.utils.registry import Registry, parse_at_k
 from twotower.utils.types import Float64, Int, Mask
 
 Metric = Callable[[Mask, Int, int], Float64]
@@ -123,14 +122,7 @@ def parse_metric(text: str) -> tuple[str, int]:
     >>> parse_metric("NDCG@10")
     ('NDCG', 10)
     """
-    name, _, k = text.partition("@")
-    if name not in METRICS:
-        folded = {known.lower(): known for known in METRICS}
-        hint = f" Did you mean {folded[name.lower()]!r}?" if name.lower() in folded else nearest(name, METRICS)
-        raise ConfigError(f"Unknown metric {text!r}. Use a known name and a list length, as in 'NDCG@10'.{hint}")
-    if not (k.isascii() and k.isdigit() and int(k) > 0):
-        raise ConfigError(f"Metric {text!r} has no list length of at least 1. Write it as in '{name}@10'.")
-    return name, int(k)
+    return parse_at_k(text, "metric", METRICS)
 
 
 def compute(metric: str, hits: Mask, n_targets: Int) -> Float64:

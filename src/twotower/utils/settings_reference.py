@@ -86,7 +86,7 @@ def sections(model: type[BaseModel] = Config, name: str = "") -> list[Section]:
     own: list[Setting] = []
     inner: list[Section] = []
     for key, field in model.model_fields.items():
-        path = f"{name}.{key}".lstrip(".")
+        path = f"{name}.{field.alias or key}".lstrip(".")
         nested = list(_nested(field.annotation, path))
         if not nested or _kind(field.annotation) != "section":
             own.append(_setting(path, field))
@@ -109,8 +109,7 @@ def settings_schema() -> dict[str, Any]:
 def _setting(path: str, field: FieldInfo) -> Setting:
     default = None if field.is_required() else _as_yaml(field.get_default(call_default_factory=True))
     unit = next((UNITS[word] for word in path.rpartition("_")[2:] if word in UNITS), "")
-    names = next((mark.built_in for mark in field.metadata if isinstance(mark, Names)), ())
-    kind = " or ".join([*map(json.dumps, names), "a registered name"]) if names else _kind(field.annotation)
+    kind = _kind(Annotated[(field.annotation, *field.metadata)]) if _names(field.metadata) else _kind(field.annotation)
     return Setting(path, kind, default, _bounds(field.metadata), unit, _paragraph(field.description))
 
 
@@ -130,6 +129,8 @@ def _kind(annotation: Any) -> str:
     """Return a type in words: "integer or null", "list of text"; allowed values as JSON."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
+        if names := _names(parts[1:]):
+            return " or ".join([*map(json.dumps, names), "a registered name"])
         bounds = _bounds(parts[1:])
         return _kind(parts[0]) + (f" ({bounds})" if bounds else "")
     if origin is Literal:
@@ -143,6 +144,11 @@ def _kind(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     return TYPES.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _names(metadata: Sequence[Any]) -> list[str]:
+    """Return what the built-in names of a registry are written as; empty for a setting of another kind."""
+    return next((mark.examples() for mark in metadata if isinstance(mark, Names)), [])
 
 
 def _bounds(metadata: Sequence[Any]) -> str:

@@ -155,7 +155,7 @@ def test_aggregates_are_those_of_the_whole_dump(town: Town) -> None:
         assert not stars or abs(row["stars"] - np.mean(stars)) <= 0.26
 
 
-def test_nobody_visits_before_opening_or_after_closing_or_joining(town: Town, choices: Choices) -> None:
+def test_no_event_is_before_opening_or_joining_or_after_closing(town: Town, choices: Choices) -> None:
     truth = town.truth
     assert (choices.time_s >= truth.item_open_s[choices.item]).all()
     assert (choices.time_s < truth.item_close_s[choices.item]).all()
@@ -270,7 +270,7 @@ def test_scores_of_some_places_are_columns_of_all_and_unknown_ones_never(town: T
     ).all()
 
 
-def test_a_stranger_and_a_wrong_file_are_refused(town: Town) -> None:
+def test_an_unknown_user_and_a_wrong_file_are_refused(town: Town) -> None:
     with pytest.raises(DataError, match="is not in the simulated town"):
         town.truth.scores(["nobody"], np.array([1_500_000_000]))
     with pytest.raises(DataError, match="Simulate the town again"):

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import twotower
 from twotower.bundle.bundle import export_bundle
 from twotower.bundle.revision import add_items
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine
-from twotower.data.sources.raw_tables import Rejects
 from twotower.data.sources.tables import read_tables
+from twotower.retrieval.recommender import Recommender
 from twotower.utils.checkpoint import save_checkpoint
 from twotower.utils.config import parse_config
 
@@ -140,7 +140,7 @@ def test_they_are_shown_and_filtered_by_and_change_no_model(tmp_path: Path) -> N
     model, config = drawn(dataset, {"user_tower": tower, "item_tower": tower})
     save_checkpoint(tmp_path / "best.pt", checkpoint_of(dataset, model, config))
     export_bundle(tmp_path / "best.pt", dataset, tmp_path / "bundle")
-    recommender = twotower.load(tmp_path / "bundle")
+    recommender = Recommender.load(tmp_path / "bundle")
 
     def ids(filter_: Any) -> set[str]:
         return {one.item_id for one in recommender.recommend(history=["p1"], k=30, filter=filter_, exclude_seen=False)}
@@ -153,5 +153,5 @@ def test_they_are_shown_and_filtered_by_and_change_no_model(tmp_path: Path) -> N
 
     write(tmp_path, [{"item_id": "new", "kind": "bar", "price": 99, "outdoor": "true", "tags": ["t9"]}], "new.jsonl")
     add_items(tmp_path / "bundle", tmp_path / "new.jsonl")
-    recommender = twotower.load(tmp_path / "bundle")
+    recommender = Recommender.load(tmp_path / "bundle")
     assert ids("price > 50") == {"new"} == ids('tags == "t9"')

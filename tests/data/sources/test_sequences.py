@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine
-from twotower.data.sources.raw_tables import RawTables, Rejects
+from twotower.data.sources.raw_tables import RawTables
 from twotower.data.sources.sequences import read_sequences
 from twotower.errors import DataError
 from twotower.schema import FeatureSpec

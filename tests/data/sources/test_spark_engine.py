@@ -16,11 +16,12 @@ import pytest
 from twotower.data import prepare as preparing
 from twotower.data.dataset import Dataset
 from twotower.data.simulator.simulate import simulate
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, DuckDBEngine
-from twotower.data.sources.raw_tables import Rejects, seconds
 from twotower.data.sources.spark_engine import SparkEngine
 from twotower.data.sources.table_files import scan_file
 from twotower.data.sources.tables import read_tables
+from twotower.data.sources.times import seconds
 from twotower.errors import ConfigError
 from twotower.utils.config import parse_config
 

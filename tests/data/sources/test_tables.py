@@ -6,53 +6,20 @@ import gzip
 import json
 from collections.abc import Callable
 from datetime import UTC, date, datetime
-from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from twotower.data.sources.engine import DuckDBEngine
-from twotower.data.sources.raw_tables import RawTables, Rejects
-from twotower.data.sources.tables import read_tables
 from twotower.errors import ConfigError, DataError
 from twotower.schema import FeatureSpec
-from twotower.utils.config import parse_config
+
+from .table_rows import Read
 
 EVENTS = "user_id,item_id,when\nu1,i1,2020-01-01\nu2,i2,2020-01-02\n"
 NEW_YEAR = 1_577_836_800
-
-
-@cache
-def engine() -> DuckDBEngine:
-    """Return one engine for all tests: sources must work with other tables present."""
-    return DuckDBEngine(Path(mkdtemp()))
-
-
-class Read:
-    """Result of `read_tables` for a folder; sections as in the configuration."""
-
-    def __init__(self, folder: Path, **sections: Any) -> None:
-        self.report = folder / "rejects.jsonl"
-        self.report.unlink(missing_ok=True)
-        rejects = Rejects(self.report, 1.0)
-        config = parse_config({"data": {"source": "tables", "path": str(folder), **sections}}).data
-        self.raw: RawTables = read_tables(config, engine(), rejects)
-        rejects.check()
-
-    def rows(self, table: str, *columns: str) -> list[tuple[Any, ...]]:
-        """Return columns of a table; events by order."""
-        found = getattr(self.raw, table).to_pyarrow()
-        found = found.sort_by("order") if table == "interactions" else found
-        return [tuple(row[column] for column in columns) for row in found.to_pylist()]
-
-    def rejected(self) -> list[tuple[str, int, str]]:
-        """Return file, line and reason of the bad rows."""
-        lines = self.report.read_text().splitlines() if self.report.exists() else []
-        return [(row["file"], row["line"], row["reason"]) for row in map(json.loads, lines)]
 
 
 @pytest.fixture
@@ -92,9 +59,9 @@ def test_a_csv_file_by_its_columns(events: Callable[..., Read]) -> None:
     columns = ("user_id", "item_id", "stars", "event_type", "chars", "time_s", "order", "part")
     assert made.rows("interactions", *columns) == [
         ("u1", "i1", 4.5, "view", len('a, "b"\nnext line'), NEW_YEAR, 0, None),
-        ("u2", "i1", None, "event", 0, NEW_YEAR + 1, 1, None),
+        ("u2", "i1", None, "event", 0, NEW_YEAR + 1, 2, None),  # after the second line of a value
     ]
-    assert made.raw.texts.to_pyarrow().to_pylist() == [{"order": 0, "text": 'a, "b"\nnext line'}, {"order": 1, "text": None}]
+    assert made.raw.texts.to_pyarrow().to_pylist() == [{"order": 0, "text": 'a, "b"\nnext line'}, {"order": 2, "text": None}]
     assert made.raw.has_time and made.raw.counts == {"e.csv": 2} and not made.rejected()
     assert sorted(made.rows("items", "item_id", "name")) == [("i1", None)]
     assert sorted(made.rows("users", "user_id", "since_s", "elite")) == [("u1", None, None), ("u2", None, None)]
@@ -137,7 +104,6 @@ TIMES = {
     "2019-12-31 18:30:00.5-0530": NEW_YEAR,
     "1577836800": NEW_YEAR,
     "1577836800000": NEW_YEAR,
-    "0": 0,
 }
 
 
@@ -206,7 +172,7 @@ def test_bad_rows_of_a_csv_file_are_found_by_line(events: Callable[..., Read]) -
 
 def test_a_cut_json_line_is_rejected_alone(events: Callable[..., Read]) -> None:
     made = events('{"user_id": "u1", "item_id": "i1"}\n{"user_id": "u2", "it\n{"user_id": "u3", "item_id": "i3"}', "e.jsonl")
-    assert made.rows("interactions", "user_id") == [("u1",), ("u3",)]
+    assert sorted(made.rows("interactions", "user_id")) == [("u1",), ("u3",)]
     assert made.rejected() == [("e.jsonl", 2, "not a row with user_id, item_id")]
 
 
@@ -284,7 +250,7 @@ def test_an_unknown_column_names_the_nearest_and_the_file(events: Callable[..., 
         events('{"user_id": "u", "item_id": "i"}', "e.jsonl", stars="zzz")
 
 
-def test_what_is_wrong_with_a_file_is_said_in_one_line(events: Callable[..., Read], tmp_path: Path) -> None:
+def test_an_invalid_file_is_one_line(events: Callable[..., Read], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"No file at .*nowhere.csv: .* holds nothing"):
         Read(tmp_path, interactions={"path": "nowhere.csv"})
     with pytest.raises(DataError, match=r"e.xls has an unknown suffix. Allowed: .csv"):
@@ -303,7 +269,10 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(events: Callable[..., Rea
         ({}, "data.interactions is not set"),
         ({"interactions": {"features": []}}, "Unknown setting 'data.interactions.features'"),
         ({"interactions": {"tiem": "t"}}, "Unknown setting 'data.interactions.tiem'. Did you mean 'time'?"),
-        ({"items": {"text": "t"}}, "Unknown setting 'data.items.text'. Known: features, item_id, name, other_columns, path"),
+        (
+            {"items": {"text": "t"}},
+            "Unknown setting 'data.items.text'. Known: columns, comment, encoding, features, from, item_id,",
+        ),
         ({"items": {"time": "t"}}, "Unknown setting 'data.items.time'"),
         ({"users": {"stars": "t"}}, "Unknown setting 'data.users.stars'"),
         ({"users": {"features": [{"name": "x", "kind": "text", "colums": ["y"]}]}}, "Did you mean 'columns'"),

@@ -67,7 +67,7 @@ def test_two_releases_are_refused(tmp_path: Path) -> None:
         (["business.json", "tip.json"], ["review"], "found business.json, tip.json. "),
     ],
 )
-def test_what_is_missing_is_said_in_one_line(tables: list[str], events: list[str], message: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_one_line(tables: list[str], events: list[str], message: str, tmp_path: Path) -> None:
     for name in tables:
         write(tmp_path, name, [])
     with pytest.raises(DataError, match=message) as caught:

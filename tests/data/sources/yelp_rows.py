@@ -9,8 +9,9 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine
-from twotower.data.sources.raw_tables import RawTables, Rejects
+from twotower.data.sources.raw_tables import RawTables
 from twotower.data.sources.yelp import read_yelp
 from twotower.utils.config import DataConfig
 

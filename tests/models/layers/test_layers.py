@@ -98,7 +98,7 @@ def test_factorization_machine_sums_pairs():
 
 
 @pytest.mark.parametrize("name", sorted(INTERACTIONS))
-def test_every_interaction_says_its_width_and_lets_gradients_through(name):
+def test_every_interaction_has_a_width_and_passes_gradients(name):
     layer = INTERACTIONS[name](3, 5, 2)
     x = torch.randn(4, 3, 5, requires_grad=True)
     out = layer(x)

@@ -58,7 +58,7 @@ def test_what_rows_miss_is_made_up_for(decay: float):
     torch.testing.assert_close(table.weight * table.scale, weight, rtol=1e-6, atol=1e-9)
 
 
-def test_rows_of_a_short_type_that_nobody_reads_decay_all_the_same():
+def test_unread_rows_of_a_short_type_decay_too():
     table = RowTable("t", 4000, 8, EmbeddingConfig(update="sparse", dtype="bf16", weight_decay=5.0))
     before = table.weight[100:].float()
     for number in range(1, 41):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twotower.errors import RequestError
 from twotower.features.geo import distances_km
 from twotower.schema import FeatureSpec
+from twotower.search.filters import item_filter
 from twotower.search.filters.item_filter import ItemFilter, check_location
 from twotower.search.filters.tree import hour_of_week
 
@@ -203,7 +204,8 @@ def test_open_now_is_on_the_clock_of_the_data(catalogue):
     assert catalogue.compile("open_now", now=FRIDAY_1930).tolist() == catalogue.compile('open_at("Fri 19:30")').tolist()
     assert catalogue.compile({"open": "now"}, now=FRIDAY_1930 - 6 * 3600).tolist() == [False] * 3 + [True, False, False]
     assert catalogue.compile("not open_now", now=0).tolist() == [False, False, True, False, False, True]
-    for now in (None, -1, 10**15):
+    assert catalogue.compile("open_now", now=253_402_300_799).shape == (6,), "the last second of the year 9999"
+    for now in (None, -1, 253_402_300_800, 10**15):
         with pytest.raises(RequestError, match="seconds since 1970"):
             catalogue.compile("price == 1 and open_now", now=now)
 
@@ -214,6 +216,9 @@ def test_open_now_is_on_the_clock_of_each_place():
     zones = ["America/New_York", "America/Chicago", "Asia/Kolkata", "Nowhere/Else", None, "America/New_York", "../etc"]
     items = pa.table({"item_id": list("abcdefg"), "hours": [hours] * 5 + [None, hours], "timezone": zones})
     world = ItemFilter(items)
+    assert world.zoned and not ItemFilter(items.drop_columns("timezone")).zoned
+    backwards = ItemFilter(items.take([6, 3, 4, 2]))  # names that are no zones come first
+    assert backwards.compile("open_now", now=FRIDAY_1930 - 5 * 3600 - 1800).tolist()[2:] == [False, False, False, True]
     utc = FRIDAY_1930 + 5 * 3600
     assert world.compile("open_now", now=utc).tolist()[2:] == [True] + [False] * 6
     assert world.compile("not open_now", now=utc).tolist()[2:] == [False, True, True] + [False] * 4
@@ -249,15 +254,64 @@ def test_masks_are_kept_by_what_they_refer_to(catalogue):
         catalogue.compile("price <= 2")[3] = True
 
 
+def test_not_a_number_is_unknown_and_values_beyond_all_others_match_nothing() -> None:
+    nan = float("nan")
+    prices = pa.array([1.0, nan, None, 7.0], pa.float64())
+    sizes = pa.array([[1.0, nan], [nan], None, []], pa.list_(pa.float64()))
+    shop = ItemFilter(pa.table({"item_id": list("abcd"), "price": prices, "sizes": sizes}))
+
+    def passed(text: str) -> str:
+        return "".join(name for name, passes in zip("abcd", shop.compile(text)[2:], strict=True) if passes)
+
+    assert [passed(text) for text in ("price > 5", "price < 5", "price != 1", "not price <= 2", "price >= -1")] == [
+        "d", "a", "d", "d", "ad",
+    ]  # fmt: skip
+    assert [passed(text) for text in ("price in [1, 99]", "price == 99", "price == -9", "price not in [99]")] == ["a", "", "", "ad"]
+    assert [passed(text) for text in ("sizes == 1", "sizes != 2", "sizes == 99")] == ["a", "abd", ""]
+
+
+def test_masks_are_kept_up_to_a_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask of three items and the text of its filter are counted as the longest that is kept."""
+    items = pa.table({"item_id": ["a", "b", "c"], "price": [1, 2, 3]})
+    monkeypatch.setattr(item_filter, "CACHE_BYTES", 10 * (5 + item_filter.KEY_BYTES))
+    for number, kept in ((10, True), (11, False)):
+        shop = ItemFilter(items)
+        first = shop.compile("price == 0")
+        for price in range(1, number):
+            shop.compile(f"price == {price}")
+        assert (shop.compile("price == 0") is first) == kept
+    long = f"price in [{'1, ' * 1500}1]"
+    assert len(long) > item_filter.CACHE_CHARS and shop.compile(long) is not shop.compile(long)
+
+
+def test_json_in_a_text_is_no_filter() -> None:
+    shop = ItemFilter(pa.table({"item_id": ["a"], "price": [1]}))
+    assert shop.compile({"price": 1}).any()
+    with pytest.raises(RequestError):
+        shop.compile('{"price": 1}')
+    with pytest.raises(RequestError, match="The filter is not JSON") as caught:
+        shop.compile({"price": {1, 2}})
+    assert caught.value.location == ""
+
+
+def test_common_columns_are_prepared_when_it_is_warmed() -> None:
+    values = {"item_id": ["a"], "categories": [["x"]], "city": ["y"], "price": [1], "stars": [4.5], "other": [1]}
+    shop = ItemFilter(pa.table(values))
+    assert not shop._columns
+    shop.warm()
+    assert set(shop._columns) == set(values) - {"other"} and {"_geo_index", "_hours", "_zones"} <= set(vars(shop))
+
+
 def test_columns_that_cannot_be_compared_say_so():
     odd = ItemFilter(
         pa.table(
             {"item_id": ["a"], "facts": [{"x": 1}], "sizes": [[1, 2]], "big": [2**60], "kind": pa.array(["X"]).dictionary_encode()}
         )
     )
-    with pytest.raises(RequestError, match="cannot be compared"):
-        odd.compile("facts == 1")
-    with pytest.raises(RequestError, match="only numbers can be compared"):
+    with pytest.raises(RequestError, match=r"Column 'facts' in .* cannot be compared: its type is struct") as caught:
+        odd.compile("big > 5 and facts == 1")
+    assert caught.value.location == 13
+    with pytest.raises(RequestError, match=r"column 'sizes' is list<.*int64>; only numbers can be compared"):
         odd.compile("sizes < 3")
     for passes in ("sizes == 2", "sizes == 2 and sizes == 1", f"big == {2**60}", "big > 5", 'kind == "x"'):
         assert odd.compile(passes).tolist() == [False, False, True]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from twotower.errors import RequestError
 from twotower.search.filters.item_filter import ItemFilter
 from twotower.search.filters.parser import MAX_DEPTH, MAX_PARTS, parse_filter
+from twotower.search.filters.tree import Part, check_location, hour_of_week
 
 SAME: list[tuple[str, Any]] = [
     ('category == "Mexican"', {"category": "Mexican"}),
@@ -123,6 +124,71 @@ def test_size_is_bounded() -> None:
         with pytest.raises(RequestError, match=r"at most|cannot|Cannot|A value|Allowed") as caught:
             parse_filter(where)
         assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("limit", [MAX_DEPTH, MAX_DEPTH + 1])
+def test_the_depth_is_bounded_to_the_last_part(limit: int) -> None:
+    turned: Any = {"price": 1}
+    for number in range(limit):
+        turned = {"not": turned} if number % 3 == 0 else {("and", "or")[number % 3 - 1]: [turned, {"price": 2}]}
+    for deep in ("not " * limit + "price == 1", turned):
+        if limit <= MAX_DEPTH:
+            parse_filter(deep)
+        else:
+            with pytest.raises(RequestError, match=f"at most {MAX_DEPTH} deep") as caught:
+                parse_filter(deep)
+            assert caught.value.location == ""
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"or": 3}, "Got 3 at or. or must be a list of filters."),
+        ({"and": {"a": 1}}, "Got a dict at and. and must be a list of filters."),
+        ({"within": {"km": 5, "near": [1]}}, "Got a list at within.near. near must be a list of latitude and longitude."),
+        ({"within": {"km": 5, "near": "here"}}, "Got 'here' at within.near. near must be a list of latitude and longitude."),
+        ({"within": {"km": True}}, "Got True at within.km. The distance of within must be in km, 0 or more."),
+        ({"not": {"seen": 0.5}}, "Got 0.5 at not.seen. seen must be true or false."),
+        ({"open": None}, 'Got None at open. open must be "now" or a time such as "Fri 19:30".'),
+        ({"price": {"max": "x" * 200}}, f"Got 'x{'x' * 78} at price.max. max must be a number."),
+        ({"price": [1, [2]]}, "Got a list at price[1]. A value must be a text, a number or a list of them."),
+        ([], 'Got a list at the whole filter. A JSON filter must be an object such as {"price": {"max": 2}}.'),
+    ],
+)
+def test_an_error_says_what_was_found(where: Any, said: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_filter(where)
+    assert str(caught.value) == said
+
+
+def test_parts_in_words() -> None:
+    """Texts are counted in characters; JSON has a path, and none for the whole."""
+    assert str(Part(16, "price <")) == "'price <' at character 16"
+    assert str(Part("and[1].price", "price")) == "and[1].price" and str(Part("", "x")) == "the whole filter"
+
+
+def test_times_of_the_week() -> None:
+    for text, hour in (("Mon 0:00", 0), ("monday 0", 0), (" TUE 01:59 ", 25), ("Fri 19:30", 115), ("sunday 23:59", 167)):
+        assert hour_of_week(text) == hour
+    for text in ("Mo 3", "Montag 3", "Mon 24", "Mon 3:60", "Mon3", "Mon", "3", "Fri 19:30 " * 20):
+        with pytest.raises(RequestError) as caught:
+            hour_of_week(text)
+        assert str(caught.value) == f'Cannot read time {text[:80]!r}. Write it like "Fri 19:30".'
+        assert caught.value.location is None
+    with pytest.raises(RequestError, match="Cannot read time 'x' in open") as named:
+        hour_of_week("x", Part("open", "x"))
+    assert named.value.location == "open"
+
+
+def test_locations_are_within_the_globe() -> None:
+    assert check_location([-90, 180]) == (-90.0, 180.0) and check_location((90, -180)) == (90.0, -180.0)
+    for at in ((90.1, 0), (-90.1, 0), (0, 180.1), (0, -180.1), (float("nan"), 0), (0, float("inf"))):
+        with pytest.raises(RequestError, match=r"Got location .*\. Latitude must be from -90 to 90") as caught:
+            check_location(at)
+        assert caught.value.location is None and " in " not in str(caught.value)
+        with pytest.raises(RequestError, match=r"in near\. Latitude") as named:
+            check_location(at, Part("near", ""))
+        assert named.value.location == "near"
 
 
 WORDS = [

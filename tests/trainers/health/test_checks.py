@@ -31,7 +31,8 @@ from twotower.trainers.health.monitor import HealthMonitor
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import parse_config
 
-TOWER = {"embedding_dim": 16, "hidden_dims": [16]}
+from ...conftest import TOWER
+
 WELL = ValidationStats(
     step=100,
     epoch=1,
@@ -157,7 +158,7 @@ def test_facts_come_back_from_json() -> None:
     assert ValidationStats.of(json.loads(json.dumps(asdict(stats)))) == stats
 
 
-def test_the_last_word_of_each_advice_is_told() -> None:
+def test_advice_lines_keep_the_last_message_of_each_check() -> None:
     rows = [
         {"step": 10, "advice": [{"name": "a", "message": "first."}]},
         {"step": 15, "loss": 3.0},
@@ -177,11 +178,6 @@ class Watched(TwoTowerTrainer):
     def rows(self) -> list[dict[str, Any]]:
         logged = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
         return [row for row in logged if "stats" in row]
-
-
-@pytest.fixture(scope="module")
-def dataset(town: Any) -> Dataset:
-    return Dataset.open(town.folder)
 
 
 Run = Callable[..., Watched]
@@ -295,7 +291,7 @@ def test_learning_by_heart_is_seen(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_one_list_for_everybody_is_seen(run: Run, tmp_path: Path) -> None:
+def test_the_same_list_for_all_users_is_detected(run: Run, tmp_path: Path) -> None:
     """Events without preferences: only popularity can be learned. (iALS factors also fit noise: .73 of one list's lift.)"""
     draw, chance = np.random.default_rng(0), 1 / np.arange(1, 201) ** 0.6
     lines = [[f"u{u}", *(f"i{i}" for i in draw.choice(200, 20, replace=False, p=chance / chance.sum()))] for u in range(300)]

@@ -46,7 +46,7 @@ def test_more_rows_take_more_and_more_processes_less_each():
     assert whole.data - half.data == 7_000_000 * OWN_EVENT / 2, "each reads the histories of its own users"
 
 
-def test_without_a_validation_part_new_items_are_still_asked_for():
+def test_new_items_are_queried_without_a_validation_part():
     found, config = workload(items=50_000_000), yelp({"prepare": {"split": {"valid": 0.0}}})
     assert 0 < predict(found, config).validation <= predict(found, yelp({})).validation
 
@@ -148,7 +148,7 @@ def test_training_keeps_to_the_plan(town, tmp_path):
     assert (tmp_path / "bundle" / "manifest.json").is_file()
 
 
-def test_errors_of_allocators_are_told_from_others():
+def test_errors_of_allocators_are_recognised():
     assert is_out_of_memory(
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     )
@@ -198,7 +198,7 @@ def test_a_micro_batch_takes_less_and_checkpointing_less_of_many_blocks():
     assert work(micro_batch_size=512) < work(gradient_checkpointing=True) < work()
 
 
-def test_what_is_chosen_can_be_asked_for_by_hand():
+def test_the_settings_of_a_plan_can_be_given_by_hand():
     """The `--set` arguments of a plan give the settings of the plan."""
     found = workload()
     peak = predict(found, LARGE).peak
@@ -215,11 +215,11 @@ from twotower.cli import main
 from twotower.utils.hardware import status
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 step = TwoTowerTrainer._step
-def starve(self, batch, board):
+def starve(self, batch):
     if self.state.step >= 1:
         size = status("VmSize") + 2**20
         resource.setrlimit(resource.RLIMIT_AS, (size, -1))
-    step(self, batch, board)
+    step(self, batch)
 TwoTowerTrainer._step = starve
 sys.exit(main(sys.argv[1:]))
 """

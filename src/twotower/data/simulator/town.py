@@ -26,13 +26,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from twotower.errors import DataError
 from twotower.schema import DAY_S, HOURS_PER_WEEK
-from twotower.utils.types import Array, Float, Int
+from twotower.utils.types import Array, Float, Float64, Int
 
 NEVER = np.float32(-1e9)  # score of an item that is closed, not yet open, or unknown
 STILL_OPEN = np.iinfo(np.int64).max
@@ -176,7 +175,7 @@ class Truth:
         with np.errstate(divide="ignore"):
             return np.asarray(np.maximum(np.log(p), NEVER), np.float32)
 
-    def _utility(self, users: Int, time_s: Int) -> NDArray[np.float64]:
+    def _utility(self, users: Int, time_s: Int) -> Float64:
         """Return the logarithm of the product of step 2, without `again`: float64 [B, N], -inf for closed items."""
         t, place = self.tastes, self.user_place[users]
         near = np.full((len(users), len(self.item_id)), t.far)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from twotower.data.simulator.town import HOUR_S, START_S, WEEK_S, WEEKS, Truth, hour_of_week
 from twotower.schema import HOURS_PER_WEEK
-from twotower.utils.types import Array, Float, Int
+from twotower.utils.types import Array, Float, Int, Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Sampler:
             again = _repeats(rows, user[rows], item[rows], chosen & ~spared[rows], closed)
         return item
 
-    def _resolve_habits(self, item: Int, target: Int, depth: Int, time_s: Int, rows: Int) -> NDArray[np.bool_]:
+    def _resolve_habits(self, item: Int, target: Int, depth: Int, time_s: Int, rows: Int) -> Mask:
         """Set the items of habitual visits among `rows` in place; return a mask of rows whose habitual item has closed."""
         closed = np.zeros(len(rows), bool)
         for level in range(1, int(depth[rows].max(initial=0)) + 1):
@@ -202,7 +202,7 @@ def _distinct_times(user: Int, time_s: Int) -> Int:
     return np.maximum.accumulate(key - n) + n - base
 
 
-def _repeats(rows: Int, user: Int, item: Int, free: NDArray[np.bool_], closed: NDArray[np.bool_]) -> Int:
+def _repeats(rows: Int, user: Int, item: Int, free: Mask, closed: Mask) -> Int:
     """Return the `rows` (by user, time) to redraw: free ones that repeat an item, up to the first undecided habit."""
     order = np.lexsort((rows, item, user))
     same = (user[order][1:] == user[order][:-1]) & (item[order][1:] == item[order][:-1])
@@ -212,7 +212,7 @@ def _repeats(rows: Int, user: Int, item: Int, free: NDArray[np.bool_], closed: N
     start = np.flatnonzero(np.r_[True, user[1:] != user[:-1]]) if len(rows) else np.zeros(0, np.int64)
     lengths = np.diff(np.r_[start, len(rows)])
 
-    def before(flag: NDArray[np.bool_]) -> Int:  # number of earlier rows of the same user with the flag
+    def before(flag: Mask) -> Int:  # number of earlier rows of the same user with the flag
         count: Int = np.cumsum(flag) - flag
         return np.asarray(count - np.repeat(count[start], lengths))
 

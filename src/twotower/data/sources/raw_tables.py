@@ -7,28 +7,30 @@ bad rows are read a second time, to find the lines. Texts are not kept in tables
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
+from ibis.expr.operations import Field, Literal, WindowFunction
 
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
+from twotower.data.sources.table_files import Scan
+from twotower.data.sources.text_files import reading, unchanged
+from twotower.data.sources.values import Late
 from twotower.errors import DataError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, STARS, TIME, USER_ID, FeatureSpec
 from twotower.utils.config import DataConfig
 
 CHARS = "chars"  # int64: length of what the user wrote
 REASON = "reject_reason"
-ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j")  # modules of the engines' errors
-SHOWN_CHARS = 200  # characters written of a rejected row
-SHOWN_REJECTS = 3
-MS_FROM = 1e11  # numbers from here on are milliseconds: as seconds they would be after the year 5000
+RAW_WEIGHT = "raw_weight"  # float64: weight of an event in the source, null: 1
+POSITION = "position"  # int64: place in the list in which an item was shown, from 1; null: unknown
 INTERACTIONS = {
     USER_ID: "string",
     ITEM_ID: "string",
@@ -36,6 +38,8 @@ INTERACTIONS = {
     ORDER: "int64",
     EVENT_TYPE: "string",
     STARS: "float64",
+    RAW_WEIGHT: "float64",
+    POSITION: "int64",
     CHARS: "int64",
     PART: "string",
 }
@@ -49,8 +53,9 @@ class RawTables:
     ----------
     interactions
         `user_id` string (null: anonymous), `item_id` string, `time_s` int64 (seconds; the position in the line if `has_time` is
-        False), `order` int64 (unique, in the order of the source), `event_type` string, `stars` float64 or null, `chars` int64
-        (length of the text, 0 without one), `part` "train", "test" or null.
+        False), `order` int64 (unique, in the order of the source), `event_type` string, `stars` float64 or null, `raw_weight`
+        float64 or null, `position` int64 or null (of an impression), `chars` int64 (length of the text, 0 without one), `part`
+        "train", "test" or null.
     users
         `user_id` unique, `since_s` int64 or null, `elite` array of years, and feature columns. May lack users of the interactions.
     items
@@ -61,8 +66,12 @@ class RawTables:
         False if only the order of a user's events is known.
     counts
         By file: rows read, and rows left out for reasons other than rejection.
+    described
+        Which tables ("items", "users") have rows of their own; the others hold the ids of the interactions.
     texts
         `order` and `text` of the interactions, read from the raw files at each use; may include rejected rows. None: no texts.
+    id_types
+        By id column: the type that ids have outside, as `utils.ids.id_type` names it; text if it is not listed.
     truth
         File with the true preferences of a simulated town, if the raw folder has one.
     """
@@ -73,154 +82,132 @@ class RawTables:
     features: tuple[FeatureSpec, ...]
     has_time: bool
     counts: dict[str, int] = field(default_factory=dict)
+    described: tuple[str, ...] = ()
     texts: ir.Table | None = None
+    id_types: dict[str, str] = field(default_factory=dict)
     truth: Path | None = None
-
-
-class Rejects:
-    """Rejected rows of a source, written to `path` as they are found; without any, no file is written.
-
-    Parameters
-    ----------
-    path
-        JSON lines {"file", "line" (from 1), "reason", "text" (first 200 characters)}.
-    max_frac
-        Largest allowed share of rejected rows of a file.
-    """
-
-    def __init__(self, path: Path, max_frac: float) -> None:
-        self.path, self.max_frac = path, max_frac
-        self.rejected: dict[str, int] = {}
-        self._rows: dict[str, int] = {}
-        self._first: dict[str, list[str]] = {}
-        self._file: IO[str] | None = None
-
-    def add(self, file: str, line: int, reason: str, text: str) -> None:
-        """Record a bad row."""
-        if self._file is None:
-            self._file = self.path.open("w", encoding="utf-8")
-        row = {"file": file, "line": line, "reason": reason, "text": text[:SHOWN_CHARS]}
-        self._file.write(json.dumps(row) + "\n")
-        self.rejected[file] = self.rejected.get(file, 0) + 1
-        first = self._first.setdefault(file, [])
-        if len(first) < SHOWN_REJECTS:
-            first.append(f"{file}:{line} {reason}")
-
-    def total(self, file: str, rows_read: int) -> None:
-        """Record the number of rows of a file, including bad ones."""
-        self._rows[file] = self._rows.get(file, 0) + rows_read
-
-    def check(self) -> None:
-        """Close the file of rejects.
-
-        Raises
-        ------
-        DataError
-            More than `max_frac` of a file's rows were rejected; the first three are shown.
-        """
-        self.close()
-        for file, count in self.rejected.items():
-            rows = max(self._rows.get(file, 0), count)
-            if count > self.max_frac * rows:
-                raise DataError(
-                    f"{file} has {count:,} unreadable rows of {rows:,} ({count / rows:.2%}): {'; '.join(self._first[file])}. "
-                    f"At most {self.max_frac:.2%} are allowed. Correct the file or raise data.max_reject_frac."
-                )
-
-    def close(self) -> None:
-        """Close the file of rejects. Do not call `add` afterwards."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 Source = Callable[[DataConfig, Engine, Rejects], RawTables]
 Check = tuple[ir.BooleanValue, "ir.StringValue | str"]  # (the row is bad, why)
 Columns = dict[str, ir.Value]
-Locate = Callable[[Sequence[int]], Iterator[tuple[int, str]]]  # ascending rows → (line number from 1, text) of each
-
-
-def open_bytes(path: Path) -> BinaryIO:
-    """Open a plain or gzipped (".gz") file for reading."""
-    return cast("BinaryIO", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield line number (from 1) and content of every line that is not blank; these are the rows of the engine."""
-    with open_bytes(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.isspace():
-                yield number, line
-
-
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Turn an engine's error about an unreadable file into a `DataError` that names the file."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, (EOFError, OSError)) and type(error).__module__.partition(".")[0] not in ENGINES:
-            raise
-        raise DataError(f"{file} is not readable to its end: {_one_line(error)} Restore or replace the file.") from None
-
-
-def locate_json(path: Path) -> Locate:
-    """Return a function that finds the lines of rows of `Engine.read_json`."""
-
-    def locate(rows: Sequence[int]) -> Iterator[tuple[int, str]]:
-        wanted = iter(rows)
-        row = next(wanted, None)
-        for position, (number, line) in enumerate(json_lines(path)):
-            while position == row:  # a row may have several errors
-                yield number, line.decode("utf-8", "replace").rstrip("\r\n")
-                row = next(wanted, None)
-            if row is None:
-                return
-
-    return locate
 
 
 def screen(
     engine: Engine,
-    rows: ir.Table,
+    scan: Scan,
     checks: Sequence[Check],
     columns: Columns,
     *,
     file: Path,
     rejects: Rejects,
-    locate: Locate,
+    label: str | None = None,
     unique: str | None = None,
+    late: Mapping[str, Late] | None = None,
 ) -> tuple[ir.Table, int]:
     """Read the rows once, report the bad ones, and return the table of good ones and the number of all rows.
 
     Parameters
     ----------
-    rows
-        Rows with `ROW`.
+    scan
+        The file; `checks` and `columns` are expressions over its rows.
     checks
         Conditions of bad rows and their reasons; the first that holds is reported.
     columns
         Columns kept of a good row, besides `ROW`.
     file
-        File of the rows, named in reports and errors.
-    locate
-        Finds the lines of rows; called only if there are bad rows.
+        File of the rows, named in errors.
+    rejects
+        Receives the bad rows, and the number of all rows.
+    label
+        Name of the file in reports; None: the name of `file`.
     unique
         Kept column with unique values: the first row with a value is good, later ones are bad.
+    late
+        By kept column: values that the engine leaves to Python. Rows with values that Python cannot read are bad.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read to its end, changes meanwhile, or has other rows than were counted.
     """
-    with reading(file):
-        flagged = engine.save_rows(rows, {REASON: ibis.cases(*checks, else_=ibis.null("string")), **columns})
+    late, name = late or {}, label or file.name
+    left = {f"late {column}": value.text for column, value in late.items()}
+    with reading(file), nullcontext() if str(file) in engine.tables else unchanged(file):
+        wanted = {REASON: ibis.cases(*checks, else_=ibis.null("string")), **columns, **left}
+        flagged = engine.save_rows(*_computed_once(scan.rows, wanted, columns))
+        flagged = _read_late(engine, flagged, late)
         if unique and _repeats(flagged, unique):
             flagged = engine.save(_first_of_each(flagged, unique))
         counts = flagged.aggregate(total=flagged.count(), bad=flagged[REASON].count()).to_pyarrow().to_pylist()[0]
-        rejects.total(file.name, counts["total"])
+        expected = scan.expected(counts["total"]) if scan.expected else counts["total"]
+        if counts["total"] != expected:
+            raise DataError(
+                f"{file} has {expected:,} rows, and {counts['total']:,} were read. No row may be lost. Correct lines that are "
+                "very long or damaged."
+            )
+        total = counts["total"] + scan.malformed()
+        rejects.total(name, total)
         if counts["bad"]:
             bad = flagged.filter(flagged[REASON].notnull()).select(ROW, REASON).order_by(ROW).to_pyarrow()
-            found = locate(bad[ROW].to_pylist())
+            found = scan.locate(bad[ROW].to_pylist())
             for why, (line, text) in zip(bad[REASON].to_pylist(), found, strict=True):
-                rejects.add(file.name, line, why, text)
+                rejects.add(name, line, why, text)
             flagged = flagged.filter(flagged[REASON].isnull())
-    return flagged.drop(REASON), counts["total"]
+    return flagged.drop(REASON), total
+
+
+def _computed_once(rows: ir.Table, wanted: Columns, columns: Columns) -> tuple[ir.Table, Columns]:
+    """Return rows that have `columns` computed, and the wanted expressions over them: checks then use the values of a column.
+
+    Otherwise the engine would read each time and id anew for every check.
+    """
+    if ROW in columns:  # rows that are numbered by a source
+        return rows, wanted
+    costly = {name: value for name, value in columns.items() if not isinstance(value.op(), (Field, Literal))}
+    numbered = bool(rows.op().find(WindowFunction))  # by a window over the scan, which would use one thread
+    raw = [name for name in rows.columns if name != ROW or not numbered]
+    typed = rows.select(*raw, **{f"typed {name}": value for name, value in costly.items()}).view()
+    known = {rows[name].op(): typed[name].op() for name in raw}
+    known |= {value.op(): typed[f"typed {name}"].op() for name, value in costly.items()}
+    return typed, {name: value.op().replace(known).to_expr() for name, value in wanted.items()}
+
+
+def _read_late(engine: Engine, flagged: ir.Table, late: Mapping[str, Late]) -> ir.Table:
+    """Return the rows with the values that the engine left to Python, each distinct one read once."""
+    if not late:
+        return flagged
+    counts = flagged.aggregate(**{column: flagged[f"late {column}"].count() for column in late}).to_pyarrow().to_pylist()[0]
+    for column, value in late.items():
+        text = f"late {column}"
+        if counts[column]:
+            texts = flagged.filter(flagged[text].notnull()).select(text).distinct().to_pyarrow()[text].to_pylist()
+            read = engine.save(_parsed(texts, value))
+            joined = flagged.left_join(read, flagged[text] == read["late_text"])
+            values = {column: joined[column].coalesce(joined["late_value"]), REASON: joined[REASON].coalesce(joined["late_why"])}
+            flagged = engine.save(joined.mutate(**values).drop("late_text", "late_value", "late_why"))
+    return flagged.drop(*(f"late {column}" for column in late))
+
+
+def _parsed(texts: Sequence[str], late: Late) -> pa.Table:
+    """Return what Python makes of texts: a value, or the reason of a bad row."""
+    values: list[Any] = []
+    whys: list[str | None] = []
+    for text in texts:
+        try:
+            value, why = late.parse(text), None
+        except ValueError as error:
+            value, why = None, f"{late.name} {error}"
+        values.append(value)
+        whys.append(why)
+    kinds = {"int64": pa.int64(), "array<string>": pa.list_(pa.string()), "array<float64>": pa.list_(pa.float64())}
+    return pa.table(
+        {
+            "late_text": pa.array(texts, pa.string()),
+            "late_value": pa.array(values, kinds[late.kind]),
+            "late_why": pa.array(whys, pa.string()),
+        }
+    )
 
 
 def _repeats(flagged: ir.Table, key: str) -> bool:
@@ -235,15 +222,6 @@ def _first_of_each(flagged: ir.Table, key: str) -> ir.Table:
     repeat = ibis.row_number().over(group_by=[key, flagged[REASON].isnull()], order_by=ROW) > 0
     why = ibis.literal(f"{key} repeats an earlier row: ") + quoted(flagged[key])
     return flagged.mutate(flagged[REASON].coalesce(ibis.ifelse(repeat, why, ibis.null("string"))).name(REASON))
-
-
-def seconds(text: ir.StringValue) -> ir.IntegerValue:
-    """Return seconds since 1970 of a date, timestamp, month ("2009-03"), or epoch seconds or milliseconds; null for other text."""
-    stamp = text.try_cast("timestamp").coalesce((text + ibis.literal("-01")).try_cast("timestamp"))
-    number = text.try_cast("float64")
-    number = ibis.ifelse(number.abs() >= MS_FROM, number / 1000, number)
-    number = ibis.ifelse(number.abs() < MS_FROM, number.floor(), ibis.null("float64"))
-    return stamp.epoch_seconds().cast("float64").floor().cast("int64").coalesce(number.cast("int64"))
 
 
 def missing(value: ir.StringValue) -> ir.BooleanValue:
@@ -268,21 +246,6 @@ def ids_only(engine: Engine, events: ir.Table, name: str) -> ir.Table:
     if name == ITEM_ID:
         return engine.save(ids.mutate(name=ibis.null("string")))
     return engine.save(ids.mutate(since_s=ibis.null("int64"), elite=ibis.null("array<int64>")))
-
-
-def listing(folder: Path, most: int = 6) -> str:
-    """Return a description of a folder's content for a message."""
-    if not folder.exists():
-        return f"{folder} does not exist"
-    names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir()) if folder.is_dir() else [folder.name]
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{folder} holds {', '.join(names[:most]) or 'nothing'}{rest}"
-
-
-def _one_line(error: Exception) -> str:
-    """Return the first line of an error message, ending with a full stop."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text if text.endswith(".") else f"{text}."
 
 
 def _value(value: Any) -> ir.Value:

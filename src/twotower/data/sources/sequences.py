@@ -8,30 +8,24 @@ user. Repeats are kept. Tokens are ids as they are: nothing is sorted, merged or
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
-from twotower.data.sources.raw_tables import (
-    CHARS,
-    INTERACTIONS,
-    RawTables,
-    Rejects,
-    ids_only,
-    json_lines,
-    listing,
-    open_bytes,
-    reading,
-)
+from twotower.data.sources.json_files import open_json
+from twotower.data.sources.raw_tables import CHARS, INTERACTIONS, RawTables, ids_only
+from twotower.data.sources.table_files import listing
+from twotower.data.sources.text_files import reading, text_blocks, unchanged
+from twotower.data.sources.values import id_text
 from twotower.errors import DataError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, TIME, USER_ID, FeatureSpec
 from twotower.utils.config import DataConfig
+from twotower.utils.types import Int
 
 EVENT = "interaction"  # the type of every event
 SHOWN = {"name": pa.string(), "city": pa.string(), "state": pa.string(), "latitude": pa.float64(), "longitude": pa.float64()}
@@ -68,7 +62,7 @@ def read_sequences(config: DataConfig, engine: Engine, rejects: Rejects) -> RawT
     if settings.test:
         parts.append(_sequences(_found(config.path, settings.test, "test"), rejects, counts))
     events = engine.save(_events(parts, split=settings.test is not None))
-    described = _items(_found(config.path, settings.items, "items"), rejects, counts) if settings.items else {}
+    described = _items(_found(config.path, settings.items, "items"), engine.spill, rejects, counts) if settings.items else {}
     attributes = _attributes(_found(config.path, settings.attributes, "attributes")) if settings.attributes else {}
     ids = dict.fromkeys(chain(*(items for _, items, _ in parts), described))
     table, features = _item_table(list(ids), described, attributes)
@@ -82,20 +76,24 @@ def read_sequences(config: DataConfig, engine: Engine, rejects: Rejects) -> RawT
     )
 
 
-Part = tuple[list[str], list[str], NDArray[np.int64]]
+Part = tuple[list[str], list[str], Int]
 """(users, items, lengths): user [L] and number of items int64 [L] of each line; items of all lines one after another."""
 
 
 def _sequences(file: Path, rejects: Rejects, counts: dict[str, int]) -> Part:
     """Return the lines of a file; a user alone on a line has no events."""
-    with reading(file), open_bytes(file) as source:
-        content = source.read()
-    try:
-        lines = [line.split() for line in content.decode().split("\n")]
-    except UnicodeDecodeError:
-        lines = list(_readable(file, content, rejects))
-    lines = [line for line in lines if line]
+    lines: list[list[str]] = []
+    with reading(file), unchanged(file):
+        for block in text_blocks(file):
+            try:
+                lines += [line.split() for line in block.decode().split("\n")[:-1]]
+            except UnicodeDecodeError:
+                lines += _readable(file, block, len(lines), rejects)
+    total = len(lines)
+    lines = [line for line in _with_ids(file, lines, rejects) if line]
+    account = rejects.of(file.name)
     rejects.total(file.name, len(lines) + rejects.rejected.get(file.name, 0))
+    account.table, account.lines, account.skipped = "interactions", total, {"blank": total - account.rows}
     counts[file.name] = len(lines)
     lengths = np.fromiter((len(line) - 1 for line in lines), np.int64, len(lines))
     if not lengths.sum():
@@ -106,12 +104,36 @@ def _sequences(file: Path, rejects: Rejects, counts: dict[str, int]) -> Part:
     return [line[0] for line in lines], [item for line in lines for item in line[1:]], lengths
 
 
-def _readable(file: Path, content: bytes, rejects: Rejects) -> Iterator[list[str]]:
-    for number, line in enumerate(content.split(b"\n"), 1):
+def _readable(file: Path, block: bytes, before: int, rejects: Rejects) -> list[list[str]]:
+    """Return the lines of a block, empty where they are not UTF-8."""
+    lines: list[list[str]] = []
+    for number, line in enumerate(block[:-1].split(b"\n"), before + 1):
         try:
-            yield line.decode().split()
+            lines.append(line.decode().split())
         except UnicodeDecodeError:
             rejects.add(file.name, number, "not UTF-8 text", line.decode("utf-8", "replace"))
+            lines.append([])
+    return lines
+
+
+def _with_ids(file: Path, lines: list[list[str]], rejects: Rejects) -> list[list[str]]:
+    """Return the lines with ids by the rule of all sources; a line without a user is rejected, an item without an id left out."""
+    ids = {token: id_text(token) for token in set(chain.from_iterable(lines))}
+    if all(token == found for token, found in ids.items()):
+        return lines
+    kept: list[list[str]] = []
+    lost = 0
+    for number, line in enumerate(lines, 1):
+        if line and ids[line[0]] is None:
+            rejects.add(file.name, number, f"user is missing: {line[0]!r}", " ".join(line))
+            kept.append([])
+            continue
+        named = [found for token in line if (found := ids[token]) is not None]
+        lost += len(line) - len(named)
+        kept.append(named)
+    if lost:
+        rejects.of(file.name).left_out["item is missing"] = lost
+    return kept
 
 
 def _events(parts: list[Part], *, split: bool) -> pa.Table:
@@ -141,12 +163,12 @@ def _events(parts: list[Part], *, split: bool) -> pa.Table:
     return pa.table({name: columns.get(name, pa.nulls(size, types[kind])) for name, kind in INTERACTIONS.items()})
 
 
-def _items(file: Path, rejects: Rejects, counts: dict[str, int]) -> dict[str, dict[str, Any]]:
+def _items(file: Path, spill: Path, rejects: Rejects, counts: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Return the description of each item in the items file; later lines of the same item are rejected."""
     found: dict[str, dict[str, Any]] = {}
     total = 0
     with reading(file):
-        for number, line in json_lines(file):
+        for number, line in open_json(file, spill).lines():
             total += 1
             try:
                 item, row = _item(line)
@@ -165,13 +187,14 @@ def _item(line: bytes) -> tuple[str, dict[str, Any]]:
         row = json.loads(line)
     except ValueError:
         raise ValueError("not a complete JSON object with item") from None
-    if not isinstance(row, dict) or row.get("item") in (None, ""):
+    item = id_text(row.get("item")) if isinstance(row, dict) else None
+    if item is None:
         raise ValueError("item is missing")
     location = [_number(row.get(name), name, limit) for name, limit in (("latitude", 90), ("longitude", 180))]
     values: dict[str, Any] = {name: str(row[name]).strip() for name in ("name", "city", "state") if row.get(name)}
     categories = row.get("categories") or []
     names = categories.split(",") if isinstance(categories, str) else categories if isinstance(categories, list) else []
-    return str(row["item"]), {
+    return item, {
         **values,
         "latitude": location[0],
         "longitude": location[1],
@@ -192,8 +215,8 @@ def _number(value: Any, name: str, limit: int) -> float | None:
 
 
 def _attributes(file: Path) -> dict[str, list[str]]:
-    with reading(file), open_bytes(file) as source:
-        content = source.read()
+    with reading(file):
+        content = b"".join(text_blocks(file))
     try:
         found = json.loads(content)
     except ValueError:

@@ -6,7 +6,7 @@ Spark is imported only when a `SparkEngine` is created.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from twotower.data.sources.engine import ROW
+from twotower.data.sources.engine import ROW, Batches
 from twotower.errors import ConfigError
 
 SETTINGS = {
@@ -53,6 +53,8 @@ class SparkEngine:
     """
 
     def __init__(self, master: str, spill: Path) -> None:
+        self.spill = spill
+        self.tables: Mapping[str, pa.Table] = {}  # Spark reads files
         try:
             from pyspark.sql import SparkSession
 
@@ -82,6 +84,10 @@ class SparkEngine:
     def free(self, table: ir.Table) -> None:
         """See `Engine`."""
         self.session.catalog.dropTempView(table.get_name())
+
+    def stream(self, schema: pa.Schema, batches: Batches, file: Path) -> ir.Table:  # noqa: ARG002
+        """See `Engine`. Files other than JSON lines are read by the driver."""
+        return self._view(self.session.createDataFrame(pa.Table.from_batches(list(batches()), schema)))
 
     def read_json(self, path: Path, keys: Sequence[str]) -> ir.Table:
         """See `Engine`. A line is parsed as the only element of an array, so that text after the object is an error."""

@@ -1,185 +1,303 @@
-"""Open one CSV, Parquet or JSON-lines file as a lazy table of chosen columns, and find the lines of its rows.
+"""Open one file of a table, in any form, as a lazy table of chosen columns. All sources of tables read their files with it.
 
-Rows have the order of the file and their position `ROW`. A malformed line does not change the position of other rows.
+Rows have `ROW`, which follows the order of the file: the position of the row, bad ones included; in delimited text, of its line.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import islice
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from twotower.data.sources.engine import ROW, DuckDBEngine, Engine
+from twotower.data.sources.account import Rejects
+from twotower.data.sources.delimited_files import LINE, Lines, find_dialect, line_texts, read_batches
+from twotower.data.sources.engine import ROW, Engine
+from twotower.data.sources.json_files import JsonFile, open_json
 from twotower.data.sources.other_columns import distinct_names
-from twotower.data.sources.raw_tables import Locate, Rejects, json_lines, locate_json, open_bytes, reading
+from twotower.data.sources.text_files import COMPRESSED, base_suffix, reading
+from twotower.data.sources.values import plain_column
 from twotower.errors import ConfigError, DataError, nearest
+from twotower.utils.config import InteractionTableConfig, TableConfig
+from twotower.utils.ids import TEXT, id_type
 
 FORMS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".txt": "csv",
-    ".parquet": "parquet",
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
+    **dict.fromkeys((".csv", ".tsv", ".txt", ".dat", ".inter", ".item", ".user", ".data", ".tab"), "text"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
 }
-DELIMITERS = ",\t;|"
-SAMPLED_LINES = 1000  # lines of a JSON-lines file that are read to find its keys
-
-Close = Callable[[], int]
-Scan = tuple[ir.Table, Locate, Close]
-"""(rows, locate, close): `close` reports malformed lines after the first full scan and returns their number."""
+PARQUET_ROWS = 1 << 16
+Locate = Callable[[Sequence[int]], Iterator[tuple[int, str]]]  # ascending rows → (line number from 1, text) of each
 
 
-def scan_file(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects, *, others: bool = False) -> Scan:
-    """Open a file by its suffix; return rows, `locate` and `close` (see `Scan`). With `others`, its other columns follow `names`.
+@dataclass(frozen=True)
+class Scan:
+    """One file as a table.
+
+    Attributes
+    ----------
+    rows
+        The columns, and `ROW`. It can be computed once.
+    locate
+        Finds line number and text of rows.
+    expected
+        Given the number of rows that `rows` had, returns how many the file holds. None: not known.
+    malformed
+        Number of rejected lines that are no rows of `rows`, after it was computed.
+    """
+
+    rows: ir.Table
+    locate: Locate
+    expected: Callable[[int], int] | None
+    malformed: Callable[[], int] = lambda: 0
+    is_json: bool = False
+
+
+def form_of(file: Path) -> str:
+    """Return "text", "parquet" or "json" by a file's suffix.
+
+    Raises
+    ------
+    DataError
+        The suffix is unknown.
+    """
+    form = FORMS.get(base_suffix(file))
+    if form is None:
+        raise DataError(
+            f"{file} has an unknown suffix. Allowed: {', '.join(FORMS)}; text and JSON also with {', '.join(COMPRESSED)}. Convert "
+            "or rename the file."
+        )
+    return form
+
+
+def scan_file(
+    engine: Engine,
+    file: Path,
+    names: Sequence[str],
+    section: str,
+    rejects: Rejects,
+    *,
+    label: str | None = None,
+    table: TableConfig | None = None,
+    others: bool = False,
+    count: bool = True,
+) -> Scan:
+    """Open a file by its suffix, as `names` and, with `others`, its other columns.
+
+    Parameters
+    ----------
+    label
+        Name of the file in the account; None: the name of the file.
+    table
+        How the file is written; None: found by trying.
+    count
+        False for a second reading, which is not accounted for.
 
     Raises
     ------
     DataError
         The suffix is unknown, the file cannot be opened, or a column is missing (the message has the nearest name).
-    ConfigError
-        The engine is not DuckDB, and the file is CSV or Parquet.
     """
-    suffix = Path(file.name.removesuffix(".gz")).suffix.lower()
-    form = FORMS.get(suffix)
-    if form is None:
-        raise DataError(f"{file} has an unknown suffix. Allowed: {', '.join(FORMS)} (also .gz). Convert or rename the file.")
-    if form != "json" and not isinstance(engine, DuckDBEngine):
-        raise ConfigError(f"{file} is not JSON lines, which prepare.engine spark needs. Convert it, or use the engine duckdb.")
+    table = table or InteractionTableConfig(path=file)
+    opener = {"text": _text, "json": _json, "parquet": _parquet}["parquet" if str(file) in engine.tables else form_of(file)]
+    book = _Book(rejects if count else None, label or file.name, section, others)
+    return opener(engine, file, list(names), table, book)
+
+
+@dataclass(frozen=True)
+class _Book:
+    """Where a file's lines and columns are accounted for; without `rejects`, nowhere."""
+
+    rejects: Rejects | None
+    label: str
+    section: str
+    others: bool
+
+    def chosen(self, columns: Sequence[str], names: Sequence[str], file: Path, partitions: Sequence[str]) -> list[str]:
+        """Return the columns to read of the file; the rest are noted as unused."""
+        known = [*columns, *(name for name in partitions if name not in columns)]
+        for name in names:
+            if name not in known:
+                what = f"{self.label} has no column {name!r}, which data.{self.section} uses."
+                if any(part.startswith(f"{name}=") for part in file.parent.parts):
+                    raise DataError(f"{what} Its folder has that name. To use it, set partition_columns: [{name}].")
+                if form_of(file) == "text" and any(_is_number(column) for column in columns):
+                    raise DataError(
+                        f"{what} Its first line seems to be data: {', '.join(columns)[:80]}. Name the columns with columns: […]."
+                    )
+                raise DataError(f"{what}{nearest(name, known)}")
+        by_case: dict[str, str] = {}
+        for name in names:
+            if by_case.setdefault(name.lower(), name) != name:
+                raise ConfigError(
+                    f"data.{self.section} uses the columns {by_case[name.lower()]!r} and {name!r} of {file.name}. They differ in "
+                    "case alone. Rename one."
+                )
+        kept = list(dict.fromkeys([*names, *(distinct_names(columns, names, file.name) if self.others else ())]))
+        if self.rejects is not None:
+            account = self.rejects.of(self.label)
+            account.table = self.section
+            account.unused_columns = [name for name in columns if name and name not in kept]
+        return [name for name in kept if name in columns]
+
+    def reject(self, line: int, why: str, text: str) -> None:
+        """Record a malformed line."""
+        if self.rejects is not None:
+            self.rejects.add(self.label, line, why, text)
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"-?\d+(\.\d+)?", text))
+
+
+def _text(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
+    dialect, lines = find_dialect(file, table, names), Lines()
+    folders = _partitions(file, table)
+    chosen = book.chosen([name for name in dialect.columns if name], names, file, list(folders))
+    schema = pa.schema([*((name, pa.string()) for name in chosen), (ROW, pa.int64())])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in read_batches(file, table, dialect, chosen, lines, book.reject):
+            place = pc.subtract(batch.column(LINE), lines.offset)
+            yield pa.record_batch([*batch.columns[:-1], place], schema=schema)
+        if book.rejects is not None:
+            account = book.rejects.of(book.label)
+            account.lines = lines.total
+            skipped = {"header": lines.header, "blank": lines.blank, "comments": lines.comments}
+            account.skipped = {kind: number for kind, number in skipped.items() if number}
+
+    def locate(rows: Sequence[int]) -> Iterator[tuple[int, str]]:
+        return line_texts(file, table.encoding, [row + lines.offset for row in rows])
+
+    rows = _with_partitions(engine.stream(schema, batches, file), folders, names)
+    return Scan(rows, locate, lambda _: lines.rows, lambda: lines.rejected)
+
+
+def _json(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
+    source = open_json(file, engine.spill, table.encoding)
+    folders = _partitions(file, table)
+    keys = source.keys(names)
+    if not keys:
+        raise DataError(
+            f"{file} holds no JSON object that can be read. Expected one object a line, an array of objects, or Python dicts. "
+            "Correct the file."
+        )
+    chosen = book.chosen(keys, names, file, list(folders))
+    rows = _with_partitions(engine.read_json(source.path, chosen), folders, names)
+    return Scan(rows, source.locate, source.rows, is_json=True)
+
+
+def scan_json(engine: Engine, file: Path, keys: Sequence[str]) -> Scan:
+    """Open a JSON file as some of its keys, all as strings; a key that no object has is null."""
     with reading(file):
-        return {"csv": _csv, "json": _json, "parquet": _parquet}[form](engine, file, names, section, rejects, others)
+        source = open_json(file, engine.spill)
+    return Scan(engine.read_json(source.path, keys), source.locate, source.rows, is_json=True)
 
 
-def _chosen(columns: Sequence[str], names: Sequence[str], file: Path, section: str, others: bool) -> list[str]:
-    for name in names:
-        if name not in columns:
-            raise DataError(f"{file.name} has no column {name!r}, which data.{section} uses.{nearest(name, columns)}")
-    return list(dict.fromkeys([*names, *(distinct_names(columns, names, file.name) if others else ())]))
+def column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
+    """Return the type of an id column, as `utils.ids.id_type` names it; text and JSON files have texts."""
+    held = engine.tables.get(str(path))
+    if held is not None:
+        return id_type(held.schema.field(column).type)
+    files = table_paths(base, path, "interactions")
+    schemas = [pq.read_schema(file) if form_of(file) == "parquet" else None for file in files]
+    kinds = {id_type(schema.field(column).type) if schema and column in schema.names else TEXT for schema in schemas}
+    return kinds.pop() if len(kinds) == 1 else TEXT
 
 
-def _parquet(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects, others: bool) -> Scan:  # noqa: ARG001
+def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
+    held: Any = engine.tables.get(str(file))
     try:
-        schema = pq.read_schema(file)
-    except pa.ArrowInvalid as error:
+        parquet: Any = None if held is not None else pq.ParquetFile(file)
+    except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
-    rows = engine.con.read_parquet(str(file)).select(*_chosen(schema.names, names, file, section, others))
+    schema, folders = held.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
+    kinds = {field.name: empty.type for field in schema if (empty := plain_column(pa.array([], field.type))) is not None}
+    for name in names:
+        if name in schema.names and name not in kinds:
+            raise DataError(
+                f"{file}: column {name!r} has the type {schema.field(name).type}, which has no single values. Convert it."
+            )
+    chosen = book.chosen(list(kinds), names, file, list(folders))
+    if book.rejects is not None:
+        unread = [name for name in schema.names if name not in kinds]
+        book.rejects.of(book.label).unused_columns += unread
+    chosen_kinds = pa.schema([*((name, kinds[name]) for name in chosen), (ROW, pa.int64())])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        start = 0
+        read = pq.ParquetFile(file).iter_batches if held is None else held.select(chosen).to_batches
+        for batch in read(PARQUET_ROWS, columns=chosen) if held is None else read(PARQUET_ROWS):
+            data = [plain_column(batch.column(name)) for name in chosen]
+            yield pa.record_batch([*data, pa.array(np.arange(start, start + len(batch)))], schema=chosen_kinds)
+            start += len(batch)
 
     def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
         return ((position + 1, "") for position in positions)
 
-    return _numbered(rows), locate, lambda: 0
+    rows = _with_partitions(engine.stream(chosen_kinds, batches, file), folders, names)
+    return Scan(rows, locate, lambda _: parquet.metadata.num_rows if held is None else held.num_rows)
 
 
-def _json(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects, others: bool) -> Scan:  # noqa: ARG001
-    keys: dict[str, None] = {}
-    for _, line in islice(json_lines(file), SAMPLED_LINES):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        keys |= dict.fromkeys(row if isinstance(row, dict) else ())
-    chosen = _chosen(list(keys), names, file, section, others)
-    return engine.read_json(file, chosen), locate_json(file), lambda: 0
+def table_paths(base: Path, path: Path, section: str) -> list[Path]:
+    """Return the files of a table, sorted by name: one file, the parts in a folder, or the files of a glob.
+
+    Files whose names begin with "_" or "." are markers of the program that wrote the folder, and no parts.
+
+    Raises
+    ------
+    DataError
+        There is no file.
+    """
+    full = base / path
+    if full.is_file():
+        return [full]
+    if full.is_dir():
+        found = [full]
+    else:
+        found = [base / name for name in glob(str(path), root_dir=base, recursive=True)] if set("*?[") & set(str(path)) else []
+    parts = [part for each in found for part in (each.rglob("*") if each.is_dir() else [each])]
+    kept = sorted({part for part in parts if part.is_file() and not _is_marker(part, full)})
+    if not kept:
+        forms = f"a file, a folder or a glob ({', '.join(FORMS)}; also {', '.join(COMPRESSED)})"
+        holds = listing(full if full.is_dir() else full.parent)
+        raise DataError(f"No file at {full}: {holds}. data.{section}.path must be {forms}, relative to data.path. Correct it.")
+    return kept
 
 
-def _csv(engine: Engine, file: Path, names: Sequence[str], section: str, rejects: Rejects, others: bool) -> Scan:
-    header, delimiter = _header(file)
-    chosen = _chosen(header, names, file, section, others)
-    table = ibis.util.gen_name("rejects")
-    rows = engine.con.read_csv(
-        str(file),
-        columns={name or f"unnamed {n}": "VARCHAR" for n, name in enumerate(header)},  # pandas writes an index without a name
-        auto_detect=False,
-        header=True,
-        delim=delimiter,
-        quote='"',
-        escape='"',
-        nullstr="",
-        ignore_errors=True,
-        store_rejects=True,
-        rejects_table=table,
-        rejects_scan=f"{table}_scans",
-    ).select(*chosen)
-
-    def malformed() -> dict[int, str]:
-        query = f'SELECT line_byte_position, min(error_message) FROM "{table}" GROUP BY 1 ORDER BY 1'
-        found = engine.con.raw_sql(query).fetchall()
-        lines = _lines_at(file, [int(place) for place, _ in found])
-        return {line: " ".join(str(why).split()) for line, (_, why) in zip(lines, found, strict=True)}
-
-    def close() -> int:
-        lines = malformed()
-        for line, text in _csv_lines(file, lines.keys()):
-            rejects.add(file.name, line, f"not a row of {len(header)} columns: {lines[line]}", text)
-        rejects.total(file.name, len(lines))
-        return len(lines)
-
-    def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
-        return _csv_rows(file, delimiter, positions, malformed().keys())
-
-    return _numbered(rows), locate, close
+def _is_marker(part: Path, below: Path) -> bool:
+    names = part.relative_to(below).parts if part.is_relative_to(below) else part.parts[-1:]
+    return any(name.startswith(("_", ".")) for name in names)
 
 
-def _numbered(rows: ir.Table) -> ir.Table:
-    return rows.mutate(ibis.row_number().cast("int64").name(ROW))
+def listing(folder: Path, most: int = 6) -> str:
+    """Return a description of a folder's content for a message."""
+    if not folder.exists():
+        return f"{folder} does not exist"
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir()) if folder.is_dir() else [folder.name]
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{folder} holds {', '.join(names[:most]) or 'nothing'}{rest}"
 
 
-def _header(file: Path) -> tuple[list[str], str]:
-    """Return the column names and the delimiter of a CSV file: the most frequent one in its first line."""
-    with open_bytes(file) as source:
-        line = source.readline().decode("utf-8-sig", "replace").rstrip("\r\n")
-    delimiter = max(DELIMITERS, key=line.count)
-    header = next(csv.reader([line], delimiter=delimiter), [])
-    if not header or len(set(header)) < len(header):
-        raise DataError(
-            f"{file} has no valid header: its first line is {line[:100]!r}. It must name the columns, each once. Add a header."
-        )
-    return header, delimiter
+def _partitions(file: Path, table: TableConfig) -> dict[str, str]:
+    """Return the wanted columns among the folder names ("day=2023-01-03") of a file."""
+    pairs = (re.fullmatch(r"([^=]+)=(.*)", part) for part in file.parent.parts)
+    return {pair[1]: pair[2] for pair in pairs if pair and pair[1] in table.partition_columns}
 
 
-def _lines_at(file: Path, places: Sequence[int]) -> list[int]:
-    """Return the line number of each byte position, ascending. (The engine does not count line breaks inside quotes.)"""
-    found: list[int] = []
-    if places:
-        end = 0
-        with open_bytes(file) as source:
-            for number, line in enumerate(source, 1):
-                end += len(line)
-                while len(found) < len(places) and places[len(found)] < end:
-                    found.append(number)
-    return found
+def _with_partitions(rows: ir.Table, folders: dict[str, str], names: Sequence[str]) -> ir.Table:
+    missing = {name: value for name, value in folders.items() if name in names and name not in rows.columns}
+    null = "__HIVE_DEFAULT_PARTITION__"
+    return rows.mutate(**{name: ibis.literal(None if value == null else value, "string") for name, value in missing.items()})
 
 
-def _csv_lines(file: Path, wanted: Collection[int]) -> Iterator[tuple[int, str]]:
-    if wanted:
-        with open_bytes(file) as source:
-            for number, line in enumerate(source, 1):
-                if number in wanted:
-                    yield number, line.decode("utf-8", "replace").rstrip("\r\n")
-
-
-def _csv_rows(file: Path, delimiter: str, positions: Sequence[int], malformed: Collection[int]) -> Iterator[tuple[int, str]]:
-    """Yield first line number and content of the well-formed rows at `positions`."""
-    wanted = iter(positions)
-    row, position = next(wanted, None), -1
-    with io.TextIOWrapper(open_bytes(file), "utf-8-sig", "replace", newline="") as source:
-        reader = csv.reader(source, delimiter=delimiter)
-        next(reader, None)
-        start = reader.line_num + 1
-        for record in reader:
-            position += bool(record) and start not in malformed
-            while record and position == row and start not in malformed:
-                yield start, delimiter.join(record)
-                row = next(wanted, None)
-            if row is None:
-                return
-            start = reader.line_num + 1
+__all__ = ["FORMS", "LINE", "JsonFile", "Locate", "Scan", "form_of", "scan_file"]

@@ -1,44 +1,32 @@
-"""Read your own CSV, Parquet or JSON-lines tables, as described in the configuration, as raw tables.
+"""Read your own tables, as described in the configuration, as raw tables: delimited text, Parquet or JSON.
 
-Paths may be globs; CSV and JSON lines may be gzipped. A value that does not fit the kind of its column makes a bad row.
+Paths may be globs or folders of parts. A value that does not fit the kind of its column makes a bad row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 
+from twotower.data.sources.account import REPLACED, Rejects
 from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.other_columns import other_columns, typed_by_values, union
-from twotower.data.sources.raw_tables import (
-    CHARS,
-    Check,
-    Columns,
-    Locate,
-    RawTables,
-    Rejects,
-    ids_only,
-    interactions,
-    listing,
-    missing,
-    quoted,
-    screen,
-    seconds,
-)
-from twotower.data.sources.table_files import FORMS, Close, scan_file
-from twotower.errors import ConfigError, DataError
-from twotower.schema import EVENT_TYPE, HOURS_PER_WEEK, ITEM_ID, ORDER, STARS, TEXT, TIME, USER_ID, FeatureSpec, Side
+from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, RawTables, ids_only, interactions, screen
+from twotower.data.sources.table_columns import Fields
+from twotower.data.sources.table_files import column_id_type, form_of, scan_file, table_paths
+from twotower.data.sources.text_files import reading
+from twotower.data.sources.times import check_pattern
+from twotower.errors import ConfigError
+from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, TEXT, TIME, USER_ID, FeatureSpec, Side
 from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConfig, ItemTableConfig, TableConfig, UserTableConfig
 
 FILE_ORDERS = 1 << 50  # room in `order` for the rows of one file
-LAST_S = 4_102_444_800  # 2100
-MAX_STARS = 5
 DEFAULT_EVENT = "event"  # event type of tables without a column of types
-ZONE = r"(\d\d:\d\d[\d:.]*)\s*([+-]\d\d):?(\d\d)?$"  # time zone of "2024-05-01T12:00:00+02:00"
 SINCE, ELITE = "since_s", "elite"
 PLACE, FIRST = "source_place", "source_first"
 
@@ -75,10 +63,10 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         raise ConfigError(
             "data.interactions is not set, but data.source is tables. Describe your tables there, or set another data.source."
         )
-    reader = _Reader(config.path, engine, rejects, {})
+    reader, ids = _Reader(config.path, engine, rejects, {}), {USER_ID: table.user_id, ITEM_ID: table.item_id}
     events, texts = _interactions(reader, table)
-    items = _entities(reader, config.items) if config.items else ids_only(engine, events, ITEM_ID)
-    users = _entities(reader, config.users) if config.users else ids_only(engine, events, USER_ID)
+    items = _entities(reader, config.items, table) if config.items else ids_only(engine, events, ITEM_ID)
+    users = _entities(reader, config.users, table) if config.users else ids_only(engine, events, USER_ID)
     return RawTables(
         interactions=events,
         users=users,
@@ -86,129 +74,35 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         features=(*_specs(config.items, "item"), *_specs(config.users, "user")),
         has_time=table.time is not None,
         counts=reader.counts,
+        described=tuple(name for name in ("items", "users") if getattr(config, name)),
         texts=texts,
+        id_types={name: column_id_type(engine, config.path, table.path, column) for name, column in ids.items()},
     )
-
-
-Scanned = tuple[ir.Table, Locate, Close, Path, int]
-
-
-class Fields:
-    """Typed columns of one scanned file, whose own columns are named "raw NAME", and the checks for bad rows."""
-
-    def __init__(self, rows: ir.Table) -> None:
-        self._rows = rows
-        self.columns: Columns = {}
-        self.used: set[str] = set()
-        self.checks: list[Check] = []
-
-    def raw(self, name: str) -> ir.Value:
-        """Return a column as it is in the file."""
-        self.used.add(name)
-        return self._rows[f"raw {name}"]
-
-    @property
-    def names(self) -> list[str]:
-        """Its own columns."""
-        return [name.removeprefix("raw ") for name in self._rows.columns if name.startswith("raw ")]
-
-    def text(self, name: str) -> ir.StringValue:
-        """Return a column as strings; empty ones are null."""
-        value = self.raw(name)
-        text: ir.StringValue = (value if value.type().is_string() else value.cast("string")).nullif("")
-        return text
-
-    def required(self, ours: str, name: str) -> None:
-        """Add column `name` as the required id `ours`."""
-        self.columns[ours] = self.text(name)
-        self.checks.append((missing(self.columns[ours]), f"{name} is missing"))
-
-    def number(self, name: str, limit: float | None = None) -> ir.FloatingValue:
-        """Return a column as float64; NaN counts as missing. Values beyond ±limit are bad, if it is given."""
-        value = self.text(name).try_cast("float64")
-        value = ibis.ifelse(value.isnan(), ibis.null("float64"), value)
-        said_so = self.text(name).lower().isin(["nan", "null", "none", "na"])
-        self.checks.append(
-            (self.text(name).notnull() & ~said_so & value.isnull(), f"{name} is not a number: " + quoted(self.text(name)))
-        )
-        out = value.isinf() if limit is None else value.abs() > limit
-        self.checks.append((out, f"{name} is out of range: " + quoted(self.text(name))))
-        return value
-
-    def stars(self, name: str) -> ir.FloatingValue:
-        """Return a column of ratings, 0 to 5."""
-        value = self.number(name)
-        self.checks.append((~value.between(0, MAX_STARS), f"{name} is not on the 0-{MAX_STARS} scale: " + quoted(self.text(name))))
-        return value
-
-    def time(self, name: str, *, required: bool) -> ir.IntegerValue:
-        """Return a date, a timestamp, or epoch (milli)seconds as seconds since 1970; a UTC offset in the text is subtracted."""
-        value, text = self.raw(name), self.text(name)
-        if value.type().is_temporal():
-            time = value.cast("timestamp").epoch_seconds().cast("int64")
-        else:
-            hours, minutes = (text.re_extract(ZONE, part).try_cast("int64").fill_null(0) for part in (2, 3))
-            sign = ibis.ifelse(text.re_extract(ZONE, 2).startswith("-"), -1, 1)
-            time = seconds(text.re_replace(ZONE, r"\1")) - hours * 3600 - sign * minutes * 60
-        self.checks.append((text.notnull() & time.isnull(), f"{name} is not a time: " + quoted(text)))
-        self.checks.append((time < 0, f"{name} is before 1970: " + quoted(text)))
-        self.checks.append((time > LAST_S, f"{name} is after 2100: " + quoted(text)))
-        if required:
-            self.checks.append((text.isnull(), f"{name} is missing"))
-        return time
-
-    def many(self, name: str, separator: str) -> ir.ArrayValue:
-        """Return a native list, a JSON list, or a string split by `separator`, as a list of strings."""
-        value = self.raw(name)
-        if value.type().is_array():
-            parts = value.cast("array<string>")
-        else:
-            text = self.text(name)
-            listed = text.try_cast("json").cast("array<string>")
-            parts = ibis.ifelse(text.strip().startswith("["), listed, text.split(separator))
-        return parts.map(lambda part: part.strip()).filter(lambda part: part != "")
-
-    def feature(self, feature: ColumnConfig) -> None:
-        """Add the columns of one feature."""
-        for name in columns_of(feature):
-            self.columns[name] = self._value(feature, name)
-
-    def _value(self, feature: ColumnConfig, name: str) -> ir.Value:
-        if feature.kind == "number":
-            return self.number(name)
-        if feature.kind == "geo":
-            return self.number(name, limit=90 if name == columns_of(feature)[0] else 180)
-        if feature.kind in ("multi", "vector"):
-            parts = self.many(name, feature.separator)
-            if feature.kind == "multi":
-                return parts
-            vector = parts.map(lambda part: part.try_cast("float64"))
-            bad = parts.length() != vector.filter(lambda number: number.abs() < float("inf")).length()
-            self.checks.append((bad, f"{name} is not a list of numbers: " + quoted(self.raw(name).cast("string"))))
-            return vector
-        text = self.text(name)
-        if feature.kind == "hours":
-            bad = text.notnull() & ~text.re_search(f"^[01]{{{HOURS_PER_WEEK}}}$")
-            self.checks.append((bad, f"{name} is not {HOURS_PER_WEEK} characters of 0 and 1: " + quoted(text)))
-        return text
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """Folder of the files, engine, rejected rows and row counts."""
+    """Folder of the files, engine, account and row counts."""
 
     base: Path
     engine: Engine
     rejects: Rejects
     counts: dict[str, int]
 
-    def read(
-        self, table: TableConfig, section: str, names: list[str], typed: Typed, *, unique: str | None = None, others: bool = False
-    ) -> ir.Table:
-        """Return the good rows of all files of a table, with typed columns and their order `PLACE`; with `others`, all columns."""
+    def read(self, table: TableConfig, path: Path, section: str, names: list[str], typed: Typed, **options: Any) -> ir.Table:
+        """Return the good rows of all files of a table, with typed columns and their order `PLACE`.
+
+        Options: `unique`, a column that has each value once in a file; `others`, to keep all columns; `mark`, added to the names
+        of the files in the account.
+        """
+        unique, others, mark = options.get("unique"), options.get("others", False), options.get("mark", "")
         parts = []
-        for rows, locate, close, file, place in self.scans(table, section, names, others):
-            fields = Fields(rows)
+        for number, (file, label) in enumerate(self.files(path, section)):
+            name = label + mark
+            with reading(file):
+                scan = scan_file(self.engine, file, names, section, self.rejects, label=name, table=table, others=others)
+            rows = _raw(scan.rows, names)
+            fields = Fields(rows, is_json=scan.is_json)
             typed(fields)
             if others:
                 left = {name: fields.raw(name) for name in fields.names if name not in fields.used}
@@ -216,28 +110,46 @@ class _Reader:
             nothing = ibis.and_(*(fields.raw(name).isnull() for name in names))
             checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.checks]
             good, count = screen(
-                self.engine, rows, checks, fields.columns, file=file, rejects=self.rejects, locate=locate, unique=unique
+                self.engine,
+                replace(scan, rows=rows),
+                checks,
+                fields.columns,
+                file=file,
+                rejects=self.rejects,
+                label=name,
+                unique=unique,
+                late=fields.late,
             )
-            self.counts[file.name] = self.counts.get(file.name, 0) + count + close()
-            parts.append(good.select((good[ROW] + place).name(PLACE), *fields.columns))
+            self.counts[name] = self.counts.get(name, 0) + count
+            parts.append(good.select((good[ROW] + number * FILE_ORDERS).name(PLACE), *fields.columns))
         return union(parts)
 
-    def texts(self, table: TableConfig, section: str, name: str) -> ir.Table:
+    def texts(self, table: TableConfig, path: Path, section: str, name: str) -> ir.Table:
         """Return a column of all files of a table as `TEXT`, with `ORDER`; bad rows are included."""
-        scans = ((rows, place) for rows, *_, place in self.scans(table, section, [name]))
-        return union([rows.select((rows[ROW] + place).name(ORDER), Fields(rows).text(name).name(TEXT)) for rows, place in scans])
+        parts = []
+        for number, (file, label) in enumerate(self.files(path, section)):
+            scan = scan_file(self.engine, file, [name], section, self.rejects, label=label, table=table, count=False)
+            rows = _raw(scan.rows, [name])
+            parts.append(rows.select((rows[ROW] + number * FILE_ORDERS).name(ORDER), Fields(rows).text(name).name(TEXT)))
+        return union(parts)
 
-    def scans(self, table: TableConfig, section: str, names: list[str], others: bool = False) -> Iterator[Scanned]:
-        """Yield, for each file of a table: rows for `Fields`, `locate`, `close`, the file, and the order of its first row."""
-        for number, file in enumerate(_files(self.base, table.path, section)):
-            rows, locate, close = scan_file(self.engine, file, names, section, self.rejects, others=others)
-            named = rows.rename({f"raw {name}": name for name in rows.columns if name != ROW or name in names})
-            yield named, locate, close, file, number * FILE_ORDERS
+    def files(self, path: Path, section: str) -> list[tuple[Path, str]]:
+        """Return the files of a table by name, each with its name in the account: its path below the folder."""
+        if str(path) in self.engine.tables:
+            return [(path, str(path))]
+        found = table_paths(self.base, path, section)
+        return [(file, file.relative_to(self.base).as_posix() if file.is_relative_to(self.base) else str(file)) for file in found]
+
+
+def _raw(rows: ir.Table, names: list[str]) -> ir.Table:
+    return rows.rename({f"raw {name}": name for name in rows.columns if name != ROW or name in names})
 
 
 def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Table, ir.Table | None]:
     """Return the interactions and their texts (None without a text column)."""
-    names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text]
+    check_pattern(table.time_format)
+    numbers = [table.weight, table.quantity, table.position]
+    names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text, *numbers]
 
     def typed(fields: Fields) -> None:
         fields.required(USER_ID, table.user_id)
@@ -246,19 +158,25 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Ta
             fields.text(table.event_type).fill_null(DEFAULT_EVENT) if table.event_type else ibis.literal(DEFAULT_EVENT)
         )
         if table.time:
-            fields.columns[TIME] = fields.time(table.time, required=True)
+            fields.time(TIME, table.time, table.time_format, required=True)
         if table.stars:
-            fields.columns[STARS] = fields.stars(table.stars)
+            fields.stars(table.stars, table.stars_scale)
         if table.text:
             fields.columns[CHARS] = fields.text(table.text).length().fill_null(0)
+        if table.position:
+            fields.columns[POSITION] = fields.count(table.position)
+        weights = [fields.weight(table.weight)] if table.weight else []
+        weights += [fields.weight(table.quantity, pieces=True)] if table.quantity else []
+        if weights:
+            fields.columns[RAW_WEIGHT] = weights[0] * weights[1] if len(weights) > 1 else weights[0]
 
-    rows = reader.read(table, "interactions", _distinct(names), typed)
+    rows = reader.read(table, table.path, "interactions", _distinct(names), typed)
     given = {name: rows[name] for name in rows.columns if name != PLACE}
-    texts = reader.texts(table, "interactions", table.text) if table.text else None
+    texts = reader.texts(table, table.path, "interactions", table.text) if table.text else None
     return interactions(rows, **{TIME: rows[PLACE], **given, ORDER: rows[PLACE]}), texts
 
 
-def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.Table:
+def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig, events: InteractionTableConfig) -> ir.Table:
     """Return items or users: the id, the built-in columns, and the feature columns."""
     ours: dict[str, str | None]
     if isinstance(table, ItemTableConfig):
@@ -279,19 +197,58 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig) -> ir.T
             named = also or ("name" if others and "name" in fields.names else None)
             fields.columns["name"] = fields.text(named) if named else ibis.null("string")
         else:
-            fields.columns[SINCE] = fields.time(also, required=False) if also else ibis.null("int64")
             fields.columns[ELITE] = ibis.null("array<int64>")
+            fields.columns[SINCE] = ibis.null("int64")
+            if also:
+                fields.time(SINCE, also, None, required=False)
         for feature in table.features:
-            fields.feature(feature)
+            fields.feature(feature, columns_of(feature))
 
-    others = isinstance(table, ItemTableConfig) and table.other_columns
+    taken = table.path is None
+    others = isinstance(table, ItemTableConfig) and table.other_columns and not taken
     names = _distinct([theirs, also, *declared])
-    rows = reader.read(table, section, names, typed, unique=key, others=others)
-    if others and not any(file.suffix == ".parquet" for file in _files(reader.base, table.path, section)):
-        rows = typed_by_values(rows, [name for name in rows.columns if name not in (PLACE, *ours, *names)])
-    first = ibis.row_number().over(group_by=key, order_by=PLACE) == 0  # files of one glob may repeat ids
-    once = rows.mutate(first.name(FIRST)).filter(ibis._[FIRST]).order_by(PLACE).drop(FIRST, PLACE)
-    return reader.engine.save(once)
+    path = events.path if table.path is None else table.path
+    options = {"unique": None if taken else key, "others": others, "mark": f" ({section})" if taken else ""}
+    rows = reader.read(events if taken else table, path, section, names, typed, **options)
+    kept = _one_value_each(rows, key, table.value) if taken else _newest(reader, rows, key, path, section)
+    if others and not any(
+        str(file) in reader.engine.tables or form_of(file) == "parquet" for file, _ in reader.files(path, section)
+    ):
+        kept = typed_by_values(kept, [name for name in kept.columns if name not in (PLACE, *ours, *names)])
+    saved = reader.engine.save(kept.order_by(PLACE).drop(PLACE))
+    _note_empty(reader, saved, declared, section)
+    return saved
+
+
+def _newest(reader: _Reader, rows: ir.Table, key: str, path: Path, section: str) -> ir.Table:
+    """Return the rows of the last file that has each id, and count those of earlier files as left out."""
+    files = reader.files(path, section)
+    if len(files) == 1:
+        return rows
+    ranked = reader.engine.save(rows.mutate((ibis.row_number().over(group_by=key, order_by=ibis.desc(PLACE)) == 0).name(FIRST)))
+    older = ranked.filter(~ranked[FIRST]).group_by((ranked[PLACE] // FILE_ORDERS).name("file")).aggregate(n=ibis._.count())
+    for row in older.to_pyarrow().to_pylist():
+        reader.rejects.of(files[row["file"]][1]).left_out[REPLACED] = row["n"]
+    return ranked.filter(ranked[FIRST]).drop(FIRST)
+
+
+def _one_value_each(rows: ir.Table, key: str, which: str) -> ir.Table:
+    """Return one row of each id: the first or last value of each column that is not null."""
+
+    def chosen(name: str) -> ir.Value:
+        return rows[name].first(order_by=PLACE) if which == "first" else rows[name].last(order_by=PLACE)
+
+    values = {name: chosen(name) for name in rows.columns if name not in (key, PLACE)}
+    return rows.group_by(key).aggregate(**{PLACE: rows[PLACE].min()}, **values).relocate(key)
+
+
+def _note_empty(reader: _Reader, rows: ir.Table, declared: list[str], section: str) -> None:
+    """Note the features that no row has a value of."""
+    if declared:
+        counts = rows.aggregate(**{f"n{n}": rows[name].count() for n, name in enumerate(declared)}).to_pyarrow().to_pylist()[0]
+        empty = [name for n, name in enumerate(declared) if not counts[f"n{n}"]]
+        if empty:
+            reader.rejects.notes.append(f"no row of the {section} table has a value in {', '.join(empty)}")
 
 
 def columns_of(feature: ColumnConfig) -> list[str]:
@@ -330,19 +287,6 @@ def _check_kinds(features: list[ColumnConfig], section: str, seen: dict[str, str
             kind = types.get(feature.kind, "string")
             if seen.setdefault(column, kind) != kind:
                 raise ConfigError(f"Column {column!r} of data.{section} is used as {seen[column]} and as {kind}. Copy the column.")
-
-
-def _files(base: Path, path: Path, section: str) -> list[Path]:
-    """Return the file, or the files of a glob, sorted by name."""
-    full = base / path
-    if full.is_file():
-        return [full]
-    found = sorted(p for p in base.glob(str(path)) if p.is_file()) if not path.is_absolute() and set("*?[") & set(str(path)) else []
-    if not found:
-        forms = f"a file or glob ({', '.join(FORMS)}; also .gz)"
-        instead = f"No file at {full}: {listing(full.parent)}"
-        raise DataError(f"{instead}. data.{section}.path must be {forms}, relative to data.path. Correct it.")
-    return found
 
 
 def _distinct(names: list[str | None]) -> list[str]:

@@ -11,26 +11,18 @@ Reading again gives the same rows with the same `order`: reviews, then tips, the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import ibis
 import ibis.expr.types as ir
 
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
-from twotower.data.sources.raw_tables import (
-    CHARS,
-    Check,
-    RawTables,
-    Rejects,
-    ids_only,
-    interactions,
-    listing,
-    locate_json,
-    missing,
-    quoted,
-    screen,
-    seconds,
-)
+from twotower.data.sources.raw_tables import CHARS, Check, RawTables, ids_only, interactions, missing, quoted, screen
+from twotower.data.sources.table_files import listing, scan_json
+from twotower.data.sources.times import parse_time, seconds
+from twotower.data.sources.values import Late, as_id, as_seconds
 from twotower.data.sources.yelp_business import read_businesses
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.schema import ITEM_ID, STARS, TEXT, TIME, TRUTH_FILE, USER_ID, FeatureSpec
@@ -97,7 +89,7 @@ def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables
         parts.append(read(files[kind], kind, base, engine, rejects, counts))
         if kind != "checkin":
             # A scan of one key: the engine then knows the size of the file and does not hash all texts in a join.
-            text = engine.read_json(files[kind], [TEXT])
+            text = scan_json(engine, files[kind], [TEXT]).rows
             texts.append(text.select(text[TEXT], order=text[ROW] + base))
     events = _union(parts)
     users = _users(files["user"], engine, rejects, counts) if "user" in files else ids_only(engine, events, USER_ID)
@@ -110,6 +102,7 @@ def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables
         has_time=True,
         counts=counts,
         texts=_union(texts),
+        described=("items", "users") if "user" in files else ("items",),
         truth=truth if truth.is_file() else None,
     )
 
@@ -182,47 +175,42 @@ def _refuse(config: DataConfig, files: dict[str, Path]) -> None:
 def _opinions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
     """Return reviews or tips as interactions: user, business, date, text length, and stars for reviews."""
     keys = ["user_id", "business_id", "date", "text"] + (["stars"] if kind == "review" else [])
-    rows = engine.read_json(file, keys)
-    time, given = seconds(rows["date"]), rows[STARS] if kind == "review" else ibis.null("string")
-    stars = given.try_cast("float64")
+    scan = scan_json(engine, file, keys)
+    rows = scan.rows
+    given = rows[STARS] if kind == "review" else ibis.null("string")
+    stars, (time, late) = given.try_cast("float64"), _date(rows["date"], "date")
     checks = [
         *_required(rows, keys, "user_id", "business_id", "date"),
-        *_dated(rows["date"], time),
+        _in_time(rows["date"], time, "date"),
         (given.notnull() & ~stars.between(1, 5).fill_null(False), "stars must be from 1 to 5, not " + quoted(given)),
     ]
-    columns = {USER_ID: rows["user_id"], ITEM_ID: rows["business_id"], TIME: time, STARS: stars}
+    columns = {USER_ID: as_id(rows["user_id"]), ITEM_ID: as_id(rows["business_id"]), TIME: time, STARS: stars}
     columns[CHARS] = rows[TEXT].length().fill_null(0)
-    find = locate_json(file)
-    good, counts[file.name] = screen(engine, rows, checks, columns, file=file, rejects=rejects, locate=find)
+    good, counts[file.name] = screen(engine, scan, checks, columns, file=file, rejects=rejects, late={TIME: late})
     return interactions(good, **{name: good[name] for name in columns}, order=good[ROW] + base, event_type=kind)
 
 
 def _checkins(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
     """Return check-ins as anonymous interactions, many per line; lines of weekday-hour counts are counted as undated."""
     keys = ["business_id", "date", "time", "checkin_info"]
-    rows = engine.read_json(file, keys)
+    scan = scan_json(engine, file, keys)
+    rows = scan.rows
     undated = rows["date"].isnull() & (rows["time"].notnull() | rows["checkin_info"].notnull())
     stamps = rows["date"].replace(", ", ",").split(",")
     times = stamps.map(seconds).filter(lambda time: time.between(FIRST_S, LAST_S))  # an eighth of the memory of the visits
-    columns = {ITEM_ID: rows["business_id"], "undated": undated, "times": times, "faults": stamps.length() - times.length()}
+    columns = {ITEM_ID: as_id(rows["business_id"]), "undated": undated, "times": times, "faults": stamps.length() - times.length()}
     checks = [*_required(rows, keys, "business_id"), (missing(rows["date"]) & ~undated, "date is missing")]
-    find = locate_json(file)
-    lines, counts[file.name] = screen(engine, rows, checks, columns, file=file, rejects=rejects, locate=find)
+    lines, counts[file.name] = screen(engine, scan, checks, columns, file=file, rejects=rejects)
     total = lines.aggregate(undated=lines["undated"].sum(), faults=lines["faults"].sum(), visits=lines["times"].length().sum())
     found = total.to_pyarrow().to_pylist()[0]
     counts |= {f"{file.name} undated": found["undated"] or 0, f"{file.name} visits": found["visits"] or 0}
     if found["faults"]:
         faulty = rows.mutate(stamps=stamps).semi_join(lines.filter(lines["faults"] > 0), ROW)
         wrong = faulty.select(ROW, "stamps").unnest("stamps")
-        screen(
-            engine,
-            wrong,
-            _dated(wrong["stamps"], seconds(wrong["stamps"])),
-            {ROW: wrong[ROW]},
-            file=file,
-            rejects=rejects,
-            locate=find,
-        )
+        stamps_only = replace(scan, rows=wrong, expected=None)
+        screen(engine, stamps_only, _stamp_checks(wrong["stamps"]), {ROW: wrong[ROW]}, file=file, rejects=rejects)
+    if found["undated"]:
+        rejects.of(file.name).left_out["check-ins without dates"] = found["undated"]
     visits = lines.select(ITEM_ID, ROW, "times").unnest("times", offset="nth")
     order = base + visits[ROW] * LINE_ORDERS + visits["nth"]
     return interactions(visits, item_id=visits[ITEM_ID], time_s=visits["times"], order=order, event_type=kind)
@@ -231,14 +219,16 @@ def _checkins(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
 def _users(file: Path, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
     """Return the sign-up time and elite years of users; years are "" or "2015,2016" (2020 may be "20,20"), or a list."""
     keys = ["user_id", "yelping_since", "elite"]
-    rows = engine.read_json(file, keys)
-    since = seconds(rows["yelping_since"])
-    checks = [*_required(rows, keys, "user_id"), *_dated(rows["yelping_since"], since, "yelping_since")]
+    scan = scan_json(engine, file, keys)
+    rows = scan.rows
+    since, late = _date(rows["yelping_since"], "yelping_since")
+    checks = [*_required(rows, keys, "user_id"), _in_time(rows["yelping_since"], since, "yelping_since")]
     whole = rows["elite"].fill_null("").re_replace(r"\b20,\s*20\b", "2020").re_replace(r"[^0-9]+", ",")
     years = whole.split(",").map(lambda year: year.try_cast("int64")).filter(lambda year: year.between(2004, 2100))
-    columns = {USER_ID: rows["user_id"], "since_s": since, "elite": years}
-    find = locate_json(file)
-    good, counts[file.name] = screen(engine, rows, checks, columns, file=file, rejects=rejects, locate=find, unique=USER_ID)
+    columns = {USER_ID: as_id(rows["user_id"]), "since_s": since, "elite": years}
+    good, counts[file.name] = screen(
+        engine, scan, checks, columns, file=file, rejects=rejects, unique=USER_ID, late={"since_s": late}
+    )
     return good.drop(ROW)
 
 
@@ -246,12 +236,34 @@ def _required(rows: ir.Table, read: list[str], *keys: str) -> list[Check]:
     """Return checks for lines without any of the keys (truncated, or not JSON), and for rows without a required key."""
     nothing = ibis.and_(*(rows[key].isnull() for key in read if key != TEXT))
     names = ", ".join(keys)
-    return [(nothing, f"not a complete JSON object with {names}"), *((missing(rows[key]), f"{key} is missing") for key in keys)]
+    absent = [(missing(rows[key] if key == "date" else as_id(rows[key])), f"{key} is missing") for key in keys]
+    return [(nothing, f"not a complete JSON object with {names}"), *absent]
 
 
-def _dated(text: ir.StringValue, time: ir.IntegerValue, name: str = "date") -> list[Check]:
-    """Return checks for values that are not dates, and for dates outside 2004 to 2100."""
-    return [
-        (text.notnull() & time.isnull(), f"{name} is not a date: " + quoted(text)),
-        (~time.between(FIRST_S, LAST_S), f"{name} is before 2004 or after 2100: " + quoted(text)),
-    ]
+def _date(text: ir.StringValue, name: str) -> tuple[ir.IntegerValue, Late]:
+    """Return a column of dates as seconds, and what is left to Python."""
+    time, late = as_seconds(text, None, name)
+    return time, replace(late, parse=_parse_date)
+
+
+def _parse_date(text: str) -> int:
+    try:
+        time = parse_time(text)
+    except ValueError as error:
+        time = 0 if str(error).startswith(("is before", "is after")) else -1
+    if time < 0:
+        raise ValueError(f"is not a date: {text[:60]!r}")
+    if not FIRST_S <= time <= LAST_S:
+        raise ValueError(f"is before 2004 or after 2100: {text[:60]!r}")
+    return time
+
+
+def _in_time(text: ir.StringValue, time: ir.IntegerValue, name: str) -> Check:
+    """Return a check for dates outside 2004 to 2100."""
+    return ~time.between(FIRST_S, LAST_S), f"{name} is before 2004 or after 2100: " + quoted(text)
+
+
+def _stamp_checks(text: ir.StringValue) -> list[Check]:
+    """Return checks for one date of a line of check-ins."""
+    time = seconds(text)
+    return [(text.notnull() & time.isnull(), "date is not a date: " + quoted(text)), _in_time(text, time, "date")]

@@ -17,8 +17,11 @@ from typing import Any
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
-from twotower.data.sources.raw_tables import Rejects, json_lines, reading
+from twotower.data.sources.json_files import open_json
+from twotower.data.sources.text_files import reading
+from twotower.data.sources.values import id_text
 from twotower.schema import HOURS_PER_WEEK
 
 SCHEMA = pa.schema(
@@ -33,6 +36,7 @@ SCHEMA = pa.schema(
         ("attributes", pa.list_(pa.string())),
         ("price", pa.int64()),
         ("hours", pa.string()),
+        ("is_open", pa.int64()),
     ]
 )
 PRICE = "RestaurantsPriceRange2"
@@ -66,7 +70,7 @@ def read_businesses(file: Path, engine: Engine, rejects: Rejects, counts: dict[s
     seen: set[str] = set()
     total = 0
     with reading(file):
-        for number, line in json_lines(file):
+        for number, line in open_json(file, engine.spill).lines():
             total += 1
             try:
                 row = parse_business(_parse_line(line))
@@ -106,13 +110,13 @@ def parse_business(row: Any) -> dict[str, Any]:
     """
     if not isinstance(row, dict):
         raise ValueError("not a complete JSON object with business_id")
-    item_id = row.get("business_id")
-    if not item_id or not isinstance(item_id, (str, int)):
+    item_id = id_text(row.get("business_id"))
+    if item_id is None:
         raise ValueError("business_id is missing")
     attributes = list(_attributes(row.get("attributes")))
     price = next((value for name, value in attributes if name == PRICE), "")
     return {
-        "item_id": str(item_id),
+        "item_id": item_id,
         "name": _text(row.get("name")),
         "city": clean_city(_text(row.get("city")) or ""),
         "state": (_text(row.get("state")) or "").upper() or None,
@@ -122,11 +126,17 @@ def parse_business(row: Any) -> dict[str, Any]:
         "attributes": sorted({f"{name}={value}" for name, value in attributes if name != PRICE}),
         "price": int(price) if price in ("1", "2", "3", "4") else None,
         "hours": _hours(row.get("hours")),
+        "is_open": _is_open(row.get("is_open", row.get("open"))),
     }
 
 
 def _text(value: Any) -> str | None:
     return (value.strip() or None) if isinstance(value, str) else None
+
+
+def _is_open(value: Any) -> int | None:
+    """Return 1 for a place that is open, 0 for one that has closed, None if the release does not say (2015 has `open`)."""
+    return {"1": 1, "0": 0, "true": 1, "false": 0}.get(str(value).lower())
 
 
 def _degrees(row: dict[str, Any], name: str, limit: int) -> float | None:

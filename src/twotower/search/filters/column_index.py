@@ -12,13 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from twotower.features.geo import EARTH_KM, points_km
 from twotower.features.item_columns import is_list
 from twotower.schema import HOURS_PER_WEEK
 from twotower.search.filters.tree import Bound, Value
-from twotower.utils.types import Mask
+from twotower.utils.types import Float64, Mask
 
 _HOUR_LINES = 2**16  # rows of opening hours unpacked at a time: 11 MB
 
@@ -93,7 +92,7 @@ class GeoIndex:
         float [n, 2]: latitude and longitude in degrees, both NaN where unknown.
     """
 
-    def __init__(self, locations: NDArray[np.float64]) -> None:
+    def __init__(self, locations: Float64) -> None:
         self.known: Mask = np.asarray(np.isfinite(locations).all(axis=1), np.bool_)
         items = np.flatnonzero(self.known)
         self._items = items[np.argsort(locations[items, 0], kind="stable")]

@@ -12,15 +12,17 @@ converted to the local time of each item. Otherwise it is in the time of the dat
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
+from threading import Lock
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
+from cachetools import LRUCache
 
 from twotower.errors import RequestError, nearest
 from twotower.features.item_columns import category_column, hours_column, location_columns, locations
@@ -29,7 +31,6 @@ from twotower.search.filters.column_index import Column, GeoIndex, Hours
 from twotower.search.filters.parser import WORDS, parse_filter
 from twotower.search.filters.tree import MAX_QUOTED_CHARS, Among, And, Compared, Node, Not, Open, Or, Part, Seen, Within, walk
 from twotower.search.filters.tree import check_location as check_location
-from twotower.utils.lru_cache import LRUCache
 from twotower.utils.types import Int, Mask
 
 ALIASES = {"attribute": "attributes", "id": ITEM_ID}
@@ -78,8 +79,8 @@ class ItemFilter:
         self.category, self.hours = category_column(items, specs), hours_column(items, specs)
         self._aliases = ALIASES | ({"category": self.category, "categories": self.category} if self.category else {})
         self._columns: dict[str, Column] = {}
-        self._trees = LRUCache[tuple[Node, frozenset[type[Any]]]](CACHE_TREES)
-        self._masks = LRUCache[Mask](max(8, CACHE_BYTES // (len(items) + FIRST_ROW + KEY_BYTES)))
+        self._masks: LRUCache[Hashable, Mask] = LRUCache(max(8, CACHE_BYTES // (len(items) + FIRST_ROW + KEY_BYTES)))
+        self._lock = Lock()
 
     def warm(self) -> None:
         """Build the indexes of common columns now instead of on first use."""
@@ -117,23 +118,28 @@ class ItemFilter:
             part.
         """
         text = filter_ if isinstance(filter_, str) else _written(filter_)
-        source, kept = (type(filter_), text), len(text) <= CACHE_CHARS
-        tree, kinds = (self._trees.get(source) or self._trees.put(source, _read(filter_))) if kept else _read(filter_)
+        is_json, kept = not isinstance(filter_, str), len(text) <= CACHE_CHARS
+        tree, kinds = (_read if kept else _read.__wrapped__)(text, is_json)
         context = _Context(
             home=tuple(home) if home is not None and Within in kinds else None,
             now=None if now is None or Open not in kinds else now // 900 * 900,  # time zones differ by multiples of 15 minutes
             seen=seen if Seen in kinds else None,
         )
-        key = (source, context.home, context.now)
+        key = (text, is_json, context.home, context.now)
         kept = kept and context.seen is None
-        if kept and (mask := self._masks.get(key)) is not None:
-            return mask
+        with self._lock:
+            cached = self._masks.get(key) if kept else None
+        if cached is not None:
+            return cached
         mask = np.zeros(len(self.items) + FIRST_ROW, np.bool_)
         mask[FIRST_ROW:] = self._certain(tree, True, context)
         if self.offered is not None:
             mask &= self.offered
         mask.flags.writeable = False
-        return self._masks.put(key, mask) if kept else mask
+        if kept:
+            with self._lock:
+                self._masks[key] = mask
+        return mask
 
     def _certain(self, node: Node, holds: bool, context: _Context) -> Mask:
         """Return the items that certainly match, or with `holds` False certainly do not match."""
@@ -271,6 +277,7 @@ def _written(filter_: Any) -> str:
         ) from None
 
 
-def _read(filter_: str | dict[str, Any]) -> tuple[Node, frozenset[type[Any]]]:
-    tree = parse_filter(filter_)
+@lru_cache(CACHE_TREES)
+def _read(text: str, is_json: bool) -> tuple[Node, frozenset[type[Any]]]:
+    tree = parse_filter(json.loads(text) if is_json else text)
     return tree, frozenset(type(node) for node, _ in walk(tree))

@@ -26,7 +26,7 @@ async function call(path, { signal, body } = {}) {
   let answer, content;
   try {
     answer = await fetch(path, options);
-    content = await answer.json();
+    content = JSON.parse(await answer.text(), idAsText);
   } catch (error) {
     if (signal?.aborted) throw error; // replaced by a newer request: no error to show
     if (answer) throw new ApiError(answer.status, "The response of the server is not valid JSON.");
@@ -35,6 +35,11 @@ async function call(path, { signal, body } = {}) {
   if (answer.ok) return content;
   if (answer.status === 401 && apiKey.replaced(key)) return call(path, { signal, body });
   throw refusal(answer, content);
+}
+
+/** Ids that are numbers become texts, as in the address and in requests; their digits are those of the response. */
+function idAsText(key, value, context) {
+  return (key === "item_id" || key === "user") && typeof value === "number" ? (context?.source ?? String(value)) : value;
 }
 
 // The key of this tab, asked for once when the server wants one. It is never part of an address.

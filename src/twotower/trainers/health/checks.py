@@ -215,25 +215,25 @@ def _popularity(history: Sequence[ValidationStats]) -> str | None:
 
 def _masked(history: Sequence[ValidationStats]) -> str | None:
     now = history[-1].batch_stats
-    if now.masked <= MAX_MASKED_SHARE:
-        return None
-    return (
-        f"{now.masked:.1%} of the candidates of an example are positives of the same user; at most {MAX_MASKED_SHARE:.0%} are "
-        f"expected. They are masked, and {now.negatives:.0f} negatives remain. Raise training.negatives_per_positive or use "
+    advice = (
+        f"They are masked, and {now.negatives:.0f} negatives remain. Raise training.negatives_per_positive or use "
         "training.loss: full_softmax, and with training.objective: next_event raise training.batch_size. Ignore this if most "
         "users have events with much of the catalogue."
     )
+    return _above(now.masked, MAX_MASKED_SHARE, "of the candidates of an example are positives of the same user", advice)
 
 
 def _same_user(history: Sequence[ValidationStats]) -> str | None:
-    now = history[-1].batch_stats
-    if now.same_user <= MAX_SAME_USER_SHARE:
-        return None
-    return (
-        f"{now.same_user:.1%} of the pairs of examples in a batch belong to one user; at most {MAX_SAME_USER_SHARE:.0%} are "
-        f"expected. A batch has {1 / now.same_user:.1f} effective users. Raise training.batch_size (training.micro_batch_size "
+    share = history[-1].batch_stats.same_user
+    advice = (
+        f"A batch has {1 / (share or 1):.1f} effective users. Raise training.batch_size (training.micro_batch_size "
         "bounds the memory), or use training.objective: any_event."
     )
+    return _above(share, MAX_SAME_USER_SHARE, "of the pairs of examples in a batch belong to one user", advice)
+
+
+def _above(share: float, most: float, what: str, advice: str) -> str | None:
+    return None if share <= most else f"{share:.1%} {what}; at most {most:.0%} are expected. {advice}"
 
 
 def _validation_loss(history: Sequence[ValidationStats]) -> str | None:

@@ -1,0 +1,111 @@
+"""The part of `gpu.py` that measures the speed of training, and what takes the time."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from gpu_bench import CPU, Bench, Found
+from step import Products, replay
+
+from twotower.trainers.two_tower_trainer import TwoTowerTrainer
+
+
+def speed(bench: Bench, name: str) -> Found:
+    """Examples per second of the default recipe; what waits for batches, what waits for the device, and the bare kernels."""
+    trainer = bench.trainer(name)
+    trainer.begin()
+    drained = list(islice(trainer.batches(0, 0), 4 if bench.small else 24))
+    for batch in drained:
+        trainer._step(batch, None)
+    figures = throughput(bench, trainer, 2 if bench.small else 6)
+    plan = trainer.loader.plan(0)
+    making = bench.seconds(lambda: [trainer.loader.batch(plan[i], 0, i) for i in range(len(drained))]) / len(drained)
+    stepping = min(bench.seconds(lambda: [trainer._step(batch, None) for batch in drained]) for _ in range(3)) / len(drained)
+    calls = []
+    for batch in drained[:6]:
+        with Products() as products:
+            trainer._step(batch, None)
+        calls.append(products.calls)
+    some = min(bench.seconds(lambda: [trainer._step(batch, None) for batch in drained[:6]]) for _ in range(3))
+    kernels = min(bench.seconds(lambda: [replay(one) for one in calls]) for _ in range(3))
+    stalls = read_backs(trainer, drained) if bench.device.type == "cuda" else None
+    figures |= busy(trainer, drained[:6]) if bench.device.type == "cuda" else {}
+    here = bench.trainer(name, device=CPU)
+    here.begin()
+    on_cpu = throughput(replace(bench, device=CPU), here, 1 if bench.small else 3)["examples_per_s"]
+    figures |= {
+        "times_cpu": round(figures["examples_per_s"] / on_cpu, 2),
+        "cpu_examples_per_s": on_cpu,
+        "step_ms": round(1000 * stepping, 3),
+        "loader_ms": round(1000 * making, 3),
+        "times_kernels": round(some / kernels, 2),
+        "read_backs_a_step": stalls,
+        "precision": str(trainer.precision).removeprefix("torch."),
+    }
+    return Found(None if stalls is None else stalls == 0, figures)
+
+
+def busy(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> dict[str, Any]:
+    """How long the GPU works in a step, on what most, and how often it is asked to."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as seen:
+        for batch in batches:
+            trainer._step(batch, None)
+        torch.cuda.synchronize()
+    events = seen.key_averages()
+    kernels = sorted(
+        (event for event in events if event.device_type.name == "CUDA"), key=lambda event: -event.self_device_time_total
+    )
+    each = 1000 * len(batches)
+    return {
+        "device_ms": round(sum(event.self_device_time_total for event in kernels) / each, 2),
+        "launches": round(sum(event.count for event in events if "LaunchKernel" in event.key) / len(batches)),
+        "longest_ms": {event.key[:60]: round(event.self_device_time_total / each, 2) for event in kernels[:6]},
+    }
+
+
+def throughput(bench: Bench, trainer: TwoTowerTrainer, seconds: float) -> dict[str, Any]:
+    """Train for so long, batches made on the way."""
+    examples, waited, steps, epoch = 0, 0.0, 0, 1
+    bench.wait()
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        batches, asked = iter(trainer.batches(epoch, 0)), time.perf_counter()
+        for batch in batches:
+            waited += time.perf_counter() - asked
+            trainer._step(batch, None)
+            examples, steps = examples + batch.examples, steps + 1
+            if steps % 16 == 0:
+                bench.wait()  # the time is looked at when the work is done, not when it is asked for
+                if time.perf_counter() - began >= seconds:
+                    break
+            asked = time.perf_counter()
+        batches.close()  # type: ignore[attr-defined]
+        epoch += 1
+    bench.wait()
+    spent = time.perf_counter() - began
+    return {"examples_per_s": round(examples / spent), "waited_share": round(waited / spent, 3), "steps": steps}
+
+
+def read_backs(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> float:
+    """How often a step makes the CPU wait for the GPU, as PyTorch counts it."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for batch in batches:
+                trainer._step(batch, None)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = [warning for warning in seen if "synchroniz" in str(warning.message)]
+    for place in sorted({f"{warning.filename}:{warning.lineno}" for warning in found}):
+        sys.stderr.write(f"waits for the GPU: {place}\n")
+    return len(found) / len(batches)

@@ -1,0 +1,119 @@
+"""Fit a model on frames, with the stages of the command line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+from typing import Any
+from weakref import finalize
+
+from twotower.api.fitted import Fitted
+from twotower.api.roles import ITEMS, USERS, describe_frames, named_frames
+from twotower.errors import DataError
+from twotower.pipeline.stages import Watch, run_all
+from twotower.trainers.callbacks import Callback, Training
+from twotower.utils.config import Config, merged
+from twotower.utils.console import Bar, log, setup_logging
+from twotower.utils.frames import kind_of
+
+PARTS = ("dataset", "model", "bundle", "report.json")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how a fit runs.
+
+    Attributes
+    ----------
+    folder
+        Folder that is kept; None: a temporary one.
+    """
+
+    folder: Path | None
+    overwrite: bool
+    callbacks: tuple[Callback, ...]
+    verbose: int
+
+
+def fit_frames(
+    configure: Callable[[dict[str, Any] | None], Config],
+    frames: tuple[Any, Any, Any],
+    roles: Mapping[str, str | None],
+    options: Options,
+) -> Fitted:
+    """Prepare, train and evaluate; see `Model.fit`.
+
+    Parameters
+    ----------
+    configure
+        Returns all settings, with the section `data` that it gets.
+    """
+    named = {role: column for role, column in roles.items() if column is not None}
+    given = configure(None).data.model_dump(mode="json", exclude_unset=True)
+    for section in ("interactions", ITEMS, USERS):  # a path that stands for a frame
+        if isinstance(given.get(section), dict):
+            given[section].pop("path", None)
+    described = describe_frames(named_frames(*frames), named, given)
+    settings = configure(described.data)
+    timed = settings.data.interactions is not None and settings.data.interactions.time is not None
+    if not timed and "kind" not in settings.prepare.split.model_fields_set:  # without times there is no cut in time
+        prepare = merged(settings.prepare.model_dump(exclude_unset=True), {"split": {"kind": "leave_one_out"}})
+        settings = settings.model_copy(update={"prepare": type(settings.prepare).model_validate(prepare)})
+    out = options.folder or Path(mkdtemp(prefix="twotower-"))
+    found = [name for name in PARTS if (out / name).exists()]
+    if found and not options.overwrite:
+        raise DataError(f"{out} already contains {', '.join(found)}. Choose another folder, or pass overwrite=True.")
+    with _shown(options.verbose) as callbacks:
+        watch = Watch(callbacks=[*options.callbacks, *callbacks], interruptible=True)
+        evaluated = _run(settings, out, described.tables, watch)
+    made = Fitted(out / "bundle", out, out / "report.json" if evaluated else None, kind_of(frames[0]))
+    if options.folder is None:
+        finalize(made, rmtree, out, ignore_errors=True)
+    return made
+
+
+def _run(settings: Any, out: Path, tables: dict[str, Any], watch: Watch) -> bool:
+    """Run the stages. Return whether the model was evaluated; Ctrl-C after the training leaves it without a report."""
+    try:
+        return run_all(settings, out, tables=tables, watch=watch) is not None
+    except KeyboardInterrupt:
+        if not (out / "bundle" / "manifest.json").is_file() or not (out / "model" / "manifest.json").is_file():
+            raise
+        log.warning("interrupted: the model is not evaluated")
+        return False
+
+
+class _Figures(Callback):
+    """Show validation metrics beside the progress bar."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+
+    def on_validation(self, training: Training, metrics: Mapping[str, float]) -> None:
+        """See `Callback`."""
+        metric = training.config.training.eval_metric
+        self.bar.figures({"train_loss": metrics["train_loss"], metric: metrics[metric]})
+
+
+@contextmanager
+def _shown(verbose: int) -> Iterator[list[Callback]]:
+    """Show a progress bar from 1 on, the log lines from 2 on, and warnings in any case."""
+    level, handlers, propagate = log.level, log.handlers, log.propagate
+    try:
+        if verbose > 1:
+            setup_logging()
+        else:
+            log.setLevel(logging.WARNING)
+        if verbose:
+            with Bar() as bar:
+                yield [_Figures(bar)]
+        else:
+            yield []
+    finally:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)

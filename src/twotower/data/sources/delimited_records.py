@@ -1,0 +1,137 @@
+"""Read delimited lines record by record, for the blocks that no fast parser reads without a loss."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_RECORD_BYTES = 1 << 24
+UNIT = "\x1f"  # stands for a separator of several characters
+csv.field_size_limit(1 << 30)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How the lines of a file are written. `quote` is "" without quotes, and None until the first quotation mark is seen."""
+
+    separator: str
+    columns: tuple[str, ...]
+    has_header: bool
+    quote: str | None
+    comment: str | None = None
+
+
+@dataclass
+class Records:
+    """Records of a block: values by column of the file, first lines of the rows, and lines left for the next block."""
+
+    rows: list[list[str]] = field(default_factory=list)
+    line: list[int] = field(default_factory=list)
+    bad: list[tuple[int, str, str]] = field(default_factory=list)
+    rest: list[bytes] = field(default_factory=list)
+    blank: int = 0
+    comments: int = 0
+    row_lines: int = 0
+
+
+def read_records(content: Sequence[bytes], dialect: Dialect, quote: str, number: int, *, final: bool) -> Records:
+    """Read lines record by record; `number` is that of the first line. With `final`, no line is left for a next block."""
+    found, width, at = Records(), len(dialect.columns), 0
+    texts = [_text(line) for line in content]
+    while at < len(texts):
+        text, used, fields, why = texts[at], 1, None, ""
+        if text is None:
+            why = "not UTF-8 text; the table's encoding may be another"
+        elif not text.strip() and dialect.separator not in text:
+            found.blank += 1
+        elif dialect.comment and text.startswith(dialect.comment):
+            found.comments += 1
+        elif quote and quote in text:
+            opened = _record(texts, at, dialect, quote, final=final)
+            if opened is None:
+                found.rest = list(content[at:])
+                break
+            fields, used, why = opened
+        else:
+            fields = text.split(dialect.separator)
+        if fields is not None and not why:
+            rows = [fields] if len(fields) == width else _old_mac_rows(text or "", dialect)
+            if rows:
+                found.rows += rows
+                found.line += [number + at] * len(rows)
+                found.row_lines += used
+            else:
+                why, used = f"not a row of {width} columns: it has {len(fields)}", 1
+        if why:
+            found.bad.append((number + at, why, content[at].decode("utf-8", "replace")))
+        at += used
+    return found
+
+
+def _text(line: bytes) -> str | None:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _old_mac_rows(text: str, dialect: Dialect) -> list[list[str]]:
+    """Return the rows of a line that holds carriage returns, as where files of several systems were joined; [] if it has none."""
+    rows = [part.split(dialect.separator) for part in text.split("\r") if part] if "\r" in text else []
+    return rows if all(len(row) == len(dialect.columns) for row in rows) else []
+
+
+def _record(
+    texts: Sequence[str | None], at: int, dialect: Dialect, quote: str, *, final: bool
+) -> tuple[list[str], int, str] | None:
+    """Return the values of the record at a line, its number of lines, and why it is bad; None if its end is not in this block."""
+    single = quoted_fields([texts[at] or ""], dialect.separator, quote)
+    if single is not None:
+        return single[0], 1, ""
+    end, size = at, 0
+    while end < len(texts) and texts[end] is not None and size < MAX_RECORD_BYTES:
+        size += len(texts[end] or "")
+        end += 1
+    span = [text or "" for text in texts[at:end]]
+    parsed = quoted_fields(span, dialect.separator, quote)
+    if parsed is None:
+        # Malformed, unless the end of the record is still to come.
+        cut_off = end == len(texts) and not final and _is_open(span, dialect.separator, quote)
+        return None if cut_off else ([], 1, "a quotation mark is not closed, or text follows it")
+    fields, used = parsed
+    if len(fields) == len(dialect.columns) and used > 1:
+        width = len(dialect.columns)
+        if all(text.count(dialect.separator) == width - 1 for text in span[:used]) and width > 1:
+            return [], 1, f"a quoted value goes over {used} lines, each of which is a whole row"
+        return fields, used, ""
+    return fields, used, "" if used == 1 else f"not a row of {len(dialect.columns)} columns: a quoted value goes over {used} lines"
+
+
+def _reader(span: Sequence[str], separator: str, quote: str) -> Any:
+    if len(separator) > 1:
+        span, separator = [text.replace(separator, UNIT) for text in span], UNIT
+    ended = (f"{text}\n" for text in span)
+    return csv.reader(ended, delimiter=separator, quotechar=quote, doublequote=True, strict=True)
+
+
+def quoted_fields(span: Sequence[str], separator: str, quote: str = '"') -> tuple[list[str], int] | None:
+    """Return the first record of the lines and how many it takes; None if it is malformed or not closed."""
+    reader = _reader(span, separator, quote)
+    try:
+        fields = next(reader)
+    except (csv.Error, StopIteration):
+        return None
+    return fields, int(reader.line_num)
+
+
+def _is_open(span: Sequence[str], separator: str, quote: str) -> bool:
+    """Return True if the lines end inside a quoted value."""
+    try:
+        next(_reader(span, separator, quote))
+    except csv.Error as error:
+        return "unexpected end" in str(error)
+    except StopIteration:
+        return True
+    return False

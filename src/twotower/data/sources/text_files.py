@@ -1,0 +1,141 @@
+"""Read the lines of a text file in any usual encoding, compression and form of line ends, in blocks of bounded memory."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from twotower.errors import DataError
+
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j", "pyarrow")  # modules of the engines' errors
+BLOCK_BYTES = 1 << 23
+MAX_LINE_BYTES = 1 << 25
+BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+
+
+def base_suffix(file: Path) -> str:
+    """Return the suffix of a file's name below that of its compression, in lower case.
+
+    Examples
+    --------
+    >>> base_suffix(Path("orders.CSV.gz"))
+    '.csv'
+    """
+    name = Path(file.stem) if file.suffix.lower() in COMPRESSED else file
+    return name.suffix.lower()
+
+
+def open_bytes(file: Path) -> Any:
+    """Open a plain or compressed file for reading; its suffix names the compression."""
+    return pa.input_stream(str(file), compression=COMPRESSED.get(file.suffix.lower()))
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn an engine's error about an unreadable file into a `DataError` that names the file."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (EOFError, OSError)) and type(error).__module__.partition(".")[0] not in ENGINES:
+            raise
+        raise DataError(f"{file} is not readable to its end: {_one_line(error)} Restore or replace the file.") from None
+
+
+def _one_line(error: Exception) -> str:
+    """Return the first line of an error message, ending with a full stop."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text if text.endswith(".") else f"{text}."
+
+
+@contextmanager
+def unchanged(file: Path) -> Iterator[None]:
+    """Raise `DataError` if the file changes while it is read: rows read before and after would not fit together."""
+    before = os.stat(file)
+    yield
+    after = os.stat(file)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise DataError(f"{file} changed while it was read. A file must stay as it is until the end. Read a finished copy.")
+
+
+def text_blocks(file: Path, encoding: str | None = None) -> Iterator[bytes]:
+    """Yield a text file in blocks of whole lines, as UTF-8 that ends its lines with line feeds.
+
+    A byte order mark is left out. Without an encoding, bytes that are not UTF-8 are yielded as they are.
+
+    Raises
+    ------
+    DataError
+        The text is in another encoding, or a line is longer than `MAX_LINE_BYTES`.
+    """
+    rest, old_mac = b"", None
+    for chunk in _utf8(file, encoding):
+        block = rest + chunk
+        if old_mac is None:
+            old_mac = b"\r" in block.partition(b"\n")[0].removesuffix(b"\r")
+        if old_mac:
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        cut = block.rfind(b"\n") + 1
+        rest = block[cut:]
+        if cut:
+            yield _line_feeds(block[:cut])
+        if len(rest) > MAX_LINE_BYTES:
+            raise DataError(
+                f"{file} has a line of more than {MAX_LINE_BYTES >> 20} MiB that begins with {rest[:40]!r}. It is not a table of "
+                "lines, or its line ends are missing. Convert the file."
+            )
+    if rest:
+        yield _line_feeds(rest.rstrip(b"\r") + b"\n")
+
+
+def _line_feeds(block: bytes) -> bytes:
+    return block.replace(b"\r\n", b"\n") if b"\r" in block else block
+
+
+def _utf8(file: Path, encoding: str | None) -> Iterator[bytes]:
+    """Yield the content of a file as UTF-8, without a byte order mark."""
+    left = sys.maxsize if file.suffix.lower() in COMPRESSED else os.stat(file).st_size  # a file that grows has no end
+    with open_bytes(file) as source:
+        chunk = source.read(min(BLOCK_BYTES, left))
+        left -= len(chunk)
+        mark, marked = next(((mark, name) for mark, name in BOMS if chunk.startswith(mark)), (b"", None))
+        if encoding in (None, "utf-8", "utf-16", marked):
+            chunk, encoding = chunk[len(mark) :], marked or encoding
+        if encoding in (None, "utf-8"):
+            _check_no_utf16(file, chunk)
+        decoder = None if encoding in (None, "utf-8") else codecs.getincrementaldecoder(str(encoding))()
+        try:
+            while chunk:
+                yield decoder.decode(chunk).encode("utf-8", "surrogatepass") if decoder else chunk
+                chunk = source.read(min(BLOCK_BYTES, left))
+                left -= len(chunk)
+            if decoder:
+                yield decoder.decode(b"", True).encode()
+        except UnicodeError as error:
+            raise DataError(
+                f"{file} is not {encoding} text: {str(error)[:120]}. Set the table's encoding to that of the file, or restore it."
+            ) from None
+
+
+def _check_no_utf16(file: Path, chunk: bytes) -> None:
+    start = chunk[:4096]
+    if start.count(0) * 4 > len(start) >= 8:
+        name = "utf-16-le" if start[1::2].count(0) > start[::2].count(0) else "utf-16-be"
+        raise DataError(f"{file} is not UTF-8 text: every other byte is zero, as in UTF-16. Set the table's encoding: {name}.")
+
+
+def numbered_lines(file: Path, encoding: str | None = None) -> Iterator[tuple[int, bytes]]:
+    """Yield number (from 1) and content of every line that is not blank."""
+    number = 0
+    for block in text_blocks(file, encoding):
+        for line in block[:-1].split(b"\n"):
+            number += 1
+            if line and not line.isspace():
+                yield number, line

@@ -1,0 +1,61 @@
+"""Say in words what a report means: relative differences, and where a simpler system wins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from twotower.evaluation.verdict import MAIN, title
+from twotower.utils.documents import Report, ReportSummary, SliceGroup
+
+MIN_QUERIES = 30  # a slice with fewer says little
+
+
+def insights(report: ReportSummary) -> list[str]:
+    """Return sentences: the model against every baseline, and the slices that a baseline wins.
+
+    Parameters
+    ----------
+    report
+        A report, or the summary in a bundle, which has no slices.
+    """
+    metric = report.protocol.metric
+    values = {name: figures[metric].value for name, figures in report.systems.items()}
+    if MAIN not in values:
+        return []
+    own = values[MAIN]
+    rivals = sorted((name for name in values if name != "oracle" and not name.startswith(MAIN)), key=lambda name: -values[name])
+    sentences = [_against(metric, own, title(name), values[name]) for name in rivals[:3]]
+    return [*sentences, *(_won_by_others(report.slices, rivals, metric) if isinstance(report, Report) else [])]
+
+
+def relative(own: float, other: float) -> str:
+    """Return how much higher a value is than another one, in words.
+
+    Examples
+    --------
+    >>> relative(0.09, 0.1), relative(0.1, 0.1)
+    ('10 % lower than', 'equal to')
+    """
+    if other <= 0:
+        return "above" if own > 0 else "equal to"
+    percent = round(100 * (own / other - 1))
+    if percent == 0:
+        return "equal to"
+    return f"{abs(percent)} % {'higher' if percent > 0 else 'lower'} than"
+
+
+def _against(metric: str, own: float, name: str, other: float) -> str:
+    return f"{metric} is {relative(own, other)} that of {name} ({own:.4f} against {other:.4f})."
+
+
+def _won_by_others(slices: Mapping[str, Mapping[str, SliceGroup]], rivals: list[str], metric: str) -> list[str]:
+    found = []
+    for subject, groups in slices.items():
+        for group, entry in groups.items():
+            ahead = [name for name in rivals if name in entry.differences and entry.differences[name].high < 0]
+            if ahead and entry.queries >= MIN_QUERIES:
+                values = {name: entry.systems[name].value for name in (*ahead, MAIN)}
+                best, own = max(ahead, key=lambda name: values[name]), values[MAIN]
+                said = f"{title(best)} is better on {subject}, {group} ({values[best]:.4f} {metric} against {own:.4f})."
+                found.append((values[best] - own, said))
+    return [sentence for _, sentence in sorted(found, reverse=True)[:5]]

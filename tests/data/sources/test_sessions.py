@@ -1,0 +1,66 @@
+"""Read JSON lines with a list of events each: whole lines, in their order, or counted rejects."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from twotower.data.sources.account import Rejects
+from twotower.data.sources.engine import DuckDBEngine
+from twotower.data.sources.sessions import read_sessions
+from twotower.errors import DataError
+from twotower.utils.config import DataConfig, parse_config
+
+
+def read(folder: Path, **settings: Any) -> tuple[list[dict[str, Any]], Rejects]:
+    config: DataConfig = parse_config({"data": {"source": "sessions", "path": str(folder), "sessions": settings}}).data
+    rejects = Rejects(folder / "rejects.jsonl", 1.0)
+    engine = DuckDBEngine(folder / "spill")
+    try:
+        raw = read_sessions(config, engine, rejects)
+        rows = raw.interactions.order_by("order").to_pyarrow().to_pylist()
+    finally:
+        rejects.close()
+        engine.close()
+    return rows, rejects
+
+
+def test_events_keep_their_order_ids_and_types(tmp_path: Path) -> None:
+    sessions = [
+        {"session": 7, "events": [{"aid": n % 3, "ts": 1661200010000 + 1000 * n, "type": "clicks"} for n in range(40)]},
+        {"session": "0012", "events": [{"aid": "a/b", "ts": "2023-01-03T10:00:00Z", "type": "orders"}]},
+        {"session": 8, "events": []},
+    ]
+    (tmp_path / "sessions.jsonl").write_text("\n".join(map(json.dumps, sessions)) + "\n")
+    rows, rejects = read(tmp_path)
+    assert [(row["user_id"], row["item_id"]) for row in rows] == [*(("7", str(n % 3)) for n in range(40)), ("0012", "a/b")]
+    assert [row["time_s"] for row in rows] == [*(1661200010 + n for n in range(40)), 1672740000]
+    assert {row["event_type"] for row in rows} == {"clicks", "orders"} and len({row["order"] for row in rows}) == 41
+    assert not rejects.rejected and rejects.files["sessions.jsonl"].rows == 3
+
+
+def test_bad_lines_are_rejected_whole_with_a_reason(tmp_path: Path) -> None:
+    good = {"who": "u", "log": [{"what": "i", "when": 1661200010}]}
+    bad = [
+        '{"who": "u", "log": [{"what": "i", "when": 16612',
+        json.dumps({"log": [{"what": "i", "when": 1661200010}]}),
+        json.dumps({"who": "u", "log": "none"}),
+        json.dumps({"who": "u", "log": [{"what": "i", "when": 1661200010}, {"when": 1661200010}]}),
+        json.dumps({"who": "u", "log": [{"what": "i", "when": "soon"}]}),
+    ]
+    (tmp_path / "log.jsonl.gz").write_bytes(gzip.compress("\n".join([json.dumps(good), *bad, json.dumps(good)]).encode()))
+    rows, rejects = read(tmp_path, path="log.jsonl.gz", user_id="who", events="log", item_id="what", time="when", event_type=None)
+    assert [(row["user_id"], row["item_id"], row["event_type"]) for row in rows] == [("u", "i", "event")] * 2
+    found = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in found] == [2, 3, 4, 5, 6] and rejects.files["log.jsonl.gz"].rows == 7
+    for row, word in zip(found, ("not a JSON object", "who is missing", "log is not a list", "what", "'soon'"), strict=True):
+        assert word in row["reason"]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"sessions\.jsonl"):
+        read(tmp_path)
