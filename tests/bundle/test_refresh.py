@@ -16,8 +16,9 @@ import torch
 from twotower.bundle.bundle import Bundle, load_bundle
 from twotower.bundle.item_arrays import item_arrays
 from twotower.bundle.refresh import Refresher
-from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, Dataset, Events, ItemEvents
+from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, Dataset
 from twotower.data.dataset_features import log_popularity, open_store
+from twotower.data.event_arrays import Events, ItemEvents
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.schema import DAY_S, FIRST_ROW, TEST
 from twotower.search.registry import INDEXES
