@@ -25,7 +25,6 @@ from common import RESULTS, claim, in_words, tell
 from twotower.bundle.bundle import load_bundle
 from twotower.retrieval.recommend_all import BLOCK
 from twotower.schema import FIRST_ROW
-from twotower.search.reranking import append_popularity_weight
 from twotower.utils.console import setup_logging
 
 SAMPLE = 20  # blocks
@@ -67,9 +66,7 @@ def bare_seconds(path: Path) -> tuple[int, int, float]:
         rows = FIRST_ROW + np.arange(start, min(start + BLOCK, users))
         queries = dataset.histories(rows, np.full(len(rows), bundle.moment_s))
         began = time.perf_counter()
-        vectors = append_popularity_weight(
-            bundle.encode(queries), bundle.model.popularity_weight(), np.zeros(len(rows), np.float32)
-        )
+        vectors = bundle.query_vectors(queries, np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.float32))
         bundle.index.search(vectors, K, exclude=(queries.offsets, queries.item_row))
         spent += time.perf_counter() - began
     return users, dataset.n_items, spent * len(blocks) / min(SAMPLE, len(blocks))

@@ -33,10 +33,10 @@ from serving_load import Load, Server, at_rate, closed, median_ms, post, wire
 
 from twotower.bundle.index_tuning import tune_index
 from twotower.data.prepare import prepare
+from twotower.models.neural_retriever import query_vectors
 from twotower.pipeline.stages import train_stage
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
-from twotower.search.reranking import append_popularity_weight
 from twotower.utils.config import parse_config
 from twotower.utils.console import setup_logging
 
@@ -152,15 +152,16 @@ def bare_call(recommender: Recommender, users: Sequence[str]) -> Callable[[int],
     """A function that makes the list of user number i from inputs built beforehand: the tower, then the index."""
     bundle, read = recommender.bundle, recommender.reader.read
     asked = [read(Request(user=user, k=K)).history for user in users]
-    tower, prior = bundle.tower, bundle.model.popularity_weight()
+    tower, items = bundle.tower, torch.from_numpy(bundle.arrays.vectors)
+    fixed: dict[str, Any] = {"again": np.zeros(1, np.bool_), "dial": np.zeros(1, np.float32)}
     inputs: list[Any] = [bundle.store.padded(one) if tower is not None else bundle.store.users(one) for one in asked]
 
     def run(number: int) -> Any:
         one = asked[number]
         with torch.inference_mode():
             vector = tower(inputs[number]) if tower is not None else bundle.model.encode_users(inputs[number]).numpy()
-        with_popularity_bias = torch.from_numpy(append_popularity_weight(vector, prior, np.zeros(1, np.float32)))
-        return recommender.index.search(with_popularity_bias, K, exclude=(one.offsets, one.item_row))
+        whole = query_vectors(bundle.model, bundle.store, torch.from_numpy(vector), one, items, **fixed)
+        return recommender.index.search(whole, K, exclude=(one.offsets, one.item_row))
 
     return run
 

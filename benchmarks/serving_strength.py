@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if sound else 1
 
 
-def kill_often(bundle: Path, folder: Path, times: int, seed: int, events: str = "") -> dict[str, Any]:
+def kill_often(bundle: Path, folder: Path, times: int, seed: int, events: str = "", options: Sequence[str] = ()) -> dict[str, Any]:
     """Kill the server `times` times, under a load of events or while it starts; what was acknowledged, lost, and how it started."""
     chance, log = random.Random(seed), folder / "server.log"
     events = events or f"sqlite:{folder / 'events.sqlite'}"
@@ -70,11 +70,11 @@ def kill_often(bundle: Path, folder: Path, times: int, seed: int, events: str = 
     lost, starts, checked, code, early = 0, [], 0, 0, 0
     for number in range(times + 1):
         if starts and number < times and chance.random() < WHILE_STARTING:
-            with Server(bundle, events, log, "--rate", "0", wait=False):
+            with Server(bundle, events, log, "--rate", "0", *options, wait=False):
                 time.sleep(chance.uniform(0.1, 1.0) * starts[-1])
             early += 1
             continue
-        with Server(bundle, events, log, "--rate", "0") as server:
+        with Server(bundle, events, log, "--rate", "0", *options) as server:
             starts.append(server.start_s)
             if number == times:
                 checked = 0  # at the end all of them once more

@@ -21,7 +21,7 @@ from twotower.serving.access import KEY_VARIABLE, Access
 from twotower.serving.app import create_app
 from twotower.serving.limits import Limits
 from twotower.serving.server import SWITCH_S
-from twotower.serving.service import Service
+from twotower.serving.service import REFRESH_S, Service
 from twotower.utils.config import parse_config
 
 from ..conftest import TOWER
@@ -66,8 +66,10 @@ def connect(bundle: Path, tmp_path: Path) -> Callable[..., AbstractContextManage
         key: str | None = KEY,
         limits: Limits | None = None,
         public: bool = True,
+        refresh_s: float = REFRESH_S,
     ) -> Iterator[TestClient]:
-        service = Service(folder, events or f"sqlite:{tmp_path / 'events.sqlite'}", limits or Limits(rate=0))
+        store = events or f"sqlite:{tmp_path / 'events.sqlite'}"
+        service = Service(folder, store, limits or Limits(rate=0), refresh_s=refresh_s)
         sys.setswitchinterval(SWITCH_S)
         try:
             access = Access(variables={} if key is None else {KEY_VARIABLE: key}, public=public)

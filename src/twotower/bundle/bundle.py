@@ -71,6 +71,8 @@ class Bundle:
         The user tower in ONNX Runtime; None: PyTorch computes the user vectors.
     built
         The index built by `twotower tune-index`; None: the search is exact.
+    as_of_s
+        Time of the item vectors in seconds, if `bundle.refresh` has computed them again.
     """
 
     path: Path
@@ -82,12 +84,13 @@ class Bundle:
     arrays: ItemArrays
     tower: OnnxUserTower | None = None
     built: Index | None = None
+    as_of_s: int | None = None
     name: str = "two-tower"
 
     @property
     def moment_s(self) -> int:
         """Return the time of the item vectors, in seconds."""
-        return self.manifest.moment_s
+        return self.manifest.moment_s if self.as_of_s is None else self.as_of_s
 
     @cached_property
     def offered(self) -> Mask | None:

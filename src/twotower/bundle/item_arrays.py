@@ -12,6 +12,7 @@ from twotower.features.feature_store import FeatureStore
 from twotower.models.neural_retriever import item_blocks, item_columns
 from twotower.models.two_tower import TwoTower
 from twotower.schema import DAY_S, FIRST_ROW
+from twotower.utils.ragged import lower_bound
 from twotower.utils.types import Float, Int, Mask
 
 RECENT_DAYS = 90
@@ -43,14 +44,21 @@ class ItemArrays:
 def item_arrays(model: TwoTower, store: FeatureStore, dataset: Dataset, moment_s: int) -> ItemArrays:
     """Return the arrays of all items at a time."""
     vectors, tokens = encode_items(model, store, np.arange(dataset.n_item_rows), moment_s)
-    item_events = dataset.item_events
-    late = item_events.time_s >= moment_s - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(item_events), np.bool_)
     return ItemArrays(
         vectors=vectors,
         tokens=tokens,
-        recent_event_count=np.bincount(item_events.item_row[late], minlength=dataset.n_item_rows).astype(np.int64),
+        recent_event_count=recent_event_count(dataset, moment_s),
         offered=offered_items(dataset),
     )
+
+
+def recent_event_count(dataset: Dataset, moment_s: int) -> Int:
+    """Return the number of events of each item in the `RECENT_DAYS` before a time, int64 [n_item_rows]; without times, of all."""
+    offsets = dataset.item_events.offsets
+    if not dataset.has_time:
+        return np.diff(offsets)
+    after = np.full(dataset.n_item_rows, moment_s - RECENT_DAYS * DAY_S)
+    return offsets[1:] - lower_bound(dataset.item_events.time_s, offsets[:-1], offsets[1:], after)
 
 
 def offered_items(dataset: Dataset) -> Mask:

@@ -265,6 +265,13 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
 @click.option("--tls-cert", type=FILE, help="PEM file of the certificate. With --tls-key the server speaks HTTPS.")
 @click.option("--tls-key", type=FILE, help="PEM file of the certificate's key.")
 @click.option(
+    "--refresh-s",
+    type=click.FloatRange(0, 86_400),
+    default=60,
+    show_default=True,
+    help="Seconds between two refreshes of the items with accepted events. 0: only on demand.",
+)
+@click.option(
     "--rate", type=click.FloatRange(0), default=100, show_default=True, help="Requests per second of each client. 0 means no limit."
 )
 def serve(rate: float, **options: Any) -> None:

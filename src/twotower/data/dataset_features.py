@@ -11,7 +11,7 @@ from twotower.features.feature_store import FeatureStore
 from twotower.features.point_in_time import ItemDynamics
 from twotower.schema import DAY_S, FIRST_ROW, SPLITS, TRAIN, WITHHELD
 from twotower.utils.config import Config, ModelConfig, ResolvedConfig
-from twotower.utils.types import Array, Float
+from twotower.utils.types import Array, Float, Float64, Int
 
 HALF_LIVES_DAYS = (0.0, 960.0, 240.0, 60.0, 15.0)
 """Half-lives of events in the popularity of an item; 0: all events count the same."""
@@ -70,13 +70,34 @@ def log_popularity(dataset: Dataset, time_s: int | None = None) -> Float:
         log((1 + n) / (1 + mean n)) in nats. n is the weighted number of events of an item, each counting half after a half-life;
         the mean is over the items seen in training. NaN for new items without an event (see `Priors`), 0 for the reserved rows.
     """
+    return log_of_counts(dataset, weighted_counts(dataset, time_s))
+
+
+def weighted_counts(dataset: Dataset, time_s: int | None = None) -> Float64:
+    """Return the weighted numbers of events float64 [n_item_rows, H] that `log_popularity` is made of; `time_s` as there."""
     events = dataset.events
     before = events.split == TRAIN if time_s is None else (events.time_s < time_s) & (events.split != WITHHELD)
     counted = np.flatnonzero(events.positive & before)
-    row, weight = events.item_row[counted], events.weight[counted]
-    age_days = 0.0 if time_s is None else (time_s - events.time_s[counted]) / DAY_S
+    age_s = np.zeros(len(counted), np.int64) if time_s is None else time_s - events.time_s[counted]
+    return decayed_counts(dataset, events.item_row[counted], events.weight[counted], age_s)
+
+
+def decayed_counts(dataset: Dataset, item_row: Int, weight: Array, age_s: Int) -> Float64:
+    """Return the weighted numbers of events float64 [n_item_rows, H], each counting half after a half-life.
+
+    Parameters
+    ----------
+    item_row, weight, age_s
+        [n]: events; `age_s` is the time since each, in seconds.
+    """
+    age_days = age_s / DAY_S
     decayed = [weight * 0.5 ** (age_days / days) if days else weight for days in half_lives(dataset)]
-    return np.stack([_log_popularity(dataset, np.bincount(row, each, dataset.n_item_rows)) for each in decayed], axis=1)
+    return np.stack([np.bincount(item_row, each, dataset.n_item_rows) for each in decayed], axis=1)
+
+
+def log_of_counts(dataset: Dataset, counts: Float64) -> Float:
+    """Return the log popularity float32 [n_item_rows, H] of weighted numbers of events; see `log_popularity`."""
+    return np.stack([_log_popularity(dataset, count) for count in counts.T], axis=1)
 
 
 def popularity_of(dataset: Dataset, split: str) -> Float:

@@ -74,10 +74,11 @@ class FeatureStore:
         self.is_new = np.arange(len(log_popularity)) >= self._trained_items
         """bool [n_item_rows]: True for items that training has not seen."""
 
-    def with_popularity(self, log_popularity: Float) -> FeatureStore:
-        """Return the same store with another popularity, such as that of a later time."""
+    def with_popularity(self, log_popularity: Float, dynamics: ItemDynamics | None = None) -> FeatureStore:
+        """Return the same store with another popularity, such as that of a later time, and with other item states if given."""
         other = copy(self)
         other.log_popularity = log_popularity
+        other.dynamics = self.dynamics if dynamics is None else dynamics
         return other
 
     def items(self, row: Int, time_s: Int | None = None) -> ItemBatch:

@@ -14,6 +14,7 @@ digit. An approximate index searches as widely as the largest request of the bat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -96,6 +97,14 @@ class Recommender:
     def load(cls, path: Path | str, *, trusted_key: Path | None = None) -> Recommender:
         """Open the bundle at `path`; see `load_bundle` for the errors and for `trusted_key`."""
         return cls(load_bundle(Path(path), trusted_key))
+
+    def with_bundle(self, bundle: Bundle) -> Recommender:
+        """Return a recommender for the same bundle with refreshed items (see `bundle.refresh`); it shares all other parts."""
+        other = copy(self)
+        other.__dict__.pop("explainer", None)
+        other.bundle, other.moment_s, other.index = bundle, bundle.moment_s, bundle.index
+        other.reader = self.reader.at(bundle.moment_s)
+        return other
 
     def __repr__(self) -> str:
         return f"Recommender({str(self.bundle.path)!r}): {self.dataset.size}"

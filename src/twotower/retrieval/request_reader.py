@@ -6,6 +6,7 @@ Invalid input raises a `RequestError` that names the wrong part. An unknown user
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
@@ -104,6 +105,12 @@ class Reader:
         self.dataset, self.moment_s = dataset, moment_s
         self.items, self.users = Ids(dataset.items[ITEM_ID]), Ids(dataset.users[USER_ID])
         self._codes = {name: code for code, name in enumerate(dataset.event_types, 1)}
+
+    def at(self, moment_s: int) -> Reader:
+        """Return a reader with another time of requests without their own."""
+        other = copy(self)
+        other.moment_s = moment_s
+        return other
 
     def read(self, request: Request) -> ParsedRequest:
         """Check a request.

@@ -63,6 +63,7 @@ class Approximate(Index):
     def __init__(self, vectors: Tensor, structure: Any, settings: dict[str, Any]) -> None:
         super().__init__(vectors.detach().float().cpu().contiguous(), settings)
         self.structure, self.exact = structure, ExactIndex(self.vectors)
+        self._moved = np.zeros(0, np.int64)  # candidates of every query, besides those of the structure
         rows = np.linspace(FIRST_ROW, len(vectors) - 1, min(_SAMPLE, len(vectors)), dtype=np.int64)
         self._sample = self.vectors.numpy()[rows]
 
@@ -87,6 +88,12 @@ class Approximate(Index):
     def changed(self, **settings: Any) -> Approximate:
         """Return an index with the same structure and other search settings, e.g. `rescore_factor`, `exact_scan_below`."""
         return type(self)(self.vectors, self.structure, self.settings | settings)
+
+    def with_vectors(self, vectors: Tensor, moved: Int) -> Approximate:
+        """See `Index`."""
+        other = type(self)(vectors, self.structure, self.settings)
+        other._moved = moved
+        return other
 
     def with_break_even(self) -> Approximate:
         """Return the same index with "exact_scan_below" measured again."""
@@ -114,11 +121,11 @@ class Approximate(Index):
         effort = self._effort(fetch, max(allowed, 1) / total)
         if allowed <= fetch or self._scan_is_cheaper(allowed, effort, filtered=allow is not None):
             return self.exact.search(queries, k, exclude=exclude, allow=allow)
-        found = []
+        found, moved = [], self._moved if allow is None else self._moved[allow[self._moved]]
         for b, rows in enumerate(
             self._candidates(_balanced(queries, [1 / one for one in self.settings["balance"]]), fetch, effort, allow)
         ):
-            whole, rows = bool((rows >= FIRST_ROW).all()), np.sort(rows[rows >= FIRST_ROW])
+            whole, rows = bool((rows >= FIRST_ROW).all()), np.union1d(rows[rows >= FIRST_ROW], moved)
             banned = part_of(exclude, b, b + 1)
             rows = rows if banned is None or not len(banned[1]) else rows[~np.isin(rows, banned[1])]
             best = self.exact.among(queries[b], rows, k) if whole and len(rows) >= k else None

@@ -75,6 +75,19 @@ class Index(ABC):
             bool [n_item_rows] or [B, n_item_rows]: False excludes an item.
         """
 
+    @abstractmethod
+    def with_vectors(self, vectors: Tensor, moved: Int) -> Index:
+        """Return an index over changed vectors of the same items.
+
+        An approximate index keeps its structure: its candidates are those of the vectors that it was built from and `moved`. Their
+        scores are those of the new vectors.
+
+        Parameters
+        ----------
+        moved
+            int64 [m]: rows of the items whose vectors have changed most.
+        """
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
@@ -131,6 +144,10 @@ class ExactIndex(Index):
         if settings:
             raise DataError(f"Unknown settings of an exact index: {', '.join(settings)}. It has no settings.")
         return cls(vectors)
+
+    def with_vectors(self, vectors: Tensor, moved: Int) -> ExactIndex:  # noqa: ARG002
+        """See `Index`."""
+        return ExactIndex(vectors)
 
     def search(
         self, queries: Tensor | Float, k: int, *, exclude: Ragged | None = None, allow: Mask | None = None

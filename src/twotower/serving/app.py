@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from pydantic_core import to_json
 
 from twotower.errors import BusyError, TwoTowerError
 from twotower.schema import UNKNOWN
+from twotower.serving import operation_schemas as o
 from twotower.serving import schemas as s
 from twotower.serving.access import Access
 from twotower.serving.api_reference import api_page
@@ -129,8 +131,8 @@ def _answers(app: FastAPI, service: Service) -> None:
     async def recommend(body: Annotated[s.RecommendIn, Depends(json_body(s.RecommendIn))], request: Request) -> Response:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
         request.state.asks_for(body.weight)
-        version, answer = await service.recommend(body, request.state.client)
-        return _written(to_json(_heading(request, version))[:-1] + b"," + answer[1:])
+        origin, answer = await service.recommend(body, request.state.client)
+        return _written(to_json(_heading(request, origin))[:-1] + b"," + answer[1:])
 
     @app.post(
         "/v1/recommend:batch",
@@ -146,8 +148,8 @@ def _answers(app: FastAPI, service: Service) -> None:
         Each request of the batch counts towards the rate limit of the client, heavy ones more.
         """
         request.state.asks_for(sum(one.weight for one in body.requests))
-        version, answers = await service.recommend_many(body.requests, request.state.client)
-        return _written(joined(_heading(request, version), "answers", b"[%b]" % b",".join(answers)))
+        origin, answers = await service.recommend_many(body.requests, request.state.client)
+        return _written(joined(_heading(request, origin), "answers", b"[%b]" % b",".join(answers)))
 
 
 def _similarity(app: FastAPI, service: Service) -> None:
@@ -155,8 +157,8 @@ def _similarity(app: FastAPI, service: Service) -> None:
 
     async def likeness(item_id: str, k: int, filter: str | None, client: str) -> Response:
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
-        version, items = await service.similar(item_id, k, filter, client)
-        return _json({"version": version, "items": items})
+        origin, items = await service.similar(item_id, k, filter, client)
+        return _json({**origin, "items": items})
 
     similar: dict[str, Any] = {
         "response_model": s.SimilarOut,
@@ -256,7 +258,7 @@ def _writing(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/admin/reload",
-        response_model=s.ReloadOut,
+        response_model=o.ReloadOut,
         responses=REFUSALS,
         dependencies=keyed,
         tags=["operation"],
@@ -267,20 +269,26 @@ def _writing(app: FastAPI, service: Service) -> None:
         version, before = await service.reload(Path(body.bundle) if body and body.bundle else None)
         return _json({"version": version, "before": before})
 
+    @app.post("/admin/refresh", response_model=o.RefreshOut, responses=REFUSALS, dependencies=keyed, tags=["operation"])
+    async def refresh() -> Response:
+        """Bring the state, the popularity and the fallback lists of the items up to date with the accepted events, now."""
+        version = await service.refresh()
+        return _json({**version.about(), "events": asdict(version.freshness.counts)})
+
 
 def _watching(app: FastAPI, service: Service) -> None:
-    @app.get("/health/live", response_model=s.StateOut, tags=["operation"])
+    @app.get("/health/live", response_model=o.StateOut, tags=["operation"])
     async def live() -> Response:
         """Return 200 while the process responds."""
         return _json({"status": "live"})
 
-    @app.get("/health/ready", response_model=s.StateOut, responses={503: REFUSALS[503]}, tags=["operation"])
+    @app.get("/health/ready", response_model=o.StateOut, responses={503: REFUSALS[503]}, tags=["operation"])
     async def ready() -> Response:
         """Return 200 if the server can answer recommendation requests, and the state of the event store."""
         problem = service.problem
         if problem is not None:
             raise BusyError(problem)
-        return _json({"status": "ready", "version": service.current.engine.version, "events": service.journal.state})
+        return _json({"status": "ready", **service.current.about(), "events": service.journal.state})
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"])
     async def metrics() -> Response:
@@ -306,9 +314,9 @@ def _written(content: bytes) -> Response:
     return Response(content, media_type="application/json")
 
 
-def _heading(request: Request, version: str) -> dict[str, Any]:
+def _heading(request: Request, origin: dict[str, Any]) -> dict[str, Any]:
     took_ms = round(1000 * (time.perf_counter() - request.state.began), 3)
-    return {"request_id": request.state.request_id, "version": version, "took_ms": took_ms}
+    return {"request_id": request.state.request_id, **origin, "took_ms": took_ms}
 
 
 def _known(found: Any, kind: str, name: str) -> None:
@@ -334,7 +342,9 @@ def _life(service: Service) -> Callable[[FastAPI], Any]:
 
         if threading.current_thread() is threading.main_thread():
             loop.add_signal_handler(signal.SIGHUP, hang_up)
+        fresh = loop.create_task(service.keep_fresh())
         yield
+        fresh.cancel()
         await asyncio.to_thread(service.close)
 
     return life

@@ -6,6 +6,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +34,12 @@ class Browser:
         self._lock, self._looked_at = threading.Lock(), 0
         self._new: list[str] = []
         self._new_names = pa.array([], pa.string())
+
+    def with_engine(self, engine: Engine) -> Browser:
+        """Return a browser of the same bundle with refreshed items."""
+        other = copy(self)
+        other.engine = engine
+        return other
 
     @cached_property
     def _names(self) -> pa.Array:

@@ -20,6 +20,9 @@ from twotower.utils.console import log
 FUTURE_S = 86_400  # how far ahead of this clock an event may be
 MAX_EVENTS_PER_USER = 1000  # latest events of a user kept in memory; the store keeps all
 
+Accepted = tuple[str, HistoryEvent]
+"""A user and an accepted event."""
+
 
 class Journal:
     """Accepted events in a store and, by user, in memory.
@@ -35,6 +38,7 @@ class Journal:
     def __init__(self, store: EventStore, on_skipped: Callable[[int], None] = lambda _: None) -> None:
         self._store, self._position, self._lock = store, "", threading.Lock()
         self._events: dict[str, tuple[HistoryEvent, ...]] = {}
+        self._log: list[Accepted] = []
         self._on_skipped = on_skipped
         self.state = "ok"
         """`ok`, or why the store does not work at the moment."""
@@ -53,6 +57,10 @@ class Journal:
         """Return all users with accepted events, the newest user last."""
         return list(self._events)
 
+    def log(self) -> list[Accepted]:
+        """Return all accepted events in the order of the store. The list only grows; it is another one after a loss of entries."""
+        return self._log
+
     def append(self, groups: Sequence[Sequence[Event]]) -> list[int]:
         """Store the events of several requests with one write. Return the number of new events of each request."""
         with self._watched():
@@ -64,14 +72,23 @@ class Journal:
         """Read the entries that are in the store but not yet in memory. If the store has lost entries, read all of it again."""
         with self._lock, self._watched():
             try:
-                while self._read(self._events):
+                while self._read(self._events, self._log):
                     pass
             except PositionLost:
                 log.warning("the event store has lost entries or was replaced: reading all of it again")
-                self._position, fresh = "", dict[str, tuple[HistoryEvent, ...]]()
-                while self._read(fresh):
-                    pass
-                self._events = fresh
+                lost, self._position, fresh, log_again = self._position, "", dict[str, tuple[HistoryEvent, ...]](), list[Accepted]()
+                try:
+                    while self._read(fresh, log_again):
+                        pass
+                except BaseException:
+                    self._position = lost  # the next call reads all of it again
+                    raise
+                self._events, self._log = fresh, log_again
+
+    @property
+    def closing(self) -> bool:
+        """Return True once the journal is being closed."""
+        return self._stop.is_set()
 
     def close(self) -> None:
         """Stop the follower thread and close the store."""
@@ -80,15 +97,15 @@ class Journal:
             self._thread.join()
         self._store.close()
 
-    def _read(self, events: dict[str, tuple[HistoryEvent, ...]]) -> bool:
-        """Take the next entries into `events`. Return False if there were none."""
+    def _read(self, events: dict[str, tuple[HistoryEvent, ...]], accepted: list[Accepted]) -> bool:
+        """Take the next entries into `events` and `accepted`. Return False if there were none."""
         entries, skipped = self._store.since(self._position), 0
         latest = time.time() + FUTURE_S
         for position, event in entries:
             if event is None or event.time_s > latest:
                 skipped += 1
             else:
-                _take(events, event)
+                accepted.append((event.user, _take(events, event)))
             self._position = position  # only now: an entry is never passed over
         if skipped:
             self._on_skipped(skipped)
@@ -117,9 +134,10 @@ class Journal:
                 self._stop.wait(1.0)
 
 
-def _take(events: dict[str, tuple[HistoryEvent, ...]], event: Event) -> None:
+def _take(events: dict[str, tuple[HistoryEvent, ...]], event: Event) -> HistoryEvent:
     visits = events.get(event.user, ())
     at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
     history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
     # Replace the tuple instead of changing it: concurrent readers keep the complete old one.
     events[event.user] = (*visits[:at], history_event, *visits[at:])[-MAX_EVENTS_PER_USER:]
+    return history_event

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic_core import to_json
 
+from twotower.bundle.bundle import Bundle
 from twotower.errors import RequestError
 from twotower.retrieval.item_details import nan_to_none
 from twotower.retrieval.recommender import Recommender
@@ -76,9 +78,25 @@ class Engine:
         """
         engine = cls(Recommender.load(path, trusted_key=trusted_key))
         engine.recommender.filter.warm()
-        some = tuple(HistoryEvent(item) for item in engine.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])
-        engine.answer([Question(Request(history=some, k=1, explain=True))])
+        engine.try_out()
         return engine
+
+    @property
+    def as_of(self) -> int | None:
+        """Return the time up to which events count for the items, in seconds; None if events have no times."""
+        return self.recommender.moment_s if self.dataset.has_time else None
+
+    def with_bundle(self, bundle: Bundle) -> Engine:
+        """Return the same version with refreshed items, after a test request that also fills its caches."""
+        other = copy(self)
+        other.recommender = self.recommender.with_bundle(bundle)
+        other.try_out()
+        return other
+
+    def try_out(self) -> None:
+        """Answer one test request."""
+        some = tuple(HistoryEvent(item) for item in self.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])
+        self.answer([Question(Request(history=some, k=1, explain=True))])
 
     def row(self, item_id: Id) -> int:
         """Return the row of an item, UNKNOWN for an unknown id."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from twotower.retrieval.request import Answer
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+REFRESH_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 SHARES = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32)
+REFRESHES = ("refreshed", "unchanged", "failed")
 RELOADS, EVENTS, ERRORS = ("loaded", "refused"), ("accepted", "repeated", "skipped"), ("internal", "busy", "rate", "timeout")
 
 
@@ -38,7 +40,17 @@ class Meters:
         self._events = Counter("twotower_events", "Events by outcome.", ["outcome"], registry=r)
         self._reloads = Counter("twotower_reloads", "Bundles loaded while serving.", ["outcome"], registry=r)
         self._bundle = Gauge("twotower_bundle", "1 for the served version.", ["version"], registry=r)
-        for counter, outcomes in ((self._reloads, RELOADS), (self._events, EVENTS), (self._errors, ERRORS)):
+        self._refreshes = Counter("twotower_refreshes", "Refreshes of the items by outcome.", ["outcome"], registry=r)
+        self._refresh_seconds = Histogram("twotower_refresh_seconds", "Duration of a refresh.", buckets=REFRESH_SECONDS, registry=r)
+        self._as_of = Gauge("twotower_as_of_seconds", "Time up to which events count for the items, since 1970.", registry=r)
+        self._refreshed_at = Gauge("twotower_refreshed_seconds", "Time of the last refresh without error, since 1970.", registry=r)
+        self._item_events = Gauge("twotower_item_events", "Accepted events at the last refresh by use.", ["use"], registry=r)
+        for counter, outcomes in (
+            (self._refreshes, REFRESHES),
+            (self._reloads, RELOADS),
+            (self._events, EVENTS),
+            (self._errors, ERRORS),
+        ):
             for outcome in outcomes:  # a series must exist before its first count, or an alert on its rise does not fire
                 counter.labels(outcome)
         Gauge("twotower_waiting", "Requests in the queue.", registry=r).set_function(waiting)
@@ -88,6 +100,20 @@ class Meters:
     def reload(self, outcome: str) -> None:
         """Count a reload; `outcome` is "loaded" or "refused"."""
         self._reloads.labels(outcome).inc()
+
+    def refresh(self, outcome: str, seconds: float) -> None:
+        """Count a refresh; `outcome` is "refreshed", "unchanged" or "failed"."""
+        self._refreshes.labels(outcome).inc()
+        if outcome == "refreshed":
+            self._refresh_seconds.observe(seconds)
+        if outcome != "failed":
+            self._refreshed_at.set_to_current_time()
+
+    def items(self, as_of: int | None, counts: Mapping[str, int]) -> None:
+        """Set the time up to which events count for the items, and what became of the accepted events."""
+        self._as_of.set(as_of or 0)
+        for use, count in counts.items():
+            self._item_events.labels(use).set(count)
 
     def text(self) -> bytes:
         """Return all metrics in the Prometheus text format."""

@@ -42,6 +42,9 @@ def _bounded(value: dict[str, Any]) -> dict[str, Any]:
 
 
 Filter = Annotated[str, Field(max_length=MAX_FILTER_CHARS)] | Annotated[dict[str, Any], AfterValidator(_bounded)]
+AsOf = Annotated[
+    int | None, Field(description="Items as of: events before this second count for them. null: events have no times.")
+]
 Latitude = Annotated[float, Field(ge=-90, le=90)]
 Longitude = Annotated[float, Field(ge=-180, le=180)]
 
@@ -221,11 +224,14 @@ class AnswerOut(ListOut):
     """The response to one request."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"request_id": "5f0c", "version": "a1b2c3d4e5f6", "took_ms": 4.2, **LIST}]}
+        json_schema_extra={
+            "examples": [{"request_id": "5f0c", "version": "a1b2c3d4e5f6", "as_of": 1640995200, "took_ms": 4.2, **LIST}]
+        }
     )
 
     request_id: str
     version: str
+    as_of: AsOf
     took_ms: float
 
 
@@ -250,6 +256,7 @@ class BatchOut(BaseModel):
 
     request_id: str
     version: str
+    as_of: AsOf
     took_ms: float
     answers: list[ListOut | FailedOut]
 
@@ -264,6 +271,7 @@ class SimilarOut(BaseModel):
     """The items most similar to an item."""
 
     version: str
+    as_of: AsOf
     items: list[RecommendationOut]
 
 
@@ -321,21 +329,6 @@ class AboutOut(BaseModel):
     users: int = Field(examples=[3000])
     metrics: dict[str, Any]
     filters: FiltersOut
-
-
-class StateOut(BaseModel):
-    """The state of the server."""
-
-    status: Literal["live", "ready"]
-    version: str | None = None
-    events: str | None = Field(None, description="`ok`, or why the event store cannot take events. Recommendations go on.")
-
-
-class ReloadOut(BaseModel):
-    """The bundle version served now and the one served before."""
-
-    version: str = Field(examples=["67499b37599f"])
-    before: str = Field(examples=["7a8339d5a72d"])
 
 
 class ErrorOut(BaseModel):

@@ -47,6 +47,7 @@ class Options:
     trusted_key: Path | None
     tls_cert: Path | None
     tls_key: Path | None
+    refresh_s: float
     limits: Limits
 
 
@@ -71,7 +72,7 @@ def serve(options: Options) -> None:
         sockets = [stack.enter_context(one) for one in bound_sockets(options.host, options.port)]
         setup_json_logs()
         sys.setswitchinterval(SWITCH_S)
-        service = Service(bundle, events, options.limits, options.trusted_key)
+        service = Service(bundle, events, options.limits, options.trusted_key, options.refresh_s)
         freeze_garbage_collector()
         uvloop.run(_run(options, service, access, clients, tls, sockets))
     logging.shutdown()

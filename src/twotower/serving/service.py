@@ -1,7 +1,7 @@
 """Provide what the HTTP routes call: recommendations, storage of events and reloading of bundles.
 
 A response comes from one bundle version and includes every event acknowledged before. A new bundle is loaded and tested in the
-background. It replaces the current one between two requests, or not at all.
+background. It replaces the current one between two requests, or not at all. So do refreshed items.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from twotower.serving.batching import Batcher
 from twotower.serving.catalogue import Browser
 from twotower.serving.event_journal import FUTURE_S, Journal
 from twotower.serving.event_store import Event, open_store
+from twotower.serving.freshness import Freshness, RefreshError, Version
 from twotower.serving.limits import HEAVY_WEIGHT, Limits
 from twotower.serving.model_version import Engine, Likeness, Listed, Question
 from twotower.serving.prometheus import Meters
@@ -32,16 +33,8 @@ from twotower.utils.console import log
 from twotower.utils.types import Json
 
 ANSWER_S = 0.1  # of the time in which a request is answered, kept for writing the response
+REFRESH_S = 60.0  # default interval between two refreshes of the items
 MAX_EVENT_BATCH = 256  # requests whose events go into one write
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One bundle version that is served."""
-
-    path: Path
-    engine: Engine
-    browser: Browser
 
 
 class Service:
@@ -55,6 +48,8 @@ class Service:
         Address of the event store; see `open_store`.
     trusted_key
         Public key that bundles must be signed for, those of reloads included; see `load_bundle`.
+    refresh_s
+        Interval in seconds at which the items are refreshed with the accepted events; 0: only on demand.
 
     Raises
     ------
@@ -62,12 +57,14 @@ class Service:
         The bundle or the store cannot be opened.
     """
 
-    def __init__(self, bundle: Path, events: str, limits: Limits, trusted_key: Path | None = None) -> None:
-        self.limits, self._trusted_key = limits, trusted_key
+    def __init__(
+        self, bundle: Path, events: str, limits: Limits, trusted_key: Path | None = None, refresh_s: float = REFRESH_S
+    ) -> None:
+        self.limits, self._trusted_key, self.refresh_s = limits, trusted_key, refresh_s
         self.meters = Meters(lambda: self.answers.waiting + self.heavy.waiting, lambda: self.journal.state == "ok")
         self.journal = Journal(open_store(events), self.meters.skipped)  # first: it fails sooner than a bundle is loaded
         try:
-            engine = Engine.load(bundle, trusted_key)
+            self.current = self._version(bundle, Engine.load(bundle, trusted_key))
         except BaseException:
             self.journal.close()
             raise
@@ -76,10 +73,9 @@ class Service:
             for name in ("answers", "heavy answers")
         )
         self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
-        self.current = Version(bundle, engine, Browser(engine, self.journal))
-        self.meters.bundle(engine.version)
+        self._serve(self.current)
         self.stopping = False
-        self._reloading = asyncio.Lock()
+        self._changing = asyncio.Lock()  # held by reloads and refreshes
 
     @property
     def problem(self) -> str | None:
@@ -95,8 +91,8 @@ class Service:
         waiting = self.limits.waiting
         return any(lane.waiting_of(client) > waiting // 2 or lane.waiting >= waiting for lane in (self.answers, self.heavy))
 
-    async def recommend(self, body: RecommendIn, client: str = "") -> tuple[str, bytes]:
-        """Return the bundle version and the list of a request as JSON.
+    async def recommend(self, body: RecommendIn, client: str = "") -> tuple[Json, bytes]:
+        """Return what the answer is from (`Version.about`) and the list of a request as JSON.
 
         Raises
         ------
@@ -109,8 +105,8 @@ class Service:
         with _part():
             return version, self._as_json(found)
 
-    async def recommend_many(self, bodies: Sequence[RecommendIn], client: str = "") -> tuple[str, list[bytes]]:
-        """Return the bundle version and for each request its list as JSON, or its error under "error".
+    async def recommend_many(self, bodies: Sequence[RecommendIn], client: str = "") -> tuple[Json, list[bytes]]:
+        """Return what the answers are from and for each request its list as JSON, or its error under "error".
 
         Raises
         ------
@@ -127,8 +123,8 @@ class Service:
                 answers.append(to_json({"error": {"code": "impossible", "message": str(error), "location": error.location}}))
         return version, answers
 
-    async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> tuple[str, list[Listed | BaseException]]:
-        engine, deadline = self.current.engine, time.perf_counter() + self.limits.queue_timeout_s
+    async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> tuple[Json, list[Listed | BaseException]]:
+        current, deadline = self.current, time.perf_counter() + self.limits.queue_timeout_s
         lanes = [self.heavy if body.weight >= HEAVY_WEIGHT else self.answers for body in bodies]
         groups = [(lane, [at for at, one in enumerate(lanes) if one is lane]) for lane in dict.fromkeys(lanes)]
         for lane, places in groups:
@@ -137,17 +133,17 @@ class Service:
         futures: dict[int, asyncio.Future[Any]] = {}
         for lane, places in groups:
             weights = [bodies[at].weight for at in places]
-            submitted = lane.submit(engine.answer, [questions[at] for at in places], deadline, client, weights)
+            submitted = lane.submit(current.engine.answer, [questions[at] for at in places], deadline, client, weights)
             futures |= dict(zip(places, submitted, strict=True))
-        return engine.version, await asyncio.gather(*(futures[at] for at in range(len(bodies))), return_exceptions=True)
+        return current.about(), await asyncio.gather(*(futures[at] for at in range(len(bodies))), return_exceptions=True)
 
-    async def similar(self, item_id: str, k: int, filter: str | None, client: str = "") -> tuple[str, list[Json]]:
-        """Return the bundle version and the items most similar to an item."""
-        engine = self.current.engine
+    async def similar(self, item_id: str, k: int, filter: str | None, client: str = "") -> tuple[Json, list[Json]]:
+        """Return what the answer is from and the items most similar to an item."""
+        current = self.current
         deadline = time.perf_counter() + self.limits.queue_timeout_s
         with _part():
-            (future,) = self.answers.submit(engine.similar, [Likeness(item_id, k, filter)], deadline, client)
-            return engine.version, await future
+            (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter)], deadline, client)
+            return current.about(), await future
 
     async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
         """Store events and return the numbers of new and of repeated ones. On return they are on disk and affect responses.
@@ -182,7 +178,7 @@ class Service:
         DataError
             The bundle cannot answer. The current one stays in use.
         """
-        async with self._reloading:
+        async with self._changing:
             before = self.current
             try:
                 version = await asyncio.to_thread(self._open, path or before.path)
@@ -190,11 +186,30 @@ class Service:
                 self.meters.reload("refused")
                 log.error("reload refused; %s stays in use: %s", before.path, error)
                 raise
-            self.current = version
+            self._serve(version)
             self.meters.reload("loaded")
-            self.meters.bundle(version.engine.version)
             log.info("now serving %s, version %s", version.path, version.engine.version)
             return version.engine.version, before.engine.version
+
+    async def refresh(self) -> Version:
+        """Refresh the items with all accepted events and return the version that is served now.
+
+        Raises
+        ------
+        RefreshError
+            It failed. The last items stay in use.
+        """
+        async with self._changing:
+            version = self.current
+            self._serve(await asyncio.to_thread(version.freshness.refresh, version))
+            return self.current
+
+    async def keep_fresh(self) -> None:
+        """Refresh the items every `refresh_s` seconds, without end; 0: never."""
+        while self.refresh_s:
+            await asyncio.sleep(self.refresh_s)
+            with suppress(RefreshError):  # logged
+                await self.refresh()
 
     def close(self) -> None:
         """Finish the queued work and close the event store."""
@@ -203,6 +218,11 @@ class Service:
         self.writes.close()
         self.journal.close()
         gc.unfreeze()  # lets the interpreter free everything in order at exit
+
+    def _serve(self, version: Version) -> None:
+        self.current = version
+        self.meters.bundle(version.engine.version)
+        self.meters.items(version.engine.as_of, asdict(version.freshness.counts))
 
     def _open(self, path: Path) -> Version:
         try:
@@ -215,7 +235,16 @@ class Service:
                 f"The bundle {path} fails on a test request; the log has the traceback. Write it again with `twotower export`."
             ) from None
         freeze_garbage_collector()
-        return Version(path, engine, Browser(engine, self.journal))
+        return self._version(path, engine)
+
+    def _version(self, path: Path, engine: Engine) -> Version:
+        """Return the version of a loaded bundle, with the accepted events unless items are refreshed only on demand."""
+        freshness = Freshness(engine, self.journal, self.meters)
+        version = Version(path, engine, Browser(engine, self.journal), freshness)
+        if self.refresh_s:
+            with suppress(RefreshError):  # logged
+                return freshness.refresh(version)
+        return version
 
     def _as_json(self, listed: Listed | BaseException) -> bytes:
         if isinstance(listed, BaseException):

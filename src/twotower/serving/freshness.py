@@ -1,0 +1,109 @@
+"""Refresh the items of a served bundle with the accepted events.
+
+Each loaded bundle has its own `bundle.refresh.Refresher`, which reads the events that came since its last refresh.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from twotower.bundle.refresh import RefreshCounts, Refresher
+from twotower.errors import BusyError
+from twotower.serving.catalogue import Browser
+from twotower.serving.event_journal import Journal
+from twotower.serving.model_version import Engine
+from twotower.serving.prometheus import Meters
+from twotower.utils.console import log
+from twotower.utils.types import Json
+
+PART = 10_000  # events passed on at once: between two parts, answers can be computed
+
+
+class RefreshError(BusyError):
+    """The items could not be refreshed; the last ones stay in use."""
+
+
+class Freshness:
+    """Refreshes the items of one loaded bundle. Its calls may come from several threads; they take turns.
+
+    Parameters
+    ----------
+    engine
+        The bundle as loaded.
+    """
+
+    def __init__(self, engine: Engine, journal: Journal, meters: Meters) -> None:
+        self._journal, self._meters = journal, meters
+        self._lock = threading.Lock()
+        self._refresher = Refresher(engine.recommender.bundle)
+        self._log, self._taken = journal.log(), 0
+
+    @property
+    def counts(self) -> RefreshCounts:
+        """Return what became of the accepted events at the last refresh."""
+        return self._refresher.counts
+
+    def refresh(self, version: Version) -> Version:
+        """Return the version with all accepted events, or `version` itself if there are no new ones.
+
+        Raises
+        ------
+        RefreshError
+            The event store does not respond, or the computation fails. The log says why.
+        """
+        began = time.perf_counter()
+        try:
+            with self._lock:
+                fresh = self._refreshed(version)
+        except Exception as error:  # whatever it is: the last items stay in use, and the next refresh tries again
+            if self._journal.closing:
+                return version
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            log.error("refresh failed; the items as of %s stay in use: %s", version.engine.as_of, why)
+            self._meters.refresh("failed", time.perf_counter() - began)
+            raise RefreshError(
+                "The items were not refreshed; the last ones stay in use. The log says why. Try again later."
+            ) from None
+        outcome = "unchanged" if fresh is version else "refreshed"
+        self._meters.refresh(outcome, time.perf_counter() - began)
+        return fresh
+
+    def _refreshed(self, version: Version) -> Version:
+        self._journal.catch_up()
+        accepted = self._journal.log()
+        if accepted is not self._log:  # the store has lost entries, and all were read again
+            if self._taken:
+                self._refresher = self._refresher.emptied()
+            self._log, self._taken = accepted, 0
+        while part := accepted[self._taken : self._taken + PART]:
+            events = [event for _, event in part]
+            self._refresher.add(
+                [user for user, _ in part],
+                [str(event.item_id) for event in events],
+                [event.time_s or 0 for event in events],
+                [event.event_type for event in events],
+                [event.stars for event in events],
+            )
+            self._taken += len(part)
+        bundle = self._refresher.bundle_at(int(time.time()))
+        if bundle is None:
+            return version
+        engine = version.engine.with_bundle(bundle)
+        return replace(version, engine=engine, browser=version.browser.with_engine(engine))
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One bundle version that is served, with its items as of a time."""
+
+    path: Path
+    engine: Engine
+    browser: Browser
+    freshness: Freshness
+
+    def about(self) -> Json:
+        """Return what every answer says of its origin."""
+        return {"version": self.engine.version, "as_of": self.engine.as_of}
