@@ -16,8 +16,9 @@ import torch
 from twotower.bundle.bundle import Bundle, load_bundle
 from twotower.bundle.item_arrays import item_arrays
 from twotower.bundle.refresh import Refresher
-from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, Dataset, Events, ItemEvents
+from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, Dataset
 from twotower.data.dataset_features import log_popularity, open_store
+from twotower.data.event_arrays import Events, ItemEvents
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.schema import DAY_S, FIRST_ROW, TEST
 from twotower.search.registry import INDEXES
@@ -109,7 +110,8 @@ def test_lists_equal_those_of_an_index_made_offline_from_the_same_events(bundle:
     np.testing.assert_array_equal(fresh.arrays.recent_event_count, expected.recent_event_count)
     users = np.arange(FIRST_ROW, offline.n_user_rows)
     queries = offline.histories(users, np.full(len(users), moment))
-    wanted, found = system.retrieve(queries, 20), fresh.retrieve(queries, 20)
+    wanted = system.retrieve(queries, 20, allow=bundle.arrays.offered)  # not closed businesses
+    found = fresh.retrieve(queries, 20)
     np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
     swapped = found.items != wanted.items
     gaps = np.abs(np.diff(wanted.scores, axis=1, append=wanted.scores[:, -1:]))
@@ -241,7 +243,8 @@ def test_an_approximate_index_scores_its_candidates_and_what_is_new_exactly(bund
     model.priors.weights[:, 1] = 5.0  # popularity decides
     bundle = replace(bundle, model=model)
     built = INDEXES["int8"].build(torch.from_numpy(bundle.arrays.vectors), rescore_factor=1.0, exact_scan_below=0)
-    rare = np.argsort(bundle.store.log_popularity[FIRST_ROW:, 0])[:20] + FIRST_ROW  # what the structure ranks last
+    order = np.argsort(bundle.store.log_popularity[:, 0])
+    rare = order[bundle.arrays.offered[order]][:20]  # what the structure ranks last
     exact, approximate = Refresher(bundle), Refresher(replace(bundle, built=built))
     for refresher in (exact, approximate):
         items = [str(dataset.item_ids[row]) for row in rare for _ in range(400)]
@@ -257,5 +260,7 @@ def test_an_approximate_index_scores_its_candidates_and_what_is_new_exactly(bund
     np.testing.assert_allclose(close.scores[same], best.scores[same], atol=1e-5)
     old = built.with_vectors(torch.from_numpy(found.arrays.vectors), rare[:0])
     again, dial = np.zeros(len(users), np.bool_), np.zeros(len(users), np.float32)
-    missed = old.search(found.query_vectors(queries, again, dial), 10, exclude=(queries.offsets, queries.item_row)).items
+    missed = old.search(
+        found.query_vectors(queries, again, dial), 10, exclude=(queries.offsets, queries.item_row), allow=bundle.offered
+    ).items
     assert np.isin(missed, rare).mean() < np.isin(best.items, rare).mean()  # the structure alone does not know

@@ -151,6 +151,8 @@ def test_the_manifest_says_what_is_in_the_folder(folder: Path) -> None:
         "inner/b.txt": hashlib.sha256(b"two").hexdigest(),
     }
     assert list(manifest) == sorted(manifest) and manifest["kind"] == "bundle"
+    lines = (folder / MANIFEST).read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 20 and re.match(r' "\w', lines[1]), "people can read it"
     turned = dict(reversed(manifest.items()))
     (folder / MANIFEST).write_text(json.dumps(turned))
     assert verify_manifest(folder).seal == manifest["seal"]
@@ -163,11 +165,34 @@ def test_a_new_manifest_replaces_the_old_one(folder: Path) -> None:
     assert found.revision == 3 and set(found.hashes) == {"a.txt", "inner/b.txt"}
 
 
-def test_files_longer_than_a_block_are_hashed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_longer_than_a_block_are_hashed_whole_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealed_folder, "_BLOCK", 4)
+    made, sizes = hashlib.sha256, []
+
+    class Recorded:
+        def __init__(self) -> None:
+            self.digest = made()
+
+        def update(self, block: bytes) -> None:
+            sizes.append(len(block))
+            self.digest.update(block)
+
+        def hexdigest(self) -> str:
+            return self.digest.hexdigest()
+
     for size in (0, 3, 4, 5, 13):
         (tmp_path / "f").write_bytes(content := bytes(range(size)))
-        assert sealed_folder.sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+        with monkeypatch.context() as patch:
+            patch.setattr(hashlib, "sha256", Recorded)
+            found = sealed_folder.sha256(tmp_path / "f")
+        assert found == made(content).hexdigest()
+    assert max(sizes) == 4
+
+
+def test_a_long_format_is_cut_in_the_message(folder: Path) -> None:
+    edit(folder, lambda m: m.update(format="4" * 50), again=True)
+    with pytest.raises(DataError, match=f"has bundle format {'4' * 20}; this version reads format {BUNDLE_FORMAT}"):
+        verify_manifest(folder)
 
 
 def test_a_manifest_beyond_all_measure_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,6 +267,8 @@ def test_not_a_number_is_unknown_and_values_beyond_all_others_match_nothing() ->
         "d", "a", "d", "d", "ad",
     ]  # fmt: skip
     assert [passed(text) for text in ("price in [1, 99]", "price == 99", "price == -9", "price not in [99]")] == ["a", "", "", "ad"]
+    cheap = ItemFilter(pa.table({"item_id": list("abcde"), "price": [1.0, 2.0, 3.0, nan, 7.0]}))  # most are below the bound
+    assert cheap.compile("price > 5").tolist()[2:] == [False] * 4 + [True]
     assert [passed(text) for text in ("sizes == 1", "sizes != 2", "sizes == 99")] == ["a", "abd", ""]
 
 
