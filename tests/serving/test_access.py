@@ -109,7 +109,11 @@ def test_new_key_prints_the_key_once_and_stores_its_hash(tmp_path: Path, capsys:
 
 
 def test_every_route_has_the_role_it_should(client: TestClient) -> None:
-    wanted = {path: role for role, paths in {"write": ["/v1/events"], "admin": ["/admin/reload"]}.items() for path in paths}
+    wanted = {
+        path: role
+        for role, paths in {"write": ["/v1/events"], "admin": ["/admin/refresh", "/admin/reload"]}.items()
+        for path in paths
+    }
     for path, methods in client.get("/openapi.json").json()["paths"].items():
         default = None if path.startswith(("/health/", "/metrics")) else "read"
         assert role_of(path) == wanted.get(path, default), path
