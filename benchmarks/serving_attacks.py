@@ -277,7 +277,7 @@ def cheap_requests(port: int, end: float) -> None:
 
 @attack
 def many_users(port: int, end: float) -> None:
-    flood(port, end, [post("/v1/recommend", json.dumps({"user": f"stranger-{n}", "k": 10}).encode()) for n in range(5000)])
+    flood(port, end, [post("/v1/recommend", json.dumps({"user": f"unknown-{n}", "k": 10}).encode()) for n in range(5000)])
 
 
 @attack

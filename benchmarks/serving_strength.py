@@ -172,7 +172,7 @@ async def _mix(server: Server, bundles: tuple[Path, Path], minutes: float, seed:
         bodies: list[Any] = [
             {"k": 0},
             {"filter": "nonsense <"},
-            {"history": [{"item_id": "nobody"}], "strict": True},
+            {"history": [{"item_id": "unknown"}], "strict": True},
             [],
             {"near": [91, 0]},
         ]

@@ -175,7 +175,7 @@ def test_events_of_unknown_items_and_of_the_bundle_do_not_count(bundle: Bundle) 
     plain, mixed = Refresher(bundle), Refresher(bundle)
     plain.add(**columns)
     mixed.add(**again)
-    mixed.add(**(columns | {"item_ids": [f"nobody-{at}" for at in range(20)]}))
+    mixed.add(**(columns | {"item_ids": [f"unknown-{at}" for at in range(20)]}))
     assert mixed.bundle_at(bundle.moment_s + 10**9) is None
     mixed.add(**columns)
     wanted, found = plain.bundle_at(max(columns["time_s"])), mixed.bundle_at(max(columns["time_s"]))

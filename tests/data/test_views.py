@@ -152,7 +152,7 @@ def test_the_events_of_processes_are_the_training_events(users: Users, world_siz
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=9), st.integers(1, 5))
-def test_users_are_shared_evenly_and_nobody_is_without(sizes: list[int], world_size: int) -> None:
+def test_users_are_shared_evenly_and_each_process_has_some(sizes: list[int], world_size: int) -> None:
     offsets = np.cumsum([0, *sizes])
     active = int(np.count_nonzero(sizes))
     if world_size > max(active, 1):

@@ -293,7 +293,7 @@ def test_two_processes_do_not_work_on_one_trial(tmp_path: Path, dataset: Dataset
         assert first is not None and second is not None and (first.number, second.number) == (0, 1)
         with studies[0].claim(2) as third:
             assert third is None
-    with studies[1].claim(2) as again:  # both are unfinished, and nobody holds them now
+    with studies[1].claim(2) as again:  # both are unfinished, and no process holds them now
         assert again is not None and again.number == 0 and again.params == first.params
 
 

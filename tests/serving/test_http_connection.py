@@ -234,7 +234,7 @@ def test_after_a_refusal_the_connection_ends_whatever_comes(server: Running) -> 
     with server.connect() as client:
         client.sendall(b"POST /unread HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\na")
         assert answer_of(client)[0] == 200
-        assert seconds(lambda: everything(client)) < 3, "a body that nobody wants"
+        assert seconds(lambda: everything(client)) < 3, "a body that is not read"
 
 
 def test_an_idle_connection_ends(server: Running) -> None:

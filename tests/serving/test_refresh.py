@@ -23,7 +23,7 @@ from twotower.schema import FIRST_ROW
 from twotower.serving.limits import Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
-NOBODY = {"k": 5}
+NO_USER = {"k": 5}
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def sent(opened: Bundle, n: int, *, seed: int = 3) -> list[dict[str, Any]]:
 
 
 def ask(client: TestClient, opened: Bundle, **more: Any) -> list[Any]:
-    """Lists of many users and of nobody: ids and scores."""
+    """Lists of many users and of a request without a user: ids and scores."""
     users = [str(user) for user in opened.dataset.user_ids[FIRST_ROW : FIRST_ROW + 60]]
-    body = {"requests": [*({"user": user, "k": 10, **more} for user in users), {**NOBODY, **more}]}
+    body = {"requests": [*({"user": user, "k": 10, **more} for user in users), {**NO_USER, **more}]}
     answer = client.post("/v1/recommend:batch", json=body).json()
     return [[(item["item_id"], item["score"]) for item in one["items"]] for one in answer["answers"]]
 
@@ -79,7 +79,7 @@ def test_served_lists_equal_those_of_a_bundle_refreshed_offline(connect: Connect
         assert ask(client, opened)[-1] == frozen[-1]  # the fallback list waits for a refresh
         told = refresh(client, keyed)
         assert told["as_of"] == opened.moment_s + 60 * 59 + 1 and told["events"]["counted"] == 60
-        served, answer = ask(client, opened), client.post("/v1/recommend", json=NOBODY).json()
+        served, answer = ask(client, opened), client.post("/v1/recommend", json=NO_USER).json()
         assert answer["as_of"] == told["as_of"] and answer["items"][0]["item_id"] == max(
             (event["item_id"] for event in events), key=[event["item_id"] for event in events].count
         )
@@ -117,7 +117,7 @@ def test_a_refresh_comes_by_itself_and_a_restart_has_it_at_once(connect: Connect
 
 def test_each_answer_is_of_one_moment_while_items_are_refreshed(connect: Connect, opened: Bundle, keyed: dict[str, str]) -> None:
     events = sent(opened, 24)
-    body = {"requests": [{"user": f"nobody-{at}", **NOBODY} for at in range(8)]}  # users without events
+    body = {"requests": [{"user": f"unknown-{at}", **NO_USER} for at in range(8)]}  # users without events
     seen, wrong, done = dict[int, Any](), list[Any](), threading.Event()
 
     def ask_on(client: TestClient) -> None:
@@ -156,11 +156,11 @@ def test_a_new_bundle_begins_with_the_accepted_events(
         file.write_text('{"item_id": "opened-today", "name": "Ama\'s Noodle Bar"}\n')
         add_items(served, file)
         assert client.post("/admin/reload", headers=keyed).status_code == 200
-        assert client.post("/v1/recommend", json=NOBODY).json()["as_of"] == as_of
+        assert client.post("/v1/recommend", json=NO_USER).json()["as_of"] == as_of
         hot = [{"event_id": f"h{at}", "user": f"h{at}", "item_id": "opened-today", "time_s": as_of + at} for at in range(90)]
         give(client, keyed, hot)
         refresh(client, keyed)
-        assert client.post("/v1/recommend", json=NOBODY).json()["items"][0]["item_id"] == "opened-today"
+        assert client.post("/v1/recommend", json=NO_USER).json()["items"][0]["item_id"] == "opened-today"
         assert client.post("/admin/reload", json={"bundle": str(bundles[1])}, headers=keyed).status_code == 200
         told = refresh(client, keyed)
         assert told["events"] == {"counted": 20, "in_bundle": 0, "unknown_item": 90, "future": 0} and told["as_of"] == as_of

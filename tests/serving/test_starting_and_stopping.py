@@ -123,7 +123,7 @@ def test_stopping_lowers_readiness_first_and_ends_in_time_without_a_traceback(lo
         assert time.monotonic() < end
     assert b" 503 " in state and b"the server is stopping" in state
     asked = answer(port, b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-length: 7\r\n", b'{"k":1}')
-    assert b" 200 OK" in asked, "whoever still comes is answered"
+    assert b" 200 OK" in asked, "late requests are answered"
     assert process.wait(30) == 0 and time.monotonic() - began < 11
     assert not any("traceback" in line for line in lines(tmp_path))
     hanging.close()

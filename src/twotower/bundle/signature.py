@@ -1,6 +1,6 @@
 """Sign bundles with Ed25519, and check the signature when a bundle is opened.
 
-The signature covers the seal of the manifest, and through it every file. It lies beside the manifest as `manifest.sig`.
+The signature covers the seal of the manifest, and through it every file. It is stored next to the manifest as `manifest.sig`.
 A command that changes a bundle writes it without a signature: sign it again.
 """
 
