@@ -15,13 +15,14 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 from pydantic_core import to_json
 
 from twotower.errors import BusyError, TwoTowerError
@@ -56,6 +57,7 @@ CLOSED: dict[int | str, dict[str, Any]] = {
 REFUSALS |= CLOSED
 MISSING: dict[int | str, dict[str, Any]] = {404: {"model": s.ErrorOut, "description": "The id is unknown."}}
 BEARER = HTTPBearer(auto_error=False, description="An API key. Reading needs none if the server was started with --public.")
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 Length = Annotated[int, Query(ge=1, le=MAX_K, description="Number of items to return.", examples=[10])]
 FilterText = Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])]
 IdText = Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, description="An id, of any characters.", examples=["b_230"])]
@@ -117,31 +119,25 @@ def _documented(app: FastAPI, made: Callable[[], dict[str, Any]]) -> Callable[[]
     return openapi
 
 
-def _answers(app: FastAPI, service: Service) -> None:
-    keyed = [Depends(BEARER)]
-
-    @app.post(
-        "/v1/recommend",
-        response_model=s.AnswerOut,
-        responses=REFUSALS,
-        dependencies=keyed,
-        tags=["recommend"],
-        openapi_extra=described(s.RecommendIn),
+def _post(
+    app: FastAPI, path: str, taken: type[BaseModel], given: type[BaseModel], tag: str, *, optional: bool = False
+) -> Callable[[Handler], Handler]:
+    """Return the decorator of a route that takes a JSON body; `optional`: the body may be missing."""
+    described_body = described(taken, optional=optional)
+    return app.post(
+        path, response_model=given, responses=REFUSALS, dependencies=[Depends(BEARER)], tags=[tag], openapi_extra=described_body
     )
+
+
+def _answers(app: FastAPI, service: Service) -> None:
+    @_post(app, "/v1/recommend", s.RecommendIn, s.AnswerOut, "recommend")
     async def recommend(body: Annotated[s.RecommendIn, Depends(json_body(s.RecommendIn))], request: Request) -> Response:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
         request.state.asks_for(body.weight)
         origin, answer = await service.recommend(body, request.state.client)
         return _written(to_json(_heading(request, origin))[:-1] + b"," + answer[1:])
 
-    @app.post(
-        "/v1/recommend:batch",
-        response_model=s.BatchOut,
-        responses=REFUSALS,
-        dependencies=keyed,
-        tags=["recommend"],
-        openapi_extra=described(s.BatchIn),
-    )
+    @_post(app, "/v1/recommend:batch", s.BatchIn, s.BatchOut, "recommend")
     async def recommend_batch(body: Annotated[s.BatchIn, Depends(json_body(s.BatchIn))], request: Request) -> Response:
         """Answer several requests at once, with the same bundle version. A request that cannot be answered has its own error.
 
@@ -241,35 +237,19 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
 
 
 def _writing(app: FastAPI, service: Service) -> None:
-    keyed = [Depends(BEARER)]
-
-    @app.post(
-        "/v1/events",
-        response_model=s.EventsOut,
-        responses=REFUSALS,
-        dependencies=keyed,
-        tags=["events"],
-        openapi_extra=described(s.EventsIn),
-    )
+    @_post(app, "/v1/events", s.EventsIn, s.EventsOut, "events")
     async def events(body: Annotated[s.EventsIn, Depends(json_body(s.EventsIn))]) -> Response:
         """Store events. When this responds, they are on disk and affect all later responses."""
         accepted, repeated = await service.accept(body.events)
         return _json({"accepted": accepted, "repeated": repeated})
 
-    @app.post(
-        "/admin/reload",
-        response_model=o.ReloadOut,
-        responses=REFUSALS,
-        dependencies=keyed,
-        tags=["operation"],
-        openapi_extra=described(s.ReloadIn, optional=True),
-    )
+    @_post(app, "/admin/reload", s.ReloadIn, o.ReloadOut, "operation", optional=True)
     async def reload(body: Annotated[s.ReloadIn | None, Depends(json_body(s.ReloadIn, optional=True))]) -> Response:
         """Serve another bundle, or read the current folder again. If the bundle is invalid, the current one stays in use."""
         version, before = await service.reload(Path(body.bundle) if body and body.bundle else None)
         return _json({"version": version, "before": before})
 
-    @app.post("/admin/refresh", response_model=o.RefreshOut, responses=REFUSALS, dependencies=keyed, tags=["operation"])
+    @app.post("/admin/refresh", response_model=o.RefreshOut, responses=REFUSALS, dependencies=[Depends(BEARER)], tags=["operation"])
     async def refresh() -> Response:
         """Bring the state, the popularity and the fallback lists of the items up to date with the accepted events, now."""
         version = await service.refresh()
