@@ -238,12 +238,12 @@ def test_blocks_have_the_scores_of_an_answer(
     """The features of a query times the weights of its group rank all items as the system does that is calibrated."""
     model.recent_item_boost = 0.0  # added to the user vector by the retriever alone
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"exclude_seen": exclude_seen})})
-    held, start = dataset.held_out("valid").by_time(), split_moment(dataset, "valid")
-    system = _system(model, dataset, config, every_days)
-    moments = system.moments(held.queries.time_s) if isinstance(system, RefreshedRetriever) else np.full(len(held.queries), start)
+    held, system = dataset.held_out("valid").by_time(), _system(model, dataset, config, every_days)
+    moments = system.moments(held.queries.time_s)
+    assert (len(np.unique(moments)) == 1) == (every_days is None)
     groups = np.searchsorted([1, 5], held.queries.lengths, side="right")
     pairs = sorted(set(zip(moments.tolist(), groups.tolist(), strict=True)))
-    blocks = list(_blocks(model, dataset, config, held, every_days))
+    blocks = list(_blocks(system, held, exclude_seen=exclude_seen))
     assert len(blocks) == len(pairs) > 1
     for block, (moment, number) in zip(blocks, pairs, strict=True):
         rows = np.flatnonzero((moments == moment) & (groups == number))

@@ -19,13 +19,13 @@ from torch import Tensor
 from twotower.data.dataset import Dataset, HeldOut
 from twotower.data.dataset_features import can_refresh, log_popularity, open_store, split_moment
 from twotower.evaluation.evaluator import evaluate
-from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever, item_points, user_points
+from twotower.models.neural_retriever import PORTION, RefreshedRetriever, item_points, user_points
 from twotower.models.priors import GROUPS, Priors, group
 from twotower.models.two_tower import TwoTower
-from twotower.retriever import Retriever
 from twotower.schema import DAY_S, FIRST_ROW
 from twotower.utils.config import Config
 from twotower.utils.documents import CalibrationRecord
+from twotower.utils.ragged import ragged_arange
 from twotower.utils.types import Float64
 
 MAX_CELLS = 40_000_000
@@ -36,6 +36,7 @@ MAX_REFRESHES = 12
 PENALTY = 10.0
 """Half of it times the squared change of a weight is subtracted from the log likelihood: about as much as ten choices tell."""
 MAX_STEPS = 20
+NEVER_DAYS = 1e6
 SAMPLE = 1000
 """Users and items whose distances are sampled."""
 ROUNDING_NATS = 0.05
@@ -97,16 +98,16 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
     priors, every_days = model.priors, _interval_days(dataset, held_out, config)
     metric, kept = config.training.eval_metric, {name: value.clone() for name, value in priors.state_dict().items()}
 
+    system = _system(model, dataset, config, every_days)
+
     def figure() -> float:
-        system = _system(model, dataset, config, every_days)
         return evaluate(system, held_out, dataset, config.evaluation, metrics=[metric], beyond_k=None).mean(metric)
 
     before = figure()
-    store = open_store(dataset, "valid", config.model)
-    _place(priors, item_points(store), user_points(sample.queries, store.location))
-    blocks = list(_blocks(model, dataset, config, sample, every_days))
-    fitted, unit = _fit(priors, blocks)
+    _place(priors, item_points(system.store), user_points(sample.queries, system.store.location))
+    fitted, unit = _fit(priors, list(_blocks(system, sample, exclude_seen=config.evaluation.exclude_seen)))
     priors.weights.copy_(fitted)
+    system = _system(model, dataset, config, every_days)  # the columns of its vectors depend on the weights
     after = figure()
     if after < before:
         priors.load_state_dict(kept)
@@ -153,54 +154,54 @@ def _interval_days(dataset: Dataset, held_out: HeldOut, config: Config) -> float
     return max(config.evaluation.refresh_days, (span // MAX_REFRESHES + 1) / DAY_S)
 
 
-def _system(model: TwoTower, dataset: Dataset, config: Config, every_days: float | None) -> Retriever:
-    start = split_moment(dataset, "valid")
-    if every_days is None:
-        return NeuralRetriever(model, open_store(dataset, "valid", config.model), n_item_rows=dataset.n_item_rows, time_s=start)
+def _system(model: TwoTower, dataset: Dataset, config: Config, every_days: float | None) -> RefreshedRetriever:
+    """Return the model with indexes along the validation part; with one that knows the training part if `every_days` is None."""
     # "test": the state of items from the events of all earlier parts; the index of a moment uses those before it.
-    store, popularity = open_store(dataset, "test", config.model), partial(log_popularity, dataset)
-    rows = dataset.n_item_rows
-    return RefreshedRetriever(model, store, popularity, n_item_rows=rows, start_s=start, every_days=every_days, name="refreshed")
+    store = open_store(dataset, "valid" if every_days is None else "test", config.model)
+    return RefreshedRetriever(
+        model,
+        store,
+        partial(log_popularity, dataset) if every_days else lambda _: store.log_popularity,
+        n_item_rows=dataset.n_item_rows,
+        start_s=split_moment(dataset, "valid"),
+        every_days=every_days or NEVER_DAYS,
+        name="calibrated",
+    )
 
 
-def _blocks(model: TwoTower, dataset: Dataset, config: Config, held_out: HeldOut, every_days: float | None) -> Iterator[Block]:
+def _blocks(system: RefreshedRetriever, held_out: HeldOut, *, exclude_seen: bool) -> Iterator[Block]:
     """Yield the validation queries, by index and by group."""
-    system = _system(model, dataset, config, every_days)
-    queries, priors = held_out.queries, model.priors
-    start = split_moment(dataset, "valid")
-    moments = system.moments(queries.time_s) if isinstance(system, RefreshedRetriever) else np.full(len(queries), start)
-    groups = group(torch.from_numpy(queries.lengths)).numpy()
-    for moment, number in np.unique(np.stack([moments, groups], 1), axis=0).tolist():
-        retriever = system.at(moment) if isinstance(system, RefreshedRetriever) else system
-        assert isinstance(retriever, NeuralRetriever)
-        store = retriever.store
-        rows = np.flatnonzero((moments == moment) & (groups == number))
-        part = queries.take(rows)
-        with torch.inference_mode():
-            vectors = retriever.index.vectors[:, : -priors.width]
-            parts = [part.slice(a, min(a + 1024, len(part))) for a in range(0, len(part), 1024)]
-            users = torch.cat([model.encode_users(store.users(each).to(vectors.device)) for each in parts])
-            towers = (users @ vectors.T / model.temperature()).float().cpu()
+    model, priors = system.model, system.model.priors
+    moments = system.moments(held_out.queries.time_s)
+    groups = group(torch.from_numpy(held_out.queries.lengths)).numpy()
+    item = priors.item_location(torch.from_numpy(item_points(system.store)))
+    for moment in np.unique(moments):
+        retriever = system.at(int(moment))
+        store, vectors = retriever.store, retriever.index.vectors[:, : -priors.width]
+        logs = priors.popularity(torch.from_numpy(store.log_popularity), torch.from_numpy(store.is_new)).float()
+        for number in np.unique(groups[moments == moment]):
+            rows = np.flatnonzero((moments == moment) & (groups == number))
+            part = held_out.queries.take(rows)
+            with torch.no_grad():
+                parts = [part.slice(a, min(a + PORTION, len(part))) for a in range(0, len(part), PORTION)]
+                users = torch.cat([model.encode_users(store.users(each).to(vectors.device)) for each in parts])
+                towers = (users @ vectors.T / model.temperature()).float().cpu()
             towers[:, :FIRST_ROW] = -torch.inf
-            if config.evaluation.exclude_seen:
-                towers[
-                    torch.from_numpy(np.repeat(np.arange(len(part)), part.lengths)), torch.from_numpy(part.item_row)
-                ] = -torch.inf
-            logs = priors.popularity(torch.from_numpy(store.log_popularity), torch.from_numpy(store.is_new))
-        sizes = np.diff(held_out.target_offsets)[rows]
-        query = np.repeat(np.arange(len(rows)), sizes)
-        first = held_out.target_offsets[rows]
-        target = held_out.target_row[np.concatenate([np.arange(a, a + n) for a, n in zip(first, sizes, strict=True)])]
-        reachable = np.isfinite(towers.numpy()[query, target])
-        yield Block(
-            group=number,
-            towers=towers,
-            popularity=logs.float().cpu(),
-            user=priors.user_location(torch.from_numpy(user_points(part, store.location))),
-            item=priors.item_location(torch.from_numpy(item_points(store))),
-            query=torch.from_numpy(query[reachable]),
-            target=torch.from_numpy(target[reachable]),
-        )
+            if exclude_seen:
+                seen = np.repeat(np.arange(len(part)), part.lengths)
+                towers[torch.from_numpy(seen), torch.from_numpy(part.item_row)] = -torch.inf
+            query, at = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
+            target = held_out.target_row[at]
+            reachable = np.isfinite(towers.numpy()[query, target])
+            yield Block(
+                group=int(number),
+                towers=towers,
+                popularity=logs,
+                user=priors.user_location(torch.from_numpy(user_points(part, store.location))),
+                item=item,
+                query=torch.from_numpy(query[reachable]),
+                target=torch.from_numpy(target[reachable]),
+            )
 
 
 def _fit(priors: Priors, blocks: list[Block]) -> tuple[Tensor, float]:
