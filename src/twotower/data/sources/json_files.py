@@ -31,8 +31,6 @@ class JsonFile:
     ----------
     path
         File of JSON lines: the original, a link to it, or a copy.
-    original
-        The file that was asked for.
     numbers
         Line number of each row in the original; None where the lines are those of `path`.
     form
@@ -40,7 +38,6 @@ class JsonFile:
     """
 
     path: Path
-    original: Path
     encoding: str | None = None
     form: str = "lines"
     numbers: array[int] | None = field(default=None, repr=False)
@@ -100,7 +97,7 @@ def open_json(file: Path, spill: Path, encoding: str | None = None) -> JsonFile:
         spill.mkdir(parents=True, exist_ok=True)
         link = spill / f"link-{next(_names)}.json{'.gz' if file.suffix.lower() == '.gz' else ''}"
         link.symlink_to(file.resolve())
-        return JsonFile(link, file)
+        return JsonFile(link)
     spill.mkdir(parents=True, exist_ok=True)
     copy = spill / f"copy-{next(_names)}.json"
     numbers = array("q")
@@ -108,7 +105,7 @@ def open_json(file: Path, spill: Path, encoding: str | None = None) -> JsonFile:
         for number, line in _lines(file, encoding, form):
             numbers.append(number)
             target.write(line + b"\n")
-    return JsonFile(copy, file, encoding, form, numbers)
+    return JsonFile(copy, encoding, form, numbers)
 
 
 def _plain_suffixes() -> tuple[str, ...]:
@@ -118,7 +115,7 @@ def _plain_suffixes() -> tuple[str, ...]:
 def _form(file: Path, encoding: str | None) -> tuple[str, JsonFile]:
     """Return how a file is written, by its first lines."""
     lines = [line.strip() for _, line in islice(numbered_lines(file, encoding), 20)]
-    found = JsonFile(file, file, encoding)
+    found = JsonFile(file, encoding)
     if not lines:
         return "lines", found
     if lines[0].startswith(b"[") and not (len(lines) > 1 and all(map(_is_json, lines))):

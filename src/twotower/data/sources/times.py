@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from calendar import timegm
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from functools import cache
 from zoneinfo import ZoneInfo
@@ -227,6 +226,3 @@ def _zone(name: str) -> tzinfo | None:
         return ZoneInfo(name) if "/" in name else None
     except (KeyError, ValueError, OSError):
         return None
-
-
-Parse = Callable[[str], int]
