@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from twotower.data import prepare as preparing
@@ -19,10 +20,8 @@ from twotower.data.simulator.simulate import simulate
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, DuckDBEngine
 from twotower.data.sources.spark_engine import SparkEngine
-from twotower.data.sources.table_files import scan_file
 from twotower.data.sources.tables import read_tables
 from twotower.data.sources.times import seconds
-from twotower.errors import ConfigError
 from twotower.utils.config import parse_config
 
 pytestmark = [
@@ -105,7 +104,7 @@ def assert_equal(one: Dataset, other: Dataset) -> None:
 
 
 def completed(raw: Path, out: Path) -> Path:
-    """Write the first rows of a release, with a business for each review and tip, so that the rows fit together."""
+    """Write the first rows of a release, with a business and a user for some reviews and tips, so that the rows fit together."""
     shutil.copytree(raw, out)
     out.chmod(0o755)
     business = out / "yelp_academic_dataset_business.json"
@@ -115,6 +114,10 @@ def completed(raw: Path, out: Path) -> Path:
     named = [json.loads(line)["business_id"] for file in files for line in file.read_text().splitlines()]
     with business.open("a") as target:
         target.writelines(json.dumps({"business_id": each}) + "\n" for each in dict.fromkeys(named) if each not in ids)
+    for users in out.glob("*_user.json"):  # the heads have no user of a review
+        users.chmod(0o644)
+        with users.open("a") as target:
+            target.write(json.dumps({"user_id": json.loads(files[0].read_text().splitlines()[0])["user_id"]}) + "\n")
     return out
 
 
@@ -186,6 +189,18 @@ def test_other_columns_are_the_same(spark: SparkEngine, tmp_path: Path) -> None:
     assert [row["price"] for row in one.to_pylist()] == [2, None] and one["tags"].to_pylist()[0] == ["x", "y"]
 
 
-def test_other_tables_than_json_lines_are_refused(spark: SparkEngine, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is not JSON lines"):
-        scan_file(spark, tmp_path / "events.csv", ["user_id"], "interactions", mock.Mock())
+@pytest.mark.parametrize("name", ["e.csv", "e.parquet", "e.json"])
+def test_other_tables_than_json_lines_are_the_same(name: str, spark: SparkEngine, tmp_path: Path) -> None:
+    rows = [{"user_id": f"u{n % 7}", "item_id": f"i{n % 5}", "t": f"2020-01-{1 + n % 28:02}"} for n in range(90)]
+    (tmp_path / "e.csv").write_text("user_id,item_id,t\n" + "".join(f"{','.join(row.values())}\n" for row in rows))
+    (tmp_path / "e.json").write_text(json.dumps(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet")
+    source = {"path": str(tmp_path), "interactions": {"path": name, "time": "t"}}
+    config = parse_config({"data": {"source": "tables", **source}}).data
+    duckdb = DuckDBEngine(tmp_path / "spill")
+    one, other = (
+        read_tables(config, engine, Rejects(tmp_path / "rejects", 0.0)).interactions.to_pyarrow().sort_by("order")
+        for engine in (duckdb, spark)
+    )
+    duckdb.close()
+    assert one.num_rows == 90 and one.to_pylist() == other.select(one.column_names).to_pylist()
