@@ -165,6 +165,7 @@ def test_damaged_text_gives_one_line_or_accounts_for_all(examples: int, tmp_path
     @example(b'user_id,item_id,time\nu,"i\n')
     @example(b"\xff\xfe")
     @example(b"\r")
+    @example(b"\nuser_id,item_id,time")
     def check(data: bytes) -> None:
         (tmp_path / "e.csv").write_bytes(data)
         try:

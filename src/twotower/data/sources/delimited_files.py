@@ -131,8 +131,8 @@ def read_batches(
         block = piece
         lines.total += block.count(b"\n")
         if header_left:
-            block, skipped = _after_header(block, dialect, lines)
-            header_left, number = False, number + skipped
+            block = _after_header(block, dialect, lines)
+            header_left, number = not lines.header, number + piece.count(b"\n") - block.count(b"\n")
             lines.offset = number
         if quote is None and b'"' in block:
             quote = _find_quote(block, dialect)
@@ -151,20 +151,20 @@ def read_batches(
     lines.check(file)
 
 
-def _after_header(block: bytes, dialect: Dialect, lines: Lines) -> tuple[bytes, int]:
-    """Return a block without its header, and the number of lines before the first row."""
-    skipped = 0
-    while True:
-        line, _, block = block.partition(b"\n")
-        skipped += 1
-        text = line.decode("utf-8", "replace")
+def _after_header(block: bytes, dialect: Dialect, lines: Lines) -> bytes:
+    """Return what follows the header in a block: nothing, if only blank lines and comments are in it."""
+    begin = 0
+    while begin < len(block) and not lines.header:
+        end = block.index(b"\n", begin)
+        text = block[begin:end].decode("utf-8", "replace")
         if not text.strip():
             lines.blank += 1
         elif dialect.comment and text.startswith(dialect.comment):
             lines.comments += 1
         else:
             lines.header += 1
-            return block, skipped
+        begin = end + 1
+    return block[begin:]
 
 
 def _find_quote(block: bytes, dialect: Dialect) -> str:
