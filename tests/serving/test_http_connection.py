@@ -9,15 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import uvloop
 
 from twotower.serving.clients import Clients
-from twotower.serving.http_server import HttpServer, bound_sockets
-from twotower.serving.limits import Limits
+from twotower.serving.http_server import HttpServer
+from twotower.serving.listening import bound_sockets
+from twotower.utils.config_serving import Limits
 
 LARGE = 20_000_000
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -344,7 +344,7 @@ def test_connections_are_bounded_by_client_and_health_is_answered_when_all_are_t
 
 
 def test_requests_of_a_client_in_progress_are_bounded_and_others_wait_unread() -> None:
-    with running(replace(SHORT, running_per_client=1)) as server, ExitStack() as stack:
+    with running(SHORT.model_copy(update={"running_per_client": 1})) as server, ExitStack() as stack:
         slow = [stack.enter_context(server.connect()) for _ in range(6)]
         for client in slow:
             client.sendall(GET.replace(b"/ ", b"/slow "))

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -38,6 +37,7 @@ from twotower.serving.error_handlers import handle_errors
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
 from twotower.serving.service import Service, joined, unknown
+from twotower.utils.config_serving import ServingConfig
 
 ITEMS_PER_TOKEN = 25  # of a search count as one more request
 PAGE = Path(__file__).with_name("page")
@@ -69,7 +69,7 @@ Searched = Annotated[str, Query(max_length=100, description="Part of the item na
 BODIES = (s.RecommendIn, s.BatchIn, s.EventsIn, s.ReloadIn)
 
 
-def create_app(service: Service, access: Access, clients: Clients | None = None) -> FastAPI:
+def create_app(service: Service, access: Access, clients: Clients | None = None, config: ServingConfig | None = None) -> FastAPI:
     """Return the HTTP application of a service.
 
     Parameters
@@ -78,7 +78,10 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
         Keys with their roles, allowed hosts and origins.
     clients
         What each client uses, shared with the server that accepts connections.
+    config
+        What the log says of requests.
     """
+    shown = config or ServingConfig()
     app = FastAPI(
         title="twotower",
         summary="Recommendations from one bundle.",
@@ -89,7 +92,13 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
     )
     app.state.service = service
     gate = Gate(
-        service.limits, service.meters, access, clients or Clients(service.limits), lambda client: service.overloaded(client)
+        service.limits,
+        service.meters,
+        access,
+        clients or Clients(service.limits),
+        lambda client: service.overloaded(client),
+        shown.log_clients,
+        shown.log_probes,
     )
     app.add_middleware(RequestMiddleware, gate=gate)
     handle_errors(app)
@@ -246,14 +255,12 @@ def _writing(app: FastAPI, service: Service) -> None:
     @_post(app, "/admin/reload", s.ReloadIn, o.ReloadOut, "operation", optional=True)
     async def reload(body: Annotated[s.ReloadIn | None, Depends(json_body(s.ReloadIn, optional=True))]) -> Response:
         """Serve another bundle, or read the current folder again. If the bundle is invalid, the current one stays in use."""
-        version, before = await service.reload(Path(body.bundle) if body and body.bundle else None)
-        return _json({"version": version, "before": before})
+        return _json(await service.updates.reload(Path(body.bundle) if body and body.bundle else None))
 
     @app.post("/admin/refresh", response_model=o.RefreshOut, responses=REFUSALS, dependencies=[Depends(BEARER)], tags=["operation"])
     async def refresh() -> Response:
         """Bring the state, the popularity and the fallback lists of the items up to date with the accepted events, now."""
-        version = await service.refresh()
-        return _json({**version.about(), "events": asdict(version.freshness.counts)})
+        return _json(await service.updates.refresh())
 
 
 def _watching(app: FastAPI, service: Service) -> None:
@@ -268,12 +275,12 @@ def _watching(app: FastAPI, service: Service) -> None:
         problem = service.problem
         if problem is not None:
             raise BusyError(problem)
-        return _json({"status": "ready", **service.current.about(), "events": service.journal.state})
+        return _json(service.state())
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"])
     async def metrics() -> Response:
         """Return metrics in the Prometheus text format."""
-        return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
+        return Response(await service.metrics(), media_type="text/plain; version=0.0.4")
 
     described = cache(lambda: api_page(app.openapi()))  # FastAPI's own page would load scripts from another host
 
@@ -311,7 +318,7 @@ def _life(service: Service) -> Callable[[FastAPI], Any]:
 
         async def again() -> None:
             try:
-                await service.reload()
+                await service.updates.reload(None)
             except TwoTowerError:
                 return  # logged
 
@@ -322,7 +329,7 @@ def _life(service: Service) -> Callable[[FastAPI], Any]:
 
         if threading.current_thread() is threading.main_thread():
             loop.add_signal_handler(signal.SIGHUP, hang_up)
-        fresh = loop.create_task(service.keep_fresh())
+        fresh = loop.create_task(service.updates.keep_fresh())
         yield
         fresh.cancel()
         await asyncio.to_thread(service.close)

@@ -21,6 +21,19 @@ class Target(NamedTuple):
     raw_path: bytes
     query: bytes
 
+    def below(self, root_path: str) -> Target:
+        """Return the target without the path under which a proxy publishes the server; a request may come without it, too.
+
+        Examples
+        --------
+        >>> Target("/shop/v1/about", b"/shop/v1/about", b"").below("/shop").path
+        '/v1/about'
+        """
+        root = root_path.encode()
+        if not root or not self.path.startswith(f"{root_path}/") or not self.raw_path.startswith(root + b"/"):
+            return self
+        return self._replace(path=self.path[len(root_path) :], raw_path=self.raw_path[len(root) :])
+
     def scope(
         self, version: str, method: bytes, headers: list[tuple[bytes, bytes]], root_path: str, *, secure: bool
     ) -> dict[str, Any]:
