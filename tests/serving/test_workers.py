@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,23 +96,30 @@ class Server:
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process, self.port, self.log = process, port, log
+        self.clients: list[Client] = []
 
     def connect(self, count: int) -> list[Client]:
-        return [Client(self.port) for _ in range(count)]
+        self.clients += [Client(self.port) for _ in range(count)]
+        return self.clients[-count:]
+
+    def once(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        client = Client(self.port)
+        with closing(client.wire):
+            return client.ask(method, path, body)
 
     def workers(self) -> list[int]:
         found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True).stdout.split()
         return [int(pid) for pid in found]
 
     def until(self, right: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 150
         while not right():
             assert time.monotonic() < end and self.process.poll() is None, what
             time.sleep(0.05)
 
     def ready(self, count: int = 2) -> bool:
         with suppress(OSError, AssertionError, http.client.HTTPException):
-            status, state = Client(self.port).ask("GET", "/health/ready")
+            status, state = self.once("GET", "/health/ready")
             return bool(status == 200 and state["workers"] == count)
         return False
 
@@ -131,6 +138,8 @@ def server(load: Any, bundle: Path, tmp_path: Path) -> Iterator[Server]:
         server.until(server.ready, "the server did not start")
         yield server
     finally:
+        for client in server.clients:
+            client.wire.close()
         process.kill()
         process.wait()
 
@@ -162,7 +171,7 @@ def test_updates_reach_all_workers_and_break_no_connection(server: Server, bundl
 @pytest.mark.slow
 def test_a_dead_worker_is_replaced_and_no_count_falls(server: Server) -> None:
     def counted() -> float:
-        text = Client(server.port).ask("GET", "/metrics")[1]
+        text = server.once("GET", "/metrics")[1]
         assert "twotower_workers 2.0" in text
         return sum(map(float, re.findall(r'^twotower_requests_total\{route="/v1/recommend",.*\} (\S+)$', text, re.M)))
 
@@ -175,7 +184,7 @@ def test_a_dead_worker_is_replaced_and_no_count_falls(server: Server) -> None:
         server.until(lambda victim=victim: victim not in server.workers() and server.ready(), "no new worker")  # type: ignore[misc]
     assert counted() == 10
     assert "killed by SIGKILL; another one starts" in server.log.read_text()
-    assert Client(server.port).ask("POST", "/v1/recommend", {"k": 1})[0] == 200
+    assert server.once("POST", "/v1/recommend", {"k": 1})[0] == 200
 
 
 @pytest.mark.slow
@@ -187,6 +196,7 @@ def test_stopping_drains_all_workers(server: Server) -> None:
     for one in clients:
         one.wire.putrequest("POST", "/v1/recommend")
         one.wire.putheader("content-length", "7")
+        one.wire.putheader("authorization", f"Bearer {KEY}")
         one.wire.endheaders()
     server.process.terminate()
     server.until(lambda: not server.ready(), "readiness stays up") if server.process.poll() is None else None

@@ -14,14 +14,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
-from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
 from pydantic_core import to_json
 
 from twotower.errors import BusyError, TwoTowerError
@@ -30,10 +28,11 @@ from twotower.serving import operation_schemas as o
 from twotower.serving import schemas as s
 from twotower.serving.access import Access
 from twotower.serving.api_reference import api_page
-from twotower.serving.bodies import described, json_body, schemas_of
+from twotower.serving.bodies import schemas_of
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
 from twotower.serving.error_handlers import handle_errors
+from twotower.serving.json_routes import BEARER, JsonRoutes, Route, documented
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
 from twotower.serving.service import Service, joined, unknown
@@ -56,8 +55,6 @@ CLOSED: dict[int | str, dict[str, Any]] = {
 }
 REFUSALS |= CLOSED
 MISSING: dict[int | str, dict[str, Any]] = {404: {"model": s.ErrorOut, "description": "The id is unknown."}}
-BEARER = HTTPBearer(auto_error=False, description="An API key. Reading needs none if the server was started with --public.")
-Handler = TypeVar("Handler", bound=Callable[..., Any])
 Length = Annotated[int, Query(ge=1, le=MAX_K, description="Number of items to return.", examples=[10])]
 FilterText = Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])]
 IdText = Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, description="An id, of any characters.", examples=["b_230"])]
@@ -100,15 +97,18 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
         shown.log_clients,
         shown.log_probes,
     )
+    routes: dict[str, Route] = {}
+    app.add_middleware(JsonRoutes, routes=routes)
     app.add_middleware(RequestMiddleware, gate=gate)
+    post = documented(app, routes, REFUSALS)
     handle_errors(app)
     app.openapi = _documented(app, app.openapi)  # type: ignore[method-assign]
-    _answers(app, service)
+    _answers(post, service)
     _similarity(app, service)
     look_up = Lookups(service.limits.lookups)
     _items(app, service, look_up)
     _users(app, service, look_up)
-    _writing(app, service)
+    _writing(app, post, service)
     _watching(app, service)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return app
@@ -128,33 +128,23 @@ def _documented(app: FastAPI, made: Callable[[], dict[str, Any]]) -> Callable[[]
     return openapi
 
 
-def _post(
-    app: FastAPI, path: str, taken: type[BaseModel], given: type[BaseModel], tag: str, *, optional: bool = False
-) -> Callable[[Handler], Handler]:
-    """Return the decorator of a route that takes a JSON body; `optional`: the body may be missing."""
-    described_body = described(taken, optional=optional)
-    return app.post(
-        path, response_model=given, responses=REFUSALS, dependencies=[Depends(BEARER)], tags=[tag], openapi_extra=described_body
-    )
-
-
-def _answers(app: FastAPI, service: Service) -> None:
-    @_post(app, "/v1/recommend", s.RecommendIn, s.AnswerOut, "recommend")
-    async def recommend(body: Annotated[s.RecommendIn, Depends(json_body(s.RecommendIn))], request: Request) -> Response:
+def _answers(post: Any, service: Service) -> None:
+    @post("/v1/recommend", s.RecommendIn, s.AnswerOut, "recommend")
+    async def recommend(body: s.RecommendIn, state: dict[str, Any]) -> bytes:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
-        request.state.asks_for(body.weight)
-        origin, answer = await service.recommend(body, request.state.client)
-        return _written(to_json(_heading(request, origin))[:-1] + b"," + answer[1:])
+        state["asks_for"](body.weight)
+        origin, answer = await service.recommend(body, state["client"])
+        return to_json(_heading(state, origin))[:-1] + b"," + answer[1:]
 
-    @_post(app, "/v1/recommend:batch", s.BatchIn, s.BatchOut, "recommend")
-    async def recommend_batch(body: Annotated[s.BatchIn, Depends(json_body(s.BatchIn))], request: Request) -> Response:
+    @post("/v1/recommend:batch", s.BatchIn, s.BatchOut, "recommend")
+    async def recommend_batch(body: s.BatchIn, state: dict[str, Any]) -> bytes:
         """Answer several requests at once, with the same bundle version. A request that cannot be answered has its own error.
 
         Each request of the batch counts towards the rate limit of the client, heavy ones more.
         """
-        request.state.asks_for(sum(one.weight for one in body.requests))
-        origin, answers = await service.recommend_many(body.requests, request.state.client)
-        return _written(joined(_heading(request, origin), "answers", b"[%b]" % b",".join(answers)))
+        state["asks_for"](sum(one.weight for one in body.requests))
+        origin, answers = await service.recommend_many(body.requests, state["client"])
+        return joined(_heading(state, origin), "answers", b"[%b]" % b",".join(answers))
 
 
 def _similarity(app: FastAPI, service: Service) -> None:
@@ -245,17 +235,17 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
         return _json(await look_up(service.current.browser.about))
 
 
-def _writing(app: FastAPI, service: Service) -> None:
-    @_post(app, "/v1/events", s.EventsIn, s.EventsOut, "events")
-    async def events(body: Annotated[s.EventsIn, Depends(json_body(s.EventsIn))]) -> Response:
+def _writing(app: FastAPI, post: Any, service: Service) -> None:
+    @post("/v1/events", s.EventsIn, s.EventsOut, "events")
+    async def events(body: s.EventsIn, state: dict[str, Any]) -> bytes:  # noqa: ARG001
         """Store events. When this responds, they are on disk and affect all later responses."""
         accepted, repeated = await service.accept(body.events)
-        return _json({"accepted": accepted, "repeated": repeated})
+        return to_json({"accepted": accepted, "repeated": repeated})
 
-    @_post(app, "/admin/reload", s.ReloadIn, o.ReloadOut, "operation", optional=True)
-    async def reload(body: Annotated[s.ReloadIn | None, Depends(json_body(s.ReloadIn, optional=True))]) -> Response:
+    @post("/admin/reload", s.ReloadIn, o.ReloadOut, "operation", optional=True)
+    async def reload(body: s.ReloadIn | None, state: dict[str, Any]) -> bytes:  # noqa: ARG001
         """Serve another bundle, or read the current folder again. If the bundle is invalid, the current one stays in use."""
-        return _json(await service.updates.reload(Path(body.bundle) if body and body.bundle else None))
+        return to_json(await service.updates.reload(Path(body.bundle) if body and body.bundle else None))
 
     @app.post("/admin/refresh", response_model=o.RefreshOut, responses=REFUSALS, dependencies=[Depends(BEARER)], tags=["operation"])
     async def refresh() -> Response:
@@ -297,13 +287,9 @@ def _json(content: Any) -> Response:
     return Response(to_json(content, inf_nan_mode="null", fallback=str), media_type="application/json")
 
 
-def _written(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
-
-
-def _heading(request: Request, origin: dict[str, Any]) -> dict[str, Any]:
-    took_ms = round(1000 * (time.perf_counter() - request.state.began), 3)
-    return {"request_id": request.state.request_id, **origin, "took_ms": took_ms}
+def _heading(state: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
+    took_ms = round(1000 * (time.perf_counter() - state["began"]), 3)
+    return {"request_id": state["request_id"], **origin, "took_ms": took_ms}
 
 
 def _known(found: Any, kind: str, name: str) -> None:

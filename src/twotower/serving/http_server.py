@@ -146,6 +146,8 @@ class HttpServer:
         await self._refuse_more()
         for connection in [*self._connections, *self._reserved]:
             self.waits(connection)
+        while any(one.idle and not one.lingering and not one.lost for one in [*self._connections, *self._reserved]):
+            await asyncio.sleep(PASS_ON_AGAIN_S)
 
     async def emptied(self, seconds: float) -> None:
         """Wait until all connections have gone, at most so long, and end the rest."""
@@ -251,6 +253,7 @@ class HttpServer:
         try:
             timeout = {} if self.tls is None else {"ssl_handshake_timeout": self.limits.header_timeout_s}
             await self.loop.connect_accepted_socket(lambda: connection, accepted, ssl=self.tls, **timeout)
+            self.waits(connection)
         except OSError:  # the client has gone, or the TLS handshake failed
             accepted.close()
             self.leave(connection)

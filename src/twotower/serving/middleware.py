@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -144,11 +143,12 @@ class RequestMiddleware:
 
     async def _within(self, passage: _Passage, seconds: float, *, patient: bool) -> None:
         """Run the application and cancel it after `seconds`. If `patient`, the limit covers only the arrival of the body."""
-        task, late = asyncio.current_task(), threading.Event()
+        task, late = asyncio.current_task(), False
         assert task is not None
 
         def stop() -> None:
-            late.set()
+            nonlocal late
+            late = True
             task.cancel()
 
         timer = asyncio.get_running_loop().call_later(seconds, stop)
@@ -159,7 +159,7 @@ class RequestMiddleware:
         try:
             await self.app(passage.scope, passage.receive, passage.send)
         except asyncio.CancelledError:
-            if not late.is_set():
+            if not late:
                 raise
             if hasattr(task, "uncancel"):
                 task.uncancel()

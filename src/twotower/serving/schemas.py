@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
@@ -92,7 +93,7 @@ class RecommendIn(Accepted):
     def _few_explained(self) -> RecommendIn:
         return _explained([self], self)
 
-    @property
+    @cached_property
     def weight(self) -> int:
         """Return how much work the request is, in plain lists of ten: long lists, histories and explanations are more."""
         long = (self.k - 1) // 50 * (2 if self.diversity else 1)
