@@ -202,6 +202,10 @@ def test_recommendations_are_the_models_own(journey):
         log = np.log1p(count) - np.log1p(count[2:][known[2:]].mean())
         log[~known] = np.maximum(np.where(count > 0, log, -np.inf), float(priors.new_popularity))[~known]
         logs.append(log)
+    first = np.full(dataset.n_item_rows, np.inf)
+    np.minimum.at(first, dataset.item_events.item_row, dataset.item_events.time_s)
+    since_days = np.maximum(recommender.moment_s - first, 0) / 86_400
+    logs.append(np.where(np.isfinite(first), np.log1p(count), 0) * 0.5 ** (since_days / 60))
     weights = priors.weights[2].numpy()
     home = median_location(queries.offsets, queries.item_row, recommender.bundle.store.location)[0]
     away = distances_km(recommender.bundle.store.location, home).astype(float)

@@ -41,7 +41,9 @@ from ..drawn_bundle import drawn
 ITEMS = 12
 
 
-def block_of(*, queries: int = 6, number: int = 2, seed: int = 0, located: bool = True, targets: int = 9) -> Block:
+def block_of(
+    *, queries: int = 6, number: int = 2, seed: int = 0, located: bool = True, targets: int = 9, popularities: int = 2
+) -> Block:
     """Return drawn queries, some with several targets and one with none; item 0 may not be recommended."""
     generator = torch.Generator().manual_seed(seed)
     towers = torch.randn(queries, ITEMS, generator=generator)
@@ -54,7 +56,7 @@ def block_of(*, queries: int = 6, number: int = 2, seed: int = 0, located: bool 
     return Block(
         group=number,
         towers=towers,
-        popularity=torch.randn(ITEMS, 2, generator=generator),
+        popularity=torch.randn(ITEMS, popularities, generator=generator),
         user=priors.user_location(places[0]),
         item=priors.item_location(places[1]),
         query=torch.sort(torch.randint(0, queries - 1, (targets,), generator=generator)).values,
@@ -146,19 +148,21 @@ def test_a_step_that_overshoots_is_halved(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_each_group_is_fitted_on_its_own_and_bounds_hold() -> None:
-    priors = Priors(0.7, (0.0, 60.0))
-    away = block_of(queries=60, targets=200, number=1, seed=3)
+    priors = Priors(0.7, (0.0,))
+    away = block_of(popularities=1, queries=60, targets=200, number=1, seed=3)
     allowed = away.towers.masked_fill(torch.isinf(away.towers), torch.inf)
     against = replace(away, target=allowed[away.query].argmin(dim=1))  # the worst by the towers
-    empty = replace(block_of(number=0), query=torch.zeros(0, dtype=torch.long), target=torch.zeros(0, dtype=torch.long))
-    mine = block_of(queries=40, targets=60, number=2, seed=4)
+    empty = replace(
+        block_of(popularities=1, number=0), query=torch.zeros(0, dtype=torch.long), target=torch.zeros(0, dtype=torch.long)
+    )
+    mine = block_of(popularities=1, queries=40, targets=60, number=2, seed=4)
     fitted, unit = _fit(priors, [against, empty, mine])
-    assert fitted.dtype == torch.float32 and fitted.shape == (len(GROUPS), 4)
-    assert fitted[0].tolist() == pytest.approx([1.0, 0.7, 0.0, 0.0]), "no choice says nothing"
+    assert fitted.dtype == torch.float32 and fitted.shape == (len(GROUPS), 3)
+    assert fitted[0].tolist() == pytest.approx([1.0, 0.7, 0.0]), "no choice says nothing"
     assert fitted[1, 0] == 0, "towers never count less than nothing"
     alone = _newton([mine], priors.weights[2].double(), unit**2)
-    torch.testing.assert_close(fitted[2, 1:3], alone[1:3].float())
-    assert (fitted[:, -1] >= 0).all() and priors.weights[1].tolist() == pytest.approx([1.0, 0.7, 0.0, 0.0]), "nothing is set yet"
+    torch.testing.assert_close(fitted[2, 1:2], alone[1:2].float())
+    assert (fitted[:, -1] >= 0).all() and priors.weights[1].tolist() == pytest.approx([1.0, 0.7, 0.0]), "nothing is set yet"
     far = replace(mine, item=torch.cat([mine.item[:, :4], mine.item[:, 4:] * 1e9], dim=1))
     assert float(_fit(priors, [far])[0][:, -1].max()) <= _largest_distance_weight([far]) < 1e-3
 

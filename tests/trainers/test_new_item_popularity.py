@@ -43,7 +43,9 @@ def calibrated(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tupl
     new = np.arange(dataset.n_item_rows) >= dataset.n_train_item_rows
     after = retriever.index.vectors
     assert new.any() and torch.equal(after[~new], before[~new]) and torch.equal(after[:, :WIDTH], before[:, :WIDTH])
-    np.testing.assert_allclose(after[new, WIDTH:], found, atol=1e-6)
+    counted = WIDTH + len(trainer.model.priors.half_lives)
+    np.testing.assert_allclose(after[new, WIDTH:counted], found, atol=1e-6)
+    assert torch.equal(after[:, counted:], before[:, counted:]), "the novelty stays"
     return found, retriever
 
 

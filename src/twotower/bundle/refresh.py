@@ -23,7 +23,14 @@ import torch
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.item_arrays import RECENT_DAYS, recent_event_count
-from twotower.data.dataset_features import can_refresh, decayed_counts, half_lives, log_of_counts, weighted_counts
+from twotower.data.dataset_features import (
+    can_refresh,
+    decayed_counts,
+    first_event_s,
+    half_lives,
+    popularity_columns,
+    weighted_counts,
+)
 from twotower.features.feature_store import FeatureStore
 from twotower.models.neural_retriever import item_blocks, item_columns
 from twotower.schema import DAY_S, UNKNOWN
@@ -93,6 +100,7 @@ class Refresher:
         self._timed = can_refresh(self.dataset)
         self._keeps_repeats = self.dataset.manifest.config.prepare.duplicates == "keep"
         self._base = weighted_counts(self.dataset, bundle.moment_s if self._timed else None)
+        self._first_s = first_event_s(self.dataset)
         self._users: dict[str, int] = {}
         self._events = _joined([])
         self._unknown, self._held, self._horizon = 0, 0, 0
@@ -149,7 +157,10 @@ class Refresher:
         """Return the state of the items at a time, after the events, and the bundle."""
         last, dataset = self._last, self.dataset
         dynamics = self._dynamics and self._dynamics.with_events(events.item_row, events.time_s, events.stars)
-        store = last.store.with_popularity(log_of_counts(dataset, self._counts(events, moment)), dynamics)
+        first_s = self._first_s.copy()
+        np.minimum.at(first_s, events.item_row, events.time_s)
+        columns = popularity_columns(dataset, self._counts(events, moment), first_s, moment)
+        store = last.store.with_popularity(columns, dynamics)
         late = events.time_s >= moment - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(events), np.bool_)
         recent = recent_event_count(dataset, moment) + np.bincount(events.item_row[late], minlength=dataset.n_item_rows)
         new = np.bincount(events.item_row, minlength=1)

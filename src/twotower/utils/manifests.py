@@ -176,7 +176,8 @@ class PriorsRecord(Document):
     half_lives_days: list[float]
     """Half-lives of the popularities; 0: all events count the same."""
     weights: list[list[float]]
-    """By group: of the towers, of each log popularity (nats), and of half the squared distance (per km²)."""
+    """By group: of the towers, of each log popularity (nats), with several half-lives of the novelty, and of half the squared
+    distance (per km²)."""
     centre_km: list[float]
     """Origin of the coordinates of locations."""
     unlocated_km2: float
