@@ -1,4 +1,4 @@
-"""The whole journey from the command line, on a small town: every verb, the exit codes, and the folders left behind."""
+"""Test all commands on a small town: their order, exit codes, and output folders."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_files_fit_their_published_schemas(journey, capsys, kind, file):
     assert list(validator.iter_errors({**content, "more": 1})), "an unknown key is an error"
 
 
-def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
+def test_a_refit_trains_on_the_held_out_events(journey, tmp_path, capsys):
     run = journey / "run" / "model"
     (said, _) = lines(capsys, "refit", str(journey / "run"), "--out", str(tmp_path / "refit"))
     assert re.match(r"(Better than|Worse than|A tie with) ", said)

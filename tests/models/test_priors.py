@@ -1,4 +1,4 @@
-"""Test what a score holds beside the towers: columns of items and users whose inner product is the formula."""
+"""Test the columns for popularity and distance: their inner product equals the formula."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_likelihood_gradient_and_hessian_are_those_of_the_formula(monkeypatch: p
     assert {each.dtype for each in found} == {torch.float64}
 
 
-def test_parts_are_whole_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_complete_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     block = block_of()
     monkeypatch.setattr(calibration, "BLOCK_CELLS", 2 * ITEMS + 1)
     parts = list(block.parts())
@@ -206,7 +206,7 @@ def test_the_origin_is_the_mean_item_and_unlocated_ones_are_at_the_median() -> N
 
 
 def test_distances_are_sampled_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many items, evenly spread ones; of many users, the first."""
+    """Check that a large sample has evenly spaced items and the first users."""
     monkeypatch.setattr(calibration, "SAMPLE", 3)
     items = np.zeros((5, 3))
     items[:, 0] = [0, 10, 20, 30, 60]

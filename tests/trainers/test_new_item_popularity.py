@@ -69,7 +69,7 @@ def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popula
 
 
 @pytest.mark.parametrize("exposure", [0.03, 0.15])
-def test_new_items_take_their_share_of_the_places(trainer: TwoTowerTrainer, exposure: float) -> None:
+def test_new_items_take_their_share_of_the_positions(trainer: TwoTowerTrainer, exposure: float) -> None:
     shares = []
     for seed in range(12):
         popularity, retriever = calibrated(trainer, exposure, seed)
@@ -78,7 +78,7 @@ def test_new_items_take_their_share_of_the_places(trainer: TwoTowerTrainer, expo
     assert np.mean(shares) == pytest.approx(exposure, rel=0.4), "of others"
 
 
-def test_more_places_take_more_popularity(trainer: TwoTowerTrainer) -> None:
+def test_more_positions_take_more_popularity(trainer: TwoTowerTrainer) -> None:
     found = [calibrated(trainer, exposure)[0] for exposure in (0.0, 0.01, 0.1, 0.5)]
     assert found == sorted(set(found))
 

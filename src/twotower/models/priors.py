@@ -1,11 +1,11 @@
-"""Add what is known without the towers to the score of an item: its popularity now and lately, and its distance from the user.
+"""Add popularity (at several half-lives) and distance to the score of the towers.
 
     score(u, i) = a_g ⟨u, i⟩ + T · Σ_h w_gh log popularity_h(i) + T · n_g · novelty(i) - T · c_g · distance²(u, i) / 2
 
-h runs over half-lives of events, and g is the group of the history's length. Novelty is positive for items whose first events are
-recent; it counts only where there are several half-lives, and so times. All of it is one inner product: an item vector is
-followed by its log popularities and its location, a user vector by their weights. The weights are fitted on the validation part, as
-a conditional logit (`trainers.calibration`); before that, all events count the same and distance does not count.
+h runs over the half-lives of events, and g is the group of the history length. Novelty is positive for items whose first events are
+recent. It counts only where there are several half-lives, and so times. The score is one inner product: popularity columns and
+location are appended to the item vector, and their weights to the user vector. The weights are fitted on the validation part as a
+conditional logit (`trainers.calibration`). Before, all events have the same weight, and novelty and distance have none.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Priors(nn.Module):
 
     @property
     def located(self) -> bool:
-        """Return whether distance counts."""
+        """Return True if the distance has a weight."""
         return bool(self.weights[:, -1].any())
 
     @property
@@ -126,7 +126,7 @@ class Priors(nn.Module):
         return self.weights[group(lengths), 1 : 1 + len(self.half_lives)].sum(dim=1) * temperature
 
     def as_json(self, temperature: float) -> Json:
-        """Return what a client of the ONNX graphs needs to append the columns: see `bundle.onnx_towers`."""
+        """Return the values that a client of the ONNX graphs needs to append the columns; see `bundle.onnx_towers`."""
         return {
             "groups": list(GROUPS),
             "half_lives_days": list(self.half_lives),

@@ -167,7 +167,7 @@ class ReportData(Document):
 
 
 class Protocol(Document):
-    """How an evaluation was made."""
+    """Protocol of an evaluation."""
 
     split: str
     part: str

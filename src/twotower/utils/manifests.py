@@ -75,7 +75,7 @@ class DatasetManifest(_Seeded):
     config: DatasetSettings
     counts: DatasetCounts
     warnings: list[str] = Field([])
-    """What was lost, in sentences."""
+    """Warnings of `prepare`, as sentences."""
     event_types: list[str]
     """Names of the event types seen in training, with codes 1, 2, …"""
     has_time: bool
@@ -109,7 +109,7 @@ class BestValidation(Document):
 
 
 class RefitSettings(Document):
-    """What a refit takes from the run that it repeats."""
+    """Values that a refit takes from its run."""
 
     stop_frac: float = Field(gt=0, le=1)
     """Share of the steps after which training ends; the learning rate follows the full schedule."""
