@@ -202,6 +202,10 @@ def _check(request: Request) -> None:
     """Raise `RequestError` for numbers out of range."""
     if not (isinstance(request.k, Integral) and request.k >= 1):
         raise RequestError(f"k is {str(request.k)[:40]}. It must be an integer, at least 1.")
+    if not (isinstance(request.skip, Integral) and request.skip >= 0):
+        raise RequestError(f"skip is {str(request.skip)[:40]}. It must be an integer, at least 0.")
+    if request.skip and request.diversity:
+        raise RequestError("A list with diversity has no further part: it depends on its length. Ask for more items at once.")
     for name, value, least in (("diversity", request.diversity, 0), ("popularity", request.popularity, -1)):
         if not least <= value <= 1:
             raise RequestError(f"{name} is {value}. It must be from {least} to 1.")

@@ -31,6 +31,7 @@ from twotower.serving.api_reference import api_page
 from twotower.serving.bodies import schemas_of
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
+from twotower.serving.cursors import MAX_CURSOR_CHARS, depth
 from twotower.serving.error_handlers import handle_errors
 from twotower.serving.json_routes import BEARER, JsonRoutes, Route, documented
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
@@ -58,6 +59,7 @@ MISSING: dict[int | str, dict[str, Any]] = {404: {"model": s.ErrorOut, "descript
 Length = Annotated[int, Query(ge=1, le=MAX_K, description="Number of items to return.", examples=[10])]
 FilterText = Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])]
 IdText = Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, description="An id, of any characters.", examples=["b_230"])]
+Further = Annotated[str | None, Query(max_length=MAX_CURSOR_CHARS, description="`next` of the last response.")]
 Ids = Query(max_length=100, description="Ids of items to return.")
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of results.", examples=[20])]
 Searched = Annotated[str, Query(max_length=100, description="Part of the item name or of the user id.", examples=["taco"])]
@@ -150,10 +152,10 @@ def _answers(post: Any, service: Service) -> None:
 def _similarity(app: FastAPI, service: Service) -> None:
     keyed = [Depends(BEARER)]
 
-    async def likeness(item_id: str, k: int, filter: str | None, client: str) -> Response:
+    async def likeness(request: Request, item_id: str, k: int, filter: str | None, cursor: str | None) -> Response:
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
-        origin, items = await service.similar(item_id, k, filter, client)
-        return _json({**origin, "items": items})
+        request.state.asks_for(1 + (depth(cursor) + k) // ITEMS_PER_TOKEN)
+        return _json(await service.similar(item_id, k, filter, cursor, request.state.client))
 
     similar: dict[str, Any] = {
         "response_model": s.SimilarOut,
@@ -163,14 +165,18 @@ def _similarity(app: FastAPI, service: Service) -> None:
     }
 
     @app.get("/v1/items/{item_id:path}/similar", **similar)
-    async def similar_items(request: Request, item_id: str, k: Length = 10, filter: FilterText = None) -> Response:
+    async def similar_items(
+        request: Request, item_id: str, k: Length = 10, filter: FilterText = None, cursor: Further = None
+    ) -> Response:
         """Return the items most similar to an item. Percent-encode the id, slashes included."""
-        return await likeness(unquote(item_id), k, filter, request.state.client)
+        return await likeness(request, unquote(item_id), k, filter, cursor)
 
     @app.get("/v1/similar", **similar)
-    async def similar_by_query(request: Request, id: IdText, k: Length = 10, filter: FilterText = None) -> Response:
+    async def similar_by_query(
+        request: Request, id: IdText, k: Length = 10, filter: FilterText = None, cursor: Further = None
+    ) -> Response:
         """Return the items most similar to an item. Unlike a path, a query can hold any id, `..` included."""
-        return await likeness(id, k, filter, request.state.client)
+        return await likeness(request, id, k, filter, cursor)
 
 
 def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
@@ -178,19 +184,21 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
     finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/items", response_model=s.ItemsOut, tags=["items"], **reading)
-    async def items(request: Request, q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
+    async def items(
+        request: Request,
+        q: Searched = "",
+        limit: Limit = 20,
+        cursor: Further = None,
+        id: Annotated[list[str], Ids] = [],  # noqa: B006
+    ) -> Response:
         """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items.
 
         With `id`, which can be repeated, return the items with these ids. Unknown ids are left out.
         """
         request.state.asks_for(1 + max(limit, len(id)) // ITEMS_PER_TOKEN)
-        return _json(
-            {
-                "items": await (
-                    look_up(service.current.browser.items_of, id) if id else look_up(service.current.browser.items, q, limit)
-                )
-            }
-        )
+        if id:
+            return _json({"next": None, "items": await look_up(service.current.browser.items_of, id)})
+        return _json(await look_up(service.items, q, limit, cursor))
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
     async def item(item_id: str) -> Response:

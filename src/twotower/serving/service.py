@@ -19,6 +19,7 @@ from pydantic_core import to_json
 from twotower.errors import BusyError, RequestError
 from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import UNKNOWN
+from twotower.serving import cursors
 from twotower.serving.batching import Batcher
 from twotower.serving.event_journal import FUTURE_S, Journal
 from twotower.serving.event_store import Event, open_store
@@ -149,7 +150,7 @@ class Service:
         """
         version, (found,) = await self._answered([body], client)
         with _part():
-            return version, self._as_json(found)
+            return version, self._as_json(found, body, version)
 
     async def recommend_many(self, bodies: Sequence[RecommendIn], client: str = "") -> tuple[Json, list[bytes]]:
         """Return the version, and for each request its list as JSON, or its error under "error".
@@ -164,7 +165,7 @@ class Service:
         for number, one in enumerate(found):
             try:
                 with _part("requests", number):
-                    answers.append(self._as_json(one))
+                    answers.append(self._as_json(one, bodies[number], version))
             except PartError as error:
                 answers.append(to_json({"error": {"code": "impossible", "message": str(error), "location": error.location}}))
         return version, answers
@@ -172,24 +173,44 @@ class Service:
     async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> tuple[Json, list[Listed | BaseException]]:
         current, deadline = self.current, time.perf_counter() + self.limits.queue_timeout_s
         lanes = [self.heavy if body.weight >= HEAVY_WEIGHT else self.answers for body in bodies]
-        groups = [(lane, [at for at, one in enumerate(lanes) if one is lane]) for lane in dict.fromkeys(lanes)]
+        skips = [_skip(body, current.engine.version) for body in bodies]
+        good = [at for at, skip in enumerate(skips) if isinstance(skip, int)]
+        groups = [(lane, [at for at in good if lanes[at] is lane]) for lane in dict.fromkeys(lanes)]
         for lane, positions in groups:
             lane.admit(len(positions), deadline, client)  # before any work, so that a rejection costs little
-        questions = [Question(body.request(), self.journal.of(body.user) if body.user else (), body.strict) for body in bodies]
+        found: list[Any] = list(skips)  # errors stay
         futures: dict[int, asyncio.Future[Any]] = {}
         for lane, positions in groups:
+            questions = [self._question(bodies[at], found[at]) for at in positions]
             weights = [bodies[at].weight for at in positions]
-            submitted = lane.submit(current.engine.answer, [questions[at] for at in positions], deadline, client, weights)
+            submitted = lane.submit(current.engine.answer, questions, deadline, client, weights)
             futures |= dict(zip(positions, submitted, strict=True))
-        return current.about(), await asyncio.gather(*(futures[at] for at in range(len(bodies))), return_exceptions=True)
+        for at, outcome in zip(futures, await asyncio.gather(*futures.values(), return_exceptions=True), strict=True):
+            found[at] = outcome
+        return current.about(), found
 
-    async def similar(self, item_id: str, k: int, filter: str | None, client: str = "") -> tuple[Json, list[Json]]:
-        """Return the version, and the items most similar to an item."""
-        current = self.current
-        deadline = time.perf_counter() + self.limits.queue_timeout_s
+    def _question(self, body: RecommendIn, skip: int) -> Question:
+        return Question(body.request(skip), self.journal.of(body.user) if body.user else (), body.strict)
+
+    async def similar(self, item_id: str, k: int, filter: str | None, cursor: str | None = None, client: str = "") -> Json:
+        """Return the version, the items most similar to an item, and the cursor of further ones."""
+        current, asked = self.current, ["similar", item_id, filter]
+        version, deadline = current.engine.version, time.perf_counter() + self.limits.queue_timeout_s
+        with _part("cursor"):
+            skip = cursors.read(cursor, version, asked)
         with _part():
-            (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter)], deadline, client)
-            return current.about(), await future
+            (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter, skip)], deadline, client)
+            items = await future
+        return {**current.about(), "next": cursors.following(version, asked, skip, len(items), k), "items": items}
+
+    def items(self, query: str, limit: int, cursor: str | None) -> Json:
+        """Return items whose name contains `query`, and the cursor of further ones."""
+        current, asked = self.current, ["items", query]
+        version = current.engine.version
+        with _part("cursor"):
+            skip = cursors.read(cursor, version, asked)
+        items = current.browser.items(query, limit, skip)
+        return {"next": cursors.following(version, asked, skip, len(items), limit), "items": items}
 
     async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
         """Store events and return the numbers of new and of repeated ones. On return they are on disk and affect responses.
@@ -224,19 +245,32 @@ class Service:
         self.journal.close()
         gc.unfreeze()  # lets the interpreter free everything in order at exit
 
-    def _as_json(self, listed: Listed | BaseException) -> bytes:
+    def _as_json(self, listed: Listed | BaseException, body: RecommendIn, origin: Json) -> bytes:
         if isinstance(listed, BaseException):
             raise listed
         answer = listed.answer
         self.meters.answer(answer)
+        version, found = origin["version"], len(answer.items)
+        more = found == body.k and not body.diversity
         head = {
             "source": answer.source,
             "confidence": round(answer.confidence, 4),
             "user_known": answer.user_known,
             "unknown_items": listed.unknown_items,
+            "next": cursors.following(version, body.identity, cursors.depth(body.cursor), found, body.k) if more else None,
             "stages_ms": {stage: round(spent, 3) for stage, spent in answer.stages_ms.items()},
         }
         return joined(head, "items", listed.items)
+
+
+def _skip(body: RecommendIn, version: str) -> int | RequestError:
+    """Return how many items of its list a request passes over; an error if its cursor is not valid."""
+    if body.cursor is None:
+        return 0
+    try:
+        return cursors.read(body.cursor, version, body.identity)
+    except RequestError as error:
+        return PartError("cursor", error)
 
 
 def joined(head: Json, name: str, value: bytes) -> bytes:
