@@ -53,7 +53,8 @@ class Running:
     port: int
     server: HttpServer
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, app: Any = application, **options: Any) -> None:
+        self.app, self.options = app, options
         self.limits, self.ready, self.codes = limits, threading.Event(), list[str]()
         self.thread = threading.Thread(target=uvloop.run, args=(self._run(),), daemon=True)
         self.thread.start()
@@ -62,7 +63,7 @@ class Running:
     async def _run(self) -> None:
         sockets = bound_sockets("127.0.0.1", 0)
         self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
-        self.server = HttpServer(application, self.limits, Clients(self.limits), on_refusal=self.codes.append)
+        self.server = HttpServer(self.app, self.limits, Clients(self.limits), on_refusal=self.codes.append, **self.options)
         self.port = sockets[0].getsockname()[1]
         self.loop.call_soon(self.ready.set)
         await self.server.serve(sockets, self.stop, delay=lambda: True)
@@ -81,8 +82,8 @@ class Running:
 
 
 @contextmanager
-def running(limits: Limits = SHORT) -> Iterator[Running]:
-    server = Running(limits)
+def running(limits: Limits = SHORT, app: Any = application, **options: Any) -> Iterator[Running]:
+    server = Running(limits, app, **options)
     try:
         yield server
     finally:

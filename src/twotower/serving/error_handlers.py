@@ -14,6 +14,11 @@ from twotower.serving.refusals import error_body
 
 CODES = {400: "malformed", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
+PLAIN = {  # for the words of the framework
+    "Not Found": "There is no such route. See /docs for all routes.",
+    "Method Not Allowed": "This route does not take this method. The header Allow names those that it takes.",
+}
+
 
 def handle_errors(app: FastAPI) -> None:
     """Make an application answer errors as JSON."""
@@ -39,7 +44,8 @@ async def _malformed(request: Request, error: Any) -> Response:
 
 
 async def _refused(request: Request, error: Any) -> Response:
-    return _error(request, error.status_code, CODES.get(error.status_code, "refused"), str(error.detail), headers=error.headers)
+    code, text = CODES.get(error.status_code, "refused"), PLAIN.get(str(error.detail), str(error.detail))
+    return _error(request, error.status_code, code, text, headers=error.headers)
 
 
 async def _mistaken(request: Request, error: Exception) -> Response:

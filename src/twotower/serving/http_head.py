@@ -83,4 +83,6 @@ def address_of(name: Any) -> tuple[str, int | None] | None:
 def malformed(error: Exception) -> Refusal:
     """Return the refusal of a request that the parser does not understand."""
     text = str(error).strip().rstrip(".") or type(error).__name__
+    if text == "Invalid HTTP version":
+        return Refusal(505, "malformed", "This version of HTTP is not supported. Use HTTP/1.1.")
     return Refusal(400, "malformed", f"The request is not valid HTTP/1.1: {text[:120]}. Send a valid one.")
