@@ -189,8 +189,8 @@ def test_a_dead_worker_is_replaced_and_no_count_falls(server: Server) -> None:
 
 @pytest.mark.slow
 def test_stopping_drains_all_workers(server: Server) -> None:
-    for one in server.workers():  # all of them share the memory of one bundle
-        private = sum(map(int, re.findall(r"^Private_\w+: +(\d+) kB", Path(f"/proc/{one}/smaps_rollup").read_text(), re.M)))
+    for pid in server.workers():  # all of them share the memory of one bundle
+        private = sum(map(int, re.findall(r"^Private_\w+: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)))
         assert private < MAX_PRIVATE_MB * 1024
     clients = server.connect(6)
     for one in clients:

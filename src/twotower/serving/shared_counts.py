@@ -12,7 +12,7 @@ import numpy as np
 
 from twotower.utils.types import Int
 
-TOLD, READY, PUBLISHED, ASKED = range(4)  # columns of a row
+TOLD, READY, PUBLISHED = range(3)  # columns of a row
 STATES = {"stopping": 0, "workers": 1}
 
 
@@ -34,10 +34,10 @@ class SharedCounts:
     """
 
     def __init__(self, seats: int) -> None:
-        self._memory = mmap.mmap(-1, 8 * (seats * 4 + len(STATES)))
+        self._memory = mmap.mmap(-1, 8 * (seats * 3 + len(STATES)))
         numbers = np.frombuffer(self._memory, np.int64)
-        self._rows: Int = numbers[: seats * 4].reshape(seats, 4)
-        self._states: Int = numbers[seats * 4 :]
+        self._rows: Int = numbers[: seats * 3].reshape(seats, 3)
+        self._states: Int = numbers[seats * 3 :]
 
     def news(self, seat: int) -> SharedNews:
         """Return the news of new events, as a seat tells and hears them."""

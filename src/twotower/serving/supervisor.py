@@ -35,7 +35,6 @@ START_S = 60.0  # time for a worker to start
 RETIRE_S = 10.0  # time for a worker to stop answering when others take over
 END_S = 2.0  # time for workers to end after all requests have
 PAUSE_S = 1.0  # between two starts of a worker that dies at once
-WAKE = b"!"
 
 
 @dataclass(slots=True)
