@@ -217,7 +217,7 @@ def test_items_are_found_by_name(client: TestClient) -> None:
     name = most[0]["name"]
     found = client.get("/v1/items", params={"q": name[1:].upper(), "limit": 5}).json()["items"]
     assert name in [item["name"] for item in found] and len(found) <= 5
-    assert client.get("/v1/items?q=no such name").json() == {"items": []}
+    assert client.get("/v1/items?q=no such name").json() == {"next": None, "items": []}
     one = client.get(f"/v1/items/{most[0]['item_id']}").json()
     schemas.ItemDetailOut.model_validate(one)
     assert one["columns"]["item_id"] == one["item_id"] and {**one, "columns": 0} == {**most[0], "columns": 0}

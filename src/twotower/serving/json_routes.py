@@ -71,7 +71,7 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise BodyError("The client has gone.", status=400)
+            raise BodyError("The connection was closed before the end of the body. Send the request again.", status=400)
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)
