@@ -15,7 +15,16 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from twotower.data.sources.text_files import BLOCK_BYTES, BOMS, COMPRESSED, MAX_LINE_BYTES, numbered_lines, open_bytes, text_blocks
+from twotower.data.sources.text_files import (
+    BLOCK_BYTES,
+    BOMS,
+    COMPRESSED,
+    MAX_LINE_BYTES,
+    compression_of,
+    numbered_lines,
+    open_bytes,
+    text_blocks,
+)
 from twotower.errors import DataError
 
 SAMPLED_LINES = 1000  # lines that are read to find the keys
@@ -91,6 +100,7 @@ def open_json(file: Path, spill: Path, encoding: str | None = None) -> JsonFile:
         head = source.read(BLOCK_BYTES >> 3)
     form, found = _form(file, encoding)
     plain = form == "lines" and encoding in (None, "utf-8") and not any(head.startswith(mark) for mark, _ in BOMS)
+    plain &= compression_of(file) == COMPRESSED.get(file.suffix.lower())  # the engine goes by the suffix
     if plain and (b"\n" in head or b"\r" not in head[:-1]) and file.suffix.lower() in ("", ".gz", *_plain_suffixes()):
         if not GLOB & set(str(file)):
             return found

@@ -16,7 +16,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
-from ibis.expr.operations import Field, Literal, WindowFunction
+from ibis.expr.operations import Field, Literal, Value, WindowFunction
 
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
@@ -170,7 +170,8 @@ def _computed_once(rows: ir.Table, wanted: Columns, columns: Columns) -> tuple[i
     typed = rows.select(*raw, **{f"typed {name}": value for name, value in costly.items()}).view()
     known = {rows[name].op(): typed[name].op() for name in raw}
     known |= {value.op(): typed[f"typed {name}"].op() for name, value in costly.items()}
-    return typed, {name: value.op().replace(known).to_expr() for name, value in wanted.items()}
+    # Only values are searched: below them are relations, with all columns of the file.
+    return typed, {name: value.op().replace(known, filter=Value).to_expr() for name, value in wanted.items()}
 
 
 def _read_late(engine: Engine, flagged: ir.Table, late: Mapping[str, Late]) -> ir.Table:

@@ -108,7 +108,7 @@ class _Reader:
                 left = {name: fields.raw(name) for name in fields.names if name not in fields.used}
                 fields.columns |= other_columns(left, fields.columns, file.name)
             nothing = ibis.and_(*(fields.raw(name).isnull() for name in names))
-            checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.checks]
+            checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.header_again(), *fields.checks]
             good, count = screen(
                 self.engine,
                 replace(scan, rows=rows),
@@ -168,7 +168,7 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Ta
         weights = [fields.weight(table.weight)] if table.weight else []
         weights += [fields.weight(table.quantity, pieces=True)] if table.quantity else []
         if weights:
-            fields.columns[RAW_WEIGHT] = weights[0] * weights[1] if len(weights) > 1 else weights[0]
+            fields.columns[RAW_WEIGHT] = weights[0].fill_null(1.0) * weights[1].fill_null(1.0) if len(weights) > 1 else weights[0]
 
     rows = reader.read(table, table.path, "interactions", _distinct(names), typed)
     given = {name: rows[name] for name in rows.columns if name != PLACE}
