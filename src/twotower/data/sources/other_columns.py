@@ -112,7 +112,10 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
         return rows
     checks = {"number": NUMBER, "whole": WHOLE, "list": r"^\[.*\]$"}
     asked = {
-        f"{place} {check}": (rows[name].re_search(pattern) & ((check == "list") | (rows[name].length() <= MAX_CHARS))).all()
+        f"{place} {check}": (
+            rows[name].re_search(pattern)
+            & (rows[name].try_cast("json").notnull() if check == "list" else rows[name].length() <= MAX_CHARS)
+        ).all()
         for place, name in enumerate(texts)
         for check, pattern in checks.items()
     }

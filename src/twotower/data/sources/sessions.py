@@ -19,7 +19,7 @@ from twotower.utils.config import DataConfig, SessionsConfig
 
 EVENT = "event"  # event type of files without a key of types
 EVENTS, PLACE = "session_events", "session_place"
-FILE_ORDERS, LINE_ORDERS = 1 << 56, 1 << 24  # room in `order` for the rows of one file, and for the events of one line
+FILE_ORDERS, LINE_ORDERS = 1 << 50, 1 << 22  # room in `order` for the rows of one file, and for the events of one line
 
 
 def read_sessions(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:

@@ -11,6 +11,7 @@ from twotower.schema import HOURS_PER_WEEK, STARS
 from twotower.utils.config import ColumnConfig
 
 MAX_STARS = 5
+MAX_ID_CHARS = 1000
 MAX_COMPARED = 8  # columns of a row that are compared with the header
 
 
@@ -70,6 +71,7 @@ class Fields:
             self.checks.append((rounded, f"{name} is a float too large to be exact: " + quoted(self.text(name))))
             nested = found.re_search(r"^([{].*[}]|\[.*\])$")
             self.checks.append((nested, f"{name} is not a single value: " + quoted(found)))
+        self.checks.append((found.length() > MAX_ID_CHARS, f"{name} is longer than {MAX_ID_CHARS:,} characters: " + quoted(found)))
         self.checks.append((missing(found), f"{name} is missing"))
 
     def number(self, name: str, limit: float | None = None) -> ir.FloatingValue:

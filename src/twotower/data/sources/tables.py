@@ -25,7 +25,8 @@ from twotower.errors import ConfigError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, TEXT, TIME, USER_ID, FeatureSpec, Side
 from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConfig, ItemTableConfig, TableConfig, UserTableConfig
 
-FILE_ORDERS = 1 << 50  # room in `order` for the rows of one file
+FILE_ORDERS = 1 << 40  # room in `order` for the rows of one file
+MAX_PARTS = 64  # files that are united at once: a query of thousands of tables is too deep for an engine
 DEFAULT_EVENT = "event"  # event type of tables without a column of types
 SINCE, ELITE = "since_s", "elite"
 PLACE, FIRST = "source_place", "source_first"
@@ -122,6 +123,8 @@ class _Reader:
             )
             self.counts[name] = self.counts.get(name, 0) + count
             parts.append(good.select((good[ROW] + number * FILE_ORDERS).name(PLACE), *fields.columns))
+            if len(parts) == MAX_PARTS:
+                parts = [self.engine.save(union(parts))]
         return union(parts)
 
     def texts(self, table: TableConfig, path: Path, section: str, name: str) -> ir.Table:

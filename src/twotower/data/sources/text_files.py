@@ -93,6 +93,10 @@ def unchanged(file: Path) -> Iterator[None]:
     """Raise `DataError` if the file changes while it is read: rows read before and after would not fit together."""
     before = os.stat(file)
     yield
+    _check_same(file, before)
+
+
+def _check_same(file: Path, before: os.stat_result) -> None:
     after = os.stat(file)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(f"{file} changed while it was read. A file must stay as it is until the end. Read a finished copy.")
@@ -137,7 +141,8 @@ def _line_feeds(block: bytes) -> bytes:
 
 def _utf8(file: Path, encoding: str | None) -> Iterator[bytes]:
     """Yield the content of a file as UTF-8, without a byte order mark."""
-    left = sys.maxsize if compression_of(file) else os.stat(file).st_size  # a file that grows has no end
+    before = os.stat(file)
+    left = sys.maxsize if compression_of(file) else before.st_size
     with open_bytes(file) as source:
         chunk = source.read(min(BLOCK_BYTES, left))
         left -= len(chunk)
@@ -149,9 +154,11 @@ def _utf8(file: Path, encoding: str | None) -> Iterator[bytes]:
         decoder = None if encoding in (None, "utf-8") else codecs.getincrementaldecoder(str(encoding))()
         try:
             while chunk:
+                _check_same(file, before)
                 yield decoder.decode(chunk).encode("utf-8", "surrogatepass") if decoder else chunk
                 chunk = source.read(min(BLOCK_BYTES, left))
                 left -= len(chunk)
+            _check_same(file, before)
             if decoder:
                 yield decoder.decode(b"", True).encode()
         except UnicodeError as error:
@@ -167,10 +174,23 @@ def _check_no_utf16(file: Path, chunk: bytes) -> None:
         raise DataError(f"{file} is not UTF-8 text: every other byte is zero, as in UTF-16. Set the table's encoding: {name}.")
 
 
+def count_lines(file: Path) -> int:
+    """Return the number of lines of a UTF-8 file. The bytes are not copied: files of gigabytes are counted beside their parsing."""
+    buffer, total, last = bytearray(BLOCK_BYTES), 0, b"\n"
+    with open_bytes(file) as source:
+        while size := source.readinto(buffer):
+            total += buffer.count(b"\n", 0, size)
+            last = bytes(buffer[size - 1 : size])
+    return total + (last != b"\n")
+
+
 def numbered_lines(file: Path, encoding: str | None = None) -> Iterator[tuple[int, bytes]]:
     """Yield number (from 1) and content of every line that is not blank."""
     number = 0
     for block in text_blocks(file, encoding):
+        if not block.strip(b"\n"):
+            number += len(block)
+            continue
         for line in block[:-1].split(b"\n"):
             number += 1
             if line and not line.isspace():

@@ -148,7 +148,10 @@ def parse_list(text: str, separator: str = ",", *, numbers: bool = False) -> lis
         value = re.split(rf",|{re.escape(separator)}", bare[1]) if bare else text.split(separator)
     if value is None or ("..." in text and (numbers or not _QUOTED.search(text))):
         raise ValueError(f"is not a list of {'numbers' if numbers else 'labels'}: {text[:60]!r}")
-    entries = list(flat(value))
+    try:
+        entries = list(flat(value))
+    except RecursionError:
+        raise ValueError(f"is nested too deeply: {text[:60]!r}") from None
     if not numbers:
         return [entry for entry in (label(entry) for entry in entries if entry is not None) if entry]
     try:
