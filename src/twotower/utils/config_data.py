@@ -125,6 +125,20 @@ class EntityTableConfig(TableConfig):
         return self
 
 
+class LongFormConfig(Settings):
+    """Columns of a table in long form, with one row for each property of an item."""
+
+    property: str = "property"
+    """Column of the names of the properties. `features` then name properties, not columns."""
+    value: str = "value"
+    """Column of the values."""
+    time: str | None = None
+    """Column of the time of a row, in the same formats as `data.interactions.time`: the newest value counts. null: the last row
+    counts."""
+    keep: list[str] = []
+    """Properties kept for display and filters, which the model does not read."""
+
+
 class ItemTableConfig(EntityTableConfig):
     """The table of items, which are recommended."""
 
@@ -134,8 +148,20 @@ class ItemTableConfig(EntityTableConfig):
     """Column of the display name. null: items are shown by id."""
     features: list[ColumnConfig] = []
     """Columns that become item features."""
+    long_form: LongFormConfig | None = None
+    """The file has one row for each property of an item. Items of the events without a row are items without properties. null: one
+    row for each item."""
     other_columns: bool = True
     """Also keep the other columns of the file, for display and filters; the model does not read them."""
+
+    @model_validator(mode="after")
+    def _long_form_of_a_file(self) -> ItemTableConfig:
+        if self.long_form is not None:
+            if self.path is None:
+                raise ValueError("long_form needs a file of its own: set path in place of `from: interactions`")
+            if not (self.name or self.features or self.long_form.keep):
+                raise ValueError("long_form reads only the properties that are named: set features, name or long_form.keep")
+        return self
 
 
 class UserTableConfig(EntityTableConfig):

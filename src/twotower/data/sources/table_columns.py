@@ -51,9 +51,9 @@ class Fields:
         """Return a column as strings; empty ones are null."""
         return as_text(self.raw(name))
 
-    def header_again(self) -> list[Check]:
-        """Return a check for rows that repeat the header, as where files with headers were joined."""
-        names = self.names[:MAX_COMPARED]
+    def header_again(self, columns: list[str]) -> list[Check]:
+        """Return a check for rows that repeat the header of `columns`, as where files with headers were joined."""
+        names = columns[:MAX_COMPARED]
         if self._is_json or len(names) < 2 or not all(self._rows[f"raw {name}"].type().is_string() for name in names):
             return []
         return [(ibis.and_(*((self._rows[f"raw {name}"] == name).fill_null(False) for name in names)), "repeats the header")]
