@@ -1,4 +1,4 @@
-"""Fit the weights of a score on the validation part: of the towers, the popularity at several half-lives, and the distance.
+"""Fit the weights of a score on the validation part: towers, popularity at several half-lives, novelty, distance, repeats.
 
 The validation targets are choices from the whole catalogue, so the weights are those of a conditional logit (McFadden, 1974). The
 likelihood is concave; Newton's method finds its maximum. A penalty keeps the weights of training where the part says little. Where
@@ -23,6 +23,7 @@ from twotower.models.neural_retriever import PORTION, RefreshedRetriever, item_p
 from twotower.models.priors import GROUPS, Priors, group
 from twotower.models.two_tower import TwoTower
 from twotower.schema import DAY_S, FIRST_ROW
+from twotower.trainers.history_weights import choose_history_weights
 from twotower.utils.config import Config
 from twotower.utils.documents import CalibrationRecord
 from twotower.utils.ragged import ragged_arange
@@ -52,7 +53,7 @@ class Block:
     towers
         float32 [B, n]: logits of the towers; -inf for items that may not be recommended.
     popularity
-        float32 [n, H]: log popularities of the items.
+        float32 [n, H']: popularity columns of the items; see `Priors`.
     user, item
         float64 [B, 5] and [n, 5]: location columns; their product is minus half the squared distance in km².
     query, target
@@ -96,6 +97,8 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
     few = max(MAX_CELLS // dataset.n_item_rows, 1)
     sample = dataset.held_out("valid", max_queries=min(few, config.training.eval_queries), seed=config.seed).by_time()
     priors, every_days = model.priors, _interval_days(dataset, held_out, config)
+    priors.recency.zero_()
+    priors.repeats.zero_()
     metric, kept = config.training.eval_metric, {name: value.clone() for name, value in priors.state_dict().items()}
 
     system = _system(model, dataset, config, every_days)
@@ -105,13 +108,18 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
 
     before = figure()
     _place(priors, item_points(system.store), user_points(sample.queries, system.store.location))
-    fitted, unit = _fit(priors, list(_blocks(system, sample, exclude_seen=config.evaluation.exclude_seen)))
+    fitted, unit = _fit(priors, list(_blocks(system, sample)))
     priors.weights.copy_(fitted)
     system = _system(model, dataset, config, every_days)  # the columns of its vectors depend on the weights
     after = figure()
     if after < before:
         priors.load_state_dict(kept)
     weights = {str(least): [float(f"{value:.6g}") for value in row] for least, row in zip(GROUPS, fitted.tolist(), strict=True)}
+    history = None
+    if dataset.ordered:
+        system = _system(model, dataset, config, every_days)
+        repeats, exclude_seen = config.prepare.duplicates == "keep", config.evaluation.exclude_seen
+        history = choose_history_weights(system, held_out, metric=metric, exclude_seen=exclude_seen, repeats=repeats)
     return CalibrationRecord(
         metric=metric,
         before=round(before, 6),
@@ -121,6 +129,7 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
         half_lives_days=list(priors.half_lives),
         distance_unit_km=round(unit, 3),
         weights=weights,
+        history=history,
     )
 
 
@@ -130,7 +139,14 @@ def in_words(record: CalibrationRecord) -> str:
     towers[0] += " events on"
     kept = "with fitted weights" if record.used else "with fitted weights, which are not used"
     change = f"{record.metric} {record.before:.4f} → {record.after:.4f}"
-    return f"calibration: validation {change} {kept}; towers {', '.join(towers)}"
+    line = f"calibration: validation {change} {kept}; towers {', '.join(towers)}"
+    if record.history is None:
+        return line
+    line += f"; weight of the last items {record.history.recency:g}"
+    if (again := record.history.repeats) is not None:
+        line += f"; seen items included, {again.before:.4f} → {again.after:.4f} with weights of repeats"
+        line += "" if again.used else ", which are not used"
+    return line
 
 
 def _place(priors: Priors, items: Float64, users: Float64) -> None:
@@ -169,8 +185,8 @@ def _system(model: TwoTower, dataset: Dataset, config: Config, every_days: float
     )
 
 
-def _blocks(system: RefreshedRetriever, held_out: HeldOut, *, exclude_seen: bool) -> Iterator[Block]:
-    """Yield the validation queries, by index and by group."""
+def _blocks(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[Block]:
+    """Yield the validation queries, by index and by group, without the items of their histories."""
     model, priors = system.model, system.model.priors
     moments = system.moments(held_out.queries.time_s)
     groups = group(torch.from_numpy(held_out.queries.lengths)).numpy()
@@ -187,9 +203,8 @@ def _blocks(system: RefreshedRetriever, held_out: HeldOut, *, exclude_seen: bool
                 users = torch.cat([model.encode_users(store.users(each).to(vectors.device)) for each in parts])
                 towers = (users @ vectors.T / model.temperature()).float().cpu()
             towers[:, :FIRST_ROW] = -torch.inf
-            if exclude_seen:
-                seen = np.repeat(np.arange(len(part)), part.lengths)
-                towers[torch.from_numpy(seen), torch.from_numpy(part.item_row)] = -torch.inf
+            seen = np.repeat(np.arange(len(part)), part.lengths)
+            towers[torch.from_numpy(seen), torch.from_numpy(part.item_row)] = -torch.inf
             query, at = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
             target = held_out.target_row[at]
             reachable = np.isfinite(towers.numpy()[query, target])

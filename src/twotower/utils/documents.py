@@ -95,6 +95,30 @@ class RecipeRecord(Document):
     seconds: float
 
 
+class RepeatsRecord(Document):
+    """The weights of an item of the history, where it may be recommended; see `models.history_terms`."""
+
+    before: float
+    """Validation metric without them, where seen items may be recommended."""
+    after: float
+    """Validation metric with them."""
+    used: bool
+    """false: they lower the metric, and count as zero."""
+    weights: list[float]
+    """In nats: of an item of the history, of the log of its events there, and of the log of one more than the events since."""
+
+
+class HistoryRecord(Document):
+    """How a history counts beside the user tower."""
+
+    recency: float
+    """Weight of its last items in nats: that with the best validation metric."""
+    by_recency: dict[str, float]
+    """Validation metric by weight of the last items."""
+    repeats: RepeatsRecord | None
+    """null: each item is kept once, which says nothing about repeats."""
+
+
 class CalibrationRecord(Document):
     """The weights of a score, fitted on the validation part."""
 
@@ -112,8 +136,10 @@ class CalibrationRecord(Document):
     distance_unit_km: float
     """Median distance of users from their targets; 1 without locations."""
     weights: dict[str, list[float]]
-    """By the smallest number of events in a history: of the towers, of each log popularity (nats), and of half the squared distance
-    (per km²)."""
+    """By the smallest number of events in a history: of the towers, of each log popularity (nats), with several half-lives of the
+    novelty, and of half the squared distance (per km²)."""
+    history: HistoryRecord | None
+    """null: the events have no order."""
 
 
 class Interval(Document):
@@ -152,7 +178,7 @@ class ReportData(Document):
 
 
 class Protocol(Document):
-    """How an evaluation was made."""
+    """Protocol of an evaluation."""
 
     split: str
     part: str
