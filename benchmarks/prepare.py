@@ -1,9 +1,10 @@
 """Measure `prepare` at the size of Yelp's full release, against a scan of the same files by the same engine.
 
 The scan reads every key that `prepare` reads, each file once, and sums the lengths of the values. Both run in separate processes,
-in turn, `--repeats` times; the figures are medians. `prepare` is measured with and without text features, and by stage. The share of
-the account (counting the lines of files, comparing the ids of tables) is the median over pairs of runs, with and without it. Prints
-a JSON line for each claim and appends it to benchmarks/results/prepare.jsonl.
+in turn, `--repeats` times; the figures are medians. `prepare` is measured with and without text features, and by stage.
+
+The share of the account (counting the lines of files, comparing the ids of tables) is the median over pairs of runs, with and
+without it. Prints a JSON line for each claim and appends it to benchmarks/results/prepare.jsonl.
 
     python benchmarks/prepare.py                # simulates a dump first: about 4 GB of disk and several minutes
     python benchmarks/prepare.py --raw DIR      # any release of Yelp's files
