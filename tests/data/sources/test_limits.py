@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from twotower.data.sources import delimited_files, delimited_records, guess_features, other_columns, tables, text_files
+from twotower.data.sources import delimited_records, guess_features, other_columns, tables, text_files
 from twotower.data.sources.delimited_records import Dialect, read_records
 from twotower.data.sources.file_form import read_sample
 from twotower.data.sources.guess import guess_dataset
@@ -89,14 +89,13 @@ def test_blank_blocks_are_counted_at_once(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 1 << 16)
     (tmp_path / "e.csv.gz").write_bytes(gzip.compress((HEADER + ROW + "\n" * (4 << 20) + "u,i\n").encode()))
     read_lines = 0
-    real = delimited_files.read_records
 
     def counted(content: Any, *args: Any, **more: Any) -> Any:
         nonlocal read_lines
         read_lines += len(content)
-        return real(content, *args, **more)
+        return read_records(content, *args, **more)
 
-    monkeypatch.setattr(delimited_files, "read_records", counted)
+    monkeypatch.setattr("twotower.data.sources.delimited_files.read_records", counted)
     made = read(tmp_path, "e.csv.gz")
     assert made.rejects.files["e.csv.gz"].skipped == {"header": 1, "blank": 4 << 20}
     assert made.rejected() == [("e.csv.gz", (4 << 20) + 3, "not a row of 3 columns: it has 2")]
