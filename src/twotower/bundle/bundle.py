@@ -133,7 +133,7 @@ class Bundle:
                 self.index.search(
                     self.query_vectors(part, again, dial),
                     k,
-                    exclude=(part.offsets, part.item_row) if exclude_seen else None,
+                    exclude=part.seen if exclude_seen else None,
                     allow=allowed,
                 )
             )

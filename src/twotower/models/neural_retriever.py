@@ -68,7 +68,7 @@ class NeuralRetriever:
         found = []
         for start in range(0, len(queries), PORTION):
             part = queries.slice(start, min(start + PORTION, len(queries)))
-            seen = (part.offsets, part.item_row) if exclude_seen else None
+            seen = part.seen if exclude_seen else None
             allowed = allow[start : start + PORTION] if allow is not None and allow.ndim == 2 else allow
             found.append(self.index.search(self.encode(part, again=not exclude_seen), k, exclude=seen, allow=allowed))
         return joined(found, k)

@@ -254,7 +254,7 @@ class Recommender:
             dial = np.array([one.request.popularity for one in parsed], np.float32)
             vectors = self.bundle.query_vectors(queries, again, dial)
         with stages("search"):
-            seen = [one.history.item_row if one.request.exclude_seen else one.history.item_row[:0] for one in parsed]
+            seen = [one.history.seen[1] if one.request.exclude_seen else one.history.item_row[:0] for one in parsed]
             exclude = (np.append(0, np.cumsum([len(rows) for rows in seen])), np.concatenate(seen))
             most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_item_rows)
             best = self.index.search(vectors, most, exclude=exclude, allow=allow)
@@ -273,7 +273,8 @@ class Recommender:
                 source: Source = "recent" if one.near is None or np.isnan(locations).all() else "nearby"
                 scores = fallback_scores(recent_event_count, locations, one.near if source == "nearby" else None)
                 mine = None if allow is None else allow[b] if allow.ndim == 2 else allow
-                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), allow=mine)
+                seen = one.history.seen if one.request.exclude_seen else None
+                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), exclude=seen, allow=mine)
                 rows, _ = self._cut(one.request, best, 0)
                 lists.append(
                     (source, rows, (recent_event_count[rows] / max(int(recent_event_count.max(initial=0)), 1)).astype(np.float32))

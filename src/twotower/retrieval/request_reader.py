@@ -105,6 +105,7 @@ class Reader:
         self.dataset, self.moment_s = dataset, moment_s
         self.items, self.users = Ids(dataset.items[ITEM_ID]), Ids(dataset.users[USER_ID])
         self._codes = {name: code for code, name in enumerate(dataset.event_types, 1)}
+        self._prepare = dataset.manifest.config.prepare
 
     def at(self, moment_s: int) -> Reader:
         """Return a reader with another time of requests without their own."""
@@ -137,7 +138,13 @@ class Reader:
         codes = np.array([self._code(event) for event in visits], np.int64)
         stars = np.array([np.nan if event.stars is None else event.stars for event in visits], np.float32)
         order = np.argsort(time_s, kind="stable")
-        order = order[time_s[order] < moment]
+        order = order[(time_s < moment)[order]]
+        disliked = self.dataset.disliked(np.array([user_row]), np.array([moment]))
+        if not all(self.is_history(event) for event in visits):
+            ours = [at for at in order.tolist() if self.is_negative(visits[at])]
+            order = np.array([at for at in order.tolist() if self.is_history(visits[at])], np.int64)
+            before = disliked[1] if disliked else rows[:0]
+            disliked = np.array([0, len(before) + len(ours)]), np.concatenate([before, rows[ours]])
         item_row = np.concatenate([events.item_row[own], rows[order]])
         return Queries(
             offsets=np.array([0, len(item_row)]),
@@ -148,7 +155,24 @@ class Reader:
             time_s=np.array([moment]),
             user_row=np.array([user_row]),
             location=np.array([near or (np.nan, np.nan)], np.float32),
+            disliked=disliked,
         )
+
+    def is_history(self, event: HistoryEvent) -> bool:
+        """Return True if an event is part of the history, and not an explicit negative or an impression."""
+        return self._prepare.is_history(self._type(event), event.stars)
+
+    def is_negative(self, event: HistoryEvent) -> bool:
+        """Return True if an event is an explicit negative, whose item is not recommended."""
+        return self._prepare.is_negative(self._type(event), event.stars)
+
+    def _type(self, event: HistoryEvent) -> str | None:
+        return next(iter(self._codes), None) if event.event_type is None else event.event_type
+
+    @property
+    def event_types(self) -> list[str]:
+        """Return the event types that requests may name: those of histories, then those of explicit negatives and impressions."""
+        return [*self._codes, *(name for name in self._prepare.negative_types if name not in self._codes)]
 
     def item(self, item_id: Id) -> int:
         """Return the row of an item. Raise `RequestError` for an unknown id."""
@@ -166,9 +190,9 @@ class Reader:
     def _code(self, event: HistoryEvent) -> int:
         if event.event_type is None:
             return 1
-        if event.event_type not in self._codes:
-            raise RequestError(f"Unknown event type {str(event.event_type)[:80]!r}.{nearest(event.event_type, self._codes)}")
-        return self._codes[event.event_type]
+        if event.event_type not in self.event_types:
+            raise RequestError(f"Unknown event type {str(event.event_type)[:80]!r}.{nearest(event.event_type, self.event_types)}")
+        return self._codes.get(event.event_type, 0)
 
 
 def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
@@ -180,7 +204,11 @@ def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
 
     names = ("item_row", "event_time_s", "event_type", "stars", "time_s", "user_row", "location")
     lengths = np.array([len(part.item_row) for part in parts], np.int64)
-    return Queries(offsets=lengths_to_offsets(lengths), **{name: joined(name) for name in names})
+    disliked = None
+    if any(part.disliked for part in parts):
+        each = [part.disliked[1] if part.disliked else part.item_row[:0] for part in parts]
+        disliked = lengths_to_offsets(np.array([len(rows) for rows in each])), np.concatenate(each)
+    return Queries(offsets=lengths_to_offsets(lengths), disliked=disliked, **{name: joined(name) for name in names})
 
 
 def _times(visits: Sequence[HistoryEvent], moment: int, earliest: int) -> Int:
