@@ -124,39 +124,45 @@ class Reader:
         _check(request)
         near = None if request.near is None else check_location(request.near)
         user_row = UNKNOWN if request.user is None else self.users.row(request.user)
-        times = [event.time_s for event in request.history if event.time_s is not None]
-        moment = request.time_s if request.time_s is not None else max([self.moment_s, *(time_s + 1 for time_s in times)])
-        return ParsedRequest(request, user_row, near, self._history(user_row, request.history, moment, near))
+        known = [event.time_s for event in request.history if event.time_s is not None and self.is_history(event)]
+        moment = request.time_s if request.time_s is not None else max([self.moment_s, *(time_s + 1 for time_s in known)])
+        return ParsedRequest(request, user_row, near, self._history(user_row, request, moment, near))
 
-    def _history(self, user_row: int, visits: Sequence[HistoryEvent], moment: int, near: tuple[float, float] | None) -> Queries:
-        """Return a query with the user's events of the bundle and then `visits`, all before the time of the request."""
+    def _history(self, user_row: int, request: Request, moment: int, near: tuple[float, float] | None) -> Queries:
+        """Return a query with the user's events of the bundle and then those of the request, all before the time of the request."""
         events = self.dataset.events
         start, stop = events.offsets[user_row : user_row + 2].tolist()
         own = slice(start, start + int(np.searchsorted(events.time_s[start:stop], moment)))
+        every = np.array([self._row(number, event) for number, event in enumerate(request.history)], np.int64)
+        codes = np.array([self._code(event) for event in request.history], np.int64)
+        kept = np.array([at for at, event in enumerate(request.history) if self.is_history(event)], np.int64)
+        visits = [request.history[at] for at in kept.tolist()]
         time_s = _times(visits, moment, int(events.time_s[own.stop - 1]) if own.stop > start else 0)
-        rows = np.array([self._row(number, event) for number, event in enumerate(visits)], np.int64)
-        codes = np.array([self._code(event) for event in visits], np.int64)
         stars = np.array([np.nan if event.stars is None else event.stars for event in visits], np.float32)
         order = np.argsort(time_s, kind="stable")
-        order = order[(time_s < moment)[order]]
-        disliked = self.dataset.disliked(np.array([user_row]), np.array([moment]))
-        if not all(self.is_history(event) for event in visits):
-            ours = [at for at in order.tolist() if self.is_negative(visits[at])]
-            order = np.array([at for at in order.tolist() if self.is_history(visits[at])], np.int64)
-            before = disliked[1] if disliked else rows[:0]
-            disliked = np.array([0, len(before) + len(ours)]), np.concatenate([before, rows[ours]])
-        item_row = np.concatenate([events.item_row[own], rows[order]])
+        order = order[time_s[order] < moment]
+        item_row = np.concatenate([events.item_row[own], every[kept][order]])
         return Queries(
             offsets=np.array([0, len(item_row)]),
             item_row=item_row,
             event_time_s=np.concatenate([events.time_s[own], time_s[order]]),
-            event_type=np.concatenate([events.event_type[own], codes[order]]),
+            event_type=np.concatenate([events.event_type[own], codes[kept][order]]),
             stars=np.concatenate([events.stars[own], stars[order]]),
             time_s=np.array([moment]),
             user_row=np.array([user_row]),
             location=np.array([near or (np.nan, np.nan)], np.float32),
-            disliked=disliked,
+            disliked=self._disliked(user_row, request, every),
         )
+
+    def _disliked(self, user_row: int, request: Request, rows: Int) -> tuple[Int, Int] | None:
+        """Return the items that the user dislikes, before the time of the request if it has one; None without any."""
+        until = LAST_S if request.time_s is None else request.time_s
+        named = [at for at, event in enumerate(request.history) if self.is_negative(event) and (event.time_s or 0) < until]
+        held = self.dataset.disliked(np.array([user_row]), np.array([until]))
+        if not named:
+            return held
+        both = np.concatenate([held[1] if held else rows[:0], rows[named]])
+        return np.array([0, len(both)]), both
 
     def is_history(self, event: HistoryEvent) -> bool:
         """Return True if an event is part of the history, and not an explicit negative or an impression."""

@@ -143,7 +143,8 @@ class EvaluationConfig(Settings):
     ks: list[Positive] = Field([5, 10, 20], min_length=1)
     """List lengths k that metrics are computed for."""
     exclude_seen: bool = True
-    """true: items of the user's history are not recommended (masked protocol); false: they may be (unmasked protocol)."""
+    """true: items of the user's history, and disliked ones, are not recommended (masked protocol); false: they may be (unmasked
+    protocol)."""
     max_queries: int | None = Field(None, ge=1)
     """Number of held-out queries to evaluate (a seeded sample). null: all."""
     refresh_days: float | None = Field(7.0, gt=0)
