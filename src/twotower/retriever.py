@@ -57,9 +57,16 @@ class Queries:
     @property
     def seen(self) -> tuple[Int, Int]:
         """Return offsets int64 [B + 1] and rows of the items that `exclude_seen` leaves out: the history and what is disliked."""
+        return self.left_out(np.zeros(len(self), np.bool_))
+
+    def left_out(self, again: Mask) -> tuple[Int, Int]:
+        """Return offsets and rows of the history and, of the queries that are not in the mask `again` [B], of what is disliked."""
+        history = self.offsets, self.item_row
         if self.disliked is None:
-            return self.offsets, self.item_row
-        return concatenated((self.offsets, self.item_row), self.disliked)
+            return history
+        offsets, rows = self.disliked
+        kept = ~np.repeat(again, np.diff(offsets))
+        return concatenated(history, (lengths_to_offsets(np.where(again, 0, np.diff(offsets))), rows[kept]))
 
     def slice(self, start: int, stop: int) -> Queries:
         """Return queries start to stop (exclusive), as views."""
