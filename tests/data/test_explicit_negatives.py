@@ -192,3 +192,23 @@ def test_files_and_frames_give_the_same_negatives(tmp_path: Path) -> None:
     disliked = {row["item"] for row in rows if row["user"] == "u1" and row["kind"] == "dislike"}
     offered = set(model.recommend(["u1"], k=11)["item"])
     assert disliked and offered and not offered & disliked
+
+
+@pytest.mark.parametrize("objective", ["any_event", "next_event"])
+def test_processes_share_the_negatives_of_a_batch(prepared: Prepared, objective: str) -> None:
+    """All draw the same candidates, and each has the pairs of its own examples."""
+    dataset = prepared(drawn(4), split=CUTS, **DISLIKES)
+    config = parse_config({"training": {"batch_size": 40, "objective": objective, "negative_weight": 1.0}})
+    store = open_store(dataset, "valid", config.model)
+
+    def pairs(rank: int, world_size: int) -> tuple[list[float], list[tuple[int, int, float]]]:
+        loader = TrainLoader(dataset, store, config, rank=rank, world_size=world_size)
+        batch = loader.batch(loader.plan(0)[0], 0, 0)
+        assert batch.negatives is not None
+        target = batch.target[batch.negatives.example].tolist()
+        kept = batch.weight[batch.negatives.example].tolist()
+        columns = [target, batch.negatives.column.tolist(), batch.negatives.log_weight.tolist()]
+        return batch.log_weight.tolist(), [pair for pair, weight in zip(zip(*columns, strict=True), kept, strict=True) if weight]
+
+    whole, first, second = pairs(0, 1), pairs(0, 2), pairs(1, 2)
+    assert whole[0] == first[0] == second[0] and sorted(first[1] + second[1]) == sorted(whole[1]) and first[1] and second[1]
