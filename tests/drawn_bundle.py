@@ -40,6 +40,6 @@ def drawn(dataset: Dataset, model: dict[str, Any], **training: Any) -> tuple[Two
 
 
 def checkpoint_of(dataset: Dataset, model: TwoTower, config: Config) -> dict[str, Any]:
-    """What a trainer would have saved."""
+    """Return the checkpoint that a trainer would save."""
     settings = config.model_dump(mode="json")
     return {"data": dataset.fingerprint, "config": settings, "model": model.state_dict(), "progress": PROGRESS.json_values()}

@@ -176,7 +176,8 @@ def test_a_score_is_a_cosine_and_what_is_known_of_the_item(recommender: Recommen
     assert 1 <= len(asked.item_row) < 5
     logs = log_popularity(recommender.dataset, bundle.moment_s)
     new = np.arange(len(logs)) >= recommender.dataset.n_train_item_rows
-    logs[new] = np.fmax(logs[new], float(priors.new_popularity))
+    counted = len(priors.half_lives)
+    logs[new, :counted] = np.fmax(logs[new, :counted], float(priors.new_popularity))
     popularity = 0.1 * logs[rows] @ weights[1:-1]
     (home,) = median_location(asked.offsets, asked.item_row, bundle.store.location)
     away = distances_km(bundle.store.location[rows], home)

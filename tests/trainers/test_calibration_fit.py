@@ -41,7 +41,9 @@ from ..drawn_bundle import drawn
 ITEMS = 12
 
 
-def block_of(*, queries: int = 6, number: int = 2, seed: int = 0, located: bool = True, targets: int = 9) -> Block:
+def block_of(
+    *, queries: int = 6, number: int = 2, seed: int = 0, located: bool = True, targets: int = 9, popularities: int = 2
+) -> Block:
     """Return drawn queries, some with several targets and one with none; item 0 may not be recommended."""
     generator = torch.Generator().manual_seed(seed)
     towers = torch.randn(queries, ITEMS, generator=generator)
@@ -54,7 +56,7 @@ def block_of(*, queries: int = 6, number: int = 2, seed: int = 0, located: bool 
     return Block(
         group=number,
         towers=towers,
-        popularity=torch.randn(ITEMS, 2, generator=generator),
+        popularity=torch.randn(ITEMS, popularities, generator=generator),
         user=priors.user_location(places[0]),
         item=priors.item_location(places[1]),
         query=torch.sort(torch.randint(0, queries - 1, (targets,), generator=generator)).values,
@@ -93,7 +95,7 @@ def test_likelihood_gradient_and_hessian_are_those_of_the_formula(monkeypatch: p
     assert {each.dtype for each in found} == {torch.float64}
 
 
-def test_parts_are_whole_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_complete_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     block = block_of()
     monkeypatch.setattr(calibration, "BLOCK_CELLS", 2 * ITEMS + 1)
     parts = list(block.parts())
@@ -146,19 +148,21 @@ def test_a_step_that_overshoots_is_halved(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_each_group_is_fitted_on_its_own_and_bounds_hold() -> None:
-    priors = Priors(0.7, (0.0, 60.0))
-    away = block_of(queries=60, targets=200, number=1, seed=3)
+    priors = Priors(0.7, (0.0,))
+    away = block_of(popularities=1, queries=60, targets=200, number=1, seed=3)
     allowed = away.towers.masked_fill(torch.isinf(away.towers), torch.inf)
     against = replace(away, target=allowed[away.query].argmin(dim=1))  # the worst by the towers
-    empty = replace(block_of(number=0), query=torch.zeros(0, dtype=torch.long), target=torch.zeros(0, dtype=torch.long))
-    mine = block_of(queries=40, targets=60, number=2, seed=4)
+    empty = replace(
+        block_of(popularities=1, number=0), query=torch.zeros(0, dtype=torch.long), target=torch.zeros(0, dtype=torch.long)
+    )
+    mine = block_of(popularities=1, queries=40, targets=60, number=2, seed=4)
     fitted, unit = _fit(priors, [against, empty, mine])
-    assert fitted.dtype == torch.float32 and fitted.shape == (len(GROUPS), 4)
-    assert fitted[0].tolist() == pytest.approx([1.0, 0.7, 0.0, 0.0]), "no choice says nothing"
+    assert fitted.dtype == torch.float32 and fitted.shape == (len(GROUPS), 3)
+    assert fitted[0].tolist() == pytest.approx([1.0, 0.7, 0.0]), "no choice says nothing"
     assert fitted[1, 0] == 0, "towers never count less than nothing"
     alone = _newton([mine], priors.weights[2].double(), unit**2)
-    torch.testing.assert_close(fitted[2, 1:3], alone[1:3].float())
-    assert (fitted[:, -1] >= 0).all() and priors.weights[1].tolist() == pytest.approx([1.0, 0.7, 0.0, 0.0]), "nothing is set yet"
+    torch.testing.assert_close(fitted[2, 1:2], alone[1:2].float())
+    assert (fitted[:, -1] >= 0).all() and priors.weights[1].tolist() == pytest.approx([1.0, 0.7, 0.0]), "nothing is set yet"
     far = replace(mine, item=torch.cat([mine.item[:, :4], mine.item[:, 4:] * 1e9], dim=1))
     assert float(_fit(priors, [far])[0][:, -1].max()) <= _largest_distance_weight([far]) < 1e-3
 
@@ -202,7 +206,7 @@ def test_the_origin_is_the_mean_item_and_unlocated_ones_are_at_the_median() -> N
 
 
 def test_distances_are_sampled_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many items, evenly spread ones; of many users, the first."""
+    """Check that a large sample has evenly spaced items and the first users."""
     monkeypatch.setattr(calibration, "SAMPLE", 3)
     items = np.zeros((5, 3))
     items[:, 0] = [0, 10, 20, 30, 60]

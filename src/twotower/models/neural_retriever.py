@@ -88,7 +88,7 @@ class RefreshedRetriever:
     store
         Features with the state of the items at any time; see `open_store` with the split "future".
     popularity
-        Function from a time in seconds to the log popularity float32 [n_item_rows, H] just before it.
+        Function from a time in seconds to the popularity columns float32 [n_item_rows, H'] just before it.
     start_s, every_days
         Time of the first index, and the interval. A query uses the last index built at or before its time. Only one index is in
         memory, so queries sorted by time are fastest.

@@ -97,7 +97,7 @@ class Explainer:
         temperature = float(self.model.temperature().detach())
         scale, columns = self.model.priors.user_columns(lengths, points, temperature, torch.zeros(1))
         known = (self._columns_of_items[torch.from_numpy(rows)] * columns).numpy()
-        popularities, factor = len(self.model.priors.half_lives), float(scale)
+        popularities, factor = self.model.priors.popularities, float(scale)
         item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
         item = self._item_side(item_batch, user_vectors * factor)
         visited, at = np.unique(history.item_row[-self.store.max_history :], return_inverse=True)

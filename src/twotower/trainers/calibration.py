@@ -1,4 +1,4 @@
-"""Fit the weights of a score on the validation part: of the towers, popularity at several half-lives, distance, and repeats.
+"""Fit the weights of a score on the validation part: towers, popularity at several half-lives, novelty, distance, repeats.
 
 The validation targets are choices from the whole catalogue, so the weights are those of a conditional logit (McFadden, 1974). The
 likelihood is concave; Newton's method finds its maximum. A penalty keeps the weights of training where the part says little. Where
@@ -53,7 +53,7 @@ class Block:
     towers
         float32 [B, n]: logits of the towers; -inf for items that may not be recommended.
     popularity
-        float32 [n, H]: log popularities of the items.
+        float32 [n, H']: popularity columns of the items; see `Priors`.
     user, item
         float64 [B, 5] and [n, 5]: location columns; their product is minus half the squared distance in km².
     query, target

@@ -125,8 +125,8 @@ class CalibrationRecord(Document):
     distance_unit_km: float
     """Median distance of users from their targets; 1 without locations."""
     weights: dict[str, list[float]]
-    """By the smallest number of events in a history: of the towers, of each log popularity (nats), and of half the squared distance
-    (per km²)."""
+    """By the smallest number of events in a history: of the towers, of each log popularity (nats), with several half-lives of the
+    novelty, and of half the squared distance (per km²)."""
     repeats: RepeatsRecord | None
     """null: there is nothing to learn about repeats, as the events have no order or each item is kept once."""
 
@@ -167,7 +167,7 @@ class ReportData(Document):
 
 
 class Protocol(Document):
-    """How an evaluation was made."""
+    """Protocol of an evaluation."""
 
     split: str
     part: str
