@@ -1,10 +1,11 @@
 """What a model gains from the impressions of a simulated town, beside the same model that ignores them.
 
-    python benchmarks/impressions.py --seeds 0,1,2 --weights 0,1
+    python benchmarks/impressions.py --seeds 0,1,2 --weights 0,0.1,1
 
 Simulates a small town with shown lists for each seed, trains the any-event recipe on narrow towers with each
-`training.negative_weight`, and ranks the whole catalogue for all queries of the test part. The choices from the lists are events of
-every arm. Prints NDCG@10 by seed, and mean and standard deviation of each weight. Some minutes on one core.
+`training.negative_weight`, fits the weights of the score on the validation part, and ranks the whole catalogue for all queries of
+the test part. The choices from the lists are events of every arm. Prints NDCG@10 by seed, and mean and standard deviation of each
+weight. Some minutes on one core.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import NeuralRetriever
+from twotower.trainers.calibration import calibrate
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import Config, parse_config
 
@@ -46,9 +48,10 @@ def settings(seed: int, raw: Path, weight: float) -> Config:
 
 
 def measured(dataset: Dataset, config: Config, out: Path) -> float:
-    """Train, and return NDCG@10 on the test part."""
+    """Train, calibrate, and return NDCG@10 on the test part."""
     TwoTowerTrainer(dataset, resolve(config, dataset), out).fit()
     model, resolved, _ = load_trained(out / "best.pt", dataset)
+    calibrate(model, dataset, resolved)
     store, moment = open_store(dataset, "test", resolved.model), split_moment(dataset, "test")
     retriever = NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=moment)
     found = evaluate(retriever, dataset.held_out("test"), dataset, config.evaluation, metrics=["NDCG@10"], beyond_k=None)
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--weights", default="0,1")
+    parser.add_argument("--weights", default="0,0.1,1")
     asked = parser.parse_args(arguments)
     seeds, weights = [int(seed) for seed in asked.seeds.split(",")], [float(weight) for weight in asked.weights.split(",")]
     table = np.zeros((len(weights), len(seeds)))

@@ -211,4 +211,5 @@ def test_processes_share_the_negatives_of_a_batch(prepared: Prepared, objective:
         return batch.log_weight.tolist(), [pair for pair, weight in zip(zip(*columns, strict=True), kept, strict=True) if weight]
 
     whole, first, second = pairs(0, 1), pairs(0, 2), pairs(1, 2)
-    assert whole[0] == first[0] == second[0] and sorted(first[1] + second[1]) == sorted(whole[1]) and first[1] and second[1]
+    assert whole[0] == first[0] == second[0] and sorted(first[1] + second[1]) == sorted(whole[1])
+    assert first[1] and (second[1] or objective == "next_event"), "few windows: all of a batch may belong to one process"

@@ -12,7 +12,10 @@ from starlette.testclient import TestClient
 
 from twotower.bundle.bundle import load_bundle
 from twotower.data.prepare import prepare
+from twotower.errors import RequestError
 from twotower.pipeline.stages import train_stage
+from twotower.retrieval.recommender import Recommender
+from twotower.retrieval.request import HistoryEvent
 from twotower.utils.config import parse_config
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
@@ -103,10 +106,15 @@ def test_a_history_may_name_dislikes(shop: Path, connect: Connect) -> None:
     with connect(folder=shop) as client:
         bought = [{"item_id": "p8"}, {"item_id": "p9"}]
         plain = listed(client, history=bought)
-        mixed = listed(client, history=[{"item_id": "p1", "event_type": "dislike"}, *bought])
-        assert mixed == pytest.approx({item: score for item, score in plain.items() if item != "p1"}) and "p1" in plain
-        wrong = client.post("/v1/recommend", json={"history": [{"item_id": "p1", "event_type": "dislikes"}]})
-        assert wrong.status_code in (400, 422) and "Did you mean 'dislike'" in wrong.text
+        mixed = listed(client, history=[{"item_id": "p1", "stars": 1}, *bought])
+        wanted = {item: score for item, score in plain.items() if item != "p1"}
+        assert "p1" in plain and mixed == pytest.approx(wanted)
+    recommender, ours = Recommender.load(shop), [HistoryEvent("p8"), HistoryEvent("p9")]
+    for kind, left_out in (("dislike", True), ("impression", False)):
+        found = recommender.recommend(history=[HistoryEvent("p1", event_type=kind), *ours], k=ITEMS)
+        assert {item.item_id: item.score for item in found} == pytest.approx(wanted if left_out else plain)
+    with pytest.raises(RequestError, match="Did you mean 'dislike'"):
+        recommender.recommend(history=[HistoryEvent("p1", event_type="dislikes")])
 
 
 def test_impressions_leave_the_purchases_in_memory(

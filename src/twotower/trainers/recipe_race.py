@@ -47,7 +47,7 @@ CANDIDATES: dict[str, Json] = {
 }
 """Name → settings on top of the defaults, in order of preference: a tie goes to the first candidate."""
 
-NEGATIVE_WEIGHTS = (1.0,)
+NEGATIVE_WEIGHTS = (0.1,)
 """Values of `training.negative_weight` that each candidate also races with if there are explicit negatives or impressions."""
 RUNGS = (0.125, 0.25)
 """Shares of the full training at which candidates are compared. The best one at the last rung wins."""
