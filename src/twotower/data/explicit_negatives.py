@@ -10,7 +10,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.views import TrainEvents
 from twotower.schema import TRAIN
 from twotower.utils.ragged import lower_bound, ragged_arange
-from twotower.utils.types import Float, Int, Mask
+from twotower.utils.types import Float64, Int, Mask
 
 MAX_NEGATIVES = 20  # latest explicit negatives of an example
 
@@ -29,7 +29,7 @@ class NegativePairs:
 
     example: Int
     item_row: Int
-    weight: Float
+    weight: Float64
 
     def take(self, kept: Mask) -> NegativePairs:
         """Return the pairs of a mask."""

@@ -153,7 +153,8 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
             "n_item_rows": len(items) + FIRST_ROW,
             "most": config.prepare.co_visited_items,
         }
-        encoded[NEIGHBOURS] = co_visited(*read_pairs(folder), **sizes, ordered=config.prepare.split.kind != "predefined")
+        user, item = read_pairs(folder)
+        encoded[NEIGHBOURS] = co_visited(user, item, **sizes, ordered=config.prepare.split.kind != "predefined")
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))

@@ -92,8 +92,15 @@ def simulate(
     (out / f"{PREFIX}impression.json").unlink(missing_ok=True)  # of another town in the same folder
     shown = _write_lists(truth, visits, out, np.random.default_rng([seed, 1])) if impressions else {}
     tell(events, events)
-    tips = int(is_tip.sum()) + shown.pop("choices", 0)
-    return {"businesses": businesses, "users": users, "reviews": int((~is_tip).sum()), "tips": tips, "checkins": checkins, **shown}
+    n_tips = int(is_tip.sum()) + shown.pop("choices", 0)
+    return {
+        "businesses": businesses,
+        "users": users,
+        "reviews": int((~is_tip).sum()),
+        "tips": n_tips,
+        "checkins": checkins,
+        **shown,
+    }
 
 
 def _check(out: Path, users: int, businesses: int, events: int, seed: int) -> None:
