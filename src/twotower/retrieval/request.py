@@ -57,7 +57,7 @@ class Request:
         the history if that is later.
     exclude_seen
         Exclude the items of the history, and disliked ones. If False, they are ranked too, those of the history by weights
-        learned from how users repeat; see `models.repeats`.
+        learned from how users repeat; see `models.history_terms`.
     diversity
         0 … 1: penalty for items that are similar to higher-ranked items (MMR).
     popularity
