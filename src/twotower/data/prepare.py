@@ -148,13 +148,11 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     encoded = encode_items(encoders, items, text)
     if config.prepare.co_visited_items:
         say("find neighbours")
-        sizes = {
-            "n_user_rows": len(users) + FIRST_ROW,
-            "n_item_rows": len(items) + FIRST_ROW,
-            "most": config.prepare.co_visited_items,
-        }
+        sizes = {"n_user_rows": len(users) + FIRST_ROW, "n_item_rows": len(items) + FIRST_ROW}
         user, item = read_pairs(folder)
-        encoded[NEIGHBOURS] = co_visited(user, item, **sizes, ordered=config.prepare.split.kind != "predefined")
+        encoded[NEIGHBOURS] = co_visited(
+            user, item, **sizes, most=config.prepare.co_visited_items, ordered=config.prepare.split.kind != "predefined"
+        )
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
