@@ -54,7 +54,7 @@ NEVER_RAN = TrainingState(best=-math.inf)  # a candidate of the recipe race that
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 
 
-def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int) -> dict[str, int]:
+def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int, impressions: bool = False) -> dict[str, int]:
     """Write a simulated town's raw files to `out`, and return the number of rows by file."""
     with progress() as report:
         return simulate(
@@ -63,6 +63,7 @@ def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed:
             businesses=businesses,
             events=events,
             seed=seed,
+            impressions=impressions,
             progress=lambda done, total: report("simulate", done, total),
         )
 
@@ -121,7 +122,8 @@ def train_stage(
     dataset = Dataset.open(data)
     config = as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
-    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
+    negatives = dataset.negatives is not None
+    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=negatives)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     with distributed.process_group(device):
         chosen, recipe, resume = choose_recipe(runners, out, partial(fit_within, dataset, device, watch), resume=resume)

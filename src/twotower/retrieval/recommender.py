@@ -269,7 +269,8 @@ class Recommender:
                 source: Source = "recent" if one.near is None or np.isnan(locations).all() else "nearby"
                 scores = fallback_scores(recent_event_count, locations, one.near if source == "nearby" else None)
                 mine = None if allow is None else allow[b] if allow.ndim == 2 else allow
-                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), allow=mine)
+                seen = one.history.seen if one.request.exclude_seen else None
+                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), exclude=seen, allow=mine)
                 rows, _ = self._cut(one.request, best, 0)
                 lists.append(
                     (source, rows, (recent_event_count[rows] / max(int(recent_event_count.max(initial=0)), 1)).astype(np.float32))

@@ -158,7 +158,8 @@ class Browser:
     def _user(self, user: str) -> Json:
         row = self.engine.user_row(user)
         own = int(np.diff(self.dataset.events.offsets[row : row + 2])[0])
-        return {"user": self._native(user), "events": own + len(self.journal.of(user))}
+        accepted = sum(map(self.engine.recommender.reader.is_history, self.journal.of(user)))
+        return {"user": self._native(user), "events": own + accepted}
 
     def _native(self, user: str) -> Id:
         return native_id(user, id_types(self.dataset.manifest)[USER_ID])

@@ -30,6 +30,7 @@ class ItemEventsOut(BaseModel):
 
     counted: int = Field(examples=[5021], description="They changed their items.")
     in_bundle: int = Field(examples=[12], description="The bundle contains them already, or keeps no repeated events.")
+    negative: int = Field(examples=[3], description="Explicit negatives and impressions, which change no item.")
     unknown_item: int = Field(examples=[0], description="The bundle does not know their item.")
     future: int = Field(examples=[0], description="Their time has not come yet.")
 

@@ -87,6 +87,9 @@ class TrainingConfig(Settings):
     negatives only; "full_softmax": all items."""
     negatives_per_positive: int = Field(4, ge=0)
     """Uniform negatives per example; the whole batch shares them (512 × 4 = 2,048)."""
+    negative_weight: float | None = Field(None, ge=0)
+    """Weight of an explicit negative or an impression, relative to an item of the catalogue, in the loss of its user's later
+    targets. 0: they are not learned from. null: the recipe race chooses the weight; 0 without a race."""
     batch_size: int = Field(512, ge=2)
     """Examples per step over all processes, slightly more if they cannot be split evenly. With `next_event`: tokens per step,
     padding included."""
@@ -142,7 +145,8 @@ class EvaluationConfig(Settings):
     ks: list[Positive] = Field([5, 10, 20], min_length=1)
     """List lengths k that metrics are computed for."""
     exclude_seen: bool = True
-    """true: items of the user's history are not recommended (masked protocol); false: they may be (unmasked protocol)."""
+    """true: items of the user's history, and disliked ones, are not recommended (masked protocol); false: they may be (unmasked
+    protocol)."""
     max_queries: int | None = Field(None, ge=1)
     """Number of held-out queries to evaluate (a seeded sample). null: all."""
     refresh_days: float | None = Field(7.0, gt=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 from datetime import date
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,7 +96,9 @@ class InteractionTableConfig(TableConfig):
     quantity: str | None = None
     """Column of a number of pieces, 0 or more; the weight of the event grows with its logarithm, 1 + ln(quantity). null: none."""
     position: str | None = None
-    """Column of the position (1 is first) at which an item was shown; kept with the events. null: none."""
+    """Column of the position (1 is first) at which an item was shown; an impression weighs 1 / position. null: none."""
+    request: str | None = None
+    """Column of the id of the list in which an item was shown; a choice from the list has the same id. null: none."""
     text: str | None = None
     """Column of the text that the user wrote; it becomes part of the item's text. null: none."""
 
@@ -213,8 +216,9 @@ class DataConfig(Settings):
     lines with a list of events each."""
     path: Path = Path("data/raw")
     """Folder of the raw files."""
-    events: list[str] = ["review", "tip", "checkin"]
-    """Yelp tables read as events, if present. Check-ins have no user: they count only towards an item's popularity."""
+    events: list[str] = ["review", "tip", "checkin", "impression"]
+    """Yelp tables read as events, if present. Check-ins have no user: they count only towards an item's popularity. Only simulated
+    towns have impressions."""
     max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
     """Largest allowed share of rejected rows of a file; above it, `prepare` fails."""
     include_closed: bool = False
@@ -277,19 +281,57 @@ class PrepareConfig(Settings):
 
     positive_min_stars: float | None = Field(None, ge=0, le=5)
     """Fewest stars of a target; events with fewer are history only. Events without stars can be targets. null: no minimum."""
+    negative_max_stars: float | None = Field(None, ge=0, le=5)
+    """Most stars of an explicit negative, as if its event type had the weight -1; below `positive_min_stars`. null: none."""
     event_weights: dict[str, float] = {}
-    """Weight of each event type in the loss; types that are not listed have weight 1. 0: history only, never a target."""
+    """Weight of each event type in the loss; types that are not listed have weight 1. 0: history only, never a target. Below 0:
+    explicit negatives such as dislikes, which are no history and are learned from as `training.negative_weight` says."""
+    impression_types: list[str] = ["impression"]
+    """Event types that say that an item was shown. An item that was shown and not chosen is a negative of its user, but may be
+    recommended. Impressions are no history."""
 
     @field_validator("event_weights")
     @classmethod
-    def _no_negative_weights(cls, weights: dict[str, float]) -> dict[str, float]:
+    def _finite_weights(cls, weights: dict[str, float]) -> dict[str, float]:
         for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(
-                    f"event_weights of {name!r} is {weight}; it must be 0 or more. Set 0 for events that count as history and "
-                    "never as a target, such as dislikes and impressions"
-                )
+            if not isfinite(weight):
+                raise ValueError(f"event_weights of {name!r} is {weight}; it must be a finite number, such as 1, 0 or -1")
         return weights
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> PrepareConfig:
+        for name in self.impression_types:
+            if name in self.event_weights:
+                raise ValueError(
+                    f"{name!r} is in event_weights and in impression_types; an impression has no weight of its own. Remove it from "
+                    "one of them"
+                )
+        least, most = self.positive_min_stars, self.negative_max_stars
+        if least is not None and most is not None and most >= least:
+            raise ValueError(f"negative_max_stars must be below positive_min_stars; got {most:g} and {least:g}")
+        return self
+
+    @property
+    def negative_types(self) -> list[str]:
+        """Return the event types that are never history: explicit negatives and impressions, sorted."""
+        return sorted({name for name, weight in self.event_weights.items() if weight < 0} | {*self.impression_types})
+
+    def is_negative(self, event_type: str | None, stars: float | None = None) -> bool:
+        """Return True if an event is an explicit negative: its item is not recommended again. Impressions are none.
+
+        Examples
+        --------
+        >>> PrepareConfig(event_weights={"dislike": -1}).is_negative("dislike")
+        True
+        """
+        if event_type in self.impression_types:
+            return False
+        most = self.negative_max_stars
+        return self.event_weights.get(event_type or "", 1.0) < 0 or (most is not None and stars is not None and stars <= most)
+
+    def is_history(self, event_type: str | None, stars: float | None = None) -> bool:
+        """Return True if an event is part of the history: it is neither an explicit negative nor an impression."""
+        return event_type not in self.impression_types and not self.is_negative(event_type, stars)
 
     duplicates: Literal["keep", "keep_first"] = "keep"
     """Repeated events of a user with the same item. "keep": keep all; "keep_first": keep the first only."""

@@ -17,7 +17,7 @@ from twotower.data.sources.account import REPLACED, Rejects
 from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.long_tables import SNAPSHOT, newest_values, spread
 from twotower.data.sources.other_columns import other_columns, typed_by_values, union
-from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, RawTables, ids_only, interactions, screen
+from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, REQUEST, RawTables, ids_only, interactions, screen
 from twotower.data.sources.table_columns import Fields
 from twotower.data.sources.table_files import column_id_type, form_of, scan_file, table_paths
 from twotower.data.sources.text_files import reading
@@ -161,7 +161,7 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Ta
     """Return the interactions and their texts (None without a text column)."""
     check_pattern(table.time_format)
     numbers = [table.weight, table.quantity, table.position]
-    names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text, *numbers]
+    names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text, table.request, *numbers]
 
     def typed(fields: Fields) -> None:
         fields.required(USER_ID, table.user_id)
@@ -177,6 +177,8 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Ta
             fields.columns[CHARS] = fields.text(table.text).length().fill_null(0)
         if table.position:
             fields.columns[POSITION] = fields.count(table.position)
+        if table.request:
+            fields.columns[REQUEST] = fields.text(table.request)
         weights = [fields.weight(table.weight)] if table.weight else []
         weights += [fields.weight(table.quantity, pieces=True)] if table.quantity else []
         if weights:
