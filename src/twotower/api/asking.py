@@ -14,7 +14,7 @@ from twotower.errors import RequestError
 from twotower.retrieval.answer_table import answer_table, similar_table
 from twotower.retrieval.recommender import FilterSpec, Recommender
 from twotower.retrieval.request import HistoryEvent, Request
-from twotower.retrieval.request_reader import to_queries
+from twotower.retrieval.request_reader import check_flag, to_queries
 from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
 from twotower.utils.console import log
 from twotower.utils.frames import (
@@ -103,8 +103,11 @@ def read(recommender: Recommender, users: Any, history: Any, *, strict: bool) ->
     """
     if users is None and history is None:
         raise RequestError("Neither users nor a history is given. Pass user ids, a history of item ids, or a frame of histories.")
+    check_flag("strict", strict)
     if history is not None and is_frame(history):
-        users, history = history, None
+        users, history = (history, None) if users is None else (users, history)
+    if history is not None and (is_frame(users) or is_frame(history)):
+        raise RequestError("A frame of histories and other users or histories are given. Pass one of them.")
     if is_frame(users):
         return _frame(recommender, users, strict=strict)
     if history is not None:
