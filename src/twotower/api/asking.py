@@ -16,20 +16,9 @@ from twotower.retrieval.recommender import FilterSpec, Recommender
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.retrieval.request_reader import check_flag, to_queries
 from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
+from twotower.utils.columns import plain
 from twotower.utils.console import log
-from twotower.utils.frames import (
-    Kind,
-    as_kind,
-    as_table,
-    check_column,
-    column_names,
-    id_list,
-    is_frame,
-    kind_of,
-    library,
-    listed,
-    plain,
-)
+from twotower.utils.frames import Kind, as_kind, as_table, check_column, column_names, id_list, is_frame, kind_of, library, listed
 from twotower.utils.ids import Id, id_text, id_types, native_ids
 from twotower.utils.types import Float
 

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from twotower.data.sources.guess import DatasetGuess, guess_dataset
 from twotower.data.sources.json_rows import SAMPLED_ROWS
 from twotower.errors import DataError
+from twotower.utils.columns import plain, whole_numbers
 from twotower.utils.config import merged
-from twotower.utils.frames import as_kind, as_table, check_column, column_names, head, kind_of, once_readable, plain, whole_numbers
+from twotower.utils.frames import as_kind, as_table, check_column, column_names, head, kind_of, once_readable
 
 EVENTS, ITEMS, USERS = "events", "items", "users"
 SECTIONS = {EVENTS: "interactions", ITEMS: "items", USERS: "users"}

@@ -46,6 +46,7 @@ from twotower.utils.console import log, progress
 from twotower.utils.documents import CalibrationRecord, RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
+from twotower.utils.nouns import plural
 from twotower.utils.registry import check_names
 
 Result = TypeVar("Result")
@@ -334,8 +335,9 @@ def run_all(
 
 def summary(manifest: DatasetManifest, out: Path) -> str:
     """Return one line about a prepared dataset."""
-    kept = manifest.counts.kept
-    return f"{out}: {kept.events:,} events of {kept.users:,} users at {kept.items:,} items"
+    kept, items = manifest.counts.kept, manifest.config.data.items
+    noun = "item" if items is None else items.noun
+    return f"{out}: {kept.events:,} events of {kept.users:,} users at {kept.items:,} {plural(noun)}"
 
 
 def verdict(report: Report | None, out: Path) -> str:

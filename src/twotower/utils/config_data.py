@@ -118,9 +118,16 @@ class EntityTableConfig(TableConfig):
     value: Literal["first", "last"] = "last"
     """With `from: interactions`: the first or the last value of each column is kept for an id, in the order of the file."""
 
+    @property
+    def is_read(self) -> bool:
+        """Return True if there is a table to read; False if only `noun` is set."""
+        return self.path is not None or self.from_ is not None
+
     @model_validator(mode="after")
     def _one_origin(self) -> EntityTableConfig:
-        if (self.path is None) == (self.from_ is None):
+        values = self.model_dump(exclude={"noun"})
+        bare = "noun" in self.model_fields_set and values == type(self).model_construct().model_dump(exclude={"noun"})
+        if (self.path is None) == (self.from_ is None) and not bare:
             raise ValueError("set either path or `from: interactions`")
         return self
 
@@ -128,6 +135,9 @@ class EntityTableConfig(TableConfig):
 class ItemTableConfig(EntityTableConfig):
     """The table of items, which are recommended."""
 
+    noun: str = Field("item", pattern=r"^[^\W\d_][\w -]{0,29}$")
+    """Word for one of the items, such as "product", "song" or "place", in the page, lists, reasons and the report. It can be set
+    without a table, for any source."""
     item_id: str = "item_id"
     """Column of the item ids."""
     name: str | None = None

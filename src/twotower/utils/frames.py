@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from twotower.errors import DataError, RequestError, nearest
+from twotower.utils.columns import simple_columns
 from twotower.utils.console import log
 from twotower.utils.ids import id_text
 
@@ -140,7 +141,7 @@ def as_table(frame: Any, what: str, columns: Sequence[str] | None = None, *, req
     for name in (*chosen, *required):
         check_column(name, names, what)
     try:
-        return _simple(_arrow(frame, what, chosen, required), what, required)
+        return simple_columns(_arrow(frame, what, chosen, required), what, required)
     except (DataError, KeyboardInterrupt):
         raise
     except Exception as error:  # libraries raise errors of their own for a closed file or connection
@@ -161,23 +162,6 @@ def _arrow(frame: Any, what: str, chosen: Sequence[str], required: Sequence[str]
     if isinstance(frame, pa.RecordBatchReader) and not table.num_rows:
         raise DataError(f"{what} is a stream without rows; it may have been read before. Open it again, or pass a table.")
     return (table if isinstance(table, pa.Table) else pa.table(table)).select(chosen)
-
-
-def _simple(table: pa.Table, what: str, required: Sequence[str]) -> pa.Table:
-    """Return a table with UUIDs as text and without columns of several values or of types of another library."""
-    types = pa.types
-    for name, column in _items(table):
-        kind = column.type.value_type if types.is_dictionary(column.type) else column.type
-        if str(kind) == "extension<arrow.uuid>":
-            texts = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
-            table = table.set_column(table.column_names.index(name), name, texts)
-        elif types.is_struct(kind) or types.is_map(kind) or types.is_union(kind) or isinstance(kind, pa.BaseExtensionType):
-            said = f"The column {name!r} of {what} has the type {str(kind)[:60]}, which has no single values. Convert it."
-            if name in required or table.num_columns == 1:
-                raise DataError(said)
-            log.warning("%s The column is left out.", said)
-            table = table.drop_columns([name])
-    return table
 
 
 def once_readable(frame: Any, what: str) -> Any:
@@ -217,14 +201,6 @@ def check_column(name: str, names: Sequence[str], what: str) -> None:
         raise DataError(f"The column {name!r} of {what} is a {type(name).__name__}. Name a column by its text.")
     if name not in names:
         raise DataError(f"{what} has no column {name!r}.{nearest(name, names) if names else ' It has no columns.'}")
-
-
-def plain(table: pa.Table) -> pa.Table:
-    """Return a table with column types that every engine knows: no dictionaries, views, zones or lists of fixed length."""
-    columns = {
-        name: column.cast(kind) if (kind := _plain(column.type)) != column.type else column for name, column in _items(table)
-    }
-    return pa.table(columns)
 
 
 def id_list(values: Any, what: str) -> list[str]:
@@ -279,10 +255,6 @@ def _described(value: Any) -> str:
     return f"a {library(value) + ' ' if library(value) in ('pandas', 'polars', 'numpy') else ''}{type(value).__name__}"
 
 
-def _items(table: pa.Table) -> list[tuple[str, pa.ChunkedArray]]:
-    return [(name, table.column(place)) for place, name in enumerate(table.column_names)]
-
-
 def _from_pandas(frame: Any, what: str, chosen: Sequence[str], required: Sequence[str]) -> pa.Table:
     columns = {str(name): frame.index.get_level_values(name).to_series() for name in frame.index.names if name is not None}
     columns |= {str(name): frame[name] for name in frame.columns if str(name) in chosen}
@@ -328,25 +300,3 @@ def _joined(arrays: Mapping[str, Any], what: str) -> pa.Table:
         shown = ", ".join(f"{name} {length}" for name, length in list(lengths.items())[:4])
         raise DataError(f"The columns of {what} have different lengths: {shown}. All must have the same.")
     return pa.table(dict(arrays))
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    types = pa.types
-    if types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if types.is_timestamp(kind):
-        return pa.timestamp("us") if kind.tz is not None or kind.unit == "ns" else kind
-    if types.is_null(kind) or types.is_string_view(kind) or types.is_large_string(kind):
-        return pa.string()
-    if types.is_float16(kind):
-        return pa.float32()
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    return kind
-
-
-def whole_numbers(values: pa.ChunkedArray) -> bool:
-    """Return True if a column of numbers has whole numbers alone; NaN and null aside, as in ids that pandas turned into floats."""
-    numbers = values.drop_null().to_numpy()
-    numbers = numbers[np.isfinite(numbers)]
-    return bool(len(numbers)) and bool((numbers == np.floor(numbers)).all())

@@ -65,7 +65,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         )
     reader, ids = _Reader(config.path, engine, rejects, {}), {USER_ID: table.user_id, ITEM_ID: table.item_id}
     events, texts = _interactions(reader, table)
-    items = _entities(reader, config.items, table) if config.items else ids_only(engine, events, ITEM_ID)
+    items = _entities(reader, config.items, table) if config.items and config.items.is_read else ids_only(engine, events, ITEM_ID)
     users = _entities(reader, config.users, table) if config.users else ids_only(engine, events, USER_ID)
     return RawTables(
         interactions=events,
@@ -74,7 +74,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         features=(*_specs(config.items, "item"), *_specs(config.users, "user")),
         has_time=table.time is not None,
         counts=reader.counts,
-        described=tuple(name for name in ("items", "users") if getattr(config, name)),
+        described=tuple(name for name in ("items", "users") if (one := getattr(config, name)) and one.is_read),
         texts=texts,
         id_types={name: column_id_type(engine, config.path, table.path, column) for name, column in ids.items()},
     )
