@@ -38,6 +38,7 @@ from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.optimizer import choose_device, choose_precision
 from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
 from twotower.trainers.run_files import config_diff
+from twotower.trainers.time_limit import TimeLimit
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
@@ -124,12 +125,14 @@ def train_stage(
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
     runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
+    limit = TimeLimit(config.training.max_hours)
     with distributed.process_group(device):
-        chosen, recipe, resume = choose_recipe(runners, out, partial(fit_within, dataset, device, watch), resume=resume)
+        race = partial(fit_within, dataset, device, watch, callbacks=[limit])
+        chosen, recipe, resume = choose_recipe(runners, out, race, resume=resume)
         resolved = resolve(chosen, dataset)
         explained = partial(_or_explain, resolved, dataset, device, out)
         resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
-        called = [TensorBoardLogger(), *watch.callbacks]
+        called = [limit, TensorBoardLogger(), *watch.callbacks]
         reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac, callbacks=called))
         first = distributed.rank() == 0
     calibration = _calibrate(resolved, dataset, out / "best.pt", refit) if first else None
