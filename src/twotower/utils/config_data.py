@@ -287,6 +287,10 @@ class PrepareConfig(Settings):
     split: SplitConfig = SplitConfig()
     text_dim: int = Field(32, ge=0)
     """Width of the text vectors; 0: no text features."""
+    text_encoder: str = Field("tfidf", pattern=r"^(tfidf|sentence-transformers/.+)$")
+    """Encoder of texts. "tfidf": TF-IDF and truncated SVD; "sentence-transformers/NAME": a model of the Hugging Face hub or of a
+    folder (extra `text`), reduced to `text_dim` numbers. Its vectors are computed once, and cached by content in
+    ~/.cache/twotower or the folder TWOTOWER_CACHE."""
     text_max_chars: int = Field(2000, ge=0)
     """Characters of review text kept per item, from the training period. 0: only the name."""
     co_visited_items: int = Field(20, ge=0)
