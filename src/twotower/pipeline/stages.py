@@ -31,7 +31,7 @@ from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.callbacks import Callback
 from twotower.trainers.loggers import TensorBoardLogger
-from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
+from twotower.trainers.memory.plan import DEVICES, GB, WITH_BF16, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
 from twotower.trainers.new_item_popularity import calibrate_new_items
@@ -275,7 +275,7 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
         workload, resolved = yelp_sizes(**data, config=config), config.resolved(ordered=True, timed=True, events=data["events"])
     kind = "cpu" if device == "cpu" else "cuda"
     budget = memory().free_bytes if device == "cpu" else DEVICES[device]
-    auto = "fp32" if kind == "cpu" else "fp16"  # these GPUs have no bf16
+    auto = "fp32" if kind == "cpu" else "bf16" if device in WITH_BF16 else "fp16"
     precision = auto if config.training.precision == "auto" else config.training.precision
     machine = Machine(kind, int(budget_gb * GB) if budget_gb else budget, precision, processes)
     return as_plan(make_plan(workload, resolved, machine))
