@@ -20,10 +20,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE, EXTRA = "two-tower-rec", "train"
-ON_KAGGLE = frozenset(
-    """torch numpy scipy pandas pyarrow scikit-learn joblib matplotlib tensorboard tensorboard-data-server grpcio protobuf absl-py
-    markdown werkzeug markupsafe jinja2 pyyaml requests click rich pygments packaging pillow setuptools six""".split()
-)
+IMAGE = """torch numpy scipy pandas pyarrow scikit-learn joblib matplotlib tensorboard tensorboard-data-server grpcio protobuf
+absl-py markdown werkzeug markupsafe jinja2 pyyaml requests click rich pygments packaging pillow setuptools six"""
+ON_KAGGLE = frozenset(re.findall(r"\S+", IMAGE))
 """Distributions that every Kaggle image has; pip takes the image's own. Everything that only PyTorch needs is there too."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "manylinux_2_17_x86_64")
 
