@@ -9,6 +9,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -166,14 +167,15 @@ def test_a_session_without_time_is_continued_by_the_next(tmp_path: Path) -> None
     """The first stops at once, with a model. Its output is mounted read-only beside the wheels, and the second goes on from it."""
     few = f"training.recipe=fixed {FEW}"
     given = {"SOURCE": str(ROOT), "TOWN": TOWN, "SETTINGS": few, "INPUT": str(tmp_path / "input")}
-    first = execute(tmp_path, tmp_path, OUT=str(tmp_path / "one"), WORK=str(tmp_path / "w1"), MAX_HOURS="1e-9", **given)
+    first = execute(tmp_path, tmp_path, OUT=str(tmp_path / "one"), WORK=str(tmp_path / "work"), MAX_HOURS="1e-9", **given)
     assert first.whole, first.printed
     assert "stopped before its end" in first.printed["train"] and ranks(first.printed["recommend"]) == list(range(1, 11))
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"bundle", "checkpoint", "report.html", "report.json"}
+    shutil.rmtree(tmp_path / "work")
     (tmp_path / "one").rename(tmp_path / "input")
     for path in (tmp_path / "input").rglob("*"):
         path.chmod(0o555)
-    second = execute(tmp_path, tmp_path, OUT=str(tmp_path / "two"), WORK=str(tmp_path / "w2"), **given)
+    second = execute(tmp_path, tmp_path, OUT=str(tmp_path / "two"), WORK=str(tmp_path / "work"), **given)
     assert second.whole, second.printed
     assert "resuming at step 1" in second.printed["train"]
     assert not (tmp_path / "two" / "checkpoint").exists()
