@@ -144,7 +144,7 @@ def named_columns(roles: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _whole_ids(table: pa.Table, keys: list[str], what: str) -> pa.Table:
-    """Return the table with ids as integers where they are whole numbers in a column of floats, as pandas makes of missing ones.
+    """Return the table with float columns of ids as integers. pandas converts integer columns with missing values to floats.
 
     Raises
     ------
