@@ -27,6 +27,7 @@ from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNOWN, USER_ID, WITHHELD
 from twotower.utils.array_files import open_arrays
 from twotower.utils.manifests import DatasetManifest, open_manifest
+from twotower.utils.nouns import plural
 from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
 from twotower.utils.types import Array, Int
 
@@ -105,7 +106,13 @@ class Dataset:
     @property
     def size(self) -> str:
         """Return the numbers of events, users and items as text."""
-        return f"{len(self.events):,} events of {self.n_users:,} users at {self.n_items:,} items"
+        return f"{len(self.events):,} events of {self.n_users:,} users at {self.n_items:,} {plural(self.noun)}"
+
+    @property
+    def noun(self) -> str:
+        """Return the word for an item of this dataset, see `data.items.noun`."""
+        items = self.manifest.config.data.items
+        return "item" if items is None else items.noun
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}): {self.size}"

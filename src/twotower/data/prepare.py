@@ -36,7 +36,8 @@ from twotower.data.sources.spark_engine import SparkEngine
 from twotower.data.sources.tables import read_tables
 from twotower.data.sources.yelp import read_yelp
 from twotower.errors import ConfigError, DataError, nearest
-from twotower.features.encoders import encode_items, encode_users, fit_encoders, hash_texts
+from twotower.features.encoders import encode_items, encode_users, fit_encoders
+from twotower.features.texts import read_texts
 from twotower.schema import (
     EVENT_TYPE,
     FIRST_ROW,
@@ -141,9 +142,10 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     items = _entities(item_rows.join(chosen.items, ITEM_KEY).join(raw.items, ITEM_ID), ITEM_ROW, ITEM_ID)
     users = _entities(user_rows.join(chosen.users, USER_KEY).left_join(raw.users, USER_ID), USER_ROW, USER_ID)
     said = _item_text(stage, specs, items, chosen.events, item_rows)
-    text = None if said is None else hash_texts(said)
+    text = None if said is None else read_texts(said, config.prepare.text_encoder)
     trained = {"n_train_items": n_train_items, "n_train_users": n_train_users}
-    encoders = fit_encoders(specs, items, users, **trained, item_text=text, text_dim=config.prepare.text_dim, seed=config.seed)
+    how = {"text_dim": config.prepare.text_dim, "text_encoder": config.prepare.text_encoder, "seed": config.seed}
+    encoders = fit_encoders(specs, items, users, **trained, item_text=text, **how)
     encoders.save(folder)
     encoded = encode_items(encoders, items, text)
     if config.prepare.co_visited_items:

@@ -31,7 +31,7 @@ from twotower.features.geo import mutual_km
 from twotower.retrieval.explain import Explainer
 from twotower.retrieval.item_details import Home, ItemDetails
 from twotower.retrieval.request import Answer, HistoryEvent, Reason, Recommendation, Request, Source, Stages
-from twotower.retrieval.request_reader import ParsedRequest, Reader, to_queries
+from twotower.retrieval.request_reader import ParsedRequest, Reader, check_filter, check_k, to_queries
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.search.filters.item_filter import ItemFilter
@@ -205,6 +205,8 @@ class Recommender:
         RequestError
             The item is unknown, or the filter is malformed.
         """
+        check_k(k)
+        check_filter(filter)
         row = self.reader.item(item_id)
         latitude, longitude = self._locations[row].tolist()
         home = None if latitude != latitude else (latitude, longitude)

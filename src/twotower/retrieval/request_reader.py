@@ -5,11 +5,11 @@ Invalid input raises a `RequestError` that names the wrong part. An unknown user
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -232,13 +232,42 @@ def _times(visits: Sequence[HistoryEvent], moment: int, earliest: int) -> Int:
     return np.array(times[::-1], np.int64)
 
 
+def check_k(k: Any) -> None:
+    """Raise `RequestError` unless `k` is an integer, at least 1."""
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise RequestError(f"k is {_short(k)}. It must be an integer, at least 1.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise `RequestError` unless `value` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise RequestError(f"{name} is {_short(value)}. It must be True or False.")
+
+
+def check_filter(filter: Any) -> None:
+    """Raise `RequestError` for a condition of another library, which has no truth value: a Series, an expression."""
+    if filter is not None and not isinstance(filter, str | Mapping | list | int | float):  # the parser knows JSON
+        raise RequestError(
+            f"The filter is {_short(filter)}. It must be a text such as 'price <= 20', or an object such as "
+            '{"price": {"max": 20}}.'
+        )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str | int | float | None):
+        return repr(value)[:40]
+    return f"a {type(value).__name__}"
+
+
 def _check(request: Request) -> None:
     """Raise `RequestError` for numbers out of range."""
-    if not (isinstance(request.k, Integral) and request.k >= 1):
-        raise RequestError(f"k is {str(request.k)[:40]}. It must be an integer, at least 1.")
+    check_k(request.k)
+    check_filter(request.filter)
     for name, value, least in (("diversity", request.diversity, 0), ("popularity", request.popularity, -1)):
-        if not least <= value <= 1:
-            raise RequestError(f"{name} is {value}. It must be from {least} to 1.")
+        if not (isinstance(value, Real) and least <= value <= 1):
+            raise RequestError(f"{name} is {_short(value)}. It must be a number from {least} to 1.")
+    for name, flag in (("exclude_seen", request.exclude_seen), ("explain", request.explain)):
+        check_flag(name, flag)
     for time_s in chain([request.time_s], (event.time_s for event in request.history)):
         if time_s is not None and not 0 <= time_s < LAST_S:
             raise RequestError(f"Got time {str(time_s)[:40]}. It must be in seconds since 1970, from 0 to {LAST_S - 1}.")

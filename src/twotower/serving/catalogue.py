@@ -20,6 +20,7 @@ from twotower.schema import FIRST_ROW, UNKNOWN, USER_ID
 from twotower.serving.event_journal import Journal
 from twotower.serving.model_version import Engine
 from twotower.utils.ids import Id, id_types, native_id
+from twotower.utils.nouns import plural
 from twotower.utils.types import Json
 
 MAX_HISTORY_OUT = 1000  # events of a history
@@ -110,6 +111,8 @@ class Browser:
             "name": self.engine.name,
             "items": self.dataset.n_items,
             "users": self.dataset.n_users,
+            "noun": self.dataset.noun,
+            "nouns": plural(self.dataset.noun),
             "metrics": self.engine.manifest.model_dump(mode="json", include={"metrics", "report"}, exclude_none=True),
             "filters": {
                 "categories": self._categories,
@@ -117,6 +120,7 @@ class Browser:
                 "has_locations": bool(np.isfinite(recommender.filter.locations).any()),
                 "has_hours": hours_column(items, self.dataset.specs) is not None,
                 "has_zones": recommender.filter.zoned,
+                "example": recommender.filter.example,
             },
         }
 

@@ -318,6 +318,7 @@ class FiltersOut(BaseModel):
     has_locations: bool
     has_hours: bool
     has_zones: bool = Field(description="True if items have a time zone: `open_now` then uses the local time of each item.")
+    example: str = Field(examples=['brand == "Uji" and price <= 20'], description="A filter of the catalogue's own columns.")
 
 
 class AboutOut(BaseModel):
@@ -327,6 +328,8 @@ class AboutOut(BaseModel):
     name: str = Field(examples=["bundle"])
     items: int = Field(examples=[1500])
     users: int = Field(examples=[3000])
+    noun: str = Field(examples=["item"], description="Word for an item, as `data.items.noun` says.")
+    nouns: str = Field(examples=["items"], description="Its plural.")
     metrics: dict[str, Any]
     filters: FiltersOut
 

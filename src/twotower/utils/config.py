@@ -115,6 +115,9 @@ class TrainingConfig(Settings):
     memory_budget_gb: float | None = Field(None, gt=0)
     """Memory limit. micro_batch_size, gradient_checkpointing and the storage of the tables are chosen so that training stays below
     it; see `twotower plan`. null: no limit."""
+    max_hours: float | None = Field(None, gt=0)
+    """Hours after which training stops, with a validation and a usable model; the recipe race counts. The log says after the first
+    steps what an epoch takes, and `--resume` goes on later. null: no limit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device for training. "auto": a GPU if one is usable, else the CPU."""
     checkpoint_every_s: float = Field(300.0, gt=0)

@@ -121,9 +121,16 @@ class EntityTableConfig(TableConfig):
     value: Literal["first", "last"] = "last"
     """With `from: interactions`: the first or the last value of each column is kept for an id, in the order of the file."""
 
+    @property
+    def is_read(self) -> bool:
+        """Return True if there is a table to read; False if only `noun` is set."""
+        return self.path is not None or self.from_ is not None
+
     @model_validator(mode="after")
     def _one_origin(self) -> EntityTableConfig:
-        if (self.path is None) == (self.from_ is None):
+        values = self.model_dump(exclude={"noun"})
+        bare = "noun" in self.model_fields_set and values == type(self).model_construct().model_dump(exclude={"noun"})
+        if (self.path is None) == (self.from_ is None) and not bare:
             raise ValueError("set either path or `from: interactions`")
         return self
 
@@ -145,6 +152,9 @@ class LongFormConfig(Settings):
 class ItemTableConfig(EntityTableConfig):
     """The table of items, which are recommended."""
 
+    noun: str = Field("item", pattern=r"^[^\W\d_][\w -]{0,29}$")
+    """Word for one of the items, such as "product", "song" or "place", in the page, lists, reasons and the report. It can be set
+    without a table, for any source."""
     item_id: str = "item_id"
     """Column of the item ids."""
     name: str | None = None
@@ -345,6 +355,10 @@ class PrepareConfig(Settings):
     split: SplitConfig = SplitConfig()
     text_dim: int = Field(32, ge=0)
     """Width of the text vectors; 0: no text features."""
+    text_encoder: str = Field("tfidf", pattern=r"^(tfidf|sentence-transformers/.+)$")
+    """Encoder of texts. "tfidf": TF-IDF and truncated SVD; "sentence-transformers/NAME": a model of the Hugging Face hub or of a
+    folder (extra `text`), reduced to `text_dim` numbers. Its vectors are computed once, and cached by content in
+    ~/.cache/twotower or the folder TWOTOWER_CACHE."""
     text_max_chars: int = Field(2000, ge=0)
     """Characters of review text kept per item, from the training period. 0: only the name."""
     co_visited_items: int = Field(20, ge=0)

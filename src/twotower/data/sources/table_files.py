@@ -131,7 +131,7 @@ class _Book:
                 what = f"{self.label} has no column {name!r}, which data.{self.section} uses."
                 if any(part.startswith(f"{name}=") for part in file.parent.parts):
                     raise DataError(f"{what} Its folder has that name. To use it, set partition_columns: [{name}].")
-                if form_of(file) == "text" and any(_is_number(column) for column in columns):
+                if FORMS.get(base_suffix(file)) == "text" and any(_is_number(column) for column in columns):
                     raise DataError(
                         f"{what} Its first line seems to be data: {', '.join(columns)[:80]}. Name the columns with columns: […]."
                     )

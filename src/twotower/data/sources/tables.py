@@ -84,7 +84,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
 
 def _described(config: DataConfig) -> tuple[str, ...]:
     """Return the tables that know all their ids; a table in long form need not have a row of each item."""
-    items = config.items is not None and config.items.long_form is None
+    items = config.items is not None and config.items.is_read and config.items.long_form is None
     return (*(("items",) if items else ()), *(("users",) if config.users else ()))
 
 
@@ -192,7 +192,7 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Ta
 
 def _items(reader: _Reader, table: ItemTableConfig | None, events: InteractionTableConfig, known: ir.Table) -> ir.Table:
     """Return the items: from their table, in wide or long form, or else the ids of the interactions `known`."""
-    if table is None:
+    if table is None or not table.is_read:
         return ids_only(reader.engine, known, ITEM_ID)
     form = table.long_form
     if form is None or table.path is None:
