@@ -20,7 +20,7 @@ from twotower.bundle.bundle import Bundle, load_bundle
 from twotower.bundle.refresh import Refresher
 from twotower.bundle.revision import add_items
 from twotower.schema import FIRST_ROW
-from twotower.serving.limits import Limits
+from twotower.utils.config_serving import Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
 NO_USER = {"k": 5}

@@ -46,8 +46,8 @@ class Request:
         User id; an integer is the same as its text. An unknown user is not an error: only the history is used.
     history
         Events, oldest first. For a known user they are added after the events of the bundle.
-    k
-        Number of items to return.
+    k, skip
+        Number of items to return, and of better ones to pass over. Not with diversity, whose list depends on its length.
     filter
         A filter, as text or as JSON; see `search.filters`.
     near
@@ -70,6 +70,7 @@ class Request:
     user: Id | None = None
     history: tuple[HistoryEvent, ...] = ()
     k: int = 10
+    skip: int = 0
     filter: str | dict[str, Any] | None = None
     near: tuple[float, float] | None = None
     time_s: int | None = None

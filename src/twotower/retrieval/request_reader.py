@@ -262,6 +262,10 @@ def _short(value: Any) -> str:
 def _check(request: Request) -> None:
     """Raise `RequestError` for numbers out of range."""
     check_k(request.k)
+    if not (isinstance(request.skip, Integral) and request.skip >= 0):
+        raise RequestError(f"skip is {str(request.skip)[:40]}. It must be an integer, at least 0.")
+    if request.skip and request.diversity:
+        raise RequestError("A list with diversity has no further part: it depends on its length. Ask for more items at once.")
     check_filter(request.filter)
     for name, value, least in (("diversity", request.diversity, 0), ("popularity", request.popularity, -1)):
         if not (isinstance(value, Real) and least <= value <= 1):

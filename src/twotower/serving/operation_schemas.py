@@ -16,6 +16,7 @@ class StateOut(BaseModel):
     version: str | None = None
     as_of: AsOf = None
     events: str | None = Field(None, description="`ok`, or why the event store cannot take events. Recommendations go on.")
+    workers: int | None = Field(None, description="Processes that answer requests.")
 
 
 class ReloadOut(BaseModel):

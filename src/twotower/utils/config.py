@@ -38,6 +38,7 @@ from twotower.utils.config_model import (
     TowerConfig,
     UserTowerConfig,
 )
+from twotower.utils.config_serving import FromEnvironment, ServingConfig, serving_settings
 from twotower.utils.registry import Names, check_names
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "ResolvedModel",
     "ResolvedTower",
     "SequencesConfig",
+    "ServingConfig",
     "SessionsConfig",
     "SplitConfig",
     "TableConfig",
@@ -175,6 +177,7 @@ class Config(Settings):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    serving: ServingConfig = Field(ServingConfig(), exclude=True)
 
     def resolved(self, *, ordered: bool, timed: bool, events: int) -> ResolvedConfig:
         """Return the same settings with the sizes of the model; see `ModelConfig.resolved`."""
@@ -190,10 +193,24 @@ class ResolvedConfig(Config):
 Some = TypeVar("Some", bound=Config)
 
 
-def load_config(path: Path | None = None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> Config:
+def load_config(
+    path: Path | None = None,
+    overrides: list[str] | None = None,
+    base: dict[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: dict[str, Any] | None = None,
+) -> Config:
     """Read a YAML file (or the defaults when None) and apply overrides of the form "a.b=value", the value read as YAML.
 
-    `base` holds settings that the file and the overrides replace, one by one.
+    Parameters
+    ----------
+    base
+        Settings that all others replace, one by one.
+    environment
+        Environment with settings of the server; see `utils.config_serving`. It comes after the file and before the overrides.
+    flags
+        Settings that replace all others.
 
     Raises
     ------
@@ -205,12 +222,17 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None, ba
     >>> load_config(overrides=["training.num_epochs=2"]).training.num_epochs
     2
     """
-    config = parse_config(read_settings(path, overrides, base))
+    config = parse_config(merged(read_settings(path, overrides, base, environment), flags or {}))
     check_names(config)
     return config
 
 
-def read_settings(path: Path | None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> dict[str, Any]:
+def read_settings(
+    path: Path | None,
+    overrides: list[str] | None = None,
+    base: dict[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Return the plain values that `load_config` validates."""
     values: Any = {}
     if path is not None:
@@ -224,6 +246,8 @@ def read_settings(path: Path | None, overrides: list[str] | None = None, base: d
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__}. A configuration must be a mapping of sections.")
     settings = merged(base or {}, values)
+    if found := serving_settings(environment or {}):
+        settings = merged(settings, {"serving": found})
     for override in overrides or []:
         _apply_override(settings, override)
     return settings
@@ -283,6 +307,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _explain(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    if isinstance(problem["input"], FromEnvironment):
+        where = problem["input"].variable
     if problem["type"] == "extra_forbidden":
         return f"Unknown setting {where!r}.{nearest(str(problem['loc'][-1]), _section(problem['loc'][:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
