@@ -2,7 +2,7 @@
 
 Each case is a table of at most 12 events in one form and compression, which is cut, gets flipped or foreign bytes, or is written in
 another encoding. A case ends with one sentence, or with an account that adds up. Prints the number of cases by form, and appends it
-to benchmarks/results/fuzz.jsonl.
+to build/fuzz.jsonl.
 
     python benchmarks/fuzz.py --cases 100000            # in pieces: --first 0 --cases 10000
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import RESULTS, commit, machine, tell
+from common import ROOT, commit, machine, tell
 
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine
@@ -145,7 +145,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--first", type=int, default=0, help="number of the first case: a case is always the same")
     parser.add_argument("--cases", type=int, default=1000)
-    parser.add_argument("--results", type=Path, default=RESULTS / "fuzz.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / "build" / "fuzz.jsonl")
     arguments = parser.parse_args()
     counts: dict[str, Counter[str]] = {}
     faults: list[str] = []

@@ -2,7 +2,7 @@
 
 Each input is written at half its size and at its size; a time that grows more than `ALLOWED_GROWTH` times is not linear. Each
 command runs in a process of its own. It must end with a dataset (0) or with one sentence (2). Prints a JSON line for each and
-appends it to benchmarks/results/limits.jsonl.
+appends it to build/limits.jsonl.
 
     python benchmarks/limits.py                       # all inputs: some minutes, 2 GB of disk
     python benchmarks/limits.py --only columns-csv
@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from common import RESULTS, Row, commit, machine, tell
+from common import ROOT, Row, commit, machine, tell
 
 from twotower.cli import main as main_of_commands
 
@@ -279,7 +279,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--commands", nargs="*", choices=("prepare", "inspect"), default=["prepare", "inspect"])
-    parser.add_argument("--results", type=Path, default=RESULTS / "limits.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / "build" / "limits.jsonl")
     arguments = parser.parse_args()
     for case in arguments.only:
         name, size, write = CASES[case]

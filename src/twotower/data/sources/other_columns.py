@@ -113,8 +113,7 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
     checks = {"number": NUMBER, "whole": WHOLE, "list": r"^\[.*\]$"}
     asked = {
         f"{place} {check}": (
-            rows[name].re_search(pattern)
-            & (rows[name].try_cast("json").notnull() if check == "list" else rows[name].length() <= MAX_CHARS)
+            rows[name].re_search(pattern) & (_is_json(rows[name]) if check == "list" else rows[name].length() <= MAX_CHARS)
         ).all()
         for place, name in enumerate(texts)
         for check, pattern in checks.items()
@@ -127,3 +126,8 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
         elif every[f"{place} list"]:
             columns[name] = rows[name].try_cast("json").cast("array<string>")
     return rows.mutate(**columns)
+
+
+def _is_json(text: ir.StringValue) -> ir.BooleanValue:
+    """Return whether a text is JSON; null for null, which `all` ignores."""
+    return ibis.ifelse(text.isnull(), ibis.null("boolean"), text.try_cast("json").notnull())
