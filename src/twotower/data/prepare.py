@@ -143,17 +143,9 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     users = _entities(user_rows.join(chosen.users, USER_KEY).left_join(raw.users, USER_ID), USER_ROW, USER_ID)
     said = _item_text(stage, specs, items, chosen.events, item_rows)
     text = None if said is None else read_texts(said, config.prepare.text_encoder)
-    encoders = fit_encoders(
-        specs,
-        items,
-        users,
-        n_train_items=n_train_items,
-        n_train_users=n_train_users,
-        item_text=text,
-        text_dim=config.prepare.text_dim,
-        text_encoder=config.prepare.text_encoder,
-        seed=config.seed,
-    )
+    trained: dict[str, Any] = {"n_train_items": n_train_items, "n_train_users": n_train_users}
+    how: dict[str, Any] = {"text_dim": config.prepare.text_dim, "text_encoder": config.prepare.text_encoder, "seed": config.seed}
+    encoders = fit_encoders(specs, items, users, **trained, item_text=text, **how)
     encoders.save(folder)
     encoded = encode_items(encoders, items, text)
     if config.prepare.co_visited_items:

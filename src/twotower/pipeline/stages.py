@@ -59,14 +59,9 @@ TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int, impressions: bool = False) -> dict[str, int]:
     """Write a simulated town's raw files to `out`, and return the number of rows by file."""
     with progress() as report:
+        sizes = {"users": users, "businesses": businesses, "events": events}
         return simulate(
-            out,
-            users=users,
-            businesses=businesses,
-            events=events,
-            seed=seed,
-            impressions=impressions,
-            progress=lambda done, total: report("simulate", done, total),
+            out, **sizes, seed=seed, impressions=impressions, progress=lambda done, total: report("simulate", done, total)
         )
 
 

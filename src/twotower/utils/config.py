@@ -20,11 +20,9 @@ from twotower.utils.config_data import (
     InteractionTableConfig,
     ItemTableConfig,
     LongFormConfig,
-    PrepareConfig,
     SequencesConfig,
     SessionsConfig,
     Settings,
-    SplitConfig,
     TableConfig,
     UserTableConfig,
 )
@@ -38,6 +36,7 @@ from twotower.utils.config_model import (
     TowerConfig,
     UserTowerConfig,
 )
+from twotower.utils.config_prepare import PrepareConfig, SplitConfig
 from twotower.utils.config_serving import FromEnvironment, ServingConfig, serving_settings
 from twotower.utils.registry import Names, check_names
 
