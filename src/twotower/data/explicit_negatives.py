@@ -81,5 +81,5 @@ class ExplicitNegatives:
         kept = (at < past[example]) | ((self.request[at] == request[example]) & (request[example] > 0))
         kept &= self.item_row[at] != item_row[example]
         pairs, which = np.unique(example[kept] * self._n_item_rows + self.item_row[at[kept]], return_inverse=True)
-        weight = np.bincount(which, self.weight[at[kept]], len(pairs))
+        weight = np.asarray(np.bincount(which, self.weight[at[kept]], len(pairs)), np.float64)
         return NegativePairs(pairs // self._n_item_rows, pairs % self._n_item_rows, weight)

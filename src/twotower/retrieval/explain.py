@@ -202,5 +202,6 @@ def _repeated(history: Queries, times: int) -> Queries:
         time_s=np.repeat(history.time_s, times),
         user_row=np.repeat(history.user_row, times),
         location=np.repeat(history.location, times, axis=0),
+        disliked=None,
         **tiled,
     )
