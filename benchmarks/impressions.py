@@ -14,6 +14,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from twotower.trainers.calibration import calibrate
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import Config, parse_config
 
-TOWN = {"users": 500, "businesses": 400, "events": 8000}
+TOWN: dict[str, Any] = {"users": 500, "businesses": 400, "events": 8000}
 ITEM_TOWER = {"embedding_dim": 64, "hidden_dims": [64]}
 USER_TOWER = {**ITEM_TOWER, "num_blocks": 0, "max_history": 20}
 

@@ -27,8 +27,9 @@ ITEMS = 12
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the bundle of a shop: u0 bought p0, p1 and p2, dislikes p3, gave p4 one star, and was shown p5."""
     root = tmp_path_factory.mktemp("shop")
-    rows: list[tuple[object, ...]]
-    rows = [(f"u{user}", f"p{(user + k) % ITEMS}", START + DAY * (user + 2 * k), "buy", 5) for user in range(10) for k in range(3)]
+    rows: list[tuple[object, ...]] = [
+        (f"u{user}", f"p{(user + k) % ITEMS}", START + DAY * (user + 2 * k), "buy", 5) for user in range(10) for k in range(3)
+    ]
     rows += [("u0", "p3", START + DAY, "dislike", ""), ("u0", "p4", START + DAY, "buy", 1), ("u0", "p5", START, "impression", "")]
     text = "\n".join(",".join(map(str, row)) for row in rows)
     (root / "e.csv").write_text(f"user_id,item_id,t,kind,stars\n{text}\n")

@@ -83,7 +83,7 @@ def test_of_equal_candidates_the_first_is_taken(tmp_path: Path) -> None:
     _, record, _ = choose_recipe(
         entrants(load_config()), tmp_path, Fits({name: 1.0 - 0.02 * (name == first) for name in CANDIDATES})
     )
-    assert record is not None and record["chosen"] == first and "order" in record["why"]
+    assert record is not None and record["chosen"] == first and "preferred" in record["why"]
 
 
 def test_a_candidate_that_is_far_behind_costs_one_rung(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from twotower.data.simulator.town import NEVER, Truth
 from twotower.schema import TRUTH_FILE
 from twotower.utils.config import parse_config
 
-SIZES = {"users": 120, "businesses": 100, "events": 2000, "seed": 5}
+SIZES: dict[str, Any] = {"users": 120, "businesses": 100, "events": 2000, "seed": 5}
 
 
 def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
