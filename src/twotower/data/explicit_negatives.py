@@ -81,9 +81,5 @@ class ExplicitNegatives:
         kept = (at < past[example]) | ((self.request[at] == request[example]) & (request[example] > 0))
         kept &= self.item_row[at] != item_row[example]
         pairs, which = np.unique(example[kept] * self._n_item_rows + self.item_row[at[kept]], return_inverse=True)
-<<<<<<< HEAD
         weight = np.bincount(which, self.weight[at[kept]], len(pairs)).astype(np.float64)
-=======
-        weight = np.asarray(np.bincount(which, self.weight[at[kept]], len(pairs)), np.float64)
->>>>>>> 11ce27cd5e276994532fd7a9df6b659cd55bf385
         return NegativePairs(pairs // self._n_item_rows, pairs % self._n_item_rows, weight)

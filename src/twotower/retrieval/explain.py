@@ -207,9 +207,4 @@ def _repeated(history: Queries, times: int) -> Queries:
         time_s=np.repeat(history.time_s, times),
         user_row=np.repeat(history.user_row, times),
         location=np.repeat(history.location, times, axis=0),
-<<<<<<< HEAD
-=======
-        disliked=None,
-        **tiled,
->>>>>>> 11ce27cd5e276994532fd7a9df6b659cd55bf385
     )

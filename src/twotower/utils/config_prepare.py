@@ -60,10 +60,10 @@ class PrepareConfig(Settings):
     """Fewest stars of a target; events with fewer are history only. Events without stars can be targets. null: no minimum."""
     negative_max_stars: float | None = Field(None, ge=0, le=5)
     """Most stars of an explicit negative, as if its event type had the weight -1; below `positive_min_stars`. null: none."""
-    event_weights: dict[str, float] = {}
+    event_weights: dict[str, float] = Field({})
     """Weight of each event type in the loss; types that are not listed have weight 1. 0: history only, never a target. Below 0:
     explicit negatives such as dislikes, which are no history and are learned from as `training.negative_weight` says."""
-    impression_types: list[str] = ["impression"]
+    impression_types: list[str] = Field(["impression"])
     """Event types that say that an item was shown. An item that was shown and not chosen is a negative of its user, but may be
     recommended. Impressions are no history."""
 
@@ -130,5 +130,5 @@ class PrepareConfig(Settings):
     """Characters of review text kept per item, from the training period. 0: only the name."""
     co_visited_items: int = Field(20, ge=0)
     """Number of co-visited items per item (items that the same users visit in training), used as a feature. 0: none."""
-    exclude_features: list[str] = []
+    exclude_features: list[str] = Field([])
     """Names of features that are not prepared."""
