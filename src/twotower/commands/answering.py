@@ -120,9 +120,10 @@ def recommend(
         say_next("serve", bundle)
         return
     ids = None if history is None else listed_ids(history)
-    found = Recommender.load(bundle).recommend(user=user, history=ids, exclude_seen=not include_seen, **asked)
+    recommender = Recommender.load(bundle)
+    found = recommender.recommend(user=user, history=ids, exclude_seen=not include_seen, **asked)
     if not as_json:
-        click.echo(as_table(found))
+        click.echo(as_table(found, recommender.dataset.noun))
     for item in found if as_json else ():
         row = asdict(item)
         if not asked["explain"]:

@@ -31,7 +31,7 @@ from twotower.features.geo import mutual_km
 from twotower.retrieval.explain import Explainer
 from twotower.retrieval.item_details import Home, ItemDetails
 from twotower.retrieval.request import Answer, HistoryEvent, Reason, Recommendation, Request, Source, Stages
-from twotower.retrieval.request_reader import ParsedRequest, Reader, to_queries
+from twotower.retrieval.request_reader import ParsedRequest, Reader, check_filter, check_k, to_queries
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.search.filters.item_filter import ItemFilter
@@ -210,6 +210,8 @@ class Recommender:
         RequestError
             The item is unknown, or the filter is malformed.
         """
+        check_k(k)
+        check_filter(filter)
         row = self.reader.item(item_id)
         latitude, longitude = self._locations[row].tolist()
         home = None if latitude != latitude else (latitude, longitude)
@@ -275,7 +277,8 @@ class Recommender:
                 source: Source = "recent" if one.near is None or np.isnan(locations).all() else "nearby"
                 scores = fallback_scores(recent_event_count, locations, one.near if source == "nearby" else None)
                 mine = None if allow is None else allow[b] if allow.ndim == 2 else allow
-                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), allow=mine)
+                seen = one.history.seen if one.request.exclude_seen else None
+                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), exclude=seen, allow=mine)
                 rows, _ = self._cut(one.request, best, 0)
                 lists.append(
                     (source, rows, (recent_event_count[rows] / max(int(recent_event_count.max(initial=0)), 1)).astype(np.float32))

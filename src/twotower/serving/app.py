@@ -33,7 +33,7 @@ from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
 from twotower.serving.cursors import MAX_CURSOR_CHARS, depth
 from twotower.serving.error_handlers import handle_errors
-from twotower.serving.json_routes import BEARER, JsonRoutes, Route, documented
+from twotower.serving.json_routes import BEARER, JsonRoutes, Post, Route, documented
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
 from twotower.serving.service import Service, joined, unknown
@@ -130,7 +130,7 @@ def _documented(app: FastAPI, made: Callable[[], dict[str, Any]]) -> Callable[[]
     return openapi
 
 
-def _answers(post: Any, service: Service) -> None:
+def _answers(post: Post, service: Service) -> None:
     @post("/v1/recommend", s.RecommendIn, s.AnswerOut, "recommend")
     async def recommend(body: s.RecommendIn, state: dict[str, Any]) -> bytes:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
@@ -237,13 +237,13 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
         """Return the history of a user. Unlike a path, a query can hold any id, `..` included."""
         return await events_of(user)
 
-    @app.get("/v1/about", response_model=s.AboutOut, tags=["items"], **reading)
+    @app.get("/v1/about", response_model=o.AboutOut, tags=["items"], **reading)
     async def about() -> Response:
         """Describe the served bundle and the filters that it supports."""
         return _json(await look_up(service.current.browser.about))
 
 
-def _writing(app: FastAPI, post: Any, service: Service) -> None:
+def _writing(app: FastAPI, post: Post, service: Service) -> None:
     @post("/v1/events", s.EventsIn, s.EventsOut, "events")
     async def events(body: s.EventsIn, state: dict[str, Any]) -> bytes:  # noqa: ARG001
         """Store events. When this responds, they are on disk and affect all later responses."""

@@ -19,7 +19,7 @@ from twotower.serving.event_store import Event, EventStore, PositionLost
 from twotower.utils.console import log
 
 FUTURE_S = 86_400  # how far ahead of this clock an event may be
-MAX_EVENTS_PER_USER = 1000  # latest events of a user kept in memory; the store keeps all
+MAX_EVENTS_PER_USER = 1000  # latest events of a user and an event type kept in memory; the store keeps all
 
 Accepted = tuple[str, HistoryEvent]
 """A user and an accepted event."""
@@ -193,5 +193,8 @@ def _take(events: dict[str, tuple[HistoryEvent, ...]], event: Event) -> HistoryE
     at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
     history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
     # Replace the tuple instead of changing it: concurrent readers keep the complete old one.
-    events[event.user] = (*visits[:at], history_event, *visits[at:])[-MAX_EVENTS_PER_USER:]
+    events[event.user] = taken = (*visits[:at], history_event, *visits[at:])
+    alike = [at for at, one in enumerate(taken) if one.event_type == event.event_type] if len(taken) > MAX_EVENTS_PER_USER else []
+    if len(alike) > MAX_EVENTS_PER_USER:  # by type, so that impressions leave the history
+        events[event.user] = (*taken[: alike[0]], *taken[alike[0] + 1 :])
     return history_event

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
@@ -20,7 +20,9 @@ from twotower.serving.bodies import BodyError, described, parse
 from twotower.serving.error_handlers import error_response
 
 BEARER = HTTPBearer(auto_error=False, description="An API key. Reading needs none if the server was started with --public.")
-Handler = TypeVar("Handler", bound=Callable[..., Awaitable[bytes]])
+Handler = Callable[..., Awaitable[bytes]]
+Post = Callable[..., Callable[[Handler], Handler]]
+"""Makes the decorator of a route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +79,15 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def documented(
-    app: FastAPI, routes: dict[str, Route], refusals: dict[int | str, dict[str, Any]]
-) -> Callable[..., Callable[[Handler], Handler]]:
+def documented(app: FastAPI, routes: dict[str, Route], refusals: dict[int | str, dict[str, Any]]) -> Post:
     """Return a function that makes decorators of routes: they add a function to `routes`, and its description to the application.
 
     A function takes the body (None if it is optional and missing) and the state of the request, and returns JSON.
     """
 
-    def post(path: str, taken: type[BaseModel], given: type[BaseModel], tag: str, *, optional: bool = False) -> Any:
+    def post(
+        path: str, taken: type[BaseModel], given: type[BaseModel], tag: str, *, optional: bool = False
+    ) -> Callable[[Handler], Handler]:
         def add(answer: Handler) -> Handler:
             routes[path] = Route(path, taken, optional, answer)
 

@@ -108,8 +108,8 @@ class Engine:
         return self.recommender.reader.users.row(user)
 
     def news(self, user: str, accepted: Sequence[HistoryEvent]) -> list[HistoryEvent]:
-        """Return the accepted events of a user that are not in the bundle yet (a newer bundle may hold them)."""
-        return [event for event, _ in self._news(user, accepted)]
+        """Return the events of a user's history that were accepted and are not in the bundle yet (a newer one may hold them)."""
+        return [event for event, _ in self._news(user, accepted) if self.recommender.reader.is_history(event)]
 
     def _news(self, user: str, accepted: Sequence[HistoryEvent]) -> list[tuple[HistoryEvent, int]]:
         if not accepted:
@@ -151,7 +151,7 @@ class Engine:
 
     def _readable(self, user: str, accepted: tuple[HistoryEvent, ...]) -> tuple[HistoryEvent, ...]:
         """Return the accepted events of a user that are not in the bundle and whose item the bundle knows."""
-        types = self.dataset.event_types
+        types = self.recommender.reader.event_types
         return tuple(
             event if event.event_type in types else replace(event, event_type=None)
             for event, row in self._news(user, accepted)

@@ -322,27 +322,6 @@ class EventsOut(BaseModel):
     repeated: int = Field(examples=[0])
 
 
-class FiltersOut(BaseModel):
-    """The filters that the catalogue supports."""
-
-    categories: list[str] = Field(examples=[["Restaurants", "Mexican"]])
-    has_price: bool
-    has_locations: bool
-    has_hours: bool
-    has_zones: bool = Field(description="True if items have a time zone: `open_now` then uses the local time of each item.")
-
-
-class AboutOut(BaseModel):
-    """The bundle that is served."""
-
-    version: str = Field(examples=["15c0f43823b2"])
-    name: str = Field(examples=["bundle"])
-    items: int = Field(examples=[1500])
-    users: int = Field(examples=[3000])
-    metrics: dict[str, Any]
-    filters: FiltersOut
-
-
 class ErrorOut(BaseModel):
     """The response to a request that was rejected or failed."""
 

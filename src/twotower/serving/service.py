@@ -314,7 +314,7 @@ def _check(engine: Engine, event: EventIn, now: int) -> None:
         raise PartError("time_s", RequestError(text))
     if engine.row(event.item_id) == UNKNOWN:
         raise PartError("item_id", unknown("item", event.item_id))
-    known = engine.dataset.event_types
+    known = engine.recommender.reader.event_types
     if event.event_type is not None and event.event_type not in known:
         text = f"Unknown event type {event.event_type[:80]!r}. Allowed: {', '.join(known)}."
         raise PartError("event_type", RequestError(text))

@@ -19,11 +19,10 @@ from twotower.utils.config_data import (
     DataConfig,
     InteractionTableConfig,
     ItemTableConfig,
-    PrepareConfig,
+    LongFormConfig,
     SequencesConfig,
     SessionsConfig,
     Settings,
-    SplitConfig,
     TableConfig,
     UserTableConfig,
 )
@@ -37,6 +36,7 @@ from twotower.utils.config_model import (
     TowerConfig,
     UserTowerConfig,
 )
+from twotower.utils.config_prepare import PrepareConfig, SplitConfig
 from twotower.utils.config_serving import FromEnvironment, ServingConfig, serving_settings
 from twotower.utils.registry import Names, check_names
 
@@ -49,6 +49,7 @@ __all__ = [
     "InteractionTableConfig",
     "ItemTableConfig",
     "ItemTowerConfig",
+    "LongFormConfig",
     "ModelConfig",
     "PrepareConfig",
     "ResolvedConfig",
@@ -87,6 +88,9 @@ class TrainingConfig(Settings):
     negatives only; "full_softmax": all items."""
     negatives_per_positive: int = Field(4, ge=0)
     """Uniform negatives per example; the whole batch shares them (512 × 4 = 2,048)."""
+    negative_weight: float | None = Field(None, ge=0)
+    """Weight of an explicit negative or an impression, relative to an item of the catalogue, in the loss of its user's later
+    targets. 0: they are not learned from. null: the recipe race chooses the weight; 0 without a race."""
     batch_size: int = Field(512, ge=2)
     """Examples per step over all processes, slightly more if they cannot be split evenly. With `next_event`: tokens per step,
     padding included."""
@@ -112,6 +116,9 @@ class TrainingConfig(Settings):
     memory_budget_gb: float | None = Field(None, gt=0)
     """Memory limit. micro_batch_size, gradient_checkpointing and the storage of the tables are chosen so that training stays below
     it; see `twotower plan`. null: no limit."""
+    max_hours: float | None = Field(None, gt=0)
+    """Hours after which training stops, with a validation and a usable model; the recipe race counts. The log says after the first
+    steps what an epoch takes, and `--resume` goes on later. null: no limit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device for training. "auto": a GPU if one is usable, else the CPU."""
     checkpoint_every_s: float = Field(300.0, gt=0)
@@ -142,7 +149,8 @@ class EvaluationConfig(Settings):
     ks: list[Positive] = Field([5, 10, 20], min_length=1)
     """List lengths k that metrics are computed for."""
     exclude_seen: bool = True
-    """true: items of the user's history are not recommended (masked protocol); false: they may be (unmasked protocol)."""
+    """true: items of the user's history, and disliked ones, are not recommended (masked protocol); false: they may be (unmasked
+    protocol)."""
     max_queries: int | None = Field(None, ge=1)
     """Number of held-out queries to evaluate (a seeded sample). null: all."""
     refresh_days: float | None = Field(7.0, gt=0)
