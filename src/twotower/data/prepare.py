@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
@@ -151,7 +152,7 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     said = _item_text(stage, specs, items, chosen.events, item_rows)
     text = None if said is None else read_texts(said, config.prepare.text_encoder)
     trained = {"n_train_items": n_train_items, "n_train_users": n_train_users}
-    how = {"text_dim": config.prepare.text_dim, "text_encoder": config.prepare.text_encoder, "seed": config.seed}
+    how: dict[str, Any] = {"text_dim": config.prepare.text_dim, "text_encoder": config.prepare.text_encoder, "seed": config.seed}
     encoders = fit_encoders(specs, items, users, **trained, item_text=text, **how)
     encoders.save(folder)
     encoded = encode_items(encoders, items, text)
