@@ -151,7 +151,7 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     users = _entities(user_rows.join(chosen.users, USER_KEY).left_join(raw.users, USER_ID), USER_ROW, USER_ID)
     said = _item_text(stage, specs, items, chosen.events, item_rows)
     text = None if said is None else read_texts(said, config.prepare.text_encoder)
-    trained = {"n_train_items": n_train_items, "n_train_users": n_train_users}
+    trained: dict[str, Any] = {"n_train_items": n_train_items, "n_train_users": n_train_users}
     how: dict[str, Any] = {"text_dim": config.prepare.text_dim, "text_encoder": config.prepare.text_encoder, "seed": config.seed}
     encoders = fit_encoders(specs, items, users, **trained, item_text=text, **how)
     encoders.save(folder)
