@@ -43,8 +43,8 @@ def test_the_server_tells_the_word_and_a_filter_of_its_columns(model: tt.Model, 
 
     from twotower.serving.access import Access
     from twotower.serving.app import create_app
-    from twotower.serving.limits import Limits
     from twotower.serving.service import Service
+    from twotower.utils.config_serving import Limits
 
     service = Service(model.save(tmp_path / "shop"), f"sqlite:{tmp_path / 'events.db'}", Limits(rate=0))
     with TestClient(create_app(service, Access(public=True))) as client:

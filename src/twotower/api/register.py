@@ -109,7 +109,7 @@ def _adder(registry: Registry[Any], name: str) -> Add:
     if not isinstance(name, str) or not name:
         shown = getattr(name, "__name__", repr(name))
         raise ConfigError(f"The name of a {registry.kind} is {shown}. It must be a text: @register_{registry.kind}('mine').")
-    add = registry.register(name)
+    add: Add = registry.register(name)
 
     def checked(entry: T, /) -> T:
         if not callable(entry):

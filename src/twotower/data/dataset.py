@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twotower.data.event_arrays import Events, ItemEvents
+from twotower.data.event_arrays import Events, ItemEvents, NegativeEvents
 from twotower.errors import DataError
 from twotower.features.encoders import Encoders
 from twotower.retriever import Queries
@@ -32,6 +32,7 @@ from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragg
 from twotower.utils.types import Array, Int
 
 EVENTS_FILE, ITEM_EVENTS_FILE, POSITIONS_FILE = "events.safetensors", "visits.safetensors", "positions.safetensors"
+NEGATIVES_FILE = "negatives.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
 ASIDE = ("rejects.jsonl", TRUTH_FILE, POSITIONS_FILE)  # files that no model depends on
 
@@ -131,6 +132,12 @@ class Dataset:
         return Events(**open_arrays(self.path / EVENTS_FILE))
 
     @cached_property
+    def negatives(self) -> NegativeEvents | None:
+        """Return the explicit negatives and impressions; None if there are none."""
+        path = self.path / NEGATIVES_FILE
+        return NegativeEvents(**open_arrays(path)) if path.is_file() else None
+
+    @cached_property
     def item_events(self) -> ItemEvents:
         """Return all events by item, including anonymous ones."""
         return ItemEvents(**open_arrays(self.path / ITEM_EVENTS_FILE))
@@ -200,6 +207,17 @@ class Dataset:
         begin = events.offsets[user_rows]
         end = lower_bound(events.time_s, begin, events.offsets[user_rows + 1], time_s)
         return self._queries(None, begin, end, user_rows, time_s)
+
+    def disliked(self, user_rows: Int, time_s: Int) -> tuple[Int, Int] | None:
+        """Return the items that users dislike before times: offsets int64 [B + 1] and rows; None if there are no negatives."""
+        if self.negatives is None:
+            return None
+        rows = self.negatives
+        begin = rows.offsets[user_rows]
+        end = lower_bound(rows.time_s, begin, rows.offsets[user_rows + 1], time_s)
+        query, at = ragged_arange(begin, end - begin)
+        kept = ~rows.impression[at]
+        return lengths_to_offsets(np.bincount(query[kept], minlength=len(begin))), rows.item_row[at[kept]]
 
     def held_out(self, split: str, *, max_queries: int | None = None, seed: int = 0) -> HeldOut:
         """Return the queries of the split "valid" or "test" and their targets.
@@ -281,6 +299,7 @@ class Dataset:
             time_s=np.asarray(time_s, np.int64),
             user_row=np.asarray(user_row, np.int64),
             location=np.full((len(begin), 2), np.nan, np.float32),
+            disliked=self.disliked(user_row, time_s),
         )
 
 

@@ -56,16 +56,12 @@ NEVER_RAN = TrainingState(best=-math.inf)  # a candidate of the recipe race that
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 
 
-def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int) -> dict[str, int]:
+def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int, impressions: bool = False) -> dict[str, int]:
     """Write a simulated town's raw files to `out`, and return the number of rows by file."""
     with progress() as report:
+        sizes = {"users": users, "businesses": businesses, "events": events}
         return simulate(
-            out,
-            users=users,
-            businesses=businesses,
-            events=events,
-            seed=seed,
-            progress=lambda done, total: report("simulate", done, total),
+            out, **sizes, seed=seed, impressions=impressions, progress=lambda done, total: report("simulate", done, total)
         )
 
 
@@ -123,7 +119,8 @@ def train_stage(
     dataset = Dataset.open(data)
     config = as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
-    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
+    negatives = dataset.negatives is not None
+    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=negatives)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     limit = TimeLimit(config.training.max_hours)
     with distributed.process_group(device):

@@ -198,11 +198,13 @@ def _shares(raw: Tensor, divisor: Tensor, others: Tensor, leaves: list[Tensor]) 
 def _repeated(history: Queries, times: int) -> Queries:
     """Return the query repeated `times` times."""
     length = len(history.item_row)
-    tiled = {name: np.tile(getattr(history, name), times) for name in ("item_row", "event_time_s", "event_type", "stars")}
     return Queries(
         offsets=np.arange(times + 1) * length,
+        item_row=np.tile(history.item_row, times),
+        event_time_s=np.tile(history.event_time_s, times),
+        event_type=np.tile(history.event_type, times),
+        stars=np.tile(history.stars, times),
         time_s=np.repeat(history.time_s, times),
         user_row=np.repeat(history.user_row, times),
         location=np.repeat(history.location, times, axis=0),
-        **tiled,
     )
