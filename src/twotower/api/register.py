@@ -114,6 +114,7 @@ def _adder(registry: Registry[Any], name: str) -> Add:
     def checked(entry: T, /) -> T:
         if not callable(entry):
             raise ConfigError(f"The {registry.kind} {name!r} is a {type(entry).__name__}. It must be a function or a class.")
-        return add(entry)
+        add(entry)
+        return entry
 
     return checked
