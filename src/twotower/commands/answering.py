@@ -264,6 +264,8 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
 @click.option("--trusted-key", type=FILE, help="PEM file of an Ed25519 public key: only bundles signed for it are served.")
 @click.option("--tls-cert", type=FILE, help="PEM file of the certificate. With --tls-key the server speaks HTTPS.")
 @click.option("--tls-key", type=FILE, help="PEM file of the certificate's key.")
+@click.option("--map-tiles", metavar="URL", help="Images of the ground for the map of the page: an address with {z}, {x} and {y}.")
+@click.option("--map-attribution", default="", metavar="TEXT", help="Text on the map that the server of --map-tiles requires.")
 @click.option(
     "--refresh-s",
     type=click.FloatRange(0, 86_400),
@@ -274,7 +276,7 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
 @click.option(
     "--rate", type=click.FloatRange(0), default=100, show_default=True, help="Requests per second of each client. 0 means no limit."
 )
-def serve(rate: float, **options: Any) -> None:
+def serve(rate: float, map_tiles: str | None, map_attribution: str, **options: Any) -> None:
     """Answer requests over HTTP, with a web page at the same address. Stop with Ctrl+C.
 
     \b
@@ -286,7 +288,9 @@ def serve(rate: float, **options: Any) -> None:
         text = "--events has a password, which every user of this machine can read in the list of processes. Set TWOTOWER_EVENTS."
         raise ConfigError(text)
     from twotower.serving.limits import Limits
+    from twotower.serving.page_files import MapTiles
     from twotower.serving.server import Options
     from twotower.serving.server import serve as run_server
 
-    run_server(Options(**options, limits=Limits(rate=rate, burst=max(2 * rate, 1))))
+    tiles = MapTiles(map_tiles, map_attribution) if map_tiles else None
+    run_server(Options(**options, map_tiles=tiles, limits=Limits(rate=rate, burst=max(2 * rate, 1))))

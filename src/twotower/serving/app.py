@@ -19,9 +19,8 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic_core import to_json
 
@@ -37,10 +36,10 @@ from twotower.serving.clients import Clients
 from twotower.serving.error_handlers import handle_errors
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
+from twotower.serving.page_files import MapTiles, PageFiles
 from twotower.serving.service import Service, joined, unknown
 
 ITEMS_PER_TOKEN = 25  # of a search count as one more request
-PAGE = Path(__file__).with_name("page")
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": s.ErrorOut, "description": "The request cannot be read."},
     408: {"model": s.ErrorOut, "description": "The request took too long."},
@@ -69,7 +68,7 @@ Searched = Annotated[str, Query(max_length=100, description="Part of the item na
 BODIES = (s.RecommendIn, s.BatchIn, s.EventsIn, s.ReloadIn)
 
 
-def create_app(service: Service, access: Access, clients: Clients | None = None) -> FastAPI:
+def create_app(service: Service, access: Access, clients: Clients | None = None, tiles: MapTiles | None = None) -> FastAPI:
     """Return the HTTP application of a service.
 
     Parameters
@@ -78,6 +77,8 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
         Keys with their roles, allowed hosts and origins.
     clients
         What each client uses, shared with the server that accepts connections.
+    tiles
+        Where the map of the page gets images of the ground; None: it draws its own.
     """
     app = FastAPI(
         title="twotower",
@@ -88,9 +89,8 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
         redirect_slashes=False,  # a redirect would follow a forged Host
     )
     app.state.service = service
-    gate = Gate(
-        service.limits, service.meters, access, clients or Clients(service.limits), lambda client: service.overloaded(client)
-    )
+    images = tiles.origin if tiles is not None else ""
+    gate = Gate(service.limits, service.meters, access, clients or Clients(service.limits), service.overloaded, images)
     app.add_middleware(RequestMiddleware, gate=gate)
     handle_errors(app)
     app.openapi = _documented(app, app.openapi)  # type: ignore[method-assign]
@@ -101,7 +101,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
     _users(app, service, look_up)
     _writing(app, service)
     _watching(app, service)
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    _page(app, PageFiles(tiles))
     return app
 
 
@@ -179,19 +179,20 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
     finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/items", response_model=s.ItemsOut, tags=["items"], **reading)
-    async def items(request: Request, q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
+    async def items(
+        request: Request,
+        q: Searched = "",
+        limit: Limit = 20,
+        id: Annotated[list[str], Ids] = [],  # noqa: B006
+        columns: Annotated[bool, Query(description="With `id`: return all catalogue columns of the items.")] = False,
+    ) -> Response:
         """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items.
 
         With `id`, which can be repeated, return the items with these ids. Unknown ids are left out.
         """
         request.state.asks_for(1 + max(limit, len(id)) // ITEMS_PER_TOKEN)
-        return _json(
-            {
-                "items": await (
-                    look_up(service.current.browser.items_of, id) if id else look_up(service.current.browser.items, q, limit)
-                )
-            }
-        )
+        browser = service.current.browser
+        return _json({"items": await (look_up(browser.items_of, id, columns) if id else look_up(browser.items, q, limit))})
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
     async def item(item_id: str) -> Response:
@@ -199,6 +200,16 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         current, name = service.current, unquote(item_id)
         _known(current.engine.row(name) != UNKNOWN, "item", name)
         return _json(current.browser.item(name))
+
+    @app.get("/v1/columns", response_model=s.ColumnsOut, tags=["items"], **reading)
+    async def columns() -> Response:
+        """Describe the columns that filters can compare, with frequent values and examples of filters."""
+        return _json(await look_up(lambda browser: browser.columns.about(), service.current.browser))
+
+    @app.get("/v1/values", response_model=s.ValuesOut, tags=["items"], **reading)
+    async def values(column: Annotated[str, Query(max_length=MAX_ID_CHARS)], q: Searched = "", limit: Limit = 20) -> Response:
+        """Search the values of a column of texts or lists by part of them, ignoring case and accents."""
+        return _json({"values": await look_up(lambda browser: browser.columns.values(column, q, limit), service.current.browser)})
 
 
 def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
@@ -281,9 +292,18 @@ def _watching(app: FastAPI, service: Service) -> None:
     async def docs() -> HTMLResponse:
         return HTMLResponse(described(), headers={"cache-control": "no-cache"})
 
+
+def _page(app: FastAPI, files: PageFiles) -> None:
     @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+    async def page() -> Response:
+        return files.index()
+
+    @app.get("/page/{name:path}", include_in_schema=False)
+    async def file(name: str, request: Request) -> Response:
+        found = files.file(name, request.headers.get("accept-encoding", ""))
+        if found is None:
+            raise HTTPException(404, f"The page has no file {name[:80]!r}.")
+        return found
 
 
 def _json(content: Any) -> Response:

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -48,7 +49,6 @@ POLICY = (
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -69,6 +69,8 @@ class Gate:
     ----------
     overloaded
         Returns True if a client has so many requests in the queue that its next ones are rejected before they are read.
+    images
+        Origin of images that the page may show beside its own; empty: none.
     """
 
     limits: Limits
@@ -76,6 +78,7 @@ class Gate:
     access: Access
     clients: Clients
     overloaded: Callable[[str], bool]
+    images: str = ""
 
 
 class RequestMiddleware:
@@ -293,7 +296,7 @@ class _Passage:
         return True
 
     def _headers(self, present: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        added = [*HEADERS, (b"x-request-id", self.request_id.encode())]
+        added = [_policy(self._gate.images), *HEADERS, (b"x-request-id", self.request_id.encode())]
         if self.scope["scheme"] == "https":
             added.append(TRANSPORT)
         if self._gate.access.origins:
@@ -302,6 +305,12 @@ class _Passage:
             if origin.decode("latin-1").lower() in self._gate.access.origins:
                 added.append((b"access-control-allow-origin", origin))
         return added if any(name == b"cache-control" for name, _ in present) else [*added, UNCACHED]
+
+
+@cache
+def _policy(images: str) -> tuple[bytes, bytes]:
+    """Return the header with the content security policy."""
+    return b"content-security-policy", POLICY.replace("img-src", f"img-src {images}".rstrip()).encode()
 
 
 def _text(head: dict[bytes, bytes], name: bytes) -> str:

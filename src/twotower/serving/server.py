@@ -24,6 +24,7 @@ from twotower.serving.clients import Clients
 from twotower.serving.http_server import HttpServer, bound_sockets
 from twotower.serving.json_logs import setup_json_logs
 from twotower.serving.limits import Limits
+from twotower.serving.page_files import MapTiles
 from twotower.serving.service import Service, freeze_garbage_collector
 from twotower.utils.console import log
 
@@ -47,6 +48,7 @@ class Options:
     trusted_key: Path | None
     tls_cert: Path | None
     tls_key: Path | None
+    map_tiles: MapTiles | None
     refresh_s: float
     limits: Limits
 
@@ -87,7 +89,7 @@ async def _run(
     tls: ssl.SSLContext | None,
     sockets: list[socket.socket],
 ) -> None:
-    app, stop, ended = create_app(service, access, clients), asyncio.Event(), list[int]()
+    app, stop, ended = create_app(service, access, clients, options.map_tiles), asyncio.Event(), list[int]()
 
     def on_stop() -> None:
         service.stopping = True
