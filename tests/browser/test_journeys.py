@@ -107,7 +107,7 @@ def test_a_card_joins_the_history_and_the_rest_say_where_they_went(visit: Open) 
         assert card.locator(".move > [aria-hidden]").inner_text() == sign
     gone = [one for one in before if one not in after and one != before[2]]
     expect(page.locator("#moved .chip")).to_have_count(min(len(gone), 6))
-    assert f"{len(gone)} removed" in page.locator("#moved").inner_text()
+    assert not gone or f"{len(gone)} removed" in page.locator("#moved").inner_text()
     expect(cards(page).nth(2).locator(".add")).to_be_focused()  # keyboard users continue from there
     asked(page, lambda: page.locator("#history > li").first.get_by_role("button", name=re.compile("from the history")).click())
     assert ids(page) == before

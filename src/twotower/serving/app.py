@@ -33,9 +33,10 @@ from twotower.serving.api_reference import api_page
 from twotower.serving.bodies import described, json_body, schemas_of
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
+from twotower.serving.column_schemas import ColumnsOut, ValuesOut
 from twotower.serving.error_handlers import handle_errors
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
-from twotower.serving.middleware import Gate, RequestMiddleware
+from twotower.serving.middleware import Gate, RequestMiddleware, accepts_gzip
 from twotower.serving.page_files import MapTiles, PageFiles
 from twotower.serving.service import Service, joined, unknown
 
@@ -201,12 +202,12 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         _known(current.engine.row(name) != UNKNOWN, "item", name)
         return _json(current.browser.item(name))
 
-    @app.get("/v1/columns", response_model=s.ColumnsOut, tags=["items"], **reading)
+    @app.get("/v1/columns", response_model=ColumnsOut, tags=["items"], **reading)
     async def columns() -> Response:
         """Describe the columns that filters can compare, with frequent values and examples of filters."""
         return _json(await look_up(lambda browser: browser.columns.about(), service.current.browser))
 
-    @app.get("/v1/values", response_model=s.ValuesOut, tags=["items"], **reading)
+    @app.get("/v1/values", response_model=ValuesOut, tags=["items"], **reading)
     async def values(column: Annotated[str, Query(max_length=MAX_ID_CHARS)], q: Searched = "", limit: Limit = 20) -> Response:
         """Search the values of a column of texts or lists by part of them, ignoring case and accents."""
         return _json({"values": await look_up(lambda browser: browser.columns.values(column, q, limit), service.current.browser)})
@@ -300,7 +301,7 @@ def _page(app: FastAPI, files: PageFiles) -> None:
 
     @app.get("/page/{name:path}", include_in_schema=False)
     async def file(name: str, request: Request) -> Response:
-        found = files.file(name, request.headers.get("accept-encoding", ""))
+        found = files.file(name, packed=accepts_gzip(request.headers.get("accept-encoding", "").encode("latin-1")))
         if found is None:
             raise HTTPException(404, f"The page has no file {name[:80]!r}.")
         return found

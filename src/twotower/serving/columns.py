@@ -69,7 +69,6 @@ class Columns:
 
     def _column(self, name: str) -> Json:
         column = self._items[name]
-        known = len(column) - column.null_count
         if is_number(column.type):
             numbers = column.drop_null().to_numpy().astype(np.float64)
             numbers = numbers[np.isfinite(numbers)]
@@ -77,11 +76,19 @@ class Columns:
             few = zip(distinct.tolist(), counts.tolist(), strict=True) if len(distinct) <= FEW else ()
             values = [{"value": _plain(value), "items": count} for value, count in few]
             ends = {"min": _plain(numbers.min()), "max": _plain(numbers.max())} if len(numbers) else {"min": None, "max": None}
-            return {"name": name, "kind": "number", "items": known, **ends, "values": values, "more": False}
+            return {"name": name, "kind": "number", "items": len(numbers), **ends, "values": values, "more": False}
         values = self.values(name, "", MAX_VALUES)
         kind = "list" if is_list(column.type) else "text"
         more = len(self._values(name)[0]) > len(values)
-        return {"name": name, "kind": kind, "items": known, "min": None, "max": None, "values": values, "more": more}
+        return {
+            "name": name,
+            "kind": kind,
+            "items": len(column) - column.null_count,
+            "min": None,
+            "max": None,
+            "values": values,
+            "more": more,
+        }
 
     def values(self, name: str, query: str, limit: int) -> list[Json]:
         """Return values of a column of texts or lists that contain `query`, ignoring case and accents: frequent ones first.

@@ -257,7 +257,7 @@ class _Passage:
         if len(body) < GZIP_FROM_BYTES or b"content-encoding" in headers or not kind.startswith((b"application/json", b"text/")):
             return message
         start["headers"].append((b"vary", b"accept-encoding"))
-        if not _accepts_gzip(self.head.get(b"accept-encoding", b"")):
+        if not accepts_gzip(self.head.get(b"accept-encoding", b"")):
             return message
         if len(body) < GZIP_IN_THREAD_FROM_BYTES:
             small = gzip.compress(body, 1, mtime=0)
@@ -317,7 +317,7 @@ def _text(head: dict[bytes, bytes], name: bytes) -> str:
     return head.get(name, b"").decode("latin-1").strip()
 
 
-def _accepts_gzip(accepted: bytes) -> bool:
+def accepts_gzip(accepted: bytes) -> bool:
     """Return True if the header `Accept-Encoding` allows gzip."""
     for part in accepted.lower().split(b","):
         name, _, quality = part.strip().partition(b";")

@@ -29,7 +29,7 @@ KINDS = {
     ".txt": "text/plain; charset=utf-8",
 }
 KEPT, ASKED = "public, max-age=31536000, immutable", "no-cache"
-TILES = re.compile(r"https?://[^\s\"'<>;,]+")
+TILES = re.compile(r"https?://[\w.-]+(:\d+)?/[^\s\"'<>;,]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class MapTiles:
     attribution: str = ""
 
     def __post_init__(self) -> None:
-        if not TILES.fullmatch(self.url) or not all(part in self.url for part in ("{z}", "{x}", "{y}")) or "{" in self.origin:
+        if not TILES.fullmatch(self.url) or not all(part in self.url for part in ("{z}", "{x}", "{y}")):
             raise ConfigError(
                 f"Invalid address of map tiles: {self.url[:80]!r}. Expected one such as https://tiles.example.org/{{z}}/{{x}}/{{y}}.png."
             )
@@ -97,14 +97,14 @@ class PageFiles:
         """Return the page itself."""
         return Response(self._index, media_type="text/html", headers={"cache-control": ASKED})
 
-    def file(self, name: str, accepted: str) -> Response | None:
-        """Return a file, compressed if the client accepts gzip (`accepted`: its header); None if there is none."""
+    def file(self, name: str, *, packed: bool) -> Response | None:
+        """Return a file, with `packed` compressed if that is shorter; None if there is none."""
         tagged = name.startswith(f"{self.tag}/")
         name = name.removeprefix(f"{self.tag}/")
         if name not in self._files or name == "index.html":
             return None
         headers = {"cache-control": KEPT if tagged else ASKED, "vary": "accept-encoding"}
-        packed = "gzip" in accepted and len(self._packed[name]) < len(self._files[name])
+        packed = packed and len(self._packed[name]) < len(self._files[name])
         if packed:
             headers["content-encoding"] = "gzip"
         content = (self._packed if packed else self._files)[name]
