@@ -214,7 +214,7 @@ def test_a_filter_that_is_refused_is_answered_at_the_filter(visit: Open, picture
     expect(refusal).to_contain_text("prise")
     expect(page.locator("#list-column")).to_have_class(re.compile("stale"))
     picture(page, "refused")
-    page.get_by_role("button", name="prise <= 2", exact=True).click()
+    page.get_by_role("button", name="Prise: at most 2", exact=True).click()
     expect(page.get_by_label("Or write it")).to_have_value("prise <= 2")  # a condition can be corrected
     page.get_by_label("Or write it").fill("price <= 2")
     page.get_by_label("Or write it").press("Enter")
@@ -320,7 +320,7 @@ def ground(page: Page) -> None:
         page.keyboard.press("Escape")
     if not page.locator("#map").is_visible():
         page.get_by_role("button", name=re.compile("^Map")).click()
-    page.locator("#map path.covered").first.wait_for()
+    page.locator("#map path.covered").first.wait_for(state="attached")
 
 
 def operations(page: Page) -> None:

@@ -38,7 +38,8 @@ def test_everything_is_reached_by_tab_with_a_visible_focus(visit: Open) -> None:
         stop, seen, what = page.evaluate(
             """() => {
               const e = document.activeElement;
-              const shown = e.matches(".segments input") ? e.nextElementSibling : e.querySelector(".pin .shape") ?? e;
+              const pin = e.matches(".marker") && e.querySelector(".shape");
+              const shown = e.matches(".segments input") ? e.nextElementSibling : pin || e;
               return [e.dataset.stop ?? null, getComputedStyle(shown).outlineStyle !== "none", e.outerHTML.slice(0, 120)];
             }"""
         )

@@ -134,7 +134,7 @@ function showHistory() {
   document.title = state.user ? `${state.user} · twotower` : "twotower";
   $("#history-note").textContent = state.user ? `of ${state.user}` : items.length ? "built by you" : "\u00a0"; // keeps its line
   $("#user-find").placeholder = state.user ?? "Find a user by id";
-  Sheets.mark("history-column", events.length || "");
+  Sheets.mark("history-column", events.length);
   const empty = h(
     "div",
     { class: "state small" },

@@ -89,7 +89,7 @@ export class Controls {
     $("#diversity").value = state.diversity;
     this.say(state);
     this.chips(state);
-    Sheets.mark("controls", tuned(state) || "");
+    Sheets.mark("controls", tuned(state));
   }
 
   /** Shows the conditions and what is hidden, each with a button that removes it. */

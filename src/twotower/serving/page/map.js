@@ -191,7 +191,12 @@ export class ItemMap {
     const best = Boolean(first.rank);
     const shape = h("span", { class: "shape" }, best ? String(first.rank) : "");
     const more = items.length > 1 && h("span", { class: "more" }, `+${items.length - 1}`);
-    const html = h("span", { class: `pin ${best ? "best" : first.added ? "visit added" : "visit"}` }, shape, more);
+    const html = h(
+      "span",
+      { "aria-hidden": "true", class: `pin ${best ? "best" : first.added ? "visit added" : "visit"}` },
+      shape,
+      more,
+    );
     const marker = L.marker(at(first), {
       icon: L.divIcon({ className: "marker", html, iconSize: [GAP - 4, GAP - 4] }),
       zIndexOffset: best ? 1000 - first.rank : 0,
@@ -223,7 +228,7 @@ export class ItemMap {
   key(event, marker, items) {
     const n = this.pins.findIndex((one) => one.marker === marker);
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (event.key === " ") this.press(items, marker);
+    if (event.key === "Enter" || event.key === " ") this.press(items, marker);
     else if (step) {
       const next = (n + step + this.pins.length) % this.pins.length;
       this.stop(next);

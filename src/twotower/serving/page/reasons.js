@@ -22,6 +22,7 @@ const ITEM = {
   new: ["New in the catalogue", "It is new"],
   state: ["Often chosen and well rated lately", "How it was rated lately"],
   location: ["In an area where you go", "Where it is"],
+  hours: ["Its opening hours fit you", "Its opening hours"],
   text: ["Its description fits your history", "Its description"],
   co_visited: ["Often chosen together with your history", "What it is chosen together with"],
 };
@@ -49,7 +50,7 @@ export function sentence({ kind, name, label: text, share }, { stars, added, nea
   if (kind === "user") return words(USER[name] ?? [`Fits your ${label(name).toLowerCase()}`, `Your ${label(name).toLowerCase()}`]);
   if (name === "distance") return words(near ? USER.request_location : USER.home);
   const value = valueIn(name, text);
-  if (value === null) return words(ITEM[name] ?? [`Its ${label(name).toLowerCase()} fits you`, `Its ${label(name).toLowerCase()}`]);
+  if (value === null) return words(ITEM[name] ?? [`Fits you: ${label(name).toLowerCase()}`, `Its ${label(name).toLowerCase()}`]);
   if (name === "price") return `Its price: ${price(Number(value), levels) ?? value}`;
   const said = [...new Set(value.split(", ").map(attribute))].join(", ");
   return short(good ? `Fits your taste: ${said}` : `${label(name)}: ${said}`);

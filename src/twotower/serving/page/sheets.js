@@ -46,8 +46,8 @@ export class Sheets {
     if (this.dialog.open) this.dialog.close();
   }
 
-  /** Marks the buttons with a number, such as that of the filters in use. */
-  static mark(name, text) {
-    $(`[data-sheet="${name}"] .badge`).textContent = text;
+  /** Marks a button with a number, such as that of the filters in use; 0: no mark. */
+  static mark(name, number) {
+    $(`[data-sheet="${name}"] .badge`).textContent = number > 99 ? "99+" : number || "";
   }
 }
