@@ -190,7 +190,7 @@ export class ItemMap {
     const [first] = items;
     const best = Boolean(first.rank);
     const shape = h("span", { class: "shape" }, best ? String(first.rank) : "");
-    const more = items.length > 1 && h("span", { class: "more" }, `+${items.length - 1}`);
+    const more = items.length > 1 && h("span", { class: "more", data: { more: `+${items.length - 1}` } });
     const html = h(
       "span",
       { "aria-hidden": "true", class: `pin ${best ? "best" : first.added ? "visit added" : "visit"}` },

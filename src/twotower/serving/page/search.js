@@ -99,6 +99,7 @@ export function combobox(input, { find, draw, pick, nothing, choosing = true, li
   };
   input.addEventListener("keydown", (event) => {
     const act = keys[event.key];
+    if (event.key === "Escape" && list.hidden && !input.value) return; // a sheet around the field may close
     if (event.key === "Enter" && !choosing && active < 0) return close();
     if (event.key === "Enter" && pending) {
       event.preventDefault();
