@@ -25,7 +25,7 @@ from twotower.pipeline.stages import train_stage
 from twotower.utils.config import parse_config
 
 CHROMIUM = "/usr/bin/chromium"
-START_S = 60
+START_S = 120
 WIDE, PHONE, SMALL = (1440, 900), (390, 844), (320, 640)
 KEY = "a-key-for-the-page"
 
