@@ -301,8 +301,7 @@ def _page(app: FastAPI, files: PageFiles) -> None:
 
     @app.get("/page/{name:path}", include_in_schema=False)
     async def file(name: str, request: Request) -> Response:
-        found = files.file(name, packed=accepts_gzip(request.headers.get("accept-encoding", "").encode("latin-1")))
-        if found is None:
+        if (found := files.file(name, packed=accepts_gzip(request.headers.get("accept-encoding", "").encode("latin-1")))) is None:
             raise HTTPException(404, f"The page has no file {name[:80]!r}.")
         return found
 
