@@ -18,8 +18,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import HTMLResponse
 from pydantic_core import to_json
 
 from twotower.errors import BusyError, TwoTowerError
@@ -31,16 +30,17 @@ from twotower.serving.api_reference import api_page
 from twotower.serving.bodies import schemas_of
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
+from twotower.serving.column_schemas import ColumnsOut, ValuesOut
 from twotower.serving.cursors import MAX_CURSOR_CHARS, depth
 from twotower.serving.error_handlers import handle_errors
 from twotower.serving.json_routes import BEARER, JsonRoutes, Post, Route, documented
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
+from twotower.serving.page_files import MapTiles, PageFiles, add_page
 from twotower.serving.service import Service, joined, unknown
 from twotower.utils.config_serving import ServingConfig
 
 ITEMS_PER_TOKEN = 25  # of a search count as one more request
-PAGE = Path(__file__).with_name("page")
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": s.ErrorOut, "description": "The request cannot be read."},
     408: {"model": s.ErrorOut, "description": "The request took too long."},
@@ -78,7 +78,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     clients
         Usage of each client, shared with the server that accepts connections.
     config
-        What the log says of requests.
+        What the log says of requests, and where the map of the page gets its ground.
     """
     shown = config or ServingConfig()
     app = FastAPI(
@@ -90,6 +90,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
         redirect_slashes=False,  # a redirect would follow a forged Host
     )
     app.state.service = service
+    tiles = MapTiles(shown.map_tiles, shown.map_attribution) if shown.map_tiles else None
     gate = Gate(
         service.limits,
         service.meters,
@@ -98,6 +99,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
         lambda client: service.overloaded(client),
         shown.log_clients,
         shown.log_probes,
+        tiles.origin if tiles is not None else "",
     )
     routes: dict[str, Route] = {}
     app.add_middleware(JsonRoutes, routes=routes)
@@ -112,7 +114,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     _users(app, service, look_up)
     _writing(app, post, service)
     _watching(app, service)
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    add_page(app, PageFiles(tiles))
     return app
 
 
@@ -190,6 +192,7 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         limit: Limit = 20,
         cursor: Further = None,
         id: Annotated[list[str], Ids] = [],  # noqa: B006
+        columns: Annotated[bool, Query(description="With `id`: return all catalogue columns of the items.")] = False,
     ) -> Response:
         """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items.
 
@@ -197,7 +200,7 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         """
         request.state.asks_for(1 + max(limit, len(id)) // ITEMS_PER_TOKEN)
         if id:
-            return _json({"next": None, "items": await look_up(service.current.browser.items_of, id)})
+            return _json({"next": None, "items": await look_up(service.current.browser.items_of, id, columns)})
         return _json(await look_up(service.items, q, limit, cursor))
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
@@ -206,6 +209,16 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         current, name = service.current, unquote(item_id)
         _known(current.engine.row(name) != UNKNOWN, "item", name)
         return _json(current.browser.item(name))
+
+    @app.get("/v1/columns", response_model=ColumnsOut, tags=["items"], **reading)
+    async def columns() -> Response:
+        """Describe the columns that filters can compare, with frequent values and examples of filters."""
+        return _json(await look_up(lambda browser: browser.columns.about(), service.current.browser))
+
+    @app.get("/v1/values", response_model=ValuesOut, tags=["items"], **reading)
+    async def values(column: Annotated[str, Query(max_length=MAX_ID_CHARS)], q: Searched = "", limit: Limit = 20) -> Response:
+        """Search the values of a column of texts or lists by part of them, ignoring case and accents."""
+        return _json({"values": await look_up(lambda browser: browser.columns.values(column, q, limit), service.current.browser)})
 
 
 def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
@@ -285,10 +298,6 @@ def _watching(app: FastAPI, service: Service) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(described(), headers={"cache-control": "no-cache"})
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
 
 def _json(content: Any) -> Response:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -48,7 +49,6 @@ POLICY = (
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -71,6 +71,8 @@ class Gate:
         Returns True if a client has so many requests in the queue that its next ones are rejected before they are read.
     log_clients, log_probes
         See `utils.config_serving.ServingConfig`.
+    images
+        Origin of images that the page may show beside its own; empty: none.
     """
 
     limits: Limits
@@ -80,6 +82,7 @@ class Gate:
     overloaded: Callable[[str], bool]
     log_clients: str = "full"
     log_probes: bool = False
+    images: str = ""
 
     def shown(self, client: str) -> dict[str, str]:
         """Return what a log line says of a client."""
@@ -271,7 +274,7 @@ class _Passage:
         if len(body) < GZIP_FROM_BYTES or b"content-encoding" in headers or not kind.startswith((b"application/json", b"text/")):
             return message
         start["headers"].append((b"vary", b"accept-encoding"))
-        if not _accepts_gzip(self.head.get(b"accept-encoding", b"")):
+        if not accepts_gzip(self.head.get(b"accept-encoding", b"")):
             return message
         if len(body) < GZIP_IN_THREAD_FROM_BYTES:
             small = gzip.compress(body, 1, mtime=0)
@@ -310,7 +313,7 @@ class _Passage:
         return True
 
     def _headers(self, present: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        added = [*HEADERS, (b"x-request-id", self.request_id.encode())]
+        added = [_policy(self._gate.images), *HEADERS, (b"x-request-id", self.request_id.encode())]
         if self.scope["scheme"] == "https":
             added.append(TRANSPORT)
         if self._gate.access.origins:
@@ -321,11 +324,17 @@ class _Passage:
         return added if any(name == b"cache-control" for name, _ in present) else [*added, UNCACHED]
 
 
+@cache
+def _policy(images: str) -> tuple[bytes, bytes]:
+    """Return the header with the content security policy."""
+    return b"content-security-policy", POLICY.replace("img-src", f"img-src {images}".rstrip()).encode()
+
+
 def _text(head: dict[bytes, bytes], name: bytes) -> str:
     return head.get(name, b"").decode("latin-1").strip()
 
 
-def _accepts_gzip(accepted: bytes) -> bool:
+def accepts_gzip(accepted: bytes) -> bool:
     """Return True if the header `Accept-Encoding` allows gzip."""
     for part in accepted.lower().split(b","):
         name, _, quality = part.strip().partition(b";")

@@ -275,7 +275,7 @@ class ItemsOut(BaseModel):
     """Items."""
 
     next: Next
-    items: list[ItemOut]
+    items: list[ItemOut | ItemDetailOut]
 
 
 class SimilarOut(BaseModel):
