@@ -134,7 +134,7 @@ def test_items_without_coordinates_are_listed_and_counted(visit: Open) -> None:
 @slow
 def test_the_page_calls_items_what_the_bundle_calls_them(visit: Open) -> None:
     def songs(about: dict[str, Any]) -> None:
-        about["noun"] = "story"
+        about |= {"noun": "story", "nouns": "stories"}
 
     page = shown(visit(routes=(("**/v1/about", changed(songs)),)))
     expect(page.locator("#catalogue")).to_contain_text("stories")

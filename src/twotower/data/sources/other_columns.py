@@ -113,7 +113,7 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
     checks = {"number": NUMBER, "whole": WHOLE, "list": r"^\[.*\]$"}
     asked = {
         f"{place} {check}": (
-            rows[name].re_search(pattern) & (_is_json(rows[name]) if check == "list" else rows[name].length() <= MAX_CHARS)
+            rows[name].re_search(pattern) & (_is_list(rows[name]) if check == "list" else rows[name].length() <= MAX_CHARS)
         ).all()
         for place, name in enumerate(texts)
         for check, pattern in checks.items()
@@ -124,10 +124,15 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
         if every[f"{place} number"]:
             columns[name] = rows[name].try_cast("int64" if every[f"{place} whole"] else "float64")
         elif every[f"{place} list"]:
-            columns[name] = rows[name].try_cast("json").cast("array<string>")
+            columns[name] = _as_list(rows[name])
     return rows.mutate(**columns)
 
 
-def _is_json(text: ir.StringValue) -> ir.BooleanValue:
-    """Return whether a text is JSON; null for null, which `all` ignores."""
-    return ibis.ifelse(text.isnull(), ibis.null("boolean"), text.try_cast("json").notnull())
+def _as_list(text: ir.StringValue) -> ir.Value:
+    """Return a text as a list of texts, null where it is none."""
+    return text.try_cast("json").cast("array<string>")
+
+
+def _is_list(text: ir.StringValue) -> ir.BooleanValue:
+    """Return whether a text is a list in JSON; null for null, which `all` ignores."""
+    return ibis.ifelse(text.isnull(), ibis.null("boolean"), _as_list(text).notnull())
