@@ -112,13 +112,14 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
         return rows
     checks = {"number": NUMBER, "whole": WHOLE, "list": r"^\[.*\]$"}
     asked = {
-        f"{place} {check}": (
-            rows[name].re_search(pattern) & (_is_list(rows[name]) if check == "list" else rows[name].length() <= MAX_CHARS)
-        ).all()
+        f"{place} {check}": (rows[name].re_search(pattern) & ((check == "list") | (rows[name].length() <= MAX_CHARS))).all()
         for place, name in enumerate(texts)
         for check, pattern in checks.items()
     }
     (every,) = rows.aggregate(**asked).to_pyarrow().to_pylist()
+    bracketed = {f"{place} list": _is_list(rows[name]).all() for place, name in enumerate(texts) if every[f"{place} list"]}
+    if bracketed:
+        every |= rows.aggregate(**bracketed).to_pyarrow().to_pylist()[0]
     columns: dict[str, ir.Value] = {}
     for place, name in enumerate(texts):  # a check of a column without values is null
         if every[f"{place} number"]:
