@@ -108,7 +108,7 @@ class RequestMiddleware:
         try:
             if not await self._refused(passage):
                 await self._within(passage, self.limits.request_s, patient=passage.path.startswith(UNTIMED_PREFIX))
-        except ClientDisconnect:  # the response is for the log; nobody reads it
+        except ClientDisconnect:  # the response is only for the log
             await passage.refuse(400, "malformed", "The connection was closed before the end of the body.")
         except Exception as error:
             passage.crash = error

@@ -36,7 +36,7 @@ export const tuned = (state) => TUNED.filter((name) => differs(state, name)).len
 /** The state with all filters and settings at their defaults. */
 export const untuned = (state) => ({ ...state, ...Object.fromEntries(TUNED.map((name) => [name, START[name]])) });
 
-/** What changes with the person who asks: another user, or nobody. */
+/** The parts of the state that belong to one user, and change when another or none is chosen. */
 export const someone = (user) => ({ user, added: [], hidden: [], k: START.k });
 
 export function toHash(state) {
