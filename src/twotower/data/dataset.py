@@ -29,7 +29,7 @@ from twotower.utils.array_files import open_arrays
 from twotower.utils.manifests import DatasetManifest, open_manifest
 from twotower.utils.nouns import plural
 from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
-from twotower.utils.types import Array, Int
+from twotower.utils.types import Array, Float64, Int
 
 EVENTS_FILE, ITEM_EVENTS_FILE, POSITIONS_FILE = "events.safetensors", "visits.safetensors", "positions.safetensors"
 NEGATIVES_FILE = "negatives.safetensors"
@@ -141,6 +141,14 @@ class Dataset:
     def item_events(self) -> ItemEvents:
         """Return all events by item, including anonymous ones."""
         return ItemEvents(**open_arrays(self.path / ITEM_EVENTS_FILE))
+
+    @cached_property
+    def first_event_s(self) -> Float64:
+        """Return the time of the first event of each item in seconds, float64 [n_item_rows]; infinity without one."""
+        first = np.full(self.n_item_rows, np.inf)
+        kept = self.item_events.split != WITHHELD
+        np.minimum.at(first, self.item_events.item_row[kept], self.item_events.time_s[kept])
+        return first
 
     @cached_property
     def items(self) -> pa.Table:
