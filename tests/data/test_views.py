@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from twotower.data.dataset import Dataset
 from twotower.data.event_arrays import Events
+from twotower.data.train_events import TrainEvents, user_shares
 from twotower.data.views import (
     OBJECTIVES,
     AnyEventObjective,
     Examples,
     NextEventObjective,
     Objective,
-    TrainEvents,
     request_locations,
-    user_shares,
 )
 from twotower.errors import TrainingError
 from twotower.features.feature_store import FeatureStore

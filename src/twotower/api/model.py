@@ -38,7 +38,7 @@ class Model(Params):
         Random seed. None: that of `config`, else 0.
     config
         Settings as a YAML file, a dict or a `Config`; the other arguments override them.
-    data, prepare, model, training, evaluation
+    data, prepare, model, training, evaluation, updating
         Sections of the settings, as dicts: `training={"num_epochs": 4}`.
     callbacks
         Objects with `on_step`, `on_validation` and so on; see `Callback`.
@@ -66,11 +66,13 @@ class Model(Params):
         model: Section | None = None,
         training: Section | None = None,
         evaluation: Section | None = None,
+        updating: Section | None = None,
         callbacks: Sequence[Callback] = (),
         verbose: int = 1,
     ) -> None:
         self.seed, self.config, self.callbacks, self.verbose = seed, config, callbacks, verbose
-        self.data, self.prepare, self.model, self.training, self.evaluation = data, prepare, model, training, evaluation
+        self.data, self.prepare, self.model, self.training = data, prepare, model, training
+        self.evaluation, self.updating = evaluation, updating
         self._fitted: Fitted | None = None
         self.settings()
 

@@ -12,7 +12,7 @@ from twotower.utils.config import Config, load_config, merged, parse_config
 from twotower.utils.registry import check_names
 
 Section = Mapping[str, Any]
-SECTIONS = ("data", "prepare", "model", "training", "evaluation")
+SECTIONS = ("data", "prepare", "model", "training", "evaluation", "updating")
 TABLES = ("interactions", "items", "users")
 Self = TypeVar("Self", bound="Params")
 

@@ -36,7 +36,8 @@ from twotower.data.sources.spark_engine import SparkEngine
 from twotower.data.sources.tables import read_tables
 from twotower.data.sources.yelp import read_yelp
 from twotower.errors import ConfigError, DataError, nearest
-from twotower.features.encoders import encode_items, encode_users, fit_encoders, hash_texts
+from twotower.features.encoders import encode_items, encode_users, fit_encoders
+from twotower.features.text_vectors import hash_texts
 from twotower.schema import (
     EVENT_TYPE,
     FIRST_ROW,
@@ -109,7 +110,7 @@ def prepare(
         The settings do not fit the data: a split that needs missing times or parts, or an unknown name.
     """
     say, read = progress or (lambda _: None), SOURCES[config.data.source]
-    with _replacing(out) as folder:
+    with replacing(out) as folder:
         spill, rejects = folder / "spill", Rejects(folder / "rejects.jsonl", config.data.max_reject_frac)
         engine = open_engine(config.prepare, spill, tables)
         try:
@@ -121,9 +122,14 @@ def prepare(
             rejects.close()
             engine.close()
         shutil.rmtree(spill, ignore_errors=True)
-        manifest = manifest.model_copy(update={"hashes": {path.name: _sha256(path) for path in sorted(folder.iterdir())}})
-        text = json.dumps(manifest.json_values(), indent=1, ensure_ascii=False, sort_keys=True)
-        (folder / "manifest.json").write_text(text + "\n")
+        return finish(folder, manifest)
+
+
+def finish(folder: Path, manifest: DatasetManifest) -> DatasetManifest:
+    """Write the manifest of a dataset, with the hashes of all files in `folder`, and return it."""
+    manifest = manifest.model_copy(update={"hashes": {path.name: sha256_of(path) for path in sorted(folder.iterdir())}})
+    text = json.dumps(manifest.json_values(), indent=1, ensure_ascii=False, sort_keys=True)
+    (folder / "manifest.json").write_text(text + "\n")
     return manifest
 
 
@@ -160,12 +166,12 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
             "n_item_rows": len(items) + FIRST_ROW,
             "most": config.prepare.co_visited_items,
         }
-        encoded[NEIGHBOURS] = _neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
+        encoded[NEIGHBOURS] = find_neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
-    _write(items, folder / "items.parquet")
-    _write(users, folder / "users.parquet")
+    write_table(items, folder / "items.parquet")
+    write_table(users, folder / "users.parquet")
     if raw.truth is not None:
         shutil.copyfile(raw.truth, folder / TRUTH)
     return DatasetManifest(
@@ -266,7 +272,8 @@ def _write_positions(full: ir.Table, known: ir.Table, folder: Path) -> None:
         write_arrays(folder / POSITIONS_FILE, _arrays(known.select(known[POSITION].fill_null(0).name(POSITION))))
 
 
-def _neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
+def find_neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
+    """Return the co-visited items of the training events in `folder`; `sizes` are arguments of `co_visited`."""
     events = open_arrays(folder / EVENTS_FILE)
     user = np.repeat(np.arange(sizes["n_user_rows"]), np.diff(events[OFFSETS]))
     kept = events[POSITIVE] & (events[SPLIT] == TRAIN)
@@ -309,11 +316,13 @@ def _entities(joined: ir.Table, row: str, name: str) -> pa.Table:
     return joined.order_by(row).select(columns).to_pyarrow()
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write items or users as Parquet."""
     pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -322,7 +331,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `out` if the block succeeds, and is removed if it fails."""
     if out.exists() and not _replaceable(out):
         raise DataError(

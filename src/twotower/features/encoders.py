@@ -8,29 +8,24 @@ new items are encoded exactly as training items.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from twotower.errors import DataError, require
+from twotower.errors import DataError
+from twotower.features.text_vectors import Texts, fit_text, hash_texts, text_vectors
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, UNKNOWN, FeatureSpec
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.types import Array, Float, Float64, Int
 
-if TYPE_CHECKING:  # SciPy and scikit-learn import slowly, and serving does not need them
-    from scipy.sparse import csr_matrix
-
-Texts = list[str] | Any  # strings, or the sparse counts of their words
 CELL_DEGREES = (0.1, 0.02)  # coarse and fine cells: about 11 and 2 km
 MAX_VALUES = 64  # largest number of values kept of a multi-valued feature
 ELITE_BASE_YEAR = 2000
-_HASH_BITS = 15
 
 
 @dataclass(frozen=True)
@@ -116,10 +111,46 @@ def fit_encoders(
             encoders.statistics[key] = [float(known.mean()) if len(known) else 0.0, std or 1.0]
         elif spec.kind == "text":
             texts = item_text if item_text is not None and spec is _main_text(specs) else table[spec.columns[0]].to_pylist()
-            _fit_text(encoders, key, hash_texts(texts)[: len(table)], text_dim, seed)
+            found = fit_text(hash_texts(texts)[: len(table)], text_dim, seed)
+            encoders.arrays.update({f"{key}.{name}": value for name, value in found.items()})
         elif spec.kind == "vector":
             encoders.statistics[key] = [max(_widths(table[spec.columns[0]], spec), default=0)]
     return encoders
+
+
+def grow_encoders(encoders: Encoders, items: pa.Table, users: pa.Table, *, n_train_items: int, n_train_users: int) -> Encoders:
+    """Return encoders that also know the values of further training rows.
+
+    A known value keeps its row; new ones follow, sorted. Statistics and text components stay as they are, and so does a vocabulary
+    of locations without a cell, which no model reads. The parameters are those of `fit_encoders`.
+
+    Examples
+    --------
+    >>> spec = FeatureSpec(name="brand", side="item", kind="categorical", columns=("brand",))
+    >>> table, none = pa.table({"brand": ["Uji", "Assam"]}), pa.table({})
+    >>> grow_encoders(Encoders((spec,), {"item.brand": ["Uji"]}), table, none, n_train_items=2, n_train_users=0).vocabularies
+    {'item.brand': ['Uji', 'Assam']}
+    """
+    trained, grown = {"item": items.slice(0, n_train_items), "user": users.slice(0, n_train_users)}, {}
+    for key, known in encoders.vocabularies.items():
+        spec, _, scale = next(parts for spec in encoders.specs if (parts := _vocabulary_of(spec, key)))
+        if spec.kind == "geo":
+            cells = _cells(_locations(trained[spec.side], spec))[:, int(scale)] if known else np.zeros(0, np.int64)
+            found: list[Any] = sorted({int(cell) for cell in cells if cell >= 0})
+        else:
+            found = _vocabulary(trained[spec.side][spec.columns[0]], multi=spec.kind == "multi")
+        seen = set(known)
+        grown[key] = [*known, *(value for value in found if value not in seen)]
+    return replace(encoders, vocabularies=grown)
+
+
+def _vocabulary_of(spec: FeatureSpec, key: str) -> tuple[FeatureSpec, str, str] | None:
+    """Return the feature with its key and scale ("" if it has none) if the vocabulary `key` is one of its own."""
+    own = f"{spec.side}.{spec.name}"
+    if spec.kind == "geo":
+        name, _, scale = key.rpartition(".")
+        return (spec, own, scale) if name == own else None
+    return (spec, own, "") if key == own else None
 
 
 def encode_items(encoders: Encoders, items: pa.Table, item_text: Texts | None = None) -> dict[str, Array]:
@@ -169,7 +200,7 @@ def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts 
         cells = _reserve(cell_rows((known[0], known[1]), locations).astype(np.int32), UNKNOWN)
         return {spec.name: cells, f"{spec.name}.degrees": _reserve(locations.astype(np.float32), np.nan, pad=np.nan)}
     if spec.kind == "text" and text is not None:
-        return {spec.name: _reserve(_text_vectors(encoders, key, text))}
+        return {spec.name: _reserve(_texts(encoders, key, text))}
     column = table[spec.columns[0]].combine_chunks()
     if spec.kind == "categorical":
         return {spec.name: _reserve(_lookup(encoders.vocabularies[key], column.cast(pa.string())).astype(np.int32), UNKNOWN)}
@@ -185,8 +216,12 @@ def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts 
     if spec.kind == "hours":
         return {spec.name: _reserve(_bits(column), 0.5)}
     if spec.kind == "text":
-        return {spec.name: _reserve(_text_vectors(encoders, key, column.to_pylist()))}
+        return {spec.name: _reserve(_texts(encoders, key, column.to_pylist()))}
     return {spec.name: _reserve(_vectors(column, spec, int(encoders.statistics[key][0])))}
+
+
+def _texts(encoders: Encoders, key: str, texts: Texts) -> Float:
+    return text_vectors(encoders.arrays[f"{key}.idf"], encoders.arrays[f"{key}.components"], texts)
 
 
 def _reserve(values: Array, unknown: Any = 0, *, pad: float = 0) -> Array:
@@ -231,7 +266,8 @@ def _lookup(vocabulary: list[str], values: pa.Array) -> Int:
 def _lookup_int(known: Array, values: Array) -> Int:
     if not len(known):
         return np.full(len(values), UNKNOWN, np.int64)
-    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    order = np.argsort(known, kind="stable")  # an update appends cells
+    at = order[np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)]
     return np.where(known[at] == values, at + FIRST_ROW, UNKNOWN).astype(np.int64)
 
 
@@ -287,44 +323,3 @@ def _year_bits(column: pa.ChunkedArray) -> Int:
     bits = np.zeros(len(array), np.int64)
     np.bitwise_or.at(bits, np.repeat(np.arange(len(array)), lengths), np.int64(1) << np.clip(years - ELITE_BASE_YEAR, 0, 62))
     return bits
-
-
-def hash_texts(texts: Texts) -> csr_matrix:
-    """Return 1 + log(count) of the hashed words of each text, float32 [n, 2^15]; a sparse matrix is returned unchanged."""
-    require("train", "scipy", "sklearn")
-    from scipy.sparse import csr_matrix
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    if isinstance(texts, csr_matrix):
-        return texts
-    vectorizer = HashingVectorizer(
-        n_features=1 << _HASH_BITS, alternate_sign=False, norm=None, stop_words="english", dtype=np.float32
-    )
-    counts = vectorizer.transform([text or "" for text in texts])
-    counts.data = 1 + np.log(counts.data)
-    return counts
-
-
-def _fit_text(encoders: Encoders, key: str, counts: csr_matrix, dim: int, seed: int) -> None:
-    from sklearn.preprocessing import normalize
-    from sklearn.utils.extmath import randomized_svd
-
-    documents = np.asarray((counts > 0).sum(axis=0)).ravel()
-    idf = (np.log((1 + counts.shape[0]) / (1 + documents)) + 1).astype(np.float32)
-    width = min(dim, max(counts.shape[0] - 1, 1))
-    components = np.zeros((dim, 1 << _HASH_BITS), np.float32)
-    if width and counts.nnz:
-        # One thread: results must not depend on the number of cores, to the last bit.
-        with threadpool_limits(1):
-            weighted = normalize(counts.multiply(idf).tocsr())
-            components[:width] = randomized_svd(weighted, width, n_iter=4, random_state=seed)[2]
-    encoders.arrays.update({f"{key}.idf": idf, f"{key}.components": components})
-
-
-def _text_vectors(encoders: Encoders, key: str, texts: Texts) -> Float:
-    counts = hash_texts(texts)
-    from sklearn.preprocessing import normalize
-
-    weighted = normalize(counts.multiply(encoders.arrays[f"{key}.idf"]).tocsr())
-    vectors = np.asarray(weighted @ encoders.arrays[f"{key}.components"].T, np.float32)
-    return np.asarray(normalize(vectors), np.float32)
