@@ -23,14 +23,14 @@ from twotower.trainers.calibration import (
     _blocks,
     _distance_unit,
     _fit,
-    refresh_interval_days,
     _largest_distance_weight,
     _likelihood,
     _newton,
     _place,
-    refreshed_system,
     calibrate,
     in_words,
+    refresh_interval_days,
+    refreshed_system,
 )
 from twotower.utils.config import Config, parse_config
 from twotower.utils.documents import CalibrationRecord

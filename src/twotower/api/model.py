@@ -131,6 +131,34 @@ class Model(Params):
         self._fitted = fit_frames(self.settings, (events, items, users), roles, options)
         return self
 
+    def update(self, events: Any, items: Any = None, users: Any = None) -> Model:
+        """Go on with the training on new events, as `twotower update` does. The model changes if it does not become worse.
+
+        Parameters
+        ----------
+        events
+            New events, in the columns of `fit`. Events that the model has do not count again.
+        items, users
+            Frames in the columns of `fit`: new rows, and new values of known ones. Items: the whole catalogue, or only new ones.
+
+        Returns
+        -------
+        Model
+            Itself, without a report: all events are trained on or validate.
+
+        Raises
+        ------
+        DataError
+            A frame lacks a column or does not fit the model, its events are older, or the model was opened without its training.
+        TrainingError
+            The new model is worse on the newest events. Then this one stays as it is.
+        """
+        from twotower.api.fitting import Options, update_frames
+
+        options = Options(self._made.folder, True, tuple(self.callbacks), self.verbose)
+        self._fitted = update_frames(self._made, (events, items, users), dict(self.updating or {}), options)
+        return self
+
     # Answers.
 
     def recommend(

@@ -1,0 +1,432 @@
+"""Test updates: what a model knows keeps its row and its numbers, and nothing is published that does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import twotower as tt
+from twotower.bundle.bundle import load_bundle
+from twotower.bundle.revision import add_items, remove_items
+from twotower.cli import main
+from twotower.data import growth
+from twotower.data.dataset import Dataset
+from twotower.errors import TrainingError
+from twotower.pipeline import update as module
+from twotower.pipeline.evaluate import run_manifest
+from twotower.pipeline.new_data import NewSource, source_of_files
+from twotower.pipeline.stages import Watch
+from twotower.pipeline.update import update
+from twotower.retrieval.recommender import Recommender
+from twotower.schema import FIRST_ROW, TRAIN, UNKNOWN, VALID
+from twotower.serving.event_store import Event, SQLiteStore
+from twotower.trainers.callbacks import Callback, Training
+from twotower.utils.checkpoint import load_checkpoint
+
+from ..shop import FAST, NAMED, shop
+
+TOWER = {"embedding_dim": 16, "num_heads": 2}
+SETTINGS: dict[str, Any] = {
+    **FAST,
+    "model": {"user_tower": TOWER, "tables": {"user.id": {"update": "sparse"}}},
+    "training": {**FAST["training"], "max_steps": 30, "batch_size": 256, "checkpoint_every_s": 0.001},
+    "evaluation": {**FAST["evaluation"], "baselines": []},
+}
+LAST = pd.Timedelta(days=21)
+
+
+def frames() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Orders and products of the first months, and those of the last weeks: with new customers, products and a brand."""
+    orders, products = shop()
+    late = orders["ordered_at"] >= orders["ordered_at"].max() - LAST
+    new, whole = orders[late].copy(), products.copy()
+    guests = new.index[::7]
+    new.loc[guests, "customer"] = "N" + new.loc[guests, "customer"]
+    whole.loc[55:, "brand"] = "Darjeeling"
+    new.loc[new.index[::5], "product"] = "P0060"
+    old = orders[~late & ~orders["product"].isin(products["product"][55:])]
+    return old, products[:55], new, whole
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run and its files; treat it as read-only."""
+    root = tmp_path_factory.mktemp("origin")
+    old, products, new, whole = frames()
+    (root / "new").mkdir()
+    for name, table in {"orders": old, "products": products, "new/orders": new, "new/products": whole}.items():
+        table.to_csv(root / f"{name}.csv", index=False)
+    columns = {"user": "customer", "item": "product", "time": "ordered_at"}
+    tables: dict[str, Any] = {
+        "interactions": {"path": "orders.csv", "user_id": "customer", "item_id": "product", "time": columns["time"]},
+        "items": {"path": "products.csv", "item_id": "product", "name": "title"},
+    }
+    tables["items"]["features"] = [{"name": "brand", "kind": "categorical"}, {"name": "price", "kind": "number"}]
+    data = {"source": "tables", "path": str(root), **tables}
+    from twotower.pipeline.stages import run_all
+    from twotower.utils.config import parse_config
+
+    run_all(parse_config({**SETTINGS, "data": data}), root / "run")
+    return root
+
+
+@pytest.fixture
+def shop_run(origin: Path, tmp_path: Path) -> Path:
+    """A copy of the run with its files."""
+    return copied(origin, tmp_path)
+
+
+def copied(origin: Path, folder: Path) -> Path:
+    shutil.copytree(origin, folder, dirs_exist_ok=True)
+    file = folder / "run" / "model" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "dataset": str(folder / "run" / "dataset")}))
+    return folder / "run"
+
+
+def base_of(run: Path) -> Dataset:
+    return Dataset.open(Path(run_manifest(run / "model").dataset))
+
+
+def go_on(run: Path, **options: Any) -> Any:
+    return update(run, source_of_files([run.parent / "new"], base_of(run)), run, **options)
+
+
+def content(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file; times in the log and the paths of manifests aside."""
+    found = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.name not in ("metrics.jsonl", "manifest.json", "last.pt", "best.pt"):
+            found[str(file.relative_to(folder))] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = load_checkpoint(one)["model"], load_checkpoint(other)["model"]
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_what_the_model_knows_keeps_its_rows_and_numbers_to_the_bit(shop_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, old = base_of(shop_run), load_checkpoint(shop_run / "model" / "best.pt")
+    begun: dict[str, Any] = {}
+
+    def kept(*arguments: Any) -> Any:
+        begun.update(load_checkpoint(arguments[3] / "start.pt"))
+        return train(*arguments)
+
+    train = module._train
+    monkeypatch.setattr(module, "_train", kept)
+    vocabulary, features = list(base.encoders.vocabularies["item.brand"]), {k: np.array(v) for k, v in base.item_features.items()}
+    items, users, known = base.item_ids.tolist(), base.user_ids.tolist(), (base.n_train_item_rows, base.n_train_user_rows)
+    record = go_on(shop_run)
+    grown = base_of(shop_run)
+    assert (record.new_items, record.number) == (5, 1) and record.new_users == grown.n_users - base.n_users > 10
+    assert grown.item_ids[: known[0]].tolist() == items[: known[0]]
+    assert grown.user_ids[: known[1]].tolist() == users[: known[1]]
+    assert grown.encoders.vocabularies["item.brand"] == [*vocabulary, "Darjeeling"]
+    for name, value in features.items():
+        if name != "neighbours":
+            np.testing.assert_array_equal(grown.item_features[name][: known[0]], value[: known[0]])
+    grew = []
+    for name, value in old["model"].items():
+        new = begun["model"][name]
+        assert torch.equal(new[: len(value)] if value.ndim else new, value), name
+        if value.ndim and len(new) > len(value):
+            grew.append(name)
+            assert torch.equal(new[len(value) :], value[UNKNOWN].expand(len(new) - len(value), -1)), name
+    assert {"tables.item/id.weight", "tables.user/id.weight", "tables.item/brand.weight"} <= set(grew)
+    for number, moments in old["optimizer"]["state"].items():
+        for key, value in moments.items():
+            new = begun["optimizer"]["state"][number][key]
+            assert torch.equal(new[: len(value)] if value.ndim else new, value)
+            assert not value.ndim or not new[len(value) :].any()
+    moments = begun["rows"]["tables.user/id"]["moments"]
+    assert torch.equal(moments[: known[1]], old["rows"]["tables.user/id"]["moments"]) and not moments[known[1] :].any()
+    reached = load_checkpoint(shop_run / "model" / "best.pt")
+    assert reached["progress"]["earlier_steps"] == old["progress"]["step"] > 0
+    assert not torch.equal(reached["model"]["tables.item/id.weight"], begun["model"]["tables.item/id.weight"])
+
+
+def test_the_newest_events_validate_and_all_others_are_trained_on(shop_run: Path) -> None:
+    base = base_of(shop_run)
+    before = len(base.events)
+    last = int(base.item_events.time_s.max())
+    go_on(shop_run)
+    grown = base_of(shop_run)
+    _, _, new, _ = frames()
+    assert len(grown.events) == before + len(new)
+    held = grown.events.split == VALID
+    assert grown.events.time_s[held].min() >= grown.manifest.cuts_s["valid"] > last
+    assert (grown.events.split[~held] == TRAIN).all()
+    assert 0.4 < held.sum() / len(new) < 0.6
+
+
+def test_new_users_and_new_items_get_lists(shop_run: Path) -> None:
+    go_on(shop_run)
+    recommender = Recommender.load(shop_run / "bundle")
+    guest = next(str(name) for name in recommender.dataset.user_ids if str(name).startswith("NC"))
+    found = recommender.recommend(user=guest)
+    assert len(found) == 10
+    every = recommender.recommend(user="C0001", k=60, exclude_seen=False)
+    assert {"P0056", "P0060"} <= {item.item_id for item in every}
+    assert recommender.dataset.item_rows(["P0060"])[0] < recommender.dataset.n_train_item_rows  # it has events now
+
+
+def test_the_same_events_again_change_nothing(shop_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = shop_run.parent / "new"
+    assert main(["update", str(shop_run), "--data", str(new)]) == 0
+    before = content(shop_run)
+    assert "new events" in capsys.readouterr().out
+    assert main(["update", str(shop_run), "--data", str(new)]) == 0
+    assert "has all of these events already" in capsys.readouterr().out
+    (new / "orders.csv").write_text("customer,product,ordered_at\n")
+    assert main(["update", str(shop_run), "--data", str(new)]) == 0
+    assert content(shop_run) == before
+    assert not list(shop_run.parent.glob(".*.update"))
+
+
+def test_events_that_the_run_has_do_not_count_twice(shop_run: Path, origin: Path) -> None:
+    old, _, new, _ = frames()
+    pd.concat([old[-300:], new]).to_csv(shop_run.parent / "new" / "orders.csv", index=False)
+    twice = go_on(shop_run)
+    assert twice.new_events == len(new)
+    other = copied(origin, shop_run.parent / "other")
+    go_on(other)
+    assert content(shop_run / "bundle") == content(other / "bundle")
+
+
+def older(root: Path) -> None:
+    orders = pd.read_csv(root / "orders.csv")
+    orders["ordered_at"] = pd.to_datetime(orders["ordered_at"], format="mixed") - pd.Timedelta(days=400)
+    orders.to_csv(root / "new" / "orders.csv", index=False)
+
+
+def another_schema(root: Path) -> None:
+    new = pd.read_csv(root / "new" / "orders.csv")
+    new.rename(columns={"ordered_at": "when"}).to_csv(root / "new" / "orders.csv", index=False)
+
+
+def another_kind_of_file(root: Path) -> None:
+    pd.DataFrame({"city": ["a", "b"], "rain": [1, 2]}).to_csv(root / "new" / "weather.csv", index=False)
+
+
+def another_type(root: Path) -> None:
+    items = pd.read_csv(root / "new" / "products.csv")
+    items.assign(price="cheap").to_csv(root / "new" / "products.csv", index=False)
+
+
+def half_the_catalogue(root: Path) -> None:
+    pd.read_csv(root / "new" / "products.csv")[:20].to_csv(root / "new" / "products.csv", index=False)
+
+
+def other_items(root: Path) -> None:
+    (root / "new" / "products.csv").unlink()
+    new = pd.read_csv(root / "new" / "orders.csv")
+    new.assign(product=[f"X{at % 40}" for at in range(len(new))]).to_csv(root / "new" / "orders.csv", index=False)
+
+
+def from_the_future(root: Path) -> None:
+    new = pd.read_csv(root / "new" / "orders.csv")
+    new.assign(ordered_at="2090-01-01").to_csv(root / "new" / "orders.csv", index=False)
+
+
+def nothing_there(root: Path) -> None:
+    shutil.rmtree(root / "new")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (older, "is older than the run"),
+        (another_schema, "ordered_at"),
+        (another_kind_of_file, "another schema"),
+        (another_type, "price"),
+        (half_the_catalogue, "has 20 of the 55 items"),
+        (other_items, "is about other items"),
+        (from_the_future, "later than this machine's clock"),
+        (nothing_there, "No file or folder"),
+    ],
+)
+def test_wrong_data_get_one_sentence_and_change_nothing(
+    shop_run: Path, spoil: Callable[[Path], None], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(shop_run.parent)
+    before = content(shop_run)
+    assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("twotower: error: ") and said in lines[-1]
+    assert content(shop_run) == before
+    assert not list(shop_run.parent.glob(".*.update"))
+
+
+def test_a_clock_that_has_gone_back_is_told(
+    shop_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(growth.time, "time", lambda: 1_600_000_000.0)  # 2020
+    assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new")]) == 2
+    assert "it has gone back" in capsys.readouterr().err
+
+
+def test_a_worse_model_is_not_published(shop_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = content(shop_run)
+    broken = ["--set", "updating.learning_rate=0.3", "--set", "updating.replay=0"]
+    assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new"), *broken]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "The new model is worse on the newest events" in said and "not published" in said
+    assert content(shop_run) == before
+
+
+class Stop(Callback):
+    """Ends the process's work at a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, training: Training) -> None:
+        if training.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_update_ends_as_the_uninterrupted_one_to_the_bit(shop_run: Path, origin: Path, tmp_path: Path) -> None:
+    before = content(shop_run)
+    with pytest.raises(KeyboardInterrupt):
+        go_on(shop_run, watch=Watch(callbacks=[Stop(2)]))
+    assert content(shop_run) == before
+    steps = go_on(shop_run).steps
+    whole = copied(origin, tmp_path / "whole")
+    assert go_on(whole).steps == steps > 2
+    assert content(shop_run / "bundle") == content(whole / "bundle")
+    assert content(shop_run / "dataset") == content(whole / "dataset")
+    assert same_weights(shop_run / "model" / "best.pt", whole / "model" / "best.pt")
+
+
+def test_one_update_at_a_time(shop_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with module._locked(shop_run):
+        assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new")]) == 2
+    assert "Another update of" in capsys.readouterr().err
+    go_on(shop_run)
+
+
+def test_another_folder_leaves_the_run_as_it_is(shop_run: Path, tmp_path: Path) -> None:
+    before = content(shop_run)
+    assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new"), "--out", str(tmp_path / "next")]) == 0
+    assert content(shop_run) == before
+    assert load_bundle(tmp_path / "next" / "bundle").dataset.n_items == 60
+    assert base_of(tmp_path / "next").path == tmp_path / "next" / "dataset"
+
+
+def test_what_belongs_to_the_bundle_alone_is_taken_over(shop_run: Path, tmp_path: Path) -> None:
+    late_item = {"item_id": ["P9999"], "name": ["Late tea"], "brand": ["Uji"], "price": [5.0]}
+    pd.DataFrame(late_item).to_csv(tmp_path / "late.csv", index=False)
+    add_items(shop_run / "bundle", tmp_path / "late.csv")
+    remove_items(shop_run / "bundle", ["P0002"])
+    (shop_run / "notes.txt").write_text("mine")
+    go_on(shop_run)
+    bundle = load_bundle(shop_run / "bundle")
+    assert not bundle.arrays.offered[bundle.dataset.item_rows(["P0002"])[0]]
+    late = bundle.dataset.item_rows(["P9999"])[0]
+    assert late >= FIRST_ROW and bundle.arrays.offered[late]
+    assert (shop_run / "notes.txt").read_text() == "mine"
+
+
+def test_events_of_a_store(shop_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, new, _ = frames()
+    known = new[~new["product"].isin([f"P00{at}" for at in range(56, 61)])]
+    seconds = known["ordered_at"].astype("datetime64[s]").astype("int64")
+    rows = zip(known["customer"], known["product"], seconds, strict=True)
+    events = [Event(str(at), user, item, int(moment)) for at, (user, item, moment) in enumerate(rows)]
+    store = SQLiteStore(tmp_path / "events.sqlite")
+    store.append(events)
+    store.close()
+    assert main(["update", str(shop_run), "--events", f"sqlite:{tmp_path / 'events.sqlite'}"]) == 0
+    assert f"{len(events):,} new events" in capsys.readouterr().out
+    other = SQLiteStore(tmp_path / "other.sqlite")
+    other.append([replace(event, item_id=f"of another bundle {at}") for at, event in enumerate(events)])
+    other.close()
+    assert main(["update", str(shop_run), "--events", f"sqlite:{tmp_path / 'other.sqlite'}"]) == 2
+    assert "is about other items" in capsys.readouterr().err
+    assert main(["update", str(shop_run), "--events", f"sqlite:{tmp_path / 'none.sqlite'}"]) == 2
+    assert "No event store" in capsys.readouterr().err and not (tmp_path / "none.sqlite").exists()
+
+
+def test_a_model_in_python_is_updated_as_on_the_command_line(tmp_path: Path) -> None:
+    old, products, new, whole = frames()
+    model = tt.Model(seed=0, verbose=0, **SETTINGS).fit(old, items=products, folder=tmp_path / "one", **NAMED)
+    shutil.copytree(tmp_path / "one", tmp_path / "other")
+    file = tmp_path / "other" / "model" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "dataset": str(tmp_path / "other" / "dataset")}))
+    before = model.recommend(["C0001"])
+    assert model.update(new, items=whole) is model
+    (tmp_path / "new").mkdir()
+    new.to_csv(tmp_path / "new" / "orders.csv", index=False)
+    whole.to_csv(tmp_path / "new" / "products.csv", index=False)
+    assert main(["update", str(tmp_path / "other"), "--data", str(tmp_path / "new")]) == 0
+    assert content(tmp_path / "one" / "bundle") == content(tmp_path / "other" / "bundle")
+    after = model.recommend(["C0001"])
+    assert isinstance(after, pd.DataFrame) and not after.equals(before)
+    pd.testing.assert_frame_equal(after, tt.load(tmp_path / "other").recommend(["C0001"]))
+
+
+def test_a_model_without_a_folder_of_its_own_stays_usable_after_an_update() -> None:
+    old, products, new, whole = frames()
+    model = tt.Model(seed=0, verbose=0, **SETTINGS).fit(old, items=products, **NAMED)
+    model.update(new, items=whole)
+    import gc
+
+    gc.collect()
+    assert len(model.recommend(["C0001"])) == 10 and model.folder is not None and model.folder.is_dir()
+    with pytest.raises(TrainingError, match="worse"):
+        later = new.assign(ordered_at=new["ordered_at"] + pd.Timedelta(days=30))
+        model.set_params(updating={"learning_rate": 0.3, "replay": 0.0}).update(later)
+
+
+KILLED = """
+import sys
+from twotower.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_run_stays_whole_and_the_update_goes_on(shop_run: Path, origin: Path, tmp_path: Path) -> None:
+    whole = copied(origin, tmp_path / "whole")
+    began = time.monotonic()
+    go_on(whole)
+    needed, drawn, killed = time.monotonic() - began, np.random.default_rng(0), 0
+    before = content(shop_run)
+    command = [sys.executable, "-c", KILLED, "--quiet", "update", str(shop_run), "--data", str(shop_run.parent / "new")]
+    for _ in range(8):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            child.wait(1.0 + drawn.uniform(0, 1.2 * needed))
+            break
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            killed += 1
+            load_bundle(shop_run / "bundle")
+            assert content(shop_run) in (before, content(whole))
+    assert killed >= 3
+    assert subprocess.run(command, check=False).returncode == 0
+    assert content(shop_run / "bundle") == content(whole / "bundle")
+    assert not list(shop_run.parent.glob(".run.update"))
+
+
+def test_a_source_without_an_identity_is_never_resumed(shop_run: Path) -> None:
+    source = replace(source_of_files([shop_run.parent / "new"], base_of(shop_run)), identity=())
+    assert isinstance(source, NewSource)
+    with pytest.raises(KeyboardInterrupt):
+        update(shop_run, source, shop_run, watch=Watch(callbacks=[Stop(2)]))
+    assert update(shop_run, source, shop_run).new_items == 5
