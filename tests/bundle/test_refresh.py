@@ -259,8 +259,6 @@ def test_an_approximate_index_scores_its_candidates_and_what_is_new_exactly(bund
     assert same.mean() > 0.95
     np.testing.assert_allclose(close.scores[same], best.scores[same], atol=1e-5)
     old = built.with_vectors(torch.from_numpy(found.arrays.vectors), rare[:0])
-    again, dial = np.zeros(len(users), np.bool_), np.zeros(len(users), np.float32)
-    missed = old.search(
-        found.query_vectors(queries, again, dial), 10, exclude=(queries.offsets, queries.item_row), allow=bundle.offered
-    ).items
+    vectors = found.query_vectors(queries, np.zeros(len(users), np.float32))
+    missed = old.search(vectors, 10, exclude=(queries.offsets, queries.item_row), allow=bundle.offered).items
     assert np.isin(missed, rare).mean() < np.isin(best.items, rare).mean()  # the structure alone does not know

@@ -33,7 +33,7 @@ from twotower.trainers.calibration import (
     refreshed_system,
 )
 from twotower.utils.config import Config, parse_config
-from twotower.utils.documents import CalibrationRecord
+from twotower.utils.documents import CalibrationRecord, RepeatsRecord
 
 from ..documents import with_split
 from ..drawn_bundle import drawn
@@ -230,20 +230,15 @@ def model(dataset: Dataset, config: Config) -> TwoTower:
     return drawn(dataset, config.model.model_dump(mode="json"))[0]
 
 
-@pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("every_days", [None, 20.0])
-def test_blocks_have_the_scores_of_an_answer(
-    dataset: Dataset, model: TwoTower, config: Config, exclude_seen: bool, every_days: float | None
-) -> None:
+def test_blocks_have_the_scores_of_an_answer(dataset: Dataset, model: TwoTower, config: Config, every_days: float | None) -> None:
     """The features of a query times the weights of its group rank all items as the system does that is calibrated."""
-    model.recent_item_boost = 0.0  # added to the user vector by the retriever alone
-    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"exclude_seen": exclude_seen})})
     held, system = dataset.held_out("valid").by_time(), refreshed_system(model, dataset, config, every_days)
     moments = system.moments(held.queries.time_s)
     assert (len(np.unique(moments)) == 1) == (every_days is None)
     groups = np.searchsorted([1, 5], held.queries.lengths, side="right")
     pairs = sorted(set(zip(moments.tolist(), groups.tolist(), strict=True)))
-    blocks = list(_blocks(system, held, exclude_seen=exclude_seen))
+    blocks = list(_blocks(system, held))
     assert len(blocks) == len(pairs) > 1
     for block, (moment, number) in zip(blocks, pairs, strict=True):
         rows = np.flatnonzero((moments == moment) & (groups == number))
@@ -251,7 +246,7 @@ def test_blocks_have_the_scores_of_an_answer(
         part = held.queries.take(rows)
         features, allowed, _, _ = (torch.cat(each) for each in zip(*block.parts(), strict=True))
         logits = (features @ model.priors.weights[number]).masked_fill(~allowed, -torch.inf) * model.temperature().detach()
-        found = system.retrieve(part, 10, exclude_seen=exclude_seen)
+        found = system.retrieve(part, 10)
         there = torch.from_numpy(np.maximum(found.items, 0))
         np.testing.assert_allclose(logits.gather(1, there).numpy(), found.scores, rtol=1e-3, atol=2e-4)
         np.testing.assert_allclose(logits.topk(10, dim=1).values.numpy(), found.scores, rtol=1e-3, atol=2e-4)
@@ -304,9 +299,15 @@ def test_a_calibration_says_what_it_did(dataset: Dataset, model: TwoTower, confi
 def test_a_record_in_words() -> None:
     record = CalibrationRecord(
         metric="NDCG@10", before=0.1, after=0.12345, used=True, queries=9, half_lives_days=[0.0], distance_unit_km=1.0,
-        weights={"0": [0.5, 1.0, 0.0], "1": [0.75, 1.0, 0.0], "5": [1.126, 1.0, 0.0]},
+        weights={"0": [0.5, 1.0, 0.0], "1": [0.75, 1.0, 0.0], "5": [1.126, 1.0, 0.0]}, repeats=None,
     )  # fmt: skip
     towers = "towers 0.50 from 0 events on, 0.75 from 1, 1.13 from 5"
     assert in_words(record) == f"calibration: validation NDCG@10 0.1000 → 0.1235 with fitted weights; {towers}"
     unused = in_words(record.model_copy(update={"used": False, "after": 0.05}))
     assert "0.0500 with fitted weights, which are not used; towers" in unused
+    again = RepeatsRecord(before=0.1, after=0.2, used=True, weights=[1.0, 0.0, -0.5])
+    assert in_words(record.model_copy(update={"repeats": again})).endswith(
+        "1.13 from 5; seen items included, 0.1000 → 0.2000 with weights of repeats"
+    )
+    worse = again.model_copy(update={"used": False, "after": 0.0})
+    assert in_words(record.model_copy(update={"repeats": worse})).endswith("0.0000 with weights of repeats, which are not used")

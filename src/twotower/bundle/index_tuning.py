@@ -149,7 +149,7 @@ def _users(bundle: Bundle, seed: int) -> Float:
     known = known if len(known) else np.array([1])
     chosen = np.sort(np.random.default_rng(seed).choice(known, min(USERS, len(known)), replace=False))
     queries = bundle.dataset.histories(chosen, np.full(len(chosen), bundle.moment_s))
-    return bundle.query_vectors(queries, np.zeros(len(chosen), np.bool_), np.zeros(len(chosen), np.float32)).numpy()
+    return bundle.query_vectors(queries, np.zeros(len(chosen), np.float32)).numpy()
 
 
 def _p50_ms(index: Index, queries: Float, k: int) -> float:

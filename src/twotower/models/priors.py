@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from twotower.models.repeats import WIDTH
 from twotower.search.reranking import POPULARITY_SCALE
 from twotower.utils.types import Json
 
@@ -46,6 +47,9 @@ class Priors(nn.Module):
         self.unlocated: Tensor
         """Half the squared distance, in km², that an item without a location counts as."""
         self.register_buffer("unlocated", torch.zeros(()))
+        self.repeats: Tensor
+        """[3], nats: weights of an item of the history; see `models.repeats`."""
+        self.register_buffer("repeats", torch.zeros(WIDTH))
         self.new_popularity: Tensor
         """Log popularity of new items, a scalar in nats; see `trainers.new_item_popularity`."""
         self.register_buffer("new_popularity", torch.zeros(()))
@@ -124,6 +128,7 @@ class Priors(nn.Module):
             "weights": [[round(value, 7) for value in row] for row in self.weights.tolist()],
             "centre_km": [round(value, 4) for value in self.centre.tolist()],
             "unlocated_km2": round(float(self.unlocated), 4),
+            "repeats": [round(value, 7) for value in self.repeats.tolist()],
             "temperature": temperature,
         }
 

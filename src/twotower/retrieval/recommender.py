@@ -250,14 +250,12 @@ class Recommender:
     def _search(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
         queries = to_queries(parsed)
         with stages("tower"):
-            again = np.array([not one.request.exclude_seen for one in parsed])
             dial = np.array([one.request.popularity for one in parsed], np.float32)
-            vectors = self.bundle.query_vectors(queries, again, dial)
+            vectors = self.bundle.query_vectors(queries, dial)
         with stages("search"):
-            seen = [one.history.item_row if one.request.exclude_seen else one.history.item_row[:0] for one in parsed]
-            exclude = (np.append(0, np.cumsum([len(rows) for rows in seen])), np.concatenate(seen))
+            again = np.array([not one.request.exclude_seen for one in parsed])
             most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_item_rows)
-            best = self.index.search(vectors, most, exclude=exclude, allow=allow)
+            best = self.bundle.search(vectors, queries, most, again=again, allow=allow)
             lists = [self._cut(one.request, best, b) for b, one in enumerate(parsed)]
         popularity = self.bundle.arrays.vectors[:, self.bundle.vectors.shape[1]]  # of all events
         extra = (dial * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score

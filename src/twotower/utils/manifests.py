@@ -215,6 +215,8 @@ class PriorsRecord(Document):
     """Origin of the coordinates of locations."""
     unlocated_km2: float
     """Half the squared distance that an item without a location counts as."""
+    repeats: list[float]
+    """Weights of an item of the history, in nats; see `models.repeats`."""
     temperature: float
 
 
@@ -234,8 +236,6 @@ class BundleManifest(Document):
     metrics: BestValidation | None = None
     priors: PriorsRecord
     """Weights of what a score holds beside the towers."""
-    recent_item_weight: float
-    """Weight of the most recent item where seen items may be recommended."""
     report: ReportSummary | None = None
     frame: str | None = None
     """Library of the frames that the model was fitted on, and so of its answers in Python. null: it was made from files."""
