@@ -120,10 +120,7 @@ def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
 @click.option(
     "--set", "overrides", multiple=True, metavar="updating.A=VALUE", help="Override one setting of the update. Can be repeated."
 )
-@overwriting
-def update(
-    run: Path, data: tuple[Path, ...], events: str | None, out: Path | None, overrides: tuple[str, ...], overwrite: bool
-) -> None:
+def update(run: Path, data: tuple[Path, ...], events: str | None, out: Path | None, overrides: tuple[str, ...]) -> None:
     """Go on with the training of a run on new events.
 
     New users, items and values are added. The new model is compared with the one before on the
@@ -137,8 +134,6 @@ def update(
     """
     if bool(data) == (events is not None):
         raise click.UsageError("An update needs the new events: give either --data or --events.")
-    if out is not None:
-        keep_existing(out, RUN_PARTS, overwrite=overwrite)
     from twotower.utils.config import load_config
 
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads

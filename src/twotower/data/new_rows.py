@@ -21,7 +21,7 @@ from twotower.data.sources.account import Match, Rejects
 from twotower.data.sources.engine import Engine
 from twotower.data.sources.raw_tables import POSITION, RawTables
 from twotower.errors import DataError
-from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, POSITIVE, STARS, TIME, USER_ID, WEIGHT
+from twotower.schema import EVENT_TYPE, FIRST_ROW, ITEM_ID, ORDER, POSITIVE, STARS, TIME, USER_ID, WEIGHT
 from twotower.utils.config import Config, DataConfig, SplitConfig
 from twotower.utils.console import log
 
@@ -113,11 +113,7 @@ _ONE_PART = {
 
 def _selected(engine: Engine, config: Config, raw: RawTables, base: Dataset, what: str, added: pa.Table | None) -> NewRows:
     """Return the events as `prepare` would select them, and the tables."""
-    items, users = (
-        getattr(raw, side).to_pyarrow() if side in raw.described and getattr(config.data, side, True) else None
-        for side in ("items", "users")
-    )
-    items = items if config.data.source != "sequences" else None
+    items, users = (getattr(raw, side).to_pyarrow() if side in raw.described else None for side in ("items", "users"))
     if items is not None and (config.data.items is None or config.data.items.path is not None):
         _check_catalogue(items, base, what)
     items = _with_added(items, added)
@@ -188,7 +184,7 @@ def _check_known(match: Match, what: str) -> None:
 
 def _check_catalogue(items: pa.Table, base: Dataset, what: str) -> None:
     """Check that a table of items has most of the catalogue, or only new items."""
-    there = int((base.item_rows(items[ITEM_ID].cast(pa.string()).to_pylist()) >= 2).sum())
+    there = int((base.item_rows(items[ITEM_ID].cast(pa.string()).to_pylist()) >= FIRST_ROW).sum())
     if 0 < there < MIN_KNOWN_FRAC * base.n_items:
         raise DataError(
             f"The items table of {what} has {there:,} of the {base.n_items:,} items of the run. Expected the whole catalogue, or "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from twotower.data.grown_dataset import grow
 from twotower.data.growth import plan_growth
 from twotower.data.new_rows import read_new_rows
 from twotower.data.train_events import Replay
-from twotower.errors import ConfigError, DataError, TrainingError
+from twotower.errors import ConfigError, DataError, TrainingError, TwoTowerError
 from twotower.evaluation.bootstrap import intervals, resample
 from twotower.evaluation.evaluator import evaluate
 from twotower.pipeline.calibrate import calibrate_run
@@ -79,6 +80,10 @@ def update(
     out = out.resolve()
     model = run if (run / MANIFEST).is_file() else run / "model"
     work = out.with_name(f".{out.name}.update")
+    if out != run.resolve() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists already. An update writes to a new folder, or to the run itself. Choose another --out.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("An update runs in one process. Start it without torchrun.")
     with _locked(out):
         manifest = run_manifest(model)
         base, config = Dataset.open(Path(manifest.dataset)), _settings(manifest, overrides)
@@ -87,25 +92,41 @@ def update(
                 f"{run} is split by {base.manifest.config.prepare.split.kind}. An update needs a run whose events have times and "
                 "are split by time (prepare.split.kind: time). Train such a run first."
             )
-        grown = _extended(base, source, config, work, _added_items(run, base))
-        if grown is None:
-            return None
-        config = grow_checkpoint(model / "best.pt", base, grown, work / "model" / BEGIN, config)
-        reached = _train(base, grown, config, work / "model", watch or Watch())
-        begin = load_checkpoint(work / "model" / BEGIN)["model"]
-        priors = {name.removeprefix("priors."): value for name, value in begin.items() if name.startswith("priors.")}
-        calibration = calibrate_run(config, grown, work / "model" / "best.pt", priors=priors)
-        record = _compare(base, grown, config, work / "model", manifest, reached)
-        if record.difference.high < 0:
-            shutil.rmtree(work)
-            raise TrainingError(_worse(record, run))
-        best = _write_manifest(work / "model", out, grown, config, reached, record, calibration)
-        export_bundle(work / "model" / "best.pt", grown, work / "bundle", metrics=best)
-        _carry_over(run, work)
-        (work / RECORD).unlink()
-        (work / "model" / BEGIN).unlink()
-        take_place(work, out)
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            return _update(run, model, source, out, work, (manifest, base, config), watch or Watch())
+        except TwoTowerError:  # a process that ends otherwise, such as a killed one, leaves what it has done
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def _update(
+    run: Path,
+    model: Path,
+    source: NewSource,
+    out: Path,
+    work: Path,
+    opened: tuple[RunManifest, Dataset, ResolvedConfig],
+    watch: Watch,
+) -> UpdateRecord | None:
+    manifest, base, config = opened
+    grown = _extended(base, source, config, work, _added_items(run, base))
+    if grown is None:
+        return None
+    config = grow_checkpoint(model / "best.pt", base, grown, work / "model" / BEGIN, config)
+    reached = _train(base, grown, config, work / "model", watch)
+    begin = load_checkpoint(work / "model" / BEGIN)["model"]
+    priors = {name.removeprefix("priors."): value for name, value in begin.items() if name.startswith("priors.")}
+    calibration = calibrate_run(config, grown, work / "model" / "best.pt", priors=priors)
+    record = _compare(base, grown, config, work / "model", manifest, reached)
+    if record.difference.high < 0:
+        raise TrainingError(_worse(record, run))
+    best = _write_manifest(work / "model", out, grown, config, reached, record, calibration)
+    export_bundle(work / "model" / "best.pt", grown, work / "bundle", metrics=best)
+    _carry_over(run, work)
+    (work / RECORD).unlink()
+    (work / "model" / BEGIN).unlink()
+    take_place(work, out)
+    shutil.rmtree(work, ignore_errors=True)
     return record
 
 
