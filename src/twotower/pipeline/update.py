@@ -149,6 +149,7 @@ def _settings(manifest: RunManifest, overrides: Sequence[str]) -> ResolvedConfig
             raise ConfigError(f"{override!r} cannot change in an update. Only updating.* settings can. Train again to change it.")
     wanted = load_config(None, list(overrides)).updating.model_dump(exclude_unset=True)
     values = manifest.config.model_dump(mode="json")
+    values["training"]["memory_budget_gb"] = None  # what fitted it is settled; a new plan could change how tables are stored
     return parse_config({**values, "updating": {**values["updating"], **wanted}}, ResolvedConfig)
 
 
