@@ -9,15 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.data.dataset import Dataset
+from twotower.data.matching import count_ids
 from twotower.data.prepare import SOURCES, open_engine
 from twotower.data.selection import ITEM_KEY, USER_KEY, Stage, row_count, select_events
-from twotower.data.sources.account import Match, Rejects
+from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
 from twotower.data.sources.raw_tables import POSITION, RawTables
 from twotower.errors import DataError
@@ -126,11 +126,11 @@ def _selected(engine: Engine, config: Config, raw: RawTables, base: Dataset, wha
     }
     types = (*base.event_types, *config.prepare.event_weights)
     stage = Stage(engine, config, replace(raw, **known, described=("items",) if described else ()), event_types=types)
-    if not described:
-        _check_known(_known_items(engine, raw.interactions, base), what)
+    if not described:  # then the events themselves name the new items
+        _check_known(engine, raw.interactions, _ids(engine, ITEM_ID, base.items, None), base, what)
+    else:
+        _check_known(engine, raw.interactions, known["items"], base, what)
     chosen = select_events(stage)
-    if described:
-        _check_known(stage.matched["item"], what)
     rows = chosen.events.join(chosen.items, ITEM_KEY).left_join(chosen.users, USER_KEY)
     columns = [USER_ID, ITEM_ID, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, *({POSITION} & set(rows.columns))]
     counts = {"matched": {side: asdict(match) for side, match in stage.matched.items()}, "dropped": stage.dropped}
@@ -164,21 +164,17 @@ def _with_added(items: pa.Table | None, added: pa.Table | None) -> pa.Table | No
     return pa.concat_tables([items, lacking], promote_options="permissive")
 
 
-def _known_items(engine: Engine, events: ir.Table, base: Dataset) -> Match:
-    known = _ids(engine, ITEM_ID, base.items, None)
-    total = row_count(events)
-    strange = events.anti_join(known, ITEM_ID)
-    found = row_count(strange)
-    example = strange.aggregate(first=ibis._[ITEM_ID].min()).to_pyarrow()["first"][0].as_py() if found else None
-    return Match(total - found, total, example, str(base.items[ITEM_ID][0]) if base.n_items else None)
-
-
-def _check_known(match: Match, what: str) -> None:
-    if match.known < MIN_KNOWN_FRAC * match.events:
+def _check_known(engine: Engine, events: ir.Table, known: ir.Table, base: Dataset, what: str) -> None:
+    """Check that at least half of the events are at known items."""
+    counted = count_ids(engine, events, ITEM_ID)
+    total = int(counted["n_events"].sum().to_pyarrow().as_py())
+    strange = counted.anti_join(known, ITEM_ID).order_by(ITEM_ID).to_pyarrow()
+    found = total - sum(strange["n_events"].to_pylist())
+    if found < MIN_KNOWN_FRAC * total:
         raise DataError(
-            f"{what} is about other items: only {match.known:,} of its {match.events:,} events are at items of the run. It has "
-            f"{match.unknown_example!r}, the run has {match.table_example!r}. Expected at least half. Nothing was changed. Name "
-            "the data of this run, or add the table of the new items."
+            f"{what} is about other items: only {found:,} of its {total:,} events are at items of the run. It has "
+            f"{strange[ITEM_ID][0].as_py()!r}, the run has {str(base.items[ITEM_ID][0])!r}. Expected at least half. Nothing was "
+            "changed. Name the data of this run, or add the table of the new items."
         )
 
 

@@ -118,7 +118,7 @@ def _update(
     priors = {name.removeprefix("priors."): value for name, value in begin.items() if name.startswith("priors.")}
     calibration = calibrate_run(config, grown, work / "model" / "best.pt", priors=priors)
     record = _compare(base, grown, config, work / "model", manifest, reached)
-    if record.difference.high < 0:
+    if record.worse_frac > config.updating.max_worse_frac:
         raise TrainingError(_worse(record, run))
     best = _write_manifest(work / "model", out, grown, config, reached, record, calibration)
     export_bundle(work / "model" / "best.pt", grown, work / "bundle", metrics=best)
@@ -216,6 +216,7 @@ def _compare(
         before=before.value,
         after=after.value,
         difference=difference,
+        worse_frac=float((draws[:, 2] < 0).mean()),
         queries=len(held_out.queries),
         steps=reached.step,
     )
@@ -232,11 +233,12 @@ def in_words(record: UpdateRecord) -> str:
 
 
 def _worse(record: UpdateRecord, run: Path) -> str:
+    gained = record.difference
     return (
         f"The new model is worse on the newest events: {record.metric} {record.after:.4f}, and {record.before:.4f} with the model "
-        f"before ({record.difference.value:+.4f}, interval {record.difference.low:+.4f} to {record.difference.high:+.4f}; "
-        f"{record.queries:,} queries). It was not published; {run} is as it was. Check the new data, lower updating.learning_rate, "
-        "or train again with all data."
+        f"before ({gained.value:+.4f}, interval {gained.low:+.4f} to {gained.high:+.4f}; worse in {record.worse_frac:.0%} of the "
+        f"resamples of {record.queries:,} queries). It was not published; {run} is as it was. Check the new data, lower "
+        "updating.learning_rate, or train again with all data."
     )
 
 

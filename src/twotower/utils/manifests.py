@@ -144,6 +144,8 @@ class UpdateRecord(Document):
     after: float
     difference: Interval
     """`after` minus `before`."""
+    worse_frac: float
+    """Share of the bootstrap resamples in which `difference` is below zero."""
     queries: Count
     """Validation queries, all of the newest events."""
     steps: Count
