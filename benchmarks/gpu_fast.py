@@ -1,4 +1,4 @@
-"""The part of `gpu.py` that measures the speed of training, and what takes the time."""
+"""Measure the speed of training for `gpu.py`, and where the time goes."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 
 def speed(bench: Bench, name: str) -> Found:
-    """Examples per second of the default recipe; what waits for batches, what waits for the device, and the bare kernels."""
+    """Measure examples per second of the default recipe, the waits for batches and for the device, and the kernels alone."""
     trainer = bench.trainer(name)
     trainer.begin()
     drained = list(islice(trainer.batches(0, 0), 4 if bench.small else 24))
     for batch in drained:
-        trainer._step(batch, None)
+        trainer._step(batch)
     figures = throughput(bench, trainer, 2 if bench.small else 6)
     plan = trainer.loader.plan(0)
     making = bench.seconds(lambda: [trainer.loader.batch(plan[i], 0, i) for i in range(len(drained))]) / len(drained)
-    stepping = min(bench.seconds(lambda: [trainer._step(batch, None) for batch in drained]) for _ in range(3)) / len(drained)
+    stepping = min(bench.seconds(lambda: [trainer._step(batch) for batch in drained]) for _ in range(3)) / len(drained)
     calls = []
     for batch in drained[:6]:
         with Products() as products:
-            trainer._step(batch, None)
+            trainer._step(batch)
         calls.append(products.calls)
-    some = min(bench.seconds(lambda: [trainer._step(batch, None) for batch in drained[:6]]) for _ in range(3))
+    some = min(bench.seconds(lambda: [trainer._step(batch) for batch in drained[:6]]) for _ in range(3))
     kernels = min(bench.seconds(lambda: [replay(one) for one in calls]) for _ in range(3))
     stalls = read_backs(trainer, drained) if bench.device.type == "cuda" else None
     figures |= busy(trainer, drained[:6]) if bench.device.type == "cuda" else {}
@@ -53,11 +53,11 @@ def speed(bench: Bench, name: str) -> Found:
 
 
 def busy(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> dict[str, Any]:
-    """How long the GPU works in a step, on what most, and how often it is asked to."""
+    """Return the busy time of the GPU in a step, its most expensive kernels, and the number of kernel launches."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as seen:
         for batch in batches:
-            trainer._step(batch, None)
+            trainer._step(batch)
         torch.cuda.synchronize()
     events = seen.key_averages()
     kernels = sorted(
@@ -72,7 +72,7 @@ def busy(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> dict[str, Any]:
 
 
 def throughput(bench: Bench, trainer: TwoTowerTrainer, seconds: float) -> dict[str, Any]:
-    """Train for so long, batches made on the way."""
+    """Train for some seconds, with batches from the loader."""
     examples, waited, steps, epoch = 0, 0.0, 0, 1
     bench.wait()
     began = time.perf_counter()
@@ -80,10 +80,10 @@ def throughput(bench: Bench, trainer: TwoTowerTrainer, seconds: float) -> dict[s
         batches, asked = iter(trainer.batches(epoch, 0)), time.perf_counter()
         for batch in batches:
             waited += time.perf_counter() - asked
-            trainer._step(batch, None)
+            trainer._step(batch)
             examples, steps = examples + batch.examples, steps + 1
             if steps % 16 == 0:
-                bench.wait()  # the time is looked at when the work is done, not when it is asked for
+                bench.wait()  # measure when the work is done, not when it is launched
                 if time.perf_counter() - began >= seconds:
                     break
             asked = time.perf_counter()
@@ -95,14 +95,14 @@ def throughput(bench: Bench, trainer: TwoTowerTrainer, seconds: float) -> dict[s
 
 
 def read_backs(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> float:
-    """How often a step makes the CPU wait for the GPU, as PyTorch counts it."""
+    """Return how often a step makes the CPU wait for the GPU, as counted by PyTorch."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             for batch in batches:
-                trainer._step(batch, None)
+                trainer._step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     found = [warning for warning in seen if "synchroniz" in str(warning.message)]

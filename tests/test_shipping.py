@@ -1,6 +1,6 @@
-"""What ships: the image's own steps taken on this machine, and what an engine would read, read here.
+"""Test the container image without a container engine: run the steps of the Dockerfile, and read the compose file.
 
-An engine for containers is not needed: the steps run below a folder that stands for the root of the image's file system.
+The steps run below a folder that represents the root of the image's file system.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """What a shell or JSON makes of it, options left out."""
+        """Return the words of a command in shell or JSON form, without options."""
         found = json.loads(self.text) if self.text.startswith("[") else shlex.split(self.text)
         return [word for word in found if self.text.startswith("[") or not word.startswith("--")]
 
@@ -164,11 +164,11 @@ def test_every_suggested_command_exists(words: list[str]) -> None:
         command.make_context(words[0], list(words[1:]), parent=parent)  # raises on what it does not know
 
 
-def test_figures_that_the_page_watches_are_given() -> None:
-    given = {family.name for family in text_string_to_metric_families(Meters(lambda: 0, lambda: True).text().decode())}
-    told = set(re.findall(r"\b(?:twotower|process)_[a-z_]+", (ROOT / "docs" / "serving.md").read_text()))
-    assert len(told) >= 8
-    assert {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in told} <= given | {"process_resident_memory_bytes"}
+def test_the_metrics_of_the_monitoring_table_exist() -> None:
+    existing = {family.name for family in text_string_to_metric_families(Meters(lambda: 0, lambda: True).text().decode())}
+    documented = set(re.findall(r"\b(?:twotower|process)_[a-z_]+", (ROOT / "docs" / "serving.md").read_text()))
+    assert len(documented) >= 8
+    assert {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in documented} <= existing | {"process_resident_memory_bytes"}
 
 
 def test_a_redis_of_the_composition_keeps_what_it_acknowledged(
@@ -194,7 +194,7 @@ def test_a_redis_of_the_composition_keeps_what_it_acknowledged(
 
 
 class Machine:
-    """A folder in the place of a container: what the instructions say is done below it."""
+    """A folder that represents a container: the instructions of the Dockerfile run below it."""
 
     def __init__(self, root: Path, port: int) -> None:
         self.root, self.port, self.folder = root, port, root

@@ -222,7 +222,7 @@ def test_where_repeats_are_left_out_only_the_first_event_of_a_pair_counts(bundle
     assert (refresher.counts.counted, refresher.counts.in_bundle) == (2, 2)
 
 
-def test_a_failure_leaves_the_next_refresh_whole(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refresh_after_a_failed_one_is_complete(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = new_events(bundle.dataset, 40)
     plain, broken = Refresher(bundle), Refresher(bundle)
     for refresher in (plain, broken):

@@ -48,7 +48,7 @@ def test_an_event_of_something_unknown_is_refused_with_all_others(client: TestCl
     assert send(client, keyed, good) == {"accepted": 1, "repeated": 0}
 
 
-def test_so_many_places_are_explained_in_a_request(client: TestClient) -> None:
+def test_the_number_of_explained_items_is_limited(client: TestClient) -> None:
     assert client.post("/v1/recommend", json={"user": "x", "k": 101, "explain": True}).status_code == 422
     body = {"requests": [{"user": "x", "k": 60, "explain": True}] * 2}
     said = client.post("/v1/recommend:batch", json=body).json()["error"]["message"]
@@ -94,7 +94,7 @@ def test_a_json_filter_that_is_too_long_is_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(("body", "where"), MISTAKES, ids=[str(where or "filter") for _, where in MISTAKES])
-def test_a_mistake_is_refused_at_its_place(client: TestClient, body: dict[str, Any], where: str | None) -> None:
+def test_an_error_has_its_position(client: TestClient, body: dict[str, Any], where: str | None) -> None:
     answer = client.post("/v1/recommend", json=body)
     assert answer.status_code == 422
     error = schemas.ErrorOut.model_validate(answer.json()).error
@@ -102,7 +102,7 @@ def test_a_mistake_is_refused_at_its_place(client: TestClient, body: dict[str, A
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
 
-def test_a_malformed_filter_is_refused_at_its_place(client: TestClient) -> None:
+def test_the_error_of_a_malformed_filter_has_its_position(client: TestClient) -> None:
     answer = client.post("/v1/recommend", json={"filter": "pric <= 2"})
     assert answer.status_code == 422 and "'price'" in answer.json()["error"]["message"]
     assert answer.json()["error"]["location"] == "filter:1", "the character"
@@ -146,6 +146,22 @@ def test_a_request_must_be_over_in_time(connect: Connect, monkeypatch: pytest.Mo
         assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout") and time.perf_counter() - began < 10
         monkeypatch.undo()
         assert client.post("/v1/recommend", json={"k": 1}).status_code == 200
+
+
+def test_a_client_that_leaves_before_its_body_is_there_is_no_internal_error(client: TestClient) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    head = [(b"host", b"testserver"), (b"content-type", b"application/json"), (b"content-length", b"9")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "raw_path": b"/v1/recommend", "query_string": b""}
+    scope |= {"headers": head, "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 5), "server": ("testserver", 80)}
+    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 400 and b"closed before the end of the body" in sent[1]["body"]
 
 
 def test_loading_may_take_longer_than_a_request_once_all_of_it_is_there(

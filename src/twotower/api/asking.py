@@ -40,7 +40,7 @@ MS_FROM = 1e11  # numbers from here on are milliseconds: as seconds they would b
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caller asks for: a user or a history per list, and how the lists are labelled.
+    """Parsed input of a call: a request per list, and the labels of the lists.
 
     Attributes
     ----------

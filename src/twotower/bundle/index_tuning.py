@@ -130,7 +130,7 @@ def _sweep(
             )
             size = index.nbytes
             for setting in searched:
-                # Measure the index itself, never the exact scan in its place.
+                # Measure the index itself, never an exact scan instead.
                 tried = index.changed(**setting, exact_scan_below=0) if isinstance(index, Approximate) else index
                 found = tried.search(queries, k).items
                 share = float(np.mean([np.isin(b[b >= 0], a).mean() for a, b in zip(found, truth, strict=True) if (b >= 0).any()]))

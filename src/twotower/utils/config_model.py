@@ -103,7 +103,7 @@ class ModelConfig(Settings):
     exclude_features: list[str] = Field([])
     """Input fields that the towers ignore, as "item.categories" or "user.hour"; ids cannot be excluded. The dataset keeps them."""
     request_location: bool = False
-    """Use the location of the request as a feature. In training half of the requests are placed near their target."""
+    """Use the location of the request as a feature. In training, half of the requests are located near their target."""
     tables: dict[str, EmbeddingConfig] = Field({})
     """Settings by table name: "item.id", "user.id", "item.categories", …"""
     sparse_update_from_rows: int = Field(200_000, ge=1)

@@ -84,7 +84,7 @@ class DatasetManifest(_Seeded):
     config: DatasetSettings
     counts: DatasetCounts
     warnings: list[str] = Field([])
-    """What was lost, in sentences."""
+    """Warnings of `prepare`, as sentences."""
     event_types: list[str]
     """Names of the event types seen in training, with codes 1, 2, …"""
     has_time: bool
@@ -118,7 +118,7 @@ class BestValidation(Document):
 
 
 class RefitSettings(Document):
-    """What a refit takes from the run that it repeats."""
+    """Values that a refit takes from its run."""
 
     stop_frac: float = Field(gt=0, le=1)
     """Share of the steps after which training ends; the learning rate follows the full schedule."""
@@ -212,13 +212,16 @@ class PriorsRecord(Document):
     half_lives_days: list[float]
     """Half-lives of the popularities; 0: all events count the same."""
     weights: list[list[float]]
-    """By group: of the towers, of each log popularity (nats), and of half the squared distance (per km²)."""
+    """By group: of the towers, of each log popularity (nats), with several half-lives of the novelty, and of half the squared
+    distance (per km²)."""
     centre_km: list[float]
     """Origin of the coordinates of locations."""
     unlocated_km2: float
     """Half the squared distance that an item without a location counts as."""
+    recency: float
+    """Weight of the last items of the history, in nats; see `models.history_terms`."""
     repeats: list[float]
-    """Weights of an item of the history, in nats; see `models.repeats`."""
+    """Weights of an item of the history where it may be recommended, in nats; see `models.history_terms`."""
     temperature: float
 
 
