@@ -182,8 +182,9 @@ def test_new_users_and_new_items_get_lists(shop_run: Path) -> None:
 
 def test_the_same_events_again_change_nothing(shop_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new = shop_run.parent / "new"
-    assert main(["update", str(shop_run), "--data", str(new)]) == 0
+    assert main(["update", str(shop_run / "model"), "--data", str(new)]) == 0  # the part stands for the run
     before = content(shop_run)
+    assert load_bundle(shop_run / "bundle").dataset.n_items == 60
     assert "new events" in capsys.readouterr().out
     assert main(["update", str(shop_run), "--data", str(new)]) == 0
     assert "has all of these events already" in capsys.readouterr().out

@@ -140,9 +140,10 @@ def update(run: Path, data: tuple[Path, ...], events: str | None, out: Path | No
     from twotower.data.dataset import Dataset
     from twotower.pipeline.evaluate import run_manifest
     from twotower.pipeline.new_data import source_of_files, source_of_store
-    from twotower.pipeline.update import in_words
+    from twotower.pipeline.update import in_words, root_of
     from twotower.pipeline.update import update as update_run
 
+    run = root_of(run)
     base = Dataset.open(Path(run_manifest(inside(run, "model")).dataset))
     source = source_of_files(data, base) if events is None else source_of_store(events, base)
     record = update_run(run, source, out or run, overrides=overrides)

@@ -53,6 +53,11 @@ OF_A_RUN = (*PARTS, "manifest.json", "best.pt", "last.pt", "metrics.jsonl", "rec
 RECORD, BEGIN = "update.json", "start.pt"
 
 
+def root_of(run: Path) -> Path:
+    """Return the folder with the bundle of a run, if its part `model` was named."""
+    return run.parent if run.name == "model" and (run.parent / "bundle" / MANIFEST).is_file() else run
+
+
 def update(
     run: Path, source: NewSource, out: Path, *, overrides: Sequence[str] = (), watch: Watch | None = None
 ) -> UpdateRecord | None:
