@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,6 @@ import twotower as tt
 from twotower.bundle.bundle import load_bundle
 from twotower.bundle.revision import add_items, remove_items
 from twotower.cli import main
-from twotower.data import growth
 from twotower.data.dataset import Dataset
 from twotower.pipeline import update as module
 from twotower.pipeline.evaluate import run_manifest
@@ -271,7 +271,7 @@ def test_wrong_data_get_one_sentence_and_change_nothing(
 def test_a_clock_that_has_gone_back_is_told(
     shop_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(growth.time, "time", lambda: 1_600_000_000.0)  # 2020
+    monkeypatch.setattr(time, "time", lambda: 1_600_000_000.0)  # 2020
     assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new")]) == 2
     assert "it has gone back" in capsys.readouterr().err
 
