@@ -447,3 +447,85 @@ def test_a_source_without_an_identity_is_never_resumed(shop_run: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         update(shop_run, source, shop_run, watch=Watch(callbacks=[Stop(2)]))
     assert update(shop_run, source, shop_run).new_items == 5
+
+
+def with_lists(orders: pd.DataFrame, products: pd.DataFrame) -> pd.DataFrame:
+    """Each order with the two products that were shown beside it, and every eleventh product sent back a day later."""
+    table = orders.assign(kind="order", list=[f"L{at}" for at in orders.index], place=1)
+    others = products["product"].tolist()
+    shown = [table.assign(kind="shown", place=2 + by, product=[others[(at * 7 + by) % 50] for at in orders.index]) for by in (0, 1)]
+    back = table[::11].assign(kind="returned", list=None, place=None, ordered_at=table["ordered_at"][::11] + pd.Timedelta(days=1))
+    return pd.concat([table, *shown, back]).sort_values("ordered_at", kind="stable")
+
+
+def test_negatives_and_lists_of_a_run_are_kept_and_those_of_the_new_data_are_added(tmp_path: Path) -> None:
+    old, products, new, whole = frames()
+    before, after = with_lists(old, products), with_lists(new, whole)
+    (tmp_path / "new").mkdir()
+    before.to_csv(tmp_path / "orders.csv", index=False)
+    pd.concat([before[-200:], after]).to_csv(tmp_path / "new" / "orders.csv", index=False)
+    products.to_csv(tmp_path / "products.csv", index=False)
+    whole.to_csv(tmp_path / "new" / "products.csv", index=False)
+    columns = {"user_id": "customer", "item_id": "product", "time": "ordered_at", "event_type": "kind"}
+    interactions = {"path": "orders.csv", **columns, "request": "list", "position": "place"}
+    tables = {"interactions": interactions, "items": {"path": "products.csv", "item_id": "product", "name": "title"}}
+    prepare = {**SETTINGS["prepare"], "impression_types": ["shown"], "event_weights": {"returned": -1.0}}
+    training = {**SETTINGS["training"], "negative_weight": 0.5}
+    data = {"source": "tables", "path": str(tmp_path), **tables}
+    run = tmp_path / "run"
+    run_all(parse_config({**SETTINGS, "data": data, "prepare": prepare, "training": training}), run)
+    base = base_of(run)
+    assert base.negatives is not None and base.events.request is not None
+    n_events, n_negatives = len(base.events), len(base.negatives)
+    last = max(base.events.request.max(), base.negatives.request.max())
+    assert go_on(run).new_events == len(new)
+    grown = base_of(run)
+    assert grown.negatives is not None and grown.events.request is not None
+    assert len(grown.events) == n_events + len(new)
+    assert n_negatives == (before["kind"] != "order").sum()
+    assert len(grown.negatives) == n_negatives + (after["kind"] != "order").sum()
+    counts = grown.manifest.counts.kept.negative_events
+    assert counts == {kind: int((before["kind"] == kind).sum() + (after["kind"] == kind).sum()) for kind in ("returned", "shown")}
+
+    expected = pd.concat([before, after])
+    negative = expected[expected["kind"] != "order"]
+    rows = grown.negatives
+    found = zip(grown.user_ids[rows.user_row], grown.item_ids[rows.item_row], rows.time_s.tolist(), rows.impression, strict=True)
+    seconds = negative["ordered_at"].astype("datetime64[s]").astype("int64")
+    wanted = zip(negative["customer"], negative["product"], seconds, negative["kind"] == "shown", strict=True)
+    assert sorted(found) == sorted(wanted)
+    assert ((rows.position >= 2) == rows.impression).all()
+    assert (rows.split[rows.time_s >= grown.manifest.cuts_s["valid"]] == VALID).all() and (np.diff(rows.offsets) >= 0).all()
+
+    events, lists = grown.events, dict[int, list[tuple[str, int]]]()
+    assert (events.request > 0).all() and len(set(events.request.tolist())) == len(events)
+    for user, request, time_s in zip(grown.user_ids[rows.user_row], rows.request, rows.time_s, strict=True):
+        if request:
+            lists.setdefault(int(request), []).append((str(user), int(time_s)))
+    for user, request, time_s in zip(grown.user_ids[events.user_row], events.request, events.time_s, strict=True):
+        assert lists[int(request)] == [(str(user), int(time_s))] * 2
+    fresh = events.time_s >= grown.manifest.cuts_s["valid"]
+    assert (events.request[fresh] > last).all()
+
+
+def test_a_table_in_long_form_changes_the_properties_that_it_tells(tmp_path: Path) -> None:
+    old, products, new, _ = frames()
+    (tmp_path / "new").mkdir()
+    old.to_csv(tmp_path / "orders.csv", index=False)
+    new.to_csv(tmp_path / "new" / "orders.csv", index=False)
+    long = products.astype(str).melt(id_vars="product", var_name="property")
+    long.to_csv(tmp_path / "properties.csv", index=False)
+    told = pd.DataFrame({"product": ["P0001", "P0060"], "property": ["price", "brand"], "value": ["39.5", "Darjeeling"]})
+    told.to_csv(tmp_path / "new" / "properties.csv", index=False)
+    items: dict[str, Any] = {"path": "properties.csv", "item_id": "product", "name": "title", "long_form": {}}
+    items["features"] = [{"name": "brand", "kind": "categorical"}, {"name": "price", "kind": "number"}]
+    interactions = {"path": "orders.csv", "user_id": "customer", "item_id": "product", "time": "ordered_at"}
+    data = {"source": "tables", "path": str(tmp_path), "interactions": interactions, "items": {**items, "noun": "tea"}}
+    run = tmp_path / "run"
+    run_all(parse_config({**SETTINGS, "data": data}), run)
+    before = {row["item_id"]: row for row in base_of(run).items.to_pylist()}
+    go_on(run)
+    grown = base_of(run)
+    after = {row["item_id"]: row for row in grown.items.to_pylist()}
+    assert after["P0001"] == {**before["P0001"], "price": 39.5} and after["P0002"] == before["P0002"]
+    assert after["P0060"]["brand"] == "Darjeeling" and grown.noun == "tea"

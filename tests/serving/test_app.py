@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from twotower.bundle.revision import add_items
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import FIRST_ROW
-from twotower.serving import schemas
+from twotower.serving import operation_schemas, schemas
 from twotower.serving.catalogue import Browser
 from twotower.serving.model_version import Engine
 
@@ -241,7 +241,7 @@ def test_similar_items_can_be_filtered_by_open_now(client: TestClient) -> None:
 
 def test_about_says_what_is_served(client: TestClient) -> None:
     about = client.get("/v1/about").json()
-    schemas.AboutOut.model_validate(about)
+    operation_schemas.AboutOut.model_validate(about)
     assert about["version"] == client.get("/health/ready").json()["version"]
     assert about["filters"]["has_price"] and about["filters"]["has_locations"] and about["filters"]["has_hours"]
     assert not about["filters"]["has_zones"]

@@ -17,7 +17,8 @@ from starlette.testclient import TestClient
 
 from twotower.serving import schemas
 from twotower.serving.catalogue import Browser
-from twotower.serving.limits import MAX_BATCH_REQUESTS, Limits
+from twotower.serving.limits import MAX_BATCH_REQUESTS
+from twotower.utils.config_serving import Limits
 
 from .conftest import send, some_items
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, POSITIONS_FILE, USER_FEATURES_FILE, Dataset
 from twotower.data.event_arrays import Events, ItemEvents
+from twotower.data.grown_negatives import new_requests, write_negatives
 from twotower.data.growth import Growth, last_event_s, rows_of
 from twotower.data.new_rows import NewRows
 from twotower.data.prepare import find_neighbours, finish, replacing, write_table
@@ -55,15 +56,19 @@ def grow(base: Dataset, rows: NewRows, growth: Growth, out: Path) -> Dataset:
         user_place, n_train_users = _places(owner[trained & (owner >= FIRST_ROW)], base.n_train_user_rows, n_users)
         item_place, n_train_items = _places(bought[trained & (owner >= FIRST_ROW)], base.n_train_item_rows, n_items)
         types = _event_types(base, growth, split)
-        kept = _write_events(base, growth, split, user_place, item_place, types, folder)
-        items = _merged(base.items, rows.items, ITEM_ID, growth.new_items, rows.what).take(_order(item_place))
+        request, of_negatives = new_requests(base, growth)
+        kept = _write_events(base, growth, (split, request), user_place, item_place, types, folder)
+        counts, negative_types = write_negatives(base, growth, of_negatives, user_place, item_place, folder)
+        items = _merged(base.items, rows.items, ITEM_ID, growth.new_items, rows.what, partial=rows.partial).take(_order(item_place))
         users = _merged(base.users, rows.users, USER_ID, growth.new_users, rows.what).take(_order(user_place))
         write_table(items, folder / "items.parquet")
         write_table(users, folder / "users.parquet")
         sizes = {"n_train_items": n_train_items, "n_train_users": n_train_users}
         _write_features(base, items, users, item_place, sizes, folder)
-        manifest = _manifest(base, rows, growth, kept, types, {**sizes, "n_items": len(items), "n_users": len(users)})
-        finish(folder, manifest)
+        manifest = _manifest(
+            base, rows, growth, kept | {"negative_events": counts}, types, {**sizes, "n_items": len(items), "n_users": len(users)}
+        )
+        finish(folder, manifest.model_copy(update={"negative_types": negative_types}))
     return Dataset.open(out)
 
 
@@ -89,9 +94,10 @@ def _event_types(base: Dataset, growth: Growth, split: Array) -> list[str]:
 
 
 def _write_events(
-    base: Dataset, growth: Growth, split: Array, user_place: Int, item_place: Int, types: list[str], folder: Path
-) -> dict[str, int]:
-    """Write both event files, and return the numbers of their events."""
+    base: Dataset, growth: Growth, chosen: tuple[Array, Int], user_place: Int, item_place: Int, types: list[str], folder: Path
+) -> dict[str, Any]:
+    """Write both event files, and return the numbers of their events. `chosen`: split and list number of each new event."""
+    split, request = chosen
     old, visits, named = base.events, base.item_events, growth.user_row >= FIRST_ROW
     columns = {name: growth.events[name].to_numpy(zero_copy_only=False) for name in (STARS, WEIGHT, POSITIVE)}
     fresh: dict[str, Array] = {
@@ -104,12 +110,15 @@ def _write_events(
         "split": split,
     }
     kept = asdict(old) | {"item_row": item_place[old.item_row], "split": _as_trained(old.split)}
+    if old.request is not None or (request.any() and not (base.negatives is None and growth.negatives is None)):
+        fresh["request"] = request
+        kept["request"] = np.zeros(len(old), np.int64) if old.request is None else old.request
     owner = np.concatenate([user_place[old.user_row], user_place[growth.user_row[named]]])
     joined = {name: np.concatenate([kept[name], value[named].astype(kept[name].dtype)]) for name, value in fresh.items()}
     order = np.lexsort((joined["time_s"], owner))
     offsets = lengths_to_offsets(np.bincount(owner, minlength=len(user_place)))
     events = Events(offsets=offsets, **{name: value[order] for name, value in joined.items()})
-    write_arrays(folder / EVENTS_FILE, asdict(events))
+    write_arrays(folder / EVENTS_FILE, {name: value for name, value in asdict(events).items() if value is not None})
     if (base.path / POSITIONS_FILE).is_file():
         shown = growth.events[POSITION].fill_null(0) if POSITION in growth.events.column_names else None
         new = np.zeros(len(named), np.int64) if shown is None else shown.to_numpy().astype(np.int64)
@@ -138,8 +147,11 @@ def _as_trained(split: Array) -> Array:
     return np.where(split == WITHHELD, WITHHELD, TRAIN).astype(np.int8)
 
 
-def _merged(old: pa.Table, new: pa.Table | None, key: str, ids: list[str], what: str) -> pa.Table:
-    """Return the old rows with the values of the new table, then rows of `ids`; columns that a table lacks are kept or null."""
+def _merged(old: pa.Table, new: pa.Table | None, key: str, ids: list[str], what: str, *, partial: bool = False) -> pa.Table:
+    """Return the old rows with the values of the new table, then rows of `ids`; columns that a table lacks are kept or null.
+
+    With `partial`, a null of the new table keeps the old value.
+    """
     every = pa.array([*old[key].to_pylist(), *ids], pa.string())
     known = pa.array([*range(len(old)), *[None] * len(ids)], pa.int64())
     fresh = None if new is None else pc.index_in(every, value_set=new[key].cast(pa.string()).combine_chunks())
@@ -158,7 +170,8 @@ def _merged(old: pa.Table, new: pa.Table | None, key: str, ids: list[str], what:
                     f"{str(error).splitlines()[0]}. Nothing was changed. Write the column as before, or train again."
                 ) from None
             values = pa.chunked_array([*values.chunks, *added.chunks], values.type)
-            at = pc.coalesce(pc.add(fresh.cast(pa.int64()), len(old)), known)
+            told = pc.if_else(pc.is_valid(added.take(fresh)), fresh, None) if partial else fresh
+            at = pc.coalesce(pc.add(told.cast(pa.int64()), len(old)), known)
         columns[name] = values.take(at)
     return pa.table(columns, schema=old.schema)
 
@@ -183,7 +196,7 @@ def _write_features(base: Dataset, items: pa.Table, users: pa.Table, place: Int,
 
 
 def _manifest(
-    base: Dataset, rows: NewRows, growth: Growth, kept: dict[str, int], types: list[str], sizes: dict[str, int]
+    base: Dataset, rows: NewRows, growth: Growth, kept: dict[str, Any], types: list[str], sizes: dict[str, int]
 ) -> DatasetManifest:
     counts, old = rows.counts or {}, base.manifest
     first = old.counts.times_s.get("first", int(base.item_events.time_s.min(initial=0)))

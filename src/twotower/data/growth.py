@@ -22,6 +22,15 @@ from twotower.utils.types import Int, Mask
 
 
 @dataclass(frozen=True)
+class NewNegatives:
+    """Explicit negatives and impressions that a dataset does not have, and the rows of their users and items as in `Growth`."""
+
+    rows: pa.Table
+    user_row: Int
+    item_row: Int
+
+
+@dataclass(frozen=True)
 class Growth:
     """How a dataset grows.
 
@@ -37,6 +46,8 @@ class Growth:
         First second of the validation part.
     dropped
         Numbers of events that do not count, by reason.
+    negatives
+        New negatives; None if there are none.
     """
 
     events: pa.Table
@@ -46,6 +57,7 @@ class Growth:
     new_items: list[str]
     cut_s: int
     dropped: dict[str, int]
+    negatives: NewNegatives | None = None
 
     @property
     def time_s(self) -> Int:
@@ -69,7 +81,7 @@ def plan_growth(base: Dataset, rows: NewRows, *, valid_frac: float) -> Growth | 
     Returns
     -------
     Growth
-        None if the dataset has all events already.
+        None if the dataset has all events already; new negatives alone cannot validate.
 
     Raises
     ------
@@ -82,13 +94,17 @@ def plan_growth(base: Dataset, rows: NewRows, *, valid_frac: float) -> Growth | 
             f"The clock of this machine says {_day(int(now) - DAY_S)}, but the run has events until {_day(last)}: it has gone "
             "back. Nothing was changed. Correct the clock."
         )
-    items = _known_first(base.items[ITEM_ID], rows.events[ITEM_ID], [] if rows.items is None else rows.items[ITEM_ID].to_pylist())
+    negatives = _new_negatives(base, rows.negatives, int(now))
+    more = [table[ITEM_ID].to_pylist() for table in (rows.items, negatives) if table is not None]
+    items = _known_first(base.items[ITEM_ID], rows.events[ITEM_ID], [name for names in more for name in names])
     times = np.asarray(rows.events[TIME].to_numpy(), np.int64)
     item_row, user_row = rows_of(items, rows.events[ITEM_ID]), base.user_rows(rows.events[USER_ID].to_pylist())
     user_row = np.where(np.asarray(rows.events[USER_ID].is_null()), 0, user_row)
     future = times > now
     held = ~future & _contains(base, user_row, item_row, times, rows.events[EVENT_TYPE])
     dropped = {"already in the run": int(held.sum()), "later than this machine's clock": int(future.sum())}
+    if rows.negatives is not None:
+        dropped["negative, and already in the run or later"] = len(rows.negatives) - (0 if negatives is None else len(negatives))
     for reason, count in dropped.items():
         if count:
             log.info("%s: %s events do not count: %s", rows.what, f"{count:,}", reason)
@@ -100,10 +116,14 @@ def plan_growth(base: Dataset, rows: NewRows, *, valid_frac: float) -> Growth | 
         )
     if not len(events):
         return None
-    users = _known_first(base.users[USER_ID], events[USER_ID], [])
+    users = _known_first(base.users[USER_ID], events[USER_ID], [] if negatives is None else negatives[USER_ID].to_pylist())
+    added = None
+    if negatives is not None:
+        added = NewNegatives(negatives, rows_of(users, negatives[USER_ID]), rows_of(items, negatives[ITEM_ID]))
     cut = _cut(events, last, valid_frac, rows.what)
     known, n_items = base.n_users, base.n_items
-    return Growth(events, rows_of(users, events[USER_ID]), item_row[~held & ~future], users[known:], items[n_items:], cut, dropped)
+    user_row, item_row = rows_of(users, events[USER_ID]), item_row[~held & ~future]
+    return Growth(events, user_row, item_row, users[known:], items[n_items:], cut, dropped, added)
 
 
 def _day(time_s: int) -> str:
@@ -140,6 +160,23 @@ def _contains(base: Dataset, user_row: Int, item_row: Int, time_s: Int, event_ty
     start, stop = visits.offsets[item], visits.offsets[item + 1]
     found = lower_bound(visits.time_s, start, stop, time_s + 1) > lower_bound(visits.time_s, start, stop, time_s)
     return held | (found & (item >= FIRST_ROW))
+
+
+def _new_negatives(base: Dataset, rows: pa.Table | None, now: int) -> pa.Table | None:
+    """Return the negatives that the dataset does not have, by user, item, second and type, and that are not later than now."""
+    if rows is None:
+        return None
+    times, user = np.asarray(rows[TIME].to_numpy(), np.int64), base.user_rows(rows[USER_ID].to_pylist())
+    kept = times <= now
+    if base.negatives is not None:
+        old, item = base.negatives, base.item_rows(rows[ITEM_ID].to_pylist())
+        code = rows_of(base.manifest.negative_types, rows[EVENT_TYPE]) - FIRST_ROW
+        start, stop = old.offsets[user], old.offsets[user + 1]
+        start, stop = lower_bound(old.time_s, start, stop, times), lower_bound(old.time_s, start, stop, times + 1)
+        owner, at = ragged_arange(start, stop - start)
+        same = (old.item_row[at] == item[owner]) & (old.event_type[at] == code[owner])
+        kept &= np.bincount(owner[same], minlength=len(times)) == 0
+    return rows.filter(pa.array(kept)) if kept.any() else None
 
 
 def _cut(events: pa.Table, last: int, valid_frac: float, what: str) -> int:

@@ -19,9 +19,9 @@ from twotower.data.prepare import SOURCES, open_engine
 from twotower.data.selection import ITEM_KEY, USER_KEY, Stage, row_count, select_events
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
-from twotower.data.sources.raw_tables import POSITION, RawTables
+from twotower.data.sources.raw_tables import POSITION, REQUEST, RawTables
 from twotower.errors import DataError
-from twotower.schema import EVENT_TYPE, FIRST_ROW, ITEM_ID, ORDER, POSITIVE, STARS, TIME, USER_ID, WEIGHT
+from twotower.schema import EVENT_TYPE, FIRST_ROW, ITEM_ID, NEGATIVE, ORDER, POSITIVE, STARS, TIME, USER_ID, WEIGHT
 from twotower.utils.config import Config, DataConfig, SplitConfig
 from twotower.utils.console import log
 
@@ -38,19 +38,25 @@ class NewRows:
     what
         Name of the data in messages.
     events
-        `user_id` (null: anonymous), `item_id`, `time_s`, `event_type`, `stars`, `weight`, `positive` and, if known, `position`, in
-        the order of the source.
+        `user_id` (null: anonymous), `item_id`, `time_s`, `event_type`, `stars`, `weight`, `positive` and, if known, `position` and
+        `request`, in the order of the source.
     items, users
         Rows with the columns of the tables; None if the data have no such table.
+    negatives
+        Explicit negatives and impressions of users with an id, with the same columns; None if there are none.
     counts
         What was read, for the account: "read", "files", "matched" and "dropped" of a `DatasetCounts`.
+    partial
+        A null of `items` stands for a value that the data do not tell: their table is in long form.
     """
 
     what: str
     events: pa.Table
     items: pa.Table | None = None
     users: pa.Table | None = None
+    negatives: pa.Table | None = None
     counts: dict[str, Any] | None = None
+    partial: bool = False
 
 
 def read_new_rows(
@@ -113,18 +119,22 @@ _ONE_PART = {
 
 def _selected(engine: Engine, config: Config, raw: RawTables, base: Dataset, what: str, added: pa.Table | None) -> NewRows:
     """Return the events as `prepare` would select them, and the tables."""
-    items, users = (getattr(raw, side).to_pyarrow() if side in raw.described else None for side in ("items", "users"))
-    if items is not None and (config.data.items is None or config.data.items.path is not None):
+    table = config.data.items
+    partial = table is not None and table.path is not None and table.long_form is not None
+    given = (*raw.described, *(("items",) if partial else ()))
+    items, users = (getattr(raw, side).to_pyarrow() if side in given else None for side in ("items", "users"))
+    if items is not None and not partial and (table is None or table.path is not None):
         _check_catalogue(items, base, what)
     items = _with_added(items, added)
     if not row_count(raw.interactions):
-        return NewRows(what, _NO_EVENTS, items, users)
+        return NewRows(what, _NO_EVENTS, items, users, partial=partial)
     described = "item" in base.manifest.counts.matched
     known = {
         "items": _ids(engine, ITEM_ID, base.items, raw.items if not described else None if items is None else engine.save(items)),
         "users": _ids(engine, USER_ID, base.users, raw.users),
     }
-    types = (*base.event_types, *config.prepare.event_weights)
+    prepare = config.prepare
+    types = (*base.event_types, *base.manifest.negative_types, *prepare.event_weights, *prepare.impression_types)
     stage = Stage(engine, config, replace(raw, **known, described=("items",) if described else ()), event_types=types)
     if not described:  # then the events themselves name the new items
         _check_known(engine, raw.interactions, _ids(engine, ITEM_ID, base.items, None), base, what)
@@ -132,9 +142,13 @@ def _selected(engine: Engine, config: Config, raw: RawTables, base: Dataset, wha
         _check_known(engine, raw.interactions, known["items"], base, what)
     chosen = select_events(stage)
     rows = chosen.events.join(chosen.items, ITEM_KEY).left_join(chosen.users, USER_KEY)
-    columns = [USER_ID, ITEM_ID, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, *({POSITION} & set(rows.columns))]
+    columns = [USER_ID, ITEM_ID, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, NEGATIVE]
+    columns += [name for name in (POSITION, REQUEST) if name in rows.columns]
     counts = {"matched": {side: asdict(match) for side, match in stage.matched.items()}, "dropped": stage.dropped}
-    return NewRows(what, rows.order_by([TIME, ORDER]).select(columns).to_pyarrow(), items, users, counts)
+    read = rows.order_by([TIME, ORDER]).select(columns).to_pyarrow()
+    negatives = read.filter(pc.and_(read[NEGATIVE], pc.is_valid(read[USER_ID]))).drop_columns(NEGATIVE)
+    events = read.filter(pc.invert(read[NEGATIVE])).drop_columns(NEGATIVE)
+    return NewRows(what, events, items, users, negatives if len(negatives) else None, counts, partial)
 
 
 _NO_EVENTS = pa.table(

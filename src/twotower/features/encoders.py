@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from twotower.errors import DataError
-from twotower.features.text_vectors import Texts, fit_text, hash_texts, text_vectors
+from twotower.features.texts import TFIDF, Texts, fit_text, read_texts, text_vectors
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, UNKNOWN, FeatureSpec
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.types import Array, Float, Float64, Int
@@ -42,18 +42,22 @@ class Encoders:
         "side.name" → [mean, standard deviation] of a number, [largest number of values] of a multi-valued feature, [width] of a
         vector (0: no training row has one).
     arrays
-        Text: "side.name.idf" float32 [2^15] and "side.name.components" float32 [dim, 2^15].
+        Text: "side.name.components" and so on, see `fit_text`.
+    text_encoder
+        See `read_texts`.
     """
 
     specs: tuple[FeatureSpec, ...]
     vocabularies: dict[str, list[Any]] = field(default_factory=dict)
     statistics: dict[str, list[float]] = field(default_factory=dict)
     arrays: dict[str, Array] = field(default_factory=dict)
+    text_encoder: str = TFIDF
 
     def save(self, folder: Path) -> None:
         """Write `encoders.json` and `encoders.safetensors` into `folder`."""
         specs = [asdict(spec) for spec in self.specs]
         body = {"specs": specs, "vocabularies": self.vocabularies, "statistics": self.statistics}
+        body |= {} if self.text_encoder == TFIDF else {"text_encoder": self.text_encoder}
         (folder / "encoders.json").write_text(json.dumps(body, ensure_ascii=False, sort_keys=True, indent=0))
         write_arrays(folder / "encoders.safetensors", self.arrays)
 
@@ -62,7 +66,8 @@ class Encoders:
         """Return the encoders that `save` wrote into `folder`."""
         body = json.loads((folder / "encoders.json").read_text())
         specs = tuple(FeatureSpec(**{**spec, "columns": tuple(spec["columns"])}) for spec in body["specs"])
-        return cls(specs, body["vocabularies"], body["statistics"], open_arrays(folder / "encoders.safetensors"))
+        arrays = open_arrays(folder / "encoders.safetensors")
+        return cls(specs, body["vocabularies"], body["statistics"], arrays, body.get("text_encoder", TFIDF))
 
 
 def fit_encoders(
@@ -74,6 +79,7 @@ def fit_encoders(
     n_train_users: int,
     item_text: Texts | None = None,
     text_dim: int = 32,
+    text_encoder: str = TFIDF,
     seed: int = 0,
 ) -> Encoders:
     """Return encoders with vocabularies, statistics and text components fitted on the training rows only.
@@ -85,14 +91,16 @@ def fit_encoders(
     items, users
         Raw tables, training rows first.
     item_text
-        One string per item, or the result of `hash_texts`, for the first "text" feature of the items (only training rows are
+        One string per item, or the result of `read_texts`, for the first "text" feature of the items (only training rows are
         used). Other text features use their column.
     text_dim
         Width of the text vectors.
+    text_encoder
+        See `read_texts`.
     seed
         Seed of the truncated SVD of the texts.
     """
-    encoders = Encoders(specs)
+    encoders = Encoders(specs, text_encoder=text_encoder)
     trained = {"item": items.slice(0, n_train_items), "user": users.slice(0, n_train_users)}
     for spec in specs:
         key, table = f"{spec.side}.{spec.name}", trained[spec.side]
@@ -111,8 +119,8 @@ def fit_encoders(
             encoders.statistics[key] = [float(known.mean()) if len(known) else 0.0, std or 1.0]
         elif spec.kind == "text":
             texts = item_text if item_text is not None and spec is _main_text(specs) else table[spec.columns[0]].to_pylist()
-            found = fit_text(hash_texts(texts)[: len(table)], text_dim, seed)
-            encoders.arrays.update({f"{key}.{name}": value for name, value in found.items()})
+            read = read_texts(texts, text_encoder)[: len(table)]
+            encoders.arrays.update({f"{key}.{name}": array for name, array in fit_text(read, text_dim, seed).items()})
         elif spec.kind == "vector":
             encoders.statistics[key] = [max(_widths(table[spec.columns[0]], spec), default=0)]
     return encoders
@@ -200,7 +208,7 @@ def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts 
         cells = _reserve(cell_rows((known[0], known[1]), locations).astype(np.int32), UNKNOWN)
         return {spec.name: cells, f"{spec.name}.degrees": _reserve(locations.astype(np.float32), np.nan, pad=np.nan)}
     if spec.kind == "text" and text is not None:
-        return {spec.name: _reserve(_texts(encoders, key, text))}
+        return {spec.name: _reserve(_text_of(encoders, key, text))}
     column = table[spec.columns[0]].combine_chunks()
     if spec.kind == "categorical":
         return {spec.name: _reserve(_lookup(encoders.vocabularies[key], column.cast(pa.string())).astype(np.int32), UNKNOWN)}
@@ -216,12 +224,8 @@ def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts 
     if spec.kind == "hours":
         return {spec.name: _reserve(_bits(column), 0.5)}
     if spec.kind == "text":
-        return {spec.name: _reserve(_texts(encoders, key, column.to_pylist()))}
+        return {spec.name: _reserve(_text_of(encoders, key, column.to_pylist()))}
     return {spec.name: _reserve(_vectors(column, spec, int(encoders.statistics[key][0])))}
-
-
-def _texts(encoders: Encoders, key: str, texts: Texts) -> Float:
-    return text_vectors(encoders.arrays[f"{key}.idf"], encoders.arrays[f"{key}.components"], texts)
 
 
 def _reserve(values: Array, unknown: Any = 0, *, pad: float = 0) -> Array:
@@ -323,3 +327,8 @@ def _year_bits(column: pa.ChunkedArray) -> Int:
     bits = np.zeros(len(array), np.int64)
     np.bitwise_or.at(bits, np.repeat(np.arange(len(array)), lengths), np.int64(1) << np.clip(years - ELITE_BASE_YEAR, 0, 62))
     return bits
+
+
+def _text_of(encoders: Encoders, key: str, texts: Texts) -> Float:
+    arrays = {name.removeprefix(f"{key}."): array for name, array in encoders.arrays.items() if name.startswith(f"{key}.")}
+    return text_vectors(arrays, read_texts(texts, encoders.text_encoder))

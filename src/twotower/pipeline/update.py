@@ -40,6 +40,7 @@ from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.calibration import refresh_interval_days, refreshed_system
 from twotower.trainers.grown_checkpoint import Start, grow_checkpoint
 from twotower.trainers.optimizer import choose_device
+from twotower.trainers.time_limit import TimeLimit
 from twotower.utils.atomic_files import atomic_file, take_place
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import ResolvedConfig, load_config, parse_config
@@ -194,7 +195,8 @@ def _train(base: Dataset, grown: Dataset, config: ResolvedConfig, out: Path, wat
         )
     start = Start(out / BEGIN, Replay(split_moment(base, "valid"), config.updating.replay))
     resume, device = (out / "last.pt").is_file(), choose_device(config.training.device)
-    return fit_within(grown, device, watch, config, out, resume, 1.0, "update", watch.callbacks, start)
+    called = [TimeLimit(config.training.max_hours), *watch.callbacks]
+    return fit_within(grown, device, watch, config, out, resume, 1.0, "update", called, start)
 
 
 def _compare(

@@ -25,11 +25,12 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def setup_json_logs() -> None:
-    """Write the log records of the package, and warnings of asyncio, as JSON."""
+def setup_json_logs(level: str = "info") -> None:
+    """Write the log records of the package from `level` on, and warnings of asyncio, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     log.handlers = [handler]
+    log.setLevel(level.upper())
     loop = logging.getLogger("asyncio")
     loop.handlers, loop.propagate = [handler], False
     loop.setLevel(logging.WARNING)
