@@ -71,7 +71,6 @@ RESERVED_FEATURES = {  # names of built-in fields and arrays
     "user": ("id", "state", "home", "request_location", "hour", "weekday", "month", "since_s", "elite"),
 }
 TRUTH = "town_truth.safetensors"
-OFFSETS = "offsets"  # start of the events of each user or item
 
 ProgressCallback = Callable[[str], None]
 
@@ -157,11 +156,8 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     encoded = encode_items(encoders, items, text)
     if config.prepare.co_visited_items:
         say("find neighbours")
-        sizes = {
-            "n_user_rows": len(users) + FIRST_ROW,
-            "n_item_rows": len(items) + FIRST_ROW,
-            "most": config.prepare.co_visited_items,
-        }
+        sizes = {"n_user_rows": len(users) + FIRST_ROW, "n_item_rows": len(items) + FIRST_ROW}
+        sizes["most"] = config.prepare.co_visited_items
         encoded[NEIGHBOURS] = find_neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
