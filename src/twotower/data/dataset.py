@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -102,6 +103,13 @@ class Dataset:
         if missing := [name for name in manifest.hashes if not (path / name).is_file()]:
             raise DataError(f"The dataset {path} is incomplete: {', '.join(missing)} missing. Run `twotower prepare` again.")
         return cls(path, manifest)
+
+    def known_to(self, n_train_items: int, n_train_users: int) -> Dataset:
+        """Return the same data as a model sees them that was trained on fewer items and users; all later rows are new to it."""
+        other = copy(self)
+        other.n_train_items, other.n_train_users = n_train_items, n_train_users
+        other.n_train_item_rows, other.n_train_user_rows = n_train_items + FIRST_ROW, n_train_users + FIRST_ROW
+        return other
 
     @property
     def size(self) -> str:
