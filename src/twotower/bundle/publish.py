@@ -1,21 +1,20 @@
 """Publish the vectors of a bundle: to Parquet files that any vector database reads, and to Milvus.
 
-The score of a user and an item is the inner product of their published vectors. A vector has the numbers of the tower, and after them
-the columns of `models.priors`: the popularities of an item beside their weights for a user, and the location. In published vectors
-these columns are balanced (`index_tuning.balance_of`), because graphs of neighbours need items of similar norms.
+The score of a user and an item is the inner product of their published vectors. A vector has the numbers of the tower, and after
+them the columns of `models.priors`: the popularities of an item beside their weights for a user, and the location. In published
+vectors these columns are balanced (`index_tuning.balance_of`), because graphs of neighbours need items of similar norms.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -25,17 +24,9 @@ from twotower.errors import DataError
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
 from twotower.search.approximate import balanced
 from twotower.search.filters.item_filter import ItemFilter
-from twotower.search.filters.milvus_expression import (
-    HOURS,
-    LATITUDE,
-    LONGITUDE,
-    ROW,
-    StoredColumns,
-    hours_of,
-    nan_to_null,
-)
-from twotower.search.milvus_index import MilvusIndex
-from twotower.search.milvus_store import MilvusAddress, MilvusStore
+from twotower.search.filters.milvus_expression import ROW, StoredColumns, longest_text, nan_to_null
+from twotower.search.milvus_index import EF, MilvusIndex
+from twotower.search.milvus_store import SEARCH_S, MilvusAddress, MilvusStore
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.ids import id_types, native_ids
 from twotower.utils.types import Float, Int
@@ -50,8 +41,8 @@ M, EF_CONSTRUCTION = 32, 200  # of the graph in Milvus
 def publish_parquet(bundle: Bundle, out: Path) -> int:
     """Write the offered items to a Parquet file, and return their number.
 
-    It has "item_id", "vector" (a list of float32 of fixed size), "popularity" (log popularity of all events), "recent_events" (of the
-    last 90 days) and all columns of the catalogue. A column of the catalogue with one of these names gets "catalogue_" in front.
+    It has "item_id", "vector" (a list of float32 of fixed size), "popularity" (log popularity of all events), "recent_events" (of
+    the last 90 days) and all columns of the catalogue. A column with one of these names gets "catalogue_" in front.
     """
     rows, arrays, balance = _offered(bundle), bundle.arrays, _balance(bundle)
     items = bundle.dataset.items.take(pa.array(rows - FIRST_ROW))
@@ -122,15 +113,24 @@ def publish_milvus(bundle: Bundle, address: MilvusAddress) -> int:
     return len(rows)
 
 
-def with_milvus(bundle: Bundle, address: MilvusAddress, *, ef: int, search_s: float) -> Bundle:
-    """Return the bundle with the index of its vectors in Milvus; see `MilvusIndex` and `MilvusStore`.
+@dataclass(frozen=True, slots=True)
+class RemoteIndex:
+    """An index in Milvus: its address, and how it is searched; see `MilvusIndex` and `MilvusStore`."""
+
+    address: MilvusAddress
+    ef: int = EF
+    search_s: float = SEARCH_S
+
+
+def with_milvus(bundle: Bundle, remote: RemoteIndex) -> Bundle:
+    """Return the bundle with the index of its vectors in Milvus.
 
     Raises
     ------
     DataError
         The collection has vectors of another bundle or of another revision, or Milvus cannot be reached.
     """
-    store = MilvusStore(address, search_s)
+    address, store = remote.address, MilvusStore(remote.address, remote.search_s)
     collection, properties = store.current()
     found, wanted = properties.get("twotower.seal", ""), bundle.manifest.seal
     if found != wanted:
@@ -140,7 +140,7 @@ def with_milvus(bundle: Bundle, address: MilvusAddress, *, ef: int, search_s: fl
         )
     columns = StoredColumns(ItemFilter(bundle.dataset.items, bundle.dataset.specs))
     vectors, balance = torch.from_numpy(bundle.arrays.vectors), json.loads(properties["twotower.about"])["balance"]
-    return replace(bundle, built=MilvusIndex(vectors, store, collection, columns, balance=balance, ef=ef))
+    return replace(bundle, built=MilvusIndex(vectors, store, collection, columns, balance=balance, ef=remote.ef))
 
 
 def _offered(bundle: Bundle) -> Int:
@@ -184,42 +184,23 @@ def _schema(bundle: Bundle, stored: StoredColumns) -> tuple[Any, Any]:
 
     schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
     schema.add_field(ROW, DataType.INT64, is_primary=True)
-    schema.add_field(ITEM_ID, DataType.VARCHAR, max_length=_bytes(bundle.dataset.items[ITEM_ID]))
+    schema.add_field(ITEM_ID, DataType.VARCHAR, max_length=longest_text(bundle.dataset.items[ITEM_ID]))
     schema.add_field(VECTOR, DataType.FLOAT_VECTOR, dim=bundle.arrays.vectors.shape[1])
     schema.add_field(POPULARITY, DataType.FLOAT, nullable=True)
     schema.add_field(RECENT, DataType.INT64)
     schema.add_field(ITEM, DataType.JSON, nullable=True)
-    if stored.located:
-        for name in (LATITUDE, LONGITUDE):
-            schema.add_field(name, DataType.DOUBLE, nullable=True)
-    if stored.hours is not None:
-        schema.add_field(HOURS, DataType.ARRAY, element_type=DataType.INT16, max_capacity=168, nullable=True)
-    for column in stored.columns.values():
-        flat = pc.list_flatten(column.values) if column.listed else column.values
-        kind = DataType.DOUBLE if column.number else DataType.VARCHAR
-        more = {} if column.number else {"max_length": _bytes(flat)}
-        if column.listed:
-            longest = pc.max(pc.list_value_length(column.values)).as_py() or 0
-            more |= {"element_type": kind, "max_capacity": max(longest, 1)}
-        schema.add_field(column.name, DataType.ARRAY if column.listed else kind, nullable=True, **more)
+    stored.add_fields(schema)
     index = MilvusClient.prepare_index_params()
     index.add_index(VECTOR, index_type="HNSW", metric_type="IP", params={"M": M, "efConstruction": EF_CONSTRUCTION})
     return schema, index
 
 
-def _bytes(texts: pa.Array | pa.ChunkedArray) -> int:
-    """Return the length of the longest text in bytes, at least 1."""
-    return max(pc.max(pc.binary_length(texts)).as_py() or 0, 1)
-
-
 def _uploads(bundle: Bundle, stored: StoredColumns, rows: Int, balance: list[float]) -> Iterator[list[dict[str, Any]]]:
     """Yield the items in batches, in the fields of `_schema`."""
-    catalogue = ItemFilter(bundle.dataset.items, bundle.dataset.specs)
     popularity, recent = _popularity(bundle), bundle.arrays.recent_event_count
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        at = pa.array(part - FIRST_ROW)
-        items = bundle.dataset.items.take(at)
+        items = bundle.dataset.items.take(pa.array(part - FIRST_ROW))
         columns: dict[str, list[Any]] = {
             ROW: part.tolist(),
             ITEM_ID: items[ITEM_ID].to_pylist(),
@@ -228,14 +209,5 @@ def _uploads(bundle: Bundle, stored: StoredColumns, rows: Int, balance: list[flo
             RECENT: recent[part].tolist(),
             ITEM: [json.loads(json.dumps(item, default=str)) for item in items.to_pylist()],
         }
-        if stored.located:
-            degrees = catalogue.locations[part - FIRST_ROW]
-            columns |= {LATITUDE: nan_to_null(degrees[:, 0]), LONGITUDE: nan_to_null(degrees[:, 1])}
-        if stored.hours is not None:
-            columns[HOURS] = hours_of(items[stored.hours])
-        for column in stored.columns.values():
-            values = column.values.take(at).to_pylist()
-            columns[column.name] = [
-                [one for one in value if one is not None] if column.listed and value is not None else value for value in values
-            ]
+        columns |= stored.fields(part - FIRST_ROW)
         yield [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

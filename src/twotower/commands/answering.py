@@ -282,6 +282,9 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
 @click.option("--unix-socket", type=FILE, help="Unix socket to listen on, in place of host and port.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that share port and bundle. Default: 1.")
 @click.option("--events", metavar="URL", help="Store of accepted events: sqlite:PATH (default: beside BUNDLE) or redis://….")
+@click.option(
+    "--index", metavar="ADDRESS", help="Vectors of `twotower publish`: milvus://HOST:PORT/NAME or FILE.db. Default: BUNDLE's."
+)
 @click.option("--api-keys", type=FILE, help="File of keys written by `twotower new-key`. Read again when it changes.")
 @click.option(
     "--public", is_flag=True, default=None, help="Let everyone read recommendations, items, users and histories without a key."

@@ -114,7 +114,10 @@ def _spark_schema(names: pa.Schema) -> Any:
 def _lists(
     path: str, seal: str, request: Request, now: int, block: int, batches: Iterator[pa.RecordBatch]
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the lists of blocks of users, which come by number. Runs in a worker of an executor, on one thread: Spark starts a task for each core."""
+    """Yield the lists of blocks of users, which come by number.
+
+    Runs in a worker of an executor, on one thread: Spark starts a task for each core.
+    """
     recommender, native = _opened(path, seal)
     with one_thread():
         for batch in batches:

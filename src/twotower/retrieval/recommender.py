@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from twotower.bundle.bundle import Bundle, load_bundle
+from twotower.bundle.publish import RemoteIndex, with_milvus
 from twotower.errors import RequestError
 from twotower.features.geo import mutual_km
 from twotower.retrieval.explain import Explainer
@@ -94,9 +95,10 @@ class Recommender:
         )
 
     @classmethod
-    def load(cls, path: Path | str, *, trusted_key: Path | None = None) -> Recommender:
-        """Open the bundle at `path`; see `load_bundle` for the errors and for `trusted_key`."""
-        return cls(load_bundle(Path(path), trusted_key))
+    def load(cls, path: Path | str, *, trusted_key: Path | None = None, index: RemoteIndex | None = None) -> Recommender:
+        """Open the bundle at `path`, with its index in Milvus if one is given; see `load_bundle` and `with_milvus`."""
+        bundle = load_bundle(Path(path), trusted_key)
+        return cls(bundle if index is None else with_milvus(bundle, index))
 
     def with_bundle(self, bundle: Bundle) -> Recommender:
         """Return a recommender for the same bundle with refreshed items (see `bundle.refresh`); it shares all other parts."""

@@ -1,8 +1,8 @@
 """Search vectors that are in Milvus, under filters that become its expressions.
 
 Milvus proposes candidates, and the vectors of this process score them exactly. Every candidate is checked against the mask of the
-filter, so what an expression cannot say is left out here; then more candidates are asked for, and at last the vectors of this process
-are scanned. So `k` items are returned whenever `k` items are allowed.
+filter, so what an expression cannot say is left out here. Then more candidates are asked for, and at last the vectors of this
+process are scanned. So `k` items are returned whenever `k` items are allowed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from twotower.utils.types import Float, Int, Mask
 
 EXTRA = 8  # candidates beyond k, among them ties
 WIDEN = 8  # times as many candidates, if too few of them were allowed
-MAX_EF = 32_768
+EF, MAX_EF = 512, 32_768  # default and largest width of the search
 TOGETHER = 32  # queries that share a deadline
 
 
@@ -62,12 +62,12 @@ class MilvusIndex(Index):
         self._filters: Sequence[ResolvedFilter | None] = ()
 
     @classmethod
-    def build(cls, vectors: Tensor, **settings: Any) -> Index:
+    def build(cls, vectors: Tensor, **settings: Any) -> Index:  # noqa: ARG003
         """See `Index`; `twotower publish` writes the collection."""
         raise DataError("An index of Milvus is not built here. Write it with `twotower publish`.")
 
     @classmethod
-    def load(cls, folder: Path, vectors: Tensor) -> Index:
+    def load(cls, folder: Path, vectors: Tensor) -> Index:  # noqa: ARG003
         """See `Index`; a bundle does not hold it."""
         raise DataError(f"{folder} cannot hold an index of Milvus. Use `twotower serve --index`.")
 

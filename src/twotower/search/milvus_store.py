@@ -16,9 +16,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,7 +76,7 @@ def read_address(text: str) -> MilvusAddress:
         return MilvusAddress(text, LITE_ALIAS, text)
     if "@" in text:
         raise ConfigError(
-            f"The address of Milvus has a password, which every user of this machine can read. Set {TOKEN} to USER:PASSWORD instead."
+            f"The address of Milvus has a password, which every user of this machine can read. Set {TOKEN} to USER:PASSWORD."
         )
     found = CLUSTER.fullmatch(text)
     if found is None or int(found[3] or PORT) > 65_535:

@@ -1,7 +1,7 @@
 """Store the columns of a catalogue in Milvus, and write filters as Milvus expressions.
 
-An expression matches at least the items that the filter matches. What Milvus cannot say (opening hours by time zone, columns that are
-not stored, distances beside their bounding box) is left out, and the caller checks the items that come back.
+An expression matches at least the items that the filter matches. What Milvus cannot say (opening hours by time zone, columns that
+are not stored, distances beside their bounding box) is left out, and the caller checks the items that come back.
 
 Texts are stored in lower case and numbers as float64, as `column_index` compares them. Comparisons say `is not null`, so that an
 unknown value makes a comparison neither true nor false.
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.features.geo import EARTH_KM
-from twotower.schema import ITEM_ID
+from twotower.schema import HOURS_PER_WEEK, ITEM_ID
 from twotower.search.filters.column_index import comparable
 from twotower.search.filters.item_filter import ItemFilter, ResolvedFilter
 from twotower.search.filters.tree import Among, And, Compared, Node, Not, Open, Or, Seen, Value, Within
@@ -71,6 +71,7 @@ class StoredColumns:
 
     def __init__(self, catalogue: ItemFilter) -> None:
         self.columns: dict[str, StoredColumn] = {}
+        self._items, self._locations = catalogue.items, catalogue.locations
         self.located = bool(np.isfinite(catalogue.locations).all(axis=1).any())
         self.hours = catalogue.hours if catalogue.hours and not catalogue.zoned else None
         for name in catalogue.items.column_names:
@@ -78,6 +79,39 @@ class StoredColumns:
                 stored = _stored(f"f_{_identifier(name, len(self.columns))}", catalogue.items[name])
                 if stored is not None:
                     self.columns[name] = stored
+
+    def add_fields(self, schema: Any) -> None:
+        """Add the fields of the columns to a schema of Milvus."""
+        from pymilvus import DataType
+
+        if self.located:
+            for name in (LATITUDE, LONGITUDE):
+                schema.add_field(name, DataType.DOUBLE, nullable=True)
+        if self.hours is not None:
+            schema.add_field(HOURS, DataType.ARRAY, element_type=DataType.INT16, max_capacity=HOURS_PER_WEEK, nullable=True)
+        for column in self.columns.values():
+            kind = DataType.DOUBLE if column.number else DataType.VARCHAR
+            flat = pc.list_flatten(column.values) if column.listed else column.values
+            more = {} if column.number else {"max_length": longest_text(flat)}
+            if column.listed:
+                longest = pc.max(pc.list_value_length(column.values)).as_py() or 0
+                more |= {"element_type": kind, "max_capacity": max(longest, 1)}
+            schema.add_field(column.name, DataType.ARRAY if column.listed else kind, nullable=True, **more)
+
+    def fields(self, at: Int) -> dict[str, list[Any]]:
+        """Return the values of the fields for items at these positions."""
+        values: dict[str, list[Any]] = {}
+        if self.located:
+            values |= {name: nan_to_null(self._locations[at, side]) for side, name in enumerate((LATITUDE, LONGITUDE))}
+        if self.hours is not None:
+            open_ = self._items[self.hours].take(pa.array(at)).to_pylist()
+            values[HOURS] = [None if one is None else [hour for hour, sign in enumerate(one) if sign == "1"] for one in open_]
+        for column in self.columns.values():
+            found = column.values.take(pa.array(at)).to_pylist()
+            values[column.name] = [
+                [one for one in each if one is not None] if column.listed and each is not None else each for each in found
+            ]
+        return values
 
     def expression(self, filter_: ResolvedFilter) -> str:
         """Return an expression that matches at least the items of a filter; "" matches all items."""
@@ -89,10 +123,10 @@ class StoredColumns:
             return self._certain(node.part, not holds, seen)
         if isinstance(node, And | Or):
             parts = [self._certain(part, holds, seen) for part in node.parts]
+            known = [part for part in parts if part is not None]
             if isinstance(node, And) is holds:
-                said = [part for part in parts if part is not None]
-                return f"({' and '.join(said)})" if said else None
-            return None if None in parts else f"({' or '.join(map(str, parts))})" if parts else NOTHING
+                return f"({' and '.join(known)})" if known else None
+            return None if len(known) < len(parts) else f"({' or '.join(known)})" if known else NOTHING
         if isinstance(node, Seen):
             return rows_expression([] if seen is None else seen.tolist(), holds)
         if isinstance(node, Within):
@@ -111,12 +145,12 @@ class StoredColumns:
             return None
         latitude, longitude = node.near
         high = float(np.degrees(node.km / EARTH_KM)) + MARGIN_DEGREES
-        said = [f"{LATITUDE} >= {latitude - high!r}", f"{LATITUDE} <= {latitude + high!r}"]
+        parts = [f"{LATITUDE} >= {latitude - high!r}", f"{LATITUDE} <= {latitude + high!r}"]
         widest = np.cos(np.radians(min(abs(latitude) + high, 90.0)))
         wide = 360.0 if widest <= 0 else float(high / max(widest, 1e-9))
         if longitude - wide >= -180 and longitude + wide <= 180:  # else it crosses the 180th meridian, or holds a pole
-            said += [f"{LONGITUDE} >= {longitude - wide!r}", f"{LONGITUDE} <= {longitude + wide!r}"]
-        return f"({' and '.join(said)})"
+            parts += [f"{LONGITUDE} >= {longitude - wide!r}", f"{LONGITUDE} <= {longitude + wide!r}"]
+        return f"({' and '.join(parts)})"
 
 
 def rows_expression(rows: Sequence[int], holds: bool = True) -> str | None:
@@ -179,9 +213,9 @@ def _stored(name: str, column: pa.ChunkedArray) -> StoredColumn | None:
     return StoredColumn(name, number, listed, values)
 
 
-def hours_of(column: pa.ChunkedArray) -> list[list[int] | None]:
-    """Return the open hours of the week of each item, None where unknown."""
-    return [None if text is None else [hour for hour, one in enumerate(text) if one == "1"] for text in column.to_pylist()]
+def longest_text(texts: pa.Array | pa.ChunkedArray) -> int:
+    """Return the length of the longest text in bytes, at least 1."""
+    return max(pc.max(pc.binary_length(texts)).as_py() or 0, 1)
 
 
 def nan_to_null(values: Any) -> list[float | None]:
