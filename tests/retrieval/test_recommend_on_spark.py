@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of the pipes to Java
 ]
-NARROW = Request(k=4, filter='category == "Restaurants" and within(9)', popularity=-0.7, diversity=0.3, exclude_seen=False)
+NARROW = Request(k=4, filter='category == "Restaurants" and within(9)', popularity_bias=-0.7, diversity=0.3, exclude_seen=False)
 
 
 @pytest.fixture(autouse=True)

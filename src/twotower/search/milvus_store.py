@@ -244,7 +244,7 @@ class MilvusStore:
                 from pymilvus import MilvusClient
 
                 for known in list(logging.root.manager.loggerDict):  # errors are raised; its log has long tracebacks
-                    if known.startswith(("pymilvus", "milvus_lite")):
+                    if known.startswith(("pymilvus", "milvus_lite", "grpc")):
                         logging.getLogger(known).disabled = True
                 self._client = MilvusClient(self.address.uri, token=os.environ.get(TOKEN, ""), timeout=seconds, dedicated=True)
             return self._client
@@ -266,7 +266,8 @@ class MilvusStore:
             found = task.result(seconds)
         except Exception as error:
             self._tried = time.monotonic()
-            reason = f"no response in {self.search_s:g} s" if isinstance(error, NotInTime) else _reason(error)
+            late = isinstance(error, NotInTime) or "DEADLINE_EXCEEDED" in str(error)
+            reason = f"no response in {self.search_s:g} s" if late else _reason(error)
             if self._down is None:
                 log.error("the index %s does not respond: %s", self.address.shown, reason)
             self._down = f"The index {self.address.shown} does not respond ({reason}). Try again later."
