@@ -54,7 +54,7 @@ def remote(town_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Return a recommender whose vectors are in a file of Milvus Lite."""
     address = read_address(str(tmp_path_factory.mktemp("lite") / "town.db"))
     bundle = load_bundle(town_bundle)
-    publish_milvus(bundle, address)
+    publish_milvus(bundle, address, exact=True)
     found = with_milvus(bundle, RemoteIndex(address, ef=32_768, search_s=PATIENT_S))
     yield Recommender(found)
     found.index.store.close()  # type: ignore[attr-defined]

@@ -86,10 +86,10 @@ def publish_users(bundle: Bundle, out: Path) -> int:
     return dataset.n_users
 
 
-def publish_milvus(bundle: Bundle, address: MilvusAddress) -> int:
+def publish_milvus(bundle: Bundle, address: MilvusAddress, *, exact: bool = False) -> int:
     """Write the offered items as a new version of a collection in Milvus, which takes the alias when it is complete.
 
-    Return the number of items.
+    Return the number of items. With `exact`, Milvus scans all vectors (FLAT), else it searches in a graph (HNSW).
 
     Raises
     ------
@@ -104,7 +104,7 @@ def publish_milvus(bundle: Bundle, address: MilvusAddress) -> int:
     store = MilvusStore(address)
     stored = StoredColumns(ItemFilter(bundle.dataset.items, bundle.dataset.specs))
     try:
-        schema, index = _schema(bundle, stored)
+        schema, index = _schema(bundle, stored, exact=exact)
         balance = _balance(bundle)
         properties = {"twotower.seal": bundle.manifest.seal, "twotower.about": json.dumps(_about(bundle, balance))}
         store.publish(schema, index, properties, lambda: _uploads(bundle, stored, rows, balance), len(rows))
@@ -178,7 +178,7 @@ def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _schema(bundle: Bundle, stored: StoredColumns) -> tuple[Any, Any]:
+def _schema(bundle: Bundle, stored: StoredColumns, *, exact: bool) -> tuple[Any, Any]:
     """Return the fields of a collection, and its index."""
     from pymilvus import DataType, MilvusClient
 
@@ -191,7 +191,8 @@ def _schema(bundle: Bundle, stored: StoredColumns) -> tuple[Any, Any]:
     schema.add_field(ITEM, DataType.JSON, nullable=True)
     stored.add_fields(schema)
     index = MilvusClient.prepare_index_params()
-    index.add_index(VECTOR, index_type="HNSW", metric_type="IP", params={"M": M, "efConstruction": EF_CONSTRUCTION})
+    graph = {"index_type": "HNSW", "params": {"M": M, "efConstruction": EF_CONSTRUCTION}}
+    index.add_index(VECTOR, metric_type="IP", **({"index_type": "FLAT"} if exact else graph))
     return schema, index
 
 

@@ -19,8 +19,9 @@ from twotower.commands.options import BUNDLE, FILE, keep_file, overwriting, say_
     help="A .parquet file; or a collection of Milvus: milvus://HOST:PORT/NAME, or a .db file of Milvus Lite.",
 )
 @click.option("--users", type=FILE, help="Parquet file for the vectors that users are queried with, and what they have seen.")
+@click.option("--exact", is_flag=True, help="In Milvus: scan all vectors, instead of a graph. For up to some 100,000 items.")
 @overwriting
-def publish(bundle: Path, target: str, users: Path | None, overwrite: bool) -> None:
+def publish(bundle: Path, target: str, users: Path | None, exact: bool, overwrite: bool) -> None:
     """Write the vectors of a bundle to a Parquet file for any vector database, or to Milvus.
 
     In Milvus a new version takes the place of the last one when it is complete. Publish again after every change of the bundle.
@@ -35,6 +36,8 @@ def publish(bundle: Path, target: str, users: Path | None, overwrite: bool) -> N
     address = read_address(target) if is_milvus(target) else None
     if address is None and not target.endswith(".parquet"):
         raise click.UsageError(f"--to is {target!r}. It must end with .parquet or .db, or start with milvus://.")
+    if exact and address is None:
+        raise click.UsageError("--exact needs --to milvus://… or a .db file: a Parquet file has no index.")
     for file in (None if address else Path(target), users):
         if file is not None:
             keep_file(file, overwrite=overwrite)
@@ -43,7 +46,7 @@ def publish(bundle: Path, target: str, users: Path | None, overwrite: bool) -> N
     from twotower.utils.nouns import plural
 
     opened = load_bundle(bundle)
-    items = publish_milvus(opened, address) if address else publish_parquet(opened, Path(target))
+    items = publish_milvus(opened, address, exact=exact) if address else publish_parquet(opened, Path(target))
     noun = opened.dataset.noun
     click.echo(f"{target}: {items:,} {noun if items == 1 else plural(noun)}, version {opened.manifest.seal[:12]}")
     if users is not None:

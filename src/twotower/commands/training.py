@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from twotower.utils.config import Config
 
 
-@click.command(short_help="Estimate the memory of training, and find settings that fit.")
+@click.command(short_help="Estimate memory and time of training, and find settings that fit.")
 @click.option("--data", type=FOLDER, help="Dataset made by `twotower prepare`.")
 @click.option("--users", type=click.IntRange(1), help="Number of users, instead of --data.")
 @click.option("--items", type=click.IntRange(1), help="Number of items, instead of --data.")
 @click.option("--events", type=click.IntRange(1), help="Number of events, instead of --data.")
 @click.option(
-    "--device", type=click.Choice(["cpu", "T4", "P100", "L4"]), default="cpu", show_default=True, help="Device that trains."
+    "--device", type=click.Choice(["cpu", "T4", "P100", "L4", "H100"]), default="cpu", show_default=True, help="Device that trains."
 )
 @click.option(
     "--budget", type=click.FloatRange(0, min_open=True), metavar="GB", help="Memory to stay below. Default: the device's."
@@ -48,7 +48,9 @@ def plan(
     processes: int,
     config: Config,
 ) -> None:
-    """Estimate the memory that training takes, part by part, and find settings that fit.
+    """Estimate the memory that training takes, part by part, and find settings that fit. Predict its time.
+
+    The time is predicted for this CPU, for GPUs, and for a session of Kaggle.
 
     \b
     Example:

@@ -31,6 +31,7 @@ from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.callbacks import Callback
 from twotower.trainers.grown_checkpoint import Start
 from twotower.trainers.loggers import TensorBoardLogger
+from twotower.trainers.memory.duration import as_lines
 from twotower.trainers.memory.plan import DEVICES, GB, WITH_BF16, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
@@ -229,7 +230,7 @@ def _machine(config: Config, device: torch.device, budget: int) -> Machine:
 
 
 def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budget_gb: float | None, processes: int) -> str:
-    """Return the memory use of training, part by part, and settings that fit, as text.
+    """Return the memory use of training, part by part, settings that fit, and the predicted time, as text.
 
     Parameters
     ----------
@@ -255,7 +256,8 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
     auto = "fp32" if kind == "cpu" else "bf16" if device in WITH_BF16 else "fp16"
     precision = auto if config.training.precision == "auto" else config.training.precision
     machine = Machine(kind, int(budget_gb * GB) if budget_gb else budget, precision, processes)
-    return as_plan(make_plan(workload, resolved, machine))
+    plan = make_plan(workload, resolved, machine)
+    return "\n".join([as_plan(plan), *as_lines(workload, plan.config, processes)])
 
 
 def export_stage(run: Path, out: Path) -> BundleManifest:
