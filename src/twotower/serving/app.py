@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
 
@@ -31,31 +32,18 @@ from twotower.serving import operation_schemas as o
 from twotower.serving import schemas as s
 from twotower.serving.access import Access
 from twotower.serving.api_reference import api_page
-from twotower.serving.bodies import described, json_body, schemas_of
+from twotower.serving.bodies import described, json_body
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
 from twotower.serving.error_handlers import handle_errors
-from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
+from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K, Limits
 from twotower.serving.middleware import Gate, RequestMiddleware
+from twotower.serving.openapi import ABOUT, BUSY, MISSING, REFUSALS, documented, operation_id
 from twotower.serving.service import Service, joined, unknown
+from twotower.utils.types import Json
 
 ITEMS_PER_TOKEN = 25  # of a search count as one more request
 PAGE = Path(__file__).with_name("page")
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": s.ErrorOut, "description": "The request cannot be read."},
-    408: {"model": s.ErrorOut, "description": "The request took too long."},
-    413: {"model": s.ErrorOut, "description": "The body is too large, or has too many values."},
-    415: {"model": s.ErrorOut, "description": "The body is compressed."},
-    422: {"model": s.ErrorOut, "description": "A value is invalid, or an id is unknown."},
-    429: {"model": s.ErrorOut, "description": "Too many requests from this client; see Retry-After."},
-    503: {"model": s.ErrorOut, "description": "The server is overloaded or not ready; see Retry-After."},
-}
-CLOSED: dict[int | str, dict[str, Any]] = {
-    401: {"model": s.ErrorOut, "description": "The API key is missing or wrong."},
-    403: {"model": s.ErrorOut, "description": "The key lacks the role, or the server has no key with it."},
-}
-REFUSALS |= CLOSED
-MISSING: dict[int | str, dict[str, Any]] = {404: {"model": s.ErrorOut, "description": "The id is unknown."}}
 BEARER = HTTPBearer(auto_error=False, description="An API key. Reading needs none if the server was started with --public.")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 Length = Annotated[int, Query(ge=1, le=MAX_K, description="Number of items to return.", examples=[10])]
@@ -64,9 +52,6 @@ IdText = Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, description
 Ids = Query(max_length=100, description="Ids of items to return.")
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of results.", examples=[20])]
 Searched = Annotated[str, Query(max_length=100, description="Part of the item name or of the user id.", examples=["taco"])]
-
-
-BODIES = (s.RecommendIn, s.BatchIn, s.EventsIn, s.ReloadIn)
 
 
 def create_app(service: Service, access: Access, clients: Clients | None = None) -> FastAPI:
@@ -80,8 +65,8 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
         What each client uses, shared with the server that accepts connections.
     """
     app = FastAPI(
-        title="twotower",
-        summary="Recommendations from one bundle.",
+        **ABOUT,
+        generate_unique_id_function=operation_id,
         docs_url=None,
         redoc_url=None,
         lifespan=_life(service),
@@ -89,11 +74,16 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
     )
     app.state.service = service
     gate = Gate(
-        service.limits, service.meters, access, clients or Clients(service.limits), lambda client: service.overloaded(client)
+        service.limits,
+        service.meters,
+        access,
+        clients or Clients(service.limits),
+        lambda client: service.overloaded(client),
+        service.telemetry,
     )
     app.add_middleware(RequestMiddleware, gate=gate)
     handle_errors(app)
-    app.openapi = _documented(app, app.openapi)  # type: ignore[method-assign]
+    app.openapi = documented(app, app.openapi)  # type: ignore[method-assign]
     _answers(app, service)
     _similarity(app, service)
     look_up = Lookups(service.limits.lookups)
@@ -105,18 +95,12 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
     return app
 
 
-def _documented(app: FastAPI, made: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Return a function that adds the schemas of bodies to the OpenAPI document: FastAPI does not read the bodies itself."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = made()
-            document["components"]["schemas"] |= schemas_of(*BODIES)
-            document["components"]["schemas"] = dict(sorted(document["components"]["schemas"].items()))
-        assert app.openapi_schema is not None
-        return app.openapi_schema
-
-    return openapi
+def api_document() -> Json:
+    """Return the OpenAPI document, which needs no bundle."""
+    service: Any = SimpleNamespace(
+        limits=Limits(), meters=None, overloaded=None, telemetry=None
+    )  # routes are declared, none is called
+    return create_app(service, Access()).openapi()
 
 
 def _post(
@@ -169,7 +153,7 @@ def _similarity(app: FastAPI, service: Service) -> None:
         return await likeness(unquote(item_id), k, filter, request.state.client)
 
     @app.get("/v1/similar", **similar)
-    async def similar_by_query(request: Request, id: IdText, k: Length = 10, filter: FilterText = None) -> Response:
+    async def similar_items_by_query(request: Request, id: IdText, k: Length = 10, filter: FilterText = None) -> Response:
         """Return the items most similar to an item. Unlike a path, a query can hold any id, `..` included."""
         return await likeness(id, k, filter, request.state.client)
 
@@ -179,7 +163,7 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
     finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/items", response_model=s.ItemsOut, tags=["items"], **reading)
-    async def items(request: Request, q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
+    async def search_items(request: Request, q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
         """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items.
 
         With `id`, which can be repeated, return the items with these ids. Unknown ids are left out.
@@ -194,7 +178,7 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         )
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
-    async def item(item_id: str) -> Response:
+    async def get_item(item_id: str) -> Response:
         """Return one item with all its catalogue columns. Percent-encode the id, slashes included."""
         current, name = service.current, unquote(item_id)
         _known(current.engine.row(name) != UNKNOWN, "item", name)
@@ -206,12 +190,12 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
     finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/users", response_model=s.UsersOut, tags=["users"], **reading)
-    async def users(q: Searched = "", limit: Limit = 20) -> Response:
+    async def search_users(q: Searched = "", limit: Limit = 20) -> Response:
         """Search users by part of their id, ordered by number of events."""
         return _json({"users": await look_up(service.current.browser.users, q, limit)})
 
     @app.get("/v1/users/random", response_model=s.UsersOut, tags=["users"], **reading)
-    async def random_user() -> Response:
+    async def get_random_user() -> Response:
         """Return a random user with a history."""
         return _json({"users": await look_up(service.current.browser.random_user)})
 
@@ -221,36 +205,36 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
         return _json(await look_up(current.browser.history, user))
 
     @app.get("/v1/users/{user:path}/history", response_model=s.HistoryOut, tags=["users"], **finding)
-    async def history(user: str) -> Response:
+    async def get_history(user: str) -> Response:
         """Return the history of a user: the events of the bundle and the accepted ones. Percent-encode the id, slashes included."""
         return await events_of(unquote(user))
 
     @app.get("/v1/history", response_model=s.HistoryOut, tags=["users"], **finding)
-    async def history_by_query(user: IdText) -> Response:
+    async def get_history_by_query(user: IdText) -> Response:
         """Return the history of a user. Unlike a path, a query can hold any id, `..` included."""
         return await events_of(user)
 
     @app.get("/v1/about", response_model=s.AboutOut, tags=["items"], **reading)
-    async def about() -> Response:
+    async def get_about() -> Response:
         """Describe the served bundle and the filters that it supports."""
         return _json(await look_up(service.current.browser.about))
 
 
 def _writing(app: FastAPI, service: Service) -> None:
     @_post(app, "/v1/events", s.EventsIn, s.EventsOut, "events")
-    async def events(body: Annotated[s.EventsIn, Depends(json_body(s.EventsIn))]) -> Response:
+    async def add_events(body: Annotated[s.EventsIn, Depends(json_body(s.EventsIn))]) -> Response:
         """Store events. When this responds, they are on disk and affect all later responses."""
         accepted, repeated = await service.accept(body.events)
         return _json({"accepted": accepted, "repeated": repeated})
 
     @_post(app, "/admin/reload", s.ReloadIn, o.ReloadOut, "operation", optional=True)
-    async def reload(body: Annotated[s.ReloadIn | None, Depends(json_body(s.ReloadIn, optional=True))]) -> Response:
+    async def reload_bundle(body: Annotated[s.ReloadIn | None, Depends(json_body(s.ReloadIn, optional=True))]) -> Response:
         """Serve another bundle, or read the current folder again. If the bundle is invalid, the current one stays in use."""
         version, before = await service.reload(Path(body.bundle) if body and body.bundle else None)
         return _json({"version": version, "before": before})
 
     @app.post("/admin/refresh", response_model=o.RefreshOut, responses=REFUSALS, dependencies=[Depends(BEARER)], tags=["operation"])
-    async def refresh() -> Response:
+    async def refresh_items() -> Response:
         """Bring the state, the popularity and the fallback lists of the items up to date with the accepted events, now."""
         version = await service.refresh()
         return _json({**version.about(), "events": asdict(version.freshness.counts)})
@@ -258,20 +242,25 @@ def _writing(app: FastAPI, service: Service) -> None:
 
 def _watching(app: FastAPI, service: Service) -> None:
     @app.get("/health/live", response_model=o.StateOut, tags=["operation"])
-    async def live() -> Response:
+    async def check_live() -> Response:
         """Return 200 while the process responds."""
         return _json({"status": "live"})
 
-    @app.get("/health/ready", response_model=o.StateOut, responses={503: REFUSALS[503]}, tags=["operation"])
-    async def ready() -> Response:
+    @app.get("/health/ready", response_model=o.StateOut, responses=BUSY, tags=["operation"])
+    async def check_ready() -> Response:
         """Return 200 if the server can answer recommendation requests, and the state of the event store."""
         problem = service.problem
         if problem is not None:
             raise BusyError(problem)
         return _json({"status": "ready", **service.current.about(), "events": service.journal.state})
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"])
-    async def metrics() -> Response:
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        tags=["operation"],
+    )
+    async def get_metrics() -> Response:
         """Return metrics in the Prometheus text format."""
         return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
 

@@ -26,10 +26,11 @@ class JsonFormatter(logging.Formatter):
 
 
 def setup_json_logs() -> None:
-    """Write the log records of the package, and warnings of asyncio, as JSON."""
+    """Write the log records of the package, and warnings of its libraries, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     log.handlers = [handler]
-    loop = logging.getLogger("asyncio")
-    loop.handlers, loop.propagate = [handler], False
-    loop.setLevel(logging.WARNING)
+    for name in ("asyncio", "opentelemetry"):
+        library = logging.getLogger(name)
+        library.handlers, library.propagate = [handler], False
+        library.setLevel(logging.WARNING)

@@ -25,6 +25,7 @@ from twotower.serving.json_logs import FIELDS
 from twotower.serving.limits import Limits
 from twotower.serving.prometheus import Meters
 from twotower.serving.refusals import error_body, too_large
+from twotower.serving.telemetry import RequestTrace, Telemetry
 from twotower.utils.console import log
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -76,6 +77,7 @@ class Gate:
     access: Access
     clients: Clients
     overloaded: Callable[[str], bool]
+    telemetry: Telemetry | None = None
 
 
 class RequestMiddleware:
@@ -92,6 +94,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         passage = _Passage(scope, receive, send, self.gate)
+        if self.gate.telemetry is not None and not passage.path.startswith(WATCHING):
+            passage.trace = self.gate.telemetry.request(passage.method, passage.head)
         try:
             if not await self._refused(passage):
                 await self._within(passage, self.limits.request_s, patient=passage.path.startswith(UNTIMED_PREFIX))
@@ -158,6 +162,7 @@ class RequestMiddleware:
             timer.cancel()
 
     def _note(self, passage: _Passage) -> None:
+        """Count, log and trace a finished request."""
         took, route = time.perf_counter() - passage.began, getattr(passage.scope.get("route"), "path", "other")
         self.gate.meters.request(route, passage.status, took)
         code = passage.scope["state"].get("code")
@@ -179,6 +184,9 @@ class RequestMiddleware:
         elif not passage.path.startswith(UNLOGGED) or passage.status >= FAILED:
             more, self._left_out = {"left_out": self._left_out} if self._left_out else {}, 0
             log.info("answered", extra={FIELDS: fields | more})
+        if passage.trace is not None:
+            given = {"request_id": passage.request_id, "code": code, "crash": passage.crash}
+            passage.trace.end(route=route, status=passage.status, seconds=took, **given)
 
 
 class _Passage:
@@ -200,6 +208,7 @@ class _Passage:
         self.length = int(length) if length.isdigit() else 0
         self.status, self._read = 0, 0
         self.crash: Exception | None = None
+        self.trace: RequestTrace | None = None
         self.on_arrival: Callable[[], None] | None = None
         """Called when the whole body has arrived."""
         self.on_answer: Callable[[], None] | None = None
@@ -293,7 +302,7 @@ class _Passage:
         return True
 
     def _headers(self, present: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        added = [*HEADERS, (b"x-request-id", self.request_id.encode())]
+        added = [*HEADERS, (b"x-request-id", self.request_id.encode()), *([self.trace.header] if self.trace else [])]
         if self.scope["scheme"] == "https":
             added.append(TRANSPORT)
         if self._gate.access.origins:

@@ -25,6 +25,7 @@ from twotower.serving.http_server import HttpServer, bound_sockets
 from twotower.serving.json_logs import setup_json_logs
 from twotower.serving.limits import Limits
 from twotower.serving.service import Service, freeze_garbage_collector
+from twotower.serving.telemetry import Telemetry
 from twotower.utils.console import log
 
 SWITCH_S = 0.0005  # switch interval of the interpreter: a computing thread must not delay the event loop
@@ -64,6 +65,7 @@ def serve(options: Options) -> None:
     for ending in (signal.SIGTERM, signal.SIGINT):  # while the bundle is loaded
         signal.signal(ending, _end)
     access, clients, tls = access_of(options), Clients(options.limits, options.trusted_proxies), tls_of(options)
+    telemetry = Telemetry.from_environment(os.environ)
     if options.trusted_key is not None:
         read_trusted_key(options.trusted_key)
     bundle = options.bundle
@@ -73,6 +75,10 @@ def serve(options: Options) -> None:
         setup_json_logs()
         sys.setswitchinterval(SWITCH_S)
         service = Service(bundle, events, options.limits, options.trusted_key, options.refresh_s)
+        if telemetry is not None:
+            stack.callback(telemetry.close)
+            telemetry.watch(service.meters)
+        service.telemetry = telemetry
         freeze_garbage_collector()
         uvloop.run(_run(options, service, access, clients, tls, sockets))
     logging.shutdown()

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from twotower.serving.limits import HEAVY_WEIGHT, Limits
 from twotower.serving.model_version import Engine, Likeness, Listed, Question
 from twotower.serving.prometheus import Meters
 from twotower.serving.schemas import EventIn, RecommendIn
+from twotower.serving.telemetry import Telemetry
 from twotower.utils.console import log
 from twotower.utils.types import Json
 
@@ -75,6 +76,8 @@ class Service:
         self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
         self._serve(self.current)
         self.stopping = False
+        self.telemetry: Telemetry | None = None
+        """Sends traces and metrics; set before the application is created."""
         self._changing = asyncio.Lock()  # held by reloads and refreshes
 
     @property
@@ -135,13 +138,16 @@ class Service:
             weights = [bodies[at].weight for at in places]
             submitted = lane.submit(current.engine.answer, [questions[at] for at in places], deadline, client, weights)
             futures |= dict(zip(places, submitted, strict=True))
-        return current.about(), await asyncio.gather(*(futures[at] for at in range(len(bodies))), return_exceptions=True)
+        found = await asyncio.gather(*(futures[at] for at in range(len(bodies))), return_exceptions=True)
+        if self.telemetry is not None:
+            self.telemetry.answers(one.answer for one in found if isinstance(one, Listed))
+        return current.about(), found
 
     async def similar(self, item_id: str, k: int, filter: str | None, client: str = "") -> tuple[Json, list[Json]]:
         """Return what the answer is from and the items most similar to an item."""
         current = self.current
         deadline = time.perf_counter() + self.limits.queue_timeout_s
-        with _part():
+        with _part(), self._traced("search"):
             (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter)], deadline, client)
             return current.about(), await future
 
@@ -164,7 +170,8 @@ class Service:
         ]
         (future,) = self.writes.submit(self.journal.append, [events], time.perf_counter() + self.limits.queue_timeout_s)
         try:
-            new = await asyncio.wait_for(future, self.limits.queue_timeout_s - ANSWER_S)
+            with self._traced("store"):
+                new = await asyncio.wait_for(future, self.limits.queue_timeout_s - ANSWER_S)
         except TimeoutError:
             raise BusyError("The event store is too slow; the events may be stored. Send them again later.") from None
         self.meters.events(new, len(events) - new)
@@ -218,6 +225,10 @@ class Service:
         self.writes.close()
         self.journal.close()
         gc.unfreeze()  # lets the interpreter free everything in order at exit
+
+    def _traced(self, name: str) -> AbstractContextManager[None]:
+        """Return a block that makes a span, if spans are made."""
+        return nullcontext() if self.telemetry is None else self.telemetry.span(name)
 
     def _serve(self, version: Version) -> None:
         self.current = version
