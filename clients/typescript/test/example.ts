@@ -18,8 +18,10 @@ const stored = await client.POST("/v1/events", { body: { events: [event] } });
 
 // @ts-expect-error no such path
 void (() => client.GET("/v1/recommend"));
+// @ts-expect-error a text in the place of a number
+void (() => client.POST("/v1/recommend", { body: { k: "3" } }));
 // @ts-expect-error no such field
-void (() => client.POST("/v1/recommend", { body: { users: "u" } }));
+void (() => ({ users: "u" }) satisfies Schemas["RecommendIn"]);
 // @ts-expect-error no such field in an answer
 void (() => data.itens);
 
