@@ -107,8 +107,8 @@ def test_what_is_copied_into_the_image_exists_and_is_let_in() -> None:
 
 
 def test_the_installed_settings_are_those_of_the_project() -> None:
-    (install,) = [step.text for step in stages()[0] if step.word == "RUN" and "[serve]" in step.text]
-    assert "pip install --no-cache-dir -c constraints.txt '.[serve]'" in install
+    (install,) = [step.text for step in stages()[0] if step.word == "RUN" and "[serve,otel]" in step.text]
+    assert "pip install --no-cache-dir -c constraints.txt '.[serve,otel]'" in install
     pinned = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
     assert pinned and "+" not in pinned[1]  # a build of its own kind must pass the pin
 

@@ -172,7 +172,7 @@ def test_metrics_are_those_of_the_server(traced: TestClient, kept: Kept) -> None
 def test_without_a_collector_nothing_is_loaded() -> None:
     assert Telemetry.from_environment({}) is None
     assert Telemetry.from_environment({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_SDK_DISABLED": "true"}) is None
-    program = "import sys, twotower.serving.server; print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
+    program = "import sys, twotower.serving.server; print([name for name in sys.modules if 'opentelemetry.sdk' in name])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
