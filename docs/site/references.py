@@ -23,6 +23,7 @@ PYTHON = {
     "Evaluation": ["twotower:Report", "twotower:compare", "twotower.api.compare:Comparison"],
     "Callbacks and loggers": [f"twotower:{name}" for name in twotower.__all__ if name.endswith(("Callback", "Training", "Logger"))],
     "Registers": [f"twotower:{name}" for name in twotower.__all__ if name.startswith("register_")],
+    "Client of a server": ["twotower.client:Client"],
     "Single requests": ["twotower.retrieval.recommender:Recommender", "twotower.retrieval.request:*"],
     "Models and baselines": ["twotower.retriever:*"],
     "Settings": ["twotower.utils.config:load_config", "twotower.utils.config:parse_config"],
