@@ -1,12 +1,12 @@
-"""What each part of the recipe, and each group of features, is worth: the same model without it, judged on the same questions.
+"""Measure the effect of each part of the recipe and of each group of features, by training without it.
 
     python benchmarks/ablation.py parts s3rec --seeds 0,1,2
     python benchmarks/ablation.py features town --seeds 0,1,2
 
-The set is prepared once for each seed and the recipe trained on it whole, then again without each part in turn. The questions are
-those of the validation part: this is how defaults are chosen. Prints a JSON line for each seed and part, appended to
-benchmarks/results/ablation.jsonl: NDCG@10 without the part beside that of the whole, and the 95 % interval of the difference
-(paired bootstrap of users).
+The dataset is prepared once per seed. The complete recipe is trained, then the recipe without each part. All models answer the
+queries of the validation part, on which defaults are chosen. Each seed and part gives a JSON line, appended to
+benchmarks/results/ablation.jsonl: NDCG@10 with and without the part, and the 95 % interval of the difference (paired bootstrap of
+users).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from twotower.utils.config import Config, load_config
 from twotower.utils.console import setup_logging
 
 METRIC, PART, WHOLE = "NDCG@10", "valid", "whole"
-FIELDS = {  # those that a set has none of are passed over
+FIELDS = {  # groups that a dataset lacks are skipped
     "the item's state (visits, stars and recency up to the moment)": ("item.state",),
     "the user's state (events, stars and recency up to the moment)": ("user.state",),
     "the clock (hour, weekday, month)": ("user.hour", "user.weekday", "user.month"),
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], results: Path) -> None:
-    """One seed: the whole, then the whole without each part."""
+    """Measure one seed: the complete recipe, then without each part."""
     chosen = QUALITY_SETS[name]
     raw = raw_folder(chosen, out, seed)
     settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", "training.recipe=fixed", *overrides]
@@ -91,7 +91,7 @@ def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], 
     for part, changes in (PARTS if of == "parts" else without_fields(sizes)).items():
         changed = load_config(ROOT / "configs" / chosen.config, [*settings, *changes])
         same_model = resolve(changed, dataset).model == resolve(config, dataset).model
-        if same_model and changed.training == config.training:  # the set goes without it already
+        if same_model and changed.training == config.training:  # the dataset does not use the part
             continue
         without = trained(changed, dataset, out, part)
         evaluation = config.evaluation.model_copy(update={"baselines": []})
@@ -106,14 +106,14 @@ def measure(of: str, name: str, seed: int, out: Path, overrides: Sequence[str], 
 
 
 def without_fields(sizes: Layout) -> dict[str, list[str]]:
-    """The groups of which the set has a field, as the settings that leave those fields out."""
+    """Return the settings that leave out each group of features, for groups of which the dataset has a field."""
     known = {f"item.{spec.name}" for spec in sizes.item_fields} | {f"user.{spec.name}" for spec in sizes.user_fields}
     found = {group: [field for field in fields if field in known] for group, fields in FIELDS.items()}
     return {group: [f"model.exclude_features={json.dumps(fields)}"] for group, fields in found.items() if fields}
 
 
 def trained(config: Config, dataset: Dataset, out: Path, name: str) -> NeuralRetriever:
-    """The best model of a run, as a retriever of the validation part."""
+    """Train and return the best model, as a retriever of the validation part."""
     folder = out / str(len(list(out.iterdir())))
     train_stage(config, dataset.path, folder)
     model, settings, _ = load_trained(folder / "best.pt", dataset)

@@ -1,16 +1,15 @@
-"""How well the model serves users and items it was not trained on, beside what it does for those it was, and beside content alone.
+"""Measure cold start: accuracy for users and items without training events, against trained ones and content-kNN.
 
     python benchmarks/cold_start.py s3rec --seeds 0,1,2
 
-Trains the set's own configuration twice for each seed: on everything, and with 10 % of the users and 5 % of the items withheld from
-training (`prepare.split.withhold_user_frac`, `withhold_item_frac`). The test part is asked the same questions both times:
+The dataset's configuration is trained twice per seed: on all training events, and with 10 % of the users and 5 % of the items
+withheld (`prepare.split.withhold_user_frac`, `withhold_item_frac`). Both models answer the same test queries:
 
-- withheld users, answered from their history alone: NDCG@10 beside what the same users get from the model that knows them;
-- withheld items, embedded from their features alone: Recall@50 of the questions they answer, beside content-kNN over the same
-  features;
-- all other questions: NDCG@10 and Recall@50 with the withheld items in the catalogue beside the same model without them.
+- queries of withheld users, served from their history alone: NDCG@10, against the model that was trained on them;
+- queries whose targets are withheld items, served from their features alone: Recall@50, against content-kNN over the same features;
+- all other queries: NDCG@10 and Recall@50 with the withheld items in the catalogue, against the same model without them.
 
-Intervals are 95 %, of the ratio, from a paired bootstrap over the questions. Prints a JSON line a claim, appended to
+Intervals are 95 % intervals of the ratio, from a paired bootstrap over the queries. Each claim gives a JSON line, appended to
 benchmarks/results/cold_start.jsonl.
 """
 
@@ -46,7 +45,7 @@ METRICS = ("NDCG@10", "Recall@50")
 
 
 class Without:
-    """A retriever that is not allowed some items."""
+    """Retriever that never returns some items."""
 
     def __init__(self, retriever: Retriever, allow: Mask) -> None:
         self.name, self.retriever, self.allow = retriever.name, retriever, allow
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(name: str, seed: int, overrides: Sequence[str], part: str) -> list[Row]:
-    """The claims about one seed."""
+    """Return the claims of one seed."""
     chosen = QUALITY_SETS[name]
     with tempfile.TemporaryDirectory() as folder:
         raw = raw_folder(chosen, Path(folder), seed)
@@ -123,7 +122,7 @@ def measure(name: str, seed: int, overrides: Sequence[str], part: str) -> list[R
 
 
 class Trained:
-    """A prepared set, the model trained on it, and the questions of a part."""
+    """A prepared dataset, the model trained on it, and the queries of a part."""
 
     def __init__(self, config: Config, folder: Path, part: str) -> None:
         prepare_stage(config, folder / "dataset")
@@ -135,12 +134,12 @@ class Trained:
         self.held_out: HeldOut = self.dataset.held_out(part)
 
     def values(self, retriever: Retriever) -> np.ndarray[Any, Any]:
-        """float64 [questions, METRICS]."""
+        """Return the metrics of each query, float64 [queries, METRICS]."""
         settings = EvaluationConfig(**{**self.settings.model_dump(), "ks": [10, 50]})
         return evaluate(retriever, self.held_out, self.dataset, settings, metrics=METRICS, beyond_k=None).values
 
     def places_of(self, other: Trained) -> np.ndarray[Any, Any]:
-        """Where this one's questions are that the other one asks: by user and moment."""
+        """Return the positions of the other one's queries among these, matched by user and time."""
         place = {key: at for at, key in enumerate(self._keys())}
         return np.array([place[key] for key in other._keys()])
 
@@ -150,7 +149,7 @@ class Trained:
 
 
 def ratio_interval(own: np.ndarray[Any, Any], other: np.ndarray[Any, Any], seed: int, draws: int = 1000) -> list[float]:
-    """95 % interval of mean(own) / mean(other) over resampled questions."""
+    """Return the 95 % interval of mean(own) / mean(other) over resampled queries."""
     rng = np.random.default_rng(seed)
     picks = [rng.integers(0, len(own), len(own)) for _ in range(draws)]
     ratios = [own[pick].mean() / max(other[pick].mean(), 1e-9) for pick in picks]

@@ -1,6 +1,6 @@
-"""What all benchmarks share: the sets, where results go, and on what and from which commit they came.
+"""Define what all benchmarks share: the datasets, the results folder, machine and commit.
 
-Light on purpose: nothing of the package is imported here.
+This module imports nothing of the package, so that it is fast.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class QualitySet:
-    """Data on which systems are compared.
+    """A dataset on which systems are compared.
 
     Attributes
     ----------
@@ -96,20 +96,20 @@ QUALITY_SETS = {
 
 
 def machine(device: str = "CPU") -> str:
-    """What the figures were measured on, without names: "2 cores, 24 GiB, CPU"."""
+    """Return a description of the machine, such as "2 cores, 24 GiB, CPU"."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{cores} cores, {memory:.0f} GiB, {device}"
 
 
 def commit() -> str:
-    """The commit that is checked out, "+" behind it when files of the package differ from it; "none" outside a repository."""
+    """Return the current commit, followed by "+" if files of the package differ from it; "none" outside a repository."""
     head = _git("rev-parse", "--short", "HEAD")
     return head + ("+" if _git("status", "--porcelain", "--", "src", "configs") else "") if head else "none"
 
 
 def claim(name: str, figure: float, unit: str, against: str, against_figure: float, seed: int, **more: Any) -> Row:
-    """A result beside what it is held against, with the ratio of the two; figures to four places."""
+    """Return a row with a figure, the figure it is compared with, and their ratio, rounded to four digits."""
     return {
         "claim": name,
         "figure": float(f"{figure:.4g}"),
@@ -125,7 +125,7 @@ def claim(name: str, figure: float, unit: str, against: str, against_figure: flo
 
 
 def in_words(row: Mapping[str, Any]) -> str:
-    """A claim for people, as a line."""
+    """Return a claim as a line of text."""
     return f"{row['claim']}: {row['figure']} {row['unit']}; {row['against']}: {row['against_figure']}; ratio {row['ratio']}\n"
 
 

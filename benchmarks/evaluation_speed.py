@@ -1,10 +1,10 @@
-"""How fast the whole catalogue is ranked for everybody, beside RecTools' `recommend` and beside the bare product of all scores.
+"""Measure the full-catalogue ranking of all users, against RecTools' `recommend` and the matrix product of all scores.
 
     python benchmarks/evaluation_speed.py --peer-python PEER/.venv/bin/python
 
-All 30,431 users of the S3-Rec Yelp split, from their histories to the 20 best of 20,033 items, those of the history left out, in
-the portions that the evaluation takes; the model is that of `training_speed.py`, as it is before training. The peer is trained for
-one epoch, and its `recommend` is timed. The bare product multiplies the same vectors in the same blocks and drops the scores.
+All 30,431 users of the S3-Rec Yelp split get their 20 best of 20,033 items, without items of their history, in the batches of the
+evaluation. The model is the untrained one of `training_speed.py`. The peer is trained for one epoch, and its `recommend` is timed.
+The matrix product multiplies the same vectors in the same blocks, and drops the scores.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def everybody(folder: Path, seed: int) -> tuple[NeuralRetriever, Queries]:
-    """A fresh model as a retriever, and the test questions of all users."""
+    """Return an untrained model as a retriever, and the test queries of all users."""
     trainer = open_trainer(folder, seed)
     dataset, config = trainer.dataset, trainer.config
     store = open_store(dataset, "test", config.model)
@@ -72,14 +72,14 @@ def everybody(folder: Path, seed: int) -> tuple[NeuralRetriever, Queries]:
 
 
 def recommend(retriever: NeuralRetriever, queries: Queries) -> None:
-    """From histories to lists, a portion at a time."""
+    """Recommend to all queries, one batch at a time."""
     for start in range(0, len(queries), PORTION):
         retriever.retrieve(queries.slice(start, min(start + PORTION, len(queries))), K)
 
 
 @torch.inference_mode()
 def stages(retriever: NeuralRetriever, queries: Queries) -> dict[str, float]:
-    """Seconds of each part of `recommend`, done one after the other."""
+    """Return the seconds of each stage of `recommend`, run one after the other."""
     spent = {"histories encoded": 0.0, "scores": 0.0, "the best chosen": 0.0}
 
     def timed(part: str, work: Callable[[], Any]) -> Any:
@@ -98,7 +98,7 @@ def stages(retriever: NeuralRetriever, queries: Queries) -> dict[str, float]:
 
 @torch.inference_mode()
 def multiply(users: Tensor, items: Tensor) -> None:
-    """All scores, in the blocks of the index."""
+    """Compute all scores, in the blocks of the index."""
     for start in range(0, len(users), BLOCK):
         users[start : start + BLOCK] @ items.T
 

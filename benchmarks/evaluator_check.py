@@ -1,12 +1,13 @@
-"""Whether the evaluator computes what trec_eval computes, question by question, on the lists of real systems.
+"""Check the evaluator against trec_eval, query by query, on the lists of real systems.
 
     python benchmarks/evaluator_check.py s3rec [--run FOLDER]
 
-Every question of the test part is answered by popularity, item-kNN and iALS (their defaults), and with --run by the model that
-`quality.py s3rec --out` left in FOLDER. The 20 best of each are exported as
-a run in TREC's format beside the judgements (`--out` keeps both files), read back, and scored by pytrec_eval, which is trec_eval.
-Prints a JSON line a system, appended to benchmarks/results/evaluator_check.jsonl: the greatest difference of any metric of any
-question from what `twotower.evaluation.evaluator.evaluate` says.
+Popularity, item-kNN and iALS (with their defaults) answer every query of the test part, and with --run also the model that
+`quality.py s3rec --out` wrote to FOLDER. The 20 best items of each query are exported as a run in TREC's format, with the
+judgements (`--out` keeps both files). pytrec_eval, which contains trec_eval, reads and scores them.
+
+Each system gives a JSON line, appended to benchmarks/results/evaluator_check.jsonl: the largest difference, over all metrics and
+queries, from `twotower.evaluation.evaluator.evaluate`.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def trained(run: Path, dataset: Dataset) -> NeuralRetriever:
-    """The model of a run on this very dataset."""
+    """Return the model of a run on this dataset."""
     model, config, _ = load_trained(run / "model" / "best.pt", dataset)
     store = open_store(dataset, "test", config.model)
     return NeuralRetriever(model, store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "test"))
 
 
 def check(retriever: Retriever, dataset: Dataset, settings: EvaluationConfig, out: Path, name: str, seed: int) -> dict[str, Any]:
-    """One system's claim."""
+    """Return the claim of one system."""
     held_out = dataset.held_out("test")
     names = [f"{metric}@{k}" for metric in TREC for k in KS]
     ours = evaluate(retriever, held_out, dataset, settings, metrics=names, beyond_k=None).values
@@ -105,7 +106,7 @@ def check(retriever: Retriever, dataset: Dataset, settings: EvaluationConfig, ou
 
 
 def export(items: Int, held_out: HeldOut, ids: Any, run: Path, judged: Path, tag: str) -> None:
-    """Lists int64 [B, k] and targets as TREC's run and judgements; an item is its id with its row, for ids may hold spaces."""
+    """Write lists int64 [B, k] and targets as TREC's run and judgements. Items are named by row and id: ids may contain spaces."""
     word = [f"{row}:{''.join(str(one).split())}" for row, one in enumerate(ids)]
     with run.open("w", encoding="utf-8") as file:
         for question, rows in enumerate(items):

@@ -1,9 +1,9 @@
-"""Lists for everybody: how long `twotower recommend --all` takes, beside its towers and index alone, and in how much memory.
+"""Measure time and memory of `twotower recommend --all`, against its user tower and index alone.
 
     python benchmarks/everyone.py BUNDLE
 
-The command runs as its users run it, in a process of its own. Beside it, in this process: the user tower and the search of the same
-index for a sample of the same users, in blocks of the same size, as if for all. Prints a JSON line for each claim, appended to
+The command runs in a separate process. For comparison, this process runs the user tower and the search of the same index for a
+sample of the same users, in blocks of the same size, and extrapolates to all. Each claim gives a JSON line, appended to
 benchmarks/results/everyone.jsonl.
 """
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def bare_seconds(path: Path) -> tuple[int, int, float]:
-    """Users and items of a bundle, and the seconds that tower and search would take for all of them."""
+    """Return the numbers of users and items of a bundle, and the estimated seconds of tower and search for all users."""
     bundle = load_bundle(path)
     dataset, spent = bundle.dataset, 0.0
     users = dataset.n_users
@@ -77,7 +77,7 @@ def _some_item(path: Path) -> str:
 
 
 def _run(options: list[str]) -> tuple[float, float]:
-    """Seconds and peak GiB of `twotower recommend` in a process of its own."""
+    """Run `twotower recommend` in a separate process, and return its seconds and peak GiB."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "twotower", "recommend", *options], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

@@ -1,8 +1,8 @@
-"""Yelp's full size on this machine: training steps and an evaluation on a simulated dump, with time and memory.
+"""Measure time and memory of training steps and an evaluation at Yelp's full size, on a simulated release.
 
-    python benchmarks/full_size.py --dataset FOLDER      # made by `twotower prepare` from the simulated dump
+    python benchmarks/full_size.py --dataset FOLDER      # made by `twotower prepare` from the simulated release
 
-The dump: twotower simulate --users 2000000 --businesses 150000 --events 7000000. Prints a JSON line for each claim, appended to
+The release: twotower simulate --users 2000000 --businesses 150000 --events 7000000. Prints a JSON line for each claim, appended to
 benchmarks/results/full_size.jsonl.
 """
 
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def small_loader(overrides: Sequence[str]) -> float:
-    """Milliseconds that the loader takes for a batch of the town, with the same settings."""
+    """Return the milliseconds of the loader for a batch of the town, with the same settings."""
     with tempfile.TemporaryDirectory() as folder:
         simulate_stage(Path(folder) / "raw", **TOWN, seed=0)
         config = load_config(None, [f"data.path={json.dumps(folder + '/raw')}", *overrides])
@@ -110,7 +110,7 @@ def small_loader(overrides: Sequence[str]) -> float:
 
 
 def gigabytes() -> float:
-    """Peak memory of this process so far."""
+    """Return the peak memory of this process."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 

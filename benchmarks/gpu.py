@@ -1,14 +1,14 @@
-"""Whether the promises hold on a GPU: is it right, is it fast, does it fit, does the whole of it run.
+"""Check the project on a GPU: correctness, speed, memory, and complete runs.
 
-    python benchmarks/gpu.py --quick                       # in a notebook cell on Kaggle: a minute or two, nothing prepared
-    python benchmarks/gpu.py --prepare .gpu                # where the real data are: datasets to carry to a machine with a GPU
-    python benchmarks/gpu.py --data .gpu --out results     # there: all of it, eight minutes at most
-    python benchmarks/gpu.py --device cpu                  # a rehearsal without a GPU, as small as shows that all of it runs
+    python benchmarks/gpu.py --quick                       # in a notebook cell on Kaggle: a minute or two, without data
+    python benchmarks/gpu.py --prepare .gpu                # on a machine with the real data: make the datasets
+    python benchmarks/gpu.py --data .gpu --out results     # on a machine with a GPU: all parts, at most eight minutes
+    python benchmarks/gpu.py --device cpu                  # a small run without a GPU, which shows that all parts run
 
-Parts run one after the other, the cheapest first, in a process of their own that is ended when a part takes longer than its
-limit; a part that fails is recorded with its traceback, and the next one begins. Each leaves a JSON line in gpu.jsonl in the folder
-`--out`: the part, whether its promise holds (null where it only measures), its figures, its seconds. A table comes at the end. The
-exit code is 0 when all parts ran, whatever they found, and 1 when one failed. Nothing is fetched.
+Parts run one after the other, the cheapest first, in a worker process. A part that exceeds its limit is stopped with its process.
+A part that fails is recorded with its traceback, and the next one starts. Each part appends a JSON line to gpu.jsonl in the folder
+`--out`: its name, whether its claim holds (null if it only measures), its figures and its seconds. A table is printed at the end.
+The exit code is 1 if a part failed, and 0 otherwise, also if a claim does not hold. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from typing import Any, NamedTuple
 from common import Row, commit, machine
 
 REAL_SETS = ("s3rec", "yelp2018")
-MIN_PART_S = 10  # a part is not begun with less time than this
-CPU_LIMIT_FACTOR = 3  # a CPU, which may have other work, gets so many times the limit of a part
+MIN_PART_S = 10  # a part does not start with less time than this
+CPU_LIMIT_FACTOR = 3  # on a CPU, the limits of parts are longer by this factor
 PACKED = "sets.tar.xz"
 
 
 class Part(NamedTuple):
-    """A part by name: its function with its arguments, and its limit in seconds; `quick`: of the short form too.
+    """A part: its name, its function with arguments, and its limit in seconds. `quick`: True if --quick runs it too.
 
-    The function stands in the module of the name's first word: "fits: …" in `gpu_fits`.
+    The function is in the module of the name's first word: "fits: …" in `gpu_fits`.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Part(NamedTuple):
     needs: str = "town"
 
     def run(self, bench: Any) -> Any:
-        """Run the part, and return what it found."""
+        """Run the part and return its result."""
         arguments = dict(self.arguments)
         function = getattr(importlib.import_module(f"gpu_{self.name.partition(':')[0]}"), self.function)
         return function(bench, *arguments.pop("settings", ()), **arguments)
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.device == "auto":
         from twotower.trainers.optimizer import choose_device
 
-        given.device = choose_device("auto").type  # a GPU without kernels is none
+        given.device = choose_device("auto").type  # a GPU without kernels cannot be used
     given.out.mkdir(parents=True, exist_ok=True)
     given.data = unpacked(given)
     chosen = [part for part in PARTS if (part.quick or not given.quick) and all(word in part.name for word in given.only)]
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare(folder: Path) -> int:
-    """Make all datasets, note the commit that they are carried with, and pack both into one file."""
+    """Make all datasets, record the commit, and pack both into one file."""
     from gpu_bench import prepare_set
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def prepare(folder: Path) -> int:
 
 
 def unpacked(given: argparse.Namespace) -> Path:
-    """The folder of the datasets: those that `prepare` packed, or as it was given."""
+    """Return the folder of the datasets, after unpacking the file of `prepare` if there is one."""
     packed, folder = given.data / PACKED, given.out / "datasets"
     if not packed.is_file():
         return Path(given.data)
@@ -147,7 +147,7 @@ def unpacked(given: argparse.Namespace) -> Path:
 
 
 def run_parts(parts: Sequence[Part], given: argparse.Namespace) -> list[Row]:
-    """Run parts in worker processes; a new one takes over where one was ended or broke."""
+    """Run parts in worker processes. If a worker is stopped or fails, a new one continues."""
     left, rows, began = list(parts), [], time.perf_counter()
     file, carried = given.out / "gpu.jsonl", given.data / "commit"
     file.write_text("")
@@ -174,7 +174,7 @@ def run_parts(parts: Sequence[Part], given: argparse.Namespace) -> list[Row]:
 
 
 def watch(parts: Sequence[Part], given: argparse.Namespace, began: float, tell: Callable[[Row], None]) -> int:
-    """Start a worker on `parts` and look after it; returns how many of them are done with."""
+    """Start a worker on `parts`, supervise it, and return the number of finished parts."""
     with tempfile.TemporaryDirectory() as scratch:
         places = ["--out", str(given.out), "--data", str(given.data), "--scratch", scratch]
         names = [word for part in parts for word in ("--part", part.name)]
@@ -204,14 +204,14 @@ def watch(parts: Sequence[Part], given: argparse.Namespace, began: float, tell: 
 
 
 def _end(worker: subprocess.Popen[str]) -> None:
-    """End a worker with all the programs that it started: they would hold the device."""
+    """Stop a worker with all its child processes, which would keep the device busy."""
     with suppress(ProcessLookupError):
         os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
 
 
 def _rows_of(worker: subprocess.Popen[str]) -> queue.Queue[Row | None]:
-    """What a worker prints, row by row as it comes, and None at its end."""
+    """Yield the rows that a worker prints, and None at its end."""
     rows: queue.Queue[Row | None] = queue.Queue()
 
     def read() -> None:
@@ -226,7 +226,7 @@ def _rows_of(worker: subprocess.Popen[str]) -> queue.Queue[Row | None]:
 
 
 def work(given: argparse.Namespace) -> int:
-    """Be the worker: run parts, print a row for each, and end after one that failed, whose device may be in any state."""
+    """Run parts as the worker and print a row for each. Exit after a failure, because the state of the device is unknown."""
     import torch
     from gpu_bench import Bench
 
@@ -261,7 +261,7 @@ def _state(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All parts, a line each."""
+    """Return a table with one line per part."""
     hidden = {"gpu_part", "ok", "failed", "seconds", "machine", "torch", "commit", "date", "traceback", "skipped"}
     lines = ["", f"{'part':<46} {'':<14} {'s':>5}  figures"]
     for row in rows:

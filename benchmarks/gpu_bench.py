@@ -1,7 +1,7 @@
-"""What all parts of `gpu.py` share: the `Bench` that they run on, and the form of what they find.
+"""Define what all parts of `gpu.py` share: the `Bench` that they run on, and the type of their results.
 
-A part is a function of a `Bench`, in `gpu_right`, `gpu_fast`, `gpu_fits` or `gpu_whole`. It computes on `bench.device`: "cuda",
-or "cpu" for a rehearsal. It may raise any error: the runner records it.
+A part is a function of a `Bench`, in `gpu_right`, `gpu_fast`, `gpu_fits` or `gpu_whole`. It computes on `bench.device`: "cuda", or
+"cpu" for a small run. It may raise any error: the runner records it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ QUIET = ("training.log_every=1000000", "training.eval_every_epochs=1000000")
 
 
 class Found(NamedTuple):
-    """What a part found: whether its promise holds (None: there is none, it only measures), and figures by name."""
+    """Result of a part: whether its claim holds (None if it only measures), and figures by name."""
 
     ok: bool | None
     figures: dict[str, Any]
@@ -37,14 +37,14 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """Where a part runs.
+    """Device, datasets and settings of a part.
 
     Attributes
     ----------
     data
-        Folder of prepared datasets, by name; the town is made where it is missing.
+        Folder of prepared datasets, by name; the town is created if it is missing.
     small
-        A rehearsal: as few steps as show that the code runs.
+        True for a small run, with just enough steps to show that the code runs.
     """
 
     device: torch.device
@@ -60,12 +60,12 @@ class Bench:
         return Dataset.open(folder)
 
     def config(self, name: str = "town", *settings: str, device: torch.device | None = None) -> Config:
-        """The default recipe for a set, with some settings changed."""
+        """Return the default recipe for a dataset, with some settings changed."""
         chosen = f"training.device={(device or self.device).type}"
         return load_config(ROOT / "configs" / QUALITY_SETS[name].config, [chosen, *settings])
 
     def trainer(self, name: str = "town", *settings: str, device: torch.device | None = None) -> TwoTowerTrainer:
-        """A trainer that is ready for its first step, and neither logs nor validates by itself."""
+        """Return a trainer before its first step, without logging and validation."""
         self.out.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.out))
         chosen = self.config(name, "training.max_steps=600", *QUIET, *settings, device=device)
@@ -73,16 +73,16 @@ class Bench:
 
     @cached_property
     def name(self) -> str:
-        """The card's name."""
+        """Name of the GPU."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
 
     def wait(self) -> None:
-        """Until all that was asked of the device is done."""
+        """Wait until the device has finished all work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Callable[[], Any]) -> float:
-        """How long it takes, on the device too."""
+        """Return the seconds of a call, including its work on the device."""
         self.wait()
         began = time.perf_counter()
         work()
@@ -91,7 +91,7 @@ class Bench:
 
 
 def prepare_set(name: str, folder: Path) -> None:
-    """Make the prepared dataset of one of `QUALITY_SETS` in `folder`/name; real data lie below TWOTOWER_DATA."""
+    """Prepare a dataset of `QUALITY_SETS` in `folder`/name; real data are read from TWOTOWER_DATA."""
     chosen = QUALITY_SETS[name]
     with tempfile.TemporaryDirectory() as scratch:
         if chosen.raw is None:

@@ -1,4 +1,4 @@
-"""The part of `gpu.py` that measures the speed of training, and what takes the time."""
+"""Measure the speed of training for `gpu.py`, and where the time goes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
 
 def speed(bench: Bench, name: str) -> Found:
-    """Examples per second of the default recipe; what waits for batches, what waits for the device, and the bare kernels."""
+    """Measure examples per second of the default recipe, the waits for batches and for the device, and the kernels alone."""
     trainer = bench.trainer(name)
     trainer.begin()
     drained = list(islice(trainer.batches(0, 0), 4 if bench.small else 24))
@@ -53,7 +53,7 @@ def speed(bench: Bench, name: str) -> Found:
 
 
 def busy(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> dict[str, Any]:
-    """How long the GPU works in a step, on what most, and how often it is asked to."""
+    """Return the busy time of the GPU in a step, its most expensive kernels, and the number of kernel launches."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as seen:
         for batch in batches:
@@ -72,7 +72,7 @@ def busy(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> dict[str, Any]:
 
 
 def throughput(bench: Bench, trainer: TwoTowerTrainer, seconds: float) -> dict[str, Any]:
-    """Train for so long, batches made on the way."""
+    """Train for some seconds, with batches from the loader."""
     examples, waited, steps, epoch = 0, 0.0, 0, 1
     bench.wait()
     began = time.perf_counter()
@@ -83,7 +83,7 @@ def throughput(bench: Bench, trainer: TwoTowerTrainer, seconds: float) -> dict[s
             trainer._step(batch, None)
             examples, steps = examples + batch.examples, steps + 1
             if steps % 16 == 0:
-                bench.wait()  # the time is looked at when the work is done, not when it is asked for
+                bench.wait()  # measure when the work is done, not when it is launched
                 if time.perf_counter() - began >= seconds:
                     break
             asked = time.perf_counter()
@@ -95,7 +95,7 @@ def throughput(bench: Bench, trainer: TwoTowerTrainer, seconds: float) -> dict[s
 
 
 def read_backs(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> float:
-    """How often a step makes the CPU wait for the GPU, as PyTorch counts it."""
+    """Return how often a step makes the CPU wait for the GPU, as counted by PyTorch."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("warn")
     try:

@@ -1,4 +1,4 @@
-"""The part of `gpu.py` that asks whether training takes the memory that the plan says."""
+"""Compare for `gpu.py` the memory of training with the memory plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ YELP_USERS, YELP_ITEMS = 1_987_897, 150_346  # of the full dump
 
 
 def fits(bench: Bench, *settings: str, precision: str = "auto", full: bool = False, limit: float = DEVICES["T4"]) -> Found:
-    """Peak memory of training and of a validation, against the plan; `full`: with tables of the full Yelp dump's sizes."""
+    """Compare the peak memory of training and of a validation with the plan; `full`: with tables of the full Yelp release."""
     fewer = ("training.batch_size=512",) if bench.small else ()
     dataset = bench.dataset()
     config = bench.config("town", *QUIET, f"training.precision={precision}", *settings, *fewer)
@@ -75,7 +75,7 @@ def fits(bench: Bench, *settings: str, precision: str = "auto", full: bool = Fal
 
 
 def taught(trainer: TwoTowerTrainer, steps: int) -> list[float]:
-    """Train as a run does, batches copied ahead; the mean loss."""
+    """Train like a run, with prefetched batches, and return the mean loss."""
     for batch in islice(trainer.batches(0, 0), steps):
         trainer._step(batch, None)
     trainer.check()
@@ -83,6 +83,6 @@ def taught(trainer: TwoTowerTrainer, steps: int) -> list[float]:
 
 
 def enlarged(layout: Layout, users: int, items: int) -> Layout:
-    """The same fields over id tables of other sizes."""
+    """Return the same fields with id tables of other sizes."""
     fields = (replace(spec, sizes=(items,)) if spec.table == "item.id" else spec for spec in layout.item_fields)
     return replace(layout, users=users, items=items, item_fields=tuple(fields))

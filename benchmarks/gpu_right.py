@@ -1,4 +1,4 @@
-"""Parts of `gpu.py` that ask whether training is right: on a GPU as on the CPU."""
+"""Check for `gpu.py` that training is correct: the same on a GPU as on the CPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from twotower.retriever import Recommendations
 from twotower.trainers.optimizer import choose_precision
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
-CLASSIC = (  # the shape of the classic two-tower: an MLP over a cross network, attention in front
+CLASSIC = (  # the classic two-tower architecture: attention, a cross network and an MLP
     "model.user_tower.hidden_dims=[256,128]",
     "model.item_tower.hidden_dims=[256,128]",
     "model.user_tower.num_blocks=1",
@@ -41,7 +41,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def machine(bench: Bench) -> Found:
-    """What there is, and the precision it gets."""
+    """Report the hardware, and the precision that `auto` selects."""
     figures: dict[str, Any] = {"torch": torch.__version__, "cores": len(os.sched_getaffinity(0))}
     precision = choose_precision("auto", bench.device)
     if bench.device.type == "cuda":
@@ -54,7 +54,7 @@ def machine(bench: Bench) -> Found:
 
 @contextlib.contextmanager
 def same_draws() -> Iterator[None]:
-    """Let a step draw its random numbers on the CPU, whatever it computes on, so that all devices drop the same."""
+    """Draw the random numbers of a step on the CPU, so that dropout is the same on all devices."""
     rand, plain = torch.rand, dropout.dropout
 
     def drawn(*size: Any, device: Any = None, **more: Any) -> Tensor:
@@ -78,7 +78,7 @@ def same_draws() -> Iterator[None]:
 
 
 def losses_of(trainer: TwoTowerTrainer, steps: int) -> list[float]:
-    """Train so many steps on the same batches on every device; the loss of each."""
+    """Train the same batches on every device, and return the loss of each step."""
     found, before = [], 0.0
     plan = trainer.loader.plan(0)
     for step in range(steps):
@@ -91,7 +91,7 @@ def losses_of(trainer: TwoTowerTrainer, steps: int) -> list[float]:
 
 
 def both(bench: Bench, steps: int, *settings: str) -> tuple[TwoTowerTrainer, TwoTowerTrainer, float]:
-    """Train the same model on the CPU and on the device, in fp32; both trainers, and how far their losses lie apart at most."""
+    """Train the same model on the CPU and on the device, in fp32. Return both trainers and the largest difference of losses."""
     there = bench.trainer("town", "training.precision=fp32", *settings)
     here = bench.trainer("town", "training.precision=fp32", *settings, device=CPU)
     here.begin()
@@ -102,7 +102,7 @@ def both(bench: Bench, steps: int, *settings: str) -> tuple[TwoTowerTrainer, Two
 
 
 def same_losses(bench: Bench) -> Found:
-    """50 steps from the same seed: the same losses as on the CPU, and afterwards the same lists for 1,000 users."""
+    """Check that 50 steps from the same seed give the losses of the CPU, and the same lists for 1,000 users."""
     here, there, apart = both(bench, 8 if bench.small else 50)
     lists = [answers(trainer, 1000) for trainer in (here, there)]
     shared = [len(np.intersect1d(a, b)) / len(a) for a, b in zip(*(one.items for one in lists), strict=True)]
@@ -111,20 +111,20 @@ def same_losses(bench: Bench) -> Found:
 
 
 def answers(trainer: TwoTowerTrainer, users: int) -> Recommendations:
-    """The ten best for the first so many validation questions."""
+    """Return the ten best items for the first validation queries."""
     dataset, model = trainer.dataset, trainer.model.eval()
     retriever = NeuralRetriever(model, trainer.store, n_item_rows=dataset.n_item_rows, time_s=split_moment(dataset, "valid"))
     return retriever.retrieve(trainer.held_out.queries.slice(0, users), 10)
 
 
 def variant(bench: Bench, name: str) -> Found:
-    """Another way to train: the same losses as on the CPU."""
+    """Check a variant of training: the same losses as on the CPU."""
     _, _, apart = both(bench, 3 if bench.small else 20, *VARIANTS[name])
     return Found(apart < 1e-3, {"losses_apart": apart, "wanted": "1e-3"})
 
 
 def precisions(bench: Bench) -> Found:
-    """bf16 and fp16 train within the noise of fp32: paired intervals on the town's test part, and two seeds of fp32."""
+    """Check that bf16 and fp16 are within the noise of fp32: paired intervals on the town's test part, and two seeds of fp32."""
     few = ("training.max_steps=6", "training.eval_queries=200") if bench.small else ("training.max_steps=300",)
     dataset, systems, seconds = bench.dataset(), [], {}
     store = open_store(dataset, "test", bench.config().model)
@@ -151,7 +151,7 @@ def precisions(bench: Bench) -> Found:
 
 
 def overflow(bench: Bench) -> Found:
-    """fp16 with a loss scale far too large: the step is left out, the scale halved, and the next ones train."""
+    """Check that fp16 with a loss scale far too large skips the step, halves the scale, and then trains."""
     trainer = bench.trainer("town", "training.precision=fp16", "model.sparse_update_from_rows=100")
     trainer.begin()
     trainer.scaler.scale.fill_(2.0**140)
@@ -169,7 +169,7 @@ def overflow(bench: Bench) -> Found:
 
 
 def resumed(bench: Bench) -> Found:
-    """A run that is cut and resumed ends as the uninterrupted one."""
+    """Check that an interrupted and resumed run ends like an uninterrupted one."""
     steps = 6 if bench.small else 40
     config = bench.config("town", f"training.max_steps={steps}", "training.log_every=1", "training.eval_queries=200")
     whole = TwoTowerTrainer(bench.dataset(), config, bench.out / "whole")
@@ -198,7 +198,7 @@ def resumed(bench: Bench) -> Found:
 
 
 def compiled(bench: Bench) -> Found:
-    """`torch.compile` of heads and attention blocks: the same losses without dropout, and what a step takes."""
+    """Check `torch.compile` of heads and attention blocks: the same losses without dropout; measure a step."""
     plain = ("model.item_tower.id_dropout=0", "model.user_tower.id_dropout=0", "model.user_tower.dropout=0")
     found: dict[str, Any] = {}
     for name in ("eager", "compiled"):

@@ -1,4 +1,4 @@
-"""Parts of `gpu.py` that run whole stages: evaluation, several processes, the notebook."""
+"""Run complete stages for `gpu.py`: evaluation, several processes, the notebook."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from twotower.utils import distributed
 
 
 def evaluated(bench: Bench, name: str) -> Found:
-    """The whole catalogue ranked on the device: the same figures as on the CPU, and how much faster."""
+    """Check the full-catalogue evaluation on the device: the figures of the CPU, and the speedup."""
     dataset, config = bench.dataset(name), bench.config(name)
     found = {}
     here = bench.trainer(name, device=CPU)
@@ -44,7 +44,7 @@ def evaluated(bench: Bench, name: str) -> Found:
 
 
 def processes(bench: Bench) -> Found:
-    """`torchrun` with one process trains and exports; the collectives that several would use run over NCCL (gloo on a CPU)."""
+    """Check that `torchrun` with one process trains and exports, and that the collectives run over NCCL (gloo on a CPU)."""
     settings = ("training.max_steps=20", "training.eval_queries=200", f"training.device={bench.device.type}")
     chosen = [word for setting in settings for word in ("--set", setting)]
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "twotower", "train"]
@@ -71,7 +71,7 @@ def processes(bench: Bench) -> Found:
 
 
 def notebook(bench: Bench) -> Found:
-    """The cells of notebooks/train_kaggle.ipynb, one after the other, as the notebook runs them."""
+    """Run the cells of notebooks/train_kaggle.ipynb in order."""
     cells = json.loads((ROOT / "notebooks" / "train_kaggle.ipynb").read_text(encoding="utf-8"))["cells"]
     source = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     script = bench.out / "notebook.py"
@@ -93,7 +93,7 @@ def notebook(bench: Bench) -> Found:
 
 
 def run(first: str | Path, *arguments: str | Path, **environment: str) -> str:
-    """Run a module or a script with this Python; what it said, or an error with the end of it."""
+    """Run a module or a script with this Python; return its output, or raise an error with the end of the output."""
     start = ["-m", first] if isinstance(first, str) else [first]
     paths = os.pathsep.join([str(ROOT / "src"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]).rstrip(os.pathsep)
     around = {**os.environ, **environment, "PYTHONPATH": paths}

@@ -1,4 +1,4 @@
-"""The attacks of `serving_attacks.py`: each is what one hostile client on 127.0.0.1 does, without a key, until its time is over."""
+"""Define the attacks of `serving_attacks.py`: each is one hostile client on 127.0.0.1, without a key, for a limited time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def connect(port: int) -> socket.socket:
 def ask(
     port: int, method: str, path: str, body: bytes | None = None, source: str = HOSTILE, timeout: float = 5
 ) -> tuple[int, bytes]:
-    """Send one request on a connection of its own; status and body."""
+    """Send one request on a new connection; return status and body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout, source_address=(source, 0))
     try:
         connection.request(method, path, body, {"content-type": "application/json"} if body else {})
@@ -45,13 +45,13 @@ def ask(
 
 
 def post(path: str, body: bytes, *more: bytes) -> bytes:
-    """Return a whole request."""
+    """Return the bytes of a POST request."""
     head = b"POST %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (path.encode(), HEAD, b"".join(more), len(body))
     return head + body
 
 
 def endless(port: int, end: float, begin: bytes, more: Callable[[], bytes], pause_s: float = 0.0) -> None:
-    """Begin a request that never ends, on one connection after the other."""
+    """Send requests that never end, on one connection after the other."""
     while time.monotonic() < end:
         try:
             with connect(port) as client:
@@ -64,7 +64,7 @@ def endless(port: int, end: float, begin: bytes, more: Callable[[], bytes], paus
 
 
 def flood(port: int, end: float, requests: Sequence[bytes], connections: int = 8) -> None:
-    """Send whole requests as fast as they are answered, on several connections."""
+    """Send requests as fast as they are answered, on several connections."""
 
     def one(number: int) -> None:
         turn = itertools.cycle(requests[number % len(requests) :] + list(requests[: number % len(requests)]))
@@ -82,7 +82,7 @@ def flood(port: int, end: float, requests: Sequence[bytes], connections: int = 8
 
 
 def held(port: int, end: float, number: int, begin: bytes, drip: bytes = b"", every_s: float = 1.0) -> None:
-    """Hold many connections, each with the beginning of a request and perhaps a byte now and then."""
+    """Keep many connections open, each with an incomplete request and optionally a byte from time to time."""
     with ExitStack() as stack:
         clients: list[socket.socket] = []
         while time.monotonic() < end:
@@ -201,7 +201,7 @@ def pipelines(port: int, end: float) -> None:
 
 @attack
 def bad_batches(port: int, end: float) -> None:
-    """Bodies with as many mistakes as fit: wrong types, unknown fields, missing ones, wrong values."""
+    """Send bodies with the maximum number of errors: wrong types, unknown fields, missing ones, wrong values."""
     half = 500_000
     bodies = [
         b'{"requests":[{"history":[' + b"1," * (half // 2) + b"1]}]}",
@@ -222,7 +222,7 @@ def bad_batches_of_2_mb(port: int, end: float) -> None:
 
 @attack
 def many_mistakes_in_a_few_kb(port: int, end: float) -> None:
-    """Each body is small, so that the rate allows many: the mistakes must be cheap themselves."""
+    """Send many small bodies with many errors: reporting an error must be cheap."""
     body = b'{"requests":[{' + b",".join(b'"%d":1' % number for number in range(1500)) + b"}]}"
     flood(port, end, [post("/v1/recommend:batch", body)])
 
@@ -235,7 +235,7 @@ def deep_json(port: int, end: float) -> None:
 
 @attack
 def large_batches(port: int, end: float) -> None:
-    """Valid requests that cost much: long histories, long lists, explanations."""
+    """Send valid, expensive requests: long histories, long lists, explanations."""
     items = json.loads(ask(port, "GET", "/v1/items?limit=100")[1])["items"]
     history = [{"item_id": item["item_id"]} for item in items] * 3
     bodies: list[tuple[str, Any]] = [
@@ -325,7 +325,7 @@ def connections_that_come_and_go(port: int, end: float) -> None:
 
 
 def run_attack(name: str, port: int, seconds: float) -> None:
-    """Attack for so many seconds."""
+    """Attack for some seconds."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard) if soft < 4096 else (soft, hard))
     ATTACKS[name](port, time.monotonic() + seconds)

@@ -1,12 +1,14 @@
-"""What a single search takes, filtered and not, by every index, beside the plain product and partial sort of NumPy.
+"""Measure a single search of every index, with and without filters, against NumPy's product and partial sort.
 
     python benchmarks/index.py
     python benchmarks/index.py --kinds exact,int8,sq --items 20000
 
-150,000 items and 200 users of 128 numbers, drawn with a seed: unit vectors around 1,000 centres whose spread falls from one number
-to the next, as those of a trained model do; a user is the middle of four items and a little noise. One thread, one query at a time,
-the 100 best; filters are drawn by chance. Settings of the approximate indexes are the cheapest tried that reach a recall of 0.99
-without a filter. Each figure is the median over the users; all of a share are measured in turn in one sitting.
+The data are random: 150,000 items and 200 users, unit vectors of dimension 128 around 1,000 centres. The variance falls from one
+component to the next, as in a trained model. A user is the mean of four items with a little noise. Each search runs alone, on one
+thread, for the 100 best items; filters are random.
+
+Approximate indexes use the cheapest settings tried that reach a recall of 0.99 without a filter. Each figure is the median over the
+users; all indexes of one filter are measured in turn in the same process.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def drawn(size: int, seed: int) -> tuple[Array, Array]:
-    """Item vectors, the two reserved rows included, and user vectors; all of length one."""
+    """Return item vectors, with the two reserved rows, and user vectors; all have length one."""
     rng = np.random.default_rng(seed)
     spread = 1 / np.sqrt(1 + np.arange(WIDTH) / 8)
     centres = rng.standard_normal((CENTRES, WIDTH)) * spread
@@ -62,7 +64,7 @@ def drawn(size: int, seed: int) -> tuple[Array, Array]:
 
 
 def tuned(kind: str, items: Array, users: Array) -> Index:
-    """The index of this kind with the first settings tried that reach the recall, else the last."""
+    """Return the index of a kind with the first settings tried that reach the recall, else with the last ones."""
     vectors = torch.from_numpy(items)
     truth = ExactIndex(vectors).search(users, K).items
     built, searched = SWEEPS[kind][0]
@@ -77,7 +79,7 @@ def tuned(kind: str, items: Array, users: Array) -> Index:
 def compare(
     indexes: dict[str, Index], items: Array, users: Array, allow: Array | None, share: float, given: argparse.Namespace
 ) -> None:
-    """Rows of one share: every index against NumPy under the same filter."""
+    """Return the rows of one filter: every index against NumPy."""
     calls: dict[str, Callable[[Array], Any]] = {
         name: (lambda user, index=index: index.search(user[None], K, allow=allow)) for name, index in indexes.items()
     }
@@ -96,7 +98,7 @@ def compare(
 
 
 def plain(items: Array, user: Array, allow: Array | None) -> Array:
-    """All products, what is not allowed struck out, the best in order."""
+    """Compute all inner products with NumPy, mask the filtered items, and return the best in order."""
     scores = items @ user
     scores[:FIRST_ROW] = -np.inf
     if allow is not None:
@@ -106,7 +108,7 @@ def plain(items: Array, user: Array, allow: Array | None) -> Array:
 
 
 def medians(calls: dict[str, Callable[[Array], Any]], users: Array) -> dict[str, float]:
-    """Seconds of each call, the calls in turn for every user."""
+    """Return the median seconds of each call, with the calls in turn for every user."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for user in users:
         for name, call in calls.items():
@@ -117,7 +119,7 @@ def medians(calls: dict[str, Callable[[Array], Any]], users: Array) -> dict[str,
 
 
 def recall(found: Array, truth: Array) -> float:
-    """Mean share of the true lists that was found."""
+    """Return the mean share of the exact lists that was found."""
     return float(np.mean([np.isin(b[b >= 0], a).mean() for a, b in zip(found, truth, strict=True) if (b >= 0).any()]))
 
 

@@ -1,10 +1,10 @@
-"""Whether training takes the memory that the plan says: predicted against measured peaks of quite different configurations.
+"""Compare the memory plan of training with measured peaks, for very different configurations.
 
     TWOTOWER_DATA=FOLDER python benchmarks/memory.py [NAME …]
 
-Each configuration trains a few steps, validates and exports in a process of its own, on the CPU, with the predicted peak as its
-budget, so that freed memory is given back; measured is the most that process ever had in memory (VmHWM; Linux), the Python and
-PyTorch of it included. Prints a JSON line for each and a table, and appends the lines to benchmarks/results/memory.jsonl.
+Each configuration trains a few steps, validates and exports in a separate process on the CPU. The predicted peak is its budget, so
+freed memory is returned to the system. The measured peak is that of the process (VmHWM; Linux), including Python and PyTorch.
+Prints a JSON line for each and a table, and appends the lines to benchmarks/results/memory.jsonl.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def compare(data: Path, config: tuple[str, ...], settings: tuple[str, ...]) -> tuple[int, int]:
-    """Predicted and measured peak in bytes."""
+    """Return the predicted and the measured peak in bytes."""
     predicted = int(run(PREDICT, str(data), config[1] if config else "", *settings))
     budget = math.ceil(predicted / 1e6) / 1e3
     with tempfile.TemporaryDirectory() as out:
@@ -109,7 +109,7 @@ def compare(data: Path, config: tuple[str, ...], settings: tuple[str, ...]) -> t
 
 
 def made(name: str, folder: Path) -> Path:
-    """The dataset called `name`, made when first asked for."""
+    """Return the dataset called `name`, which is created at the first call."""
     out = folder / name
     if out.exists():
         return out
@@ -128,7 +128,7 @@ def made(name: str, folder: Path) -> Path:
 
 
 def write_million(path: Path) -> None:
-    """Sequences of a million users over random items."""
+    """Write sequences of a million users over random items."""
     draw = random.Random(0)
     with path.open("w") as file:
         for user in range(MILLION_USERS):
@@ -136,12 +136,12 @@ def write_million(path: Path) -> None:
 
 
 def twotower(*arguments: str) -> None:
-    """Run the command line in a process of its own."""
+    """Run the command line in a separate process."""
     subprocess.run([sys.executable, "-m", "twotower", *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def run(code: str, *arguments: str) -> str:
-    """Run Python code in a process of its own; returns what it printed."""
+    """Run Python code in a separate process and return its output."""
     return subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

@@ -1,12 +1,12 @@
-"""Measure how many faults the tests find: change one thing in a module, run its tests, and see whether they fail.
+"""Run mutation tests: change one statement of a module, run its tests, and count the mutants that they kill.
 
-mutmut makes the changes inside functions. It leaves out module constants and decorated functions, and it never removes a call, so
-`mutants.yaml` plants such faults by hand. That file also names the tests of each module, and the changes that no test can see, each
-with its reason.
+mutmut makes the mutants inside functions. It changes no module constants and no decorated functions, and removes no calls. So
+`mutants.yaml` has such mutants, written by hand. That file also lists the tests of each module, and the equivalent mutants with the
+reason.
 
-Of each module a seeded sample is run, in a copy of the working tree. A change of wording in a message is not a fault, and is left
-out. A mutant whose tests exceed their time limit counts as found (`timed_out`). Prints the survivors in the form of the file, then
-a table, and appends a JSON line for each module to benchmarks/results/mutants.jsonl. Exit code 1: below 90 %.
+A seeded sample of each module runs in a copy of the working tree. Changes of wording in messages are not mutants. A mutant whose
+tests exceed the time limit counts as killed (`timed_out`). Prints the survivors in the format of the file and a table, and appends
+a JSON line for each module to benchmarks/results/mutants.jsonl. The exit code is 1 if less than 90 % are killed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ timeout_constant = 20.0
 
 @dataclass(frozen=True)
 class Change:
-    """A fault: statements of a module before and after it."""
+    """A mutant: statements of a module before and after the change."""
 
     module: str
     old: str
@@ -62,7 +62,7 @@ class Change:
 
 @dataclass
 class Outcome:
-    """The faults of one module, by what became of them."""
+    """The mutants of one module, by outcome."""
 
     killed: list[Change] = field(default_factory=list)
     survived: list[Change] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Outcome:
 
     @property
     def share(self) -> float:
-        """Return the share of faults that were found or are equivalent."""
+        """Return the share of mutants that were killed or are equivalent."""
         total = len(self.killed) + len(self.survived) + len(self.equivalent)
         return 1 - len(self.survived) / max(total, 1)
 
@@ -109,7 +109,7 @@ def main() -> int:
 def _generated(
     folder: Path, module: str, tests: list[str], arguments: argparse.Namespace, outcome: Outcome
 ) -> Iterator[tuple[Change, bool]]:
-    """Run a sample of mutmut's mutants. Yield each with whether it survived."""
+    """Run a sample of mutmut's mutants. Yield each with True if it survived."""
     for name in ("src", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     settings = (ROOT / "pyproject.toml").read_text(encoding="utf-8") + MUTMUT.format(module=module, tests=json.dumps(tests))
@@ -135,7 +135,7 @@ def _generated(
 
 
 def _by_hand(folder: Path, tests: list[str], planted: list[Change]) -> Iterator[tuple[Change, bool]]:
-    """Plant faults one after another. Yield each with whether the tests still pass."""
+    """Apply the mutants written by hand. Yield each with True if the tests still pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder / "src"), os.environ.get("PYTHONPATH", "")])}
     for fault in planted:
@@ -154,7 +154,7 @@ def _by_hand(folder: Path, tests: list[str], planted: list[Change]) -> Iterator[
 
 
 def _mutants(module: str) -> dict[str, tuple[str, str]]:
-    """Return the statements before and after each of mutmut's changes, by name; without changes of wording."""
+    """Return the statements before and after each of mutmut's changes, by name, except changes of wording."""
     source = (ROOT / "src" / "twotower" / module).read_text(encoding="utf-8")
     generated = mutate_file_contents(module, source)
     functions = {node.name: node for node in ast.walk(ast.parse(generated.code)) if isinstance(node, ast.FunctionDef)}
@@ -167,7 +167,7 @@ def _mutants(module: str) -> dict[str, tuple[str, str]]:
 
 
 class _Wording(ast.NodeTransformer):
-    """Empties texts that hold a space, which are sentences for people, and parts of f-strings."""
+    """Empties strings that contain a space (sentences) and parts of f-strings."""
 
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
         return ast.Constant("") if isinstance(node.value, str) and " " in node.value else node
@@ -179,7 +179,7 @@ def _without_wording(function: ast.FunctionDef) -> str:
 
 
 def _difference(before: ast.FunctionDef, after: ast.FunctionDef) -> tuple[str, str]:
-    """Return the lines that differ, joined, as the unparser writes them: one line for each statement."""
+    """Return the lines that differ as the unparser writes them, one line per statement, joined."""
     one, other = (ast.unparse(function).splitlines()[1:] for function in (before, after))
     old, new = [], []
     for kind, a, b, c, d in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
@@ -192,7 +192,7 @@ def _difference(before: ast.FunctionDef, after: ast.FunctionDef) -> tuple[str, s
 
 
 def _row(module: str, outcome: Outcome, seed: int) -> dict[str, object]:
-    """Return the share that was found as a claim, with the counts behind it."""
+    """Return the share of killed mutants as a claim, with counts."""
     counts = {name: len(getattr(outcome, name)) for name in ("killed", "survived", "equivalent")}
     more = {"faults": sum(counts.values()), **counts, "timed_out": outcome.timed_out, "possible": outcome.possible}
     claimed = f"faults in {module} that its tests find, or that change nothing"

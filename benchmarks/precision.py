@@ -1,10 +1,10 @@
-"""Whether training in bf16 and fp16 ends where fp32 does: the same runs of the town in each, judged on the same questions.
+"""Compare training in bf16 and fp16 with fp32: the same runs of the town, evaluated on the same queries.
 
     python benchmarks/precision.py --seeds 0,1,2 --set training.max_steps=200
 
-Prints a JSON line for each seed and precision and appends it to benchmarks/results/precision.jsonl: NDCG@10, what fp32 has, and the
-95 % interval of the difference (paired bootstrap of users). On a CPU, autocast computes the same types as on a GPU, but products in
-fp16 take many times as long: fewer steps than the default of the town keep it within an hour.
+Prints a JSON line for each seed and precision and appends it to benchmarks/results/precision.jsonl: NDCG@10, that of fp32, and the
+95 % interval of the difference (paired bootstrap of users). On a CPU, autocast uses the same types as on a GPU, but fp16 products
+are many times slower. With fewer steps than the default of the town, it takes less than an hour.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
 
 
 def measure(seed: int, out: Path, overrides: list[str], results: Path) -> None:
-    """One town, three runs."""
+    """Measure one town: three runs."""
     simulate_stage(out / "raw", **TOWN, seed=seed)
     settings = [f"data.path={json.dumps(str(out / 'raw'))}", f"seed={seed}", "training.recipe=fixed", *overrides]
     config = load_config(ROOT / "configs" / "quickstart.yaml", settings)
@@ -62,7 +62,7 @@ def measure(seed: int, out: Path, overrides: list[str], results: Path) -> None:
 
 
 def trained(config: Config, dataset: Dataset, out: Path, precision: str) -> tuple[NeuralRetriever, int]:
-    """The best model of a run in one precision, as a retriever of the test part, and the steps of its schedule."""
+    """Return the best model of a run in one precision, as a retriever of the test part, and the steps of its schedule."""
     chosen = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
     steps = train_stage(chosen, dataset.path, out / precision).total_steps
     model, _, _ = load_trained(out / precision / "best.pt", dataset)

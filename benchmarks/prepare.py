@@ -1,8 +1,8 @@
-"""How long `prepare` takes at the size of Yelp's full dump, against a bare scan of the same files by the same engine.
+"""Measure `prepare` at the size of Yelp's full release, against a scan of the same files by the same engine.
 
-The scan reads every key that `prepare` reads, each file once, and sums the lengths of what it finds. Both run in processes of their
-own, in turn, `--repeats` times; the figures are medians. The text features are measured apart: with them and without; seconds by
-stage say where the time goes. Prints a JSON line for each claim and appends it to benchmarks/results/prepare.jsonl.
+The scan reads every key that `prepare` reads, each file once, and sums the lengths of the values. Both run in separate processes,
+in turn, `--repeats` times; the figures are medians. `prepare` is measured with and without text features, and by stage. Prints a
+JSON line for each claim and appends it to benchmarks/results/prepare.jsonl.
 
     python benchmarks/prepare.py                # simulates a dump first: about 4 GB of disk and several minutes
     python benchmarks/prepare.py --raw DIR      # any release of Yelp's files
@@ -65,12 +65,12 @@ def _simulated(out: Path, arguments: argparse.Namespace) -> Path:
     from twotower.data.simulator.simulate import simulate
 
     simulate(out, users=arguments.users, businesses=arguments.businesses, events=arguments.events, seed=arguments.seed)
-    (out / "town_truth.safetensors").unlink()  # no raw file of Yelp
+    (out / "town_truth.safetensors").unlink()  # not a raw file of Yelp
     return out
 
 
 def _measured(raw: Path, folder: Path, repeats: int) -> dict[str, Figures]:
-    """The medians of each kind of work, measured in turn."""
+    """Return the medians of each kind of work, measured in turn."""
     runs: dict[str, list[Figures]] = {work: [] for work in WORK}
     for _ in range(repeats):
         for work in WORK:
@@ -79,7 +79,7 @@ def _measured(raw: Path, folder: Path, repeats: int) -> dict[str, Figures]:
 
 
 def _child(work: str, raw: Path, out: Path) -> Figures:
-    """One kind of work in a process of its own."""
+    """Run one kind of work in a separate process."""
     words = [sys.executable, __file__, "--child", work, "--raw", str(raw), "--out", str(out)]
     begin = time.perf_counter()
     child = subprocess.Popen(words)
@@ -93,7 +93,7 @@ def _child(work: str, raw: Path, out: Path) -> Figures:
 
 
 def _per_gib() -> int:
-    """What `ru_maxrss` counts in a GiB: KiB on Linux, bytes on macOS."""
+    """Return the number of `ru_maxrss` units in a GiB: KiB on Linux, bytes on macOS."""
     return 2**30 if sys.platform == "darwin" else 2**20
 
 
@@ -141,7 +141,7 @@ def _report(found: dict[str, Figures], size: str, arguments: argparse.Namespace)
     say("prepare without text: seconds", bare["wall"], "s", scanned, scan["wall"], stages_s=stages(bare))
     say("prepare without text: processor seconds", bare["cpu"], "s", scanned, scan["cpu"])
     say("prepare without text: peak memory", bare["peak"], "GiB", "the limit set", ALLOWED_GIB)
-    text = full["cpu"] - bare["cpu"]  # of two runs: processor seconds differ less from run to run than the clock's
+    text = full["cpu"] - bare["cpu"]  # a difference of two runs: CPU time varies less than wall time
     say("the text features alone: processor seconds", text, "s", scanned, scan["cpu"])
     say("prepare with text: seconds", full["wall"], "s", scanned, scan["wall"], stages_s=stages(full))
     say("prepare with text: peak memory", full["peak"], "GiB", "the limit set", ALLOWED_GIB)

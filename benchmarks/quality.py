@@ -1,11 +1,11 @@
-"""How good the model is beside every baseline: from raw files to one JSON line a system, in one command.
+"""Measure the model and every baseline on a dataset, from raw files to one JSON line per system.
 
     python benchmarks/quality.py s3rec --seeds 0,1,2
-    python benchmarks/quality.py s3rec --seeds 0,1,2 --refit    # and each model once more, with the validation part to learn from
+    python benchmarks/quality.py s3rec --seeds 0,1,2 --refit    # also retrains each model with the validation part
 
-Walks the package's own way (prepare, train, export, evaluate) with the set's file in configs/, once for each seed. Prints a JSON
-line for each system and appends it to benchmarks/results/quality.jsonl; a table of the whole command goes to stderr. Real data
-lies below the folder that TWOTOWER_DATA names; the town is simulated, another one for each seed.
+Runs prepare, train, export and evaluate with the dataset's file in configs/, once per seed. Prints a JSON line for each system and
+appends it to benchmarks/results/quality.jsonl; a table of all seeds is written to stderr. Real data are read from the folder
+TWOTOWER_DATA; the town is simulated, with a different one for each seed.
 """
 
 from __future__ import annotations
@@ -64,16 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     name: str, seed: int, out: Path, sizes: dict[str, int], overrides: Sequence[str] = (), *, refit: bool = False
 ) -> list[Row]:
-    """Run a set with one seed in the folder `out`; one row for each system, best first.
+    """Run a dataset with one seed in the folder `out`, and return one row per system, best first.
 
     Parameters
     ----------
     sizes
         "users", "businesses", "events" of the town.
     overrides
-        Settings "a.b=value" on top of the set's own.
+        Settings "a.b=value" that override those of the dataset.
     refit
-        Rows of a refit as well, with "refit" true: every system has learned from the validation part too.
+        Also return rows of a refit, with "refit" true: every system is trained on the validation part too.
     """
     chosen = QUALITY_SETS[name]
     raw = raw_folder(chosen, out, seed, sizes)
@@ -94,7 +94,7 @@ def measure(
 
 
 def _rows(run: Callable[[Path], Report | None], out: Path, shared: Row) -> list[Row]:
-    """Rows of what `run` leaves in `out`; what an earlier measurement left there is not trained again."""
+    """Return the rows of a run in `out`. A finished run is not trained again."""
     began, whole = time.perf_counter(), not (out / "model").exists()
     report = run(out)
     assert report is not None, "every set has a test part"
@@ -124,7 +124,7 @@ def _rows(run: Callable[[Path], Report | None], out: Path, shared: Row) -> list[
 
 
 def _slices(report: Report) -> dict[str, dict[str, Any]]:
-    """Title → group → {"users", the model's figure, "ahead": {baseline: interval}}."""
+    """Return title → group → {"users", the model's figure, "ahead": {baseline: interval}}."""
     return {
         title: {
             group: {"users": one.users, "value": one.systems[MODEL].value, "ahead": one.json_values()["differences"]}
@@ -135,13 +135,13 @@ def _slices(report: Report) -> dict[str, dict[str, Any]]:
 
 
 def config_hash(config: Config, sizes: dict[str, int] | None) -> str:
-    """Twelve characters that stand for all settings but the seed and where the data lies, and for the sizes of a town."""
+    """Return a hash of twelve characters over all settings except the seed and the data path, and over the sizes of a town."""
     values = config.model_dump(mode="json", exclude={"seed": True, "data": {"path"}})
     return hashlib.sha256(json.dumps([values, sizes], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def prepared(name: str, seed: int, folder: Path, *overrides: str) -> tuple[Config, Dataset]:
-    """A set's settings, and the dataset that they make below `folder`."""
+    """Prepare a dataset below `folder`, and return its settings and the dataset."""
     chosen = QUALITY_SETS[name]
     raw = raw_folder(chosen, folder, seed)
     settings = [*chosen.settings, f"data.path={json.dumps(str(raw))}", f"seed={seed}", *overrides]
@@ -151,7 +151,7 @@ def prepared(name: str, seed: int, folder: Path, *overrides: str) -> tuple[Confi
 
 
 def raw_folder(chosen: QualitySet, out: Path, seed: int, sizes: dict[str, int] = TOWN) -> Path:
-    """Where a set's raw files are; those of a town are simulated below `out` first, and those in a wheel fetched."""
+    """Return the folder of a dataset's raw files. A town is simulated below `out` first; data in a wheel are downloaded."""
     if chosen.wheel is not None:
         return _fetched(chosen.wheel, str(chosen.raw), out / "raw")
     if chosen.raw is not None:
@@ -161,7 +161,7 @@ def raw_folder(chosen: QualitySet, out: Path, seed: int, sizes: dict[str, int] =
 
 
 def _fetched(wheel: str, prefix: str, folder: Path) -> Path:
-    """The files below `prefix` in the wheel of a package, each as EXTENSION.tsv."""
+    """Write the files below `prefix` in the wheel of a package, each as EXTENSION.tsv."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wheel]
     subprocess.run(command, check=True)

@@ -1,10 +1,10 @@
-"""How good the model is after how many seconds, beside tuned iALS: a curve of each over the same validation questions.
+"""Measure quality over training time: the model and tuned iALS on the same validation queries.
 
     python benchmarks/quality_over_time.py s3rec --plot docs/quality_over_time.svg
 
-The model is validated four times an epoch; its seconds are those of the whole recipe, the factors that ids begin with included,
-validations left out. iALS is fitted anew for each number of iterations, with the settings that its tuning chooses.
-Prints a JSON line a point, appended to benchmarks/results/quality_over_time.jsonl, each beside iALS at its end.
+The model is validated four times per epoch. Its seconds include the iALS factors that initialise the item ids, but not the
+validations. iALS is fitted separately for each number of iterations, with tuned settings. Each point gives a JSON line, appended to
+benchmarks/results/quality_over_time.jsonl, with the final value of iALS for comparison.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ Curve = list[tuple[float, float]]  # seconds, METRIC
 
 
 class Timed(TwoTowerTrainer):
-    """A trainer that notes when each validation found what."""
+    """Trainer that records the time and value of each validation."""
 
     def begin(self) -> None:
-        """The clock starts."""
+        """Start the clock."""
         self.curve: Curve = []
         self.began, self.apart = time.perf_counter(), 0.0
         super().begin()
 
     def validate(self) -> dict[str, float]:
-        """Validate, off the clock."""
+        """Validate without counting the time."""
         began = time.perf_counter()
         found = super().validate()
         self.curve.append((began - self.began - self.apart, found[METRIC]))
@@ -86,14 +86,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def trained(dataset: Dataset, config: Config, out: Path) -> Curve:
-    """The model's curve."""
+    """Return the curve of the model."""
     trainer = Timed(dataset, config, out)
     trainer.fit()
     return trainer.curve
 
 
 def factorised(dataset: Dataset, config: Config) -> Curve:
-    """That of iALS, tuned."""
+    """Return the curve of tuned iALS."""
     settings = fit_baseline("ials", dataset, config.evaluation, metric=METRIC, seed=config.seed).settings
     held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
     curve = []
@@ -108,7 +108,7 @@ def factorised(dataset: Dataset, config: Config) -> Curve:
 
 
 def draw(curves: dict[str, Curve], file: Path, title: str) -> None:
-    """Both curves over the logarithm of the seconds."""
+    """Draw both curves over the logarithm of the seconds."""
     matplotlib.rcParams["svg.hashsalt"] = "two-tower"  # the same curves are the same file
     figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
     for (name, curve), colour in zip(curves.items(), ("#8a6d3b", "#0b6e99"), strict=True):

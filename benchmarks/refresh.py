@@ -1,12 +1,12 @@
-"""What it costs to keep the items of a server fresh, and how close they are to an index made offline.
+"""Measure the cost of refreshing the items of a server, and the difference from an index built offline.
 
     python benchmarks/refresh.py [--items 150000] [--dim 128] [--bundle FOLDER]
 
-New events come a minute apart, and the items are refreshed after each thousand. Rows:
+New events arrive one minute apart, and the items are refreshed after every thousand. Rows:
 
 - seconds of one core for the first refresh, which computes all items, and for the following ones, against 2 s;
 - the largest difference of a vector from one computed offline, against 1e-5;
-- 99 of 100 answers at half of the highest rate, while the items are refreshed every minute, against quiet times in between.
+- the 99th percentile of the latency at half of the highest rate, with a refresh every minute, against periods without refreshes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def cost(bundle: Bundle, seed: int) -> list[dict[str, Any]]:
-    """Rows of refreshes in this process, on one core."""
+    """Return the rows of refreshes in this process, on one core."""
     dataset, chance, refresher = bundle.dataset, np.random.default_rng(seed), Refresher(bundle)
     now, spent, computed = bundle.moment_s, [], []
     fresh = bundle
@@ -93,7 +93,7 @@ def cost(bundle: Bundle, seed: int) -> list[dict[str, Any]]:
 
 
 def answers(path: Path, folder: Path, seconds: float, every_s: float, seed: int) -> list[dict[str, Any]]:
-    """Row of answers while items are refreshed, in turn with quiet times."""
+    """Return the row of latencies with refreshes, in turn with periods without refreshes."""
     with Server(path, f"sqlite:{folder / 'events.sqlite'}", folder / "log", "--rate", "0", "--refresh-s", "0") as server:
         users = [one["user"] for one in json.loads(server.get("/v1/users?limit=100")[1])["users"]]
         items = [one["item_id"] for one in json.loads(server.get("/v1/items?limit=100")[1])["items"]]

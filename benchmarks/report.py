@@ -1,10 +1,10 @@
-"""Writes docs/results.md from benchmarks/results/*.jsonl, and from nothing else.
+"""Write docs/results.md from benchmarks/results/*.jsonl.
 
     python benchmarks/report.py            # write it
-    python benchmarks/report.py --check    # exit 1 when it is not what the files say
+    python benchmarks/report.py --check    # exit 1 if the page is out of date
 
-Of a quality set the rows of its latest settings count, of a claim its latest row. Published figures (benchmarks/published.jsonl)
-stand in tables of their own, with their source.
+The page shows the rows with the latest settings of each dataset, and the latest row of each claim. Published figures
+(benchmarks/published.jsonl) have separate tables, with their source.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def render(results: Path, published: Path = PUBLISHED) -> str:
-    """The page as text; the same rows give the same page."""
+    """Return the page as text; the same rows give the same page."""
     files = {file.stem: read_rows(file) for file in sorted(results.glob("*.jsonl"))}
     rows = [row for found in files.values() for row in found if "claim" not in row and "gpu_part" not in row]
     parts = [HEAD.rstrip()]
@@ -74,7 +74,7 @@ def render(results: Path, published: Path = PUBLISHED) -> str:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of a JSON-lines file.
+    """Return the rows of a JSON-lines file.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def _gpu_section(rows: Sequence[Row]) -> str:
-    """What `gpu.py` found: a line a part, the latest row of each."""
+    """Return the section of `gpu.py`: one line per part, from its latest row."""
     latest = {row["gpu_part"]: row for row in rows}
     body = []
     for part, row in latest.items():
@@ -119,13 +119,13 @@ def _figures(value: Any) -> str:
 
 
 def latest_settings(rows: Sequence[Row]) -> list[Row]:
-    """Rows with the settings of the last row, the last one of each system and seed, refits apart."""
+    """Return the rows with the settings of the last row: the latest one of each system and seed, refits separately."""
     kept = {(row["system"], row["seed"], _refit(row)): row for row in rows if row["config_hash"] == rows[-1]["config_hash"]}
     return list(kept.values())
 
 
 def quality_table(rows: Sequence[Row]) -> list[str]:
-    """A Markdown table, a line a system, best first: mean over the seeds, ± their standard deviation where there are several."""
+    """Return a Markdown table with one line per system, best first: the mean ± standard deviation over the seeds."""
     columns = _columns(rows)
     by_system: dict[str, list[Row]] = {}
     for row in rows:
@@ -183,7 +183,7 @@ def _quality_section(name: str, rows: Sequence[Row], published: Sequence[Row]) -
 
 
 def _slices_table(rows: Sequence[Row]) -> list[str]:
-    """The groups of enough users: the model, and how far it is ahead of the rival; nothing where no row has any."""
+    """Return the table of groups with enough users: the model and its lead over the rival; empty if no row has groups."""
     found = [row["slices"] for row in rows if row.get("slices")]
     body = []
     for title, groups in found[0].items() if found else ():
@@ -215,7 +215,7 @@ def _claims_section(name: str, rows: Sequence[Row]) -> str:
 
 
 def _more(row: Row) -> str:
-    """What a row tells besides its figure, in words."""
+    """Return the further values of a row as text."""
     told = {name: row[name] for name in BESIDES if name in row} | row.get("stages_ms", {}) | row.get("stages_s", {})
     return ", ".join(f"{name.replace('_', ' ')} {_told(value)}" for name, value in told.items())
 
@@ -227,7 +227,7 @@ def _told(value: Any) -> str:
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
-    """The metrics shown, by list length; recall is left out where it is the hit rate (one target a question)."""
+    """Return the metrics to show, by list length; recall is left out if it equals the hit rate (one target per query)."""
     names = {name for row in rows for name in row["metrics"] if name.partition("@")[0] in SHOWN}
     single = all(row["metrics"].get(n) == row["metrics"].get(n.replace("Recall", "HitRate")) for row in rows for n in names)
     kept = [name for name in names if not (single and name.startswith("Recall@"))]
@@ -235,7 +235,7 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _ahead(rows: Sequence[Row]) -> str:
-    """Mean lead of the model over the seeds, and the lowest and highest end of the seeds' 95 % intervals."""
+    """Return the mean lead of the model over the seeds, and the range of the seeds' 95 % intervals."""
     leads = [row["ahead"] for row in rows if row.get("ahead")]
     if not leads:
         return ""

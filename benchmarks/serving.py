@@ -1,15 +1,15 @@
-"""What answering over HTTP costs, held against what it is made of.
+"""Measure requests over HTTP against the user tower and the index alone.
 
     python benchmarks/serving.py [--items 150000] [--dim 128] [--tune]
 
-A bundle of so many made-up items is served by a process of its own; server and load share the cores; its index is the exact one,
-or with --tune the one that `twotower tune-index` chooses for it. Against it, in turn: the same
-user tower and the same index, asked for the same lists in one process, their inputs built beforehand. Rows:
+A separate process serves a bundle of random items; server and load generator share the cores. Its index is the exact one, or with
+--tune the choice of `twotower tune-index`. For comparison, the same user tower and index compute the same lists in one process,
+with inputs built beforehand. Rows:
 
-- median of one request after the other, over HTTP and bare;
-- the same with a filter that one item of a hundred passes, against without;
-- 99 of 100 answers at half of the highest rate that was sustained, against 25 ms;
-- requests a second with many connections, whose requests are answered together, against one connection.
+- median latency of sequential requests, over HTTP and without it;
+- the same with a filter that 1 % of the items match, against no filter;
+- the 99th percentile of the latency at half of the highest sustained rate, against 25 ms;
+- requests per second with many connections (answered in batches), against one connection.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def measure(
     async with wire(port) as connection:
         for requests in (plain, narrow):
             await _one_by_one(connection, requests[:EACH])
-        for number in range(ROUNDS):  # in turn, so that all see the same machine
+        for number in range(ROUNDS):  # in turn, so that the load of the machine affects all
             begin = number * EACH % (len(users) - EACH)
             http.append(await _one_by_one(connection, plain[begin : begin + EACH], stages))
             alone.append(median_ms(lambda at, begin=begin: bare(begin + at), EACH))
@@ -118,13 +118,13 @@ async def measure(
 
 
 def profile(stages: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Median milliseconds by stage; "rest" is all of the server's time that no stage counts."""
+    """Return the median milliseconds by stage; "rest" is the server's time outside of all stages."""
     names = dict.fromkeys(name for one in stages for name in one)
     return {name: round(statistics.median(one.get(name, 0.0) for one in stages), 3) for name in names}
 
 
 def sound(*loads: Load) -> dict[int, int]:
-    """How often each status came; anything but 200 is told, not hidden."""
+    """Return the number of responses by status."""
     total: dict[int, int] = {}
     for load in loads:
         for status, count in load.statuses.items():
@@ -149,7 +149,7 @@ async def _one_by_one(connection: Any, requests: Sequence[bytes], stages: list[d
 
 
 def bare_call(recommender: Recommender, users: Sequence[str]) -> Callable[[int], Any]:
-    """A function that makes the list of user number i from inputs built beforehand: the tower, then the index."""
+    """Return a function that computes the list of user number i from prepared inputs, by the tower and the index."""
     bundle, read = recommender.bundle, recommender.reader.read
     asked = [read(Request(user=user, k=K)).history for user in users]
     tower, items = bundle.tower, torch.from_numpy(bundle.arrays.vectors)
@@ -167,7 +167,7 @@ def bare_call(recommender: Recommender, users: Sequence[str]) -> Callable[[int],
 
 
 def make_bundle(folder: Path, items: int, dim: int, seed: int) -> Path:
-    """A bundle of made-up items with places, categories and a column of a hundred values, by a model trained for one step."""
+    """Write a bundle of random items with locations, categories and a column of a hundred values; train its model for one step."""
     chance, users, events = np.random.default_rng(seed), max(items // 10, 1010), 3 * items
     at = np.arange(items)
     catalogue = {

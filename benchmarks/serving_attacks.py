@@ -29,7 +29,7 @@ POLITE = "127.0.0.2"
 
 @dataclass
 class Noticed:
-    """What a well-behaved client and the server's memory noticed.
+    """Effect of an attack on a well-behaved client and on the server's memory.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class Noticed:
     failures
         Status or error of each request that was not answered with 200.
     grown_mb
-        Most memory during the attack, less that before.
+        Peak memory during the attack minus that before.
     recovered_s
         Seconds from the end of the attack until both requests were answered with 200 within 100 ms; infinite if they never were.
     """
@@ -49,7 +49,7 @@ class Noticed:
     recovered_s: float = float("inf")
 
     def ms(self, share: float) -> float:
-        """The latency in ms that this share of the answers stayed within."""
+        """Return a quantile of the latency in ms."""
         ordered = sorted(self.seconds) or [float("inf")]
         return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
@@ -71,7 +71,7 @@ def polite(port: int, noticed: Noticed, pause_s: float = 0.05) -> None:
 
 @contextmanager
 def attacking(names: Sequence[str], port: int, seconds: float) -> Iterator[None]:
-    """Run attacks in processes of their own while the block runs; they are ended with it."""
+    """Run attacks in separate processes while the block runs, and stop them at its end."""
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=run_attack, args=(name, port, seconds), daemon=True) for name in names]
     for process in processes:
@@ -85,7 +85,7 @@ def attacking(names: Sequence[str], port: int, seconds: float) -> Iterator[None]
 
 
 def watch(server: Server, names: Sequence[str], seconds: float) -> Noticed:
-    """Attack a server and return what others noticed."""
+    """Attack a server and return the effect on others."""
     noticed, warm = Noticed(), Noticed()
     for _ in range(20):
         polite(server.port, warm)
@@ -107,7 +107,7 @@ def watch(server: Server, names: Sequence[str], seconds: float) -> Noticed:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and append; returns the exit code: 1 when a bound did not hold."""
+    """Measure, print and append; returns the exit code: 1 if a limit was exceeded."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--seconds", type=float, default=8, help="of each attack (default: 8)")
@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def mixed(server: Server, minutes: float) -> Noticed:
-    """Three attacks at a time, in turn, until the time is over; memory is held against that at the beginning."""
+    """Run three attacks at a time, in turn, until the time is over; compare memory with that at the beginning."""
     total, end, chance = Noticed(recovered_s=0.0), time.monotonic() + 60 * minutes, random.Random(3)
     before = server.memory_mb()
     while time.monotonic() < end:

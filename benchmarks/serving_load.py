@@ -1,4 +1,4 @@
-"""A server as a process of its own, and load for it from one asyncio loop that leaves the cores to the server as far as it can."""
+"""Start a server as a separate process, and generate load from one asyncio loop that uses little CPU time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDED = (OSError, EOFError, asyncio.IncompleteReadError)
 
 
 class Server:
-    """`twotower serve` under way; ready when the constructor returns.
+    """A running `twotower serve`; ready when the constructor returns.
 
     Parameters
     ----------
@@ -51,12 +51,12 @@ class Server:
         self.start_s = time.perf_counter() - began
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Status and body of a GET."""
+        """Return status and body of a GET request."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
             return answer.status, answer.read()
 
     def memory_mb(self) -> float:
-        """Resident memory now."""
+        """Return the resident memory in MB."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS"):
                 return int(line.split()[1]) / 1024
@@ -71,7 +71,7 @@ class Server:
             self.process.wait()
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal and wait; the exit code."""
+        """Send a signal, wait, and return the exit code."""
         self.process.send_signal(how)
         return self.process.wait(60)
 
@@ -84,8 +84,7 @@ class Server:
 
 @dataclass
 class Load:
-    """What came of a load: seconds from when each request was due until its answer, those of refusals
-    apart, and how often each status came."""
+    """Result of a load: seconds from the due time of each request to its response (refusals separately), and counts by status."""
 
     seconds: list[float] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
@@ -93,31 +92,31 @@ class Load:
     took_s: float = 0.0
 
     def note(self, due: float, status: int) -> None:
-        """One answer."""
+        """Record one response."""
         self.seconds.append(time.perf_counter() - due)
         if status in (429, 503):
             self.refused_s.append(self.seconds[-1])
         self.statuses[status] = self.statuses.get(status, 0) + 1
 
     def ms(self, share: float) -> float:
-        """The latency in ms that this share of the requests stayed within."""
+        """Return a quantile of the latency in ms."""
         ordered = sorted(self.seconds)
         return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Responses per second."""
         return len(self.seconds) / self.took_s
 
 
 class Wire:
-    """One connection that stays open: as little as HTTP/1.1 allows."""
+    """One keep-alive connection: a minimal HTTP/1.1 client."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
     async def ask(self, raw: bytes) -> tuple[int, bytes]:
-        """Send one whole request; status and body of the answer."""
+        """Send a request and return status and body of the response."""
         self._writer.write(raw)
         head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
@@ -126,7 +125,7 @@ class Wire:
 
 @asynccontextmanager
 async def wire(port: int) -> AsyncIterator[Wire]:
-    """A connection to a server on this machine."""
+    """Open a connection to a server on this machine."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         yield Wire(reader, writer)
@@ -135,14 +134,14 @@ async def wire(port: int) -> AsyncIterator[Wire]:
 
 
 def post(path: str, body: Any) -> bytes:
-    """A request as it goes over the wire."""
+    """Return the bytes of a POST request."""
     content = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(content)}\r\n\r\n".encode() + content
 
 
 async def closed(port: int, requests: Sequence[bytes], *, connections: int, seconds: float) -> Load:
-    """Each connection asks again as soon as it has its answer: what can be had at most."""
+    """Send requests in a closed loop on each connection: the maximum throughput."""
     load, began = Load(), time.perf_counter()
 
     async def one(number: int) -> None:
@@ -159,7 +158,7 @@ async def closed(port: int, requests: Sequence[bytes], *, connections: int, seco
 
 
 async def at_rate(port: int, requests: Sequence[bytes], *, rate: float, seconds: float, connections: int = 64) -> Load:
-    """Requests come evenly, whether or not those before are answered; one that finds no free connection has waited all the same."""
+    """Send requests at a constant rate (open loop). Waiting for a free connection counts as latency."""
     load, began = Load(), time.perf_counter()
     dues: asyncio.Queue[tuple[int, float]] = asyncio.Queue()
 
@@ -186,7 +185,7 @@ async def at_rate(port: int, requests: Sequence[bytes], *, rate: float, seconds:
 
 
 def median_ms(run: Callable[[int], Any], times: int) -> float:
-    """Median milliseconds of `run(0)`, `run(1)`, …."""
+    """Return the median milliseconds of `run(0)`, `run(1)`, …."""
     spent = []
     for number in range(times):
         began = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Whether PyTorch, ONNX Runtime and the server give the same lists.
+"""Check that PyTorch, ONNX Runtime and the server return the same lists.
 
     python benchmarks/serving_parity.py BUNDLE [--users 1000]
 
-The 100 best for so many known users: by the PyTorch towers, by the ONNX graph, and over HTTP from `twotower serve`. Rows: lists of
-the same items in the same order, against all lists, where items whose scores differ by less than 1e-6 in both may trade places; and
-the greatest difference of a score, against 1e-4. Exit code 1 when a list differs.
+The 100 best items of known users are computed by the PyTorch towers, by the ONNX graph, and over HTTP by `twotower serve`. Rows:
+the number of equal lists against that of all lists, and the largest difference of a score against 1e-4. Items whose scores
+differ by less than 1e-6 in both may be in either order. The exit code is 1 if a list differs.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def answers(recommender: Recommender, users: Sequence[str]) -> list[List]:
-    """The lists in one process; scores as they are, not as they are shown."""
+    """Return the lists computed in one process, with unrounded scores."""
     found = recommender.find([Request(user=user, k=K) for user in users])
     ids = recommender.dataset.item_ids
     return [list(zip(ids[one.rows].tolist(), one.scores.tolist(), strict=True)) for one in found]  # type: ignore[union-attr]
 
 
 async def over_http(port: int, users: Sequence[str]) -> list[List]:
-    """The lists as a client gets them; scores have four places."""
+    """Return the lists from the server; scores are rounded to four digits."""
     lists = []
     async with wire(port) as connection:
         for user in users:
@@ -83,7 +83,7 @@ async def over_http(port: int, users: Sequence[str]) -> list[List]:
 
 
 def alike(one: List, two: List) -> bool:
-    """Whether both are one list but for neighbours whose scores, in `one`, differ by rounding alone."""
+    """Return True if both lists are equal, except for the order of neighbours whose scores in `one` differ only by rounding."""
     if len(one) != len(two):
         return False
     score = dict(one)

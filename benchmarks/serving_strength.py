@@ -1,11 +1,11 @@
-"""Whether a server stands what happens to servers.
+"""Stress a server: kills, a mixed load for minutes, and overload.
 
     python benchmarks/serving_strength.py BUNDLE OTHER_BUNDLE [--kills 200] [--minutes 30]
 
-Kills: under a load of events the server is killed (SIGKILL) at a random moment and started again; every acknowledged event must
-still be there, and every start must be clean. Minutes: recommendations, events, reloads of two bundles in turn and bad requests,
-all at once; nothing may fail, and the memory at the end is held against the memory after five minutes. Overload: many times more
-requests than can be answered; refusals must be quick, and the next answers as quick as before.
+Kills: while events arrive, the server is killed (SIGKILL) at a random time and started again. No acknowledged event may be lost,
+and every start must succeed. Minutes: recommendations, events, reloads of two bundles and invalid requests at the same time.
+Nothing may fail, and the final memory is compared with that after five minutes. Overload: many times the sustainable rate of
+requests. Refusals must be fast, and later responses must be as fast as before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FLAT_AFTER_MIN = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print and append; returns the exit code: 1 when something was lost or failed."""
+    """Measure, print and append; returns the exit code: 1 if an event was lost or a request failed."""
     given = _parser().parse_args(arguments)
     sound = True
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def kill_often(bundle: Path, folder: Path, times: int, seed: int, events: str = "", options: Sequence[str] = ()) -> dict[str, Any]:
-    """Kill the server `times` times, under a load of events or while it starts; what was acknowledged, lost, and how it started."""
+    """Kill the server `times` times, while events arrive or during startup; return counts of events and of starts."""
     chance, log = random.Random(seed), folder / "server.log"
     events = events or f"sqlite:{folder / 'events.sqlite'}"
     acknowledged: list[dict[str, Any]] = []
@@ -77,7 +77,7 @@ def kill_often(bundle: Path, folder: Path, times: int, seed: int, events: str = 
         with Server(bundle, events, log, "--rate", "0", *options) as server:
             starts.append(server.start_s)
             if number == times:
-                checked = 0  # at the end all of them once more
+                checked = 0  # at the end, check all events again
             lost += asyncio.run(_missing(server.port, acknowledged[checked:]))
             checked = len(acknowledged)
             if number < times:
@@ -97,7 +97,7 @@ def kill_often(bundle: Path, folder: Path, times: int, seed: int, events: str = 
 
 
 async def _write_until_killed(server: Server, number: int, chance: random.Random) -> list[dict[str, Any]]:
-    """Events acknowledged before the server died."""
+    """Send events until the server dies, and return the acknowledged ones."""
     items = [item["item_id"] for item in json.loads(server.get("/v1/items?limit=20")[1])["items"]]
     acknowledged: list[dict[str, Any]] = []
 
@@ -123,7 +123,7 @@ async def _write_until_killed(server: Server, number: int, chance: random.Random
 
 
 async def _missing(port: int, events: list[dict[str, Any]]) -> int:
-    """How many of these events the server does not have: sent again, one that it has is repeated."""
+    """Return the number of events that the server has lost. They are sent again; a stored one is reported as repeated."""
     missing = 0
     async with wire(port) as connection:
         for start in range(0, len(events), 1000):
@@ -133,7 +133,7 @@ async def _missing(port: int, events: list[dict[str, Any]]) -> int:
 
 
 async def mix(bundles: tuple[Path, Path], folder: Path, minutes: float, seed: int) -> dict[str, Any]:
-    """Everything at once for some minutes: what failed, and the memory after five minutes (or half of them) and at the end."""
+    """Run the mixed load for some minutes; return failures, and the memory after five minutes (or half) and at the end."""
     with Server(bundles[0], f"sqlite:{folder / 'mixed.sqlite'}", folder / "mixed.log", "--rate", "0") as server:
         return await _mix(server, bundles, minutes, seed)
 
@@ -211,7 +211,7 @@ async def _mix(server: Server, bundles: tuple[Path, Path], minutes: float, seed:
 
 
 async def overload(bundle: Path, folder: Path, seconds: float = 5.0) -> dict[str, Any]:
-    """Ask many times more than can be answered; how quick refusals were, and how quick answers are afterwards."""
+    """Send many times the sustainable rate; return the latency of refusals, and that of later responses."""
     with Server(bundle, f"sqlite:{folder / 'crowd.sqlite'}", folder / "crowd.log", "--rate", "0") as server:
         items = [item["item_id"] for item in json.loads(server.get("/v1/items?limit=100")[1])["items"]]
         asked = {"requests": [{"history": [{"item_id": item}], "k": 100} for item in items] * 2}

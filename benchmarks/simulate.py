@@ -1,4 +1,4 @@
-"""How fast a town is simulated, against the standard library merely writing the same rows.
+"""Measure the simulation of a town, against writing the same rows with the standard library.
 
 `--large` adds a town of the size of Yelp's full dump. Prints a JSON line for each claim and appends it to
 benchmarks/results/simulate.jsonl. One thread.
@@ -74,7 +74,7 @@ def _seconds(work: Any) -> tuple[float, float]:
 
 
 def _rewrite(out: Path) -> float:
-    """Seconds in which the standard library writes the rows of all files again, from memory."""
+    """Return the seconds in which the standard library writes the rows of all files again, from memory."""
     rows = [
         json.loads(line) for file in sorted(out.glob("*.json")) for line in file.read_text(encoding="utf-8").split("\n") if line
     ]

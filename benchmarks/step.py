@@ -1,10 +1,10 @@
-"""A training step held against its limit: the time that its matrix products and its attention take alone.
+"""Compare a training step with its matrix products and attention kernels alone.
 
     python benchmarks/step.py [--set a.b=value] [--table]
 
-On the S3-Rec Yelp split, with the model and the batches that `training_speed.py` trains with: batches are built beforehand, every
-matrix product and attention kernel of a step is written down with its operands, forward and backward, and then steps and their
-products alone are run in turn. The figure is the ratio of the two sums, each batch's time being its least over the repeats.
+Uses the S3-Rec Yelp split, with the model and the batches of `training_speed.py`, built beforehand. Every matrix product and
+attention kernel of a step is recorded with its operands, forward and backward. Then steps and their products alone run in turn. The
+figure is the ratio of the two sums over the batches, where the time of a batch is the minimum over the repeats.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled_d
 
 
 class Products(TorchDispatchMode):
-    """Writes down every matrix product and attention kernel, with its operands."""
+    """Records every matrix product and attention kernel, with its operands."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation, and remember it if it is a product."""
+        """Run the operation, and record it if it is a product."""
         if str(func).startswith(PRODUCTS):
             self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(step: Callable[[Any], None], batches: Sequence[Any], repeats: int) -> tuple[float, float]:
-    """Seconds of all steps, and of their products alone, in turn; the least of `repeats` for each batch."""
+    """Return the seconds of all steps and of their products alone, in turn; the minimum of `repeats` for each batch."""
     for batch in batches[:3]:
         step(batch)
     best: list[tuple[float, float]] = []
@@ -91,7 +91,7 @@ def replay(calls: Sequence[Call]) -> None:
 
 
 def operations(step: Callable[[Any], None], batches: Sequence[Any], most: int = 25) -> str:
-    """What a step's time goes into: the operations that take the most of it themselves."""
+    """Return the operations of a step with the largest own time."""
     with profile() as seen:
         for batch in batches:
             step(batch)

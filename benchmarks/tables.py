@@ -1,9 +1,10 @@
-"""What a step costs by the size of an embedding table: compact tables against AdamW over the whole one.
+"""Measure a step by the size of the embedding table: sparse updates against AdamW over the full table.
 
     python benchmarks/tables.py
 
-A step reads 8,192 random ids (a batch's users, histories and candidates), carries a gradient back and updates; sizes are taken in
-turn, several rounds, and the median counts. Prints a JSON line for each claim and appends it to benchmarks/results/tables.jsonl.
+A step looks up 8,192 random ids (users, histories and candidates of a batch), computes gradients and updates the table. Sizes are
+measured in turn for several rounds; the figure is the median. Prints a JSON line for each claim and appends it to
+benchmarks/results/tables.jsonl.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> int:
 
 
 def by_rows(rows: int, dtype: str) -> Callable[[], None]:
-    """A step of a table that is updated by rows."""
+    """Return a step of a table with sparse updates."""
     table = RowTable("table", rows, DIM, EmbeddingConfig.model_validate({"update": "sparse", "dtype": dtype, "weight_decay": 0.01}))
     number = 0
 
@@ -65,7 +66,7 @@ def by_rows(rows: int, dtype: str) -> Callable[[], None]:
 
 
 def dense(rows: int) -> Callable[[], None]:
-    """A step of AdamW over the whole table."""
+    """Return a step of AdamW over the full table."""
     table = Table("table", rows, DIM, EmbeddingConfig())
     optimizer = torch.optim.AdamW(table.parameters(), lr=0.001, fused=True)
 
@@ -78,7 +79,7 @@ def dense(rows: int) -> Callable[[], None]:
 
 
 def rounds(steps: dict[Any, Callable[[], None]], count: int) -> dict[Any, float]:
-    """Median milliseconds of each step, taken in turn."""
+    """Return the median milliseconds of each step, measured in turn."""
     times: dict[Any, list[float]] = {name: [] for name in steps}
     for turn in range(count + 3):
         for name, step in steps.items():

@@ -1,11 +1,11 @@
-"""How fast training goes beside RecTools' SASRec, at equal model size on the same data: examples per second, in turn.
+"""Compare the training speed with RecTools' SASRec, at equal model size on the same data: examples per second, in turn.
 
-    python benchmarks/training_speed.py --peer ../shared/peers/rectools_sasrec.py --peer-python PEER/.venv/bin/python
+    python benchmarks/training_speed.py --peer PEER/rectools_sasrec.py --peer-python PEER/.venv/bin/python
 
-Both train two attention blocks of width 64 over histories of 50 on the S3-Rec Yelp split, every position of a history predicting
-the next item against 256 negatives or more: the peer draws 256 for each position, ours shares those of its batch. An example is a
-position that is predicted, and each counts its own. The peer script times `fit` whole; ours is timed whole too, from the dataset
-on the disk to the last step (loader and model made on the way), without the validation that the peer does not do.
+Both train two attention blocks of width 64 over histories of 50 on the S3-Rec Yelp split. Every position of a history predicts the
+next item against at least 256 negatives: the peer draws 256 per position, ours shares the negatives of a batch. An example is a
+predicted position. The peer script times its `fit`; ours is timed from opening the dataset to the last step, without validation,
+which the peer does not do.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def real_data(name: str = "s3rec") -> Path:
-    """Raw files of a set of `QUALITY_SETS`, below the folder that TWOTOWER_DATA names."""
+    """Return the folder of raw files of a dataset of `QUALITY_SETS`, below TWOTOWER_DATA."""
     folder = os.environ.get("TWOTOWER_DATA", "")
     if not folder or not Path(folder).is_dir():
         raise DataError(f"TWOTOWER_DATA must name the folder of the real data. It is {folder!r}. Set it.")
@@ -88,7 +88,7 @@ def real_data(name: str = "s3rec") -> Path:
 
 
 def open_trainer(folder: Path, seed: int, overrides: Sequence[str] = ()) -> TwoTowerTrainer:
-    """A trainer of the peer's size on the S3-Rec split, prepared in `folder` unless it is there."""
+    """Return a trainer of the peer's size on the S3-Rec split, which is prepared in `folder` if it is missing."""
     settings = [f"data.path={json.dumps(str(real_data()))}", f"seed={seed}", *SASREC_SIZE, *overrides]
     config = load_config(ROOT / "configs" / QUALITY_SETS["s3rec"].config, settings)
     dataset = folder / "dataset"
@@ -98,9 +98,9 @@ def open_trainer(folder: Path, seed: int, overrides: Sequence[str] = ()) -> TwoT
 
 
 def train(folder: Path, seed: int, epochs: int, overrides: Sequence[str] = ()) -> Row:
-    """Train for some epochs; examples per second, what they were contrasted with, seconds."""
+    """Train for some epochs; return examples per second, the number of negatives, and seconds."""
     overrides = [*overrides, f"training.num_epochs={epochs}"]
-    open_trainer(folder, seed, overrides)  # prepares the data; the second is the one
+    open_trainer(folder, seed, overrides)  # prepares the data; the next call is timed
     examples = candidates = steps = 0
     waited, began = 0.0, time.perf_counter()
     trainer = open_trainer(folder, seed, overrides)
@@ -125,7 +125,7 @@ def train(folder: Path, seed: int, epochs: int, overrides: Sequence[str] = ()) -
 
 
 def run_peer(script: Path, python: Path, epochs: int) -> dict[str, Any]:
-    """The JSON line of the peer's script, run with its own Python."""
+    """Run the peer's script with its own Python, and return its JSON line."""
     command = [str(python), str(script.name), "--epochs", str(epochs), *PEER_SETTINGS]
     environment = {**os.environ, "SPLIT_FILE": str(real_data() / "Yelp.txt")}
     done = subprocess.run(command, cwd=script.parent, env=environment, capture_output=True, text=True, check=False)
@@ -137,7 +137,7 @@ def run_peer(script: Path, python: Path, epochs: int) -> dict[str, Any]:
 
 
 def add_peer(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The options that say where the peer is."""
+    """Add the options of the peer's location."""
     parser.add_argument(
         "--peer", type=_absolute, default=ROOT.parent / "shared" / "peers" / "rectools_sasrec.py", help="its script"
     )
@@ -145,7 +145,7 @@ def add_peer(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 
 
 def _absolute(text: str) -> Path:
-    return Path(text).absolute()  # not resolved: the link itself says which environment it is
+    return Path(text).absolute()  # not resolved: the symbolic link selects the virtual environment
 
 
 def _parser() -> argparse.ArgumentParser:

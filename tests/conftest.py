@@ -100,7 +100,7 @@ def town_bundle(town: Town, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def recommender(town_bundle: Path) -> Recommender:
-    """That bundle, opened."""
+    """Return a recommender of the opened bundle."""
     from twotower.retrieval.recommender import Recommender
 
     return Recommender.load(town_bundle)

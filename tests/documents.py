@@ -35,7 +35,6 @@ def bundle_manifest(revision: int = 0, *, moment_s: int = 0) -> BundleManifest:
         moment_s=moment_s,
         training=PROGRESS,
         priors=PriorsRecord(**Priors(1.0, (0.0,)).as_json(1.0)),
-        recent_item_weight=0.0,
         revision=revision,
     )
 

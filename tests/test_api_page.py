@@ -46,7 +46,7 @@ def test_the_page_of_the_api_has_the_public_names(monkeypatch: pytest.MonkeyPatc
 
 
 def test_types_are_those_of_the_modules() -> None:
-    """What type checkers see under TYPE_CHECKING is what is loaded."""
+    """Check that the imports under TYPE_CHECKING are those of the lazy loader."""
     source = (ROOT / "src" / "twotower" / "__init__.py").read_text(encoding="utf-8")
     declared = dict(re.findall(r"from (twotower\.[\w.]+) import \w+ as (\w+)", source)[::-1])
     pairs = {name: module for module, name in re.findall(r"from (twotower\.[\w.]+) import \w+ as (\w+)", source)}

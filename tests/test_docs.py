@@ -49,7 +49,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def holds(values: dict[str, Any], part: dict[str, Any]) -> bool:
-    """Whether every value of `part` stands in `values` at the same place."""
+    """Return True if `values` contains every value of `part` at the same key."""
     return all(holds(values[key], value) if isinstance(value, dict) else values[key] == value for key, value in part.items())
 
 

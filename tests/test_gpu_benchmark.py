@@ -52,7 +52,7 @@ def overflow(bench):
 
 
 def with_fake_parts(folder: Path) -> Path:
-    """Return a copy of the script beside parts that hold, fail or hang."""
+    """Return a copy of the script with parts that hold, fail or hang."""
     for name in ("gpu.py", "common.py"):
         shutil.copy(BENCHMARKS / name, folder / name)
     (folder / "gpu_bench.py").write_text(FAKE_BENCH)

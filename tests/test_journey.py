@@ -1,4 +1,4 @@
-"""The whole journey from the command line, on a small town: every verb, the exit codes, and the folders left behind."""
+"""Test all commands on a small town: their order, exit codes, and output folders."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_files_fit_their_published_schemas(journey, capsys, kind, file):
     assert list(validator.iter_errors({**content, "more": 1})), "an unknown key is an error"
 
 
-def test_a_refit_learns_from_what_was_held_out(journey, tmp_path, capsys):
+def test_a_refit_trains_on_the_held_out_events(journey, tmp_path, capsys):
     run = journey / "run" / "model"
     (said, _) = lines(capsys, "refit", str(journey / "run"), "--out", str(tmp_path / "refit"))
     assert re.match(r"(Better than|Worse than|A tie with) ", said)
@@ -202,6 +202,10 @@ def test_recommendations_are_the_models_own(journey):
         log = np.log1p(count) - np.log1p(count[2:][known[2:]].mean())
         log[~known] = np.maximum(np.where(count > 0, log, -np.inf), float(priors.new_popularity))[~known]
         logs.append(log)
+    first = np.full(dataset.n_item_rows, np.inf)
+    np.minimum.at(first, dataset.item_events.item_row, dataset.item_events.time_s)
+    since_days = np.maximum(recommender.moment_s - first, 0) / 86_400
+    logs.append(np.where(np.isfinite(first), np.log1p(count), 0) * 0.5 ** (since_days / 60))
     weights = priors.weights[2].numpy()
     home = median_location(queries.offsets, queries.item_row, recommender.bundle.store.location)[0]
     away = distances_km(recommender.bundle.store.location, home).astype(float)

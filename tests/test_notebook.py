@@ -1,6 +1,6 @@
-"""The notebook for Kaggle: stored as Kaggle opens it, stopped by whatever fails, and run whole by a real kernel.
+"""Test the notebook for Kaggle: its stored form, its stop at an error, and complete runs in a real kernel.
 
-The runs are subprocesses: a kernel's own warnings are none of ours.
+The runs are subprocesses, because warnings of the kernel must not fail the tests.
 """
 
 from __future__ import annotations

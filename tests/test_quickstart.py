@@ -1,4 +1,4 @@
-"""The quickstart notebook: stored without outputs, and run whole by a fresh kernel."""
+"""Test the quickstart notebook: stored without outputs, and run completely in a new kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole way on real data: raw files to a report. Slow, and only where TWOTOWER_DATA names the data."""
+"""Test all stages on real data, from raw files to a report. The tests are slow, and need TWOTOWER_DATA."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_s3rec_split_beats_its_published_figures(real_data, tmp_path):
 
 
 def _a_bundle_of_it_serves(bundle: Path) -> None:
-    """Real names and categories, radius filters on the places that have coordinates, against plain arithmetic; over HTTP too."""
+    """Check names, categories and radius filters of items with coordinates against plain arithmetic, also over HTTP."""
     recommender = Recommender.load(bundle)
     degrees = recommender.details.degrees
     placed = np.flatnonzero(np.isfinite(degrees).all(1))

@@ -1,4 +1,4 @@
-"""What you register from outside the package is accepted by the settings and runs: one function or class and one call."""
+"""Test registration from outside the package: the settings accept the entry, and it runs."""
 
 from __future__ import annotations
 

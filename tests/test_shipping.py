@@ -1,6 +1,6 @@
-"""What ships: the image's own steps taken on this machine, and what an engine would read, read here.
+"""Test the container image without a container engine: run the steps of the Dockerfile, and read the compose file.
 
-An engine for containers is not needed: the steps run below a folder that stands for the root of the image's file system.
+The steps run below a folder that represents the root of the image's file system.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Step(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """What a shell or JSON makes of it, options left out."""
+        """Return the words of a command in shell or JSON form, without options."""
         found = json.loads(self.text) if self.text.startswith("[") else shlex.split(self.text)
         return [word for word in found if self.text.startswith("[") or not word.startswith("--")]
 
@@ -185,7 +185,7 @@ def test_a_redis_of_the_composition_keeps_what_it_acknowledged(
 
 
 class Machine:
-    """A folder in the place of a container: what the instructions say is done below it."""
+    """A folder that represents a container: the instructions of the Dockerfile run below it."""
 
     def __init__(self, root: Path, port: int) -> None:
         self.root, self.port, self.folder = root, port, root

@@ -1,4 +1,4 @@
-"""Two-tower retrieval: from a table of events to recommendations that were evaluated on the whole catalogue.
+"""Two-tower retrieval: from a table of events to recommendations, evaluated on the full catalogue.
 
 import twotower as tt
 model = tt.Model(seed=0).fit(orders, items=products)    # pandas, polars, Arrow, DuckDB

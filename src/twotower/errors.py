@@ -46,7 +46,7 @@ class RequestError(TwoTowerError):
     Attributes
     ----------
     location
-        Position of the fault: a character of a text (from 1), a path in JSON such as "and[1].within.km" ("": the whole), or None.
+        Position of the fault: a character of a text (from 1), a path in JSON such as "and[1].within.km" ("": the root), or None.
     """
 
     def __init__(self, message: str, *, location: str | int | None = None) -> None:

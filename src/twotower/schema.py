@@ -14,8 +14,8 @@ from typing import Literal
 PAD = 0
 UNKNOWN = 1
 FIRST_ROW = 2
-FORMAT_VERSION = 5  # of datasets and runs
-BUNDLE_FORMAT = 6
+FORMAT_VERSION = 6  # of datasets and runs
+BUNDLE_FORMAT = 7
 TRUTH_FILE = "town_truth.safetensors"  # of a simulated town
 
 # Raw tables (what a source returns) and prepared tables.
@@ -56,7 +56,7 @@ class FeatureSpec:
     side
         "item" or "user".
     kind
-        How the raw column is read and encoded:
+        Kind of the raw column and its encoding:
         "categorical" string or integer → vocabulary row; "multi" list of strings → set of vocabulary rows; "number" →
         standardised float and a "missing" flag; "geo" (latitude, longitude in degrees) → cells and smooth coordinates; "hours"
         string of 168 characters 0/1, hour 0 = Monday 00:00 → bits; "text" string → TF-IDF + SVD vector; "vector" floats.

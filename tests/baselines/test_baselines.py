@@ -223,7 +223,7 @@ def test_transitions_count_what_came_next() -> None:
 
 
 def test_content_knn_compares_features(dataset: Dataset) -> None:
-    """Of two items, the one that shares rarer categories comes first."""
+    """Check that the item that shares the rarer categories ranks first."""
     model = BASELINES["content_knn"](dataset)
     scores = model.scores(ask([5], [5, 9]))
     assert int(scores[0].argmax()) == 5 and scores[0, 5] == pytest.approx(1, abs=1e-5)

@@ -66,7 +66,7 @@ def test_a_user_is_found_and_chosen_with_the_keyboard_alone(visit: Open) -> None
 
 
 @slow
-def test_from_an_empty_history_every_place_added_moves_the_list(visit: Open) -> None:
+def test_from_an_empty_history_every_added_item_changes_the_list(visit: Open) -> None:
     page = visit()
     expect(cards(page)).to_have_count(10)
     before = ids(page)
@@ -184,7 +184,7 @@ def test_why_shows_reasons_as_bars_and_lights_the_visits_they_name(visit: Open) 
 
 
 @slow
-def test_a_place_opens_in_full_with_those_like_it_and_closes_where_it_was(visit: Open) -> None:
+def test_an_item_opens_with_similar_items_and_closes_with_the_focus_back(visit: Open) -> None:
     page = visit()
     draw(page)
     name = cards(page).nth(1).locator(".name")

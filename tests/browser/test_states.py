@@ -163,7 +163,7 @@ def test_a_page_that_opens_without_its_server_opens_when_it_comes(visit: Open) -
 
 
 @slow
-def test_a_request_above_the_rate_is_repeated_after_the_given_time(visit: Open) -> None:
+def test_a_request_above_the_rate_is_repeated_after_the_stated_time(visit: Open) -> None:
     page = draw(visit(refused=(429,)))
     error = {"error": {"code": "rate", "message": "At most 100 requests a second."}, "request_id": "r1"}
     page.route("**/v1/recommend", lambda route: route.fulfill(status=429, headers={"retry-after": "3"}, json=error), times=1)
@@ -200,7 +200,7 @@ def test_a_refusal_that_says_where_is_marked_there(visit: Open) -> None:
 
 
 @slow
-def test_no_place_at_all_is_a_state_with_a_way_out(visit: Open, picture: Callable[[Page, str], None]) -> None:
+def test_an_empty_list_offers_to_reset_the_filters(visit: Open, picture: Callable[[Page, str], None]) -> None:
     page = draw(visit())
     field = page.get_by_label("Custom filter")
     field.fill('name == "no place is called this"')

@@ -1,4 +1,4 @@
-"""An opened bundle is a `Retriever`: it answers as the model it was made from, and can be judged beside baselines."""
+"""Test an opened bundle: a `Retriever` that returns the results of its model, and can be evaluated with baselines."""
 
 from __future__ import annotations
 

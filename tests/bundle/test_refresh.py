@@ -222,7 +222,7 @@ def test_where_repeats_are_left_out_only_the_first_event_of_a_pair_counts(bundle
     assert (refresher.counts.counted, refresher.counts.in_bundle) == (2, 2)
 
 
-def test_a_failure_leaves_the_next_refresh_whole(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refresh_after_a_failed_one_is_complete(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = new_events(bundle.dataset, 40)
     plain, broken = Refresher(bundle), Refresher(bundle)
     for refresher in (plain, broken):
@@ -259,8 +259,6 @@ def test_an_approximate_index_scores_its_candidates_and_what_is_new_exactly(bund
     assert same.mean() > 0.95
     np.testing.assert_allclose(close.scores[same], best.scores[same], atol=1e-5)
     old = built.with_vectors(torch.from_numpy(found.arrays.vectors), rare[:0])
-    again, dial = np.zeros(len(users), np.bool_), np.zeros(len(users), np.float32)
-    missed = old.search(
-        found.query_vectors(queries, again, dial), 10, exclude=(queries.offsets, queries.item_row), allow=bundle.offered
-    ).items
+    vectors = found.query_vectors(queries, np.zeros(len(users), np.float32))
+    missed = old.search(vectors, 10, exclude=(queries.offsets, queries.item_row), allow=bundle.offered).items
     assert np.isin(missed, rare).mean() < np.isin(best.items, rare).mean()  # the structure alone does not know

@@ -141,7 +141,7 @@ def test_files_that_are_none_and_items_that_are_there(bundle: Path, tmp_path: Pa
     assert (bundle / "manifest.json").read_bytes() == before
 
 
-def test_a_loader_finds_one_whole_version_whatever_is_going_on(bundle: Path) -> None:
+def test_a_loader_always_finds_one_complete_version(bundle: Path) -> None:
     first = load_bundle(bundle)
     closed = np.count_nonzero(~first.arrays.offered[2:])
     ids = [str(first.dataset.item_ids[row]) for row in np.flatnonzero(first.arrays.offered)[:8]]

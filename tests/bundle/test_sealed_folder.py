@@ -126,7 +126,7 @@ def test_a_reader_always_finds_one(folder: Path) -> None:
 
 
 def test_everything_is_on_disk_before_the_manifest_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power failure leaves a folder with a manifest only if every file of it is whole."""
+    """Check that after a power failure a folder has a manifest only if all its files are complete."""
     (tmp_path / "inner").mkdir()
     (tmp_path / "a.txt").write_text("one")
     (tmp_path / "inner" / "b.txt").write_text("two")
@@ -165,7 +165,7 @@ def test_a_new_manifest_replaces_the_old_one(folder: Path) -> None:
     assert found.revision == 3 and set(found.hashes) == {"a.txt", "inner/b.txt"}
 
 
-def test_files_longer_than_a_block_are_hashed_whole_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_longer_than_a_block_are_hashed_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealed_folder, "_BLOCK", 4)
     made, sizes = hashlib.sha256, []
 

@@ -86,7 +86,7 @@ def test_a_question_ends_the_command_and_an_option_answers_it(shop: Path, capsys
     for command in (["inspect", "log.csv"], ["prepare", "--data", "log.csv", "--out", "set"]):
         assert main(command) == 2
         out, err = capsys.readouterr()
-        assert "twotower: error: log.csv has no column name that tells the user" in err and "--user COLUMN" in err
+        assert "twotower: error: log.csv has no column name for the user" in err and "--user COLUMN" in err
         assert "Traceback" not in out + err and not (shop / "set").exists()
     assert main(["prepare", "--data", "log.csv", "--user", "who", "--item", "what", "--out", "set"]) == 0
     assert "twotower inspect log.csv --user who --item what --out shop.yaml" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the commands share: help that is whole, settings that are refused at once, folders that are found and not overwritten."""
+"""Test what all commands share: complete help, early errors for settings, and output folders that are not overwritten."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_help_lists_the_commands_in_the_order_of_the_journey(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("name", [None, *app.commands])
-def test_help_is_whole_sentences_an_example_and_every_option(name: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_full_sentences_an_example_and_every_option(name: str | None, capsys: pytest.CaptureFixture[str]) -> None:
     command = app if name is None else app.commands[name]
     text = shown(capsys, *([name] if name else []))
     assert max(map(len, text.splitlines())) <= 80

@@ -154,7 +154,7 @@ def test_a_loader_error_reaches_the_reader(dataset):
         next(loader.iterate(0))
 
 
-def test_places_of_requests_are_near_half_of_the_targets(dataset):
+def test_locations_of_requests_are_near_half_of_the_targets(dataset):
     config = parse_config({"model": {"request_location": True}, "training": {"batch_size": 512}})
     loader = TrainLoader(dataset, open_store(dataset, "valid", config.model), config)
     points = loader.batch(loader.plan(0)[0], 0, 0).users[0].fields["request_location.point"]

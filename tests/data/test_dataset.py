@@ -249,9 +249,7 @@ def test_held_out_accepts_only_splits_with_held_out_events(plain: Dataset) -> No
         (lambda folder: (folder / "visits.safetensors").unlink(), "visits.safetensors missing"),
     ],
 )
-def test_a_folder_that_is_no_whole_dataset_is_refused_in_one_line(
-    plain: Dataset, tmp_path: Path, change: Any, message: str
-) -> None:
+def test_an_incomplete_dataset_folder_is_refused_in_one_line(plain: Dataset, tmp_path: Path, change: Any, message: str) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(plain.path, folder)
     assert json.loads((folder / "manifest.json").read_text())["kind"] == "dataset"

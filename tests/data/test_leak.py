@@ -59,7 +59,7 @@ class World:
 
 
 def events(first_day: int, end_day: int, users: str, items: str, types: list[str], least: int) -> st.SearchStrategy[list[Row]]:
-    """Draw events in a period; times are whole days, so that ties are common."""
+    """Draw events in a period; times are days, so that ties are common."""
     row = st.fixed_dictionaries(
         {
             "user_id": st.sampled_from([*users, None]),

@@ -154,7 +154,7 @@ def test_leave_one_out_breaks_ties_of_time_by_the_order_of_the_source(prepared: 
     assert splits == {"q": "train", "p": "valid", "r": "test"}
 
 
-def test_a_given_split_draws_validation_from_the_rest_by_seed(prepared: Any) -> None:
+def test_a_predefined_split_draws_validation_from_the_rest_by_seed(prepared: Any) -> None:
     rows = [
         {"user_id": user, "item_id": f"i{n}", "time_s": n % 20, "part": "test" if n >= 20 else "train"}
         for user in ("a", "b")
@@ -184,4 +184,4 @@ def test_anonymous_visits_count_under_a_time_split_and_are_left_out_of_others(pr
     assert timed.n_user_rows == 3 and timed.event_types == ["review"]
     last = prepared(rows, split=LAST)
     assert len(last.item_events) == 3
-    assert last.manifest.counts.dropped["events"]["no user, and no split by time to place it"] == 3
+    assert last.manifest.counts.dropped["events"]["no user; only a split by time uses it"] == 3

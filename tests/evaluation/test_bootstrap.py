@@ -1,4 +1,4 @@
-"""Test the paired bootstrap: percentiles by hand, users drawn whole, and the same draws for every column."""
+"""Test the paired bootstrap: percentiles by hand, users drawn with all their queries, and the same draws for every column."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_every_column_has_its_own_interval_to_six_decimals() -> None:
 
 
 def test_users_are_drawn_with_all_their_queries() -> None:
-    """A mean over whole users is one of few values: those of (0, 0), (0, 1) and (1, 1) of two users."""
+    """Check that resampling two users gives only the means of (0, 0), (0, 1) and (1, 1)."""
     values = np.array([1.0, 5.0, 2.0, 3.0])
     user = np.array([9, 4, 9, 9])  # user 4: 5 from one query; user 9: 6 from three
     found = resample(values[:, None], user, resamples=400, seed=1)[:, 0]

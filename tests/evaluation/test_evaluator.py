@@ -221,7 +221,7 @@ def test_head_torso_and_tail_hold_a_third_of_the_events_each(dataset: Dataset) -
     assert (count[kind == 3] == 0).all() and (count[kind != 3] > 0).all()
 
 
-def test_the_earliest_target_places_a_question() -> None:
+def test_a_query_is_grouped_by_its_earliest_target() -> None:
     queries = Queries.of([[], []], time_s=DAY_S)
     held_out = HeldOut(queries, np.array([0, 2, 3]), np.array([4, 9, 7]), np.array([31, 30, 2]))
     assert first_target(held_out).tolist() == [9, 7]

@@ -110,7 +110,7 @@ def test_without_a_model_and_without_curves(report: Any) -> None:
     assert "minus the others" not in words and "Training" not in words
 
 
-def test_what_the_training_doctor_said_stands_in_the_page_and_only_then(report: Any, tmp_path: Path) -> None:
+def test_the_page_has_the_health_advice_if_there_is_some(report: Any, tmp_path: Path) -> None:
     write_report(made(report, advice=["Step 60: a rank of 1 < 3 & <no> more.", "Step 90: 2."]), tmp_path)
     words = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split())
     assert "Training health" in words and "a rank of 1 < 3 & <no> more." in words and "Step 90: 2." in words

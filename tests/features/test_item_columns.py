@@ -13,7 +13,7 @@ def spec(name: str, kind: Kind, *columns: str) -> FeatureSpec:
     return FeatureSpec(name=name, side="item", kind=kind, columns=columns or (name,))
 
 
-def test_the_place_is_the_first_geo_features_else_the_columns_of_that_name() -> None:
+def test_the_location_is_the_first_geo_feature_else_the_columns_of_that_name() -> None:
     items = pa.table({"latitude": [1.0, None], "longitude": [3, 4], "lat": [5.0, 6.0], "lon": [7.0, float("nan")]})
     assert location_columns(items, ()) == ("latitude", "longitude")
     assert location_columns(items, (), learned=True) is None
@@ -26,7 +26,7 @@ def test_the_place_is_the_first_geo_features_else_the_columns_of_that_name() -> 
     assert location_columns(pa.table({"latitude": ["north"], "longitude": [1.0]}), ()) is None
 
 
-def test_categories_are_shown_by_name_and_learned_by_id() -> None:
+def test_categories_are_displayed_by_name_and_learned_by_id() -> None:
     lists = pa.array([["x"]])
     items = pa.table({"categories": lists, "category_ids": lists, "tags": lists, "size": [1.0]})
     ids = spec("categories", "multi", "category_ids")

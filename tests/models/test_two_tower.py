@@ -1,4 +1,4 @@
-"""Test the whole model: vector lengths, unknown users and items, shared tables, and the range of the temperature."""
+"""Test the complete model: vector lengths, unknown users and items, shared tables, and the range of the temperature."""
 
 from __future__ import annotations
 

@@ -104,11 +104,6 @@ def test_the_temperature_and_its_range() -> None:
         assert float(model.temperature().detach()) == pytest.approx(after)
 
 
-def test_the_boost_of_recent_items_is_in_nats() -> None:
-    assert made(temperature=0.2, recent_item_boost=3.0).recent_item_weight() == pytest.approx(0.6)
-    assert made(replace(LAYOUT, ordered=False), recent_item_boost=3.0).recent_item_weight() == 0
-
-
 def test_an_item_as_if_new_has_no_id_and_no_events(model: TwoTower) -> None:
     batch = items([5, 6])
     before = batch.fields["state"].clone()

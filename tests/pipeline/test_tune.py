@@ -68,7 +68,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def results(out: Path) -> list[tuple[Any, ...]]:
-    """What a study found, without its times."""
+    """Return the results of a study without times."""
     return [(row["trial"], row["state"], row["NDCG@10"], row["steps"], row["settings"]) for row in rows(out)]
 
 

@@ -15,7 +15,6 @@ from twotower.data.dataset_features import open_store, split_moment
 from twotower.models.priors import group
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import HistoryEvent, Request
-from twotower.search.reranking import REVISITS
 
 from ..conftest import TOWER, Town
 from ..documents import bundle_manifest
@@ -45,13 +44,16 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
         np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
         np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
         assert len(shares.visited) == len(set(history.item_row.tolist()))
-        # If seen items may be recommended again, the recent-item boost contributes.
-        shares = straight.explainer.shares(history, rows, again=True)
-        recent = history.item_row[::-1][: len(REVISITS)]
-        weights = straight.bundle.model.recent_item_weight() * 0.5 ** np.arange(len(recent))
-        cosines = cosines + straight.bundle.vectors.numpy()[rows] @ (weights @ straight.bundle.vectors.numpy()[recent])
-        np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
-        np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
+        assert not shares.repeat.any()
+        again = straight.explainer.shares(history, rows, again=True)
+        fitted = straight.bundle.model.priors.repeats.tolist()
+        temperature = float(straight.bundle.model.temperature().detach())
+        items = history.item_row.tolist()
+        for row, share in zip(rows.tolist(), again.repeat.tolist(), strict=True):
+            since = items[::-1].index(row) if row in items else 0
+            features = [1.0, np.log(max(items.count(row), 1)), np.log1p(since)]
+            assert share == pytest.approx(temperature * np.dot(features, fitted) if row in items else 0.0, abs=1e-6)
+        np.testing.assert_array_equal(again.visits, shares.visits)
 
 
 def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
@@ -73,21 +75,17 @@ def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
     assert change * 1000 == pytest.approx(float(shares.visits[0, list(shares.visited).index(9)]), rel=0.02, abs=2e-4)
 
 
-def test_visits_beyond_what_the_model_reads_have_their_share_where_they_draw_the_user(recommender: Recommender) -> None:
-    rows = np.arange(5, 17)
-    history = recommender.reader.read(
-        Request(history=tuple(HistoryEvent(str(i)) for i in recommender.dataset.item_ids[rows]))
-    ).history
-    explainer, most = recommender.explainer, recommender.explainer.store.max_history
-    whole = explainer.shares(history, np.array([77]), again=True)
-    explainer.store.max_history = 4
-    try:
-        short = explainer.shares(history, np.array([77]), again=True)
-    finally:
-        explainer.store.max_history = most
-    assert short.visited.tolist() == whole.visited.tolist() == rows.tolist()
-    drawn = explainer.model.recent_item_weight() * REVISITS[4] * float(explainer.vectors[12] @ explainer.vectors[77])
-    assert short.visits[0, 12 - 5] == pytest.approx(drawn, rel=1e-4), "the fifth from the end: what it draws, and nothing else"
+def test_a_seen_item_says_so(recommender: Recommender) -> None:
+    dataset = recommender.dataset
+    history = tuple(HistoryEvent(str(i)) for i in dataset.item_ids[[3, 9, 50]])
+    for exclude_seen in (True, False):
+        request = Request(history=history, k=dataset.n_items, exclude_seen=exclude_seen, explain=True)
+        told = {
+            place.item_id: [reason.label for reason in place.reasons if reason.name == "repeat"]
+            for place in recommender.answer([request])[0].items
+        }
+        wanted = set() if exclude_seen else {one.item_id for one in history}
+        assert {item for item, labels in told.items() if labels == ["seen before"]} == wanted
 
 
 def test_reasons_are_in_words(recommender: Recommender) -> None:

@@ -91,7 +91,7 @@ def test_a_malformed_filter_leaves_no_file(recommender: Recommender, tmp_path: P
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_who_was_at_no_known_place_gets_no_list_within_a_radius(recommender: Recommender, tmp_path: Path) -> None:
+def test_a_history_without_locations_has_no_items_within_a_radius(recommender: Recommender, tmp_path: Path) -> None:
     home = recommender._home
     lost = set(recommender.dataset.user_ids[2:5])
     rows = recommender.dataset.user_rows(sorted(lost))

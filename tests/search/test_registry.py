@@ -41,7 +41,7 @@ def clustered(seed: int, size: int) -> Array:
 
 @cache
 def catalogue(whole: bool) -> torch.Tensor:
-    """Return item vectors; `whole`: small integers, whose inner products are exact in any order of summation."""
+    """Return item vectors. With `whole`, they are small integers, whose inner products are exact in any order of summation."""
     vectors = clustered(1, N)
     return torch.from_numpy(np.rint(vectors * 12) if whole else vectors)
 
@@ -146,7 +146,7 @@ def test_recall_under_filters_that_go_against_the_query(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", INDEXES)
-def test_a_saved_index_answers_alike(kind: str, tmp_path: Path) -> None:
+def test_a_saved_index_returns_the_same_results(kind: str, tmp_path: Path) -> None:
     index, queries = built(kind, False, 300), clustered(7, 8)
     index.save(tmp_path / "index")
     again = load_index(tmp_path / "index", catalogue(False))
@@ -198,7 +198,7 @@ def test_the_library_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     assert INDEXES["int8"].build(catalogue(False)).search(clustered(1, 1), 3).items.shape == (1, 3)
 
 
-def test_scores_are_held_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that at most BLOCK_BYTES of scores are in memory for any catalogue size."""
     from twotower.search import index as module
 

@@ -54,8 +54,8 @@ def test_it_is_a_full_sort_whatever_the_ties_and_masks(seed: int, size: int, wid
 
 
 @pytest.mark.parametrize(("width", "k"), [(5_000, 3), (5_003, 18), (20_035, 20), (4_096, 4)])
-def test_blocks_of_whole_registers_keep_ties_and_tails(width: int, k: int) -> None:
-    """Return scores with few distinct values, so that the best are spread over the whole catalogue."""
+def test_blocks_of_full_registers_keep_ties_and_tails(width: int, k: int) -> None:
+    """Use scores with few distinct values, so that the best are spread over the full catalogue."""
     rng = np.random.default_rng(width)
     scores = rng.integers(-400, 400, (3, width)).astype(np.float32)
     scores[0, -3:] = 400
@@ -86,7 +86,7 @@ def test_no_query_and_nothing_allowed() -> None:
     assert (top_k(np.zeros((2, 50), np.float32), 3, allow=np.zeros(50, bool)).items == -1).all()
 
 
-def test_a_tensor_a_view_and_a_read_only_array_are_read_alike() -> None:
+def test_a_tensor_a_view_and_a_read_only_array_give_the_same_result() -> None:
     scores = np.random.default_rng(1).random((4, 300), np.float32)
     expected = top_k(scores.copy(), 5).items
     fixed = scores.copy()
@@ -104,7 +104,7 @@ def test_a_tensor_a_view_and_a_read_only_array_are_read_alike() -> None:
 
 @pytest.mark.parametrize("most", WAYS)
 def test_the_ends_of_all_ways(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """No query, no item that may be recommended, fewer items than asked for."""
+    """Check the edge cases: no query, no allowed item, and fewer items than requested."""
     monkeypatch.setattr(topk, "_NUMPY_MAX_ROWS", most)
     assert top_k(np.zeros((0, 50), np.float32), 3).items.shape == (0, 3)
     for width in (1, 2, 3, 40):

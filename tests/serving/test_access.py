@@ -78,7 +78,7 @@ def test_keys_are_exchanged_without_a_restart(tmp_path: Path, monkeypatch: pytes
     "line",
     ["a-clear-key", "name read", "name cook sha256:" + "0" * 64, "name read sha256:123", "name read md5:" + "0" * 64],
 )
-def test_a_line_that_is_no_key_is_refused_without_being_shown(tmp_path: Path, line: str) -> None:
+def test_an_invalid_key_line_is_refused_without_quoting_it(tmp_path: Path, line: str) -> None:
     file = tmp_path / "keys"
     file.write_text(f"# comment\n{line}\n")
     with pytest.raises(ConfigError, match="line 2 is not a key") as refused:

@@ -170,7 +170,7 @@ def test_every_id_is_reachable(connect: Connect, bundle: Any, tmp_path: Path, ke
         assert [one["item_id"] for one in both] == ["a,b", "a"]
 
 
-def test_unknown_items_of_a_history_are_passed_over_and_told(client: TestClient) -> None:
+def test_unknown_items_of_a_history_are_ignored_and_reported(client: TestClient) -> None:
     known = some_items(client, 2)
     mixed = [{"item_id": item} for item in (known[0], "gone", known[1], "gone", "lost")]
     answer = client.post("/v1/recommend", json={"history": mixed, "k": 300}).json()
@@ -223,7 +223,7 @@ def test_items_are_found_by_name(client: TestClient) -> None:
     assert one["columns"]["item_id"] == one["item_id"] and {**one, "columns": 0} == {**most[0], "columns": 0}
 
 
-def test_similar_places_are_others_and_pass_the_filter(client: TestClient) -> None:
+def test_similar_items_are_others_and_match_the_filter(client: TestClient) -> None:
     (item,) = some_items(client, 1)
     answer = client.get(f"/v1/items/{item}/similar", params={"k": 20, "filter": "price == 2"}).json()
     schemas.SimilarOut.model_validate(answer)

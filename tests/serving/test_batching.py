@@ -84,7 +84,7 @@ def test_other_work_is_not_mixed_in_and_keeps_its_turn() -> None:
     batcher.close()
 
 
-def test_more_than_may_wait_is_refused_at_once_and_whole() -> None:
+def test_more_requests_than_fit_in_the_queue_are_refused_completely() -> None:
     doubles = Doubles()
     batcher = Batcher("numbers", max_waiting=3, max_batch=8)
 

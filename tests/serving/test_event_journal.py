@@ -1,4 +1,4 @@
-"""Test what a journal keeps in memory: whole events, by time, and by arrival where times are equal."""
+"""Test the events that a journal has in memory: complete, ordered by time, then by arrival."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from twotower.serving.event_journal import Journal
 from twotower.serving.event_store import Event, open_store
 
 
-def test_events_are_kept_whole_and_in_order(tmp_path: Path) -> None:
+def test_events_are_kept_complete_and_in_order(tmp_path: Path) -> None:
     journal = Journal(open_store(f"sqlite:{tmp_path / 'events.sqlite'}"))
     sent = [("first", 0, 4.5, "tip"), ("later", 9, None, None), ("second", 0, None, "review"), ("middle", 1, 1.0, None)]
     groups = [

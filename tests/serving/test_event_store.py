@@ -53,7 +53,7 @@ def all_of(store: EventStore) -> list[Event]:
     return found
 
 
-def test_events_come_back_whole_and_in_order(opener: Opener) -> None:
+def test_events_are_read_back_complete_and_in_order(opener: Opener) -> None:
     store = opener()
     sent = [event("é\x00\n", stars=4.5, event_type="tip"), event("a"), event("b", user="ü 🍜", time_s=2**32)]
     assert store.append(sent[:1]) == [True] and store.append(sent[1:]) == [True, True] and store.append([]) == []
@@ -228,7 +228,7 @@ def test_a_store_that_lost_entries_is_read_again(redis: Any, redis_url: str, how
         journal.close()
 
 
-def test_a_store_that_fails_is_told_and_recovers(redis_url: str, redis: Any) -> None:
+def test_a_failing_store_is_reported_and_recovers(redis_url: str, redis: Any) -> None:
     journal = Journal(open_store(redis_url))
     try:
         assert journal.state == "ok"

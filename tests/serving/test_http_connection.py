@@ -29,7 +29,7 @@ SHORT = Limits(
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with what was asked: /large many bytes, /slow late, /unread without reading the body, else the body."""
+    """Respond by path: /large many bytes, /slow late, /unread without reading the body, else the body."""
     body, more = b"", scope["path"] != "/unread"
     while more:
         message = await receive()
@@ -270,7 +270,7 @@ def test_pieces_of_any_size_make_the_same_request(server: Running) -> None:
                 assert answer_of(client) == (200, body), size
 
 
-def test_a_client_that_has_said_all_gets_its_answers(server: Running) -> None:
+def test_a_client_that_closes_its_side_gets_its_answers(server: Running) -> None:
     with server.connect() as client:
         client.sendall(GET.replace(b"/ ", b"/slow ") + GET)
         client.shutdown(socket.SHUT_WR)
@@ -278,7 +278,7 @@ def test_a_client_that_has_said_all_gets_its_answers(server: Running) -> None:
         assert everything(client).count(b"HTTP/1.1 200 OK") == 2 and time.perf_counter() - began < 0.9 + SHORT.header_timeout_s
 
 
-def test_a_client_that_waits_for_100_is_told_to_go_on(server: Running) -> None:
+def test_a_client_that_expects_100_gets_continue(server: Running) -> None:
     with server.connect() as client:
         client.sendall(POST + b"content-length: 2\r\nexpect: 100-continue\r\n\r\n")
         assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -286,7 +286,7 @@ def test_a_client_that_waits_for_100_is_told_to_go_on(server: Running) -> None:
         assert answer_of(client) == (200, b"hi")
 
 
-def test_an_upgrade_is_answered_as_if_it_had_not_been_asked_for(server: Running) -> None:
+def test_an_upgrade_request_is_answered_without_the_upgrade(server: Running) -> None:
     for upgrade in (b"websocket", b"h2c"):
         raw = POST + b"connection: upgrade\r\nupgrade: %b\r\ncontent-length: 2\r\n\r\nhi" % upgrade
         with server.connect() as client:

@@ -48,7 +48,7 @@ def test_an_event_of_something_unknown_is_refused_with_all_others(client: TestCl
     assert send(client, keyed, good) == {"accepted": 1, "repeated": 0}
 
 
-def test_so_many_places_are_explained_in_a_request(client: TestClient) -> None:
+def test_the_number_of_explained_items_is_limited(client: TestClient) -> None:
     assert client.post("/v1/recommend", json={"user": "x", "k": 101, "explain": True}).status_code == 422
     body = {"requests": [{"user": "x", "k": 60, "explain": True}] * 2}
     said = client.post("/v1/recommend:batch", json=body).json()["error"]["message"]
@@ -94,7 +94,7 @@ def test_a_json_filter_that_is_too_long_is_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize(("body", "where"), MISTAKES, ids=[str(where or "filter") for _, where in MISTAKES])
-def test_a_mistake_is_refused_at_its_place(client: TestClient, body: dict[str, Any], where: str | None) -> None:
+def test_an_error_has_its_position(client: TestClient, body: dict[str, Any], where: str | None) -> None:
     answer = client.post("/v1/recommend", json=body)
     assert answer.status_code == 422
     error = schemas.ErrorOut.model_validate(answer.json()).error
@@ -102,7 +102,7 @@ def test_a_mistake_is_refused_at_its_place(client: TestClient, body: dict[str, A
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
 
-def test_a_malformed_filter_is_refused_at_its_place(client: TestClient) -> None:
+def test_the_error_of_a_malformed_filter_has_its_position(client: TestClient) -> None:
     answer = client.post("/v1/recommend", json={"filter": "pric <= 2"})
     assert answer.status_code == 422 and "'price'" in answer.json()["error"]["message"]
     assert answer.json()["error"]["location"] == "filter:1", "the character"

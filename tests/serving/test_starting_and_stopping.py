@@ -64,7 +64,7 @@ def test_what_can_fail_at_once_fails_before_the_bundle_is_loaded(
     assert "there is no API key" in line and "--public" in line
 
 
-def test_a_password_on_the_command_line_is_refused_and_never_shown(
+def test_a_password_on_the_command_line_is_refused_and_never_printed(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = refused(capsys, bundle, "--port", 0, "--events", "redis://:secret-word@127.0.0.1:1")
@@ -140,7 +140,7 @@ def test_a_signal_while_starting_ends_it_without_a_traceback(load: Any, bundle: 
 
 
 @pytest.mark.slow
-def test_a_frozen_redis_is_a_503_within_two_seconds_and_is_told(
+def test_a_frozen_redis_is_a_503_within_two_seconds_and_is_reported(
     load: Any, bundle: Path, redis_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, redis = redis_server

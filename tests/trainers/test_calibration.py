@@ -13,7 +13,15 @@ import torch
 
 from twotower.bundle.bundle import load_bundle
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import HALF_LIVES_DAYS, can_refresh, log_popularity, open_store, resolve, split_moment
+from twotower.data.dataset_features import (
+    HALF_LIVES_DAYS,
+    NOVELTY_DAYS,
+    can_refresh,
+    log_popularity,
+    open_store,
+    resolve,
+    split_moment,
+)
 from twotower.evaluation.verdict import refreshed, verdict
 from twotower.models.build import build_model
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
@@ -69,11 +77,25 @@ def by_hand(dataset: Dataset, moment: int, half_life: float) -> np.ndarray:
     return logs
 
 
+def novelty_by_hand(dataset: Dataset, moment: int) -> np.ndarray:
+    events, item_events = dataset.events, dataset.item_events
+    found = np.zeros(dataset.n_item_rows)
+    for row in range(FIRST_ROW, dataset.n_item_rows):
+        times = item_events.time_s[(item_events.item_row == row) & (item_events.time_s < moment)]
+        mine = (events.item_row == row) & events.positive & (events.time_s < moment)
+        count = sum(events.weight[mine] * 0.5 ** ((moment - events.time_s[mine]) / DAY_S / HALF_LIVES_DAYS[-1]))
+        if len(times):
+            found[row] = np.log1p(count) * 0.5 ** ((moment - times.min()) / DAY_S / NOVELTY_DAYS)
+    return found
+
+
 def test_popularity_at_a_time_counts_the_events_before_it(dataset: Dataset) -> None:
     for moment in (split_moment(dataset, "valid"), split_moment(dataset, "test") + 40 * DAY_S):
         found = log_popularity(dataset, moment)
         for column, half_life in enumerate(HALF_LIVES_DAYS):
             np.testing.assert_allclose(found[:, column], by_hand(dataset, moment, half_life), atol=1e-5)
+        np.testing.assert_allclose(found[:, -1], novelty_by_hand(dataset, moment), atol=1e-5)
+        assert found.shape[1] == len(HALF_LIVES_DAYS) + 1 and (found[:, -1] > 0.05).any()
 
 
 def test_without_decay_and_at_the_end_of_training_it_is_the_popularity_of_training(dataset: Dataset) -> None:
@@ -185,7 +207,9 @@ def test_towers_that_learned_nothing_count_nothing_and_little_data_change_little
     priors = Priors(1.0, (0.0, 60.0))
     noise = drawn_block([0.0, 1.0, 0.0, 0.0], queries=4000, seed=3, number=2)
     few = drawn_block([0.0, 1.0, 0.0, 0.0], queries=2, seed=4, number=1)
-    fitted, _ = _fit(priors, [noise, few])
+    without_novelty = [replace(each, popularity=torch.cat([each.popularity, torch.zeros(30, 1)], dim=1)) for each in (noise, few)]
+    fitted, _ = _fit(priors, without_novelty)
+    assert not fitted[:, 3].any(), "no item is new"
     assert abs(float(fitted[2, 0])) < 0.1 and float(fitted[2, 1]) == pytest.approx(1, abs=0.1)
     assert float(fitted[1, 0]) > 0.5, "two choices say little"
     assert torch.equal(fitted[0], priors.weights[0]), "no choice says nothing"
@@ -213,11 +237,11 @@ def test_weights_that_lower_the_metric_are_not_used(
     dataset: Dataset, model: TwoTower, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    worst = torch.tensor([[-1.0, -1.0, 0, 0, 0, 0, 0.0]]).repeat(3, 1)
+    worst = torch.tensor([[-1.0, -1.0, 0, 0, 0, 0, 0, 0.0]]).repeat(3, 1)
     monkeypatch.setattr("twotower.trainers.calibration._fit", lambda *_: (worst, 1.0))
     record = calibrate(model, dataset, config)
     assert record is not None and not record.used and record.after < record.before
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if name != "priors.repeats")
 
 
 @pytest.mark.parametrize("settings", [{"model": {"popularity_prior": 0.0}}, {"prepare": {"split": {"valid": 0.0}}}])
@@ -262,7 +286,7 @@ def test_a_run_fits_judges_and_serves_with_the_weights(town: Any, config: Config
     assert np.allclose(bundle.manifest.priors.weights, priors.weights.numpy(), atol=1e-6)
     logs = log_popularity(dataset, split_moment(dataset, "future"))
     known, width = slice(FIRST_ROW, dataset.n_train_item_rows), bundle.vectors.shape[1]
-    np.testing.assert_allclose(bundle.arrays.vectors[known, width : width + len(HALF_LIVES_DAYS)], logs[known], atol=1e-6)
+    np.testing.assert_allclose(bundle.arrays.vectors[known, width : width + logs.shape[1]], logs[known], atol=1e-6)
     refit(tmp_path / "run", tmp_path / "all", include_test=True)
     again = load_bundle(tmp_path / "all" / "bundle").model.priors
     assert torch.equal(again.weights, priors.weights) and torch.equal(again.centre, priors.centre)

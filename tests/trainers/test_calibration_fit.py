@@ -33,7 +33,7 @@ from twotower.trainers.calibration import (
     in_words,
 )
 from twotower.utils.config import Config, parse_config
-from twotower.utils.documents import CalibrationRecord
+from twotower.utils.documents import CalibrationRecord, RepeatsRecord
 
 from ..documents import with_split
 from ..drawn_bundle import drawn
@@ -41,7 +41,9 @@ from ..drawn_bundle import drawn
 ITEMS = 12
 
 
-def block_of(*, queries: int = 6, number: int = 2, seed: int = 0, located: bool = True, targets: int = 9) -> Block:
+def block_of(
+    *, queries: int = 6, number: int = 2, seed: int = 0, located: bool = True, targets: int = 9, popularities: int = 2
+) -> Block:
     """Return drawn queries, some with several targets and one with none; item 0 may not be recommended."""
     generator = torch.Generator().manual_seed(seed)
     towers = torch.randn(queries, ITEMS, generator=generator)
@@ -54,7 +56,7 @@ def block_of(*, queries: int = 6, number: int = 2, seed: int = 0, located: bool 
     return Block(
         group=number,
         towers=towers,
-        popularity=torch.randn(ITEMS, 2, generator=generator),
+        popularity=torch.randn(ITEMS, popularities, generator=generator),
         user=priors.user_location(places[0]),
         item=priors.item_location(places[1]),
         query=torch.sort(torch.randint(0, queries - 1, (targets,), generator=generator)).values,
@@ -93,7 +95,7 @@ def test_likelihood_gradient_and_hessian_are_those_of_the_formula(monkeypatch: p
     assert {each.dtype for each in found} == {torch.float64}
 
 
-def test_parts_are_whole_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_complete_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     block = block_of()
     monkeypatch.setattr(calibration, "BLOCK_CELLS", 2 * ITEMS + 1)
     parts = list(block.parts())
@@ -146,19 +148,21 @@ def test_a_step_that_overshoots_is_halved(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_each_group_is_fitted_on_its_own_and_bounds_hold() -> None:
-    priors = Priors(0.7, (0.0, 60.0))
-    away = block_of(queries=60, targets=200, number=1, seed=3)
+    priors = Priors(0.7, (0.0,))
+    away = block_of(popularities=1, queries=60, targets=200, number=1, seed=3)
     allowed = away.towers.masked_fill(torch.isinf(away.towers), torch.inf)
     against = replace(away, target=allowed[away.query].argmin(dim=1))  # the worst by the towers
-    empty = replace(block_of(number=0), query=torch.zeros(0, dtype=torch.long), target=torch.zeros(0, dtype=torch.long))
-    mine = block_of(queries=40, targets=60, number=2, seed=4)
+    empty = replace(
+        block_of(popularities=1, number=0), query=torch.zeros(0, dtype=torch.long), target=torch.zeros(0, dtype=torch.long)
+    )
+    mine = block_of(popularities=1, queries=40, targets=60, number=2, seed=4)
     fitted, unit = _fit(priors, [against, empty, mine])
-    assert fitted.dtype == torch.float32 and fitted.shape == (len(GROUPS), 4)
-    assert fitted[0].tolist() == pytest.approx([1.0, 0.7, 0.0, 0.0]), "no choice says nothing"
+    assert fitted.dtype == torch.float32 and fitted.shape == (len(GROUPS), 3)
+    assert fitted[0].tolist() == pytest.approx([1.0, 0.7, 0.0]), "no choice says nothing"
     assert fitted[1, 0] == 0, "towers never count less than nothing"
     alone = _newton([mine], priors.weights[2].double(), unit**2)
-    torch.testing.assert_close(fitted[2, 1:3], alone[1:3].float())
-    assert (fitted[:, -1] >= 0).all() and priors.weights[1].tolist() == pytest.approx([1.0, 0.7, 0.0, 0.0]), "nothing is set yet"
+    torch.testing.assert_close(fitted[2, 1:2], alone[1:2].float())
+    assert (fitted[:, -1] >= 0).all() and priors.weights[1].tolist() == pytest.approx([1.0, 0.7, 0.0]), "nothing is set yet"
     far = replace(mine, item=torch.cat([mine.item[:, :4], mine.item[:, 4:] * 1e9], dim=1))
     assert float(_fit(priors, [far])[0][:, -1].max()) <= _largest_distance_weight([far]) < 1e-3
 
@@ -202,7 +206,7 @@ def test_the_origin_is_the_mean_item_and_unlocated_ones_are_at_the_median() -> N
 
 
 def test_distances_are_sampled_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many items, evenly spread ones; of many users, the first."""
+    """Check that a large sample has evenly spaced items and the first users."""
     monkeypatch.setattr(calibration, "SAMPLE", 3)
     items = np.zeros((5, 3))
     items[:, 0] = [0, 10, 20, 30, 60]
@@ -230,20 +234,15 @@ def model(dataset: Dataset, config: Config) -> TwoTower:
     return drawn(dataset, config.model.model_dump(mode="json"))[0]
 
 
-@pytest.mark.parametrize("exclude_seen", [True, False])
 @pytest.mark.parametrize("every_days", [None, 20.0])
-def test_blocks_have_the_scores_of_an_answer(
-    dataset: Dataset, model: TwoTower, config: Config, exclude_seen: bool, every_days: float | None
-) -> None:
+def test_blocks_have_the_scores_of_an_answer(dataset: Dataset, model: TwoTower, config: Config, every_days: float | None) -> None:
     """The features of a query times the weights of its group rank all items as the system does that is calibrated."""
-    model.recent_item_boost = 0.0  # added to the user vector by the retriever alone
-    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"exclude_seen": exclude_seen})})
     held, system = dataset.held_out("valid").by_time(), _system(model, dataset, config, every_days)
     moments = system.moments(held.queries.time_s)
     assert (len(np.unique(moments)) == 1) == (every_days is None)
     groups = np.searchsorted([1, 5], held.queries.lengths, side="right")
     pairs = sorted(set(zip(moments.tolist(), groups.tolist(), strict=True)))
-    blocks = list(_blocks(system, held, exclude_seen=exclude_seen))
+    blocks = list(_blocks(system, held))
     assert len(blocks) == len(pairs) > 1
     for block, (moment, number) in zip(blocks, pairs, strict=True):
         rows = np.flatnonzero((moments == moment) & (groups == number))
@@ -251,7 +250,7 @@ def test_blocks_have_the_scores_of_an_answer(
         part = held.queries.take(rows)
         features, allowed, _, _ = (torch.cat(each) for each in zip(*block.parts(), strict=True))
         logits = (features @ model.priors.weights[number]).masked_fill(~allowed, -torch.inf) * model.temperature().detach()
-        found = system.retrieve(part, 10, exclude_seen=exclude_seen)
+        found = system.retrieve(part, 10)
         there = torch.from_numpy(np.maximum(found.items, 0))
         np.testing.assert_allclose(logits.gather(1, there).numpy(), found.scores, rtol=1e-3, atol=2e-4)
         np.testing.assert_allclose(logits.topk(10, dim=1).values.numpy(), found.scores, rtol=1e-3, atol=2e-4)
@@ -304,9 +303,15 @@ def test_a_calibration_says_what_it_did(dataset: Dataset, model: TwoTower, confi
 def test_a_record_in_words() -> None:
     record = CalibrationRecord(
         metric="NDCG@10", before=0.1, after=0.12345, used=True, queries=9, half_lives_days=[0.0], distance_unit_km=1.0,
-        weights={"0": [0.5, 1.0, 0.0], "1": [0.75, 1.0, 0.0], "5": [1.126, 1.0, 0.0]},
+        weights={"0": [0.5, 1.0, 0.0], "1": [0.75, 1.0, 0.0], "5": [1.126, 1.0, 0.0]}, repeats=None,
     )  # fmt: skip
     towers = "towers 0.50 from 0 events on, 0.75 from 1, 1.13 from 5"
     assert in_words(record) == f"calibration: validation NDCG@10 0.1000 → 0.1235 with fitted weights; {towers}"
     unused = in_words(record.model_copy(update={"used": False, "after": 0.05}))
     assert "0.0500 with fitted weights, which are not used; towers" in unused
+    again = RepeatsRecord(before=0.1, after=0.2, used=True, weights=[1.0, 0.0, -0.5])
+    assert in_words(record.model_copy(update={"repeats": again})).endswith(
+        "1.13 from 5; seen items included, 0.1000 → 0.2000 with weights of repeats"
+    )
+    worse = again.model_copy(update={"used": False, "after": 0.0})
+    assert in_words(record.model_copy(update={"repeats": worse})).endswith("0.0000 with weights of repeats, which are not used")

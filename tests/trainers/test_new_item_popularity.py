@@ -43,7 +43,9 @@ def calibrated(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tupl
     new = np.arange(dataset.n_item_rows) >= dataset.n_train_item_rows
     after = retriever.index.vectors
     assert new.any() and torch.equal(after[~new], before[~new]) and torch.equal(after[:, :WIDTH], before[:, :WIDTH])
-    np.testing.assert_allclose(after[new, WIDTH:], found, atol=1e-6)
+    counted = WIDTH + len(trainer.model.priors.half_lives)
+    np.testing.assert_allclose(after[new, WIDTH:counted], found, atol=1e-6)
+    assert torch.equal(after[:, counted:], before[:, counted:]), "the novelty stays"
     return found, retriever
 
 
@@ -67,7 +69,7 @@ def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popula
 
 
 @pytest.mark.parametrize("exposure", [0.03, 0.15])
-def test_new_items_take_their_share_of_the_places(trainer: TwoTowerTrainer, exposure: float) -> None:
+def test_new_items_take_their_share_of_the_positions(trainer: TwoTowerTrainer, exposure: float) -> None:
     shares = []
     for seed in range(12):
         popularity, retriever = calibrated(trainer, exposure, seed)
@@ -76,7 +78,7 @@ def test_new_items_take_their_share_of_the_places(trainer: TwoTowerTrainer, expo
     assert np.mean(shares) == pytest.approx(exposure, rel=0.4), "of others"
 
 
-def test_more_places_take_more_popularity(trainer: TwoTowerTrainer) -> None:
+def test_more_positions_take_more_popularity(trainer: TwoTowerTrainer) -> None:
     found = [calibrated(trainer, exposure)[0] for exposure in (0.0, 0.01, 0.1, 0.5)]
     assert found == sorted(set(found))
 

@@ -92,7 +92,7 @@ def test_gradient_checkpointing_changes_nothing(dataset, tmp_path):
 
 @pytest.mark.parametrize("objective", ["any_event", "next_event"])
 def test_gradient_cache_is_one_large_batch(dataset, tmp_path, objective):
-    """In float64 and with dropout, many micro-batches give the gradients of the whole batch."""
+    """In float64 and with dropout, many micro-batches give the gradients of the full batch."""
     config = settings(objective=objective, micro_batch_size=50, negatives_per_positive=2)
     trainer = TwoTowerTrainer(dataset, config, tmp_path)
     trainer.model.double().train()
@@ -258,7 +258,7 @@ def test_nothing_to_train_on(dataset, tmp_path):
 
 
 def test_training_without_a_positive_first_event_is_refused(dataset, tmp_path):
-    """With seen items excluded, the next-event objective targets only first visits; here no first visit is positive."""
+    """With seen items excluded, the targets of the next-event objective are first events of items; here none is positive."""
     broken, events = Dataset(dataset.path, dataset.manifest), dataset.events
     pair = events.user_row * dataset.n_item_rows + events.item_row
     first = np.isin(np.arange(len(pair)), np.unique(pair, return_index=True)[1])
@@ -267,7 +267,7 @@ def test_training_without_a_positive_first_event_is_refused(dataset, tmp_path):
         TwoTowerTrainer(broken, settings(objective="next_event"), tmp_path)
 
 
-def test_places_of_items_and_of_users_may_be_half_known(tmp_path):
+def test_locations_of_items_and_users_may_be_partly_known(tmp_path):
     """A "geo" feature is read by both towers; a location with only one coordinate counts as unknown."""
     days = [f"{user},{item},2020-01-{1 + (3 * user + item) % 28:02d}" for user in range(12) for item in range(8)]
     (tmp_path / "events.csv").write_text("user,item,at\n" + "\n".join(days))

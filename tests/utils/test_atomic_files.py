@@ -47,7 +47,7 @@ def folder(path: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed"])
 @pytest.mark.parametrize("before", ["nothing", "empty", "full", "link"])
-def test_a_folder_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, exchange: bool) -> None:
+def test_a_folder_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, exchange: bool) -> None:
     if not exchange:
         monkeypatch.setattr(atomic_files, "_exchange", lambda *_: False)
     out = tmp_path / "out"
@@ -87,7 +87,7 @@ def test_a_folder_stays_when_it_cannot_be_replaced(tmp_path: Path, monkeypatch: 
     assert [path.name for path in out.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [out]
 
 
-def test_a_file_is_synced_whole_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_synced_completely_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a power failure, the name has the old or the new content, never an empty file."""
     path, synced = tmp_path / "file.txt", []
     path.write_text("old")
@@ -135,7 +135,7 @@ def test_where_folders_cannot_be_exchanged_the_answer_is_no(tmp_path: Path, monk
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "renamed"])
 def test_an_old_folder_that_cannot_be_removed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
-    """The new folder stands by then; the old one stays beside it under a hidden name."""
+    """Check that the new folder is complete, and the old one stays under a hidden name."""
     if not exchange:
         monkeypatch.setattr(atomic_files, "_exchange", lambda *_: False)
 
@@ -168,7 +168,7 @@ def test_a_file_at_the_name_of_a_folder_stays(tmp_path: Path) -> None:
 
 
 def test_an_old_folder_that_was_renamed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where folders cannot be exchanged, the old one steps aside until the new one stands."""
+    """Without an atomic exchange of folders, the old one is renamed until the new one is in position."""
     monkeypatch.setattr(atomic_files, "_exchange", lambda *_: False)
     out, rename, seen = folder(tmp_path / "out", "old"), Path.rename, []
 

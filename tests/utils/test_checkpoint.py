@@ -33,7 +33,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-def test_a_state_comes_back_whole(tmp_path: Path) -> None:
+def test_a_state_is_loaded_completely(tmp_path: Path) -> None:
     path = tmp_path / "run" / "model" / "last.pt"
     save_checkpoint(path, STATE)
     found = load_checkpoint(path)
@@ -44,7 +44,7 @@ def test_a_state_comes_back_whole(tmp_path: Path) -> None:
 
 
 def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power failure after the rename must not leave an empty file: the whole content is synced first."""
+    """Check that the content is synced before the rename, so that a power failure leaves no empty file."""
     path, calls = tmp_path / "last.pt", []
     sync, replace = os.fsync, Path.replace
 

@@ -277,8 +277,8 @@ class Blocks(TorchDispatchMode):
         return out
 
 
-def test_all_blocks_share_one_place_in_memory():
-    """Logits become shares and gradients in place, block after block."""
+def test_all_blocks_share_one_buffer():
+    """Check that logits are converted to shares and gradients in place, block by block."""
     leaves, arguments = problem(30, 37)
     with Blocks(5 * 37) as seen:
         softmax_loss(*leaves[:2], temperature=leaves[2], block=5 * 37, **arguments).backward()

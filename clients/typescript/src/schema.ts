@@ -714,7 +714,7 @@ export interface components {
         };
         /**
          * ItemEventsOut
-         * @description What became of the accepted events.
+         * @description Counts of the accepted events by their effect.
          */
         ItemEventsOut: {
             /**
@@ -911,7 +911,7 @@ export interface components {
             time_s?: number | null;
             /**
              * Exclude Seen
-             * @description Exclude items of the history. If false, the most recent ones are boosted.
+             * @description Exclude items of the history. If false, they are ranked too.
              * @default true
              */
             exclude_seen?: boolean;

@@ -40,7 +40,7 @@ MS_FROM = 1e11  # numbers from here on are milliseconds: as seconds they would b
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caller asks for: a user or a history per list, and how the lists are labelled.
+    """Parsed input of a call: a request per list, and the labels of the lists.
 
     Attributes
     ----------
@@ -86,8 +86,7 @@ def user_vectors(made: Fitted, users: Any, history: Any) -> tuple[np.ndarray, Fl
     parts = []
     for start in range(0, len(asked.requests), VECTORS_AT_ONCE):
         queries = to_queries([recommender.reader.read(one) for one in asked.requests[start : start + VECTORS_AT_ONCE]])
-        again, dial = np.zeros(len(queries), np.bool_), np.zeros(len(queries), np.float32)
-        parts.append(bundle.query_vectors(queries, again, dial).numpy())
+        parts.append(bundle.query_vectors(queries, np.zeros(len(queries), np.float32)).numpy())
     width = bundle.arrays.vectors.shape[1]
     label = np.arange(len(asked.requests)) if asked.label is None else _as_numpy(asked.label[1])
     return label, np.concatenate(parts) if parts else np.zeros((0, width), np.float32)

@@ -17,7 +17,7 @@ from twotower.utils.frames import Kind, default_kind
 
 @dataclass
 class Fitted:
-    """What a fitted model has.
+    """Files and kind of frame of a fitted model.
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ PARTS = ("dataset", "model", "bundle", "report.json")
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how a fit runs.
+    """Options of a fit: output folder, verbosity, callbacks.
 
     Attributes
     ----------

@@ -17,14 +17,14 @@ from twotower.utils.frames import Kind, as_kind
 
 
 class Report:
-    """The evaluation of a model on the test part, beside its baselines.
+    """The evaluation of a model and of the baselines on the test part.
 
     Attributes
     ----------
     data
         All of it, as in `report.json`.
     verdict
-        Whether the model is better than the best baseline, in one or two sentences.
+        One or two sentences: the model against the best baseline.
     sentences
         Relative differences, and the slices that a simpler system wins.
     """

@@ -135,7 +135,7 @@ def _chosen(roles: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _whole_ids(table: pa.Table, keys: list[str]) -> pa.Table:
-    """Return the table with ids as integers where they are whole numbers in a column of floats, as pandas makes of missing ones."""
+    """Return the table with float columns of ids as integers. pandas converts integer columns with missing values to floats."""
     for key in keys:
         column = table[key]
         if pa.types.is_floating(column.type) and whole_numbers(column):

@@ -37,7 +37,7 @@ from twotower.data.dataset_features import open_store, split_moment
 from twotower.errors import DataError
 from twotower.features.feature_store import FeatureStore
 from twotower.models.build import build_model
-from twotower.models.neural_retriever import PORTION, query_vectors
+from twotower.models.neural_retriever import PORTION, query_vectors, search
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import FIRST_ROW
@@ -115,10 +115,13 @@ class Bundle:
             vectors: Float = self.model.encode_users(self.store.users(queries)).numpy()
         return vectors
 
-    def query_vectors(self, queries: Queries, again: Mask, dial: Float) -> Tensor:
+    def query_vectors(self, queries: Queries, dial: Float) -> Tensor:
         """Return the vectors float32 [B, D + P] that the index is searched with; see `neural_retriever.query_vectors`."""
-        towers, items = torch.from_numpy(self.encode(queries)), torch.from_numpy(self.arrays.vectors)
-        return query_vectors(self.model, self.store, towers, queries, items, again=again, dial=dial)
+        return query_vectors(self.model, self.store, torch.from_numpy(self.encode(queries)), queries, dial=dial)
+
+    def search(self, vectors: Tensor, queries: Queries, k: int, *, again: Mask, allow: Mask | None) -> Recommendations:
+        """Return the k best items of each query; see `neural_retriever.search`."""
+        return search(self.model, self.index, torch.from_numpy(self.arrays.vectors), vectors, queries, k, again=again, allow=allow)
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
         """See `Retriever`; scores are inner products. Items that were taken out of the catalogue are not recommended."""
@@ -128,15 +131,8 @@ class Bundle:
             allowed = allow[start : start + PORTION] if allow is not None and allow.ndim == 2 else allow
             if self.offered is not None:
                 allowed = self.offered if allowed is None else allowed & self.offered
-            again, dial = np.full(len(part), not exclude_seen), np.zeros(len(part), np.float32)
-            found.append(
-                self.index.search(
-                    self.query_vectors(part, again, dial),
-                    k,
-                    exclude=(part.offsets, part.item_row) if exclude_seen else None,
-                    allow=allowed,
-                )
-            )
+            vectors, again = self.query_vectors(part, np.zeros(len(part), np.float32)), np.full(len(part), not exclude_seen)
+            found.append(self.search(vectors, part, k, again=again, allow=allowed))
         return joined(found, k)
 
 
@@ -184,7 +180,6 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: Bes
             training=TrainingProgress(**progress),
             metrics=metrics,
             priors=PriorsRecord(**model.priors.as_json(float(model.temperature().detach()))),
-            recent_item_weight=model.recent_item_weight(),
         )
         return write_manifest(folder, manifest)
 

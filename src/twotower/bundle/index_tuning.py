@@ -130,7 +130,7 @@ def _sweep(
             )
             size = index.nbytes
             for setting in searched:
-                # Measure the index itself, never the exact scan in its place.
+                # Measure the index itself, never an exact scan instead.
                 tried = index.changed(**setting, exact_scan_below=0) if isinstance(index, Approximate) else index
                 found = tried.search(queries, k).items
                 share = float(np.mean([np.isin(b[b >= 0], a).mean() for a, b in zip(found, truth, strict=True) if (b >= 0).any()]))
@@ -149,7 +149,7 @@ def _users(bundle: Bundle, seed: int) -> Float:
     known = known if len(known) else np.array([1])
     chosen = np.sort(np.random.default_rng(seed).choice(known, min(USERS, len(known)), replace=False))
     queries = bundle.dataset.histories(chosen, np.full(len(chosen), bundle.moment_s))
-    return bundle.query_vectors(queries, np.zeros(len(chosen), np.bool_), np.zeros(len(chosen), np.float32)).numpy()
+    return bundle.query_vectors(queries, np.zeros(len(chosen), np.float32)).numpy()
 
 
 def _p50_ms(index: Index, queries: Float, k: int) -> float:

@@ -16,7 +16,7 @@ from twotower.utils.ragged import lower_bound
 from twotower.utils.types import Float, Int, Mask
 
 RECENT_DAYS = 90
-IS_OPEN = "is_open"  # column of Yelp's businesses: 0 for a place that has closed
+IS_OPEN = "is_open"  # column of Yelp's businesses: 0 for a permanently closed one
 
 
 @dataclass(frozen=True)

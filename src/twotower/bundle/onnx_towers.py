@@ -7,8 +7,8 @@
     item.onnx   "row" int64 [n]; "field.NAME" [n, …]            →   "vectors" float32 [n, D], "history_items" float32 [n, d]
 
 To rank, multiply the user vector by the weight of the towers and append the columns of `models.priors` ("priors" of the
-bundle's manifest); the item vectors of the bundle have theirs. If seen items may be recommended again, add the vectors of the most
-recent items with "recent_item_weight" before appending; see `reranking.boost_recent_items`.
+bundle's manifest); the item vectors of the bundle have theirs. If seen items may be recommended again, add the bonus of
+`models.repeats` ("repeats" times "temperature") to the scores of the history's items.
 
 The vectors equal those of PyTorch to 1e-5. A request reads no item features: the items of its history are rows of "items".
 """

@@ -1,15 +1,14 @@
-"""Compute again what a bundle holds of its items, after events that it does not contain.
+"""Refresh the items of a bundle with events that it does not contain.
 
-State, popularity and recent events of an item follow from events. A `Refresher` takes new events and returns the bundle as it would
-be with them, at the time just after the last one:
+State, popularity and recent event count of an item are functions of events. A `Refresher` takes new events, and returns the bundle
+with these events, as of the time just after the last one:
 
     refresher = Refresher(load_bundle(path))
     refresher.add(users, item_ids, time_s, event_types, stars)
     bundle = refresher.bundle_at(now_s)
 
-The time of the item vectors is that of the events, not of a clock: servers with the same events return the same lists, whenever
-they refresh, and an index without new events does not grow old. Weights, tokens and all that is static are those of the first
-bundle.
+The time of the item vectors depends on the events, not on a clock. So servers with the same events return the same lists, and
+without new events nothing changes. Weights, tokens and static features are not recomputed.
 """
 
 from __future__ import annotations
@@ -23,7 +22,14 @@ import torch
 
 from twotower.bundle.bundle import Bundle
 from twotower.bundle.item_arrays import RECENT_DAYS, recent_event_count
-from twotower.data.dataset_features import can_refresh, decayed_counts, half_lives, log_of_counts, weighted_counts
+from twotower.data.dataset_features import (
+    can_refresh,
+    decayed_counts,
+    first_event_s,
+    half_lives,
+    popularity_columns,
+    weighted_counts,
+)
 from twotower.features.feature_store import FeatureStore
 from twotower.models.neural_retriever import item_blocks, item_columns
 from twotower.schema import DAY_S, UNKNOWN
@@ -35,7 +41,7 @@ MAX_MOVED = 1000  # items with new events that an approximate index scores for e
 
 @dataclass(frozen=True, slots=True)
 class RefreshCounts:
-    """What became of the new events.
+    """Counts of the new events by their effect.
 
     Attributes
     ----------
@@ -44,7 +50,7 @@ class RefreshCounts:
     in_bundle
         Events that the bundle contains already, or that its setting `prepare.duplicates` leaves out.
     unknown_item
-        Events of items that the bundle does not know.
+        Events of items that are not in the bundle.
     future
         Events after the clock. They count once their time has come.
     """
@@ -83,7 +89,7 @@ class Refresher:
     Attributes
     ----------
     counts
-        What became of the events, at the last call of `bundle_at`.
+        Counts of the events at the last call of `bundle_at`.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -93,16 +99,17 @@ class Refresher:
         self._timed = can_refresh(self.dataset)
         self._keeps_repeats = self.dataset.manifest.config.prepare.duplicates == "keep"
         self._base = weighted_counts(self.dataset, bundle.moment_s if self._timed else None)
+        self._first_s = first_event_s(self.dataset)
         self._users: dict[str, int] = {}
         self._events = _joined([])
-        self._unknown, self._held, self._horizon = 0, 0, 0
+        self._unknown, self._stored, self._horizon = 0, 0, 0
         self._served: tuple[int, int] | None = (bundle.moment_s, 0)
         self._state: Array | None = None
 
     def emptied(self) -> Refresher:
         """Return a refresher of the same bundle without new events; its first call of `bundle_at` returns a bundle."""
         other = copy(self)
-        other._users, other._events, other._unknown, other._held, other._served = {}, _joined([]), 0, 0, None
+        other._users, other._events, other._unknown, other._stored, other._served = {}, _joined([]), 0, 0, None
         return other
 
     def add(
@@ -117,13 +124,13 @@ class Refresher:
         row = self.dataset.item_rows(list(item_ids))
         known = row != UNKNOWN
         user, time = self._user_codes(users), np.asarray(time_s, np.int64)
-        held = known.copy()
-        held[known] = self._in_bundle(user[known], row[known], time[known])
+        stored = known.copy()
+        stored[known] = self._in_bundle(user[known], row[known], time[known])
         rated = np.array([np.nan if one is None else one for one in stars], np.float32)
         every = _Events(user, row, time, rated, self._weights(event_types, rated))
         self._unknown += int((~known).sum())
-        self._held += int(held.sum())
-        self._events = _joined([self._events, every.take(known & ~held)])
+        self._stored += int(stored.sum())
+        self._events = _joined([self._events, every.take(known & ~stored)])
 
     def bundle_at(self, now_s: int) -> Bundle | None:
         """Return the bundle with its items refreshed; None if nothing has changed since the last call.
@@ -131,13 +138,13 @@ class Refresher:
         Parameters
         ----------
         now_s
-            The clock, in seconds. Later events do not count yet. A clock that goes back changes nothing.
+            Current time, in seconds. Later events do not count yet. If the clock goes back, nothing changes.
         """
         self._horizon = max(self._horizon, now_s)
         due = self._events.take(self._events.time_s <= self._horizon)
         chosen = due if self._keeps_repeats else due.take(_first_of_pairs(due))
         repeated, future = len(due) - len(chosen), len(self._events) - len(due)
-        self.counts = RefreshCounts(len(chosen), self._held + repeated, self._unknown, future)
+        self.counts = RefreshCounts(len(chosen), self._stored + repeated, self._unknown, future)
         moment = max(self._moment_s, int(chosen.time_s.max(initial=0)) + 1) if self.dataset.has_time else self._moment_s
         if self._served == (moment, len(due)):
             return None
@@ -149,7 +156,10 @@ class Refresher:
         """Return the state of the items at a time, after the events, and the bundle."""
         last, dataset = self._last, self.dataset
         dynamics = self._dynamics and self._dynamics.with_events(events.item_row, events.time_s, events.stars)
-        store = last.store.with_popularity(log_of_counts(dataset, self._counts(events, moment)), dynamics)
+        first_s = self._first_s.copy()
+        np.minimum.at(first_s, events.item_row, events.time_s)
+        columns = popularity_columns(dataset, self._counts(events, moment), first_s, moment)
+        store = last.store.with_popularity(columns, dynamics)
         late = events.time_s >= moment - RECENT_DAYS * DAY_S if dataset.has_time else np.ones(len(events), np.bool_)
         recent = recent_event_count(dataset, moment) + np.bincount(events.item_row[late], minlength=dataset.n_item_rows)
         new = np.bincount(events.item_row, minlength=1)
@@ -160,7 +170,7 @@ class Refresher:
         return state, replace(last, store=store, arrays=arrays, built=built, as_of_s=moment)
 
     def _counts(self, events: _Events, moment: int) -> Float64:
-        """Return the weighted numbers of all events. Those of the bundle have all decayed by the same factor since its time."""
+        """Return the decayed counts of all events. The counts of the bundle decay by one factor per half-life."""
         passed_days = (moment - self._moment_s) / DAY_S if self._timed else 0.0
         base = self._base * np.array([0.5 ** (passed_days / days) if days else 1.0 for days in half_lives(self.dataset)])
         positive = events.take(events.weight > 0)
@@ -169,7 +179,7 @@ class Refresher:
         return counts
 
     def _vectors(self, store: FeatureStore, moment: int) -> tuple[Array | None, Float]:
-        """Return the state and the vectors of all items. The tower computes those whose state has changed."""
+        """Return the state and the vectors of all items; only items whose state has changed pass the tower."""
         rows, width = np.arange(self.dataset.n_item_rows), self._last.vectors.shape[1]
         model, vectors = self._last.model, self._last.arrays.vectors.copy()
         state, changed = None, rows[:0]
@@ -201,7 +211,7 @@ class Refresher:
         return weight if least is None else np.where(np.isnan(stars) | (stars >= least), weight, 0).astype(np.float32)
 
     def _in_bundle(self, user: Int, item_row: Int, time_s: Int) -> Mask:
-        """Return which events (user, item, second) the bundle contains; where it keeps no repeats, which pairs (user, item)."""
+        """Return a mask of the events (user, item, second) that the bundle contains; without repeats, of the pairs (user, item)."""
         events = self.dataset.events
         known = user < self.dataset.n_user_rows
         start, stop = events.offsets[np.where(known, user, 0)], events.offsets[np.where(known, user, -1) + 1]

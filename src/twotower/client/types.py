@@ -84,7 +84,7 @@ class ItemDetailOut(TypedDict):
 
 
 class ItemEventsOut(TypedDict):
-    """What became of the accepted events."""
+    """Counts of the accepted events by their effect."""
 
     counted: int
     """They changed their items."""
@@ -168,7 +168,7 @@ class RecommendIn(TypedDict):
     time_s: NotRequired[int | None]
     """Time of the request in seconds since 1970. Later events are ignored. Default: the end of the events."""
     exclude_seen: NotRequired[bool]
-    """Exclude items of the history. If false, the most recent ones are boosted."""
+    """Exclude items of the history. If false, they are ranked too."""
     diversity: NotRequired[float]
     """Diversity (MMR): penalises items similar to higher-ranked items."""
     popularity: NotRequired[float]

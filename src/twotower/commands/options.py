@@ -145,7 +145,7 @@ def keep_existing(out: Path, names: Sequence[str], *, overwrite: bool, resume: b
     names
         Names that the command would write into `out`; empty: any file.
     resume
-        Whether the command continues an earlier run; None if it cannot.
+        True if the command continues an earlier run; None if it cannot.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Open a dataset folder: events by user and by item, features, and the held-out queries of a split.
 
-`prepare` writes the folder. Tables are read on first use. Events and features are read-only memory maps: opening them is fast, only
-the parts that are used are read, and processes of one host share the pages. The history of a query holds only events before its
+`prepare` writes the folder. Tables are read on first use. Events and features are read-only memory maps: opening is fast, only
+the used parts are read, and processes of one host share the pages. The history of a query holds only events before its
 time; `Dataset.held_out` defines this for each split.
 """
 
@@ -103,7 +103,7 @@ class Dataset:
 
     @property
     def size(self) -> str:
-        """Return the numbers of events, users and items, in words."""
+        """Return the numbers of events, users and items as text."""
         return f"{len(self.events):,} events of {self.n_users:,} users at {self.n_items:,} items"
 
     def __repr__(self) -> str:
@@ -114,7 +114,7 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """Return a SHA-256 over the hashes of all files that a model depends on; equal exactly for equal data."""
+        """Return a SHA-256 over the hashes of all files that a model depends on. Equal data have equal fingerprints."""
         hashes = sorted((name, digest) for name, digest in self.manifest.hashes.items() if name not in ASIDE)
         return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
@@ -176,7 +176,7 @@ class Dataset:
 
     @property
     def ordered(self) -> bool:
-        """Return True if held-out events come after their histories; a predefined split takes them from anywhere."""
+        """Return True if held-out events come after their histories; False for a predefined split."""
         return self.manifest.config.prepare.split.kind != "predefined"
 
     def item_rows(self, ids: list[str]) -> Int:
@@ -222,9 +222,9 @@ class Dataset:
             raise DataError(f"Unknown split {split!r}. Held-out queries exist for 'valid' and 'test'.")
         events, code = self.events, SPLITS[split]
         user_row = events.user_row
-        given = not self.ordered
+        timeless = not self.ordered  # one query per user
         target = np.flatnonzero(events.positive & (events.split == code))
-        moment = np.zeros(len(target), np.int64) if given else events.time_s[target]
+        moment = np.zeros(len(target), np.int64) if timeless else events.time_s[target]
         # One row per (user, time, item), the first event of each; events are already sorted by user and time.
         order = np.lexsort((target, events.item_row[target], moment, user_row[target]))
         target, moment = target[order], moment[order]

@@ -15,6 +15,8 @@ from twotower.utils.types import Array, Float, Float64, Int
 
 HALF_LIVES_DAYS = (0.0, 960.0, 240.0, 60.0, 15.0)
 """Half-lives of events in the popularity of an item; 0: all events count the same."""
+NOVELTY_DAYS = 60.0
+"""Half-life of the novelty of an item, in days since its first event."""
 
 
 def open_store(dataset: Dataset, split: str, model: ModelConfig) -> FeatureStore:
@@ -57,7 +59,7 @@ def half_lives(dataset: Dataset) -> tuple[float, ...]:
 
 
 def log_popularity(dataset: Dataset, time_s: int | None = None) -> Float:
-    """Return the log popularity of all items, for each half-life.
+    """Return the log popularity of all items, for each half-life, and their novelty.
 
     Parameters
     ----------
@@ -66,11 +68,14 @@ def log_popularity(dataset: Dataset, time_s: int | None = None) -> Float:
 
     Returns
     -------
-    float32 [n_item_rows, H]
+    float32 [n_item_rows, H], or [n_item_rows, H + 1] if the index can be refreshed
         log((1 + n) / (1 + mean n)) in nats. n is the weighted number of events of an item, each counting half after a half-life;
         the mean is over the items seen in training. NaN for new items without an event (see `Priors`), 0 for the reserved rows.
+        The last column is the novelty: log(1 + n) of the shortest half-life, halved every `NOVELTY_DAYS` since the first event.
     """
-    return log_of_counts(dataset, weighted_counts(dataset, time_s))
+    if time_s is None and can_refresh(dataset):
+        return popularity_columns(dataset, weighted_counts(dataset), first_event_s(dataset), split_moment(dataset, "valid"))
+    return popularity_columns(dataset, weighted_counts(dataset, time_s), first_event_s(dataset), time_s or 0)
 
 
 def weighted_counts(dataset: Dataset, time_s: int | None = None) -> Float64:
@@ -95,9 +100,23 @@ def decayed_counts(dataset: Dataset, item_row: Int, weight: Array, age_s: Int) -
     return np.stack([np.bincount(item_row, each, dataset.n_item_rows) for each in decayed], axis=1)
 
 
-def log_of_counts(dataset: Dataset, counts: Float64) -> Float:
-    """Return the log popularity float32 [n_item_rows, H] of weighted numbers of events; see `log_popularity`."""
-    return np.stack([_log_popularity(dataset, count) for count in counts.T], axis=1)
+def first_event_s(dataset: Dataset) -> Float64:
+    """Return the time of the first event of each item in seconds, float64 [n_item_rows]; infinity without one."""
+    events = dataset.item_events
+    kept = events.split != WITHHELD
+    first = np.full(dataset.n_item_rows, np.inf)
+    np.minimum.at(first, events.item_row[kept], events.time_s[kept])
+    return first
+
+
+def popularity_columns(dataset: Dataset, counts: Float64, first_s: Float64, time_s: int) -> Float:
+    """Return the columns of `log_popularity` from weighted numbers of events and the times of first events."""
+    columns = [_log_popularity(dataset, count) for count in counts.T]
+    if can_refresh(dataset):
+        age_days = np.maximum(time_s - first_s, 0) / DAY_S
+        novelty = np.where(first_s < time_s, np.log1p(counts[:, -1]) * 0.5 ** (age_days / NOVELTY_DAYS), 0.0)
+        columns.append(novelty.astype(np.float32))
+    return np.stack(columns, axis=1)
 
 
 def popularity_of(dataset: Dataset, split: str) -> Float:

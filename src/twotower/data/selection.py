@@ -1,8 +1,8 @@
-"""Select the events of a dataset from raw interactions, and give each a weight and a split.
+"""Select the events of a dataset from raw interactions, and assign weights and splits.
 
-`RawTables` and the settings become a `Selection`: tables on the engine with numbers in place of ids. Whether a training event is
-kept depends only on training events (exception: leave_one_out, whose filters count all events, as in the literature). All steps are
-Ibis expressions that the engine computes, spilling to disk: filters, joins, groups and windows that every engine can run.
+The result is a `Selection`: tables of the engine with integers instead of ids. Which training events are kept depends only on
+training events. With leave_one_out, the minimum counts refer to all events, as in the literature. All steps are Ibis expressions
+(filters, joins, groups and windows) that every engine can compute, spilling to disk.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ ITEM_KEY, USER_KEY = "item_key", "user_key"  # dense numbers in the order of the
 HELD = "held"  # True: the source's own test part
 BY_TIME = (TIME, ORDER)
 TOO_FEW = "too few training events"
-_LOTS = (1 << 31) - 1  # prime
+_LOTS = (1 << 31) - 1  # a prime; modulus of the pseudo-random numbers
 
 
 @dataclass
 class Stage:
-    """The engine, the settings, and the account so far.
+    """The engine, the settings, and the counts of the steps so far.
 
     Attributes
     ----------
     matched
-        By side, "item" or "user": the events whose id is in its table.
+        "item" or "user" → events whose id is in that table.
     times_s
         "first" and "last" time of the interactions, in seconds since 1970; empty without times.
     dropped
@@ -153,7 +153,7 @@ def _folded(stage: Stage, events: ir.Table) -> ir.Table:
 
 
 def _weighed(stage: Stage, events: ir.Table) -> ir.Table:
-    """Add weight and positive: a weight above 0, and enough stars or none."""
+    """Add `weight` and `positive`. An event is positive if its weight is above 0 and its stars are missing or high enough."""
     prepare = stage.config.prepare
     weight: ir.Value = ibis.literal(1.0, "float32")
     if prepare.event_weights:
@@ -177,7 +177,7 @@ def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, i
         cuts = _cuts(split, known)
         past = [(events[TIME] >= cuts[name]).cast("int8") for name in ("valid", "test")]
         return events.mutate(split=(past[0] + past[1]).cast("int8")), cuts
-    events = stage.keep(events, known, "no user, and no split by time to place it")
+    events = stage.keep(events, known, "no user; only a split by time uses it")
     if split.kind == "leave_one_out":
         return events.mutate(split=ibis.literal(TRAIN, "int8")), {}
     lot = _lot(events[ORDER], stage.config.seed)
@@ -189,7 +189,7 @@ def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, i
 
 
 def _lot(order: ir.Value, seed: int) -> ir.Value:
-    """Return a pseudo-random number below `_LOTS` for each event or key, by arithmetic: hash functions differ between engines."""
+    """Return a pseudo-random number below `_LOTS` per event or key. Hash functions would differ between engines."""
     first = ((order + 1 + seed * 7919) * 48271) % _LOTS
     return (((first * first) % _LOTS + first) * 69621) % _LOTS
 
@@ -199,8 +199,8 @@ def _cuts(split: SplitConfig, events: ir.Table) -> dict[str, int]:
     if isinstance(split.valid, date) or isinstance(split.test, date):
         return {name: timegm(getattr(split, name).timetuple()) for name in ("valid", "test")}
     time = events[TIME]
-    asked = {"valid": time.quantile(1 - split.valid - split.test), "test": time.quantile(1 - split.test), "last": time.max()}
-    found = events.aggregate(**asked).to_pyarrow().to_pylist()[0]
+    cuts = {"valid": time.quantile(1 - split.valid - split.test), "test": time.quantile(1 - split.test), "last": time.max()}
+    found = events.aggregate(**cuts).to_pyarrow().to_pylist()[0]
     if found["last"] is None:
         return {"valid": 0, "test": 0}
     test = ceil(found["test"]) if split.test else found["last"] + 1

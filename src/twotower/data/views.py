@@ -129,7 +129,7 @@ class Objective(Protocol):
     Attributes
     ----------
     causal
-        Whether a moment may be in the middle of the history it reads, so that attention must not look ahead.
+        True if a query time may be in the middle of its history, so that attention must not look ahead.
     targets
         Positions of the training events that are targets, each once per epoch.
     idle

@@ -1,4 +1,4 @@
-"""Say in words what a report means: relative differences, and where a simpler system wins."""
+"""Describe a report in sentences: relative differences, and the slices in which a baseline is better."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from twotower.evaluation.verdict import MAIN, title
 from twotower.utils.documents import Report, ReportSummary, SliceGroup
 
-MIN_QUERIES = 30  # a slice with fewer says little
+MIN_QUERIES = 30  # smaller slices are too noisy
 
 
 def insights(report: ReportSummary) -> list[str]:
@@ -29,7 +29,7 @@ def insights(report: ReportSummary) -> list[str]:
 
 
 def relative(own: float, other: float) -> str:
-    """Return how much higher a value is than another one, in words.
+    """Return the relative difference of two values as text.
 
     Examples
     --------

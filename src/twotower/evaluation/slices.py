@@ -1,6 +1,6 @@
-"""Split held-out queries into groups that the report shows separately.
+"""Split held-out queries into slices for the report.
 
-The groups of one title do not overlap, and empty groups are left out. A query with several targets is grouped by the earliest one.
+The groups of one title do not overlap; empty groups are left out. A query with several targets is grouped by the earliest one.
 """
 
 from __future__ import annotations

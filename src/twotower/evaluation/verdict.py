@@ -1,6 +1,6 @@
 """Summarise an evaluation in one or two sentences: better than a baseline, worse, or a tie.
 
-"Better" means that the whole 95 % interval of the difference is above zero, "worse" that it is below zero. Otherwise the verdict is
+"Better" means that the 95 % interval of the difference is above zero, "worse" that it is below zero. Otherwise the verdict is
 a tie. The oracle is an upper bound and is not compared.
 """
 
@@ -24,7 +24,7 @@ TITLES = {
     "ials": "iALS",
     "oracle": "the oracle",
 }
-"""Display names; a system that is not listed is shown by its own name."""
+"""Display names; other systems have their own name."""
 
 
 def verdict(figures: Mapping[str, float], differences: Mapping[str, Mapping[str, Interval]], main: str, metric: str) -> str:
@@ -69,7 +69,7 @@ def refreshed(main: str, days: float) -> str:
 
 
 def _same(name: str, main: str) -> bool:
-    """Return whether a system is the main one, with or without a refreshed index; it is not compared with itself."""
+    """Return True if a system is the main one, with or without a refreshed index: it is not compared with itself."""
     return name == main or name.startswith(f"{main}, refreshed")
 
 

@@ -45,7 +45,7 @@ class FeatureStore:
     max_history
         Number of most recent events read of a history.
     log_popularity
-        float32 [n_item_rows, H]: log popularity in nats by half-life, NaN for items without events.
+        float32 [n_item_rows, H']: popularity columns; see `data.dataset_features.log_popularity`.
     """
 
     def __init__(

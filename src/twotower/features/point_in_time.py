@@ -19,7 +19,7 @@ RECENT_DAYS = 30
 ITEM_STATE_WIDTH = 5
 USER_STATE_WIDTH = 7
 AGE_STEP = 2.0**-17
-"""Step of the age of an item in a refreshed index; 7.6e-6. The rounding changes an age by less than 0.002 %."""
+"""Resolution of the logarithmic age of an item in a refreshed index (7.6e-6). The rounding changes an age by less than 0.002 %."""
 _TIME_BITS = 36  # seconds since 1970 up to the year 4147; leaves 27 bits for item rows
 
 
@@ -41,7 +41,7 @@ class HistoryState:
 
 
 class History:
-    """Ragged histories with prefix sums, which give the state of a user after any number of events in constant time.
+    """Ragged histories with prefix sums. The state of a user after any number of events takes constant time.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class ItemDynamics:
     def with_events(self, item_row: Int, time_s: Int, stars: Array) -> ItemDynamics:
         """Return the states after further events [n], in any order. The first events are shared, not copied.
 
-        Ages are rounded to a multiple of `AGE_STEP`: they grow with every second, and without it, all vectors would change too.
+        Ages are rounded to multiples of `AGE_STEP`. Without rounding, the vectors of all items would change with every second.
         """
         order = np.lexsort((time_s, item_row))
         other = copy(self)
@@ -157,9 +157,9 @@ class _SortedEvents:
         self._stars_n = _prefix(rated)
 
     def before(self, row: Int, time_s: Int) -> tuple[Array, Array, Array, Array, Array]:
-        """Return of items just before a time: events, events of the last 30 days, sum and number of stars, time of the first event.
+        """Return counts, recent counts, sums of stars, numbers of stars and times of the first event, just before a time.
 
-        An item without an event has the first event at the end of time.
+        Recent events are those of the last 30 days. An item without an event has the largest time as its first.
         """
         base = row.astype(np.int64) << _TIME_BITS
         first = np.searchsorted(self._key, base)
@@ -175,8 +175,8 @@ class _SortedEvents:
 def user_state(state: HistoryState, time_s: Int, since_s: Int, elite: Int, timed: bool) -> Float:
     """Return features float32 [Q, 7] of users at `time_s`.
 
-    Columns: log number of events; mean stars; with times, log days since the first event, since the last event and since sign-up,
-    and log number of elite years so far (0 without times); 1 if there is no history, else 0.
+    Columns: log number of events; mean stars; log days since the first event, since the last event and since sign-up; log number
+    of elite years so far; 1 if there is no history, else 0. Without times, the durations and elite years are 0.
     """
     count = state.count
     columns = [np.log1p(count) / 3, (state.stars_sum - MEAN_STARS * state.stars_n) / (state.stars_n + 1.0)]

@@ -16,11 +16,11 @@ from torch import Tensor
 from twotower.features.batches import ItemBatch
 from twotower.features.feature_store import FeatureStore
 from twotower.features.geo import EARTH_KM, median_location, on_sphere
+from twotower.models.repeats import merge_repeats
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S
-from twotower.search.index import ExactIndex, joined
-from twotower.search.reranking import boost_recent_items
+from twotower.search.index import ExactIndex, Index, joined
 from twotower.utils.types import Array, Float, Float64, Int, Mask
 
 BLOCK = 8192  # items per batch
@@ -68,17 +68,16 @@ class NeuralRetriever:
         found = []
         for start in range(0, len(queries), PORTION):
             part = queries.slice(start, min(start + PORTION, len(queries)))
-            seen = (part.offsets, part.item_row) if exclude_seen else None
             allowed = allow[start : start + PORTION] if allow is not None and allow.ndim == 2 else allow
-            found.append(self.index.search(self.encode(part, again=not exclude_seen), k, exclude=seen, allow=allowed))
+            again = np.full(len(part), not exclude_seen)
+            found.append(search(self.model, self.index, self.index.vectors, self.encode(part), part, k, again=again, allow=allowed))
         return joined(found, k)
 
-    def encode(self, queries: Queries, *, again: bool = False) -> Tensor:
-        """Return user vectors float32 [B, D + P] on the model's device; `again`: seen items are ranked too."""
+    def encode(self, queries: Queries) -> Tensor:
+        """Return user vectors float32 [B, D + P] on the model's device."""
         with torch.inference_mode():
             towers = self.model.encode_users(self.store.users(queries).to(self.device))
-            asked, dial = np.full(len(queries), again), np.full(len(queries), self.dial, np.float32)
-            return query_vectors(self.model, self.store, towers, queries, self.index.vectors, again=asked, dial=dial)
+            return query_vectors(self.model, self.store, towers, queries, dial=np.full(len(queries), self.dial, np.float32))
 
 
 class RefreshedRetriever:
@@ -89,7 +88,7 @@ class RefreshedRetriever:
     store
         Features with the state of the items at any time; see `open_store` with the split "future".
     popularity
-        Function from a time in seconds to the log popularity float32 [n_item_rows, H] just before it.
+        Function from a time in seconds to the popularity columns float32 [n_item_rows, H'] just before it.
     start_s, every_days
         Time of the first index, and the interval. A query uses the last index built at or before its time. Only one index is in
         memory, so queries sorted by time are fastest.
@@ -153,29 +152,51 @@ def item_points(store: FeatureStore, row: Int | slice = slice(None)) -> Float64:
     return on_sphere(store.location[row] if len(store.location) else unknown) * EARTH_KM
 
 
-def query_vectors(
-    model: TwoTower, store: FeatureStore, towers: Tensor, queries: Queries, items: Tensor, *, again: Mask, dial: Float
-) -> Tensor:
+def search(
+    model: TwoTower,
+    index: Index,
+    items: Tensor,
+    vectors: Tensor,
+    queries: Queries,
+    k: int,
+    *,
+    again: Mask,
+    allow: Mask | None = None,
+) -> Recommendations:
+    """Return the k best items of each query: the search leaves out the history, whose items are merged in if `again` says so.
+
+    Parameters
+    ----------
+    items, vectors
+        float32 [n_item_rows, D + P] and [B, D + P]: vectors of the index and of the queries.
+    again
+        bool [B]: queries whose seen items may be recommended.
+    allow
+        As in `Retriever.retrieve`.
+    """
+    best = index.search(vectors, k, exclude=(queries.offsets, queries.item_row), allow=allow)
+    if not again.any():
+        return best
+    weights, temperature = model.priors.repeats, float(model.temperature().detach())
+    return merge_repeats(best, queries, vectors, items, weights, temperature, again=again, allow=allow)
+
+
+def query_vectors(model: TwoTower, store: FeatureStore, towers: Tensor, queries: Queries, *, dial: Float) -> Tensor:
     """Return the vectors float32 [B, D + P] that an index is searched with.
 
     Parameters
     ----------
     towers
         float32 [B, D]: output of the user tower.
-    items
-        float32 [n_item_rows, D + P]: vectors of the index.
-    again
-        bool [B]: queries whose seen items may be recommended; their most recent items are boosted.
     dial
         float32 [B]: popularity bias, from -1 to 1.
     """
-    device, width = towers.device, towers.shape[1]
+    device = towers.device
     points = torch.from_numpy(user_points(queries, store.location)).to(device)
     lengths = torch.from_numpy(queries.lengths).to(device)
     temperature = float(model.temperature().detach())
     scale, columns = model.priors.user_columns(lengths, points, temperature, torch.from_numpy(dial).to(device))
-    vectors = boost_recent_items(towers * scale, queries, items[:, :width], model.recent_item_weight(), again)
-    return torch.cat([vectors, columns.to(vectors)], dim=1)
+    return torch.cat([towers * scale, columns.to(towers)], dim=1)
 
 
 def user_points(queries: Queries, locations: Array) -> Float64:

@@ -1,10 +1,11 @@
-"""Add what is known without the towers to the score of an item: its popularity now and lately, and its distance from the user.
+"""Add popularity (at several half-lives) and distance to the score of the towers.
 
-    score(u, i) = a_g ⟨u, i⟩ + T · Σ_h w_gh log popularity_h(i) - T · c_g · distance²(u, i) / 2
+    score(u, i) = a_g ⟨u, i⟩ + T · Σ_h w_gh log popularity_h(i) + T · n_g · novelty(i) - T · c_g · distance²(u, i) / 2
 
-h runs over half-lives of events, and g is the group of the history's length. All of it is one inner product: an item vector is
-followed by its log popularities and its location, a user vector by their weights. The weights are fitted on the validation part, as
-a conditional logit (`trainers.calibration`); before that, all events count the same and distance does not count.
+h runs over the half-lives of events, and g is the group of the history length. Novelty is positive for items whose first events are
+recent. It counts only where there are several half-lives, and so times. The score is one inner product: popularity columns and
+location are appended to the item vector, and their weights to the user vector. The weights are fitted on the validation part as a
+conditional logit (`trainers.calibration`). Before, all events have the same weight, and novelty and distance have none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from twotower.models.repeats import WIDTH
 from twotower.search.reranking import POPULARITY_SCALE
 from twotower.utils.types import Json
 
@@ -34,11 +36,13 @@ class Priors(nn.Module):
 
     def __init__(self, prior: float, half_lives: tuple[float, ...]) -> None:
         super().__init__()
-        weights = torch.zeros(len(GROUPS), 2 + len(half_lives))
+        self.popularities = len(half_lives) + (len(half_lives) > 1)
+        """Number of columns H' of the popularity: one for each half-life, and the novelty."""
+        weights = torch.zeros(len(GROUPS), 2 + self.popularities)
         weights[:, 0], weights[:, 1] = 1.0, prior
         self.prior, self.half_lives = prior, half_lives
         self.weights: Tensor
-        """[G, 1 + H + 1]: weights of the towers, the log popularities (nats), and half the squared distance (1 / km²)."""
+        """[G, 1 + H' + 1]: weights of the towers, the popularity columns (nats), and half the squared distance (1 / km²)."""
         self.register_buffer("weights", weights)
         self.centre: Tensor
         """[3], km: origin of the coordinates of locations."""
@@ -46,31 +50,36 @@ class Priors(nn.Module):
         self.unlocated: Tensor
         """Half the squared distance, in km², that an item without a location counts as."""
         self.register_buffer("unlocated", torch.zeros(()))
+        self.repeats: Tensor
+        """[3], nats: weights of an item of the history; see `models.repeats`."""
+        self.register_buffer("repeats", torch.zeros(WIDTH))
         self.new_popularity: Tensor
         """Log popularity of new items, a scalar in nats; see `trainers.new_item_popularity`."""
         self.register_buffer("new_popularity", torch.zeros(()))
 
     @property
     def located(self) -> bool:
-        """Return whether distance counts."""
+        """Return True if the distance has a weight."""
         return bool(self.weights[:, -1].any())
 
     @property
     def width(self) -> int:
         """Return the number of columns P after the vector of the tower."""
-        return len(self.half_lives) + LOCATION * self.located
+        return self.popularities + LOCATION * self.located
 
     def popularity(self, logs: Tensor, new: Tensor) -> Tensor:
-        """Return the log popularities [n, H] of items, with a floor for new items.
+        """Return the popularity columns [n, H'] of items, with a floor for the log popularities of new items.
 
         Parameters
         ----------
         logs
-            float [n, H]: log popularities from events; NaN for an item without an event.
+            float [n, H']: log popularities from events, NaN for an item without an event; then the novelty.
         new
             bool [n]: items that training has not seen. They get `new_popularity` until their own exceeds it.
         """
-        return torch.where(new[:, None], torch.fmax(logs, self.new_popularity.to(logs.dtype)), logs)
+        counted, novelty = logs[:, : len(self.half_lives)], logs[:, len(self.half_lives) :]
+        floored = torch.where(new[:, None], torch.fmax(counted, self.new_popularity.to(logs.dtype)), counted)
+        return torch.cat([floored, novelty], dim=1)
 
     def item_columns(self, logs: Tensor, new: Tensor, points: Tensor) -> Tensor:
         """Return the columns [n, P] of items; `points` float [n, 3]: their points on the globe in km, NaN if unknown."""
@@ -114,16 +123,17 @@ class Priors(nn.Module):
 
     def popularity_weight(self, lengths: Tensor, temperature: float) -> Tensor:
         """Return the sum of the weights [B] of all log popularities in an inner product."""
-        return self.weights[group(lengths), 1:-1].sum(dim=1) * temperature
+        return self.weights[group(lengths), 1 : 1 + len(self.half_lives)].sum(dim=1) * temperature
 
     def as_json(self, temperature: float) -> Json:
-        """Return what a client of the ONNX graphs needs to append the columns: see `bundle.onnx_towers`."""
+        """Return the values that a client of the ONNX graphs needs to append the columns; see `bundle.onnx_towers`."""
         return {
             "groups": list(GROUPS),
             "half_lives_days": list(self.half_lives),
             "weights": [[round(value, 7) for value in row] for row in self.weights.tolist()],
             "centre_km": [round(value, 4) for value in self.centre.tolist()],
             "unlocated_km2": round(float(self.unlocated), 4),
+            "repeats": [round(value, 7) for value in self.repeats.tolist()],
             "temperature": temperature,
         }
 

@@ -52,7 +52,6 @@ class TwoTower(nn.Module):
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(config.temperature)), requires_grad=config.learn_temperature)
         self.priors = Priors(config.popularity_prior, layout.half_lives)
-        self.recent_item_boost = config.recent_item_boost if layout.ordered else 0.0
         self.reads_neighbours = any(spec.name == NEIGHBOURS for spec in static)
         self.neighbour_dropout = config.item_tower.neighbour_dropout
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
@@ -60,14 +59,6 @@ class TwoTower(nn.Module):
     def temperature(self) -> Tensor:
         """Return the scalar that divides inner products."""
         return self.log_temperature.exp()
-
-    def recent_item_weight(self) -> float:
-        """Return the factor of the most recent item's vector that is added to the user vector when seen items may be recommended.
-
-        It is 0 if the events have no order. It is not trained: histories of the any-event objective include later events, so
-        repeats look more predictable than they are at serving time.
-        """
-        return self.recent_item_boost * float(self.temperature().detach())
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

@@ -25,17 +25,17 @@ def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
     report = run_all(parse_config({"seed": seed, "data": {"source": "yelp", "path": str(raw)}}), out)
     assert report is not None
     recommender = Recommender.load(out / "bundle")
-    user, places = _known_user(recommender.dataset)
+    user, items = _known_user(recommender.dataset)
     say(f"\nTop 10 for {user}, a known user:\n")
     say(as_table(recommender.recommend(user=user)))
-    rows = recommender.dataset.item_rows(places)
+    rows = recommender.dataset.item_rows(items)
     names = [recommender.details.describe(int(row))["name"] for row in rows]
     say(f"\nTop 10 for an unknown user with the history {', '.join(names[:-1])} and {names[-1]}:\n")
-    say(as_table(recommender.recommend(history=places)))
+    say(as_table(recommender.recommend(history=items)))
     category = (recommender.details.describe(int(rows[-1]))["categories"] or ["Restaurants"])[0]
-    where = f'category == "{category}" and within(5)'
-    say(f"\nTop 10 for the same user with the filter {where}:\n")
-    say(as_table(recommender.recommend(history=places, filter=where)))
+    condition = f'category == "{category}" and within(5)'
+    say(f"\nTop 10 for the same user with the filter {condition}:\n")
+    say(as_table(recommender.recommend(history=items, filter=condition)))
     say("\n" + verdict(report, out))
 
 

@@ -49,19 +49,19 @@ class MachineInfo:
     python
         Version (major, minor).
     driver
-        Whether NVIDIA's driver is loaded, even if PyTorch cannot use it.
+        True if NVIDIA's driver is loaded, even if PyTorch cannot use it.
     cores
         Number of CPU cores available to this process.
     folder, disk_free_bytes
         Working folder, and the free space of its disk.
     asked
-        Whether the caller named the folder of raw files.
+        True if the caller named the folder of raw files.
     raw
         Folders with raw files; with `asked`, only the named folder, with or without files.
     extras
         Optional parts: name → missing packages.
     kaggle
-        Whether this is a Kaggle machine.
+        True on Kaggle.
     """
 
     python: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Find out what raw data the command line was given: a Yelp folder, tables whose columns are guessed, or a dataset by name."""
+"""Identify the raw data of a command: a Yelp folder, tables whose columns are guessed, or a public dataset by name."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAX_TABLES = 12
 
 @dataclass(frozen=True)
 class RawData:
-    """The raw data that a command was given.
+    """The raw data of a command.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class RawData:
 
     @property
     def lines(self) -> list[str]:
-        """Two lines that say what was guessed, or one that names the dataset; none for a Yelp folder."""
+        """Two lines about the guess, or one with the name of the dataset; empty for a Yelp folder."""
         if self.guess is None:
             return [self.note] if self.note else []
         words = [*map(str, self.files), *(word for option in role_options(self.named) for word in option), "--out", "shop.yaml"]
@@ -61,14 +61,14 @@ class RawData:
 
 
 def find_raw_data(paths: Sequence[Path], named: Mapping[str, str] | None = None) -> RawData:
-    """Describe raw data: a folder with Yelp files stays one; the columns of other files are guessed.
+    """Describe raw data: find Yelp files in a folder, or guess the columns of tables.
 
     Parameters
     ----------
     paths
         A folder, or files of tables.
     named
-        Columns by role that you know, such as {"user": "customer"}.
+        Role → column, for the roles that you know, such as {"user": "customer"}.
 
     Raises
     ------
@@ -94,14 +94,14 @@ def role_options(named: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _with_split(settings: dict[str, Any]) -> dict[str, Any]:
-    """Add a split that needs no times where the interactions have none."""
+    """Add a leave-one-out split if the interactions have no times."""
     data = settings.get("data", {})
     timed = data.get("source") == "sessions" or data.get("interactions", {}).get("time")
     return settings if not data or timed else settings | {"prepare": {"split": {"kind": "leave_one_out"}}}
 
 
 def _samples(files: Sequence[Path]) -> Iterator[Sample]:
-    """Yield a sample of each file; files of one name are named with their folder."""
+    """Yield a sample of each file; files of the same name get their path as name."""
     names = [file.name for file in files]
     for file in files:
         sample = read_sample(file)
@@ -147,32 +147,32 @@ def _ending(path: Path) -> str:
 def load_raw_config(
     data: Sequence[str], named: Mapping[str, str], config_path: Path | None, overrides: Sequence[str]
 ) -> tuple[Config, RawData]:
-    """Return the settings of a command that reads raw data, and what the data are.
+    """Return the settings of a command that reads raw data, and a description of the data.
 
     Parameters
     ----------
     data
-        A folder, files, or the name of a dataset; empty: the configuration says it.
+        A folder, files, or the name of a public dataset; empty: the configuration describes the data.
     named
-        Columns by role that you know.
+        Role → column, for the roles that you know.
     config_path, overrides
-        As for `load_config`; they win over what is found in the data.
+        As for `load_config`; they override the guess.
 
     Raises
     ------
     DataError
-        The guess has questions (the message is the first one), or a dataset by name has not been downloaded.
+        The guess has open questions (the message is the first one), or a public dataset has not been downloaded.
     ConfigError
-        The configuration describes the tables, and `data` is more than the folder of its files.
+        The configuration describes the tables, and `data` is not just the folder of its files.
     """
     if not data:
         return load_config(config_path, list(overrides)), RawData({})
-    given = _described(read_settings(config_path, list(overrides)))
-    if given:
+    described = _described(read_settings(config_path, list(overrides)))
+    if described:
         if len(data) > 1 or Path(data[0]).is_file() or named:
             raise ConfigError(
-                f"The configuration already describes the data ({given}), so {data[0]} is not guessed. "
-                "Give --data the folder of its files alone, or leave these settings out."
+                f"The configuration already describes the data ({described}), so {data[0]} is not guessed. "
+                "Pass only the folder of its files with --data, or leave these settings out."
             )
         return load_config(config_path, [*overrides, f"data.path={json.dumps(data[0])}"]), RawData({})
     known = named_dataset(data[0]) if len(data) == 1 and data[0] in names() else None
@@ -187,12 +187,12 @@ def load_raw_config(
     config = load_config(config_path, list(overrides), base=raw.settings)
     if known and not config.data.path.is_dir():
         how = f"Run: twotower datasets get {known.name}" if known.files else f"Download it at {known.address}"
-        raise DataError(f"{known.name} is not here: {config.data.path} is no folder. {how}, or set data.path to its folder.")
+        raise DataError(f"{known.name} is missing: {config.data.path} is not a folder. {how}, or set data.path to its folder.")
     return config, raw
 
 
 def _described(settings: dict[str, Any]) -> str:
-    """Return the settings that say what the files hold, or "": then the files are looked at."""
+    """Return the names of settings that describe the files; "" if there are none, so that the columns are guessed."""
     data = settings.get("data") or {}
     sections = [name for name in ("interactions", "items", "users") if isinstance(data.get(name), dict) and data[name].get("path")]
     return (
@@ -201,7 +201,7 @@ def _described(settings: dict[str, Any]) -> str:
 
 
 def account(config: Config) -> list[str]:
-    """Read the raw data of a configuration, and return what was read as lines: rows and rejects by file, sizes, ids that differ."""
+    """Read the raw data of a configuration, and return the account as lines: rows and rejects by file, sizes, ids that differ."""
     with TemporaryDirectory() as folder:
         rejects = Rejects(Path(folder) / "rejects.jsonl", max_frac=1.0)
         engine = open_engine(config.prepare, Path(folder) / "spill")

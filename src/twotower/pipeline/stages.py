@@ -300,7 +300,7 @@ def run_all(
     Parameters
     ----------
     refit
-        What a refit takes from the run that it repeats.
+        Values that a refit takes from its run.
     tables
         Tables in memory by name, for the `tables` source; see `prepare`.
 

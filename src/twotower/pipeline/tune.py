@@ -43,7 +43,7 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Search:
-    """What every process of a search needs.
+    """Settings and folders that every process of a search needs.
 
     Attributes
     ----------

@@ -36,7 +36,7 @@ HEADER = "# Written by `twotower tune`: trial {number}, validation {metric} {val
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a search has found so far.
+    """State of a search: finished trials, default and best.
 
     Attributes
     ----------
@@ -83,7 +83,7 @@ class TuneResult:
 
     @property
     def beats(self) -> bool:
-        """Whether the best trial is better than the default recipe by more than the noise."""
+        """True if the best trial beats the default recipe by more than the noise."""
         return self.difference is not None and self.difference.low > 0
 
     @cached_property

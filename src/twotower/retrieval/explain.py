@@ -21,10 +21,10 @@ from torch import Tensor
 from twotower.bundle.bundle import Bundle
 from twotower.features.batches import ItemBatch, UserBatch
 from twotower.models.neural_retriever import user_points
+from twotower.models.repeats import repeats_of
 from twotower.retrieval.request import Reason
 from twotower.retriever import Queries
-from twotower.schema import FIRST_ROW, UNKNOWN
-from twotower.search.reranking import REVISITS, boost_recent_items
+from twotower.schema import UNKNOWN
 from twotower.utils.types import Float, Int
 
 MAX_REASONS, MAX_LABEL_CHARS = 10, 80
@@ -41,6 +41,7 @@ LABELS = {
     ("item", "popularity"): "popularity",
     ("item", "new"): "new item",
     ("item", "distance"): "distance",
+    ("item", "repeat"): "seen before",
     ("item", "state"): "item activity: number, recency and stars of events",
 }
 
@@ -57,6 +58,8 @@ class Shares:
         float32 [k, V], [k, user fields], [k, item fields].
     popularity, distance
         float32 [k]: see `models.priors`.
+    repeat
+        float32 [k]: bonus of the items of the history; see `models.repeats`. Zeros if they were not ranked.
     """
 
     visited: Int
@@ -65,6 +68,7 @@ class Shares:
     item: Float
     popularity: Float
     distance: Float
+    repeat: Float
 
 
 class Explainer:
@@ -93,20 +97,22 @@ class Explainer:
         temperature = float(self.model.temperature().detach())
         scale, columns = self.model.priors.user_columns(lengths, points, temperature, torch.zeros(1))
         known = (self._columns_of_items[torch.from_numpy(rows)] * columns).numpy()
-        popularities, factor = len(self.model.priors.half_lives), float(scale)
+        popularities, factor = self.model.priors.popularities, float(scale)
         item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
-        weight = self.model.recent_item_weight() if again else 0.0
-        drawn = boost_recent_items(user_vectors * factor, asked, self.vectors, weight, np.ones(len(rows), np.bool_))
-        item = self._item_side(item_batch, drawn)
-        read, latest = history.item_row[-self.store.max_history :], history.item_row[-len(REVISITS) :][::-1] if weight else ()
-        visited = np.unique(np.concatenate([read, np.asarray(latest, np.int64)]))
+        item = self._item_side(item_batch, user_vectors * factor)
+        visited, at = np.unique(history.item_row[-self.store.max_history :], return_inverse=True)
         summed = np.zeros((len(visited), len(rows)), np.float32)
-        np.add.at(summed, np.searchsorted(visited, read), visits.T * factor)
-        for share, row in zip(REVISITS, latest, strict=False):
-            if row >= FIRST_ROW:
-                summed[np.searchsorted(visited, row)] += weight * share * (items @ self.vectors[row]).numpy()
+        np.add.at(summed, at, visits.T * factor)
         popularity, distance = known[:, :popularities].sum(axis=1), known[:, popularities:].sum(axis=1)
-        return Shares(visited, summed.T, user * factor, item, popularity, distance)
+        repeat = self._repeat(history, rows, temperature) if again else np.zeros(len(rows), np.float32)
+        return Shares(visited, summed.T, user * factor, item, popularity, distance, repeat)
+
+    def _repeat(self, history: Queries, rows: Int, temperature: float) -> Float:
+        """Return the bonus float32 [k] of item rows as items of the history, 0 for others."""
+        found = repeats_of(history, np.ones(1, np.bool_))
+        bonus = np.zeros(len(self.vectors), np.float32)
+        bonus[found.item_row] = temperature * (found.features @ self.model.priors.repeats.double().numpy())
+        return bonus[rows]
 
     def reasons(self, history: Queries, rows: Int, *, again: bool = False) -> list[tuple[Reason, ...]]:
         """Return the reasons of each item: the contributions with the largest absolute values."""
@@ -124,6 +130,7 @@ class Explainer:
         for name, share in {
             "new" if self._new[row] else "popularity": shares.popularity[j],
             "distance": shares.distance[j],
+            "repeat": shares.repeat[j],
         }.items():
             if abs(share) >= MIN_SHARE:
                 yield Reason("item", name, LABELS["item", name], round(float(share), 4))

@@ -1,14 +1,14 @@
 """Recommend items from a bundle: for known users, for unknown users by their history, with filters.
 
     recommender = Recommender.load(Path("runs/town/bundle"))
-    recommender.recommend(history=["b_17", "b_230", "b_5"], k=10, filter='category == "Mexican" and within(5)')
+    recommender.recommend(history=["P0001", "P0005"], k=10, filter='category == "Mexican" and within(5)')
 
 Python, the command line and HTTP use the same pipeline:
 
     read (ids → rows) ─▶ user tower ─▶ filter ─▶ search ─▶ popularity and diversity ─▶ describe ─▶ explain
 
-With the exact index, a request has the same answer alone and in a batch, except for items whose scores differ only in the last
-digit. An approximate index searches as widely as the largest request of the batch needs, so a batch can only improve a list.
+With the exact index, a request has the same answer alone and in a batch, up to rounding of scores. An approximate index uses the
+search width of the largest request of the batch, so a batch can only improve a list.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from twotower.search.topk import top_k
 from twotower.utils.ids import Id, id_types
 from twotower.utils.types import Float, Int, Mask
 
-HOME_EVENTS = 100  # last events of a history that give the home location
+HOME_EVENTS = 100  # latest events of a history that define the home location
 CANDIDATES_PER_ITEM, MIN_CANDIDATES = 5, 50  # candidates for the diversity re-ranking
 TRUST_EVENTS = 3  # events of a history at which the confidence is 0.5
 
@@ -190,9 +190,9 @@ class Recommender:
         """
         if user is None and history is None:
             raise RequestError("Neither user nor history is given. Pass a user id, a history of item ids, or both.")
-        visits = tuple(event if isinstance(event, HistoryEvent) else HistoryEvent(event) for event in history or ())
+        events = tuple(event if isinstance(event, HistoryEvent) else HistoryEvent(event) for event in history or ())
         dials = {"exclude_seen": exclude_seen, "diversity": diversity, "popularity": popularity, "explain": explain}
-        (answer,) = self.answer([Request(user=user, history=visits, k=k, filter=filter, near=near, **dials)])  # type: ignore[arg-type]
+        (answer,) = self.answer([Request(user=user, history=events, k=k, filter=filter, near=near, **dials)])  # type: ignore[arg-type]
         if history is None and not answer.user_known:
             raise RequestError(f"Unknown user {user!r}. For a user that is not in the bundle, pass a history of item ids.")
         return answer.items
@@ -238,8 +238,8 @@ class Recommender:
                     parsed[i] = one, home, self._mask(one, home, now)
             except RequestError as error:
                 found[i] = error
-        for speaks, search in ((True, self._search), (False, self._search_nothing_known)):
-            chosen = [i for i, (one, _, _) in parsed.items() if one.speaks == speaks]
+        for informed, search in ((True, self._search), (False, self._search_fallback)):
+            chosen = [i for i, (one, _, _) in parsed.items() if one.speaks == informed]
             if chosen:
                 parts = [parsed[i] for i in chosen]
                 lists = search([one for one, _, _ in parts], _allowed([mask for _, _, mask in parts]), stages)
@@ -250,22 +250,18 @@ class Recommender:
     def _search(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
         queries = to_queries(parsed)
         with stages("tower"):
-            again = np.array([not one.request.exclude_seen for one in parsed])
             dial = np.array([one.request.popularity for one in parsed], np.float32)
-            vectors = self.bundle.query_vectors(queries, again, dial)
+            vectors = self.bundle.query_vectors(queries, dial)
         with stages("search"):
-            seen = [one.history.item_row if one.request.exclude_seen else one.history.item_row[:0] for one in parsed]
-            exclude = (np.append(0, np.cumsum([len(rows) for rows in seen])), np.concatenate(seen))
+            again = np.array([not one.request.exclude_seen for one in parsed])
             most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_item_rows)
-            best = self.index.search(vectors, most, exclude=exclude, allow=allow)
+            best = self.bundle.search(vectors, queries, most, again=again, allow=allow)
             lists = [self._cut(one.request, best, b) for b, one in enumerate(parsed)]
         popularity = self.bundle.arrays.vectors[:, self.bundle.vectors.shape[1]]  # of all events
-        extra = (dial * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
-        return [("model", rows, scores - extra[b] * popularity[rows]) for b, (rows, scores) in enumerate(lists)]
+        bias = (dial * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
+        return [("model", rows, scores - bias[b] * popularity[rows]) for b, (rows, scores) in enumerate(lists)]
 
-    def _search_nothing_known(
-        self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages
-    ) -> list[tuple[Source, Int, Float]]:
+    def _search_fallback(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
         recent_event_count, locations = self.bundle.arrays.recent_event_count, self._locations
         lists: list[tuple[Source, Int, Float]] = []
         with stages("search"):
@@ -303,9 +299,9 @@ class Recommender:
         return np.count_nonzero(mask) / max(self.dataset.n_items, 1)
 
     def _home(self, rows: Int) -> Home:
-        """Return the location of the history with the smallest total distance to all others.
+        """Return the location of the history with the smallest total distance to all others (the medoid).
 
-        A mean could lie between two towns, where the user never is.
+        The mean could be between two towns.
         """
         locations = self._locations[rows]
         known = locations[np.isfinite(locations).all(axis=1)][-HOME_EVENTS:]

@@ -55,8 +55,8 @@ class Request:
         Time of the request in seconds; only events before it count. None: the time of the bundle, or just after the latest event of
         the history if that is later.
     exclude_seen
-        Exclude the items of the history. If False, the most recent items and items similar to them are boosted; see
-        `reranking.boost_recent_items`.
+        Exclude the items of the history. If False, they are ranked too, by weights learned from how users repeat; see
+        `models.repeats`.
     diversity
         0 … 1: penalty for items that are similar to higher-ranked items (MMR).
     popularity

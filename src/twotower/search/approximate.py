@@ -1,8 +1,8 @@
 """Provide the base class of approximate indexes, and the int8 index.
 
-A subclass proposes more candidates than requested; they are scored exactly with the original vectors. The search itself applies the
-filter. With few allowed items, an exact scan of them is cheaper than a search. The break-even is measured when the index is built
-(`exact_scan_below`).
+A subclass proposes more candidates than requested, and the original vectors give their exact scores. The search itself applies the
+filter. If few items are allowed, an exact scan of them is cheaper than a search. The break-even point (`exact_scan_below`) is
+measured when the index is built.
 
 The exact scan is also used in two other cases: the search returns too few candidates, or the filter is anti-correlated with the
 query, so the approximate search missed candidates. The second case is detected with a sample of all items: far more of them score
@@ -39,7 +39,6 @@ _PROBE_K = 100
 _EVERY = 10  # each measured scan reads every tenth item
 _SPREAD = 4096  # int8 vectors converted to floats at a time: they stay in the CPU cache
 
-
 _SHARED: dict[str, Any] = {"exact_scan_below": 0, "balance": []}
 
 
@@ -51,10 +50,10 @@ class Approximate(Index):
     structure
         Search structure that a subclass built.
     settings
-        Besides those of the subclass: "rescore_factor" (candidates scored exactly, as a multiple of k), "ef_search" or "nprobe"
-        (search width, if the kind has one), "exact_scan_below" (allowed items that an exact scan reads in the time of one search),
-        "balance" (factors on the last components of the vectors in the structure; those of queries are divided by them, so a
-        component with a small weight in queries does not decide which items are neighbours).
+        In addition to those of the subclass: "rescore_factor" (candidates scored exactly, as a multiple of k), "ef_search" or
+        "nprobe" (search width, if the kind has one), "exact_scan_below" (allowed items that an exact scan reads in the time of one
+        search), and "balance" (factors of the last components of the vectors in the structure). Queries are divided by the factors,
+        so that a component with a small weight in queries does not dominate the distance between items.
     """
 
     DEFAULTS: ClassVar[dict[str, Any]]
@@ -142,7 +141,10 @@ class Approximate(Index):
         return bool(read <= self.settings["exact_scan_below"] * effort / self._effort(0, 1.0))
 
     def _lost(self, query: Float, found: Recommendations, rarity: float) -> bool:
-        """Return True if the worst item found ranks much lower among all items than if a random one in `rarity` were allowed."""
+        """Return True if the search missed candidates: the worst result ranks much lower than with a random filter.
+
+        `rarity` is the number of all items per allowed item.
+        """
         if self.LOOKS_EVERYWHERE:
             return False
         above = np.count_nonzero(self._sample @ query > found.scores[0, -1])
@@ -150,9 +152,9 @@ class Approximate(Index):
         return bool(above > 2 * expected + 3)
 
     def _effort(self, fetch: int, share: float) -> float:  # noqa: ARG002 - constant if every item is scored
-        """Return the search width that keeps the recall for a long list or a filter that allows `share` of the items.
+        """Return the search width that keeps the recall for `fetch` candidates and a filter that allows `share` of the items.
 
-        In the unit of "ef_search" or "nprobe".
+        The unit is that of "ef_search" or "nprobe".
         """
         return 1.0
 

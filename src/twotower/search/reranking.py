@@ -1,15 +1,11 @@
-"""Re-rank: popularity bias, recent-item boost, diversity (MMR), and the fallback for unknown users."""
+"""Re-rank: popularity bias, diversity (MMR), and the fallback for unknown users."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from twotower.features.geo import distances_km
-from twotower.retriever import Queries
-from twotower.schema import FIRST_ROW
-from twotower.utils.types import Float, Int, Mask
+from twotower.utils.types import Float, Int
 
 POPULARITY_SCALE = 0.1
 """Change of the weight of the log popularity of all events at a popularity bias of 1 (or, with opposite sign, −1)."""
@@ -17,35 +13,6 @@ NEARBY_KM = 3.0
 """Distance that reduces the score like e times fewer recent events."""
 UNPLACED = 10.0
 """Distance of items without coordinates, in units of `NEARBY_KM`."""
-REVISITS = tuple(0.5**back for back in range(16))
-"""Weights of the last events in the recent-item boost, newest first."""
-
-
-def boost_recent_items(vectors: Tensor, history: Queries, items: Tensor, weight: float, again: Mask) -> Tensor:
-    """Return user vectors [B, D] shifted towards the most recent items, for queries that may get seen items again.
-
-    The vector of the last item is added with `weight`, the one before with half of it, and so on. Recent items, and to a lesser
-    extent items similar to them, get higher inner products, with any index.
-
-    Parameters
-    ----------
-    items
-        [n_item_rows, D]: unit vectors.
-    weight
-        See `TwoTower.recent_item_weight`.
-    again
-        bool [B]: queries whose seen items may be recommended.
-    """
-    if not weight or not again.any():
-        return vectors
-    drawn = vectors.clone()
-    start, last = history.offsets[:-1], history.offsets[1:] - 1
-    for back, share in enumerate(REVISITS):
-        asked = np.flatnonzero(again & (last - back >= start))
-        rows = history.item_row[last[asked] - back]
-        asked, rows = asked[rows >= FIRST_ROW], rows[rows >= FIRST_ROW]
-        drawn[torch.from_numpy(asked)] += weight * share * items[torch.from_numpy(rows)]
-    return drawn
 
 
 def mmr(scores: Float, vectors: Float, k: int, diversity: float) -> Int:

@@ -62,7 +62,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
     access
         Keys with their roles, allowed hosts and origins.
     clients
-        What each client uses, shared with the server that accepts connections.
+        Usage of each client, shared with the server that accepts connections.
     """
     app = FastAPI(
         **ABOUT,

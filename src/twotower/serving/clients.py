@@ -60,7 +60,7 @@ class RateLimiter:
 
 
 class Clients:
-    """What all clients use, with the limits of each.
+    """Usage of all clients, with the limits of each.
 
     Parameters
     ----------

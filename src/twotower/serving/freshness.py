@@ -1,6 +1,6 @@
 """Refresh the items of a served bundle with the accepted events.
 
-Each loaded bundle has its own `bundle.refresh.Refresher`, which reads the events that came since its last refresh.
+Each loaded bundle has a `bundle.refresh.Refresher`, which reads the events accepted since its last refresh.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from twotower.serving.prometheus import Meters
 from twotower.utils.console import log
 from twotower.utils.types import Json
 
-PART = 10_000  # events passed on at once: between two parts, answers can be computed
+PART = 10_000  # events added at a time: between two parts, requests can be answered
 
 
 class RefreshError(BusyError):
-    """The items could not be refreshed; the last ones stay in use."""
+    """A refresh of the items failed; the previous item vectors stay in use."""
 
 
 class Freshness:
-    """Refreshes the items of one loaded bundle. Its calls may come from several threads; they take turns.
+    """Refreshes the items of one loaded bundle. Can be used from several threads: calls run one at a time.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Freshness:
 
     @property
     def counts(self) -> RefreshCounts:
-        """Return what became of the accepted events at the last refresh."""
+        """Return the counts of the accepted events at the last refresh."""
         return self._refresher.counts
 
     def refresh(self, version: Version) -> Version:
@@ -52,13 +52,13 @@ class Freshness:
         Raises
         ------
         RefreshError
-            The event store does not respond, or the computation fails. The log says why.
+            The event store does not respond, or the computation fails. The log has the reason.
         """
         began = time.perf_counter()
         try:
             with self._lock:
                 fresh = self._refreshed(version)
-        except Exception as error:  # whatever it is: the last items stay in use, and the next refresh tries again
+        except Exception as error:  # after any error, the previous items stay in use, and the next refresh tries again
             if self._journal.closing:
                 return version
             why = " ".join(f"{type(error).__name__}: {error}".split())
@@ -74,7 +74,7 @@ class Freshness:
     def _refreshed(self, version: Version) -> Version:
         self._journal.catch_up()
         accepted = self._journal.log()
-        if accepted is not self._log:  # the store has lost entries, and all were read again
+        if accepted is not self._log:  # the store has lost entries, so all were read again
             if self._taken:
                 self._refresher = self._refresher.emptied()
             self._log, self._taken = accepted, 0
@@ -97,7 +97,7 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One bundle version that is served, with its items as of a time."""
+    """The served version of a bundle, with its items as of a time."""
 
     path: Path
     engine: Engine
@@ -105,5 +105,5 @@ class Version:
     freshness: Freshness
 
     def about(self) -> Json:
-        """Return what every answer says of its origin."""
+        """Return the fields that identify the version in every response."""
         return {"version": self.engine.version, "as_of": self.engine.as_of}

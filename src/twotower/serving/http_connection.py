@@ -35,7 +35,7 @@ RESERVED_PATHS = ("/health/", "/metrics")
 
 
 class ConnectionHost(Host, Protocol):
-    """What a connection needs of the server."""
+    """Interface of the server that a connection uses."""
 
     loop: asyncio.AbstractEventLoop
     root_path: str
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Tell the application, and give the place back."""
+        """Notify the application, and release the slot."""
         self.lost = True
         self.stop_waiting()
         self.drained.set()

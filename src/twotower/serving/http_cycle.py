@@ -47,7 +47,7 @@ class Request:
 
 
 class Host(Protocol):
-    """What a request needs of the server."""
+    """Interface of the server that a request uses."""
 
     limits: Limits
     clients: Clients
@@ -60,7 +60,7 @@ class Host(Protocol):
 
 
 class Wire(Protocol):
-    """What a request needs of its connection."""
+    """Interface of the connection that a request uses."""
 
     transport: Any
     client: str

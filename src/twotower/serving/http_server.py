@@ -35,7 +35,7 @@ CROWD_IDLE_S = 1.0  # keep-alive time when more than half of the connections are
 OTHER_FILES = 96  # descriptors for everything but connections
 BACKLOG = 2048
 ACCEPTED_AT_ONCE = 1.0
-ADMITTED, TURNED_AWAY = 0.25, 0.03  # of the work between two turns
+ADMITTED, TURNED_AWAY = 0.25, 0.03  # cost of a connection, as a share of the work between two turns of the event loop
 
 
 class HttpServer:
@@ -146,7 +146,7 @@ class HttpServer:
                 accepted.close()
 
     def _admit(self, host: str) -> Connection | None:
-        """Return a connection that has its place, if necessary that of another; None if there is none."""
+        """Return an admitted connection, if necessary after closing an idle one; None if none can be admitted."""
         if not self.clients.arrives(host):
             return None
         crowd: Refusal | None = None
@@ -167,7 +167,7 @@ class HttpServer:
         return connection
 
     def _evict(self, connections: dict[Connection, None], useless: Callable[[Connection], bool]) -> bool:
-        """End the oldest useless connection. Return False if there is none."""
+        """Close the longest idle connection. Return False if there is none."""
         oldest = next(filter(useless, connections), None)
         if oldest is None:
             return False
@@ -186,7 +186,7 @@ class HttpServer:
             self.leave(connection)
 
     def _turn_away(self, accepted: socket.socket) -> None:
-        """Close a connection that has no place."""
+        """Close a connection that was not admitted."""
         self.refused("busy")
         with accepted:
             if self.tls is None:
@@ -195,14 +195,14 @@ class HttpServer:
                     accepted.send(self._no_place)
 
     def leave(self, connection: Connection) -> None:
-        """Give the place of a connection back; a second call does nothing."""
+        """Release the slot of a connection; a second call does nothing."""
         if connection.crowd is not None:
             self._reserved.pop(connection, None)
         elif self._connections.pop(connection, connection) is None:
             self.clients.leave(connection.address)
 
     def begin(self, connection: Connection) -> None:
-        """Run the request of a connection now, or when fewer requests of its client are in progress."""
+        """Run the request of a connection now, or once fewer requests of its client are in progress."""
         client, request = connection.client, connection.requests[0]
         free = not self.limits.rate or request.scope["path"].startswith(RESERVED_PATHS) or self.clients.trusts(connection.address)
         if free:
@@ -215,7 +215,7 @@ class HttpServer:
             self._lines.setdefault(client, deque()).append(connection)
 
     def ended(self, client: str) -> None:
-        """Count a request of a client as done, and run the next that waits."""
+        """Count a request of a client as finished, and run the next waiting one."""
         line = self._lines.get(client, deque())
         while line:
             connection = line.popleft()
@@ -227,7 +227,7 @@ class HttpServer:
         take(self._running, client, 1)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine as a task that stopping waits for."""
+        """Run a coroutine as a task; the shutdown waits for it."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -64,7 +64,7 @@ SHARED = (b"access-control-allow-headers", b"authorization, content-type, x-requ
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What the middleware needs of the server.
+    """Interface of the server that the middleware uses.
 
     Attributes
     ----------

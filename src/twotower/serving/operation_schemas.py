@@ -26,7 +26,7 @@ class ReloadOut(BaseModel):
 
 
 class ItemEventsOut(BaseModel):
-    """What became of the accepted events."""
+    """Counts of the accepted events by their effect."""
 
     counted: int = Field(examples=[5021], description="They changed their items.")
     in_bundle: int = Field(examples=[12], description="The bundle contains them already, or keeps no repeated events.")

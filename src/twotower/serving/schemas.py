@@ -78,7 +78,7 @@ class RecommendIn(Accepted):
     time_s: Moment | None = Field(
         None, description="Time of the request in seconds since 1970. Later events are ignored. Default: the end of the events."
     )
-    exclude_seen: bool = Field(True, description="Exclude items of the history. If false, the most recent ones are boosted.")
+    exclude_seen: bool = Field(True, description="Exclude items of the history. If false, they are ranked too.")
     diversity: float = Field(0.0, ge=0, le=1, description="Diversity (MMR): penalises items similar to higher-ranked items.")
     popularity: float = Field(0.0, ge=-1, le=1, description="Popularity bias: below 0 favours rare items, above 0 popular items.")
     strict: bool = Field(

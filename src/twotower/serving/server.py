@@ -55,7 +55,7 @@ class Options:
 def serve(options: Options) -> None:
     """Check the options, listen, load the bundle and serve until SIGTERM or SIGINT. SIGHUP reads the bundle again.
 
-    What can fail quickly is tried first: keys, certificate, port, event store.
+    Fast checks come first: keys, certificate, port, event store.
 
     Raises
     ------

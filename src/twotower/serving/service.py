@@ -95,7 +95,7 @@ class Service:
         return any(lane.waiting_of(client) > waiting // 2 or lane.waiting >= waiting for lane in (self.answers, self.heavy))
 
     async def recommend(self, body: RecommendIn, client: str = "") -> tuple[Json, bytes]:
-        """Return what the answer is from (`Version.about`) and the list of a request as JSON.
+        """Return the version (`Version.about`) and the list of a request as JSON.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class Service:
             return version, self._as_json(found)
 
     async def recommend_many(self, bodies: Sequence[RecommendIn], client: str = "") -> tuple[Json, list[bytes]]:
-        """Return what the answers are from and for each request its list as JSON, or its error under "error".
+        """Return the version, and for each request its list as JSON, or its error under "error".
 
         Raises
         ------
@@ -130,21 +130,21 @@ class Service:
         current, deadline = self.current, time.perf_counter() + self.limits.queue_timeout_s
         lanes = [self.heavy if body.weight >= HEAVY_WEIGHT else self.answers for body in bodies]
         groups = [(lane, [at for at, one in enumerate(lanes) if one is lane]) for lane in dict.fromkeys(lanes)]
-        for lane, places in groups:
-            lane.admit(len(places), deadline, client)  # before any work, so that a rejection costs little
+        for lane, positions in groups:
+            lane.admit(len(positions), deadline, client)  # before any work, so that a rejection costs little
         questions = [Question(body.request(), self.journal.of(body.user) if body.user else (), body.strict) for body in bodies]
         futures: dict[int, asyncio.Future[Any]] = {}
-        for lane, places in groups:
-            weights = [bodies[at].weight for at in places]
-            submitted = lane.submit(current.engine.answer, [questions[at] for at in places], deadline, client, weights)
-            futures |= dict(zip(places, submitted, strict=True))
+        for lane, positions in groups:
+            weights = [bodies[at].weight for at in positions]
+            submitted = lane.submit(current.engine.answer, [questions[at] for at in positions], deadline, client, weights)
+            futures |= dict(zip(positions, submitted, strict=True))
         found = await asyncio.gather(*(futures[at] for at in range(len(bodies))), return_exceptions=True)
         if self.telemetry is not None:
             self.telemetry.answers(one.answer for one in found if isinstance(one, Listed))
         return current.about(), found
 
     async def similar(self, item_id: str, k: int, filter: str | None, client: str = "") -> tuple[Json, list[Json]]:
-        """Return what the answer is from and the items most similar to an item."""
+        """Return the version, and the items most similar to an item."""
         current = self.current
         deadline = time.perf_counter() + self.limits.queue_timeout_s
         with _part(), self._traced("search"):

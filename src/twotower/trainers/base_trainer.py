@@ -53,7 +53,7 @@ class TrainingState:
 
 
 class BaseTrainer:
-    """Train `model` as `config.training` says, and write to `out`.
+    """Train `model` with the settings `config.training`, and write to `out`.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class BaseTrainer:
     interruptible
         True: Ctrl-C ends the training as `Training.stop` does. False: it raises `KeyboardInterrupt`.
     training
-        What the callbacks see.
+        State of the training that callbacks read.
     """
 
     def __init__(self, model: nn.Module, config: Config, out: Path, *, data: str) -> None:
@@ -169,13 +169,13 @@ class BaseTrainer:
                 self.training.stopped = self.training.interrupted = True
             if self.state.best_step == 0 or (self.training.stopped and self.losses.count and not self.training.interrupted):
                 self._validate()
-        if not self.training.interrupted:  # it may have ended amid a step
+        if not self.training.interrupted:  # an interruption may be in the middle of a step
             self._save("last.pt")
         log.info(self.state.summary(self.settings.eval_metric))
         return self.state
 
     def _loop(self) -> None:
-        """Make steps until the last one, until the metric stops improving, or until a callback stops the training."""
+        """Train until the last step, until the metric stops improving, or until a callback stops the training."""
         while self.state.step < self.schedule.last_step and not self._done():
             for batch in self.batches(self.state.epoch, self.state.step_in_epoch):
                 self._step(batch)

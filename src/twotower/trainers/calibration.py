@@ -1,4 +1,4 @@
-"""Fit the weights of a score on the validation part: of the towers, the popularity at several half-lives, and the distance.
+"""Fit the weights of a score on the validation part: towers, popularity at several half-lives, novelty, distance, repeats.
 
 The validation targets are choices from the whole catalogue, so the weights are those of a conditional logit (McFadden, 1974). The
 likelihood is concave; Newton's method finds its maximum. A penalty keeps the weights of training where the part says little. Where
@@ -23,8 +23,9 @@ from twotower.models.neural_retriever import PORTION, RefreshedRetriever, item_p
 from twotower.models.priors import GROUPS, Priors, group
 from twotower.models.two_tower import TwoTower
 from twotower.schema import DAY_S, FIRST_ROW
+from twotower.trainers.repeat_weights import fit_repeats
 from twotower.utils.config import Config
-from twotower.utils.documents import CalibrationRecord
+from twotower.utils.documents import CalibrationRecord, RepeatsRecord
 from twotower.utils.ragged import ragged_arange
 from twotower.utils.types import Float64
 
@@ -52,7 +53,7 @@ class Block:
     towers
         float32 [B, n]: logits of the towers; -inf for items that may not be recommended.
     popularity
-        float32 [n, H]: log popularities of the items.
+        float32 [n, H']: popularity columns of the items; see `Priors`.
     user, item
         float64 [B, 5] and [n, 5]: location columns; their product is minus half the squared distance in km².
     query, target
@@ -105,13 +106,14 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
 
     before = figure()
     _place(priors, item_points(system.store), user_points(sample.queries, system.store.location))
-    fitted, unit = _fit(priors, list(_blocks(system, sample, exclude_seen=config.evaluation.exclude_seen)))
+    fitted, unit = _fit(priors, list(_blocks(system, sample)))
     priors.weights.copy_(fitted)
     system = _system(model, dataset, config, every_days)  # the columns of its vectors depend on the weights
     after = figure()
     if after < before:
         priors.load_state_dict(kept)
     weights = {str(least): [float(f"{value:.6g}") for value in row] for least, row in zip(GROUPS, fitted.tolist(), strict=True)}
+    repeats = _calibrate_repeats(model, dataset, config, held_out, sample)
     return CalibrationRecord(
         metric=metric,
         before=round(before, 6),
@@ -121,7 +123,30 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
         half_lives_days=list(priors.half_lives),
         distance_unit_km=round(unit, 3),
         weights=weights,
+        repeats=repeats,
     )
+
+
+def _calibrate_repeats(
+    model: TwoTower, dataset: Dataset, config: Config, held_out: HeldOut, sample: HeldOut
+) -> RepeatsRecord | None:
+    """Fit `model.priors.repeats`; None if the events have no order or each item was kept once."""
+    if not dataset.ordered or config.prepare.duplicates != "keep":
+        return None
+    metric, settings = config.training.eval_metric, config.evaluation.model_copy(update={"exclude_seen": False})
+    system = _system(model, dataset, config, _interval_days(dataset, held_out, config))
+
+    def figure() -> float:
+        return evaluate(system, held_out, dataset, settings, metrics=[metric], beyond_k=None).mean(metric)
+
+    model.priors.repeats.zero_()
+    before, weights = figure(), fit_repeats(system, sample)
+    model.priors.repeats.copy_(torch.from_numpy(weights))
+    after = figure()
+    if after < before:
+        model.priors.repeats.zero_()
+    rounded = [float(f"{value:.6g}") for value in weights.tolist()]
+    return RepeatsRecord(before=round(before, 6), after=round(after, 6), used=after >= before, weights=rounded)
 
 
 def in_words(record: CalibrationRecord) -> str:
@@ -130,7 +155,11 @@ def in_words(record: CalibrationRecord) -> str:
     towers[0] += " events on"
     kept = "with fitted weights" if record.used else "with fitted weights, which are not used"
     change = f"{record.metric} {record.before:.4f} → {record.after:.4f}"
-    return f"calibration: validation {change} {kept}; towers {', '.join(towers)}"
+    line = f"calibration: validation {change} {kept}; towers {', '.join(towers)}"
+    if (again := record.repeats) is not None:
+        line += f"; seen items included, {again.before:.4f} → {again.after:.4f} with weights of repeats"
+        line += "" if again.used else ", which are not used"
+    return line
 
 
 def _place(priors: Priors, items: Float64, users: Float64) -> None:
@@ -169,8 +198,8 @@ def _system(model: TwoTower, dataset: Dataset, config: Config, every_days: float
     )
 
 
-def _blocks(system: RefreshedRetriever, held_out: HeldOut, *, exclude_seen: bool) -> Iterator[Block]:
-    """Yield the validation queries, by index and by group."""
+def _blocks(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[Block]:
+    """Yield the validation queries, by index and by group, without the items of their histories."""
     model, priors = system.model, system.model.priors
     moments = system.moments(held_out.queries.time_s)
     groups = group(torch.from_numpy(held_out.queries.lengths)).numpy()
@@ -187,9 +216,8 @@ def _blocks(system: RefreshedRetriever, held_out: HeldOut, *, exclude_seen: bool
                 users = torch.cat([model.encode_users(store.users(each).to(vectors.device)) for each in parts])
                 towers = (users @ vectors.T / model.temperature()).float().cpu()
             towers[:, :FIRST_ROW] = -torch.inf
-            if exclude_seen:
-                seen = np.repeat(np.arange(len(part)), part.lengths)
-                towers[torch.from_numpy(seen), torch.from_numpy(part.item_row)] = -torch.inf
+            seen = np.repeat(np.arange(len(part)), part.lengths)
+            towers[torch.from_numpy(seen), torch.from_numpy(part.item_row)] = -torch.inf
             query, at = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
             target = held_out.target_row[at]
             reachable = np.isfinite(towers.numpy()[query, target])

@@ -26,7 +26,7 @@ NO_FIGURES = ("step", "epoch", "health")
 
 @dataclass
 class Training:
-    """What a callback sees of a running training.
+    """State of a running training, as callbacks see it.
 
     Attributes
     ----------

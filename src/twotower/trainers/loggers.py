@@ -63,7 +63,7 @@ class MLflowLogger(Callback):
     Parameters
     ----------
     tracking_uri
-        Where runs are stored: a folder such as "mlruns", "sqlite:///mlflow.db" or the address of a server. None: MLflow's setting.
+        Storage of the runs: a folder such as "mlruns", "sqlite:///mlflow.db" or the address of a server. None: MLflow's setting.
     experiment, run_name
         Names of the experiment and of the run; None: chosen by MLflow.
     """

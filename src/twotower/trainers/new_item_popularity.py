@@ -49,7 +49,7 @@ def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s:
     if not size or not priors.prior:
         return float(priors.new_popularity)
     width = vectors.shape[1] - priors.width
-    popularity = slice(width, width + len(priors.half_lives))
+    popularity = slice(width, width + priors.popularities)
     chosen = np.sort(np.random.default_rng(seed).choice(known, size, replace=False))
     at = torch.from_numpy(chosen).to(device)
     kept = vectors[at].clone()

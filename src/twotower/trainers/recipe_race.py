@@ -94,7 +94,7 @@ class Entrant:
 
 
 def is_given(config: Config, name: str) -> bool:
-    """Return whether the user set "a.b" explicitly.
+    """Return True if the user set "a.b" explicitly.
 
     Examples
     --------
@@ -118,11 +118,11 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True, ev
     config
         The user's settings; `model_fields_set` shows which ones the user set.
     ordered
-        Whether test events come after the history. If not, there is no next event to predict.
+        True if test events come after the history. If not, there is no next event to predict.
     validated
-        Whether there is a validation part to compare candidates on.
+        True if there is a validation part to compare candidates on.
     events
-        Number of positive training events; the token budget is adapted to it (see `token_budget`). None: it is kept.
+        Number of positive training events, which determines the batch size in tokens (see `token_budget`). None: the default size.
     """
     fixed = config.model_copy(update={"training": config.training.model_copy(update={"recipe": "fixed"})})
     plain = [Entrant("as configured", {}, fixed)]
@@ -146,8 +146,7 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True, ev
 def token_budget(events: int, *, most: int) -> int:
     """Return a batch size in tokens: a power of two, at most `most`.
 
-    It is chosen so that `MAX_EPOCHS` epochs give about `MIN_STEPS` steps.
-
+    With it, `MAX_EPOCHS` epochs have about `MIN_STEPS` steps.
 
     Examples
     --------
@@ -187,7 +186,7 @@ def choose_recipe(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool =
     Returns
     -------
     config, record, started
-        The winner's settings; the candidates and the reason for the choice; whether `out` holds checkpoints to continue from.
+        The winner's settings; the candidates and the reason for the choice; True if `out` has checkpoints to continue from.
     """
     record = read_record(out) if resume else None
     if record is not None and record.get("chosen"):
@@ -250,7 +249,7 @@ def _recorded(winner: Entrant, runners: list[Entrant], *, tied: bool) -> Json:
     others = [f'"{one.name}" {one.value:.4f} after {one.results[-1]["share"]:.1%}' for one in runners if one.name != winner.name]
     figures = ", ".join(others)
     seconds = sum(one.seconds for one in runners)
-    reason = "is within 3 % of the best and first in the order of preference: validation" if tied else "has the best validation"
+    reason = "is within 3 % of the best and preferred: validation" if tied else "has the best validation"
     why = (
         f'"{winner.name}" {reason} {metric} after {share:.1%} of its steps {winner.value:.4f}; {figures}. '
         f"The comparison took {seconds:.0f} s; {winner.seconds:.0f} s of it are part of this run's training."

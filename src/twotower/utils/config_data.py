@@ -192,8 +192,8 @@ class DataConfig(Settings):
     max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
     """Largest allowed share of rejected rows of a file; above it, `prepare` fails."""
     include_closed: bool = False
-    """Also recommend items whose column `is_open` is 0, as of Yelp's closed places. false: training uses them, and no bundle offers
-    them."""
+    """Also recommend items whose column `is_open` is 0, such as Yelp's closed businesses. false: training uses
+    them, and no bundle recommends them."""
     interactions: InteractionTableConfig | None = None
     """Table of events. Required by the `tables` source."""
     users: UserTableConfig | None = None

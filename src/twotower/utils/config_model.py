@@ -103,7 +103,7 @@ class ModelConfig(Settings):
     exclude_features: list[str] = Field([])
     """Input fields that the towers ignore, as "item.categories" or "user.hour"; ids cannot be excluded. The dataset keeps them."""
     request_location: bool = False
-    """Use the location of the request as a feature. In training half of the requests are placed near their target."""
+    """Use the location of the request as a feature. In training, half of the requests are located near their target."""
     tables: dict[str, EmbeddingConfig] = Field({})
     """Settings by table name: "item.id", "user.id", "item.categories", …"""
     sparse_update_from_rows: int = Field(200_000, ge=1)
@@ -111,9 +111,6 @@ class ModelConfig(Settings):
     popularity_prior: float = Field(1.0, ge=0, le=2)
     """Weight of an item's log popularity, added to every logit. 1: without other information items rank by popularity, and the
     vectors learn the deviation from it. 0: no prior."""
-    recent_item_boost: float = Field(3.0, ge=0, le=10)
-    """Logit bonus (nats) of a user's most recent item; it halves for each earlier one; similar items gain a part. Used only when
-    seen items may be recommended (`exclude_seen: false`) and events are ordered."""
     new_item_exposure: float = Field(0.035, ge=0, lt=1)
     """Share of the top-10 positions that new items take over all users, calibrated as if they were at least 5 % of the known items.
     With more or fewer new items the real share differs. Has no effect if `popularity_prior` is 0."""

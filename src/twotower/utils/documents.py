@@ -95,6 +95,19 @@ class RecipeRecord(Document):
     seconds: float
 
 
+class RepeatsRecord(Document):
+    """The weights of repeats, fitted on the validation part; see `models.repeats`."""
+
+    before: float
+    """Validation metric without them, where seen items may be recommended."""
+    after: float
+    """Validation metric with them."""
+    used: bool
+    """false: they lower the metric, and count as zero."""
+    weights: list[float]
+    """In nats: of an item of the history, of the log of its events there, and of the log of one more than the events since."""
+
+
 class CalibrationRecord(Document):
     """The weights of a score, fitted on the validation part."""
 
@@ -112,8 +125,10 @@ class CalibrationRecord(Document):
     distance_unit_km: float
     """Median distance of users from their targets; 1 without locations."""
     weights: dict[str, list[float]]
-    """By the smallest number of events in a history: of the towers, of each log popularity (nats), and of half the squared distance
-    (per km²)."""
+    """By the smallest number of events in a history: of the towers, of each log popularity (nats), with several half-lives of the
+    novelty, and of half the squared distance (per km²)."""
+    repeats: RepeatsRecord | None
+    """null: there is nothing to learn about repeats, as the events have no order or each item is kept once."""
 
 
 class Interval(Document):
@@ -152,7 +167,7 @@ class ReportData(Document):
 
 
 class Protocol(Document):
-    """How an evaluation was made."""
+    """Protocol of an evaluation."""
 
     split: str
     part: str

@@ -75,7 +75,7 @@ class DatasetManifest(_Seeded):
     config: DatasetSettings
     counts: DatasetCounts
     warnings: list[str] = Field([])
-    """What was lost, in sentences."""
+    """Warnings of `prepare`, as sentences."""
     event_types: list[str]
     """Names of the event types seen in training, with codes 1, 2, …"""
     has_time: bool
@@ -109,7 +109,7 @@ class BestValidation(Document):
 
 
 class RefitSettings(Document):
-    """What a refit takes from the run that it repeats."""
+    """Values that a refit takes from its run."""
 
     stop_frac: float = Field(gt=0, le=1)
     """Share of the steps after which training ends; the learning rate follows the full schedule."""
@@ -176,11 +176,14 @@ class PriorsRecord(Document):
     half_lives_days: list[float]
     """Half-lives of the popularities; 0: all events count the same."""
     weights: list[list[float]]
-    """By group: of the towers, of each log popularity (nats), and of half the squared distance (per km²)."""
+    """By group: of the towers, of each log popularity (nats), with several half-lives of the novelty, and of half the squared
+    distance (per km²)."""
     centre_km: list[float]
     """Origin of the coordinates of locations."""
     unlocated_km2: float
     """Half the squared distance that an item without a location counts as."""
+    repeats: list[float]
+    """Weights of an item of the history, in nats; see `models.repeats`."""
     temperature: float
 
 
@@ -200,8 +203,6 @@ class BundleManifest(Document):
     metrics: BestValidation | None = None
     priors: PriorsRecord
     """Weights of what a score holds beside the towers."""
-    recent_item_weight: float
-    """Weight of the most recent item where seen items may be recommended."""
     report: ReportSummary | None = None
     frame: str | None = None
     """Library of the frames that the model was fitted on, and so of its answers in Python. null: it was made from files."""

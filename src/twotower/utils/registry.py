@@ -21,7 +21,7 @@ class Registry(dict[str, T]):
     Parameters
     ----------
     kind
-        What an entry is, in errors: "loss", "pooling".
+        Name of an entry in errors, such as "loss" or "pooling".
     built_in
         Entries of the package.
 

@@ -55,7 +55,7 @@ class Setting:
     unit
         Unit given by the suffix of the name (`_s`, `_days`, …); empty if there is none.
     text
-        What the setting does.
+        Description of the setting.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Test the simulated town: format of the files, equal bytes for equal seeds, and visits that follow the true probabilities."""
+"""Test the simulated town: format of the files, equal bytes for equal seeds, and events that follow the true probabilities."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Town:
 
 @dataclass(frozen=True)
 class Choices:
-    """Return all visits of a town, sorted by (user, time), as arguments of `Truth.scores`."""
+    """Return all events of a town, sorted by (user, time), as arguments of `Truth.scores`."""
 
     user_ids: list[str]
     time_s: np.ndarray
@@ -145,7 +145,7 @@ def test_users_reviews_and_checkins_have_the_quirks_of_the_release(town: Town) -
     assert len(set(pairs)) < len(pairs)
 
 
-def test_aggregates_are_those_of_the_whole_dump(town: Town) -> None:
+def test_aggregates_are_those_of_the_full_release(town: Town) -> None:
     given: dict[str, list[float]] = {}
     for row in town.rows["review"]:
         given.setdefault(row["business_id"], []).append(row["stars"])
@@ -168,7 +168,7 @@ def test_no_event_is_before_opening_or_joining_or_after_closing(town: Town, choi
     assert closed == {key.decode() for key in truth.item_id[truth.item_close_s != STILL_OPEN]}
 
 
-def test_the_words_of_a_review_follow_its_category_and_stars_its_place(town: Town) -> None:
+def test_the_words_of_a_review_follow_its_category_and_the_stars_its_business(town: Town) -> None:
     leaf = {key.decode(): categories()[c] for key, c in zip(town.truth.item_id, town.truth.item_category, strict=True)}
     assert all(any(word in row["text"] for word in leaf[row["business_id"]].words) for row in town.rows["review"])
     quality = dict(zip((key.decode() for key in town.truth.item_id), town.truth.item_quality, strict=True))
@@ -255,7 +255,7 @@ def test_a_wrong_formula_is_noticed(town: Town, choices: Choices, change: dict[s
     assert max(map(abs, z_scores(wrong, choices).values())) > 4
 
 
-def test_scores_of_some_places_are_columns_of_all_and_unknown_ones_never(town: Town, choices: Choices) -> None:
+def test_scores_of_some_items_are_columns_of_all_scores(town: Town, choices: Choices) -> None:
     truth, some = town.truth, slice(500, 540)
     offsets = choices.offsets[500:541] - choices.offsets[500]
     visited = choices.visited[choices.offsets[500] : choices.offsets[540]]

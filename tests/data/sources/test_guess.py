@@ -1,4 +1,4 @@
-"""Guess what files and tables hold: the form of a file, its place in the dataset, the roles of its columns, and open questions."""
+"""Test the guess: the format of a file, its role in the dataset, the roles of its columns, and open questions."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_the_format_of_times_is_found_as_the_reader_needs_it(form: str, tmp_path
         assert parse_time(str(row[2]), setting) == int(utc.timestamp())
 
 
-def test_days_and_months_that_could_be_swapped_are_asked_for(tmp_path: Path) -> None:
+def test_days_and_months_that_could_be_swapped_give_a_question(tmp_path: Path) -> None:
     rows = events(lambda at: f"0{at.day % 9 + 1}/0{at.hour % 9 + 1}/2023")
     found = guess(write(tmp_path / "log.csv", rows, ["user", "item", "time", "stars"]))
     (question,) = found.questions
@@ -117,7 +117,7 @@ def test_days_and_months_that_could_be_swapped_are_asked_for(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("value", ["44927.5", "a while ago", "W03/2023"])
-def test_a_time_in_no_known_format_is_asked_for(value: str, tmp_path: Path) -> None:
+def test_a_time_in_an_unknown_format_gives_a_question(value: str, tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", events(lambda _: value), ["user", "item", "time", "stars"])
     (question,) = guess(path).questions
     assert "time" in question and value in question and "--time none" in question
@@ -134,7 +134,7 @@ def test_separators_are_found(separator: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("separator", ["::", "\t", ","])
-def test_a_file_without_header_is_asked_for_and_answered(separator: str, tmp_path: Path) -> None:
+def test_a_file_without_header_gives_a_question_that_can_be_answered(separator: str, tmp_path: Path) -> None:
     rows = [[int(u[1:]), int(i[1:]), s, int(at.timestamp())] for u, i, at, s in zip(USERS, ITEMS, WHEN, STARS, strict=True)]
     path = write(tmp_path / "ratings.dat", rows, None, separator)
     found = guess(path)
@@ -222,7 +222,7 @@ def test_sequence_files_are_found(tmp_path: Path) -> None:
     }
 
 
-def test_three_tables_are_told_apart_by_names_and_values(tmp_path: Path) -> None:
+def test_three_tables_are_distinguished_by_names_and_values(tmp_path: Path) -> None:
     items = [
         [
             f"P{n:04d}",
@@ -356,7 +356,7 @@ def test_items_and_users_may_be_in_the_interactions_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("odd", [-1, 0])
-def test_a_number_that_may_mean_not_rated_is_asked_for(odd: int) -> None:
+def test_a_number_that_may_mean_not_rated_gives_a_question(odd: int) -> None:
     table = pa.table({"user_id": USERS, "anime_id": ITEMS, "rating": [odd if n % 3 else n % 10 + 1 for n in range(N)]})
     (question,) = guess_table(table).questions
     assert f"rating is {odd} in 66 % of the rows" in question and "--rating none" in question
@@ -408,7 +408,7 @@ def test_what_is_no_table_is_refused_in_one_line(content: bytes, message: str, t
         read_sample(tmp_path / "log.csv")
 
 
-def test_random_logs_are_guessed_right_or_asked_about(tmp_path: Path) -> None:
+def test_random_logs_are_guessed_right_or_give_a_question(tmp_path: Path) -> None:
     rng = random.Random(11)
     users, items = (
         ("customer", "uid", "KlantNr", "reviewerID", "id_usuario"),

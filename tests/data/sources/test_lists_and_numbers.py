@@ -1,4 +1,4 @@
-"""Test lists, vectors and numbers as people write them."""
+"""Test the usual notations of lists, vectors and numbers."""
 
 from __future__ import annotations
 

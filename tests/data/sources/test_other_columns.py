@@ -108,13 +108,13 @@ def test_files_of_one_glob_may_have_different_columns(tmp_path: Path) -> None:
     assert [(row["size"], row["left"], row["right"]) for row in found] == [("1", "l", None), ("big", None, 2)]
 
 
-def test_a_column_called_name_is_shown(tmp_path: Path) -> None:
+def test_a_column_called_name_is_displayed(tmp_path: Path) -> None:
     write(tmp_path, [{"item_id": "p0", "kind": "bar", "name": "Joe's"}], "i.csv")
     assert read(tmp_path, "i.csv")["name"].to_pylist() == ["Joe's"]
     assert read(tmp_path, "i.csv", other_columns=False)["name"].to_pylist() == [None]
 
 
-def test_they_are_shown_and_filtered_by_and_change_no_model(tmp_path: Path) -> None:
+def test_other_columns_are_displayed_and_filtered_and_change_no_model(tmp_path: Path) -> None:
     events = [f"u{u},p{(u * k + k) % 19},{1_600_000_000 + 5000 * u + k}" for u in range(12) for k in range(1, 7)]
     (tmp_path / "events.csv").write_text("\n".join(["user_id,item_id,when", *events]))
     kinds = ["bar", "pub", "café"]

@@ -68,7 +68,7 @@ def test_a_bad_line_is_reported_and_moves_no_other(bad: bytes, tmp_path: Path, c
 
 @settings(max_examples=25)
 @given(kinds=st.lists(st.sampled_from(["good", "bad", "blank"]), max_size=60))
-def test_any_mixture_of_lines_keeps_its_places(
+def test_any_mixture_of_lines_keeps_its_line_numbers(
     kinds: list[str], tmp_path_factory: pytest.TempPathFactory, con: DuckDBEngine
 ) -> None:
     folder = tmp_path_factory.mktemp("mixture")

@@ -95,7 +95,7 @@ def test_any_lines_come_back(lines: list[tuple[int, list[int]]], tmp_path_factor
     assert found == [(*row, order) for order, row in enumerate(expected)]
 
 
-def test_attributes_alone_are_shown_and_learned(tmp_path: Path) -> None:
+def test_attributes_alone_are_displayed_and_learned(tmp_path: Path) -> None:
     (tmp_path / "train.txt.gz").write_bytes(gzip.compress(b"u 1 2\n"))
     (tmp_path / "a.json").write_text(json.dumps({"1": [5, 6], "9": [7]}))
     raw = read(tmp_path, train="train.txt.gz", attributes="a.json")
@@ -103,7 +103,7 @@ def test_attributes_alone_are_shown_and_learned(tmp_path: Path) -> None:
     assert raw.features == (FeatureSpec(name="categories", side="item", kind="multi", columns=("categories",)),)
 
 
-def test_described_items_are_shown_by_name_and_learned_by_attribute(tmp_path: Path) -> None:
+def test_described_items_are_displayed_by_name_and_learned_by_attribute(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("u 1 2\n")
     (tmp_path / "a.json").write_text(json.dumps({"1": [5, 6]}))
     described = [

@@ -1,4 +1,4 @@
-"""Read JSON lines with a list of events each: whole lines, in their order, or counted rejects."""
+"""Test JSON lines with a list of events each: complete lines in order, or counted rejects."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_events_keep_their_order_ids_and_types(tmp_path: Path) -> None:
     assert not rejects.rejected and rejects.files["sessions.jsonl"].rows == 3
 
 
-def test_bad_lines_are_rejected_whole_with_a_reason(tmp_path: Path) -> None:
+def test_invalid_lines_are_rejected_with_a_reason(tmp_path: Path) -> None:
     good = {"who": "u", "log": [{"what": "i", "when": 1661200010}]}
     bad = [
         '{"who": "u", "log": [{"what": "i", "when": 16612',

@@ -187,7 +187,7 @@ def test_blocks_split_anywhere(scan: Callable[..., Records], monkeypatch: pytest
         assert scan(table(rows)).rows == expected, size
 
 
-def test_columns_without_a_name_are_not_asked_for(read: Callable[..., Read]) -> None:
+def test_columns_without_a_name_give_no_question(read: Callable[..., Read]) -> None:
     header, *lines = table().splitlines()
     indexed = "\n".join([f",{header}", *(f"{n},{line}" for n, line in enumerate(lines))])
     assert pairs(read(indexed)) == EXPECTED

@@ -92,7 +92,7 @@ def test_hours_of_every_release_are_the_same_bits() -> None:
     assert open_hours({"Monday": {"open": "08:00", "close": "18:30"}, "Friday": {"open": "17:00", "close": "02:00"}}) == expected
 
 
-def test_hours_wrap_and_whole_days_are_open() -> None:
+def test_hours_wrap_and_full_days_are_open() -> None:
     assert open_hours({"Wednesday": "0:0-0:0"}) == {"wed": list(range(24))}
     assert open_hours({"Sunday": "22:30-1:15"}) == {"sun": [22, 23], "mon": [0, 1]}
     assert open_hours({"Monday": "11:0-0:0"}) == {"mon": list(range(11, 24))}

@@ -117,7 +117,7 @@ def test_malformed_is_one_line(catalogue, text):
     assert "\n" not in str(caught.value)
 
 
-def test_a_catalogue_without_places_says_so():
+def test_a_filter_by_distance_needs_locations():
     nowhere = ItemFilter(pa.table({"item_id": ["a"], "latitude": pa.array([None], pa.float64()), "longitude": [1.0]}))
     for text in ("within(5)", "within(1, 2, 5)", "not within(5)"):
         with pytest.raises(RequestError, match="items of this catalogue have no locations"):
@@ -161,7 +161,7 @@ def test_a_column_called_category_is_itself():
 
 
 @pytest.mark.parametrize("place", [(500.0, 500.0), (91.0, 0.0), (0.0, -180.5), (float("nan"), 0.0), (0.0, float("inf"))])
-def test_a_place_lies_on_the_earth(place):
+def test_a_location_is_on_the_earth(place):
     with pytest.raises(RequestError, match="Latitude must be from -90 to 90"):
         check_location(place)
     assert check_location((-90, 180)) == (-90.0, 180.0)
@@ -206,7 +206,7 @@ def test_open_now_is_on_the_clock_of_the_data(catalogue):
             catalogue.compile("price == 1 and open_now", now=now)
 
 
-def test_open_now_is_on_the_clock_of_each_place():
+def test_open_now_uses_the_local_time_of_each_item():
     """All items are open on Fridays from 19 to 20. The time is 19:30 in New York, 18:30 in Chicago and Saturday in India."""
     hours = "".join("1" if hour == 115 else "0" for hour in range(168))
     zones = ["America/New_York", "America/Chicago", "Asia/Kolkata", "Nowhere/Else", None, "America/New_York", "../etc"]

@@ -162,7 +162,7 @@ def test_an_error_says_what_was_found(where: Any, said: str) -> None:
 
 
 def test_parts_in_words() -> None:
-    """Texts are counted in characters; JSON has a path, and none for the whole."""
+    """Check error positions: a character of a text, a path of JSON, and an empty path for the root."""
     assert str(Part(16, "price <")) == "'price <' at character 16"
     assert str(Part("and[1].price", "price")) == "and[1].price" and str(Part("", "x")) == "the whole filter"
 

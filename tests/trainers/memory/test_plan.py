@@ -198,7 +198,7 @@ def test_a_micro_batch_takes_less_and_checkpointing_less_of_many_blocks():
     assert work(micro_batch_size=512) < work(gradient_checkpointing=True) < work()
 
 
-def test_the_settings_of_a_plan_can_be_given_by_hand():
+def test_the_settings_of_a_plan_can_be_set_by_hand():
     """The `--set` arguments of a plan give the settings of the plan."""
     found = workload()
     peak = predict(found, LARGE).peak

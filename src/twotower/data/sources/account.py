@@ -31,7 +31,7 @@ LOST_FRAC = 0.01  # a larger share of lost rows is a warning
 
 @dataclass
 class FileAccount:
-    """What became of one file: `rows` = kept + `rejected` + `left_out`."""
+    """Counts of one file: `rows` = kept + `rejected` + `left_out`."""
 
     table: str = ""
     rows: int = 0

@@ -1,4 +1,4 @@
-"""Measure what the values of a column look like: ids, numbers, times, labels, lists, texts, coordinates."""
+"""Measure the values of a column and find their kind: ids, numbers, times, labels, lists, texts, coordinates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ValueKind = Literal["empty", "boolean", "whole", "number", "money", "time", "lis
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """What a column looks like in the sample.
+    """Statistics of the sampled values of a column.
 
     Attributes
     ----------
@@ -44,7 +44,9 @@ class ColumnFacts:
     values
         Sampled values that are not missing, as texts; a list is a JSON text.
     native
-        Whether the values are lists in the file.
+        True if the values are lists in the file.
+    temporal
+        True if the values are dates or timestamps in the file.
     """
 
     name: str
@@ -70,7 +72,7 @@ class ColumnFacts:
 
     @cached_property
     def counts(self) -> Counter[str]:
-        """Number of rows of each value."""
+        """Number of rows with each value."""
         return Counter(self.values)
 
     @property
@@ -85,17 +87,17 @@ class ColumnFacts:
 
     @property
     def unique(self) -> bool:
-        """Whether every row has a value of its own."""
+        """True if every row has a value, and no value repeats."""
         return bool(self.values) and len(self.values) == self.rows and self.distinct == self.rows
 
     @property
     def examples(self) -> list[str]:
-        """The first distinct values."""
+        """First distinct values."""
         return list(self.counts)[:3]
 
     @cached_property
     def kind(self) -> ValueKind:
-        """What the values are."""
+        """Kind of the values."""
         some = list(self.counts)[:2000]
         if not some:
             return "empty"
@@ -116,7 +118,7 @@ class ColumnFacts:
 
     @cached_property
     def time(self) -> TimeFormat | None:
-        """How the values are written as times, or None if they are none."""
+        """Format of the values as times; None if they are not times."""
         if self.temporal:
             return TimeFormat("timestamps")
         if self.kind == "time":
@@ -127,22 +129,22 @@ class ColumnFacts:
 
     @cached_property
     def numbers(self) -> list[float]:
-        """The values that are numbers."""
+        """Numeric values."""
         return [float(text) for text in self.values if NUMBER.match(text)] if self.kind in ("whole", "number") else []
 
     @property
     def low(self) -> float | None:
-        """The smallest number."""
+        """Smallest number."""
         return min(self.numbers, default=None)
 
     @property
     def high(self) -> float | None:
-        """The largest number."""
+        """Largest number."""
         return max(self.numbers, default=None)
 
     @cached_property
     def coded(self) -> bool:
-        """Whether the numbers are codes: some have leading zeros."""
+        """True if the numbers are codes: some have leading zeros."""
         return any(CODE.match(text) for text in list(self.counts)[:2000])
 
     @cached_property
@@ -153,7 +155,7 @@ class ColumnFacts:
 
     @cached_property
     def looks_like(self) -> Literal["user", "item"] | None:
-        """Whose ids the values look like: of Amazon, Steam, books, e-mail addresses; None for other values."""
+        """Side whose ids the values resemble (Amazon, Steam, ISBN, e-mail addresses); None for other values."""
         some = list(self.counts)[:500]
         if self.kind in ("text", "whole") and some:
             if _most(USER_IDS.match(text) for text in some):
@@ -164,7 +166,7 @@ class ColumnFacts:
 
     @cached_property
     def id_like(self) -> bool:
-        """Whether the values can be ids: short texts without many words, or whole numbers."""
+        """True if the values can be ids: short texts of few words, or whole numbers."""
         if self.kind not in ("text", "whole"):
             return False
         if all(text.startswith("{") for text in self.examples):  # a JSON object is no id
@@ -173,12 +175,12 @@ class ColumnFacts:
 
     @cached_property
     def events(self) -> bool:
-        """Whether the values are types of events, such as view and purchase."""
+        """True if the values are event types, such as view and purchase."""
         return 1 < self.distinct <= 30 and sum(text.lower() in EVENT_VALUES for text in self.counts) * 2 >= self.distinct
 
     @cached_property
     def separator(self) -> str | None:
-        """The separator of labels in one text, if the values are such texts: labels repeat, or bars separate them."""
+        """Separator of labels within a text, if labels repeat or bars separate them; else None."""
         if self.kind != "text":
             return None
         some = list(self.counts)[:5000]
@@ -198,7 +200,7 @@ def facts_of(rows: pa.Table) -> dict[str, ColumnFacts]:
 
 
 def depends_on(rows: pa.Table, name: str, key: str) -> bool:
-    """Return True if rows with the same `key` have the same value of `name`, but for one key in twenty."""
+    """Return True if rows with the same `key` have the same value of `name`, except for at most one key in twenty."""
     try:
         pairs = (
             pa.table({"key": rows.column(key), "value": rows.column(name)}).group_by("key").aggregate([("value", "count_distinct")])

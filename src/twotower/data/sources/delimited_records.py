@@ -14,7 +14,7 @@ csv.field_size_limit(1 << 30)
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the lines of a file are written. `quote` is "" without quotes, and None until the first quotation mark is seen."""
+    """Format of the lines of a file. `quote` is "" without quotes, and None until the first quotation mark is seen."""
 
     separator: str
     columns: tuple[str, ...]

@@ -30,7 +30,7 @@ Kind = Literal["text", "JSON lines", "JSON array", "Python dicts", "JSON over se
 
 @dataclass(frozen=True)
 class FileForm:
-    """How a file is written.
+    """Format of a file.
 
     Attributes
     ----------
@@ -89,11 +89,11 @@ class Sample:
     rows
         The sampled rows; cells of text files are strings.
     form
-        How the file is written; None for a table in memory.
+        Format of the file; None for a table in memory.
     path
         The file; None for a table in memory.
     complete
-        Whether `rows` are all rows.
+        True if `rows` are all rows.
     notes
         Remarks for the reader of the guess.
     """
@@ -107,7 +107,7 @@ class Sample:
 
 
 def read_sample(path: Path) -> Sample:
-    """Find how a file is written and read a sample of its rows, from several places of a large file.
+    """Detect the format of a file and read a sample of its rows; of a large file, from several positions.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def _head(path: Path, compression: str | None) -> tuple[bytes, bool]:
 
 
 def _blocks(path: Path, encoding: str) -> list[str]:
-    """Return blocks of whole lines from later places of a large file."""
+    """Return blocks of complete lines from later positions of a large file."""
     size = path.stat().st_size
     found = []
     with path.open("rb") as file:

@@ -24,13 +24,13 @@ from twotower.data.sources.times import check_pattern
 from twotower.errors import DataError, nearest
 
 TableKind = Literal["interactions", "items", "users", "other"]
-SLICES = 5  # places of a large table from which rows are taken
+SLICES = 5  # parts of a large table from which rows are sampled
 ROLES: tuple[str, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)
 class TableGuess:
-    """What one table holds.
+    """The guessed content of one table.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class TableGuess:
     questions
         One line for each choice that the data leave open; empty if the guess is complete.
     within
-        Whether these are columns of the interactions file.
+        True if these are columns of the interactions file.
     """
 
     sample: Sample
@@ -71,7 +71,7 @@ class TableGuess:
 
 @dataclass(frozen=True)
 class DatasetGuess:
-    """What several tables hold together.
+    """The guessed content of several tables.
 
     Attributes
     ----------

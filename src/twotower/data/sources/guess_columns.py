@@ -26,18 +26,18 @@ SETTINGS = {
     "since": "since",
 }
 MAX_STARS = 5
-NOT_RATED_FRAC = 0.2  # a larger share of zeros is no rating
-NONE = "none"  # a role that is named so has no column
+NOT_RATED_FRAC = 0.2  # if more ratings are zero, zero probably means "not rated"
+NONE = "none"  # as the column of a role: the table has no such column
 LATER = word_set("updated modified deleted shipped delivered ship delivery expected estimated expires due return returned")
 
 Facts = dict[str, ColumnFacts]
 Entities = Mapping[str, tuple[Facts, str]]
-"""By role, the facts of the table that describes its ids, and the column of the ids."""
+"""Role → statistics of the table that describes these ids, and its id column."""
 
 
 @dataclass(frozen=True)
 class ColumnGuess:
-    """What one column holds.
+    """The guessed role of a column.
 
     Attributes
     ----------
@@ -45,9 +45,9 @@ class ColumnGuess:
         "user", "item", "time", "rating", "event_type", "quantity", "weight", "position", "text", "name", "since", "feature",
         "shown" (kept for display and filters) or "unused".
     kind
-        Kind of a feature, or what the values are.
+        Kind of the feature, or of the values.
     reason
-        Why, in words.
+        Reason for the role, as text.
     settings
         Further settings of the table: `time_format`, `stars_scale`.
     feature
@@ -72,14 +72,14 @@ class ColumnGuess:
 
     @property
     def setting(self) -> str | None:
-        """The key of the table that names this column."""
+        """Setting of the table that names this column; None without a role."""
         return SETTINGS.get(self.role)
 
 
 def describe_interactions(
     sample: Sample, facts: Facts, named: Mapping[str, str], entities: Entities
 ) -> tuple[tuple[ColumnGuess, ...], list[str]]:
-    """Return the columns of a table of interactions with their roles, and the questions that are left."""
+    """Return the columns of a table of interactions with their roles, and the open questions."""
     given = named.get("time_format")
     named = {role: name for role, name in named.items() if name in facts or name == NONE}
     found = {name: ColumnGuess.of(facts[name], role, "named by you") for role, name in named.items() if name in facts}
@@ -137,12 +137,12 @@ def _key(
     )
     if clear:
         return None, f"{sample.name} has several columns that may be the {role}: {listed}. Name one: {role} (--{role} COLUMN)."
-    unnamed = "has no header, so that nothing tells" if sample.form and sample.form.columns else "has no column name that tells"
+    unnamed = "has no header that names" if sample.form and sample.form.columns else "has no column name for"
     return None, f"{sample.name} {unnamed} the {role}. Candidates: {listed or 'none'}. Name it: {role} (--{role} COLUMN)."
 
 
 def _match(column: ColumnFacts, entity: tuple[Facts, str] | None) -> float:
-    """Return the share of a column's distinct values that the entity's table has."""
+    """Return the share of a column's distinct values that occur as ids of the entity's table."""
     if entity is None or not column.distinct:
         return 0.0
     known = entity[0][entity[1]].counts
@@ -157,7 +157,7 @@ def _why_key(column: ColumnFacts, role: str, matches: float) -> str:
 
 
 def _same(rows: pa.Table, one: str, other: str) -> bool:
-    """Return True if two columns are two names of the same things."""
+    """Return True if each of two columns determines the other."""
     return depends_on(rows, one, other) and depends_on(rows, other, one)
 
 
@@ -223,7 +223,7 @@ _PICKS: dict[str, Callable[[list[ColumnFacts], bool], Picked]] = {
 
 
 def how_written(table: str, column: ColumnFacts, role: str, *, named: bool = False) -> tuple[dict[str, Any], str | None]:
-    """Return the settings that say how a time or a rating is written, and a question if its format is not clear."""
+    """Return the settings for the format of a time or a rating, and a question if the format is ambiguous."""
     if role in ("time", "since") and column.time and column.time.formats:
         first, *more = column.time.formats
         question = (
@@ -247,7 +247,7 @@ def how_written(table: str, column: ColumnFacts, role: str, *, named: bool = Fal
 
 
 def _not_rated(column: ColumnFacts) -> str:
-    """Return "-1" or "0" if it seems to stand for a missing rating, else ""."""
+    """Return "-1" or "0" if this value probably means "not rated", else ""."""
     values = sorted(set(column.numbers))
     if len(values) < 4 or values[0] not in (-1, 0) or values[1] < values[0] + 1 or values[-1] < MAX_STARS:
         return ""
@@ -255,7 +255,7 @@ def _not_rated(column: ColumnFacts) -> str:
 
 
 def _time_question(sample: Sample, facts: Facts, found: Mapping[str, ColumnGuess], named: Mapping[str, str]) -> str | None:
-    """Return a question if a column is called like a time and is not read, or a second one is as good and tells other times."""
+    """Return a question if a time column has an unknown format, or if several columns have different times."""
     if "time" in named:
         return None
     chosen = next((name for name, guess in found.items() if guess.role == "time"), None)
@@ -265,7 +265,7 @@ def _time_question(sample: Sample, facts: Facts, found: Mapping[str, ColumnGuess
     if unread:
         shown = facts[unread[0]].examples[0]
         return (
-            f"{sample.name}: {unread[0]} is called like a time, but its values such as {shown!r} fit no known format. "
+            f"{sample.name}: {unread[0]} has the name of a time, but its values such as {shown!r} have no known format. "
             f"Name the column and its format: time (--time COLUMN) and time_format (--time-format PATTERN), or none to use the "
             f"order of the rows (--time {NONE})."
         )
@@ -276,7 +276,7 @@ def _time_question(sample: Sample, facts: Facts, found: Mapping[str, ColumnGuess
     rivals = [name for name, c in facts.items() if name not in found and _time_rank(c) >= rank and (c.time, c.values) != same]
     rivals = [name for name in rivals if not depends_on(sample.rows, name, chosen)]
     return (
-        f"{sample.name} has several columns of times: {', '.join([chosen, *rivals])}. Name one: time (--time COLUMN)."
+        f"{sample.name} has several time columns: {', '.join([chosen, *rivals])}. Name one: time (--time COLUMN)."
         if rivals
         else None
     )

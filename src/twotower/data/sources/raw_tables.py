@@ -30,7 +30,7 @@ from twotower.utils.config import DataConfig
 CHARS = "chars"  # int64: length of what the user wrote
 REASON = "reject_reason"
 RAW_WEIGHT = "raw_weight"  # float64: weight of an event in the source, null: 1
-POSITION = "position"  # int64: place in the list in which an item was shown, from 1; null: unknown
+POSITION = "position"  # int64: rank of the displayed item in its list, from 1; null: unknown
 INTERACTIONS = {
     USER_ID: "string",
     ITEM_ID: "string",
@@ -67,7 +67,7 @@ class RawTables:
     counts
         By file: rows read, and rows left out for reasons other than rejection.
     described
-        Which tables ("items", "users") have rows of their own; the others hold the ids of the interactions.
+        Tables ("items", "users") that were read; the others have only the ids of the interactions.
     texts
         `order` and `text` of the interactions, read from the raw files at each use; may include rejected rows. None: no texts.
     id_types

@@ -1,6 +1,6 @@
-"""Open one file of a table, in any form, as a lazy table of chosen columns. All sources of tables read their files with it.
+"""Open one file of a table, in any format, as a lazy table of selected columns. All sources of tables use it.
 
-Rows have `ROW`, which follows the order of the file: the position of the row, bad ones included; in delimited text, of its line.
+The column `ROW` has the position of a row in the file, invalid ones included; in delimited text, of its line.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Scan:
     locate
         Finds line number and text of rows.
     expected
-        Given the number of rows that `rows` had, returns how many the file holds. None: not known.
+        Returns the number of rows of the file, given that of `rows`. None: unknown.
     malformed
-        Number of rejected lines that are no rows of `rows`, after it was computed.
+        Returns the number of rejected lines that are not in `rows`, after `rows` was computed.
     """
 
     rows: ir.Table
@@ -98,7 +98,7 @@ def scan_file(
     label
         Name of the file in the account; None: the name of the file.
     table
-        How the file is written; None: found by trying.
+        Format of the file; None: detected.
     count
         False for a second reading, which is not accounted for.
 
@@ -115,7 +115,7 @@ def scan_file(
 
 @dataclass(frozen=True)
 class _Book:
-    """Where a file's lines and columns are accounted for; without `rejects`, nowhere."""
+    """Records the lines and columns of a file in the account; without `rejects`, it records nothing."""
 
     rejects: Rejects | None
     label: str
@@ -139,8 +139,8 @@ class _Book:
         for name in names:
             if by_case.setdefault(name.lower(), name) != name:
                 raise ConfigError(
-                    f"data.{self.section} uses the columns {by_case[name.lower()]!r} and {name!r} of {file.name}. They differ in "
-                    "case alone. Rename one."
+                    f"data.{self.section} uses the columns {by_case[name.lower()]!r} and {name!r} of {file.name}. They differ "
+                    "only in case. Rename one."
                 )
         kept = list(dict.fromkeys([*names, *(distinct_names(columns, names, file.name) if self.others else ())]))
         if self.rejects is not None:
@@ -167,8 +167,8 @@ def _text(engine: Engine, file: Path, names: list[str], table: TableConfig, book
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in read_batches(file, table, dialect, chosen, lines, book.reject):
-            place = pc.subtract(batch.column(LINE), lines.offset)
-            yield pa.record_batch([*batch.columns[:-1], place], schema=schema)
+            row = pc.subtract(batch.column(LINE), lines.offset)
+            yield pa.record_batch([*batch.columns[:-1], row], schema=schema)
         if book.rejects is not None:
             account = book.rejects.of(book.label)
             account.lines = lines.total
@@ -251,7 +251,7 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
 def table_paths(base: Path, path: Path, section: str) -> list[Path]:
     """Return the files of a table, sorted by name: one file, the parts in a folder, or the files of a glob.
 
-    Files whose names begin with "_" or "." are markers of the program that wrote the folder, and no parts.
+    Files whose names begin with "_" or "." are ignored: they are markers of the program that wrote the folder.
 
     Raises
     ------

@@ -39,7 +39,7 @@ TRIED = 200
 
 @dataclass(frozen=True)
 class TimeFormat:
-    """How a column of times is written.
+    """Format of a column of times.
 
     Attributes
     ----------

@@ -35,7 +35,7 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
 SEARCH_DEPTH = 2  # levels of folders below `data.path` that are searched
 FIRST_S, LAST_S = 1_072_915_200, 4_102_444_800  # 2004, Yelp's first year, to 2100
 FILE_ORDERS = 1 << 60  # room in `order` for the rows of one table
-LINE_ORDERS = 1 << 24  # ... and for the visits of one line of check-ins
+LINE_ORDERS = 1 << 24  # ... and for the events of one line of check-ins
 FEATURES = (
     FeatureSpec(name="categories", side="item", kind="multi", columns=("categories",)),
     FeatureSpec(name="attributes", side="item", kind="multi", columns=("attributes",)),
@@ -197,7 +197,7 @@ def _checkins(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
     rows = scan.rows
     undated = rows["date"].isnull() & (rows["time"].notnull() | rows["checkin_info"].notnull())
     stamps = rows["date"].replace(", ", ",").split(",")
-    times = stamps.map(seconds).filter(lambda time: time.between(FIRST_S, LAST_S))  # an eighth of the memory of the visits
+    times = stamps.map(seconds).filter(lambda time: time.between(FIRST_S, LAST_S))  # an eighth of the memory of the events
     columns = {ITEM_ID: as_id(rows["business_id"]), "undated": undated, "times": times, "faults": stamps.length() - times.length()}
     checks = [*_required(rows, keys, "business_id"), (missing(rows["date"]) & ~undated, "date is missing")]
     lines, counts[file.name] = screen(engine, scan, checks, columns, file=file, rejects=rejects)

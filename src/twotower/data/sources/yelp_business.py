@@ -135,7 +135,7 @@ def _text(value: Any) -> str | None:
 
 
 def _is_open(value: Any) -> int | None:
-    """Return 1 for a place that is open, 0 for one that has closed, None if the release does not say (2015 has `open`)."""
+    """Return 1 for an open business, 0 for a permanently closed one, None if unknown (the release of 2015 has `open`)."""
     return {"1": 1, "0": 0, "true": 1, "false": 0}.get(str(value).lower())
 
 

@@ -22,13 +22,13 @@ from twotower.utils.types import Int
 
 ID, F32 = 8, 4  # bytes of an int64 and of a float32
 MAPPED_EVENT, MAPPED_VISIT = 3 * ID + 2 * F32 + 2, ID + F32 + 1
-"""Bytes per event in the files: item, time, type; stars, weight; positive, split. Per visit: time; stars; split."""
+"""Bytes per event in the files: item, time, type; stars, weight; positive, split. Per event of `ItemEvents`: time; stars; split."""
 TRAIN_EVENT, OWN_EVENT = 25, 106
 """Bytes per event of `TrainEvents`. In every process: position in the file 8, positive 1, targets of the objective 8, order of an
 epoch 8. For the process's own users: user, item, time, type 32; stars, weight 8; in its `History` a location in float64 16, two
 flags 2, prefix sums of stars, locations and their counts 40; the positive pairs 8."""
 TRAIN_VISIT = 4 * ID
-"""Bytes per visit of `ItemDynamics`: key, time, two prefix sums."""
+"""Bytes per event of `ItemDynamics`: key, time, two prefix sums."""
 OPENING_EVENT = 7 * ID
 """Bytes per event while the data is loaded, seven integers: users of all events and of training events, pairs that are sorted."""
 LOOKED_AT = 200  # sampled batches of an epoch whose sizes are compared

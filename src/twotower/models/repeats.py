@@ -1,0 +1,111 @@
+"""Rank the items of a history again, where seen items may be recommended.
+
+    score(u, i) + T · (w₀ + w₁ log n + w₂ log(1 + b))     for an item i of the history of u
+
+n counts the events of i in the history, and b counts the events since the last of them. The search leaves out the history; its
+items are scored exactly and merged into the list. The weights are fitted on the validation part (`trainers.repeat_weights`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.retriever import Queries, Recommendations
+from twotower.schema import FIRST_ROW
+from twotower.utils.ragged import changes
+from twotower.utils.types import Float, Float64, Int, Mask
+
+WIDTH = 3
+"""Number of weights of a repeat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """The distinct items of histories, by query, then by row.
+
+    Attributes
+    ----------
+    query, item_row
+        int64 [P].
+    features
+        float64 [P, 3]: 1, log n, log(1 + b).
+    """
+
+    query: Int
+    item_row: Int
+    features: Float64
+
+
+def repeats_of(queries: Queries, chosen: Mask) -> Repeats:
+    """Return the distinct items of the histories of the `chosen` (bool [B]) queries, without the reserved rows.
+
+    Examples
+    --------
+    >>> found = repeats_of(Queries.of([[7, 9, 7, 8]], time_s=1_700_000_000), np.array([True]))
+    >>> found.item_row.tolist(), np.exp(found.features[:, 1:]).round(6).tolist()
+    ([7, 8, 9], [[2.0, 2.0], [1.0, 1.0], [1.0, 3.0]])
+    """
+    query = np.repeat(np.arange(len(queries)), queries.lengths)
+    since = queries.offsets[query + 1] - 1 - np.arange(len(query))
+    kept = np.flatnonzero(chosen[query] & (queries.item_row >= FIRST_ROW))
+    kept = kept[np.lexsort((since[kept], queries.item_row[kept], query[kept]))]
+    first = np.flatnonzero(changes(query[kept], queries.item_row[kept]))
+    count = np.diff(np.append(first, len(kept)))
+    at = kept[first]
+    features = np.stack([np.ones(len(at)), np.log(count), np.log1p(since[at])], axis=1)
+    return Repeats(query[at], queries.item_row[at], features)
+
+
+def merge_repeats(
+    best: Recommendations,
+    queries: Queries,
+    vectors: Tensor,
+    items: Tensor,
+    weights: Tensor,
+    temperature: float,
+    *,
+    again: Mask,
+    allow: Mask | None = None,
+) -> Recommendations:
+    """Return the lists with the items of the histories merged in, for queries that may get them again.
+
+    Parameters
+    ----------
+    best
+        Lists [B, k] without the items of the histories.
+    vectors, items
+        float32 [B, D + P] and [n_item_rows, D + P]: vectors of the queries and of the index.
+    weights
+        float [3].
+    again
+        bool [B].
+    allow
+        As in `Retriever.retrieve`.
+    """
+    found, k = repeats_of(queries, again), best.items.shape[1]
+    query, row, features = found.query, found.item_row, found.features
+    if allow is not None:
+        kept = allow[row] if allow.ndim == 1 else allow[query, row]
+        query, row, features = query[kept], row[kept], features[kept]
+    if not len(row) or not k:
+        return best
+    device = vectors.device
+    products = (vectors[torch.from_numpy(query).to(device)] * items[torch.from_numpy(row).to(device)]).sum(dim=1)
+    bonus = temperature * (features @ weights.double().cpu().numpy())
+    score: Float = (products.double().cpu().numpy() + bonus).astype(np.float32)
+    order = np.lexsort((row, -score, query))
+    query, row, score = query[order], row[order], score[order]
+    place = np.arange(len(row)) - np.flatnonzero(changes(query))[np.cumsum(changes(query)) - 1]
+    first = place < k
+    query, row, score, place = query[first], row[first], score[first], place[first]
+    width = int(place.max()) + 1
+    more_items = np.full((len(queries), width), -1, np.int64)
+    more_scores = np.full((len(queries), width), -np.inf, np.float32)
+    more_items[query, place], more_scores[query, place] = row, score
+    rows, scores = np.concatenate([best.items, more_items], axis=1), np.concatenate([best.scores, more_scores], axis=1)
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    return Recommendations(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1))

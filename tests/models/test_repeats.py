@@ -1,0 +1,97 @@
+"""Test the ranking of the items of a history against a ranking of the whole catalogue."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twotower.models.repeats import merge_repeats, repeats_of
+from twotower.retriever import Queries
+from twotower.schema import FIRST_ROW
+from twotower.search.index import ExactIndex
+
+ITEMS, WIDTH = 30, 4
+HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=12), min_size=1, max_size=6)
+
+
+def bonus(history: list[int], weights: list[float]) -> np.ndarray:
+    """Return the bonus of every item, event by event."""
+    found = np.zeros(ITEMS)
+    for item in set(history):
+        since = history[::-1].index(item)
+        found[item] = weights[0] + weights[1] * np.log(history.count(item)) + weights[2] * np.log(1 + since)
+    return found
+
+
+@given(
+    HISTORIES,
+    st.integers(1, ITEMS + 5),
+    st.integers(0, 2**31),
+    st.sampled_from(["none", "shared", "each"]),
+    st.lists(st.floats(-20, 20), min_size=3, max_size=3),
+)
+def test_merged_lists_are_those_of_a_full_ranking(
+    histories: list[list[int]], k: int, seed: int, masks: str, weights: list[float]
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    items, vectors = (torch.randn(size, WIDTH, generator=generator) for size in (ITEMS, len(histories)))
+    draw = np.random.default_rng(seed)
+    again = draw.random(len(histories)) < 0.7
+    shape = {"none": None, "shared": (ITEMS,), "each": (len(histories), ITEMS)}[masks]
+    allow = None if shape is None else draw.random(shape) < 0.6
+    queries = Queries.of(histories, time_s=1_700_000_000)
+    best = ExactIndex(items).search(vectors, k, exclude=(queries.offsets, queries.item_row), allow=allow)
+    found = merge_repeats(best, queries, vectors, items, torch.tensor(weights), 0.5, again=again, allow=allow)
+    assert found.items.shape == found.scores.shape == (len(histories), k)
+    for b, history in enumerate(histories):
+        scores = (items @ vectors[b]).double().numpy()
+        if again[b]:
+            scores += 0.5 * bonus(history, weights)
+        else:
+            scores[history] = -np.inf
+        scores[:FIRST_ROW] = -np.inf
+        if allow is not None:
+            scores[~(allow if allow.ndim == 1 else allow[b])] = -np.inf
+        order = [row for row in np.argsort(-scores, kind="stable") if np.isfinite(scores[row])][:k]
+        assert (found.items[b] >= 0).sum() == len(order)
+        np.testing.assert_allclose(found.scores[b, : len(order)], scores[order], rtol=1e-4, atol=1e-4)
+        assert set(found.items[b, : len(order)].tolist()) <= set(np.flatnonzero(np.isfinite(scores)).tolist())
+        assert len(set(found.items[b, : len(order)].tolist())) == len(order)
+        assert (found.items[b, len(order) :] == -1).all() and np.isneginf(found.scores[b, len(order) :]).all()
+
+
+def test_without_weights_the_list_is_the_plain_one() -> None:
+    items, vectors = torch.randn(ITEMS, WIDTH), torch.randn(2, WIDTH)
+    queries = Queries.of([[5, 6, 5], [29]], time_s=1_700_000_000)
+    index = ExactIndex(items)
+    best = index.search(vectors, 9, exclude=(queries.offsets, queries.item_row))
+    found = merge_repeats(best, queries, vectors, items, torch.zeros(3), 0.1, again=np.array([True, True]))
+    assert found.items.tolist() == index.search(vectors, 9).items.tolist()
+
+
+def test_a_history_of_reserved_rows_or_none_has_no_repeats() -> None:
+    queries = Queries.of([[], [0, 1], [4]], time_s=1_700_000_000)
+    assert repeats_of(queries, np.array([True, True, False])).item_row.tolist() == []
+    assert repeats_of(queries, np.array([True, True, True])).query.tolist() == [2]
+
+
+def test_ties_go_to_the_lower_row() -> None:
+    items, vectors = torch.ones(ITEMS, WIDTH), torch.ones(1, WIDTH)
+    queries = Queries.of([[7, 3]], time_s=1_700_000_000)
+    best = ExactIndex(items).search(vectors, 6, exclude=(queries.offsets, queries.item_row))
+    found = merge_repeats(best, queries, vectors, items, torch.zeros(3), 0.1, again=np.array([True]))
+    assert found.items[0].tolist() == [2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_features_count_events_and_those_since(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    histories = [draw.integers(FIRST_ROW, 9, size=draw.integers(0, 40)).tolist() for _ in range(20)]
+    found = repeats_of(Queries.of(histories, time_s=1_700_000_000), np.ones(20, np.bool_))
+    for weights in ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]):
+        told = np.zeros((20, ITEMS))
+        told[found.query, found.item_row] = found.features @ weights
+        np.testing.assert_allclose(told, [bonus(history, weights) for history in histories])
