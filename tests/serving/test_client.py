@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from twotower.errors import ConfigError, ResponseError, UnreachableError
 from twotower.serving.app import api_document
 
 from .faulty_proxy import CUT, SILENT, Fault, FaultyProxy, faulty_proxy
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +177,19 @@ def test_a_key_is_read_sent_and_shown_to_nobody(
     assert client.refresh_items()["version"]
     assert [headers["authorization"] for _, _, headers, _ in proxy.seen] == ["Bearer wrong-but-long-enough", f"Bearer {load.KEY}"]
     assert load.KEY not in repr(client) + str(vars(error.value)) + str(error.value)
+
+
+def test_the_examples_of_the_page_run(client: Client, server: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOTOWER_API_KEY", load.KEY)
+    first, second = (str(one["item_id"]) for one in client.search_items(limit=2))
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "clients.md").read_text(), flags=re.S | re.M)
+    known: dict[str, Any] = {}
+    for block in blocks:
+        for there, here in (("Srn23y90U5Q4jCisDGcPuT", first), ("b_230", first), ("b_5", second), (":8000", f":{server.port}")):
+            block = block.replace(there, here)
+        exec(block.replace("Client() as", f'Client("http://127.0.0.1:{server.port}") as'), known)
+    assert known["answer"]["items"] and len(known["ids"](client, "u_17")) == 20
+    assert len(client.get_history("u_18")["events"]) == 1
 
 
 def test_a_body_has_the_names_of_the_request() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -70,7 +70,7 @@ def kept() -> Iterator[Kept]:
 @pytest.fixture
 def traced(connect: Callable[..., AbstractContextManager[TestClient]], kept: Kept) -> Iterator[TestClient]:
     with connect(telemetry=kept.telemetry) as client:
-        kept.telemetry.watch(client.app.state.service.meters)
+        kept.telemetry.watch(cast(Any, client.app).state.service.meters)
         yield client
 
 
@@ -114,7 +114,7 @@ def test_events_and_similar_items_have_spans_of_their_work(traced: TestClient, k
 
 def test_refusals_and_failures_are_told(traced: TestClient, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     assert traced.post("/v1/recommend", json={"k": 0}).status_code == 422
-    service = traced.app.state.service
+    service = cast(Any, traced.app).state.service
     monkeypatch.setattr(service, "recommend", None)
     assert traced.post("/v1/recommend", json={}).status_code == 500
     refused, failed = kept.named("POST /v1/recommend")

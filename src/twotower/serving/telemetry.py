@@ -57,9 +57,9 @@ class RequestTrace:
         from opentelemetry import context, trace
 
         failure = code or (str(status) if status >= FAILED else None)
-        known: dict[str, str | int] = {"http.route": route, "http.response.status_code": status} | (
-            {"error.type": failure} if failure else {}
-        )
+        known: dict[str, str | int] = {"http.route": route, "http.response.status_code": status}
+        if failure is not None:
+            known["error.type"] = failure
         self.span.update_name(f"{self._method} {route}")
         self.span.set_attributes({**known, "twotower.request_id": request_id})
         if crash is not None:
