@@ -56,7 +56,7 @@ def main() -> int:
         for _ in range(given.steps):
             batch = next(batches)
             waited += time.perf_counter() - asked
-            trainer._step(batch, None)
+            trainer._step(batch)
             asked = time.perf_counter()
         seconds = time.perf_counter() - began
         batches.close()

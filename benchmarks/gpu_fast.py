@@ -23,17 +23,17 @@ def speed(bench: Bench, name: str) -> Found:
     trainer.begin()
     drained = list(islice(trainer.batches(0, 0), 4 if bench.small else 24))
     for batch in drained:
-        trainer._step(batch, None)
+        trainer._step(batch)
     figures = throughput(bench, trainer, 2 if bench.small else 6)
     plan = trainer.loader.plan(0)
     making = bench.seconds(lambda: [trainer.loader.batch(plan[i], 0, i) for i in range(len(drained))]) / len(drained)
-    stepping = min(bench.seconds(lambda: [trainer._step(batch, None) for batch in drained]) for _ in range(3)) / len(drained)
+    stepping = min(bench.seconds(lambda: [trainer._step(batch) for batch in drained]) for _ in range(3)) / len(drained)
     calls = []
     for batch in drained[:6]:
         with Products() as products:
-            trainer._step(batch, None)
+            trainer._step(batch)
         calls.append(products.calls)
-    some = min(bench.seconds(lambda: [trainer._step(batch, None) for batch in drained[:6]]) for _ in range(3))
+    some = min(bench.seconds(lambda: [trainer._step(batch) for batch in drained[:6]]) for _ in range(3))
     kernels = min(bench.seconds(lambda: [replay(one) for one in calls]) for _ in range(3))
     stalls = read_backs(trainer, drained) if bench.device.type == "cuda" else None
     figures |= busy(trainer, drained[:6]) if bench.device.type == "cuda" else {}
@@ -57,7 +57,7 @@ def busy(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> dict[str, Any]:
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as seen:
         for batch in batches:
-            trainer._step(batch, None)
+            trainer._step(batch)
         torch.cuda.synchronize()
     events = seen.key_averages()
     kernels = sorted(
@@ -80,7 +80,7 @@ def throughput(bench: Bench, trainer: TwoTowerTrainer, seconds: float) -> dict[s
         batches, asked = iter(trainer.batches(epoch, 0)), time.perf_counter()
         for batch in batches:
             waited += time.perf_counter() - asked
-            trainer._step(batch, None)
+            trainer._step(batch)
             examples, steps = examples + batch.examples, steps + 1
             if steps % 16 == 0:
                 bench.wait()  # measure when the work is done, not when it is launched
@@ -102,7 +102,7 @@ def read_backs(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> float:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             for batch in batches:
-                trainer._step(batch, None)
+                trainer._step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     found = [warning for warning in seen if "synchroniz" in str(warning.message)]

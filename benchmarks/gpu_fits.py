@@ -77,7 +77,7 @@ def fits(bench: Bench, *settings: str, precision: str = "auto", full: bool = Fal
 def taught(trainer: TwoTowerTrainer, steps: int) -> list[float]:
     """Train like a run, with prefetched batches, and return the mean loss."""
     for batch in islice(trainer.batches(0, 0), steps):
-        trainer._step(batch, None)
+        trainer._step(batch)
     trainer.check()
     return [trainer.losses.mean()]
 

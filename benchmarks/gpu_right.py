@@ -82,7 +82,7 @@ def losses_of(trainer: TwoTowerTrainer, steps: int) -> list[float]:
     found, before = [], 0.0
     plan = trainer.loader.plan(0)
     for step in range(steps):
-        trainer._step(trainer.loader.batch(plan[step % len(plan)], step // len(plan), step % len(plan)), None)
+        trainer._step(trainer.loader.batch(plan[step % len(plan)], step // len(plan), step % len(plan)))
         trainer.check()
         total = float(trainer.losses.total)
         found.append(total - before)
@@ -218,7 +218,7 @@ def compiled(bench: Bench) -> Found:
         found[name] = {
             "losses": losses,
             "first_s": round(time.perf_counter() - began, 2),
-            "step_ms": round(1000 * bench.seconds(lambda: [trainer._step(b, None) for b in batches]) / len(batches), 2),  # noqa: B023
+            "step_ms": round(1000 * bench.seconds(lambda: [trainer._step(b) for b in batches]) / len(batches), 2),  # noqa: B023
         }
     apart = max(abs(a - b) / abs(a) for a, b in zip(found["eager"].pop("losses"), found["compiled"].pop("losses"), strict=True))
     return Found(apart < 1e-3, {"losses_apart": apart, **found})

@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             trainer = open_trainer(Path(folder), given.seed, given.overrides)
             batches = [trainer.loader.batch(members, 0, i) for i, members in enumerate(trainer.loader.plan(0)[: given.steps])]
-            step_s, products_s = measure(lambda batch: trainer._step(batch, None), batches, given.repeats)
+            step_s, products_s = measure(lambda batch: trainer._step(batch), batches, given.repeats)
             if given.table:
-                sys.stderr.write(operations(lambda batch: trainer._step(batch, None), batches))
+                sys.stderr.write(operations(lambda batch: trainer._step(batch), batches))
     except TwoTowerError as error:
         sys.stderr.write(f"step: error: {' '.join(str(error).split())}\n")
         return 2

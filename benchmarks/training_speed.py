@@ -110,7 +110,7 @@ def train(folder: Path, seed: int, epochs: int, overrides: Sequence[str] = ()) -
         batches, asked = iter(trainer.batches(epoch, 0)), time.perf_counter()
         while (batch := next(batches, None)) is not None:
             waited += time.perf_counter() - asked
-            trainer._step(batch, None)
+            trainer._step(batch)
             examples, candidates, steps = examples + len(batch.target), candidates + len(batch.log_weight), steps + 1
             asked = time.perf_counter()
     spent = time.perf_counter() - began

@@ -211,7 +211,10 @@ def test_recommendations_are_the_models_own(journey):
     away = distances_km(recommender.bundle.store.location, home).astype(float)
     half = np.where(np.isnan(away), float(priors.unlocated), away**2 / 2)
     beside = np.stack(logs, 1) @ weights[1:-1] - weights[-1] * half
-    scores = weights[0] * (recommender.bundle.vectors @ vector).numpy() + recommender.bundle.config.model.temperature * beside
+    vectors, last = recommender.bundle.vectors, queries.item_row[::-1][:16].copy()
+    recent = float(priors.recency) * vectors @ (0.5 ** torch.arange(len(last)) @ vectors[torch.from_numpy(last)])
+    beside += recent.numpy()
+    scores = weights[0] * (vectors @ vector).numpy() + recommender.bundle.config.model.temperature * beside
     scores[[0, 1, *queries.item_row]] = -np.inf
     scores[~recommender.bundle.arrays.offered] = -np.inf  # closed businesses
     best = np.argsort(-scores, kind="stable")[:10]

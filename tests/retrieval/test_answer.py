@@ -15,6 +15,7 @@ from twotower.data.dataset_features import log_popularity
 from twotower.data.prepare import prepare
 from twotower.errors import RequestError
 from twotower.features.geo import distances_km, median_location
+from twotower.models.history_terms import recent_sum
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Answer, HistoryEvent, Request
@@ -183,7 +184,8 @@ def test_a_score_is_a_cosine_and_what_is_known_of_the_item(recommender: Recommen
     away = distances_km(bundle.store.location[rows], home)
     half = np.where(np.isnan(away), float(priors.unlocated), away.astype(float) ** 2 / 2)
     distance = -0.1 * weights[-1] * half
-    wanted = weights[0] * (bundle.vectors.numpy()[rows] @ user) + popularity + distance
+    recent = 0.1 * float(priors.recency) * (bundle.vectors[torch.from_numpy(rows)] @ recent_sum(asked, bundle.vectors)[0]).numpy()
+    wanted = weights[0] * (bundle.vectors.numpy()[rows] @ user) + recent + popularity + distance
     assert [place.score for place in answer.items] == pytest.approx(wanted, abs=5e-3)
     for place, known, far in zip(answer.items, popularity, distance, strict=True):
         least = min(abs(reason.share) for reason in place.reasons)

@@ -12,6 +12,7 @@ from twotower.bundle.bundle import Bundle
 from twotower.bundle.item_arrays import item_arrays
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store, split_moment
+from twotower.models.history_terms import recent_sum
 from twotower.models.priors import group
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import HistoryEvent, Request
@@ -40,14 +41,16 @@ def test_shares_of_straight_towers_are_the_score(straight: Recommender) -> None:
         history = straight.reader.read(Request(user=str(straight.dataset.user_ids[4]), history=visits)).history
         shares = straight.explainer.shares(history, rows)
         factor = float(straight.bundle.model.priors.weights[group(torch.from_numpy(history.lengths)), 0])
-        cosines = factor * (straight.bundle.vectors.numpy() @ straight.bundle.encode(history)[0])[rows]
+        vectors, priors = straight.bundle.vectors, straight.bundle.model.priors
+        temperature = float(straight.bundle.model.temperature().detach())
+        recent = float(priors.recency) * temperature * recent_sum(history, vectors)[0].numpy()
+        cosines = (vectors.numpy() @ (factor * straight.bundle.encode(history)[0] + recent))[rows]
         np.testing.assert_allclose(shares.visits.sum(axis=1) + shares.user.sum(axis=1), cosines, atol=1e-5)
         np.testing.assert_allclose(shares.item.sum(axis=1), cosines, atol=1e-5)
         assert len(shares.visited) == len(set(history.item_row.tolist()))
         assert not shares.repeat.any()
         again = straight.explainer.shares(history, rows, again=True)
-        fitted = straight.bundle.model.priors.repeats.tolist()
-        temperature = float(straight.bundle.model.temperature().detach())
+        fitted = priors.repeats.tolist()
         items = history.item_row.tolist()
         for row, share in zip(rows.tolist(), again.repeat.tolist(), strict=True):
             since = items[::-1].index(row) if row in items else 0
@@ -72,7 +75,9 @@ def test_a_share_is_what_a_small_change_does(recommender: Recommender) -> None:
         moved = tower.head.raw(tower.beside_history(fields, longer, batch)) - raw
         change = float((moved / tower.head.divisor(raw) * recommender.bundle.vectors[target]).sum())
     change *= float(model.priors.weights[1, 0])  # of histories with one to four events
-    assert change * 1000 == pytest.approx(float(shares.visits[0, list(shares.visited).index(9)]), rel=0.02, abs=2e-4)
+    both = float(recommender.bundle.vectors[9] @ recommender.bundle.vectors[target])
+    recent = 0.5 * float(model.priors.recency * model.temperature()) * both  # the last item but one
+    assert change * 1000 + recent == pytest.approx(float(shares.visits[0, list(shares.visited).index(9)]), rel=0.02, abs=2e-4)
 
 
 def test_a_seen_item_says_so(recommender: Recommender) -> None:

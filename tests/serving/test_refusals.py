@@ -148,6 +148,22 @@ def test_a_request_must_be_over_in_time(connect: Connect, monkeypatch: pytest.Mo
         assert client.post("/v1/recommend", json={"k": 1}).status_code == 200
 
 
+def test_a_client_that_leaves_before_its_body_is_there_is_no_internal_error(client: TestClient) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    head = [(b"host", b"testserver"), (b"content-type", b"application/json"), (b"content-length", b"9")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "raw_path": b"/v1/recommend", "query_string": b""}
+    scope |= {"headers": head, "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 5), "server": ("testserver", 80)}
+    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 400 and b"closed before the end of the body" in sent[1]["body"]
+
+
 def test_loading_may_take_longer_than_a_request_once_all_of_it_is_there(
     connect: Connect, keyed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

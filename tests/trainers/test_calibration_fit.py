@@ -33,7 +33,7 @@ from twotower.trainers.calibration import (
     in_words,
 )
 from twotower.utils.config import Config, parse_config
-from twotower.utils.documents import CalibrationRecord, RepeatsRecord
+from twotower.utils.documents import CalibrationRecord, HistoryRecord, RepeatsRecord
 
 from ..documents import with_split
 from ..drawn_bundle import drawn
@@ -237,6 +237,7 @@ def model(dataset: Dataset, config: Config) -> TwoTower:
 @pytest.mark.parametrize("every_days", [None, 20.0])
 def test_blocks_have_the_scores_of_an_answer(dataset: Dataset, model: TwoTower, config: Config, every_days: float | None) -> None:
     """The features of a query times the weights of its group rank all items as the system does that is calibrated."""
+    model.priors.recency.zero_()  # the fit begins without
     held, system = dataset.held_out("valid").by_time(), _system(model, dataset, config, every_days)
     moments = system.moments(held.queries.time_s)
     assert (len(np.unique(moments)) == 1) == (every_days is None)
@@ -297,21 +298,25 @@ def test_a_calibration_says_what_it_did(dataset: Dataset, model: TwoTower, confi
         _system(model, dataset, config, _interval_days(dataset, dataset.held_out("valid").by_time(), config)),
         dataset.held_out("valid"), dataset, config.evaluation, metrics=[record.metric], beyond_k=None,
     ).mean(record.metric)  # fmt: skip
-    assert record.after == pytest.approx(metric, abs=2e-6)
+    assert record.history is not None
+    assert metric == pytest.approx(record.history.by_recency[f"{record.history.recency:g}"], abs=1e-4)
+    assert record.history.by_recency["0"] == pytest.approx(record.after, abs=1e-4)
 
 
 def test_a_record_in_words() -> None:
     record = CalibrationRecord(
         metric="NDCG@10", before=0.1, after=0.12345, used=True, queries=9, half_lives_days=[0.0], distance_unit_km=1.0,
-        weights={"0": [0.5, 1.0, 0.0], "1": [0.75, 1.0, 0.0], "5": [1.126, 1.0, 0.0]}, repeats=None,
+        weights={"0": [0.5, 1.0, 0.0], "1": [0.75, 1.0, 0.0], "5": [1.126, 1.0, 0.0]}, history=None,
     )  # fmt: skip
     towers = "towers 0.50 from 0 events on, 0.75 from 1, 1.13 from 5"
     assert in_words(record) == f"calibration: validation NDCG@10 0.1000 → 0.1235 with fitted weights; {towers}"
     unused = in_words(record.model_copy(update={"used": False, "after": 0.05}))
     assert "0.0500 with fitted weights, which are not used; towers" in unused
+    history = HistoryRecord(recency=2.0, by_recency={"0": 0.1, "2": 0.2}, repeats=None)
+    assert in_words(record.model_copy(update={"history": history})).endswith("1.13 from 5; weight of the last items 2")
     again = RepeatsRecord(before=0.1, after=0.2, used=True, weights=[1.0, 0.0, -0.5])
-    assert in_words(record.model_copy(update={"repeats": again})).endswith(
-        "1.13 from 5; seen items included, 0.1000 → 0.2000 with weights of repeats"
-    )
-    worse = again.model_copy(update={"used": False, "after": 0.0})
-    assert in_words(record.model_copy(update={"repeats": worse})).endswith("0.0000 with weights of repeats, which are not used")
+    told = in_words(record.model_copy(update={"history": history.model_copy(update={"repeats": again})}))
+    assert told.endswith("weight of the last items 2; seen items included, 0.1000 → 0.2000 with weights of repeats")
+    worse = history.model_copy(update={"repeats": again.model_copy(update={"used": False, "after": 0.0})})
+    told = in_words(record.model_copy(update={"history": worse}))
+    assert told.endswith("0.0000 with weights of repeats, which are not used")

@@ -117,7 +117,8 @@ class Bundle:
 
     def query_vectors(self, queries: Queries, dial: Float) -> Tensor:
         """Return the vectors float32 [B, D + P] that the index is searched with; see `neural_retriever.query_vectors`."""
-        return query_vectors(self.model, self.store, torch.from_numpy(self.encode(queries)), queries, dial=dial)
+        towers, items = torch.from_numpy(self.encode(queries)), torch.from_numpy(self.arrays.vectors)
+        return query_vectors(self.model, self.store, towers, queries, items, dial=dial)
 
     def search(self, vectors: Tensor, queries: Queries, k: int, *, again: Mask, allow: Mask | None) -> Recommendations:
         """Return the k best items of each query; see `neural_retriever.search`."""

@@ -7,8 +7,9 @@
     item.onnx   "row" int64 [n]; "field.NAME" [n, …]            →   "vectors" float32 [n, D], "history_items" float32 [n, d]
 
 To rank, multiply the user vector by the weight of the towers and append the columns of `models.priors` ("priors" of the
-bundle's manifest); the item vectors of the bundle have theirs. If seen items may be recommended again, add the bonus of
-`models.repeats` ("repeats" times "temperature") to the scores of the history's items.
+bundle's manifest); the item vectors of the bundle have theirs. Add the vectors of the last items of the history ("recency" times
+"temperature"). If seen items may be recommended again, add a bonus ("repeats" times "temperature") to the scores of the items of
+the history; see `models.history_terms`.
 
 The vectors equal those of PyTorch to 1e-5. A request reads no item features: the items of its history are rows of "items".
 """

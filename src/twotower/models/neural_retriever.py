@@ -16,7 +16,7 @@ from torch import Tensor
 from twotower.features.batches import ItemBatch
 from twotower.features.feature_store import FeatureStore
 from twotower.features.geo import EARTH_KM, median_location, on_sphere
-from twotower.models.repeats import merge_repeats
+from twotower.models.history_terms import merge_repeats, recent_sum
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import DAY_S
@@ -77,7 +77,8 @@ class NeuralRetriever:
         """Return user vectors float32 [B, D + P] on the model's device."""
         with torch.inference_mode():
             towers = self.model.encode_users(self.store.users(queries).to(self.device))
-            return query_vectors(self.model, self.store, towers, queries, dial=np.full(len(queries), self.dial, np.float32))
+            dial = np.full(len(queries), self.dial, np.float32)
+            return query_vectors(self.model, self.store, towers, queries, self.index.vectors, dial=dial)
 
 
 class RefreshedRetriever:
@@ -181,13 +182,15 @@ def search(
     return merge_repeats(best, queries, vectors, items, weights, temperature, again=again, allow=allow)
 
 
-def query_vectors(model: TwoTower, store: FeatureStore, towers: Tensor, queries: Queries, *, dial: Float) -> Tensor:
+def query_vectors(model: TwoTower, store: FeatureStore, towers: Tensor, queries: Queries, items: Tensor, *, dial: Float) -> Tensor:
     """Return the vectors float32 [B, D + P] that an index is searched with.
 
     Parameters
     ----------
     towers
         float32 [B, D]: output of the user tower.
+    items
+        float32 [n_item_rows, D + P]: vectors of the index.
     dial
         float32 [B]: popularity bias, from -1 to 1.
     """
@@ -196,7 +199,10 @@ def query_vectors(model: TwoTower, store: FeatureStore, towers: Tensor, queries:
     lengths = torch.from_numpy(queries.lengths).to(device)
     temperature = float(model.temperature().detach())
     scale, columns = model.priors.user_columns(lengths, points, temperature, torch.from_numpy(dial).to(device))
-    return torch.cat([towers * scale, columns.to(towers)], dim=1)
+    vectors, recency = towers * scale, float(model.priors.recency)
+    if recency:
+        vectors = vectors + recency * temperature * recent_sum(queries, items[:, : towers.shape[1]])
+    return torch.cat([vectors, columns.to(vectors)], dim=1)
 
 
 def user_points(queries: Queries, locations: Array) -> Float64:

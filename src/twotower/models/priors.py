@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from twotower.models.repeats import WIDTH
+from twotower.models.history_terms import WIDTH
 from twotower.search.reranking import POPULARITY_SCALE
 from twotower.utils.types import Json
 
@@ -50,8 +50,11 @@ class Priors(nn.Module):
         self.unlocated: Tensor
         """Half the squared distance, in km², that an item without a location counts as."""
         self.register_buffer("unlocated", torch.zeros(()))
+        self.recency: Tensor
+        """Weight of the last items of the history in nats; see `models.history_terms`."""
+        self.register_buffer("recency", torch.zeros(()))
         self.repeats: Tensor
-        """[3], nats: weights of an item of the history; see `models.repeats`."""
+        """[3], nats: weights of an item of the history where it may be recommended; see `models.history_terms`."""
         self.register_buffer("repeats", torch.zeros(WIDTH))
         self.new_popularity: Tensor
         """Log popularity of new items, a scalar in nats; see `trainers.new_item_popularity`."""
@@ -133,6 +136,7 @@ class Priors(nn.Module):
             "weights": [[round(value, 7) for value in row] for row in self.weights.tolist()],
             "centre_km": [round(value, 4) for value in self.centre.tolist()],
             "unlocated_km2": round(float(self.unlocated), 4),
+            "recency": round(float(self.recency), 7),
             "repeats": [round(value, 7) for value in self.repeats.tolist()],
             "temperature": temperature,
         }

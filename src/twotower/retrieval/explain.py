@@ -20,11 +20,11 @@ from torch import Tensor
 
 from twotower.bundle.bundle import Bundle
 from twotower.features.batches import ItemBatch, UserBatch
+from twotower.models.history_terms import LAST, recent_sum, repeats_of
 from twotower.models.neural_retriever import user_points
-from twotower.models.repeats import repeats_of
 from twotower.retrieval.request import Reason
 from twotower.retriever import Queries
-from twotower.schema import UNKNOWN
+from twotower.schema import FIRST_ROW, UNKNOWN
 from twotower.utils.types import Float, Int
 
 MAX_REASONS, MAX_LABEL_CHARS = 10, 80
@@ -59,7 +59,7 @@ class Shares:
     popularity, distance
         float32 [k]: see `models.priors`.
     repeat
-        float32 [k]: bonus of the items of the history; see `models.repeats`. Zeros if they were not ranked.
+        float32 [k]: bonus of the items of the history; see `models.history_terms`. Zeros if they were not ranked.
     """
 
     visited: Int
@@ -99,10 +99,15 @@ class Explainer:
         known = (self._columns_of_items[torch.from_numpy(rows)] * columns).numpy()
         popularities, factor = self.model.priors.popularities, float(scale)
         item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
-        item = self._item_side(item_batch, user_vectors * factor)
-        visited, at = np.unique(history.item_row[-self.store.max_history :], return_inverse=True)
+        weight = temperature * float(self.model.priors.recency)
+        item = self._item_side(item_batch, user_vectors * factor + weight * recent_sum(asked, self.vectors))
+        read, latest = history.item_row[-self.store.max_history :], history.item_row[-LAST:][::-1] if weight else ()
+        visited = np.unique(np.concatenate([read, np.asarray(latest, np.int64)]))
         summed = np.zeros((len(visited), len(rows)), np.float32)
-        np.add.at(summed, at, visits.T * factor)
+        np.add.at(summed, np.searchsorted(visited, read), visits.T * factor)
+        for back, row in enumerate(latest):
+            if row >= FIRST_ROW:
+                summed[np.searchsorted(visited, row)] += weight * 0.5**back * (items @ self.vectors[row]).numpy()
         popularity, distance = known[:, :popularities].sum(axis=1), known[:, popularities:].sum(axis=1)
         repeat = self._repeat(history, rows, temperature) if again else np.zeros(len(rows), np.float32)
         return Shares(visited, summed.T, user * factor, item, popularity, distance, repeat)

@@ -56,7 +56,7 @@ class Request:
         the history if that is later.
     exclude_seen
         Exclude the items of the history. If False, they are ranked too, by weights learned from how users repeat; see
-        `models.repeats`.
+        `models.history_terms`.
     diversity
         0 … 1: penalty for items that are similar to higher-ranked items (MMR).
     popularity

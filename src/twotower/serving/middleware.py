@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twotower.serving.access import Access
@@ -99,6 +100,8 @@ class RequestMiddleware:
         try:
             if not await self._refused(passage):
                 await self._within(passage, self.limits.request_s, patient=passage.path.startswith(UNTIMED_PREFIX))
+        except ClientDisconnect:  # the response is for the log; nobody reads it
+            await passage.refuse(400, "malformed", "The connection was closed before the end of the body.")
         except Exception as error:
             passage.crash = error
             await passage.refuse(500, "internal", "Internal server error. The server log has the details under this request id.")

@@ -23,9 +23,9 @@ from twotower.models.neural_retriever import PORTION, RefreshedRetriever, item_p
 from twotower.models.priors import GROUPS, Priors, group
 from twotower.models.two_tower import TwoTower
 from twotower.schema import DAY_S, FIRST_ROW
-from twotower.trainers.repeat_weights import fit_repeats
+from twotower.trainers.history_weights import choose_history_weights
 from twotower.utils.config import Config
-from twotower.utils.documents import CalibrationRecord, RepeatsRecord
+from twotower.utils.documents import CalibrationRecord
 from twotower.utils.ragged import ragged_arange
 from twotower.utils.types import Float64
 
@@ -97,6 +97,8 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
     few = max(MAX_CELLS // dataset.n_item_rows, 1)
     sample = dataset.held_out("valid", max_queries=min(few, config.training.eval_queries), seed=config.seed).by_time()
     priors, every_days = model.priors, _interval_days(dataset, held_out, config)
+    priors.recency.zero_()
+    priors.repeats.zero_()
     metric, kept = config.training.eval_metric, {name: value.clone() for name, value in priors.state_dict().items()}
 
     system = _system(model, dataset, config, every_days)
@@ -113,7 +115,11 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
     if after < before:
         priors.load_state_dict(kept)
     weights = {str(least): [float(f"{value:.6g}") for value in row] for least, row in zip(GROUPS, fitted.tolist(), strict=True)}
-    repeats = _calibrate_repeats(model, dataset, config, held_out, sample)
+    history = None
+    if dataset.ordered:
+        system = _system(model, dataset, config, every_days)
+        repeats, exclude_seen = config.prepare.duplicates == "keep", config.evaluation.exclude_seen
+        history = choose_history_weights(system, held_out, metric=metric, exclude_seen=exclude_seen, repeats=repeats)
     return CalibrationRecord(
         metric=metric,
         before=round(before, 6),
@@ -123,30 +129,8 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
         half_lives_days=list(priors.half_lives),
         distance_unit_km=round(unit, 3),
         weights=weights,
-        repeats=repeats,
+        history=history,
     )
-
-
-def _calibrate_repeats(
-    model: TwoTower, dataset: Dataset, config: Config, held_out: HeldOut, sample: HeldOut
-) -> RepeatsRecord | None:
-    """Fit `model.priors.repeats`; None if the events have no order or each item was kept once."""
-    if not dataset.ordered or config.prepare.duplicates != "keep":
-        return None
-    metric, settings = config.training.eval_metric, config.evaluation.model_copy(update={"exclude_seen": False})
-    system = _system(model, dataset, config, _interval_days(dataset, held_out, config))
-
-    def figure() -> float:
-        return evaluate(system, held_out, dataset, settings, metrics=[metric], beyond_k=None).mean(metric)
-
-    model.priors.repeats.zero_()
-    before, weights = figure(), fit_repeats(system, sample)
-    model.priors.repeats.copy_(torch.from_numpy(weights))
-    after = figure()
-    if after < before:
-        model.priors.repeats.zero_()
-    rounded = [float(f"{value:.6g}") for value in weights.tolist()]
-    return RepeatsRecord(before=round(before, 6), after=round(after, 6), used=after >= before, weights=rounded)
 
 
 def in_words(record: CalibrationRecord) -> str:
@@ -156,7 +140,10 @@ def in_words(record: CalibrationRecord) -> str:
     kept = "with fitted weights" if record.used else "with fitted weights, which are not used"
     change = f"{record.metric} {record.before:.4f} → {record.after:.4f}"
     line = f"calibration: validation {change} {kept}; towers {', '.join(towers)}"
-    if (again := record.repeats) is not None:
+    if record.history is None:
+        return line
+    line += f"; weight of the last items {record.history.recency:g}"
+    if (again := record.history.repeats) is not None:
         line += f"; seen items included, {again.before:.4f} → {again.after:.4f} with weights of repeats"
         line += "" if again.used else ", which are not used"
     return line

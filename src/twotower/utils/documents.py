@@ -96,7 +96,7 @@ class RecipeRecord(Document):
 
 
 class RepeatsRecord(Document):
-    """The weights of repeats, fitted on the validation part; see `models.repeats`."""
+    """The weights of an item of the history, where it may be recommended; see `models.history_terms`."""
 
     before: float
     """Validation metric without them, where seen items may be recommended."""
@@ -106,6 +106,17 @@ class RepeatsRecord(Document):
     """false: they lower the metric, and count as zero."""
     weights: list[float]
     """In nats: of an item of the history, of the log of its events there, and of the log of one more than the events since."""
+
+
+class HistoryRecord(Document):
+    """How a history counts beside the user tower."""
+
+    recency: float
+    """Weight of its last items in nats: that with the best validation metric."""
+    by_recency: dict[str, float]
+    """Validation metric by weight of the last items."""
+    repeats: RepeatsRecord | None
+    """null: each item is kept once, which says nothing about repeats."""
 
 
 class CalibrationRecord(Document):
@@ -127,8 +138,8 @@ class CalibrationRecord(Document):
     weights: dict[str, list[float]]
     """By the smallest number of events in a history: of the towers, of each log popularity (nats), with several half-lives of the
     novelty, and of half the squared distance (per km²)."""
-    repeats: RepeatsRecord | None
-    """null: there is nothing to learn about repeats, as the events have no order or each item is kept once."""
+    history: HistoryRecord | None
+    """null: the events have no order."""
 
 
 class Interval(Document):

@@ -182,8 +182,10 @@ class PriorsRecord(Document):
     """Origin of the coordinates of locations."""
     unlocated_km2: float
     """Half the squared distance that an item without a location counts as."""
+    recency: float
+    """Weight of the last items of the history, in nats; see `models.history_terms`."""
     repeats: list[float]
-    """Weights of an item of the history, in nats; see `models.repeats`."""
+    """Weights of an item of the history where it may be recommended, in nats; see `models.history_terms`."""
     temperature: float
 
 

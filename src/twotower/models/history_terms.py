@@ -1,9 +1,12 @@
-"""Rank the items of a history again, where seen items may be recommended.
+"""Let a history count beside the user tower: its last items, and its items where they may be recommended again.
 
-    score(u, i) + T · (w₀ + w₁ log n + w₂ log(1 + b))     for an item i of the history of u
+    score(u, i) + T · r · Σ_b ½ᵇ ⟨v_b, v_i⟩                for every item
+    score(u, i) + T · (w₀ + w₁ log n + w₂ log(1 + b))      for an item of the history, where seen items may be recommended
 
-n counts the events of i in the history, and b counts the events since the last of them. The search leaves out the history; its
-items are scored exactly and merged into the list. The weights are fitted on the validation part (`trainers.repeat_weights`).
+v_b is the vector of the item b events before the last. n is the number of events of i in the history, and b the number of events
+since the last of them. The first term is part of the user
+vector. For the second, the search leaves out the history; its items are scored exactly and merged into the list. The weights are
+chosen on the validation part (`trainers.history_weights`).
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from twotower.schema import FIRST_ROW
 from twotower.utils.ragged import changes
 from twotower.utils.types import Float, Float64, Int, Mask
 
+LAST = 16
+"""Number of last events whose items count."""
 WIDTH = 3
 """Number of weights of a repeat."""
 
@@ -60,6 +65,18 @@ def repeats_of(queries: Queries, chosen: Mask) -> Repeats:
     return Repeats(query[at], queries.item_row[at], features)
 
 
+def recent_sum(queries: Queries, items: Tensor) -> Tensor:
+    """Return Σ_b ½ᵇ v_b [B, D] over the last `LAST` events of each history; `items` [n_item_rows, D]."""
+    summed = items.new_zeros(len(queries), items.shape[1])
+    start, last = queries.offsets[:-1], queries.offsets[1:] - 1
+    for back in range(LAST):
+        query = np.flatnonzero(last - back >= start)
+        row = queries.item_row[last[query] - back]
+        query, row = query[row >= FIRST_ROW], row[row >= FIRST_ROW]
+        summed[torch.from_numpy(query).to(items.device)] += 0.5**back * items[torch.from_numpy(row).to(items.device)]
+    return summed
+
+
 def merge_repeats(
     best: Recommendations,
     queries: Queries,
@@ -86,25 +103,30 @@ def merge_repeats(
     allow
         As in `Retriever.retrieve`.
     """
-    found, k = repeats_of(queries, again), best.items.shape[1]
+    found = repeats_of(queries, again)
     query, row, features = found.query, found.item_row, found.features
     if allow is not None:
         kept = allow[row] if allow.ndim == 1 else allow[query, row]
         query, row, features = query[kept], row[kept], features[kept]
-    if not len(row) or not k:
-        return best
     device = vectors.device
     products = (vectors[torch.from_numpy(query).to(device)] * items[torch.from_numpy(row).to(device)]).sum(dim=1)
     bonus = temperature * (features @ weights.double().cpu().numpy())
-    score: Float = (products.double().cpu().numpy() + bonus).astype(np.float32)
+    return merged(best, query, row, (products.double().cpu().numpy() + bonus).astype(np.float32))
+
+
+def merged(best: Recommendations, query: Int, row: Int, score: Float) -> Recommendations:
+    """Return lists [B, k] with more items merged in: rows and scores [P] by query, which are in no list yet."""
+    k = best.items.shape[1]
+    if not len(row) or not k:
+        return best
     order = np.lexsort((row, -score, query))
     query, row, score = query[order], row[order], score[order]
-    place = np.arange(len(row)) - np.flatnonzero(changes(query))[np.cumsum(changes(query)) - 1]
+    begins = changes(query)
+    place = np.arange(len(row)) - np.flatnonzero(begins)[np.cumsum(begins) - 1]
     first = place < k
     query, row, score, place = query[first], row[first], score[first], place[first]
-    width = int(place.max()) + 1
-    more_items = np.full((len(queries), width), -1, np.int64)
-    more_scores = np.full((len(queries), width), -np.inf, np.float32)
+    more = (len(best.items), int(place.max()) + 1)
+    more_items, more_scores = np.full(more, -1, np.int64), np.full(more, -np.inf, np.float32)
     more_items[query, place], more_scores[query, place] = row, score
     rows, scores = np.concatenate([best.items, more_items], axis=1), np.concatenate([best.scores, more_scores], axis=1)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]

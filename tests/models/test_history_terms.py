@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twotower.models.repeats import merge_repeats, repeats_of
+from twotower.models.history_terms import LAST, merge_repeats, recent_sum, repeats_of
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW
 from twotower.search.index import ExactIndex
@@ -95,3 +95,14 @@ def test_features_count_events_and_those_since(seed: int) -> None:
         told = np.zeros((20, ITEMS))
         told[found.query, found.item_row] = found.features @ weights
         np.testing.assert_allclose(told, [bonus(history, weights) for history in histories])
+
+
+def test_the_last_items_count_half_as_much_with_every_step_back() -> None:
+    items = torch.randn(ITEMS, WIDTH)
+    histories = [[5, 6, 5], [], [0, 1, 7], list(range(2, 22))]
+    found = recent_sum(Queries.of(histories, time_s=1_700_000_000), items)
+    for row, history in zip(found, histories, strict=True):
+        wanted = torch.zeros(WIDTH)
+        for back, item in enumerate(history[::-1][:LAST]):
+            wanted = wanted + (0.5**back * items[item] if item >= FIRST_ROW else 0)
+        torch.testing.assert_close(row, wanted)

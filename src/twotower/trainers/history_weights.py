@@ -1,0 +1,190 @@
+"""Choose on the validation part how a history counts beside the user tower; see `models.history_terms`.
+
+One pass over the validation queries gives the lists for every tried weight of the last items. The weights of repeats are those of a
+conditional logit: the choice is between all items, and the other weights of a score are fixed. So its likelihood needs the
+probabilities of the history's items alone. The model is too sure of its first items, so at the top of a list repeats deserve more
+than the likelihood says: a constant is added to their weight, the one with the best validation metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twotower.data.dataset import HeldOut
+from twotower.models.history_terms import WIDTH, merged, recent_sum, repeats_of
+from twotower.models.neural_retriever import RefreshedRetriever
+from twotower.retriever import Recommendations
+from twotower.schema import FIRST_ROW
+from twotower.utils import metrics as m
+from twotower.utils.documents import HistoryRecord, RepeatsRecord
+from twotower.utils.ragged import ragged_arange
+from twotower.utils.types import Float, Float64, Int
+
+RECENCIES = (0.0, 1.0, 2.0, 3.0, 4.5)
+"""Weights of the last items that are tried, in nats."""
+OFFSETS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+"""Constants that are tried beside the weights of repeats, in nats."""
+PENALTY = 10.0
+"""Half of it times the squared weights of repeats is subtracted from the log likelihood."""
+MAX_STEPS = 30
+CHUNK_CELLS = 4_000_000
+"""Most pairs of a query and an item whose scores are in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """The lists of all queries for one weight of the last items, and the items of their histories.
+
+    Attributes
+    ----------
+    items, scores
+        int64, float32 [Q, k]: lists without the items of the histories; scores in nats.
+    query, item_row, score, share
+        [P]: items of the histories by query, their scores in nats, and their probabilities among all items.
+    features
+        float64 [P, 3]: see `Repeats`.
+    chosen
+        float64 [P]: number of targets that are the item, 0 or 1.
+    """
+
+    items: Int
+    scores: Float
+    query: Int
+    item_row: Int
+    score: Float
+    share: Float64
+    features: Float64
+    chosen: Float64
+
+    def with_repeats(self, weights: Float64) -> Int:
+        """Return the lists int64 [Q, k] with the items of the histories, whose scores have a bonus."""
+        score = (self.score + self.features @ weights).astype(np.float32)
+        return merged(Recommendations(self.items, self.scores), self.query, self.item_row, score).items
+
+
+def choose_history_weights(
+    system: RefreshedRetriever, held_out: HeldOut, *, metric: str, exclude_seen: bool, repeats: bool
+) -> HistoryRecord:
+    """Set `recency` and `repeats`, which are zero before, in the priors of the system's model.
+
+    Parameters
+    ----------
+    held_out
+        Queries by time.
+    metric
+        Name such as "NDCG@10".
+    exclude_seen
+        Which protocol decides on the weight of the last items.
+    repeats
+        False: the data say nothing about repeats, and their weights are zero.
+    """
+    priors, (_, k) = system.model.priors, m.parse_metric(metric)
+    sizes = np.diff(held_out.target_offsets)
+
+    def figure(items: Int) -> float:
+        hits = m.hit_matrix(items, held_out.target_offsets, held_out.target_row)
+        return float(m.compute(metric, hits, sizes).mean())
+
+    figures, fitted = {}, {}
+    for recency, lists in _lists(system, held_out, k).items():
+        fitted[recency] = _best_repeats(lists, sizes, figure) if repeats else None
+        record = fitted[recency]
+        unmasked = max(record.before, record.after) if record else figure(lists.with_repeats(np.zeros(WIDTH)))
+        figures[recency] = figure(lists.items) if exclude_seen else unmasked
+    best = max(figures, key=lambda recency: (round(figures[recency], 6), -recency))
+    record = fitted[best]
+    priors.recency.fill_(best)
+    if record is not None and record.used:
+        priors.repeats.copy_(torch.tensor(record.weights))
+    return HistoryRecord(recency=best, by_recency={f"{key:g}": round(value, 6) for key, value in figures.items()}, repeats=record)
+
+
+def _best_repeats(lists: Lists, sizes: Int, figure: Callable[[Int], float]) -> RepeatsRecord:
+    """Return the weights of repeats with the best metric: those of the likelihood and a constant."""
+    before, weights = figure(lists.with_repeats(np.zeros(WIDTH))), fit_repeats(lists, sizes)
+    tried = [weights + np.array([offset, 0.0, 0.0]) for offset in OFFSETS]
+    figures = [round(figure(lists.with_repeats(each)), 6) for each in tried]
+    after = max(figures)
+    chosen = [float(f"{value:.6g}") for value in tried[figures.index(after)]]
+    return RepeatsRecord(before=round(before, 6), after=after, used=after >= round(before, 6), weights=chosen)
+
+
+def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float, Lists]:
+    """Return the lists for every weight of the last items."""
+    parts: dict[float, list[Lists]] = {recency: [] for recency in RECENCIES}
+    done = 0
+    for rows, towers, recent in _scores(system, held_out):
+        queries = held_out.queries.take(rows)
+        found = repeats_of(queries, np.ones(len(rows), np.bool_))
+        at = torch.from_numpy(found.query), torch.from_numpy(found.item_row)
+        query, target = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
+        wanted = query * system.n_item_rows + held_out.target_row[target]
+        chosen = np.isin(found.query * system.n_item_rows + found.item_row, wanted).astype(np.float64)
+        for recency in RECENCIES:
+            scores = towers + recency * recent
+            mine = scores[at]
+            share = torch.exp(mine.double() - torch.logsumexp(scores.double(), dim=1)[at[0]])
+            scores[at] = -torch.inf
+            best = scores.topk(min(k, scores.shape[1]), dim=1)
+            items = np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), -1)
+            part = (items, best.values.numpy(), found.query + done, found.item_row, mine.numpy(), share.numpy())
+            parts[recency].append(Lists(*part, found.features, chosen))
+        done += len(rows)
+    return {
+        recency: Lists(*(np.concatenate([getattr(one, name) for one in each]) for name in Lists.__slots__))
+        for recency, each in parts.items()
+    }
+
+
+def _scores(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[tuple[Int, Tensor, Tensor]]:
+    """Yield queries (positions, ascending), their scores of all items in nats, and those of their last items; float32 [b, n]."""
+    temperature = float(system.model.temperature().detach())
+    moments = system.moments(held_out.queries.time_s)
+    for moment in np.unique(moments):
+        retriever = system.at(int(moment))
+        vectors, width = retriever.index.vectors, retriever.index.vectors.shape[1] - system.model.priors.width
+        mine, size = np.flatnonzero(moments == moment), max(CHUNK_CELLS // system.n_item_rows, 1)
+        for rows in (mine[start : start + size] for start in range(0, len(mine), size)):
+            queries = held_out.queries.take(rows)
+            with torch.inference_mode():
+                towers = (retriever.encode(queries) @ vectors.T / temperature).float().cpu()
+                recent = (recent_sum(queries, vectors[:, :width]) @ vectors[:, :width].T).float().cpu()
+                towers[:, :FIRST_ROW] = -torch.inf
+            yield rows, towers, recent
+
+
+def fit_repeats(lists: Lists, sizes: Int) -> Float64:
+    """Return the weights float64 [3] with the largest penalised likelihood; `sizes` int64 [Q]: targets of each query."""
+    weights = np.zeros(WIDTH)
+    value, gradient, hessian = _likelihood(lists, sizes, weights)
+    for _ in range(MAX_STEPS):
+        step, size = np.linalg.solve(hessian, gradient), 1.0
+        tried = _likelihood(lists, sizes, weights + step)
+        while tried[0] < value and size > 1e-3:
+            size /= 2
+            tried = _likelihood(lists, sizes, weights + size * step)
+        if tried[0] < value + 1e-6:
+            break
+        weights = weights + size * step
+        value, gradient, hessian = tried
+    return weights
+
+
+def _likelihood(lists: Lists, sizes: Int, weights: Float64) -> tuple[float, Float64, Float64]:
+    """Return the penalised log likelihood, its gradient [3] and minus its Hessian [3, 3]."""
+    query, features, n = lists.query, lists.features, len(sizes)
+    bonus = features @ weights
+    raised = lists.share * np.exp(bonus)
+    total = 1.0 + np.bincount(query, raised - lists.share, n)  # of all items
+    share = raised / total[query]
+    mean = np.stack([np.bincount(query, share * column, n) for column in features.T], axis=1)
+    value = lists.chosen @ bonus - sizes @ np.log(total) - PENALTY / 2 * weights @ weights
+    gradient = lists.chosen @ features - sizes @ mean - PENALTY * weights
+    second = (features * (share * sizes[query])[:, None]).T @ features
+    hessian = second - (mean * sizes[:, None]).T @ mean + PENALTY * np.eye(WIDTH)
+    return float(value), gradient, hessian

@@ -1,0 +1,152 @@
+"""Test the weights of a history on choices that are drawn with known weights, and list by list."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from twotower.data.dataset import Dataset, HeldOut
+from twotower.evaluation.evaluator import evaluate
+from twotower.models.neural_retriever import RefreshedRetriever
+from twotower.retriever import Queries
+from twotower.trainers.calibration import _system, calibrate
+from twotower.trainers.history_weights import PENALTY, RECENCIES, _likelihood, _lists, choose_history_weights, fit_repeats
+from twotower.utils.config import Config, EvaluationConfig, parse_config
+
+from ..drawn_bundle import drawn
+
+WEIGHTS = np.array([1.5, 0.8, -0.7])
+
+
+@pytest.fixture
+def config(dataset: Dataset) -> Config:
+    made = dataset.manifest.config.model_dump(mode="json")
+    return parse_config({"data": made["data"], "prepare": made["prepare"]})
+
+
+@pytest.fixture
+def system(dataset: Dataset, config: Config) -> RefreshedRetriever:
+    model, _ = drawn(dataset, config.model.model_dump(mode="json"))
+    model.priors.repeats.zero_()
+    model.priors.recency.zero_()
+    return _system(model, dataset, config, None)
+
+
+def drawn_choices(system: RefreshedRetriever, dataset: Dataset, weights: np.ndarray, size: int, recency: float = 0.0) -> HeldOut:
+    """Return queries whose targets are drawn from the scores with a weight of the last items and a bonus of repeats."""
+    draw = np.random.default_rng(0)
+    rows = np.arange(2, min(dataset.n_user_rows, 400))
+    queries = dataset.histories(rows, np.full(len(rows), int(dataset.events.time_s.max()) + 1))
+    queries = queries.take(np.resize(np.flatnonzero(queries.lengths > 2), size))
+    retriever = system.at(int(system.moments(queries.time_s)[0]))
+    temperature = float(system.model.temperature().detach())
+    logits = (retriever.encode(queries) @ retriever.index.vectors.T / temperature).double().numpy()
+    vectors = retriever.index.vectors[:, : -system.model.priors.width].double().numpy()
+    for b in range(len(queries)):
+        for back, item in enumerate(queries.item_row[queries.offsets[b] : queries.offsets[b + 1]][::-1][:16]):
+            logits[b] += recency * 0.5**back * (vectors @ vectors[item])
+    logits[:, :2] = -np.inf
+    for b in range(len(queries)):
+        history = queries.item_row[queries.offsets[b] : queries.offsets[b + 1]].tolist()
+        for item in set(history):
+            features = [1.0, np.log(history.count(item)), np.log1p(history[::-1].index(item))]
+            logits[b, item] += np.dot(features, weights)
+    target = (logits + draw.gumbel(size=logits.shape)).argmax(axis=1)
+    return HeldOut(queries, np.arange(len(queries) + 1), target, np.zeros(len(queries), np.int64))
+
+
+def test_known_weights_are_found_again(system: RefreshedRetriever, dataset: Dataset) -> None:
+    held_out = drawn_choices(system, dataset, WEIGHTS, 4000)
+    found = fit_repeats(_lists(system, held_out, 10)[0.0], np.ones(4000, np.int64))
+    np.testing.assert_allclose(found, WEIGHTS, atol=0.25)
+
+
+def test_likelihood_gradient_and_hessian_are_those_of_the_formula(system: RefreshedRetriever, dataset: Dataset) -> None:
+    lists, sizes = _lists(system, drawn_choices(system, dataset, WEIGHTS, 50), 10)[2.0], np.full(50, 2)
+    at = torch.tensor([0.3, -0.5, 0.7], dtype=torch.float64, requires_grad=True)
+    features, share = torch.from_numpy(lists.features), torch.from_numpy(lists.share)
+    added = share * (torch.exp(features @ at) - 1)
+    total = torch.ones(50, dtype=torch.float64).index_add(0, torch.from_numpy(lists.query), added)
+    value = torch.from_numpy(lists.chosen) @ (features @ at) - torch.from_numpy(sizes).double() @ total.log()
+    value = value - PENALTY / 2 * at.square().sum()
+    (gradient,) = torch.autograd.grad(value, at, create_graph=True)
+    hessian = torch.stack([torch.autograd.grad(each, at, retain_graph=True)[0] for each in gradient])
+    found = _likelihood(lists, sizes, at.detach().numpy())
+    assert found[0] == pytest.approx(float(value.detach()), rel=1e-9)
+    np.testing.assert_allclose(found[1], gradient.detach().numpy(), rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(found[2], -hessian.numpy(), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("every_days", [None, 20.0])
+def test_lists_are_those_of_the_retriever(dataset: Dataset, config: Config, every_days: float | None) -> None:
+    """For every weight of the last items, with and without the items of the histories."""
+    model, _ = drawn(dataset, config.model.model_dump(mode="json"))
+    model.priors.recency.zero_()
+    system, held_out = _system(model, dataset, config, every_days), dataset.held_out("valid").by_time()
+    weights = np.array([0.4, 0.7, -0.3])
+    made = _lists(system, held_out, 10)
+    assert list(made) == list(RECENCIES)
+    temperature = float(model.temperature().detach())
+    for recency, lists in made.items():
+        model.priors.recency.fill_(recency)
+        model.priors.repeats.copy_(torch.from_numpy(weights))
+        masked = system.retrieve(held_out.queries, 10)
+        np.testing.assert_allclose(lists.scores, masked.scores / temperature, rtol=1e-3, atol=1e-3)
+        assert (lists.items == masked.items).mean() > 0.99
+        unmasked = system.retrieve(held_out.queries, 10, exclude_seen=False)
+        assert (lists.with_repeats(weights) == unmasked.items).mean() > 0.99
+
+
+def test_users_who_never_repeat_lower_the_weight_of_seen_items(system: RefreshedRetriever, dataset: Dataset) -> None:
+    held_out = drawn_choices(system, dataset, np.array([-50.0, 0.0, 0.0]), 2000)
+    assert fit_repeats(_lists(system, held_out, 10)[0.0], np.ones(2000, np.int64))[0] < 0
+
+
+@pytest.mark.parametrize(("true", "exclude_seen"), [(0.0, True), (3.0, True), (3.0, False)])
+def test_the_weight_of_the_last_items_that_drew_the_choices_is_chosen(
+    system: RefreshedRetriever, dataset: Dataset, true: float, exclude_seen: bool
+) -> None:
+    held_out = drawn_choices(system, dataset, np.array([-50.0 if exclude_seen else 0.0, 0.0, 0.0]), 3000, true)
+    record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=exclude_seen, repeats=not exclude_seen)
+    assert float(system.model.priors.recency) == record.recency
+    assert (record.recency > 0) == (true > 0) and set(record.by_recency) == {"0", "1", "2", "3", "4.5"}
+    assert record.by_recency[f"{record.recency:g}"] == max(record.by_recency.values())
+    assert (record.repeats is None) == exclude_seen
+
+
+def test_queries_without_a_history_leave_the_weights_at_zero(system: RefreshedRetriever) -> None:
+    queries = Queries.of([[], []], time_s=1_700_000_000)
+    held_out = HeldOut(queries, np.array([0, 1, 2]), np.array([4, 5]), np.zeros(2, np.int64))
+    record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=False, repeats=True)
+    assert record.recency == 0 and record.repeats is not None
+    assert fit_repeats(_lists(system, held_out, 10)[0.0], np.ones(2, np.int64)).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("exclude_seen", [True, False])
+def test_a_calibration_chooses_what_the_metric_says(dataset: Dataset, config: Config, exclude_seen: bool) -> None:
+    settings = parse_config({"evaluation": {"exclude_seen": exclude_seen, "refresh_days": None}}).evaluation
+    config = config.model_copy(update={"evaluation": settings})
+    model, _ = drawn(dataset, config.model.model_dump(mode="json"))
+    record = calibrate(model, dataset, config)
+    assert record is not None and record.history is not None and record.history.repeats is not None
+    history, repeats = record.history, record.history.repeats
+    kept = model.priors.repeats.tolist()
+    assert kept == (pytest.approx(repeats.weights, rel=1e-4) if repeats.used else [0.0, 0.0, 0.0])
+    assert repeats.used == (repeats.after >= repeats.before)
+
+    def figure(settings: EvaluationConfig) -> float:
+        system, held_out = _system(model, dataset, config, None), dataset.held_out("valid")
+        return evaluate(system, held_out, dataset, settings, metrics=[record.metric], beyond_k=None).mean(record.metric)
+
+    assert figure(settings) == pytest.approx(history.by_recency[f"{history.recency:g}"], abs=1e-4)
+    unmasked = settings.model_copy(update={"exclude_seen": False})
+    assert figure(unmasked) == pytest.approx(max(repeats.after, repeats.before), abs=1e-4)
+
+
+def test_nothing_is_said_of_repeats_where_each_item_is_kept_once(dataset: Dataset, config: Config) -> None:
+    prepare = config.prepare.model_copy(update={"duplicates": "keep_first"})
+    model, _ = drawn(dataset, config.model.model_dump(mode="json"))
+    record = calibrate(model, dataset, config.model_copy(update={"prepare": prepare}))
+    assert record is not None and record.history is not None and record.history.repeats is None
+    assert not model.priors.repeats.any()
