@@ -11,7 +11,15 @@ from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import RefreshedRetriever
 from twotower.retriever import Queries
 from twotower.trainers.calibration import _system, calibrate
-from twotower.trainers.history_weights import PENALTY, RECENCIES, _likelihood, _lists, choose_history_weights, fit_repeats
+from twotower.trainers.history_weights import (
+    PENALTY,
+    RECENCIES,
+    _clearly_likelier,
+    _likelihood,
+    _lists,
+    choose_history_weights,
+    fit_repeats,
+)
 from twotower.utils.config import Config, EvaluationConfig, parse_config
 
 from ..drawn_bundle import drawn
@@ -96,6 +104,14 @@ def test_lists_are_those_of_the_retriever(dataset: Dataset, config: Config, ever
         assert (lists.items == masked.items).mean() > 0.99
         unmasked = system.retrieve(held_out.queries, 10, exclude_seen=False)
         assert (lists.with_repeats(weights) == unmasked.items).mean() > 0.99
+    first = int(np.flatnonzero(~np.isin(held_out.target_row[:1], held_out.queries.item_row[: held_out.queries.offsets[1]]))[0])
+    model.priors.recency.zero_()
+    alone = held_out.queries.take(np.array([0]))
+    ranked = system.retrieve(alone, dataset.n_item_rows)
+    logits = ranked.scores[0][ranked.items[0] >= 0] / temperature
+    share = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    at = ranked.items[0].tolist().index(int(held_out.target_row[first]))
+    assert made[0.0].log_share[0] == pytest.approx(np.log(share[at]), abs=1e-3)
 
 
 def test_users_who_never_repeat_lower_the_weight_of_seen_items(system: RefreshedRetriever, dataset: Dataset) -> None:
@@ -110,9 +126,18 @@ def test_the_weight_of_the_last_items_that_drew_the_choices_is_chosen(
     held_out = drawn_choices(system, dataset, np.array([-50.0 if exclude_seen else 0.0, 0.0, 0.0]), 3000, true)
     record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=exclude_seen, repeats=not exclude_seen)
     assert float(system.model.priors.recency) == record.recency
-    assert (record.recency > 0) == (true > 0) and set(record.by_recency) == {"0", "1", "2", "3", "4.5"}
+    assert (record.recency > 0) == (true > 0)
+    assert set(record.by_recency) == ({"0", "0.5", "1", "2", "3", "4.5"} if true else {"0"})
     assert record.by_recency[f"{record.recency:g}"] == max(record.by_recency.values())
     assert (record.repeats is None) == exclude_seen
+
+
+def test_a_rise_within_the_noise_is_not_clear() -> None:
+    noise = np.random.default_rng(0).normal(size=400)
+    noise, base = (noise - noise.mean()) / noise.std(), np.full(400, -3.0)
+    assert not _clearly_likelier(base + 0.09 + noise, base)  # a standard error is 0.05
+    assert _clearly_likelier(base + 0.11 + noise, base)
+    assert not _clearly_likelier(base, base) and not _clearly_likelier(base[:0], base[:0])
 
 
 def test_queries_without_a_history_leave_the_weights_at_zero(system: RefreshedRetriever) -> None:

@@ -1,9 +1,11 @@
 """Choose on the validation part how a history counts beside the user tower; see `models.history_terms`.
 
-One pass over the validation queries gives the lists for every tried weight of the last items. The weights of repeats are those of a
-conditional logit: the choice is between all items, and the other weights of a score are fixed. So its likelihood needs the
-probabilities of the history's items alone. The model is too sure of its first items, so at the top of a list repeats deserve more
-than the likelihood says: a constant is added to their weight, the one with the best validation metric.
+One pass over the validation queries gives the lists for every tried weight of the last items. The weight with the best metric is
+taken, if the smallest one raises the likelihood of the targets clearly. Where there are few queries, the metric alone is noise.
+
+The weights of repeats are those of a conditional logit: the choice is between all items, and the other weights of a score are
+fixed. So its likelihood needs the probabilities of the history's items alone. The model is too sure of its first items, so at the
+top of a list repeats deserve more than the likelihood says. A constant is added to their weight, the one with the best metric.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from twotower.utils.documents import HistoryRecord, RepeatsRecord
 from twotower.utils.ragged import ragged_arange
 from twotower.utils.types import Float, Float64, Int
 
-RECENCIES = (0.0, 1.0, 2.0, 3.0, 4.5)
+RECENCIES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.5)
 """Weights of the last items that are tried, in nats."""
 OFFSETS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 """Constants that are tried beside the weights of repeats, in nats."""
+SURE = 2.0
+"""Standard errors by which the smallest weight must raise the mean log probability of the targets."""
 PENALTY = 10.0
 """Half of it times the squared weights of repeats is subtracted from the log likelihood."""
 MAX_STEPS = 30
@@ -50,6 +54,8 @@ class Lists:
         float64 [P, 3]: see `Repeats`.
     chosen
         float64 [P]: number of targets that are the item, 0 or 1.
+    log_share
+        float64 [N]: log probabilities of the targets outside the histories, among the items outside them.
     """
 
     items: Int
@@ -60,6 +66,7 @@ class Lists:
     share: Float64
     features: Float64
     chosen: Float64
+    log_share: Float64
 
     def with_repeats(self, weights: Float64) -> Int:
         """Return the lists int64 [Q, k] with the items of the histories, whose scores have a bonus."""
@@ -86,29 +93,38 @@ def choose_history_weights(
     priors, (_, k) = system.model.priors, m.parse_metric(metric)
     sizes = np.diff(held_out.target_offsets)
 
-    def figure(items: Int) -> float:
+    def values(items: Int) -> Float64:
         hits = m.hit_matrix(items, held_out.target_offsets, held_out.target_row)
-        return float(m.compute(metric, hits, sizes).mean())
+        return m.compute(metric, hits, sizes)
 
-    figures, fitted = {}, {}
-    for recency, lists in _lists(system, held_out, k).items():
-        fitted[recency] = _best_repeats(lists, sizes, figure) if repeats else None
-        record = fitted[recency]
-        unmasked = max(record.before, record.after) if record else figure(lists.with_repeats(np.zeros(WIDTH)))
-        figures[recency] = figure(lists.items) if exclude_seen else unmasked
-    best = max(figures, key=lambda recency: (round(figures[recency], 6), -recency))
+    found, fitted = {}, {}
+    every = _lists(system, held_out, k)
+    if not _clearly_likelier(every[RECENCIES[1]].log_share, every[0.0].log_share):
+        every = {0.0: every[0.0]}
+    for recency, lists in every.items():
+        record = fitted[recency] = _best_repeats(lists, sizes, values) if repeats else None
+        weights = record.weights if record is not None and record.used else np.zeros(WIDTH)
+        found[recency] = values(lists.items if exclude_seen else lists.with_repeats(np.asarray(weights)))
+    best = max(found, key=lambda recency: (round(float(found[recency].mean()), 6), -recency))
     record = fitted[best]
     priors.recency.fill_(best)
     if record is not None and record.used:
         priors.repeats.copy_(torch.tensor(record.weights))
-    return HistoryRecord(recency=best, by_recency={f"{key:g}": round(value, 6) for key, value in figures.items()}, repeats=record)
+    figures = {f"{recency:g}": round(float(each.mean()), 6) for recency, each in found.items()}
+    return HistoryRecord(recency=best, by_recency=figures, repeats=record)
 
 
-def _best_repeats(lists: Lists, sizes: Int, figure: Callable[[Int], float]) -> RepeatsRecord:
+def _clearly_likelier(log_share: Float64, before: Float64) -> bool:
+    """Return True if the log probabilities of the same targets rise by more than `SURE` standard errors on average."""
+    ahead = log_share - before
+    return len(ahead) > 1 and bool(ahead.mean() > SURE * ahead.std() / len(ahead) ** 0.5)
+
+
+def _best_repeats(lists: Lists, sizes: Int, values: Callable[[Int], Float64]) -> RepeatsRecord:
     """Return the weights of repeats with the best metric: those of the likelihood and a constant."""
-    before, weights = figure(lists.with_repeats(np.zeros(WIDTH))), fit_repeats(lists, sizes)
+    before, weights = float(values(lists.with_repeats(np.zeros(WIDTH))).mean()), fit_repeats(lists, sizes)
     tried = [weights + np.array([offset, 0.0, 0.0]) for offset in OFFSETS]
-    figures = [round(figure(lists.with_repeats(each)), 6) for each in tried]
+    figures = [round(float(values(lists.with_repeats(each)).mean()), 6) for each in tried]
     after = max(figures)
     chosen = [float(f"{value:.6g}") for value in tried[figures.index(after)]]
     return RepeatsRecord(before=round(before, 6), after=after, used=after >= round(before, 6), weights=chosen)
@@ -122,8 +138,9 @@ def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float,
         queries = held_out.queries.take(rows)
         found = repeats_of(queries, np.ones(len(rows), np.bool_))
         at = torch.from_numpy(found.query), torch.from_numpy(found.item_row)
-        query, target = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
-        wanted = query * system.n_item_rows + held_out.target_row[target]
+        query, place = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
+        target = held_out.target_row[place]
+        wanted = query * system.n_item_rows + target
         chosen = np.isin(found.query * system.n_item_rows + found.item_row, wanted).astype(np.float64)
         for recency in RECENCIES:
             scores = towers + recency * recent
@@ -133,7 +150,8 @@ def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float,
             best = scores.topk(min(k, scores.shape[1]), dim=1)
             items = np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), -1)
             part = (items, best.values.numpy(), found.query + done, found.item_row, mine.numpy(), share.numpy())
-            parts[recency].append(Lists(*part, found.features, chosen))
+            outside = (scores[query, target] - torch.logsumexp(scores.double(), dim=1)[query]).numpy()
+            parts[recency].append(Lists(*part, found.features, chosen, outside[np.isfinite(outside)]))
         done += len(rows)
     return {
         recency: Lists(*(np.concatenate([getattr(one, name) for one in each]) for name in Lists.__slots__))

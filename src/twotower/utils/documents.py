@@ -112,9 +112,9 @@ class HistoryRecord(Document):
     """How a history counts beside the user tower."""
 
     recency: float
-    """Weight of its last items in nats: that with the best validation metric."""
+    """Weight of its last items in nats: that with the best validation metric, if such a weight raises the likelihood clearly."""
     by_recency: dict[str, float]
-    """Validation metric by weight of the last items."""
+    """Validation metric by weight of the last items; only of 0 if the likelihood does not rise."""
     repeats: RepeatsRecord | None
     """null: each item is kept once, which says nothing about repeats."""
 
