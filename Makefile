@@ -9,10 +9,10 @@ BIOME := npx --yes @biomejs/biome@2.6.8
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test coverage mutants js clients docs check format clean
+.PHONY: help venv demo wheelhouse test coverage mutants js clients docs check format clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(DEV) ## Create .venv and install the package with its development tools (PYTHON=python3.12 picks the Python)
 
@@ -31,6 +31,9 @@ $(DEV): $(USER)
 demo: $(USER) ## Simulate a town and walk the whole way, into runs/town: prepare, train, evaluate, export, recommend
 	$(BIN)/twotower demo --overwrite
 	@echo "(twotower is $(BIN)/twotower; serve shows a page at http://127.0.0.1:8000)"
+
+wheelhouse: $(DEV) ## Fill wheelhouse/ with what a Kaggle notebook without internet lacks: upload it as a dataset
+	$(BIN)/python deploy/wheelhouse.py wheelhouse
 
 test: $(DEV) ## Run the default tests (three minutes on two cores)
 	$(BIN)/python -m pytest

@@ -96,8 +96,8 @@ def test_http_answers_with_integers(whole: tt.Model, tmp_path: Path) -> None:
 
     from twotower.serving.access import Access
     from twotower.serving.app import create_app
-    from twotower.serving.limits import Limits
     from twotower.serving.service import Service
+    from twotower.utils.config_serving import Limits
 
     service = Service(whole.save(tmp_path / "shop"), f"sqlite:{tmp_path / 'events.db'}", Limits(rate=0))
     with TestClient(create_app(service, Access(public=True))) as client:

@@ -146,6 +146,6 @@ def test_a_task_page_is_short(page: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_has_the_one_recipe(path: Path) -> None:
     given = load_config(path)
-    computed = ("gradient_checkpointing", "precision")
+    computed = ("memory_budget_gb", "precision")
     assert given.model == Config().model
     assert given.training.model_copy(update={name: getattr(Config().training, name) for name in computed}) == Config().training

@@ -14,7 +14,7 @@ import yaml
 
 from twotower.cli import app
 from twotower.serving.app import api_document
-from twotower.serving.limits import Limits
+from twotower.utils.config_serving import Limits
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "deploy" / "helm" / "twotower"

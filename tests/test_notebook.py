@@ -9,6 +9,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -126,7 +127,8 @@ def test_mounted_files_are_found(file: str, tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "input" / file).parent.mkdir(parents=True)
     (tmp_path / "input" / file).write_text("{}")
     monkeypatch.setattr(machine_check, "KAGGLE", (tmp_path / "input", tmp_path / "input" / "datasets"))
-    names: dict[str, Any] = {"Path": Path, "DATA": "", "OUT": tmp_path / "out", "source": ROOT}
+    names: dict[str, Any] = {"Path": Path, "DATA": "", "DATASET": "", "source": ROOT}
+    names |= {"OUT": tmp_path / "out", "WORK": tmp_path / "work"}
     exec(code()["data"], names)
     assert names["raw"] in machine_check.KAGGLE
     assert names["file"] == ROOT / "configs" / "kaggle.yaml" and not names["simulated"]
@@ -143,6 +145,7 @@ def test_the_town_from_installing_to_recommending(tmp_path: Path) -> None:
         NOTEBOOK.parent,
         tmp_path / "venv" / "bin" / "python",
         OUT=str(tmp_path / "out"),
+        WORK=str(tmp_path / "work"),
         TOWN=TOWN,
         SETTINGS=FEW,
         PROCESSES="2",
@@ -156,7 +159,27 @@ def test_the_town_from_installing_to_recommending(tmp_path: Path) -> None:
     assert len(ran.figures) == 1
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["verdict"] in ran.printed["evaluate"] and "oracle" in report["systems"]
-    assert (tmp_path / "out" / "bundle" / "manifest.json").is_file()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"bundle", "report.html", "report.json"}
+
+
+@pytest.mark.slow
+def test_a_session_without_time_is_continued_by_the_next(tmp_path: Path) -> None:
+    """The first stops at once, with a model. Its output is mounted read-only beside the wheels, and the second goes on from it."""
+    few = f"training.recipe=fixed {FEW}"
+    given = {"SOURCE": str(ROOT), "TOWN": TOWN, "SETTINGS": few, "INPUT": str(tmp_path / "input")}
+    first = execute(tmp_path, tmp_path, OUT=str(tmp_path / "one"), WORK=str(tmp_path / "work"), MAX_HOURS="1e-9", **given)
+    assert first.whole, first.printed
+    assert "stopped before its end" in first.printed["train"] and ranks(first.printed["recommend"]) == list(range(1, 11))
+    assert {path.name for path in (tmp_path / "one").iterdir()} == {"bundle", "checkpoint", "report.html", "report.json"}
+    shutil.rmtree(tmp_path / "work")
+    (tmp_path / "one").rename(tmp_path / "input")
+    for path in (tmp_path / "input").rglob("*"):
+        path.chmod(0o555)
+    second = execute(tmp_path, tmp_path, OUT=str(tmp_path / "two"), WORK=str(tmp_path / "work"), **given)
+    assert second.whole, second.printed
+    rows = [json.loads(line) for line in (tmp_path / "work" / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["step"] == 1 and rows[-1]["step"] > 1, "the steps of the first session are those of the second"
+    assert not (tmp_path / "two" / "checkpoint").exists()
 
 
 @pytest.mark.slow
@@ -167,6 +190,7 @@ def test_the_heads_of_the_2022_release(real_data: Path, tmp_path: Path) -> None:
         SOURCE=str(ROOT),
         DATA=str(real_data / "yelp-raw" / "2022"),
         OUT=str(tmp_path / "out"),
+        WORK=str(tmp_path / "work"),
         SETTINGS=f"prepare.min_user_events=1 prepare.min_item_events=1 {FEW}",
     )
     assert ran.whole, ran.printed
@@ -179,7 +203,14 @@ def test_the_heads_of_the_2022_release(real_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_mistake_in_the_settings_stops_it(tmp_path: Path) -> None:
-    ran = execute(tmp_path, NOTEBOOK.parent, OUT=str(tmp_path / "out"), TOWN=TOWN, SETTINGS="training.num_epoch=3")
+    ran = execute(
+        tmp_path,
+        NOTEBOOK.parent,
+        OUT=str(tmp_path / "out"),
+        WORK=str(tmp_path / "work"),
+        TOWN=TOWN,
+        SETTINGS="training.num_epoch=3",
+    )
     assert not ran.whole
     assert "Did you mean 'num_epochs'" in ran.error
     assert not ran.printed["train"]

@@ -12,9 +12,9 @@ from twotower.pipeline.stages import run_all
 from twotower.retrieval.recommender import Recommender
 from twotower.serving.access import Access
 from twotower.serving.app import create_app
-from twotower.serving.limits import Limits
 from twotower.serving.service import Service
 from twotower.utils.config import load_config
+from twotower.utils.config_serving import Limits
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

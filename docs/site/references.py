@@ -16,6 +16,7 @@ import twotower
 from twotower.cli import app
 from twotower.serving.api_reference import Route, Value, read_api
 from twotower.serving.app import api_document
+from twotower.utils.config_serving import variable_of
 from twotower.utils.settings_reference import Setting, sections
 
 PYTHON = {
@@ -64,7 +65,9 @@ def settings_page() -> str:
         "# Settings",
         "Write settings into a YAML file and pass it with `--config`. Override single settings with `--set name=value`. Settings "
         "that you leave out have the defaults below, and an unknown name is an error.",
-        "- `twotower config --show` prints the effective settings, after `--config` and `--set`.\n"
+        "- `twotower config --show` prints the effective settings, after `--config`, environment and `--set`.\n"
+        "- The settings of `serving` can also come from environment variables, named there. The command line comes before the "
+        "environment, the environment before the file.\n"
         "- `twotower config --schema > settings.schema.json` writes a JSON schema. Editors complete and check settings with it: "
         "put `# yaml-language-server: $schema=settings.schema.json` into the first line of the YAML file.\n"
         "- `twotower config --schema report` prints the schema of `report.json`; `dataset`, `run` and `bundle` those of manifests.",
@@ -80,6 +83,8 @@ def _setting(setting: Setting) -> Iterable[str]:
     facts += [setting.unit] if setting.unit else []
     facts += [setting.bounds] if setting.bounds else []
     facts += ["required" if setting.default is None else f"default `{setting.default}`"]
+    section, _, name = setting.name.partition(".")
+    facts += [f"`{variable_of(name)}`"] if section == "serving" else []
     return f"### `{setting.name}`", f"[{' · '.join(facts)}]{{.meta-line}}", plain(setting.text)
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from twotower.schema import UNKNOWN
-from twotower.utils.ragged import lengths_to_offsets, ragged_arange
+from twotower.utils.ragged import concatenated, lengths_to_offsets, ragged_arange, taken
 from twotower.utils.types import Float, Int, Mask
 
 
@@ -32,6 +32,8 @@ class Queries:
         int64 [B]: row of the user (profile and id embedding), UNKNOWN = 1 for a new user.
     location
         float32 [B, 2]: latitude and longitude of the request in degrees, NaN if unknown.
+    disliked
+        Offsets int64 [B + 1] and item rows of the explicit negatives of each user before the time; None: no user has any.
     """
 
     offsets: Int
@@ -42,6 +44,7 @@ class Queries:
     time_s: Int
     user_row: Int
     location: Float
+    disliked: tuple[Int, Int] | None = None
 
     def __len__(self) -> int:
         return len(self.time_s)
@@ -50,6 +53,20 @@ class Queries:
     def lengths(self) -> Int:
         """Return the number of events of each history, int64 [B]."""
         return np.diff(self.offsets)
+
+    @property
+    def seen(self) -> tuple[Int, Int]:
+        """Return offsets int64 [B + 1] and rows of the items that `exclude_seen` leaves out: the history and what is disliked."""
+        return self.left_out(np.zeros(len(self), np.bool_))
+
+    def left_out(self, again: Mask) -> tuple[Int, Int]:
+        """Return offsets and rows of the history and, of the queries that are not in the mask `again` [B], of what is disliked."""
+        history = self.offsets, self.item_row
+        if self.disliked is None:
+            return history
+        offsets, rows = self.disliked
+        kept = ~np.repeat(again, np.diff(offsets))
+        return concatenated(history, (lengths_to_offsets(np.where(again, 0, np.diff(offsets))), rows[kept]))
 
     def slice(self, start: int, stop: int) -> Queries:
         """Return queries start to stop (exclusive), as views."""
@@ -63,6 +80,7 @@ class Queries:
             time_s=self.time_s[start:stop],
             user_row=self.user_row[start:stop],
             location=self.location[start:stop],
+            disliked=self.disliked and taken(self.disliked, np.arange(start, min(stop, len(self)))),
         )
 
     def take(self, rows: Int) -> Queries:
@@ -78,6 +96,7 @@ class Queries:
             time_s=self.time_s[rows],
             user_row=self.user_row[rows],
             location=self.location[rows],
+            disliked=self.disliked and taken(self.disliked, rows),
         )
 
     @classmethod
@@ -147,7 +166,7 @@ class Retriever(Protocol):
         k
             Number of items per query. If fewer remain, the rest is -1 with score -inf.
         exclude_seen
-            Leave out the items of the query's own history.
+            Leave out the items of the query's own history and those that the user dislikes.
         allow
             bool [n_item_rows] or [B, n_item_rows], over all rows: False leaves the item out.
         """

@@ -31,6 +31,7 @@ USER_ROW = "user_row"
 ITEM_ROW = "item_row"
 WEIGHT = "weight"
 POSITIVE = "positive"
+NEGATIVE = "negative"  # an explicit negative or an impression
 SPLIT = "split"
 
 TRAIN, VALID, TEST = 0, 1, 2

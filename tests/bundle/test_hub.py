@@ -83,3 +83,28 @@ def test_the_calls_are_those_of_the_package(lacking: Any) -> None:
         (huggingface_hub.snapshot_download, {"revision", "local_dir", "token"}),
     ):
         assert wanted <= inspect.signature(function).parameters.keys()
+
+
+def test_a_kaggle_model_is_a_bundle(town_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without network: kagglehub finds a version in its cache."""
+    from kagglehub.cache import Cache
+    from kagglehub.handle import parse_model_handle
+
+    from twotower.bundle.hub import from_kaggle, push_to_kaggle
+    from twotower.bundle.sealed_folder import verify_manifest
+
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "cache"))
+    handle = parse_model_handle("ana/shop/other/default/1")
+    cached = Path(Cache().get_path(handle))
+    shutil.copytree(town_bundle, cached)
+    Cache().mark_as_complete(handle)
+    found = from_kaggle("ana/shop/other/default/1", tmp_path / "shop")
+    assert verify_manifest(found) == verify_manifest(town_bundle)
+    (cached / "manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="is not a bundle"):
+        from_kaggle("ana/shop/other/default/1", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        from_kaggle("shop", tmp_path / "other")
+    with pytest.raises(DataError, match="is not a bundle"):
+        push_to_kaggle(tmp_path, "ana/shop/other/default")

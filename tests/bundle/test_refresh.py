@@ -68,7 +68,8 @@ def with_events(dataset: Dataset, columns: Columns, folder: Path) -> Dataset:
     joined = {name: np.concatenate([getattr(old, name), value.astype(getattr(old, name).dtype)]) for name, value in added.items()}
     order = np.lexsort((joined["time_s"], owner))
     offsets = lengths_to_offsets(np.bincount(owner, minlength=dataset.n_user_rows))
-    write_arrays(folder / EVENTS_FILE, asdict(Events(offsets=offsets, **{name: value[order] for name, value in joined.items()})))
+    together = asdict(Events(offsets=offsets, **{name: value[order] for name, value in joined.items()}))
+    write_arrays(folder / EVENTS_FILE, {name: value for name, value in together.items() if value is not None})
     row = np.concatenate([all_items.item_row, item])
     every_time = np.concatenate([all_items.time_s, time_s])
     order = np.lexsort((every_time, row))

@@ -33,6 +33,8 @@ INTERACTIONS = pa.schema(
         ("stars", pa.float64()),
         ("text", pa.string()),
         ("part", pa.string()),
+        ("position", pa.int64()),
+        ("request", pa.string()),
     ]
 )
 ITEMS = pa.schema(

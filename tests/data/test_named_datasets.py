@@ -294,7 +294,20 @@ FORMS: dict[str, Callable[[], Files]] = {
             "1433221332117,257597,view,355908,",
             "1433222276276,599528,transaction,356475,4000",
         ),
-        "item_properties_part1.csv": lines("timestamp,itemid,property,value", "1435460400000,460429,categoryid,1338"),
+        "item_properties_part1.csv": lines(
+            "timestamp,itemid,property,value",
+            "1435460400000,460429,categoryid,1338",
+            "1441508400000,206783,888,1116713 960601 n277.200",
+            "1439089200000,395014,400,n552.000 639502 n720.000 424566",
+            "1431226800000,356475,available,1",
+            "1433041200000,356475,categoryid,20",
+        ),
+        "item_properties_part2.csv": lines(
+            "timestamp,itemid,property,value",
+            "1432436400000,356475,categoryid,10",
+            "1442113200000,356475,available,0",
+            "1433041200000,460429,790,n8520.000",
+        ),
     },
     "steam": lambda: {
         "steam_reviews.json.gz": python_dicts(
@@ -476,3 +489,28 @@ def test_a_dataset_is_prepared_by_its_name(
     assert "300 events of 9 users at 7 items" in out and "Dataset: MovieLens 1M" in err
     write(tmp_path / "elsewhere", files)
     assert main(["prepare", "--data", "movielens-1m", "--set", "data.path=elsewhere", "--out", "set2"]) == 0
+
+
+def test_the_newest_properties_of_retailrocket_count(tmp_path: Path) -> None:
+    folder = write(tmp_path / "raw", FORMS["retailrocket"]())
+    config = load_config(None, [f"data.path={folder}"], base=named_dataset("retailrocket").settings)
+    rejects = Rejects(tmp_path / "rejects.jsonl", config.data.max_reject_frac)
+    engine = open_engine(config.prepare, tmp_path / "spill")
+    try:
+        raw = SOURCES["tables"](config.data, engine, rejects)
+        rejects.check()
+        items = raw.items.to_pyarrow().to_pylist()
+    finally:
+        rejects.close()
+        engine.close()
+    found = {row["item_id"]: (row["categoryid"], row["available"]) for row in items}
+    assert found == {
+        "460429": ("1338", None),
+        "206783": (None,) * 2,
+        "395014": (None,) * 2,
+        "356475": ("20", 0),
+        "355908": (None,) * 2,
+    }
+    assert raw.described == () and [spec.name for spec in raw.features] == ["category"]
+    rows = {name: file.rows for name, file in rejects.files.items()}
+    assert rows == {"events.csv": 2, "item_properties_part1.csv": 5, "item_properties_part2.csv": 3}

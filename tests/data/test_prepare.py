@@ -13,7 +13,7 @@ import pytest
 from twotower.data import prepare as module
 from twotower.data.dataset import Dataset
 from twotower.errors import ConfigError, DataError
-from twotower.features.encoders import hash_texts
+from twotower.features.texts import read_texts
 from twotower.schema import FeatureSpec
 from twotower.utils.config import parse_config
 
@@ -83,7 +83,7 @@ def test_rows_are_the_trained_by_id_then_the_new_by_id(prepared: Any) -> None:
 
 
 def seen_text(prepared: Any, rows: list[Any], **kept: Any) -> list[str] | None:
-    with mock.patch.object(module, "hash_texts", wraps=hash_texts) as hashed:
+    with mock.patch.object(module, "read_texts", wraps=read_texts) as hashed:
         prepared(rows, items=[business("x"), business("y", name=None), business("z")], features=True, split=CUTS, **kept)
     return hashed.call_args.args[0] if hashed.called else None
 

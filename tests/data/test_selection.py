@@ -40,6 +40,7 @@ def test_every_row_read_is_kept_or_dropped_for_a_counted_reason(prepared: Any) -
         "withheld_events": 0,
         "positive_events": 5,
         "anonymous_events": 1,
+        "negative_events": {},
         "items": 2,
         "users": 3,
     }

@@ -9,10 +9,13 @@ import pytest
 
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import resolve
-from twotower.pipeline.search_space import RANGES, SearchSpace
+from twotower.pipeline.search_space import NEGATIVE_WEIGHT, RANGES, SearchSpace
 from twotower.utils.config import Config, load_config
 
 from ..conftest import Town
+
+SEARCHED = set(RANGES) - {NEGATIVE_WEIGHT}
+"""The settings that are searched on a dataset without explicit negatives."""
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +24,11 @@ def dataset(town: Town) -> Dataset:
 
 
 def test_what_the_user_set_is_not_searched(dataset: Dataset) -> None:
-    assert set(SearchSpace.of(Config(), dataset).ranges) == set(RANGES)
+    assert set(SearchSpace.of(Config(), dataset).ranges) == SEARCHED
     given = {"training.learning_rate": 0.004, "model.temperature": 0.1, "model.item_tower.id_dropout": 0.2}
     config = load_config(None, [f"{name}={value}" for name, value in given.items()])
     space = SearchSpace.of(config, dataset)
-    assert set(space.ranges) == set(RANGES) - set(given)
+    assert set(space.ranges) == SEARCHED - set(given)
     assert space.config({"training.weight_decay": 0.2}).training.learning_rate == 0.004
 
 
@@ -41,7 +44,7 @@ def test_what_the_user_set_is_not_searched(dataset: Dataset) -> None:
     ],
 )
 def test_what_has_no_effect_is_not_searched(dataset: Dataset, setting: str, left_out: set[str]) -> None:
-    assert set(RANGES) - set(SearchSpace.of(load_config(None, [setting]), dataset).ranges) == left_out
+    assert SEARCHED - set(SearchSpace.of(load_config(None, [setting]), dataset).ranges) == left_out
 
 
 def test_the_values_of_a_default_recipe_give_its_settings(dataset: Dataset) -> None:

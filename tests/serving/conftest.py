@@ -19,11 +19,11 @@ from starlette.testclient import TestClient
 from twotower.pipeline.stages import train_stage
 from twotower.serving.access import KEY_VARIABLE, Access
 from twotower.serving.app import create_app
-from twotower.serving.limits import Limits
 from twotower.serving.server import SWITCH_S
 from twotower.serving.service import REFRESH_S, Service
 from twotower.serving.telemetry import Telemetry
 from twotower.utils.config import parse_config
+from twotower.utils.config_serving import Limits
 
 from ..conftest import TOWER
 

@@ -157,8 +157,8 @@ def test_only_allowed_hosts_are_answered() -> None:
 
 def test_pages_of_other_sites_may_call_when_their_origin_is_allowed(bundle: Path, tmp_path: Path) -> None:
     from twotower.serving.app import create_app
-    from twotower.serving.limits import Limits
     from twotower.serving.service import Service
+    from twotower.utils.config_serving import Limits
 
     shop = "https://shop.example.org"
     service = Service(bundle, f"sqlite:{tmp_path / 'e'}", Limits(rate=0))

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from twotower.bundle.revision import add_items
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import FIRST_ROW
-from twotower.serving import schemas
+from twotower.serving import operation_schemas, schemas
 from twotower.serving.catalogue import Browser
 from twotower.serving.model_version import Engine
 
@@ -217,7 +217,7 @@ def test_items_are_found_by_name(client: TestClient) -> None:
     name = most[0]["name"]
     found = client.get("/v1/items", params={"q": name[1:].upper(), "limit": 5}).json()["items"]
     assert name in [item["name"] for item in found] and len(found) <= 5
-    assert client.get("/v1/items?q=no such name").json() == {"items": []}
+    assert client.get("/v1/items?q=no such name").json() == {"next": None, "items": []}
     one = client.get(f"/v1/items/{most[0]['item_id']}").json()
     schemas.ItemDetailOut.model_validate(one)
     assert one["columns"]["item_id"] == one["item_id"] and {**one, "columns": 0} == {**most[0], "columns": 0}
@@ -241,7 +241,7 @@ def test_similar_items_can_be_filtered_by_open_now(client: TestClient) -> None:
 
 def test_about_says_what_is_served(client: TestClient) -> None:
     about = client.get("/v1/about").json()
-    schemas.AboutOut.model_validate(about)
+    operation_schemas.AboutOut.model_validate(about)
     assert about["version"] == client.get("/health/ready").json()["version"]
     assert about["filters"]["has_price"] and about["filters"]["has_locations"] and about["filters"]["has_hours"]
     assert not about["filters"]["has_zones"]

@@ -65,7 +65,7 @@ def test_every_operation_gets_its_answer(client: Client) -> None:
     assert len(client.similar_items(first, k=4)["items"]) == 4
     assert client.similar_items(first, k=4, filter="within(0.001)")["items"] == []
     found = client.search_items(answer["items"][0]["name"], limit=5)
-    assert first in {one["item_id"] for one in found}
+    assert first in {one["item_id"] for one in found["items"]}
     assert [one["item_id"] for one in client.get_items([first, "no such item"])] == [first]
     assert client.get_item(first)["columns"] and client.get_history(user)["events"]
     assert user in {one["user"] for one in client.search_users(str(user))}
@@ -82,7 +82,7 @@ def test_any_id_reaches_the_server(client: Client, name: str) -> None:
     assert error.value.status == 404 and repr(name) in str(error.value)
     with pytest.raises(ResponseError, match="Unknown user"):
         client.get_history(name)
-    client.add_event(name, client.search_items(limit=1)[0]["item_id"])
+    client.add_event(name, client.search_items(limit=1)["items"][0]["item_id"])
     assert client.get_history(name)["user"] == name
 
 
@@ -97,9 +97,22 @@ def test_an_error_says_what_the_server_says(client: Client, opened: Callable[...
     assert error.value.status == 401 and error.value.code == "unauthorized"
 
 
+def test_a_cursor_goes_on_where_a_list_ended(client: Client) -> None:
+    item = client.search_items(limit=1)["items"][0]["item_id"]
+    parts: list[Callable[[int, str | None], Any]] = [
+        lambda count, cursor: client.recommend(k=count, cursor=cursor),
+        lambda count, cursor: client.similar_items(item, k=count, cursor=cursor),
+        lambda count, cursor: client.search_items(limit=count, cursor=cursor),
+    ]
+    for part in parts:
+        first = part(3, None)
+        both = [*first["items"], *part(3, first["next"])["items"]]
+        assert [one["item_id"] for one in both] == [one["item_id"] for one in part(6, None)["items"]]
+
+
 def test_an_event_whose_acknowledgement_is_lost_counts_once(proxy: FaultyProxy, load: Any, opened: Callable[..., Client]) -> None:
     client = opened(proxy.url, key=load.KEY)
-    item = client.search_items(limit=1)[0]["item_id"]
+    item = client.search_items(limit=1)["items"][0]["item_id"]
     proxy.faults[:] = [CUT, CUT]
     assert client.add_event("a lost one", item) == {"accepted": 0, "repeated": 1}
     assert len(client.get_history("a lost one")["events"]) == 1
@@ -108,7 +121,7 @@ def test_an_event_whose_acknowledgement_is_lost_counts_once(proxy: FaultyProxy, 
 
 
 def test_many_events_go_in_parts_and_again_without_harm(client: Client) -> None:
-    item = client.search_items(limit=1)[0]["item_id"]
+    item = client.search_items(limit=1)["items"][0]["item_id"]
     events: list[types.EventIn] = [{"event_id": f"e{n}", "user": "busy", "item_id": item, "time_s": n} for n in range(1001)]
     assert client.add_events(iter(events)) == {"accepted": 1001, "repeated": 0}
     assert client.add_events(events) == {"accepted": 0, "repeated": 1001}
@@ -181,7 +194,7 @@ def test_a_key_is_read_sent_and_shown_to_nobody(
 
 def test_the_examples_of_the_page_run(client: Client, server: Any, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWOTOWER_API_KEY", load.KEY)
-    first, second = (str(one["item_id"]) for one in client.search_items(limit=2))
+    first, second = (str(one["item_id"]) for one in client.search_items(limit=2)["items"])
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "clients.md").read_text(), flags=re.S | re.M)
     known: dict[str, Any] = {}
     for block in blocks:

@@ -9,15 +9,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import uvloop
 
 from twotower.serving.clients import Clients
-from twotower.serving.http_server import HttpServer, bound_sockets
-from twotower.serving.limits import Limits
+from twotower.serving.http_server import HttpServer
+from twotower.serving.listening import bound_sockets
+from twotower.utils.config_serving import Limits
 
 LARGE = 20_000_000
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
@@ -53,7 +53,8 @@ class Running:
     port: int
     server: HttpServer
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, app: Any = application, **options: Any) -> None:
+        self.app, self.options = app, options
         self.limits, self.ready, self.codes = limits, threading.Event(), list[str]()
         self.thread = threading.Thread(target=uvloop.run, args=(self._run(),), daemon=True)
         self.thread.start()
@@ -62,7 +63,7 @@ class Running:
     async def _run(self) -> None:
         sockets = bound_sockets("127.0.0.1", 0)
         self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
-        self.server = HttpServer(application, self.limits, Clients(self.limits), on_refusal=self.codes.append)
+        self.server = HttpServer(self.app, self.limits, Clients(self.limits), on_refusal=self.codes.append, **self.options)
         self.port = sockets[0].getsockname()[1]
         self.loop.call_soon(self.ready.set)
         await self.server.serve(sockets, self.stop, delay=lambda: True)
@@ -81,8 +82,8 @@ class Running:
 
 
 @contextmanager
-def running(limits: Limits = SHORT) -> Iterator[Running]:
-    server = Running(limits)
+def running(limits: Limits = SHORT, app: Any = application, **options: Any) -> Iterator[Running]:
+    server = Running(limits, app, **options)
     try:
         yield server
     finally:
@@ -344,7 +345,7 @@ def test_connections_are_bounded_by_client_and_health_is_answered_when_all_are_t
 
 
 def test_requests_of_a_client_in_progress_are_bounded_and_others_wait_unread() -> None:
-    with running(replace(SHORT, running_per_client=1)) as server, ExitStack() as stack:
+    with running(SHORT.model_copy(update={"running_per_client": 1})) as server, ExitStack() as stack:
         slow = [stack.enter_context(server.connect()) for _ in range(6)]
         for client in slow:
             client.sendall(GET.replace(b"/ ", b"/slow "))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from twotower.errors import ConfigError
 from twotower.serving.clients import Clients, RateLimiter, cost
-from twotower.serving.limits import Limits
+from twotower.utils.config_serving import Limits
 
 
 @given(st.lists(st.floats(0, 3), max_size=60), st.integers(1, 5), st.integers(1, 5))

@@ -17,7 +17,8 @@ from starlette.testclient import TestClient
 
 from twotower.serving import schemas
 from twotower.serving.catalogue import Browser
-from twotower.serving.limits import MAX_BATCH_REQUESTS, Limits
+from twotower.serving.limits import MAX_BATCH_REQUESTS
+from twotower.utils.config_serving import Limits
 
 from .conftest import send, some_items
 
@@ -167,12 +168,12 @@ def test_a_client_that_leaves_before_its_body_is_there_is_no_internal_error(clie
 def test_loading_may_take_longer_than_a_request_once_all_of_it_is_there(
     connect: Connect, keyed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def slow(*_: Any) -> tuple[str, str]:
+    async def slow(*_: Any) -> dict[str, str]:
         await asyncio.sleep(0.6)
-        return "new", "old"
+        return {"version": "new", "before": "old"}
 
     with connect(limits=Limits(rate=0, request_s=0.2)) as client:
-        monkeypatch.setattr(client.app.state.service, "reload", slow)  # type: ignore[attr-defined]
+        monkeypatch.setattr(client.app.state.service.updates, "reload", slow)  # type: ignore[attr-defined]
         assert client.post("/admin/reload", json={}, headers=keyed).json() == {"version": "new", "before": "old"}
 
 

@@ -14,7 +14,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from twotower.bundle.revision import add_items, remove_items
-from twotower.serving.limits import Limits
+from twotower.utils.config_serving import Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
 Folders = tuple[Path, Path]

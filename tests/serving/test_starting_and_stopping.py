@@ -68,9 +68,9 @@ def test_a_password_on_the_command_line_is_refused_and_never_printed(
     bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = refused(capsys, bundle, "--port", 0, "--events", "redis://:secret-word@127.0.0.1:1")
-    assert "TWOTOWER_EVENTS" in line and "secret-word" not in line
+    assert "TWOTOWER_SERVING_EVENTS" in line and "secret-word" not in line
     for wrong in ("redis://:secret-word@127.0.0.1:1", "rediss//:secret-word@127.0.0.1", "redis://:secret-word"):
-        monkeypatch.setenv("TWOTOWER_EVENTS", wrong)
+        monkeypatch.setenv("TWOTOWER_SERVING_EVENTS", wrong)
         assert "secret-word" not in refused(capsys, bundle, "--port", 0)
 
 
@@ -144,7 +144,7 @@ def test_a_frozen_redis_is_a_503_within_two_seconds_and_is_reported(
     load: Any, bundle: Path, redis_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, redis = redis_server
-    monkeypatch.setenv("TWOTOWER_EVENTS", url)
+    monkeypatch.setenv("TWOTOWER_SERVING_EVENTS", url)
     port = load.free_port()
     command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(port)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, KEY_VARIABLE: "a-key-of-this-test"})

@@ -193,6 +193,7 @@ class Collector(ThreadingHTTPServer):
         self.spans: list[Any] = []
         self.metrics: set[str] = set()
         self.names: set[str] = set()
+        self.instances: set[str] = set()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -212,6 +213,8 @@ class _Receiver(BaseHTTPRequestHandler):
         else:
             assert self.path == "/v1/metrics"
             for metrics in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+                found = {one.key: one.value.string_value for one in metrics.resource.attributes}
+                self.server.instances.add(found.get("service.instance.id", ""))
                 self.server.metrics |= {one.name for scope in metrics.scope_metrics for one in scope.metrics}
         self.send_response_only(200)
         self.send_header("Content-Length", "0")
@@ -247,6 +250,25 @@ def test_a_collector_gets_what_a_server_did_before_it_ended(
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     (answered,) = [line for line in lines if line["message"] == "answered"]
     assert answered["trace_id"] == f"{caller.get_span_context().trace_id:032x}"
+
+
+@pytest.mark.slow
+def test_every_worker_sends_its_own(
+    bundle: Path, load: Any, tmp_path: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "service.instance.id=here")
+    with load.Server(bundle, f"sqlite:{tmp_path / 'events.sqlite'}", tmp_path / "log", "--workers", "2") as server:
+        end = time.monotonic() + 60
+        while "workers have started" not in (tmp_path / "log").read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        for _ in range(20):
+            server.get("/v1/about")
+        assert server.end() == 0
+    assert len([span for span in collector.spans if span.name == "GET /v1/about"]) == 20
+    assert collector.instances == {"here-0", "here-1"}
+    assert "twotower_requests" in collector.metrics and "twotower_reloads" not in collector.metrics
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import NEW_LENGTH
 from twotower.pipeline.stages import train_stage
 from twotower.schema import FIRST_ROW
-from twotower.trainers.new_item_popularity import PLACES, SIMULATED_SHARE, calibrate_new_items
+from twotower.trainers.new_item_popularity import PLACES, SIMULATED_SHARE, _bias, calibrate_new_items
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.checkpoint import load_checkpoint
 
@@ -118,3 +118,11 @@ def test_where_popularity_has_no_part_nothing_is_made_of_it(dataset: Dataset, tm
     with torch.no_grad():
         vectors = trainer.model.eval().encode_items(trainer.model.as_if_new(batch))
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
+
+
+def test_a_catalogue_of_fewer_items_than_places_warns_of_nothing() -> None:
+    known_items, best = np.full((3, PLACES), -np.inf), np.full((3, PLACES), -np.inf)
+    known_items[:, 0], best[:, 0] = 2.0, 1.0
+    assert _bias(best, known_items, np.array([1.0, 0.0, 1e-40]), 0.5) == 0.0  # the first gap is to an empty place
+    known_items[:, -1] = 0.0
+    assert _bias(best, known_items, np.array([1.0, 0.0, 1e-300]), 0.5) == pytest.approx(-0.5e300)

@@ -83,7 +83,7 @@ def test_of_equal_candidates_the_first_is_taken(tmp_path: Path) -> None:
     _, record, _ = choose_recipe(
         entrants(load_config()), tmp_path, Fits({name: 1.0 - 0.02 * (name == first) for name in CANDIDATES})
     )
-    assert record is not None and record["chosen"] == first and "order" in record["why"]
+    assert record is not None and record["chosen"] == first and "preferred" in record["why"]
 
 
 def test_a_candidate_that_is_far_behind_costs_one_rung(tmp_path: Path) -> None:
@@ -204,3 +204,13 @@ def test_a_race_of_real_candidates_keeps_the_one_that_learns(town: Any, tmp_path
     train_stage(config, town.folder, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["recipe"]["chosen"] == "learns" and manifest["config"]["training"]["learning_rate"] == 0.01
+
+
+def test_explicit_negatives_add_a_candidate_of_each_recipe() -> None:
+    found = entrants(load_config(), negatives=True)
+    assert [one.name for one in found] == [*CANDIDATES, *(f"{name}, negatives x 0.1" for name in CANDIDATES)]
+    assert [one.config.training.negative_weight for one in found] == [None, None, 0.1, 0.1]
+    given = entrants(load_config(None, ["training.negative_weight=0.5"]), negatives=True)
+    assert [one.name for one in given] == [*CANDIDATES] and {one.config.training.negative_weight for one in given} == {0.5}
+    fixed = entrants(load_config(None, ["training.recipe=fixed"]), negatives=True)
+    assert len(fixed) == 1 and fixed[0].config.training.negative_weight is None

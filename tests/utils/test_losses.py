@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from twotower.data.candidates import LOSSES, Pool, full_softmax, infonce, other_positives, sampled_softmax
 from twotower.schema import FIRST_ROW
-from twotower.utils.losses import Masked, softmax_loss
+from twotower.utils.losses import Masked, Negatives, softmax_loss
 
 N, D, Q = 40, 8, 16
 TEMPERATURE = torch.tensor(0.3, dtype=torch.float64)
@@ -307,3 +307,49 @@ def test_it_is_computed_in_float32_under_autocast():
     exact = softmax_loss(*leaves[:2], temperature=leaves[2], **arguments)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(softmax_loss(*leaves[:2], temperature=leaves[2], **arguments), exact)
+
+
+def test_an_explicit_negative_adds_its_weight_to_the_sum_of_its_example_alone() -> None:
+    """By hand: two examples, three candidates with scores 1, 2, 0 and 0, 2, 1; the first dislikes candidate 2 with weight 3."""
+    users, items = torch.tensor([[1.0, 2.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.5]])
+    log_weight = torch.log(torch.tensor([0.5, 2.0, 0.0]))  # candidate 2 was not drawn
+    negatives = Negatives.of(np.array([0]), np.array([2]), np.log(np.array([3.0])), 2)
+    leaves = [leaf.double().requires_grad_() for leaf in (users, items, torch.tensor(1.0))]
+    loss = softmax_loss(
+        leaves[0], leaves[1], target=torch.tensor([0, 1]), log_weight=log_weight.double(), masked=None, temperature=leaves[2],
+        negatives=negatives,
+    )  # fmt: skip
+    scores = leaves[0] @ leaves[1].T / leaves[2]
+    first = torch.log(scores[0, 0].exp() + 2 * scores[0, 1].exp() + 3 * scores[0, 2].exp()) - scores[0, 0]
+    second = torch.log(scores[1, 1].exp() + 0.5 * scores[1, 0].exp()) - scores[1, 1]
+    torch.testing.assert_close(loss, (first + second) / 2)
+    assert float(loss.detach()) == pytest.approx((np.log(np.e + 2 * np.e**2 + 3 * np.e) - 1 + np.log(np.e**2 + 0.5) - 2) / 2)
+    for ours, theirs in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad((first + second) / 2, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("block", [1, 3 * N, 2**22])
+def test_explicit_negatives_and_masks_in_blocks_are_those_of_one_matrix(world, block: int) -> None:
+    users, items, count, target = world
+    candidates = infonce(target, Pool.of(count), 30, np.random.default_rng(4))
+    rng, size = np.random.default_rng(5), len(candidates.row)
+    pairs = np.unique(rng.integers(0, Q * size, 60))
+    example, column = pairs // size, pairs % size
+    own = column == candidates.target[example]
+    added = rng.random(len(pairs))
+    masked = (example[::3], column[::3])
+    log_weight = candidates.log_weight.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        raised = np.log(np.exp(log_weight[column]) + added)
+    loss = softmax_loss(
+        users, items[candidates.row], target=torch.from_numpy(candidates.target), log_weight=torch.from_numpy(log_weight),
+        masked=Masked.of(*masked, Q), negatives=Negatives.of(example, column, raised, Q), temperature=TEMPERATURE, block=block,
+    )  # fmt: skip
+    weights = np.tile(np.exp(log_weight), (Q, 1))
+    weights[example, column] += added
+    weights[masked] = 0
+    weights[np.arange(Q), candidates.target] = 1
+    scores = users @ items[candidates.row].T / TEMPERATURE
+    sums = torch.log((scores.exp() * torch.from_numpy(weights)).sum(dim=1))
+    assert own.any(), "a target among the negatives must have no effect"
+    torch.testing.assert_close(loss, (sums - scores[torch.arange(Q), torch.from_numpy(candidates.target)]).mean())

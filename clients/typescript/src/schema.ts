@@ -378,6 +378,18 @@ export interface components {
              * @example 3000
              */
             users: number;
+            /**
+             * Noun
+             * @description Word for an item, as `data.items.noun` says.
+             * @example item
+             */
+            noun: string;
+            /**
+             * Nouns
+             * @description Its plural.
+             * @example items
+             */
+            nouns: string;
             /** Metrics */
             metrics: {
                 [key: string]: unknown;
@@ -414,6 +426,7 @@ export interface components {
          *           "score": 0.83
          *         }
          *       ],
+         *       "next": "YTFiMmMzLmQ0LjEw",
          *       "request_id": "5f0c",
          *       "source": "model",
          *       "stages_ms": {
@@ -443,6 +456,11 @@ export interface components {
              * @description Items of the history that the bundle does not know; they were passed over.
              */
             unknown_items: string[];
+            /**
+             * Next
+             * @description Cursor of the further items; null: there are none.
+             */
+            next: string | null;
             /** Items */
             items: components["schemas"]["RecommendationOut"][];
             /** Stages Ms */
@@ -612,6 +630,12 @@ export interface components {
              * @description True if items have a time zone: `open_now` then uses the local time of each item.
              */
             has_zones: boolean;
+            /**
+             * Example
+             * @description A filter of the catalogue's own columns.
+             * @example brand == "Uji" and price <= 20
+             */
+            example: string;
         };
         /**
          * HistoryEventIn
@@ -730,6 +754,12 @@ export interface components {
              */
             in_bundle: number;
             /**
+             * Negative
+             * @description Explicit negatives and impressions, which change no item.
+             * @example 3
+             */
+            negative: number;
+            /**
              * Unknown Item
              * @description The bundle does not know their item.
              * @example 0
@@ -776,6 +806,11 @@ export interface components {
          * @description Items.
          */
         ItemsOut: {
+            /**
+             * Next
+             * @description Cursor of the further items; null: there are none.
+             */
+            next: string | null;
             /** Items */
             items: components["schemas"]["ItemOut"][];
         };
@@ -798,6 +833,11 @@ export interface components {
              * @description Items of the history that the bundle does not know; they were passed over.
              */
             unknown_items: string[];
+            /**
+             * Next
+             * @description Cursor of the further items; null: there are none.
+             */
+            next: string | null;
             /** Items */
             items: components["schemas"]["RecommendationOut"][];
             /** Stages Ms */
@@ -934,6 +974,12 @@ export interface components {
              */
             strict?: boolean;
             /**
+             * Cursor
+             * @description `next` of the last response, to go on where its list ended.
+             * @default null
+             */
+            cursor?: string | null;
+            /**
              * Explain
              * @description Return the reasons of each score. At most 100 items per request can be explained.
              * @default false
@@ -1038,6 +1084,11 @@ export interface components {
              * @description Items as of: events before this second count for them. null: events have no times.
              */
             as_of: number | null;
+            /**
+             * Next
+             * @description Cursor of the further items; null: there are none.
+             */
+            next: string | null;
             /** Items */
             items: components["schemas"]["RecommendationOut"][];
         };
@@ -1063,6 +1114,11 @@ export interface components {
              * @description `ok`, or why the event store cannot take events. Recommendations go on.
              */
             events?: string | null;
+            /**
+             * Workers
+             * @description Processes that answer requests.
+             */
+            workers?: number | null;
         };
         /**
          * UserOut
@@ -1291,6 +1347,8 @@ export interface operations {
                 /** @description Number of items to return. */
                 k?: number;
                 filter?: string | null;
+                /** @description `next` of the last response. */
+                cursor?: string | null;
             };
             header?: never;
             path: {
@@ -1330,6 +1388,8 @@ export interface operations {
                 /** @description Number of items to return. */
                 k?: number;
                 filter?: string | null;
+                /** @description `next` of the last response. */
+                cursor?: string | null;
             };
             header?: never;
             path?: never;
@@ -1366,6 +1426,8 @@ export interface operations {
                 q?: string;
                 /** @description Maximum number of results. */
                 limit?: number;
+                /** @description `next` of the last response. */
+                cursor?: string | null;
                 /** @description Ids of items to return. */
                 id?: string[];
             };

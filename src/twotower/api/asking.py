@@ -14,22 +14,11 @@ from twotower.errors import RequestError
 from twotower.retrieval.answer_table import answer_table, similar_table
 from twotower.retrieval.recommender import FilterSpec, Recommender
 from twotower.retrieval.request import HistoryEvent, Request
-from twotower.retrieval.request_reader import to_queries
+from twotower.retrieval.request_reader import check_flag, to_queries
 from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
+from twotower.utils.columns import plain
 from twotower.utils.console import log
-from twotower.utils.frames import (
-    Kind,
-    as_kind,
-    as_table,
-    check_column,
-    column_names,
-    id_list,
-    is_frame,
-    kind_of,
-    library,
-    listed,
-    plain,
-)
+from twotower.utils.frames import Kind, as_kind, as_table, check_column, column_names, id_list, is_frame, kind_of, library, listed
 from twotower.utils.ids import Id, id_text, id_types, native_ids
 from twotower.utils.types import Float
 
@@ -102,8 +91,11 @@ def read(recommender: Recommender, users: Any, history: Any, *, strict: bool) ->
     """
     if users is None and history is None:
         raise RequestError("Neither users nor a history is given. Pass user ids, a history of item ids, or a frame of histories.")
+    check_flag("strict", strict)
     if history is not None and is_frame(history):
-        users, history = history, None
+        users, history = (history, None) if users is None else (users, history)
+    if history is not None and (is_frame(users) or is_frame(history)):
+        raise RequestError("A frame of histories and other users or histories are given. Pass one of them.")
     if is_frame(users):
         return _frame(recommender, users, strict=strict)
     if history is not None:

@@ -102,6 +102,9 @@ def compare(a: Model, b: Model) -> Comparison:
     DataError
         A model has no run, the data differ, or there is no test part.
     """
+    for name, one in ((FIRST, a), (SECOND, b)):
+        if not hasattr(one, "folder") or not hasattr(one, "fit"):
+            raise DataError(f"{name} is a {type(one).__name__}. Compare two models: compare(model, other).")
     if a.folder is None or b.folder is None:
         raise DataError(
             "A saved model has no test queries. Compare models that were just fitted, or load(folder) of fit(folder=...)."

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from twotower.bundle.bundle import REPORT
 from twotower.bundle.sealed_folder import atomic_replace, bundle_in, verify_manifest, write_manifest
+from twotower.errors import DataError
 from twotower.retrieval.recommender import Recommender
 from twotower.utils.documents import Report, parse_document
 from twotower.utils.frames import Kind, default_kind
@@ -62,7 +63,10 @@ def open_bundle(path: Path) -> Fitted:
 def save(made: Fitted, path: Path) -> Path:
     """Write the bundle to the folder `path`, with the library of the answers in its manifest."""
     manifest = verify_manifest(made.bundle)
-    with atomic_replace(path) as folder:
-        shutil.copytree(made.bundle, folder, dirs_exist_ok=True)
-        write_manifest(folder, manifest.model_copy(update={"frame": made.kind}))
+    try:
+        with atomic_replace(path) as folder:
+            shutil.copytree(made.bundle, folder, dirs_exist_ok=True)
+            write_manifest(folder, manifest.model_copy(update={"frame": made.kind}))
+    except OSError as error:
+        raise DataError(f"Cannot write a model to {path}: {error.strerror or error}. Choose another folder.") from None
     return path

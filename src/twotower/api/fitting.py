@@ -13,7 +13,7 @@ from typing import Any
 from weakref import finalize
 
 from twotower.api.fitted import Fitted
-from twotower.api.roles import ITEMS, USERS, describe_frames, named_frames
+from twotower.api.roles import ITEMS, USERS, describe_frames, named_columns, named_frames
 from twotower.errors import DataError
 from twotower.pipeline.stages import Watch, run_all
 from twotower.trainers.callbacks import Callback, Training
@@ -53,7 +53,7 @@ def fit_frames(
     configure
         Returns all settings, with the section `data` that it gets.
     """
-    named = {role: column for role, column in roles.items() if column is not None}
+    named = named_columns(roles)
     given = configure(None).data.model_dump(mode="json", exclude_unset=True)
     for section in ("interactions", ITEMS, USERS):  # a path that stands for a frame
         if isinstance(given.get(section), dict):
@@ -64,6 +64,8 @@ def fit_frames(
     if not timed and "kind" not in settings.prepare.split.model_fields_set:  # without times there is no cut in time
         prepare = merged(settings.prepare.model_dump(exclude_unset=True), {"split": {"kind": "leave_one_out"}})
         settings = settings.model_copy(update={"prepare": type(settings.prepare).model_validate(prepare)})
+    if options.folder is not None and options.folder.exists() and not options.folder.is_dir():
+        raise DataError(f"{options.folder} is a file. folder must be a folder, or be left out. Choose another one.")
     out = options.folder or Path(mkdtemp(prefix="twotower-"))
     found = [name for name in PARTS if (out / name).exists()]
     if found and not options.overwrite:

@@ -13,8 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twotower.api.params import Params, Section
-from twotower.errors import DataError, TwoTowerError
+from twotower.api.params import Params, Section, check_callbacks, path_of
+from twotower.errors import ConfigError, DataError, TwoTowerError
 from twotower.utils.config import Config
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ class Model(Params):
         self.seed, self.config, self.callbacks, self.verbose = seed, config, callbacks, verbose
         self.data, self.prepare, self.model, self.training, self.evaluation = data, prepare, model, training, evaluation
         self._fitted: Fitted | None = None
+        check_callbacks(callbacks)
+        if not isinstance(verbose, int):
+            raise ConfigError(f"verbose is {verbose!r}. It must be 0, 1 or 2.")
         self.settings()
 
     # Fitting.
@@ -125,7 +128,7 @@ class Model(Params):
 
         roles = {"user": user, "item": item, "time": time, "rating": rating, "event_type": event_type, "text": text, "name": name}
         self._fitted = None
-        options = Options(None if folder is None else Path(folder), overwrite, tuple(self.callbacks), self.verbose)
+        options = Options(None if folder is None else path_of(folder, "folder"), overwrite, tuple(self.callbacks), self.verbose)
         self._fitted = fit_frames(self.settings, (events, items, users), roles, options)
         return self
 
@@ -252,11 +255,11 @@ class Model(Params):
         Raises
         ------
         DataError
-            `path` exists and is neither empty nor a saved model.
+            `path` exists and is neither empty nor a saved model, or it cannot be written.
         """
         from twotower.api.fitted import save
 
-        return save(self._made, Path(path))
+        return save(self._made, path_of(path, "The path"))
 
     @property
     def _made(self) -> Fitted:
@@ -305,5 +308,5 @@ def load(path: Path | str) -> Model:
     from twotower.api.fitted import open_bundle
 
     model = Model()
-    model._fitted = open_bundle(Path(path))
+    model._fitted = open_bundle(path_of(path, "The path"))
     return model

@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
-from twotower.errors import ConfigError, nearest
+from twotower.errors import ConfigError, DataError, nearest
 from twotower.utils.config import Config, load_config, merged, parse_config
 from twotower.utils.registry import check_names
 
 Section = Mapping[str, Any]
+CALLS = ("on_start", "on_step", "on_log", "on_validation", "on_end")
 SECTIONS = ("data", "prepare", "model", "training", "evaluation")
 TABLES = ("interactions", "items", "users")
 Self = TypeVar("Self", bound="Params")
+
+
+def path_of(value: Any, what: str) -> Path:
+    """Return a path that the caller gave.
+
+    Raises
+    ------
+    DataError
+        It is no path.
+    """
+    if not isinstance(value, str | PathLike) or not str(value):
+        raise DataError(f"{what} is {value!r}. It must be a path, such as 'shop'.")
+    return Path(value)
+
+
+def check_callbacks(given: Any) -> tuple[Any, ...]:
+    """Return callbacks as a tuple.
+
+    Raises
+    ------
+    ConfigError
+        It is no list, or one of them lacks the methods of a `Callback`: a class instead of an object, for instance.
+    """
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigError(f"callbacks is a {type(given).__name__}. It must be a list of callbacks: callbacks=[MyCallback()].")
+    for one in given:
+        if isinstance(one, type) or not all(callable(getattr(one, name, None)) for name in CALLS):
+            shown = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
+            raise ConfigError(f"One of the callbacks is {shown}. It must be an object of a subclass of twotower.Callback.")
+    return tuple(given)
 
 
 class Params:

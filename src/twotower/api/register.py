@@ -5,7 +5,12 @@ Register before a model is made, and again before a saved model that uses the en
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from twotower.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twotower.utils.registry import Registry
 
 T = TypeVar("T")
 
@@ -42,21 +47,21 @@ def register_loss(name: str) -> Add:
     """
     from twotower.data.candidates import LOSSES
 
-    return cast("Add", LOSSES.register(name))
+    return _adder(LOSSES, name)
 
 
 def register_pooling(name: str) -> Add:
     """Add a subclass of `Pooling`: the encoded events of a history become one vector. `model.user_tower.pooling` chooses it."""
     from twotower.models.layers.pooling import POOLINGS
 
-    return cast("Add", POOLINGS.register(name))
+    return _adder(POOLINGS, name)
 
 
 def register_interaction(name: str) -> Add:
     """Add an interaction layer: embedded fields [n, F, d] become [n, width]. `interaction` of a tower chooses it."""
     from twotower.models.layers.interaction import INTERACTIONS
 
-    return cast("Add", INTERACTIONS.register(name))
+    return _adder(INTERACTIONS, name)
 
 
 def register_tower(name: str) -> Add:
@@ -68,32 +73,48 @@ def register_tower(name: str) -> Add:
     """
     from twotower.models.towers.head import TOWERS
 
-    return cast("Add", TOWERS.register(name))
+    return _adder(TOWERS, name)
 
 
 def register_baseline(name: str) -> Add:
     """Add a subclass of `Baseline` with `scores`; `evaluation.baselines` lists it."""
     from twotower.baselines.baselines import BASELINES
 
-    return cast("Add", BASELINES.register(name))
+    return _adder(BASELINES, name)
 
 
 def register_metric(name: str) -> Add:
     """Add a function of a hit matrix; every evaluation computes it, and `training.eval_metric` can choose NAME@K."""
     from twotower.utils.metrics import METRICS
 
-    return cast("Add", METRICS.register(name))
+    return _adder(METRICS, name)
 
 
 def register_source(name: str) -> Add:
     """Add a reader of raw files: a function from settings, engine and rejects to `RawTables`. `data.source` chooses it."""
     from twotower.data.prepare import SOURCES
 
-    return cast("Add", SOURCES.register(name))
+    return _adder(SOURCES, name)
 
 
 def register_index(name: str) -> Add:
     """Add a subclass of `Index` with `build`, `search`, `save` and `load`; `twotower tune-index --kinds` tries it."""
     from twotower.search.registry import INDEXES
 
-    return cast("Add", INDEXES.register(name))
+    return _adder(INDEXES, name)
+
+
+def _adder(registry: Registry[Any], name: str) -> Add:
+    """Return the decorator that registers a function or class under a name, after checks of both."""
+    if not isinstance(name, str) or not name:
+        shown = getattr(name, "__name__", repr(name))
+        raise ConfigError(f"The name of a {registry.kind} is {shown}. It must be a text: @register_{registry.kind}('mine').")
+    add: Add = registry.register(name)
+
+    def checked(entry: T, /) -> T:
+        if not callable(entry):
+            raise ConfigError(f"The {registry.kind} {name!r} is a {type(entry).__name__}. It must be a function or a class.")
+        add(entry)
+        return entry
+
+    return checked

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from twotower.errors import require
+from twotower.api.params import path_of
+from twotower.errors import DataError, require
 from twotower.evaluation.insights import insights
 from twotower.evaluation.verdict import MAIN, title
 from twotower.utils.documents import Report as Document
@@ -58,11 +59,23 @@ class Report:
         return figure(self.data, self.metric)
 
     def save(self, path: Path | str) -> Path:
-        """Write the report as one HTML page, which opens offline. Return its path."""
+        """Write the report as one HTML page, which opens offline. Return its path.
+
+        Raises
+        ------
+        DataError
+            The file cannot be written.
+        """
         from twotower.evaluation.report import render
 
-        Path(path).write_text(render(self.data), encoding="utf-8")
-        return Path(path)
+        file = path_of(path, "The path")
+        try:
+            file.write_text(render(self.data), encoding="utf-8")
+        except OSError as error:
+            raise DataError(
+                f"Cannot write the report to {file}: {error.strerror}. Choose a file in a folder that exists."
+            ) from None
+        return file
 
     def __repr__(self) -> str:
         return "\n".join(["Report: " + self.verdict, *(f"- {sentence}" for sentence in self.sentences)])

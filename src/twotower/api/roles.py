@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from twotower.data.sources.guess import DatasetGuess, guess_dataset
 from twotower.data.sources.json_rows import SAMPLED_ROWS
 from twotower.errors import DataError
+from twotower.utils.columns import plain, whole_numbers
 from twotower.utils.config import merged
-from twotower.utils.frames import as_kind, as_table, check_column, column_names, head, kind_of, plain, whole_numbers
+from twotower.utils.frames import as_kind, as_table, check_column, column_names, head, kind_of, once_readable
 
 EVENTS, ITEMS, USERS = "events", "items", "users"
 SECTIONS = {EVENTS: "interactions", ITEMS: "items", USERS: "users"}
@@ -47,7 +48,7 @@ def describe_frames(frames: Mapping[str, Any], named: Mapping[str, str], given: 
     columns = {name: column_names(frame, name) for name, frame in frames.items()}
     roles = {SECTIONS[name]: given.get(SECTIONS[name]) or {} for name in frames}
     keys = {"user": roles["interactions"].get("user_id"), "item": roles["interactions"].get("item_id")}
-    known = {**_chosen(keys), **named}
+    known = {**named_columns(keys), **named}
     found = guess({name: _sample(frame, name, known) for name, frame in frames.items()}, known)
     data = merged(found.to_config(), {**given, **{name: section for name, section in roles.items() if section}})
     tables = {}
@@ -63,7 +64,7 @@ def describe_frames(frames: Mapping[str, Any], named: Mapping[str, str], given: 
         used = [value for value in section.values() if isinstance(value, str) and value in columns[name]]
         alone = name == EVENTS and not any("from" in data.get(other, {}) for other in (ITEMS, USERS))
         table = as_table(frame, name, used if alone else None, required=ids)
-        tables[name] = _whole_ids(table, ids)
+        tables[name] = _whole_ids(table, ids, name)
     return Described(tables, data)
 
 
@@ -100,7 +101,7 @@ def describe(events: Any, items: Any = None, users: Any = None, **named: str) ->
     >>> describe(orders)["role"].to_pylist()
     ['user', 'item']
     """
-    frames = named_frames(events, items, users)
+    frames, named = named_frames(events, items, users), named_columns(named)
     samples = {name: _sample(frame, name, named) for name, frame in frames.items()}
     rows = []
     for table in guess(samples, named).tables:
@@ -115,9 +116,7 @@ def describe(events: Any, items: Any = None, users: Any = None, **named: str) ->
 def named_frames(events: Any, items: Any, users: Any) -> dict[str, Any]:
     """Return the frames by name, without those that are None; a stream that can be read only once becomes a table."""
     given = {EVENTS: events, ITEMS: items, USERS: users}
-    frames = {name: frame for name, frame in given.items() if frame is not None or name == EVENTS}
-    once = (pa.RecordBatchReader,)
-    return {name: as_table(frame, name) if isinstance(frame, once) else frame for name, frame in frames.items()}
+    return {name: once_readable(frame, name) for name, frame in given.items() if frame is not None or name == EVENTS}
 
 
 def _sample(frame: Any, name: str, named: Mapping[str, str]) -> pa.Table:
@@ -130,15 +129,38 @@ def _sample(frame: Any, name: str, named: Mapping[str, str]) -> pa.Table:
     return sample
 
 
-def _chosen(roles: Mapping[str, str | None]) -> dict[str, str]:
-    return {role: column for role, column in roles.items() if column is not None}
+def named_columns(roles: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns that are named, by role.
+
+    Raises
+    ------
+    DataError
+        A column is named by something else than a text or a number.
+    """
+    for role, column in roles.items():
+        if column is not None and (isinstance(column, bool) or not isinstance(column, str | int)):
+            raise DataError(f"{role} is a {type(column).__name__}. It must be the name of one column: {role}='customer'.")
+    return {role: str(column) for role, column in roles.items() if column is not None}
 
 
-def _whole_ids(table: pa.Table, keys: list[str]) -> pa.Table:
-    """Return the table with float columns of ids as integers. pandas converts integer columns with missing values to floats."""
+def _whole_ids(table: pa.Table, keys: list[str], what: str) -> pa.Table:
+    """Return the table with float columns of ids as integers. pandas converts integer columns with missing values to floats.
+
+    Raises
+    ------
+    DataError
+        A column has truth values, or numbers that are not whole: no ids that could be asked for.
+    """
     for key in keys:
         column = table[key]
-        if pa.types.is_floating(column.type) and whole_numbers(column):
-            whole = pc.if_else(pc.is_finite(column), column, None).cast(pa.int64())
-            table = table.set_column(table.column_names.index(key), key, whole)
+        if pa.types.is_boolean(column.type):
+            raise DataError(f"The column {key!r} of {what} has truth values. An id is a text or an integer. Name another column.")
+        if pa.types.is_floating(column.type) and len(column) > column.null_count:
+            if whole_numbers(column):
+                whole = pc.if_else(pc.is_finite(column), column, None).cast(pa.int64())
+                table = table.set_column(table.column_names.index(key), key, whole)
+            elif pc.any(pc.is_finite(column)).as_py():
+                raise DataError(
+                    f"The column {key!r} of {what} has numbers that are not whole. An id is a text or an integer. Convert it."
+                )
     return table

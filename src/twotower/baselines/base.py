@@ -48,6 +48,6 @@ class Baseline:
             if self.needs_history:  # empty history, or only items without training events
                 scores[~scores.any(axis=1)] = self.popularity
             allowed = allow[start : start + step] if allow is not None and allow.ndim == 2 else allow
-            parts.append(top_k(scores, k, exclude=(part.offsets, part.item_row) if exclude_seen else None, allow=allowed))
+            parts.append(top_k(scores, k, exclude=part.seen if exclude_seen else None, allow=allowed))
         items = np.concatenate([part.items for part in parts]) if parts else np.empty((0, k), np.int64)
         return Recommendations(items, np.concatenate([part.scores for part in parts]) if parts else np.empty((0, k), np.float32))

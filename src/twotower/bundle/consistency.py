@@ -14,6 +14,7 @@ from torch import Tensor
 
 from twotower.bundle.item_arrays import ItemArrays
 from twotower.data.dataset import Dataset
+from twotower.data.event_arrays import Events, ItemEvents, NegativeEvents
 from twotower.features.feature_store import FeatureStore
 from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
@@ -56,7 +57,7 @@ def _hidden(weights: dict[str, Tensor], tower: str) -> list[int]:
 
 def check_dataset(dataset: Dataset) -> None:
     """Check that the sizes of all parts agree. This reads every part, so none is read later from a replaced folder."""
-    events, item_events = dataset.events, dataset.item_events
+    events, item_events, negatives = dataset.events, dataset.item_events, dataset.negatives
     sizes = {
         "items": len(dataset.items) == dataset.n_items,
         "users": len(dataset.users) == dataset.n_users,
@@ -64,13 +65,14 @@ def check_dataset(dataset: Dataset) -> None:
         "trained users": 0 <= dataset.n_train_users <= dataset.n_users,
         "item features": all(len(value) == dataset.n_item_rows for value in dataset.item_features.values()),
         "user features": all(len(value) == dataset.n_user_rows for value in dataset.user_features.values()),
-        "events": all(len(getattr(events, part.name)) == len(events) for part in fields(events) if part.name != "offsets"),
-        "visits": all(
-            len(getattr(item_events, part.name)) == len(item_events) for part in fields(item_events) if part.name != "offsets"
-        ),
+        "events": _equal_lengths(events),
+        "visits": _equal_lengths(item_events),
+        "negatives": negatives is None
+        or (_equal_lengths(negatives) and _covers(negatives.offsets, dataset.n_user_rows, len(negatives))),
         "events of users": _covers(events.offsets, dataset.n_user_rows, len(events)),
         "visits of items": _covers(item_events.offsets, dataset.n_item_rows, len(item_events)),
-        "items of events": not len(events) or bool(events.item_row.min() >= 0 and events.item_row.max() < dataset.n_item_rows),
+        "items of events": _rows_within(events.item_row, dataset.n_item_rows),
+        "items of negatives": negatives is None or _rows_within(negatives.item_row, dataset.n_item_rows),
         "types of events": not len(events)
         or bool(events.event_type.min() >= 0 and events.event_type.max() <= len(dataset.event_types)),
         "features": dataset.encoders.specs == dataset.specs,
@@ -78,6 +80,15 @@ def check_dataset(dataset: Dataset) -> None:
     for name, fits in sizes.items():
         if not fits:
             raise ValueError(f"the {name} do not match the manifest")
+
+
+def _equal_lengths(arrays: Events | ItemEvents | NegativeEvents) -> bool:
+    values = [getattr(arrays, part.name) for part in fields(arrays) if part.name != "offsets"]
+    return all(len(value) == len(arrays) for value in values if value is not None)
+
+
+def _rows_within(row: Int, size: int) -> bool:
+    return not len(row) or bool(row.min() >= 0 and row.max() < size)
 
 
 def _covers(offsets: Int, slices: int, total: int) -> bool:

@@ -1,6 +1,7 @@
-"""Upload bundles to the Hugging Face hub and download them.
+"""Upload bundles to the Hugging Face hub or to Kaggle, and download them.
 
-A repository holds the files of one bundle and a model card. A downloaded bundle is checked like any other.
+A repository holds the files of one bundle and a model card; a Kaggle model holds the files alone. A downloaded bundle is checked
+like any other.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, verify_manifest
-from twotower.errors import require
+from twotower.errors import DataError, require
 from twotower.utils.manifests import BundleManifest
 
 CARD = "README.md"
@@ -72,6 +73,46 @@ def from_pretrained(source: str, out: Path, *, revision: str | None = None, toke
     return out
 
 
+def push_to_kaggle(bundle: Path, handle: str, *, notes: str = "") -> None:
+    """Check a bundle and upload it as a new version of a Kaggle model.
+
+    Parameters
+    ----------
+    handle
+        "owner/model/framework/variation", such as "ana/shop/other/default".
+    notes
+        Notes of the version.
+
+    Raises
+    ------
+    DataError
+        The folder is not a bundle, or has changed since it was written.
+    """
+    verify_manifest(bundle)
+    _kagglehub().model_upload(handle, str(bundle), version_notes=notes)
+
+
+def from_kaggle(handle: str, out: Path) -> Path:
+    """Download a bundle from a Kaggle model, "owner/model/framework/variation" or with "/version", into the folder `out`; check it.
+
+    Raises
+    ------
+    DataError
+        The model is not a bundle, or has changed since it was written; or it cannot be downloaded.
+    """
+    kagglehub = _kagglehub()
+    try:
+        found = kagglehub.model_download(handle)
+    except (OSError, ValueError) as error:  # the errors of requests are OSErrors
+        raise DataError(
+            f"The Kaggle model {handle!r} cannot be downloaded: {str(error)[:200]}. Check its name and the login."
+        ) from None
+    with atomic_replace(out) as folder:
+        shutil.copytree(found, folder, dirs_exist_ok=True)
+        verify_manifest(folder)
+    return out
+
+
 def card(manifest: BundleManifest) -> str:
     """Return the model card (README) of the repository: metric, features and example code."""
     best = manifest.metrics
@@ -94,6 +135,13 @@ recommender = twotower.load(from_pretrained("OWNER/NAME", Path("bundle")))
 recommender.recommend(history=["ITEM_ID"], k=10)
 ```
 """
+
+
+def _kagglehub() -> Any:
+    require("kaggle", "kagglehub")
+    import kagglehub
+
+    return kagglehub
 
 
 def _hub() -> Any:

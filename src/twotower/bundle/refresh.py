@@ -53,12 +53,15 @@ class RefreshCounts:
         Events of items that are not in the bundle.
     future
         Events after the clock. They count once their time has come.
+    negative
+        Explicit negatives and impressions, which change no item.
     """
 
     counted: int = 0
     in_bundle: int = 0
     unknown_item: int = 0
     future: int = 0
+    negative: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +105,15 @@ class Refresher:
         self._first_s = first_event_s(self.dataset)
         self._users: dict[str, int] = {}
         self._events = _joined([])
-        self._unknown, self._stored, self._horizon = 0, 0, 0
+        self._unknown, self._stored, self._negative, self._horizon = 0, 0, 0, 0
         self._served: tuple[int, int] | None = (bundle.moment_s, 0)
         self._state: Array | None = None
 
     def emptied(self) -> Refresher:
         """Return a refresher of the same bundle without new events; its first call of `bundle_at` returns a bundle."""
         other = copy(self)
-        other._users, other._events, other._unknown, other._stored, other._served = {}, _joined([]), 0, 0, None
+        other._users, other._events, other._served = {}, _joined([]), None
+        other._unknown, other._stored, other._negative = 0, 0, 0
         return other
 
     def add(
@@ -120,15 +124,20 @@ class Refresher:
         event_types: Sequence[str | None],
         stars: Sequence[float | None],
     ) -> None:
-        """Add events, in the order in which they were accepted. Those of unknown items and those of the bundle are only counted."""
+        """Add events, in the order in which they were accepted.
+
+        Those of unknown items, those of the bundle, explicit negatives and impressions are only counted.
+        """
         row = self.dataset.item_rows(list(item_ids))
-        known = row != UNKNOWN
+        negative = self._negatives(event_types, stars)
+        known = (row != UNKNOWN) & ~negative
         user, time = self._user_codes(users), np.asarray(time_s, np.int64)
         stored = known.copy()
         stored[known] = self._in_bundle(user[known], row[known], time[known])
         rated = np.array([np.nan if one is None else one for one in stars], np.float32)
         every = _Events(user, row, time, rated, self._weights(event_types, rated))
-        self._unknown += int((~known).sum())
+        self._negative += int(negative.sum())
+        self._unknown += int((~known & ~negative).sum())
         self._stored += int(stored.sum())
         self._events = _joined([self._events, every.take(known & ~stored)])
 
@@ -144,7 +153,7 @@ class Refresher:
         due = self._events.take(self._events.time_s <= self._horizon)
         chosen = due if self._keeps_repeats else due.take(_first_of_pairs(due))
         repeated, future = len(due) - len(chosen), len(self._events) - len(due)
-        self.counts = RefreshCounts(len(chosen), self._stored + repeated, self._unknown, future)
+        self.counts = RefreshCounts(len(chosen), self._stored + repeated, self._unknown, future, self._negative)
         moment = max(self._moment_s, int(chosen.time_s.max(initial=0)) + 1) if self.dataset.has_time else self._moment_s
         if self._served == (moment, len(due)):
             return None
@@ -201,6 +210,12 @@ class Refresher:
         for at in np.flatnonzero(row == UNKNOWN).tolist():
             row[at] = self.dataset.n_user_rows + self._users.setdefault(users[at], len(self._users))
         return row
+
+    def _negatives(self, event_types: Sequence[str | None], stars: Sequence[float | None]) -> Mask:
+        """Return which events are explicit negatives or impressions."""
+        prepare, first = self.dataset.manifest.config.prepare, next(iter(self.dataset.event_types), None)
+        found = [not prepare.is_history(name or first, value) for name, value in zip(event_types, stars, strict=True)]
+        return np.array(found, np.bool_)
 
     def _weights(self, event_types: Sequence[str | None], stars: Array) -> Array:
         """Return the weight of each event in the popularity as `prepare` would: 0 where it is not positive."""

@@ -92,14 +92,16 @@ class Client:
         """Answer several requests from one bundle version. An answer has `error` if its request cannot be answered."""
         return cast(t.BatchOut, self._post("/v1/recommend:batch", {"requests": list(requests)}))
 
-    def similar_items(self, item_id: Id, *, k: int = 10, filter: str | None = None) -> t.SimilarOut:
-        """Return the items most similar to an item."""
-        query: Query = [("id", item_id), ("k", k), *([] if filter is None else [("filter", filter)])]
+    def similar_items(self, item_id: Id, *, k: int = 10, filter: str | None = None, cursor: str | None = None) -> t.SimilarOut:
+        """Return the items most similar to an item; `cursor`: those after a response with this `next`."""
+        optional = [(name, value) for name, value in (("filter", filter), ("cursor", cursor)) if value is not None]
+        query: Query = [("id", item_id), ("k", k), *optional]
         return cast(t.SimilarOut, self._get("/v1/similar", query))
 
-    def search_items(self, q: str = "", *, limit: int = 20) -> list[t.ItemOut]:
-        """Return items by part of their name; without `q` the most popular ones."""
-        return cast(t.ItemsOut, self._get("/v1/items", [("q", q), ("limit", limit)]))["items"]
+    def search_items(self, q: str = "", *, limit: int = 20, cursor: str | None = None) -> t.ItemsOut:
+        """Return items by part of their name; without `q` the most popular ones. `cursor`: see `similar_items`."""
+        query: Query = [("q", q), ("limit", limit), *([] if cursor is None else [("cursor", cursor)])]
+        return cast(t.ItemsOut, self._get("/v1/items", query))
 
     def get_items(self, item_ids: Iterable[Id]) -> list[t.ItemOut]:
         """Return the items with these ids, at most 100. Unknown ids are left out."""

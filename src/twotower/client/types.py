@@ -40,6 +40,8 @@ class FiltersOut(TypedDict):
     has_hours: bool
     has_zones: bool
     """True if items have a time zone: `open_now` then uses the local time of each item."""
+    example: str
+    """A filter of the catalogue's own columns."""
 
 
 class HistoryEventIn(TypedDict):
@@ -90,6 +92,8 @@ class ItemEventsOut(TypedDict):
     """They changed their items."""
     in_bundle: int
     """The bundle contains them already, or keeps no repeated events."""
+    negative: int
+    """Explicit negatives and impressions, which change no item."""
     unknown_item: int
     """The bundle does not know their item."""
     future: int
@@ -110,6 +114,8 @@ class ItemOut(TypedDict):
 class ItemsOut(TypedDict):
     """Items."""
 
+    next: str | None
+    """Cursor of the further items; null: there are none."""
     items: list[ItemOut]
 
 
@@ -175,6 +181,8 @@ class RecommendIn(TypedDict):
     """Popularity bias: below 0 favours rare items, above 0 popular items."""
     strict: NotRequired[bool]
     """Reject a history with unknown items. If false, they are passed over and listed in `unknown_items`."""
+    cursor: NotRequired[str | None]
+    """`next` of the last response, to go on where its list ended."""
     explain: NotRequired[bool]
     """Return the reasons of each score. At most 100 items per request can be explained."""
 
@@ -224,6 +232,8 @@ class SimilarOut(TypedDict):
     version: str
     as_of: int | None
     """Items as of: events before this second count for them. null: events have no times."""
+    next: str | None
+    """Cursor of the further items; null: there are none."""
     items: list[RecommendationOut]
 
 
@@ -236,6 +246,8 @@ class StateOut(TypedDict):
     """Items as of: events before this second count for them. null: events have no times."""
     events: NotRequired[str | None]
     """`ok`, or why the event store cannot take events. Recommendations go on."""
+    workers: NotRequired[int | None]
+    """Processes that answer requests."""
 
 
 class UserOut(TypedDict):
@@ -258,6 +270,10 @@ class AboutOut(TypedDict):
     name: str
     items: int
     users: int
+    noun: str
+    """Word for an item, as `data.items.noun` says."""
+    nouns: str
+    """Its plural."""
     metrics: dict[str, Any]
     filters: FiltersOut
 
@@ -270,6 +286,8 @@ class AnswerOut(TypedDict):
     user_known: bool
     unknown_items: list[str]
     """Items of the history that the bundle does not know; they were passed over."""
+    next: str | None
+    """Cursor of the further items; null: there are none."""
     items: list[RecommendationOut]
     stages_ms: dict[str, float]
     request_id: str
@@ -306,6 +324,8 @@ class ListOut(TypedDict):
     user_known: bool
     unknown_items: list[str]
     """Items of the history that the bundle does not know; they were passed over."""
+    next: str | None
+    """Cursor of the further items; null: there are none."""
     items: list[RecommendationOut]
     stages_ms: dict[str, float]
 

@@ -7,12 +7,15 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from twotower.commands.options import BUNDLE, FILE, FOLDER, a_user, inside, keep_existing, keep_file, overwriting, say_next
+from twotower.commands.options import BUNDLE, FILE, FOLDER, a_user, inside, keep_existing, keep_file, overwriting, say_next, served
 from twotower.errors import ConfigError
+
+if TYPE_CHECKING:
+    from twotower.utils.config_serving import ServingConfig
 
 
 def listed_ids(text: str) -> list[str]:
@@ -117,9 +120,10 @@ def recommend(
         say_next("serve", bundle)
         return
     ids = None if history is None else listed_ids(history)
-    found = Recommender.load(bundle).recommend(user=user, history=ids, exclude_seen=not include_seen, **asked)
+    recommender = Recommender.load(bundle)
+    found = recommender.recommend(user=user, history=ids, exclude_seen=not include_seen, **asked)
     if not as_json:
-        click.echo(as_table(found))
+        click.echo(as_table(found, recommender.dataset.noun))
     for item in found if as_json else ():
         row = asdict(item)
         if not asked["explain"]:
@@ -244,16 +248,15 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
 
 @click.command(short_help="Answer requests over HTTP, with a web page.")
 @click.argument("bundle", type=BUNDLE)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. 0.0.0.0 means all.")
-@click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="Port to listen on.")
-@click.option(
-    "--events",
-    metavar="URL",
-    envvar="TWOTOWER_EVENTS",
-    help="Store of accepted events: sqlite:PATH (default: beside BUNDLE) or redis://… Or set TWOTOWER_EVENTS.",
-)
+@click.option("--host", help="Address to listen on. 0.0.0.0 means all. Default: 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on. Default: 8000.")
+@click.option("--unix-socket", type=FILE, help="Unix socket to listen on, in place of host and port.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that share port and bundle. Default: 1.")
+@click.option("--events", metavar="URL", help="Store of accepted events: sqlite:PATH (default: beside BUNDLE) or redis://….")
 @click.option("--api-keys", type=FILE, help="File of keys written by `twotower new-key`. Read again when it changes.")
-@click.option("--public", is_flag=True, help="Let everyone read recommendations, items, users and histories without a key.")
+@click.option(
+    "--public", is_flag=True, default=None, help="Let everyone read recommendations, items, users and histories without a key."
+)
 @click.option("--allowed-host", "allowed_hosts", multiple=True, metavar="NAME", help="Host name of this server. Can be repeated.")
 @click.option(
     "--allowed-origin", "allowed_origins", multiple=True, metavar="URL", help="Site whose pages may call. Can be repeated."
@@ -264,29 +267,29 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
 @click.option("--trusted-key", type=FILE, help="PEM file of an Ed25519 public key: only bundles signed for it are served.")
 @click.option("--tls-cert", type=FILE, help="PEM file of the certificate. With --tls-key the server speaks HTTPS.")
 @click.option("--tls-key", type=FILE, help="PEM file of the certificate's key.")
+@click.option("--root-path", metavar="PATH", help="Path under which a proxy publishes the server, such as /recommender.")
 @click.option(
     "--refresh-s",
     type=click.FloatRange(0, 86_400),
-    default=60,
-    show_default=True,
-    help="Seconds between two refreshes of the items with accepted events. 0: only on demand.",
+    help="Seconds between two refreshes of the items with accepted events. 0: only on demand. Default: 60.",
 )
-@click.option(
-    "--rate", type=click.FloatRange(0), default=100, show_default=True, help="Requests per second of each client. 0 means no limit."
-)
-def serve(rate: float, **options: Any) -> None:
+@click.option("--rate", type=click.FloatRange(0), help="Requests per second of each client. 0 means no limit. Default: 100.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least important lines. Default: info.")
+@served
+def serve(bundle: Path, config: ServingConfig) -> None:
     """Answer requests over HTTP, with a web page at the same address. Stop with Ctrl+C.
+
+    All settings of the section serving can also be given with --config, --set serving.NAME=VALUE, or as environment variables
+    TWOTOWER_SERVING_NAME. `twotower config --show` lists them.
 
     \b
     Example:
       twotower serve runs/town/bundle      then open http://127.0.0.1:8000
     """
-    source = click.get_current_context().get_parameter_source("events")
-    if "@" in (options["events"] or "") and source == click.core.ParameterSource.COMMANDLINE:
-        text = "--events has a password, which every user of this machine can read in the list of processes. Set TWOTOWER_EVENTS."
-        raise ConfigError(text)
-    from twotower.serving.limits import Limits
-    from twotower.serving.server import Options
+    given = click.get_current_context().params
+    if any("@" in one for one in (given["events"] or "", *given["overrides"])):
+        text = "--events has a password, which every user of this machine can read in the list of processes. "
+        raise ConfigError(f"{text}Set TWOTOWER_SERVING_EVENTS.")
     from twotower.serving.server import serve as run_server
 
-    run_server(Options(**options, limits=Limits(rate=rate, burst=max(2 * rate, 1))))
+    run_server(bundle, config)

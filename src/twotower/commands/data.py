@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 @click.option("--businesses", type=int, default=1500, show_default=True, help="Number of businesses, the items.")
 @click.option("--events", type=int, default=60_000, show_default=True, help="Number of reviews and tips.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed: the same seed writes the same files.")
+@click.option("--impressions", is_flag=True, help="Also write the lists that were shown to users.")
 @click.option("--out", type=FOLDER, required=True, help="Folder for the raw files.")
 @overwriting
-def simulate(users: int, businesses: int, events: int, seed: int, out: Path, overwrite: bool) -> None:
+def simulate(users: int, businesses: int, events: int, seed: int, impressions: bool, out: Path, overwrite: bool) -> None:
     """Write the raw Yelp files of a simulated town, whose true preferences are known.
 
     \b
@@ -30,7 +31,7 @@ def simulate(users: int, businesses: int, events: int, seed: int, out: Path, ove
     keep_existing(out, (), overwrite=overwrite)
     from twotower.pipeline.stages import simulate_stage
 
-    counts = simulate_stage(out, users=users, businesses=businesses, events=events, seed=seed)
+    counts = simulate_stage(out, users=users, businesses=businesses, events=events, seed=seed, impressions=impressions)
     click.echo(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     say_next("prepare", "--data-dir", out, "--output-dir", out.with_name(f"{out.name}-dataset"))
 

@@ -6,6 +6,7 @@ Nothing heavy is imported at the top, so that `--help` and errors in settings ar
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,7 +67,26 @@ def configured(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_settings(*args: Any, config_path: Path | None, overrides: tuple[str, ...], **options: Any) -> Any:
         from twotower.utils.config import load_config
 
-        return command(*args, config=load_config(config_path, list(overrides)), **options)
+        return command(*args, config=load_config(config_path, list(overrides), environment=os.environ), **options)
+
+    return with_settings
+
+
+def served(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config and --set, and pass the settings of the server as `config`: options, environment, file, defaults.
+
+    Every other option of the command but the arguments is a setting of the same name.
+    """
+
+    @click.option("--config", "config_path", type=FILE, help="YAML file with settings, such as those of the section serving.")
+    @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override one setting. Can be repeated.")
+    @functools.wraps(command)
+    def with_settings(*args: Any, bundle: Path, config_path: Path | None, overrides: tuple[str, ...], **options: Any) -> Any:
+        from twotower.utils.config import load_config
+
+        given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if value or value == 0}
+        config = load_config(config_path, list(overrides), environment=os.environ, flags={"serving": given})
+        return command(*args, bundle=bundle, config=config.serving)
 
     return with_settings
 

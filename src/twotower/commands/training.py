@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @click.option("--users", type=click.IntRange(1), help="Number of users, instead of --data.")
 @click.option("--items", type=click.IntRange(1), help="Number of items, instead of --data.")
 @click.option("--events", type=click.IntRange(1), help="Number of events, instead of --data.")
-@click.option("--device", type=click.Choice(["cpu", "T4", "P100"]), default="cpu", show_default=True, help="Device that trains.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "T4", "P100", "L4"]), default="cpu", show_default=True, help="Device that trains."
+)
 @click.option(
     "--budget", type=click.FloatRange(0, min_open=True), metavar="GB", help="Memory to stay below. Default: the device's."
 )

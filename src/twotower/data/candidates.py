@@ -33,6 +33,13 @@ class Candidates:
     target: Int
     log_weight: Float
 
+    def with_items(self, item_row: Int) -> Candidates:
+        """Return the candidates with further items, which only pairs of their own give a weight; they change no other weight."""
+        row = np.union1d(self.row, item_row)
+        log_weight = np.full(len(row), -np.inf, np.float32)
+        log_weight[np.searchsorted(row, self.row)] = self.log_weight
+        return Candidates(row, np.searchsorted(row, self.row[self.target]), log_weight)
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:

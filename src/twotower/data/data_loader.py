@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twotower.data.candidates import LOSSES, Pool, other_positives
+from twotower.data.candidates import LOSSES, Candidates, Pool, other_positives
 from twotower.data.dataset import Dataset
+from twotower.data.explicit_negatives import ExplicitNegatives
 from twotower.data.views import OBJECTIVES, Objective, TrainEvents
 from twotower.errors import TrainingError
 from twotower.features.batches import ItemBatch, UserBatch, on_device, packed
 from twotower.features.feature_store import FeatureStore
 from twotower.utils.config import Config
-from twotower.utils.losses import Masked
+from twotower.utils.losses import Masked, Negatives
 from twotower.utils.types import Float, Int
 
 
@@ -35,7 +36,7 @@ class TrainBatch:
         Micro-batches; every process has the same number of them.
     shares
         Number of candidates that each process encodes, by rank.
-    target, log_weight, prior, masked, weight
+    target, log_weight, prior, masked, negatives, weight
         As in `losses.softmax_loss`, for the examples of this process and all candidates.
     weight_sum
         Scalar: sum of the weights of the examples of all processes.
@@ -50,6 +51,7 @@ class TrainBatch:
     log_weight: Tensor
     prior: Tensor
     masked: Masked
+    negatives: Negatives | None
     weight: Tensor
     weight_sum: Tensor
     examples: int
@@ -124,6 +126,7 @@ class TrainLoader:
                 f"The training part of {dataset.path} has no positive events to train on. Check the counts in its manifest.json."
             )
         target_row, _, _ = self.events.targets(self.objective.targets)
+        self.negatives = ExplicitNegatives.of(dataset, self.events, config.training.negative_weight or 0.0)
         self.pool = Pool.of(np.bincount(target_row, minlength=dataset.n_item_rows))
 
     def plan(self, epoch: int) -> list[Int]:
@@ -136,6 +139,8 @@ class TrainLoader:
         target_event = self.objective.target_events(members)
         target_row, moments, weights = self.events.targets(target_event)
         candidates = self.propose(target_row, self.pool, self.draws_per_example * len(target_event), rng)
+        if self.negatives:
+            candidates = candidates.with_items(self.negatives.before(target_event, self.events).item_row)
         # State of a target: just before its event. State of another candidate: just before a random event of the batch.
         time_s = rng.choice(moments, len(candidates.row))
         time_s[candidates.target] = moments.max(initial=0)
@@ -154,10 +159,22 @@ class TrainLoader:
             log_weight=torch.from_numpy(candidates.log_weight),
             prior=torch.from_numpy(self.prior[candidates.row]),
             masked=Masked.of(*masked, len(target)),
+            negatives=self._negatives(event, candidates),
             weight=torch.from_numpy(weight),
             weight_sum=torch.tensor(weights.sum(dtype=np.float64)),
             examples=len(target_event),
         )
+
+    def _negatives(self, event: Int, candidates: Candidates) -> Negatives | None:
+        """Return the explicit negatives of examples of this process, given the positions of their targets."""
+        if not self.negatives:
+            return None
+        found = self.negatives.before(event + self.events.first, self.events)
+        column = np.minimum(np.searchsorted(candidates.row, found.item_row), len(candidates.row) - 1)
+        found, column = found.take(known := candidates.row[column] == found.item_row), column[known]  # not of weight 0's examples
+        with np.errstate(divide="ignore"):
+            log_weight = np.log(np.exp(candidates.log_weight[column]) + found.weight).astype(np.float32)
+        return Negatives.of(found.example, column, log_weight, len(event))
 
     def _users(self, members: Int, rng: np.random.Generator) -> tuple[tuple[UserBatch, ...], Int, Float]:
         """Return micro-batches of the members of this process, and the event and weight of each example."""

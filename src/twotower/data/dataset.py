@@ -20,17 +20,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from twotower.data.event_arrays import Events, ItemEvents
+from twotower.data.event_arrays import Events, ItemEvents, NegativeEvents
 from twotower.errors import DataError
 from twotower.features.encoders import Encoders
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, ITEM_ID, SPLITS, TRAIN, TRUTH_FILE, UNKNOWN, USER_ID, WITHHELD
 from twotower.utils.array_files import open_arrays
 from twotower.utils.manifests import DatasetManifest, open_manifest
+from twotower.utils.nouns import plural
 from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
 from twotower.utils.types import Array, Int
 
 EVENTS_FILE, ITEM_EVENTS_FILE, POSITIONS_FILE = "events.safetensors", "visits.safetensors", "positions.safetensors"
+NEGATIVES_FILE = "negatives.safetensors"
 ITEM_FEATURES_FILE, USER_FEATURES_FILE = "item_features.safetensors", "user_features.safetensors"
 ASIDE = ("rejects.jsonl", TRUTH_FILE, POSITIONS_FILE)  # files that no model depends on
 
@@ -104,7 +106,13 @@ class Dataset:
     @property
     def size(self) -> str:
         """Return the numbers of events, users and items as text."""
-        return f"{len(self.events):,} events of {self.n_users:,} users at {self.n_items:,} items"
+        return f"{len(self.events):,} events of {self.n_users:,} users at {self.n_items:,} {plural(self.noun)}"
+
+    @property
+    def noun(self) -> str:
+        """Return the word for an item of this dataset, see `data.items.noun`."""
+        items = self.manifest.config.data.items
+        return "item" if items is None else items.noun
 
     def __repr__(self) -> str:
         return f"Dataset({str(self.path)!r}): {self.size}"
@@ -122,6 +130,12 @@ class Dataset:
     def events(self) -> Events:
         """Return the events of users with an id."""
         return Events(**open_arrays(self.path / EVENTS_FILE))
+
+    @cached_property
+    def negatives(self) -> NegativeEvents | None:
+        """Return the explicit negatives and impressions; None if there are none."""
+        path = self.path / NEGATIVES_FILE
+        return NegativeEvents(**open_arrays(path)) if path.is_file() else None
 
     @cached_property
     def item_events(self) -> ItemEvents:
@@ -193,6 +207,17 @@ class Dataset:
         begin = events.offsets[user_rows]
         end = lower_bound(events.time_s, begin, events.offsets[user_rows + 1], time_s)
         return self._queries(None, begin, end, user_rows, time_s)
+
+    def disliked(self, user_rows: Int, time_s: Int) -> tuple[Int, Int] | None:
+        """Return the items that users dislike before times: offsets int64 [B + 1] and rows; None if there are no negatives."""
+        if self.negatives is None:
+            return None
+        rows = self.negatives
+        begin = rows.offsets[user_rows]
+        end = lower_bound(rows.time_s, begin, rows.offsets[user_rows + 1], time_s)
+        query, at = ragged_arange(begin, end - begin)
+        kept = ~rows.impression[at]
+        return lengths_to_offsets(np.bincount(query[kept], minlength=len(begin))), rows.item_row[at[kept]]
 
     def held_out(self, split: str, *, max_queries: int | None = None, seed: int = 0) -> HeldOut:
         """Return the queries of the split "valid" or "test" and their targets.
@@ -274,6 +299,7 @@ class Dataset:
             time_s=np.asarray(time_s, np.int64),
             user_row=np.asarray(user_row, np.int64),
             location=np.full((len(begin), 2), np.nan, np.float32),
+            disliked=self.disliked(user_row, time_s),
         )
 
 

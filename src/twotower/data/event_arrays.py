@@ -26,6 +26,8 @@ class Events:
         bool [E]: True for events that may be targets.
     split
         int8 [E]: TRAIN, VALID, TEST or WITHHELD.
+    request
+        int64 [E]: number of the list from which the item was chosen, 0 if unknown; None if all are unknown.
     """
 
     offsets: Int
@@ -36,6 +38,7 @@ class Events:
     weight: Float
     positive: Mask
     split: NDArray[np.int8]
+    request: Int | None = None
 
     def __len__(self) -> int:
         return len(self.item_row)
@@ -43,6 +46,46 @@ class Events:
     @property
     def user_row(self) -> Int:
         """Return the user row of each event, int64 [E]."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeEvents:
+    """Explicit negatives and impressions of users, by user, oldest first; no history and no popularity counts them.
+
+    Attributes
+    ----------
+    offsets
+        int64 [n_user_rows + 1]: the rows of user row u are offsets[u]:offsets[u + 1].
+    item_row, time_s, stars, split
+        [N]: as in `Events`.
+    event_type
+        int64 [N]: code from 0 (`DatasetManifest.negative_types`).
+    weight
+        float32 [N]: size of the weight of the event type; of an impression, 1 / position.
+    impression
+        bool [N]: True if the item was only shown.
+    position, request
+        int64 [N]: position in the list, and number of the list as in `Events`; 0 if unknown.
+    """
+
+    offsets: Int
+    item_row: Int
+    time_s: Int
+    event_type: Int
+    stars: Float
+    weight: Float
+    split: NDArray[np.int8]
+    impression: Mask
+    position: Int
+    request: Int
+
+    def __len__(self) -> int:
+        return len(self.item_row)
+
+    @property
+    def user_row(self) -> Int:
+        """Return the user row of each negative, int64 [N]."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 

@@ -16,27 +16,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from twotower.data.co_visitation import co_visited
-from twotower.data.dataset import EVENTS_FILE, ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, POSITIONS_FILE, USER_FEATURES_FILE
-from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Selection, Stage, is_training, row_count, select_events
+from twotower.data.dataset import ITEM_FEATURES_FILE, USER_FEATURES_FILE
+from twotower.data.event_tables import read_pairs, write_events
+from twotower.data.selection import BY_TIME, ITEM_KEY, USER_KEY, Stage, is_training, row_count, select_events
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import DuckDBEngine, Engine
-from twotower.data.sources.raw_tables import CHARS, POSITION, RawTables, Source
+from twotower.data.sources.raw_tables import CHARS, RawTables, Source
 from twotower.data.sources.sequences import read_sequences
 from twotower.data.sources.sessions import read_sessions
 from twotower.data.sources.spark_engine import SparkEngine
 from twotower.data.sources.tables import read_tables
 from twotower.data.sources.yelp import read_yelp
 from twotower.errors import ConfigError, DataError, nearest
-from twotower.features.encoders import encode_items, encode_users, fit_encoders, hash_texts
+from twotower.features.encoders import encode_items, encode_users, fit_encoders
+from twotower.features.texts import read_texts
 from twotower.schema import (
     EVENT_TYPE,
     FIRST_ROW,
@@ -44,27 +46,20 @@ from twotower.schema import (
     ITEM_ROW,
     NEIGHBOURS,
     ORDER,
-    POSITIVE,
     SPLIT,
-    SPLITS,
-    STARS,
     TEXT,
     TIME,
     TRAIN,
     USER_ID,
     USER_ROW,
-    WEIGHT,
-    WITHHELD,
     FeatureSpec,
 )
-from twotower.utils.array_files import open_arrays, write_arrays
+from twotower.utils.array_files import write_arrays
 from twotower.utils.atomic_files import atomic_folder
 from twotower.utils.config import Config, PrepareConfig
 from twotower.utils.ids import TEXT as TEXT_ID
 from twotower.utils.manifests import DatasetCounts, DatasetManifest, DatasetSettings, KeptCounts
-from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.registry import Registry
-from twotower.utils.types import Array
 
 SOURCES: Registry[Source] = Registry(
     "source", {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences, "sessions": read_sessions}
@@ -143,24 +138,24 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     user_rows, n_train_users = _number(stage, chosen.users, chosen.events, USER_KEY, USER_ROW)
     types = _event_types(chosen.events)
     say("write events")
-    kept = _write_events(stage, chosen, item_rows, user_rows, types, folder)
+    kept, negative_types = write_events(stage, chosen, item_rows, user_rows, types, folder)
     say("encode features")
     items = _entities(item_rows.join(chosen.items, ITEM_KEY).join(raw.items, ITEM_ID), ITEM_ROW, ITEM_ID)
     users = _entities(user_rows.join(chosen.users, USER_KEY).left_join(raw.users, USER_ID), USER_ROW, USER_ID)
     said = _item_text(stage, specs, items, chosen.events, item_rows)
-    text = None if said is None else hash_texts(said)
-    trained = {"n_train_items": n_train_items, "n_train_users": n_train_users}
-    encoders = fit_encoders(specs, items, users, **trained, item_text=text, text_dim=config.prepare.text_dim, seed=config.seed)
+    text = None if said is None else read_texts(said, config.prepare.text_encoder)
+    trained: dict[str, Any] = {"n_train_items": n_train_items, "n_train_users": n_train_users}
+    how: dict[str, Any] = {"text_dim": config.prepare.text_dim, "text_encoder": config.prepare.text_encoder, "seed": config.seed}
+    encoders = fit_encoders(specs, items, users, **trained, item_text=text, **how)
     encoders.save(folder)
     encoded = encode_items(encoders, items, text)
     if config.prepare.co_visited_items:
         say("find neighbours")
-        sizes = {
-            "n_user_rows": len(users) + FIRST_ROW,
-            "n_item_rows": len(items) + FIRST_ROW,
-            "most": config.prepare.co_visited_items,
-        }
-        encoded[NEIGHBOURS] = _neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
+        sizes = {"n_user_rows": len(users) + FIRST_ROW, "n_item_rows": len(items) + FIRST_ROW}
+        user, item = read_pairs(folder)
+        encoded[NEIGHBOURS] = co_visited(
+            user, item, **sizes, most=config.prepare.co_visited_items, ordered=config.prepare.split.kind != "predefined"
+        )
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
@@ -171,9 +166,10 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     return DatasetManifest(
         seed=config.seed,
         config=DatasetSettings(seed=config.seed, data=config.data, prepare=config.prepare),
-        counts=_account(stage, rejects, KeptCounts(**kept, items=len(items), users=len(users))),
+        counts=_account(stage, rejects, kept),
         warnings=[*rejects.warnings(), *(note for side, match in stage.matched.items() for note in match.warnings(side))],
         event_types=types,
+        negative_types=negative_types,
         has_time=raw.has_time,
         id_types={name: raw.id_types.get(name, TEXT_ID) for name in (USER_ID, ITEM_ID)},
         cuts_s=chosen.cuts_s,
@@ -234,49 +230,6 @@ def _event_types(events: ir.Table) -> list[str]:
     # Sorted in Python: with Spark, Ibis 12 loses the selection when it sorts distinct rows.
     names = events.filter(is_training(events)).select(EVENT_TYPE).distinct().to_pyarrow()
     return sorted(names[EVENT_TYPE].to_pylist())
-
-
-def _write_events(
-    stage: Stage, chosen: Selection, items: ir.Table, users: ir.Table, types: list[str], folder: Path
-) -> dict[str, int]:
-    """Write both event tables and return the numbers of their events."""
-    rows = chosen.events.join(items, ITEM_KEY).left_join(users, USER_KEY)
-    stars = rows[STARS].fill_null(float("nan")).cast("float32")
-    code = rows[EVENT_TYPE].cases(*((name, i + 1) for i, name in enumerate(types)), else_=0).cast("int64")
-    columns = [USER_ROW, ITEM_ROW, TIME, ORDER, STARS, EVENT_TYPE, WEIGHT, POSITIVE, SPLIT]
-    columns += [POSITION] if POSITION in rows.columns else []
-    full = stage.save(rows.mutate(stars=stars, event_type=code).select(columns))
-    known = full.filter(full[USER_ROW].notnull()).order_by([USER_ROW, *BY_TIME])
-    events = _arrays(known.select(USER_ROW, ITEM_ROW, TIME, EVENT_TYPE, STARS, WEIGHT, POSITIVE, SPLIT))
-    events[OFFSETS] = lengths_to_offsets(np.bincount(events.pop(USER_ROW), minlength=row_count(users) + FIRST_ROW))
-    write_arrays(folder / EVENTS_FILE, events)
-    _write_positions(full, known, folder)
-    visits = _arrays(full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT))
-    visits[OFFSETS] = lengths_to_offsets(np.bincount(visits.pop(ITEM_ROW), minlength=row_count(items) + FIRST_ROW))
-    write_arrays(folder / ITEM_EVENTS_FILE, visits)
-    n_events, by_split = len(events[SPLIT]), np.bincount(events[SPLIT], minlength=WITHHELD + 1).tolist()
-    counts = {f"{name}_events": by_split[code] for name, code in (SPLITS | {"withheld": WITHHELD}).items()}
-    positives = int(events[POSITIVE].sum())
-    return {"events": n_events, **counts, "positive_events": positives, "anonymous_events": len(visits[SPLIT]) - n_events}
-
-
-def _write_positions(full: ir.Table, known: ir.Table, folder: Path) -> None:
-    """Write the positions at which items were shown, if any event has one: int64 [E] in the order of the events, 0 without one."""
-    if POSITION in full.columns and row_count(full.filter(full[POSITION].notnull())):
-        write_arrays(folder / POSITIONS_FILE, _arrays(known.select(known[POSITION].fill_null(0).name(POSITION))))
-
-
-def _neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
-    events = open_arrays(folder / EVENTS_FILE)
-    user = np.repeat(np.arange(sizes["n_user_rows"]), np.diff(events[OFFSETS]))
-    kept = events[POSITIVE] & (events[SPLIT] == TRAIN)
-    return co_visited(user[kept], events[ITEM_ROW][kept], **sizes, ordered=ordered)
-
-
-def _arrays(rows: ir.Table) -> dict[str, Array]:
-    """Return the columns of a result as arrays."""
-    table = rows.to_pyarrow()
-    return {name: table[name].to_numpy() for name in table.column_names}
 
 
 def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, events: ir.Table, rows: ir.Table) -> list[str] | None:

@@ -19,15 +19,31 @@ import ibis.expr.types as ir
 from twotower.data.matching import count_ids, match_ids
 from twotower.data.sources.account import Match
 from twotower.data.sources.engine import Engine, kept_below
-from twotower.data.sources.raw_tables import RAW_WEIGHT, RawTables
+from twotower.data.sources.raw_tables import POSITION, RAW_WEIGHT, RawTables
 from twotower.errors import ConfigError, DataError, nearest
-from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, POSITIVE, SPLIT, STARS, TEST, TIME, TRAIN, USER_ID, VALID, WITHHELD
+from twotower.schema import (
+    EVENT_TYPE,
+    ITEM_ID,
+    NEGATIVE,
+    ORDER,
+    PART,
+    POSITIVE,
+    SPLIT,
+    STARS,
+    TEST,
+    TIME,
+    TRAIN,
+    USER_ID,
+    VALID,
+    WITHHELD,
+)
 from twotower.utils.config import Config, SplitConfig
 
 ITEM_KEY, USER_KEY = "item_key", "user_key"  # dense numbers in the order of the ids: cheap to join and sort
 HELD = "held"  # True: the source's own test part
 BY_TIME = (TIME, ORDER)
 TOO_FEW = "too few training events"
+IMPRESSION = "impression"  # the event type that is an impression by default, and need not occur
 _LOTS = (1 << 31) - 1  # a prime; modulus of the pseudo-random numbers
 
 
@@ -72,7 +88,8 @@ class Selection:
     Attributes
     ----------
     events
-        item_key, user_key int64 (null: anonymous), time_s, order, event_type, stars, chars, weight, positive, split.
+        item_key, user_key int64 (null: anonymous), time_s, order, event_type, stars, chars, weight, positive, negative, split.
+        Explicit negatives and impressions (`negative`) have a user and count in no filter and no share.
     items, users
         (item_id, item_key) of every item that is kept, and (user_id, user_key) of every user that was read.
     cuts_s
@@ -89,7 +106,7 @@ def select_events(stage: Stage) -> Selection:
     """Return the selected events: number the ids, remove repeats, assign weights, split and filter."""
     _check_split(stage)
     items, users, events = _numbered(stage)
-    events = _weighed(stage, _folded(stage, events))
+    events = _folded(stage, _weighed(stage, events))
     events, cuts = _split_before(stage, events)
     events, items = _filtered(stage, events, items)
     events = _withheld(stage, _split_after(stage, events))
@@ -97,8 +114,8 @@ def select_events(stage: Stage) -> Selection:
 
 
 def is_training(events: ir.Table) -> ir.BooleanValue:
-    """Return a condition: training events of users with an id."""
-    return events[USER_KEY].notnull() & (events[SPLIT] == TRAIN)
+    """Return a condition: training events of users with an id, without explicit negatives and impressions."""
+    return events[USER_KEY].notnull() & (events[SPLIT] == TRAIN) & ~events[NEGATIVE]
 
 
 def row_count(table: ir.Table) -> int:
@@ -147,26 +164,38 @@ def _numbered(stage: Stage) -> tuple[ir.Table, ir.Table, ir.Table]:
 def _folded(stage: Stage, events: ir.Table) -> ir.Table:
     if stage.config.prepare.duplicates == "keep":
         return events
-    nth = ibis.row_number().over(group_by=[USER_KEY, ITEM_KEY], order_by=list(BY_TIME))
-    first = events.mutate(nth=nth).filter(lambda e: (e.nth == 0) | e[USER_KEY].isnull()).drop("nth")
+    nth = ibis.row_number().over(group_by=[USER_KEY, ITEM_KEY, NEGATIVE], order_by=list(BY_TIME))
+    first = events.mutate(nth=nth).filter(lambda e: (e.nth == 0) | e[USER_KEY].isnull() | e[NEGATIVE]).drop("nth")
     return stage.keep(events, first, "repeat of the same user and item")
 
 
 def _weighed(stage: Stage, events: ir.Table) -> ir.Table:
-    """Add `weight` and `positive`. An event is positive if its weight is above 0 and its stars are missing or high enough."""
+    """Add `weight` (of a negative: its size), `positive` (a weight above 0, and enough stars or none) and `negative`."""
     prepare = stage.config.prepare
     weight: ir.Value = ibis.literal(1.0, "float32")
-    if prepare.event_weights:
+    impressions = {*prepare.impression_types} - {IMPRESSION}
+    if prepare.event_weights or impressions:
         known = {*events.select(EVENT_TYPE).distinct().to_pyarrow()[EVENT_TYPE].to_pylist(), *stage.config.data.events}
-        for name in sorted(prepare.event_weights.keys() - known):
-            raise ConfigError(f"prepare.event_weights has the unknown event type {name!r}.{nearest(name, known)}")
+        for setting, names in (("event_weights", prepare.event_weights.keys()), ("impression_types", impressions)):
+            for name in sorted(names - known):
+                raise ConfigError(f"prepare.{setting} has the unknown event type {name!r}.{nearest(name, known)}")
     for name, value in sorted(prepare.event_weights.items()):
         weight = ibis.ifelse(events[EVENT_TYPE] == name, ibis.literal(value, "float32"), weight)
     least = prepare.positive_min_stars
     enough = ibis.literal(True) if least is None else events[STARS].isnull() | (events[STARS] >= least)
+    shown = events[EVENT_TYPE].isin(prepare.impression_types) if prepare.impression_types else ibis.literal(False)
+    most = prepare.negative_max_stars
+    disliked = ibis.literal(False) if most is None else (events[STARS] <= most).fill_null(False)
+    negative = shown | (weight < 0) | disliked
+    place = events[POSITION].fill_null(1) if POSITION in events.columns else ibis.literal(1)
+    weight = ibis.ifelse(shown, 1.0 / place, weight.abs()).cast("float32")
     if RAW_WEIGHT in events.columns:
         weight = (weight * events[RAW_WEIGHT].fill_null(1.0)).cast("float32")
-    return events.mutate(weight=weight, positive=(weight > 0) & enough).drop(*({RAW_WEIGHT} & set(events.columns)))
+    marked = events.mutate(weight=weight, positive=(weight > 0) & enough & ~negative, negative=negative)
+    marked = marked.drop(*({RAW_WEIGHT} & set(events.columns)))
+    if most is None and all(value >= 0 for value in prepare.event_weights.values()):
+        return marked
+    return stage.keep(events, marked.filter(~marked[NEGATIVE] | marked[USER_KEY].notnull()), "negative without a user")
 
 
 def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, int]]:
@@ -174,16 +203,16 @@ def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, i
     split = stage.config.prepare.split
     known = events.filter(events[USER_KEY].notnull())
     if split.kind == "time":
-        cuts = _cuts(split, known)
+        cuts = _cuts(split, known.filter(~known[NEGATIVE]))
         past = [(events[TIME] >= cuts[name]).cast("int8") for name in ("valid", "test")]
         return events.mutate(split=(past[0] + past[1]).cast("int8")), cuts
     events = stage.keep(events, known, "no user; only a split by time uses it")
     if split.kind == "leave_one_out":
         return events.mutate(split=ibis.literal(TRAIN, "int8")), {}
     lot = _lot(events[ORDER], stage.config.seed)
-    rank = ibis.row_number().over(group_by=[USER_KEY, HELD], order_by=[lot, events[ORDER]])
-    size = events.count().over(group_by=[USER_KEY, HELD])
-    drawn = rank < (size * split.valid + 1e-9).floor()  # 1e-9: a share of 0.29 of 100 events is 29, not 28
+    rank = ibis.row_number().over(group_by=[USER_KEY, HELD, NEGATIVE], order_by=[lot, events[ORDER]])
+    size = events.count().over(group_by=[USER_KEY, HELD, NEGATIVE])
+    drawn = ~events[NEGATIVE] & (rank < (size * split.valid + 1e-9).floor())  # 1e-9: a share of 0.29 of 100 events is 29, not 28
     code = ibis.ifelse(events[HELD], TEST if split.test else TRAIN, ibis.ifelse(drawn, VALID, TRAIN)).cast("int8")
     return stage.save(events.mutate(split=code)), {}
 

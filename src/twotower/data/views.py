@@ -94,6 +94,10 @@ class TrainEvents:
         at = self._kept[event]
         return self._all.item_row[at], self._all.time_s[at], self._all.weight[at]
 
+    def lists(self, event: Int) -> Int:
+        """Return the number of the list from which the item of each training event was chosen, 0 if unknown."""
+        return np.zeros_like(event) if self._all.request is None else self._all.request[self._kept[event]]
+
     def owner(self, event: Int) -> Int:
         """Return the process that holds each training event, given positions among those of all users."""
         return np.asarray(np.searchsorted(self.shares, event, side="right") - 1)

@@ -322,6 +322,7 @@ def _counts(dataset: Dataset) -> ReportData:
     return ReportData(
         users=dataset.n_users,
         items=dataset.n_items,
+        noun=dataset.noun,
         new_users=dataset.n_users - dataset.n_train_users,
         new_items=dataset.n_items - dataset.n_train_items,
         events=len(dataset.events),

@@ -9,6 +9,7 @@ import numpy as np
 from twotower.data.dataset import Dataset
 from twotower.schema import DAY_S, FIRST_ROW
 from twotower.utils.documents import Picture
+from twotower.utils.nouns import plural
 from twotower.utils.types import Json
 
 WEEK_S = 7 * DAY_S
@@ -44,7 +45,7 @@ def _long_tail(dataset: Dataset) -> Picture:
     shares = np.linspace(0, 1, 51)
     held = np.append(0, np.cumsum(counts))[np.round(shares * len(counts)).astype(int)] / total
     x, y = (100 * shares).round(1).tolist(), (100 * held).round(2).tolist()
-    x_label = "most popular items, % of the catalogue"
+    x_label = f"most popular {plural(dataset.noun)}, % of the catalogue"
     return Picture(title="long tail: share of the events", kind="line", x=x, y=y, x_label=x_label, y_label="events, %")
 
 

@@ -23,6 +23,7 @@ from twotower.evaluation.pictures import drawn
 from twotower.evaluation.verdict import TITLES
 from twotower.utils.documents import Interval, Report, parse_document
 from twotower.utils.metrics import METRICS
+from twotower.utils.nouns import spoken, with_article
 from twotower.utils.types import Json
 
 CURVES = {
@@ -74,6 +75,8 @@ def render(report: Report) -> str:
     """Return the HTML page."""
     template = files("twotower.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    noun = report.dataset.noun
+    environment.filters |= {"spoken": lambda text: spoken(text, noun), "with_article": with_article}
     environment.filters |= {"title": _title, "figure": _figure, "signed": _signed, "count": lambda n: f"{n:,}"}
     metric = report.protocol.metric
     ranked = sorted(report.systems, key=lambda name: -report.systems[name][metric].value)

@@ -32,7 +32,7 @@ def slices(held_out: HeldOut, dataset: Dataset) -> dict[str, dict[str, Mask]]:
     titles: dict[str, dict[str, Mask]] = {
         "history length": by_length,
         "user": {"known": known, "new": ~known},
-        "target item": {name: kind == code for code, name in enumerate(("head", "torso", "tail", "new"))},
+        f"target {dataset.noun}": {name: kind == code for code, name in enumerate(("head", "torso", "tail", "new"))},
     }
     city = _cities(dataset)
     if city is not None:

@@ -10,27 +10,22 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
-from twotower.errors import DataError, require
+from twotower.errors import DataError
+from twotower.features.texts import TFIDF, Texts, fit_text, read_texts, text_vectors
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, UNKNOWN, FeatureSpec
 from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.types import Array, Float, Float64, Int
 
-if TYPE_CHECKING:  # SciPy and scikit-learn import slowly, and serving does not need them
-    from scipy.sparse import csr_matrix
-
-Texts = list[str] | Any  # strings, or the sparse counts of their words
 CELL_DEGREES = (0.1, 0.02)  # coarse and fine cells: about 11 and 2 km
 MAX_VALUES = 64  # largest number of values kept of a multi-valued feature
 ELITE_BASE_YEAR = 2000
-_HASH_BITS = 15
 
 
 @dataclass(frozen=True)
@@ -47,18 +42,22 @@ class Encoders:
         "side.name" → [mean, standard deviation] of a number, [largest number of values] of a multi-valued feature, [width] of a
         vector (0: no training row has one).
     arrays
-        Text: "side.name.idf" float32 [2^15] and "side.name.components" float32 [dim, 2^15].
+        Text: "side.name.components" and so on, see `fit_text`.
+    text_encoder
+        See `read_texts`.
     """
 
     specs: tuple[FeatureSpec, ...]
     vocabularies: dict[str, list[Any]] = field(default_factory=dict)
     statistics: dict[str, list[float]] = field(default_factory=dict)
     arrays: dict[str, Array] = field(default_factory=dict)
+    text_encoder: str = TFIDF
 
     def save(self, folder: Path) -> None:
         """Write `encoders.json` and `encoders.safetensors` into `folder`."""
         specs = [asdict(spec) for spec in self.specs]
         body = {"specs": specs, "vocabularies": self.vocabularies, "statistics": self.statistics}
+        body |= {} if self.text_encoder == TFIDF else {"text_encoder": self.text_encoder}
         (folder / "encoders.json").write_text(json.dumps(body, ensure_ascii=False, sort_keys=True, indent=0))
         write_arrays(folder / "encoders.safetensors", self.arrays)
 
@@ -67,7 +66,8 @@ class Encoders:
         """Return the encoders that `save` wrote into `folder`."""
         body = json.loads((folder / "encoders.json").read_text())
         specs = tuple(FeatureSpec(**{**spec, "columns": tuple(spec["columns"])}) for spec in body["specs"])
-        return cls(specs, body["vocabularies"], body["statistics"], open_arrays(folder / "encoders.safetensors"))
+        arrays = open_arrays(folder / "encoders.safetensors")
+        return cls(specs, body["vocabularies"], body["statistics"], arrays, body.get("text_encoder", TFIDF))
 
 
 def fit_encoders(
@@ -79,6 +79,7 @@ def fit_encoders(
     n_train_users: int,
     item_text: Texts | None = None,
     text_dim: int = 32,
+    text_encoder: str = TFIDF,
     seed: int = 0,
 ) -> Encoders:
     """Return encoders with vocabularies, statistics and text components fitted on the training rows only.
@@ -90,14 +91,16 @@ def fit_encoders(
     items, users
         Raw tables, training rows first.
     item_text
-        One string per item, or the result of `hash_texts`, for the first "text" feature of the items (only training rows are
+        One string per item, or the result of `read_texts`, for the first "text" feature of the items (only training rows are
         used). Other text features use their column.
     text_dim
         Width of the text vectors.
+    text_encoder
+        See `read_texts`.
     seed
         Seed of the truncated SVD of the texts.
     """
-    encoders = Encoders(specs)
+    encoders = Encoders(specs, text_encoder=text_encoder)
     trained = {"item": items.slice(0, n_train_items), "user": users.slice(0, n_train_users)}
     for spec in specs:
         key, table = f"{spec.side}.{spec.name}", trained[spec.side]
@@ -116,7 +119,8 @@ def fit_encoders(
             encoders.statistics[key] = [float(known.mean()) if len(known) else 0.0, std or 1.0]
         elif spec.kind == "text":
             texts = item_text if item_text is not None and spec is _main_text(specs) else table[spec.columns[0]].to_pylist()
-            _fit_text(encoders, key, hash_texts(texts)[: len(table)], text_dim, seed)
+            read = read_texts(texts, text_encoder)[: len(table)]
+            encoders.arrays.update({f"{key}.{name}": array for name, array in fit_text(read, text_dim, seed).items()})
         elif spec.kind == "vector":
             encoders.statistics[key] = [max(_widths(table[spec.columns[0]], spec), default=0)]
     return encoders
@@ -169,7 +173,7 @@ def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts 
         cells = _reserve(cell_rows((known[0], known[1]), locations).astype(np.int32), UNKNOWN)
         return {spec.name: cells, f"{spec.name}.degrees": _reserve(locations.astype(np.float32), np.nan, pad=np.nan)}
     if spec.kind == "text" and text is not None:
-        return {spec.name: _reserve(_text_vectors(encoders, key, text))}
+        return {spec.name: _reserve(_text_of(encoders, key, text))}
     column = table[spec.columns[0]].combine_chunks()
     if spec.kind == "categorical":
         return {spec.name: _reserve(_lookup(encoders.vocabularies[key], column.cast(pa.string())).astype(np.int32), UNKNOWN)}
@@ -185,7 +189,7 @@ def _encode(encoders: Encoders, spec: FeatureSpec, table: pa.Table, text: Texts 
     if spec.kind == "hours":
         return {spec.name: _reserve(_bits(column), 0.5)}
     if spec.kind == "text":
-        return {spec.name: _reserve(_text_vectors(encoders, key, column.to_pylist()))}
+        return {spec.name: _reserve(_text_of(encoders, key, column.to_pylist()))}
     return {spec.name: _reserve(_vectors(column, spec, int(encoders.statistics[key][0])))}
 
 
@@ -289,42 +293,6 @@ def _year_bits(column: pa.ChunkedArray) -> Int:
     return bits
 
 
-def hash_texts(texts: Texts) -> csr_matrix:
-    """Return 1 + log(count) of the hashed words of each text, float32 [n, 2^15]; a sparse matrix is returned unchanged."""
-    require("train", "scipy", "sklearn")
-    from scipy.sparse import csr_matrix
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    if isinstance(texts, csr_matrix):
-        return texts
-    vectorizer = HashingVectorizer(
-        n_features=1 << _HASH_BITS, alternate_sign=False, norm=None, stop_words="english", dtype=np.float32
-    )
-    counts = vectorizer.transform([text or "" for text in texts])
-    counts.data = 1 + np.log(counts.data)
-    return counts
-
-
-def _fit_text(encoders: Encoders, key: str, counts: csr_matrix, dim: int, seed: int) -> None:
-    from sklearn.preprocessing import normalize
-    from sklearn.utils.extmath import randomized_svd
-
-    documents = np.asarray((counts > 0).sum(axis=0)).ravel()
-    idf = (np.log((1 + counts.shape[0]) / (1 + documents)) + 1).astype(np.float32)
-    width = min(dim, max(counts.shape[0] - 1, 1))
-    components = np.zeros((dim, 1 << _HASH_BITS), np.float32)
-    if width and counts.nnz:
-        # One thread: results must not depend on the number of cores, to the last bit.
-        with threadpool_limits(1):
-            weighted = normalize(counts.multiply(idf).tocsr())
-            components[:width] = randomized_svd(weighted, width, n_iter=4, random_state=seed)[2]
-    encoders.arrays.update({f"{key}.idf": idf, f"{key}.components": components})
-
-
-def _text_vectors(encoders: Encoders, key: str, texts: Texts) -> Float:
-    counts = hash_texts(texts)
-    from sklearn.preprocessing import normalize
-
-    weighted = normalize(counts.multiply(encoders.arrays[f"{key}.idf"]).tocsr())
-    vectors = np.asarray(weighted @ encoders.arrays[f"{key}.components"].T, np.float32)
-    return np.asarray(normalize(vectors), np.float32)
+def _text_of(encoders: Encoders, key: str, texts: Texts) -> Float:
+    arrays = {name.removeprefix(f"{key}."): array for name, array in encoders.arrays.items() if name.startswith(f"{key}.")}
+    return text_vectors(arrays, read_texts(texts, encoders.text_encoder))

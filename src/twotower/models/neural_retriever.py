@@ -175,7 +175,7 @@ def search(
     allow
         As in `Retriever.retrieve`.
     """
-    best = index.search(vectors, k, exclude=(queries.offsets, queries.item_row), allow=allow)
+    best = index.search(vectors, k, exclude=queries.left_out(again), allow=allow)
     if not again.any():
         return best
     weights, temperature = model.priors.repeats, float(model.temperature().detach())

@@ -40,17 +40,24 @@ def tune_index_stage(bundle: Path, *, recall: float, k: int, kinds: list[str], p
     return best
 
 
-def as_table(items: list[Recommendation]) -> str:
-    """Return recommendations as text, one per line."""
+def as_table(items: list[Recommendation], noun: str = "item") -> str:
+    """Return recommendations as text, one per line, without columns that have no content."""
     if not items:
-        return "Nothing to recommend: no item matches the request."
+        return f"Nothing to recommend: no {noun} matches the request."
+    columns = {
+        "rank": [str(item.rank) for item in items],
+        noun: [item.name[:32] for item in items],
+        "categories": [", ".join(item.categories)[:40] for item in items],
+        "city": [item.city or "" for item in items],
+        "km": ["" if item.distance_km is None else f"{item.distance_km:.1f}" for item in items],
+        "score": [f"{item.score:.3f}" for item in items],
+    }
+    filled = {name: texts for name, texts in columns.items() if any(texts)}
     table = Table(box=None, pad_edge=False)
-    for name in ("rank", "item", "categories", "city", "km", "score"):
+    for name in filled:
         table.add_column(name, justify="right" if name in ("rank", "km", "score") else "left", no_wrap=True, overflow="ellipsis")
-    for item in items:
-        distance = "" if item.distance_km is None else f"{item.distance_km:.1f}"
-        categories = ", ".join(item.categories)
-        table.add_row(str(item.rank), item.name[:32], categories[:40], item.city or "", distance, f"{item.score:.3f}")
+    for row in zip(*filled.values(), strict=True):
+        table.add_row(*row)
     text = io.StringIO()
     Console(file=text, width=120, color_system=None, force_jupyter=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

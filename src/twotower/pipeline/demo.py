@@ -20,7 +20,7 @@ SIZES = {"users": 2400, "businesses": 1200, "events": 48_000}
 def demo(out: Path, *, seed: int, say: Callable[[str], None]) -> None:
     """Run all stages on a simulated town, then recommend ten items to a known user, to an unknown user, and with a filter."""
     raw = out / "raw"
-    counts = simulate_stage(raw, **SIZES, seed=seed)
+    counts = simulate_stage(raw, **SIZES, seed=seed, impressions=False)
     say(f"A town with {', '.join(f'{count:,} {name}' for name, count in counts.items())}: {raw}")
     report = run_all(parse_config({"seed": seed, "data": {"source": "yelp", "path": str(raw)}}), out)
     assert report is not None

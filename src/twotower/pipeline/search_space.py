@@ -21,6 +21,7 @@ from twotower.utils.types import Json
 
 OBJECTIVE, BATCH_SIZE = UNITS
 DIM, HISTORY = "model.user_tower.embedding_dim", "model.user_tower.max_history"
+NEGATIVE_WEIGHT = "training.negative_weight"
 MAX_HISTORY = 200
 
 RANGES: dict[str, BaseDistribution] = {
@@ -29,6 +30,7 @@ RANGES: dict[str, BaseDistribution] = {
     "training.learning_rate": FloatDistribution(3e-4, 1e-2, log=True),
     "training.weight_decay": FloatDistribution(1e-4, 0.3, log=True),
     "training.num_epochs": IntDistribution(2, 32, log=True),
+    NEGATIVE_WEIGHT: CategoricalDistribution((0.0, 0.1, 1.0, 10.0)),
     "training.negatives_per_positive": IntDistribution(1, 16, log=True),
     "model.temperature": FloatDistribution(0.03, 0.3, log=True),
     DIM: CategoricalDistribution((64, 128, 256)),
@@ -106,7 +108,7 @@ class SearchSpace:
             value = settings
             for part in name.split("."):
                 value = value[part]
-            found[name] = 1.0 if name == BATCH_SIZE else value
+            found[name] = 1.0 if name == BATCH_SIZE else 0.0 if value is None and name == NEGATIVE_WEIGHT else value
         if "training.num_epochs" in found:
             loader = TrainLoader(dataset, open_store(dataset, "valid", resolved.model), resolved, rank=0, world_size=1)
             found["training.num_epochs"] = Schedule.of(resolved.training, len(loader.plan(0))).epochs
@@ -130,6 +132,8 @@ def _ranges(config: Config, dataset: Dataset) -> dict[str, BaseDistribution]:
         left_out |= {"model.user_tower.num_blocks", "model.user_tower.pooling"}
     if config.training.max_steps is not None:
         left_out.add("training.num_epochs")
+    if dataset.negatives is None:
+        left_out.add(NEGATIVE_WEIGHT)
     if config.training.loss == "full_softmax":
         left_out.add("training.negatives_per_positive")
     fields = layout(dataset, open_store(dataset, "valid", config.model), config.model).item_fields

@@ -31,13 +31,14 @@ from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.callbacks import Callback
 from twotower.trainers.loggers import TensorBoardLogger
-from twotower.trainers.memory.plan import DEVICES, GB, Machine, explain, is_out_of_memory, make_plan
+from twotower.trainers.memory.plan import DEVICES, GB, WITH_BF16, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
 from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.optimizer import choose_device, choose_precision
 from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
 from twotower.trainers.run_files import config_diff
+from twotower.trainers.time_limit import TimeLimit
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
@@ -46,6 +47,7 @@ from twotower.utils.console import log, progress
 from twotower.utils.documents import CalibrationRecord, RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
+from twotower.utils.nouns import plural
 from twotower.utils.registry import check_names
 
 Result = TypeVar("Result")
@@ -54,16 +56,12 @@ NEVER_RAN = TrainingState(best=-math.inf)  # a candidate of the recipe race that
 TOWN = {"users": 3000, "businesses": 1500, "events": 60_000}
 
 
-def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int) -> dict[str, int]:
+def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed: int, impressions: bool = False) -> dict[str, int]:
     """Write a simulated town's raw files to `out`, and return the number of rows by file."""
     with progress() as report:
+        sizes = {"users": users, "businesses": businesses, "events": events}
         return simulate(
-            out,
-            users=users,
-            businesses=businesses,
-            events=events,
-            seed=seed,
-            progress=lambda done, total: report("simulate", done, total),
+            out, **sizes, seed=seed, impressions=impressions, progress=lambda done, total: report("simulate", done, total)
         )
 
 
@@ -121,14 +119,17 @@ def train_stage(
     dataset = Dataset.open(data)
     config = as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
-    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events)
+    negatives = dataset.negatives is not None
+    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=negatives)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
+    limit = TimeLimit(config.training.max_hours)
     with distributed.process_group(device):
-        chosen, recipe, resume = choose_recipe(runners, out, partial(fit_within, dataset, device, watch), resume=resume)
+        race = partial(fit_within, dataset, device, watch, callbacks=[limit])
+        chosen, recipe, resume = choose_recipe(runners, out, race, resume=resume)
         resolved = resolve(chosen, dataset)
         explained = partial(_or_explain, resolved, dataset, device, out)
         resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
-        called = [TensorBoardLogger(), *watch.callbacks]
+        called = [limit, TensorBoardLogger(), *watch.callbacks]
         reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac, callbacks=called))
         first = distributed.rank() == 0
     calibration = _calibrate(resolved, dataset, out / "best.pt", refit) if first else None
@@ -271,7 +272,7 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
         workload, resolved = yelp_sizes(**data, config=config), config.resolved(ordered=True, timed=True, events=data["events"])
     kind = "cpu" if device == "cpu" else "cuda"
     budget = memory().free_bytes if device == "cpu" else DEVICES[device]
-    auto = "fp32" if kind == "cpu" else "fp16"  # these GPUs have no bf16
+    auto = "fp32" if kind == "cpu" else "bf16" if device in WITH_BF16 else "fp16"
     precision = auto if config.training.precision == "auto" else config.training.precision
     machine = Machine(kind, int(budget_gb * GB) if budget_gb else budget, precision, processes)
     return as_plan(make_plan(workload, resolved, machine))
@@ -334,8 +335,9 @@ def run_all(
 
 def summary(manifest: DatasetManifest, out: Path) -> str:
     """Return one line about a prepared dataset."""
-    kept = manifest.counts.kept
-    return f"{out}: {kept.events:,} events of {kept.users:,} users at {kept.items:,} items"
+    kept, items = manifest.counts.kept, manifest.config.data.items
+    noun = "item" if items is None else items.noun
+    return f"{out}: {kept.events:,} events of {kept.users:,} users at {kept.items:,} {plural(noun)}"
 
 
 def verdict(report: Report | None, out: Path) -> str:

@@ -25,6 +25,7 @@ from twotower.models.neural_retriever import user_points
 from twotower.retrieval.request import Reason
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.utils.nouns import spoken
 from twotower.utils.types import Float, Int
 
 MAX_REASONS, MAX_LABEL_CHARS = 10, 80
@@ -87,6 +88,7 @@ class Explainer:
         self._new = np.isnan(self.store.log_popularity[:, 0])
         self._user = [spec.name for spec in self.model.user_embedding.fields]
         self._item = [spec.name for spec in (*self.model.item_embedding.fields, *self.model.item_state.fields)]
+        self._noun = bundle.dataset.noun
         self._columns = {spec.name: spec for spec in bundle.dataset.specs if spec.side == "item"}
 
     def shares(self, history: Queries, rows: Int, *, again: bool = False) -> Shares:
@@ -138,7 +140,7 @@ class Explainer:
             "repeat": shares.repeat[j],
         }.items():
             if abs(share) >= MIN_SHARE:
-                yield Reason("item", name, LABELS["item", name], round(float(share), 4))
+                yield Reason("item", name, spoken(LABELS["item", name], self._noun), round(float(share), 4))
         for about, share in zip(visited, shares.visits[j].tolist(), strict=True):
             if about and abs(share) >= MIN_SHARE:
                 yield Reason("visit", about["item_id"], about.get("name") or about["item_id"], round(share, 4))
@@ -153,7 +155,7 @@ class Explainer:
         """Return the label of an item feature, with its value if it has a printable one."""
         spec = self._columns.get(name)
         if spec is None:
-            return LABELS.get(("item", name), name)
+            return spoken(LABELS.get(("item", name), name), self._noun)
         value = columns.get(name, columns.get(spec.columns[0]))  # a feature may be trained on ids while the catalogue has names
         if spec.kind not in ("categorical", "multi", "number") or value is None:
             return name.replace("_", " ")
@@ -196,11 +198,13 @@ def _shares(raw: Tensor, divisor: Tensor, others: Tensor, leaves: list[Tensor]) 
 def _repeated(history: Queries, times: int) -> Queries:
     """Return the query repeated `times` times."""
     length = len(history.item_row)
-    tiled = {name: np.tile(getattr(history, name), times) for name in ("item_row", "event_time_s", "event_type", "stars")}
     return Queries(
         offsets=np.arange(times + 1) * length,
+        item_row=np.tile(history.item_row, times),
+        event_time_s=np.tile(history.event_time_s, times),
+        event_type=np.tile(history.event_type, times),
+        stars=np.tile(history.stars, times),
         time_s=np.repeat(history.time_s, times),
         user_row=np.repeat(history.user_row, times),
         location=np.repeat(history.location, times, axis=0),
-        **tiled,
     )

@@ -31,7 +31,7 @@ from twotower.features.geo import mutual_km
 from twotower.retrieval.explain import Explainer
 from twotower.retrieval.item_details import Home, ItemDetails
 from twotower.retrieval.request import Answer, HistoryEvent, Reason, Recommendation, Request, Source, Stages
-from twotower.retrieval.request_reader import ParsedRequest, Reader, to_queries
+from twotower.retrieval.request_reader import ParsedRequest, Reader, check_filter, check_k, to_queries
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.search.filters.item_filter import ItemFilter
@@ -197,22 +197,30 @@ class Recommender:
             raise RequestError(f"Unknown user {user!r}. For a user that is not in the bundle, pass a history of item ids.")
         return answer.items
 
-    def similar(self, item_id: Id, *, k: int = 10, filter: FilterSpec = None) -> list[Recommendation]:
+    def similar(self, item_id: Id, *, k: int = 10, skip: int = 0, filter: FilterSpec = None) -> list[Recommendation]:
         """Return the `k` items with the most similar vectors to an item, best first, with distances from that item.
+
+        Parameters
+        ----------
+        skip
+            Number of more similar items to pass over.
 
         Raises
         ------
         RequestError
             The item is unknown, or the filter is malformed.
         """
+        check_k(k)
+        check_filter(filter)
         row = self.reader.item(item_id)
         latitude, longitude = self._locations[row].tolist()
         home = None if latitude != latitude else (latitude, longitude)
         allow = self.filter.compile(filter, home=home, now=int(time())) if filter else self.offered
         query = self.bundle.arrays.vectors[row : row + 1].copy()
         query[:, -self.bundle.model.priors.width :] = 0  # similarity ignores popularity and distance
-        best = self.index.search(torch.from_numpy(query), k, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
-        rows, scores = best.items[0], best.scores[0]
+        most = min(skip + k, self.dataset.n_item_rows)
+        best = self.index.search(torch.from_numpy(query), most, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
+        rows, scores = best.items[0, skip:], best.scores[0, skip:]
         rows, scores = rows[rows >= 0], scores[rows >= 0]
         return self.details.recommendations([(rows, scores, home, [])])[0]
 
@@ -269,7 +277,8 @@ class Recommender:
                 source: Source = "recent" if one.near is None or np.isnan(locations).all() else "nearby"
                 scores = fallback_scores(recent_event_count, locations, one.near if source == "nearby" else None)
                 mine = None if allow is None else allow[b] if allow.ndim == 2 else allow
-                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), allow=mine)
+                seen = one.history.seen if one.request.exclude_seen else None
+                best = top_k(scores[None], min(_candidates(one.request), self.dataset.n_item_rows), exclude=seen, allow=mine)
                 rows, _ = self._cut(one.request, best, 0)
                 lists.append(
                     (source, rows, (recent_event_count[rows] / max(int(recent_event_count.max(initial=0)), 1)).astype(np.float32))
@@ -282,7 +291,8 @@ class Recommender:
         rows, scores = best.items[b, :wanted], best.scores[b, :wanted]
         rows, scores = rows[rows >= 0], scores[rows >= 0]
         if not request.diversity:
-            return rows[: request.k], scores[: request.k]
+            part = slice(request.skip, request.skip + request.k)
+            return rows[part], scores[part]
         order = mmr(scores, self.bundle.vectors[rows].numpy(), request.k, request.diversity)
         return rows[order], scores[order]
 
@@ -318,7 +328,7 @@ class Recommender:
 
 def _candidates(request: Request) -> int:
     """Return the number of candidates for the list of a request."""
-    return max(CANDIDATES_PER_ITEM * request.k, MIN_CANDIDATES) if request.diversity else request.k
+    return max(CANDIDATES_PER_ITEM * request.k, MIN_CANDIDATES) if request.diversity else request.skip + request.k
 
 
 def _allowed(masks: list[Mask | None]) -> Mask | None:

@@ -26,7 +26,8 @@ class HistoryEvent:
     stars
         Rating from 0 to 5; None: no rating.
     event_type
-        One of the bundle's event types; None: the first.
+        One of the bundle's event types; None: the first. An explicit negative, such as a dislike, is not part of the history, and
+        its item is not recommended. An impression has no effect.
     """
 
     item_id: Id
@@ -45,8 +46,8 @@ class Request:
         User id; an integer is the same as its text. An unknown user is not an error: only the history is used.
     history
         Events, oldest first. For a known user they are added after the events of the bundle.
-    k
-        Number of items to return.
+    k, skip
+        Number of items to return, and of better ones to pass over. Not with diversity, whose list depends on its length.
     filter
         A filter, as text or as JSON; see `search.filters`.
     near
@@ -55,8 +56,8 @@ class Request:
         Time of the request in seconds; only events before it count. None: the time of the bundle, or just after the latest event of
         the history if that is later.
     exclude_seen
-        Exclude the items of the history. If False, they are ranked too, by weights learned from how users repeat; see
-        `models.history_terms`.
+        Exclude the items of the history, and disliked ones. If False, they are ranked too, those of the history by weights
+        learned from how users repeat; see `models.history_terms`.
     diversity
         0 … 1: penalty for items that are similar to higher-ranked items (MMR).
     popularity
@@ -69,6 +70,7 @@ class Request:
     user: Id | None = None
     history: tuple[HistoryEvent, ...] = ()
     k: int = 10
+    skip: int = 0
     filter: str | dict[str, Any] | None = None
     near: tuple[float, float] | None = None
     time_s: int | None = None

@@ -5,11 +5,11 @@ Invalid input raises a `RequestError` that names the wrong part. An unknown user
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import chain
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,7 @@ class Reader:
         self.dataset, self.moment_s = dataset, moment_s
         self.items, self.users = Ids(dataset.items[ITEM_ID]), Ids(dataset.users[USER_ID])
         self._codes = {name: code for code, name in enumerate(dataset.event_types, 1)}
+        self._prepare = dataset.manifest.config.prepare
 
     def at(self, moment_s: int) -> Reader:
         """Return a reader with another time of requests without their own."""
@@ -123,32 +124,61 @@ class Reader:
         _check(request)
         near = None if request.near is None else check_location(request.near)
         user_row = UNKNOWN if request.user is None else self.users.row(request.user)
-        times = [event.time_s for event in request.history if event.time_s is not None]
-        moment = request.time_s if request.time_s is not None else max([self.moment_s, *(time_s + 1 for time_s in times)])
-        return ParsedRequest(request, user_row, near, self._history(user_row, request.history, moment, near))
+        known = [event.time_s for event in request.history if event.time_s is not None and self.is_history(event)]
+        moment = request.time_s if request.time_s is not None else max([self.moment_s, *(time_s + 1 for time_s in known)])
+        return ParsedRequest(request, user_row, near, self._history(user_row, request, moment, near))
 
-    def _history(self, user_row: int, visits: Sequence[HistoryEvent], moment: int, near: tuple[float, float] | None) -> Queries:
-        """Return a query with the user's events of the bundle and then `visits`, all before the time of the request."""
+    def _history(self, user_row: int, request: Request, moment: int, near: tuple[float, float] | None) -> Queries:
+        """Return a query with the user's events of the bundle and then those of the request, all before the time of the request."""
         events = self.dataset.events
         start, stop = events.offsets[user_row : user_row + 2].tolist()
         own = slice(start, start + int(np.searchsorted(events.time_s[start:stop], moment)))
+        every = np.array([self._row(number, event) for number, event in enumerate(request.history)], np.int64)
+        codes = np.array([self._code(event) for event in request.history], np.int64)
+        kept = np.array([at for at, event in enumerate(request.history) if self.is_history(event)], np.int64)
+        visits = [request.history[at] for at in kept.tolist()]
         time_s = _times(visits, moment, int(events.time_s[own.stop - 1]) if own.stop > start else 0)
-        rows = np.array([self._row(number, event) for number, event in enumerate(visits)], np.int64)
-        codes = np.array([self._code(event) for event in visits], np.int64)
         stars = np.array([np.nan if event.stars is None else event.stars for event in visits], np.float32)
         order = np.argsort(time_s, kind="stable")
         order = order[time_s[order] < moment]
-        item_row = np.concatenate([events.item_row[own], rows[order]])
+        item_row = np.concatenate([events.item_row[own], every[kept][order]])
         return Queries(
             offsets=np.array([0, len(item_row)]),
             item_row=item_row,
             event_time_s=np.concatenate([events.time_s[own], time_s[order]]),
-            event_type=np.concatenate([events.event_type[own], codes[order]]),
+            event_type=np.concatenate([events.event_type[own], codes[kept][order]]),
             stars=np.concatenate([events.stars[own], stars[order]]),
             time_s=np.array([moment]),
             user_row=np.array([user_row]),
             location=np.array([near or (np.nan, np.nan)], np.float32),
+            disliked=self._disliked(user_row, request, every),
         )
+
+    def _disliked(self, user_row: int, request: Request, rows: Int) -> tuple[Int, Int] | None:
+        """Return the items that the user dislikes, before the time of the request if it has one; None without any."""
+        until = LAST_S if request.time_s is None else request.time_s
+        named = [at for at, event in enumerate(request.history) if self.is_negative(event) and (event.time_s or 0) < until]
+        held = self.dataset.disliked(np.array([user_row]), np.array([until]))
+        if not named:
+            return held
+        both = np.concatenate([held[1] if held else rows[:0], rows[named]])
+        return np.array([0, len(both)]), both
+
+    def is_history(self, event: HistoryEvent) -> bool:
+        """Return True if an event is part of the history, and not an explicit negative or an impression."""
+        return self._prepare.is_history(self._type(event), event.stars)
+
+    def is_negative(self, event: HistoryEvent) -> bool:
+        """Return True if an event is an explicit negative, whose item is not recommended."""
+        return self._prepare.is_negative(self._type(event), event.stars)
+
+    def _type(self, event: HistoryEvent) -> str | None:
+        return next(iter(self._codes), None) if event.event_type is None else event.event_type
+
+    @property
+    def event_types(self) -> list[str]:
+        """Return the event types that requests may name: those of histories, then those of explicit negatives and impressions."""
+        return [*self._codes, *(name for name in self._prepare.negative_types if name not in self._codes)]
 
     def item(self, item_id: Id) -> int:
         """Return the row of an item. Raise `RequestError` for an unknown id."""
@@ -166,9 +196,9 @@ class Reader:
     def _code(self, event: HistoryEvent) -> int:
         if event.event_type is None:
             return 1
-        if event.event_type not in self._codes:
-            raise RequestError(f"Unknown event type {str(event.event_type)[:80]!r}.{nearest(event.event_type, self._codes)}")
-        return self._codes[event.event_type]
+        if event.event_type not in self.event_types:
+            raise RequestError(f"Unknown event type {str(event.event_type)[:80]!r}.{nearest(event.event_type, self.event_types)}")
+        return self._codes.get(event.event_type, 0)
 
 
 def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
@@ -180,7 +210,11 @@ def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
 
     names = ("item_row", "event_time_s", "event_type", "stars", "time_s", "user_row", "location")
     lengths = np.array([len(part.item_row) for part in parts], np.int64)
-    return Queries(offsets=lengths_to_offsets(lengths), **{name: joined(name) for name in names})
+    disliked = None
+    if any(part.disliked for part in parts):
+        each = [part.disliked[1] if part.disliked else part.item_row[:0] for part in parts]
+        disliked = lengths_to_offsets(np.array([len(rows) for rows in each])), np.concatenate(each)
+    return Queries(offsets=lengths_to_offsets(lengths), disliked=disliked, **{name: joined(name) for name in names})
 
 
 def _times(visits: Sequence[HistoryEvent], moment: int, earliest: int) -> Int:
@@ -198,13 +232,46 @@ def _times(visits: Sequence[HistoryEvent], moment: int, earliest: int) -> Int:
     return np.array(times[::-1], np.int64)
 
 
+def check_k(k: Any) -> None:
+    """Raise `RequestError` unless `k` is an integer, at least 1."""
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise RequestError(f"k is {_short(k)}. It must be an integer, at least 1.")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise `RequestError` unless `value` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise RequestError(f"{name} is {_short(value)}. It must be True or False.")
+
+
+def check_filter(filter: Any) -> None:
+    """Raise `RequestError` for a condition of another library, which has no truth value: a Series, an expression."""
+    if filter is not None and not isinstance(filter, str | Mapping | list | int | float):  # the parser knows JSON
+        raise RequestError(
+            f"The filter is {_short(filter)}. It must be a text such as 'price <= 20', or an object such as "
+            '{"price": {"max": 20}}.'
+        )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str | int | float | None):
+        return repr(value)[:40]
+    return f"a {type(value).__name__}"
+
+
 def _check(request: Request) -> None:
     """Raise `RequestError` for numbers out of range."""
-    if not (isinstance(request.k, Integral) and request.k >= 1):
-        raise RequestError(f"k is {str(request.k)[:40]}. It must be an integer, at least 1.")
+    check_k(request.k)
+    if not (isinstance(request.skip, Integral) and request.skip >= 0):
+        raise RequestError(f"skip is {str(request.skip)[:40]}. It must be an integer, at least 0.")
+    if request.skip and request.diversity:
+        raise RequestError("A list with diversity has no further part: it depends on its length. Ask for more items at once.")
+    check_filter(request.filter)
     for name, value, least in (("diversity", request.diversity, 0), ("popularity", request.popularity, -1)):
-        if not least <= value <= 1:
-            raise RequestError(f"{name} is {value}. It must be from {least} to 1.")
+        if not (isinstance(value, Real) and least <= value <= 1):
+            raise RequestError(f"{name} is {_short(value)}. It must be a number from {least} to 1.")
+    for name, flag in (("exclude_seen", request.exclude_seen), ("explain", request.explain)):
+        check_flag(name, flag)
     for time_s in chain([request.time_s], (event.time_s for event in request.history)):
         if time_s is not None and not 0 <= time_s < LAST_S:
             raise RequestError(f"Got time {str(time_s)[:40]}. It must be in seconds since 1970, from 0 to {LAST_S - 1}.")

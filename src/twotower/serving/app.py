@@ -12,18 +12,15 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse
-from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
 from pydantic_core import to_json
 
 from twotower.errors import BusyError, TwoTowerError
@@ -32,29 +29,30 @@ from twotower.serving import operation_schemas as o
 from twotower.serving import schemas as s
 from twotower.serving.access import Access
 from twotower.serving.api_reference import api_page
-from twotower.serving.bodies import described, json_body
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
+from twotower.serving.cursors import MAX_CURSOR_CHARS, depth
 from twotower.serving.error_handlers import handle_errors
-from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K, Limits
+from twotower.serving.json_routes import BEARER, JsonRoutes, Post, Route, documented
+from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
-from twotower.serving.openapi import ABOUT, BUSY, MISSING, REFUSALS, documented, operation_id
+from twotower.serving.openapi import ABOUT, BUSY, MISSING, REFUSALS, completed, operation_id
 from twotower.serving.service import Service, joined, unknown
+from twotower.utils.config_serving import Limits, ServingConfig
 from twotower.utils.types import Json
 
 ITEMS_PER_TOKEN = 25  # of a search count as one more request
 PAGE = Path(__file__).with_name("page")
-BEARER = HTTPBearer(auto_error=False, description="An API key. Reading needs none if the server was started with --public.")
-Handler = TypeVar("Handler", bound=Callable[..., Any])
 Length = Annotated[int, Query(ge=1, le=MAX_K, description="Number of items to return.", examples=[10])]
 FilterText = Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])]
 IdText = Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, description="An id, of any characters.", examples=["b_230"])]
+Further = Annotated[str | None, Query(max_length=MAX_CURSOR_CHARS, description="`next` of the last response.")]
 Ids = Query(max_length=100, description="Ids of items to return.")
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of results.", examples=[20])]
 Searched = Annotated[str, Query(max_length=100, description="Part of the item name or of the user id.", examples=["taco"])]
 
 
-def create_app(service: Service, access: Access, clients: Clients | None = None) -> FastAPI:
+def create_app(service: Service, access: Access, clients: Clients | None = None, config: ServingConfig | None = None) -> FastAPI:
     """Return the HTTP application of a service.
 
     Parameters
@@ -63,7 +61,10 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
         Keys with their roles, allowed hosts and origins.
     clients
         Usage of each client, shared with the server that accepts connections.
+    config
+        What the log says of requests.
     """
+    shown = config or ServingConfig()
     app = FastAPI(
         **ABOUT,
         generate_unique_id_function=operation_id,
@@ -79,17 +80,22 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
         access,
         clients or Clients(service.limits),
         lambda client: service.overloaded(client),
+        shown.log_clients,
+        shown.log_probes,
         service.telemetry,
     )
+    routes: dict[str, Route] = {}
+    app.add_middleware(JsonRoutes, routes=routes)
     app.add_middleware(RequestMiddleware, gate=gate)
+    post = documented(app, routes, REFUSALS)
     handle_errors(app)
-    app.openapi = documented(app, app.openapi)  # type: ignore[method-assign]
-    _answers(app, service)
+    app.openapi = completed(app, app.openapi)  # type: ignore[method-assign]
+    _answers(post, service)
     _similarity(app, service)
     look_up = Lookups(service.limits.lookups)
     _items(app, service, look_up)
     _users(app, service, look_up)
-    _writing(app, service)
+    _writing(app, post, service)
     _watching(app, service)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return app
@@ -97,48 +103,37 @@ def create_app(service: Service, access: Access, clients: Clients | None = None)
 
 def api_document() -> Json:
     """Return the OpenAPI document, which needs no bundle."""
-    service: Any = SimpleNamespace(
-        limits=Limits(), meters=None, overloaded=None, telemetry=None
-    )  # routes are declared, none is called
+    parts = {"limits": Limits(), "meters": None, "overloaded": None, "telemetry": None}
+    service: Any = SimpleNamespace(**parts)  # routes are declared, none is called
     return create_app(service, Access()).openapi()
 
 
-def _post(
-    app: FastAPI, path: str, taken: type[BaseModel], given: type[BaseModel], tag: str, *, optional: bool = False
-) -> Callable[[Handler], Handler]:
-    """Return the decorator of a route that takes a JSON body; `optional`: the body may be missing."""
-    described_body = described(taken, optional=optional)
-    return app.post(
-        path, response_model=given, responses=REFUSALS, dependencies=[Depends(BEARER)], tags=[tag], openapi_extra=described_body
-    )
-
-
-def _answers(app: FastAPI, service: Service) -> None:
-    @_post(app, "/v1/recommend", s.RecommendIn, s.AnswerOut, "recommend")
-    async def recommend(body: Annotated[s.RecommendIn, Depends(json_body(s.RecommendIn))], request: Request) -> Response:
+def _answers(post: Post, service: Service) -> None:
+    @post("/v1/recommend", s.RecommendIn, s.AnswerOut, "recommend")
+    async def recommend(body: s.RecommendIn, state: dict[str, Any]) -> bytes:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
-        request.state.asks_for(body.weight)
-        origin, answer = await service.recommend(body, request.state.client)
-        return _written(to_json(_heading(request, origin))[:-1] + b"," + answer[1:])
+        state["asks_for"](body.weight)
+        origin, answer = await service.recommend(body, state["client"])
+        return to_json(_heading(state, origin))[:-1] + b"," + answer[1:]
 
-    @_post(app, "/v1/recommend:batch", s.BatchIn, s.BatchOut, "recommend")
-    async def recommend_batch(body: Annotated[s.BatchIn, Depends(json_body(s.BatchIn))], request: Request) -> Response:
+    @post("/v1/recommend:batch", s.BatchIn, s.BatchOut, "recommend")
+    async def recommend_batch(body: s.BatchIn, state: dict[str, Any]) -> bytes:
         """Answer several requests at once, with the same bundle version. A request that cannot be answered has its own error.
 
         Each request of the batch counts towards the rate limit of the client, heavy ones more.
         """
-        request.state.asks_for(sum(one.weight for one in body.requests))
-        origin, answers = await service.recommend_many(body.requests, request.state.client)
-        return _written(joined(_heading(request, origin), "answers", b"[%b]" % b",".join(answers)))
+        state["asks_for"](sum(one.weight for one in body.requests))
+        origin, answers = await service.recommend_many(body.requests, state["client"])
+        return joined(_heading(state, origin), "answers", b"[%b]" % b",".join(answers))
 
 
 def _similarity(app: FastAPI, service: Service) -> None:
     keyed = [Depends(BEARER)]
 
-    async def likeness(item_id: str, k: int, filter: str | None, client: str) -> Response:
+    async def likeness(request: Request, item_id: str, k: int, filter: str | None, cursor: str | None) -> Response:
         _known(service.current.engine.row(item_id) != UNKNOWN, "item", item_id)
-        origin, items = await service.similar(item_id, k, filter, client)
-        return _json({**origin, "items": items})
+        request.state.asks_for(1 + (depth(cursor) + k) // ITEMS_PER_TOKEN)
+        return _json(await service.similar(item_id, k, filter, cursor, request.state.client))
 
     similar: dict[str, Any] = {
         "response_model": s.SimilarOut,
@@ -148,14 +143,18 @@ def _similarity(app: FastAPI, service: Service) -> None:
     }
 
     @app.get("/v1/items/{item_id:path}/similar", **similar)
-    async def similar_items(request: Request, item_id: str, k: Length = 10, filter: FilterText = None) -> Response:
+    async def similar_items(
+        request: Request, item_id: str, k: Length = 10, filter: FilterText = None, cursor: Further = None
+    ) -> Response:
         """Return the items most similar to an item. Percent-encode the id, slashes included."""
-        return await likeness(unquote(item_id), k, filter, request.state.client)
+        return await likeness(request, unquote(item_id), k, filter, cursor)
 
     @app.get("/v1/similar", **similar)
-    async def similar_items_by_query(request: Request, id: IdText, k: Length = 10, filter: FilterText = None) -> Response:
+    async def similar_items_by_query(
+        request: Request, id: IdText, k: Length = 10, filter: FilterText = None, cursor: Further = None
+    ) -> Response:
         """Return the items most similar to an item. Unlike a path, a query can hold any id, `..` included."""
-        return await likeness(id, k, filter, request.state.client)
+        return await likeness(request, id, k, filter, cursor)
 
 
 def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
@@ -163,19 +162,21 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
     finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/items", response_model=s.ItemsOut, tags=["items"], **reading)
-    async def search_items(request: Request, q: Searched = "", limit: Limit = 20, id: Annotated[list[str], Ids] = []) -> Response:  # noqa: B006
+    async def search_items(
+        request: Request,
+        q: Searched = "",
+        limit: Limit = 20,
+        cursor: Further = None,
+        id: Annotated[list[str], Ids] = [],  # noqa: B006
+    ) -> Response:
         """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items.
 
         With `id`, which can be repeated, return the items with these ids. Unknown ids are left out.
         """
         request.state.asks_for(1 + max(limit, len(id)) // ITEMS_PER_TOKEN)
-        return _json(
-            {
-                "items": await (
-                    look_up(service.current.browser.items_of, id) if id else look_up(service.current.browser.items, q, limit)
-                )
-            }
-        )
+        if id:
+            return _json({"next": None, "items": await look_up(service.current.browser.items_of, id)})
+        return _json(await look_up(service.items, q, limit, cursor))
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
     async def get_item(item_id: str) -> Response:
@@ -214,30 +215,28 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
         """Return the history of a user. Unlike a path, a query can hold any id, `..` included."""
         return await events_of(user)
 
-    @app.get("/v1/about", response_model=s.AboutOut, tags=["items"], **reading)
+    @app.get("/v1/about", response_model=o.AboutOut, tags=["items"], **reading)
     async def get_about() -> Response:
         """Describe the served bundle and the filters that it supports."""
         return _json(await look_up(service.current.browser.about))
 
 
-def _writing(app: FastAPI, service: Service) -> None:
-    @_post(app, "/v1/events", s.EventsIn, s.EventsOut, "events")
-    async def add_events(body: Annotated[s.EventsIn, Depends(json_body(s.EventsIn))]) -> Response:
+def _writing(app: FastAPI, post: Post, service: Service) -> None:
+    @post("/v1/events", s.EventsIn, s.EventsOut, "events")
+    async def add_events(body: s.EventsIn, state: dict[str, Any]) -> bytes:  # noqa: ARG001
         """Store events. When this responds, they are on disk and affect all later responses."""
         accepted, repeated = await service.accept(body.events)
-        return _json({"accepted": accepted, "repeated": repeated})
+        return to_json({"accepted": accepted, "repeated": repeated})
 
-    @_post(app, "/admin/reload", s.ReloadIn, o.ReloadOut, "operation", optional=True)
-    async def reload_bundle(body: Annotated[s.ReloadIn | None, Depends(json_body(s.ReloadIn, optional=True))]) -> Response:
+    @post("/admin/reload", s.ReloadIn, o.ReloadOut, "operation", optional=True)
+    async def reload_bundle(body: s.ReloadIn | None, state: dict[str, Any]) -> bytes:  # noqa: ARG001
         """Serve another bundle, or read the current folder again. If the bundle is invalid, the current one stays in use."""
-        version, before = await service.reload(Path(body.bundle) if body and body.bundle else None)
-        return _json({"version": version, "before": before})
+        return to_json(await service.updates.reload(Path(body.bundle) if body and body.bundle else None))
 
     @app.post("/admin/refresh", response_model=o.RefreshOut, responses=REFUSALS, dependencies=[Depends(BEARER)], tags=["operation"])
     async def refresh_items() -> Response:
         """Bring the state, the popularity and the fallback lists of the items up to date with the accepted events, now."""
-        version = await service.refresh()
-        return _json({**version.about(), "events": asdict(version.freshness.counts)})
+        return _json(await service.updates.refresh())
 
 
 def _watching(app: FastAPI, service: Service) -> None:
@@ -252,7 +251,7 @@ def _watching(app: FastAPI, service: Service) -> None:
         problem = service.problem
         if problem is not None:
             raise BusyError(problem)
-        return _json({"status": "ready", **service.current.about(), "events": service.journal.state})
+        return _json(service.state())
 
     @app.get(
         "/metrics",
@@ -262,7 +261,7 @@ def _watching(app: FastAPI, service: Service) -> None:
     )
     async def get_metrics() -> Response:
         """Return metrics in the Prometheus text format."""
-        return Response(service.meters.text(), media_type="text/plain; version=0.0.4")
+        return Response(await service.metrics(), media_type="text/plain; version=0.0.4")
 
     described = cache(lambda: api_page(app.openapi()))  # FastAPI's own page would load scripts from another host
 
@@ -279,13 +278,9 @@ def _json(content: Any) -> Response:
     return Response(to_json(content, inf_nan_mode="null", fallback=str), media_type="application/json")
 
 
-def _written(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
-
-
-def _heading(request: Request, origin: dict[str, Any]) -> dict[str, Any]:
-    took_ms = round(1000 * (time.perf_counter() - request.state.began), 3)
-    return {"request_id": request.state.request_id, **origin, "took_ms": took_ms}
+def _heading(state: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
+    took_ms = round(1000 * (time.perf_counter() - state["began"]), 3)
+    return {"request_id": state["request_id"], **origin, "took_ms": took_ms}
 
 
 def _known(found: Any, kind: str, name: str) -> None:
@@ -300,7 +295,7 @@ def _life(service: Service) -> Callable[[FastAPI], Any]:
 
         async def again() -> None:
             try:
-                await service.reload()
+                await service.updates.reload(None)
             except TwoTowerError:
                 return  # logged
 
@@ -311,7 +306,7 @@ def _life(service: Service) -> Callable[[FastAPI], Any]:
 
         if threading.current_thread() is threading.main_thread():
             loop.add_signal_handler(signal.SIGHUP, hang_up)
-        fresh = loop.create_task(service.keep_fresh())
+        fresh = loop.create_task(service.updates.keep_fresh())
         yield
         fresh.cancel()
         await asyncio.to_thread(service.close)

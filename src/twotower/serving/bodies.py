@@ -6,10 +6,8 @@ colons, without parsing it. Of a body that is not valid, the first mistake is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 
@@ -34,20 +32,6 @@ class BodyError(Exception):
     def __init__(self, text: str, *, status: int = 422, code: str = "malformed", location: str | None = None) -> None:
         super().__init__(text)
         self.status, self.code, self.location = status, code, location
-
-
-def json_body(model: type[Body], *, optional: bool = False) -> Callable[[Request], Coroutine[Any, Any, Body | None]]:
-    """Return a dependency that reads the body of a request as `model`; an empty optional body is None."""
-
-    async def read(request: Request) -> Body | None:
-        encoding = request.headers.get("content-encoding", "identity").lower()
-        if encoding != "identity":
-            text = f"The encoding {encoding[:40]!r} of the body is not supported. Send it without compression."
-            raise BodyError(text, status=415, code="encoding")
-        body = await request.body()
-        return None if optional and not body.strip() else parse(model, body)
-
-    return read
 
 
 def parse(model: type[Body], body: bytes) -> Body:

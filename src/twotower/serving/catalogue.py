@@ -20,6 +20,7 @@ from twotower.schema import FIRST_ROW, UNKNOWN, USER_ID
 from twotower.serving.event_journal import Journal
 from twotower.serving.model_version import Engine
 from twotower.utils.ids import Id, id_types, native_id
+from twotower.utils.nouns import plural
 from twotower.utils.types import Json
 
 MAX_HISTORY_OUT = 1000  # events of a history
@@ -54,12 +55,15 @@ class Browser:
     def _popular(self) -> Any:
         return np.diff(self.dataset.item_events.offsets)[FIRST_ROW:]
 
-    def items(self, query: str, limit: int) -> list[Json]:
-        """Return items whose name contains `query`, ignoring case and accents: names that begin with it first, then by events."""
+    def items(self, query: str, limit: int, skip: int = 0) -> list[Json]:
+        """Return items whose name contains `query`, ignoring case and accents: names that begin with it first, then by events.
+
+        The first `skip` of them are left out.
+        """
         found, offered = holding(self._names, query), self.engine.recommender.offered
         found = found if offered is None else found[offered[found + FIRST_ROW]]
         begins = pc.starts_with(self._names, pattern=_fold(query)).to_numpy(zero_copy_only=False)[found]
-        order = np.lexsort((found, -self._popular[found], ~begins.astype(bool)))[:limit]
+        order = np.lexsort((found, -self._popular[found], ~begins.astype(bool)))[skip : skip + limit]
         return [self.engine.item(int(row)) for row in found[order] + FIRST_ROW]
 
     def items_of(self, item_ids: Sequence[str]) -> list[Json]:
@@ -110,6 +114,8 @@ class Browser:
             "name": self.engine.name,
             "items": self.dataset.n_items,
             "users": self.dataset.n_users,
+            "noun": self.dataset.noun,
+            "nouns": plural(self.dataset.noun),
             "metrics": self.engine.manifest.model_dump(mode="json", include={"metrics", "report"}, exclude_none=True),
             "filters": {
                 "categories": self._categories,
@@ -117,6 +123,7 @@ class Browser:
                 "has_locations": bool(np.isfinite(recommender.filter.locations).any()),
                 "has_hours": hours_column(items, self.dataset.specs) is not None,
                 "has_zones": recommender.filter.zoned,
+                "example": recommender.filter.example,
             },
         }
 
@@ -158,7 +165,8 @@ class Browser:
     def _user(self, user: str) -> Json:
         row = self.engine.user_row(user)
         own = int(np.diff(self.dataset.events.offsets[row : row + 2])[0])
-        return {"user": self._native(user), "events": own + len(self.journal.of(user))}
+        accepted = sum(map(self.engine.recommender.reader.is_history, self.journal.of(user)))
+        return {"user": self._native(user), "events": own + accepted}
 
     def _native(self, user: str) -> Id:
         return native_id(user, id_types(self.dataset.manifest)[USER_ID])

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from twotower.errors import ConfigError
-from twotower.serving.limits import Limits
+from twotower.utils.config_serving import Limits
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 WATCH_RATE, WATCH_BURST = 50.0, 300.0  # of health checks, metrics and files of the page, apart from other requests
@@ -66,14 +66,16 @@ class Clients:
     ----------
     trusted
         Addresses or networks of proxies. The last address in `X-Forwarded-For` that is none of theirs is then the client.
+    unix
+        Connections come over a Unix socket, so from a proxy on this machine.
     """
 
-    def __init__(self, limits: Limits, trusted: Sequence[str] = ()) -> None:
+    def __init__(self, limits: Limits, trusted: Sequence[str] = (), *, unix: bool = False) -> None:
         self.limits = limits
-        self.rates = RateLimiter(limits.rate, limits.burst)
+        self.rates = RateLimiter(limits.rate, limits.bucket)
         self.watching = RateLimiter(WATCH_RATE if limits.rate else 0, WATCH_BURST)
         self._arrivals = RateLimiter(ARRIVALS_PER_S if limits.rate else 0, ARRIVALS_BURST)
-        self._trusted = [_network(text) for text in trusted]
+        self._trusted, self._unix = [_network(text) for text in trusted], unix
         self._connections: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
         self.held_bytes = 0
@@ -84,6 +86,8 @@ class Clients:
 
     def trusts(self, address: str) -> bool:
         """Return True if the address is that of a trusted proxy."""
+        if not address:
+            return self._unix
         if not self._trusted:
             return False
         try:
@@ -151,6 +155,22 @@ def cost(body_bytes: int) -> float:
     (1, 245)
     """
     return 1 + body_bytes // BYTES_PER_TOKEN
+
+
+def shortened(client: str) -> str:
+    """Return a client without the bits that tell people apart: the first 24 of IPv4, 48 of IPv6.
+
+    Examples
+    --------
+    >>> shortened("203.0.113.77"), shortened("2001:db8:1:2::/64")
+    ('203.0.113.0/24', '2001:db8:1::/48')
+    """
+    try:
+        given = ipaddress.ip_network(client)
+    except ValueError:
+        return ""
+    bits = min(24 if given.version == 4 else 48, given.prefixlen)
+    return str(given.supernet(new_prefix=bits))
 
 
 def retry_after(wait_s: float) -> bytes:

@@ -14,12 +14,17 @@ from twotower.serving.refusals import error_body
 
 CODES = {400: "malformed", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
+PLAIN = {  # for the words of the framework
+    "Not Found": "There is no such route. See /docs for all routes.",
+    "Method Not Allowed": "This route does not take this method. The header Allow names those that it takes.",
+}
+
 
 def handle_errors(app: FastAPI) -> None:
     """Make an application answer errors as JSON."""
     app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(BodyError, _unusable)
     app.add_exception_handler(StarletteHTTPException, _refused)
+    app.add_exception_handler(BodyError, _mistaken)
     app.add_exception_handler(TwoTowerError, _mistaken)
 
 
@@ -38,15 +43,19 @@ async def _malformed(request: Request, error: Any) -> Response:
     )
 
 
-async def _unusable(request: Request, error: Any) -> Response:
-    return _error(request, error.status, error.code, str(error), error.location)
-
-
 async def _refused(request: Request, error: Any) -> Response:
-    return _error(request, error.status_code, CODES.get(error.status_code, "refused"), str(error.detail), headers=error.headers)
+    code, text = CODES.get(error.status_code, "refused"), PLAIN.get(str(error.detail), str(error.detail))
+    return _error(request, error.status_code, code, text, headers=error.headers)
 
 
 async def _mistaken(request: Request, error: Exception) -> Response:
+    return error_response(request, error)
+
+
+def error_response(request: Request, error: Exception) -> Response:
+    """Return the response to a request that cannot be answered."""
+    if isinstance(error, BodyError):
+        return _error(request, error.status, error.code, str(error), error.location)
     if isinstance(error, BusyError):
         return _error(request, 503, "busy", str(error), headers={"Retry-After": "1"})
     return _error(request, 422, "impossible", str(error), getattr(error, "location", None) or None)

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 from twotower.errors import BusyError
 from twotower.retrieval.request import HistoryEvent
@@ -18,10 +19,25 @@ from twotower.serving.event_store import Event, EventStore, PositionLost
 from twotower.utils.console import log
 
 FUTURE_S = 86_400  # how far ahead of this clock an event may be
-MAX_EVENTS_PER_USER = 1000  # latest events of a user kept in memory; the store keeps all
+MAX_EVENTS_PER_USER = 1000  # latest events of a user and an event type kept in memory; the store keeps all
 
 Accepted = tuple[str, HistoryEvent]
 """A user and an accepted event."""
+
+
+class News(Protocol):
+    """Tells the processes of one server that there are new entries in their store."""
+
+    def tell(self) -> None:
+        """Count new entries, which are in the store."""
+        ...
+
+    def latest(self) -> int:
+        """Return a number that is another one after every `tell` of any process."""
+        ...
+
+
+_kept: list[EventStore] = []
 
 
 class Journal:
@@ -33,29 +49,65 @@ class Journal:
         Event store, read from the beginning.
     on_skipped
         Called with the number of entries that could not be read.
+    news
+        Tells the processes of one server that there are new entries.
+    follow
+        False: entries of other servers are read only with `catch_up`.
     """
 
-    def __init__(self, store: EventStore, on_skipped: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        on_skipped: Callable[[int], None] = lambda _: None,
+        news: News | None = None,
+        *,
+        follow: bool = True,
+    ) -> None:
         self._store, self._position, self._lock = store, "", threading.Lock()
+        self._news, self._heard = news, 0
         self._events: dict[str, tuple[HistoryEvent, ...]] = {}
         self._log: list[Accepted] = []
-        self._on_skipped = on_skipped
+        self.on_skipped = on_skipped
         self.state = "ok"
         """`ok`, or why the store does not work at the moment."""
         self._stop = threading.Event()
         self.catch_up()
         self._thread: threading.Thread | None = None
-        if store.follow_s is not None:
-            self._thread = threading.Thread(target=self._follow, args=(store.follow_s,), name="follow", daemon=True)
+        if follow:
+            self._start_following()
+
+    def in_another_process(self, store: EventStore, news: News) -> None:
+        """Go on in a copy of this process, with a store that it has opened itself."""
+        _kept.append(self._store)  # closing it here would release the locks of the new one
+        self._store, self._lock, self._stop, self._news = store, threading.Lock(), threading.Event(), news
+        self.catch_up()
+        self._start_following()
+
+    def _start_following(self) -> None:
+        if self._store.follow_s is not None:
+            self._thread = threading.Thread(target=self._follow, args=(self._store.follow_s,), name="follow", daemon=True)
             self._thread.start()
 
     def of(self, user: str) -> tuple[HistoryEvent, ...]:
-        """Return the accepted events of a user, oldest first."""
+        """Return the accepted events of a user, oldest first, those included that another process has acknowledged."""
+        self.listen()
         return self._events.get(user, ())
 
     def users(self) -> list[str]:
         """Return all users with accepted events, the newest user last."""
+        self.listen()
         return list(self._events)
+
+    def listen(self) -> None:
+        """Read the entries that another process of this server has written. Without news it costs a comparison."""
+        if self._news is None or (latest := self._news.latest()) == self._heard:
+            return
+        try:
+            self.catch_up()
+        except BusyError as error:
+            log.warning("cannot read the events of other workers, retrying: %s", error)
+            return
+        self._heard = latest
 
     def log(self) -> list[Accepted]:
         """Return all accepted events in the order of the store. The list only grows; it is another one after a loss of entries."""
@@ -66,6 +118,8 @@ class Journal:
         with self._watched():
             new = iter(self._store.append([event for group in groups for event in group]))
         self.catch_up()
+        if self._news is not None:
+            self._news.tell()
         return [sum(next(new) for _ in group) for group in groups]
 
     def catch_up(self) -> None:
@@ -108,7 +162,7 @@ class Journal:
                 accepted.append((event.user, _take(events, event)))
             self._position = position  # only now: an entry is never passed over
         if skipped:
-            self._on_skipped(skipped)
+            self.on_skipped(skipped)
             log.warning("skipped %d entries of the event store: of a later version, or not readable", skipped)
         return bool(entries)
 
@@ -139,5 +193,8 @@ def _take(events: dict[str, tuple[HistoryEvent, ...]], event: Event) -> HistoryE
     at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
     history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
     # Replace the tuple instead of changing it: concurrent readers keep the complete old one.
-    events[event.user] = (*visits[:at], history_event, *visits[at:])[-MAX_EVENTS_PER_USER:]
+    events[event.user] = taken = (*visits[:at], history_event, *visits[at:])
+    alike = [at for at, one in enumerate(taken) if one.event_type == event.event_type] if len(taken) > MAX_EVENTS_PER_USER else []
+    if len(alike) > MAX_EVENTS_PER_USER:  # by type, so that impressions leave the history
+        events[event.user] = (*taken[: alike[0]], *taken[alike[0] + 1 :])
     return history_event

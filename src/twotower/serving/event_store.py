@@ -3,7 +3,7 @@
 For every store: when `append` returns, the events are on disk; an event id of a user is stored once, even if it is sent again;
 `since` returns all entries in the order in which they were accepted.
 
-    sqlite:PATH     one file with a write-ahead log (WAL), synced at every commit; used by one server at a time
+    sqlite:PATH     one file with a write-ahead log (WAL), synced at every commit; used by the processes of one server
     redis://…       a stream of events and a set of their ids, changed together by one script. Redis must sync before it
                     responds, or a power failure loses the last second: `appendonly yes` and `appendfsync always`
 
@@ -13,11 +13,12 @@ entry of a later version is skipped, counted, and read after the reader has been
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +31,8 @@ SQLITE_VERSION = 2
 ENTRY_VERSION = 1  # of an event in a stream; raise it when older servers could not read new entries correctly
 REDIS_TIMEOUT_S = 0.9  # twice this is below the time in which an event request is answered
 _LOCK_WAIT_S = 5.0  # time for the previous server to shut down
+SHARED_WAIT_S = 1.5  # the same for the write of another process; below the time in which an event request is answered
+_USED = "The event file {path} is used by another server. Stop that server, or use --events redis://… for several."
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +104,13 @@ class EventStore(Protocol):
         ...
 
 
-def open_store(url: str) -> EventStore:
+def open_store(url: str, *, shared: bool = False) -> EventStore:
     """Open the event store at `url`.
+
+    Parameters
+    ----------
+    shared
+        Other processes of the same server use it, too. One of them holds a `lock_store`.
 
     Raises
     ------
@@ -112,12 +120,32 @@ def open_store(url: str) -> EventStore:
         The store cannot be opened, or another server uses it.
     """
     if url.startswith("sqlite:") and len(url) > len("sqlite:"):
-        return SQLiteStore(Path(url.removeprefix("sqlite:")))
+        return SQLiteStore(Path(url.removeprefix("sqlite:")), shared=shared)
     if url.startswith(("redis://", "rediss://", "unix://")):
         return RedisStore(url)
     scheme = url.partition(":")[0]  # the rest may contain a password
     shown = repr(scheme) if re.fullmatch(r"[\w.+-]{1,16}", scheme) and ":" in url else "given"
     raise ConfigError(f"The event store {shown} is not known. Use sqlite:PATH or redis://HOST:PORT/NUMBER.")
+
+
+def lock_store(url: str) -> Callable[[], None]:
+    """Keep other servers away from the event store of several processes. Return a function that lets them in again.
+
+    Raises
+    ------
+    DataError
+        Another server uses it, or the file cannot be created.
+    """
+    if not url.startswith("sqlite:"):
+        return lambda: None  # it is made for several servers
+    _create_private(path := Path(url.removeprefix("sqlite:")))
+    lock = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # independent of the locks of SQLite
+    except OSError:
+        os.close(lock)
+        raise DataError(_USED.format(path=path)) from None
+    return lambda: os.close(lock)
 
 
 class SQLiteStore:
@@ -129,27 +157,27 @@ class SQLiteStore:
 
     follow_s = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         _create_private(path)
+        wait_s = SHARED_WAIT_S if shared else _LOCK_WAIT_S
         try:
-            self._connection = sqlite3.connect(path, timeout=_LOCK_WAIT_S, isolation_level=None, check_same_thread=False)
-            self._open()
+            self._connection = sqlite3.connect(path, timeout=wait_s, isolation_level=None, check_same_thread=False)
+            self._open(shared=shared)
         except sqlite3.Error as error:
             if "locked" in str(error):
-                raise DataError(
-                    f"The event file {path} is used by another server. Stop that server, or use --events redis://… for several."
-                ) from None
+                raise DataError(_USED.format(path=path)) from None
             raise DataError(
                 f"Cannot use {path} as event store: {error}. Choose a new or writable SQLite file with --events."
             ) from None
 
-    def _open(self) -> None:
+    def _open(self, *, shared: bool) -> None:
         run = self._connection.execute
         version, used = run("PRAGMA user_version").fetchone()[0], run("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version != (SQLITE_VERSION if used else 0):
             raise sqlite3.DatabaseError("it holds other data or has another version")
         self._make_private()
-        run("PRAGMA locking_mode = EXCLUSIVE")  # two servers sharing a file would not see each other's events
+        if not shared:
+            run("PRAGMA locking_mode = EXCLUSIVE")  # two servers sharing a file would not see each other's events
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")
         run("BEGIN IMMEDIATE")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from twotower.bundle.refresh import RefreshCounts, Refresher
@@ -107,3 +107,7 @@ class Version:
     def about(self) -> Json:
         """Return the fields that identify the version in every response."""
         return {"version": self.engine.version, "as_of": self.engine.as_of}
+
+    def as_refreshed(self) -> Json:
+        """Return the same, and what became of the accepted events at the last refresh."""
+        return {**self.about(), "events": asdict(self.freshness.counts)}

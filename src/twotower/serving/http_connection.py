@@ -48,7 +48,9 @@ class ConnectionHost(Host, Protocol):
 
     def refused(self, code: str) -> None: ...
 
-    def idle_s(self) -> float: ...
+    def idle_s(self, *, new: bool = False) -> float: ...
+
+    def waits(self, connection: Connection) -> None: ...
 
 
 class Connection(asyncio.Protocol):
@@ -91,7 +93,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self.secure = transport.get_extra_info("sslcontext") is not None
         self.peer, self.here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self.wait(RESERVED_HEADER_S if self.crowd else self.limits.header_timeout_s, self.close)
+        self.wait(RESERVED_HEADER_S if self.crowd else self.server.idle_s(new=not self.answered), self.close)
         if self.doomed:
             self.abort()
 
@@ -162,6 +164,7 @@ class Connection(asyncio.Protocol):
         if isinstance(target, Refusal):
             self.refusal = target
             return
+        target = target.below(self.server.root_path)
         if self.crowd is not None and not target.path.startswith(RESERVED_PATHS):
             self.refusal = self.crowd
             return
@@ -278,7 +281,7 @@ class Connection(asyncio.Protocol):
         self.answered += 1
         if request is self.arriving:  # answered before its body has arrived
             self.linger()
-        elif not request.keep_alive or self.server.stopping:
+        elif not request.keep_alive or self.server.closing:
             self.close()
         elif self.requests:
             self._begin()
@@ -287,6 +290,7 @@ class Connection(asyncio.Protocol):
         else:
             self.wait(self.limits.header_timeout_s if self.head_bytes else self.server.idle_s(), self.close)
             self.feed()
+            self.server.waits(self)
 
     def refuse(self, status: int, code: str, text: str) -> None:
         """Answer a request that the application does not get, then close. Nothing is answered inside another response."""

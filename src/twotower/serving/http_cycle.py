@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from starlette.types import ASGIApp
 
 from twotower.serving.clients import Clients
-from twotower.serving.limits import Limits
+from twotower.utils.config_serving import Limits
 
 MIN_READ_BYTES_PER_S = 16_384  # of a response
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -52,7 +52,9 @@ class Host(Protocol):
     limits: Limits
     clients: Clients
     application: ASGIApp
-    stopping: bool
+
+    @property
+    def closing(self) -> bool: ...
 
     def date(self) -> bytes: ...
 
@@ -162,7 +164,7 @@ class Cycle:
                 headers.append((b"transfer-encoding", b"chunked"))
             else:
                 request.keep_alive = False
-        close = not request.keep_alive or self.server.stopping or request is connection.arriving
+        close = not request.keep_alive or self.server.closing or request is connection.arriving
         request.keep_alive = not close
         headers.append((b"date", self.server.date()))
         return as_bytes(status, headers, close=close)

@@ -21,6 +21,19 @@ class Target(NamedTuple):
     raw_path: bytes
     query: bytes
 
+    def below(self, root_path: str) -> Target:
+        """Return the target without the path under which a proxy publishes the server; a request may come without it, too.
+
+        Examples
+        --------
+        >>> Target("/shop/v1/about", b"/shop/v1/about", b"").below("/shop").path
+        '/v1/about'
+        """
+        root = root_path.encode()
+        if not root or not self.path.startswith(f"{root_path}/") or not self.raw_path.startswith(root + b"/"):
+            return self
+        return self._replace(path=self.path[len(root_path) :], raw_path=self.raw_path[len(root) :])
+
     def scope(
         self, version: str, method: bytes, headers: list[tuple[bytes, bytes]], root_path: str, *, secure: bool
     ) -> dict[str, Any]:
@@ -70,4 +83,6 @@ def address_of(name: Any) -> tuple[str, int | None] | None:
 def malformed(error: Exception) -> Refusal:
     """Return the refusal of a request that the parser does not understand."""
     text = str(error).strip().rstrip(".") or type(error).__name__
+    if text == "Invalid HTTP version":
+        return Refusal(505, "malformed", "This version of HTTP is not supported. Use HTTP/1.1.")
     return Refusal(400, "malformed", f"The request is not valid HTTP/1.1: {text[:120]}. Send a valid one.")

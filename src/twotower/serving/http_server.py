@@ -4,6 +4,8 @@ accept      a client has at most `connections_per_client`; all together have `co
             connection ends, or the new one is reserved for health checks and metrics
 stop        for `drain_delay_s` everything is answered as before, but readiness is down and every response closes its
             connection; then nothing is accepted, and what is in progress has until `drain_s`
+retire      another process takes over: nothing is accepted, requests in progress are answered, and connections are passed on
+            as soon as they are idle
 """
 
 from __future__ import annotations
@@ -18,24 +20,40 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.types import ASGIApp
 
-from twotower.errors import ConfigError
 from twotower.serving.clients import Clients, take
 from twotower.serving.http_connection import RESERVED_PATHS, Connection
 from twotower.serving.http_cycle import as_bytes
 from twotower.serving.http_head import Refusal
-from twotower.serving.limits import Limits
+from twotower.serving.listening import listen
 from twotower.serving.refusals import error_body
+from twotower.utils.config_serving import Limits
 from twotower.utils.console import log
 
 CROWD_IDLE_S = 1.0  # keep-alive time when more than half of the connections are in use
 OTHER_FILES = 96  # descriptors for everything but connections
-BACKLOG = 2048
 ACCEPTED_AT_ONCE = 1.0
+PASS_ON_AGAIN_S = 0.005
 ADMITTED, TURNED_AWAY = 0.25, 0.03  # cost of a connection, as a share of the work between two turns of the event loop
+
+
+class Successors(Protocol):
+    """The processes that take over when this one retires."""
+
+    def give(self, descriptor: int) -> bool:
+        """Pass a copy of a connected socket on. Return False if it must be tried again."""
+        ...
+
+    def receive(self, loop: asyncio.AbstractEventLoop, adopt: Callable[[socket.socket], None]) -> None:
+        """Call `adopt` with every connection that another process passes on."""
+        ...
+
+    def receive_no_more(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Leave further connections to other processes."""
+        ...
 
 
 class HttpServer:
@@ -43,6 +61,8 @@ class HttpServer:
 
     Parameters
     ----------
+    successors
+        The processes that take over when this one retires.
     on_refusal
         Called with the code of each refusal that the application does not see.
     on_stop
@@ -57,13 +77,16 @@ class HttpServer:
         *,
         tls: ssl.SSLContext | None = None,
         root_path: str = "",
+        successors: Successors | None = None,
         on_refusal: Callable[[str], None] = lambda _: None,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.application, self.limits, self.clients = application, limits, clients
         self.tls, self.root_path = tls, root_path
         self.loop = asyncio.get_running_loop()
-        self.stopping = False
+        self.stopping = self.retired = False
+        self._successors = successors
+        self._accepting: list[asyncio.Task[None]] = []
         self._on_refusal, self._on_stop = on_refusal, on_stop
         self._connections: dict[Connection, None] = {}
         self._reserved: dict[Connection, None] = {}
@@ -82,6 +105,11 @@ class HttpServer:
         """Return the number of open connections."""
         return len(self._connections) + len(self._reserved)
 
+    @property
+    def closing(self) -> bool:
+        """Return True if a connection ends with its next response: one with TLS cannot be passed on."""
+        return self.stopping or (self.retired and self.tls is not None)
+
     async def serve(self, sockets: Sequence[socket.socket], stop: asyncio.Event, *, delay: Callable[[], bool]) -> None:
         """Accept connections until `stop` is set, then finish what is in progress.
 
@@ -90,26 +118,70 @@ class HttpServer:
         delay
             Returns True if load balancers get the time to notice that readiness is down.
         """
-        for listening in sockets:
-            listening.setblocking(False)
-            listening.listen(BACKLOG)
-        accepting = [self.loop.create_task(self._accept(listening)) for listening in sockets]
+        listen(sockets)
+        self._accepting = [self.loop.create_task(self._accept(listening)) for listening in sockets]
+        if self._successors is not None:
+            self._successors.receive(self.loop, self.adopt)
         await stop.wait()
         end = self.loop.time() + self.limits.drain_s
         self.stopping = True
         self._on_stop()
         if delay():
             await asyncio.sleep(self.limits.drain_delay_s)
-        for task in accepting:
-            task.cancel()
-        await asyncio.gather(*accepting, return_exceptions=True)
+        await self._refuse_more()
         for listening in sockets:
             listening.close()
         await self._drain(end)
 
-    async def _drain(self, end: float) -> None:
+    async def _refuse_more(self) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        if self._successors is not None:
+            self._successors.receive_no_more(self.loop)
+
+    async def retire(self) -> None:
+        """Accept nothing more, and pass every idle connection on to the successors, now and after each response."""
+        self.retired = True
+        await self._refuse_more()
         for connection in [*self._connections, *self._reserved]:
-            if connection.idle or connection.lingering:
+            self.waits(connection)
+        while any(one.idle and not one.lingering and not one.lost for one in [*self._connections, *self._reserved]):
+            await asyncio.sleep(PASS_ON_AGAIN_S)
+
+    async def emptied(self, seconds: float) -> None:
+        """Wait until all connections have gone, at most so long, and end the rest."""
+        await self._drain(self.loop.time() + seconds, idle=False)
+
+    def waits(self, connection: Connection) -> None:
+        """Pass a connection on if it is idle and this process has retired. One with TLS cannot be given: it is closed."""
+        ready = connection.transport is not None and not connection.transport.is_closing() and not connection.lingering
+        if not self.retired or not ready or not connection.idle or connection.rest:
+            return
+        if self.tls is not None or self._successors is None:
+            connection.close()
+        elif self._successors.give(connection.transport.get_extra_info("socket").fileno()):
+            connection.abort()
+        else:  # the successors are busy with earlier ones
+            self.loop.call_later(PASS_ON_AGAIN_S, self.waits, connection)
+
+    def adopt(self, given: socket.socket) -> None:
+        """Serve a connection that another process has passed on."""
+        try:
+            address = given.getpeername()
+        except OSError:  # the client has gone
+            given.close()
+            return
+        connection = self._admit(address[0] if isinstance(address, tuple) else "", new=False)
+        if connection is None:
+            self._turn_away(given)
+        else:
+            connection.answered = 1
+            self.start(self._connect(given, connection))
+
+    async def _drain(self, end: float, *, idle: bool = True) -> None:
+        for connection in [*self._connections, *self._reserved]:
+            if idle and (connection.idle or connection.lingering):
                 connection.close()
         while self.open and self.loop.time() < end:
             await asyncio.sleep(0.02)
@@ -145,9 +217,9 @@ class HttpServer:
                 log.exception("a connection failed")
                 accepted.close()
 
-    def _admit(self, host: str) -> Connection | None:
+    def _admit(self, host: str, *, new: bool = True) -> Connection | None:
         """Return an admitted connection, if necessary after closing an idle one; None if none can be admitted."""
-        if not self.clients.arrives(host):
+        if new and not self.clients.arrives(host):
             return None
         crowd: Refusal | None = None
         if not self.clients.enter(host):
@@ -181,6 +253,7 @@ class HttpServer:
         try:
             timeout = {} if self.tls is None else {"ssl_handshake_timeout": self.limits.header_timeout_s}
             await self.loop.connect_accepted_socket(lambda: connection, accepted, ssl=self.tls, **timeout)
+            self.waits(connection)
         except OSError:  # the client has gone, or the TLS handshake failed
             accepted.close()
             self.leave(connection)
@@ -236,8 +309,10 @@ class HttpServer:
         """Count a refusal that the application does not see."""
         self._on_refusal(code)
 
-    def idle_s(self) -> float:
-        """Return how long an idle connection may stay."""
+    def idle_s(self, *, new: bool = False) -> float:
+        """Return how long an idle connection may stay; `new`: it has sent no request yet."""
+        if new:
+            return self.limits.header_timeout_s
         if self.stopping:
             return 0.0
         return CROWD_IDLE_S if len(self._connections) > self._places // 2 else self.limits.keep_alive_s
@@ -267,37 +342,3 @@ def places(limits: Limits) -> int:
     if found < limits.connections:
         log.warning("this process may open %d files: at most %d connections fit; raise `ulimit -n`", soft, found)
     return max(found, 1)
-
-
-def bound_sockets(host: str, port: int) -> list[socket.socket]:
-    """Return a socket for each address of `host`. They do not listen yet: a taken port is found before the bundle is loaded.
-
-    Raises
-    ------
-    ConfigError
-        An address cannot be used.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"Cannot listen on {host!r}: {error}. Use an address of this machine with --host.") from None
-    bound: list[socket.socket] = []
-    for family, kind, protocol, _, address in dict.fromkeys(found if port else found[:1]):
-        listening = socket.socket(family, kind, protocol)
-        bound.append(listening)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listening.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL and len(found) > 1:  # such as ::1 of localhost on a machine without IPv6
-                bound.pop().close()
-                continue
-            for one in bound:
-                one.close()
-            text = f"Cannot listen on {host} port {port}: {error.strerror}. Stop the other server, or use --host and --port."
-            raise ConfigError(text) from None
-    if not bound:
-        raise ConfigError(f"Cannot listen on {host}: it has no address on this machine. Use another --host.")
-    return bound

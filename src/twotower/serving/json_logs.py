@@ -25,11 +25,12 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def setup_json_logs() -> None:
-    """Write the log records of the package, and warnings of its libraries, as JSON."""
+def setup_json_logs(level: str = "info") -> None:
+    """Write the log records of the package from `level` on, and warnings of its libraries, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     log.handlers = [handler]
+    log.setLevel(level.upper())
     for name in ("asyncio", "opentelemetry"):
         library = logging.getLogger(name)
         library.handlers, library.propagate = [handler], False

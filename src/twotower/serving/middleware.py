@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import re
-import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -21,12 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twotower.serving.access import Access
 from twotower.serving.bodies import BodyError
-from twotower.serving.clients import BYTES_PER_TOKEN, Clients, RateLimiter, cost, retry_after
+from twotower.serving.clients import BYTES_PER_TOKEN, Clients, RateLimiter, cost, retry_after, shortened
 from twotower.serving.json_logs import FIELDS
-from twotower.serving.limits import Limits
 from twotower.serving.prometheus import Meters
 from twotower.serving.refusals import error_body, too_large
 from twotower.serving.telemetry import RequestTrace, Telemetry
+from twotower.utils.config_serving import Limits
 from twotower.utils.console import log
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -71,6 +70,8 @@ class Gate:
     ----------
     overloaded
         Returns True if a client has so many requests in the queue that its next ones are rejected before they are read.
+    log_clients, log_probes
+        See `utils.config_serving.ServingConfig`.
     """
 
     limits: Limits
@@ -78,7 +79,15 @@ class Gate:
     access: Access
     clients: Clients
     overloaded: Callable[[str], bool]
+    log_clients: str = "full"
+    log_probes: bool = False
     telemetry: Telemetry | None = None
+
+    def shown(self, client: str) -> dict[str, str]:
+        """Return what a log line says of a client."""
+        if self.log_clients == "none" or not client:
+            return {}
+        return {"client": shortened(client) if self.log_clients == "shortened" else client}
 
 
 class RequestMiddleware:
@@ -141,20 +150,23 @@ class RequestMiddleware:
 
     async def _within(self, passage: _Passage, seconds: float, *, patient: bool) -> None:
         """Run the application and cancel it after `seconds`. If `patient`, the limit covers only the arrival of the body."""
-        task, late = asyncio.current_task(), threading.Event()
+        task, late = asyncio.current_task(), False
         assert task is not None
 
         def stop() -> None:
-            late.set()
+            nonlocal late
+            late = True
             task.cancel()
 
         timer = asyncio.get_running_loop().call_later(seconds, stop)
+        if patient and passage.bodiless:
+            timer.cancel()
         passage.on_arrival = timer.cancel if patient else None
         passage.on_answer = timer.cancel
         try:
             await self.app(passage.scope, passage.receive, passage.send)
         except asyncio.CancelledError:
-            if not late.is_set():
+            if not late:
                 raise
             if hasattr(task, "uncancel"):
                 task.uncancel()
@@ -178,13 +190,14 @@ class RequestMiddleware:
             "route": route,
             "status": passage.status,
             "took_ms": round(1000 * took, 3),
+            **self.gate.shown(passage.client),
             **({"code": code} if code else {}),
         }
         if passage.crash is not None:
             log.error("failed", exc_info=passage.crash, extra={FIELDS: fields})
         elif code in REFUSALS and self._lines.wait_s(""):
             self._left_out += 1
-        elif not passage.path.startswith(UNLOGGED) or passage.status >= FAILED:
+        elif self.gate.log_probes or not passage.path.startswith(UNLOGGED) or passage.status >= FAILED:
             more, self._left_out = {"left_out": self._left_out} if self._left_out else {}, 0
             log.info("answered", extra={FIELDS: fields | more})
         if passage.trace is not None:
@@ -209,6 +222,7 @@ class _Passage:
         self.request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         length = head.get(b"content-length", b"")
         self.length = int(length) if length.isdigit() else 0
+        self.bodiless = not self.length and b"transfer-encoding" not in head
         self.status, self._read = 0, 0
         self.crash: Exception | None = None
         self.trace: RequestTrace | None = None

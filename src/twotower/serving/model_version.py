@@ -41,6 +41,7 @@ class Likeness:
     item_id: str
     k: int
     filter: str | None = None
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,8 @@ class Engine:
         return self.recommender.reader.users.row(user)
 
     def news(self, user: str, accepted: Sequence[HistoryEvent]) -> list[HistoryEvent]:
-        """Return the accepted events of a user that are not in the bundle yet (a newer bundle may hold them)."""
-        return [event for event, _ in self._news(user, accepted)]
+        """Return the events of a user's history that were accepted and are not in the bundle yet (a newer one may hold them)."""
+        return [event for event, _ in self._news(user, accepted) if self.recommender.reader.is_history(event)]
 
     def _news(self, user: str, accepted: Sequence[HistoryEvent]) -> list[tuple[HistoryEvent, int]]:
         if not accepted:
@@ -132,7 +133,8 @@ class Engine:
             elif isinstance(answer, RequestError):
                 listed.append(answer)
             else:
-                listed.append(Listed(answer, to_json([_as_json(item) for item in answer.items], inf_nan_mode="null"), unknown))
+                items = [_as_json(item, own.skip) for item in answer.items]
+                listed.append(Listed(answer, to_json(items, inf_nan_mode="null"), unknown))
         return listed
 
     def _known(self, question: Question) -> tuple[Request, list[str]]:
@@ -149,7 +151,7 @@ class Engine:
 
     def _readable(self, user: str, accepted: tuple[HistoryEvent, ...]) -> tuple[HistoryEvent, ...]:
         """Return the accepted events of a user that are not in the bundle and whose item the bundle knows."""
-        types = self.dataset.event_types
+        types = self.recommender.reader.event_types
         return tuple(
             event if event.event_type in types else replace(event, event_type=None)
             for event, row in self._news(user, accepted)
@@ -162,10 +164,10 @@ class Engine:
 
     def _similar(self, question: Likeness) -> list[Json] | RequestError:
         try:
-            found = self.recommender.similar(question.item_id, k=question.k, filter=question.filter)
+            found = self.recommender.similar(question.item_id, k=question.k, skip=question.skip, filter=question.filter)
         except RequestError as error:
             return error
-        return [_as_json(item) for item in found]
+        return [_as_json(item, question.skip) for item in found]
 
     def item(self, row: int) -> Json:
         """Return the display fields and the location of an item."""
@@ -187,7 +189,7 @@ def _after(request: Request, accepted: tuple[HistoryEvent, ...]) -> Request:
     return replace(request, history=accepted + request.history, time_s=moment) if accepted else request
 
 
-def _as_json(item: Recommendation) -> Json:
-    """Return a recommendation as JSON values."""
+def _as_json(item: Recommendation, skip: int = 0) -> Json:
+    """Return a recommendation as JSON values. `skip` items of its list come before those of the answer."""
     details = {name: getattr(item, name) for name in item.__slots__}
-    return details | {"reasons": [asdict(reason) for reason in item.reasons]}
+    return details | {"rank": item.rank + skip, "reasons": [asdict(reason) for reason in item.reasons]}

@@ -68,7 +68,7 @@ def operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def documented(app: FastAPI, made: Callable[[], Json]) -> Callable[[], Json]:
+def completed(app: FastAPI, made: Callable[[], Json]) -> Callable[[], Json]:
     """Return a function that makes the OpenAPI document of an application.
 
     It adds the schemas of bodies, which FastAPI does not read itself, and gives each error response once.

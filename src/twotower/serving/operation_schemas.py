@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +16,7 @@ class StateOut(BaseModel):
     version: str | None = None
     as_of: AsOf = None
     events: str | None = Field(None, description="`ok`, or why the event store cannot take events. Recommendations go on.")
+    workers: int | None = Field(None, description="Processes that answer requests.")
 
 
 class ReloadOut(BaseModel):
@@ -30,6 +31,7 @@ class ItemEventsOut(BaseModel):
 
     counted: int = Field(examples=[5021], description="They changed their items.")
     in_bundle: int = Field(examples=[12], description="The bundle contains them already, or keeps no repeated events.")
+    negative: int = Field(examples=[3], description="Explicit negatives and impressions, which change no item.")
     unknown_item: int = Field(examples=[0], description="The bundle does not know their item.")
     future: int = Field(examples=[0], description="Their time has not come yet.")
 
@@ -40,3 +42,27 @@ class RefreshOut(BaseModel):
     version: str = Field(examples=["67499b37599f"])
     as_of: AsOf
     events: ItemEventsOut
+
+
+class FiltersOut(BaseModel):
+    """The filters that the catalogue supports."""
+
+    categories: list[str] = Field(examples=[["Restaurants", "Mexican"]])
+    has_price: bool
+    has_locations: bool
+    has_hours: bool
+    has_zones: bool = Field(description="True if items have a time zone: `open_now` then uses the local time of each item.")
+    example: str = Field(examples=['brand == "Uji" and price <= 20'], description="A filter of the catalogue's own columns.")
+
+
+class AboutOut(BaseModel):
+    """The bundle that is served."""
+
+    version: str = Field(examples=["15c0f43823b2"])
+    name: str = Field(examples=["bundle"])
+    items: int = Field(examples=[1500])
+    users: int = Field(examples=[3000])
+    noun: str = Field(examples=["item"], description="Word for an item, as `data.items.noun` says.")
+    nouns: str = Field(examples=["items"], description="Its plural.")
+    metrics: dict[str, Any]
+    filters: FiltersOut

@@ -27,6 +27,7 @@ LIST: JsonDict = {
     "confidence": 0.77,
     "user_known": True,
     "unknown_items": [],
+    "next": "YTFiMmMzLmQ0LjEw",
     "items": [PLACE],
     "stages_ms": {"features": 0.4, "tower": 0.6, "search": 2.1, "describe": 0.2},
 }

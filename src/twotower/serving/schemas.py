@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 from pydantic_core import to_json
 
 from twotower.retrieval.request import HistoryEvent, Request
+from twotower.serving.cursors import Cursor, Next, depth
 from twotower.serving.limits import (
     LAST_S,
     MAX_BATCH_HISTORY_EVENTS,
@@ -84,6 +86,7 @@ class RecommendIn(Accepted):
     strict: bool = Field(
         False, description="Reject a history with unknown items. If false, they are passed over and listed in `unknown_items`."
     )
+    cursor: Cursor = None
     explain: bool = Field(
         False, description=f"Return the reasons of each score. At most {MAX_EXPLAINED_ITEMS} items per request can be explained."
     )
@@ -92,18 +95,24 @@ class RecommendIn(Accepted):
     def _few_explained(self) -> RecommendIn:
         return _explained([self], self)
 
-    @property
+    @cached_property
     def weight(self) -> int:
         """Return how much work the request is, in plain lists of ten: long lists, histories and explanations are more."""
-        long = (self.k - 1) // 50 * (2 if self.diversity else 1)
+        long = (depth(self.cursor) + self.k - 1) // 50 * (2 if self.diversity else 1)
         return 1 + long + len(self.history) // 100 + (1 + len(self.history) // 300) * (self.k // 2 if self.explain else 0)
 
-    def request(self) -> Request:
-        """Return the request in the form that a `Recommender` takes."""
+    @property
+    def identity(self) -> str:
+        """Return what the list is about, whatever part of it is asked for."""
+        return self.model_dump_json(exclude={"k", "cursor", "explain"}, exclude_defaults=True)
+
+    def request(self, skip: int = 0) -> Request:
+        """Return the request, for the items after the first `skip` of its list, in the form that a `Recommender` takes."""
         return Request(
             user=self.user,
             history=tuple(HistoryEvent(event.item_id, event.time_s, event.stars) for event in self.history),
             k=self.k,
+            skip=skip,
             filter=self.filter,
             near=self.near,
             time_s=self.time_s,
@@ -216,6 +225,7 @@ class ListOut(BaseModel):
     confidence: float
     user_known: bool
     unknown_items: list[str] = Field(description="Items of the history that the bundle does not know; they were passed over.")
+    next: Next
     items: list[RecommendationOut]
     stages_ms: dict[str, float]
 
@@ -270,6 +280,7 @@ class BatchOut(BaseModel):
 class ItemsOut(BaseModel):
     """Items."""
 
+    next: Next
     items: list[ItemOut]
 
 
@@ -278,6 +289,7 @@ class SimilarOut(BaseModel):
 
     version: str
     as_of: AsOf
+    next: Next
     items: list[RecommendationOut]
 
 
@@ -314,27 +326,6 @@ class EventsOut(BaseModel):
 
     accepted: int = Field(examples=[1])
     repeated: int = Field(examples=[0])
-
-
-class FiltersOut(BaseModel):
-    """The filters that the catalogue supports."""
-
-    categories: list[str] = Field(examples=[["Restaurants", "Mexican"]])
-    has_price: bool
-    has_locations: bool
-    has_hours: bool
-    has_zones: bool = Field(description="True if items have a time zone: `open_now` then uses the local time of each item.")
-
-
-class AboutOut(BaseModel):
-    """The bundle that is served."""
-
-    version: str = Field(examples=["15c0f43823b2"])
-    name: str = Field(examples=["bundle"])
-    items: int = Field(examples=[1500])
-    users: int = Field(examples=[3000])
-    metrics: dict[str, Any]
-    filters: FiltersOut
 
 
 class ErrorOut(BaseModel):

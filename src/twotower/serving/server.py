@@ -1,163 +1,134 @@
-"""Start the server from its options and run it until it is stopped."""
+"""Start the server from its settings and run it until it is stopped.
+
+What can fail quickly is tried first: keys, certificate, address, event store. Only then is the bundle loaded.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
 import os
 import signal
-import socket
-import ssl
 import sys
+import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import uvloop
+from typing import Any, NoReturn
 
 from twotower.bundle.signature import read_trusted_key
 from twotower.errors import ConfigError
 from twotower.serving.access import KEY_VARIABLE, Access
-from twotower.serving.app import create_app
 from twotower.serving.clients import Clients
-from twotower.serving.http_server import HttpServer, bound_sockets
+from twotower.serving.event_journal import Journal
+from twotower.serving.event_store import lock_store, open_store
 from twotower.serving.json_logs import setup_json_logs
-from twotower.serving.limits import Limits
-from twotower.serving.service import Service, freeze_garbage_collector
+from twotower.serving.listening import Certificate, listen, listening
+from twotower.serving.metrics_sum import MetricsFolder
+from twotower.serving.prometheus import Meters
+from twotower.serving.service import Service
+from twotower.serving.supervisor import Supervisor
 from twotower.serving.telemetry import Telemetry
+from twotower.serving.updates import Updater, freeze_garbage_collector
+from twotower.serving.worker import Outfit, ParentUpdates, Seat, run_alone, run_worker
+from twotower.utils.config_serving import ServingConfig
 from twotower.utils.console import log
 
 SWITCH_S = 0.0005  # switch interval of the interpreter: a computing thread must not delay the event loop
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """Options of the server; see `twotower serve --help`."""
-
-    bundle: Path
-    host: str
-    port: int
-    events: str | None
-    api_keys: Path | None
-    public: bool
-    allowed_hosts: tuple[str, ...]
-    allowed_origins: tuple[str, ...]
-    trusted_proxies: tuple[str, ...]
-    trusted_key: Path | None
-    tls_cert: Path | None
-    tls_key: Path | None
-    refresh_s: float
-    limits: Limits
-
-
-def serve(options: Options) -> None:
-    """Check the options, listen, load the bundle and serve until SIGTERM or SIGINT. SIGHUP reads the bundle again.
-
-    Fast checks come first: keys, certificate, port, event store.
+def serve(bundle: Path, config: ServingConfig) -> NoReturn:
+    """Check the settings, listen, load the bundle and serve until SIGTERM or SIGINT. SIGHUP reads the bundle again.
 
     Raises
     ------
     TwoTowerError
-        An option is invalid, or the bundle or the event store cannot be opened.
+        A setting is invalid, or the bundle or the event store cannot be opened.
     """
     for ending in (signal.SIGTERM, signal.SIGINT):  # while the bundle is loaded
         signal.signal(ending, _end)
-    access, clients, tls = access_of(options), Clients(options.limits, options.trusted_proxies), tls_of(options)
-    telemetry = Telemetry.from_environment(os.environ)
-    if options.trusted_key is not None:
-        read_trusted_key(options.trusted_key)
-    bundle = options.bundle
-    events = options.events or f"sqlite:{bundle.resolve().with_name(bundle.resolve().name + '.events.sqlite')}"
+    access = access_of(config)
+    clients = Clients(config, config.trusted_proxies, unix=config.unix_socket is not None)
+    tls = Certificate(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
+    Telemetry.wanted(os.environ)  # a mistake fails here; each process that serves has its own
+    if config.trusted_key is not None:
+        read_trusted_key(config.trusted_key)
+    events = config.events or f"sqlite:{bundle.resolve().with_name(bundle.resolve().name + '.events.sqlite')}"
     with ExitStack() as stack:
-        sockets = [stack.enter_context(one) for one in bound_sockets(options.host, options.port)]
-        setup_json_logs()
+        sockets = stack.enter_context(listening(config.host, config.port, config.unix_socket))
+        setup_json_logs(config.log_level)
         sys.setswitchinterval(SWITCH_S)
-        service = Service(bundle, events, options.limits, options.trusted_key, options.refresh_s)
-        if telemetry is not None:
-            stack.callback(telemetry.close)
-            telemetry.watch(service.meters)
-        service.telemetry = telemetry
-        freeze_garbage_collector()
-        uvloop.run(_run(options, service, access, clients, tls, sockets))
+        outfit = Outfit(config=config, access=access, clients=clients, tls=tls, sockets=sockets)
+        code = (_serve_alone if config.workers == 1 else _serve_together)(outfit, bundle, events)
     logging.shutdown()
-    os._exit(0)  # all is closed; to free a large bundle object by object would take seconds
+    os._exit(code)  # all is closed; to free a large bundle object by object would take seconds
 
 
-async def _run(
-    options: Options,
-    service: Service,
-    access: Access,
-    clients: Clients,
-    tls: ssl.SSLContext | None,
-    sockets: list[socket.socket],
-) -> None:
-    app, stop, ended = create_app(service, access, clients), asyncio.Event(), list[int]()
-
-    def on_stop() -> None:
-        service.stopping = True
-
-    def on_signal(number: int) -> None:
-        ended.append(number)
-        stop.set()
-
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(ending, on_signal, ending)
-    server = HttpServer(app, options.limits, clients, tls=tls, on_refusal=service.meters.error, on_stop=on_stop)
-    service.meters.connections(lambda: server.open)
-    async with app.router.lifespan_context(app):
-        version, port = service.current.engine.version, sockets[0].getsockname()[1]
-        log.info("serving %s, version %s, on %s port %d", options.bundle, version, options.host, port)
-        if not access.has_keys:
-            log.info("no API key: events and reloads are refused; set %s or use --api-keys", KEY_VARIABLE)
-        await server.serve(sockets, stop, delay=lambda: ended[:1] == [signal.SIGTERM])
+def _serve_alone(outfit: Outfit, bundle: Path, events: str) -> int:
+    config = outfit.config
+    service = Service(bundle, events, config, config.trusted_key, config.refresh_s)
+    freeze_garbage_collector()
+    run_alone(outfit, service, lambda: _tell(outfit, bundle, service.current.engine.version))
+    return 0
 
 
-def access_of(options: Options) -> Access:
-    """Return keys, hosts and origins from options and environment.
+def _serve_together(outfit: Outfit, bundle: Path, events: str) -> int:
+    config = outfit.config
+    with ExitStack() as stack:
+        stack.callback(lock_store(events))
+        meters = Meters(lambda: 0.0, lambda: updater.journal.state == "ok")
+        journal = Journal(open_store(events, shared=True), meters.skipped, follow=False)
+        updater = Updater(bundle, journal, meters, config.trusted_key, config.refresh_s)
+        freeze_garbage_collector()
+        listen(outfit.sockets)
+        metrics = MetricsFolder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twotower-"))))
+        part = _part_of(config)
+
+        def work(seat: Seat) -> NoReturn:
+            journal.in_another_process(open_store(events, shared=True), seat.counts.news(seat.number))
+            run_worker(outfit, Service.of_worker(updater.current, journal, part, ParentUpdates(seat.pipe)), seat)
+
+        supervisor = Supervisor(config, updater, metrics, work)
+        return supervisor.run(lambda: _tell(outfit, bundle, updater.current.engine.version))
+
+
+def _part_of(config: ServingConfig) -> ServingConfig:
+    """Return the settings of one worker, which has its part of what all clients may use together."""
+    parts = {name: math.ceil(getattr(config, name) / config.workers) for name in ("connections", "held_bytes", "waiting")}
+    return config.model_copy(update=parts)
+
+
+def _tell(outfit: Outfit, bundle: Path, version: str) -> None:
+    """Log that requests are answered."""
+    config, name = outfit.config, outfit.sockets[0].getsockname()
+    where = f"Unix socket {config.unix_socket}" if config.unix_socket else f"{config.host} port {name[1]}"
+    log.info("serving %s, version %s, on %s", bundle, version, where)
+    if not outfit.access.has_keys:
+        log.info("no API key: events and reloads are refused; set %s or use --api-keys", KEY_VARIABLE)
+
+
+def access_of(config: ServingConfig) -> Access:
+    """Return keys, hosts and origins from settings and environment.
 
     Raises
     ------
     ConfigError
-        Reading would be open to other machines, and `--public` is not given.
+        Reading would be open to other machines, and `public` is not set.
     """
-    local = options.host in LOCAL
-    hosts = options.allowed_hosts or (LOCAL if local else ())
+    local = config.unix_socket is None and config.host in LOCAL
+    hosts = config.allowed_hosts or (LOCAL if local else ())
     keyed = Access(
-        keys_file=options.api_keys, variables=os.environ, public=options.public, hosts=hosts, origins=options.allowed_origins
+        keys_file=config.api_keys, variables=os.environ, public=config.public, hosts=hosts, origins=config.allowed_origins
     )
-    if keyed.has_keys or options.public:
+    if keyed.has_keys or config.public:
         return keyed
     if not local:
+        where = config.unix_socket or config.host
         raise ConfigError(
-            f"Everyone who reaches {options.host} could read recommendations and histories: there is no API key. "
+            f"Everyone who reaches {where} could read recommendations and histories: there is no API key. "
             "Use --api-keys, or --public to allow it."
         )
-    return Access(public=True, hosts=hosts, origins=options.allowed_origins)
-
-
-def tls_of(options: Options) -> ssl.SSLContext | None:
-    """Return the TLS settings; None without a certificate.
-
-    Raises
-    ------
-    ConfigError
-        A file is missing or cannot be read, or the key does not match the certificate.
-    """
-    cert, key = options.tls_cert, options.tls_key
-    if (cert is None) != (key is None):
-        raise ConfigError("Only one of --tls-cert and --tls-key is given. TLS needs both.")
-    if cert is None or key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(cert, key, password=lambda: "")
-    except (OSError, ValueError) as error:  # what ssl raises is an OSError
-        raise ConfigError(
-            f"Cannot use {cert} and {key} for TLS: {error}. Expected a certificate and its key as PEM files."
-        ) from None
-    return context
+    return Access(public=True, hosts=hosts, origins=config.allowed_origins)
 
 
 def _end(*_: Any) -> None:

@@ -1,7 +1,7 @@
 """Provide what the HTTP routes call: recommendations, storage of events and reloading of bundles.
 
-A response comes from one bundle version and includes every event acknowledged before. A new bundle is loaded and tested in the
-background. It replaces the current one between two requests, or not at all. So do refreshed items.
+A response comes from one bundle version and includes every event acknowledged before. `updates` replaces the version between two
+requests, or not at all.
 """
 
 from __future__ import annotations
@@ -10,32 +10,50 @@ import asyncio
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic_core import to_json
 
-from twotower.errors import BusyError, DataError, RequestError, TwoTowerError
+from twotower.errors import BusyError, RequestError
 from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import UNKNOWN
+from twotower.serving import cursors
 from twotower.serving.batching import Batcher
-from twotower.serving.catalogue import Browser
 from twotower.serving.event_journal import FUTURE_S, Journal
 from twotower.serving.event_store import Event, open_store
-from twotower.serving.freshness import Freshness, RefreshError, Version
-from twotower.serving.limits import HEAVY_WEIGHT, Limits
+from twotower.serving.freshness import Version
+from twotower.serving.limits import HEAVY_WEIGHT
 from twotower.serving.model_version import Engine, Likeness, Listed, Question
 from twotower.serving.prometheus import Meters
 from twotower.serving.schemas import EventIn, RecommendIn
 from twotower.serving.telemetry import Telemetry
-from twotower.utils.console import log
+from twotower.serving.updates import OwnUpdates, Updater, Updates
+from twotower.utils.config_serving import Limits
 from twotower.utils.types import Json
 
 ANSWER_S = 0.1  # of the time in which a request is answered, kept for writing the response
-REFRESH_S = 60.0  # default interval between two refreshes of the items
+REFRESH_S = 60.0  # default of `ServingConfig.refresh_s`
 MAX_EVENT_BATCH = 256  # requests whose events go into one write
+
+
+class Fleet(Protocol):
+    """All workers of a server, as one of them sees them."""
+
+    @property
+    def stopping(self) -> bool:
+        """Return True once the server stops."""
+        ...
+
+    @property
+    def ready(self) -> int:
+        """Return the number of workers that answer requests."""
+        ...
+
+    async def metrics(self) -> bytes:
+        """Return the metrics of all of them."""
+        ...
 
 
 class Service:
@@ -47,10 +65,8 @@ class Service:
         Folder of the first bundle.
     events
         Address of the event store; see `open_store`.
-    trusted_key
-        Public key that bundles must be signed for, those of reloads included; see `load_bundle`.
-    refresh_s
-        Interval in seconds at which the items are refreshed with the accepted events; 0: only on demand.
+    trusted_key, refresh_s
+        See `Updater`.
 
     Raises
     ------
@@ -61,33 +77,64 @@ class Service:
     def __init__(
         self, bundle: Path, events: str, limits: Limits, trusted_key: Path | None = None, refresh_s: float = REFRESH_S
     ) -> None:
-        self.limits, self._trusted_key, self.refresh_s = limits, trusted_key, refresh_s
-        self.meters = Meters(lambda: self.answers.waiting + self.heavy.waiting, lambda: self.journal.state == "ok")
-        self.journal = Journal(open_store(events), self.meters.skipped)  # first: it fails sooner than a bundle is loaded
+        meters = self._prepare(limits)
+        self.journal = Journal(open_store(events), meters.skipped)  # first: it fails sooner than a bundle is loaded
         try:
-            self.current = self._version(bundle, Engine.load(bundle, trusted_key))
+            updater = Updater(bundle, self.journal, meters, trusted_key, refresh_s)
         except BaseException:
             self.journal.close()
             raise
+        self.updates: Updates = OwnUpdates(updater, self._serve)
+        self._start(updater.current)
+
+    @classmethod
+    def of_worker(cls, version: Version, journal: Journal, limits: Limits, updates: Updates) -> Service:
+        """Return the service of a process that answers for a version of its parent, which makes all updates."""
+        service = cls.__new__(cls)
+        meters = service._prepare(limits)
+        service.journal, service.updates = journal, updates
+        journal.on_skipped = meters.skipped
+        meters.bundle(version.engine.version)
+        service._start(version)
+        return service
+
+    def _prepare(self, limits: Limits) -> Meters:
+        self.limits, self.stopping = limits, False
+        self.fleet: Fleet | None = None
+        self.telemetry: Telemetry | None = None
+        """Sends traces and metrics; set before the application is created."""
+        self.meters = Meters(lambda: self.answers.waiting + self.heavy.waiting, lambda: self.journal.state == "ok")
+        return self.meters
+
+    def _start(self, version: Version) -> None:
+        limits = self.limits
         self.answers, self.heavy = (
             Batcher(name, max_waiting=limits.waiting, max_batch=limits.max_batch, on_batch=self.meters.batch)
             for name in ("answers", "heavy answers")
         )
         self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
-        self._serve(self.current)
-        self.stopping = False
-        self.telemetry: Telemetry | None = None
-        """Sends traces and metrics; set before the application is created."""
-        self._changing = asyncio.Lock()  # held by reloads and refreshes
+        self.current = version
+
+    def _serve(self, version: Version) -> None:
+        self.current = version
 
     @property
     def problem(self) -> str | None:
         """Return why the server should get no requests; None if it is ready."""
-        if self.stopping:
+        if self.stopping or (self.fleet is not None and self.fleet.stopping):
             return "Not ready: the server is stopping. Use another one."
         if not (self.answers.alive and self.heavy.alive and self.writes.alive):
             return "Not ready: a worker thread has stopped. Restart the server."
         return None
+
+    def state(self) -> Json:
+        """Return what a health check says of a server that is ready."""
+        workers = 1 if self.fleet is None else self.fleet.ready
+        return {"status": "ready", **self.current.about(), "events": self.journal.state, "workers": workers}
+
+    async def metrics(self) -> bytes:
+        """Return the metrics in the Prometheus text format, those of all workers added."""
+        return self.meters.text() if self.fleet is None else await self.fleet.metrics()
 
     def overloaded(self, client: str) -> bool:
         """Return True if a client fills half of the queue. Below that, its next batch of any allowed size is admitted."""
@@ -106,7 +153,7 @@ class Service:
         """
         version, (found,) = await self._answered([body], client)
         with _part():
-            return version, self._as_json(found)
+            return version, self._as_json(found, body, version)
 
     async def recommend_many(self, bodies: Sequence[RecommendIn], client: str = "") -> tuple[Json, list[bytes]]:
         """Return the version, and for each request its list as JSON, or its error under "error".
@@ -121,7 +168,7 @@ class Service:
         for number, one in enumerate(found):
             try:
                 with _part("requests", number):
-                    answers.append(self._as_json(one))
+                    answers.append(self._as_json(one, bodies[number], version))
             except PartError as error:
                 answers.append(to_json({"error": {"code": "impossible", "message": str(error), "location": error.location}}))
         return version, answers
@@ -129,27 +176,46 @@ class Service:
     async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> tuple[Json, list[Listed | BaseException]]:
         current, deadline = self.current, time.perf_counter() + self.limits.queue_timeout_s
         lanes = [self.heavy if body.weight >= HEAVY_WEIGHT else self.answers for body in bodies]
-        groups = [(lane, [at for at, one in enumerate(lanes) if one is lane]) for lane in dict.fromkeys(lanes)]
+        skips = [_skip(body, current.engine.version) for body in bodies]
+        good = [at for at, skip in enumerate(skips) if isinstance(skip, int)]
+        groups = [(lane, [at for at in good if lanes[at] is lane]) for lane in dict.fromkeys(lanes)]
         for lane, positions in groups:
             lane.admit(len(positions), deadline, client)  # before any work, so that a rejection costs little
-        questions = [Question(body.request(), self.journal.of(body.user) if body.user else (), body.strict) for body in bodies]
+        found: list[Any] = list(skips)  # errors stay
         futures: dict[int, asyncio.Future[Any]] = {}
         for lane, positions in groups:
+            questions = [self._question(bodies[at], found[at]) for at in positions]
             weights = [bodies[at].weight for at in positions]
-            submitted = lane.submit(current.engine.answer, [questions[at] for at in positions], deadline, client, weights)
+            submitted = lane.submit(current.engine.answer, questions, deadline, client, weights)
             futures |= dict(zip(positions, submitted, strict=True))
-        found = await asyncio.gather(*(futures[at] for at in range(len(bodies))), return_exceptions=True)
+        for at, outcome in zip(futures, await asyncio.gather(*futures.values(), return_exceptions=True), strict=True):
+            found[at] = outcome
         if self.telemetry is not None:
             self.telemetry.answers(one.answer for one in found if isinstance(one, Listed))
         return current.about(), found
 
-    async def similar(self, item_id: str, k: int, filter: str | None, client: str = "") -> tuple[Json, list[Json]]:
-        """Return the version, and the items most similar to an item."""
-        current = self.current
-        deadline = time.perf_counter() + self.limits.queue_timeout_s
+    def _question(self, body: RecommendIn, skip: int) -> Question:
+        return Question(body.request(skip), self.journal.of(body.user) if body.user else (), body.strict)
+
+    async def similar(self, item_id: str, k: int, filter: str | None, cursor: str | None = None, client: str = "") -> Json:
+        """Return the version, the items most similar to an item, and the cursor of further ones."""
+        current, asked = self.current, ["similar", item_id, filter]
+        version, deadline = current.engine.version, time.perf_counter() + self.limits.queue_timeout_s
+        with _part("cursor"):
+            skip = cursors.read(cursor, version, asked)
         with _part(), self._traced("search"):
-            (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter)], deadline, client)
-            return current.about(), await future
+            (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter, skip)], deadline, client)
+            items = await future
+        return {**current.about(), "next": cursors.following(version, asked, skip, len(items), k), "items": items}
+
+    def items(self, query: str, limit: int, cursor: str | None) -> Json:
+        """Return items whose name contains `query`, and the cursor of further ones."""
+        current, asked = self.current, ["items", query]
+        version = current.engine.version
+        with _part("cursor"):
+            skip = cursors.read(cursor, version, asked)
+        items = current.browser.items(query, limit, skip)
+        return {"next": cursors.following(version, asked, skip, len(items), limit), "items": items}
 
     async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
         """Store events and return the numbers of new and of repeated ones. On return they are on disk and affect responses.
@@ -177,47 +243,6 @@ class Service:
         self.meters.events(new, len(events) - new)
         return new, len(events) - new
 
-    async def reload(self, path: Path | None = None) -> tuple[str, str]:
-        """Serve the bundle at `path`, or read the current folder again. Return the new and the previous version.
-
-        Raises
-        ------
-        DataError
-            The bundle cannot answer. The current one stays in use.
-        """
-        async with self._changing:
-            before = self.current
-            try:
-                version = await asyncio.to_thread(self._open, path or before.path)
-            except TwoTowerError as error:
-                self.meters.reload("refused")
-                log.error("reload refused; %s stays in use: %s", before.path, error)
-                raise
-            self._serve(version)
-            self.meters.reload("loaded")
-            log.info("now serving %s, version %s", version.path, version.engine.version)
-            return version.engine.version, before.engine.version
-
-    async def refresh(self) -> Version:
-        """Refresh the items with all accepted events and return the version that is served now.
-
-        Raises
-        ------
-        RefreshError
-            It failed. The last items stay in use.
-        """
-        async with self._changing:
-            version = self.current
-            self._serve(await asyncio.to_thread(version.freshness.refresh, version))
-            return self.current
-
-    async def keep_fresh(self) -> None:
-        """Refresh the items every `refresh_s` seconds, without end; 0: never."""
-        while self.refresh_s:
-            await asyncio.sleep(self.refresh_s)
-            with suppress(RefreshError):  # logged
-                await self.refresh()
-
     def close(self) -> None:
         """Finish the queued work and close the event store."""
         self.answers.close()
@@ -230,46 +255,32 @@ class Service:
         """Return a block that makes a span, if spans are made."""
         return nullcontext() if self.telemetry is None else self.telemetry.span(name)
 
-    def _serve(self, version: Version) -> None:
-        self.current = version
-        self.meters.bundle(version.engine.version)
-        self.meters.items(version.engine.as_of, asdict(version.freshness.counts))
-
-    def _open(self, path: Path) -> Version:
-        try:
-            engine = Engine.load(path, self._trusted_key)
-        except TwoTowerError:
-            raise
-        except Exception:  # valid hashes but invalid content
-            log.exception("%s cannot be served", path)
-            raise DataError(
-                f"The bundle {path} fails on a test request; the log has the traceback. Write it again with `twotower export`."
-            ) from None
-        freeze_garbage_collector()
-        return self._version(path, engine)
-
-    def _version(self, path: Path, engine: Engine) -> Version:
-        """Return the version of a loaded bundle, with the accepted events unless items are refreshed only on demand."""
-        freshness = Freshness(engine, self.journal, self.meters)
-        version = Version(path, engine, Browser(engine, self.journal), freshness)
-        if self.refresh_s:
-            with suppress(RefreshError):  # logged
-                return freshness.refresh(version)
-        return version
-
-    def _as_json(self, listed: Listed | BaseException) -> bytes:
+    def _as_json(self, listed: Listed | BaseException, body: RecommendIn, origin: Json) -> bytes:
         if isinstance(listed, BaseException):
             raise listed
         answer = listed.answer
         self.meters.answer(answer)
+        version, found = origin["version"], len(answer.items)
+        more = found == body.k and not body.diversity
         head = {
             "source": answer.source,
             "confidence": round(answer.confidence, 4),
             "user_known": answer.user_known,
             "unknown_items": listed.unknown_items,
+            "next": cursors.following(version, body.identity, cursors.depth(body.cursor), found, body.k) if more else None,
             "stages_ms": {stage: round(spent, 3) for stage, spent in answer.stages_ms.items()},
         }
         return joined(head, "items", listed.items)
+
+
+def _skip(body: RecommendIn, version: str) -> int | RequestError:
+    """Return how many items of its list a request passes over; an error if its cursor is not valid."""
+    if body.cursor is None:
+        return 0
+    try:
+        return cursors.read(body.cursor, version, body.identity)
+    except RequestError as error:
+        return PartError("cursor", error)
 
 
 def joined(head: Json, name: str, value: bytes) -> bytes:
@@ -281,13 +292,6 @@ def joined(head: Json, name: str, value: bytes) -> bytes:
     b'{"a":1,"b":[2]}'
     """
     return b'%b,"%b":%b}' % (to_json(head)[:-1], name.encode(), value)
-
-
-def freeze_garbage_collector() -> None:
-    """Exclude all loaded objects from garbage collection, which would delay responses by tens of milliseconds."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
 
 
 class PartError(RequestError):
@@ -320,7 +324,7 @@ def _check(engine: Engine, event: EventIn, now: int) -> None:
         raise PartError("time_s", RequestError(text))
     if engine.row(event.item_id) == UNKNOWN:
         raise PartError("item_id", unknown("item", event.item_id))
-    known = engine.dataset.event_types
+    known = engine.recommender.reader.event_types
     if event.event_type is not None and event.event_type not in known:
         text = f"Unknown event type {event.event_type[:80]!r}. Allowed: {', '.join(known)}."
         raise PartError("event_type", RequestError(text))

@@ -7,9 +7,11 @@ on are read by the SDK. Spans and metrics contain no user, history, filter or ke
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +95,8 @@ class Telemetry:
         log.addFilter(self._ids)
 
     @classmethod
-    def from_environment(cls, variables: Mapping[str, str]) -> Telemetry | None:
-        """Return what sends to the collector that the environment names; None if it names none.
+    def wanted(cls, variables: Mapping[str, str]) -> list[str]:
+        """Return what is sent, of `SIGNALS`; nothing if the environment names no collector.
 
         Raises
         ------
@@ -105,29 +107,51 @@ class Telemetry:
         """
         wanted = [one for one in SIGNALS if _endpoint(variables, one)]
         if not wanted or variables.get("OTEL_SDK_DISABLED", "").lower() == "true":
-            return None
+            return []
         protocol = variables.get("OTEL_EXPORTER_OTLP_PROTOCOL", "")
         if protocol not in PROTOCOLS:
             raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}. Allowed: {PROTOCOL!r}, usually on port 4318.")
         require("otel", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+        return wanted
+
+    @classmethod
+    def from_environment(cls, variables: Mapping[str, str], worker: int | None = None) -> Telemetry | None:
+        """Return what sends to the collector that the environment names; None if it names none. It starts threads.
+
+        Parameters
+        ----------
+        worker
+            Number of this process among several, which becomes part of its `service.instance.id`.
+
+        Raises
+        ------
+        TwoTowerError
+            See `wanted`.
+        """
+        wanted = cls.wanted(variables)
+        if not wanted:
+            return None
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
         named = {SERVICE_NAME: variables.get("OTEL_SERVICE_NAME") or PACKAGE}
         resource = Resource.create(named)
+        if worker is not None:  # a number is used again by the next worker, so that restarts make no new series
+            given = OTELResourceDetector().detect().attributes.get(SERVICE_INSTANCE_ID) or f"{socket.gethostname()}-{os.getppid()}"
+            resource = resource.merge(Resource({SERVICE_INSTANCE_ID: f"{given}-{worker}"}))
         traces = TracerProvider(resource=resource, shutdown_on_exit=False)
         if "TRACES" in wanted:
             traces.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         readers = [PeriodicExportingMetricReader(OTLPMetricExporter())] if "METRICS" in wanted else []
         return cls(traces, MeterProvider(readers, resource, shutdown_on_exit=False))
 
-    def watch(self, meters: Meters) -> None:
-        """Send the counters and gauges of `/metrics` too, under their names there."""
+    def watch(self, meters: Meters, without: Collection[str] = ()) -> None:
+        """Send the counters and gauges of `/metrics` too, under their names there; `without`: not these."""
         from opentelemetry.metrics import CallbackOptions, Observation
 
         def reader(name: str) -> Any:
@@ -138,6 +162,8 @@ class Telemetry:
             return read
 
         for family in meters.registry.collect():
+            if family.name in without:
+                continue
             if family.type == "counter":
                 total = f"{family.name}_total"
                 self._meter.create_observable_counter(family.name, [reader(total)], description=family.documentation)

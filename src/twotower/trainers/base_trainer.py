@@ -94,7 +94,7 @@ class BaseTrainer:
         self.label = "train"
         self.callbacks: list[Callback] = []
         self.interruptible = False
-        self.training = Training(self.config, out, self.model, self.schedule.last_step)
+        self.training = Training(self.config, out, self.model, self.schedule.last_step, self.schedule.steps_per_epoch)
         self._told = Dispatcher([], self.training, self.state)
         self.log = RunLog(out)
 
@@ -157,7 +157,7 @@ class BaseTrainer:
             self.settings.batch_size,
             f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "",
         )
-        self.training = Training(self.config, self.out, self.model, self.schedule.last_step)
+        self.training = Training(self.config, self.out, self.model, self.schedule.last_step, self.schedule.steps_per_epoch)
         self._told = Dispatcher(self.callbacks, self.training, self.state)
         with progress() as self._bar, self._told:
             try:

@@ -36,8 +36,8 @@ class Training:
         Folder of the run, with its checkpoints and `metrics.jsonl`.
     model
         The two-tower model, in training mode during `on_step`.
-    step, last_step, epoch, examples
-        Steps done, the step at which training ends, epochs done, examples seen.
+    step, last_step, steps_per_epoch, epoch, examples
+        Steps done, the step at which training ends, steps of an epoch, epochs done, examples seen.
     best, best_step
         Best value of `training.eval_metric` so far (None: not validated yet), and its step.
     stopped, interrupted
@@ -48,6 +48,7 @@ class Training:
     folder: Path
     model: nn.Module
     last_step: int
+    steps_per_epoch: int
     step: int = 0
     epoch: int = 0
     examples: int = 0

@@ -76,7 +76,8 @@ def _bias(best: Float, known_items: Float, weight: Float, exposure: float) -> fl
     Both inputs are [B, PLACES], best first; `weight` [B] is the weight of popularity in the scores. The i-th best new item is in
     the top 10 if it beats the (11 - i)-th best known item, so the gap between the two is the bonus for one more position.
     """
-    gaps = (known_items[:, ::-1] - best)[weight > 0] / weight[weight > 0, None]
+    with np.errstate(invalid="ignore", over="ignore"):  # a small catalogue leaves positions without an item: their scores are -inf
+        gaps = (known_items[:, ::-1] - best)[weight > 0] / weight[weight > 0, None]
     gaps = gaps[np.isfinite(gaps)]
     return float(np.quantile(gaps, exposure)) if len(gaps) else 0.0
 

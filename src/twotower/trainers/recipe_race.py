@@ -47,6 +47,8 @@ CANDIDATES: dict[str, Json] = {
 }
 """Name → settings on top of the defaults, in order of preference: a tie goes to the first candidate."""
 
+NEGATIVE_WEIGHTS = (0.1,)
+"""Values of `training.negative_weight` that each candidate also races with if there are explicit negatives or impressions."""
 RUNGS = (0.125, 0.25)
 """Shares of the full training at which candidates are compared. The best one at the last rung wins."""
 CLOSE = 0.9
@@ -110,7 +112,9 @@ def is_given(config: Config, name: str) -> bool:
     return leaf in section.model_fields_set
 
 
-def entrants(config: Config, *, ordered: bool = True, validated: bool = True, events: int | None = None) -> list[Entrant]:
+def entrants(
+    config: Config, *, ordered: bool = True, validated: bool = True, events: int | None = None, negatives: bool = False
+) -> list[Entrant]:
     """Return the candidates that are compatible with the user's settings, in order of preference.
 
     Parameters
@@ -123,6 +127,8 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True, ev
         True if there is a validation part to compare candidates on.
     events
         Number of positive training events, which determines the batch size in tokens (see `token_budget`). None: the default size.
+    negatives
+        True if there are explicit negatives or impressions to learn from.
     """
     fixed = config.model_copy(update={"training": config.training.model_copy(update={"recipe": "fixed"})})
     plain = [Entrant("as configured", {}, fixed)]
@@ -130,7 +136,7 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True, ev
         return plain
     objective_given, size_given = (is_given(config, name) for name in UNITS)
     found: list[Entrant] = []
-    for name, settings in CANDIDATES.items():
+    for name, settings in _candidates(negatives and not is_given(config, "training.negative_weight")).items():
         objective = config.training.objective if objective_given or size_given else settings["training.objective"]
         if settings["training.objective"] != objective or (objective != "any_event" and not ordered):
             continue
@@ -141,6 +147,17 @@ def entrants(config: Config, *, ordered: bool = True, validated: bool = True, ev
         if all(entrant.config != other.config for other in found):
             found.append(entrant)
     return (found if validated else found[:1]) or plain
+
+
+def _candidates(negatives: bool) -> dict[str, Json]:
+    """Return the candidates, and with negatives each of them also with every weight; those without come first."""
+    weighted = {
+        f"{name}, negatives x {weight:g}": {**settings, "training.negative_weight": weight}
+        for weight in NEGATIVE_WEIGHTS
+        for name, settings in CANDIDATES.items()
+        if negatives
+    }
+    return CANDIDATES | weighted
 
 
 def token_budget(events: int, *, most: int) -> int:
@@ -317,4 +334,4 @@ def _forget(out: Path) -> None:
 
 
 def _slug(name: str) -> str:
-    return name.replace(" ", "-")
+    return name.replace(",", "").replace(" ", "-")

@@ -19,6 +19,7 @@ CHANGEABLE_ON_RESUME = {
         "gradient_checkpointing",
         "checkpoint_every_s",
         "log_every",
+        "max_hours",
         "recipe",
     ),
     "evaluation": ("baselines", "tune_baselines", "bootstrap_resamples", "max_ease_items"),

@@ -18,6 +18,8 @@ class Schedule:
     ----------
     epochs
         Number of epochs, if `training.max_steps` does not replace it.
+    steps_per_epoch
+        Batches of an epoch.
     total_steps
         Steps of the learning-rate schedule.
     last_step
@@ -29,6 +31,7 @@ class Schedule:
     """
 
     epochs: int
+    steps_per_epoch: int
     total_steps: int
     last_step: int
     validate_every: int
@@ -50,6 +53,7 @@ class Schedule:
         between = settings.eval_every_epochs or max(1, total / steps_per_epoch / MAX_VALIDATIONS)
         return cls(
             epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
             total_steps=total,
             last_step=total,
             validate_every=max(round(between * steps_per_epoch), 1),

@@ -88,6 +88,7 @@ class TwoTowerTrainer(BaseTrainer):
             target=batch.target,
             log_weight=batch.log_weight,
             masked=batch.masked,
+            negatives=batch.negatives,
             temperature=self.model.temperature(),
             prior=batch.prior,
             weight=batch.weight,

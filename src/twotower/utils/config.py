@@ -19,11 +19,10 @@ from twotower.utils.config_data import (
     DataConfig,
     InteractionTableConfig,
     ItemTableConfig,
-    PrepareConfig,
+    LongFormConfig,
     SequencesConfig,
     SessionsConfig,
     Settings,
-    SplitConfig,
     TableConfig,
     UserTableConfig,
 )
@@ -37,6 +36,8 @@ from twotower.utils.config_model import (
     TowerConfig,
     UserTowerConfig,
 )
+from twotower.utils.config_prepare import PrepareConfig, SplitConfig
+from twotower.utils.config_serving import FromEnvironment, ServingConfig, serving_settings
 from twotower.utils.registry import Names, check_names
 
 __all__ = [
@@ -48,12 +49,14 @@ __all__ = [
     "InteractionTableConfig",
     "ItemTableConfig",
     "ItemTowerConfig",
+    "LongFormConfig",
     "ModelConfig",
     "PrepareConfig",
     "ResolvedConfig",
     "ResolvedModel",
     "ResolvedTower",
     "SequencesConfig",
+    "ServingConfig",
     "SessionsConfig",
     "SplitConfig",
     "TableConfig",
@@ -85,6 +88,9 @@ class TrainingConfig(Settings):
     negatives only; "full_softmax": all items."""
     negatives_per_positive: int = Field(4, ge=0)
     """Uniform negatives per example; the whole batch shares them (512 × 4 = 2,048)."""
+    negative_weight: float | None = Field(None, ge=0)
+    """Weight of an explicit negative or an impression, relative to an item of the catalogue, in the loss of its user's later
+    targets. 0: they are not learned from. null: the recipe race chooses the weight; 0 without a race."""
     batch_size: int = Field(512, ge=2)
     """Examples per step over all processes, slightly more if they cannot be split evenly. With `next_event`: tokens per step,
     padding included."""
@@ -110,6 +116,9 @@ class TrainingConfig(Settings):
     memory_budget_gb: float | None = Field(None, gt=0)
     """Memory limit. micro_batch_size, gradient_checkpointing and the storage of the tables are chosen so that training stays below
     it; see `twotower plan`. null: no limit."""
+    max_hours: float | None = Field(None, gt=0)
+    """Hours after which training stops, with a validation and a usable model; the recipe race counts. The log says after the first
+    steps what an epoch takes, and `--resume` goes on later. null: no limit."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device for training. "auto": a GPU if one is usable, else the CPU."""
     checkpoint_every_s: float = Field(300.0, gt=0)
@@ -140,7 +149,8 @@ class EvaluationConfig(Settings):
     ks: list[Positive] = Field([5, 10, 20], min_length=1)
     """List lengths k that metrics are computed for."""
     exclude_seen: bool = True
-    """true: items of the user's history are not recommended (masked protocol); false: they may be (unmasked protocol)."""
+    """true: items of the user's history, and disliked ones, are not recommended (masked protocol); false: they may be (unmasked
+    protocol)."""
     max_queries: int | None = Field(None, ge=1)
     """Number of held-out queries to evaluate (a seeded sample). null: all."""
     refresh_days: float | None = Field(7.0, gt=0)
@@ -166,6 +176,7 @@ class Config(Settings):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    serving: ServingConfig = Field(ServingConfig(), exclude=True)
 
     def resolved(self, *, ordered: bool, timed: bool, events: int) -> ResolvedConfig:
         """Return the same settings with the sizes of the model; see `ModelConfig.resolved`."""
@@ -181,10 +192,24 @@ class ResolvedConfig(Config):
 Some = TypeVar("Some", bound=Config)
 
 
-def load_config(path: Path | None = None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> Config:
+def load_config(
+    path: Path | None = None,
+    overrides: list[str] | None = None,
+    base: dict[str, Any] | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: dict[str, Any] | None = None,
+) -> Config:
     """Read a YAML file (or the defaults when None) and apply overrides of the form "a.b=value", the value read as YAML.
 
-    `base` holds settings that the file and the overrides replace, one by one.
+    Parameters
+    ----------
+    base
+        Settings that all others replace, one by one.
+    environment
+        Environment with settings of the server; see `utils.config_serving`. It comes after the file and before the overrides.
+    flags
+        Settings that replace all others.
 
     Raises
     ------
@@ -196,12 +221,17 @@ def load_config(path: Path | None = None, overrides: list[str] | None = None, ba
     >>> load_config(overrides=["training.num_epochs=2"]).training.num_epochs
     2
     """
-    config = parse_config(read_settings(path, overrides, base))
+    config = parse_config(merged(read_settings(path, overrides, base, environment), flags or {}))
     check_names(config)
     return config
 
 
-def read_settings(path: Path | None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> dict[str, Any]:
+def read_settings(
+    path: Path | None,
+    overrides: list[str] | None = None,
+    base: dict[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Return the plain values that `load_config` validates."""
     values: Any = {}
     if path is not None:
@@ -215,6 +245,8 @@ def read_settings(path: Path | None, overrides: list[str] | None = None, base: d
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__}. A configuration must be a mapping of sections.")
     settings = merged(base or {}, values)
+    if found := serving_settings(environment or {}):
+        settings = merged(settings, {"serving": found})
     for override in overrides or []:
         _apply_override(settings, override)
     return settings
@@ -274,6 +306,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 def _explain(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+    if isinstance(problem["input"], FromEnvironment):
+        where = problem["input"].variable
     if problem["type"] == "extra_forbidden":
         return f"Unknown setting {where!r}.{nearest(str(problem['loc'][-1]), _section(problem['loc'][:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")

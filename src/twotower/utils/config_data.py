@@ -1,4 +1,4 @@
-"""Settings of the data: the raw files to read, and how `prepare` makes a dataset from them.
+"""Settings of the data: the raw files to read.
 
 All settings are frozen pydantic models. `config.py` holds the other sections and reads the files.
 """
@@ -6,7 +6,6 @@ All settings are frozen pydantic models. `config.py` holds the other sections an
 from __future__ import annotations
 
 import codecs
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -95,7 +94,9 @@ class InteractionTableConfig(TableConfig):
     quantity: str | None = None
     """Column of a number of pieces, 0 or more; the weight of the event grows with its logarithm, 1 + ln(quantity). null: none."""
     position: str | None = None
-    """Column of the position (1 is first) at which an item was shown; kept with the events. null: none."""
+    """Column of the position (1 is first) at which an item was shown; an impression weighs 1 / position. null: none."""
+    request: str | None = None
+    """Column of the id of the list in which an item was shown; a choice from the list has the same id. null: none."""
     text: str | None = None
     """Column of the text that the user wrote; it becomes part of the item's text. null: none."""
 
@@ -118,24 +119,60 @@ class EntityTableConfig(TableConfig):
     value: Literal["first", "last"] = "last"
     """With `from: interactions`: the first or the last value of each column is kept for an id, in the order of the file."""
 
+    @property
+    def is_read(self) -> bool:
+        """Return True if there is a table to read; False if only `noun` is set."""
+        return self.path is not None or self.from_ is not None
+
     @model_validator(mode="after")
     def _one_origin(self) -> EntityTableConfig:
-        if (self.path is None) == (self.from_ is None):
+        values = self.model_dump(exclude={"noun"})
+        bare = "noun" in self.model_fields_set and values == type(self).model_construct().model_dump(exclude={"noun"})
+        if (self.path is None) == (self.from_ is None) and not bare:
             raise ValueError("set either path or `from: interactions`")
         return self
+
+
+class LongFormConfig(Settings):
+    """Columns of a table in long form, with one row for each property of an item."""
+
+    property: str = "property"
+    """Column of the names of the properties. `features` then name properties, not columns."""
+    value: str = "value"
+    """Column of the values."""
+    time: str | None = None
+    """Column of the time of a row, in the same formats as `data.interactions.time`: the newest value counts. null: the last row
+    counts."""
+    keep: list[str] = []
+    """Properties kept for display and filters, which the model does not read."""
 
 
 class ItemTableConfig(EntityTableConfig):
     """The table of items, which are recommended."""
 
+    noun: str = Field("item", pattern=r"^[^\W\d_][\w -]{0,29}$")
+    """Word for one of the items, such as "product", "song" or "place", in the page, lists, reasons and the report. It can be set
+    without a table, for any source."""
     item_id: str = "item_id"
     """Column of the item ids."""
     name: str | None = None
     """Column of the display name. null: items are shown by id."""
     features: list[ColumnConfig] = []
     """Columns that become item features."""
+    long_form: LongFormConfig | None = None
+    """The file has one row for each property of an item. Items of the events without a row are items without properties. null: one
+    row for each item."""
     other_columns: bool = True
     """Also keep the other columns of the file, for display and filters; the model does not read them."""
+
+    @model_validator(mode="after")
+    def _long_form_of_a_file(self) -> ItemTableConfig:
+        if self.long_form is not None:
+            if self.path is None:
+                raise ValueError("long_form needs a file of its own: set path in place of `from: interactions`")
+            if not (self.name or self.features or self.long_form.keep):
+                raise ValueError("long_form reads only the properties that are named: set features, name or long_form.keep")
+        return self
 
 
 class UserTableConfig(EntityTableConfig):
@@ -187,8 +224,9 @@ class DataConfig(Settings):
     lines with a list of events each."""
     path: Path = Path("data/raw")
     """Folder of the raw files."""
-    events: list[str] = ["review", "tip", "checkin"]
-    """Yelp tables read as events, if present. Check-ins have no user: they count only towards an item's popularity."""
+    events: list[str] = ["review", "tip", "checkin", "impression"]
+    """Yelp tables read as events, if present. Check-ins have no user: they count only towards an item's popularity. Only simulated
+    towns have impressions."""
     max_reject_frac: float = Field(0.01, ge=0.0, le=1.0)
     """Largest allowed share of rejected rows of a file; above it, `prepare` fails."""
     include_closed: bool = False
@@ -202,84 +240,3 @@ class DataConfig(Settings):
     """Table of items. null: items have ids only."""
     sequences: SequencesConfig = SequencesConfig()
     sessions: SessionsConfig = SessionsConfig()
-
-
-class SplitConfig(Settings):
-    """Choice of held-out events. With any kind of split, a part of 0 does not exist and its events go into training."""
-
-    kind: Literal["time", "leave_one_out", "predefined"] = "time"
-    """Kind of split. "time": the same cut dates for all users; "leave_one_out": the last positive event of a user is test,
-    the one before it validation (users with at least 3); "predefined": the source's test part, and a random share of the rest."""
-    valid: float | date = 0.1
-    """Validation part. "time": share of the events, or first day of the period; "predefined": share of each user's events;
-    "leave_one_out": any share above 0. 0: no validation, training runs its full schedule."""
-    test: float | date = 0.1
-    """Test part. "time": share of the events, or first day of the period (the same day as `valid`: no validation part); other
-    kinds: any share above 0. 0: no test part and no evaluation."""
-
-    withhold_user_frac: float = Field(0.0, ge=0, lt=1)
-    """Share of users, drawn at random, that are hidden from training to simulate new users: their events serve as history only."""
-    withhold_item_frac: float = Field(0.0, ge=0, lt=1)
-    """Share of items, drawn at random, whose training events are hidden from training, to simulate new items."""
-
-    @property
-    def has_valid(self) -> bool:
-        """Return True if the settings define a validation part."""
-        return bool(self.valid) and not (isinstance(self.valid, date) and self.valid == self.test)
-
-    @model_validator(mode="after")
-    def _same_type(self) -> SplitConfig:
-        if isinstance(self.valid, date) != isinstance(self.test, date):
-            raise ValueError(f"valid and test must both be fractions or both be dates; got {self.valid} and {self.test}")
-        if isinstance(self.valid, date) and isinstance(self.test, date) and self.valid > self.test:
-            raise ValueError(f"valid must not be later than test; got {self.valid} and {self.test}")
-        if isinstance(self.valid, float) and isinstance(self.test, float):
-            if not (0 <= self.valid < 1 and 0 <= self.test < 1):
-                raise ValueError(f"valid and test must be at least 0 and below 1; got {self.valid} and {self.test}")
-            if self.valid + self.test >= 1:
-                raise ValueError(f"valid + test must be below 1 to leave training events; got {self.valid} and {self.test}")
-        return self
-
-
-class PrepareConfig(Settings):
-    """Steps from raw tables to a dataset."""
-
-    engine: Literal["duckdb", "spark"] = "duckdb"
-    """Engine that computes the tables. "duckdb": in this process; "spark": on a cluster (extra `spark`). The rows are the same."""
-    spark_master: str = "local[*]"
-    """Address of the Spark master. Used only with `engine: spark`."""
-
-    positive_min_stars: float | None = Field(None, ge=0, le=5)
-    """Fewest stars of a target; events with fewer are history only. Events without stars can be targets. null: no minimum."""
-    event_weights: dict[str, float] = {}
-    """Weight of each event type in the loss; types that are not listed have weight 1. 0: history only, never a target."""
-
-    @field_validator("event_weights")
-    @classmethod
-    def _no_negative_weights(cls, weights: dict[str, float]) -> dict[str, float]:
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ValueError(
-                    f"event_weights of {name!r} is {weight}; it must be 0 or more. Set 0 for events that count as history and "
-                    "never as a target, such as dislikes and impressions"
-                )
-        return weights
-
-    duplicates: Literal["keep", "keep_first"] = "keep"
-    """Repeated events of a user with the same item. "keep": keep all; "keep_first": keep the first only."""
-    min_user_events: int = Field(1, ge=1)
-    """Fewest events of a user in the training period; users with fewer are dropped. Details: `min_item_events`."""
-    min_item_events: int = Field(1, ge=1)
-    """Fewest events of an item in the training period; items with fewer are dropped. Users and items first seen after that period
-    are new and kept. With leave_one_out all events count, as in the literature."""
-    k_core: bool = False
-    """Repeat both filters until nothing changes (k-core)."""
-    split: SplitConfig = SplitConfig()
-    text_dim: int = Field(32, ge=0)
-    """Width of the text vectors; 0: no text features."""
-    text_max_chars: int = Field(2000, ge=0)
-    """Characters of review text kept per item, from the training period. 0: only the name."""
-    co_visited_items: int = Field(20, ge=0)
-    """Number of co-visited items per item (items that the same users visit in training), used as a feature. 0: none."""
-    exclude_features: list[str] = []
-    """Names of features that are not prepared."""

@@ -166,6 +166,8 @@ class ReportData(Document):
 
     users: Count
     items: Count
+    noun: str = "item"
+    """Word for an item."""
     new_users: Count
     new_items: Count
     events: Count

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from twotower.errors import DataError, RequestError, nearest
+from twotower.utils.columns import simple_columns
 from twotower.utils.console import log
 from twotower.utils.ids import id_text
 
@@ -78,17 +79,22 @@ def is_frame(value: Any) -> bool:
 def column_names(frame: Any, what: str) -> list[str]:
     """Return the names of a frame's columns, and of the index levels of a pandas frame that have names.
 
+    Columns without a name, as a saved index becomes one, are left out.
+
     Raises
     ------
     DataError
-        The value is not a frame, or a name stands twice.
+        The value is not a frame, a name stands twice, or the columns have several levels.
     """
     try:
         names = _names(frame)
+    except DataError:
+        raise
     except Exception as error:  # libraries raise errors of their own for a closed file or connection
-        raise DataError(f"{what} cannot be read: {' '.join(str(error).split())[:200]} {ALLOWED}") from error
+        raise DataError(f"{what} cannot be read: {' '.join(str(error).split())[:200]}. {ALLOWED}") from error
     if names is None:
         raise DataError(f"{what} is {_described(frame)}, not a table. {ALLOWED}")
+    names = [name for name in names if name.strip()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(f"{what} has the column {twice[0]!r} twice. Each column needs its own name. Rename one of them.")
@@ -99,6 +105,11 @@ def _names(frame: Any) -> list[str] | None:
     if isinstance(frame, Mapping):
         return [str(name) for name in frame]
     if library(frame) == "pandas" and is_frame(frame):
+        if getattr(frame.columns, "nlevels", 1) > 1:
+            raise DataError(
+                f"The columns of the frame have {frame.columns.nlevels} levels, such as {frame.columns[0]!r}. Each column needs "
+                "one name. Join the levels: frame.columns = ['_'.join(names) for names in frame.columns]."
+            )
         names = [str(name) for name in frame.columns]
         return names + [str(name) for name in frame.index.names if name is not None and str(name) not in names]
     if type(frame).__name__ == "LazyFrame":
@@ -130,21 +141,45 @@ def as_table(frame: Any, what: str, columns: Sequence[str] | None = None, *, req
     for name in (*chosen, *required):
         check_column(name, names, what)
     try:
-        if library(frame) == "pandas":
-            return _from_pandas(frame, what, chosen, required)
-        if isinstance(frame, Mapping):
-            return _joined({str(name): _array(name, values, what) for name, values in frame.items()}, what).select(chosen)
-        if library(frame) == "polars":
-            found = frame.select(chosen)
-            return (found.collect() if hasattr(found, "collect") else found).to_arrow()
-        if isinstance(frame, pa.RecordBatch):
-            frame = pa.Table.from_batches([frame])
-        table = frame.read_all() if isinstance(frame, pa.RecordBatchReader) else frame
-        return (table if isinstance(table, pa.Table) else pa.table(table)).select(chosen)
+        return simple_columns(_arrow(frame, what, chosen, required), what, required)
     except (DataError, KeyboardInterrupt):
         raise
     except Exception as error:  # libraries raise errors of their own for a closed file or connection
-        raise DataError(f"{what} cannot be read: {' '.join(str(error).split())[:200]} {ALLOWED}") from error
+        raise DataError(f"{what} cannot be read: {' '.join(str(error).split())[:200]}. {ALLOWED}") from error
+
+
+def _arrow(frame: Any, what: str, chosen: Sequence[str], required: Sequence[str]) -> pa.Table:
+    if library(frame) == "pandas":
+        return _from_pandas(frame, what, chosen, required)
+    if isinstance(frame, Mapping):
+        return _from_columns({str(name): values for name, values in frame.items()}, what, chosen, required)
+    if library(frame) == "polars":
+        found = frame.select(chosen)
+        return (found.collect() if hasattr(found, "collect") else found).to_arrow()
+    if isinstance(frame, pa.RecordBatch):
+        frame = pa.Table.from_batches([frame])
+    table = frame.read_all() if isinstance(frame, pa.RecordBatchReader) else frame
+    if isinstance(frame, pa.RecordBatchReader) and not table.num_rows:
+        raise DataError(f"{what} is a stream without rows; it may have been read before. Open it again, or pass a table.")
+    return (table if isinstance(table, pa.Table) else pa.table(table)).select(chosen)
+
+
+def once_readable(frame: Any, what: str) -> Any:
+    """Return a frame that can be read twice: a stream becomes a table, and iterators of a dict become lists.
+
+    Raises
+    ------
+    DataError
+        A stream or an iterator has nothing left.
+    """
+    if isinstance(frame, pa.RecordBatchReader):
+        return as_table(frame, what)
+    if not isinstance(frame, Mapping):
+        return frame
+    try:
+        return {name: listed(one, f"{what}[{name!r}]") if isinstance(one, Iterator) else one for name, one in frame.items()}
+    except RequestError as error:
+        raise DataError(str(error)) from None
 
 
 def head(frame: Any, what: str, rows: int) -> Any:
@@ -166,14 +201,6 @@ def check_column(name: str, names: Sequence[str], what: str) -> None:
         raise DataError(f"The column {name!r} of {what} is a {type(name).__name__}. Name a column by its text.")
     if name not in names:
         raise DataError(f"{what} has no column {name!r}.{nearest(name, names) if names else ' It has no columns.'}")
-
-
-def plain(table: pa.Table) -> pa.Table:
-    """Return a table with column types that every engine knows: no dictionaries, views, zones or lists of fixed length."""
-    columns = {
-        name: column.cast(kind) if (kind := _plain(column.type)) != column.type else column for name, column in _items(table)
-    }
-    return pa.table(columns)
 
 
 def id_list(values: Any, what: str) -> list[str]:
@@ -202,7 +229,7 @@ def listed(values: Any, what: str) -> list[Any]:
     """
     if is_frame(values):
         raise RequestError(f"{what} is a {type(values).__name__}. Expected a list, a Series or an array. Pass one of its columns.")
-    if isinstance(values, str) or not (hasattr(values, "__iter__") or hasattr(values, "__array__")):
+    if isinstance(values, str | type) or not (hasattr(values, "__iter__") or hasattr(values, "__array__")):
         return [values]
     if hasattr(values, "read") or isinstance(values, bytes):
         raise RequestError(f"{what} is {_described(values)}. Expected a list, a Series or an array. Read the ids first.")
@@ -228,17 +255,17 @@ def _described(value: Any) -> str:
     return f"a {library(value) + ' ' if library(value) in ('pandas', 'polars', 'numpy') else ''}{type(value).__name__}"
 
 
-def _items(table: pa.Table) -> list[tuple[str, pa.ChunkedArray]]:
-    return [(name, table.column(place)) for place, name in enumerate(table.column_names)]
-
-
 def _from_pandas(frame: Any, what: str, chosen: Sequence[str], required: Sequence[str]) -> pa.Table:
-    by_name = {str(name): frame[name] for name in frame.columns if str(name) in chosen}
-    levels = {str(name): frame.index.get_level_values(name).to_series() for name in frame.index.names if name is not None}
+    columns = {str(name): frame.index.get_level_values(name).to_series() for name in frame.index.names if name is not None}
+    columns |= {str(name): frame[name] for name in frame.columns if str(name) in chosen}
+    return _from_columns(columns, what, chosen, required)
+
+
+def _from_columns(columns: Mapping[str, Any], what: str, chosen: Sequence[str], required: Sequence[str]) -> pa.Table:
     arrays: dict[str, Any] = {}
     for name in chosen:
         try:
-            arrays[name] = _array(name, by_name[name] if name in by_name else levels[name], what)
+            arrays[name] = _array(name, columns[name], what)
         except DataError as error:
             if name in required or len(chosen) == 1:
                 raise
@@ -250,15 +277,21 @@ def _array(name: Any, values: Any, what: str) -> Any:
     """Return one column as an Arrow array."""
     try:
         if hasattr(values, "__arrow_array__") or library(values) == "pandas":
-            return pa.Array.from_pandas(values)
+            sparse = type(getattr(values, "dtype", None)).__name__ == "SparseDtype"
+            return pa.Array.from_pandas(np.asarray(values) if sparse else values)
         if library(values) == "polars":
             return values.to_arrow()
         return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(listed(values, f"{what}[{name!r}]"))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, RequestError):
+    except RequestError as error:
+        raise DataError(str(error)) from None
+    except UnicodeError:
+        raise DataError(f"The column {str(name)!r} of {what} has text that is not valid Unicode. Correct its values.") from None
+    except OverflowError:
+        raise DataError(f"The column {str(name)!r} of {what} has integers of more than 64 bits. Convert it to texts.") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         kinds = sorted({type(value).__name__ for value in list(values)[:10_000] if value is not None})
-        raise DataError(
-            f"The column {str(name)!r} of {what} mixes types that no table can hold: {', '.join(kinds)}. Convert it to one."
-        ) from None
+        holds = "mixes types that no table can hold" if len(kinds) > 1 else "holds what no table can hold"
+        raise DataError(f"The column {str(name)!r} of {what} {holds}: {', '.join(kinds)}. Convert it to one simple type.") from None
 
 
 def _joined(arrays: Mapping[str, Any], what: str) -> pa.Table:
@@ -267,25 +300,3 @@ def _joined(arrays: Mapping[str, Any], what: str) -> pa.Table:
         shown = ", ".join(f"{name} {length}" for name, length in list(lengths.items())[:4])
         raise DataError(f"The columns of {what} have different lengths: {shown}. All must have the same.")
     return pa.table(dict(arrays))
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    types = pa.types
-    if types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if types.is_timestamp(kind):
-        return pa.timestamp("us") if kind.tz is not None or kind.unit == "ns" else kind
-    if types.is_null(kind) or types.is_string_view(kind) or types.is_large_string(kind):
-        return pa.string()
-    if types.is_float16(kind):
-        return pa.float32()
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    return kind
-
-
-def whole_numbers(values: pa.ChunkedArray) -> bool:
-    """Return True if a column of numbers has whole numbers alone; NaN and null aside, as in ids that pandas turned into floats."""
-    numbers = values.drop_null().to_numpy()
-    numbers = numbers[np.isfinite(numbers)]
-    return bool(len(numbers)) and bool((numbers == np.floor(numbers)).all())

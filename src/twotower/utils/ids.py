@@ -7,8 +7,10 @@ the integer 1 can be asked for as 1 or "1", and is answered as 1.
 from __future__ import annotations
 
 import math
+from datetime import date
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeAlias
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -49,7 +51,7 @@ def id_text(value: Any, name: str = "id") -> str:
     Raises
     ------
     RequestError
-        The value is missing (None, NaN) or not an id: a list, a frame, a truth value.
+        The value is missing (None, NaN) or not an id: a list, a frame, a truth value, any other object. Dates and UUIDs are ids.
 
     Examples
     --------
@@ -70,9 +72,9 @@ def id_text(value: Any, name: str = "id") -> str:
         if not math.isfinite(number) or number != int(number):
             raise RequestError(f"The {name} is {value}. An id is a text or an integer. Leave missing ids out.")
         return str(int(number))
-    if hasattr(value, "__len__") or hasattr(value, "__iter__") or type(value).__name__ in ("NAType", "NaTType"):
-        raise RequestError(f"The {name} is a {type(value).__name__}. An id is a text or an integer. Pass one id.")
-    return str(value)
+    if isinstance(value, date | UUID) and value == value:  # NaT is a date, and equals nothing
+        return str(value)
+    raise RequestError(f"The {name} is a {type(value).__name__}. An id is a text or an integer. Pass one id.")
 
 
 def native_id(text: str, kind: str) -> Id:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from twotower.utils.types import Int
+from twotower.utils.types import Float, Int
 
 BLOCK = 2**22  # logits in memory at once: 16 MB
 
@@ -48,6 +48,30 @@ class Masked:
         return cls(torch.from_numpy(example), torch.from_numpy(column), offsets)
 
 
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """Pairs (example, candidate) of explicit negatives, each with a log weight of its own in the sum of its example.
+
+    Attributes
+    ----------
+    example, column, offsets
+        As in `Masked`. A pair that is also masked is left out, and a pair of an example and its target has no effect.
+    log_weight
+        float [P]: replaces the log weight of the candidate, log(c / q + a), where a is the weight of the negative.
+    """
+
+    example: Tensor
+    column: Tensor
+    log_weight: Tensor
+    offsets: Int
+
+    @classmethod
+    def of(cls, example: Int, column: Int, log_weight: Float, examples: int) -> Negatives:
+        """Return the pairs with the offsets of each of `examples` examples; `example` must be ascending."""
+        offsets = np.searchsorted(example, np.arange(examples + 1))
+        return cls(torch.from_numpy(example), torch.from_numpy(column), torch.from_numpy(log_weight), offsets)
+
+
 def softmax_loss(
     users: Tensor,
     items: Tensor,
@@ -56,6 +80,7 @@ def softmax_loss(
     log_weight: Tensor,
     masked: Masked | None,
     temperature: Tensor,
+    negatives: Negatives | None = None,
     prior: Tensor | None = None,
     weight: Tensor | None = None,
     weight_sum: Tensor | None = None,
@@ -79,6 +104,8 @@ def softmax_loss(
         Pairs left out of the sum: other positives of the user.
     temperature
         Scalar that divides the inner products.
+    negatives
+        Pairs with a larger weight: explicit negatives of the user.
     prior
         [C], in nats: added to every logit of a candidate, including the positive's.
     weight
@@ -97,7 +124,8 @@ def softmax_loss(
         wide = torch.promote_types(users.dtype, torch.float32)
         weight = users.new_ones(len(users), dtype=wide) if weight is None else weight.to(wide)
         prior = torch.zeros_like(log_weight, dtype=wide) if prior is None else prior.to(wide)
-        problem = _Problem(target, log_weight.to(wide) + prior, prior[target], masked, weight, block, torch.is_grad_enabled())
+        shared = log_weight.to(wide) + prior, prior[target]
+        problem = _Problem(target, *shared, masked, negatives, prior, weight, block, torch.is_grad_enabled())
         total: Tensor = _SoftmaxSum.apply(  # type: ignore[no-untyped-call]
             users.to(wide), items.to(wide), temperature.to(wide), problem
         )
@@ -112,6 +140,8 @@ class _Problem:
     offset: Tensor  # [C]: log weight and prior
     target_prior: Tensor  # [Q]
     masked: Masked | None
+    negatives: Negatives | None
+    prior: Tensor  # [C]
     weight: Tensor
     block: int
     differentiable: bool
@@ -165,6 +195,8 @@ def _block(
     scaled = users / temperature
     positive = (scaled * items[target[:, 0]]).sum(dim=1, keepdim=True) + problem.target_prior[rows, None]
     logits = torch.addmm(problem.offset, scaled, items.T, out=buffer[: len(users)])
+    if problem.negatives is not None:
+        _raise(logits, scaled, items, rows, problem.negatives, problem.prior)
     if masked is not None:
         logits.index_put_(masked, logits.new_full((), float("-inf")))
     logits.scatter_(1, target, positive)
@@ -178,3 +210,11 @@ def _block(
         grads[1].addmm_(share.T, scaled)
         grads[2].sub_((own * users).sum() / temperature)  # a logit is (user · item) / temperature plus constants
     return (loss * weight).sum()
+
+
+def _raise(logits: Tensor, scaled: Tensor, items: Tensor, rows: slice, negatives: Negatives, prior: Tensor) -> None:
+    """Set the logits of the explicit negatives of the examples `rows`, in place."""
+    first, last = int(negatives.offsets[rows.start]), int(negatives.offsets[rows.stop])
+    example, column = negatives.example[first:last] - rows.start, negatives.column[first:last]
+    scores = (scaled[example] * items[column]).sum(dim=1)
+    logits.index_put_((example, column), scores + prior[column] + negatives.log_weight[first:last].to(scores))

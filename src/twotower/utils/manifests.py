@@ -39,6 +39,8 @@ class KeptCounts(Document):
     positive_events: Count
     """Events that may be targets."""
     anonymous_events: Count
+    negative_events: dict[str, Count] = Field({})
+    """Explicit negatives and impressions by event type; `events` does not count them."""
     items: Count
     users: Count
 
@@ -78,6 +80,8 @@ class DatasetManifest(_Seeded):
     """Warnings of `prepare`, as sentences."""
     event_types: list[str]
     """Names of the event types seen in training, with codes 1, 2, …"""
+    negative_types: list[str] = Field([])
+    """Names of the event types of explicit negatives and impressions, with codes 0, 1, …"""
     has_time: bool
     """false: times of events are only positions."""
     id_types: dict[str, str] = Field({})

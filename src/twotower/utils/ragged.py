@@ -46,3 +46,29 @@ def lower_bound(sorted_values: Int, begin: Int, end: Int, value: Int) -> Int:
         below = open_ & (sorted_values[np.minimum(middle, len(sorted_values) - 1)] < value)
         low, high = np.where(below, middle + 1, low), np.where(open_ & ~below, middle, high)
     return np.asarray(low, np.int64)
+
+
+def taken(ragged: tuple[Int, Int], slices: Int) -> tuple[Int, Int]:
+    """Return the chosen slices of (offsets, values), in their order.
+
+    Examples
+    --------
+    >>> taken((np.array([0, 2, 3]), np.array([7, 8, 9])), np.array([1]))
+    (array([0, 1]), array([9]))
+    """
+    offsets, values = ragged
+    size = np.diff(offsets)[slices]
+    return lengths_to_offsets(size), values[ragged_arange(offsets[slices], size)[1]]
+
+
+def concatenated(first: tuple[Int, Int], second: tuple[Int, Int]) -> tuple[Int, Int]:
+    """Return (offsets, values) whose slices are those of `first`, each followed by that of `second`.
+
+    Examples
+    --------
+    >>> concatenated((np.array([0, 1, 2]), np.array([7, 8])), (np.array([0, 0, 1]), np.array([9])))
+    (array([0, 1, 3]), array([7, 8, 9]))
+    """
+    owner = np.concatenate([np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) for offsets, _ in (first, second)])
+    order = np.argsort(owner, kind="stable")
+    return first[0] + second[0], np.concatenate([first[1], second[1]])[order]

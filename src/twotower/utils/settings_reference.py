@@ -96,8 +96,9 @@ def sections(model: type[BaseModel] = Config, name: str = "") -> list[Section]:
 
 
 def settings_yaml(config: Config) -> str:
-    """Return all settings as YAML that `load_config` reads back to the same settings."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    """Return all settings as YAML that `load_config` reads back to the same settings; a password is left out."""
+    values = {**config.model_dump(mode="json"), "serving": config.serving.model_dump(mode="json")}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 
 def settings_schema() -> dict[str, Any]:

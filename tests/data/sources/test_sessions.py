@@ -64,3 +64,14 @@ def test_invalid_lines_are_rejected_with_a_reason(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sessions\.jsonl"):
         read(tmp_path)
+
+
+def test_ids_follow_the_rule_of_all_sources(tmp_path: Path) -> None:
+    def line(session: Any, item: Any) -> str:
+        return json.dumps({"session": session, "events": [{"aid": item, "ts": 1661200010, "type": "clicks"}]})
+
+    rows = [line(7.0, "8.0"), line("7", 8), line("007", "x"), line("NaN", 8), line(7, "null"), line(" ", 8)]
+    (tmp_path / "sessions.jsonl").write_text("\n".join(rows))
+    found, rejects = read(tmp_path)
+    assert [(row["user_id"], row["item_id"]) for row in found] == [("7", "8"), ("7", "8"), ("007", "x")]
+    assert rejects.files["sessions.jsonl"].rejected == {"session is missing": 2, "aid of an event is missing": 1}

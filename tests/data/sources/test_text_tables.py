@@ -205,7 +205,7 @@ def test_comments_and_blank_lines_are_counted(read: Callable[..., Read]) -> None
 
 def test_columns_that_differ_in_case(read: Callable[..., Read]) -> None:
     assert pairs(read(table().replace("user_id,", "User_ID,user_id,", 1).replace("\nu", "\nx,u"))) == EXPECTED
-    with pytest.raises(ConfigError, match=r"'TEXT' and 'text' of e.csv. They differ in case alone"):
+    with pytest.raises(ConfigError, match=r"'TEXT' and 'text' of e.csv. They differ only in case"):
         read(table().replace("item_id", "TEXT", 1), item_id="TEXT")
 
 

@@ -148,11 +148,17 @@ def test_weights_and_positions_reach_the_dataset(tmp_path: Path) -> None:
     ]
 
 
-def test_negative_weights_are_refused_in_a_sentence() -> None:
-    with pytest.raises(
-        ConfigError, match=r"event_weights of 'dislike' is -1.0; it must be 0 or more. Set 0 for events that count as"
-    ):
-        parse_config({"prepare": {"event_weights": {"dislike": -1}}})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"event_weights": {"view": float("nan")}}, "event_weights of 'view' is nan; it must be a finite number"),
+        ({"event_weights": {"impression": 0}}, "'impression' is in event_weights and in impression_types"),
+        ({"positive_min_stars": 3, "negative_max_stars": 3}, "negative_max_stars must be below positive_min_stars; got 3 and 3"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"prepare": settings})
 
 
 def test_the_account_of_a_dataset(tmp_path: Path) -> None:

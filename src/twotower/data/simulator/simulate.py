@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from twotower.data.simulator import vocabulary as words
 from twotower.data.simulator.builder import build_town, random_ids
 from twotower.data.simulator.businesses import business_lines
+from twotower.data.simulator.impressions import draw_lists
 from twotower.data.simulator.town import END_S, WEEK_S, Truth
 from twotower.data.simulator.visits import Visits, draw_visits
 from twotower.errors import ConfigError
@@ -43,6 +44,7 @@ def simulate(
     businesses: int = 1500,
     events: int = 60_000,
     seed: int = 0,
+    impressions: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, int]:
     """Simulate a town from 2010 to January 2022, write it to the folder `out`, and return the numbers of rows.
@@ -55,13 +57,16 @@ def simulate(
         Numbers to simulate. `events` counts reviews and tips, at least one per user; anonymous check-ins are additional.
     seed
         At least 0.
+    impressions
+        Also write the lists that were shown to users (see `impressions`), and a tip for each choice from a list. The other rows are
+        the same without them.
     progress
         Called with (events done, events); drawing counts for one half and writing for the other.
 
     Returns
     -------
     dict
-        Rows written: "businesses", "users", "reviews", "tips", "checkins" (visits, not lines).
+        Rows written: "businesses", "users", "reviews", "tips", "checkins" (visits, not lines), and "impressions" if there are any.
 
     Raises
     ------
@@ -84,13 +89,17 @@ def simulate(
     with (out / f"{PREFIX}user.json").open("wb") as file:
         _write_users(truth, visits, *_count_and_mean(visits.user, visits.stars, ~is_tip, users), file, rng)
     truth.save(out / TRUTH_FILE)
+    (out / f"{PREFIX}impression.json").unlink(missing_ok=True)  # of another town in the same folder
+    shown = _write_lists(truth, visits, out, np.random.default_rng([seed, 1])) if impressions else {}
     tell(events, events)
+    n_tips = int(is_tip.sum()) + shown.pop("choices", 0)
     return {
         "businesses": businesses,
         "users": users,
         "reviews": int((~is_tip).sum()),
-        "tips": int(is_tip.sum()),
+        "tips": n_tips,
         "checkins": checkins,
+        **shown,
     }
 
 
@@ -127,23 +136,15 @@ def _write_visits(
             at = order[start : start + BLOCK]
             at = at[is_tip[at] == tip]
             item, stars, time_s = visits.item[at], visits.stars[at], visits.time_s[at]
-            user, business = _strings(truth.user_id[visits.user[at]]), _strings(truth.item_id[item])
             if tip:
-                parts = ['{"user_id": "', user, '", "business_id": "', business, '", "text": "', *texts.tip(item, rng)]
-                parts += ['", "date": "', _dates(time_s), '", "compliment_count": ', _rare(len(at), 0.03, rng), "}\n"]
-            else:
-                parts = [
-                    '{"review_id": "',
-                    _strings(random_ids(len(at), rng)),
-                    '", "user_id": "',
-                    user,
-                    '", "business_id": "',
-                    business,
-                ]
-                parts += ['", "stars": ', _take([f"{s}.0" for s in range(6)], stars)]
-                for name, rate in (("useful", 0.5), ("funny", 0.3), ("cool", 0.35)):
-                    parts += [f', "{name}": ', _rare(len(at), rate, rng)]
-                parts += [', "text": "', *texts.review(item, stars, time_s, rng), '", "date": "', _dates(time_s), '"}\n']
+                _write_tips(truth, visits.user[at], item, time_s, file, texts, rng)
+                continue
+            parts = ['{"review_id": "', _strings(random_ids(len(at), rng)), '", "user_id": "']
+            parts += [_strings(truth.user_id[visits.user[at]]), '", "business_id": "', _strings(truth.item_id[item])]
+            parts += ['", "stars": ', _take([f"{s}.0" for s in range(6)], stars)]
+            for name, rate in (("useful", 0.5), ("funny", 0.3), ("cool", 0.35)):
+                parts += [f', "{name}": ', _rare(len(at), rate, rng)]
+            parts += [', "text": "', *texts.review(item, stars, time_s, rng), '", "date": "', _dates(time_s), '"}\n']
             _write(file, len(at), parts)
         tell((len(order) + min(len(order), start + BLOCK)) // 2, len(order))
 
@@ -215,6 +216,37 @@ def _write_checkins(truth: Truth, visits: Visits, file: BinaryIO, rng: Rng) -> i
         _write(file, len(has), parts)
         start = stop
     return len(item)
+
+
+def _write_lists(truth: Truth, visits: Visits, out: Path, rng: Rng) -> dict[str, int]:
+    """Write the shown lists, and a tip for each choice, some minutes later; return the numbers of shown items and of choices."""
+    lists = draw_lists(truth, visits, rng)
+    request, picked = random_ids(len(lists.user), rng), np.flatnonzero(lists.chosen >= 0)
+    item, time_s = lists.item[picked, lists.chosen[picked]], lists.time_s[picked] + rng.integers(30, 600, len(picked))
+    with (out / f"{PREFIX}tip.json").open("ab") as tips:
+        _write_tips(truth, lists.user[picked], item, time_s, tips, _Texts(truth), rng)
+    row, column = np.nonzero(lists.item >= 0)
+    with (out / f"{PREFIX}impression.json").open("wb") as file:
+        for start in range(0, len(row), BLOCK):
+            at, place = row[start : start + BLOCK], column[start : start + BLOCK]
+            parts: list[Any] = [
+                '{"request_id": "',
+                _strings(request[at]),
+                '", "user_id": "',
+                _strings(truth.user_id[lists.user[at]]),
+            ]
+            parts += ['", "business_id": "', _strings(truth.item_id[lists.item[at, place]]), '", "position": ', _numbers(place + 1)]
+            parts += [', "chosen": ', _take(["false", "true"], lists.chosen[at] == place)]
+            parts += [', "date": "', _dates(lists.time_s[at]), '"}\n']
+            _write(file, len(at), parts)
+    return {"impressions": len(row), "choices": len(picked)}
+
+
+def _write_tips(truth: Truth, user: Array, item: Array, time_s: Array, file: BinaryIO, texts: _Texts, rng: Rng) -> None:
+    parts = ['{"user_id": "', _strings(truth.user_id[user]), '", "business_id": "', _strings(truth.item_id[item])]
+    parts += ['", "text": "', *texts.tip(item, rng)]
+    parts += ['", "date": "', _dates(time_s), '", "compliment_count": ', _rare(len(item), 0.03, rng), "}\n"]
+    _write(file, len(item), parts)
 
 
 def _write_users(truth: Truth, visits: Visits, count: Array, mean: Array, file: BinaryIO, rng: Rng) -> None:

@@ -205,6 +205,8 @@ def account_table(counts: dict[str, Any]) -> list[str]:
             lines += [f"  {name}: {count:,} {word}: {reason}" for reason, count in file.get(part, {}).items()]
     for what, reasons in counts["dropped"].items():
         lines += [f"  dropped {count:,} {what}: {reason}" for reason, count in reasons.items() if count]
+    if negatives := counts.get("kept", {}).get("negative_events"):
+        lines.append("  kept as negatives: " + ", ".join(f"{count:,} {name}" for name, count in negatives.items()))
     for side, match in counts["matched"].items():
         share = match["known"] / max(match["events"], 1)
         lines.append(f"  events whose {side} is in the {side}s table: {match['known']:,} of {match['events']:,} ({share:.1%})")

@@ -10,7 +10,6 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -91,10 +90,17 @@ def find_dialect(file: Path, table: TableConfig, names: Sequence[str]) -> Dialec
 
 def _sample(file: Path, table: TableConfig) -> list[str]:
     """Return the first lines that are not blank and no comments."""
-    lines = (line for block in text_blocks(file, table.encoding) for line in block[:-1].split(b"\n"))
-    texts = (line.decode("utf-8", "replace") for line in islice(lines, 10 * SAMPLED_LINES))
-    kept = (text for text in texts if text.strip() and not (table.comment and text.startswith(table.comment)))
-    return list(islice(kept, SAMPLED_LINES))
+    kept: list[str] = []
+    left = 10 * SAMPLED_LINES  # lines from the first of them on
+    for block in text_blocks(file, table.encoding):
+        for line in block.strip(b"\n").split(b"\n"):
+            text = line.decode("utf-8", "replace")
+            if text.strip() and not (table.comment and text.startswith(table.comment)):
+                kept.append(text)
+            left -= bool(kept)
+            if len(kept) == SAMPLED_LINES or not left:
+                return kept
+    return kept
 
 
 def _with_trailing(columns: Sequence[str], sample: Sequence[str], separator: str) -> tuple[str, ...]:
@@ -137,6 +143,9 @@ def read_batches(
         if quote is None and b'"' in block:
             quote = _find_quote(block, dialect)
         size = block.count(b"\n")
+        if not rest and not block.strip(b"\n"):
+            lines.blank, number = lines.blank + size, number + size
+            continue
         fast = None if rest or not size else _arrow_block(block, dialect, quote or "", columns, number)
         if fast is not None:
             lines.rows, lines.row_lines, number = lines.rows + size, lines.row_lines + size, number + size

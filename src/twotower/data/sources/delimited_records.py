@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,33 +90,39 @@ def _record(
     single = quoted_fields([texts[at] or ""], dialect.separator, quote)
     if single is not None:
         return single[0], 1, ""
-    end, size = at, 0
-    while end < len(texts) and texts[end] is not None and size < MAX_RECORD_BYTES:
-        size += len(texts[end] or "")
-        end += 1
-    span = [text or "" for text in texts[at:end]]
-    parsed = quoted_fields(span, dialect.separator, quote)
+    parsed = quoted_fields(_span(texts, at), dialect.separator, quote)
     if parsed is None:
         # Malformed, unless the end of the record is still to come.
-        cut_off = end == len(texts) and not final and _is_open(span, dialect.separator, quote)
+        cut_off = not final and _open_lines(_span(texts, at), dialect.separator, quote) == len(texts) - at
         return None if cut_off else ([], 1, "a quotation mark is not closed, or text follows it")
     fields, used = parsed
     if len(fields) == len(dialect.columns) and used > 1:
         width = len(dialect.columns)
-        if all(text.count(dialect.separator) == width - 1 for text in span[:used]) and width > 1:
+        if all((text or "").count(dialect.separator) == width - 1 for text in texts[at : at + used]) and width > 1:
             return [], 1, f"a quoted value goes over {used} lines, each of which is a whole row"
         return fields, used, ""
     return fields, used, "" if used == 1 else f"not a row of {len(dialect.columns)} columns: a quoted value goes over {used} lines"
 
 
-def _reader(span: Sequence[str], separator: str, quote: str) -> Any:
-    if len(separator) > 1:
-        span, separator = [text.replace(separator, UNIT) for text in span], UNIT
-    ended = (f"{text}\n" for text in span)
-    return csv.reader(ended, delimiter=separator, quotechar=quote, doublequote=True, strict=True)
+def _span(texts: Sequence[str | None], at: int) -> Iterator[str]:
+    """Yield the lines from one on that a record may hold; a reader takes no more than it needs."""
+    size = 0
+    while at < len(texts) and size < MAX_RECORD_BYTES:
+        text = texts[at]
+        if text is None:
+            return
+        yield text
+        size += len(text)
+        at += 1
 
 
-def quoted_fields(span: Sequence[str], separator: str, quote: str = '"') -> tuple[list[str], int] | None:
+def _reader(span: Iterable[str], separator: str, quote: str) -> Any:
+    several = len(separator) > 1
+    ended = (f"{text.replace(separator, UNIT) if several else text}\n" for text in span)
+    return csv.reader(ended, delimiter=UNIT if several else separator, quotechar=quote, doublequote=True, strict=True)
+
+
+def quoted_fields(span: Iterable[str], separator: str, quote: str = '"') -> tuple[list[str], int] | None:
     """Return the first record of the lines and how many it takes; None if it is malformed or not closed."""
     reader = _reader(span, separator, quote)
     try:
@@ -126,12 +132,13 @@ def quoted_fields(span: Sequence[str], separator: str, quote: str = '"') -> tupl
     return fields, int(reader.line_num)
 
 
-def _is_open(span: Sequence[str], separator: str, quote: str) -> bool:
-    """Return True if the lines end inside a quoted value."""
+def _open_lines(span: Iterable[str], separator: str, quote: str) -> int:
+    """Return the number of lines if they end inside a quoted value, else 0."""
+    reader = _reader(span, separator, quote)
     try:
-        next(_reader(span, separator, quote))
+        next(reader)
     except csv.Error as error:
-        return "unexpected end" in str(error)
+        return int(reader.line_num) if "unexpected end" in str(error) else 0
     except StopIteration:
-        return True
-    return False
+        return int(reader.line_num)
+    return 0

@@ -16,13 +16,18 @@ import pyarrow.parquet as pq
 
 from twotower.data.sources.column_words import WORDS, words
 from twotower.data.sources.json_rows import SAMPLED_ROWS, TRIED_LINES, json_rows
+from twotower.data.sources.text_files import ARCHIVES, MAGIC
 from twotower.errors import DataError
 
 SEPARATORS = (",", "\t", ";", "|", "::", "||", "^", "~", "\x01", " ")
 HEAD_BYTES, BLOCK_BYTES, BLOCKS = 2 << 20, 512 << 10, 4
-MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
-ARCHIVES = {b"PK\x03\x04": "a zip archive or a spreadsheet", b"\xfd7zXZ": "xz", b"SQLite": "an SQLite database", b"7z\xbc": "7-zip"}
-BOMS = {b"\xef\xbb\xbf": "utf-8", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+BOMS = {
+    b"\xef\xbb\xbf": "utf-8",
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
 NUMBER = re.compile(r"^[-+]?\d*[.,]?\d+([eE][-+]?\d+)?$")
 
 Kind = Literal["text", "JSON lines", "JSON array", "Python dicts", "JSON over several lines", "Parquet", "sequences"]
@@ -63,7 +68,7 @@ class FileForm:
         )
         found |= {"columns": list(self.columns)} if self.columns else {}
         found |= {"quote": self.quote} if self.quote != '"' else {}
-        found |= {"encoding": self.encoding} if self.encoding not in ("utf-8", "utf-16") else {}
+        found |= {"encoding": self.encoding} if self.encoding not in ("utf-8", "utf-16", "utf-32") else {}
         return found | ({"comment": self.comment} if self.comment else {})
 
     def __str__(self) -> str:
@@ -137,7 +142,7 @@ def read_sample(path: Path) -> Sample:
         if found:
             kind, rows = found
             return Sample(path.name, rows, FileForm(kind, compression, encoding), path, complete)
-    more = [] if complete or compression or encoding == "utf-16" else _blocks(part, encoding)
+    more = [] if complete or compression or encoding in ("utf-16", "utf-32") else _blocks(part, encoding)
     return _text(path, text, more, FileForm("text", compression, encoding), complete)
 
 
@@ -185,7 +190,7 @@ def _decoded(head: bytes, path: Path) -> tuple[str, str]:
     """Return the encoding of the bytes and their text."""
     for bom, encoding in BOMS.items():
         if head.startswith(bom):
-            return encoding, head.decode("utf-8-sig" if encoding == "utf-8" else "utf-16", "ignore")
+            return encoding, head.decode("utf-8-sig" if encoding == "utf-8" else encoding, "ignore").lstrip("\ufeff")
     if b"\0" in head[:4096]:
         if head[1:64:2].count(0) > 16:
             return "utf-16-le", head.decode("utf-16-le", "ignore")

@@ -238,6 +238,8 @@ def _check_names(tables: list[Table], chosen: dict[str, str | None], named: dict
             raise DataError(f"There is no role {role!r} of a column.{nearest(role, ROLES)}")
         if column not in columns and not (column == NONE and role not in KEYS):
             raise DataError(f"{', '.join(names)}: no column {column!r}, which was named as {role}.{nearest(column, columns)}")
+    if "user" in named and named["user"] == named.get("item"):
+        raise DataError(f"The column {named['user']!r} was named as user and as item. Each needs a column of its own.")
 
 
 def _session_table(table: Table, keys: dict[str, str]) -> TableGuess:

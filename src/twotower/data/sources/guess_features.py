@@ -10,6 +10,7 @@ from twotower.data.sources.column_words import BEGUN, LATITUDE, LONGITUDE, says,
 from twotower.data.sources.file_form import Sample
 from twotower.data.sources.guess_columns import ColumnGuess, Facts, how_written
 
+MAX_FEATURES = 100  # that are guessed, the reserved names included
 RESERVED_FEATURES = word_set("id neighbours state home request_location hour weekday month since_s elite")
 RESERVED_COLUMNS = word_set("item_id user_id name since_s elite source_place source_first")
 
@@ -37,6 +38,8 @@ def describe_entity(sample: Sample, facts: Facts, key: str, role: str, name: str
             found.setdefault(n, ColumnGuess.of(column, "unused", "a reserved name: rename the column to use it"))
         elif n not in found:
             kind, reason, more = _feature_kind(column)
+            if kind and len(taken) >= MAX_FEATURES:
+                kind, reason = None, f"beyond {MAX_FEATURES} features: name it in the configuration to use it"
             called = _feature_name(n, taken)
             taken |= {called} if kind else set()
             spec = {"name": called, "kind": kind, **({} if called == n else {"columns": [n]}), **more}

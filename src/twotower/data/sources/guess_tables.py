@@ -13,6 +13,7 @@ from twotower.data.sources.file_form import Sample
 
 KEYS = ("user", "item")
 TRIED_SESSIONS = 200
+MAX_KEYS = 20  # columns that are tried as ids of one side
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,8 @@ class Table:
             for name, facts in self.facts.items()
             if facts.id_like and facts.looks_like in (None, role)
         }
-        return sorted((name for name in strength if strength[name] > 0), key=lambda name: -strength[name])
+        ranked = sorted((name for name in strength if strength[name] > 0), key=lambda name: -strength[name])
+        return ranked[:MAX_KEYS]
 
 
 def main_table(tables: list[Table], chosen: str | None, taken: set[str | None], named: dict[str, str]) -> tuple[Table | None, str]:
@@ -87,12 +89,16 @@ def entity_keys(
     """Return the tables of items and of users, each with its column of ids."""
     ranked = []
     for role in KEYS:
+        partners = [named[role]] if role in named else main.keys(role)
+        other = set(main.keys("user" if role == "item" else "item"))
         for table in rest:
             wanted = table.name == chosen[role]
             if wanted or (chosen[role] is None and table.name not in chosen.values()):
                 for place, (name, facts) in enumerate(table.facts.items()):
                     if facts.id_like and (_is_key(facts) or (wanted and facts.distinct > 1)):
-                        ranked.append((_key_rank(table, name, role, main, named) + 10 * wanted, -place, role, table, name))
+                        ranked.append(
+                            (_key_rank(table, name, role, main, partners, other) + 10 * wanted, -place, role, table, name)
+                        )
     found: dict[str, tuple[Table, str]] = {}
     for rank, _, role, table, name in sorted(ranked, key=lambda row: row[:2], reverse=True):
         if rank >= 2 and role not in found and all(table is not used for used, _ in found.values()):
@@ -100,15 +106,14 @@ def entity_keys(
     return found
 
 
-def _key_rank(table: Table, name: str, role: str, main: Table, named: dict[str, str]) -> float:
+def _key_rank(table: Table, name: str, role: str, main: Table, partners: list[str], others: set[str]) -> float:
     """Return how well a unique column of a table fits the ids of a role: by its name, the name of the table, and equal values."""
     facts = table.facts[name]
     other = "user" if role == "item" else "item"
-    partners = [named[role]] if role in named else main.keys(role)
     rank = (3.0 if facts.looks_like == role else 0.0) + (1.0 if is_id(Path(table.name).stem, role) else 0.0)
     if not (table.sample.form and table.sample.form.columns):
         same = any(words(name) == words(partner) for partner in partners)
-        if not same and (is_id(name, other) > is_id(name, role) or name in main.keys(other)):
+        if not same and (is_id(name, other) > is_id(name, role) or name in others):
             return -1.0
         rank += is_id(name, role) + 2 * same
     known = set(facts.counts)

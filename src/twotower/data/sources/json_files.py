@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,24 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from twotower.data.sources.text_files import BLOCK_BYTES, BOMS, COMPRESSED, MAX_LINE_BYTES, numbered_lines, open_bytes, text_blocks
+from twotower.data.sources.text_files import (
+    BLOCK_BYTES,
+    BOMS,
+    COMPRESSED,
+    MAX_LINE_BYTES,
+    compression_of,
+    count_lines,
+    numbered_lines,
+    open_bytes,
+    text_blocks,
+)
 from twotower.errors import DataError
 
 SAMPLED_LINES = 1000  # lines that are read to find the keys
 GLOB = set("*?[]{}=")  # characters of a path that an engine takes for a pattern, or for a partition
+NEXT_OBJECT = re.compile(r"\n\{|\}, ?\{")
+PIECE_CHARS = 1 << 16
+CUT_CHARS = 12  # of a literal or an escape that the end of a block cuts
 _names = count()
 
 
@@ -64,8 +78,7 @@ class JsonFile:
         """Return the number of rows: lines that are not blank. Blank ones are looked for only if all lines are not `found`."""
         if self.numbers is not None:
             return len(self.numbers)
-        total = sum(block.count(b"\n") for block in text_blocks(self.path))
-        return total if total == found else sum(1 for _ in numbered_lines(self.path))
+        return found if count_lines(self.path) == found else sum(1 for _ in numbered_lines(self.path))
 
     def locate(self, rows: Sequence[int]) -> Iterator[tuple[int, str]]:
         """Yield line number (from 1) and text of the rows at ascending positions."""
@@ -91,6 +104,7 @@ def open_json(file: Path, spill: Path, encoding: str | None = None) -> JsonFile:
         head = source.read(BLOCK_BYTES >> 3)
     form, found = _form(file, encoding)
     plain = form == "lines" and encoding in (None, "utf-8") and not any(head.startswith(mark) for mark, _ in BOMS)
+    plain &= compression_of(file) == COMPRESSED.get(file.suffix.lower())  # the engine goes by the suffix
     if plain and (b"\n" in head or b"\r" not in head[:-1]) and file.suffix.lower() in ("", ".gz", *_plain_suffixes()):
         if not GLOB & set(str(file)):
             return found
@@ -161,8 +175,11 @@ def _lines(file: Path, encoding: str | None, form: str) -> Iterator[tuple[int, b
 
 
 def _dumped(row: Any) -> bytes:
+    """Return a value as a JSON line; values that are nested too deeply become a line that is rejected."""
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False, default=str).encode("utf-8", "replace")
+    except RecursionError:
+        return b"nested too deeply"
     except ValueError:
         return json.dumps(json.loads(json.dumps(row, default=str), parse_constant=lambda _: None)).encode()
 
@@ -173,12 +190,11 @@ def _documents(file: Path, encoding: str | None) -> Iterator[tuple[int, bytes]]:
     After an element that cannot be read, reading goes on at the next line that begins an object: what is between is one bad row.
     """
     decoder, text, number = json.JSONDecoder(), "", 1
-    blocks = text_blocks(file, encoding)
-    final = False
+    pieces, size = _Pieces(text_blocks(file, encoding)), PIECE_CHARS
     while True:
-        block = next(blocks, None)
-        final = block is None
-        text += (block or b"").decode("utf-8", "replace")
+        piece = pieces.take(size)
+        final = not piece
+        text += piece
         at = 0
         while True:
             start = _skip(text, at)
@@ -187,20 +203,34 @@ def _documents(file: Path, encoding: str | None) -> Iterator[tuple[int, bytes]]:
                 break
             try:
                 value, end = decoder.raw_decode(text, at)
-            except (ValueError, RecursionError):
+            except (ValueError, RecursionError) as error:
                 begin = _next_object(text, at)
-                if begin is None and not final:
+                if not final and (begin is None or _is_cut(error, text)):
                     break  # its end may be in the next block
                 end = len(text) if begin is None else begin
                 yield number, text[at:end].replace("\n", " ").strip().encode() or b"?"
             else:
                 yield number, _dumped(value) if isinstance(value, dict) else text[at:end].replace("\n", " ").encode()
             number, at = number + text.count("\n", at, end), end
-        text = text[at:]
+        text, size = text[at:], PIECE_CHARS if at else 2 * size
         if final:
             return
         if len(text) > MAX_LINE_BYTES:
             raise DataError(f"{file}:{number} begins a JSON object of more than {MAX_LINE_BYTES >> 20} MiB. Restore the file.")
+
+
+class _Pieces:
+    """Text in pieces: an error in a text costs as much as the text before it, so that blocks of megabytes are too long."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._block, self._at = blocks, "", 0
+
+    def take(self, size: int) -> str:
+        """Return at most `size` further characters; "" at the end."""
+        if self._at >= len(self._block):
+            self._block, self._at = next(self._blocks, b"").decode("utf-8", "replace"), 0
+        self._at += size
+        return self._block[self._at - size : self._at]
 
 
 def _skip(text: str, at: int) -> int:
@@ -209,10 +239,15 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
+def _is_cut(error: Exception, text: str) -> bool:
+    """Return True if a text could not be read because it ends too early."""
+    return isinstance(error, json.JSONDecodeError) and (error.msg.startswith("Unterminated") or error.pos + CUT_CHARS > len(text))
+
+
 def _next_object(text: str, at: int) -> int | None:
     """Return the start of the next line that begins an object, or of the next object of a line; None without one."""
-    found = [place for place in (text.find("\n{", at + 1), text.find("},{", at + 1), text.find("}, {", at + 1)) if place >= 0]
-    return min(found) + 1 if found else None
+    found = NEXT_OBJECT.search(text, at + 1)
+    return found.start() + 1 if found else None
 
 
 __all__ = ["COMPRESSED", "JsonFile", "open_json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from twotower.errors import DataError
 
 SAMPLED_ROWS = 20_000
 TRIED_LINES = 200
+BETWEEN = re.compile(r"[ \t\r\n,]*")
 
 JsonKind = Literal["JSON lines", "JSON array", "Python dicts", "JSON over several lines"]
 
@@ -49,7 +51,7 @@ def _objects(text: str) -> Iterator[Any]:
     decoder, place = json.JSONDecoder(), len(text) - len(text.lstrip())
     place += text[place : place + 1] == "["
     while True:
-        place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,")) if text[place : place + 1] in " \t\r\n," else 0
+        place = BETWEEN.match(text, place).end()  # type: ignore[union-attr]
         if place >= len(text) or text[place] == "]":
             return
         try:

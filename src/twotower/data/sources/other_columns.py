@@ -13,6 +13,8 @@ from twotower.utils.console import log
 
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"  # no code such as 02139
 WHOLE = r"^-?(0|[1-9][0-9]*)$"
+MAX_OTHER_COLUMNS = 500  # engines take long for tables of thousands of columns
+MAX_SHOWN = 12
 MAX_CHARS = 18  # of a number that 64 bits hold; longer ones are codes
 INTERNAL = (ITEM_ID, ITEM_ROW, ROW, "item_key", "user_key", "source_place", "source_first", "reject_reason")
 
@@ -22,16 +24,30 @@ def distinct_names(columns: Sequence[str], taken: Collection[str], file: str) ->
 
     Engines take names that differ in case alone for one, and know no empty name.
     """
-    used = {name.lower() for name in taken} | {""}
-    kept: list[str] = []
-    for name in (name for name in columns if name not in taken):
+    used, kept, left = {name.lower() for name in taken} | {""}, list[str](), list[str]()
+    wanted = set(taken)
+    for name in (name for name in columns if name not in wanted):
         if name.lower() not in used:
             kept.append(name)
+        elif name:
+            left.append(name)
         used.add(name.lower())
-    left = [name for name in columns if name and name not in kept and name not in taken]
     if left:
-        log.warning("columns of %s are not kept: other columns differ from them in case alone: %s", file, ", ".join(left))
-    return kept
+        log.warning(
+            "columns of %s are not kept: other columns differ from them in case alone: %s%s",
+            file,
+            ", ".join(left[:MAX_SHOWN]),
+            " …" if len(left) > MAX_SHOWN else "",
+        )
+    if len(kept) > MAX_OTHER_COLUMNS:
+        log.warning(
+            "%s has %s columns that no setting uses: the first %d are kept for display and filters. Name the others in "
+            "data.items.features to keep them.",
+            file,
+            f"{len(kept):,}",
+            MAX_OTHER_COLUMNS,
+        )
+    return kept[:MAX_OTHER_COLUMNS]
 
 
 def other_columns(raw: dict[str, ir.Value], taken: Collection[str], file: str) -> dict[str, ir.Value]:
@@ -96,7 +112,9 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
         return rows
     checks = {"number": NUMBER, "whole": WHOLE, "list": r"^\[.*\]$"}
     asked = {
-        f"{place} {check}": (rows[name].re_search(pattern) & ((check == "list") | (rows[name].length() <= MAX_CHARS))).all()
+        f"{place} {check}": (
+            rows[name].re_search(pattern) & (_is_json(rows[name]) if check == "list" else rows[name].length() <= MAX_CHARS)
+        ).all()
         for place, name in enumerate(texts)
         for check, pattern in checks.items()
     }
@@ -108,3 +126,8 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
         elif every[f"{place} list"]:
             columns[name] = rows[name].try_cast("json").cast("array<string>")
     return rows.mutate(**columns)
+
+
+def _is_json(text: ir.StringValue) -> ir.BooleanValue:
+    """Return whether a text is JSON; null for null, which `all` ignores."""
+    return ibis.ifelse(text.isnull(), ibis.null("boolean"), text.try_cast("json").notnull())

@@ -16,7 +16,7 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
-from ibis.expr.operations import Field, Literal, WindowFunction
+from ibis.expr.operations import Field, Literal, Value, WindowFunction
 
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
@@ -31,6 +31,7 @@ CHARS = "chars"  # int64: length of what the user wrote
 REASON = "reject_reason"
 RAW_WEIGHT = "raw_weight"  # float64: weight of an event in the source, null: 1
 POSITION = "position"  # int64: rank of the displayed item in its list, from 1; null: unknown
+REQUEST = "request"  # string: id of that list; null: unknown
 INTERACTIONS = {
     USER_ID: "string",
     ITEM_ID: "string",
@@ -40,6 +41,7 @@ INTERACTIONS = {
     STARS: "float64",
     RAW_WEIGHT: "float64",
     POSITION: "int64",
+    REQUEST: "string",
     CHARS: "int64",
     PART: "string",
 }
@@ -54,8 +56,8 @@ class RawTables:
     interactions
         `user_id` string (null: anonymous), `item_id` string, `time_s` int64 (seconds; the position in the line if `has_time` is
         False), `order` int64 (unique, in the order of the source), `event_type` string, `stars` float64 or null, `raw_weight`
-        float64 or null, `position` int64 or null (of an impression), `chars` int64 (length of the text, 0 without one), `part`
-        "train", "test" or null.
+        float64 or null, `position` int64 or null and `request` string or null (in the list in which an item was shown), `chars`
+        int64 (length of the text, 0 without one), `part` "train", "test" or null.
     users
         `user_id` unique, `since_s` int64 or null, `elite` array of years, and feature columns. May lack users of the interactions.
     items
@@ -170,7 +172,8 @@ def _computed_once(rows: ir.Table, wanted: Columns, columns: Columns) -> tuple[i
     typed = rows.select(*raw, **{f"typed {name}": value for name, value in costly.items()}).view()
     known = {rows[name].op(): typed[name].op() for name in raw}
     known |= {value.op(): typed[f"typed {name}"].op() for name, value in costly.items()}
-    return typed, {name: value.op().replace(known).to_expr() for name, value in wanted.items()}
+    # Only values are searched: below them are relations, with all columns of the file.
+    return typed, {name: value.op().replace(known, filter=Value).to_expr() for name, value in wanted.items()}
 
 
 def _read_late(engine: Engine, flagged: ir.Table, late: Mapping[str, Late]) -> ir.Table:

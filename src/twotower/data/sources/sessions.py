@@ -14,12 +14,13 @@ from twotower.data.sources.other_columns import union
 from twotower.data.sources.raw_tables import Check, RawTables, ids_only, interactions, missing, quoted, screen
 from twotower.data.sources.table_files import scan_json, table_paths
 from twotower.data.sources.times import seconds
+from twotower.data.sources.values import as_id
 from twotower.schema import ITEM_ID, USER_ID
 from twotower.utils.config import DataConfig, SessionsConfig
 
 EVENT = "event"  # event type of files without a key of types
 EVENTS, PLACE = "session_events", "session_place"
-FILE_ORDERS, LINE_ORDERS = 1 << 56, 1 << 24  # room in `order` for the rows of one file, and for the events of one line
+FILE_ORDERS, LINE_ORDERS = 1 << 50, 1 << 22  # room in `order` for the rows of one file, and for the events of one line
 
 
 def read_sessions(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables:
@@ -48,7 +49,7 @@ def read_sessions(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTa
     parts, counts = [], {}
     for number, file in enumerate(table_paths(config.path, settings.path, "sessions")):
         scan = scan_json(engine, file, [settings.user_id, settings.events])
-        user, events = scan.rows[settings.user_id], _events(scan.rows[settings.events], settings)
+        user, events = as_id(scan.rows[settings.user_id]), _events(scan.rows[settings.events], settings)
         columns = {USER_ID: user, EVENTS: events}
         good, counts[file.name] = screen(engine, scan, _checks(user, events, settings), columns, file=file, rejects=rejects)
         flat = good.select(USER_ID, ROW, EVENTS).unnest(EVENTS, offset=PLACE)
@@ -74,7 +75,9 @@ def _events(text: ir.StringValue, settings: SessionsConfig) -> ir.ArrayValue:
 
     def event(value: ir.JSONValue) -> ir.StructValue:
         kind = value[settings.event_type].cast("string") if settings.event_type else ibis.null("string")
-        return ibis.struct({"item": _plain(value[settings.item_id]), "time": _plain(value[settings.time]), "type": _unquoted(kind)})
+        return ibis.struct(
+            {"item": as_id(_plain(value[settings.item_id])), "time": _plain(value[settings.time]), "type": _unquoted(kind)}
+        )
 
     found: ir.ArrayValue = elements.map(event)
     return found

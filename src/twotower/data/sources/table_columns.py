@@ -11,6 +11,8 @@ from twotower.schema import HOURS_PER_WEEK, STARS
 from twotower.utils.config import ColumnConfig
 
 MAX_STARS = 5
+MAX_ID_CHARS = 1000
+MAX_COMPARED = 8  # columns of a row that are compared with the header
 
 
 class Fields:
@@ -49,6 +51,13 @@ class Fields:
         """Return a column as strings; empty ones are null."""
         return as_text(self.raw(name))
 
+    def header_again(self, columns: list[str]) -> list[Check]:
+        """Return a check for rows that repeat the header of `columns`, as where files with headers were joined."""
+        names = columns[:MAX_COMPARED]
+        if self._is_json or len(names) < 2 or not all(self._rows[f"raw {name}"].type().is_string() for name in names):
+            return []
+        return [(ibis.and_(*((self._rows[f"raw {name}"] == name).fill_null(False) for name in names)), "repeats the header")]
+
     def required(self, ours: str, name: str) -> None:
         """Add column `name` as the required id `ours`."""
         value = self.raw(name)
@@ -58,8 +67,11 @@ class Fields:
         if value.type().is_floating():
             self.checks.append((value.abs() >= MAX_EXACT, f"{name} is a float too large to be exact: " + quoted(self.text(name))))
         if self._is_json:
+            rounded = value.re_search(r"^-?[0-9]{16,}[.]0+$") & (value.try_cast("float64").abs() >= MAX_EXACT)
+            self.checks.append((rounded, f"{name} is a float too large to be exact: " + quoted(self.text(name))))
             nested = found.re_search(r"^([{].*[}]|\[.*\])$")
             self.checks.append((nested, f"{name} is not a single value: " + quoted(found)))
+        self.checks.append((found.length() > MAX_ID_CHARS, f"{name} is longer than {MAX_ID_CHARS:,} characters: " + quoted(found)))
         self.checks.append((missing(found), f"{name} is missing"))
 
     def number(self, name: str, limit: float | None = None) -> ir.FloatingValue:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import ibis
 import ibis.expr.types as ir
@@ -130,7 +131,7 @@ class _Book:
                 what = f"{self.label} has no column {name!r}, which data.{self.section} uses."
                 if any(part.startswith(f"{name}=") for part in file.parent.parts):
                     raise DataError(f"{what} Its folder has that name. To use it, set partition_columns: [{name}].")
-                if form_of(file) == "text" and any(_is_number(column) for column in columns):
+                if FORMS.get(base_suffix(file)) == "text" and any(_is_number(column) for column in columns):
                     raise DataError(
                         f"{what} Its first line seems to be data: {', '.join(columns)[:80]}. Name the columns with columns: […]."
                     )
@@ -146,8 +147,10 @@ class _Book:
         if self.rejects is not None:
             account = self.rejects.of(self.label)
             account.table = self.section
-            account.unused_columns = [name for name in columns if name and name not in kept]
-        return [name for name in kept if name in columns]
+            read = set(kept)
+            account.unused_columns = [name for name in columns if name and name not in read]
+        own = set(columns)
+        return [name for name in kept if name in own]
 
     def reject(self, line: int, why: str, text: str) -> None:
         """Record a malformed line."""
@@ -223,6 +226,8 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
     schema, folders = held.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
     kinds = {field.name: empty.type for field in schema if (empty := plain_column(pa.array([], field.type))) is not None}
     for name in names:
+        if schema.names.count(name) > 1:
+            raise DataError(f"{file} has {schema.names.count(name)} columns {name!r}. Each column must be there once. Rename one.")
         if name in schema.names and name not in kinds:
             raise DataError(
                 f"{file}: column {name!r} has the type {schema.field(name).type}, which has no single values. Convert it."
@@ -249,7 +254,7 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
 
 
 def table_paths(base: Path, path: Path, section: str) -> list[Path]:
-    """Return the files of a table, sorted by name: one file, the parts in a folder, or the files of a glob.
+    """Return the files of a table, part-2 before part-10: one file, the parts in a folder, or the files of a glob.
 
     Files whose names begin with "_" or "." are ignored: they are markers of the program that wrote the folder.
 
@@ -266,12 +271,18 @@ def table_paths(base: Path, path: Path, section: str) -> list[Path]:
     else:
         found = [base / name for name in glob(str(path), root_dir=base, recursive=True)] if set("*?[") & set(str(path)) else []
     parts = [part for each in found for part in (each.rglob("*") if each.is_dir() else [each])]
-    kept = sorted({part for part in parts if part.is_file() and not _is_marker(part, full)})
+    kept = sorted({part for part in parts if part.is_file() and not _is_marker(part, full)}, key=_in_number_order)
     if not kept:
         forms = f"a file, a folder or a glob ({', '.join(FORMS)}; also {', '.join(COMPRESSED)})"
         holds = listing(full if full.is_dir() else full.parent)
         raise DataError(f"No file at {full}: {holds}. data.{section}.path must be {forms}, relative to data.path. Correct it.")
     return kept
+
+
+def _in_number_order(part: Path) -> tuple[list[tuple[int, str]], Path]:
+    """Return a key that puts part-2 before part-10."""
+    pieces = re.findall(r"[0-9]+|[^0-9]+", str(part))
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], part
 
 
 def _is_marker(part: Path, below: Path) -> bool:
@@ -291,7 +302,7 @@ def listing(folder: Path, most: int = 6) -> str:
 def _partitions(file: Path, table: TableConfig) -> dict[str, str]:
     """Return the wanted columns among the folder names ("day=2023-01-03") of a file."""
     pairs = (re.fullmatch(r"([^=]+)=(.*)", part) for part in file.parent.parts)
-    return {pair[1]: pair[2] for pair in pairs if pair and pair[1] in table.partition_columns}
+    return {pair[1]: unquote(pair[2]) for pair in pairs if pair and pair[1] in table.partition_columns}
 
 
 def _with_partitions(rows: ir.Table, folders: dict[str, str], names: Sequence[str]) -> ir.Table:

@@ -15,8 +15,9 @@ import ibis.expr.types as ir
 
 from twotower.data.sources.account import REPLACED, Rejects
 from twotower.data.sources.engine import ROW, Engine
+from twotower.data.sources.long_tables import SNAPSHOT, newest_values, spread
 from twotower.data.sources.other_columns import other_columns, typed_by_values, union
-from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, RawTables, ids_only, interactions, screen
+from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, REQUEST, RawTables, ids_only, interactions, screen
 from twotower.data.sources.table_columns import Fields
 from twotower.data.sources.table_files import column_id_type, form_of, scan_file, table_paths
 from twotower.data.sources.text_files import reading
@@ -25,7 +26,8 @@ from twotower.errors import ConfigError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, TEXT, TIME, USER_ID, FeatureSpec, Side
 from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConfig, ItemTableConfig, TableConfig, UserTableConfig
 
-FILE_ORDERS = 1 << 50  # room in `order` for the rows of one file
+FILE_ORDERS = 1 << 40  # room in `order` for the rows of one file
+MAX_PARTS = 64  # files that are united at once: a query of thousands of tables is too deep for an engine
 DEFAULT_EVENT = "event"  # event type of tables without a column of types
 SINCE, ELITE = "since_s", "elite"
 PLACE, FIRST = "source_place", "source_first"
@@ -65,7 +67,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         )
     reader, ids = _Reader(config.path, engine, rejects, {}), {USER_ID: table.user_id, ITEM_ID: table.item_id}
     events, texts = _interactions(reader, table)
-    items = _entities(reader, config.items, table) if config.items else ids_only(engine, events, ITEM_ID)
+    items = _items(reader, config.items, table, events)
     users = _entities(reader, config.users, table) if config.users else ids_only(engine, events, USER_ID)
     return RawTables(
         interactions=events,
@@ -74,10 +76,16 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         features=(*_specs(config.items, "item"), *_specs(config.users, "user")),
         has_time=table.time is not None,
         counts=reader.counts,
-        described=tuple(name for name in ("items", "users") if getattr(config, name)),
+        described=_described(config),
         texts=texts,
         id_types={name: column_id_type(engine, config.path, table.path, column) for name, column in ids.items()},
     )
+
+
+def _described(config: DataConfig) -> tuple[str, ...]:
+    """Return the tables that know all their ids; a table in long form need not have a row of each item."""
+    items = config.items is not None and config.items.is_read and config.items.long_form is None
+    return (*(("items",) if items else ()), *(("users",) if config.users else ()))
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,7 @@ class _Reader:
         """Return the good rows of all files of a table, with typed columns and their order `PLACE`.
 
         Options: `unique`, a column that has each value once in a file; `others`, to keep all columns; `mark`, added to the names
-        of the files in the account.
+        of the files in the account; `spread`, the long form and its properties.
         """
         unique, others, mark = options.get("unique"), options.get("others", False), options.get("mark", "")
         parts = []
@@ -102,13 +110,15 @@ class _Reader:
             with reading(file):
                 scan = scan_file(self.engine, file, names, section, self.rejects, label=name, table=table, others=others)
             rows = _raw(scan.rows, names)
+            own = [name.removeprefix("raw ") for name in rows.columns if name != ROW]
+            rows = spread(rows, *options["spread"]) if options.get("spread") else rows
             fields = Fields(rows, is_json=scan.is_json)
             typed(fields)
             if others:
                 left = {name: fields.raw(name) for name in fields.names if name not in fields.used}
                 fields.columns |= other_columns(left, fields.columns, file.name)
             nothing = ibis.and_(*(fields.raw(name).isnull() for name in names))
-            checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.checks]
+            checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.header_again(own), *fields.checks]
             good, count = screen(
                 self.engine,
                 replace(scan, rows=rows),
@@ -122,6 +132,8 @@ class _Reader:
             )
             self.counts[name] = self.counts.get(name, 0) + count
             parts.append(good.select((good[ROW] + number * FILE_ORDERS).name(PLACE), *fields.columns))
+            if len(parts) == MAX_PARTS:
+                parts = [self.engine.save(union(parts))]
         return union(parts)
 
     def texts(self, table: TableConfig, path: Path, section: str, name: str) -> ir.Table:
@@ -149,7 +161,7 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Ta
     """Return the interactions and their texts (None without a text column)."""
     check_pattern(table.time_format)
     numbers = [table.weight, table.quantity, table.position]
-    names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text, *numbers]
+    names = [table.user_id, table.item_id, table.time, table.stars, table.event_type, table.text, table.request, *numbers]
 
     def typed(fields: Fields) -> None:
         fields.required(USER_ID, table.user_id)
@@ -165,15 +177,47 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Ta
             fields.columns[CHARS] = fields.text(table.text).length().fill_null(0)
         if table.position:
             fields.columns[POSITION] = fields.count(table.position)
+        if table.request:
+            fields.columns[REQUEST] = fields.text(table.request)
         weights = [fields.weight(table.weight)] if table.weight else []
         weights += [fields.weight(table.quantity, pieces=True)] if table.quantity else []
         if weights:
-            fields.columns[RAW_WEIGHT] = weights[0] * weights[1] if len(weights) > 1 else weights[0]
+            fields.columns[RAW_WEIGHT] = weights[0].fill_null(1.0) * weights[1].fill_null(1.0) if len(weights) > 1 else weights[0]
 
     rows = reader.read(table, table.path, "interactions", _distinct(names), typed)
     given = {name: rows[name] for name in rows.columns if name != PLACE}
     texts = reader.texts(table, table.path, "interactions", table.text) if table.text else None
     return interactions(rows, **{TIME: rows[PLACE], **given, ORDER: rows[PLACE]}), texts
+
+
+def _items(reader: _Reader, table: ItemTableConfig | None, events: InteractionTableConfig, known: ir.Table) -> ir.Table:
+    """Return the items: from their table, in wide or long form, or else the ids of the interactions `known`."""
+    if table is None or not table.is_read:
+        return ids_only(reader.engine, known, ITEM_ID)
+    form = table.long_form
+    if form is None or table.path is None:
+        return _entities(reader, table, events)
+    declared = [column for feature in table.features for column in columns_of(feature)]
+    wanted = _distinct([table.name, *declared, *form.keep])
+    _check_kinds(table.features, "items", {})
+
+    def typed(fields: Fields) -> None:
+        fields.required(ITEM_ID, table.item_id)
+        if form.time:
+            fields.time(SNAPSHOT, form.time, None, required=True)
+        for name in _distinct([table.name, *form.keep]):
+            fields.columns[name] = fields.text(name)
+        for feature in table.features:
+            fields.feature(feature, columns_of(feature))
+
+    names = _distinct([table.item_id, form.property, form.value, form.time])
+    rows = reader.read(table, table.path, "items", names, typed, spread=(form, wanted))
+    found = newest_values(rows, known, ITEM_ID, PLACE, wanted)
+    found = typed_by_values(found, [name for name in form.keep if name not in declared])
+    shown = found[table.name] if table.name else ibis.null("string")
+    saved = reader.engine.save(found.mutate(name=shown).order_by([PLACE, ITEM_ID]).drop(PLACE))
+    _note_empty(reader, saved, wanted, "items")
+    return saved
 
 
 def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig, events: InteractionTableConfig) -> ir.Table:

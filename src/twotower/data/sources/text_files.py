@@ -15,10 +15,23 @@ import pyarrow as pa
 from twotower.errors import DataError
 
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", **{b"BZh%d1AY&" % level: "bz2" for level in range(1, 10)}}
+ARCHIVES = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\xfd7zXZ": "xz",
+    b"SQLite": "an SQLite database",
+    b"7z\xbc": "7-zip",
+}
 ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j", "pyarrow")  # modules of the engines' errors
 BLOCK_BYTES = 1 << 23
 MAX_LINE_BYTES = 1 << 25
-BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+BOMS = (  # that of UTF-32 begins like that of UTF-16
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
 
 
 def base_suffix(file: Path) -> str:
@@ -35,7 +48,27 @@ def base_suffix(file: Path) -> str:
 
 def open_bytes(file: Path) -> Any:
     """Open a plain or compressed file for reading; its suffix names the compression."""
-    return pa.input_stream(str(file), compression=COMPRESSED.get(file.suffix.lower()))
+    return pa.input_stream(str(file), compression=compression_of(file))
+
+
+def compression_of(file: Path) -> str | None:
+    """Return how a file is compressed: as its suffix says, else as its first bytes do.
+
+    Raises
+    ------
+    DataError
+        The file is an archive of files, or Parquet.
+    """
+    if file.suffix.lower() in COMPRESSED:
+        return COMPRESSED[file.suffix.lower()]
+    with file.open("rb") as source:
+        start = source.read(8)
+    if start.startswith(b"PAR1"):
+        raise DataError(f"{file} is a Parquet file. Its name must end with .parquet or .pq. Rename it.")
+    for sign, what in ARCHIVES.items():
+        if start.startswith(sign):
+            raise DataError(f"{file} is {what}. Expected text, JSON or Parquet. Unpack it and name the file inside.")
+    return next((name for sign, name in MAGIC.items() if start.startswith(sign)), None)
 
 
 @contextmanager
@@ -60,6 +93,10 @@ def unchanged(file: Path) -> Iterator[None]:
     """Raise `DataError` if the file changes while it is read: rows read before and after would not fit together."""
     before = os.stat(file)
     yield
+    _check_same(file, before)
+
+
+def _check_same(file: Path, before: os.stat_result) -> None:
     after = os.stat(file)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(f"{file} changed while it was read. A file must stay as it is until the end. Read a finished copy.")
@@ -96,26 +133,32 @@ def text_blocks(file: Path, encoding: str | None = None) -> Iterator[bytes]:
 
 
 def _line_feeds(block: bytes) -> bytes:
-    return block.replace(b"\r\n", b"\n") if b"\r" in block else block
+    block = block.replace(b"\r\n", b"\n") if b"\r" in block else block
+    if codecs.BOM_UTF8 in block:  # a mark inside the text is that of a file that was joined to another
+        block = block.replace(b"\n" + codecs.BOM_UTF8, b"\n").removeprefix(codecs.BOM_UTF8)
+    return block
 
 
 def _utf8(file: Path, encoding: str | None) -> Iterator[bytes]:
     """Yield the content of a file as UTF-8, without a byte order mark."""
-    left = sys.maxsize if file.suffix.lower() in COMPRESSED else os.stat(file).st_size  # a file that grows has no end
+    before = os.stat(file)
+    left = sys.maxsize if compression_of(file) else before.st_size
     with open_bytes(file) as source:
         chunk = source.read(min(BLOCK_BYTES, left))
         left -= len(chunk)
         mark, marked = next(((mark, name) for mark, name in BOMS if chunk.startswith(mark)), (b"", None))
-        if encoding in (None, "utf-8", "utf-16", marked):
+        if encoding in (None, "utf-8", "utf-16", "utf-32", marked):
             chunk, encoding = chunk[len(mark) :], marked or encoding
         if encoding in (None, "utf-8"):
             _check_no_utf16(file, chunk)
         decoder = None if encoding in (None, "utf-8") else codecs.getincrementaldecoder(str(encoding))()
         try:
             while chunk:
+                _check_same(file, before)
                 yield decoder.decode(chunk).encode("utf-8", "surrogatepass") if decoder else chunk
                 chunk = source.read(min(BLOCK_BYTES, left))
                 left -= len(chunk)
+            _check_same(file, before)
             if decoder:
                 yield decoder.decode(b"", True).encode()
         except UnicodeError as error:
@@ -131,10 +174,23 @@ def _check_no_utf16(file: Path, chunk: bytes) -> None:
         raise DataError(f"{file} is not UTF-8 text: every other byte is zero, as in UTF-16. Set the table's encoding: {name}.")
 
 
+def count_lines(file: Path) -> int:
+    """Return the number of lines of a UTF-8 file. The bytes are not copied: files of gigabytes are counted beside their parsing."""
+    buffer, total, last = bytearray(BLOCK_BYTES), 0, b"\n"
+    with open_bytes(file) as source:
+        while size := source.readinto(buffer):
+            total += buffer.count(b"\n", 0, size)
+            last = bytes(buffer[size - 1 : size])
+    return total + (last != b"\n")
+
+
 def numbered_lines(file: Path, encoding: str | None = None) -> Iterator[tuple[int, bytes]]:
     """Yield number (from 1) and content of every line that is not blank."""
     number = 0
     for block in text_blocks(file, encoding):
+        if not block.strip(b"\n"):
+            number += len(block)
+            continue
         for line in block[:-1].split(b"\n"):
             number += 1
             if line and not line.isspace():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 import ibis
 import ibis.expr.types as ir
@@ -26,6 +27,7 @@ MAX_EXACT = 1 << 53  # of a float: larger whole numbers are not exact
 NAME_KEYS = ("name", "label", "title", "value", "description", "id")  # of a list of objects, in this order
 _CURRENCY = r"^\s*(?:[A-Z]{3}|[$€£¥₹])\s*|\s*(?:[A-Z]{3}|[$€£¥₹])\s*$"
 _GROUPED = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+([.][0-9]*)?$"
+_BARE_LIST = re.compile(r"\s*\[([^\[\]'\"{}]*)\]\s*")
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 
 
@@ -142,10 +144,14 @@ def parse_list(text: str, separator: str = ",", *, numbers: bool = False) -> lis
     """
     value = _literal(text.strip())
     if value is None and not numbers and not re.match(r"\s*\[['\"\[{]", text):
-        value = text.split(separator)  # labels such as "[new];sale"
+        bare = _BARE_LIST.fullmatch(text)  # as Java and Spark write one, but not labels such as "[new];sale"
+        value = re.split(rf",|{re.escape(separator)}", bare[1]) if bare else text.split(separator)
     if value is None or ("..." in text and (numbers or not _QUOTED.search(text))):
         raise ValueError(f"is not a list of {'numbers' if numbers else 'labels'}: {text[:60]!r}")
-    entries = list(flat(value))
+    try:
+        entries = list(flat(value))
+    except RecursionError:
+        raise ValueError(f"is nested too deeply: {text[:60]!r}") from None
     if not numbers:
         return [entry for entry in (label(entry) for entry in entries if entry is not None) if entry]
     try:
@@ -202,6 +208,10 @@ def _numpy(text: str) -> list[Any] | None:
 def plain_column(column: pa.Array) -> pa.Array | None:
     """Return a column of Parquet in one of the few types that the readers know; None if it has no such form."""
     kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_uuid(column.storage) if kind.extension_name == "arrow.uuid" else plain_column(column.storage)
+    if pa.types.is_fixed_size_binary(kind):
+        return pa.array([None if value is None else value.hex() for value in column.to_pylist()], pa.string())
     if pa.types.is_dictionary(kind):
         return plain_column(column.dictionary_decode())
     if pa.types.is_null(kind):
@@ -230,6 +240,10 @@ def plain_column(column: pa.Array) -> pa.Array | None:
     if pa.types.is_time(kind) or pa.types.is_duration(kind):
         return column.cast(pa.int64()).cast(pa.string()) if pa.types.is_duration(kind) else column.cast(pa.string())
     return None
+
+
+def _plain_uuid(column: pa.Array) -> pa.Array:
+    return pa.array([None if value is None else str(UUID(bytes=value)) for value in column.to_pylist()], pa.string())
 
 
 def _plain_list(column: pa.Array) -> pa.Array:

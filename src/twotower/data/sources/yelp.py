@@ -5,7 +5,7 @@ are those of the 2022 release.
 
 Aggregates that Yelp computes over the whole release (`stars` and `review_count` of a business, `average_stars` of a user) are never
 read: they include future events. Reviews, tips, users and check-ins never become Python objects, and `friends` are not parsed.
-Reading again gives the same rows with the same `order`: reviews, then tips, then check-ins, each in the order of its file.
+Reading again gives the same rows with the same `order`: reviews, tips, check-ins, then impressions, each in the order of its file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,18 @@ import ibis.expr.types as ir
 
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
-from twotower.data.sources.raw_tables import CHARS, Check, RawTables, ids_only, interactions, missing, quoted, screen
+from twotower.data.sources.raw_tables import (
+    CHARS,
+    POSITION,
+    REQUEST,
+    Check,
+    RawTables,
+    ids_only,
+    interactions,
+    missing,
+    quoted,
+    screen,
+)
 from twotower.data.sources.table_files import listing, scan_json
 from twotower.data.sources.times import parse_time, seconds
 from twotower.data.sources.values import Late, as_id, as_seconds
@@ -28,8 +39,8 @@ from twotower.errors import ConfigError, DataError, nearest
 from twotower.schema import ITEM_ID, STARS, TEXT, TIME, TRUTH_FILE, USER_ID, FeatureSpec
 from twotower.utils.config import DataConfig
 
-TABLES = ("business", "review", "tip", "checkin", "user")
-EVENTS = ("review", "tip", "checkin")
+TABLES = ("business", "review", "tip", "checkin", "impression", "user")
+EVENTS = ("review", "tip", "checkin", "impression")
 STEMS = ("yelp_academic_dataset_{}", "{}", "{}s", "yelp_{}")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
 SEARCH_DEPTH = 2  # levels of folders below `data.path` that are searched
@@ -53,8 +64,8 @@ def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables
     Parameters
     ----------
     config
-        `path` is the folder of the files or a parent of it. `events` selects among review, tip and checkin; missing files are
-        ignored.
+        `path` is the folder of the files or a parent of it. `events` selects among review, tip, checkin and impression;
+        missing files are ignored.
     engine
         Receives the tables.
     rejects
@@ -85,9 +96,9 @@ def read_yelp(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTables
     items = read_businesses(files["business"], engine, rejects, counts)
     parts, texts = [], []
     for position, kind in enumerate(kinds):
-        read, base = (_checkins if kind == "checkin" else _opinions), position * FILE_ORDERS
+        read, base = {"checkin": _checkins, "impression": _impressions}.get(kind, _opinions), position * FILE_ORDERS
         parts.append(read(files[kind], kind, base, engine, rejects, counts))
-        if kind != "checkin":
+        if kind in ("review", "tip"):
             # A scan of one key: the engine then knows the size of the file and does not hash all texts in a join.
             text = scan_json(engine, files[kind], [TEXT]).rows
             texts.append(text.select(text[TEXT], order=text[ROW] + base))
@@ -186,6 +197,23 @@ def _opinions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
     ]
     columns = {USER_ID: as_id(rows["user_id"]), ITEM_ID: as_id(rows["business_id"]), TIME: time, STARS: stars}
     columns[CHARS] = rows[TEXT].length().fill_null(0)
+    good, counts[file.name] = screen(engine, scan, checks, columns, file=file, rejects=rejects, late={TIME: late})
+    return interactions(good, **{name: good[name] for name in columns}, order=good[ROW] + base, event_type=kind)
+
+
+def _impressions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects, counts: dict[str, int]) -> ir.Table:
+    """Return the items of the lists that a simulated town has shown, each with its list and position."""
+    keys = ["user_id", "business_id", "date", "position", "request_id"]
+    scan = scan_json(engine, file, keys)
+    rows = scan.rows
+    place, (time, late) = rows["position"].try_cast("int64"), _date(rows["date"], "date")
+    checks = [
+        *_required(rows, keys, "user_id", "business_id", "date"),
+        _in_time(rows["date"], time, "date"),
+        (rows["position"].notnull() & ~(place >= 1).fill_null(False), "position must be from 1, not " + quoted(rows["position"])),
+    ]
+    columns = {USER_ID: as_id(rows["user_id"]), ITEM_ID: as_id(rows["business_id"]), TIME: time, POSITION: place}
+    columns[REQUEST] = as_id(rows["request_id"])
     good, counts[file.name] = screen(engine, scan, checks, columns, file=file, rejects=rejects, late={TIME: late})
     return interactions(good, **{name: good[name] for name in columns}, order=good[ROW] + base, event_type=kind)
 

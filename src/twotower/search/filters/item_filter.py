@@ -28,6 +28,7 @@ from twotower.errors import RequestError, nearest
 from twotower.features.item_columns import category_column, hours_column, location_columns, locations
 from twotower.schema import FIRST_ROW, HOURS_PER_WEEK, ITEM_ID, FeatureSpec
 from twotower.search.filters.column_index import Column, GeoIndex, Hours
+from twotower.search.filters.example import example_filter
 from twotower.search.filters.parser import WORDS, parse_filter
 from twotower.search.filters.tree import MAX_QUOTED_CHARS, Among, And, Compared, Node, Not, Open, Or, Part, Seen, Within, walk
 from twotower.search.filters.tree import check_location as check_location
@@ -75,7 +76,8 @@ class ItemFilter:
 
     def __init__(self, items: pa.Table, specs: Sequence[FeatureSpec] = (), *, offered: Mask | None = None) -> None:
         self.items, self.offered = items, offered
-        self.locations = locations(items, location_columns(items, specs))
+        self._located = location_columns(items, specs)
+        self.locations = locations(items, self._located)
         self.category, self.hours = category_column(items, specs), hours_column(items, specs)
         self._aliases = ALIASES | ({"category": self.category, "categories": self.category} if self.category else {})
         self._columns: dict[str, Column] = {}
@@ -89,6 +91,11 @@ class ItemFilter:
             if name and name in self.items.column_names:
                 self._column(name)
         _ = self._geo_index, self._hours, self._zones
+
+    @cached_property
+    def example(self) -> str:
+        """A filter of the catalogue's own columns, such as 'brand == "Uji" and price <= 20'; "" if no column is fit for one."""
+        return example_filter(self.items, self.category, {ITEM_ID, "name", self.hours, *(self._located or ())})
 
     def compile(
         self,

@@ -126,7 +126,14 @@ def check_location(location: Sequence[float], at: Part | None = None) -> tuple[f
     RequestError
         A coordinate is out of range or not finite.
     """
-    latitude, longitude = (float(value) for value in location)
+    try:
+        latitude, longitude = (float(value) for value in location)
+    except (TypeError, ValueError):
+        shown = " ".join(repr(location).split())[:60]
+        raise RequestError(
+            f"Got location {shown}{_in(at)}. A location is latitude and longitude in degrees, such as (42.36, -71.06).",
+            location=None if at is None else at.location,
+        ) from None
     if not (abs(latitude) <= 90 and abs(longitude) <= 180):
         raise RequestError(
             f"Got location {latitude}, {longitude}{_in(at)}. Latitude must be from -90 to 90, longitude from -180 to 180.",

@@ -104,7 +104,9 @@ async function refresh(cause) {
 
 async function start() {
   const found = await api.about();
-  $("#catalogue").textContent = `${found.name} · ${count(found.items, "item")} · ${count(found.users, "user")}`;
+  $("#catalogue").textContent = `${found.name} · ${count(found.items, found.noun, found.nouns)} · ${count(found.users, "user")}`;
+  $("#place-find").placeholder = `Add by the name of the ${found.noun}`;
+  $("#where").placeholder = found.filters.example;
   controls ??= new Controls($("#controls"), { filters: found.filters, change: (part, cause) => go(part, cause, { keep: true }) });
   tabs.hasMap(found.filters.has_locations);
   showReport($("#figures"), found);
@@ -157,7 +159,7 @@ function showHistory() {
     "div",
     { class: "state small" },
     h("p", {}, h("b", {}, "No history yet.")),
-    h("p", {}, "Pick a random user, or add items by name: the list updates with each item. Items you add are not stored."),
+    h("p", {}, `Pick a random user, or add ${about?.nouns ?? "items"} by name: the list updates with each. What you add is not stored.`),
   );
   $("#history-state").replaceChildren(...(places.length ? [] : [empty]));
   controls.show(state, Boolean(state.near) || places.some(placed));

@@ -50,7 +50,7 @@ class BatchSizes:
     history_items
         Distinct items of the histories.
     candidates, masked
-        Candidates, and masked (example, candidate) pairs.
+        Candidates, and (example, candidate) pairs that are masked or explicit negatives.
     events
         All events of the batch's users.
     """
@@ -235,7 +235,7 @@ def _batch_sizes(loader: TrainLoader, step: int) -> BatchSizes:
         members=len(members),
         history_items=sum(len(part.items.row) for part in batch.users),
         candidates=len(batch.log_weight),
-        masked=len(batch.masked.example),
+        masked=len(batch.masked.example) + (len(batch.negatives.example) if batch.negatives else 0),
         events=int(lengths[owner].sum()),
     )
 

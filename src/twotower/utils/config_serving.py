@@ -1,0 +1,206 @@
+"""Settings of the server: the section `serving`, and the same settings from the environment.
+
+    serving: {port: 8443, workers: 2}      in YAML
+    TWOTOWER_SERVING_PORT=8443             in the environment
+    twotower serve BUNDLE --port 8443      on the command line
+
+The command line comes before the environment, the environment before YAML, YAML before the defaults. A list in the environment is
+separated by commas. An empty variable is the same as none. API keys are no settings: they are in `TWOTOWER_API_KEY`, or as hashes
+in the file of `api_keys`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_serializer, model_validator
+
+from twotower.errors import ConfigError, nearest
+from twotower.utils.config_data import Settings
+
+PREFIX = "TWOTOWER_SERVING_"
+RESEMBLING = re.compile(r"TWOTOWER_SERV(?!ICE_)|TWOTOWER_SERVICE_(?!HOST$|PORT)")
+"""Names that were meant as settings; an orchestrator sets TWOTOWER_SERVICE_HOST and _PORT for a service named twotower."""
+INJECTED = re.compile(r"(tcp|udp)://")
+"""What an orchestrator writes into TWOTOWER_PORT for a service named twotower."""
+PASSWORD = re.compile(r"(?<=://)[^@/]*@")
+
+
+class Limits(Settings):
+    """What a server allows a client, and how long it waits."""
+
+    head_bytes: int = Field(2**14, ge=256)
+    """Maximum size of the request line with all headers."""
+    max_headers: int = Field(100, ge=1)
+    """Maximum number of headers of a request."""
+    body_bytes: int = Field(2**20, ge=1)
+    """Maximum size of a request body."""
+    held_bytes_per_client: int = Field(16 * 2**20, ge=1)
+    """Maximum size of the bodies that have arrived, and of the responses that have not been read, of one client."""
+    held_bytes: int = Field(64 * 2**20, ge=1)
+    """The same of all clients. With several workers, each has its part."""
+    queue_timeout_s: float = Field(2.0, gt=0.1)
+    """Maximum time in the queue. After that the request is rejected with 503."""
+    header_timeout_s: float = Field(10.0, gt=0)
+    """Maximum time for the request headers, from the opening of the connection or the first header byte."""
+    request_s: float = Field(15.0, gt=0)
+    """Maximum time for a whole request, including the arrival of its body."""
+    write_timeout_s: float = Field(15.0, gt=0)
+    """Time in which a client must read at least 16 KiB a second of a pending response."""
+    keep_alive_s: float = Field(65.0, gt=0)
+    """Maximum idle time between requests. Longer than that of common load balancers, so that the balancer closes first."""
+    running_per_client: int = Field(16, ge=1)
+    """Maximum number of requests of a client in progress; further ones wait unread. With a rate of 0, none waits."""
+    lookups: int = Field(64, ge=1)
+    """Maximum number of lookups (such as searches by name) that run or wait."""
+    waiting: int = Field(512, ge=1)
+    """Maximum number of requests that wait for the worker thread; one client fills at most half."""
+    max_batch: int = Field(32, ge=1)
+    """Maximum number of requests computed at once; heavy ones count more."""
+    rate: float = Field(100.0, ge=0)
+    """Requests per second of each client. Each request of a batch counts, heavy ones more. 0: no limit."""
+    burst: float | None = Field(None, ge=1)
+    """Requests that a client may send at once after a pause. null: those of two seconds."""
+    connections: int = Field(1024, ge=1)
+    """Maximum number of open connections. With several workers, each has its part."""
+    connections_per_client: int = Field(128, ge=1)
+    """Maximum number of open connections of one client. Trusted proxies have as many as they like."""
+    reserved_connections: int = Field(32, ge=1)
+    """Connections above the maximum that may ask for health and metrics."""
+    linger_s: float = Field(1.0, ge=0)
+    """Time for a client to read a refusal before its connection closes."""
+    drain_delay_s: float = Field(1.0, ge=0)
+    """Time after SIGTERM in which readiness is down but everything is answered, so that load balancers notice."""
+    drain_s: float = Field(8.0, ge=0)
+    """Maximum time from SIGTERM to the end of all requests; the process ends at most 2 s later."""
+
+    @property
+    def bucket(self) -> float:
+        """Return the size of the token bucket of a client."""
+        return max(2 * self.rate, 1.0) if self.burst is None else self.burst
+
+
+class ServingConfig(Limits):
+    """The server: address, access, logs, processes and limits."""
+
+    host: str = Field("127.0.0.1", min_length=1)
+    """Address to listen on. 0.0.0.0: all of IPv4; "::": all of IPv6."""
+    port: int = Field(8000, ge=0, le=65_535)
+    """Port to listen on. 0: any free one; the log names it."""
+    unix_socket: Path | None = None
+    """Unix socket to listen on, in place of host and port. Its owner and group may connect."""
+    root_path: str = Field("", pattern=r"^(/[^/?#\s]+)*$")
+    """Path under which a proxy publishes the server, such as /recommender. Requests may come with it or without."""
+    workers: int = Field(1, ge=1, le=256)
+    """Processes that share the port and one copy of the bundle. About one for each core."""
+    events: str | None = None
+    """Store of accepted events: sqlite:PATH or redis://HOST:PORT/NUMBER. null: sqlite:BUNDLE.events.sqlite beside the bundle."""
+    refresh_s: float = Field(60.0, ge=0, le=86_400)
+    """Seconds between two refreshes of the items with accepted events. 0: only on demand."""
+    api_keys: Path | None = None
+    """File of keys written by `twotower new-key`. It is read again when it changes."""
+    public: bool = False
+    """Let everyone read recommendations, items, users and histories without a key."""
+    allowed_hosts: list[str] = Field([])
+    """Names that the header Host may have; "*.example.org": all names below. Empty: any, or on 127.0.0.1 the names of this
+    machine."""
+    allowed_origins: list[str] = Field([])
+    """Sites, such as https://shop.example.org, whose pages may call the server."""
+    trusted_proxies: list[str] = Field([])
+    """Addresses or networks of proxies, whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    trusted_key: Path | None = None
+    """PEM file of an Ed25519 public key: only bundles signed for it are served."""
+    tls_cert: Path | None = None
+    """PEM file of the certificate. With `tls_key` the server speaks HTTPS. Both are read again when they change."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's key."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important lines that are logged. Requests are "info"; refusals, too."""
+    log_clients: Literal["full", "shortened", "none"] = "full"
+    """Client addresses in log lines. "shortened": the first 24 bits of IPv4, 48 of IPv6."""
+    log_probes: bool = False
+    """Log health checks and metrics, too. Without it, only those that fail."""
+
+    @model_validator(mode="after")
+    def _both_of_tls(self) -> ServingConfig:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("only one of tls_cert and tls_key is given; TLS needs both")
+        return self
+
+    @field_serializer("events")
+    def _without_password(self, events: str | None) -> str | None:
+        return None if events is None else PASSWORD.sub("***@", events)
+
+
+class FromEnvironment(str):
+    """A value of an environment variable, which error messages name.
+
+    Attributes
+    ----------
+    variable
+        Name of the variable.
+    """
+
+    variable: str
+
+    def __new__(cls, value: str, variable: str) -> FromEnvironment:
+        """Return `value`, which remembers the variable."""
+        made = super().__new__(cls, value)
+        made.variable = variable
+        return made
+
+
+def serving_settings(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of the server that the environment holds.
+
+    Raises
+    ------
+    ConfigError
+        A variable looks like a setting but is none.
+
+    Examples
+    --------
+    >>> serving_settings({"TWOTOWER_SERVING_PORT": "8443", "TWOTOWER_SERVING_ALLOWED_HOSTS": "a.org,b.org", "HOME": "/root"})
+    {'port': '8443', 'allowed_hosts': ['a.org', 'b.org']}
+    """
+    known = {variable_of(name): name for name in ServingConfig.model_fields}
+    found: dict[str, Any] = {}
+    for variable, value in environment.items():
+        name = known.get(variable)
+        if name is None:
+            if _meant(variable, value):
+                raise ConfigError(f"Unknown environment variable {variable!r}.{_near(variable, known)}")
+        elif value.strip():
+            given = FromEnvironment(value.strip(), variable)
+            found[name] = _parts(given) if ServingConfig.model_fields[name].annotation == list[str] else given
+    return found
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting of the server.
+
+    Examples
+    --------
+    >>> variable_of("refresh_s")
+    'TWOTOWER_SERVING_REFRESH_S'
+    """
+    return PREFIX + name.upper()
+
+
+def _parts(given: FromEnvironment) -> list[FromEnvironment]:
+    return [FromEnvironment(part.strip(), given.variable) for part in given.split(",") if part.strip()]
+
+
+def _meant(variable: str, value: str) -> bool:
+    """Return True for names such as TWOTOWER_SERVE_PORT and TWOTOWER_PORT."""
+    name = variable.removeprefix("TWOTOWER_").lower()
+    bare = variable.startswith("TWOTOWER_") and name in ServingConfig.model_fields and name != "api_keys"
+    return variable.startswith(PREFIX) or RESEMBLING.match(variable) is not None or (bare and INJECTED.match(value) is None)
+
+
+def _near(variable: str, known: Mapping[str, str]) -> str:
+    bare = variable_of(variable.removeprefix("TWOTOWER_"))
+    return f" Did you mean {bare!r}?" if bare in known else nearest(variable, known)

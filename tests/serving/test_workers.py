@@ -1,0 +1,219 @@
+"""Test a server of several processes: one port, one version, one store of events, one sum of metrics."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from twotower.errors import DataError
+from twotower.serving.access import KEY_VARIABLE
+from twotower.serving.event_journal import Journal
+from twotower.serving.event_store import Event, SQLiteStore, lock_store, open_store
+from twotower.serving.metrics_sum import MetricsFolder
+from twotower.serving.shared_counts import SharedCounts
+
+KEY = "a-key-of-this-test"
+MAX_PRIVATE_MB = 60
+
+
+def test_an_event_that_one_process_acknowledges_is_seen_by_the_others_at_once(tmp_path: Path) -> None:
+    url, counts = f"sqlite:{tmp_path / 'e'}", SharedCounts(3)
+    journals = [Journal(open_store(url, shared=True), news=counts.news(seat)) for seat in range(3)]
+    for number in range(30):
+        journals[number % 3].append([[Event(str(number), "u", f"i{number}", number)]])
+        assert [len(one.of("u")) for one in journals] == [number + 1] * 3
+    assert journals[1].users() == ["u"]
+    assert journals[0].append([[Event("7", "u", "i7", 7)]]) == [0], "sent again to another process"
+    for one in journals:
+        one.close()
+
+
+def test_a_file_of_several_processes_is_used_by_one_server(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path / 'e'}"
+    release = lock_store(url)
+    with pytest.raises(DataError, match="used by another server"):
+        lock_store(url)
+    release()
+    again, shared = lock_store(url), open_store(url, shared=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("twotower.serving.event_store._LOCK_WAIT_S", 0.1)
+        with pytest.raises(DataError, match="used by another server"):
+            SQLiteStore(tmp_path / "e")
+    shared.close()
+    again()
+    assert (tmp_path / "e").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_counts_of_processes_are_added_and_never_fall(tmp_path: Path) -> None:
+    folder = MetricsFolder(tmp_path)
+    for number in (1, 2):
+        registry = CollectorRegistry()
+        Counter("twotower_requests", "", ["route"], registry=registry).labels('/a"b').inc(number)
+        Gauge("twotower_waiting", "", registry=registry).set(number)
+        Gauge("twotower_event_store_up", "", registry=registry).set(number - 1)
+        Gauge("twotower_bundle", "", ["version"], registry=registry).labels("v").set(1)
+        folder.write(number, registry)
+
+    def value(name: str) -> float:
+        return float(re.findall(rf"^{name}\S* (\S+)$", folder.text(2).decode(), re.M)[0])
+
+    assert [value(name) for name in ("twotower_requests_total", "twotower_waiting", "twotower_bundle")] == [3, 3, 1]
+    assert value("twotower_event_store_up") == 0 and value("twotower_workers") == 2
+    folder.forget(2)
+    assert value("twotower_requests_total") == 3 and value("twotower_waiting") == 1 and value("twotower_event_store_up") == 0
+
+
+class Client:
+    """One connection that is kept."""
+
+    def __init__(self, port: int) -> None:
+        self.wire = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        headers = {"Authorization": f"Bearer {KEY}", "content-type": "application/json"}
+        self.wire.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = self.wire.getresponse()
+        read = answer.read()
+        assert answer.getheader("connection") != "close"
+        return answer.status, json.loads(read) if answer.getheader("content-type") == "application/json" else read.decode()
+
+
+class Server:
+    """A server of two workers."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self.process, self.port, self.log = process, port, log
+        self.clients: list[Client] = []
+
+    def connect(self, count: int) -> list[Client]:
+        self.clients += [Client(self.port) for _ in range(count)]
+        return self.clients[-count:]
+
+    def once(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        client = Client(self.port)
+        with closing(client.wire):
+            return client.ask(method, path, body)
+
+    def workers(self) -> list[int]:
+        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True).stdout.split()
+        return [int(pid) for pid in found]
+
+    def until(self, right: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + 150
+        while not right():
+            assert time.monotonic() < end and self.process.poll() is None, what
+            time.sleep(0.05)
+
+    def ready(self, count: int = 2) -> bool:
+        with suppress(OSError, AssertionError, http.client.HTTPException):
+            status, state = self.once("GET", "/health/ready")
+            return bool(status == 200 and state["workers"] == count)
+        return False
+
+
+@pytest.fixture
+def server(load: Any, bundle: Path, tmp_path: Path) -> Iterator[Server]:
+    """Yield a server of two workers."""
+    port, log = load.free_port(), tmp_path / "log"
+    options = {"port": port, "workers": 2, "events": f"sqlite:{tmp_path / 'e'}", "rate": 0, "refresh-s": 0}
+    command = [sys.executable, "-m", "twotower", "serve", str(bundle)]
+    command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file, env={**os.environ, KEY_VARIABLE: KEY})
+    server = Server(process, port, log)
+    try:
+        server.until(server.ready, "the server did not start")
+        yield server
+    finally:
+        for client in server.clients:
+            client.wire.close()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_updates_reach_all_workers_and_break_no_connection(server: Server, bundles: tuple[Path, Path]) -> None:
+    clients = server.connect(12)
+    (item,) = clients[0].ask("GET", "/v1/items?limit=1")[1]["items"]
+    for number in range(5):
+        event = {"event_id": str(number), "user": f"u{number}", "item_id": item["item_id"]}
+        assert clients[number].ask("POST", "/v1/events", {"events": [event]}) == (200, {"accepted": 1, "repeated": 0})
+        assert {len(one.ask("GET", f"/v1/history?user=u{number}")[1]["events"]) for one in clients} == {1}
+    status, refreshed = clients[3].ask("POST", "/admin/refresh")
+    assert status == 200 and refreshed["events"]["counted"] == 5
+    before = set(server.workers())
+    for one in clients:
+        _, answer = one.ask("POST", "/v1/recommend", {"user": "u1", "k": 1})
+        assert (answer["version"], answer["as_of"]) == (refreshed["version"], refreshed["as_of"])
+    status, reloaded = clients[4].ask("POST", "/admin/reload", {"bundle": str(bundles[1])})
+    assert status == 200 and reloaded["before"] == refreshed["version"] != reloaded["version"]
+    assert {one.ask("POST", "/v1/recommend", {"k": 1})[1]["version"] for one in clients} == {reloaded["version"]}
+    server.until(lambda: len(server.workers()) == 2 and not before & set(server.workers()), "the old workers do not end")
+    status, refusal = clients[5].ask("POST", "/admin/reload", {"bundle": "/nowhere"})
+    assert status == 422 and "/nowhere" in refusal["error"]["message"]
+    assert "reload refused" in server.log.read_text()
+    assert {one.ask("POST", "/v1/recommend", {"k": 1})[1]["version"] for one in clients} == {reloaded["version"]}
+
+
+@pytest.mark.slow
+def test_a_dead_worker_is_replaced_and_no_count_falls(server: Server) -> None:
+    def counted() -> float:
+        text = server.once("GET", "/metrics")[1]
+        assert "twotower_workers 2.0" in text
+        return sum(map(float, re.findall(r'^twotower_requests_total\{route="/v1/recommend",.*\} (\S+)$', text, re.M)))
+
+    for one in server.connect(10):
+        assert one.ask("POST", "/v1/recommend", {"k": 1})[0] == 200
+    assert counted() == 10
+    time.sleep(1.5)  # what a killed worker counts in its last second is lost
+    for victim in server.workers():
+        os.kill(victim, signal.SIGKILL)
+        server.until(lambda victim=victim: victim not in server.workers() and server.ready(), "no new worker")  # type: ignore[misc]
+    assert counted() == 10
+    assert "killed by SIGKILL; another one starts" in server.log.read_text()
+    assert server.once("POST", "/v1/recommend", {"k": 1})[0] == 200
+
+
+@pytest.mark.slow
+def test_stopping_drains_all_workers(server: Server) -> None:
+    for pid in server.workers():  # all of them share the memory of one bundle
+        private = sum(map(int, re.findall(r"^Private_\w+: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)))
+        assert private < MAX_PRIVATE_MB * 1024
+    clients = server.connect(6)
+    for one in clients:
+        one.wire.putrequest("POST", "/v1/recommend")
+        one.wire.putheader("content-length", "7")
+        one.wire.putheader("authorization", f"Bearer {KEY}")
+        one.wire.endheaders()
+    server.process.terminate()
+    server.until(lambda: not server.ready(), "readiness stays up") if server.process.poll() is None else None
+    for one in clients:
+        one.wire.send(b'{"k":1}')
+        answer = one.wire.getresponse()
+        assert answer.status == 200 and answer.getheader("connection") == "close" and answer.read()
+    assert server.process.wait(12) == 0 and not server.workers()
+    assert "traceback" not in server.log.read_text().lower()
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_supervisor_is_killed(server: Server) -> None:
+    workers = server.workers()
+    server.process.kill()
+    server.process.wait()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{one}").exists() for one in workers):
+        assert time.monotonic() < end, "a worker goes on alone"
+        time.sleep(0.1)
