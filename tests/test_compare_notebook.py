@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .test_quickstart import EXECUTE
+from .kernel import run_notebook
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "compare.ipynb"
@@ -45,12 +42,9 @@ def test_its_outputs_are_stored_and_small() -> None:
 
 @pytest.mark.slow
 def test_a_fresh_kernel_runs_it(tmp_path: Path) -> None:
-    kernel = {"IPYTHONDIR": "ipython", "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_RUNTIME_DIR": "runtime"}
-    env = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTEST_CURRENT_TEST")}
-    env |= {name: str(tmp_path / value) for name, value in kernel.items()}
-    done = subprocess.run([sys.executable, "-c", EXECUTE, NOTEBOOK], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    table = text_of(outputs(tmp_path / "executed.ipynb")["table"])
+    cells, stderr = run_notebook(NOTEBOOK, tmp_path, tmp_path)
+    assert not stderr
+    table = text_of(next(cell["outputs"] for cell in cells if cell["id"] == "table"))
     values = {row.split("  ")[0]: float(row.split()[-2]) for row in table.splitlines()[2:]}
     assert values["two-tower"] > values["popularity"] and values["iALS (implicit)"] > 0
     assert ("EASE (RecTools)" in values) == (find_spec("rectools") is not None)

@@ -99,7 +99,7 @@ def test_yaml_and_python_of_a_page_are_valid(page: Path) -> None:
 @pytest.mark.parametrize("page", LIVING, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_setting_of_a_page_exists(page: Path) -> None:
     for name in re.findall(
-        r"\b(?:data|prepare|model|training|evaluation)\.[a-z_]+[a-z_.]*[a-z_]",
+        r"\b(?:data|prepare|model|training|evaluation|updating)\.[a-z_]+[a-z_.]*[a-z_]",
         "\n".join(re.findall(r"`[^`\n]+`", page.read_text())),
     ):
         if name.endswith((".md", ".py", ".html", ".yaml", ".sh")):

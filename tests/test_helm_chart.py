@@ -188,10 +188,10 @@ def test_a_pod_has_no_rights_that_it_does_not_need(render: Render, name: str) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"bundle": {}}, "bundle.volume is empty"),
-        ({"keys": {}}, "nobody could read"),
+        ({"keys": {}}, "no client could read"),
         ({"keys": {"trustedKey": True}, "public": True}, "Put bundle.pub into a secret"),
         ({"events": {}}, "Several replicas need Redis"),
         ({"events": {}, "replicas": 1}, "would be lost with the pod"),
@@ -202,8 +202,8 @@ def test_a_pod_has_no_rights_that_it_does_not_need(render: Render, name: str) ->
         ({"preStopSeconds": "5s"}, "preStopSeconds"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(render: Render, change: dict[str, Any], said: str) -> None:
-    with pytest.raises(Exception, match=said):
+def test_settings_that_cannot_work_are_refused(render: Render, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(Exception, match=message):
         render({**LEAST, **change})
 
 

@@ -87,9 +87,16 @@ def test_an_expression_asks_for_what_a_server_gives(expression: str, figures: di
 
 
 def test_every_figure_of_a_server_is_shown_or_watched(figures: dict[str, set[str]]) -> None:
-    told = {re.sub(r"_(total|bucket|count|sum)$", "", one.name) for expression in expressions() for one in selectors(expression)}
+    shown = {re.sub(r"_(total|bucket|count|sum)$", "", one.name) for expression in expressions() for one in selectors(expression)}
     given = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in figures}
-    assert given - told == set(), "add a panel to deploy/grafana/twotower.json or an alert to deploy/prometheus/alerts.yaml"
+    assert given - shown == set(), "add a panel to deploy/grafana/twotower.json or an alert to deploy/prometheus/alerts.yaml"
+
+
+@pytest.mark.parametrize("page", ["monitoring.md", "serving.md"])
+def test_a_page_names_figures_that_exist(page: str, figures: dict[str, set[str]]) -> None:
+    named = set(re.findall(r"\b(?:twotower|process)_[a-z_]+", (ROOT / "docs" / page).read_text()))
+    families = {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in figures}
+    assert named and named <= figures.keys() | families | {"twotower_workers"}  # only of a server with several
 
 
 def test_values_of_labels_are_those_that_a_server_writes() -> None:
@@ -122,10 +129,10 @@ def test_the_dashboard_is_one_that_grafana_reads() -> None:
     assert used == variables
 
 
-def test_the_tool_of_prometheus_accepts_the_rules_and_their_tests() -> None:
+def test_the_tool_of_prometheus_accepts_the_rules_and_their_tests(lacking: Any) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
-        pytest.skip("needs promtool, which comes with Prometheus")
+        lacking("needs promtool, which comes with Prometheus")
     folder = DEPLOY / "prometheus"
     for words in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts.test.yaml"]):
         done = subprocess.run([promtool, *words], cwd=folder, capture_output=True, text=True)

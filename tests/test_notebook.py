@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -21,20 +20,10 @@ import pytest
 
 from twotower.pipeline import machine_check
 
+from .kernel import run_notebook
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "train_kaggle.ipynb"
-EXECUTE = """
-import sys, nbclient, nbformat
-source, executed, folder = sys.argv[1:]
-notebook = nbformat.read(source, 4)
-client = nbclient.NotebookClient(
-    notebook, timeout=600, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": folder}}
-)
-try:
-    client.execute()
-finally:
-    nbformat.write(notebook, executed)
-"""
 FEW = "training.num_epochs=3 training.log_every=2 evaluation.bootstrap_resamples=100 evaluation.tune_baselines=false"
 TOWN = '{"users": 300, "businesses": 200, "events": 6000}'
 
@@ -60,24 +49,17 @@ def code() -> dict[str, str]:
 
 def execute(tmp_path: Path, folder: Path, python: Path = Path(sys.executable), **settings: str) -> Ran:
     """Run all cells in `folder` with `python`; `settings` are the notebook's own."""
-    kernel = {"IPYTHONDIR": "ipython", "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_RUNTIME_DIR": "runtime"}
-    env = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTEST_CURRENT_TEST", "PYTHONPATH")}
-    env |= {name: str(tmp_path / value) for name, value in kernel.items()}
-    env |= {f"TWOTOWER_NOTEBOOK_{name}": value for name, value in settings.items()}
-    executed = tmp_path / "executed.ipynb"
-    done = subprocess.run(
-        [python, "-c", EXECUTE, NOTEBOOK, executed, folder], env=env, cwd=tmp_path, capture_output=True, text=True
+    cells, stderr = run_notebook(
+        NOTEBOOK, tmp_path, folder, python=python, **{f"TWOTOWER_NOTEBOOK_{name}": value for name, value in settings.items()}
     )
-    assert executed.is_file(), done.stdout + done.stderr
-    cells = [cell for cell in json.loads(executed.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     outputs = [(cell["id"], output) for cell in cells for output in cell["outputs"]]
     failed = [(name, output["ename"], output["evalue"]) for name, output in outputs if output["output_type"] == "error"]
-    assert bool(failed) == (done.returncode != 0), done.stderr
+    assert bool(failed) == bool(stderr), stderr
     printed = {cell["id"]: "" for cell in cells}
     for name, output in outputs:
         printed[name] += "".join(output.get("text", "")) + "".join(output.get("data", {}).get("text/plain", ""))
     figures = [output["data"]["image/png"] for _, output in outputs if "image/png" in output.get("data", {})]
-    return Ran(done.returncode == 0, printed, figures, " ".join(value for _, _, value in failed))
+    return Ran(not stderr, printed, figures, " ".join(value for _, _, value in failed))
 
 
 def ranks(table: str) -> list[int]:

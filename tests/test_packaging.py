@@ -41,10 +41,10 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
     roots = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     roots |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
     known, declared = packages_distributions(), {canonical(r) for r in {*PROJECT["dependencies"], *EXTRAS}}
-    imported = set()
+    imported: set[str] = set()
     for root in roots - sys.stdlib_module_names - {"twotower"}:
-        homes = {canonical(d) for d in known.get(root, [root])}  # several distributions share a namespace such as `google`
-        imported |= homes & declared or homes
+        names = {canonical(name) for name in known.get(root, [root])}  # several share a namespace such as google
+        imported |= names & declared or names
     assert imported | BEHIND_ANOTHER | WHEN_ASKED_FOR == declared
 
 

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from .kernel import run_notebook
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
-EXECUTE = """
-import sys, nbclient, nbformat
-notebook = nbformat.read(sys.argv[1], 4)
-nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
-nbformat.write(notebook, "executed.ipynb")
-"""
 
 
 def cells() -> dict[str, str]:
@@ -39,12 +32,8 @@ def test_its_cells_are_python_and_name_the_repository() -> None:
 
 @pytest.mark.slow
 def test_a_fresh_kernel_runs_it(tmp_path: Path) -> None:
-    kernel = {"IPYTHONDIR": "ipython", "JUPYTER_DATA_DIR": "jupyter", "JUPYTER_RUNTIME_DIR": "runtime"}
-    env = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "PYTEST_CURRENT_TEST")}
-    env |= {name: str(tmp_path / value) for name, value in kernel.items()}
-    done = subprocess.run([sys.executable, "-c", EXECUTE, NOTEBOOK], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    executed = json.loads((tmp_path / "executed.ipynb").read_text(encoding="utf-8"))["cells"]
+    executed, stderr = run_notebook(NOTEBOOK, tmp_path, tmp_path)
+    assert not stderr
     shown = {cell["id"]: [out["data"] for out in cell.get("outputs", []) if "data" in out] for cell in executed}
     assert "<h3>" in "".join(shown["report"][0]["text/html"]) and "image/png" in shown["plot"][0]
     assert all(shown[name] for name in ("describe", "fit", "frame", "known", "new", "similar", "join", "save"))

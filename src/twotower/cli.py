@@ -40,7 +40,7 @@ def app(debug: bool, quiet: bool) -> None:  # noqa: ARG001 - read by main()
 
 for command in (
     *(inspecting.inspect, datasets.datasets, data.simulate, data.prepare),
-    *(training.plan, training.train, training.run, training.refit, training.tune, training.evaluate),
+    *(training.plan, training.train, training.run, training.update, training.refit, training.tune, training.evaluate),
     *(answering.export, answering.recommend, answering.tune_index, answering.add_items, answering.remove_items),
     *(answering.sign, answering.new_key, answering.serve),
     *(tools.demo, tools.doctor, tools.show_config),

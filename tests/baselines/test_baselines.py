@@ -44,7 +44,7 @@ def dataset_of(events: list[tuple[int, int, int, int]], *, n_item_rows: int, n_u
     user, item, day, split = np.array(lines, np.int64).reshape(-1, 4).T
     columns = ("latitude", "longitude")
     specs = [] if locations is None else [FeatureSpec(name="location", side="item", kind="geo", columns=columns)]
-    none = dict.fromkeys(KeptCounts.model_fields, 0)
+    none = dict.fromkeys(KeptCounts.model_fields, 0) | {"negative_events": {}}
     manifest = DatasetManifest(
         seed=0,
         config=DatasetSettings(seed=0, data=DataConfig(), prepare=PrepareConfig()),

@@ -25,8 +25,9 @@ from twotower.pipeline.stages import train_stage
 from twotower.utils.config import parse_config
 
 CHROMIUM = "/usr/bin/chromium"
-START_S = 60
-WIDE, PHONE = (1440, 900), (390, 844)
+START_S = 120
+WIDE, PHONE, SMALL = (1440, 900), (390, 844), (320, 640)
+KEY = "a-key-for-the-page"
 
 
 class Opened(NamedTuple):
@@ -38,6 +39,7 @@ class Opened(NamedTuple):
     motion: str = "reduce"  # screenshots and positions do not depend on timing
     refused: tuple[int, ...] = ()  # statuses the test provokes; the browser reports each as an error
     routes: tuple[tuple[str, Callable[[Any], None]], ...] = ()
+    script: str = ""  # runs in the page before its own scripts
 
 
 Open = Callable[..., Page]
@@ -60,9 +62,10 @@ def server(bundle: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(port)]
+    command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(port), "--public"]
     log = bundle.parent / "server.log"
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
+    environment = os.environ | {"TWOTOWER_API_KEY": KEY}
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment) as process:
         try:
             address = f"http://127.0.0.1:{port}/"
             _wait(address, process, log)
@@ -107,13 +110,15 @@ def visit(browser: Browser, server: str) -> Iterator[Open]:
             viewport={"width": width, "height": height},
             color_scheme=opened.scheme,  # type: ignore[arg-type]
             reduced_motion=opened.motion,  # type: ignore[arg-type]
-            has_touch=opened.size == PHONE,
-            is_mobile=opened.size == PHONE,
+            has_touch=opened.size in (PHONE, SMALL),
+            is_mobile=opened.size in (PHONE, SMALL),
             device_scale_factor=2 if opened.size == PHONE else 1,
         )
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)
+        if opened.script:
+            page.add_init_script(opened.script)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda message: said.extend(_complaint(message, opened.refused)))
         for pattern, answer in opened.routes:
@@ -174,5 +179,5 @@ def draw(page: Page) -> str:
     """Pick a random user and return its id."""
     expect(cards(page)).to_have_count(10)
     asked(page, lambda: page.get_by_role("button", name="Random user").click())
-    expect(page.locator("#history > li.visit").first).to_be_visible()
+    expect(page.locator("#history > li.visit").first).to_be_attached()  # a phone shows the history in a sheet
     return str(re.search(r"user=([^&]+)", page.url)[1])  # type: ignore[index]

@@ -74,9 +74,17 @@ def draw(page: Page) -> Page:
     return shown(page)
 
 
+def write(page: Page, condition: str) -> None:
+    """Add a condition as text."""
+    if not page.locator("#builder").is_visible():
+        page.get_by_role("button", name="Filter", exact=True).click()
+    page.get_by_label("Or write it").fill(condition)
+    page.get_by_label("Or write it").press("Enter")
+
+
 @slow
 def test_figures_are_a_table_of_systems_with_intervals(visit: Open) -> None:
-    page = visit(address="#tab=figures", routes=(("**/v1/about", changed(with_report)),))
+    page = visit(address="#tab=evaluation", routes=(("**/v1/about", changed(with_report)),))
     panel = page.get_by_role("tabpanel", name="Evaluation")
     expect(panel.get_by_role("heading", level=2)).to_contain_text("Better than item-kNN, the best baseline")
     rows = panel.locator(".panel").nth(0).locator("tbody tr")
@@ -88,8 +96,8 @@ def test_figures_are_a_table_of_systems_with_intervals(visit: Open) -> None:
     panel.get_by_label("Metric").select_option("Recall@20")
     expect(rows.nth(1)).to_contain_text("0.1600")
     page.get_by_role("tab", name="Evaluation").press("ArrowLeft")
-    expect(page.get_by_role("tabpanel", name="Recommendations")).to_be_visible()
-    expect(page.get_by_role("tab", name="Recommendations")).to_be_focused()
+    expect(page.get_by_role("tabpanel", name="For you")).to_be_visible()
+    expect(page.get_by_role("tab", name="For you")).to_be_focused()
 
 
 @slow
@@ -97,39 +105,64 @@ def test_figures_say_how_to_get_a_report_where_there_is_none(visit: Open) -> Non
     def bare(about: dict[str, Any]) -> None:
         about["metrics"] = {"metrics": {"metric": "NDCG@10", "value": 0.0712, "step": 9}}
 
-    page = visit(address="#tab=figures", routes=(("**/v1/about", changed(bare)),))
-    expect(page.locator("#figures")).to_contain_text("NDCG@10 0.0712")
-    expect(page.locator("#figures")).to_contain_text("twotower evaluate")
+    page = visit(address="#tab=evaluation", routes=(("**/v1/about", changed(bare)),))
+    expect(page.locator("#evaluation")).to_contain_text("NDCG@10 0.0712")
+    expect(page.locator("#evaluation")).to_contain_text("twotower evaluate")
 
 
 @slow
-def test_a_catalogue_without_coordinates_says_so_and_works(visit: Open, picture: Callable[[Page, str], None]) -> None:
+def test_a_catalogue_without_coordinates_has_no_map_and_works(visit: Open, picture: Callable[[Page, str], None]) -> None:
     routes = (("**/v1/about", changed(without_places)), ("**/v1/recommend", changed(nowhere)), ("**/history", changed(nowhere)))
     page = draw(visit(routes=routes))
-    expect(page.locator("#map")).to_contain_text("No map for this catalogue")
-    for hidden in ("#radius", "[data-filter=price]", "#open"):
+    for hidden in ("#map", "#radius", "[data-filter=price]", "#open"):
         expect(page.locator(hidden)).to_be_hidden()
     expect(page.locator("#list > li.best")).to_have_count(10)
+    assert not page.locator("#map > *").count(), "the library of the map is not loaded"
     picture(page, "no-coordinates")
 
 
 @slow
-def test_items_without_coordinates_are_listed_and_marked(visit: Open) -> None:
+def test_items_without_coordinates_are_listed_and_counted(visit: Open) -> None:
     def some(found: dict[str, Any]) -> None:
         nowhere({"items": found["items"][::2]})
 
     page = shown(visit(routes=(("**/v1/recommend", changed(some)),)))
-    expect(page.locator("#map .marker.recommended")).to_have_count(5)
-    expect(page.locator("#legend")).to_contain_text("5 of 10 recommended")
-    expect(page.locator("#list > li.best").nth(0)).to_contain_text("not on the map")
-    expect(page.locator("#list > li.best").nth(1)).not_to_contain_text("not on the map")
+    expect(page.locator("#legend")).to_contain_text("5 of 10 recommended have a location")
+    expect(page.locator("#list > li.best")).to_have_count(10)
+
+
+@slow
+def test_the_page_calls_items_what_the_bundle_calls_them(visit: Open) -> None:
+    def songs(about: dict[str, Any]) -> None:
+        about |= {"noun": "story", "nouns": "stories"}
+
+    page = shown(visit(routes=(("**/v1/about", changed(songs)),)))
+    expect(page.locator("#catalogue")).to_contain_text("stories")
+    expect(page.get_by_role("combobox", name="Add a story by name")).to_be_visible()
+
+
+@slow
+def test_long_names_are_clamped_and_whole_in_the_details(visit: Open) -> None:
+    long = "A very long name of an item that goes on and on " * 8
+
+    def lengthen(found: dict[str, Any]) -> None:
+        found["items"][0]["name"] = long
+        found["items"][1]["name"] = "x" * 300
+
+    page = shown(visit(routes=(("**/v1/recommend", changed(lengthen)),)))
+    for n in (0, 1):
+        name = page.locator("#list > li.best .name").nth(n)
+        box = name.bounding_box()
+        assert box and box["height"] < 60, "two lines"
+    expect(page.locator("#list > li.best .name").first).to_have_attribute("title", long)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 @slow
 def test_until_the_first_answer_comes_skeletons_stand_in(visit: Open, picture: Callable[[Page, str], None]) -> None:
     waiting: list[Route] = []
     page = visit(routes=(("**/v1/recommend", lambda route: waiting.append(route)),))
-    expect(page.locator("#list > li.skeleton")).to_have_count(6)
+    expect(page.locator("#list > li.skeleton")).to_have_count(10)
     expect(page.locator("#list-column")).to_have_attribute("aria-busy", "true")
     picture(page, "loading")
     for route in waiting:
@@ -176,15 +209,15 @@ def test_a_request_above_the_rate_is_repeated_after_the_stated_time(visit: Open)
 @slow
 def test_a_filter_that_is_refused_is_answered_at_the_filter(visit: Open, picture: Callable[[Page, str], None]) -> None:
     page = draw(visit(refused=(422,)))
-    field = page.get_by_label("Custom filter")
-    field.fill("prise <= 2")
-    field.press("Enter")
+    write(page, "prise <= 2")
     refusal = page.locator("#refusal")
     expect(refusal).to_contain_text("prise")
     expect(page.locator("#list-column")).to_have_class(re.compile("stale"))
     picture(page, "refused")
-    field.fill("price <= 2")
-    field.press("Enter")
+    page.get_by_role("button", name="Prise: at most 2", exact=True).click()
+    expect(page.get_by_label("Or write it")).to_have_value("prise <= 2")  # a condition can be corrected
+    page.get_by_label("Or write it").fill("price <= 2")
+    page.get_by_label("Or write it").press("Enter")
     expect(refusal).to_be_hidden()
     expect(page.locator("#list-column")).not_to_have_class(re.compile("stale"))
 
@@ -194,17 +227,15 @@ def test_a_refusal_that_says_where_is_marked_there(visit: Open) -> None:
     page = shown(visit(refused=(422,)))
     error = {"error": {"code": "impossible", "message": "Unknown column.", "location": 10}, "request_id": "r1"}
     page.route("**/v1/recommend", lambda route: route.fulfill(status=422, json=error))
-    page.get_by_label("Custom filter").fill("a == 1 or b == 2")
-    page.get_by_label("Custom filter").press("Enter")
+    write(page, "a == 1 or b == 2")
+    expect(page.locator("#refusal pre")).to_be_visible()
     assert page.locator("#refusal pre").inner_text().rstrip() == "a == 1 or b == 2\n         ^"
 
 
 @slow
 def test_an_empty_list_offers_to_reset_the_filters(visit: Open, picture: Callable[[Page, str], None]) -> None:
     page = draw(visit())
-    field = page.get_by_label("Custom filter")
-    field.fill('name == "no place is called this"')
-    field.press("Enter")
+    write(page, 'name == "no item is called this"')
     expect(page.locator("#list-state")).to_contain_text("No item matches these filters")
     picture(page, "empty")
     page.get_by_role("button", name="Reset filters and settings").click()
@@ -225,7 +256,7 @@ def test_a_server_error_is_shown_with_its_request_id(visit: Open) -> None:
 @slow
 def test_links_to_what_is_not_there_still_open(visit: Open) -> None:
     page = shown(visit(address="#user=nobody-at-all&added=no-such-place", refused=(404,)))
-    expect(page.locator("#list-note")).to_contain_text("The bundle does not know this user")
+    expect(page.locator("#list-note")).to_contain_text("This user is unknown")
     expect(page.locator("#toast")).to_contain_text("not in the catalogue")
     assert "added" not in page.url
 
@@ -259,7 +290,7 @@ def why(page: Page) -> None:
     page.locator("#list > li.best .why").first.click()
     page.locator("#list .reasons li").first.wait_for()
     page.locator("#list > li.best .add").nth(1).click()
-    page.locator("#moved").wait_for()
+    page.locator("#moved b").wait_for()
 
 
 def sheet(page: Page) -> None:
@@ -267,16 +298,41 @@ def sheet(page: Page) -> None:
     page.locator("#details .cards > li:not(.skeleton)").first.wait_for()
 
 
-def searching(page: Page) -> None:
+def history(page: Page) -> None:
     page.keyboard.press("Escape")
-    page.keyboard.press("/")
-    page.keyboard.type("a")
-    page.locator("#place-list [role=option]:not(.note)").first.wait_for()
+    if not page.locator("#item-find").is_visible():
+        page.get_by_role("button", name=re.compile("^History")).click()
+    page.locator("#item-find").fill("a")
+    page.locator("#item-list [role=option]:not(.note)").first.wait_for()
+
+
+def filters(page: Page) -> None:
+    for _ in range(3):
+        page.keyboard.press("Escape")
+    if not page.locator("#builder-button").is_visible():
+        page.get_by_role("button", name=re.compile("^Filters")).click()
+    page.locator("#builder-button").click()
+    page.locator("#builder .chip").first.wait_for()
+
+
+def ground(page: Page) -> None:
+    for _ in range(3):
+        page.keyboard.press("Escape")
+    if not page.locator("#map").is_visible():
+        page.get_by_role("button", name=re.compile("^Map")).click()
+    page.locator("#map path.covered").first.wait_for(state="attached")
+
+
+def operations(page: Page) -> None:
+    page.get_by_role("tab", name="Operations").click()
+    page.locator("#operations .panel dl").first.wait_for()
 
 
 def figures(page: Page) -> None:
+    for _ in range(2):
+        page.keyboard.press("Escape")
     page.get_by_role("tab", name="Evaluation").click()
-    page.locator("#figures tbody tr").first.wait_for()
+    page.locator("#evaluation tbody tr").first.wait_for()
 
 
 RULES: dict[str, Any] = {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
@@ -285,8 +341,11 @@ VIEWS: dict[str, Callable[[Page], object]] = {
     "start": shown,
     "why": why,
     "sheet": sheet,
-    "searching": searching,
+    "history": history,
+    "filters": filters,
+    "map": ground,
     "figures": figures,
+    "operations": operations,
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from twotower.data.data_loader import TrainLoader
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store
-from twotower.data.views import user_shares
+from twotower.data.train_events import user_shares
 from twotower.errors import TrainingError
 from twotower.schema import TRAIN
 from twotower.utils.config import Config, parse_config

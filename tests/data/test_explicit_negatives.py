@@ -18,7 +18,7 @@ from twotower.data.dataset_features import open_store
 from twotower.data.explicit_negatives import MAX_NEGATIVES, ExplicitNegatives
 from twotower.data.prepare import prepare
 from twotower.data.sources.account import account_table
-from twotower.data.views import TrainEvents
+from twotower.data.train_events import TrainEvents
 from twotower.errors import ConfigError
 from twotower.schema import TRAIN
 from twotower.utils.config import parse_config

@@ -486,7 +486,7 @@ def test_a_dataset_is_prepared_by_its_name(
     write(tmp_path / "data" / "movielens-1m", files)
     assert main(["prepare", "--data", "movielens-1m", "--out", "set"]) == 0
     out, err = capsys.readouterr()
-    assert "300 events of 9 users at 7 items" in out and "Dataset: MovieLens 1M" in err
+    assert "300 events of 9 users at 7 movies" in out and "Dataset: MovieLens 1M" in err
     write(tmp_path / "elsewhere", files)
     assert main(["prepare", "--data", "movielens-1m", "--set", "data.path=elsewhere", "--out", "set2"]) == 0
 

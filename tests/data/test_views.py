@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from twotower.data.dataset import Dataset
 from twotower.data.event_arrays import Events
+from twotower.data.train_events import Replay, TrainEvents, user_shares
 from twotower.data.views import (
     OBJECTIVES,
     AnyEventObjective,
     Examples,
     NextEventObjective,
     Objective,
-    TrainEvents,
     request_locations,
-    user_shares,
 )
 from twotower.errors import TrainingError
 from twotower.features.feature_store import FeatureStore
@@ -56,7 +55,7 @@ class Row:
 Users = list[list[Row]]
 
 
-def opened(users: Users, **process: int) -> TrainEvents:
+def opened(users: Users, **process: Any) -> TrainEvents:
     """Return the training events of users; the two reserved users have none."""
     ordered = [[], [], *(sorted(rows, key=lambda row: row.day) for rows in users)]
     flat = [row for rows in ordered for row in rows]
@@ -352,3 +351,33 @@ def test_examples_have_the_location_of_their_request(monkeypatch: pytest.MonkeyP
         near, asked = seen.pop(), LOCATION[2 + found.event]
         known = np.isfinite(near).all(axis=1) & np.isfinite(asked).all(axis=1)
         assert len(near) == len(found.event) and np.abs(near - asked)[known].max(initial=0) < 0.06
+
+
+def _few_new(events: int = 40) -> Users:
+    """Three users whose last days are new; the fourth has none."""
+    return [[Row(2 + day % 5, day) for day in range(events)] for _ in range(3)] + [[Row(3, day) for day in range(20)]]
+
+
+@pytest.mark.parametrize("old_per_new", [0.0, 1.0, 2.0, 1000.0])
+def test_an_update_trains_on_every_new_event_and_a_sample_of_the_old_ones(old_per_new: float) -> None:
+    events = opened(_few_new(), replay=Replay(36 * DAY_S, old_per_new))
+    view = AnyEventObjective(events, store_of(8), config_of())
+    epochs = [np.concatenate(view.plan(np.random.default_rng(seed))) for seed in (0, 1)]
+    for members in epochs:
+        assert len(set(members.tolist())) == len(members), "no event twice in an epoch"
+        assert events.fresh[members].sum() == events.fresh.sum() == 12
+        assert (~events.fresh[members]).sum() == min(round(12 * old_per_new), 128)
+    if old_per_new == 1.0:
+        assert set(epochs[0].tolist()) != set(epochs[1].tolist()), "each epoch draws other old events"
+
+
+def test_an_update_of_windows_takes_every_window_with_a_new_event() -> None:
+    events = opened(_few_new(), replay=Replay(36 * DAY_S, 0.0))
+    view = NextEventObjective(events, store_of(8), config_of(batch_size=64, exclude_seen=False))
+    chosen = np.concatenate(view.plan(np.random.default_rng(0)))
+    targets = view.target_events(chosen)
+    assert events.fresh[targets].sum() == 12
+    assert all(events.fresh[view.target_events(np.array([window]))].any() for window in chosen)
+    more = opened(_few_new(), replay=Replay(36 * DAY_S, 1.0))
+    again = NextEventObjective(more, store_of(8), config_of(batch_size=64, exclude_seen=False))
+    assert len(np.concatenate(again.plan(np.random.default_rng(0)))) == 2 * len(chosen)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from twotower.errors import DataError
-from twotower.features.encoders import MAX_VALUES, Encoders, encode_items, encode_users, fit_encoders
+from twotower.features.encoders import MAX_VALUES, Encoders, encode_items, encode_users, fit_encoders, grow_encoders
 from twotower.schema import PAD, UNKNOWN, FeatureSpec, Kind
 
 WORDS = ["green tea leaves", "black coffee beans", "roasted coffee", "mint tea", "espresso machine", "tea pot"]
@@ -110,3 +110,22 @@ def test_a_bag_holds_up_to_64_values() -> None:
     _, arrays = fitted(items, spec("tags", "multi"))
     assert MAX_VALUES == 64
     assert arrays["tags"][2].tolist() == list(range(2, 66))
+
+
+def test_grown_encoders_keep_the_rows_of_known_values_and_know_new_ones() -> None:
+    specs = (spec("brand", "categorical"), spec("tags", "multi"), spec("at", "geo", "lat", "lon"), spec("price", "number"))
+    old = {"brand": ["Uji", "Yame"], "tags": [["b"], ["c"]], "lat": [50.0, 51.0], "lon": [8.0, 9.0], "price": [1.0, 3.0]}
+    new = {"brand": ["Assam", None], "tags": [["a", "b"], []], "lat": [10.0, None], "lon": [8.0, 9.0], "price": [100.0, 2.0]}
+    both = pa.table({name: [*values, *new[name]] for name, values in old.items()})
+    before, arrays = fitted(pa.table(old), *specs)
+    after = grow_encoders(before, both, NOBODY, n_train_items=4, n_train_users=0)
+    encoded = encode_items(after, both)
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(encoded[name][: len(value)], value)
+    assert after.vocabularies["item.brand"] == ["Uji", "Yame", "Assam"] and after.vocabularies["item.tags"] == ["b", "c", "a"]
+    assert encoded["brand"].tolist() == [PAD, UNKNOWN, 2, 3, 4, UNKNOWN]
+    assert after.vocabularies["item.at.0"][2] < after.vocabularies["item.at.0"][0], "a cell in the south is appended too"
+    assert encoded["at"][4].tolist() == [4, 4] and encoded["at"][5].tolist() == [UNKNOWN, UNKNOWN]
+    assert after.statistics == before.statistics
+    untrained = grow_encoders(before, both, NOBODY, n_train_items=2, n_train_users=0)
+    assert untrained.vocabularies == before.vocabularies

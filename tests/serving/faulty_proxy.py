@@ -1,4 +1,4 @@
-"""A proxy before a real server that loses, refuses and delays what it is told to."""
+"""A proxy before a real server that loses, refuses and delays requests as a test asks."""
 
 from __future__ import annotations
 

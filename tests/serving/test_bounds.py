@@ -144,6 +144,6 @@ def test_health_metrics_and_files_of_the_page_have_a_rate_of_their_own(
     monkeypatch.setattr("twotower.serving.clients.WATCH_BURST", 4)
     monkeypatch.setattr("twotower.serving.middleware.RATE_DELAY_S", 0.01)
     with connect(limits=Limits(rate=100)) as client:
-        paths = ("/health/live", "/metrics", "/page/index.html", "/health/ready", "/health/live")
+        paths = ("/health/live", "/metrics", "/page/app.js", "/health/ready", "/health/live")
         assert [client.get(path).status_code for path in paths] == [200, 200, 200, 200, 429]
         assert client.post("/v1/recommend", json={"k": 1}).status_code == 200

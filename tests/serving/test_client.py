@@ -1,4 +1,4 @@
-"""Test the Python client against a running server, and against one whose answers get lost."""
+"""Test the Python client against a running server, and against one that loses responses."""
 
 from __future__ import annotations
 
@@ -67,6 +67,13 @@ def test_every_operation_gets_its_answer(client: Client) -> None:
     found = client.search_items(answer["items"][0]["name"], limit=5)
     assert first in {one["item_id"] for one in found["items"]}
     assert [one["item_id"] for one in client.get_items([first, "no such item"])] == [first]
+    (full,) = client.get_items([first], columns=True)
+    assert full == client.get_item(first)
+    described = client.get_columns()
+    assert {one["name"] for one in described["columns"]} >= {"categories", "price"} and described["examples"]
+    assert client.recommend(filter=described["examples"][0])["items"]
+    cities = client.search_values("city", limit=2)
+    assert cities[0] in client.search_values("city", str(cities[0]["value"]).upper())
     assert client.get_item(first)["columns"] and client.get_history(user)["events"]
     assert user in {one["user"] for one in client.search_users(str(user))}
     assert client.get_about()["items"] > 0 and client.check_live()["status"] == "live"
@@ -150,7 +157,7 @@ def test_waits_grow_differ_and_end(proxy: FaultyProxy, opened: Callable[..., Cli
     assert sum(proxy.waits_s) < 1
     proxy.faults[:] = [(503, "3600")]
     proxy.seen.clear()
-    assert opened(proxy.url, max_wait_s=0.2).recommend()["items"] and proxy.waits_s[0] < 2  # nobody waits for an hour
+    assert opened(proxy.url, max_wait_s=0.2).recommend()["items"] and proxy.waits_s[0] < 2  # no client waits for an hour
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 422, 500])
@@ -178,7 +185,7 @@ def test_a_server_that_is_not_there(load: Any, opened: Callable[..., Client]) ->
             opened(wrong)
 
 
-def test_a_key_is_read_sent_and_shown_to_nobody(
+def test_a_key_is_read_sent_and_never_shown(
     proxy: FaultyProxy, load: Any, monkeypatch: pytest.MonkeyPatch, opened: Callable[..., Client]
 ) -> None:
     monkeypatch.setenv("TWOTOWER_API_KEY", "wrong-but-long-enough")

@@ -27,7 +27,7 @@ MISTAKES: dict[str, tuple[int, bytes]] = {
     "chunk of no size": (400, POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n"),
     "no such route": (404, b"GET /v2/items HTTP/1.1\r\n" + HOST + b"\r\n"),
     "no such item": (404, b"GET /v1/items/nothing%2Flike%20it HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "no such user": (404, b"GET /v1/history?user=nobody HTTP/1.1\r\n" + HOST + b"\r\n"),
+    "no such user": (404, b"GET /v1/history?user=unknown HTTP/1.1\r\n" + HOST + b"\r\n"),
     "no such method": (405, b"DELETE /v1/recommend HTTP/1.1\r\n" + HOST + b"\r\n"),
     "a method of another route": (405, b"GET /v1/recommend HTTP/1.1\r\n" + HOST + b"\r\n"),
     "a post to a list": (405, b"POST /v1/items HTTP/1.1\r\n" + HOST + b"content-length: 0\r\n\r\n"),

@@ -39,7 +39,7 @@ STAGES = {"features", "filter", "tower", "search", "explain", "describe"}
 
 
 class Kept:
-    """Telemetry whose spans and metrics stay in memory."""
+    """Telemetry that keeps spans and metrics in memory."""
 
     def __init__(self) -> None:
         self._spans, self._reader = InMemorySpanExporter(), InMemoryMetricReader()
@@ -112,7 +112,7 @@ def test_events_and_similar_items_have_spans_of_their_work(traced: TestClient, k
     assert store.parent == events.context and search.parent == similar.context
 
 
-def test_refusals_and_failures_are_told(traced: TestClient, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_and_failures_are_sent(traced: TestClient, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     assert traced.post("/v1/recommend", json={"k": 0}).status_code == 422
     service = cast(Any, traced.app).state.service
     monkeypatch.setattr(service, "recommend", None)
@@ -143,8 +143,8 @@ def test_probes_have_no_span_and_nothing_tells_of_people(traced: TestClient, kep
     traced.get("/v1/items", params={"q": "secret-user"})
     traced.post("/v1/recommend", json={"user": "secret-user", "filter": 'city == "secret-user"'})
     traced.post("/v1/recommend", json={"filter": "secret-user"})
-    told = " ".join(one.to_json() for one in kept.spans) + str(kept.metrics())
-    assert len(kept.spans) > 3 and "secret-user" not in told and keyed["Authorization"].split()[1] not in told
+    sent = " ".join(one.to_json() for one in kept.spans) + str(kept.metrics())
+    assert len(kept.spans) > 3 and "secret-user" not in sent and keyed["Authorization"].split()[1] not in sent
 
 
 def test_log_lines_have_the_ids_of_the_trace(traced: TestClient, caplog: pytest.LogCaptureFixture) -> None:
@@ -176,7 +176,7 @@ def test_without_a_collector_nothing_is_loaded() -> None:
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_what_cannot_be_sent_is_told_at_once() -> None:
+def test_what_cannot_be_sent_is_sent_at_once() -> None:
     with pytest.raises(ConfigError, match=r"'grpc'\. Allowed: 'http/protobuf'"):
         Telemetry.from_environment({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
     with pytest.raises(MissingExtraError, match="extra 'otel'"):

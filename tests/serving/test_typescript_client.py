@@ -59,9 +59,9 @@ def call(package: Path, proxy: FaultyProxy) -> Call:
     proxy.seen.clear()
 
     def calls(*calls: list[Any], abort_after_ms: int | None = None, **options: Any) -> list[dict[str, Any]]:
-        told = {"options": {"baseUrl": proxy.url, **options}, "calls": calls}
-        told |= {} if abort_after_ms is None else {"abortAfterMs": abort_after_ms}
-        return [json.loads(line) for line in run("node", "test/call.js", json.dumps(told), cwd=package).splitlines()]
+        given = {"options": {"baseUrl": proxy.url, **options}, "calls": calls}
+        given |= {} if abort_after_ms is None else {"abortAfterMs": abort_after_ms}
+        return [json.loads(line) for line in run("node", "test/call.js", json.dumps(given), cwd=package).splitlines()]
 
     return calls
 

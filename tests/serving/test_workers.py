@@ -125,8 +125,8 @@ class Server:
 
 
 @pytest.fixture
-def server(load: Any, bundle: Path, tmp_path: Path) -> Iterator[Server]:
-    """Yield a server of two workers."""
+def starting(load: Any, bundle: Path, tmp_path: Path) -> Iterator[Server]:
+    """Yield a server of two workers that has just been started."""
     port, log = load.free_port(), tmp_path / "log"
     options = {"port": port, "workers": 2, "events": f"sqlite:{tmp_path / 'e'}", "rate": 0, "refresh-s": 0}
     command = [sys.executable, "-m", "twotower", "serve", str(bundle)]
@@ -135,13 +135,19 @@ def server(load: Any, bundle: Path, tmp_path: Path) -> Iterator[Server]:
         process = subprocess.Popen(command, stderr=file, env={**os.environ, KEY_VARIABLE: KEY})
     server = Server(process, port, log)
     try:
-        server.until(server.ready, "the server did not start")
         yield server
     finally:
         for client in server.clients:
             client.wire.close()
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def server(starting: Server) -> Server:
+    """Return the server when both workers answer."""
+    starting.until(starting.ready, "the server did not start")
+    return starting
 
 
 @pytest.mark.slow
@@ -206,6 +212,24 @@ def test_stopping_drains_all_workers(server: Server) -> None:
         assert answer.status == 200 and answer.getheader("connection") == "close" and answer.read()
     assert server.process.wait(12) == 0 and not server.workers()
     assert "traceback" not in server.log.read_text().lower()
+
+
+@pytest.mark.slow
+def test_a_worker_that_answers_before_the_others_drains_too(starting: Server) -> None:
+    starting.until(lambda: len(starting.workers()) == 2, "no workers")
+    held = starting.workers()[1]
+    os.kill(held, signal.SIGSTOP)
+    starting.until(lambda: starting.ready(1), "the first worker does not answer")
+    wire = starting.connect(1)[0].wire
+    wire.putrequest("POST", "/v1/recommend")
+    wire.putheader("content-length", "7")
+    wire.putheader("authorization", f"Bearer {KEY}")
+    wire.endheaders()
+    starting.process.terminate()
+    os.kill(held, signal.SIGCONT)
+    wire.send(b'{"k":1}')
+    assert wire.getresponse().status == 200
+    assert starting.process.wait(12) == 0 and not starting.workers()
 
 
 @pytest.mark.slow

@@ -23,14 +23,14 @@ from twotower.trainers.calibration import (
     _blocks,
     _distance_unit,
     _fit,
-    _interval_days,
     _largest_distance_weight,
     _likelihood,
     _newton,
     _place,
-    _system,
     calibrate,
     in_words,
+    refresh_interval_days,
+    refreshed_system,
 )
 from twotower.utils.config import Config, parse_config
 from twotower.utils.documents import CalibrationRecord, HistoryRecord, RepeatsRecord
@@ -238,7 +238,7 @@ def model(dataset: Dataset, config: Config) -> TwoTower:
 def test_blocks_have_the_scores_of_an_answer(dataset: Dataset, model: TwoTower, config: Config, every_days: float | None) -> None:
     """The features of a query times the weights of its group rank all items as the system does that is calibrated."""
     model.priors.recency.zero_()  # the fit begins without
-    held, system = dataset.held_out("valid").by_time(), _system(model, dataset, config, every_days)
+    held, system = dataset.held_out("valid").by_time(), refreshed_system(model, dataset, config, every_days)
     moments = system.moments(held.queries.time_s)
     assert (len(np.unique(moments)) == 1) == (every_days is None)
     groups = np.searchsorted([1, 5], held.queries.lengths, side="right")
@@ -267,14 +267,14 @@ def test_an_index_is_refreshed_at_most_twelve_times(dataset: Dataset, config: Co
     span_days = (int(held.queries.time_s[-1]) - start) / DAY_S
 
     def days(refresh: float | None) -> float | None:
-        return _interval_days(
+        return refresh_interval_days(
             dataset, held, config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"refresh_days": refresh})})
         )
 
     assert days(None) is None and days(1000.0) == 1000.0
     every = days(0.001)
     assert every is not None and span_days / 12 < every < span_days / 12 + 0.001
-    refreshed = _system(*(drawn(dataset, config.model.model_dump(mode="json"))[0], dataset, config), every)
+    refreshed = refreshed_system(*(drawn(dataset, config.model.model_dump(mode="json"))[0], dataset, config), every)
     assert isinstance(refreshed, RefreshedRetriever) and len(np.unique(refreshed.moments(held.queries.time_s))) <= 12
     monkeypatch.setattr(dataset, "manifest", with_split(dataset.manifest, kind="leave_one_out"))
     assert days(7.0) is None
@@ -295,7 +295,7 @@ def test_a_calibration_says_what_it_did(dataset: Dataset, model: TwoTower, confi
     np.testing.assert_allclose(after["centre"].numpy(), np.nanmean(items, axis=0), rtol=1e-5)
     assert 0.1 <= record.distance_unit_km < 2000
     metric = evaluate(
-        _system(model, dataset, config, _interval_days(dataset, dataset.held_out("valid").by_time(), config)),
+        refreshed_system(model, dataset, config, refresh_interval_days(dataset, dataset.held_out("valid").by_time(), config)),
         dataset.held_out("valid"), dataset, config.evaluation, metrics=[record.metric], beyond_k=None,
     ).mean(record.metric)  # fmt: skip
     assert record.history is not None

@@ -10,7 +10,7 @@ from twotower.data.dataset import Dataset, HeldOut
 from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import RefreshedRetriever
 from twotower.retriever import Queries
-from twotower.trainers.calibration import _system, calibrate
+from twotower.trainers.calibration import calibrate, refreshed_system
 from twotower.trainers.history_weights import (
     PENALTY,
     RECENCIES,
@@ -38,7 +38,7 @@ def system(dataset: Dataset, config: Config) -> RefreshedRetriever:
     model, _ = drawn(dataset, config.model.model_dump(mode="json"))
     model.priors.repeats.zero_()
     model.priors.recency.zero_()
-    return _system(model, dataset, config, None)
+    return refreshed_system(model, dataset, config, None)
 
 
 def drawn_choices(system: RefreshedRetriever, dataset: Dataset, weights: np.ndarray, size: int, recency: float = 0.0) -> HeldOut:
@@ -91,7 +91,7 @@ def test_lists_are_those_of_the_retriever(dataset: Dataset, config: Config, ever
     """For every weight of the last items, with and without the items of the histories."""
     model, _ = drawn(dataset, config.model.model_dump(mode="json"))
     model.priors.recency.zero_()
-    system, held_out = _system(model, dataset, config, every_days), dataset.held_out("valid").by_time()
+    system, held_out = refreshed_system(model, dataset, config, every_days), dataset.held_out("valid").by_time()
     weights = np.array([0.4, 0.7, -0.3])
     made = _lists(system, held_out, 10)
     assert list(made) == list(RECENCIES)
@@ -161,7 +161,7 @@ def test_a_calibration_chooses_what_the_metric_says(dataset: Dataset, config: Co
     assert repeats.used == (repeats.after >= repeats.before)
 
     def figure(settings: EvaluationConfig) -> float:
-        system, held_out = _system(model, dataset, config, None), dataset.held_out("valid")
+        system, held_out = refreshed_system(model, dataset, config, None), dataset.held_out("valid")
         return evaluate(system, held_out, dataset, settings, metrics=[record.metric], beyond_k=None).mean(record.metric)
 
     assert figure(settings) == pytest.approx(history.by_recency[f"{history.recency:g}"], abs=1e-4)

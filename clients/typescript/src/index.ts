@@ -44,15 +44,15 @@ async function withRetries(request: Request, options: Options): Promise<Response
   }
   const last = TRIED_ONCE.test(new URL(request.url).pathname) ? 0 : retries;
   for (let attempt = 0; ; attempt += 1) {
-    let told: string | null = null;
+    let waitHeader: string | null = null;
     try {
       const response = await attemptOnce(request, options);
       if (attempt >= last || !RETRIED.has(response.status)) return response;
-      told = response.headers.get("retry-after");
+      waitHeader = response.headers.get("retry-after");
     } catch (error) {
       if (attempt >= last || request.signal.aborted) throw error;
     }
-    const wait = told === null || Number.isNaN(Number(told)) ? BACKOFF_MS * 2 ** attempt : 1000 * Number(told);
+    const wait = waitHeader === null || Number.isNaN(Number(waitHeader)) ? BACKOFF_MS * 2 ** attempt : 1000 * Number(waitHeader);
     await sleep(Math.min(wait, maxWaitMs) + JITTER_MS * Math.random(), request.signal);
   }
 }

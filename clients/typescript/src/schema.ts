@@ -129,6 +129,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/columns": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Columns
+         * @description Describe the columns that filters can compare, with frequent values and examples of filters.
+         */
+        get: operations["get_columns"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/values": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Search Values
+         * @description Search the values of a column of texts or lists by part of them, ignoring case and accents.
+         */
+        get: operations["search_values"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/users": {
         parameters: {
             query?: never;
@@ -527,6 +567,67 @@ export interface components {
             answers: (components["schemas"]["ListOut"] | components["schemas"]["FailedOut"])[];
         };
         /**
+         * ColumnOut
+         * @description A column that a filter can compare.
+         */
+        ColumnOut: {
+            /**
+             * Name
+             * @example price
+             */
+            name: string;
+            /**
+             * Kind
+             * @enum {string}
+             */
+            kind: "text" | "number" | "list";
+            /**
+             * Items
+             * @description Number of items with a value.
+             * @example 1380
+             */
+            items: number;
+            /**
+             * Min
+             * @description Least number.
+             * @example 1
+             */
+            min: number | null;
+            /**
+             * Max
+             * @description Largest number.
+             * @example 4
+             */
+            max: number | null;
+            /**
+             * Values
+             * @description Frequent values; of numbers, all if they are few.
+             */
+            values: components["schemas"]["ValueOut"][];
+            /**
+             * More
+             * @description True if there are more values; see `/v1/values`.
+             */
+            more: boolean;
+        };
+        /**
+         * ColumnsOut
+         * @description What filters of this catalogue can compare.
+         */
+        ColumnsOut: {
+            /** Columns */
+            columns: components["schemas"]["ColumnOut"][];
+            /**
+             * Examples
+             * @description Filters that some items pass.
+             * @example [
+             *       "category == \"Mexican\"",
+             *       "category == \"Mexican\" and price <= 2"
+             *     ]
+             */
+            examples: string[];
+        };
+        /**
          * ErrorOut
          * @description The response to a request that was rejected or failed.
          */
@@ -619,6 +720,11 @@ export interface components {
              *     ]
              */
             categories: string[];
+            /**
+             * Has Amounts
+             * @description True if prices are other numbers.
+             */
+            has_amounts: boolean;
             /** Has Price */
             has_price: boolean;
             /** Has Locations */
@@ -812,7 +918,7 @@ export interface components {
              */
             next: string | null;
             /** Items */
-            items: components["schemas"]["ItemOut"][];
+            items: (components["schemas"]["ItemOut"] | components["schemas"]["ItemDetailOut"])[];
         };
         /**
          * ListOut
@@ -1138,6 +1244,30 @@ export interface components {
             /** Users */
             users: components["schemas"]["UserOut"][];
         };
+        /**
+         * ValueOut
+         * @description A value of a column, and the number of items that have it.
+         */
+        ValueOut: {
+            /**
+             * Value
+             * @example Mexican
+             */
+            value: string | number;
+            /**
+             * Items
+             * @example 120
+             */
+            items: number;
+        };
+        /**
+         * ValuesOut
+         * @description Values of a column, frequent ones first.
+         */
+        ValuesOut: {
+            /** Values */
+            values: components["schemas"]["ValueOut"][];
+        };
     };
     responses: {
         /** @description The request cannot be read. */
@@ -1430,6 +1560,8 @@ export interface operations {
                 cursor?: string | null;
                 /** @description Ids of items to return. */
                 id?: string[];
+                /** @description With `id`: return all catalogue columns of the items. */
+                columns?: boolean;
             };
             header?: never;
             path?: never;
@@ -1482,6 +1614,73 @@ export interface operations {
             401: components["responses"]["Error401"];
             403: components["responses"]["Error403"];
             404: components["responses"]["Error404"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
+    get_columns: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ColumnsOut"];
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
+    search_values: {
+        parameters: {
+            query: {
+                /** @description Name of the column. */
+                column: string;
+                /** @description Part of the item name or of the user id. */
+                q?: string;
+                /** @description Maximum number of results. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ValuesOut"];
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
             408: components["responses"]["Error408"];
             413: components["responses"]["Error413"];
             415: components["responses"]["Error415"];

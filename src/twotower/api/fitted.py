@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from weakref import finalize
 
 from twotower.bundle.bundle import REPORT
 from twotower.bundle.sealed_folder import atomic_replace, bundle_in, verify_manifest, write_manifest
@@ -36,6 +37,8 @@ class Fitted:
     folder: Path | None
     report_file: Path | None
     kind: Kind
+    temporary: finalize[..., object] | None = None
+    """Removes a folder that nobody asked to keep."""
 
     @cached_property
     def report(self) -> Report | None:

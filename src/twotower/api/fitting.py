@@ -13,9 +13,13 @@ from typing import Any
 from weakref import finalize
 
 from twotower.api.fitted import Fitted
-from twotower.api.roles import ITEMS, USERS, describe_frames, named_columns, named_frames
+from twotower.api.roles import ITEMS, USERS, describe_frames, named_columns, named_frames, tables_of
+from twotower.data.dataset import Dataset
 from twotower.errors import DataError
+from twotower.pipeline.evaluate import run_manifest
+from twotower.pipeline.new_data import source_of_tables
 from twotower.pipeline.stages import Watch, run_all
+from twotower.pipeline.update import update
 from twotower.trainers.callbacks import Callback, Training
 from twotower.utils.config import Config, merged
 from twotower.utils.console import Bar, log, setup_logging
@@ -75,8 +79,30 @@ def fit_frames(
         evaluated = _run(settings, out, described.tables, watch)
     made = Fitted(out / "bundle", out, out / "report.json" if evaluated else None, kind_of(frames[0]))
     if options.folder is None:
-        finalize(made, rmtree, out, ignore_errors=True)
+        made.temporary = finalize(made, rmtree, out, ignore_errors=True)
     return made
+
+
+def update_frames(made: Fitted, frames: tuple[Any, Any, Any], overrides: Mapping[str, Any], options: Options) -> Fitted:
+    """Train a fitted model on further frames, in its folder; see `Model.update`."""
+    if made.folder is None:
+        raise DataError("The model has no folder with its training. Open a run with twotower.load(run), or fit the model anew.")
+    run = made.folder
+    base = Dataset.open(Path(run_manifest(run / "model" if (run / "model").is_dir() else run).dataset))
+    given = named_frames(*frames)
+    settings = base.manifest.config.data.model_dump(mode="json")
+    source = source_of_tables(tables_of(given, settings), base)
+    changed = [f"updating.{name}={value}" for name, value in overrides.items()]
+    with _shown(options.verbose) as callbacks:
+        record = update(run, source, run, overrides=changed, watch=Watch(callbacks=[*options.callbacks, *callbacks]))
+    if record is None:
+        log.warning("the model has all of these events already: nothing was changed")
+        return made
+    fresh = Fitted(run / "bundle", run, None, made.kind)
+    if made.temporary is not None:
+        made.temporary.detach()
+        fresh.temporary = finalize(fresh, rmtree, run, ignore_errors=True)
+    return fresh
 
 
 def _run(settings: Any, out: Path, tables: dict[str, Any], watch: Watch) -> bool:

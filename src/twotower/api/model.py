@@ -38,7 +38,7 @@ class Model(Params):
         Random seed. None: that of `config`, else 0.
     config
         Settings as a YAML file, a dict or a `Config`; the other arguments override them.
-    data, prepare, model, training, evaluation
+    data, prepare, model, training, evaluation, updating
         Sections of the settings, as dicts: `training={"num_epochs": 4}`.
     callbacks
         Objects with `on_step`, `on_validation` and so on; see `Callback`.
@@ -66,11 +66,13 @@ class Model(Params):
         model: Section | None = None,
         training: Section | None = None,
         evaluation: Section | None = None,
+        updating: Section | None = None,
         callbacks: Sequence[Callback] = (),
         verbose: int = 1,
     ) -> None:
         self.seed, self.config, self.callbacks, self.verbose = seed, config, callbacks, verbose
-        self.data, self.prepare, self.model, self.training, self.evaluation = data, prepare, model, training, evaluation
+        self.data, self.prepare, self.model, self.training = data, prepare, model, training
+        self.evaluation, self.updating = evaluation, updating
         self._fitted: Fitted | None = None
         check_callbacks(callbacks)
         if not isinstance(verbose, int):
@@ -130,6 +132,34 @@ class Model(Params):
         self._fitted = None
         options = Options(None if folder is None else path_of(folder, "folder"), overwrite, tuple(self.callbacks), self.verbose)
         self._fitted = fit_frames(self.settings, (events, items, users), roles, options)
+        return self
+
+    def update(self, events: Any, items: Any = None, users: Any = None) -> Model:
+        """Go on with the training on new events, as `twotower update` does. The model changes if it does not become worse.
+
+        Parameters
+        ----------
+        events
+            New events, in the columns of `fit`. Events that the model has do not count again.
+        items, users
+            Frames in the columns of `fit`: new rows, and new values of known ones. Items: the whole catalogue, or only new ones.
+
+        Returns
+        -------
+        Model
+            Itself, without a report: all events are trained on or validate.
+
+        Raises
+        ------
+        DataError
+            A frame lacks a column or does not fit the model, its events are older, or the model was opened without its training.
+        TrainingError
+            The new model is worse on the newest events. Then this one stays as it is.
+        """
+        from twotower.api.fitting import Options, update_frames
+
+        options = Options(self._made.folder, True, tuple(self.callbacks), self.verbose)
+        self._fitted = update_frames(self._made, (events, items, users), dict(self.updating or {}), options)
         return self
 
     # Answers.

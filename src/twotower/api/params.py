@@ -14,7 +14,7 @@ from twotower.utils.registry import check_names
 
 Section = Mapping[str, Any]
 CALLS = ("on_start", "on_step", "on_log", "on_validation", "on_end")
-SECTIONS = ("data", "prepare", "model", "training", "evaluation")
+SECTIONS = ("data", "prepare", "model", "training", "evaluation", "updating")
 TABLES = ("interactions", "items", "users")
 Self = TypeVar("Self", bound="Params")
 

@@ -45,27 +45,35 @@ def describe_frames(frames: Mapping[str, Any], named: Mapping[str, str], given: 
     DataError
         A frame is none or has no rows, a column is missing, or the columns of users and items are not clear.
     """
-    columns = {name: column_names(frame, name) for name, frame in frames.items()}
     roles = {SECTIONS[name]: given.get(SECTIONS[name]) or {} for name in frames}
     keys = {"user": roles["interactions"].get("user_id"), "item": roles["interactions"].get("item_id")}
     known = {**named_columns(keys), **named}
     found = guess({name: _sample(frame, name, known) for name, frame in frames.items()}, known)
     data = merged(found.to_config(), {**given, **{name: section for name, section in roles.items() if section}})
+    return Described(tables_of(frames, data), data)
+
+
+def tables_of(frames: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, pa.Table]:
+    """Return the frames "events", "items" and "users" as the tables that the section `data:` describes.
+
+    Raises
+    ------
+    DataError
+        A column is missing, or the section describes no such table.
+    """
     tables = {}
     for name, frame in frames.items():
-        section = data.get(SECTIONS[name])
+        columns, section = column_names(frame, name), data.get(SECTIONS[name])
         if section is None:
-            raise DataError(
-                f"No column of {name} has the ids of events. It has {', '.join(columns[name][:8])}. Rename its id column."
-            )
+            raise DataError(f"No column of {name} has the ids of events. It has {', '.join(columns[:8])}. Rename its id column.")
         ids = [section[key] for key in KEYS if key in section]
         for column in ids:
-            check_column(column, columns[name], name)
-        used = [value for value in section.values() if isinstance(value, str) and value in columns[name]]
-        alone = name == EVENTS and not any("from" in data.get(other, {}) for other in (ITEMS, USERS))
+            check_column(column, columns, name)
+        used = [value for value in section.values() if isinstance(value, str) and value in columns]
+        alone = name == EVENTS and not any("from" in (data.get(other) or {}) for other in (ITEMS, USERS))
         table = as_table(frame, name, used if alone else None, required=ids)
         tables[name] = _whole_ids(table, ids, name)
-    return Described(tables, data)
+    return tables
 
 
 def guess(samples: Mapping[str, pa.Table], named: Mapping[str, str]) -> DatasetGuess:

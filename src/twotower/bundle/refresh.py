@@ -25,7 +25,6 @@ from twotower.bundle.item_arrays import RECENT_DAYS, recent_event_count
 from twotower.data.dataset_features import (
     can_refresh,
     decayed_counts,
-    first_event_s,
     half_lives,
     popularity_columns,
     weighted_counts,
@@ -102,7 +101,7 @@ class Refresher:
         self._timed = can_refresh(self.dataset)
         self._keeps_repeats = self.dataset.manifest.config.prepare.duplicates == "keep"
         self._base = weighted_counts(self.dataset, bundle.moment_s if self._timed else None)
-        self._first_s = first_event_s(self.dataset)
+        self._first_s = self.dataset.first_event_s
         self._users: dict[str, int] = {}
         self._events = _joined([])
         self._unknown, self._stored, self._negative, self._horizon = 0, 0, 0, 0

@@ -97,13 +97,35 @@ def remove_items(path: Path, ids: Sequence[str]) -> BundleManifest:
     return _revise(bundle, lambda folder: write_arrays(folder / INDEX_FILE, changed))
 
 
-def _revise(bundle: Bundle, write: Callable[[Path], None]) -> BundleManifest:
-    """Replace the bundle by a copy that `write` has changed. Return the new manifest."""
+def take_over(path: Path, old: Path) -> BundleManifest:
+    """Give a bundle what belongs to the bundle `old` alone: removed items stay removed, and an index of the same kind is built.
+
+    Nothing is written if there is nothing of that. Return the manifest.
+    """
+    bundle, before = load_bundle(path), load_bundle(old)
+    rows = bundle.dataset.item_rows([str(name) for name in before.dataset.item_ids[FIRST_ROW:][~before.arrays.offered[FIRST_ROW:]]])
+    offered = bundle.arrays.offered.copy()
+    offered[rows] = False
+    if before.built is None and (offered == bundle.arrays.offered).all():
+        return bundle.manifest
+
+    def write(folder: Path) -> None:
+        write_arrays(folder / INDEX_FILE, asdict(replace(bundle.arrays, offered=offered)))
+        if before.built is not None:
+            shutil.copytree(old / INDEX, folder / INDEX)
+            renew_index(folder / INDEX, torch.from_numpy(bundle.arrays.vectors))
+
+    return _revise(bundle, write, before.manifest.index)
+
+
+def _revise(bundle: Bundle, write: Callable[[Path], None], index: IndexRecord | None = None) -> BundleManifest:
+    """Replace the bundle by a copy that `write` has changed. Return the new manifest; `index` is that of a new index."""
     with atomic_replace(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
         write(folder)
         old = bundle.manifest
-        index = old.index and IndexRecord(kind=old.index.kind, settings=old.index.settings)  # measured with other vectors
+        index = index or old.index
+        index = index and IndexRecord(kind=index.kind, settings=index.settings)  # measured with other vectors
         manifest = write_manifest(folder, old.model_copy(update={"index": index, "revision": old.revision + 1}))
         if read_manifest(bundle.path).get("seal") != old.seal:
             raise DataError(f"{bundle.path} was changed by another process meanwhile. Nothing was written. Run the command again.")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Literal, Self, Unpack, cast, overload
 from urllib.parse import quote
 
 from twotower.client import types as t
@@ -103,14 +103,35 @@ class Client:
         query: Query = [("q", q), ("limit", limit), *([] if cursor is None else [("cursor", cursor)])]
         return cast(t.ItemsOut, self._get("/v1/items", query))
 
-    def get_items(self, item_ids: Iterable[Id]) -> list[t.ItemOut]:
-        """Return the items with these ids, at most 100. Unknown ids are left out."""
-        return cast(t.ItemsOut, self._get("/v1/items", [("id", one) for one in item_ids]))["items"]
+    @overload
+    def get_items(self, item_ids: Iterable[Id], *, columns: Literal[False] = False) -> list[t.ItemOut]: ...
+
+    @overload
+    def get_items(self, item_ids: Iterable[Id], *, columns: Literal[True]) -> list[t.ItemDetailOut]: ...
+
+    def get_items(self, item_ids: Iterable[Id], *, columns: bool = False) -> list[t.ItemOut] | list[t.ItemDetailOut]:
+        """Return the items with these ids, at most 100; with `columns`, with all their catalogue columns. Unknown ids are left out.
+
+        Examples
+        --------
+        >>> [item["columns"]["price"] for item in Client().get_items(["b_230", "b_5"], columns=True)]  # doctest: +SKIP
+        [2, 1]
+        """
+        query: Query = [*(("id", one) for one in item_ids), *([("columns", "true")] if columns else [])]
+        return cast(list[t.ItemDetailOut], self._get("/v1/items", query)["items"])
 
     def get_item(self, item_id: Id) -> t.ItemDetailOut:
         """Return one item with all its catalogue columns."""
         name = quote(str(item_id), safe="").replace(".", "%2E")  # "..", unencoded, would lead elsewhere
         return cast(t.ItemDetailOut, self._get(f"/v1/items/{name}"))
+
+    def get_columns(self) -> t.ColumnsOut:
+        """Return the columns that filters can compare, with frequent values, and examples of filters."""
+        return cast(t.ColumnsOut, self._get("/v1/columns"))
+
+    def search_values(self, column: str, q: str = "", *, limit: int = 20) -> list[t.ValueOut]:
+        """Return values of a column of texts or lists by part of them, frequent ones first."""
+        return cast(t.ValuesOut, self._get("/v1/values", [("column", column), ("q", q), ("limit", limit)]))["values"]
 
     def search_users(self, q: str = "", *, limit: int = 20) -> list[t.UserOut]:
         """Return users by part of their id, ordered by number of events."""

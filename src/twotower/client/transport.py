@@ -27,12 +27,12 @@ Query = Sequence[tuple[str, str | int]]
 
 
 class JitteredRetry(Retry):
-    """A `Retry` whose waits all have a random part, those of Retry-After too: refused clients do not come back together."""
+    """A `Retry` that adds a random part to every wait, so that refused clients do not return at the same moment."""
 
     def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
         """Return the seconds to wait after a response; None if it does not say."""
-        told = super().get_retry_after(response)
-        return None if told is None else told + random.uniform(0, JITTER_S)
+        wait_s = super().get_retry_after(response)
+        return None if wait_s is None else wait_s + random.uniform(0, JITTER_S)
 
 
 class Transport:
@@ -112,14 +112,14 @@ class Transport:
 def _refusal(response: BaseHTTPResponse, url: str) -> ResponseError:
     """Return the error of a response, which a proxy may have written instead of the server."""
     try:
-        told: Mapping[str, Any] = json.loads(response.data)
-        error = told["error"]
+        body: Mapping[str, Any] = json.loads(response.data)
+        error = body["error"]
         return ResponseError(
             error["message"],
             status=response.status,
             code=error["code"],
             location=error.get("location"),
-            request_id=told.get("request_id") or None,
+            request_id=body.get("request_id") or None,
         )
     except (ValueError, KeyError, TypeError):
         text = response.data[:MAX_SHOWN].decode("utf-8", "replace")

@@ -35,6 +35,8 @@ class FiltersOut(TypedDict):
     """The filters that the catalogue supports."""
 
     categories: list[str]
+    has_amounts: bool
+    """True if prices are other numbers."""
     has_price: bool
     has_locations: bool
     has_hours: bool
@@ -116,7 +118,7 @@ class ItemsOut(TypedDict):
 
     next: str | None
     """Cursor of the further items; null: there are none."""
-    items: list[ItemOut]
+    items: list[ItemOut | ItemDetailOut]
 
 
 class Mistake(TypedDict):
@@ -263,6 +265,19 @@ class UsersOut(TypedDict):
     users: list[UserOut]
 
 
+class ValueOut(TypedDict):
+    """A value of a column, and the number of items that have it."""
+
+    value: str | float
+    items: int
+
+
+class ValuesOut(TypedDict):
+    """Values of a column, frequent ones first."""
+
+    values: list[ValueOut]
+
+
 class AboutOut(TypedDict):
     """The bundle that is served."""
 
@@ -301,6 +316,31 @@ class BatchIn(TypedDict):
     """Several requests for recommendations."""
 
     requests: list[RecommendIn]
+
+
+class ColumnOut(TypedDict):
+    """A column that a filter can compare."""
+
+    name: str
+    kind: Literal["text", "number", "list"]
+    items: int
+    """Number of items with a value."""
+    min: float | None
+    """Least number."""
+    max: float | None
+    """Largest number."""
+    values: list[ValueOut]
+    """Frequent values; of numbers, all if they are few."""
+    more: bool
+    """True if there are more values; see `/v1/values`."""
+
+
+class ColumnsOut(TypedDict):
+    """What filters of this catalogue can compare."""
+
+    columns: list[ColumnOut]
+    examples: list[str]
+    """Filters that some items pass."""
 
 
 class ErrorOut(TypedDict):

@@ -268,6 +268,8 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
 @click.option("--tls-cert", type=FILE, help="PEM file of the certificate. With --tls-key the server speaks HTTPS.")
 @click.option("--tls-key", type=FILE, help="PEM file of the certificate's key.")
 @click.option("--root-path", metavar="PATH", help="Path under which a proxy publishes the server, such as /recommender.")
+@click.option("--map-tiles", metavar="URL", help="Images of the ground for the map of the page: an address with {z}, {x} and {y}.")
+@click.option("--map-attribution", metavar="TEXT", help="Text on the map that the server of --map-tiles requires.")
 @click.option(
     "--refresh-s",
     type=click.FloatRange(0, 86_400),

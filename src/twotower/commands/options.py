@@ -24,7 +24,7 @@ RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `ref
 
 SECTIONS = {  # the commands in the order of a typical project
     "Data": ("inspect", "datasets", "simulate", "prepare"),
-    "Train": ("plan", "train", "run", "refit", "tune"),
+    "Train": ("plan", "train", "run", "update", "refit", "tune"),
     "Evaluate": ("evaluate",),
     "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "sign", "new-key", "serve"),
     "Tools": ("demo", "doctor", "config"),

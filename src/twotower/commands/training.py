@@ -114,6 +114,48 @@ def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
     say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
 
 
+@click.command(short_help="Train a run on new events, and publish the model if it is not worse.")
+@click.argument("run", type=FOLDER)
+@click.option("--data", multiple=True, type=click.Path(path_type=Path), help="New events: files or a folder like those of the run.")
+@click.option("--events", metavar="STORE", help="Event store of a server, instead of --data: sqlite:PATH or redis://….")
+@click.option("--out", type=FOLDER, help="Folder for the new dataset, model and bundle. Default: RUN, which is exchanged at once.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="updating.A=VALUE", help="Override one setting of the update. Can be repeated."
+)
+def update(run: Path, data: tuple[Path, ...], events: str | None, out: Path | None, overrides: tuple[str, ...]) -> None:
+    """Go on with the training of a run on new events.
+
+    New users, items and values are added. The new model is compared with the one before on the
+    newest events, and published if it is not worse. A command that was killed goes on when it is
+    given again.
+
+    \b
+    Example:
+      twotower update runs/shop --data orders-monday.csv
+      twotower update runs/shop --events redis://localhost:6379/0
+    """
+    if bool(data) == (events is not None):
+        raise click.UsageError("An update needs the new events: give either --data or --events.")
+    from twotower.utils.config import load_config
+
+    load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
+    from twotower.data.dataset import Dataset
+    from twotower.pipeline.evaluate import run_manifest
+    from twotower.pipeline.new_data import source_of_files, source_of_store
+    from twotower.pipeline.update import in_words, root_of
+    from twotower.pipeline.update import update as update_run
+
+    run = root_of(run)
+    base = Dataset.open(Path(run_manifest(inside(run, "model")).dataset))
+    source = source_of_files(data, base) if events is None else source_of_store(events, base)
+    record = update_run(run, source, out or run, overrides=overrides)
+    if record is None:
+        click.echo(f"{run} has all of these events already. Nothing was changed.")
+        return
+    click.echo(f"{in_words(record)}\nBundle: {(out or run) / 'bundle'}")
+    say_next("recommend", (out or run) / "bundle", f"--user={a_user((out or run) / 'dataset')}")
+
+
 @click.command(short_help="Train a run again on the validation part too.")
 @click.argument("run", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="Folder for the new dataset, model, bundle and report.")

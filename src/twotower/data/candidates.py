@@ -48,21 +48,21 @@ class Pool:
     Attributes
     ----------
     count
-        int64 [n_item_rows]: number of times each item is a target in an epoch.
+        [n_item_rows]: number of times each item is a target in an epoch; in an update the expected number.
     trained
         int64 [N]: rows of items with at least one target, ascending; other items are never drawn.
     total
         Number of targets in an epoch.
     """
 
-    count: Int
+    count: Array
     trained: Int
-    total: int
+    total: float
 
     @classmethod
-    def of(cls, count: Int) -> Pool:
-        """Return the pool of target counts int64 [n_item_rows], computed once for all batches."""
-        return cls(count, np.flatnonzero(count), int(count.sum()))
+    def of(cls, count: Array) -> Pool:
+        """Return the pool of target counts [n_item_rows], computed once for all batches."""
+        return cls(count, np.flatnonzero(count), float(count.sum()))
 
 
 def infonce(target_row: Int, pool: Pool, draws: int, rng: np.random.Generator) -> Candidates:

@@ -17,13 +17,14 @@ from torch import Tensor
 from twotower.data.candidates import LOSSES, Candidates, Pool, other_positives
 from twotower.data.dataset import Dataset
 from twotower.data.explicit_negatives import ExplicitNegatives
-from twotower.data.views import OBJECTIVES, Objective, TrainEvents
+from twotower.data.train_events import Replay, TrainEvents
+from twotower.data.views import OBJECTIVES, Objective
 from twotower.errors import TrainingError
 from twotower.features.batches import ItemBatch, UserBatch, on_device, packed
 from twotower.features.feature_store import FeatureStore
 from twotower.utils.config import Config
 from twotower.utils.losses import Masked, Negatives
-from twotower.utils.types import Float, Int
+from twotower.utils.types import Float, Float64, Int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,8 @@ class TrainLoader:
     ----------
     rank, world_size
         Number of this process, and number of processes.
+    replay
+        Of an update: the events to train on; None: all.
 
     Raises
     ------
@@ -112,14 +115,23 @@ class TrainLoader:
         The training part has no target for the objective, or fewer users than processes.
     """
 
-    def __init__(self, dataset: Dataset, store: FeatureStore, config: Config, *, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        store: FeatureStore,
+        config: Config,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        replay: Replay | None = None,
+    ) -> None:
         self.seed = config.seed
         self.rank, self.world_size, self.micro = rank, world_size, config.training.micro_batch_size
         self.draws_per_example = config.training.negatives_per_positive
         self.propose = LOSSES[config.training.loss]
         self.store = store
         self.prior = np.float32(config.model.popularity_prior) * store.log_popularity[:, 0]
-        self.events = TrainEvents(dataset, store.location, rank=rank, world_size=world_size)
+        self.events = TrainEvents(dataset, store.location, rank=rank, world_size=world_size, replay=replay)
         self.objective: Objective = OBJECTIVES[config.training.objective](self.events, store, config)
         if not len(self.objective.targets):
             raise TrainingError(
@@ -127,7 +139,16 @@ class TrainLoader:
             )
         target_row, _, _ = self.events.targets(self.objective.targets)
         self.negatives = ExplicitNegatives.of(dataset, self.events, config.training.negative_weight or 0.0)
-        self.pool = Pool.of(np.bincount(target_row, minlength=dataset.n_item_rows))
+        self.pool = Pool.of(np.bincount(target_row, self._uses(replay), dataset.n_item_rows))
+
+    def _uses(self, replay: Replay | None) -> Float64 | None:
+        """Return how often an epoch uses each target, in the mean; None: each once."""
+        if replay is None:
+            return None
+        fresh = self.events.fresh[self.objective.targets]
+        drawn = np.concatenate([self.objective.target_events(members) for members in self.plan(0)])
+        old = int((~self.events.fresh[drawn]).sum()) / max(int((~fresh).sum()), 1)
+        return np.where(fresh, 1.0, max(old, 1e-9))  # never 0: an item may be drawn as a negative
 
     def plan(self, epoch: int) -> list[Int]:
         """Return the members of every batch of an epoch."""

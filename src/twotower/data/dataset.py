@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -29,7 +30,7 @@ from twotower.utils.array_files import open_arrays
 from twotower.utils.manifests import DatasetManifest, open_manifest
 from twotower.utils.nouns import plural
 from twotower.utils.ragged import changes, lengths_to_offsets, lower_bound, ragged_arange
-from twotower.utils.types import Array, Int
+from twotower.utils.types import Array, Float64, Int
 
 EVENTS_FILE, ITEM_EVENTS_FILE, POSITIONS_FILE = "events.safetensors", "visits.safetensors", "positions.safetensors"
 NEGATIVES_FILE = "negatives.safetensors"
@@ -103,6 +104,13 @@ class Dataset:
             raise DataError(f"The dataset {path} is incomplete: {', '.join(missing)} missing. Run `twotower prepare` again.")
         return cls(path, manifest)
 
+    def known_to(self, n_train_items: int, n_train_users: int) -> Dataset:
+        """Return the same data as a model sees them that was trained on fewer items and users; all later rows are new to it."""
+        other = copy(self)
+        other.n_train_items, other.n_train_users = n_train_items, n_train_users
+        other.n_train_item_rows, other.n_train_user_rows = n_train_items + FIRST_ROW, n_train_users + FIRST_ROW
+        return other
+
     @property
     def size(self) -> str:
         """Return the numbers of events, users and items as text."""
@@ -141,6 +149,14 @@ class Dataset:
     def item_events(self) -> ItemEvents:
         """Return all events by item, including anonymous ones."""
         return ItemEvents(**open_arrays(self.path / ITEM_EVENTS_FILE))
+
+    @cached_property
+    def first_event_s(self) -> Float64:
+        """Return the time of the first event of each item in seconds, float64 [n_item_rows]; infinity without one."""
+        first = np.full(self.n_item_rows, np.inf)
+        kept = self.item_events.split != WITHHELD
+        np.minimum.at(first, self.item_events.item_row[kept], self.item_events.time_s[kept])
+        return first
 
     @cached_property
     def items(self) -> pa.Table:

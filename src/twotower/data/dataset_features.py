@@ -73,9 +73,8 @@ def log_popularity(dataset: Dataset, time_s: int | None = None) -> Float:
         the mean is over the items seen in training. NaN for new items without an event (see `Priors`), 0 for the reserved rows.
         The last column is the novelty: log(1 + n) of the shortest half-life, halved every `NOVELTY_DAYS` since the first event.
     """
-    if time_s is None and can_refresh(dataset):
-        return popularity_columns(dataset, weighted_counts(dataset), first_event_s(dataset), split_moment(dataset, "valid"))
-    return popularity_columns(dataset, weighted_counts(dataset, time_s), first_event_s(dataset), time_s or 0)
+    moment = split_moment(dataset, "valid") if time_s is None else time_s
+    return popularity_columns(dataset, weighted_counts(dataset, time_s), dataset.first_event_s, moment)
 
 
 def weighted_counts(dataset: Dataset, time_s: int | None = None) -> Float64:
@@ -98,15 +97,6 @@ def decayed_counts(dataset: Dataset, item_row: Int, weight: Array, age_s: Int) -
     age_days = age_s / DAY_S
     decayed = [weight * 0.5 ** (age_days / days) if days else weight for days in half_lives(dataset)]
     return np.stack([np.bincount(item_row, each, dataset.n_item_rows) for each in decayed], axis=1)
-
-
-def first_event_s(dataset: Dataset) -> Float64:
-    """Return the time of the first event of each item in seconds, float64 [n_item_rows]; infinity without one."""
-    events = dataset.item_events
-    kept = events.split != WITHHELD
-    first = np.full(dataset.n_item_rows, np.inf)
-    np.minimum.at(first, events.item_row[kept], events.time_s[kept])
-    return first
 
 
 def popularity_columns(dataset: Dataset, counts: Float64, first_s: Float64, time_s: int) -> Float:

@@ -58,7 +58,7 @@ def write_events(
         negatives = rows.filter(rows[NEGATIVE]).order_by([USER_ROW, *BY_TIME]).select(*columns, *shown).to_pyarrow()
         named = known.select(REQUEST).to_pyarrow()[REQUEST] if REQUEST in shown else None
         if named is not None and named.null_count < len(named):
-            events[REQUEST] = _codes(pa.chunked_array([*named.chunks, *negatives[REQUEST].chunks]))[: len(named)]
+            events[REQUEST] = codes_of(pa.chunked_array([*named.chunks, *negatives[REQUEST].chunks]))[: len(named)]
         arrays, negative_types = _negatives(negatives, named, stage.config.prepare.impression_types)
         write_arrays(folder / NEGATIVES_FILE, _ragged(arrays, USER_ROW, n_users))
         negative_counts = dict(zip(negative_types, np.bincount(arrays[EVENT_TYPE]).tolist(), strict=True))
@@ -97,11 +97,11 @@ def _negatives(rows: pa.Table, requests: pa.ChunkedArray | None, impressions: li
     arrays[POSITION] = pc.fill_null(rows[POSITION], 0).to_numpy() if POSITION in rows.column_names else nothing
     arrays[REQUEST] = nothing
     if requests is not None:
-        arrays[REQUEST] = _codes(pa.chunked_array([*requests.chunks, *rows[REQUEST].chunks], pa.string()))[len(requests) :]
+        arrays[REQUEST] = codes_of(pa.chunked_array([*requests.chunks, *rows[REQUEST].chunks], pa.string()))[len(requests) :]
     return arrays, types
 
 
-def _codes(texts: pa.ChunkedArray) -> Int:
+def codes_of(texts: pa.ChunkedArray) -> Int:
     """Return a number from 1 for each text, in the order of first appearance; 0 for null."""
     return np.asarray(pc.fill_null(pc.index_in(texts, texts.unique().drop_null()), -1).to_numpy(), np.int64) + 1
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from twotower.data.dataset import Dataset
-from twotower.data.views import TrainEvents
+from twotower.data.train_events import TrainEvents
 from twotower.schema import TRAIN
 from twotower.utils.ragged import lower_bound, ragged_arange
 from twotower.utils.types import Float64, Int, Mask

@@ -23,6 +23,7 @@ import ibis.expr.types as ir
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from twotower.data.co_visitation import co_visited
 from twotower.data.dataset import ITEM_FEATURES_FILE, USER_FEATURES_FILE
@@ -70,7 +71,6 @@ RESERVED_FEATURES = {  # names of built-in fields and arrays
     "user": ("id", "state", "home", "request_location", "hour", "weekday", "month", "since_s", "elite"),
 }
 TRUTH = "town_truth.safetensors"
-OFFSETS = "offsets"  # start of the events of each user or item
 
 ProgressCallback = Callable[[str], None]
 
@@ -104,7 +104,7 @@ def prepare(
         The settings do not fit the data: a split that needs missing times or parts, or an unknown name.
     """
     say, read = progress or (lambda _: None), SOURCES[config.data.source]
-    with _replacing(out) as folder:
+    with replacing(out) as folder:
         spill, rejects = folder / "spill", Rejects(folder / "rejects.jsonl", config.data.max_reject_frac)
         engine = open_engine(config.prepare, spill, tables)
         try:
@@ -116,9 +116,14 @@ def prepare(
             rejects.close()
             engine.close()
         shutil.rmtree(spill, ignore_errors=True)
-        manifest = manifest.model_copy(update={"hashes": {path.name: _sha256(path) for path in sorted(folder.iterdir())}})
-        text = json.dumps(manifest.json_values(), indent=1, ensure_ascii=False, sort_keys=True)
-        (folder / "manifest.json").write_text(text + "\n")
+        return finish(folder, manifest)
+
+
+def finish(folder: Path, manifest: DatasetManifest) -> DatasetManifest:
+    """Write the manifest of a dataset, with the hashes of all files in `folder`, and return it."""
+    manifest = manifest.model_copy(update={"hashes": {path.name: sha256_of(path) for path in sorted(folder.iterdir())}})
+    text = json.dumps(manifest.json_values(), indent=1, ensure_ascii=False, sort_keys=True)
+    (folder / "manifest.json").write_text(text + "\n")
     return manifest
 
 
@@ -152,15 +157,13 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     if config.prepare.co_visited_items:
         say("find neighbours")
         sizes = {"n_user_rows": len(users) + FIRST_ROW, "n_item_rows": len(items) + FIRST_ROW}
-        user, item = read_pairs(folder)
-        encoded[NEIGHBOURS] = co_visited(
-            user, item, **sizes, most=config.prepare.co_visited_items, ordered=config.prepare.split.kind != "predefined"
-        )
+        sizes["most"] = config.prepare.co_visited_items
+        encoded[NEIGHBOURS] = find_neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
     say("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
-    _write(items, folder / "items.parquet")
-    _write(users, folder / "users.parquet")
+    write_table(items, folder / "items.parquet")
+    write_table(users, folder / "users.parquet")
     if raw.truth is not None:
         shutil.copyfile(raw.truth, folder / TRUTH)
     return DatasetManifest(
@@ -232,6 +235,12 @@ def _event_types(events: ir.Table) -> list[str]:
     return sorted(names[EVENT_TYPE].to_pylist())
 
 
+def find_neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
+    """Return the co-visited items of the training events in `folder`; `sizes` are arguments of `co_visited`."""
+    user, item = read_pairs(folder)
+    return co_visited(user, item, **sizes, ordered=ordered)
+
+
 def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, events: ir.Table, rows: ir.Table) -> list[str] | None:
     """Return one string per item: its text column, then training reviews, oldest first, capped; None without a text feature."""
     columns = [spec.columns[0] for spec in specs if spec.side == "item" and spec.kind == "text"]
@@ -262,11 +271,13 @@ def _entities(joined: ir.Table, row: str, name: str) -> pa.Table:
     return joined.order_by(row).select(columns).to_pyarrow()
 
 
-def _write(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write items or users as Parquet."""
     pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -275,7 +286,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `out` if the block succeeds, and is removed if it fails."""
     if out.exists() and not _replaceable(out):
         raise DataError(

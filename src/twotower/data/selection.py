@@ -59,6 +59,8 @@ class Stage:
         "first" and "last" time of the interactions, in seconds since 1970; empty without times.
     dropped
         Numbers of events, users and items dropped, by reason.
+    event_types
+        Types that settings may name although no event has them.
     """
 
     engine: Engine
@@ -67,6 +69,7 @@ class Stage:
     matched: dict[str, Match] = field(default_factory=dict)
     times_s: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, dict[str, int]] = field(default_factory=lambda: {"events": {}, "users": {}, "items": {}})
+    event_types: tuple[str, ...] = ()
 
     def save(self, expression: ir.Table) -> ir.Table:
         """Compute `expression` once and return it as a table of the engine."""
@@ -175,7 +178,8 @@ def _weighed(stage: Stage, events: ir.Table) -> ir.Table:
     weight: ir.Value = ibis.literal(1.0, "float32")
     impressions = {*prepare.impression_types} - {IMPRESSION}
     if prepare.event_weights or impressions:
-        known = {*events.select(EVENT_TYPE).distinct().to_pyarrow()[EVENT_TYPE].to_pylist(), *stage.config.data.events}
+        found = events.select(EVENT_TYPE).distinct().to_pyarrow()[EVENT_TYPE].to_pylist()
+        known = {*found, *stage.config.data.events, *stage.event_types}
         for setting, names in (("event_weights", prepare.event_weights.keys()), ("impression_types", impressions)):
             for name in sorted(names - known):
                 raise ConfigError(f"prepare.{setting} has the unknown event type {name!r}.{nearest(name, known)}")

@@ -13,14 +13,11 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from twotower.data.dataset import Dataset
-from twotower.errors import TrainingError
+from twotower.data.train_events import TrainEvents
 from twotower.features.batches import UserBatch
 from twotower.features.feature_store import FeatureStore, last_tokens
-from twotower.features.point_in_time import History
-from twotower.schema import TRAIN
 from twotower.utils.config import Config
-from twotower.utils.ragged import changes, lengths_to_offsets, ragged_arange
+from twotower.utils.ragged import changes, ragged_arange
 from twotower.utils.registry import Registry
 from twotower.utils.types import Float, Int, Mask
 
@@ -35,94 +32,6 @@ class Examples:
     users: UserBatch
     event: Int
     user_row: Int
-
-
-class TrainEvents:
-    """Training events by user; the only events that an objective may read.
-
-    Every process knows all targets but reads only the histories of its own range of users, which is one slice of the files.
-
-    Parameters
-    ----------
-    rank, world_size
-        Number of this process, and number of processes.
-
-    Attributes
-    ----------
-    offsets, positive
-        int64 [n_user_rows + 1], bool [E]: start of each user's events among all training events, and which may be targets.
-    shares
-        int64 [world + 1]: the events of process r are shares[r]:shares[r + 1], balanced as far as whole users allow.
-    first_user, first
-        First user of this process, and the first of its events.
-    history
-        Ragged events of the users of this process, with prefix sums.
-    user_row, weight
-        User row and weight of each of these events.
-    positive_offsets, positive_items
-        Distinct positive items of each user of this process, ragged.
-
-    Raises
-    ------
-    TrainingError
-        There are more processes than users with training events.
-    """
-
-    def __init__(self, dataset: Dataset, location: Float, *, rank: int = 0, world_size: int = 1) -> None:
-        self._all = events = dataset.events
-        self._kept = np.flatnonzero(events.split == TRAIN)
-        self.positive = events.positive[self._kept] & (events.weight[self._kept] > 0)
-        self.offsets = np.searchsorted(self._kept, events.offsets)
-        users = user_shares(self.offsets, world_size)
-        self.shares = self.offsets[users]
-        self.first_user, self.first = users[rank], self.shares[rank]
-        offsets = self.offsets[users[rank] : users[rank + 1] + 1] - self.first
-        own = self._kept[self.first : self.shares[rank + 1]]
-        self.history = History(
-            offsets, events.item_row[own], events.time_s[own], events.event_type[own], events.stars[own], location
-        )
-        self.weight = events.weight[own]
-        row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        self.user_row = row + self.first_user
-        positive = self.positive[self.first : self.shares[rank + 1]]
-        pairs = np.unique(row[positive] * dataset.n_item_rows + self.history.item_row[positive])
-        self.positive_offsets = lengths_to_offsets(np.bincount(pairs // dataset.n_item_rows, minlength=len(offsets) - 1))
-        self.positive_items = pairs % dataset.n_item_rows
-
-    def targets(self, event: Int) -> tuple[Int, Int, Float]:
-        """Return item rows, times and weights of training events, given their positions among those of all users."""
-        at = self._kept[event]
-        return self._all.item_row[at], self._all.time_s[at], self._all.weight[at]
-
-    def lists(self, event: Int) -> Int:
-        """Return the number of the list from which the item of each training event was chosen, 0 if unknown."""
-        return np.zeros_like(event) if self._all.request is None else self._all.request[self._kept[event]]
-
-    def owner(self, event: Int) -> Int:
-        """Return the process that holds each training event, given positions among those of all users."""
-        return np.asarray(np.searchsorted(self.shares, event, side="right") - 1)
-
-
-def user_shares(offsets: Int, world_size: int) -> Int:
-    """Return int64 [world + 1]: first user of each process, so that the processes have about equally many events.
-
-    `offsets` are those of the users' events. Every process gets at least one user with events.
-
-    Examples
-    --------
-    >>> user_shares(np.array([0, 2, 4, 8]), 2)
-    array([0, 2, 3])
-    """
-    active = np.flatnonzero(np.diff(offsets))
-    if world_size > max(len(active), 1):
-        raise TrainingError(
-            f"{world_size:,} processes are more than the {len(active):,} users with training events. Every process needs at least "
-            "one of these users. Start fewer processes."
-        )
-    each = np.arange(world_size)
-    cut = np.searchsorted(offsets[active], offsets[-1] * each / world_size)
-    cut = np.minimum(np.maximum.accumulate(cut - each) + each, len(active) - world_size + each)  # every process has users
-    return np.array([0, *active[cut[1:]], len(offsets) - 1])
 
 
 class Objective(Protocol):
@@ -147,7 +56,7 @@ class Objective(Protocol):
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None: ...
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
-        """Return the members of each batch of an epoch."""
+        """Return the members of each batch of an epoch; in an update those that `events.replay` chooses."""
         ...
 
     def size(self, members: Int) -> int:
@@ -181,7 +90,8 @@ class AnyEventObjective:
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Return random batches of nearly equal size, at least `batch_size` each if there are enough events."""
-        order = rng.permutation(self.targets)
+        replay, events = self.events.replay, self.events
+        order = rng.permutation(replay.chosen(self.targets, events.fresh[self.targets], rng) if replay else self.targets)
         return np.array_split(order, max(len(order) // self.batch_size, 1))
 
     def size(self, members: Int) -> int:
@@ -256,7 +166,8 @@ class NextEventObjective:
     def plan(self, rng: np.random.Generator) -> list[Int]:
         """Return batches of windows of similar length within the token budget, in random order."""
         length = self.stop - self.start
-        order = rng.permutation(len(length))
+        replay = self.events.replay
+        order = rng.permutation(replay.chosen(np.arange(len(length)), self._is_fresh(), rng) if replay else len(length))
         order = order[np.argsort(length[order], kind="stable")]
         ordered, batches, begin = np.maximum(length[order], 1), [], 0
         while begin < len(order):
@@ -301,6 +212,11 @@ class NextEventObjective:
             request_location=request_locations(self.store, history.item_row[event], rng),
         )
         return Examples(users, event, user)
+
+    def _is_fresh(self) -> Mask:
+        """Return which windows have a new target."""
+        new = np.concatenate([[0], np.cumsum(self.events.fresh & self.is_target)])
+        return np.asarray(new[self.stop] > new[self.ask_from])
 
     def _is_target(self, members: Int) -> Mask:
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)

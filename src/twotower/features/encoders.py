@@ -8,7 +8,7 @@ new items are encoded exactly as training items.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,41 @@ def fit_encoders(
     return encoders
 
 
+def grow_encoders(encoders: Encoders, items: pa.Table, users: pa.Table, *, n_train_items: int, n_train_users: int) -> Encoders:
+    """Return encoders that also know the values of further training rows.
+
+    A known value keeps its row; new ones follow, sorted. Statistics and text components stay as they are, and so does a vocabulary
+    of locations without a cell, which no model reads. The parameters are those of `fit_encoders`.
+
+    Examples
+    --------
+    >>> spec = FeatureSpec(name="brand", side="item", kind="categorical", columns=("brand",))
+    >>> table, none = pa.table({"brand": ["Uji", "Assam"]}), pa.table({})
+    >>> grow_encoders(Encoders((spec,), {"item.brand": ["Uji"]}), table, none, n_train_items=2, n_train_users=0).vocabularies
+    {'item.brand': ['Uji', 'Assam']}
+    """
+    trained, grown = {"item": items.slice(0, n_train_items), "user": users.slice(0, n_train_users)}, {}
+    for key, known in encoders.vocabularies.items():
+        spec, _, scale = next(parts for spec in encoders.specs if (parts := _vocabulary_of(spec, key)))
+        if spec.kind == "geo":
+            cells = _cells(_locations(trained[spec.side], spec))[:, int(scale)] if known else np.zeros(0, np.int64)
+            found: list[Any] = sorted({int(cell) for cell in cells if cell >= 0})
+        else:
+            found = _vocabulary(trained[spec.side][spec.columns[0]], multi=spec.kind == "multi")
+        seen = set(known)
+        grown[key] = [*known, *(value for value in found if value not in seen)]
+    return replace(encoders, vocabularies=grown)
+
+
+def _vocabulary_of(spec: FeatureSpec, key: str) -> tuple[FeatureSpec, str, str] | None:
+    """Return the feature with its key and scale ("" if it has none) if the vocabulary `key` is one of its own."""
+    own = f"{spec.side}.{spec.name}"
+    if spec.kind == "geo":
+        name, _, scale = key.rpartition(".")
+        return (spec, own, scale) if name == own else None
+    return (spec, own, "") if key == own else None
+
+
 def encode_items(encoders: Encoders, items: pa.Table, item_text: Texts | None = None) -> dict[str, Array]:
     """Return one or more arrays [2 + len(items), …] per item feature; the kinds are described in `_encode`."""
     return _encode_side(encoders, "item", items, item_text)
@@ -235,7 +270,8 @@ def _lookup(vocabulary: list[str], values: pa.Array) -> Int:
 def _lookup_int(known: Array, values: Array) -> Int:
     if not len(known):
         return np.full(len(values), UNKNOWN, np.int64)
-    at = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    order = np.argsort(known, kind="stable")  # an update appends cells
+    at = order[np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)]
     return np.where(known[at] == values, at + FIRST_ROW, UNKNOWN).astype(np.int64)
 
 

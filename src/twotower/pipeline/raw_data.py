@@ -82,7 +82,7 @@ def find_raw_data(paths: Sequence[Path], named: Mapping[str, str] | None = None)
         found = find_files(paths[0])
         if "business" in found or (found and not [file for file in _listed(paths[0]) if file not in found.values()]):
             return RawData({"data": {"source": "yelp", "path": str(paths[0])}})
-    files = [file for path in paths for file in _tables_in(path)]
+    files = [file for path in paths for file in tables_in(path)]
     guess = guess_dataset(list(_samples(files)), **(named or {}))
     settings = {} if guess.questions else {"data": guess.to_config()}
     return RawData(_with_split(settings), guess, tuple(files), named or {})
@@ -109,7 +109,14 @@ def _samples(files: Sequence[Path]) -> Iterator[Sample]:
         yield Sample(name, sample.rows, sample.form, file, sample.complete, sample.notes)
 
 
-def _tables_in(path: Path) -> list[Path]:
+def tables_in(path: Path) -> list[Path]:
+    """Return the tables in a folder, or the file itself; a folder of the parts of one table is one.
+
+    Raises
+    ------
+    DataError
+        The folder is a prepared dataset, or has no table or too many.
+    """
     if path.is_file():
         return [path]
     if (path / "manifest.json").is_file():

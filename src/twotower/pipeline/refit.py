@@ -42,6 +42,8 @@ def refit(run: Path, out: Path, *, include_test: bool = False, resume: bool = Fa
         `run` is not a run, has no validation part (which determines the number of steps) or no report; or `out` is its folder.
     """
     manifest = run_manifest(run)
+    if manifest.update is not None:
+        raise DataError(f"{run} is an update: its raw data are not all in one place. Train them anew with `twotower run`.")
     best = manifest.best
     if best.value is None:
         raise DataError(f"{run} has no validation part. A refit needs one to know how long to train. Choose another run.")

@@ -17,34 +17,33 @@ import pyarrow as pa
 import torch
 
 import twotower.trainers  # noqa: F401 - first, so that a missing extra is one line
-from twotower.bundle.bundle import export_bundle, load_trained, note_report
+from twotower.bundle.bundle import export_bundle, note_report
 from twotower.data.dataset import Dataset
-from twotower.data.dataset_features import open_store, resolve, split_moment
+from twotower.data.dataset_features import resolve
 from twotower.data.prepare import prepare
 from twotower.data.simulator.simulate import simulate
 from twotower.data.sources.account import account_table
 from twotower.errors import DataError
 from twotower.evaluation.report import read_report
-from twotower.models.neural_retriever import NeuralRetriever
+from twotower.pipeline.calibrate import calibrate_run
 from twotower.pipeline.evaluate import evaluate_stage, has_test, run_manifest
 from twotower.trainers.base_trainer import TrainingState
-from twotower.trainers.calibration import calibrate, in_words
 from twotower.trainers.callbacks import Callback
+from twotower.trainers.grown_checkpoint import Start
 from twotower.trainers.loggers import TensorBoardLogger
 from twotower.trainers.memory.plan import DEVICES, GB, WITH_BF16, Machine, explain, is_out_of_memory, make_plan
 from twotower.trainers.memory.plan import as_table as as_plan
 from twotower.trainers.memory.sizes import dataset_sizes, yelp_sizes
-from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.optimizer import choose_device, choose_precision
 from twotower.trainers.recipe_race import RECORD, choose_recipe, entrants
 from twotower.trainers.run_files import config_diff
 from twotower.trainers.time_limit import TimeLimit
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
-from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
+from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config, ResolvedConfig
 from twotower.utils.console import log, progress
-from twotower.utils.documents import CalibrationRecord, RecipeRecord, Report
+from twotower.utils.documents import RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
 from twotower.utils.nouns import plural
@@ -132,7 +131,8 @@ def train_stage(
         called = [limit, TensorBoardLogger(), *watch.callbacks]
         reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac, callbacks=called))
         first = distributed.rank() == 0
-    calibration = _calibrate(resolved, dataset, out / "best.pt", refit) if first else None
+    kept = None if refit is None else {name: torch.tensor(value) for name, value in refit.priors.items()}
+    calibration = calibrate_run(resolved, dataset, out / "best.pt", priors=kept, fit=refit is None) if first else None
     best = BestValidation(
         metric=config.training.eval_metric, value=reached.best, step=reached.best_step, total_steps=reached.total_steps
     )
@@ -152,28 +152,6 @@ def train_stage(
     trim_heap()
     explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
     return best
-
-
-def _calibrate(config: ResolvedConfig, dataset: Dataset, checkpoint: Path, refit: RefitSettings | None) -> CalibrationRecord | None:
-    """Fit the weights of the score and the popularity of new items, store them in the checkpoint, and return the record of the fit.
-
-    A refit takes the weights of its run: it has no validation part to fit them on.
-    """
-    model, _, _ = load_trained(checkpoint, dataset)
-    if refit is not None:
-        model.priors.load_state_dict({name: torch.tensor(value) for name, value in refit.priors.items()})
-    record = calibrate(model, dataset, config) if refit is None else None
-    moment = split_moment(dataset, "valid")
-    retriever = NeuralRetriever(model, open_store(dataset, "valid", config.model), n_item_rows=dataset.n_item_rows, time_s=moment)
-    exposure = config.model.new_item_exposure
-    found = calibrate_new_items(retriever, dataset, time_s=moment, exposure=exposure, seed=config.seed)
-    model.priors.new_popularity.fill_(found)
-    state = load_checkpoint(checkpoint)
-    state["model"].update({name: value for name, value in model.state_dict().items() if name.startswith("priors.")})
-    save_checkpoint(checkpoint, state)
-    if record is not None:
-        log.info("%s", in_words(record))
-    return record
 
 
 def as_made(config: Config, dataset: Dataset) -> Config:
@@ -202,10 +180,11 @@ def _fit(
     stop_frac: float,
     label: str = "train",
     callbacks: Sequence[Callback] = (),
+    start: Start | None = None,
 ) -> TrainingState:
     if watch.interrupted:  # in the recipe race: what there is of this candidate stays
         return TrainingState(**load_checkpoint(out / "best.pt")["progress"]) if (out / "best.pt").is_file() else NEVER_RAN
-    trainer = TwoTowerTrainer(dataset, config, out)
+    trainer = TwoTowerTrainer(dataset, config, out, start)
     trainer.trim_above_bytes, trainer.interruptible, trainer.label = trim_above_bytes, watch.interruptible, label
     trainer.callbacks = [*callbacks]
     reached = trainer.fit(resume=resume, stop_frac=stop_frac)
@@ -223,12 +202,13 @@ def fit_within(
     stop_frac: float,
     label: str = "compare recipes",
     callbacks: Sequence[Callback] = (),
+    start: Start | None = None,
 ) -> TrainingState:
-    """Train within the memory budget, without a bundle: a candidate of the recipe race, or a trial of a search."""
+    """Train within the memory budget, without a bundle: a candidate of the recipe race, a trial of a search, or an update."""
     resolved = resolve(config, dataset)
     explained = partial(_or_explain, resolved, dataset, device, out)
     planned, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
-    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, watch, resume, stop_frac, label, callbacks))
+    return explained(lambda: _fit(planned, dataset, out, trim_above_bytes, watch, resume, stop_frac, label, callbacks, start))
 
 
 def _or_explain(config: ResolvedConfig, dataset: Dataset, device: torch.device, out: Path, work: Callable[[], Result]) -> Result:

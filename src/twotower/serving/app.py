@@ -19,8 +19,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
-from fastapi.responses import FileResponse, HTMLResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import HTMLResponse
 from pydantic_core import to_json
 
 from twotower.errors import BusyError, TwoTowerError
@@ -31,20 +30,22 @@ from twotower.serving.access import Access
 from twotower.serving.api_reference import api_page
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
+from twotower.serving.column_schemas import ColumnsOut, ValuesOut
 from twotower.serving.cursors import MAX_CURSOR_CHARS, depth
 from twotower.serving.error_handlers import handle_errors
 from twotower.serving.json_routes import BEARER, JsonRoutes, Post, Route, documented
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
 from twotower.serving.openapi import ABOUT, BUSY, MISSING, REFUSALS, completed, operation_id
+from twotower.serving.page_files import MapTiles, PageFiles, add_page
 from twotower.serving.service import Service, joined, unknown
 from twotower.utils.config_serving import Limits, ServingConfig
 from twotower.utils.types import Json
 
 ITEMS_PER_TOKEN = 25  # of a search count as one more request
-PAGE = Path(__file__).with_name("page")
 Length = Annotated[int, Query(ge=1, le=MAX_K, description="Number of items to return.", examples=[10])]
 FilterText = Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])]
+ColumnName = Annotated[str, Query(max_length=MAX_ID_CHARS, description="Name of the column.", examples=["category"])]
 IdText = Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, description="An id, of any characters.", examples=["b_230"])]
 Further = Annotated[str | None, Query(max_length=MAX_CURSOR_CHARS, description="`next` of the last response.")]
 Ids = Query(max_length=100, description="Ids of items to return.")
@@ -62,7 +63,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     clients
         Usage of each client, shared with the server that accepts connections.
     config
-        What the log says of requests.
+        What the log says of requests, and where the map of the page gets its ground.
     """
     shown = config or ServingConfig()
     app = FastAPI(
@@ -74,6 +75,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
         redirect_slashes=False,  # a redirect would follow a forged Host
     )
     app.state.service = service
+    tiles = MapTiles(shown.map_tiles, shown.map_attribution) if shown.map_tiles else None
     gate = Gate(
         service.limits,
         service.meters,
@@ -83,6 +85,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
         shown.log_clients,
         shown.log_probes,
         service.telemetry,
+        tiles.origin if tiles is not None else "",
     )
     routes: dict[str, Route] = {}
     app.add_middleware(JsonRoutes, routes=routes)
@@ -97,7 +100,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     _users(app, service, look_up)
     _writing(app, post, service)
     _watching(app, service)
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    add_page(app, PageFiles(tiles))
     return app
 
 
@@ -168,6 +171,7 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         limit: Limit = 20,
         cursor: Further = None,
         id: Annotated[list[str], Ids] = [],  # noqa: B006
+        columns: Annotated[bool, Query(description="With `id`: return all catalogue columns of the items.")] = False,
     ) -> Response:
         """Search items by part of their name, ignoring case and accents. Without `q`, return the most popular items.
 
@@ -175,7 +179,7 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         """
         request.state.asks_for(1 + max(limit, len(id)) // ITEMS_PER_TOKEN)
         if id:
-            return _json({"next": None, "items": await look_up(service.current.browser.items_of, id)})
+            return _json({"next": None, "items": await look_up(service.current.browser.items_of, id, columns)})
         return _json(await look_up(service.items, q, limit, cursor))
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
@@ -184,6 +188,16 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         current, name = service.current, unquote(item_id)
         _known(current.engine.row(name) != UNKNOWN, "item", name)
         return _json(current.browser.item(name))
+
+    @app.get("/v1/columns", response_model=ColumnsOut, tags=["items"], **reading)
+    async def get_columns() -> Response:
+        """Describe the columns that filters can compare, with frequent values and examples of filters."""
+        return _json(await look_up(lambda browser: browser.columns.about(), service.current.browser))
+
+    @app.get("/v1/values", response_model=ValuesOut, tags=["items"], **reading)
+    async def search_values(column: ColumnName, q: Searched = "", limit: Limit = 20) -> Response:
+        """Search the values of a column of texts or lists by part of them, ignoring case and accents."""
+        return _json({"values": await look_up(lambda browser: browser.columns.values(column, q, limit), service.current.browser)})
 
 
 def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
@@ -268,10 +282,6 @@ def _watching(app: FastAPI, service: Service) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(described(), headers={"cache-control": "no-cache"})
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
 
 def _json(content: Any) -> Response:

@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 from twotower.features.item_columns import as_lists, hours_column
 from twotower.retrieval.request import HistoryEvent
 from twotower.schema import FIRST_ROW, UNKNOWN, USER_ID
+from twotower.serving.columns import Columns, is_number
 from twotower.serving.event_journal import Journal
 from twotower.serving.model_version import Engine
+from twotower.serving.text_search import fold, folded, holding
 from twotower.utils.ids import Id, id_types, native_id
 from twotower.utils.nouns import plural
 from twotower.utils.types import Json
@@ -62,14 +64,14 @@ class Browser:
         """
         found, offered = holding(self._names, query), self.engine.recommender.offered
         found = found if offered is None else found[offered[found + FIRST_ROW]]
-        begins = pc.starts_with(self._names, pattern=_fold(query)).to_numpy(zero_copy_only=False)[found]
+        begins = pc.starts_with(self._names, pattern=fold(query)).to_numpy(zero_copy_only=False)[found]
         order = np.lexsort((found, -self._popular[found], ~begins.astype(bool)))[skip : skip + limit]
         return [self.engine.item(int(row)) for row in found[order] + FIRST_ROW]
 
-    def items_of(self, item_ids: Sequence[str]) -> list[Json]:
-        """Return the items with these ids, in this order, without unknown ones."""
-        rows = [self.engine.row(item_id) for item_id in item_ids]
-        return [self.engine.item(row) for row in rows if row != UNKNOWN]
+    def items_of(self, item_ids: Sequence[str], columns: bool = False) -> list[Json]:
+        """Return the items with these ids, in this order, without unknown ones; with all their columns if asked."""
+        known = [item_id for item_id in item_ids if self.engine.row(item_id) != UNKNOWN]
+        return [self.item(item_id) if columns else self.engine.item(self.engine.row(item_id)) for item_id in known]
 
     def item(self, item_id: str) -> Json:
         """Return a known item, with all its raw columns under "columns"."""
@@ -120,12 +122,18 @@ class Browser:
             "filters": {
                 "categories": self._categories,
                 "has_price": self._levels,
+                "has_amounts": not self._levels and "price" in items.column_names and is_number(items["price"].type),
                 "has_locations": bool(np.isfinite(recommender.filter.locations).any()),
                 "has_hours": hours_column(items, self.dataset.specs) is not None,
                 "has_zones": recommender.filter.zoned,
                 "example": recommender.filter.example,
             },
         }
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Return what a filter can compare."""
+        return Columns(self.engine.recommender.filter)
 
     @cached_property
     def _levels(self) -> bool:
@@ -173,18 +181,3 @@ class Browser:
 
 
 NOTHING: Json = {"categories": [], "city": None, "latitude": None, "longitude": None}  # for items that the bundle no longer has
-
-
-def folded(column: pa.ChunkedArray) -> pa.Array:
-    """Return the texts in lower case and without accents; null becomes empty."""
-    plain = pc.replace_substring_regex(pc.utf8_normalize(column.cast(pa.string()), form="NFKD"), r"\p{Mn}", "")
-    return pc.fill_null(pc.utf8_lower(plain), "").combine_chunks()
-
-
-def holding(texts: pa.Array, query: str) -> Any:
-    """Return the positions (int64) of the folded texts that contain `query`."""
-    return np.flatnonzero(pc.match_substring(texts, _fold(query)).to_numpy(zero_copy_only=False))
-
-
-def _fold(text: str) -> str:
-    return str(folded(pa.chunked_array([[text]]))[0])

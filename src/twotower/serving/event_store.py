@@ -262,7 +262,7 @@ class RedisStore:
         try:
             self._client.ping()
         except redis.RedisError as error:
-            raise DataError(f"Cannot connect to Redis at {_without_password(url)}: {error}. Check the address.") from None
+            raise DataError(f"Cannot connect to Redis at {without_password(url)}: {error}. Check the address.") from None
         self._append = self._client.register_script(self._SCRIPT)
         self._warn(url)
 
@@ -273,7 +273,7 @@ class RedisStore:
             return  # reading the configuration may be forbidden
         if (found.get("appendonly"), found.get("appendfsync")) != ("yes", "always"):
             log.warning(
-                "Redis at %s may lose acknowledged events: set `appendonly yes` and `appendfsync always`", _without_password(url)
+                "Redis at %s may lose acknowledged events: set `appendonly yes` and `appendfsync always`", without_password(url)
             )
 
     def append(self, events: Sequence[Event]) -> list[bool]:
@@ -344,7 +344,7 @@ def _create_private(path: Path) -> None:
         raise DataError(f"Cannot use {path} as event store: {error.strerror}. Choose a writable path with --events.") from None
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     """Return the address without user, password and query."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"

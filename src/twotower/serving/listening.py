@@ -107,7 +107,7 @@ class Certificate:
             return False
         self._stamps = stamps
         try:
-            self._read(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # a half-renewed context could serve nobody
+            self._read(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # a half-renewed certificate fits no key
             self._read(self.context)
         except ConfigError as error:
             log.error("the TLS certificate stays as it was: %s", error)

@@ -24,6 +24,7 @@ from twotower.serving.clients import BYTES_PER_TOKEN, Clients, RateLimiter, cost
 from twotower.serving.json_logs import FIELDS
 from twotower.serving.prometheus import Meters
 from twotower.serving.refusals import error_body, too_large
+from twotower.serving.response_headers import PREFLIGHT, Headers, accepts_gzip, added_headers
 from twotower.serving.telemetry import RequestTrace, Telemetry
 from twotower.utils.config_serving import Limits
 from twotower.utils.console import log
@@ -44,22 +45,6 @@ REFUSAL_LINES_PER_S = 10.0  # log lines of refused requests; the rest is counted
 UNTIMED_PREFIX = "/admin/"  # loading a bundle has no time limit once the body has arrived
 GZIP_FROM_BYTES = 2**10
 GZIP_IN_THREAD_FROM_BYTES = 2**16  # compressing more would delay other requests
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
-    "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"permissions-policy", b"camera=(), microphone=(), geolocation=(self)"),
-]
-TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
-UNCACHED = (b"cache-control", b"no-store")
-SHARED = (b"access-control-allow-headers", b"authorization, content-type, x-request-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +57,8 @@ class Gate:
         Returns True if a client has so many requests in the queue that its next ones are rejected before they are read.
     log_clients, log_probes
         See `utils.config_serving.ServingConfig`.
+    images
+        Origin of images that the page may show beside its own; empty: none.
     """
 
     limits: Limits
@@ -82,6 +69,7 @@ class Gate:
     log_clients: str = "full"
     log_probes: bool = False
     telemetry: Telemetry | None = None
+    images: str = ""
 
     def shown(self, client: str) -> dict[str, str]:
         """Return what a log line says of a client."""
@@ -109,7 +97,7 @@ class RequestMiddleware:
         try:
             if not await self._refused(passage):
                 await self._within(passage, self.limits.request_s, patient=passage.path.startswith(UNTIMED_PREFIX))
-        except ClientDisconnect:  # the response is for the log; nobody reads it
+        except ClientDisconnect:  # the response is only for the log
             await passage.refuse(400, "malformed", "The connection was closed before the end of the body.")
         except Exception as error:
             passage.crash = error
@@ -280,7 +268,7 @@ class _Passage:
         if len(body) < GZIP_FROM_BYTES or b"content-encoding" in headers or not kind.startswith((b"application/json", b"text/")):
             return message
         start["headers"].append((b"vary", b"accept-encoding"))
-        if not _accepts_gzip(self.head.get(b"accept-encoding", b"")):
+        if not accepts_gzip(self.head.get(b"accept-encoding", b"")):
             return message
         if len(body) < GZIP_IN_THREAD_FROM_BYTES:
             small = gzip.compress(body, 1, mtime=0)
@@ -308,36 +296,20 @@ class _Passage:
             return False
         if _text(self.head, b"origin").lower() not in origins:
             return False
-        headers = [
-            (b"content-length", b"0"),
-            (b"access-control-allow-methods", b"GET, POST"),
-            SHARED,
-            (b"access-control-max-age", b"600"),
-        ]
-        await self.send({"type": "http.response.start", "status": 204, "headers": headers})
+        await self.send({"type": "http.response.start", "status": 204, "headers": PREFLIGHT})
         await self.send({"type": "http.response.body", "body": b""})
         return True
 
-    def _headers(self, present: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        added = [*HEADERS, (b"x-request-id", self.request_id.encode()), *([self.trace.header] if self.trace else [])]
-        if self.scope["scheme"] == "https":
-            added.append(TRANSPORT)
-        if self._gate.access.origins:
-            added.append((b"vary", b"origin"))
-            origin = self.head.get(b"origin", b"")
-            if origin.decode("latin-1").lower() in self._gate.access.origins:
-                added.append((b"access-control-allow-origin", origin))
-        return added if any(name == b"cache-control" for name, _ in present) else [*added, UNCACHED]
+    def _headers(self, present: Headers) -> Headers:
+        own = [(b"x-request-id", self.request_id.encode()), *([self.trace.header] if self.trace else [])]
+        return own + added_headers(
+            present,
+            images=self._gate.images,
+            origins=self._gate.access.origins,
+            origin=self.head.get(b"origin", b""),
+            secure=self.scope["scheme"] == "https",
+        )
 
 
 def _text(head: dict[bytes, bytes], name: bytes) -> str:
     return head.get(name, b"").decode("latin-1").strip()
-
-
-def _accepts_gzip(accepted: bytes) -> bool:
-    """Return True if the header `Accept-Encoding` allows gzip."""
-    for part in accepted.lower().split(b","):
-        name, _, quality = part.strip().partition(b";")
-        if name.strip() == b"gzip":
-            return quality.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
-    return False

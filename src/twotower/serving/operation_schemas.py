@@ -48,6 +48,7 @@ class FiltersOut(BaseModel):
     """The filters that the catalogue supports."""
 
     categories: list[str] = Field(examples=[["Restaurants", "Mexican"]])
+    has_amounts: bool = Field(description="True if prices are other numbers.")
     has_price: bool
     has_locations: bool
     has_hours: bool

@@ -281,7 +281,7 @@ class ItemsOut(BaseModel):
     """Items."""
 
     next: Next
-    items: list[ItemOut]
+    items: list[ItemOut | ItemDetailOut]
 
 
 class SimilarOut(BaseModel):

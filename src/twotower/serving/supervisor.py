@@ -189,7 +189,7 @@ class Supervisor:
         began = time.monotonic()
         old, new = self._current, [self._fork() for _ in range(self._config.workers)]
         if not self._await(new, START_S, lambda worker: worker.ready):
-            for pid in new:
+            for pid in [] if self._ending else new:  # a signal that ends the server has reached them: they drain
                 self._kill(pid)
             return False
         self._current = new
@@ -221,6 +221,8 @@ class Supervisor:
         theirs.close()
         self._workers[pid] = Worker(pid, number, mine, time.monotonic())
         self._selector.register(mine, selectors.EVENT_READ, pid)
+        if self._ending:  # the signal came before this worker
+            self._kill(pid, self._ending)
         return pid
 
     def _become_worker(self, mine: socket.socket, theirs: socket.socket, number: int) -> NoReturn:

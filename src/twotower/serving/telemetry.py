@@ -51,8 +51,8 @@ class RequestTrace:
     @property
     def header(self) -> tuple[bytes, bytes]:
         """Return the response header that names the span: `traceresponse` of W3C Trace Context, level 2."""
-        told = self.span.get_span_context()
-        return b"traceresponse", f"00-{told.trace_id:032x}-{told.span_id:016x}-{int(told.trace_flags):02x}".encode()
+        context = self.span.get_span_context()
+        return b"traceresponse", f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}".encode()
 
     def end(self, *, route: str, status: int, seconds: float, request_id: str, code: str | None, crash: Exception | None) -> None:
         """End the span and record the duration of the request."""
@@ -211,9 +211,9 @@ class _TraceIds(logging.Filter):
         """Return True, after adding them."""
         from opentelemetry import trace
 
-        told = trace.get_current_span().get_span_context()
-        if told.is_valid:
-            ids = {"trace_id": f"{told.trace_id:032x}", "span_id": f"{told.span_id:016x}"}
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            ids = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
             setattr(record, FIELDS, {**getattr(record, FIELDS, {}), **ids})
         return True
 

@@ -45,6 +45,8 @@ class TrainingState:
     best_step: int = 0
     validations_since_best: int = 0
     """Number of validations since the best one."""
+    earlier_steps: int = 0
+    """Steps of the trainings that this one goes on from."""
 
     def summary(self, metric: str) -> str:
         """Return the result as one line of text."""
@@ -77,8 +79,8 @@ class BaseTrainer:
     """
 
     def __init__(self, model: nn.Module, config: Config, out: Path, *, data: str) -> None:
-        self.schedule = Schedule.of(config.training, self.batches_per_epoch())
-        self.settings = config.training.model_copy(update={"num_epochs": self.schedule.epochs})
+        self.schedule = self.make_schedule(config)
+        self.settings = config.training.model_copy(update={"num_epochs": config.training.num_epochs or self.schedule.epochs})
         self.config, self.out, self.data = config.model_copy(update={"training": self.settings}), out, data
         self.device = choose_device(self.settings.device)
         self.precision = choose_precision(self.settings.precision, self.device)
@@ -116,6 +118,10 @@ class BaseTrainer:
     def validate(self) -> dict[str, float] | None:
         """Return metrics on the validation part, `config.training.eval_metric` among them; None without a validation part."""
         raise NotImplementedError
+
+    def make_schedule(self, config: Config) -> Schedule:
+        """Return the steps of the training."""
+        return Schedule.of(config.training, self.batches_per_epoch())
 
     def begin(self) -> None:
         """Prepare for the first step. Called after a resumed run has restored its state."""
@@ -242,7 +248,7 @@ class BaseTrainer:
         self.scaler.update(norm.isfinite())
         clipped_step(self.optimizer, factor, taken)
         for table in self.tables.values():
-            table.step(self.state.step + 1, rate, factor, taken)
+            table.step(self.state.earlier_steps + self.state.step + 1, rate, factor, taken)
         self.after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -312,6 +318,13 @@ class BaseTrainer:
             raise TrainingError(
                 f"The settings differ from those of {self.out}/last.pt: {changed}. Restore them to resume, or use another --out."
             )
+        self.restore(state)
+        self.state = TrainingState(**state["progress"])
+        self.losses.load(state["losses"])
+        log.info("resuming at step %d", self.state.step)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take the weights and the state of the optimiser from a checkpoint."""
         weights = state["model"]
         for name, table in self.tables.items():
             table.load({"weight": weights[f"{name}.weight"], **state["rows"][name]})
@@ -319,9 +332,6 @@ class BaseTrainer:
         self.model.load_state_dict(weights)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load(state["scaler"])
-        self.state = TrainingState(**state["progress"])
-        self.losses.load(state["losses"])
-        log.info("resuming at step %d", self.state.step)
 
     def _speed(self) -> dict[str, float]:
         now = time.perf_counter()
@@ -336,11 +346,5 @@ class BaseTrainer:
         self.log.add({"step": self.state.step, "epoch": self.state.epoch, **figures})
         self._told("on_log", figures)
         shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        log.info(
-            "step %d/%d (%.0f%%) | epoch %d | %s",
-            self.state.step,
-            self.schedule.last_step,
-            100 * self.state.step / self.schedule.last_step,
-            self.state.epoch,
-            shown,
-        )
+        at, last = self.state, self.schedule.last_step
+        log.info("step %d/%d (%.0f%%) | epoch %d | %s", at.step, last, 100 * at.step / last, at.epoch, shown)

@@ -96,12 +96,12 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
         return None
     few = max(MAX_CELLS // dataset.n_item_rows, 1)
     sample = dataset.held_out("valid", max_queries=min(few, config.training.eval_queries), seed=config.seed).by_time()
-    priors, every_days = model.priors, _interval_days(dataset, held_out, config)
+    priors, every_days = model.priors, refresh_interval_days(dataset, held_out, config)
     priors.recency.zero_()
     priors.repeats.zero_()
     metric, kept = config.training.eval_metric, {name: value.clone() for name, value in priors.state_dict().items()}
 
-    system = _system(model, dataset, config, every_days)
+    system = refreshed_system(model, dataset, config, every_days)
 
     def figure() -> float:
         return evaluate(system, held_out, dataset, config.evaluation, metrics=[metric], beyond_k=None).mean(metric)
@@ -110,14 +110,14 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
     _place(priors, item_points(system.store), user_points(sample.queries, system.store.location))
     fitted, unit = _fit(priors, list(_blocks(system, sample)))
     priors.weights.copy_(fitted)
-    system = _system(model, dataset, config, every_days)  # the columns of its vectors depend on the weights
+    system = refreshed_system(model, dataset, config, every_days)  # the columns of its vectors depend on the weights
     after = figure()
     if after < before:
         priors.load_state_dict(kept)
     weights = {str(least): [float(f"{value:.6g}") for value in row] for least, row in zip(GROUPS, fitted.tolist(), strict=True)}
     history = None
     if dataset.ordered:
-        system = _system(model, dataset, config, every_days)
+        system = refreshed_system(model, dataset, config, every_days)
         repeats, exclude_seen = config.prepare.duplicates == "keep", config.evaluation.exclude_seen
         history = choose_history_weights(system, held_out, metric=metric, exclude_seen=exclude_seen, repeats=repeats)
     return CalibrationRecord(
@@ -162,7 +162,7 @@ def _place(priors: Priors, items: Float64, users: Float64) -> None:
         priors.unlocated.fill_(float(away[torch.from_numpy(known)].median()))
 
 
-def _interval_days(dataset: Dataset, held_out: HeldOut, config: Config) -> float | None:
+def refresh_interval_days(dataset: Dataset, held_out: HeldOut, config: Config) -> float | None:
     """Return the days between two indexes along the validation part; None: one index."""
     if not can_refresh(dataset) or config.evaluation.refresh_days is None:
         return None
@@ -170,7 +170,7 @@ def _interval_days(dataset: Dataset, held_out: HeldOut, config: Config) -> float
     return max(config.evaluation.refresh_days, (span // MAX_REFRESHES + 1) / DAY_S)
 
 
-def _system(model: TwoTower, dataset: Dataset, config: Config, every_days: float | None) -> RefreshedRetriever:
+def refreshed_system(model: TwoTower, dataset: Dataset, config: Config, every_days: float | None) -> RefreshedRetriever:
     """Return the model with indexes along the validation part; with one that knows the training part if `every_days` is None."""
     # "test": the state of items from the events of all earlier parts; the index of a moment uses those before it.
     store = open_store(dataset, "valid" if every_days is None else "test", config.model)

@@ -19,28 +19,44 @@ from twotower.models.build import build_model
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import TwoTower
 from twotower.trainers.base_trainer import BaseTrainer
+from twotower.trainers.grown_checkpoint import Start
 from twotower.trainers.health.monitor import BEYOND_K, HealthMonitor
 from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.run_files import read_rows
+from twotower.trainers.schedule import Schedule
 from twotower.trainers.warm_start import init_item_ids_from_als
 from twotower.utils import distributed
+from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config
 from twotower.utils.hardware import trim_heap
 from twotower.utils.losses import softmax_loss
 
 
 class TwoTowerTrainer(BaseTrainer):
-    """Train a `TwoTower` on a prepared dataset."""
+    """Train a `TwoTower` on a prepared dataset.
+
+    Parameters
+    ----------
+    start
+        Where an update begins; None: with fresh weights.
+    """
 
     model: TwoTower
     trim_above_bytes: int | None = None
     """Process size in bytes above which freed memory is returned to the system; None: the C library keeps it."""
 
-    def __init__(self, dataset: Dataset, config: Config, out: Path) -> None:
+    def __init__(self, dataset: Dataset, config: Config, out: Path, start: Start | None = None) -> None:
         torch.manual_seed(config.seed)
-        self.dataset, resolved = dataset, resolve(config, dataset)
+        self.dataset, resolved, self.start = dataset, resolve(config, dataset), start
         self.store = open_store(dataset, "valid", config.model)
-        self.loader = TrainLoader(dataset, self.store, config, rank=distributed.rank(), world_size=distributed.world_size())
+        self.loader = TrainLoader(
+            dataset,
+            self.store,
+            config,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            replay=None if start is None else start.replay,
+        )
         super().__init__(build_model(dataset, resolved, self.store), resolved, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
         wanted = dataset.manifest.config.prepare.split.has_valid
@@ -52,9 +68,13 @@ class TwoTowerTrainer(BaseTrainer):
         self.health = HealthMonitor(self.model, dataset, self.held_out, config) if wanted else None
 
     def begin(self) -> None:
-        """Initialise the item ids of a new run from iALS factors; restore the health history of a resumed run."""
-        if self.state.step == 0:
+        """Initialise the item ids of a new run from iALS factors, or begin an update; restore the health history if resumed."""
+        if self.state.step == 0 and self.start is None:
             init_item_ids_from_als(self.model, self.dataset, self.config)
+        elif self.state.step == 0 and self.start is not None:
+            begin = load_checkpoint(self.start.checkpoint)
+            self.restore(begin)
+            self.state.earlier_steps = begin["progress"]["earlier_steps"] + begin["progress"]["step"]
         if self.health:
             self.health.restore(read_rows(self.out / "metrics.jsonl"))
 
@@ -65,6 +85,15 @@ class TwoTowerTrainer(BaseTrainer):
     def batches_per_epoch(self) -> int:
         """Return the number of batches in an epoch."""
         return len(self.loader.plan(0))
+
+    def make_schedule(self, config: Config) -> Schedule:
+        """Return the steps of the training; of an update those of the section `updating`, with one validation at the end."""
+        if self.start is None:
+            return super().make_schedule(config)
+        update, steps = config.updating, self.batches_per_epoch()
+        changed = {"num_epochs": update.num_epochs, "learning_rate": update.learning_rate, "max_steps": None}
+        once = {"eval_every_epochs": float(update.num_epochs)}
+        return Schedule.of(config.training.model_copy(update={**changed, **once}), steps)
 
     def backward(self, batch: TrainBatch, scale: Tensor) -> tuple[Tensor, int]:
         """Add the gradients of a batch; see `BaseTrainer.backward`.

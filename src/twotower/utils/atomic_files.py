@@ -44,13 +44,13 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
-        _take_place(beside, out)
+        take_place(beside, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _take_place(fresh: Path, out: Path) -> None:
-    """Put `fresh` at `out`. What was there goes to where `fresh` was, or is removed."""
+def take_place(fresh: Path, out: Path) -> None:
+    """Put the folder `fresh` at `out`, at once. What was there goes to where `fresh` was, or is removed."""
     if not out.exists() or not any(out.iterdir()):
         fresh.rename(out)
     elif not _exchange(fresh, out):

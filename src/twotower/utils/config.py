@@ -62,6 +62,7 @@ __all__ = [
     "TableConfig",
     "TowerConfig",
     "TrainingConfig",
+    "UpdateConfig",
     "UserTableConfig",
     "UserTowerConfig",
     "load_config",
@@ -166,6 +167,23 @@ class EvaluationConfig(Settings):
     """Largest number of items for EASE, which inverts an items × items matrix. With more items, the report leaves EASE out."""
 
 
+class UpdateConfig(Settings):
+    """Training that goes on with new events (`twotower update`)."""
+
+    replay: float = Field(1.0, ge=0)
+    """Old training events that are trained again for each new one, drawn anew in each epoch. With `next_event`: windows of a
+    history without a new event, for each window with one. 0: new events alone, which forgets."""
+    num_epochs: int = Field(2, ge=1)
+    """Number of epochs. An epoch has each new event once, and the replayed ones."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """Peak learning rate, reached after the warm-up; then it follows a cosine to zero."""
+    valid_frac: float = Field(0.5, gt=0, lt=1)
+    """Share of the new events, the newest ones, that validates. The next update trains on them."""
+    max_worse_frac: float = Field(0.9, ge=0, le=1)
+    """The new model is not published if it is worse than the one before in a larger share of bootstrap resamples of the validation
+    queries. 0.5: any lower metric is refused; 1: none is."""
+
+
 class Config(Settings):
     """All settings of a run."""
 
@@ -176,6 +194,7 @@ class Config(Settings):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    updating: UpdateConfig = UpdateConfig()
     serving: ServingConfig = Field(ServingConfig(), exclude=True)
 
     def resolved(self, *, ordered: bool, timed: bool, events: int) -> ResolvedConfig:

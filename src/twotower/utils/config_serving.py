@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from twotower.errors import ConfigError, nearest
 from twotower.utils.config_data import Settings
@@ -26,6 +26,7 @@ RESEMBLING = re.compile(r"TWOTOWER_SERV(?!ICE_)|TWOTOWER_SERVICE_(?!HOST$|PORT)"
 """Names that were meant as settings; an orchestrator sets TWOTOWER_SERVICE_HOST and _PORT for a service named twotower."""
 INJECTED = re.compile(r"(tcp|udp)://")
 """What an orchestrator writes into TWOTOWER_PORT for a service named twotower."""
+TILES = re.compile(r"https?://[\w.-]+(:\d+)?/[^\s\"'<>;,]+")
 PASSWORD = re.compile(r"(?<=://)[^@/]*@")
 
 
@@ -121,8 +122,19 @@ class ServingConfig(Limits):
     """The least important lines that are logged. Requests are "info"; refusals, too."""
     log_clients: Literal["full", "shortened", "none"] = "full"
     """Client addresses in log lines. "shortened": the first 24 bits of IPv4, 48 of IPv6."""
+    map_tiles: str | None = None
+    """Images of the ground for the map of the page: an address with {z}, {x} and {y}. null: the page draws its own."""
+    map_attribution: str = ""
+    """Text on the map that the server of `map_tiles` requires."""
     log_probes: bool = False
     """Log health checks and metrics, too. Without it, only those that fail."""
+
+    @field_validator("map_tiles")
+    @classmethod
+    def _address_of_tiles(cls, url: str | None) -> str | None:
+        if url is not None and not (TILES.fullmatch(url) and all(part in url for part in ("{z}", "{x}", "{y}"))):
+            raise ValueError(f"invalid address {url[:80]!r}; expected one such as https://tiles.example.org/{{z}}/{{x}}/{{y}}.png")
+        return url
 
     @model_validator(mode="after")
     def _both_of_tls(self) -> ServingConfig:

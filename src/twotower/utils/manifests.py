@@ -14,7 +14,16 @@ from pydantic import Field
 from twotower.errors import DataError
 from twotower.schema import BUNDLE_FORMAT, FORMAT_VERSION, FeatureSpec
 from twotower.utils.config import DataConfig, PrepareConfig, ResolvedConfig
-from twotower.utils.documents import CalibrationRecord, Count, Document, RecipeRecord, Report, ReportSummary, parse_document
+from twotower.utils.documents import (
+    CalibrationRecord,
+    Count,
+    Document,
+    Interval,
+    RecipeRecord,
+    Report,
+    ReportSummary,
+    parse_document,
+)
 from twotower.utils.types import Json
 
 
@@ -123,6 +132,29 @@ class RefitSettings(Document):
     """Fitted weights of a score, by name of the tensor; see `models.priors`."""
 
 
+class UpdateRecord(Document):
+    """What an update added, and how its model compares with the one before on the newest events."""
+
+    number: Count
+    """Updates since the run was trained, this one included."""
+    data: str
+    """Fingerprint of the dataset before."""
+    new_events: Count
+    new_users: Count
+    new_items: Count
+    metric: str
+    before: float
+    """Metric of the model before, with its items refreshed."""
+    after: float
+    difference: Interval
+    """`after` minus `before`."""
+    worse_frac: float
+    """Share of the bootstrap resamples in which `difference` is below zero."""
+    queries: Count
+    """Validation queries, all of the newest events."""
+    steps: Count
+
+
 class RunManifest(_Seeded):
     """`manifest.json` of a run's folder."""
 
@@ -141,6 +173,8 @@ class RunManifest(_Seeded):
     """null: there was nothing to fit the weights of a score on."""
     refit: RefitSettings | None
     """null: the run is not a refit."""
+    update: UpdateRecord | None = None
+    """null: the run is not an update."""
 
 
 class TrainingProgress(Document):
@@ -156,6 +190,8 @@ class TrainingProgress(Document):
     """Best validation metric; null without a validation part."""
     best_step: Count
     validations_since_best: Count
+    earlier_steps: Count = 0
+    """Steps of the trainings that it goes on from."""
 
 
 class IndexRecord(Document):

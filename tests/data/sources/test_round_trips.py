@@ -26,7 +26,9 @@ from .table_rows import Read
 
 Row = tuple[str, str, int, float | None, str | None]
 NAMES = ("user_id", "item_id", "time", "stars", "text")
-PRINTABLE = st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp"))
+PRINTABLE = st.characters(
+    codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp"), exclude_characters="\ufeff"
+)  # a mark at the start of a line is that of a joined file
 IDS = st.text(PRINTABLE, min_size=1, max_size=8).filter(lambda text: id_text(text) == text and text.strip() == text)
 TEXTS = st.text(st.one_of(PRINTABLE, st.sampled_from('\n",;\t|:')), min_size=1, max_size=20).filter(lambda text: text.strip() != "")
 ROWS = st.lists(

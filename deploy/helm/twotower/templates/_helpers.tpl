@@ -21,7 +21,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- define "twotower.check" -}}
 {{- if not .Values.bundle.volume }}{{ fail "bundle.volume is empty. Give a volume that holds the bundle, such as {persistentVolumeClaim: {claimName: bundles}}." }}{{ end }}
-{{- if not (or .Values.keys.existingSecret .Values.public) }}{{ fail "keys.existingSecret is empty: nobody could read. Give a secret with the entry api.keys, or set public to true." }}{{ end }}
+{{- if not (or .Values.keys.existingSecret .Values.public) }}{{ fail "keys.existingSecret is empty: no client could read. Give a secret with the entry api.keys, or set public to true." }}{{ end }}
 {{- if and .Values.keys.trustedKey (not .Values.keys.existingSecret) }}{{ fail "keys.trustedKey is true, but keys.existingSecret is empty. Put bundle.pub into a secret and name it." }}{{ end }}
 {{- if and .Values.events.redis .Values.events.existingSecret }}{{ fail "events.redis and events.existingSecret are both given. Give one of them." }}{{ end }}
 {{- if not (include "twotower.shared" .) }}

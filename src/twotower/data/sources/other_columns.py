@@ -112,22 +112,28 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
         return rows
     checks = {"number": NUMBER, "whole": WHOLE, "list": r"^\[.*\]$"}
     asked = {
-        f"{place} {check}": (
-            rows[name].re_search(pattern) & (_is_json(rows[name]) if check == "list" else rows[name].length() <= MAX_CHARS)
-        ).all()
+        f"{place} {check}": (rows[name].re_search(pattern) & ((check == "list") | (rows[name].length() <= MAX_CHARS))).all()
         for place, name in enumerate(texts)
         for check, pattern in checks.items()
     }
     (every,) = rows.aggregate(**asked).to_pyarrow().to_pylist()
+    bracketed = {f"{place} list": _is_list(rows[name]).all() for place, name in enumerate(texts) if every[f"{place} list"]}
+    if bracketed:
+        every |= rows.aggregate(**bracketed).to_pyarrow().to_pylist()[0]
     columns: dict[str, ir.Value] = {}
     for place, name in enumerate(texts):  # a check of a column without values is null
         if every[f"{place} number"]:
             columns[name] = rows[name].try_cast("int64" if every[f"{place} whole"] else "float64")
         elif every[f"{place} list"]:
-            columns[name] = rows[name].try_cast("json").cast("array<string>")
+            columns[name] = _as_list(rows[name])
     return rows.mutate(**columns)
 
 
-def _is_json(text: ir.StringValue) -> ir.BooleanValue:
-    """Return whether a text is JSON; null for null, which `all` ignores."""
-    return ibis.ifelse(text.isnull(), ibis.null("boolean"), text.try_cast("json").notnull())
+def _as_list(text: ir.StringValue) -> ir.Value:
+    """Return a text as a list of texts, null where it is none."""
+    return text.try_cast("json").cast("array<string>")
+
+
+def _is_list(text: ir.StringValue) -> ir.BooleanValue:
+    """Return whether a text is a list in JSON; null for null, which `all` ignores."""
+    return ibis.ifelse(text.isnull(), ibis.null("boolean"), _as_list(text).notnull())

@@ -1,6 +1,7 @@
 // Compares two lists and animates the changes.
 
-import { calm, count } from "./dom.js";
+import { calm } from "./dom.js";
+import { count } from "./format.js";
 
 /**
  * Compares two lists of items, best first.
@@ -17,7 +18,10 @@ export function compare(before, after, { taken = [], longer = false } = {}) {
   return { moves, gone: before.filter(({ item_id }) => !moves.has(item_id) && !taken.includes(item_id)) };
 }
 
-/** "2 new, 3 up, 1 down", or "no change". */
+/** How many items of a list are not in another one. */
+export const changed = (before, after) => compare(before, after).gone.length || Math.max(0, after.length - before.length);
+
+/** "2 new, 3 up, 1 down, 2 removed", or "no change". */
 export function inWords({ moves, gone }) {
   const values = [...moves.values()];
   const parts = [
@@ -34,9 +38,9 @@ export function inWords({ moves, gone }) {
   );
 }
 
-/** "▲ 2" and how a screen reader says it. */
+/** "▲2" and how a screen reader says it. "new" means that the list before did not have the item. */
 export function move(step) {
-  if (step === "new") return { kind: "new", sign: "new", words: "new in the list" };
+  if (step === "new") return { kind: "new", sign: "new", words: "not in the list before" };
   if (!step) return { kind: "same", sign: "", words: "" };
   const steps = count(Math.abs(step), "position");
   return step > 0
@@ -50,7 +54,7 @@ export function animated(list, change) {
   const inside = list.contains(document.activeElement) ? document.activeElement : null;
   change();
   if (inside?.isConnected) inside.focus({ preventScroll: true }); // moving an element takes the focus from it
-  if (calm()) return;
+  if (calm() || list.querySelector(".skeleton") || ![...tops.keys()].some((child) => child.isConnected)) return; // nothing to follow
   for (const child of list.children) {
     const top = child.getBoundingClientRect().top;
     const was = tops.get(child);

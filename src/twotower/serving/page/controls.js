@@ -1,14 +1,18 @@
 // Shows the filters and settings. Takes the filters of the catalogue (/v1/about) and the state, and reports changes of the state
 // with a description in words. A control that the catalogue does not support is hidden.
 
-import { $, h, settled } from "./dom.js";
+import { Builder, conditionWords } from "./builder.js";
+import { $, h, icon, settled } from "./dom.js";
+import { countItems, noun } from "./format.js";
+import { popover } from "./popover.js";
+import { Sheets } from "./sheets.js";
 import { now, RADII, tuned, untuned } from "./url_state.js";
 
 const PAUSE_MS = 140; // wait until a slider rests before sending a request
 
 export class Controls {
   /** `change(part of the state, words)`. */
-  constructor(form, { filters, change }) {
+  constructor(form, { filters, change, api }) {
     Object.assign(this, { form, filters, change });
     this.categories = (filters.categories ?? []).map((one) => one.name ?? one);
     for (const [name, there] of Object.entries({
@@ -23,6 +27,7 @@ export class Controls {
         h("label", { class: "check" }, h("input", { type: "checkbox", name: "category", value: name }), h("span", {}, name)),
       ),
     );
+    this.builder = new Builder($("#builder"), { filters, api, add: (text) => this.condition(text) });
     this.listen();
   }
 
@@ -38,16 +43,17 @@ export class Controls {
       const text = event.target.value.trim().toLowerCase();
       for (const label of $("#category-list").children) label.hidden = !label.textContent.toLowerCase().includes(text);
     });
-    on("[data-filter=price]", "change", (event) => this.change({ price: Number(event.target.value) || null }, "changing price"));
+    on("[data-filter=price]", "change", (event) =>
+      this.change({ price: Number(event.target.value) || null }, "changing the price"),
+    );
     on("#open", "change", (event) => this.change({ open: event.target.checked }, "changing “open now”"));
-    on("#seen", "change", (event) => this.change({ seen: event.target.checked }, "changing “include seen items”"));
-    on("#where", "change", (event) => this.change({ where: event.target.value.trim() }, "changing the filter"));
-    on("#where", "keydown", (event) => event.key === "Enter" && event.target.blur());
+    on("#seen", "change", (event) => this.change({ seen: event.target.checked }, "changing “include known ones”"));
     this.slider("#radius", (value) => ({ radius: RADII[value] }), "changing the radius");
     this.slider("#popularity", (value) => ({ popularity: value }), "changing the popularity");
     this.slider("#diversity", (value) => ({ diversity: value }), "changing the diversity");
-    on("#reset", "click", () => this.change(untuned({}), "resetting everything"));
-    popover($("#category-button"), $("#category-panel"), $("#category-find"));
+    popover($("#category-button"), $("#category-panel"), () => $("#category-find"));
+    popover($("#builder-button"), $("#builder"), () => this.builder.opened());
+    $("#reset").addEventListener("click", () => this.change(untuned({}), "resetting everything"));
   }
 
   slider(selector, part, words) {
@@ -59,43 +65,83 @@ export class Controls {
     });
   }
 
+  condition(text) {
+    const { where } = this.state;
+    if (!where.includes(text)) this.change({ where: [...where, text] }, "adding a filter");
+  }
+
   /** Sets every control from the state. `measured`: whether there is a location to measure a radius from. */
   show(state, measured) {
     const { form } = this;
+    this.state = state;
     for (const box of form.querySelectorAll("[name=category]")) box.checked = state.categories.includes(box.value);
     const others = state.categories.length - 1;
-    $("#category-button .value").textContent =
-      others < 0 ? "Any category" : others ? `${state.categories[0]} +${others}` : state.categories[0];
+    $("#category-text").textContent = others < 0 ? "Any" : others ? `${state.categories[0]} +${others}` : state.categories[0];
     for (const radio of form.querySelectorAll("[name=price]")) radio.checked = Number(radio.value) === (state.price ?? 0);
     $("#open").checked = state.open;
     $("#open-now").textContent = state.open ? (this.filters.has_zones ? "local time" : now()) : "";
     $("#seen").checked = state.seen;
-    if (document.activeElement !== $("#where")) $("#where").value = state.where;
     const radius = $("#radius");
     radius.disabled = !measured && !state.radius;
     radius.value = RADII.indexOf(state.radius);
-    $("#radius-hint").hidden = !radius.disabled;
+    $("#radius-hint").textContent = radius.disabled ? "needs a history or a pin" : "";
     $("#popularity").value = state.popularity;
     $("#diversity").value = state.diversity;
     this.say(state);
-    const away = tuned(state);
-    $("#reset").hidden = !away;
-    $("#tuned").textContent = away ? String(away) : "";
+    this.chips(state);
+    Sheets.mark("controls", tuned(state));
+  }
+
+  /** Shows the conditions and what is hidden, each with a button that removes it. */
+  chips(state) {
+    const drop = (words, act, edit) =>
+      h(
+        "li",
+        { class: "chip" },
+        edit ? h("button", { type: "button", class: "link", title: "Edit", onclick: edit }, words) : h("span", {}, words),
+        h("button", { type: "button", class: "quiet", "aria-label": `Remove: ${words}`, onclick: act }, icon("close")),
+      );
+    const left = (text) => state.where.filter((one) => one !== text);
+    const chips = state.where.map((text) =>
+      drop(
+        conditionWords(text),
+        () => this.change({ where: left(text) }, "removing a filter"),
+        () => this.builder.edit(text, () => this.change({ where: left(text) }, "editing a filter")),
+      ),
+    );
+    if (state.hidden.length)
+      chips.push(
+        drop(`${countItems(state.hidden.length)} hidden`, () => this.change({ hidden: [] }, `showing hidden ${noun.many}`)),
+      );
+    if (state.near) chips.push(drop("Around the pin", () => this.change({ near: null }, "removing the pin")));
+    $("#chips").replaceChildren(...chips);
+    $("#chips").hidden = !chips.length;
+    $("#reset").hidden = !tuned(state);
   }
 
   /** Shows the values of the sliders in words, also while they move. */
   say({ radius, popularity, diversity }) {
-    const tell = (selector, words) => {
-      $(`${selector}-value`).textContent = words;
+    const tell = (selector, short, words = short) => {
+      $(`${selector}-value`).textContent = short;
       $(selector).setAttribute("aria-valuetext", words);
     };
+    const percent = (value) => `${Math.round(Math.abs(value) * 100)} %`;
     if (radius !== undefined) tell("#radius", radius ? `within ${radius} km` : "anywhere");
-    if (popularity !== undefined)
-      tell(
-        "#popularity",
-        popularity ? `${popularity < 0 ? "rarer" : "more popular"} ${Math.round(Math.abs(popularity) * 100)} %` : "as trained",
-      );
-    if (diversity !== undefined) tell("#diversity", diversity ? `${Math.round(diversity * 100)} %` : "best first");
+    if (popularity !== undefined) {
+      const way = popularity < 0 ? "rarer" : "more popular";
+      if (popularity) tell("#popularity", `${popularity < 0 ? "−" : "+"}${percent(popularity)}`, `${way} ${percent(popularity)}`);
+      else tell("#popularity", "as learned");
+    }
+    if (diversity !== undefined) tell("#diversity", diversity ? percent(diversity) : "off");
+  }
+
+  /** Tells what each dial does: how many items of the list it changed; null: it rests. */
+  effects(told) {
+    for (const [name, effect] of Object.entries(told)) {
+      const line = $(`#${name}-effect`);
+      line.classList.toggle("told", effect !== null);
+      $("output", line).textContent = effect ? `${effect.changed} of ${effect.of} changed` : "";
+    }
   }
 
   /** Shows why the server rejected the filter, with a mark under the character if its position is known. */
@@ -103,27 +149,8 @@ export class Controls {
     const box = $("#refusal");
     box.hidden = !error;
     if (!error) return;
-    const place = /\d+/.exec(String(error.location ?? ""))?.[0];
-    const marked = place && text ? h("pre", {}, `${text}\n${" ".repeat(Math.max(0, Number(place) - 1))}^`) : null;
+    const at = /\d+/.exec(String(error.location ?? ""))?.[0];
+    const marked = at && text ? h("pre", {}, `${text}\n${" ".repeat(Math.max(0, Number(at) - 1))}^`) : null;
     box.replaceChildren(h("b", {}, "The request was rejected. "), error.message, ...(marked ? [marked] : []));
   }
-}
-
-/** A panel that a button opens. Esc closes it and returns the focus; a click or focus elsewhere closes it too. */
-export function popover(button, panel, first) {
-  const set = (open) => {
-    panel.hidden = !open;
-    button.setAttribute("aria-expanded", String(open));
-    if (open) first.focus();
-  };
-  button.addEventListener("click", () => set(panel.hidden));
-  panel.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape") return;
-    set(false);
-    button.focus();
-  });
-  for (const name of ["pointerdown", "focusin"])
-    document.addEventListener(name, (event) => {
-      if (!panel.hidden && !panel.contains(event.target) && !button.contains(event.target)) set(false);
-    });
 }

@@ -1,20 +1,18 @@
 // Shows one item in a dialog: its columns, its opening hours and the most similar items.
 
-import { skeletons, summary } from "./cards.js";
 import { $, h, icon } from "./dom.js";
-import { placed } from "./map.js";
+import { attribute, days, hourOfWeek, inWords, isWeek, label, noun, openState, price, weekOf } from "./format.js";
+import { nameButton, skeletons } from "./history.js";
+import { summary } from "./recommended.js";
 
 const SIMILAR = 8;
-const DAYS = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
-const WEEK = /^[01]{168}$/;
 const TOLD = ["item_id", "name", "categories", "city", "latitude", "longitude"]; // shown elsewhere in the dialog
-const LEVELS = [1, 2, 3, 4]; // price levels; other prices are shown as numbers
 
 export class Details {
-  /** `add(place)` adds the item to the history; `ask(place)` makes its location that of the requests; `has(id)`: is the item in the
-   * history; `far(id)`: its distance in kilometres, if known. */
-  constructor(dialog, api, { add, ask, has, far }) {
-    Object.assign(this, { dialog, api, add, ask, has, far });
+  /** `add(item)` adds the item to the history; `ask(item)` makes its location that of the requests; `has(id)`: is the item in the
+   * history; `far(id)`: its distance in kilometres, if known; `levels()`: whether prices are levels from 1 to 4. */
+  constructor(dialog, api, { add, ask, has, far, levels }) {
+    Object.assign(this, { dialog, api, add, ask, has, far, levels });
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
     dialog.addEventListener("close", () => this.newest?.abort());
   }
@@ -26,8 +24,8 @@ export class Details {
     this.dialog.replaceChildren(this.head("…"), h("ul", { class: "cards" }, skeletons(5)));
     if (!this.dialog.open) this.dialog.showModal();
     try {
-      const [place, similar] = await Promise.all([this.api.item(id, signal), this.api.similar(id, SIMILAR, signal)]);
-      if (!signal.aborted) this.draw(place, similar);
+      const [item, similar] = await Promise.all([this.api.item(id, signal), this.api.similar(id, SIMILAR, signal)]);
+      if (!signal.aborted) this.draw(item, similar);
     } catch (error) {
       if (!signal.aborted)
         this.dialog.replaceChildren(
@@ -43,7 +41,7 @@ export class Details {
   }
 
   close() {
-    this.dialog.close();
+    if (this.dialog.open) this.dialog.close();
   }
 
   head(title, below) {
@@ -55,86 +53,88 @@ export class Details {
     return h("header", {}, h("div", {}, h("h2", { id: "details-title" }, title), below && h("p", { class: "meta" }, below)), close);
   }
 
-  draw(place, similar) {
-    const known = this.has(place.item_id);
+  draw(item, similar) {
+    const known = this.has(item.item_id);
     const add = h(
       "button",
-      { type: "button", class: "primary", disabled: known, onclick: () => this.add(place) },
+      { type: "button", class: "primary", disabled: known, onclick: () => this.add(item) },
       icon(known ? "check" : "add"),
       known ? "In the history" : "Add to the history",
     );
-    const ask = placed(place) && h("button", { type: "button", onclick: () => this.ask(place) }, icon("pin"), "Use this location");
+    const ask =
+      Number.isFinite(item.latitude) &&
+      Number.isFinite(item.longitude) &&
+      h("button", { type: "button", onclick: () => this.ask(item) }, icon("pin"), "Use this location");
     this.dialog.replaceChildren(
-      this.head(place.name, summary({ ...place, distance_km: this.far(place.item_id) })),
+      this.head(item.name, summary({ ...item, distance_km: this.far(item.item_id) })),
       h("div", { class: "row" }, add, ask),
-      ...columnRows(place.columns ?? {}),
-      h("h3", {}, "Similar items"),
+      ...columnRows(item.columns ?? {}, this.levels()),
+      h("h3", {}, `Similar ${noun.many}`),
       similar.length
         ? h(
             "ul",
             { class: "cards" },
             similar.map((one) => this.line(one)),
           )
-        : h("p", { class: "meta" }, "No similar items in this catalogue."),
+        : h("p", { class: "meta" }, `No similar ${noun.many} in this catalogue.`),
     );
     $("button", this.dialog).focus();
     this.dialog.scrollTop = 0;
   }
 
-  line(place) {
-    const name = h("button", { type: "button", class: "name", onclick: () => this.open(place.item_id) }, place.name);
-    const known = this.has(place.item_id);
-    const label = known ? `Added to the history: ${place.name}` : `Add ${place.name} to the history`;
+  line(item) {
+    const known = this.has(item.item_id);
+    const words = known ? `Added to the history: ${item.name}` : `Add ${item.name} to the history`;
     const add = h(
       "button",
-      { type: "button", class: "add", "aria-label": label, disabled: known, onclick: () => this.add(place) },
+      { type: "button", class: "add", "aria-label": words, disabled: known, onclick: () => this.add(item) },
       icon(known ? "check" : "add"),
       known ? "Added" : "Add",
     );
-    return h("li", { class: "card" }, h("div", { class: "body" }, name, h("p", { class: "meta" }, summary(place))), add);
+    return h(
+      "li",
+      { class: "card" },
+      h(
+        "div",
+        { class: "body" },
+        nameButton(item, (id) => this.open(id)),
+        h("p", { class: "meta" }, summary(item)),
+      ),
+      add,
+    );
   }
 }
 
-function columnRows(columns) {
+function columnRows(columns, levels) {
+  const week = weekOf(columns);
   const rows = Object.entries(columns).filter(
-    ([name, value]) => !TOLD.includes(name) && value !== null && value !== "" && !WEEK.test(value) && String(value),
+    ([name, value]) => !TOLD.includes(name) && value !== null && value !== "" && !isWeek(value) && String(value),
   );
-  const week = Object.values(columns).find((value) => typeof value === "string" && WEEK.test(value));
-  const chips = (list) =>
-    h(
-      "span",
-      { class: "chips" },
-      list.map((one) => h("span", { class: "chip" }, inWords(String(one)))),
-    );
-  const shown = ([name, value]) => [
-    h("dt", {}, name.replaceAll("_", " ")),
-    h(
-      "dd",
-      {},
-      Array.isArray(value) ? chips(value) : name === "price" && LEVELS.includes(value) ? "$".repeat(value) : String(value),
-    ),
-  ];
-  return [rows.length > 0 && h("dl", {}, rows.flatMap(shown)), week && h("dl", { class: "week" }, hours(week))].filter(Boolean);
-}
-
-/** "RestaurantsTakeOut=True" → "Restaurants take out", "NoiseLevel=quiet" → "Noise level: quiet". */
-function inWords(attribute) {
-  const [name, value] = attribute.split("=");
-  const words = name
-    .replaceAll(/[._]/g, " ")
-    .replaceAll(/([a-z])([A-Z])/g, "$1 $2")
-    .toLowerCase();
-  const said = { True: "", False: ": no" }[value] ?? (value === undefined ? "" : `: ${value.replaceAll("_", " ")}`);
-  return words.replace(/^./, (letter) => letter.toUpperCase()) + said;
-}
-
-/** 168 characters of 0 and 1 from Monday 00:00 → a line a day: "Mon", "8–12, 14–19". */
-function hours(week) {
-  const today = (new Date().getDay() + 6) % 7;
-  return DAYS.flatMap((day, n) => {
-    const spans = [...week.slice(24 * n, 24 * n + 24).matchAll(/1+/g)].map((span) =>
-      span[0].length === 24 ? "all day" : `${span.index}–${span.index + span[0].length}`,
-    );
-    return [h("dt", n === today ? { class: "today" } : {}, day), h("dd", {}, spans.join(", ") || "closed")];
-  });
+  const today = Math.floor(hourOfWeek(columns.timezone) / 24);
+  const value = (name, raw) => {
+    if (Array.isArray(raw))
+      return h(
+        "span",
+        { class: "chips" },
+        [...new Set(raw.map((one) => attribute(String(one))))].map((one) => h("span", { class: "chip" }, one)),
+      );
+    if (/^(is|has)_/.test(name) && (raw === 0 || raw === 1)) return raw ? "yes" : "no";
+    return name === "price" ? (price(Number(raw), levels) ?? inWords(raw)) : inWords(raw);
+  };
+  const state = week && openState(week, hourOfWeek(columns.timezone));
+  return [
+    rows.length > 0 &&
+      h(
+        "dl",
+        {},
+        rows.flatMap(([name, raw]) => [h("dt", {}, label(name)), h("dd", {}, value(name, raw))]),
+      ),
+    week && h("h3", {}, "Opening hours ", h("small", { class: state.open ? "open" : "shut" }, state.words)),
+    week &&
+      h(
+        "dl",
+        { class: "week" },
+        days(week).flatMap(([day, spans], n) => [h("dt", n === today ? { class: "today" } : {}, day), h("dd", {}, spans)]),
+      ),
+  ].filter(Boolean);
 }

@@ -1,14 +1,25 @@
-// Shows the status of the list: loading, empty and failed lists, the banner with the next retry, the toast, and the latency.
+// Shows the status of the list: what orders it, loading, empty and failed lists, the banner with the next retry, and the toast.
 
-import { $, h, ms, s } from "./dom.js";
+import { $, h } from "./dom.js";
+import { noun } from "./format.js";
 
 const SLOW_MS = 180; // no loading state for faster responses
 const TOAST_MS = 6000;
-const LEAST_MS = 0.05; // shorter stages are not shown
-const SOURCES = {
-  nearby: "Unknown user: the most popular recent items nearby.",
-  recent: "Unknown user: the most popular recent items.",
-};
+
+/** What orders a list, as a sentence without a full stop. */
+export function ordering({ source, user_known }, { user, popularity, diversity, seen }) {
+  if (source !== "model") {
+    const where = source === "nearby" ? " near the pin" : "";
+    return user && !user_known
+      ? `This user is unknown: what most people chose lately${where}`
+      : `No history yet: what most people chose lately${where}`;
+  }
+  const parts = ["Best match first"];
+  if (popularity) parts.push(popularity > 0 ? `popular ${noun.many} raised` : `rare ${noun.many} raised`);
+  if (diversity) parts.push("similar ones apart");
+  if (seen) parts.push("known ones included");
+  return parts.join(", ");
+}
 
 export class ListStatus {
   constructor(root, column) {
@@ -28,30 +39,17 @@ export class ListStatus {
     this.root.replaceChildren();
   }
 
-  /** Shows where a list comes from, or why it is empty. */
-  done({ items, source, confidence, user_known }, { asked, reset }) {
+  /** Shows what orders the list, or why it is empty. */
+  done(answer, { asked, reset }) {
     this.rest();
-    const meter = s(
-      "svg",
-      { class: "meter", viewBox: "0 0 60 6", "aria-hidden": "true" },
-      s("rect", { width: 60, height: 6, rx: 3 }),
-      s("rect", { class: "fill", width: 60 * confidence, height: 6, rx: 3 }),
-    );
-    const unknown = asked.user && !user_known ? "The bundle does not know this user. " : "";
-    const sure = h(
-      "span",
-      { class: "sure", title: "Grows with the length of the history: n / (n + 3) for n events" },
-      meter,
-      `confidence ${Math.round(100 * confidence)} %`,
-    );
-    $("#list-note").replaceChildren(unknown, SOURCES[source] ?? "From the model.", " ", sure);
-    if (!items.length)
+    $("#list-note").textContent = ordering(answer, asked);
+    if (!answer.items.length)
       this.root.append(
         h(
           "div",
           { class: "state" },
-          h("p", {}, h("b", {}, "No item matches these filters.")),
-          h("p", {}, "Increase the radius, allow more categories, or reset the filters."),
+          h("p", {}, h("b", {}, `No ${noun.one} matches these filters.`)),
+          h("p", {}, "Remove a condition, or reset the filters."),
           h("button", { type: "button", onclick: reset }, "Reset filters and settings"),
         ),
       );
@@ -116,26 +114,4 @@ export function offer(sentence, label, act) {
   offer.timer = setTimeout(hide, TOAST_MS);
   box.onpointerenter = box.onfocusin = () => clearTimeout(offer.timer);
   box.onpointerleave = () => (offer.timer = setTimeout(hide, TOAST_MS / 2));
-}
-
-/** Shows the latency: the server's stages as one bar with their names, and the round trip. */
-export function latency(root, { took_ms, trip_ms, stages_ms }) {
-  const stages = Object.entries(stages_ms ?? {}).filter(([, time]) => time >= LEAST_MS);
-  const sum = stages.reduce((total, [, time]) => total + time, 0) || 1;
-  root.hidden = false;
-  root.replaceChildren(
-    h("p", {}, h("b", {}, ms(took_ms)), " in the server, ", ms(trip_ms), " round trip"),
-    h(
-      "div",
-      { class: "stages", "aria-hidden": "true" },
-      stages.map(([name, time], n) =>
-        h("span", { data: { n: n % 6 }, title: `${name} ${ms(time)}`, vars: { "--share": time / sum } }),
-      ),
-    ),
-    h(
-      "ul",
-      {},
-      stages.map(([name, time], n) => h("li", { data: { n: n % 6 } }, `${name} ${time.toFixed(time < 10 ? 1 : 0)}`)),
-    ),
-  );
 }

@@ -1,231 +1,117 @@
-// Draws the map: history, recommendations and the pin. It moves and zooms with mouse, touch and keys. It takes items with
-// coordinates, and callbacks for opening an item and setting the pin. Shapes distinguish the kinds without colour: numbered
-// circles are recommendations, diamonds the history, a drop the pin, small dots other items of the catalogue.
+// Shows history, recommendations and the pin on a map (Leaflet). Shapes distinguish the kinds without colour: numbered circles are
+// recommendations, diamonds the history, a drop the pin, small dots other items. Pins that would hide one another share one pin,
+// which tells how many more there are.
 
-import { calm, count, h, icon, km, s } from "./dom.js";
-import { bar, core, distance, fitted, grid, middle, panned, toPixels, toPlace, zoomed } from "./geometry.js";
+import "./vendor/leaflet.js";
+import { calm, h, icon, s } from "./dom.js";
+import { count, km } from "./format.js";
+import { core, distance, grouped, middle } from "./geo.js";
+import { Ground } from "./ground.js";
 
-const MARGIN = 54; // pixels around the fitted markers
-const NUMBERED = 30; // recommendations with a visible rank
-const DRAG = 4; // pixels before a press is a drag
-const at = (place) => [place.latitude, place.longitude];
-export const placed = (place) => Number.isFinite(place.latitude) && Number.isFinite(place.longitude);
+const L = window.L;
+const GAP = 34; // pixels between two pins: their size with the number of further ones
+const LIST_ZOOM = 17; // from here on a shared pin opens a list, because zooming does not separate its items
+const at = (item) => [item.latitude, item.longitude];
 
-export class PlaceMap {
-  /** `open(id)`: a marker was pressed; `pin(location | null)`: the user set or removed the pin. */
+const style = h("link", { rel: "stylesheet", href: new URL("./vendor/leaflet.css", import.meta.url) });
+await new Promise((resolve) => {
+  style.addEventListener("load", resolve);
+  style.addEventListener("error", resolve);
+  document.head.append(style);
+});
+
+export class ItemMap {
+  /** `open(id)`: a pin was pressed; `pin(location | null)`: the user set or removed the location of the request. */
   constructor(root, { open, pin }) {
-    Object.assign(this, {
-      root,
-      open,
-      pin,
-      view: null,
-      ground: [],
-      groundOf: undefined,
-      lit: null,
-      size: { width: 0, height: 0 },
-      pointers: new Map(),
-    });
+    Object.assign(this, { root, open, pin, lit: null, groundOf: undefined, others: [], pins: [], first: true });
     this.content = { recommended: [], history: [], visits: [], near: null, radius: null };
-    this.layers = Object.fromEntries(
-      ["grid", "circle", "context", "history", "recommended", "pin", "top"].map((name) => [name, s("g", { class: name })]),
-    );
-    this.canvas = s("svg", { class: "canvas", role: "group", "aria-label": "Map" }, ...Object.values(this.layers));
-    this.tip = h("div", { class: "tip", hidden: true, "aria-hidden": "true" });
-    this.scale = h("div", { class: "scale", "aria-hidden": "true" });
+    this.map = L.map(root, {
+      zoomControl: false,
+      attributionControl: false,
+      zoomSnap: 0.25,
+      zoomDelta: 0.75,
+      minZoom: 1.5,
+      maxZoom: 19,
+      worldCopyJump: true,
+      zoomAnimation: !calm(),
+      fadeAnimation: !calm(),
+      inertia: !calm(),
+    });
+    this.map.attributionControl = L.control.attribution({ prefix: false, position: "bottomright" }).addTo(this.map);
+    L.control.scale({ imperial: false, position: "bottomleft" }).addTo(this.map);
+    this.map.setView([0, 0], 2);
+    this.layer = new Ground(this.map);
+    this.reach = L.layerGroup().addTo(this.map);
+    this.layerOfPins = L.layerGroup().addTo(this.map);
+    this.dropped = L.layerGroup().addTo(this.map);
+    this.tip = L.tooltip({ direction: "auto", offset: [16, 0], className: "tip", opacity: 1 });
     this.outside = h("button", { class: "outside", type: "button", hidden: true, onclick: () => this.fit({ all: true }) });
-    root.append(this.canvas, this.tip, this.scale, this.outside, this.buttons());
-    this.listen();
+    root.setAttribute("role", "group");
+    root.append(this.buttons(), this.outside);
+    this.map.on("zoomend", () => this.draw());
+    this.map.on("moveend", () => this.away());
+    this.map.on("contextmenu", ({ latlng }) => this.pin([latlng.lat, latlng.lng]));
     new ResizeObserver(() => this.resize()).observe(root);
   }
 
   buttons() {
-    const button = (name, label, onclick) =>
-      h("button", { type: "button", class: "round", "aria-label": label, title: label, onclick }, icon(name));
-    this.pinButton = button("pin", "Set the pin to the map centre", () =>
-      this.pin(this.content.near ? null : [this.view.lat, this.view.lon]),
-    );
-    return h(
+    const button = (name, text, onclick) =>
+      h("button", { type: "button", class: "round", "aria-label": text, title: text, onclick }, icon(name));
+    this.pinButton = button("pin", "", () => {
+      const { lat, lng } = this.map.getCenter().wrap();
+      this.pin(this.content.near ? null : [lat, lng]);
+    });
+    const box = h(
       "div",
       { class: "map-buttons" },
-      button("add", "Zoom in", () => this.zoom(1.6)),
-      button("minus", "Zoom out", () => this.zoom(1 / 1.6)),
+      button("add", "Zoom in", () => this.map.zoomIn()),
+      button("minus", "Zoom out", () => this.map.zoomOut()),
       button("fit", "Fit the recommendations", () => this.fit()),
       this.pinButton,
     );
+    L.DomEvent.disableClickPropagation(box);
+    return box;
   }
 
   /** Shows new content: `history` has one entry per item, `visits` all events, oldest first; `refit` also moves the view to it. */
   show(content, { refit = false } = {}) {
-    const only = (places) => places.filter(placed);
-    this.content = {
-      ...content,
-      recommended: only(content.recommended),
-      history: only(content.history),
-      visits: only(content.visits),
-    };
-    this.pinButton.setAttribute("aria-pressed", String(Boolean(content.near)));
-    const label = content.near ? "Remove the pin" : "Set the pin to the map centre";
-    for (const name of ["aria-label", "title"]) this.pinButton.setAttribute(name, label);
-    this.markers();
-    this.dot();
-    if (refit || !this.view || this.elsewhere()) this.fit();
-    else this.draw();
-  }
-
-  /** Draws many other items as small dots under the markers. */
-  lay(ground, of) {
-    Object.assign(this, { ground: ground.filter(placed), groundOf: of });
-    this.dot();
-    this.draw();
-  }
-
-  dot() {
-    const marked = new Set(this.places.map((place) => place.item_id));
-    this.dots = this.ground.filter((place) => !marked.has(place.item_id)).map((place) => [s("circle", { r: 2.5 }), at(place)]);
-    this.layers.context.replaceChildren(...this.dots.map(([dot]) => dot));
-  }
-
-  /** Whether most of the recommendations are outside the view. */
-  elsewhere() {
-    const inside = this.content.recommended.filter((place) => this.holds(toPixels(this.view, this.size, at(place))));
-    return inside.length < this.content.recommended.length / 2;
-  }
-
-  holds([x, y]) {
-    return x >= 0 && y >= 0 && x <= this.size.width && y <= this.size.height;
-  }
-
-  /** Fits the view to the recommendations and the pin; with `all` to everything; without recommendations to the history. */
-  fit({ all = false } = {}) {
-    const { recommended, history, near } = this.content;
-    const wanted = all ? [...recommended, ...history].map(at) : core((recommended.length ? recommended : history).map(at));
-    const places = near ? [...wanted, near] : wanted;
-    if (places.length && this.size.width) this.travel(fitted(places, this.size, Math.min(MARGIN, this.size.height / 5)));
-  }
-
-  travel(goal) {
-    cancelAnimationFrame(this.frame);
-    const from = this.view;
-    if (!from || calm()) return this.look(goal);
-    const began = performance.now();
-    const step = () => {
-      const t = Math.min(1, (performance.now() - began) / 350);
-      const eased = 1 - (1 - t) ** 3;
-      const mix = (a, b) => a + (b - a) * eased;
-      this.look({
-        lat: mix(from.lat, goal.lat),
-        lon: mix(from.lon, goal.lon),
-        scale: Math.exp(mix(Math.log(from.scale), Math.log(goal.scale))),
-      });
-      if (t < 1) this.frame = requestAnimationFrame(step);
-    };
-    step();
-  }
-
-  look(view) {
-    this.view = view;
-    this.draw();
-  }
-
-  zoom(factor, where) {
-    if (this.view) this.travel(zoomed(this.view, this.size, factor, where));
-  }
-
-  resize() {
-    const { width, height } = this.root.getBoundingClientRect();
-    const first = !this.size.width;
-    this.size = { width, height };
-    this.canvas.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    if (!width) return;
-    if (first || !this.view) this.fit();
-    else this.draw();
-  }
-
-  markers() {
-    const { recommended, history, near } = this.content;
-    const focused = this.canvas.contains(document.activeElement);
-    const marker = (place, kind, label, ...shape) =>
-      s(
-        "g",
-        { class: `marker ${kind}`, role: "button", tabindex: "-1", "aria-label": label, data: { id: place.item_id } },
-        ...shape,
-      );
-    const own = history.map((place) =>
-      marker(
-        place,
-        place.added ? "history added" : "history",
-        `${place.name}, history`,
-        s("rect", { x: -6, y: -6, width: 12, height: 12, transform: "rotate(45)", rx: 1.5 }),
-      ),
-    );
-    const best = recommended.map((place) => {
-      const numbered = place.rank <= NUMBERED;
-      const number = numbered && s("text", { "text-anchor": "middle", dy: "0.36em" }, String(place.rank));
-      return marker(
-        place,
-        "recommended",
-        `${place.rank}. ${place.name}, recommended`,
-        s("circle", { r: numbered ? 11 : 6 }),
-        number,
-      );
-    });
-    this.places = [...history, ...recommended.slice().reverse()];
-    this.marks = [...own, ...best.slice().reverse()]; // the first recommendation is drawn last, above all others
-    this.layers.history.replaceChildren(...own);
-    this.layers.recommended.replaceChildren(...best.slice().reverse());
-    this.layers.pin.replaceChildren(
-      ...(near ? [s("path", { d: "M0 0C-3-7-9-11-9-18a9 9 0 0118 0C9-11 3-7 0 0z" }), s("circle", { cy: -18, r: 3.2 })] : []),
-    );
-    this.marks.at(-1)?.setAttribute("tabindex", "0");
-    if (focused) this.marks.at(-1)?.focus({ preventScroll: true });
-    this.canvas.setAttribute(
+    this.content = content;
+    const { recommended, history, near } = content;
+    this.pinButton.setAttribute("aria-pressed", String(Boolean(near)));
+    for (const name of ["aria-label", "title"])
+      this.pinButton.setAttribute(name, near ? "Remove the pin" : "Set the pin to the map centre");
+    this.root.setAttribute(
       "aria-label",
-      `Map with ${count(recommended.length, "recommendation")} and ${count(history.length, "item")} of the history; arrow keys move`,
+      `Map with ${count(recommended.length, "recommendation")} and ${count(history.length, "item")} of the history; arrow keys move, plus and minus zoom`,
     );
+    this.dropped.clearLayers();
+    if (near) this.drop(near);
+    this.circle();
+    this.dots();
+    if (refit || this.first || this.elsewhere()) this.fit();
+    this.draw();
   }
 
-  draw() {
-    if (!this.view || !this.size.width || !this.marks) return;
-    const { view, size } = this;
-    const move = (mark, place) => {
-      const [x, y] = toPixels(view, size, place);
-      mark.setAttribute("transform", `translate(${x.toFixed(1)} ${y.toFixed(1)})`);
-      return this.holds([x, y]);
-    };
-    const inside = this.marks.map((mark, n) => move(mark, at(this.places[n])));
-    for (const [dot, place] of this.dots) move(dot, place);
-    if (this.content.near) move(this.layers.pin, this.content.near);
-    this.background();
-    const away = this.places.filter((place, n) => !inside[n] && place.rank).length;
-    this.outside.hidden = !away;
-    this.outside.textContent = `${away} outside · show all`;
-    this.point();
+  drop(near) {
+    const shape = s(
+      "svg",
+      { viewBox: "0 0 24 32", "aria-hidden": "true" },
+      s("path", { d: "M12 31C9 24 3 19 3 12a9 9 0 0118 0c0 7-6 12-9 19z" }),
+      s("circle", { cx: 12, cy: 12, r: 3.4 }),
+    );
+    const drop = L.divIcon({ className: "drop", html: shape, iconSize: [24, 32], iconAnchor: [12, 31] });
+    const marker = L.marker(near, { icon: drop, draggable: true, keyboard: false, zIndexOffset: 900 }).addTo(this.dropped);
+    marker.on("dragend", () => {
+      const { lat, lng } = marker.getLatLng().wrap();
+      this.pin([lat, lng]);
+    });
   }
 
-  background() {
-    const { view, size } = this;
-    const { rows, columns } = grid(view, size);
-    const digits = (step) => Math.max(0, Math.min(5, -Math.floor(Math.log10(step))));
-    const label = (value, step, x, y) => s("text", { x, y }, `${value.toFixed(digits(step)).replace("-", "−")}°`);
-    const lines = [
-      ...rows.lines.flatMap(([lat, y]) => [
-        s("line", { x1: 0, x2: size.width, y1: y, y2: y }),
-        y > 24 && y < size.height - 40 && label(lat, rows.step, 6, y - 4),
-      ]),
-      ...columns.lines.flatMap(([lon, x]) => [
-        s("line", { x1: x, x2: x, y1: 0, y2: size.height }),
-        x > 30 && x < size.width - 90 && label(lon, columns.step, x + 4, 14),
-      ]),
-    ];
-    this.layers.grid.replaceChildren(...lines.filter(Boolean));
+  circle() {
     const centre = this.centre();
-    const [cx, cy] = centre ? toPixels(view, size, centre) : [0, 0];
-    this.layers.circle.replaceChildren(
-      ...(centre && this.content.radius ? [s("circle", { cx, cy, r: this.content.radius * view.scale })] : []),
-    );
-    const length = bar(view, 96);
-    this.scale.style.setProperty("--width", `${length.pixels}px`);
-    this.scale.textContent = km(length.km);
+    this.reach.clearLayers();
+    if (centre && this.content.radius)
+      L.circle(centre, { radius: 1000 * this.content.radius, className: "reach", interactive: false }).addTo(this.reach);
   }
 
   /** The origin of distances, as on the server: the pin, else the most central location of the last events. */
@@ -233,104 +119,148 @@ export class PlaceMap {
     return this.content.near ?? middle(this.content.visits.map(at));
   }
 
-  /** Highlights the item with this id with a ring and its name; null removes the highlight. */
+  /** Requests, once for each user, many more items for the ground. Errors are ignored. */
+  async ground(user, request) {
+    if (this.groundOf === user) return;
+    this.groundOf = user;
+    try {
+      const { items } = await request();
+      if (this.groundOf !== user) return;
+      this.others = items.filter((item) => Number.isFinite(item.latitude) && Number.isFinite(item.longitude));
+      this.dots();
+    } catch {
+      this.groundOf = undefined; // the map is shown without ground
+    }
+  }
+
+  dots() {
+    const { recommended, history } = this.content;
+    const marked = [...history, ...recommended].map((item) => item.item_id);
+    this.layer.show(this.others, new Set(marked));
+  }
+
+  /** Whether most of the recommendations are outside the view. */
+  elsewhere() {
+    const { recommended } = this.content;
+    const bounds = this.map.getBounds();
+    return recommended.filter((item) => bounds.contains(at(item))).length < recommended.length / 2;
+  }
+
+  away() {
+    const bounds = this.map.getBounds();
+    const n = this.content.recommended.filter((item) => !bounds.contains(at(item))).length;
+    this.outside.hidden = !n;
+    this.outside.textContent = `${n} outside · show all`;
+  }
+
+  /** Fits the view to the recommendations and the pin; with `all` to everything; without recommendations to the history. */
+  fit({ all = false } = {}) {
+    const { recommended, history, near } = this.content;
+    const wanted = all ? [...recommended, ...history].map(at) : core((recommended.length ? recommended : history).map(at));
+    const points = near ? [...wanted, near] : wanted;
+    if (!points.length || !this.root.clientWidth) return;
+    this.map.fitBounds(L.latLngBounds(points), { padding: [44, 44], maxZoom: 15, animate: !this.first && !calm() });
+    this.first = false;
+  }
+
+  resize() {
+    this.map.invalidateSize({ animate: false });
+    if (this.first) this.fit();
+  }
+
+  /** Groups the pins for this zoom. */
+  draw() {
+    const { recommended, history } = this.content;
+    const focused = this.layerOfPins.getLayers().some((marker) => marker.getElement() === document.activeElement);
+    const points = [...recommended, ...history.filter((item) => !recommended.some((one) => one.item_id === item.item_id))].map(
+      (item) => {
+        const { x, y } = this.map.project(at(item));
+        return { x, y, item };
+      },
+    );
+    this.layerOfPins.clearLayers();
+    this.pins = grouped(points, GAP).map((group) => this.marker(group.members.map((member) => member.item)));
+    this.stop(0);
+    if (focused) this.pins[0]?.marker.getElement().focus({ preventScroll: true });
+    this.away();
+    this.point();
+  }
+
+  marker(items) {
+    const [first] = items;
+    const best = Boolean(first.rank);
+    const shape = h("span", { class: "shape" }, best ? String(first.rank) : "");
+    const more = items.length > 1 && h("span", { class: "more", data: { more: `+${items.length - 1}` } });
+    const html = h(
+      "span",
+      { "aria-hidden": "true", class: `pin ${best ? "best" : first.added ? "visit added" : "visit"}` },
+      shape,
+      more,
+    );
+    const marker = L.marker(at(first), {
+      icon: L.divIcon({ className: "marker", html, iconSize: [GAP - 4, GAP - 4] }),
+      zIndexOffset: best ? 1000 - first.rank : 0,
+    }).addTo(this.layerOfPins);
+    const element = marker.getElement();
+    element.dataset.id = first.item_id;
+    element.setAttribute("aria-label", items.map(title).join("; "));
+    marker.on("click", () => this.press(items, marker));
+    marker.on("keydown", ({ originalEvent }) => this.key(originalEvent, marker, items));
+    return { marker, items };
+  }
+
+  /** Opens the item of a pin; several items are separated by zooming in, or listed. */
+  press(items, marker) {
+    if (items.length === 1) return this.open(items[0].item_id);
+    const bounds = L.latLngBounds(items.map(at));
+    const close = this.map.getBoundsZoom(bounds, false, [40, 40]);
+    if (this.map.getZoom() < LIST_ZOOM && close > this.map.getZoom() + 0.5)
+      return this.map.fitBounds(bounds, { padding: [60, 60], maxZoom: LIST_ZOOM, animate: !calm() });
+    const line = (item) =>
+      h("li", {}, h("button", { type: "button", class: "link", onclick: () => this.open(item.item_id) }, title(item)));
+    return L.popup({ className: "several", offset: [0, -10] })
+      .setLatLng(marker.getLatLng())
+      .setContent(h("ul", {}, items.map(line)))
+      .openOn(this.map);
+  }
+
+  /** Arrow keys go from pin to pin: after the first recommendation comes the second. */
+  key(event, marker, items) {
+    const n = this.pins.findIndex((one) => one.marker === marker);
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (event.key === "Enter" || event.key === " ") this.press(items, marker);
+    else if (step) {
+      const next = (n + step + this.pins.length) % this.pins.length;
+      this.stop(next);
+      this.pins[next].marker.getElement().focus({ preventScroll: true });
+      if (!this.map.getBounds().contains(this.pins[next].marker.getLatLng())) this.map.panTo(this.pins[next].marker.getLatLng());
+    } else return;
+    L.DomEvent.stop(event);
+  }
+
+  /** Makes pin `n` the only one that the Tab key reaches. */
+  stop(n) {
+    for (const [m, { marker }] of this.pins.entries()) marker.getElement().tabIndex = m === n ? 0 : -1;
+  }
+
+  /** Highlights the item with this id: its pin, and its name; null removes the highlight. */
   light(id) {
     this.lit = id;
     this.point();
   }
 
   point() {
-    const n = this.places?.findLastIndex((place) => place.item_id === this.lit) ?? -1;
-    for (const [m, mark] of this.marks?.entries() ?? []) mark.classList.toggle("lit", m === n);
-    this.layers.top.replaceChildren();
-    this.tip.hidden = n < 0;
-    if (n < 0 || !this.view) return;
-    const place = this.places[n];
-    const [x, y] = toPixels(this.view, this.size, at(place));
-    this.tip.hidden = !this.holds([x, y]);
-    if (this.tip.hidden) return;
-    this.layers.top.append(s("circle", { class: "ring", cx: x, cy: y, r: 16 }));
+    const found = this.lit && this.pins.find(({ items }) => items.some((item) => item.item_id === this.lit));
+    for (const pin of this.pins) pin.marker.getElement()?.classList.toggle("lit", pin === found);
+    if (!found) return this.map.closeTooltip(this.tip);
+    const item = found.items.find((one) => one.item_id === this.lit);
     const from = this.centre();
-    this.tip.replaceChildren(h("b", {}, place.name), ...(from ? [` ${km(distance(from, at(place)))}`] : []));
-    this.tip.classList.toggle("below", y < 60);
-    this.tip.style.setProperty("--x", `${Math.max(90, Math.min(this.size.width - 90, x))}px`);
-    this.tip.style.setProperty("--y", `${y}px`);
-  }
-
-  listen() {
-    const here = (event) => {
-      const box = this.canvas.getBoundingClientRect();
-      return [event.clientX - box.left, event.clientY - box.top];
-    };
-    this.canvas.addEventListener(
-      "wheel",
-      (event) => {
-        event.preventDefault();
-        if (this.view) this.look(zoomed(this.view, this.size, Math.exp(-event.deltaY * 0.0016), here(event)));
-      },
-      { passive: false },
-    );
-    this.canvas.addEventListener("dblclick", (event) => this.view && this.pin(toPlace(this.view, this.size, here(event))));
-    this.canvas.addEventListener("click", (event) => {
-      const mark = event.target.closest(".marker");
-      if (mark && !this.dragged) this.open(mark.dataset.id);
-    });
-    this.canvas.addEventListener("keydown", (event) => this.key(event));
-    this.canvas.addEventListener("focusin", (event) => this.reveal(event.target.closest(".marker")));
-    this.canvas.addEventListener("pointerdown", (event) => {
-      if (!this.pointers.size) this.dragged = false;
-      this.pointers.set(event.pointerId, here(event));
-    });
-    this.canvas.addEventListener("pointermove", (event) => this.drag(event, here(event)));
-    for (const name of ["pointerup", "pointercancel"])
-      this.canvas.addEventListener(name, (event) => this.pointers.delete(event.pointerId));
-  }
-
-  /** One pointer moves the map; two pointers also zoom it. */
-  drag(event, now) {
-    const before = this.pointers.get(event.pointerId);
-    if (!before || !this.view) return;
-    const step = [now[0] - before[0], now[1] - before[1]];
-    if (!this.dragged && Math.hypot(...step) < DRAG) return;
-    if (!this.dragged) this.canvas.setPointerCapture(event.pointerId);
-    this.dragged = true;
-    const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
-    this.pointers.set(event.pointerId, now);
-    if (!other) return this.look(panned(this.view, this.size, step));
-    const length = (point) => Math.hypot(point[0] - other[0], point[1] - other[1]);
-    const middle = [(now[0] + other[0]) / 2, (now[1] + other[1]) / 2];
-    this.look(
-      panned(zoomed(this.view, this.size, length(now) / Math.max(1, length(before)), middle), this.size, [
-        step[0] / 2,
-        step[1] / 2,
-      ]),
-    );
-  }
-
-  key(event) {
-    const n = this.marks.indexOf(event.target.closest(".marker"));
-    const steps = { ArrowRight: -1, ArrowDown: -1, ArrowLeft: 1, ArrowUp: 1 };
-    const acts = { "+": () => this.zoom(1.6), "=": () => this.zoom(1.6), "-": () => this.zoom(1 / 1.6), 0: () => this.fit() };
-    if (event.key in steps && n >= 0) this.step((n + steps[event.key] + this.marks.length) % this.marks.length);
-    else if ((event.key === "Enter" || event.key === " ") && n >= 0) this.open(this.places[n].item_id);
-    else if (event.key in acts) acts[event.key]();
-    else return;
-    event.preventDefault();
-  }
-
-  /** Makes marker `n` the only one that the Tab key reaches; after the first recommendation comes the second. */
-  step(n) {
-    for (const mark of this.marks) mark.setAttribute("tabindex", "-1");
-    this.marks[n].setAttribute("tabindex", "0");
-    this.marks[n].focus();
-  }
-
-  /** Moves the view so that the focused marker is visible. */
-  reveal(mark) {
-    const place = this.places[this.marks.indexOf(mark)];
-    if (!place || !this.view || !mark.matches(":focus-visible")) return;
-    const [x, y] = toPixels(this.view, this.size, at(place));
-    if (x < 20 || y < 20 || x > this.size.width - 20 || y > this.size.height - 20)
-      this.travel({ ...this.view, lat: place.latitude, lon: place.longitude });
+    const far = from ? ` ${km(distance(from, at(item)))}` : "";
+    return this.tip
+      .setLatLng(found.marker.getLatLng())
+      .setContent(h("span", {}, h("b", {}, item.name), far))
+      .addTo(this.map);
   }
 }
+
+const title = (item) => (item.rank ? `${item.rank}. ${item.name}, recommended` : `${item.name}, history`);

@@ -1,7 +1,8 @@
 // Shows the evaluation: each system on held-out events, with 95 % intervals as bars. Takes "metrics" of /v1/about, which holds the
 // report of `twotower evaluate`. Without a report, shows the validation result and how to get a report.
 
-import { count, h, s, signed } from "./dom.js";
+import { h, s } from "./dom.js";
+import { count, signed } from "./format.js";
 
 const TITLES = {
   ease: "EASE",

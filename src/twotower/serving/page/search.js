@@ -2,15 +2,18 @@
 
 import { h, settled } from "./dom.js";
 
+const listOf = (input) => document.getElementById(input.getAttribute("aria-controls"));
+
 /**
  * @param input the field; its aria-controls names the list
  * @param find (text, signal) → options
  * @param draw option → children of its line
  * @param pick called with the option chosen
- * @param nothing text → the sentence for no result
+ * @param nothing text → the sentence for no result; null: the list closes
+ * @param list where the options are shown; by default the element that aria-controls names
+ * @param choosing false: Enter takes an option only if one is marked, so that the field can have its own text
  */
-export function combobox(input, { find, draw, pick, nothing }) {
-  const list = document.getElementById(input.getAttribute("aria-controls"));
+export function combobox(input, { find, draw, pick, nothing, choosing = true, list = listOf(input) }) {
   let options = [];
   let active = -1;
   let newest = null;
@@ -71,10 +74,10 @@ export function combobox(input, { find, draw, pick, nothing }) {
       const found = await find(input.value.trim(), signal);
       clearTimeout(slow);
       if (signal.aborted) return;
-      if (!found.length) return say(nothing(input.value.trim()));
+      if (!found.length) return nothing(input.value.trim()) === null ? close() : say(nothing(input.value.trim()));
       options = found;
       open(...found.map(line));
-      mark(input.value.trim() ? 0 : -1);
+      mark(choosing && input.value.trim() ? 0 : -1);
       if (entered) choose(0);
     } catch (error) {
       if (!signal.aborted) say(error.message);
@@ -96,6 +99,8 @@ export function combobox(input, { find, draw, pick, nothing }) {
   };
   input.addEventListener("keydown", (event) => {
     const act = keys[event.key];
+    if (event.key === "Escape" && list.hidden && !input.value) return; // a sheet around the field may close
+    if (event.key === "Enter" && !choosing && active < 0) return close();
     if (event.key === "Enter" && pending) {
       event.preventDefault();
       entered = true;

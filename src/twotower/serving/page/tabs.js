@@ -1,6 +1,6 @@
-// Selects what the page shows: the tab, the theme, and on a phone one of the two lists.
+// Selects what the page shows: the tab and the theme.
 
-import { $, h, icon } from "./dom.js";
+import { $, icon } from "./dom.js";
 
 const THEMES = { system: "system", light: "sun", dark: "moon" };
 const KEY = "twotower.theme";
@@ -19,12 +19,6 @@ export class Tabs {
     });
     $("#theme").addEventListener("click", () => this.theme(this.nextTheme()));
     this.theme(document.documentElement.dataset.theme ?? "system");
-    $("#tune").addEventListener("click", () => {
-      const open = $("#controls").classList.toggle("open");
-      $("#tune").setAttribute("aria-expanded", String(open));
-    });
-    for (const name of ["list", "history"]) $(`#show-${name}`).addEventListener("click", () => this.side(name));
-    this.side("list");
   }
 
   show({ tab }) {
@@ -34,32 +28,6 @@ export class Tabs {
       one.tabIndex = chosen ? 0 : -1;
       $(`#${one.getAttribute("aria-controls")}`).hidden = !chosen;
     }
-  }
-
-  /** Selects the list that a phone shows; a wide window shows both. */
-  side(name) {
-    $(".columns").dataset.side = name;
-    for (const one of ["list", "history"]) $(`#show-${one}`).setAttribute("aria-pressed", String(one === name));
-  }
-
-  counts({ history }) {
-    $("#show-history").textContent = `History ${history}`;
-  }
-
-  /** Without coordinates, hides the map, says so, and gives its space to the lists. */
-  hasMap(there) {
-    document.documentElement.dataset.map = there ? "yes" : "no";
-    if (there) return;
-    $("#map").replaceChildren(
-      h(
-        "div",
-        { class: "state small" },
-        icon("pin"),
-        h("p", {}, h("b", {}, "No map for this catalogue.")),
-        h("p", {}, "Its items have no latitude and longitude."),
-      ),
-    );
-    $("#legend").hidden = true;
   }
 
   nextTheme() {

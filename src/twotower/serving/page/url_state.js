@@ -3,38 +3,47 @@
 
 export const RADII = [null, 1, 2, 5, 10, 25, 50, 100];
 export const PRICES = 4;
-const MOST = 500;
+export const MOST = 500;
+export const EXPLAINED = 50; // items of a list with reasons; the server explains at most 100
+const HIDDEN = 100; // a filter has at most 4,000 characters
+const TABS = ["for-you", "evaluation", "operations"];
 
 export const START = Object.freeze({
-  tab: "places",
+  tab: "for-you",
   user: null,
-  added: [],
+  added: [], // ids of items added to the history
+  hidden: [], // ids of items that the user does not want to see
   near: null,
   categories: [],
   price: null,
   radius: null,
   open: false,
-  where: "",
+  where: [], // conditions in the filter language; all must hold
   seen: false,
   popularity: 0,
   diversity: 0,
   k: 10,
 });
 
+const LISTS = ["added", "hidden", "categories", "where"];
+const FLAGS = ["open", "seen"];
 const TUNED = ["categories", "price", "radius", "open", "where", "seen", "popularity", "diversity"];
+const differs = (state, name) => String(state[name]) !== String(START[name]);
 
 /** The number of filters and settings that differ from their defaults. */
-export const tuned = (state) => TUNED.filter((name) => String(state[name]) !== String(START[name])).length;
+export const tuned = (state) => TUNED.filter((name) => differs(state, name)).length;
 
 /** The state with all filters and settings at their defaults. */
 export const untuned = (state) => ({ ...state, ...Object.fromEntries(TUNED.map((name) => [name, START[name]])) });
 
+/** The parts of the state that belong to one user, and change when another or none is chosen. */
+export const someone = (user) => ({ user, added: [], hidden: [], k: START.k });
+
 export function toHash(state) {
   const params = new URLSearchParams();
   for (const [name, value] of Object.entries(state)) {
-    if (String(value) === String(START[name])) continue;
-    const parts = name === "added" || name === "categories" ? value : [name === "open" || name === "seen" ? 1 : value];
-    for (const part of parts) params.append(name, part);
+    if (!differs(state, name)) continue;
+    for (const part of LISTS.includes(name) ? value : [FLAGS.includes(name) ? 1 : value]) params.append(name, part);
   }
   const text = params.toString();
   return text ? `#${text}` : "";
@@ -44,16 +53,13 @@ export function fromHash(hash) {
   const params = new URLSearchParams(hash.replace(/^#/, ""));
   const near = (params.get("near") ?? "").split(",").map(Number);
   return {
-    tab: params.get("tab") === "figures" ? "figures" : "places",
+    tab: TABS.includes(params.get("tab")) ? params.get("tab") : START.tab,
     user: params.get("user") || null,
-    added: params.getAll("added").filter(Boolean),
+    ...Object.fromEntries(LISTS.map((name) => [name, params.getAll(name).filter(Boolean)])),
     near: near.length === 2 && Math.abs(near[0]) <= 90 && Math.abs(near[1]) <= 180 ? near : null,
-    categories: params.getAll("categories").filter(Boolean),
     price: between(params.get("price"), 1, PRICES, null),
     radius: RADII.includes(Number(params.get("radius"))) ? Number(params.get("radius")) : null,
-    open: params.get("open") === "1",
-    where: params.get("where") ?? "",
-    seen: params.get("seen") === "1",
+    ...Object.fromEntries(FLAGS.map((name) => [name, params.get(name) === "1"])),
     popularity: between(params.get("popularity"), -1, 1, 0),
     diversity: between(params.get("diversity"), 0, 1, 0),
     k: Math.floor(between(params.get("k"), 1, MOST, START.k)),
@@ -73,18 +79,24 @@ export function now() {
   return `${DAYS[at.getDay()]} ${String(at.getHours()).padStart(2, "0")}:${String(at.getMinutes()).padStart(2, "0")}`;
 }
 
+export const quoted = (value) => JSON.stringify(value);
+
+/** Whether the filter of a state can be written without knowing the catalogue. */
+export const unfiltered = (state) => !(state.price || state.radius || state.open);
+
 /** The filter of the state in the API's language. */
 export function filterOf(state, filters) {
-  const text = (value) => JSON.stringify(value);
+  const hidden = state.hidden.slice(-HIDDEN);
   const parts = [
-    state.categories.length && `category in [${state.categories.map(text).join(", ")}]`,
+    ...state.where,
+    state.categories.length && `category in [${state.categories.map(quoted).join(", ")}]`,
     state.price && filters.has_price && `price <= ${state.price}`,
     state.radius && filters.has_locations && `within(${state.radius})`,
-    state.open && filters.has_hours && (filters.has_zones ? "open_now" : `open_at(${text(now())})`),
-  ];
-  const chosen = parts.filter(Boolean);
-  const own = state.where.trim();
-  return [own && chosen.length ? `(${own})` : own, ...chosen].filter(Boolean).join(" and ") || undefined;
+    state.open && filters.has_hours && (filters.has_zones ? "open_now" : `open_at(${quoted(now())})`),
+    hidden.length && `id not in [${hidden.map(quoted).join(", ")}]`,
+  ].filter(Boolean);
+  const alone = parts.length < 2;
+  return parts.map((part) => (!alone && / or /.test(part) ? `(${part})` : part)).join(" and ") || undefined;
 }
 
 /** The body of POST /v1/recommend. */
@@ -98,6 +110,7 @@ export function requestOf(state, filters, extra = {}) {
     exclude_seen: !state.seen,
     popularity: state.popularity,
     diversity: state.diversity,
+    explain: state.k <= EXPLAINED || undefined,
     ...extra,
   };
 }

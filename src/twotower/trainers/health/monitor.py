@@ -77,6 +77,7 @@ class HealthMonitor:
         """
         vectors, temperature = retriever.index.vectors, float(self.model.temperature().detach())
         users = retriever.encode(self.held_out.queries.slice(0, SAMPLE))
+        width = vectors.shape[1] - self.model.priors.width  # of the towers' output
         answers = self.held_out.target_offsets, self.held_out.target_row
         found = ValidationStats(
             step=step,
@@ -86,8 +87,8 @@ class HealthMonitor:
             validation_loss=question_loss(users, vectors, *answers, temperature),
             temperature=temperature,
             learns_temperature=self.config.model.learn_temperature,
-            items=spread(vectors[FIRST_ROW : self.dataset.n_train_item_rows, :-1]),  # the last number is the log popularity
-            users=spread(users[:, :-1]),
+            items=spread(vectors[FIRST_ROW : self.dataset.n_train_item_rows, :width]),
+            users=spread(users[:, :width]),
             batch_stats=batch_stats(batch),
             popularity_lift=judged.beyond[f"popularity_lift@{BEYOND_K}"],
             popular_lift=self.popular_lift,

@@ -1,0 +1,293 @@
+"""Go on with a run's training on new events, and publish the new model if it is not worse.
+
+    run ─▶ extended dataset ─▶ training from the run's checkpoint ─▶ calibration ─▶ comparison ─▶ bundle ─▶ the run is exchanged
+
+All of it happens in a folder beside the output, `.NAME.update`. The run is exchanged for it at the end, at once, so that a process
+that is killed leaves the run as it was. The next call goes on with the folder it finds there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from twotower.bundle.bundle import DATASET, export_bundle, load_trained
+from twotower.bundle.revision import take_over
+from twotower.bundle.sealed_folder import MANIFEST
+from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import can_refresh, split_moment
+from twotower.data.grown_dataset import grow
+from twotower.data.growth import plan_growth
+from twotower.data.new_rows import read_new_rows
+from twotower.data.train_events import Replay
+from twotower.errors import ConfigError, DataError, TrainingError, TwoTowerError
+from twotower.evaluation.bootstrap import intervals, resample
+from twotower.evaluation.evaluator import evaluate
+from twotower.pipeline.calibrate import calibrate_run
+from twotower.pipeline.evaluate import run_manifest
+from twotower.pipeline.new_data import NewSource
+from twotower.pipeline.stages import Watch, fit_within
+from twotower.schema import ITEM_ID, TRAIN, UNKNOWN
+from twotower.trainers.base_trainer import TrainingState
+from twotower.trainers.calibration import refresh_interval_days, refreshed_system
+from twotower.trainers.grown_checkpoint import Start, grow_checkpoint
+from twotower.trainers.optimizer import choose_device
+from twotower.trainers.time_limit import TimeLimit
+from twotower.utils.atomic_files import atomic_file, take_place
+from twotower.utils.checkpoint import load_checkpoint
+from twotower.utils.config import ResolvedConfig, load_config, parse_config
+from twotower.utils.console import log
+from twotower.utils.documents import CalibrationRecord
+from twotower.utils.manifests import BestValidation, RunManifest, UpdateRecord
+from twotower.utils.types import Float64
+
+PARTS = ("dataset", "model", "bundle")
+OF_A_RUN = (*PARTS, "manifest.json", "best.pt", "last.pt", "metrics.jsonl", "recipe", "recipe.json", "report.json", "report.html")
+RECORD, BEGIN = "update.json", "start.pt"
+
+
+def root_of(run: Path) -> Path:
+    """Return the folder with the bundle of a run, if its part `model` was named."""
+    return run.parent if run.name == "model" and (run.parent / "bundle" / MANIFEST).is_file() else run
+
+
+def update(
+    run: Path, source: NewSource, out: Path, *, overrides: Sequence[str] = (), watch: Watch | None = None
+) -> UpdateRecord | None:
+    """Train a run on new data, and write dataset/, model/ and bundle/ to `out`, which may be the run itself.
+
+    Parameters
+    ----------
+    run
+        Folder of `twotower run`, `train` or `update`.
+    overrides
+        Settings "updating.NAME=value".
+
+    Returns
+    -------
+    UpdateRecord
+        None if the run has all of the events already; then nothing is written.
+
+    Raises
+    ------
+    DataError
+        The new data do not fit the run, or another update of `out` is running.
+    TrainingError
+        The new model is worse; then nothing is published.
+    """
+    out = out.resolve()
+    model = run if (run / MANIFEST).is_file() else run / "model"
+    work = out.with_name(f".{out.name}.update")
+    if out != run.resolve() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists already. An update writes to a new folder, or to the run itself. Choose another --out.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("An update runs in one process. Start it without torchrun.")
+    with _locked(out):
+        manifest = run_manifest(model)
+        base, config = Dataset.open(Path(manifest.dataset)), _settings(manifest, overrides)
+        if not can_refresh(base):
+            raise DataError(
+                f"{run} is split by {base.manifest.config.prepare.split.kind}. An update needs a run whose events have times and "
+                "are split by time (prepare.split.kind: time). Train such a run first."
+            )
+        try:
+            return _update(run, model, source, out, work, (manifest, base, config), watch or Watch())
+        except TwoTowerError:  # a process that ends otherwise, such as a killed one, leaves what it has done
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def _update(
+    run: Path,
+    model: Path,
+    source: NewSource,
+    out: Path,
+    work: Path,
+    opened: tuple[RunManifest, Dataset, ResolvedConfig],
+    watch: Watch,
+) -> UpdateRecord | None:
+    manifest, base, config = opened
+    grown = _extended(base, source, config, work, _added_items(run, base))
+    if grown is None:
+        return None
+    config = grow_checkpoint(model / "best.pt", base, grown, work / "model" / BEGIN, config)
+    reached = _train(base, grown, config, work / "model", watch)
+    begin = load_checkpoint(work / "model" / BEGIN)["model"]
+    priors = {name.removeprefix("priors."): value for name, value in begin.items() if name.startswith("priors.")}
+    calibration = calibrate_run(config, grown, work / "model" / "best.pt", priors=priors)
+    record = _compare(base, grown, config, work / "model", manifest, reached)
+    if record.worse_frac > config.updating.max_worse_frac:
+        raise TrainingError(_worse(record, run))
+    best = _write_manifest(work / "model", out, grown, config, reached, record, calibration)
+    export_bundle(work / "model" / "best.pt", grown, work / "bundle", metrics=best)
+    _carry_over(run, work)
+    (work / RECORD).unlink()
+    (work / "model" / BEGIN).unlink()
+    take_place(work, out)
+    shutil.rmtree(work, ignore_errors=True)
+    return record
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Let one process at a time update `out`. The lock ends with the process, however that ends."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (out.parent / f".{out.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"Another update of {out} is running. One at a time is allowed. Wait until it has ended.") from None
+        yield
+
+
+def _settings(manifest: RunManifest, overrides: Sequence[str]) -> ResolvedConfig:
+    """Return the settings of the run, with overrides of the section `updating`."""
+    for override in overrides:
+        if not override.startswith("updating."):
+            raise ConfigError(f"{override!r} cannot change in an update. Only updating.* settings can. Train again to change it.")
+    wanted = load_config(None, list(overrides)).updating.model_dump(exclude_unset=True)
+    values = manifest.config.model_dump(mode="json")
+    values["training"]["memory_budget_gb"] = None  # what fitted it is settled; a new plan could change how tables are stored
+    return parse_config({**values, "updating": {**values["updating"], **wanted}}, ResolvedConfig)
+
+
+def _extended(base: Dataset, source: NewSource, config: ResolvedConfig, work: Path, added: pa.Table | None) -> Dataset | None:
+    """Return the dataset with the new rows: that of an interrupted update, or a new one; None without a new event."""
+    wanted = {"data": base.fingerprint, "source": list(source.identity), "updating": config.updating.model_dump(mode="json")}
+    if source.identity and _read(work / RECORD) == wanted:
+        log.info("resuming the update in %s", work)
+        for left in [*work.glob(".*.new"), *work.glob(".*.old")]:
+            shutil.rmtree(left, ignore_errors=True)
+        return Dataset.open(work / "dataset")
+    shutil.rmtree(work, ignore_errors=True)
+    rows = read_new_rows(source.data, base, source.what, source.tables, added)
+    growth = plan_growth(base, rows, valid_frac=config.updating.valid_frac)
+    if growth is None:
+        return None
+    work.mkdir(parents=True)
+    grown = grow(base, rows, growth, work / "dataset")
+    with atomic_file(work / RECORD) as beside:
+        beside.write_text(json.dumps(wanted, indent=1))
+    return grown
+
+
+def _read(file: Path) -> object:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _train(base: Dataset, grown: Dataset, config: ResolvedConfig, out: Path, watch: Watch) -> TrainingState:
+    fresh = grown.events.time_s >= split_moment(base, "valid")
+    if not (fresh & (grown.events.split == TRAIN) & grown.events.positive).any():
+        raise DataError(
+            "There are too few new events: all of them validate, and none is left to train on. Nothing was changed. Give more "
+            "events, or lower updating.valid_frac."
+        )
+    start = Start(out / BEGIN, Replay(split_moment(base, "valid"), config.updating.replay))
+    resume, device = (out / "last.pt").is_file(), choose_device(config.training.device)
+    called = [TimeLimit(config.training.max_hours), *watch.callbacks]
+    return fit_within(grown, device, watch, config, out, resume, 1.0, "update", called, start)
+
+
+def _compare(
+    base: Dataset, grown: Dataset, config: ResolvedConfig, model: Path, manifest: RunManifest, reached: TrainingState
+) -> UpdateRecord:
+    """Compare the new model with the one before, both with refreshed items, on the newest events."""
+    metric = config.training.eval_metric
+    held_out = grown.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed).by_time()
+    every_days, values = refresh_interval_days(grown, held_out, config), list[Float64]()
+    for name, known in ((BEGIN, grown.known_to(base.n_train_items, base.n_train_users)), ("best.pt", grown)):
+        system = refreshed_system(load_trained(model / name, grown)[0], known, config, every_days)
+        found = evaluate(system, held_out, known, config.evaluation, metrics=[metric], beyond_k=None)
+        values.append(found.values[:, 0])
+    table = np.stack([*values, values[1] - values[0]], axis=1)
+    draws = resample(table, held_out.queries.user_row, config.evaluation.bootstrap_resamples, config.seed)
+    before, after, difference = intervals(["before", "after", "difference"], table.mean(axis=0), draws).values()
+    return UpdateRecord(
+        number=1 if manifest.update is None else manifest.update.number + 1,
+        data=base.fingerprint,
+        new_events=len(grown.item_events) - len(base.item_events),
+        new_users=grown.n_users - base.n_users,
+        new_items=grown.n_items - base.n_items,
+        metric=metric,
+        before=before.value,
+        after=after.value,
+        difference=difference,
+        worse_frac=float((draws[:, 2] < 0).mean()),
+        queries=len(held_out.queries),
+        steps=reached.step,
+    )
+
+
+def in_words(record: UpdateRecord) -> str:
+    """Return what an update added and gained, as two lines."""
+    gained = record.difference
+    return (
+        f"{record.new_events:,} new events, {record.new_users:,} new users, {record.new_items:,} new items\n"
+        f"{record.metric} on the newest events ({record.queries:,} queries): {record.before:.4f} before, {record.after:.4f} after "
+        f"({gained.value:+.4f}, interval {gained.low:+.4f} to {gained.high:+.4f})"
+    )
+
+
+def _worse(record: UpdateRecord, run: Path) -> str:
+    gained = record.difference
+    return (
+        f"The new model is worse on the newest events: {record.metric} {record.after:.4f}, and {record.before:.4f} with the model "
+        f"before ({gained.value:+.4f}, interval {gained.low:+.4f} to {gained.high:+.4f}; worse in {record.worse_frac:.0%} of the "
+        f"resamples of {record.queries:,} queries). It was not published; {run} is as it was. Check the new data, lower "
+        "updating.learning_rate, or train again with all data."
+    )
+
+
+def _write_manifest(
+    model: Path,
+    out: Path,
+    grown: Dataset,
+    config: ResolvedConfig,
+    reached: TrainingState,
+    record: UpdateRecord,
+    calibration: CalibrationRecord | None,
+) -> BestValidation:
+    """Write the manifest of the run, with the folder that the dataset will have."""
+    best = BestValidation(metric=record.metric, value=reached.best, step=reached.best_step, total_steps=reached.total_steps)
+    manifest = RunManifest(
+        seed=config.seed,
+        dataset=str(out / "dataset"),
+        data=grown.fingerprint,
+        config=config,
+        best=best,
+        recipe=None,
+        calibration=calibration,
+        refit=None,
+        update=record,
+    )
+    (model / MANIFEST).write_text(json.dumps(manifest.json_values(), indent=1, sort_keys=True))
+    return best
+
+
+def _carry_over(run: Path, work: Path) -> None:
+    """Take over what belongs to the served bundle alone, and what else lies in the folder of the run."""
+    if (run / "bundle" / MANIFEST).is_file():
+        take_over(work / "bundle", run / "bundle")
+    for child in run.iterdir():
+        if child.name not in OF_A_RUN and not (work / child.name).exists():
+            (shutil.copytree if child.is_dir() else shutil.copy2)(child, work / child.name)
+
+
+def _added_items(run: Path, base: Dataset) -> pa.Table | None:
+    """Return the items that were added to the bundle of the run, and that the run itself lacks."""
+    if not (run / "bundle" / MANIFEST).is_file():
+        return None
+    items = Dataset.open(run / "bundle" / DATASET).items
+    added = items.filter(pa.array(base.item_rows(items[ITEM_ID].to_pylist()) == UNKNOWN))
+    return added if len(added) else None
