@@ -130,9 +130,9 @@ def test_the_dashboard_is_one_that_grafana_reads() -> None:
 
 
 def test_the_tool_of_prometheus_accepts_the_rules_and_their_tests(lacking: Any) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
+    if (promtool := shutil.which("promtool")) is None:
         lacking("needs promtool, which comes with Prometheus")
+    assert promtool is not None
     folder = DEPLOY / "prometheus"
     for words in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts.test.yaml"]):
         done = subprocess.run([promtool, *words], cwd=folder, capture_output=True, text=True)
