@@ -66,7 +66,7 @@ class ResponseError(TwoTowerError):
     status
         HTTP status.
     code
-        Kind of the error, such as "impossible" or "busy"; "refused" if the response is not that of a `twotower serve`.
+        Kind of the error, such as "invalid" or "busy"; "refused" if the response is not that of a `twotower serve`.
     location
         Part of the request that is wrong; None if the server does not say.
     request_id

@@ -82,4 +82,4 @@ def test_every_code_of_an_error_is_in_the_schema(document: dict[str, Any]) -> No
     written |= set(re.findall(r'(?:_error\(request, \d+,|error_body\() ?"([a-z_]+)"', SOURCES)) | set(error_handlers.CODES.values())
     allowed = set(typing.get_args(schemas.Code))
     assert len(written) > 10 and written <= allowed, written - allowed
-    assert set(document["components"]["schemas"]["Mistake"]["properties"]["code"]["enum"]) == allowed
+    assert set(document["components"]["schemas"]["ErrorDetail"]["properties"]["code"]["enum"]) == allowed

@@ -142,4 +142,4 @@ def test_an_event_whose_acknowledgement_is_lost_counts_once(call: Call, proxy: F
 
 def test_an_error_has_the_text_of_the_server(call: Call) -> None:
     (answer,) = call(["POST", "/v1/recommend", {"body": {"filter": "no such column == 1"}}])
-    assert answer["status"] == 422 and answer["error"]["error"]["code"] == "impossible" and answer["error"]["request_id"]
+    assert answer["status"] == 422 and answer["error"]["error"]["code"] == "invalid" and answer["error"]["request_id"]

@@ -165,7 +165,7 @@ def test_updates_reach_all_workers_and_break_no_connection(server: Server, bundl
         _, answer = one.ask("POST", "/v1/recommend", {"user": "u1", "k": 1})
         assert (answer["version"], answer["as_of"]) == (refreshed["version"], refreshed["as_of"])
     status, reloaded = clients[4].ask("POST", "/admin/reload", {"bundle": str(bundles[1])})
-    assert status == 200 and reloaded["before"] == refreshed["version"] != reloaded["version"]
+    assert status == 200 and reloaded["previous_version"] == refreshed["version"] != reloaded["version"]
     assert {one.ask("POST", "/v1/recommend", {"k": 1})[1]["version"] for one in clients} == {reloaded["version"]}
     server.until(lambda: len(server.workers()) == 2 and not before & set(server.workers()), "the old workers do not end")
     status, refusal = clients[5].ask("POST", "/admin/reload", {"bundle": "/nowhere"})

@@ -457,10 +457,10 @@ export interface components {
          *           "rank": 1,
          *           "reasons": [
          *             {
-         *               "kind": "visit",
+         *               "contribution": 0.21,
+         *               "kind": "event",
          *               "label": "El Farol",
-         *               "name": "b_230",
-         *               "share": 0.21
+         *               "name": "b_230"
          *             }
          *           ],
          *           "score": 0.83
@@ -605,10 +605,10 @@ export interface components {
              */
             values: components["schemas"]["ValueOut"][];
             /**
-             * More
+             * Has More
              * @description True if there are more values; see `/v1/values`.
              */
-            more: boolean;
+            has_more: boolean;
         };
         /**
          * ColumnsOut
@@ -628,11 +628,33 @@ export interface components {
             examples: string[];
         };
         /**
+         * ErrorDetail
+         * @description The error: what is wrong, what is allowed and what to do.
+         */
+        ErrorDetail: {
+            /**
+             * Code
+             * @description Kind of the error. `invalid`: the request is well-formed but cannot be answered.
+             * @enum {string}
+             */
+            code: "malformed" | "host" | "origin" | "not_found" | "method_not_allowed" | "too_large" | "encoding" | "invalid" | "refused" | "unauthorized" | "forbidden" | "rate" | "timeout" | "busy" | "internal";
+            /**
+             * Message
+             * @example Unknown item 'b_231'. Search for valid ids with GET /v1/items?q=TEXT.
+             */
+            message: string;
+            /**
+             * Location
+             * @description Part of the request that is wrong: a path in its JSON, or a character position in its filter.
+             */
+            location?: string | number | null;
+        };
+        /**
          * ErrorOut
          * @description The response to a request that was rejected or failed.
          */
         ErrorOut: {
-            error: components["schemas"]["Mistake"];
+            error: components["schemas"]["ErrorDetail"];
             /** Request Id */
             request_id: string;
         };
@@ -705,7 +727,7 @@ export interface components {
          * @description A request of a batch that cannot be answered. The others are.
          */
         FailedOut: {
-            error: components["schemas"]["Mistake"];
+            error: components["schemas"]["ErrorDetail"];
         };
         /**
          * FiltersOut
@@ -952,28 +974,6 @@ export interface components {
             };
         };
         /**
-         * Mistake
-         * @description The error: what is wrong, what is allowed and what to do.
-         */
-        Mistake: {
-            /**
-             * Code
-             * @description Kind of the error. `impossible`: the request is well-formed but cannot be answered.
-             * @enum {string}
-             */
-            code: "malformed" | "host" | "origin" | "not_found" | "method_not_allowed" | "too_large" | "encoding" | "impossible" | "refused" | "unauthorized" | "forbidden" | "rate" | "timeout" | "busy" | "internal";
-            /**
-             * Message
-             * @example Unknown item 'b_231'. Search for valid ids with GET /v1/items?q=TEXT.
-             */
-            message: string;
-            /**
-             * Location
-             * @description Part of the request that is wrong: a path in its JSON, or a character position in its filter.
-             */
-            location?: string | number | null;
-        };
-        /**
          * ReasonOut
          * @description A reason for a score: an event of the history, a feature of the user or a feature of the item.
          */
@@ -982,16 +982,16 @@ export interface components {
              * Kind
              * @enum {string}
              */
-            kind: "visit" | "user" | "item";
+            kind: "event" | "user" | "item";
             /** Name */
             name: string;
             /** Label */
             label: string;
             /**
-             * Share
+             * Contribution
              * @description First-order contribution to the score; negative if it lowers the score.
              */
-            share: number;
+            contribution: number;
         };
         /**
          * RecommendIn
@@ -1068,11 +1068,11 @@ export interface components {
              */
             diversity?: number;
             /**
-             * Popularity
+             * Popularity Bias
              * @description Popularity bias: below 0 favours rare items, above 0 popular items.
              * @default 0
              */
-            popularity?: number;
+            popularity_bias?: number;
             /**
              * Strict
              * @description Reject a history with unknown items. If false, they are passed over and listed in `unknown_items`.
@@ -1173,10 +1173,10 @@ export interface components {
              */
             version: string;
             /**
-             * Before
+             * Previous Version
              * @example 7a8339d5a72d
              */
-            before: string;
+            previous_version: string;
         };
         /**
          * SimilarOut

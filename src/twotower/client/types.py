@@ -5,6 +5,39 @@ from __future__ import annotations
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 
+class ErrorDetail(TypedDict):
+    """The error: what is wrong, what is allowed and what to do."""
+
+    code: Literal[
+        "malformed",
+        "host",
+        "origin",
+        "not_found",
+        "method_not_allowed",
+        "too_large",
+        "encoding",
+        "invalid",
+        "refused",
+        "unauthorized",
+        "forbidden",
+        "rate",
+        "timeout",
+        "busy",
+        "internal",
+    ]
+    """Kind of the error. `invalid`: the request is well-formed but cannot be answered."""
+    message: str
+    location: NotRequired[str | int | None]
+    """Part of the request that is wrong: a path in its JSON, or a character position in its filter."""
+
+
+class ErrorOut(TypedDict):
+    """The response to a request that was rejected or failed."""
+
+    error: ErrorDetail
+    request_id: str
+
+
 class EventIn(TypedDict):
     """An event. Events with the same `event_id` are stored once, so sending an event again is safe."""
 
@@ -29,6 +62,12 @@ class EventsOut(TypedDict):
 
     accepted: int
     repeated: int
+
+
+class FailedOut(TypedDict):
+    """A request of a batch that cannot be answered. The others are."""
+
+    error: ErrorDetail
 
 
 class FiltersOut(TypedDict):
@@ -121,39 +160,13 @@ class ItemsOut(TypedDict):
     items: list[ItemOut | ItemDetailOut]
 
 
-class Mistake(TypedDict):
-    """The error: what is wrong, what is allowed and what to do."""
-
-    code: Literal[
-        "malformed",
-        "host",
-        "origin",
-        "not_found",
-        "method_not_allowed",
-        "too_large",
-        "encoding",
-        "impossible",
-        "refused",
-        "unauthorized",
-        "forbidden",
-        "rate",
-        "timeout",
-        "busy",
-        "internal",
-    ]
-    """Kind of the error. `impossible`: the request is well-formed but cannot be answered."""
-    message: str
-    location: NotRequired[str | int | None]
-    """Part of the request that is wrong: a path in its JSON, or a character position in its filter."""
-
-
 class ReasonOut(TypedDict):
     """A reason for a score: an event of the history, a feature of the user or a feature of the item."""
 
-    kind: Literal["visit", "user", "item"]
+    kind: Literal["event", "user", "item"]
     name: str
     label: str
-    share: float
+    contribution: float
     """First-order contribution to the score; negative if it lowers the score."""
 
 
@@ -179,7 +192,7 @@ class RecommendIn(TypedDict):
     """Exclude items of the history. If false, they are ranked too."""
     diversity: NotRequired[float]
     """Diversity (MMR): penalises items similar to higher-ranked items."""
-    popularity: NotRequired[float]
+    popularity_bias: NotRequired[float]
     """Popularity bias: below 0 favours rare items, above 0 popular items."""
     strict: NotRequired[bool]
     """Reject a history with unknown items. If false, they are passed over and listed in `unknown_items`."""
@@ -225,7 +238,7 @@ class ReloadOut(TypedDict):
     """The bundle version served now and the one served before."""
 
     version: str
-    before: str
+    previous_version: str
 
 
 class SimilarOut(TypedDict):
@@ -331,7 +344,7 @@ class ColumnOut(TypedDict):
     """Largest number."""
     values: list[ValueOut]
     """Frequent values; of numbers, all if they are few."""
-    more: bool
+    has_more: bool
     """True if there are more values; see `/v1/values`."""
 
 
@@ -341,19 +354,6 @@ class ColumnsOut(TypedDict):
     columns: list[ColumnOut]
     examples: list[str]
     """Filters that some items pass."""
-
-
-class ErrorOut(TypedDict):
-    """The response to a request that was rejected or failed."""
-
-    error: Mistake
-    request_id: str
-
-
-class FailedOut(TypedDict):
-    """A request of a batch that cannot be answered. The others are."""
-
-    error: Mistake
 
 
 class ListOut(TypedDict):

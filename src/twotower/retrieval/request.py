@@ -60,7 +60,7 @@ class Request:
         learned from how users repeat; see `models.history_terms`.
     diversity
         0 … 1: penalty for items that are similar to higher-ranked items (MMR).
-    popularity
+    popularity_bias
         −1 … 1: popularity bias. Negative values favour rare items, positive values popular items; 0 is the model as trained.
         Has no effect if neither user nor history is known.
     explain
@@ -76,7 +76,7 @@ class Request:
     time_s: int | None = None
     exclude_seen: bool = True
     diversity: float = 0.0
-    popularity: float = 0.0
+    popularity_bias: float = 0.0
     explain: bool = False
 
 
@@ -87,20 +87,20 @@ class Reason:
     Attributes
     ----------
     kind
-        "visit", "user" or "item".
+        "event", "user" or "item".
     name
         Id of the item of the event, or name of the feature.
     label
         Name of the item of the event, or the feature in words.
-    share
+    contribution
         First-order contribution to the inner product: gradient times input. The inner product is attributed twice: to events and
         user features, and to item features. The popularity term counts as an item feature.
     """
 
-    kind: Literal["visit", "user", "item"]
+    kind: Literal["event", "user", "item"]
     name: str
     label: str
-    share: float
+    contribution: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class Service:
                 with _part("requests", number):
                     answers.append(self._as_json(one, bodies[number], version))
             except PartError as error:
-                answers.append(to_json({"error": {"code": "impossible", "message": str(error), "location": error.location}}))
+                answers.append(to_json({"error": {"code": "invalid", "message": str(error), "location": error.location}}))
         return version, answers
 
     async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> tuple[Json, list[Listed | BaseException]]:

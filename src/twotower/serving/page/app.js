@@ -21,7 +21,7 @@ const tabs = new Tabs({ tab: (tab) => session.go({ tab }, null) });
 const lists = new ListStatus($("#list-state"), $("#list-column"));
 const history = new History($("#history"), { open, drop });
 const list = new Recommended($("#list"), { open, add, hide, avoid, context });
-const session = new Session({ busy, ready, history: showHistory, list: showList, facts, dials, gone, tab: showTab, failed });
+const session = new Session({ busy, ready, history: showHistory, list: showList, facts, effects, gone, tab: showTab, failed });
 const sheets = new Sheets($("#sheet"), { opened: (name) => name === "map-column" && drawMap(true), closed: () => map?.resize() });
 let controls = null;
 let details = null; // Details, once one was opened
@@ -171,9 +171,9 @@ function facts(items) {
   }
 }
 
-function dials(effects) {
-  controls?.effects(effects);
-  const words = Object.values(effects).filter(Boolean);
+function effects(changes) {
+  controls?.effects(changes);
+  const words = Object.values(changes).filter(Boolean);
   if (words.length) announce(words.map((one) => `${one.changed} of ${countItems(one.of)} changed`).join(", "));
 }
 

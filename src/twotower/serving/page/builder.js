@@ -137,7 +137,7 @@ export class Builder {
   async values(text, signal) {
     const column = this.chosen;
     if (!column) return [];
-    if (column.kind !== "number" && (column.more || text)) return this.api.values(column.name, text, signal);
+    if (column.kind !== "number" && (column.has_more || text)) return this.api.values(column.name, text, signal);
     return column.values.filter(({ value }) => String(value).startsWith(text));
   }
 

@@ -49,7 +49,7 @@ export class Controls {
     on("#open", "change", (event) => this.change({ open: event.target.checked }, "changing “open now”"));
     on("#seen", "change", (event) => this.change({ seen: event.target.checked }, "changing “include known ones”"));
     this.slider("#radius", (value) => ({ radius: RADII[value] }), "changing the radius");
-    this.slider("#popularity", (value) => ({ popularity: value }), "changing the popularity");
+    this.slider("#popularity_bias", (value) => ({ popularity_bias: value }), "changing the popularity bias");
     this.slider("#diversity", (value) => ({ diversity: value }), "changing the diversity");
     popover($("#category-button"), $("#category-panel"), () => $("#category-find"));
     popover($("#builder-button"), $("#builder"), () => this.builder.opened());
@@ -85,7 +85,7 @@ export class Controls {
     radius.disabled = !measured && !state.radius;
     radius.value = RADII.indexOf(state.radius);
     $("#radius-hint").textContent = radius.disabled ? "needs a history or a pin" : "";
-    $("#popularity").value = state.popularity;
+    $("#popularity_bias").value = state.popularity_bias;
     $("#diversity").value = state.diversity;
     this.say(state);
     this.chips(state);
@@ -120,22 +120,22 @@ export class Controls {
   }
 
   /** Shows the values of the sliders in words, also while they move. */
-  say({ radius, popularity, diversity }) {
+  say({ radius, popularity_bias: bias, diversity }) {
     const tell = (selector, short, words = short) => {
       $(`${selector}-value`).textContent = short;
       $(selector).setAttribute("aria-valuetext", words);
     };
     const percent = (value) => `${Math.round(Math.abs(value) * 100)} %`;
     if (radius !== undefined) tell("#radius", radius ? `within ${radius} km` : "anywhere");
-    if (popularity !== undefined) {
-      const way = popularity < 0 ? "rarer" : "more popular";
-      if (popularity) tell("#popularity", `${popularity < 0 ? "−" : "+"}${percent(popularity)}`, `${way} ${percent(popularity)}`);
-      else tell("#popularity", "as learned");
+    if (bias !== undefined) {
+      const way = bias < 0 ? "rarer" : "more popular";
+      if (bias) tell("#popularity_bias", `${bias < 0 ? "−" : "+"}${percent(bias)}`, `${way} ${percent(bias)}`);
+      else tell("#popularity_bias", "as learned");
     }
     if (diversity !== undefined) tell("#diversity", diversity ? percent(diversity) : "off");
   }
 
-  /** Tells what each dial does: how many items of the list it changed; null: it rests. */
+  /** Shows how many items of the list a setting changed; null: it has its default. */
   effects(told) {
     for (const [name, effect] of Object.entries(told)) {
       const line = $(`#${name}-effect`);

@@ -7,7 +7,7 @@ const SLOW_MS = 180; // no loading state for faster responses
 const TOAST_MS = 6000;
 
 /** What orders a list, as a sentence without a full stop. */
-export function ordering({ source, user_known }, { user, popularity, diversity, seen }) {
+export function ordering({ source, user_known }, { user, popularity_bias: bias, diversity, seen }) {
   if (source !== "model") {
     const where = source === "nearby" ? " near the pin" : "";
     return user && !user_known
@@ -15,7 +15,7 @@ export function ordering({ source, user_known }, { user, popularity, diversity, 
       : `No history yet: what most people chose lately${where}`;
   }
   const parts = ["Best match first"];
-  if (popularity) parts.push(popularity > 0 ? `popular ${noun.many} raised` : `rare ${noun.many} raised`);
+  if (bias) parts.push(bias > 0 ? `popular ${noun.many} raised` : `rare ${noun.many} raised`);
   if (diversity) parts.push("similar ones apart");
   if (seen) parts.push("known ones included");
   return parts.join(", ");

@@ -173,18 +173,23 @@ function meter(value, most) {
 
 /** Shows reasons as bars from a middle line: what speaks for the item to the right, what speaks against it to the left. */
 function bars({ reasons, score }, context) {
-  const most = Math.max(...reasons.map((reason) => Math.abs(reason.share))) || 1;
+  const most = Math.max(...reasons.map((reason) => Math.abs(reason.contribution))) || 1;
   const line = (reason) =>
     h(
       "li",
-      reason.kind === "visit" ? { data: { id: reason.name } } : {},
-      h("span", { class: "label" }, sentence(reason, context), h("span", { class: "unseen" }, `, ${direction(reason.share)}`)),
+      reason.kind === "event" ? { data: { id: reason.name } } : {},
+      h(
+        "span",
+        { class: "label" },
+        sentence(reason, context),
+        h("span", { class: "unseen" }, `, ${direction(reason.contribution)}`),
+      ),
       h("span", {
-        class: `bar ${reason.share < 0 ? "minus" : "plus"}`,
-        vars: { "--share": Math.abs(reason.share) / most },
+        class: `bar ${reason.contribution < 0 ? "minus" : "plus"}`,
+        vars: { "--share": Math.abs(reason.contribution) / most },
         "aria-hidden": "true",
       }),
-      h("span", { class: "figure" }, signed(reason.share, 3)),
+      h("span", { class: "figure" }, signed(reason.contribution, 3)),
     );
   const note = `Match ${score.toFixed(2)}. Bars to the right speak for this ${noun.one}, bars to the left against it (gradient × input).`;
   return [h("ul", {}, reasons.map(line)), h("p", { class: "meta" }, note)];

@@ -6,12 +6,12 @@ import { changed, compare } from "./changes.js";
 import { filterOf, fromHash, MOST, requestOf, START, toHash, unfiltered } from "./url_state.js";
 
 const RETRY_S = [2, 4, 8, 15];
-const DIALS = ["popularity", "diversity"];
+const SLIDERS = ["popularity_bias", "diversity"];
 
 export class Session {
   /**
    * `view`: `busy({other, person})` before a request, `ready(about)` once, `history()`, `list(moved, cause, other)`,
-   * `facts(items)` with the columns of the listed items, `dials(changes)`, `gone(n)` unknown items of the address,
+   * `facts(items)` with the columns of the listed items, `effects(changes)`, `gone(n)` unknown items of the address,
    * `tab()`, and `failed(error, cause, wait)`: `wait` seconds until the next try, null if there is none.
    */
   constructor(view) {
@@ -71,7 +71,7 @@ export class Session {
       found.trip_ms = performance.now() - sent;
       this.show(found, asked, cause, other);
       this.facts(found.items, signal);
-      this.dials(asked, found.items, signal);
+      this.effects(asked, found.items, signal);
     } catch (error) {
       if (!signal.aborted) this.fail(error, cause);
     }
@@ -122,19 +122,19 @@ export class Session {
     }
   }
 
-  /** Requests the list without each dial that is moved, to tell how many items it changed. */
-  async dials(asked, items, signal) {
-    const moved = DIALS.filter((name) => asked[name] !== START[name]);
-    const told = Object.fromEntries(DIALS.map((name) => [name, null]));
+  /** Requests the list without each of these settings that is changed, to count the items that it changed. */
+  async effects(asked, items, signal) {
+    const moved = SLIDERS.filter((name) => asked[name] !== START[name]);
+    const told = Object.fromEntries(SLIDERS.map((name) => [name, null]));
     try {
       const requests = moved.map((name) => requestOf({ ...asked, [name]: START[name] }, this.about.filters, { explain: false }));
       const answers = moved.length ? await api.several(requests, signal) : [];
       for (const [n, name] of moved.entries())
         if (answers[n].items) told[name] = { changed: changed(answers[n].items, items), of: items.length };
     } catch {
-      // The dials say nothing.
+      // The page shows no numbers then.
     }
-    if (!signal.aborted) this.view.dials(told);
+    if (!signal.aborted) this.view.effects(told);
   }
 
   /** Many more items for the ground of the map: those nearest to the taste of the user. */
