@@ -115,7 +115,7 @@ def test_attempts_and_waits_end(call: Call, proxy: FaultyProxy) -> None:
     assert answer["status"] == 503 and len(proxy.seen) == 3 and sum(proxy.waits_s) < 5
     proxy.seen.clear()
     proxy.faults[:] = [SILENT] * 2
-    (answer,) = call(RECOMMEND, retries=1, timeoutMs=200)
+    (answer,) = call(RECOMMEND, retries=1, timeoutMs=3000)
     assert "Timeout" in answer["thrown"] and len(proxy.seen) == 2
 
 

@@ -20,9 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twotower.serving.access import Access
 from twotower.serving.bodies import BodyError
-from twotower.serving.clients import BYTES_PER_TOKEN, Clients, RateLimiter, cost, retry_after, shortened
+from twotower.serving.clients import BYTES_PER_TOKEN, Clients, cost, retry_after, shortened
 from twotower.serving.json_logs import FIELDS
 from twotower.serving.prometheus import Meters
+from twotower.serving.rate_limits import RateLimiter
 from twotower.serving.refusals import error_body, too_large
 from twotower.serving.response_headers import PREFLIGHT, Headers, accepts_gzip, added_headers
 from twotower.serving.telemetry import RequestTrace, Telemetry
@@ -83,7 +84,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self.app, self.gate, self.limits = app, gate, gate.limits
-        self._lines = RateLimiter(REFUSAL_LINES_PER_S, REFUSAL_LINES_PER_S)
+        self._lines = RateLimiter(REFUSAL_LINES_PER_S, REFUSAL_LINES_PER_S, most_clients=1)
         self._left_out = 0  # refusals without a log line since the last one
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
