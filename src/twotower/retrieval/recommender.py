@@ -36,6 +36,7 @@ from twotower.retrieval.request_reader import ParsedRequest, Reader, check_filte
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.search.filters.item_filter import ItemFilter, ResolvedFilter
+from twotower.search.index import shared_mask
 from twotower.search.reranking import POPULARITY_SCALE, fallback_scores, mmr
 from twotower.search.topk import top_k
 from twotower.utils.ids import Id, id_types
@@ -46,6 +47,7 @@ CANDIDATES_PER_ITEM, MIN_CANDIDATES = 5, 50  # candidates for the diversity re-r
 TRUST_EVENTS = 3  # events of a history at which the confidence is 0.5
 
 FilterSpec: TypeAlias = "str | dict[str, Any] | None"
+Lists: TypeAlias = "list[tuple[Source, Int, Float]]"
 
 
 @dataclass(slots=True)
@@ -256,7 +258,7 @@ class Recommender:
             chosen = [i for i, (one, *_) in parsed.items() if one.speaks == informed]
             if chosen:
                 asked, homes, masks, filters = zip(*(parsed[i] for i in chosen), strict=True)
-                allow = _allowed(masks)
+                allow = shared_mask(masks)
                 lists = self._search(asked, allow, filters, stages) if informed else self._search_fallback(asked, allow, stages)
                 for i, one, home, mask, (source, rows, scores) in zip(chosen, asked, homes, masks, lists, strict=True):
                     found[i] = RankedRows(one, source, rows, scores, home, self._share(one.request, mask))
@@ -264,7 +266,7 @@ class Recommender:
 
     def _search(
         self, parsed: Sequence[ParsedRequest], allow: Mask | None, filters: Sequence[ResolvedFilter | None], stages: Stages
-    ) -> list[tuple[Source, Int, Float]]:
+    ) -> Lists:
         queries = to_queries(parsed)
         with stages("tower"):
             bias = np.array([one.request.popularity_bias for one in parsed], np.float32)
@@ -278,11 +280,9 @@ class Recommender:
         shift = (bias * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
         return [("model", rows, scores - shift[b] * popularity[rows]) for b, (rows, scores) in enumerate(lists)]
 
-    def _search_fallback(
-        self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages
-    ) -> list[tuple[Source, Int, Float]]:
+    def _search_fallback(self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages) -> Lists:
         recent_event_count, locations = self.bundle.arrays.recent_event_count, self._locations
-        lists: list[tuple[Source, Int, Float]] = []
+        lists: Lists = []
         with stages("search"):
             for b, one in enumerate(parsed):
                 source: Source = "recent" if one.near is None or np.isnan(locations).all() else "nearby"
@@ -312,8 +312,11 @@ class Recommender:
         request = parsed.request
         if not request.filter:
             return self.offered, None
-        moment = now if request.time_s is None else request.time_s
-        context: dict[str, Any] = {"home": home, "now": moment, "seen": parsed.history.item_row}
+        context: dict[str, Any] = {
+            "home": home,
+            "now": now if request.time_s is None else request.time_s,
+            "seen": parsed.history.item_row,
+        }
         mask = self.filter.compile(request.filter, **context)
         return mask, self.filter.resolve(request.filter, **context) if self.index.reads_filters else None
 
@@ -343,10 +346,3 @@ class Recommender:
 def _candidates(request: Request) -> int:
     """Return the number of candidates for the list of a request."""
     return max(CANDIDATES_PER_ITEM * request.k, MIN_CANDIDATES) if request.diversity else request.skip + request.k
-
-
-def _allowed(masks: Sequence[Mask | None]) -> Mask | None:
-    """Return one mask if all requests share it, else one per request."""
-    if all(mask is masks[0] for mask in masks):
-        return masks[0]
-    return np.stack([np.ones_like(next(m for m in masks if m is not None)) if mask is None else mask for mask in masks])

@@ -108,6 +108,10 @@ class Version:
         """Return the fields that identify the version in every response."""
         return {"version": self.engine.version, "as_of": self.engine.as_of}
 
+    def state(self) -> Json:
+        """Return the same for a health check, with that of an index in another process."""
+        return {**self.about(), **({"index": "ok"} if self.engine.recommender.index.reads_filters else {})}
+
     def as_refreshed(self) -> Json:
-        """Return the same, and what became of the accepted events at the last refresh."""
+        """Return the version, and what became of the accepted events at the last refresh."""
         return {**self.about(), "events": asdict(self.freshness.counts)}

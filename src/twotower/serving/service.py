@@ -132,14 +132,12 @@ class Service:
             return "Not ready: the server is stopping. Use another one."
         if not (self.answers.alive and self.heavy.alive and self.writes.alive):
             return "Not ready: a worker thread has stopped. Restart the server."
-        lost = self.current.engine.recommender.index.problem
-        return None if lost is None else f"Not ready: {lost}"
+        return (lost := self.current.engine.recommender.index.problem) and f"Not ready: {lost}"
 
     def state(self) -> Json:
         """Return what a health check says of a server that is ready."""
         workers = 1 if self.fleet is None else self.fleet.ready
-        index = {"index": "ok"} if self.current.engine.recommender.index.reads_filters else {}
-        return {"status": "ready", **self.current.about(), "events": self.journal.state, **index, "workers": workers}
+        return {"status": "ready", **self.current.state(), "events": self.journal.state, "workers": workers}
 
     async def metrics(self) -> bytes:
         """Return the metrics in the Prometheus text format, those of all workers added."""
