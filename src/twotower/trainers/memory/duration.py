@@ -39,7 +39,7 @@ REACHED, BANDWIDTH_REACHED, SCATTER_REACHED = 0.35, 0.7, 0.02  # of the peaks: p
 CPU_OVERHEAD, CPU_SCATTER = 3.0, 5.0  # times its products at the speed of the probe, and times the bytes of rows of tables
 CPU_LAUNCH_S = 40e-6  # of a small operation on a CPU
 LINK_BYTES_S = 8e9  # between two GPUs without NVLink
-PROBE, PROBE_NUMBERS = 384, 2**23  # sizes of the product and of the addition that measure the CPU
+PROBE, PROBE_NUMBERS = 384, 2**25  # sizes of the product and of the addition that measure the CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def step_work(workload: WorkloadSizes, config: ResolvedConfig, *, precision: str
     (kept_users, _), (kept_items, _) = encoded(workload, config, WIDTH[precision], processes)
     tables = storages(workload, config, processes)
     numbers = dense_numbers(workload, config) + sum(t.rows * d for t in tables if t.config.update == "dense")
-    moved = ADAMW_BYTES * numbers + ACTIVATION_PASSES * micro * (kept_users + kept_items)
+    moved: float = ADAMW_BYTES * numbers + ACTIVATION_PASSES * micro * (kept_users + kept_items)
     moved += TRAINING * F32 * examples * load.candidates
     fields = len(layout.item_fields) * 2 + len(layout.user_fields)
     launches = BASE_LAUNCHES + FIELD_LAUNCHES * fields + TABLE_LAUNCHES * len(tables) + BLOCK_LAUNCHES * user.num_blocks
@@ -169,8 +169,10 @@ def as_lines(workload: WorkloadSizes, config: ResolvedConfig, processes: int) ->
     schedule = steps_of(workload, config)
     steps = schedule.total_steps
     table = Table(box=None, pad_edge=False, show_header=False)
-    for justify in ("left", "right", "right", "left"):
-        table.add_column(justify=justify)  # type: ignore[arg-type]
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    table.add_column()
     here = cpu_at_hand()
     for one in (here, *GPUS):
         cpu = one.name == "cpu"
