@@ -26,7 +26,7 @@ SECTIONS = {  # the commands in the order of a typical project
     "Data": ("inspect", "datasets", "simulate", "prepare"),
     "Train": ("plan", "train", "run", "update", "refit", "tune"),
     "Evaluate": ("evaluate",),
-    "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "sign", "new-key", "serve"),
+    "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "publish", "sign", "new-key", "serve"),
     "Tools": ("demo", "doctor", "config"),
 }
 

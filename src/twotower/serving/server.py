@@ -15,8 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
+from twotower.bundle.publish import RemoteIndex
 from twotower.bundle.signature import read_trusted_key
 from twotower.errors import ConfigError
+from twotower.search.milvus_store import read_address
 from twotower.serving.access import KEY_VARIABLE, Access
 from twotower.serving.clients import Clients
 from twotower.serving.event_journal import Journal
@@ -49,6 +51,7 @@ def serve(bundle: Path, config: ServingConfig) -> NoReturn:
         signal.signal(ending, _end)
     access = access_of(config)
     clients = Clients(config, config.trusted_proxies, unix=config.unix_socket is not None)
+    remote_index(config)  # a wrong address is refused now
     tls = Certificate(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     Telemetry.wanted(os.environ)  # a mistake fails here; each process that serves has its own
     if config.trusted_key is not None:
@@ -66,7 +69,7 @@ def serve(bundle: Path, config: ServingConfig) -> NoReturn:
 
 def _serve_alone(outfit: Outfit, bundle: Path, events: str) -> int:
     config = outfit.config
-    service = Service(bundle, events, config, config.trusted_key, config.refresh_s)
+    service = Service(bundle, events, config, config.trusted_key, config.refresh_s, remote_index(config))
     freeze_garbage_collector()
     run_alone(outfit, service, lambda: _tell(outfit, bundle, service.current.engine.version))
     return 0
@@ -96,6 +99,19 @@ def _part_of(config: ServingConfig) -> ServingConfig:
     """Return the settings of one worker, which has its part of what all clients may use together."""
     parts = {name: math.ceil(getattr(config, name) / config.workers) for name in ("connections", "held_bytes", "waiting")}
     return config.model_copy(update=parts)
+
+
+def remote_index(config: ServingConfig) -> RemoteIndex | None:
+    """Return where vectors are searched; None: in this process.
+
+    Raises
+    ------
+    ConfigError
+        The address is none of Milvus.
+    """
+    if config.index is None:
+        return None
+    return RemoteIndex(read_address(config.index), config.index_ef, config.index_timeout_s)
 
 
 def _tell(outfit: Outfit, bundle: Path, version: str) -> None:

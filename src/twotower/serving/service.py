@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from pydantic_core import to_json
 
+from twotower.bundle.publish import RemoteIndex
 from twotower.errors import BusyError, RequestError
 from twotower.retrieval.request_reader import UnknownItemError
 from twotower.schema import UNKNOWN
@@ -65,7 +66,7 @@ class Service:
         Folder of the first bundle.
     events
         Address of the event store; see `open_store`.
-    trusted_key, refresh_s
+    trusted_key, refresh_s, index
         See `Updater`.
 
     Raises
@@ -75,12 +76,18 @@ class Service:
     """
 
     def __init__(
-        self, bundle: Path, events: str, limits: Limits, trusted_key: Path | None = None, refresh_s: float = REFRESH_S
+        self,
+        bundle: Path,
+        events: str,
+        limits: Limits,
+        trusted_key: Path | None = None,
+        refresh_s: float = REFRESH_S,
+        index: RemoteIndex | None = None,
     ) -> None:
         meters = self._prepare(limits)
         self.journal = Journal(open_store(events), meters.skipped)  # first: it fails sooner than a bundle is loaded
         try:
-            updater = Updater(bundle, self.journal, meters, trusted_key, refresh_s)
+            updater = Updater(bundle, self.journal, meters, trusted_key, refresh_s, index)
         except BaseException:
             self.journal.close()
             raise
@@ -125,12 +132,14 @@ class Service:
             return "Not ready: the server is stopping. Use another one."
         if not (self.answers.alive and self.heavy.alive and self.writes.alive):
             return "Not ready: a worker thread has stopped. Restart the server."
-        return None
+        lost = self.current.engine.recommender.index.problem
+        return None if lost is None else f"Not ready: {lost}"
 
     def state(self) -> Json:
         """Return what a health check says of a server that is ready."""
         workers = 1 if self.fleet is None else self.fleet.ready
-        return {"status": "ready", **self.current.about(), "events": self.journal.state, "workers": workers}
+        index = {"index": "ok"} if self.current.engine.recommender.index.reads_filters else {}
+        return {"status": "ready", **self.current.about(), "events": self.journal.state, **index, "workers": workers}
 
     async def metrics(self) -> bytes:
         """Return the metrics in the Prometheus text format, those of all workers added."""

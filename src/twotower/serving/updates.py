@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from twotower.bundle.publish import RemoteIndex
 from twotower.errors import DataError, TwoTowerError
 from twotower.serving.catalogue import Browser
 from twotower.serving.event_journal import Journal
@@ -35,6 +36,8 @@ class Updater:
         Public key that bundles must be signed for, those of reloads included; see `load_bundle`.
     refresh_s
         Interval in seconds at which the items are refreshed; 0: only on demand.
+    index
+        Where all bundles are searched; None: in this process.
 
     Raises
     ------
@@ -42,9 +45,18 @@ class Updater:
         The bundle cannot be opened.
     """
 
-    def __init__(self, bundle: Path, journal: Journal, meters: Meters, trusted_key: Path | None, refresh_s: float) -> None:
-        self.journal, self.meters, self._trusted_key, self.refresh_s = journal, meters, trusted_key, refresh_s
-        self.current = self._version(bundle, Engine.load(bundle, trusted_key))
+    def __init__(
+        self,
+        bundle: Path,
+        journal: Journal,
+        meters: Meters,
+        trusted_key: Path | None,
+        refresh_s: float,
+        index: RemoteIndex | None = None,
+    ) -> None:
+        self.journal, self.meters, self.refresh_s = journal, meters, refresh_s
+        self._trusted_key, self._index = trusted_key, index
+        self.current = self._version(bundle, Engine.load(bundle, trusted_key, index))
         self.serve(self.current)
 
     def serve(self, version: Version) -> None:
@@ -89,7 +101,7 @@ class Updater:
 
     def _opened(self, path: Path) -> Version:
         try:
-            engine = Engine.load(path, self._trusted_key)
+            engine = Engine.load(path, self._trusted_key, self._index)
         except TwoTowerError:
             raise
         except Exception:  # valid hashes but invalid content
