@@ -3,8 +3,8 @@
     python benchmarks/everyone.py BUNDLE
 
 The command runs in a separate process. For comparison, this process runs the user tower and the search of the same index for a
-sample of the same users, in blocks of the same size, and extrapolates to all. With --spark MASTER the same lists are also computed on
-Spark, and the lists are compared. Each claim gives a JSON line, appended to benchmarks/results/everyone.jsonl.
+sample of the same users, in blocks of the same size, and extrapolates to all. With --spark MASTER the same lists are also computed
+on Spark, and the lists are compared. Each claim gives a JSON line, appended to benchmarks/results/everyone.jsonl.
 """
 
 from __future__ import annotations

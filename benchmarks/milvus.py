@@ -3,8 +3,8 @@
     python benchmarks/milvus.py BUNDLE
 
 The bundle is published to a file of Milvus Lite. For users of the bundle, lists of ten without a filter and with one are compared
-with those of the exact search: the recall at the default width of the search, the share of equal lists at the largest width, and the
-median time of a single list. Each claim gives a JSON line, appended to benchmarks/results/milvus.jsonl.
+with those of the exact search: the recall at the default width of the search, the share of equal lists at the largest width, and
+the median time of a single list. Each claim gives a JSON line, appended to benchmarks/results/milvus.jsonl.
 """
 
 from __future__ import annotations
