@@ -26,8 +26,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from twotower.cli import app
-from twotower.serving.event_store import RedisStore
 from twotower.serving.prometheus import Meters
+from twotower.serving.redis_store import RedisStore
 from twotower.utils.config import parse_config
 
 ROOT = Path(__file__).parents[1]

@@ -65,6 +65,9 @@ class Request:
         Has no effect if neither user nor history is known.
     explain
         Return the reasons of each score.
+    explore
+        0 … 1: share of the positions that is given to uncertain and new items; see `retrieval.exploration`. Only the first part of
+        a list explores.
     """
 
     user: Id | None = None
@@ -78,6 +81,7 @@ class Request:
     diversity: float = 0.0
     popularity: float = 0.0
     explain: bool = False
+    explore: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,8 @@ class Answer:
         Milliseconds by stage, for all requests answered together: "features", "filter", "tower", "search", "explain", "describe".
     selectivity
         Share of the items that match the filter; None without a filter.
+    propensity
+        Probability with which the list has each item; below 1 if the request explores.
     """
 
     items: list[Recommendation]
@@ -161,6 +167,7 @@ class Answer:
     user_known: bool
     stages_ms: dict[str, float] = field(default_factory=dict)
     selectivity: float | None = None
+    propensity: tuple[float, ...] = ()
 
 
 class Stages:
