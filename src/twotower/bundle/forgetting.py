@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from twotower.bundle.bundle import DATASET, MODEL_FILE, REPORT, TOWERS, load_bundle
+from twotower.bundle.bundle import DATASET, INDEX, INDEX_FILE, MODEL_FILE, REPORT, TOWERS, load_bundle
 from twotower.bundle.consistency import model_of
+from twotower.bundle.item_arrays import item_arrays
 from twotower.bundle.onnx_towers import export_towers
 from twotower.bundle.revision import revise
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store
 from twotower.data.forgetting import rows_to_forget, without_users
 from twotower.schema import UNKNOWN
+from twotower.search.registry import renew_index
+from twotower.utils.array_files import write_arrays
 from twotower.utils.manifests import BundleManifest
 from twotower.utils.types import Int
 
@@ -48,10 +52,14 @@ def forget_users(path: Path, gone: Callable[[str], bool]) -> BundleManifest | No
         dataset = Dataset.open(folder / DATASET)
         weights = without_rows(load_file(path / MODEL_FILE), dataset, rows)
         (folder / MODEL_FILE).write_bytes(save(weights))
+        store = open_store(dataset, "future", bundle.config.model)
+        model = model_of(dataset, bundle.config, weights, store)
+        arrays = item_arrays(model, store, dataset, bundle.moment_s)  # popularity does not count the events any more
+        write_arrays(folder / INDEX_FILE, asdict(replace(arrays, offered=bundle.arrays.offered)))
+        renew_index(folder / INDEX, torch.from_numpy(arrays.vectors))
         if (folder / TOWERS).is_dir():
-            store = open_store(dataset, "future", bundle.config.model)
             shutil.rmtree(folder / TOWERS)
-            export_towers(model_of(dataset, bundle.config, weights, store), store, folder / TOWERS)
+            export_towers(model, store, folder / TOWERS)
         if (folder / REPORT).is_file():
             report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
             (folder / REPORT).write_text(json.dumps(without_examples(report, names), sort_keys=True, ensure_ascii=False))

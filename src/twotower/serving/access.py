@@ -164,7 +164,7 @@ def role_of(path: str, method: str = "GET") -> str | None:
     >>> role_of("/v1/users/u_17/history"), role_of("/v1/users/u_17", "DELETE")
     ('read', 'admin')
     """
-    if method == "DELETE":
+    if method == "DELETE" and path.startswith("/v1/users"):
         return ADMIN
     if path.startswith("/v1/events"):
         return WRITE
