@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from twotower.serving.limits import MAX_EVENTS_PER_REQUEST, MAX_K
-from twotower.serving.schema_examples import OUTCOMES, SENT
+from twotower.serving.schema_examples import EVENTS, OUTCOMES
 from twotower.serving.schemas import Accepted, Id, Moment, Stars
 
 
@@ -49,7 +49,7 @@ class EventIn(Accepted):
 class EventsIn(Accepted):
     """Events to store."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [SENT, OUTCOMES]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EVENTS, OUTCOMES]})
 
     events: Annotated[list[EventIn], FailFast()] = Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,9 @@ SKEW_S = 60  # clocks of clients may be behind by this
 MAX_BUFFERED = 5000  # answers; more are dropped and counted
 
 
+Traced = Callable[[str], AbstractContextManager[None]]
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """Numbers of new and of repeated events."""
@@ -49,11 +52,13 @@ class Feedback:
     ----------
     writes
         The thread that writes to the store.
+    traced
+        Returns a block that makes a span of a name.
     """
 
-    def __init__(self, journal: Journal, limits: Limits, meters: Meters, writes: Batcher) -> None:
+    def __init__(self, journal: Journal, limits: Limits, meters: Meters, writes: Batcher, traced: Traced) -> None:
         self.journal, self.limits, self.meters, self.logged = journal, limits, meters, limits.keep_answers_days > 0
-        self.writes = writes
+        self.writes, self._traced = writes, traced
         self._recent: OrderedDict[str, LoggedAnswer] = OrderedDict()
         self._buffer: list[LoggedAnswer] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -113,7 +118,8 @@ class Feedback:
                 events += _events(engine, body, lists, now)
         (future,) = self.writes.submit(self.journal.append, [events], time.perf_counter() + self.limits.queue_timeout_s)
         try:
-            new = await asyncio.wait_for(future, self.limits.queue_timeout_s - ANSWER_S)
+            with self._traced("store"):
+                new = await asyncio.wait_for(future, self.limits.queue_timeout_s - ANSWER_S)
         except TimeoutError:
             raise BusyError("The event store is too slow; the events may be stored. Send them again later.") from None
         self.meters.events(new, len(events) - new)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 
@@ -49,12 +49,12 @@ def _exports(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
         return StreamingResponse(_blocks(file, folder), media_type=PARQUET)
 
     @app.get("/v1/events/export", response_class=Response, tags=["events"], **files)
-    async def export(since: Since = None) -> Response:
+    async def export_events_file(since: Since = None) -> Response:
         """Return the accepted events as Parquet, in the columns that `twotower update --data` reads."""
         return await exported(since, answers=False)
 
     @app.get("/v1/events/export/answers", response_class=Response, tags=["events"], **files)
-    async def export_answers(since: Since = None) -> Response:
+    async def export_answers_file(since: Since = None) -> Response:
         """Return the logged answers as Parquet, with the propensity of every shown item, for `twotower estimate`."""
         return await exported(since, answers=True)
 
@@ -70,7 +70,7 @@ def _forgetting(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
         return _json({"user": user, **await service.forget(user)})
 
     @app.delete("/v1/users/{user:path}", response_model=f.ForgottenOut, tags=["users"], **keyed)
-    async def forget(user: str) -> Response:
+    async def forget_user(user: str) -> Response:
         """Delete everything about a user: events, answers, history and user vector, in store, memory and bundle.
 
         Percent-encode the id, slashes included. A user who is not known is not an error.
@@ -78,24 +78,24 @@ def _forgetting(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
         return await forgotten(unquote(user))
 
     @app.delete("/v1/users", response_model=f.ForgottenOut, tags=["users"], **keyed)
-    async def forget_by_query(user: UserText) -> Response:
+    async def forget_user_by_query(user: UserText) -> Response:
         """Delete everything about a user. Unlike a path, a query can hold any id, `..` included."""
         return await forgotten(user)
 
 
 def _versions(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
     @app.get("/admin/versions", response_model=f.VersionsOut, tags=["operation"], **keyed)
-    async def versions(_: Request) -> Response:
+    async def get_versions() -> Response:
         """Return the served versions with their shares and what came of their lists, and the versions that are kept."""
         return _json(await asyncio.to_thread(service.versions))
 
     @app.post("/admin/promote", response_model=o.ReloadOut, tags=["operation"], **keyed)
-    async def promote() -> Response:
+    async def promote_version() -> Response:
         """Serve the second version alone."""
         return _json(await service.updates.promote())
 
     @app.post("/admin/rollback", response_model=o.ReloadOut, tags=["operation"], **keyed)
-    async def rollback() -> Response:
+    async def roll_back() -> Response:
         """Serve the version before; with two versions, the first one alone."""
         return _json(await service.updates.roll_back())
 

@@ -10,6 +10,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from twotower.serving.part_error import PartError, part
 from twotower.serving.prometheus import Meters
 from twotower.serving.schemas import RecommendIn
 from twotower.serving.shadow import Shadow
+from twotower.serving.telemetry import Telemetry
 from twotower.serving.updater import Trial, Updater, versions_of
 from twotower.serving.updates import OwnUpdates, Updates
 from twotower.utils.config_serving import Limits
@@ -113,6 +115,8 @@ class Service:
     def _prepare(self, limits: Limits) -> Meters:
         self.limits, self.stopping = limits, False
         self.fleet: Fleet | None = None
+        self.telemetry: Telemetry | None = None
+        """Sends traces and metrics; set before the application is created."""
         self.meters = Meters(lambda: self.answers.waiting + self.heavy.waiting, lambda: self.journal.state == "ok")
         return self.meters
 
@@ -123,7 +127,7 @@ class Service:
             for name in ("answers", "heavy answers")
         )
         self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
-        self.feedback = Feedback(self.journal, limits, self.meters, self.writes)
+        self.feedback = Feedback(self.journal, limits, self.meters, self.writes, self._traced)
         self.shadow = Shadow(self.meters)
         self.current = version
 
@@ -192,7 +196,7 @@ class Service:
                     head = {"request_id": name, "version": version.engine.version}
                     answers.append(self._as_json(one, bodies[number], version, name, head))
             except PartError as error:
-                answers.append(to_json({"error": {"code": "impossible", "message": str(error), "location": error.location}}))
+                answers.append(to_json({"error": {"code": "invalid", "message": str(error), "location": error.location}}))
         return current.about(), answers
 
     async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> list[tuple[Version, Listed | BaseException]]:
@@ -214,6 +218,8 @@ class Service:
         asked = {at: self._question(bodies[at], found[at]) for at in futures} if current.shadow is not None else {}
         for at, outcome in zip(futures, await asyncio.gather(*futures.values(), return_exceptions=True), strict=True):
             found[at] = outcome
+        if self.telemetry is not None:
+            self.telemetry.answers(one.answer for one in found if isinstance(one, Listed))
         for at, question in asked.items():
             if isinstance(found[at], Listed) and current.shadow is not None:
                 self.shadow.offer(current.shadow.engine, question, found[at])
@@ -231,7 +237,7 @@ class Service:
         version, deadline = current.engine.version, time.perf_counter() + self.limits.queue_timeout_s
         with part("cursor"):
             skip = cursors.read(cursor, version, asked)
-        with part():
+        with part(), self._traced("search"):
             (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter, skip)], deadline, client)
             items = await future
         return {**current.about(), "next": cursors.following(version, asked, skip, len(items), k), "items": items}
@@ -265,10 +271,10 @@ class Service:
                 "version": one.engine.version,
                 "bundle": one.engine.name,
                 "role": role,
-                "share": round(part, 6),
+                "share": round(frac, 6),
                 "outcomes": as_json(found[one.engine.version]) if one.engine.version in found else None,
             }
-            for role, one, part in roles
+            for role, one, frac in roles
             if one is not None
         ]
         rates = [None if one is None else found.get(one.engine.version) for one in (current, current.rival)]
@@ -284,6 +290,10 @@ class Service:
         for lane in (self.shadow, self.answers, self.heavy, self.writes, self.feedback, self.journal):
             lane.close()
         gc.unfreeze()  # lets the interpreter free everything in order at exit
+
+    def _traced(self, name: str) -> AbstractContextManager[None]:
+        """Return a block that makes a span, if spans are made."""
+        return nullcontext() if self.telemetry is None else self.telemetry.span(name)
 
     def _as_json(
         self, listed: Listed | BaseException, body: RecommendIn, version: Version, request_id: str, more: Json | None = None

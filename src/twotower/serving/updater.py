@@ -126,7 +126,7 @@ class Updater:
         self.serve(version)
         self.meters.reload("loaded")
         log.info("now serving %s, version %s", version.path, version.engine.version)
-        return {"version": version.engine.version, "before": before}
+        return {"version": version.engine.version, "previous_version": before}
 
     def promoted(self) -> Version:
         """Return the second version as the only one.

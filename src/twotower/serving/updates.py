@@ -24,7 +24,7 @@ class Updates(Protocol):
     """Changes of what is served."""
 
     async def reload(self, path: Path | None) -> Json:
-        """Serve the bundle at `path`, or read the current folder again. Return "version" and "before".
+        """Serve the bundle at `path`, or read the current folder again. Return "version" and "previous_version".
 
         Raises
         ------
