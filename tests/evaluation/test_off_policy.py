@@ -13,8 +13,8 @@ def lists_of(
     propensity: list[float], target: list[float], reward: list[float], predicted: list[float], expected: list[float]
 ) -> LoggedLists:
     n = len(reward) // 2
-    arrays = [np.array(values, np.float64) for values in (propensity, target, reward, predicted)]
-    return LoggedLists(np.arange(n + 1) * 2, *arrays, np.full(n, 2.0), np.array(expected, np.float64), np.arange(n))
+    p, q, r, m = (np.array(values, np.float64) for values in (propensity, target, reward, predicted))
+    return LoggedLists(np.arange(n + 1) * 2, p, q, r, m, np.full(n, 2.0), np.array(expected, np.float64), np.arange(n))
 
 
 def test_a_hand_worked_log() -> None:

@@ -98,11 +98,11 @@ def estimate(lists: LoggedLists, *, resamples: int = RESAMPLES, seed: int = 0) -
     table = np.stack([summed(lists.reward), total, dr, weights, lists.slots], axis=1)
     draws = np.concatenate([table.mean(axis=0)[None], resample(table, lists.user, resamples, seed)])
     ratio = draws[:, 4] * draws[:, 1] / np.where(draws[:, 3] > 0, draws[:, 3], np.nan)
-    found = [_interval(column) for column in (draws[:, 0], draws[:, 1], ratio, draws[:, 2])]
+    logged, ips, snips, doubly = (_interval(column) for column in (draws[:, 0], draws[:, 1], ratio, draws[:, 2]))
     support = float(weights.mean() / lists.slots.mean()) if lists.slots.any() else 0.0
     squares = float((weights**2).sum())
     effective = float(weights.sum()) ** 2 / squares if squares else 0.0
-    return Estimates(*found, support=round(support, 6), effective_lists=round(effective, 1))
+    return Estimates(logged, ips, snips, doubly, support=round(support, 6), effective_lists=round(effective, 1))
 
 
 def _interval(draws: Float64) -> Interval:

@@ -53,6 +53,13 @@ class EventsIn(Accepted):
 
     events: Annotated[list[EventIn], FailFast()] = Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)
 
+    @model_validator(mode="after")
+    def _few_shown(self) -> EventsIn:
+        total = sum(len(event.shown or "1") for event in self.events)
+        if total > MAX_EVENTS_PER_REQUEST:
+            raise ValueError(f"the request has {total:,} events, shown items included; at most {MAX_EVENTS_PER_REQUEST:,} are allowed")
+        return self
+
 
 class EventsOut(BaseModel):
     """The number of new and of repeated events. All of them are stored on disk."""

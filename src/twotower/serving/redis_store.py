@@ -126,7 +126,8 @@ class RedisStore:
         with self._answering("The user was not forgotten"), self._alone(f"{beside}:lock"):
             self._client.delete(beside)
             while position:
-                keys, arguments = [*self._KEYS, beside], [position, COPY_PAGE, user, ENTRY_VERSION, digest_of(user)]
+                keys = [*self._KEYS, beside]
+                arguments: list[str | int] = [position, COPY_PAGE, user, ENTRY_VERSION, digest_of(user)]
                 position, *gone = self._copy(keys=keys, args=arguments)
                 events = [event for event in map(_event, gone) if event is not None]
                 names = [name for event in events for name in (_unique(event), event.once) if name is not None]

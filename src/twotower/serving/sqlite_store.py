@@ -214,7 +214,8 @@ class SQLiteStore:
         """See `EventStore`. The file appears at once, complete."""
         try:
             with atomic_file(path) as beside:
-                beside.unlink(missing_ok=True)
+                for left in ("", "-journal", "-wal", "-shm"):  # of a backup that was killed
+                    beside.with_name(beside.name + left).unlink(missing_ok=True)
                 _create_private(beside)
                 target = sqlite3.connect(beside, isolation_level=None)
                 try:
