@@ -5,7 +5,7 @@
 A logging policy ranks by popularity and a noisy taste, and explores as a server does. Another policy ranks the candidates of the
 first one by the true preferences, so all of its items can be shown. A user chooses a shown item with a probability that the town
 knows, so the true value of both is known. Each trial draws users, lists and choices, and estimates the value of the other policy.
-Prints how many of the trials have the true value in the 95 % interval, the mean error and the mean width. A minute on one core.
+Prints how many of the trials have the true value in the 95 % interval, the mean error and the mean width. Some minutes on one core.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--users", type=int, default=1500)
+    parser.add_argument("--users", type=int, default=800)
     parser.add_argument("--lists", type=int, default=3, help="lists of each user")
     parser.add_argument("--explore", default="0.05,0.2")
     parser.add_argument("--results", type=Path, default=RESULTS / "off_policy.jsonl", help="file the rows are appended to")

@@ -230,5 +230,5 @@ def test_forget_on_the_command_line_cleans_bundle_and_store(bundle: Path, tmp_pa
     assert main(["forget", str(tmp_path / "bundle"), "--user", user, "--events", url]) == 0
     assert "bundle: 1 users; dataset: 0 users; store: 1 events" in capsys.readouterr().out
     assert every_byte(tmp_path, user) == [] and every_byte(tmp_path, "another") == ["e.sqlite"]
-    assert main(["forget", str(tmp_path), "--user", user]) == 2
+    assert main(["forget", str(tmp_path / "bundle" / "dataset"), "--user", user]) == 2
     assert "neither a run nor a bundle" in capsys.readouterr().err
