@@ -26,6 +26,7 @@ RESEMBLING = re.compile(r"TWOTOWER_SERV(?!ICE_)|TWOTOWER_SERVICE_(?!HOST$|PORT)"
 """Names that were meant as settings; an orchestrator sets TWOTOWER_SERVICE_HOST and _PORT for a service named twotower."""
 INJECTED = re.compile(r"(tcp|udp)://")
 """What an orchestrator writes into TWOTOWER_PORT for a service named twotower."""
+SMALL = 1e-9  # a rounding error of percentages
 TILES = re.compile(r"https?://[\w.-]+(:\d+)?/[^\s\"'<>;,]+")
 PASSWORD = re.compile(r"(?<=://)[^@/]*@")
 
@@ -156,7 +157,7 @@ class ServingConfig(Limits):
     @field_validator("split")
     @classmethod
     def _sums_to_all(cls, split: list[float]) -> list[float]:
-        if split and (len(split) != 2 or min(split) < 0 or abs(sum(split) - 100) > 1e-9):
+        if split and not (len(split) == 2 and min(split) >= 0 and abs(sum(split) - 100) < SMALL):
             text = ",".join(f"{share:g}" for share in split)
             raise ValueError(f"the shares {text} must be two numbers of at least 0 that add up to 100, such as 90,10")
         return split
