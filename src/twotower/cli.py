@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from twotower.commands import answering, data, datasets, inspecting, publishing, tools, training
+from twotower.commands import answering, data, datasets, feedback, inspecting, publishing, tools, training
 from twotower.commands.options import Journey, show_version
 from twotower.errors import TwoTowerError
 
@@ -43,6 +43,7 @@ for command in (
     *(training.plan, training.train, training.run, training.update, training.refit, training.tune, training.evaluate),
     *(answering.export, answering.recommend, answering.tune_index, answering.add_items, answering.remove_items),
     *(publishing.publish, answering.sign, answering.new_key, answering.serve),
+    *(feedback.events, feedback.forget, feedback.estimate),
     *(tools.demo, tools.doctor, tools.show_config),
 ):
     app.add_command(command)

@@ -275,8 +275,20 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
     click.echo(key)
 
 
+def _shares(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """Return the shares of `--split`; the settings check them."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{str(text)[:40]!r} is not two numbers. Write 90,10.") from None
+
+
 @click.command(short_help="Answer requests over HTTP, with a web page.")
 @click.argument("bundle", type=BUNDLE)
+@click.argument("other", type=BUNDLE, required=False)
+@click.option("--split", metavar="A,B", callback=_shares, help="Shares of the users of BUNDLE and OTHER, such as 90,10.")
+@click.option("--shadow", type=BUNDLE, help="A second bundle that computes the same lists, which nobody sees.")
+@click.option("--explore", type=click.FloatRange(0, 1), help="Share of positions for uncertain and new items. Default: 0.")
 @click.option("--host", help="Address to listen on. 0.0.0.0 means all. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on. Default: 8000.")
 @click.option("--unix-socket", type=FILE, help="Unix socket to listen on, in place of host and port.")
@@ -310,7 +322,7 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
 @click.option("--rate", type=click.FloatRange(0), help="Requests per second of each client. 0 means no limit. Default: 100.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least important lines. Default: info.")
 @served
-def serve(bundle: Path, config: ServingConfig) -> None:
+def serve(bundle: Path, other: Path | None, config: ServingConfig) -> None:
     """Answer requests over HTTP, with a web page at the same address. Stop with Ctrl+C.
 
     All settings of the section serving can also be given with --config, --set serving.NAME=VALUE, or as environment variables
@@ -319,6 +331,7 @@ def serve(bundle: Path, config: ServingConfig) -> None:
     \b
     Example:
       twotower serve runs/town/bundle      then open http://127.0.0.1:8000
+      twotower serve runs/town/bundle runs/new/bundle --split 90,10
     """
     given = click.get_current_context().params
     if any("@" in one for one in (given["events"] or "", *given["overrides"])):
@@ -326,4 +339,4 @@ def serve(bundle: Path, config: ServingConfig) -> None:
         raise ConfigError(f"{text}Set TWOTOWER_SERVING_EVENTS.")
     from twotower.serving.server import serve as run_server
 
-    run_server(bundle, config)
+    run_server(bundle, config, other)

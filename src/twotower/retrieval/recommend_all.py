@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError
-from twotower.retrieval.recommender import RankedRows, Recommender
+from twotower.retrieval.ranked_rows import RankedRows
+from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
 from twotower.utils.atomic_files import atomic_file

@@ -13,9 +13,9 @@ search width of the largest request of the batch, so a batch can only improve a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -30,13 +30,14 @@ from twotower.bundle.publish import RemoteIndex, with_milvus
 from twotower.errors import RequestError
 from twotower.features.geo import mutual_km
 from twotower.retrieval.explain import Explainer
+from twotower.retrieval.exploration import POOL, explored, pool_of, uncertain_items
 from twotower.retrieval.item_details import Home, ItemDetails
-from twotower.retrieval.request import Answer, HistoryEvent, Reason, Recommendation, Request, Source, Stages
+from twotower.retrieval.ranked_rows import RankedRows
+from twotower.retrieval.request import Answer, HistoryEvent, Recommendation, Request, Source, Stages
 from twotower.retrieval.request_reader import ParsedRequest, Reader, check_filter, check_k, to_queries
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.search.filters.item_filter import ItemFilter, ResolvedFilter
-from twotower.search.index import shared_mask
 from twotower.search.reranking import POPULARITY_SCALE, fallback_scores, mmr
 from twotower.search.topk import top_k
 from twotower.utils.ids import Id, id_types
@@ -46,32 +47,8 @@ HOME_EVENTS = 100  # latest events of a history that define the home location
 CANDIDATES_PER_ITEM, MIN_CANDIDATES = 5, 50  # candidates for the diversity re-ranking
 TRUST_EVENTS = 3  # events of a history at which the confidence is 0.5
 
+Search: TypeAlias = "Callable[..., list[tuple[Source, Int, Float]]]"
 FilterSpec: TypeAlias = "str | dict[str, Any] | None"
-Lists: TypeAlias = "list[tuple[Source, Int, Float]]"
-
-
-@dataclass(slots=True)
-class RankedRows:
-    """The list of one request, as item rows.
-
-    Attributes
-    ----------
-    rows, scores
-        int64 [n], float32 [n]: item rows in list order, and their scores without the popularity bias of the request. For the
-        fallback of unknown users: recent events relative to the most popular item.
-    home
-        Origin of the distances.
-    selectivity
-        Share of the items that match the filter; None without a filter.
-    """
-
-    parsed: ParsedRequest
-    source: Source
-    rows: Int
-    scores: Float
-    home: Home
-    selectivity: float | None = None
-    reasons: list[tuple[Reason, ...]] = field(default_factory=list)
 
 
 class Recommender:
@@ -91,6 +68,7 @@ class Recommender:
         self.filter = ItemFilter(self.dataset.items, self.dataset.specs, offered=self.offered)
         self.reader = Reader(self.dataset, self.moment_s)
         self.index = bundle.index
+        self.rng = np.random.default_rng()
         self._locations = np.concatenate([np.full((FIRST_ROW, 2), np.nan), self.filter.locations])
         self.details = ItemDetails(
             self.dataset.items, self.filter.category, self._locations, id_types(self.dataset.manifest)[ITEM_ID]
@@ -254,19 +232,20 @@ class Recommender:
                     parsed[i] = one, home, *self._filtered(one, home, now)
             except RequestError as error:
                 found[i] = error
-        for informed in (True, False):
+        for informed, search in ((True, self._search), (False, self._search_fallback)):
             chosen = [i for i, (one, *_) in parsed.items() if one.speaks == informed]
             if chosen:
                 asked, homes, masks, filters = zip(*(parsed[i] for i in chosen), strict=True)
-                allow = shared_mask(masks)
-                lists = self._search(asked, allow, filters, stages) if informed else self._search_fallback(asked, allow, stages)
+                lists = search(asked, _allowed(masks), stages, filters)
                 for i, one, home, mask, (source, rows, scores) in zip(chosen, asked, homes, masks, lists, strict=True):
-                    found[i] = RankedRows(one, source, rows, scores, home, self._share(one.request, mask))
+                    found[i] = ranked = RankedRows(one, source, rows, scores, home, self._share(one.request, mask))
+                    if one.request.explore and not one.request.skip and len(rows):
+                        self._explore(ranked, search, mask, stages)
         return [one for one in found if one is not None]
 
     def _search(
-        self, parsed: Sequence[ParsedRequest], allow: Mask | None, filters: Sequence[ResolvedFilter | None], stages: Stages
-    ) -> Lists:
+        self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages, filters: Sequence[ResolvedFilter | None] = ()
+    ) -> list[tuple[Source, Int, Float]]:
         queries = to_queries(parsed)
         with stages("tower"):
             bias = np.array([one.request.popularity_bias for one in parsed], np.float32)
@@ -280,9 +259,11 @@ class Recommender:
         shift = (bias * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
         return [("model", rows, scores - shift[b] * popularity[rows]) for b, (rows, scores) in enumerate(lists)]
 
-    def _search_fallback(self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages) -> Lists:
+    def _search_fallback(
+        self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages, _filters: Sequence[ResolvedFilter | None] = ()
+    ) -> list[tuple[Source, Int, Float]]:
         recent_event_count, locations = self.bundle.arrays.recent_event_count, self._locations
-        lists: Lists = []
+        lists: list[tuple[Source, Int, Float]] = []
         with stages("search"):
             for b, one in enumerate(parsed):
                 source: Source = "recent" if one.near is None or np.isnan(locations).all() else "nearby"
@@ -295,6 +276,19 @@ class Recommender:
                     (source, rows, (recent_event_count[rows] / max(int(recent_event_count.max(initial=0)), 1)).astype(np.float32))
                 )
         return lists
+
+    def _explore(self, ranked: RankedRows, search: Search, mask: Mask | None, stages: Stages) -> None:
+        """Give positions of a list to items that follow it, and to items with few events."""
+        longer = replace(ranked.parsed, request=replace(ranked.parsed.request, k=ranked.parsed.request.k + POOL, diversity=0.0))
+        few = self._uncertain if mask is None else self._uncertain & mask
+        lists = [search([longer], allow, stages)[0][1:] for allow in (mask, few)]
+        ranked.pool, scores = pool_of(ranked.rows, lists)
+        shown = explored(ranked.rows, ranked.scores, ranked.pool, scores, ranked.parsed.request.explore, self.rng)
+        ranked.rows, ranked.scores, ranked.propensity = shown.rows, shown.scores, shown.propensity
+
+    @cached_property
+    def _uncertain(self) -> Mask:
+        return uncertain_items(self.dataset)
 
     def _cut(self, request: Request, best: Recommendations, b: int) -> tuple[Int, Float]:
         """Return the list of query `b`: the first `k` candidates, or with diversity the `k` chosen by MMR."""
@@ -312,11 +306,8 @@ class Recommender:
         request = parsed.request
         if not request.filter:
             return self.offered, None
-        context: dict[str, Any] = {
-            "home": home,
-            "now": now if request.time_s is None else request.time_s,
-            "seen": parsed.history.item_row,
-        }
+        moment = now if request.time_s is None else request.time_s
+        context: dict[str, Any] = {"home": home, "now": moment, "seen": parsed.history.item_row}
         mask = self.filter.compile(request.filter, **context)
         return mask, self.filter.resolve(request.filter, **context) if self.index.reads_filters else None
 
@@ -340,9 +331,18 @@ class Recommender:
     def _answer(self, found: RankedRows, items: list[Recommendation], stages: Stages) -> Answer:
         events = len(found.parsed.history.item_row)
         confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
-        return Answer(items, found.source, round(confidence, 3), found.parsed.known, stages.ms, found.selectivity, stages.began)
+        shown = (1.0,) * len(items) if found.propensity is None else tuple(found.propensity.tolist())
+        known, part = found.parsed.known, found.selectivity
+        return Answer(items, found.source, round(confidence, 3), known, stages.ms, part, stages.began, shown)
 
 
 def _candidates(request: Request) -> int:
     """Return the number of candidates for the list of a request."""
     return max(CANDIDATES_PER_ITEM * request.k, MIN_CANDIDATES) if request.diversity else request.skip + request.k
+
+
+def _allowed(masks: Sequence[Mask | None]) -> Mask | None:
+    """Return one mask if all requests share it, else one per request."""
+    if all(mask is masks[0] for mask in masks):
+        return masks[0]
+    return np.stack([np.ones_like(next(m for m in masks if m is not None)) if mask is None else mask for mask in masks])

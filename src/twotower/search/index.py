@@ -264,10 +264,3 @@ def part_of(ragged: Ragged | None, start: int, stop: int) -> Ragged | None:
         return None
     offsets, rows = ragged[0][start : stop + 1], ragged[1]
     return offsets - offsets[0], rows[offsets[0] : offsets[-1]]
-
-
-def shared_mask(masks: Sequence[Mask | None]) -> Mask | None:
-    """Return one mask if all queries share it, else bool [B, n_item_rows], one for each query."""
-    if all(mask is masks[0] for mask in masks):
-        return masks[0]
-    return np.stack([np.ones_like(next(m for m in masks if m is not None)) if mask is None else mask for mask in masks])

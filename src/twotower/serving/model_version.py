@@ -134,7 +134,7 @@ class Engine:
             elif isinstance(answer, RequestError):
                 listed.append(answer)
             else:
-                items = [_as_json(item, own.skip) for item in answer.items]
+                items = [_as_json(item, own.skip, chance) for item, chance in zip(answer.items, answer.propensity, strict=True)]
                 listed.append(Listed(answer, to_json(items, inf_nan_mode="null"), unknown))
         return listed
 
@@ -190,7 +190,7 @@ def _after(request: Request, accepted: tuple[HistoryEvent, ...]) -> Request:
     return replace(request, history=accepted + request.history, time_s=moment) if accepted else request
 
 
-def _as_json(item: Recommendation, skip: int = 0) -> Json:
+def _as_json(item: Recommendation, skip: int = 0, propensity: float = 1.0) -> Json:
     """Return a recommendation as JSON values. `skip` items of its list come before those of the answer."""
     details = {name: getattr(item, name) for name in item.__slots__}
-    return details | {"rank": item.rank + skip, "reasons": [asdict(reason) for reason in item.reasons]}
+    return details | {"rank": item.rank + skip, "reasons": [asdict(reason) for reason in item.reasons], "propensity": propensity}
