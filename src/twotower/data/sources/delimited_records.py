@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_RECORD_BYTES = 1 << 24
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t|]*', re.IGNORECASE)
 UNIT = "\x1f"  # stands for a separator of several characters
 csv.field_size_limit(1 << 30)
 
@@ -21,6 +23,11 @@ class Dialect:
     has_header: bool
     quote: str | None
     comment: str | None = None
+    names_separator: bool = False
+
+    def skips(self, text: str) -> bool:
+        """Return True for a comment, and for a line such as "sep=;", with which Excel names the separator."""
+        return bool((self.comment and text.startswith(self.comment)) or (self.names_separator and SEPARATOR_LINE.fullmatch(text)))
 
 
 @dataclass
@@ -46,7 +53,7 @@ def read_records(content: Sequence[bytes], dialect: Dialect, quote: str, number:
             why = "not UTF-8 text; the table's encoding may be another"
         elif not text.strip() and dialect.separator not in text:
             found.blank += 1
-        elif dialect.comment and text.startswith(dialect.comment):
+        elif dialect.skips(text):
             found.comments += 1
         elif quote and quote in text:
             opened = _record(texts, at, dialect, quote, final=final)

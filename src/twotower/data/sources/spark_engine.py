@@ -55,6 +55,7 @@ class SparkEngine:
     def __init__(self, master: str, spill: Path) -> None:
         self.spill = spill
         self.tables: Mapping[str, pa.Table] = {}  # Spark reads files
+        self.is_local = False
         try:
             from pyspark.sql import SparkSession
 

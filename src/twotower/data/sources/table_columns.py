@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ibis
 import ibis.expr.types as ir
 
@@ -51,7 +53,7 @@ class Fields:
         """Return a column as strings; empty ones are null."""
         return as_text(self.raw(name))
 
-    def header_again(self, columns: list[str]) -> list[Check]:
+    def header_again(self, columns: Sequence[str]) -> list[Check]:
         """Return a check for rows that repeat the header of `columns`, as where files with headers were joined."""
         names = columns[:MAX_COMPARED]
         if self._is_json or len(names) < 2 or not all(self._rows[f"raw {name}"].type().is_string() for name in names):

@@ -20,6 +20,7 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from twotower.data.sources.python_values import python_value
 from twotower.data.sources.times import LAST_S, epoch, parse_time, seconds
 
 MISSING = ("", "nan", "null", "none", "\\n", "na", "n/a", "<na>", "#n/a", "nat")  # in lower case; these are no ids
@@ -182,7 +183,7 @@ def _literal(text: str) -> Any:
     numpy = _numpy(text)
     if numpy is not None:
         return numpy
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, python_value):
         try:
             value = read(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
