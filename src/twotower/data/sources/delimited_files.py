@@ -180,10 +180,17 @@ def _after_header(block: bytes, dialect: Dialect, lines: Lines) -> bytes:
 
 
 def _find_quote(block: bytes, dialect: Dialect) -> str:
-    """Return the quotation mark of a file, or "", whichever rejects fewer lines of its first block with a mark."""
+    """Return the quotation mark of a file, or "", whichever rejects fewer lines of its first block with a mark.
+
+    Where most marks enclose a whole value, they are quotes, even if a few lines with stray ones are rejected.
+    """
     content = block[:-1].split(b"\n")
-    bad = {quote: len(read_records(content, dialect, quote, 1, final=True).bad) for quote in ('"', "")}
-    return '"' if bad['"'] <= bad[""] else ""
+    found = {quote: read_records(content, dialect, quote, 1, final=True) for quote in ('"', "")}
+    if len(found['"'].bad) <= len(found[""].bad):
+        return '"'
+    marked = [value for row in found[""].rows for value in row if '"' in value]
+    whole = sum(len(value) > 1 and value[0] == value[-1] == '"' for value in marked)
+    return '"' if 2 * whole > len(marked) else ""
 
 
 def _is_utf8(block: bytes) -> bool:

@@ -52,11 +52,13 @@ def python_value(text: str) -> Any:
     """
     try:
         tree = ast.parse(text.strip(), mode="eval")
+        if "..." in text and any(isinstance(node, ast.Constant) and node.value is ... for node in ast.walk(tree)):
+            raise ValueError("it was shortened")
         try:
             return ast.literal_eval(tree)
         except ValueError:
             return _value(tree.body)
-    except (SyntaxError, TypeError, MemoryError, RecursionError, ArithmeticError, KeyError, OSError) as error:
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError, ArithmeticError, KeyError, OSError) as error:
         raise ValueError(f"is not a value of Python: {type(error).__name__}") from None
 
 
@@ -86,11 +88,6 @@ def _raw(node: ast.expr) -> Any:
         case ast.Dict(keys, values) if None not in keys:
             return {_value(key): _value(value) for key, value in zip(keys, values, strict=True) if key is not None}
         case ast.Call(ast.Name(name) | ast.Attribute(attr=name), arguments, named) if name in _CALLS:
-            words = {word.arg: _raw(word.value) for word in named if word.arg and not _is_type(word.value)}
+            words = {word.arg: _raw(word.value) for word in named if word.arg and word.arg != "dtype"}
             return _CALLS[name](*(_raw(argument) for argument in arguments), **words)
-    raise ValueError(f"is not a value of Python: {ast.dump(node)[:60]}")
-
-
-def _is_type(node: ast.expr) -> bool:
-    """Return True for a name or path that is no value, such as the float32 of dtype=float32."""
-    return isinstance(node, (ast.Name, ast.Attribute)) and getattr(node, "id", getattr(node, "attr", "")) not in _NAMES
+    raise ValueError(ast.dump(node)[:60])
