@@ -153,7 +153,7 @@ def bare_call(recommender: Recommender, users: Sequence[str]) -> Callable[[int],
     bundle, read = recommender.bundle, recommender.reader.read
     asked = [read(Request(user=user, k=K)).history for user in users]
     tower, items = bundle.tower, torch.from_numpy(bundle.arrays.vectors)
-    fixed: dict[str, Any] = {"again": np.zeros(1, np.bool_), "dial": np.zeros(1, np.float32)}
+    fixed: dict[str, Any] = {"again": np.zeros(1, np.bool_), "popularity_bias": np.zeros(1, np.float32)}
     inputs: list[Any] = [bundle.store.padded(one) if tower is not None else bundle.store.users(one) for one in asked]
 
     def run(number: int) -> Any:

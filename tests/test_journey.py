@@ -174,8 +174,8 @@ def test_every_command_ends_with_what_to_type_next(journey, tmp_path, capsys):
 
 def test_the_report_shows_what_the_popularity_dial_costs_and_gives(journey):
     report = json.loads((journey / "run" / "report.json").read_text())
-    curve = report["dial"]
-    assert [row["popularity"] for row in curve] == [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]
+    curve = report["popularity_tradeoff"]
+    assert [row["popularity_bias"] for row in curve] == [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]
     metric = report["protocol"]["metric"]
     assert curve[3][metric] == pytest.approx(
         report["systems"]["two-tower"][metric]["value"], abs=1e-6

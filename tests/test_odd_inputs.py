@@ -168,7 +168,7 @@ WRONG_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "half a place": ({"users": "C0001", "near": (None, 0)}, "A location is latitude and longitude"),
     "diversity": ({"users": "C0001", "diversity": "much"}, "diversity is 'much'"),
     "no diversity": ({"users": "C0001", "diversity": None}, "diversity is None"),
-    "popularity": ({"users": "C0001", "popularity": np.array([0, 1])}, "popularity is a ndarray"),
+    "popularity": ({"users": "C0001", "popularity_bias": np.array([0, 1])}, "popularity_bias is a ndarray"),
     "strict": ({"users": "C0001", "strict": NO_CHOICE}, "strict is a Series. It must be True or False"),
     "explain": ({"users": "C0001", "explain": np.array([1, 2])}, "explain is a ndarray"),
     "exclude_seen": ({"users": "C0001", "exclude_seen": "no"}, "exclude_seen is 'no'"),

@@ -1,4 +1,4 @@
-"""Test filters and dials: what they send, what they say they do, and conditions built from the columns of the catalogue."""
+"""Test filters and sliders: the requests they send, the effects they show, and conditions from the columns of the catalogue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Open = Callable[..., Page]
 
 
 @slow
-def test_filters_and_dials_go_into_the_request_and_the_link(visit: Open, server: str) -> None:
+def test_filters_and_sliders_go_into_the_request_and_the_link(visit: Open, server: str) -> None:
     page = visit()
     draw(page)
     category = page.locator("#category-list label").nth(0).inner_text()
@@ -33,9 +33,9 @@ def test_filters_and_dials_go_into_the_request_and_the_link(visit: Open, server:
     expect(page.locator("#map path.reach")).to_have_count(1)
     body = asked(page, lambda: page.locator("#open").check())
     assert re.search(r'and open_at\("[A-Z][a-z]{2} \d\d:\d\d"\)$', body["filter"])
-    body = asked(page, lambda: page.locator("#popularity").fill("0.6"))
-    assert body["popularity"] == 0.6
-    expect(page.locator("#popularity")).to_have_attribute("aria-valuetext", "more popular 60 %")
+    body = asked(page, lambda: page.locator("#popularity_bias").fill("0.6"))
+    assert body["popularity_bias"] == 0.6
+    expect(page.locator("#popularity_bias")).to_have_attribute("aria-valuetext", "more popular 60 %")
     expect(page.locator("#list-note")).to_have_text("Best match first, popular items raised")
     body = asked(page, lambda: page.locator("#diversity").fill("0.4"))
     assert body["diversity"] == 0.4
@@ -45,7 +45,7 @@ def test_filters_and_dials_go_into_the_request_and_the_link(visit: Open, server:
     expect(again.locator("#radius-value")).to_have_text("within 25 km")
     assert again.locator("#open").is_checked() and again.locator("#diversity").input_value() == "0.4"
     body = asked(page, lambda: page.get_by_role("button", name="Reset all").click())
-    assert "filter" not in body and body["popularity"] == body["diversity"] == 0
+    assert "filter" not in body and body["popularity_bias"] == body["diversity"] == 0
 
 
 @slow
@@ -53,14 +53,14 @@ def test_a_dial_tells_how_many_items_it_changed(visit: Open) -> None:
     page = visit()
     draw(page)
     before = ids(page)
-    asked(page, lambda: page.locator("#popularity").fill("1"))
+    asked(page, lambda: page.locator("#popularity_bias").fill("1"))
     changed = len(set(before) - set(ids(page)))
-    expect(page.locator("#popularity-effect")).to_contain_text(f"{changed} of 10 changed")
+    expect(page.locator("#popularity_bias-effect")).to_contain_text(f"{changed} of 10 changed")
     expect(page.locator("#diversity-effect")).not_to_contain_text("changed")
     asked(page, lambda: page.locator("#diversity").fill("0.9"))
     expect(page.locator("#diversity-effect")).to_contain_text(re.compile(r"\d+ of 10 changed"))
     asked(page, lambda: page.get_by_role("button", name="Reset all").click())
-    expect(page.locator("#popularity-effect")).not_to_contain_text("changed")
+    expect(page.locator("#popularity_bias-effect")).not_to_contain_text("changed")
     assert ids(page) == before
 
 
@@ -70,11 +70,11 @@ def test_the_meter_is_shown_where_the_score_orders_the_list(visit: Open) -> None
     draw(page)
     widths = [float(str(fill.get_attribute("width"))) for fill in page.locator("#list .match .fill").all()]
     assert len(widths) == 10 and widths == sorted(widths, reverse=True)
-    asked(page, lambda: page.locator("#popularity").fill("-1"))
+    asked(page, lambda: page.locator("#popularity_bias").fill("-1"))
     body = page.evaluate("document.querySelectorAll('#list .match .fill').length")
     scores = page.evaluate(
         """async () => {
-          const body = { user: new URLSearchParams(location.hash.slice(1)).get("user"), k: 10, popularity: -1 };
+          const body = { user: new URLSearchParams(location.hash.slice(1)).get("user"), k: 10, popularity_bias: -1 };
           const headers = { "content-type": "application/json" };
           const answer = await fetch("v1/recommend", { method: "POST", headers, body: JSON.stringify(body) });
           return (await answer.json()).items.map((item) => item.score);
@@ -142,7 +142,7 @@ def test_conditions_are_joined_so_that_all_hold(visit: Open) -> None:
           const { START, filterOf } = await import("/page/url_state.js");
           const of = (part) => filterOf({ ...START, ...part }, { has_price: true, has_locations: true });
           const either = ["a == 1 or b == 2"];
-          return [of({ where: either }), of({ where: either, price: 2 }), of({ hidden: ['x"y'] }), of({})];
+          return [of({ conditions: either }), of({ conditions: either, price: 2 }), of({ hidden: ['x"y'] }), of({})];
         }"""
     )
     assert written[:3] == ["a == 1 or b == 2", "(a == 1 or b == 2) and price <= 2", 'id not in ["x\\"y"]']

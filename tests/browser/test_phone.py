@@ -99,7 +99,7 @@ def test_nothing_jumps_while_the_page_loads_and_changes(visit: Open, size: tuple
     page = visit(size=size, script=SHIFTS)
     draw(page)
     if size[0] > 1180:
-        asked(page, lambda: page.locator("#popularity").fill("1"))
+        asked(page, lambda: page.locator("#popularity_bias").fill("1"))
         expect(page.locator("#map path.covered").first).to_be_attached()
     expect(page.locator("#response")).to_be_visible()
     page.wait_for_timeout(300)  # for what comes late

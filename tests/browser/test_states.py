@@ -70,7 +70,7 @@ def shown(page: Page) -> Page:
 def draw(page: Page) -> Page:
     shown(page)
     page.get_by_role("button", name="Random user").click()
-    expect(page.locator("#history > li.visit").first).to_be_attached()  # a phone shows one list at a time
+    expect(page.locator("#history > li.event").first).to_be_attached()  # a phone shows one list at a time
     return shown(page)
 
 
@@ -225,7 +225,7 @@ def test_a_filter_that_is_refused_is_answered_at_the_filter(visit: Open, picture
 @slow
 def test_a_refusal_that_says_where_is_marked_there(visit: Open) -> None:
     page = shown(visit(refused=(422,)))
-    error = {"error": {"code": "impossible", "message": "Unknown column.", "location": 10}, "request_id": "r1"}
+    error = {"error": {"code": "invalid", "message": "Unknown column.", "location": 10}, "request_id": "r1"}
     page.route("**/v1/recommend", lambda route: route.fulfill(status=422, json=error))
     write(page, "a == 1 or b == 2")
     expect(page.locator("#refusal pre")).to_be_visible()

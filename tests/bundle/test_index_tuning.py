@@ -47,7 +47,7 @@ def test_a_tuned_bundle_answers_like_the_exact_one(
     history = tuple(HistoryEvent(str(name)) for name in recommender.dataset.item_ids[2:6])
     for request in (
         Request(history=history, k=10),
-        Request(history=history, k=10, popularity=1.0, filter="seen or price <= 2", exclude_seen=False),
+        Request(history=history, k=10, popularity_bias=1.0, filter="seen or price <= 2", exclude_seen=False),
         Request(history=history, k=10, filter={"seen": True}),
     ):
         (ours,), (exact,) = Recommender(opened).answer([request]), recommender.answer([request])

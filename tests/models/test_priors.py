@@ -58,7 +58,7 @@ def test_before_the_fit_all_events_count_the_same_and_distance_does_not(priors: 
     scale, user = fresh.user_columns(LENGTHS, points(USERS), 0.1, torch.tensor([0.0, 1.0]))
     assert scale.flatten().tolist() == [1, 1]
     assert user.flatten().tolist() == pytest.approx([0.07, 0, 0, 0.07 + POPULARITY_SCALE, 0, 0]), (
-        "the dial moves all events' popularity"
+        "the bias moves the popularity of all events"
     )
     assert fresh.item_columns(LOGS, NEW, points(ITEMS)).shape == (4, 3)
     assert priors.located

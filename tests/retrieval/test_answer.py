@@ -60,7 +60,7 @@ def test_many_at_once_are_answered_as_each_alone(recommender: Recommender, known
         Request(),
         Request(near=(27.9, -82.4), k=3),
         Request(user="nobody", history=(HistoryEvent(some[0], stars=2.0),), filter='category == "Restaurants"', k=400),
-        Request(user=known, history=tuple(map(HistoryEvent, some)), popularity=-1.0, exclude_seen=False),
+        Request(user=known, history=tuple(map(HistoryEvent, some)), popularity_bias=-1.0, exclude_seen=False),
         Request(user="nobody", filter="price <= 2", k=7),
     ]
     together = recommender.answer(requests)
@@ -92,7 +92,7 @@ def test_a_bad_request_spoils_no_other(recommender: Recommender, some: list[str]
         {"k": -3},
         {"diversity": 1.5},
         {"diversity": float("nan")},
-        {"popularity": -1.1},
+        {"popularity_bias": -1.1},
         {"near": (100.0, 0.0)},
         {"time_s": -1},
         {"time_s": 10**30},
@@ -155,7 +155,7 @@ def test_popularity_is_one_more_dimension(recommender: Recommender, some: list[s
     whole = recommender.dataset.n_item_rows
     vectors, width = recommender.bundle.arrays.vectors, recommender.bundle.vectors.shape[1]
     model, often, rarely = (
-        recommender.answer([Request(history=history, k=whole, popularity=dial)])[0].items for dial in (0.0, 1.0, -1.0)
+        recommender.answer([Request(history=history, k=whole, popularity_bias=bias)])[0].items for bias in (0.0, 1.0, -1.0)
     )
     score = {place.item_id: place.score for place in model}
     assert [place.score for place in model] == sorted(score.values(), reverse=True)
@@ -188,9 +188,9 @@ def test_a_score_is_a_cosine_and_what_is_known_of_the_item(recommender: Recommen
     wanted = weights[0] * (bundle.vectors.numpy()[rows] @ user) + recent + popularity + distance
     assert [place.score for place in answer.items] == pytest.approx(wanted, abs=5e-3)
     for place, known, far in zip(answer.items, popularity, distance, strict=True):
-        least = min(abs(reason.share) for reason in place.reasons)
+        least = min(abs(reason.contribution) for reason in place.reasons)
         for names, share in ((("popularity", "new"), known), (("distance",), far)):
-            told = [reason.share for reason in place.reasons if reason.name in names]
+            told = [reason.contribution for reason in place.reasons if reason.name in names]
             assert told == pytest.approx([share], abs=5e-3) or (not told and abs(share) <= least + 5e-3)
 
 

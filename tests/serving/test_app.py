@@ -190,7 +190,7 @@ def test_an_error_of_a_batch_is_that_of_its_list(client: TestClient) -> None:
     schemas.BatchOut.model_validate(answer.json())
     first, second, third = answer.json()["answers"]
     assert (len(first["items"]), len(third["items"])) == (2, 3)
-    assert second["error"]["location"] == "requests.1.filter:11" and second["error"]["code"] == "impossible"
+    assert second["error"]["location"] == "requests.1.filter:11" and second["error"]["code"] == "invalid"
 
 
 def test_head_is_get_without_the_body(client: TestClient) -> None:

@@ -52,7 +52,9 @@ def test_a_search_is_reached_to_its_end(client: TestClient) -> None:
     assert len(whole) > 20 and all("an" in item["name"].lower() for item in whole)
 
 
-@pytest.mark.parametrize("asked", [{"user": None}, {"user": "known"}, {"user": "known", "popularity": 0.5, "exclude_seen": False}])
+@pytest.mark.parametrize(
+    "asked", [{"user": None}, {"user": "known"}, {"user": "known", "popularity_bias": 0.5, "exclude_seen": False}]
+)
 def test_a_list_goes_on_where_it_ended(client: TestClient, asked: dict[str, Any]) -> None:
     if asked["user"]:
         asked = {**asked, "user": client.get("/v1/users").json()["users"][0]["user"]}

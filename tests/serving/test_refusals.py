@@ -170,11 +170,11 @@ def test_loading_may_take_longer_than_a_request_once_all_of_it_is_there(
 ) -> None:
     async def slow(*_: Any) -> dict[str, str]:
         await asyncio.sleep(0.6)
-        return {"version": "new", "before": "old"}
+        return {"version": "new", "previous_version": "old"}
 
     with connect(limits=Limits(rate=0, request_s=0.2)) as client:
         monkeypatch.setattr(client.app.state.service.updates, "reload", slow)  # type: ignore[attr-defined]
-        assert client.post("/admin/reload", json={}, headers=keyed).json() == {"version": "new", "before": "old"}
+        assert client.post("/admin/reload", json={}, headers=keyed).json() == {"version": "new", "previous_version": "old"}
 
 
 def test_a_large_body_is_refused_whether_or_not_it_says_so(connect: Connect) -> None:

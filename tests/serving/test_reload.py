@@ -127,6 +127,6 @@ def test_without_a_folder_the_same_is_read_again_and_events_stay(
         shutil.rmtree(served)
         shutil.copytree(bundles[1], served)
         found = reload(client, keyed, None).json()
-        assert found["version"] != found["before"]
+        assert found["version"] != found["previous_version"]
         places = client.post("/v1/recommend", json={"user": "new", "k": 300}).json()
         assert places["version"] == found["version"] and item not in [place["item_id"] for place in places["items"]]

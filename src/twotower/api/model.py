@@ -175,7 +175,7 @@ class Model(Params):
         near: tuple[float, float] | None = None,
         exclude_seen: bool = True,
         diversity: float = 0.0,
-        popularity: float = 0.0,
+        popularity_bias: float = 0.0,
         explain: bool = False,
     ) -> Any:
         """Return the best items for users, or for histories of users that the model does not know.
@@ -195,7 +195,7 @@ class Model(Params):
         strict
             True: unknown users, and unknown items in a frame, raise. False: unknown users get recently popular items, which the
             column "source" shows, and unknown items are left out.
-        near, exclude_seen, diversity, popularity, explain
+        near, exclude_seen, diversity, popularity_bias, explain
             See `Request`.
 
         Returns
@@ -212,7 +212,13 @@ class Model(Params):
         """
         from twotower.api.asking import recommend
 
-        same = {"near": near, "exclude_seen": exclude_seen, "diversity": diversity, "popularity": popularity, "explain": explain}
+        same = {
+            "near": near,
+            "exclude_seen": exclude_seen,
+            "diversity": diversity,
+            "popularity_bias": popularity_bias,
+            "explain": explain,
+        }
         return recommend(self._made, users, history, strict=strict, k=k, filter=filter, **same)
 
     def similar(self, item: Id, k: int = 10, *, filter: FilterSpec = None) -> Any:

@@ -115,10 +115,10 @@ class Bundle:
             vectors: Float = self.model.encode_users(self.store.users(queries)).numpy()
         return vectors
 
-    def query_vectors(self, queries: Queries, dial: Float) -> Tensor:
+    def query_vectors(self, queries: Queries, popularity_bias: Float) -> Tensor:
         """Return the vectors float32 [B, D + P] that the index is searched with; see `neural_retriever.query_vectors`."""
         towers, items = torch.from_numpy(self.encode(queries)), torch.from_numpy(self.arrays.vectors)
-        return query_vectors(self.model, self.store, towers, queries, items, dial=dial)
+        return query_vectors(self.model, self.store, towers, queries, items, popularity_bias=popularity_bias)
 
     def search(self, vectors: Tensor, queries: Queries, k: int, *, again: Mask, allow: Mask | None) -> Recommendations:
         """Return the k best items of each query; see `neural_retriever.search`."""

@@ -77,7 +77,7 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
     "--diversity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Diversity of the list, from 0 to 1."
 )
 @click.option(
-    "--popularity",
+    "--popularity-bias",
     type=click.FloatRange(-1, 1),
     default=0.0,
     show_default=True,

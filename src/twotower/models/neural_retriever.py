@@ -40,7 +40,7 @@ class NeuralRetriever:
         Time of the item vectors, in seconds.
     """
 
-    dial = 0.0
+    popularity_bias = 0.0
     """Popularity bias, from -1 to 1, as in requests."""
 
     def __init__(self, model: TwoTower, store: FeatureStore, *, n_item_rows: int, time_s: int, name: str = "two-tower") -> None:
@@ -57,10 +57,10 @@ class NeuralRetriever:
                 filled += len(block)
         self.index = ExactIndex(vectors)
 
-    def with_popularity_bias(self, dial: float) -> NeuralRetriever:
-        """Return a copy with the popularity bias `dial`."""
+    def with_popularity_bias(self, popularity_bias: float) -> NeuralRetriever:
+        """Return a copy with this popularity bias, −1 to 1."""
         other = copy(self)
-        other.name, other.dial = f"{self.name} at {dial}", dial
+        other.name, other.popularity_bias = f"{self.name} at {popularity_bias}", popularity_bias
         return other
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
@@ -77,8 +77,8 @@ class NeuralRetriever:
         """Return user vectors float32 [B, D + P] on the model's device."""
         with torch.inference_mode():
             towers = self.model.encode_users(self.store.users(queries).to(self.device))
-            dial = np.full(len(queries), self.dial, np.float32)
-            return query_vectors(self.model, self.store, towers, queries, self.index.vectors, dial=dial)
+            popularity_bias = np.full(len(queries), self.popularity_bias, np.float32)
+            return query_vectors(self.model, self.store, towers, queries, self.index.vectors, popularity_bias=popularity_bias)
 
 
 class RefreshedRetriever:
@@ -182,7 +182,9 @@ def search(
     return merge_repeats(best, queries, vectors, items, weights, temperature, again=again, allow=allow)
 
 
-def query_vectors(model: TwoTower, store: FeatureStore, towers: Tensor, queries: Queries, items: Tensor, *, dial: Float) -> Tensor:
+def query_vectors(
+    model: TwoTower, store: FeatureStore, towers: Tensor, queries: Queries, items: Tensor, *, popularity_bias: Float
+) -> Tensor:
     """Return the vectors float32 [B, D + P] that an index is searched with.
 
     Parameters
@@ -191,14 +193,14 @@ def query_vectors(model: TwoTower, store: FeatureStore, towers: Tensor, queries:
         float32 [B, D]: output of the user tower.
     items
         float32 [n_item_rows, D + P]: vectors of the index.
-    dial
+    popularity_bias
         float32 [B]: popularity bias, from -1 to 1.
     """
     device = towers.device
     points = torch.from_numpy(user_points(queries, store.location)).to(device)
     lengths = torch.from_numpy(queries.lengths).to(device)
     temperature = float(model.temperature().detach())
-    scale, columns = model.priors.user_columns(lengths, points, temperature, torch.from_numpy(dial).to(device))
+    scale, columns = model.priors.user_columns(lengths, points, temperature, torch.from_numpy(popularity_bias).to(device))
     vectors, recency = towers * scale, float(model.priors.recency)
     if recency:
         vectors = vectors + recency * temperature * recent_sum(queries, items[:, : towers.shape[1]])

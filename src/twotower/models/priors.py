@@ -103,7 +103,7 @@ class Priors(nn.Module):
         at, known = self._centred(points)
         return torch.cat([at, -0.5 * at.square().sum(1, keepdim=True), known], dim=1)
 
-    def user_columns(self, lengths: Tensor, points: Tensor, temperature: float, dial: Tensor) -> tuple[Tensor, Tensor]:
+    def user_columns(self, lengths: Tensor, points: Tensor, temperature: float, popularity_bias: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factor [B, 1] of the user vectors and the columns [B, P] that follow them.
 
         Parameters
@@ -114,12 +114,12 @@ class Priors(nn.Module):
             float [B, 3]: location of each user on the globe in km, NaN if unknown.
         temperature
             The temperature: logits are inner products divided by it.
-        dial
+        popularity_bias
             float [B]: popularity bias, from -1 to 1.
         """
         chosen = self.weights[group(lengths)]
         columns = chosen[:, 1:-1] * temperature
-        columns[:, 0] += dial * POPULARITY_SCALE
+        columns[:, 0] += popularity_bias * POPULARITY_SCALE
         if self.located:
             columns = torch.cat([columns, chosen[:, -1:] * temperature * self.user_location(points).to(columns)], dim=1)
         return chosen[:, :1], columns

@@ -16,7 +16,7 @@ from twotower.evaluation.pictures import pictures
 from twotower.evaluation.report import write_report
 from twotower.evaluation.verdict import refreshed
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
-from twotower.pipeline.popularity_curve import popularity_tradeoff
+from twotower.pipeline.popularity_tradeoff import popularity_tradeoff
 from twotower.trainers.health.checks import advice_lines
 from twotower.trainers.run_files import read_rows
 from twotower.utils.config import Config, ResolvedConfig, load_config, parse_config
@@ -24,7 +24,7 @@ from twotower.utils.console import progress
 from twotower.utils.documents import Report, finite
 from twotower.utils.manifests import RunManifest, open_manifest
 
-DIAL_QUERIES = 2000  # test queries for the popularity-bias table
+TRADEOFF_QUERIES = 2000  # test queries for the popularity-bias table
 
 
 def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Report:
@@ -59,11 +59,13 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
             baseline_settings=manifest.refit.baseline_settings if manifest.refit else {},
             progress=lambda done, total: tell("evaluate", done, total),
         )
-    asked = dataset.held_out("test", max_queries=min(config.evaluation.max_queries or DIAL_QUERIES, DIAL_QUERIES), seed=config.seed)
-    dial = popularity_tradeoff(system, asked, dataset, config.evaluation, metric=config.training.eval_metric)
+    sample = dataset.held_out(
+        "test", max_queries=min(config.evaluation.max_queries or TRADEOFF_QUERIES, TRADEOFF_QUERIES), seed=config.seed
+    )
+    tradeoff = popularity_tradeoff(system, sample, dataset, config.evaluation, metric=config.training.eval_metric)
     rows = read_rows(run / "metrics.jsonl")
     added: dict[str, Any] = {
-        "dial": dial,
+        "popularity_tradeoff": tradeoff,
         "recipe": manifest.recipe,
         "calibration": manifest.calibration,
         "curves": finite(rows),

@@ -29,7 +29,7 @@ from twotower.utils.nouns import spoken
 from twotower.utils.types import Float, Int
 
 MAX_REASONS, MAX_LABEL_CHARS = 10, 80
-MIN_SHARE = 0.0005  # smaller contributions would be printed as zero
+MIN_CONTRIBUTION = 0.0005  # smaller contributions would be printed as zero
 LABELS = {
     ("user", "id"): "user id",
     ("user", "state"): "user activity: number, recency and stars of events",
@@ -48,14 +48,14 @@ LABELS = {
 
 
 @dataclass(frozen=True)
-class Shares:
+class Contributions:
     """Contributions to the inner products of one user and `k` items.
 
     Attributes
     ----------
-    visited
+    event_items
         int64 [V]: distinct items of the part of the history that the model reads.
-    visits, user, item
+    events, user, item
         float32 [k, V], [k, user fields], [k, item fields].
     popularity, distance
         float32 [k]: see `models.priors`.
@@ -63,8 +63,8 @@ class Shares:
         float32 [k]: bonus of the items of the history; see `models.history_terms`. Zeros if they were not ranked.
     """
 
-    visited: Int
-    visits: Float
+    event_items: Int
+    events: Float
     user: Float
     item: Float
     popularity: Float
@@ -91,10 +91,10 @@ class Explainer:
         self._noun = bundle.dataset.noun
         self._columns = {spec.name: spec for spec in bundle.dataset.specs if spec.side == "item"}
 
-    def shares(self, history: Queries, rows: Int, *, again: bool = False) -> Shares:
+    def contributions(self, history: Queries, rows: Int, *, again: bool = False) -> Contributions:
         """Return the contributions for one query and item rows int64 [k]; `again`: its seen items were ranked too."""
-        asked, items = _repeated(history, len(rows)), self.vectors[torch.from_numpy(rows)]
-        user_vectors, user, visits = self._user_side(self.store.users(asked), items)
+        repeated, items = _repeated(history, len(rows)), self.vectors[torch.from_numpy(rows)]
+        user_vectors, user, events = self._user_side(self.store.users(repeated), items)
         points, lengths = torch.from_numpy(user_points(history, self.store.location)), torch.from_numpy(history.lengths)
         temperature = float(self.model.temperature().detach())
         scale, columns = self.model.priors.user_columns(lengths, points, temperature, torch.zeros(1))
@@ -102,17 +102,17 @@ class Explainer:
         popularities, factor = self.model.priors.popularities, float(scale)
         item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
         weight = temperature * float(self.model.priors.recency)
-        item = self._item_side(item_batch, user_vectors * factor + weight * recent_sum(asked, self.vectors))
+        item = self._item_side(item_batch, user_vectors * factor + weight * recent_sum(repeated, self.vectors))
         read, latest = history.item_row[-self.store.max_history :], history.item_row[-LAST:][::-1] if weight else ()
-        visited = np.unique(np.concatenate([read, np.asarray(latest, np.int64)]))
-        summed = np.zeros((len(visited), len(rows)), np.float32)
-        np.add.at(summed, np.searchsorted(visited, read), visits.T * factor)
+        event_items = np.unique(np.concatenate([read, np.asarray(latest, np.int64)]))
+        summed = np.zeros((len(event_items), len(rows)), np.float32)
+        np.add.at(summed, np.searchsorted(event_items, read), events.T * factor)
         for back, row in enumerate(latest):
             if row >= FIRST_ROW:
-                summed[np.searchsorted(visited, row)] += weight * 0.5**back * (items @ self.vectors[row]).numpy()
+                summed[np.searchsorted(event_items, row)] += weight * 0.5**back * (items @ self.vectors[row]).numpy()
         popularity, distance = known[:, :popularities].sum(axis=1), known[:, popularities:].sum(axis=1)
         repeat = self._repeat(history, rows, temperature) if again else np.zeros(len(rows), np.float32)
-        return Shares(visited, summed.T, user * factor, item, popularity, distance, repeat)
+        return Contributions(event_items, summed.T, user * factor, item, popularity, distance, repeat)
 
     def _repeat(self, history: Queries, rows: Int, temperature: float) -> Float:
         """Return the bonus float32 [k] of item rows as items of the history, 0 for others."""
@@ -125,31 +125,35 @@ class Explainer:
         """Return the reasons of each item: the contributions with the largest absolute values."""
         if not len(rows):
             return []
-        shares = self.shares(history, rows, again=again)
-        visited = [self._describe(int(row)) if row > UNKNOWN else {} for row in shares.visited]
+        contributions = self.contributions(history, rows, again=again)
+        event_items = [self._describe(int(row)) if row > UNKNOWN else {} for row in contributions.event_items]
         return [
-            tuple(sorted(self._reasons_of(shares, j, int(row), visited), key=lambda reason: -abs(reason.share))[:MAX_REASONS])
+            tuple(
+                sorted(self._reasons_of(contributions, j, int(row), event_items), key=lambda reason: -abs(reason.contribution))[
+                    :MAX_REASONS
+                ]
+            )
             for j, row in enumerate(rows)
         ]
 
-    def _reasons_of(self, shares: Shares, j: int, row: int, visited: list[dict[str, Any]]) -> Iterator[Reason]:
+    def _reasons_of(self, contributions: Contributions, j: int, row: int, event_items: list[dict[str, Any]]) -> Iterator[Reason]:
         columns = self._describe(row)
-        for name, share in {
-            "new" if self._new[row] else "popularity": shares.popularity[j],
-            "distance": shares.distance[j],
-            "repeat": shares.repeat[j],
+        for name, contribution in {
+            "new" if self._new[row] else "popularity": contributions.popularity[j],
+            "distance": contributions.distance[j],
+            "repeat": contributions.repeat[j],
         }.items():
-            if abs(share) >= MIN_SHARE:
-                yield Reason("item", name, spoken(LABELS["item", name], self._noun), round(float(share), 4))
-        for about, share in zip(visited, shares.visits[j].tolist(), strict=True):
-            if about and abs(share) >= MIN_SHARE:
-                yield Reason("visit", about["item_id"], about.get("name") or about["item_id"], round(share, 4))
-        for name, share in zip(self._user, shares.user[j].tolist(), strict=True):
-            if abs(share) >= MIN_SHARE:
-                yield Reason("user", name, LABELS.get(("user", name), name.replace("_", " ")), round(share, 4))
-        for name, share in zip(self._item, shares.item[j].tolist(), strict=True):
-            if abs(share) >= MIN_SHARE:
-                yield Reason("item", name, self.item_label(name, columns), round(share, 4))
+            if abs(contribution) >= MIN_CONTRIBUTION:
+                yield Reason("item", name, spoken(LABELS["item", name], self._noun), round(float(contribution), 4))
+        for about, contribution in zip(event_items, contributions.events[j].tolist(), strict=True):
+            if about and abs(contribution) >= MIN_CONTRIBUTION:
+                yield Reason("event", about["item_id"], about.get("name") or about["item_id"], round(contribution, 4))
+        for name, contribution in zip(self._user, contributions.user[j].tolist(), strict=True):
+            if abs(contribution) >= MIN_CONTRIBUTION:
+                yield Reason("user", name, LABELS.get(("user", name), name.replace("_", " ")), round(contribution, 4))
+        for name, contribution in zip(self._item, contributions.item[j].tolist(), strict=True):
+            if abs(contribution) >= MIN_CONTRIBUTION:
+                yield Reason("item", name, self.item_label(name, columns), round(contribution, 4))
 
     def item_label(self, name: str, columns: dict[str, Any]) -> str:
         """Return the label of an item feature, with its value if it has a printable one."""
@@ -159,8 +163,8 @@ class Explainer:
         value = columns.get(name, columns.get(spec.columns[0]))  # a feature may be trained on ids while the catalogue has names
         if spec.kind not in ("categorical", "multi", "number") or value is None:
             return name.replace("_", " ")
-        said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        return f"{name.replace('_', ' ')}: {said if len(said) <= MAX_LABEL_CHARS else said[: MAX_LABEL_CHARS - 1] + '…'}"
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{name.replace('_', ' ')}: {text if len(text) <= MAX_LABEL_CHARS else text[: MAX_LABEL_CHARS - 1] + '…'}"
 
     def _user_side(self, batch: UserBatch, items: Tensor) -> tuple[Tensor, Float, Float]:
         """Return user vectors [k, D], contributions of the fields [k, F] and of the events [k, W]; query j belongs to item j."""
@@ -170,22 +174,22 @@ class Explainer:
             tokens = tower.event_embeddings(self.model.history_items(batch.items), batch)
         leaves = [fields.requires_grad_(), tokens.requires_grad_()]
         raw = tower.head.raw(tower.beside_history(fields, tokens, batch))
-        by_field, by_token = _shares(raw, tower.head.divisor(raw), items, leaves)
+        by_field, by_token = _contributions(raw, tower.head.divisor(raw), items, leaves)
         valid = (batch.history > 0).view(len(items), -1)
-        by_visit = (by_token.view(len(items), -1) * valid).numpy()[:, : int(batch.seen.max())]
-        return (raw / tower.head.divisor(raw)).detach(), by_field.numpy(), by_visit
+        by_event = (by_token.view(len(items), -1) * valid).numpy()[:, : int(batch.seen.max())]
+        return (raw / tower.head.divisor(raw)).detach(), by_field.numpy(), by_event
 
     def _item_side(self, batch: ItemBatch, users: Tensor) -> Float:
         with torch.no_grad():
             fields = self.model.offered_fields(batch)
         head = self.model.item_tower.head
         raw = head.raw(fields.requires_grad_())
-        (by_field,) = _shares(raw, head.divisor(raw), users, [fields])
-        shares: Float = (by_field * self.model.item_length(batch.row)).numpy()
-        return shares
+        (by_field,) = _contributions(raw, head.divisor(raw), users, [fields])
+        contributions: Float = (by_field * self.model.item_length(batch.row)).numpy()
+        return contributions
 
 
-def _shares(raw: Tensor, divisor: Tensor, others: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+def _contributions(raw: Tensor, divisor: Tensor, others: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     """Return gradient times input of Σ raw · others / divisor, with a constant divisor: one number per embedding of `leaves`."""
     products = (raw / divisor.detach() * others).sum()
     gradients = torch.autograd.grad(products, leaves, allow_unused=True)

@@ -168,7 +168,7 @@ class Recommender:
         near: tuple[float, float] | None = None,
         exclude_seen: bool = True,
         diversity: float = 0.0,
-        popularity: float = 0.0,
+        popularity_bias: float = 0.0,
         explain: bool = False,
     ) -> list[Recommendation]:
         """Return the `k` best items for a known user, for a history (oldest first), or for a known user with further events.
@@ -180,7 +180,7 @@ class Recommender:
         near
             Latitude and longitude of the request in degrees: the origin of distances and of `within(km)`, and an input of a model
             trained with `model.request_location`. Default for distances: the most central location of the history.
-        diversity, popularity, explain
+        diversity, popularity_bias, explain
             See `Request`.
 
         Raises
@@ -191,8 +191,8 @@ class Recommender:
         if user is None and history is None:
             raise RequestError("Neither user nor history is given. Pass a user id, a history of item ids, or both.")
         events = tuple(event if isinstance(event, HistoryEvent) else HistoryEvent(event) for event in history or ())
-        dials = {"exclude_seen": exclude_seen, "diversity": diversity, "popularity": popularity, "explain": explain}
-        (answer,) = self.answer([Request(user=user, history=events, k=k, filter=filter, near=near, **dials)])  # type: ignore[arg-type]
+        settings = {"exclude_seen": exclude_seen, "diversity": diversity, "popularity_bias": popularity_bias, "explain": explain}
+        (answer,) = self.answer([Request(user=user, history=events, k=k, filter=filter, near=near, **settings)])  # type: ignore[arg-type]
         if history is None and not answer.user_known:
             raise RequestError(f"Unknown user {user!r}. For a user that is not in the bundle, pass a history of item ids.")
         return answer.items
@@ -258,16 +258,16 @@ class Recommender:
     def _search(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
         queries = to_queries(parsed)
         with stages("tower"):
-            dial = np.array([one.request.popularity for one in parsed], np.float32)
-            vectors = self.bundle.query_vectors(queries, dial)
+            bias = np.array([one.request.popularity_bias for one in parsed], np.float32)
+            vectors = self.bundle.query_vectors(queries, bias)
         with stages("search"):
             again = np.array([not one.request.exclude_seen for one in parsed])
             most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_item_rows)
             best = self.bundle.search(vectors, queries, most, again=again, allow=allow)
             lists = [self._cut(one.request, best, b) for b, one in enumerate(parsed)]
         popularity = self.bundle.arrays.vectors[:, self.bundle.vectors.shape[1]]  # of all events
-        bias = (dial * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
-        return [("model", rows, scores - bias[b] * popularity[rows]) for b, (rows, scores) in enumerate(lists)]
+        shift = (bias * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
+        return [("model", rows, scores - shift[b] * popularity[rows]) for b, (rows, scores) in enumerate(lists)]
 
     def _search_fallback(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
         recent_event_count, locations = self.bundle.arrays.recent_event_count, self._locations
@@ -323,7 +323,7 @@ class Recommender:
     def _answer(self, found: RankedRows, items: list[Recommendation], stages: Stages) -> Answer:
         events = len(found.parsed.history.item_row)
         confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
-        return Answer(items, found.source, round(confidence, 3), found.parsed.known, stages.ms, found.selectivity)
+        return Answer(items, found.source, round(confidence, 3), found.parsed.known, stages.ms, found.selectivity, stages.began)
 
 
 def _candidates(request: Request) -> int:

@@ -60,7 +60,7 @@ class Request:
         learned from how users repeat; see `models.history_terms`.
     diversity
         0 … 1: penalty for items that are similar to higher-ranked items (MMR).
-    popularity
+    popularity_bias
         −1 … 1: popularity bias. Negative values favour rare items, positive values popular items; 0 is the model as trained.
         Has no effect if neither user nor history is known.
     explain
@@ -76,7 +76,7 @@ class Request:
     time_s: int | None = None
     exclude_seen: bool = True
     diversity: float = 0.0
-    popularity: float = 0.0
+    popularity_bias: float = 0.0
     explain: bool = False
 
 
@@ -87,20 +87,20 @@ class Reason:
     Attributes
     ----------
     kind
-        "visit", "user" or "item".
+        "event", "user" or "item".
     name
         Id of the item of the event, or name of the feature.
     label
         Name of the item of the event, or the feature in words.
-    share
+    contribution
         First-order contribution to the inner product: gradient times input. The inner product is attributed twice: to events and
         user features, and to item features. The popularity term counts as an item feature.
     """
 
-    kind: Literal["visit", "user", "item"]
+    kind: Literal["event", "user", "item"]
     name: str
     label: str
-    share: float
+    contribution: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,8 @@ class Answer:
         Milliseconds by stage, for all requests answered together: "features", "filter", "tower", "search", "explain", "describe".
     selectivity
         Share of the items that match the filter; None without a filter.
+    stages_began
+        Time at which each stage began first, in seconds of `time.perf_counter`.
     """
 
     items: list[Recommendation]
@@ -161,18 +163,21 @@ class Answer:
     user_known: bool
     stages_ms: dict[str, float] = field(default_factory=dict)
     selectivity: float | None = None
+    stages_began: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 class Stages:
-    """Measures the milliseconds of each stage for an `Answer`."""
+    """Measures the beginning and the milliseconds of each stage for an `Answer`."""
 
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
+        self.began: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time of the block to a stage."""
         begun = perf_counter()
+        self.began.setdefault(name, begun)
         try:
             yield
         finally:

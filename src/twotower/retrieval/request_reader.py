@@ -267,7 +267,7 @@ def _check(request: Request) -> None:
     if request.skip and request.diversity:
         raise RequestError("A list with diversity has no further part: it depends on its length. Ask for more items at once.")
     check_filter(request.filter)
-    for name, value, least in (("diversity", request.diversity, 0), ("popularity", request.popularity, -1)):
+    for name, value, least in (("diversity", request.diversity, 0), ("popularity_bias", request.popularity_bias, -1)):
         if not (isinstance(value, Real) and least <= value <= 1):
             raise RequestError(f"{name} is {_short(value)}. It must be a number from {least} to 1.")
     for name, flag in (("exclude_seen", request.exclude_seen), ("explain", request.explain)):

@@ -29,7 +29,7 @@ class ColumnOut(BaseModel):
     min: float | None = Field(description="Least number.", examples=[1])
     max: float | None = Field(description="Largest number.", examples=[4])
     values: list[ValueOut] = Field(description="Frequent values; of numbers, all if they are few.")
-    more: bool = Field(description="True if there are more values; see `/v1/values`.")
+    has_more: bool = Field(description="True if there are more values; see `/v1/values`.")
 
 
 class ColumnsOut(BaseModel):

@@ -76,10 +76,10 @@ class Columns:
             few = zip(distinct.tolist(), counts.tolist(), strict=True) if len(distinct) <= FEW else ()
             values = [{"value": _plain(value), "items": count} for value, count in few]
             ends = {"min": _plain(numbers.min()), "max": _plain(numbers.max())} if len(numbers) else {"min": None, "max": None}
-            return {"name": name, "kind": "number", "items": len(numbers), **ends, "values": values, "more": False}
+            return {"name": name, "kind": "number", "items": len(numbers), **ends, "values": values, "has_more": False}
         values = self.values(name, "", MAX_VALUES)
         kind = "list" if is_list(column.type) else "text"
-        more = len(self._values(name)[0]) > len(values)
+        has_more = len(self._values(name)[0]) > len(values)
         return {
             "name": name,
             "kind": kind,
@@ -87,7 +87,7 @@ class Columns:
             "min": None,
             "max": None,
             "values": values,
-            "more": more,
+            "has_more": has_more,
         }
 
     def values(self, name: str, query: str, limit: int) -> list[Json]:

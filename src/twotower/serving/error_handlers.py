@@ -22,10 +22,10 @@ PLAIN = {  # for the words of the framework
 
 def handle_errors(app: FastAPI) -> None:
     """Make an application answer errors as JSON."""
-    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(RequestValidationError, _bad_parameter)
     app.add_exception_handler(StarletteHTTPException, _refused)
-    app.add_exception_handler(BodyError, _mistaken)
-    app.add_exception_handler(TwoTowerError, _mistaken)
+    app.add_exception_handler(BodyError, _invalid)
+    app.add_exception_handler(TwoTowerError, _invalid)
 
 
 def _error(request: Request, status: int, code: str, message: str, location: Any = None, headers: Any = None) -> Response:
@@ -34,7 +34,7 @@ def _error(request: Request, status: int, code: str, message: str, location: Any
     return Response(body, status, headers, media_type="application/json")
 
 
-async def _malformed(request: Request, error: Any) -> Response:
+async def _bad_parameter(request: Request, error: Any) -> Response:
     """Answer a wrong parameter of the query or of the path."""
     first = error.errors()[0]
     location = ".".join(map(str, first["loc"][1:])) or None
@@ -48,7 +48,7 @@ async def _refused(request: Request, error: Any) -> Response:
     return _error(request, error.status_code, code, text, headers=error.headers)
 
 
-async def _mistaken(request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     return error_response(request, error)
 
 
@@ -58,4 +58,4 @@ def error_response(request: Request, error: Exception) -> Response:
         return _error(request, error.status, error.code, str(error), error.location)
     if isinstance(error, BusyError):
         return _error(request, 503, "busy", str(error), headers={"Retry-After": "1"})
-    return _error(request, 422, "impossible", str(error), getattr(error, "location", None) or None)
+    return _error(request, 422, "invalid", str(error), getattr(error, "location", None) or None)

@@ -23,7 +23,7 @@ class ReloadOut(BaseModel):
     """The bundle version served now and the one served before."""
 
     version: str = Field(examples=["67499b37599f"])
-    before: str = Field(examples=["7a8339d5a72d"])
+    previous_version: str = Field(examples=["7a8339d5a72d"])
 
 
 class ItemEventsOut(BaseModel):

@@ -24,7 +24,7 @@ from twotower.serving.limits import (
     MAX_ID_CHARS,
     MAX_K,
 )
-from twotower.serving.schema_examples import ASKED, ITEM, LIST, SENT
+from twotower.serving.schema_examples import EVENTS, ITEM, LIST, REQUEST
 
 Id = Annotated[
     str,
@@ -68,7 +68,7 @@ class HistoryEventIn(Accepted):
 class RecommendIn(Accepted):
     """A request for recommendations."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ASKED]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [REQUEST]})
 
     user: Id | None = Field(None, description="User id. For an unknown user only `history` is used.")
     history: Annotated[list[HistoryEventIn], FailFast()] = Field(
@@ -82,7 +82,9 @@ class RecommendIn(Accepted):
     )
     exclude_seen: bool = Field(True, description="Exclude items of the history. If false, they are ranked too.")
     diversity: float = Field(0.0, ge=0, le=1, description="Diversity (MMR): penalises items similar to higher-ranked items.")
-    popularity: float = Field(0.0, ge=-1, le=1, description="Popularity bias: below 0 favours rare items, above 0 popular items.")
+    popularity_bias: float = Field(
+        0.0, ge=-1, le=1, description="Popularity bias: below 0 favours rare items, above 0 popular items."
+    )
     strict: bool = Field(
         False, description="Reject a history with unknown items. If false, they are passed over and listed in `unknown_items`."
     )
@@ -118,7 +120,7 @@ class RecommendIn(Accepted):
             time_s=self.time_s,
             exclude_seen=self.exclude_seen,
             diversity=self.diversity,
-            popularity=self.popularity,
+            popularity_bias=self.popularity_bias,
             explain=self.explain,
         )
 
@@ -126,7 +128,7 @@ class RecommendIn(Accepted):
 class BatchIn(Accepted):
     """Several requests for recommendations."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"requests": [ASKED]}]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"requests": [REQUEST]}]})
 
     requests: Annotated[list[RecommendIn], FailFast()] = Field(min_length=1, max_length=MAX_BATCH_REQUESTS)
 
@@ -168,7 +170,7 @@ class EventIn(Accepted):
 class EventsIn(Accepted):
     """Events to store."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [SENT]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EVENTS]})
 
     events: Annotated[list[EventIn], FailFast()] = Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)
 
@@ -203,10 +205,10 @@ class ItemDetailOut(ItemOut):
 class ReasonOut(BaseModel):
     """A reason for a score: an event of the history, a feature of the user or a feature of the item."""
 
-    kind: Literal["visit", "user", "item"]
+    kind: Literal["event", "user", "item"]
     name: str
     label: str
-    share: float = Field(description="First-order contribution to the score; negative if it lowers the score.")
+    contribution: float = Field(description="First-order contribution to the score; negative if it lowers the score.")
 
 
 class RecommendationOut(ItemOut):
@@ -245,11 +247,17 @@ class AnswerOut(ListOut):
     took_ms: float
 
 
-class Mistake(BaseModel):
+Code = Literal[
+    "malformed", "host", "origin", "not_found", "method_not_allowed", "too_large", "encoding", "invalid", "refused",
+    "unauthorized", "forbidden", "rate", "timeout", "busy", "internal",
+]  # fmt: skip
+
+
+class ErrorDetail(BaseModel):
     """The error: what is wrong, what is allowed and what to do."""
 
-    code: str
-    message: str
+    code: Code = Field(description="Kind of the error. `invalid`: the request is well-formed but cannot be answered.")
+    message: str = Field(examples=["Unknown item 'b_231'. Search for valid ids with GET /v1/items?q=TEXT."])
     location: str | int | None = Field(
         None, description="Part of the request that is wrong: a path in its JSON, or a character position in its filter."
     )
@@ -258,7 +266,7 @@ class Mistake(BaseModel):
 class FailedOut(BaseModel):
     """A request of a batch that cannot be answered. The others are."""
 
-    error: Mistake
+    error: ErrorDetail
 
 
 class BatchOut(BaseModel):
@@ -325,5 +333,5 @@ class EventsOut(BaseModel):
 class ErrorOut(BaseModel):
     """The response to a request that was rejected or failed."""
 
-    error: Mistake
+    error: ErrorDetail
     request_id: str

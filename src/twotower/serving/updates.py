@@ -75,7 +75,7 @@ class Updater:
         self.serve(version)
         self.meters.reload("loaded")
         log.info("now serving %s, version %s", version.path, version.engine.version)
-        return {"version": version.engine.version, "before": before}
+        return {"version": version.engine.version, "previous_version": before}
 
     def refreshed(self) -> Version:
         """Return the current version with all accepted events, or the current version itself if there are no new ones.
@@ -114,7 +114,7 @@ class Updates(Protocol):
     """Changes of what is served."""
 
     async def reload(self, path: Path | None) -> Json:
-        """Serve the bundle at `path`, or read the current folder again. Return "version" and "before".
+        """Serve the bundle at `path`, or read the current folder again. Return "version" and "previous_version".
 
         Raises
         ------

@@ -253,7 +253,7 @@ class Report(ReportSummary):
     """Time for all queries, by system."""
     slices: dict[str, dict[str, SliceGroup]]
     """By title and group."""
-    dial: list[dict[str, float]] = Field([])
+    popularity_tradeoff: list[dict[str, float]] = Field([])
     """Accuracy and coverage at several values of the popularity bias."""
     recipe: RecipeRecord | None = None
     calibration: CalibrationRecord | None = None

@@ -49,7 +49,7 @@ export class Controls {
     on("#open", "change", (event) => this.change({ open: event.target.checked }, "changing “open now”"));
     on("#seen", "change", (event) => this.change({ seen: event.target.checked }, "changing “include known ones”"));
     this.slider("#radius", (value) => ({ radius: RADII[value] }), "changing the radius");
-    this.slider("#popularity", (value) => ({ popularity: value }), "changing the popularity");
+    this.slider("#popularity_bias", (value) => ({ popularity_bias: value }), "changing the popularity bias");
     this.slider("#diversity", (value) => ({ diversity: value }), "changing the diversity");
     popover($("#category-button"), $("#category-panel"), () => $("#category-find"));
     popover($("#builder-button"), $("#builder"), () => this.builder.opened());
@@ -66,8 +66,8 @@ export class Controls {
   }
 
   condition(text) {
-    const { where } = this.state;
-    if (!where.includes(text)) this.change({ where: [...where, text] }, "adding a filter");
+    const { conditions } = this.state;
+    if (!conditions.includes(text)) this.change({ conditions: [...conditions, text] }, "adding a filter");
   }
 
   /** Sets every control from the state. `measured`: whether there is a location to measure a radius from. */
@@ -85,7 +85,7 @@ export class Controls {
     radius.disabled = !measured && !state.radius;
     radius.value = RADII.indexOf(state.radius);
     $("#radius-hint").textContent = radius.disabled ? "needs a history or a pin" : "";
-    $("#popularity").value = state.popularity;
+    $("#popularity_bias").value = state.popularity_bias;
     $("#diversity").value = state.diversity;
     this.say(state);
     this.chips(state);
@@ -101,12 +101,12 @@ export class Controls {
         edit ? h("button", { type: "button", class: "link", title: "Edit", onclick: edit }, words) : h("span", {}, words),
         h("button", { type: "button", class: "quiet", "aria-label": `Remove: ${words}`, onclick: act }, icon("close")),
       );
-    const left = (text) => state.where.filter((one) => one !== text);
-    const chips = state.where.map((text) =>
+    const left = (text) => state.conditions.filter((one) => one !== text);
+    const chips = state.conditions.map((text) =>
       drop(
         conditionWords(text),
-        () => this.change({ where: left(text) }, "removing a filter"),
-        () => this.builder.edit(text, () => this.change({ where: left(text) }, "editing a filter")),
+        () => this.change({ conditions: left(text) }, "removing a filter"),
+        () => this.builder.edit(text, () => this.change({ conditions: left(text) }, "editing a filter")),
       ),
     );
     if (state.hidden.length)
@@ -120,26 +120,26 @@ export class Controls {
   }
 
   /** Shows the values of the sliders in words, also while they move. */
-  say({ radius, popularity, diversity }) {
+  say({ radius, popularity_bias: bias, diversity }) {
     const tell = (selector, short, words = short) => {
       $(`${selector}-value`).textContent = short;
       $(selector).setAttribute("aria-valuetext", words);
     };
     const percent = (value) => `${Math.round(Math.abs(value) * 100)} %`;
     if (radius !== undefined) tell("#radius", radius ? `within ${radius} km` : "anywhere");
-    if (popularity !== undefined) {
-      const way = popularity < 0 ? "rarer" : "more popular";
-      if (popularity) tell("#popularity", `${popularity < 0 ? "−" : "+"}${percent(popularity)}`, `${way} ${percent(popularity)}`);
-      else tell("#popularity", "as learned");
+    if (bias !== undefined) {
+      const way = bias < 0 ? "rarer" : "more popular";
+      if (bias) tell("#popularity_bias", `${bias < 0 ? "−" : "+"}${percent(bias)}`, `${way} ${percent(bias)}`);
+      else tell("#popularity_bias", "as learned");
     }
     if (diversity !== undefined) tell("#diversity", diversity ? percent(diversity) : "off");
   }
 
-  /** Tells what each dial does: how many items of the list it changed; null: it rests. */
-  effects(told) {
-    for (const [name, effect] of Object.entries(told)) {
+  /** Shows how many items of the list a setting changed; null: it has its default. */
+  effects(changes) {
+    for (const [name, effect] of Object.entries(changes)) {
       const line = $(`#${name}-effect`);
-      line.classList.toggle("told", effect !== null);
+      line.classList.toggle("changed", effect !== null);
       $("output", line).textContent = effect ? `${effect.changed} of ${effect.of} changed` : "";
     }
   }

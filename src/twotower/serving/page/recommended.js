@@ -68,7 +68,7 @@ export class Recommended {
     const card = h(
       "li",
       { class: "card best", data: { id } },
-      h("div", { class: "place" }, h("span", { class: "rank" }), h("span", { class: "move" }), h("span", { class: "match" })),
+      h("div", { class: "position" }, h("span", { class: "rank" }), h("span", { class: "move" }), h("span", { class: "match" })),
       h(
         "div",
         { class: "body" },
@@ -97,10 +97,10 @@ export class Recommended {
     $(".meta", card).hidden = !summary(item);
     $(".facts", card).hidden = !(this.filters.has_price || this.filters.has_amounts || this.filters.has_hours);
     this.fact(item.item_id);
-    const told = scored ? headline(item.reasons, this.context()) : null;
+    const reason = scored ? headline(item.reasons, this.context()) : null;
     $(".because", card).hidden = !scored;
-    $(".words", card).textContent = told?.words ?? "";
-    $(".words", card).title = told?.words ?? "";
+    $(".words", card).textContent = reason?.words ?? "";
+    $(".words", card).title = reason?.words ?? "";
     $(".add", card).setAttribute("aria-label", `Add ${item.name} to the history`);
     $(".why", card).setAttribute("aria-label", `Why this ${noun.one}: ${item.name}`);
     $(".why", card).hidden = !item.reasons?.length;
@@ -173,18 +173,23 @@ function meter(value, most) {
 
 /** Shows reasons as bars from a middle line: what speaks for the item to the right, what speaks against it to the left. */
 function bars({ reasons, score }, context) {
-  const most = Math.max(...reasons.map((reason) => Math.abs(reason.share))) || 1;
+  const most = Math.max(...reasons.map((reason) => Math.abs(reason.contribution))) || 1;
   const line = (reason) =>
     h(
       "li",
-      reason.kind === "visit" ? { data: { id: reason.name } } : {},
-      h("span", { class: "label" }, sentence(reason, context), h("span", { class: "unseen" }, `, ${direction(reason.share)}`)),
+      reason.kind === "event" ? { data: { id: reason.name } } : {},
+      h(
+        "span",
+        { class: "label" },
+        sentence(reason, context),
+        h("span", { class: "unseen" }, `, ${direction(reason.contribution)}`),
+      ),
       h("span", {
-        class: `bar ${reason.share < 0 ? "minus" : "plus"}`,
-        vars: { "--share": Math.abs(reason.share) / most },
+        class: `bar ${reason.contribution < 0 ? "minus" : "plus"}`,
+        vars: { "--share": Math.abs(reason.contribution) / most },
         "aria-hidden": "true",
       }),
-      h("span", { class: "figure" }, signed(reason.share, 3)),
+      h("span", { class: "figure" }, signed(reason.contribution, 3)),
     );
   const note = `Match ${score.toFixed(2)}. Bars to the right speak for this ${noun.one}, bars to the left against it (gradient × input).`;
   return [h("ul", {}, reasons.map(line)), h("p", { class: "meta" }, note)];

@@ -18,16 +18,16 @@ export const START = Object.freeze({
   price: null,
   radius: null,
   open: false,
-  where: [], // conditions in the filter language; all must hold
+  conditions: [], // conditions in the filter language; all must hold
   seen: false,
-  popularity: 0,
+  popularity_bias: 0,
   diversity: 0,
   k: 10,
 });
 
-const LISTS = ["added", "hidden", "categories", "where"];
+const LISTS = ["added", "hidden", "categories", "conditions"];
 const FLAGS = ["open", "seen"];
-const TUNED = ["categories", "price", "radius", "open", "where", "seen", "popularity", "diversity"];
+const TUNED = ["categories", "price", "radius", "open", "conditions", "seen", "popularity_bias", "diversity"];
 const differs = (state, name) => String(state[name]) !== String(START[name]);
 
 /** The number of filters and settings that differ from their defaults. */
@@ -60,7 +60,7 @@ export function fromHash(hash) {
     price: between(params.get("price"), 1, PRICES, null),
     radius: RADII.includes(Number(params.get("radius"))) ? Number(params.get("radius")) : null,
     ...Object.fromEntries(FLAGS.map((name) => [name, params.get(name) === "1"])),
-    popularity: between(params.get("popularity"), -1, 1, 0),
+    popularity_bias: between(params.get("popularity_bias"), -1, 1, 0),
     diversity: between(params.get("diversity"), 0, 1, 0),
     k: Math.floor(between(params.get("k"), 1, MOST, START.k)),
   };
@@ -88,7 +88,7 @@ export const unfiltered = (state) => !(state.price || state.radius || state.open
 export function filterOf(state, filters) {
   const hidden = state.hidden.slice(-HIDDEN);
   const parts = [
-    ...state.where,
+    ...state.conditions,
     state.categories.length && `category in [${state.categories.map(quoted).join(", ")}]`,
     state.price && filters.has_price && `price <= ${state.price}`,
     state.radius && filters.has_locations && `within(${state.radius})`,
@@ -108,7 +108,7 @@ export function requestOf(state, filters, extra = {}) {
     filter: filterOf(state, filters),
     near: state.near ?? undefined,
     exclude_seen: !state.seen,
-    popularity: state.popularity,
+    popularity_bias: state.popularity_bias,
     diversity: state.diversity,
     explain: state.k <= EXPLAINED || undefined,
     ...extra,

@@ -10,16 +10,16 @@ from twotower.evaluation.evaluator import evaluate
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.utils.config import EvaluationConfig
 
-DIALS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
+BIASES = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
 
 
 def popularity_tradeoff(
     system: NeuralRetriever, held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, *, metric: str, k: int = 10
 ) -> list[dict[str, float]]:
-    """Return one row {"popularity", `metric`, "coverage@k"} for each of `DIALS`."""
+    """Return one row {"popularity_bias", `metric`, "coverage@k"} for each of `BIASES`."""
     rows = []
-    for dial in DIALS:
-        judged = evaluate(system.with_popularity_bias(dial), held_out, dataset, settings, metrics=(metric,), beyond_k=k)
+    for bias in BIASES:
+        judged = evaluate(system.with_popularity_bias(bias), held_out, dataset, settings, metrics=(metric,), beyond_k=k)
         figures = {metric: judged.mean(metric), f"coverage@{k}": judged.beyond[f"coverage@{k}"]}
-        rows.append({"popularity": dial, **{name: round(value, 6) for name, value in figures.items()}})
+        rows.append({"popularity_bias": bias, **{name: round(value, 6) for name, value in figures.items()}})
     return rows
