@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from twotower.data.sources.account import MAX_FILES, account_table
 from twotower.data.sources.engine import DuckDBEngine
 from twotower.data.sources.file_form import read_sample
 from twotower.errors import DataError
@@ -198,3 +199,26 @@ def test_the_sample_of_a_folder_is_of_several_parts(tmp_path: Path) -> None:
     assert sample.rows.num_rows == 5
     assert sample.name == "log"
     assert not sample.complete
+
+
+def test_the_account_of_many_parts_shows_those_that_lost_rows(tmp_path: Path) -> None:
+    for number in range(30):
+        rows = events(10 * number)
+        write(tmp_path / "log" / f"part-{number}.csv", [*rows, {**rows[0], "item_id": ""}] if number in (7, 28) else rows)
+    read = Read(tmp_path, interactions={"path": "log", "time": "time"})
+    files = {name: file.as_json() for name, file in read.rejects.files.items()}
+    lines = account_table({"files": files, "dropped": {}, "matched": {}, "times_s": {}})
+    shown = [line.split()[0] for line in lines if line.startswith("  log/") and ": " not in line]
+    assert len(shown) == MAX_FILES
+    assert {"log/part-0.csv", "log/part-7.csv", "log/part-28.csv"} <= set(shown)
+    assert "  log/part-28.csv: 1 rejected: item_id is missing" in lines
+    assert "  … and 10 more files; manifest.json has all" in lines
+    assert len(read.rejects.warnings()) == 2
+
+
+def test_warnings_of_many_parts_are_bounded(tmp_path: Path) -> None:
+    for number in range(MAX_FILES + 5):
+        write(tmp_path / "log" / f"part-{number}.csv", [*events(number), {"user_id": "", "item_id": "i", "time": START}])
+    warnings = Read(tmp_path, interactions={"path": "log", "time": "time"}).rejects.warnings()
+    assert len(warnings) == MAX_FILES + 1
+    assert warnings[-1] == "5 more files lost more than 1% of their rows"

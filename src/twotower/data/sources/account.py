@@ -118,6 +118,8 @@ class Rejects:
                     found.append(
                         f"{name}: {lost:,} of {file.rows:,} rows were {word} ({lost / max(file.rows, 1):.1%}), mostly: {why}"
                     )
+        if len(found) > MAX_FILES:
+            found[MAX_FILES:] = [f"{len(found) - MAX_FILES:,} more files lost more than {LOST_FRAC:.0%} of their rows"]
         return [*found, *self.notes]
 
     def close(self) -> None:
@@ -189,7 +191,9 @@ class Match:
 def account_table(counts: dict[str, Any]) -> list[str]:
     """Return the account of `manifest.json` (its key "counts") as lines of a short table for the screen."""
     rows = [("file", "rows", "rejected", "left out")]
-    shown = dict(list(counts["files"].items())[:MAX_FILES])
+    whole = [name for name, file in counts["files"].items() if not file.get("rejected") and not file.get("left_out")]
+    hidden = set(whole[max(0, MAX_FILES - len(counts["files"]) + len(whole)) :] if len(counts["files"]) > MAX_FILES else [])
+    shown = dict([(name, file) for name, file in counts["files"].items() if name not in hidden][:MAX_FILES])
     for name, file in shown.items():
         lost = [sum(file.get(part, {}).values()) for part in ("rejected", "left_out")]
         rows.append((name, f"{file['rows']:,}", *(f"{count:,}" for count in lost)))

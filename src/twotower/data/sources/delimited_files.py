@@ -22,6 +22,7 @@ from twotower.errors import DataError
 from twotower.utils.config import TableConfig
 
 SEPARATORS = (",", "\t", ";", "|", "::")
+WHOLE = re.compile(r'"(?:[^"\\]|""|\\.)*"')  # a quoted value
 LINE = "line"  # int64: number of the first line of a row, from 1
 SAMPLED_LINES = 200
 OnReject = Callable[[int, str, str], None]  # line, reason, text
@@ -189,7 +190,7 @@ def _find_quote(block: bytes, dialect: Dialect) -> str:
     if len(found['"'].bad) <= len(found[""].bad):
         return '"'
     marked = [value for row in found[""].rows for value in row if '"' in value]
-    whole = sum(len(value) > 1 and value[0] == value[-1] == '"' for value in marked)
+    whole = sum(WHOLE.fullmatch(value) is not None for value in marked)
     return '"' if 2 * whole > len(marked) else ""
 
 
