@@ -222,3 +222,16 @@ def test_warnings_of_many_parts_are_bounded(tmp_path: Path) -> None:
     warnings = Read(tmp_path, interactions={"path": "log", "time": "time"}).rejects.warnings()
     assert len(warnings) == MAX_FILES + 1
     assert warnings[-1] == "5 more files lost more than 1% of their rows"
+
+
+def test_a_column_that_another_reading_of_the_file_uses_is_not_unused(tmp_path: Path) -> None:
+    rows = [row | {"colour": "red", "age": 3, "note": "x"} for row in events(0)]
+    write(tmp_path / "log.csv", rows)
+    sides = {
+        "items": {"from": "interactions", "features": [{"name": "colour", "kind": "categorical"}]},
+        "users": {"from": "interactions", "features": [{"name": "age", "kind": "number"}]},
+    }
+    read = Read(tmp_path, interactions={"path": "log.csv", "time": "time"}, **sides)
+    files = {name: file.as_json() for name, file in read.rejects.files.items()}
+    lines = account_table({"files": files, "dropped": {}, "matched": {}, "times_s": {}})
+    assert [line for line in lines if "unused" in line] == ["  unused columns of interactions: note"]

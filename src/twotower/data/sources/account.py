@@ -23,6 +23,7 @@ ADVICE = {
     "not a row of": "Set the table's separator, quote or columns",
     "quot": "Set the table's quote",
 }
+AGAIN = (" (items)", " (users)")  # after the name of an interactions file that is also read as that table
 MAX_NAMES = 12  # shown of the unused columns
 MAX_FILES = 20
 REPLACED = "a later file has the id again"  # of snapshots: not lost, since the newest row counts
@@ -218,8 +219,13 @@ def account_table(counts: dict[str, Any]) -> list[str]:
         first, last = (datetime.fromtimestamp(counts["times_s"][name], UTC) for name in ("first", "last"))
         lines.append(f"  first and last time: {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC")
     unused: dict[str, dict[str, None]] = {}
-    for file in counts["files"].values():
-        unused.setdefault(file.get("table", ""), {}).update(dict.fromkeys(file.get("unused_columns", [])))
+    for name, file in counts["files"].items():
+        if not name.endswith(AGAIN):  # of a file that is read for several tables, what none of them uses
+            again = [counts["files"][name + mark] for mark in AGAIN if name + mark in counts["files"]]
+            left = [
+                column for column in file.get("unused_columns", []) if all(column in one.get("unused_columns", ()) for one in again)
+            ]
+            unused.setdefault(file.get("table", ""), {}).update(dict.fromkeys(left))
     for table, columns in unused.items():
         names = list(columns)
         if names:
