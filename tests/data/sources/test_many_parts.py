@@ -235,3 +235,13 @@ def test_a_column_that_another_reading_of_the_file_uses_is_not_unused(tmp_path: 
     files = {name: file.as_json() for name, file in read.rejects.files.items()}
     lines = account_table({"files": files, "dropped": {}, "matched": {}, "times_s": {}})
     assert [line for line in lines if "unused" in line] == ["  unused columns of interactions: note"]
+
+
+def test_a_damaged_name_of_a_column_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    write(path, [row | {"another": 1} for row in events(0)])
+    path.write_bytes(path.read_bytes().replace(b"another", b"an\xdf\xffher"))
+    with pytest.raises(DataError, match=r"log\.parquet is not "):
+        Read(tmp_path, interactions={"path": "log.parquet", "time": "time"})
+    with pytest.raises(DataError, match=r"log\.parquet cannot be read"):
+        read_sample(path)

@@ -146,7 +146,7 @@ def _read_file(path: Path) -> Sample:
                 raise DataError(f"{path} is {what}. Expected text, JSON or Parquet. Unpack it and name the file inside.")
         compression = next((name for start, name in MAGIC.items() if magic.startswith(start)), None)
         head, complete = _head(path, compression)
-    except (OSError, EOFError, pa.ArrowInvalid) as error:
+    except (OSError, EOFError, UnicodeError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}. Check the path, or replace the file.") from None
     if not head.strip():
         raise DataError(f"{path} is empty. Expected rows of text, JSON or Parquet. Name another file.")

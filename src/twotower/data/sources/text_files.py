@@ -77,7 +77,7 @@ def reading(file: Path, more: int = 0) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (EOFError, OSError)) and type(error).__module__.partition(".")[0] not in ENGINES:
+        if not isinstance(error, (EOFError, OSError, UnicodeError)) and type(error).__module__.partition(".")[0] not in ENGINES:
             raise
         names = f"{file} (or one of {more:,} files read with it)" if more else f"{file}"
         raise DataError(f"{names} is not readable to its end: {_one_line(error)} Restore or replace the file.") from None
