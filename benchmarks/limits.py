@@ -14,6 +14,7 @@ import argparse
 import gzip
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -30,9 +31,10 @@ from common import ROOT, Row, commit, machine, tell
 
 from twotower.cli import main as main_of_commands
 
-ALLOWED_GROWTH, ALLOWED_GIB, ALLOWED_S = 2.6, 4.0, 600
+ALLOWED_GROWTH, ALLOWED_GIB, ALLOWED_S = 2.6, 4.0, 900
 START_S, MIB = 1_600_000_000, 1 << 20
 HEADER = "user_id,item_id,time\n"
+GROWING: list[Path] = []  # files that get more lines while they are read
 Write = Callable[[Path, int], None]  # the path of the file without a suffix is given by the name
 
 
@@ -138,14 +140,25 @@ def no_newline(path: Path, n: int) -> None:
     text(path, "user_id,item_id,time", ",u1,i1,1600000000" * (n // 17))
 
 
+def packed(path: Path, parts: Iterator[tuple[str, int]]) -> None:
+    """Write texts, each repeated, as packed pieces one after another: a file of 20 GB is written at the cost of one piece."""
+    pack = gzip.compress if path.suffix == ".gz" else lambda data: bytes(pa.compress(data, "zstd", asbytes=True))
+    with path.open("wb") as target:
+        for piece, repeats in parts:
+            target.writelines([pack(piece.encode())] * repeats)
+
+
 def bomb(path: Path, n: int) -> None:
-    block = "0" * MIB
-    text(path, (block for _ in range(n // MIB)))
+    packed(path, iter([("0" * MIB, n // MIB)]))
+
+
+def bomb_blank(path: Path, n: int) -> None:
+    packed(path, iter([(HEADER + "".join(few()), 1), ("\n" * MIB, n // MIB)]))
 
 
 def bomb_rows(path: Path, n: int) -> None:
-    block = "\n" * MIB
-    text(path, HEADER, few(), (block for _ in range(n // MIB)))
+    block = "".join(few()) * 40
+    packed(path, iter([(HEADER, 1), (block, n // len(block))]))
 
 
 def open_quote(path: Path, n: int) -> None:
@@ -166,6 +179,11 @@ def json_cut(path: Path, n: int) -> None:
 
 def json_bad(path: Path, n: int) -> None:
     text(path, few(as_json), ("{broken\n" for _ in range(n)), few(as_json))
+
+
+def growing(path: Path, n: int) -> None:
+    text(path, HEADER, (event(k) for k in range(n)))
+    GROWING.append(path)
 
 
 def many_files(path: Path, n: int) -> None:
@@ -202,15 +220,19 @@ CASES: dict[str, tuple[str, int, Write]] = {  # file, size, and how it is writte
     "deep-list": ("e.csv", 100_000, deep_list),
     "row-groups": ("e.parquet", 100_000, row_groups),
     "no-newline": ("e.csv", 100 * MIB, no_newline),
-    "bomb": ("e.csv.gz", 2 << 30, bomb),
-    "bomb-json": ("e.jsonl.gz", 2 << 30, bomb),
-    "bomb-blank": ("e.csv.gz", 1 << 30, bomb_rows),
+    "bomb": ("e.csv.gz", 20 << 30, bomb),
+    "bomb-zst": ("e.csv.zst", 20 << 30, bomb),
+    "bomb-json": ("e.jsonl.gz", 20 << 30, bomb),
+    "bomb-blank": ("e.csv.gz", 20 << 30, bomb_blank),
+    "bomb-blank-zst": ("e.csv.zst", 20 << 30, bomb_blank),
+    "bomb-rows": ("e.csv.gz", 2 << 30, bomb_rows),
     "open-quote": ("e.csv", 600_000, open_quote),
     "json-array": ("e.json", 600_000, json_array),
     "json-one-line": ("e.json", 300_000, json_one_line),
     "json-cut": ("e.json", 600_000, json_cut),
     "json-bad": ("e.jsonl", 1_000_000, json_bad),
-    "many-files": ("parts", 400, many_files),
+    "many-files": ("parts", 2000, many_files),
+    "growing": ("e.csv", 600_000, growing),
     "other-times": ("e.csv", 600_000, bad_times),
 }
 
@@ -237,7 +259,12 @@ def measured(words: list[str], log: Path) -> Row:
         _run(words, log)
     killer = threading.Timer(ALLOWED_S, os.kill, (child, signal.SIGKILL))
     killer.start()
+    ended = threading.Event()
+    writer = threading.Thread(target=_append, args=(ended,))
+    writer.start()
     _, status, usage = os.wait4(child, 0)
+    ended.set()
+    writer.join()
     killer.cancel()
     lines = log.read_text(errors="replace").splitlines()
     gib = usage.ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
@@ -245,6 +272,13 @@ def measured(words: list[str], log: Path) -> Row:
     failed = any(line.startswith("Traceback") for line in lines)
     cpu = round(usage.ru_utime + usage.ru_stime, 2)
     return {"cpu_s": cpu, "gib": round(gib, 2), "exit": os.waitstatus_to_exitcode(status), "traceback": failed, "end": end[:300]}
+
+
+def _append(ended: threading.Event) -> None:
+    """Add lines to the growing files until the event."""
+    while GROWING and not ended.wait(0.005):
+        with GROWING[-1].open("a") as target:
+            target.writelines(event(k) for k in range(100))
 
 
 def _run(words: list[str], log: Path) -> NoReturn:
@@ -280,11 +314,13 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--commands", nargs="*", choices=("prepare", "inspect"), default=["prepare", "inspect"])
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "limits.jsonl")
+    parser.add_argument("--address-gib", type=int, default=12, help="limit of the address space of a command")
     arguments = parser.parse_args()
     for case in arguments.only:
         name, size, write = CASES[case]
         found: dict[str, list[Row]] = {command: [] for command in arguments.commands}
         for n in (size // 2, size):
+            GROWING.clear()
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place)
                 write(folder / name, n)
@@ -293,6 +329,7 @@ def main() -> int:
                     "prepare": ["--config", str(config), "--out", str(folder / "out")],
                     "inspect": [str(folder / name), "--time", "time"],
                 }
+                resource.setrlimit(resource.RLIMIT_AS, (arguments.address_gib << 30, resource.RLIM_INFINITY))
                 for command in arguments.commands:
                     found[command].append(measured([command, *words[command]], folder / "log.txt"))
         for command, (small, large) in found.items():

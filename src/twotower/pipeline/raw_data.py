@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ from twotower.data.sources.file_form import Sample, read_sample
 from twotower.data.sources.guess import DatasetGuess, guess_dataset
 from twotower.data.sources.guess_text import one_line
 from twotower.data.sources.raw_tables import RawTables
-from twotower.data.sources.table_files import FORMS, listing
+from twotower.data.sources.table_paths import FORMS, listing
 from twotower.data.sources.text_files import COMPRESSED
 from twotower.data.sources.yelp import find_files
 from twotower.errors import ConfigError, DataError
@@ -124,7 +125,8 @@ def tables_in(path: Path) -> list[Path]:
             f"{path} is already prepared: it has a manifest.json. Raw data are expected here. Run: twotower train --data {path}"
         )
     files = _listed(path)
-    if _are_parts(files or sorted(path.rglob("*.parquet"))):
+    below = [] if files else sorted(child for child in path.rglob("[!_.]*") if child.is_file() and _ending(child) in FORMS)
+    if _are_parts(files or below):
         return [path]
     if not files or len(files) > MAX_TABLES:
         wanted = f"1 to {MAX_TABLES} tables ({', '.join(FORMS)}; also {', '.join(COMPRESSED)}) or Yelp's files"
@@ -133,7 +135,9 @@ def tables_in(path: Path) -> list[Path]:
 
 
 def _are_parts(files: Sequence[Path]) -> bool:
-    """Return True for several Parquet files with the same columns: the parts of one table."""
+    """Return True for the parts of one table: names that differ in digits alone, or Parquet files with the same columns."""
+    if len(files) > 1 and len({re.sub("[0-9]+", "0", file.name) for file in files}) == 1:
+        return True
     if not files or any(file.suffix != ".parquet" for file in files):
         return False
     try:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from twotower.data.sources import delimited_records, guess_features, other_columns, tables, text_files
+from twotower.data.sources import delimited_records, guess_features, other_columns, table_files, tables, text_files
 from twotower.data.sources.delimited_records import Dialect, read_records
 from twotower.data.sources.file_form import read_sample
 from twotower.data.sources.guess import guess_dataset
@@ -184,7 +184,7 @@ def test_thousands_of_parts_are_one_table(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / f"part-{n}.csv").write_text(f"{HEADER}u{n},i,{TIME_S}\nu{n},j,{TIME_S}\n")
     made = read(tmp_path, "part-*.csv")
     assert made.rows("interactions", "user_id", "item_id") == [(f"u{n}", item) for n in range(10) for item in "ij"]
-    assert tables.FILE_ORDERS * 1_000_000 < 1 << 63
+    assert table_files.FILE_ROWS * 1_000_000 < 1 << 63
 
 
 def test_many_row_groups_are_one_table(tmp_path: Path) -> None:

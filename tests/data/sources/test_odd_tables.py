@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from twotower.data.sources.file_form import read_sample
-from twotower.data.sources.table_files import table_paths
+from twotower.data.sources.table_paths import table_paths
 from twotower.data.sources.values import parse_list
 from twotower.errors import DataError
 

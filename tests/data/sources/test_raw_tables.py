@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, DuckDBEngine
 from twotower.data.sources.raw_tables import interactions, missing, screen
-from twotower.data.sources.table_files import listing, scan_json
+from twotower.data.sources.table_files import scan_json
+from twotower.data.sources.table_paths import listing
 from twotower.data.sources.times import seconds
 from twotower.errors import DataError
 from twotower.schema import ITEM_ID
@@ -32,8 +33,8 @@ def screened(con: DuckDBEngine, path: Path, rejects: Rejects, unique: str | None
     scan = scan_json(con, path, ["id", "n"])
     rows = scan.rows
     checks, columns = [(missing(rows["id"]), "id is missing")], {"id": rows["id"], "n": rows["n"]}
-    good, total = screen(con, scan, checks, columns, file=path, rejects=rejects, unique=unique)
-    return good.order_by(ROW).to_pyarrow().to_pylist(), total
+    good, counts = screen(con, scan, checks, columns, rejects=rejects, unique=unique)
+    return good.order_by(ROW).to_pyarrow().to_pylist(), counts[path.name]
 
 
 BAD_LINES = {
@@ -109,7 +110,6 @@ def test_a_repeated_key_keeps_the_first_good_row(tmp_path: Path, con: DuckDBEngi
         scan,
         [(rows["n"] == "bad", "bad n")],
         {"id": rows["id"], "n": rows["n"]},
-        file=path,
         rejects=rejects,
         unique="id",
     )

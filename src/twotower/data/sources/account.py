@@ -23,6 +23,7 @@ ADVICE = {
     "not a row of": "Set the table's separator, quote or columns",
     "quot": "Set the table's quote",
 }
+AGAIN = (" (items)", " (users)")  # after the name of an interactions file that is also read as that table
 MAX_NAMES = 12  # shown of the unused columns
 MAX_FILES = 20
 REPLACED = "a later file has the id again"  # of snapshots: not lost, since the newest row counts
@@ -118,6 +119,8 @@ class Rejects:
                     found.append(
                         f"{name}: {lost:,} of {file.rows:,} rows were {word} ({lost / max(file.rows, 1):.1%}), mostly: {why}"
                     )
+        if len(found) > MAX_FILES:
+            found[MAX_FILES:] = [f"{len(found) - MAX_FILES:,} more files lost more than {LOST_FRAC:.0%} of their rows"]
         return [*found, *self.notes]
 
     def close(self) -> None:
@@ -189,7 +192,9 @@ class Match:
 def account_table(counts: dict[str, Any]) -> list[str]:
     """Return the account of `manifest.json` (its key "counts") as lines of a short table for the screen."""
     rows = [("file", "rows", "rejected", "left out")]
-    shown = dict(list(counts["files"].items())[:MAX_FILES])
+    whole = [name for name, file in counts["files"].items() if not file.get("rejected") and not file.get("left_out")]
+    hidden = set(whole[max(0, MAX_FILES - len(counts["files"]) + len(whole)) :] if len(counts["files"]) > MAX_FILES else [])
+    shown = dict([(name, file) for name, file in counts["files"].items() if name not in hidden][:MAX_FILES])
     for name, file in shown.items():
         lost = [sum(file.get(part, {}).values()) for part in ("rejected", "left_out")]
         rows.append((name, f"{file['rows']:,}", *(f"{count:,}" for count in lost)))
@@ -214,8 +219,13 @@ def account_table(counts: dict[str, Any]) -> list[str]:
         first, last = (datetime.fromtimestamp(counts["times_s"][name], UTC) for name in ("first", "last"))
         lines.append(f"  first and last time: {first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC")
     unused: dict[str, dict[str, None]] = {}
-    for file in counts["files"].values():
-        unused.setdefault(file.get("table", ""), {}).update(dict.fromkeys(file.get("unused_columns", [])))
+    for name, file in counts["files"].items():
+        if not name.endswith(AGAIN):  # of a file that is read for several tables, what none of them uses
+            again = [counts["files"][name + mark] for mark in AGAIN if name + mark in counts["files"]]
+            left = [
+                column for column in file.get("unused_columns", []) if all(column in one.get("unused_columns", ()) for one in again)
+            ]
+            unused.setdefault(file.get("table", ""), {}).update(dict.fromkeys(left))
     for table, columns in unused.items():
         names = list(columns)
         if names:

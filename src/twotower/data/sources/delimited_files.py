@@ -16,12 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
 
-from twotower.data.sources.delimited_records import UNIT, Dialect, Records, quoted_fields, read_records
+from twotower.data.sources.delimited_records import SEPARATOR_LINE, UNIT, Dialect, Records, quoted_fields, read_records
 from twotower.data.sources.text_files import text_blocks
 from twotower.errors import DataError
 from twotower.utils.config import TableConfig
 
 SEPARATORS = (",", "\t", ";", "|", "::")
+WHOLE = re.compile(r'"(?:[^"\\]|""|\\.)*"')  # a quoted value
 LINE = "line"  # int64: number of the first line of a row, from 1
 SAMPLED_LINES = 200
 OnReject = Callable[[int, str, str], None]  # line, reason, text
@@ -64,9 +65,12 @@ def find_dialect(file: Path, table: TableConfig, names: Sequence[str]) -> Dialec
         The first line does not name the columns, each once.
     """
     sample = _sample(file, table)
+    named_by_line = SEPARATOR_LINE.fullmatch(sample[0]) if sample else None
+    sample = [line for line in sample if not (named_by_line and SEPARATOR_LINE.fullmatch(line))]
     first = sample[0] if sample else ""
-    quote = table.quote
-    tried = {each: _split(first, each, quote != "") for each in ([table.separator] if table.separator else SEPARATORS)}
+    quote, given = table.quote, table.separator or (named_by_line[1] if named_by_line else None)
+    how = (quote, table.comment, bool(named_by_line))
+    tried = {each: _split(first, each, quote != "") for each in ([given] if given else SEPARATORS)}
     wanted = set(names)
 
     def fits(separator: str) -> tuple[int, int]:
@@ -78,14 +82,14 @@ def find_dialect(file: Path, table: TableConfig, names: Sequence[str]) -> Dialec
     separator = max(tried, key=fits)
     header = tried[separator]
     if table.columns and header != table.columns:
-        return Dialect(separator, _with_trailing(table.columns, sample, separator), False, quote, table.comment)
+        return Dialect(separator, _with_trailing(table.columns, sample, separator), False, *how)
     named = [name for name in header if name]
     if not named or len(set(named)) < len(named):
         raise DataError(
             f"{file} has no valid header: its first line is {first[:100]!r}. It must name the columns, each once. Add a header, or "
             "set the table's columns."
         )
-    return Dialect(separator, _with_trailing(header, sample[1:], separator), True, quote, table.comment)
+    return Dialect(separator, _with_trailing(header, sample[1:], separator), True, *how)
 
 
 def _sample(file: Path, table: TableConfig) -> list[str]:
@@ -168,7 +172,7 @@ def _after_header(block: bytes, dialect: Dialect, lines: Lines) -> bytes:
         text = block[begin:end].decode("utf-8", "replace")
         if not text.strip():
             lines.blank += 1
-        elif dialect.comment and text.startswith(dialect.comment):
+        elif dialect.skips(text):
             lines.comments += 1
         else:
             lines.header += 1
@@ -177,10 +181,17 @@ def _after_header(block: bytes, dialect: Dialect, lines: Lines) -> bytes:
 
 
 def _find_quote(block: bytes, dialect: Dialect) -> str:
-    """Return the quotation mark of a file, or "", whichever rejects fewer lines of its first block with a mark."""
+    """Return the quotation mark of a file, or "", whichever rejects fewer lines of its first block with a mark.
+
+    Where most marks enclose a whole value, they are quotes, even if a few lines with stray ones are rejected.
+    """
     content = block[:-1].split(b"\n")
-    bad = {quote: len(read_records(content, dialect, quote, 1, final=True).bad) for quote in ('"', "")}
-    return '"' if bad['"'] <= bad[""] else ""
+    found = {quote: read_records(content, dialect, quote, 1, final=True) for quote in ('"', "")}
+    if len(found['"'].bad) <= len(found[""].bad):
+        return '"'
+    marked = [value for row in found[""].rows for value in row if '"' in value]
+    whole = sum(WHOLE.fullmatch(value) is not None for value in marked)
+    return '"' if 2 * whole > len(marked) else ""
 
 
 def _is_utf8(block: bytes) -> bool:
@@ -196,6 +207,8 @@ def _arrow_block(block: bytes, dialect: Dialect, quote: str, columns: Sequence[s
     """Return a block as Arrow parses it, or None if that would not make one row of each line."""
     mark, separator = quote.encode(), dialect.separator.encode()
     if b"\r" in block or b"\n\n" in block or block.startswith(b"\n") or len(dialect.columns) < 2 or not _is_utf8(block):
+        return None
+    if dialect.names_separator and b"sep=" in block.lower():
         return None
     if dialect.comment and (block.startswith(dialect.comment.encode()) or b"\n" + dialect.comment.encode() in block):
         return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_RECORD_BYTES = 1 << 24
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[,;\t|]*', re.IGNORECASE)
 UNIT = "\x1f"  # stands for a separator of several characters
 csv.field_size_limit(1 << 30)
 
@@ -21,6 +23,11 @@ class Dialect:
     has_header: bool
     quote: str | None
     comment: str | None = None
+    names_separator: bool = False
+
+    def skips(self, text: str) -> bool:
+        """Return True for a comment, and for a line such as "sep=;", with which Excel names the separator."""
+        return bool((self.comment and text.startswith(self.comment)) or (self.names_separator and SEPARATOR_LINE.fullmatch(text)))
 
 
 @dataclass
@@ -46,7 +53,7 @@ def read_records(content: Sequence[bytes], dialect: Dialect, quote: str, number:
             why = "not UTF-8 text; the table's encoding may be another"
         elif not text.strip() and dialect.separator not in text:
             found.blank += 1
-        elif dialect.comment and text.startswith(dialect.comment):
+        elif dialect.skips(text):
             found.comments += 1
         elif quote and quote in text:
             opened = _record(texts, at, dialect, quote, final=final)
@@ -87,7 +94,12 @@ def _record(
     texts: Sequence[str | None], at: int, dialect: Dialect, quote: str, *, final: bool
 ) -> tuple[list[str], int, str] | None:
     """Return the values of the record at a line, its number of lines, and why it is bad; None if its end is not in this block."""
-    single = quoted_fields([texts[at] or ""], dialect.separator, quote)
+    text, width = texts[at] or "", len(dialect.columns)
+    single = quoted_fields([text], dialect.separator, quote)
+    if f"\\{quote}" in text and (single is None or len(single[0]) != width):
+        escaped = quoted_fields([text], dialect.separator, quote, escape="\\")  # as MySQL and Spark write it
+        if escaped is not None and len(escaped[0]) == width:
+            return escaped[0], 1, ""
     if single is not None:
         return single[0], 1, ""
     parsed = quoted_fields(_span(texts, at), dialect.separator, quote)
@@ -96,12 +108,11 @@ def _record(
         cut_off = not final and _open_lines(_span(texts, at), dialect.separator, quote) == len(texts) - at
         return None if cut_off else ([], 1, "a quotation mark is not closed, or text follows it")
     fields, used = parsed
-    if len(fields) == len(dialect.columns) and used > 1:
-        width = len(dialect.columns)
+    if len(fields) == width and used > 1:
         if all((text or "").count(dialect.separator) == width - 1 for text in texts[at : at + used]) and width > 1:
             return [], 1, f"a quoted value goes over {used} lines, each of which is a whole row"
         return fields, used, ""
-    return fields, used, "" if used == 1 else f"not a row of {len(dialect.columns)} columns: a quoted value goes over {used} lines"
+    return fields, used, "" if used == 1 else f"not a row of {width} columns: a quoted value goes over {used} lines"
 
 
 def _span(texts: Sequence[str | None], at: int) -> Iterator[str]:
@@ -116,15 +127,16 @@ def _span(texts: Sequence[str | None], at: int) -> Iterator[str]:
         at += 1
 
 
-def _reader(span: Iterable[str], separator: str, quote: str) -> Any:
+def _reader(span: Iterable[str], separator: str, quote: str, escape: str | None = None) -> Any:
     several = len(separator) > 1
     ended = (f"{text.replace(separator, UNIT) if several else text}\n" for text in span)
-    return csv.reader(ended, delimiter=UNIT if several else separator, quotechar=quote, doublequote=True, strict=True)
+    form: dict[str, Any] = {"doublequote": escape is None, "escapechar": escape, "strict": True}
+    return csv.reader(ended, delimiter=UNIT if several else separator, quotechar=quote, **form)
 
 
-def quoted_fields(span: Iterable[str], separator: str, quote: str = '"') -> tuple[list[str], int] | None:
+def quoted_fields(span: Iterable[str], separator: str, quote: str = '"', escape: str | None = None) -> tuple[list[str], int] | None:
     """Return the first record of the lines and how many it takes; None if it is malformed or not closed."""
-    reader = _reader(span, separator, quote)
+    reader = _reader(span, separator, quote, escape)
     try:
         fields = next(reader)
     except (csv.Error, StopIteration):

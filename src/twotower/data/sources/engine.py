@@ -32,11 +32,14 @@ class Engine(Protocol):
         Folder for temporary files.
     tables
         Tables in memory by name; the `tables` source takes a `path` of that name as one of them.
+    is_local
+        True if the engine runs in this process, and can read the files of `spill`.
     """
 
     con: Any
     spill: Path
     tables: Mapping[str, pa.Table]
+    is_local: bool
 
     def save(self, rows: ir.Table | pa.Table) -> ir.Table:
         """Compute `rows` once and store them until `free`."""
@@ -72,7 +75,7 @@ class DuckDBEngine:
     """
 
     def __init__(self, spill: Path, tables: Mapping[str, pa.Table] | None = None) -> None:
-        self.tables = tables or {}
+        self.tables, self.is_local = tables or {}, True
         self.con: Any = ibis.duckdb.connect(memory_limit=MEMORY_LIMIT, temp_directory=str(spill))
         self.spill = spill
         self._streams: set[str] = set()

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twotower.data.sources.column_words import WORDS, words
+from twotower.data.sources.delimited_records import SEPARATOR_LINE
 from twotower.data.sources.json_rows import SAMPLED_ROWS, TRIED_LINES, json_rows
+from twotower.data.sources.table_paths import table_paths
 from twotower.data.sources.text_files import ARCHIVES, MAGIC
 from twotower.errors import DataError
 
@@ -112,25 +114,39 @@ class Sample:
 
 
 def read_sample(path: Path) -> Sample:
-    """Detect the format of a file and read a sample of its rows; of a large file, from several positions.
+    """Detect the format of a file and read a sample of its rows; of a large file, or of the parts in a folder, from several places.
 
     Raises
     ------
     DataError
         The file is missing, empty, an archive or binary, or its cells have no common separator.
     """
-    part = _first_part(path)
+    if not path.is_dir():
+        return _read_file(path)
+    parts = [part for part in table_paths(path, Path(), "interactions") if part.stat().st_size]
+    if not parts:
+        raise DataError(f"{path} has only empty files. Expected the parts of a table. Name a file.")
+    last = len(parts) - 1
+    samples = [_read_file(parts[place]) for place in sorted({round(n * last / BLOCKS) for n in range(BLOCKS + 1)})]
+    like = [sample for sample in samples if sample.rows.schema.equals(samples[0].rows.schema)]
+    rows = pa.concat_tables([sample.rows for sample in like])
+    return replace(
+        samples[0], name=path.name, path=path, rows=rows, complete=all(s.complete for s in samples) and len(parts) <= len(like)
+    )
+
+
+def _read_file(path: Path) -> Sample:
     try:
-        with part.open("rb") as file:
+        with path.open("rb") as file:
             magic = file.read(8)
         if magic[:4] == b"PAR1":
-            return _parquet(path, part)
+            return _parquet(path)
         for start, what in ARCHIVES.items():
             if magic.startswith(start):
                 raise DataError(f"{path} is {what}. Expected text, JSON or Parquet. Unpack it and name the file inside.")
         compression = next((name for start, name in MAGIC.items() if magic.startswith(start)), None)
-        head, complete = _head(part, compression)
-    except (OSError, EOFError, pa.ArrowInvalid) as error:
+        head, complete = _head(path, compression)
+    except (OSError, EOFError, UnicodeError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}. Check the path, or replace the file.") from None
     if not head.strip():
         raise DataError(f"{path} is empty. Expected rows of text, JSON or Parquet. Name another file.")
@@ -142,29 +158,18 @@ def read_sample(path: Path) -> Sample:
         if found:
             kind, rows = found
             return Sample(path.name, rows, FileForm(kind, compression, encoding), path, complete)
-    more = [] if complete or compression or encoding in ("utf-16", "utf-32") else _blocks(part, encoding)
+    more = [] if complete or compression or encoding in ("utf-16", "utf-32") else _blocks(path, encoding)
     return _text(path, text, more, FileForm("text", compression, encoding), complete)
 
 
-def _first_part(path: Path) -> Path:
-    """Return the file itself, or the first Parquet part of a folder."""
-    if not path.is_dir():
-        return path
-    parts = sorted(part for part in path.rglob("*.parquet") if part.is_file())
-    if not parts:
-        raise DataError(f"{path} is a folder without Parquet parts. Expected a file, or a folder of Parquet parts. Name a file.")
-    return parts[0]
-
-
-def _parquet(path: Path, part: Path) -> Sample:
-    file = pq.ParquetFile(part)
+def _parquet(path: Path) -> Sample:
+    file = pq.ParquetFile(path)
     groups = file.num_row_groups
     chosen = sorted({round(place * (groups - 1) / BLOCKS) for place in range(BLOCKS + 1)}) if groups else []
     share = SAMPLED_ROWS // max(len(chosen), 1)
     batches = [next(file.iter_batches(batch_size=share, row_groups=[group]), None) for group in chosen]
     rows = pa.Table.from_batches([batch for batch in batches if batch is not None], schema=file.schema_arrow)
-    complete = part == path and rows.num_rows == file.metadata.num_rows
-    return Sample(path.name, rows, FileForm("Parquet"), path, complete)
+    return Sample(path.name, rows, FileForm("Parquet"), path, rows.num_rows == file.metadata.num_rows)
 
 
 def _head(path: Path, compression: str | None) -> tuple[bytes, bool]:
@@ -205,11 +210,13 @@ def _decoded(head: bytes, path: Path) -> tuple[str, str]:
 
 def _text(path: Path, text: str, more: list[str], form: FileForm, complete: bool) -> Sample:
     """Read rows of cells: find separator, quotes and header."""
+    named = SEPARATOR_LINE.fullmatch(text.partition("\n")[0].rstrip("\r"))
+    text = text.partition("\n")[2] if named else text
     comment = next((sign for sign in ("#", "%") if text.startswith(sign) and not _is_header(text, sign)), None)
     if comment:
         text, *more = ("\n".join(x for x in part.splitlines() if not x.startswith(comment)) + "\n" for part in (text, *more))
     lines = [line for line in islice(io.StringIO(text, newline=None), TRIED_LINES) if line.strip()]
-    separator = _separator(lines)
+    separator = named[1] if named else _separator(lines)
     if separator is None and (sequences := _sequences(lines)):
         return Sample(path.name, sequences, FileForm("sequences", form.compression, form.encoding), path, complete)
     separator = separator or ","

@@ -6,7 +6,6 @@ files; the rows keep the line numbers of the original.
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from array import array
@@ -16,6 +15,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from twotower.data.sources.python_values import python_value
 from twotower.data.sources.text_files import (
     BLOCK_BYTES,
     BOMS,
@@ -122,6 +122,19 @@ def open_json(file: Path, spill: Path, encoding: str | None = None) -> JsonFile:
     return JsonFile(copy, encoding, form, numbers)
 
 
+def joined(sources: Sequence[JsonFile], spill: Path) -> tuple[Path, list[int]]:
+    """Write the rows of several files to one file of JSON lines; return its path and the number of rows of each."""
+    spill.mkdir(parents=True, exist_ok=True)
+    path, sizes = spill / f"copy-{next(_names)}.json", list[int]()
+    with path.open("wb") as target:
+        for source in sources:
+            size = 0
+            for size, (_, line) in enumerate(numbered_lines(source.path), 1):  # noqa: B007
+                target.write(line + b"\n")
+            sizes.append(size)
+    return path, sizes
+
+
 def _plain_suffixes() -> tuple[str, ...]:
     return (".json", ".jsonl", ".ndjson")
 
@@ -158,8 +171,8 @@ def _object(line: bytes) -> dict[str, Any] | None:
 
 def _python(line: bytes) -> dict[Any, Any] | None:
     try:
-        row = ast.literal_eval(line.decode())
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        row = python_value(line.decode())
+    except ValueError:
         return None
     return row if isinstance(row, dict) else None
 
@@ -250,4 +263,4 @@ def _next_object(text: str, at: int) -> int | None:
     return found.start() + 1 if found else None
 
 
-__all__ = ["COMPRESSED", "JsonFile", "open_json"]
+__all__ = ["COMPRESSED", "JsonFile", "joined", "open_json"]

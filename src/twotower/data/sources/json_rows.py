@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from twotower.data.sources.python_values import python_value
 from twotower.errors import DataError
 
 SAMPLED_ROWS = 20_000
@@ -27,9 +27,9 @@ def json_rows(text: str, path: Path, *, complete: bool) -> tuple[JsonKind, pa.Ta
     found = [row for line in lines if isinstance(row := _loads(line, json.loads), dict)]
     if len(found) * 2 > len(lines):
         return "JSON lines", _as_table(found)
-    dicts = [row for line in lines[:TRIED_LINES] if isinstance(row := _loads(line, ast.literal_eval), dict)]
+    dicts = [row for line in lines[:TRIED_LINES] if isinstance(row := _loads(line, python_value), dict)]
     if len(dicts) * 2 > len(lines[:TRIED_LINES]):
-        rest = (row for line in lines[TRIED_LINES:] if isinstance(row := _loads(line, ast.literal_eval), dict))
+        rest = (row for line in lines[TRIED_LINES:] if isinstance(row := _loads(line, python_value), dict))
         return "Python dicts", _as_table([*dicts, *rest])
     objects = [row for row in islice(_objects(text), SAMPLED_ROWS) if isinstance(row, dict)]
     if objects:

@@ -8,8 +8,8 @@ bad rows are read a second time, to find the lines. Texts are not kept in tables
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ibis.expr.operations import Field, Literal, Value, WindowFunction
 
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
-from twotower.data.sources.table_files import Scan
+from twotower.data.sources.table_files import FILE_ROWS, Scan
 from twotower.data.sources.text_files import reading, unchanged
 from twotower.data.sources.values import Late
 from twotower.errors import DataError
@@ -101,62 +101,76 @@ def screen(
     checks: Sequence[Check],
     columns: Columns,
     *,
-    file: Path,
     rejects: Rejects,
-    label: str | None = None,
     unique: str | None = None,
     late: Mapping[str, Late] | None = None,
-) -> tuple[ir.Table, int]:
-    """Read the rows once, report the bad ones, and return the table of good ones and the number of all rows.
+) -> tuple[ir.Table, dict[str, int]]:
+    """Read the rows once, report the bad ones, and return the table of good ones and the number of all rows of each file.
 
     Parameters
     ----------
     scan
-        The file; `checks` and `columns` are expressions over its rows.
+        The files; `checks` and `columns` are expressions over their rows.
     checks
         Conditions of bad rows and their reasons; the first that holds is reported.
     columns
         Columns kept of a good row, besides `ROW`.
-    file
-        File of the rows, named in errors.
     rejects
         Receives the bad rows, and the number of all rows.
-    label
-        Name of the file in reports; None: the name of `file`.
     unique
-        Kept column with unique values: the first row with a value is good, later ones are bad.
+        Kept column with unique values in a file: the first row with a value is good, later ones are bad.
     late
         By kept column: values that the engine leaves to Python. Rows with values that Python cannot read are bad.
 
     Raises
     ------
     DataError
-        The file cannot be read to its end, changes meanwhile, or has other rows than were counted.
+        A file cannot be read to its end, changes meanwhile, or has other rows than were counted.
     """
-    late, name = late or {}, label or file.name
+    late = late or {}
     left = {f"late {column}": value.text for column, value in late.items()}
-    with reading(file), nullcontext() if str(file) in engine.tables else unchanged(file):
+    files = [part.file for part in scan.files if str(part.file) not in engine.tables]
+    with reading(scan.files[0].file, len(scan.files) - 1), unchanged(files):
         wanted = {REASON: ibis.cases(*checks, else_=ibis.null("string")), **columns, **left}
         flagged = engine.save_rows(*_computed_once(scan.rows, wanted, columns))
+        flagged = scan.placed(flagged) if scan.places is None else engine.save(scan.placed(flagged))
         flagged = _read_late(engine, flagged, late)
         if unique and _repeats(flagged, unique):
             flagged = engine.save(_first_of_each(flagged, unique))
-        counts = flagged.aggregate(total=flagged.count(), bad=flagged[REASON].count()).to_pyarrow().to_pylist()[0]
-        expected = scan.expected(counts["total"]) if scan.expected else counts["total"]
-        if counts["total"] != expected:
-            raise DataError(
-                f"{file} has {expected:,} rows, and {counts['total']:,} were read. No row may be lost. Correct lines that are "
-                "very long or damaged."
-            )
-        total = counts["total"] + scan.malformed()
-        rejects.total(name, total)
-        if counts["bad"]:
-            bad = flagged.filter(flagged[REASON].notnull()).select(ROW, REASON).order_by(ROW).to_pyarrow()
-            found = scan.locate(bad[ROW].to_pylist())
-            for why, (line, text) in zip(bad[REASON].to_pylist(), found, strict=True):
-                rejects.add(name, line, why, text)
+        totals, bad = _count(scan, flagged, rejects)
+        if bad:
+            _report(scan, flagged, rejects)
             flagged = flagged.filter(flagged[REASON].isnull())
-    return flagged.drop(REASON), total
+    return flagged.drop(REASON), totals
+
+
+def _count(scan: Scan, flagged: ir.Table, rejects: Rejects) -> tuple[dict[str, int], int]:
+    """Record the number of rows of each file; return them by file, and the number of bad ones."""
+    groups = flagged.group_by((flagged[ROW] // FILE_ROWS).name("file"))
+    counts = groups.aggregate(total=ibis._.count(), bad=ibis._[REASON].count()).to_pyarrow().to_pylist()
+    found, totals = {row["file"]: row["total"] for row in counts}, dict[str, int]()
+    for part in scan.files:
+        total = found.get(part.number, 0)
+        expected = part.expected(total) if part.expected else total
+        if total != expected:
+            raise DataError(
+                f"{part.file} has {expected:,} rows, and {total:,} were read. No row may be lost. Correct lines that are very long "
+                "or damaged."
+            )
+        totals[part.label] = total + part.malformed()
+        rejects.total(part.label, totals[part.label])
+    return totals, sum(row["bad"] for row in counts)
+
+
+def _report(scan: Scan, flagged: ir.Table, rejects: Rejects) -> None:
+    """Write the bad rows with their line numbers; their files are read again."""
+    bad = flagged.filter(flagged[REASON].notnull()).select(ROW, REASON).order_by(ROW).to_pyarrow().to_pylist()
+    parts = {part.number: part for part in scan.files}
+    for number, rows in groupby(bad, lambda row: row[ROW] // FILE_ROWS):
+        part, found = parts[number], list(rows)
+        places = part.locate([row[ROW] - number * FILE_ROWS for row in found])
+        for row, (line, text) in zip(found, places, strict=True):
+            rejects.add(part.label, line, row[REASON], text)
 
 
 def _computed_once(rows: ir.Table, wanted: Columns, columns: Columns) -> tuple[ir.Table, Columns]:
@@ -214,15 +228,15 @@ def _parsed(texts: Sequence[str], late: Late) -> pa.Table:
 
 
 def _repeats(flagged: ir.Table, key: str) -> bool:
-    """Return True if two good rows have the same key. This is much cheaper than numbering the rows of each key."""
+    """Return True if two good rows of a file have the same key. This is much cheaper than numbering the rows of each key."""
     good = flagged.filter(flagged[REASON].isnull())
-    counts = good.aggregate(rows=good.count(), keys=good[key].nunique()).to_pyarrow().to_pylist()[0]
-    return bool(counts["rows"] != counts["keys"])
+    keys = good.group_by((good[ROW] // FILE_ROWS).name("file")).aggregate(rows=ibis._.count(), keys=ibis._[key].nunique())
+    return any(row["rows"] != row["keys"] for row in keys.to_pyarrow().to_pylist())
 
 
 def _first_of_each(flagged: ir.Table, key: str) -> ir.Table:
-    """Return `flagged` with a reject reason for good rows that repeat the key of an earlier one."""
-    repeat = ibis.row_number().over(group_by=[key, flagged[REASON].isnull()], order_by=ROW) > 0
+    """Return `flagged` with a reject reason for good rows that repeat the key of an earlier one of their file."""
+    repeat = ibis.row_number().over(group_by=[key, flagged[ROW] // FILE_ROWS, flagged[REASON].isnull()], order_by=ROW) > 0
     why = ibis.literal(f"{key} repeats an earlier row: ") + quoted(flagged[key])
     return flagged.mutate(flagged[REASON].coalesce(ibis.ifelse(repeat, why, ibis.null("string"))).name(REASON))
 

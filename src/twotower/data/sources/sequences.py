@@ -19,7 +19,7 @@ from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
 from twotower.data.sources.json_files import open_json
 from twotower.data.sources.raw_tables import CHARS, INTERACTIONS, RawTables, ids_only
-from twotower.data.sources.table_files import listing
+from twotower.data.sources.table_paths import listing
 from twotower.data.sources.text_files import reading, text_blocks, unchanged
 from twotower.data.sources.values import id_text
 from twotower.errors import DataError
@@ -83,7 +83,7 @@ Part = tuple[list[str], list[str], Int]
 def _sequences(file: Path, rejects: Rejects, counts: dict[str, int]) -> Part:
     """Return the lines of a file; a user alone on a line has no events."""
     lines: list[list[str]] = []
-    with reading(file), unchanged(file):
+    with reading(file), unchanged([file]):
         for block in text_blocks(file):
             try:
                 lines += [line.split() for line in block.decode().split("\n")[:-1]]

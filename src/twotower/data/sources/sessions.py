@@ -12,7 +12,8 @@ from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.other_columns import union
 from twotower.data.sources.raw_tables import Check, RawTables, ids_only, interactions, missing, quoted, screen
-from twotower.data.sources.table_files import scan_json, table_paths
+from twotower.data.sources.table_files import scan_json
+from twotower.data.sources.table_paths import table_paths
 from twotower.data.sources.times import seconds
 from twotower.data.sources.values import as_id
 from twotower.schema import ITEM_ID, USER_ID
@@ -46,12 +47,13 @@ def read_sessions(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTa
         The file is missing or cannot be read.
     """
     settings = config.sessions
-    parts, counts = [], {}
+    parts, counts = [], dict[str, int]()
     for number, file in enumerate(table_paths(config.path, settings.path, "sessions")):
         scan = scan_json(engine, file, [settings.user_id, settings.events])
         user, events = as_id(scan.rows[settings.user_id]), _events(scan.rows[settings.events], settings)
         columns = {USER_ID: user, EVENTS: events}
-        good, counts[file.name] = screen(engine, scan, _checks(user, events, settings), columns, file=file, rejects=rejects)
+        good, read = screen(engine, scan, _checks(user, events, settings), columns, rejects=rejects)
+        counts |= read
         flat = good.select(USER_ID, ROW, EVENTS).unnest(EVENTS, offset=PLACE)
         event = flat[EVENTS]
         parts.append(

@@ -46,6 +46,7 @@ class SparkEngine:
     def __init__(self, master: str, spill: Path) -> None:
         self.spill = spill
         self.tables: Mapping[str, pa.Table] = {}  # Spark reads files
+        self.is_local = False
         places = {"spark.local.dir": str(spill), "spark.sql.warehouse.dir": str(spill)}
         settings = {**SETTINGS, **(LOCAL if master.startswith("local") else {}), **places}
         self.session: Any = spark_session("twotower prepare", master, settings, other="duckdb")

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ibis
 import ibis.expr.types as ir
 
 from twotower.data.sources.raw_tables import Check, Columns, missing, quoted
-from twotower.data.sources.values import LAST_S, MAX_EXACT, Late, as_id, as_list, as_number, as_seconds, as_text, is_one_of
+from twotower.data.sources.values import (
+    LAST_S,
+    MAX_EXACT,
+    Late,
+    as_id,
+    as_label,
+    as_list,
+    as_number,
+    as_seconds,
+    as_text,
+    is_one_of,
+    max_exact,
+)
 from twotower.schema import HOURS_PER_WEEK, STARS
 from twotower.utils.config import ColumnConfig
 
@@ -51,7 +65,7 @@ class Fields:
         """Return a column as strings; empty ones are null."""
         return as_text(self.raw(name))
 
-    def header_again(self, columns: list[str]) -> list[Check]:
+    def header_again(self, columns: Sequence[str]) -> list[Check]:
         """Return a check for rows that repeat the header of `columns`, as where files with headers were joined."""
         names = columns[:MAX_COMPARED]
         if self._is_json or len(names) < 2 or not all(self._rows[f"raw {name}"].type().is_string() for name in names):
@@ -65,7 +79,8 @@ class Fields:
         if value.type().is_array():
             self.checks.append((value.notnull(), f"{name} is a list, not an id"))
         if value.type().is_floating():
-            self.checks.append((value.abs() >= MAX_EXACT, f"{name} is a float too large to be exact: " + quoted(self.text(name))))
+            inexact = value.abs() >= max_exact(value)
+            self.checks.append((inexact, f"{name} is a float too large to be exact: " + quoted(self.text(name))))
         if self._is_json:
             rounded = value.re_search(r"^-?[0-9]{16,}[.]0+$") & (value.try_cast("float64").abs() >= MAX_EXACT)
             self.checks.append((rounded, f"{name} is a float too large to be exact: " + quoted(self.text(name))))
@@ -128,7 +143,7 @@ class Fields:
             elif feature.kind in ("multi", "vector"):
                 self._many(name, feature.separator, numbers=feature.kind == "vector")
             else:
-                self.columns[name] = text = self.text(name)
+                self.columns[name] = text = as_label(self.raw(name)) if feature.kind == "categorical" else self.text(name)
                 if feature.kind == "hours":
                     bad = text.notnull() & ~text.re_search(f"^[01]{{{HOURS_PER_WEEK}}}$")
                     self.checks.append((bad, f"{name} is not {HOURS_PER_WEEK} characters of 0 and 1: " + quoted(text)))

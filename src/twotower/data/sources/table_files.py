@@ -1,14 +1,15 @@
-"""Open one file of a table, in any format, as a lazy table of selected columns. All sources of tables use it.
+"""Open the files of a table, in any format, as lazy tables of selected columns. All sources of tables use it.
 
-The column `ROW` has the position of a row in the file, invalid ones included; in delimited text, of its line.
+Files that are written alike are one scan: an engine plans a query for each scan, and a table may have thousands of parts. The
+column `ROW` has the position of a row in its file, invalid ones included, after `FILE_ROWS` for each file before; in delimited
+text, the position is that of the line.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from glob import glob
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -22,96 +23,181 @@ import pyarrow.parquet as pq
 
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.delimited_files import LINE, Lines, find_dialect, line_texts, read_batches
-from twotower.data.sources.engine import ROW, Engine
-from twotower.data.sources.json_files import JsonFile, open_json
+from twotower.data.sources.engine import ROW, Batches, Engine
+from twotower.data.sources.json_files import JsonFile, joined, open_json
 from twotower.data.sources.other_columns import distinct_names
-from twotower.data.sources.text_files import COMPRESSED, base_suffix, reading
+from twotower.data.sources.table_paths import FORMS, form_of
+from twotower.data.sources.text_files import base_suffix, open_bytes, reading
 from twotower.data.sources.values import plain_column
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.utils.config import InteractionTableConfig, TableConfig
-from twotower.utils.ids import TEXT, id_type
 
-FORMS = {
-    **dict.fromkeys((".csv", ".tsv", ".txt", ".dat", ".inter", ".item", ".user", ".data", ".tab"), "text"),
-    **dict.fromkeys((".parquet", ".pq"), "parquet"),
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
-}
 PARQUET_ROWS = 1 << 16
+FILE_ROWS = 1 << 40  # room in `ROW` for the rows of one file
+JOINED_BYTES = 1 << 22  # smaller files of JSON are copied to one file
+EMPTY_BYTES = 64  # of a packed file without content
+POSITION, PLACE = "scan_position", "scan_place"
 Locate = Callable[[Sequence[int]], Iterator[tuple[int, str]]]  # ascending rows → (line number from 1, text) of each
 
 
 @dataclass(frozen=True)
+class FileRows:
+    """The rows of one file of a scan.
+
+    Attributes
+    ----------
+    label
+        Name of the file in the account.
+    locate
+        Finds line number and text of its rows.
+    expected
+        Returns the number of its rows, given how many were read. None: unknown.
+    malformed
+        Returns the number of rejected lines that are not among the rows, after they were computed.
+    number
+        Position of the file: its rows have `ROW` from `number * FILE_ROWS`.
+    """
+
+    file: Path
+    label: str
+    locate: Locate
+    expected: Callable[[int], int] | None
+    malformed: Callable[[], int] = lambda: 0
+    number: int = 0
+
+
+@dataclass(frozen=True)
 class Scan:
-    """One file as a table.
+    """Files that are written alike, as one table.
 
     Attributes
     ----------
     rows
         The columns, and `ROW`. It can be computed once.
-    locate
-        Finds line number and text of rows.
-    expected
-        Returns the number of rows of the file, given that of `rows`. None: unknown.
-    malformed
-        Returns the number of rejected lines that are not in `rows`, after `rows` was computed.
+    files
+        The files of the rows.
+    own
+        Columns that are in the files themselves, and not in the names of their folders.
+    places
+        `POSITION` → `PLACE`: the values of `ROW` of files that were joined, by their position in the joined file; see `placed`.
+    shift
+        What `ROW` lacks in the rows of a single file that is not the first.
     """
 
     rows: ir.Table
-    locate: Locate
-    expected: Callable[[int], int] | None
-    malformed: Callable[[], int] = lambda: 0
+    files: tuple[FileRows, ...]
+    own: tuple[str, ...] = ()
     is_json: bool = False
+    places: ir.Table | None = None
+    shift: int = 0
+
+    def placed(self, rows: ir.Table) -> ir.Table:
+        """Return rows, whose `ROW` is as the engine reads it, with `ROW` as in the description of this module."""
+        if self.places is None:
+            return rows.mutate(**{ROW: rows[ROW] + self.shift}) if self.shift else rows
+        found = rows.join(self.places, rows[ROW] == self.places[POSITION])
+        return found.mutate(**{ROW: found[PLACE]}).drop(POSITION, PLACE)
 
 
-def form_of(file: Path) -> str:
-    """Return "text", "parquet" or "json" by a file's suffix.
+@dataclass(frozen=True)
+class _Opened:
+    """A file that was opened: its columns, values from the names of its folders, and its content as batches or as JSON lines."""
 
-    Raises
-    ------
-    DataError
-        The suffix is unknown.
-    """
-    form = FORMS.get(base_suffix(file))
-    if form is None:
-        raise DataError(
-            f"{file} has an unknown suffix. Allowed: {', '.join(FORMS)}; text and JSON also with {', '.join(COMPRESSED)}. Convert "
-            "or rename the file."
-        )
-    return form
+    rows: FileRows
+    columns: dict[str, pa.DataType]
+    folders: dict[str, str | None]
+    batches: Batches | None = None
+    source: JsonFile | None = None
 
 
-def scan_file(
+def scan_files(
     engine: Engine,
-    file: Path,
+    files: Sequence[tuple[Path, str]],
     names: Sequence[str],
     section: str,
     rejects: Rejects,
     *,
-    label: str | None = None,
     table: TableConfig | None = None,
     others: bool = False,
     count: bool = True,
-) -> Scan:
-    """Open a file by its suffix, as `names` and, with `others`, its other columns.
+) -> list[Scan]:
+    """Open files by their suffixes, as `names` and, with `others`, their other columns.
 
     Parameters
     ----------
-    label
-        Name of the file in the account; None: the name of the file.
+    files
+        The files, each with its name in the account.
     table
-        Format of the file; None: detected.
+        Format of the files; None: detected for each.
     count
         False for a second reading, which is not accounted for.
 
     Raises
     ------
     DataError
-        The suffix is unknown, the file cannot be opened, or a column is missing (the message has the nearest name).
+        A suffix is unknown, a file cannot be opened, or a column is missing (the message has the nearest name).
     """
-    table = table or InteractionTableConfig(path=file)
-    opener = {"text": _text, "json": _json, "parquet": _parquet}["parquet" if str(file) in engine.tables else form_of(file)]
-    book = _Book(rejects if count else None, label or file.name, section, others)
-    return opener(engine, file, list(names), table, book)
+    groups: dict[object, list[_Opened]] = {}
+    for number, (file, label) in enumerate(files):
+        opener = {"text": _text, "json": _json, "parquet": _parquet}["parquet" if str(file) in engine.tables else form_of(file)]
+        book = _Book(rejects if count else None, label, section, others)
+        if len(files) > 1 and str(file) not in engine.tables and _is_empty(file):
+            rejects.total(label, 0)  # engines write such parts, without a header
+            continue
+        with reading(file):
+            opened = opener(engine, file, list(names), table or InteractionTableConfig(path=file), book)
+        opened = replace(opened, rows=replace(opened.rows, number=number))
+        groups.setdefault(_likeness(engine, opened), []).append(opened)
+    if not groups:
+        raise DataError(f"All {len(files):,} files of data.{section} are empty, such as {files[0][0]}. Name files with rows.")
+    return [_streamed(engine, group) if group[0].batches else _joined_json(engine, group) for group in groups.values()]
+
+
+def _is_empty(file: Path) -> bool:
+    """Return True for a file of text or JSON without a byte, packed or not."""
+    if form_of(file) == "parquet" or file.stat().st_size > EMPTY_BYTES:
+        return False
+    with reading(file), open_bytes(file) as source:
+        return not source.read(1)
+
+
+def _likeness(engine: Engine, file: _Opened) -> object:
+    """Return a key, equal for files that can be one scan."""
+    if file.source is None:
+        return frozenset(file.columns.items()), frozenset(file.folders)
+    small = engine.is_local and file.source.path.stat().st_size <= JOINED_BYTES
+    return tuple(file.folders.items()), small or file.rows.number
+
+
+def _streamed(engine: Engine, group: Sequence[_Opened]) -> Scan:
+    """Return files of the same columns as one scan of their batches."""
+    names, added = list(group[0].columns), list(group[0].folders)
+    schema = pa.schema([*group[0].columns.items(), *((name, pa.string()) for name in added), (ROW, pa.int64())])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for part in group:
+            with reading(part.rows.file):
+                for batch in part.batches() if part.batches else ():
+                    folders = [pa.array([part.folders[name]] * len(batch), pa.string()) for name in added]
+                    row = pc.add(batch.column(ROW), part.rows.number * FILE_ROWS)
+                    yield pa.record_batch([*(batch.column(name) for name in names), *folders, row], schema=schema)
+
+    return Scan(engine.stream(schema, batches, group[0].rows.file), tuple(part.rows for part in group), tuple(names))
+
+
+def _joined_json(engine: Engine, group: Sequence[_Opened]) -> Scan:
+    """Return JSON files as one scan; a key that a file lacks is null in its rows."""
+    keys = list(dict.fromkeys(name for part in group for name in part.columns))
+    sources = [part.source for part in group if part.source]
+    path, sizes = (sources[0].path, []) if len(sources) == 1 else joined(sources, engine.spill)
+    rows, places, shift = engine.read_json(path, keys), None, group[0].rows.number * FILE_ROWS
+    if sizes:
+        starts = [part.rows.number * FILE_ROWS for part in group]
+        place = np.concatenate([np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)])
+        places = engine.save(pa.table({POSITION: np.arange(len(place)), PLACE: place}))
+    folders = {name: ibis.literal(value, "string") for name, value in group[0].folders.items()}
+    files = tuple(part.rows for part in group)
+    return Scan(rows.mutate(**folders), files, tuple(keys), is_json=True, places=places, shift=shift)
 
 
 @dataclass(frozen=True)
@@ -162,11 +248,12 @@ def _is_number(text: str) -> bool:
     return bool(re.fullmatch(r"-?\d+(\.\d+)?", text))
 
 
-def _text(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
+def _text(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> _Opened:  # noqa: ARG001
     dialect, lines = find_dialect(file, table, names), Lines()
     folders = _partitions(file, table)
     chosen = book.chosen([name for name in dialect.columns if name], names, file, list(folders))
-    schema = pa.schema([*((name, pa.string()) for name in chosen), (ROW, pa.int64())])
+    columns = dict.fromkeys(chosen, pa.string())
+    schema = pa.schema([*columns.items(), (ROW, pa.int64())])
 
     def batches() -> Iterator[pa.RecordBatch]:
         for batch in read_batches(file, table, dialect, chosen, lines, book.reject):
@@ -181,11 +268,11 @@ def _text(engine: Engine, file: Path, names: list[str], table: TableConfig, book
     def locate(rows: Sequence[int]) -> Iterator[tuple[int, str]]:
         return line_texts(file, table.encoding, [row + lines.offset for row in rows])
 
-    rows = _with_partitions(engine.stream(schema, batches, file), folders, names)
-    return Scan(rows, locate, lambda _: lines.rows, lambda: lines.rejected)
+    found = FileRows(file, book.label, locate, lambda _: lines.rows, lambda: lines.rejected)
+    return _Opened(found, columns, _wanted(folders, names, chosen), batches)
 
 
-def _json(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
+def _json(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> _Opened:
     source = open_json(file, engine.spill, table.encoding)
     folders = _partitions(file, table)
     keys = source.keys(names)
@@ -195,29 +282,19 @@ def _json(engine: Engine, file: Path, names: list[str], table: TableConfig, book
             "Correct the file."
         )
     chosen = book.chosen(keys, names, file, list(folders))
-    rows = _with_partitions(engine.read_json(source.path, chosen), folders, names)
-    return Scan(rows, source.locate, source.rows, is_json=True)
+    found = FileRows(file, book.label, source.locate, source.rows)
+    return _Opened(found, dict.fromkeys(chosen, pa.string()), _wanted(folders, names, chosen), source=source)
 
 
 def scan_json(engine: Engine, file: Path, keys: Sequence[str]) -> Scan:
     """Open a JSON file as some of its keys, all as strings; a key that no object has is null."""
     with reading(file):
         source = open_json(file, engine.spill)
-    return Scan(engine.read_json(source.path, keys), source.locate, source.rows, is_json=True)
+    rows = engine.read_json(source.path, keys)
+    return Scan(rows, (FileRows(file, file.name, source.locate, source.rows),), tuple(keys), is_json=True)
 
 
-def column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
-    """Return the type of an id column, as `utils.ids.id_type` names it; text and JSON files have texts."""
-    held = engine.tables.get(str(path))
-    if held is not None:
-        return id_type(held.schema.field(column).type)
-    files = table_paths(base, path, "interactions")
-    schemas = [pq.read_schema(file) if form_of(file) == "parquet" else None for file in files]
-    kinds = {id_type(schema.field(column).type) if schema and column in schema.names else TEXT for schema in schemas}
-    return kinds.pop() if len(kinds) == 1 else TEXT
-
-
-def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
+def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> _Opened:
     held: Any = engine.tables.get(str(file))
     try:
         parquet: Any = None if held is not None else pq.ParquetFile(file)
@@ -236,7 +313,8 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
     if book.rejects is not None:
         unread = [name for name in schema.names if name not in kinds]
         book.rejects.of(book.label).unused_columns += unread
-    chosen_kinds = pa.schema([*((name, kinds[name]) for name in chosen), (ROW, pa.int64())])
+    columns = {name: kinds[name] for name in chosen}
+    chosen_kinds = pa.schema([*columns.items(), (ROW, pa.int64())])
 
     def batches() -> Iterator[pa.RecordBatch]:
         start = 0
@@ -249,54 +327,8 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
     def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
         return ((position + 1, "") for position in positions)
 
-    rows = _with_partitions(engine.stream(chosen_kinds, batches, file), folders, names)
-    return Scan(rows, locate, lambda _: parquet.metadata.num_rows if held is None else held.num_rows)
-
-
-def table_paths(base: Path, path: Path, section: str) -> list[Path]:
-    """Return the files of a table, part-2 before part-10: one file, the parts in a folder, or the files of a glob.
-
-    Files whose names begin with "_" or "." are ignored: they are markers of the program that wrote the folder.
-
-    Raises
-    ------
-    DataError
-        There is no file.
-    """
-    full = base / path
-    if full.is_file():
-        return [full]
-    if full.is_dir():
-        found = [full]
-    else:
-        found = [base / name for name in glob(str(path), root_dir=base, recursive=True)] if set("*?[") & set(str(path)) else []
-    parts = [part for each in found for part in (each.rglob("*") if each.is_dir() else [each])]
-    kept = sorted({part for part in parts if part.is_file() and not _is_marker(part, full)}, key=_in_number_order)
-    if not kept:
-        forms = f"a file, a folder or a glob ({', '.join(FORMS)}; also {', '.join(COMPRESSED)})"
-        holds = listing(full if full.is_dir() else full.parent)
-        raise DataError(f"No file at {full}: {holds}. data.{section}.path must be {forms}, relative to data.path. Correct it.")
-    return kept
-
-
-def _in_number_order(part: Path) -> tuple[list[tuple[int, str]], Path]:
-    """Return a key that puts part-2 before part-10."""
-    pieces = re.findall(r"[0-9]+|[^0-9]+", str(part))
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in pieces], part
-
-
-def _is_marker(part: Path, below: Path) -> bool:
-    names = part.relative_to(below).parts if part.is_relative_to(below) else part.parts[-1:]
-    return any(name.startswith(("_", ".")) for name in names)
-
-
-def listing(folder: Path, most: int = 6) -> str:
-    """Return a description of a folder's content for a message."""
-    if not folder.exists():
-        return f"{folder} does not exist"
-    names = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir()) if folder.is_dir() else [folder.name]
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{folder} holds {', '.join(names[:most]) or 'nothing'}{rest}"
+    size = parquet.metadata.num_rows if held is None else held.num_rows
+    return _Opened(FileRows(file, book.label, locate, lambda _: size), columns, _wanted(folders, names, chosen), batches)
 
 
 def _partitions(file: Path, table: TableConfig) -> dict[str, str]:
@@ -305,10 +337,10 @@ def _partitions(file: Path, table: TableConfig) -> dict[str, str]:
     return {pair[1]: unquote(pair[2]) for pair in pairs if pair and pair[1] in table.partition_columns}
 
 
-def _with_partitions(rows: ir.Table, folders: dict[str, str], names: Sequence[str]) -> ir.Table:
-    missing = {name: value for name, value in folders.items() if name in names and name not in rows.columns}
+def _wanted(folders: dict[str, str], names: Sequence[str], own: Sequence[str]) -> dict[str, str | None]:
+    """Return the values from the names of folders that are read, which the file has no column for."""
     null = "__HIVE_DEFAULT_PARTITION__"
-    return rows.mutate(**{name: ibis.literal(None if value == null else value, "string") for name, value in missing.items()})
+    return {name: None if value == null else value for name, value in folders.items() if name in names and name not in own}
 
 
-__all__ = ["FORMS", "LINE", "JsonFile", "Locate", "Scan", "form_of", "scan_file"]
+__all__ = ["LINE", "FileRows", "JsonFile", "Locate", "Scan", "scan_files", "scan_json"]

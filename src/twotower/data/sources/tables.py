@@ -12,6 +12,7 @@ from typing import Any
 
 import ibis
 import ibis.expr.types as ir
+import pyarrow.parquet as pq
 
 from twotower.data.sources.account import REPLACED, Rejects
 from twotower.data.sources.engine import ROW, Engine
@@ -19,15 +20,16 @@ from twotower.data.sources.long_tables import SNAPSHOT, newest_values, spread
 from twotower.data.sources.other_columns import other_columns, typed_by_values, union
 from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, REQUEST, RawTables, ids_only, interactions, screen
 from twotower.data.sources.table_columns import Fields
-from twotower.data.sources.table_files import column_id_type, form_of, scan_file, table_paths
-from twotower.data.sources.text_files import reading
+from twotower.data.sources.table_files import FILE_ROWS, scan_files
+from twotower.data.sources.table_paths import form_of, table_paths
 from twotower.data.sources.times import check_pattern
 from twotower.errors import ConfigError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, TEXT, TIME, USER_ID, FeatureSpec, Side
 from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConfig, ItemTableConfig, TableConfig, UserTableConfig
+from twotower.utils.ids import TEXT as TEXT_ID
+from twotower.utils.ids import id_type
 
-FILE_ORDERS = 1 << 40  # room in `order` for the rows of one file
-MAX_PARTS = 64  # files that are united at once: a query of thousands of tables is too deep for an engine
+MAX_PARTS = 64  # scans that are united at once: a query of thousands of tables is too deep for an engine
 DEFAULT_EVENT = "event"  # event type of tables without a column of types
 SINCE, ELITE = "since_s", "elite"
 PLACE, FIRST = "source_place", "source_first"
@@ -78,7 +80,7 @@ def read_tables(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTabl
         counts=reader.counts,
         described=_described(config),
         texts=texts,
-        id_types={name: column_id_type(engine, config.path, table.path, column) for name, column in ids.items()},
+        id_types={name: _column_id_type(engine, config.path, table.path, column) for name, column in ids.items()},
     )
 
 
@@ -86,6 +88,17 @@ def _described(config: DataConfig) -> tuple[str, ...]:
     """Return the tables that know all their ids; a table in long form need not have a row of each item."""
     items = config.items is not None and config.items.is_read and config.items.long_form is None
     return (*(("items",) if items else ()), *(("users",) if config.users else ()))
+
+
+def _column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
+    """Return the type of an id column, as `utils.ids.id_type` names it; text and JSON files have texts."""
+    held = engine.tables.get(str(path))
+    if held is not None:
+        return id_type(held.schema.field(column).type)
+    files = table_paths(base, path, "interactions")
+    schemas = [pq.read_schema(file) if form_of(file) == "parquet" else None for file in files]
+    kinds = {id_type(schema.field(column).type) if schema and column in schema.names else TEXT_ID for schema in schemas}
+    return kinds.pop() if len(kinds) == 1 else TEXT_ID
 
 
 @dataclass(frozen=True)
@@ -104,34 +117,25 @@ class _Reader:
         of the files in the account; `spread`, the long form and its properties.
         """
         unique, others, mark = options.get("unique"), options.get("others", False), options.get("mark", "")
+        files = [(file, label + mark) for file, label in self.files(path, section)]
+        scans = scan_files(self.engine, files, names, section, self.rejects, table=table, others=others)
         parts = []
-        for number, (file, label) in enumerate(self.files(path, section)):
-            name = label + mark
-            with reading(file):
-                scan = scan_file(self.engine, file, names, section, self.rejects, label=name, table=table, others=others)
+        for scan in scans:
             rows = _raw(scan.rows, names)
-            own = [name.removeprefix("raw ") for name in rows.columns if name != ROW]
             rows = spread(rows, *options["spread"]) if options.get("spread") else rows
             fields = Fields(rows, is_json=scan.is_json)
             typed(fields)
             if others:
                 left = {name: fields.raw(name) for name in fields.names if name not in fields.used}
-                fields.columns |= other_columns(left, fields.columns, file.name)
+                fields.columns |= other_columns(left, fields.columns, scan.files[0].file.name)
             nothing = ibis.and_(*(fields.raw(name).isnull() for name in names))
-            checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.header_again(own), *fields.checks]
-            good, count = screen(
-                self.engine,
-                replace(scan, rows=rows),
-                checks,
-                fields.columns,
-                file=file,
-                rejects=self.rejects,
-                label=name,
-                unique=unique,
-                late=fields.late,
+            checks = [(nothing, f"not a row with {', '.join(names)}"), *fields.header_again(scan.own), *fields.checks]
+            good, counts = screen(
+                self.engine, replace(scan, rows=rows), checks, fields.columns, rejects=self.rejects, unique=unique, late=fields.late
             )
-            self.counts[name] = self.counts.get(name, 0) + count
-            parts.append(good.select((good[ROW] + number * FILE_ORDERS).name(PLACE), *fields.columns))
+            for name, count in counts.items():
+                self.counts[name] = self.counts.get(name, 0) + count
+            parts.append(good.select(good[ROW].name(PLACE), *fields.columns))
             if len(parts) == MAX_PARTS:
                 parts = [self.engine.save(union(parts))]
         return union(parts)
@@ -139,10 +143,9 @@ class _Reader:
     def texts(self, table: TableConfig, path: Path, section: str, name: str) -> ir.Table:
         """Return a column of all files of a table as `TEXT`, with `ORDER`; bad rows are included."""
         parts = []
-        for number, (file, label) in enumerate(self.files(path, section)):
-            scan = scan_file(self.engine, file, [name], section, self.rejects, label=label, table=table, count=False)
-            rows = _raw(scan.rows, [name])
-            parts.append(rows.select((rows[ROW] + number * FILE_ORDERS).name(ORDER), Fields(rows).text(name).name(TEXT)))
+        for scan in scan_files(self.engine, self.files(path, section), [name], section, self.rejects, table=table, count=False):
+            rows = scan.placed(_raw(scan.rows, [name]))
+            parts.append(rows.select(rows[ROW].name(ORDER), Fields(rows).text(name).name(TEXT)))
         return union(parts)
 
     def files(self, path: Path, section: str) -> list[tuple[Path, str]]:
@@ -270,7 +273,7 @@ def _newest(reader: _Reader, rows: ir.Table, key: str, path: Path, section: str)
     if len(files) == 1:
         return rows
     ranked = reader.engine.save(rows.mutate((ibis.row_number().over(group_by=key, order_by=ibis.desc(PLACE)) == 0).name(FIRST)))
-    older = ranked.filter(~ranked[FIRST]).group_by((ranked[PLACE] // FILE_ORDERS).name("file")).aggregate(n=ibis._.count())
+    older = ranked.filter(~ranked[FIRST]).group_by((ranked[PLACE] // FILE_ROWS).name("file")).aggregate(n=ibis._.count())
     for row in older.to_pyarrow().to_pylist():
         reader.rejects.of(files[row["file"]][1]).left_out[REPLACED] = row["n"]
     return ranked.filter(ranked[FIRST]).drop(FIRST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,15 @@ def compression_of(file: Path) -> str | None:
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Turn an engine's error about an unreadable file into a `DataError` that names the file."""
+def reading(file: Path, more: int = 0) -> Iterator[None]:
+    """Turn an engine's error about an unreadable file into a `DataError` that names it, and the number of other files."""
     try:
         yield
     except Exception as error:
-        if not isinstance(error, (EOFError, OSError)) and type(error).__module__.partition(".")[0] not in ENGINES:
+        if not isinstance(error, (EOFError, OSError, UnicodeError)) and type(error).__module__.partition(".")[0] not in ENGINES:
             raise
-        raise DataError(f"{file} is not readable to its end: {_one_line(error)} Restore or replace the file.") from None
+        names = f"{file} (or one of {more:,} files read with it)" if more else f"{file}"
+        raise DataError(f"{names} is not readable to its end: {_one_line(error)} Restore or replace the file.") from None
 
 
 def _one_line(error: Exception) -> str:
@@ -89,11 +90,12 @@ def _one_line(error: Exception) -> str:
 
 
 @contextmanager
-def unchanged(file: Path) -> Iterator[None]:
-    """Raise `DataError` if the file changes while it is read: rows read before and after would not fit together."""
-    before = os.stat(file)
+def unchanged(files: Iterable[Path]) -> Iterator[None]:
+    """Raise `DataError` if a file changes while it is read: rows read before and after would not fit together."""
+    before = {file: os.stat(file) for file in files}
     yield
-    _check_same(file, before)
+    for file, stat in before.items():
+        _check_same(file, stat)
 
 
 def _check_same(file: Path, before: os.stat_result) -> None:

@@ -7,6 +7,7 @@ The engine computes the common forms. Values that it does not know are left to a
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,14 +21,21 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from twotower.data.sources.python_values import python_value
 from twotower.data.sources.times import LAST_S, epoch, parse_time, seconds
 
-MISSING = ("", "nan", "null", "none", "\\n", "na", "n/a", "<na>", "#n/a", "nat")  # in lower case; these are no ids
+MISSING = (  # in lower case; these are no ids
+    *("", "nan", "-nan", "null", "none", "\\n", "na", "n/a", "n.a.", "<na>", "#n/a", "#na", "nat"),
+    *("nil", "undefined", "?", "-", "--", "(null)", "[null]", "<null>", "(none)", "(not set)"),
+)
+NAN_WORDS = ("nan", "-nan", "<na>", "#n/a", "nat", "\\n", "null")  # which are never the label of a category
 MAX_EXACT = 1 << 53  # of a float: larger whole numbers are not exact
+MAX_EXACT_32 = 1 << 24  # of a float of 32 bits
 NAME_KEYS = ("name", "label", "title", "value", "description", "id")  # of a list of objects, in this order
 _CURRENCY = r"^\s*(?:[A-Z]{3}|[$€£¥₹])\s*|\s*(?:[A-Z]{3}|[$€£¥₹])\s*$"
 _GROUPED = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+([.][0-9]*)?$"
 _BARE_LIST = re.compile(r"\s*\[([^\[\]'\"{}]*)\]\s*")
+_BRACES = re.compile(r"\{(.*)\}", re.DOTALL)
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 
 
@@ -45,7 +53,7 @@ def as_text(value: ir.Value) -> ir.StringValue:
     """Return a column as strings, null where it is empty or NaN; a float that is whole is written like an integer."""
     kind = value.type()
     if kind.is_floating():
-        exact = ibis.ifelse(value.abs() < MAX_EXACT, value, ibis.null("float64")).floor().cast("int64")  # fails beyond 64 bits
+        exact = ibis.ifelse(value.abs() < MAX_EXACT, value, ibis.null(kind)).floor().cast("int64")  # fails beyond 64 bits
         text = ibis.ifelse((value == exact).fill_null(False), exact.cast("string"), value.cast("string"))
         return ibis.ifelse(value.isnan(), ibis.null("string"), text)
     text = value if kind.is_string() else value.cast("string")
@@ -61,12 +69,27 @@ def as_id(value: ir.Value) -> ir.StringValue:
     """Return a column as ids: text as it is, 7.0 as "7", null where an id is missing in any spelling."""
     text = as_text(value)
     if value.type().is_floating():
-        text = ibis.ifelse(value.abs() < MAX_EXACT, text, ibis.null("string"))
+        text = ibis.ifelse(value.abs() < max_exact(value), text, ibis.null("string"))
     elif value.type().is_string():
         text = ibis.ifelse(text.endswith("0") & text.contains("."), text.re_replace(r"^(-?[0-9]+)[.]0+$", r"\1"), text)
-        absent = (text.length() <= 8) & is_one_of(text.strip().lower(), MISSING)
+        absent = (text.length() <= 11) & is_one_of(text.strip().lower(), MISSING)
         text = ibis.ifelse(absent, ibis.null("string"), text)
     return text
+
+
+def as_label(value: ir.Value) -> ir.StringValue:
+    """Return a column as labels of a category: whole numbers are written like integers, and what programs write for NaN is null.
+
+    Words such as "none" and "NA" may be labels.
+    """
+    text = as_text(value)
+    text = ibis.ifelse(text.endswith("0") & text.contains("."), text.re_replace(r"^(-?[0-9]+)[.]0+$", r"\1"), text)
+    return ibis.ifelse((text.length() <= 5) & is_one_of(text.strip().lower(), NAN_WORDS), ibis.null("string"), text)
+
+
+def max_exact(value: ir.FloatingValue) -> int:
+    """Return the number below which all whole numbers are exact in a column of floats."""
+    return MAX_EXACT_32 if value.type().is_float32() else MAX_EXACT
 
 
 def id_text(value: Any) -> str | None:
@@ -144,6 +167,10 @@ def parse_list(text: str, separator: str = ",", *, numbers: bool = False) -> lis
     """
     value = _literal(text.strip())
     if value is None and not numbers and not re.match(r"\s*\[['\"\[{]", text):
+        braces = _BRACES.fullmatch(text.strip())
+        if braces and ":" not in text:  # as PostgreSQL writes an array
+            cells = next(csv.reader([braces[1]], doublequote=False, escapechar="\\"), [])
+            return [entry.strip() for entry in cells if entry.strip() and entry.strip() != "NULL"]
         bare = _BARE_LIST.fullmatch(text)  # as Java and Spark write one, but not labels such as "[new];sale"
         value = re.split(rf",|{re.escape(separator)}", bare[1]) if bare else text.split(separator)
     if value is None or ("..." in text and (numbers or not _QUOTED.search(text))):
@@ -182,7 +209,7 @@ def _literal(text: str) -> Any:
     numpy = _numpy(text)
     if numpy is not None:
         return numpy
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, python_value):
         try:
             value = read(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -229,7 +256,7 @@ def plain_column(column: pa.Array) -> pa.Array | None:
     if pa.types.is_integer(kind):
         return column.cast(pa.int64())
     if pa.types.is_floating(kind):
-        return _not_nan(column.cast(pa.float32()).cast(pa.float64()) if pa.types.is_float16(kind) else column.cast(pa.float64()))
+        return _not_nan(column if pa.types.is_float64(kind) else column.cast(pa.float32()))
     if pa.types.is_timestamp(kind):
         # A fraction is cut off after the epoch has been rounded down, also before 1970.
         return pc.floor_temporal(column, unit="second").cast(pa.timestamp("us"), safe=False)

@@ -31,7 +31,8 @@ from twotower.data.sources.raw_tables import (
     quoted,
     screen,
 )
-from twotower.data.sources.table_files import listing, scan_json
+from twotower.data.sources.table_files import scan_json
+from twotower.data.sources.table_paths import listing
 from twotower.data.sources.times import parse_time, seconds
 from twotower.data.sources.values import Late, as_id, as_seconds
 from twotower.data.sources.yelp_business import read_businesses
@@ -197,7 +198,8 @@ def _opinions(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
     ]
     columns = {USER_ID: as_id(rows["user_id"]), ITEM_ID: as_id(rows["business_id"]), TIME: time, STARS: stars}
     columns[CHARS] = rows[TEXT].length().fill_null(0)
-    good, counts[file.name] = screen(engine, scan, checks, columns, file=file, rejects=rejects, late={TIME: late})
+    good, read = screen(engine, scan, checks, columns, rejects=rejects, late={TIME: late})
+    counts |= read
     return interactions(good, **{name: good[name] for name in columns}, order=good[ROW] + base, event_type=kind)
 
 
@@ -214,7 +216,8 @@ def _impressions(file: Path, kind: str, base: int, engine: Engine, rejects: Reje
     ]
     columns = {USER_ID: as_id(rows["user_id"]), ITEM_ID: as_id(rows["business_id"]), TIME: time, POSITION: place}
     columns[REQUEST] = as_id(rows["request_id"])
-    good, counts[file.name] = screen(engine, scan, checks, columns, file=file, rejects=rejects, late={TIME: late})
+    good, read = screen(engine, scan, checks, columns, rejects=rejects, late={TIME: late})
+    counts |= read
     return interactions(good, **{name: good[name] for name in columns}, order=good[ROW] + base, event_type=kind)
 
 
@@ -228,15 +231,16 @@ def _checkins(file: Path, kind: str, base: int, engine: Engine, rejects: Rejects
     times = stamps.map(seconds).filter(lambda time: time.between(FIRST_S, LAST_S))  # an eighth of the memory of the events
     columns = {ITEM_ID: as_id(rows["business_id"]), "undated": undated, "times": times, "faults": stamps.length() - times.length()}
     checks = [*_required(rows, keys, "business_id"), (missing(rows["date"]) & ~undated, "date is missing")]
-    lines, counts[file.name] = screen(engine, scan, checks, columns, file=file, rejects=rejects)
+    lines, read = screen(engine, scan, checks, columns, rejects=rejects)
+    counts |= read
     total = lines.aggregate(undated=lines["undated"].sum(), faults=lines["faults"].sum(), visits=lines["times"].length().sum())
     found = total.to_pyarrow().to_pylist()[0]
     counts |= {f"{file.name} undated": found["undated"] or 0, f"{file.name} visits": found["visits"] or 0}
     if found["faults"]:
         faulty = rows.mutate(stamps=stamps).semi_join(lines.filter(lines["faults"] > 0), ROW)
         wrong = faulty.select(ROW, "stamps").unnest("stamps")
-        stamps_only = replace(scan, rows=wrong, expected=None)
-        screen(engine, stamps_only, _stamp_checks(wrong["stamps"]), {ROW: wrong[ROW]}, file=file, rejects=rejects)
+        stamps_only = replace(scan, rows=wrong, files=tuple(replace(part, expected=None) for part in scan.files))
+        screen(engine, stamps_only, _stamp_checks(wrong["stamps"]), {ROW: wrong[ROW]}, rejects=rejects)
     if found["undated"]:
         rejects.of(file.name).left_out["check-ins without dates"] = found["undated"]
     visits = lines.select(ITEM_ID, ROW, "times").unnest("times", offset="nth")
@@ -254,9 +258,8 @@ def _users(file: Path, engine: Engine, rejects: Rejects, counts: dict[str, int])
     whole = rows["elite"].fill_null("").re_replace(r"\b20,\s*20\b", "2020").re_replace(r"[^0-9]+", ",")
     years = whole.split(",").map(lambda year: year.try_cast("int64")).filter(lambda year: year.between(2004, 2100))
     columns = {USER_ID: as_id(rows["user_id"]), "since_s": since, "elite": years}
-    good, counts[file.name] = screen(
-        engine, scan, checks, columns, file=file, rejects=rejects, unique=USER_ID, late={"since_s": late}
-    )
+    good, read = screen(engine, scan, checks, columns, rejects=rejects, unique=USER_ID, late={"since_s": late})
+    counts |= read
     return good.drop(ROW)
 
 
