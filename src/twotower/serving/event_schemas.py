@@ -57,7 +57,9 @@ class EventsIn(Accepted):
     def _few_shown(self) -> EventsIn:
         total = sum(len(event.shown or "1") for event in self.events)
         if total > MAX_EVENTS_PER_REQUEST:
-            raise ValueError(f"the request has {total:,} events, shown items included; at most {MAX_EVENTS_PER_REQUEST:,} are allowed")
+            raise ValueError(
+                f"the request has {total:,} events, shown items included; at most {MAX_EVENTS_PER_REQUEST:,} are allowed"
+            )
         return self
 
 
