@@ -26,7 +26,10 @@ SECTIONS = {  # the commands in the order of a typical project
     "Data": ("inspect", "datasets", "simulate", "prepare"),
     "Train": ("plan", "train", "run", "update", "refit", "tune"),
     "Evaluate": ("evaluate", "estimate"),
-    "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "sign", "new-key", "serve", "events", "forget"),
+    "Serve": (
+        *("export", "recommend", "tune-index", "add-items", "remove-items", "publish", "sign", "new-key", "serve"),
+        *("events", "forget"),
+    ),
     "Tools": ("demo", "doctor", "config"),
 }
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from twotower.bundle.bundle import Bundle, load_bundle
+from twotower.bundle.publish import RemoteIndex, with_milvus
 from twotower.errors import RequestError
 from twotower.features.geo import mutual_km
 from twotower.retrieval.explain import Explainer
@@ -36,7 +37,7 @@ from twotower.retrieval.request import Answer, HistoryEvent, Recommendation, Req
 from twotower.retrieval.request_reader import ParsedRequest, Reader, check_filter, check_k, to_queries
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW, ITEM_ID
-from twotower.search.filters.item_filter import ItemFilter
+from twotower.search.filters.item_filter import ItemFilter, ResolvedFilter
 from twotower.search.reranking import POPULARITY_SCALE, fallback_scores, mmr
 from twotower.search.topk import top_k
 from twotower.utils.ids import Id, id_types
@@ -46,7 +47,7 @@ HOME_EVENTS = 100  # latest events of a history that define the home location
 CANDIDATES_PER_ITEM, MIN_CANDIDATES = 5, 50  # candidates for the diversity re-ranking
 TRUST_EVENTS = 3  # events of a history at which the confidence is 0.5
 
-Search: TypeAlias = "Callable[[list[ParsedRequest], Mask | None, Stages], list[tuple[Source, Int, Float]]]"
+Search: TypeAlias = "Callable[..., list[tuple[Source, Int, Float]]]"
 FilterSpec: TypeAlias = "str | dict[str, Any] | None"
 
 
@@ -74,9 +75,10 @@ class Recommender:
         )
 
     @classmethod
-    def load(cls, path: Path | str, *, trusted_key: Path | None = None) -> Recommender:
-        """Open the bundle at `path`; see `load_bundle` for the errors and for `trusted_key`."""
-        return cls(load_bundle(Path(path), trusted_key))
+    def load(cls, path: Path | str, *, trusted_key: Path | None = None, index: RemoteIndex | None = None) -> Recommender:
+        """Open the bundle at `path`, with its index in Milvus if one is given; see `load_bundle` and `with_milvus`."""
+        bundle = load_bundle(Path(path), trusted_key)
+        return cls(bundle if index is None else with_milvus(bundle, index))
 
     def with_bundle(self, bundle: Bundle) -> Recommender:
         """Return a recommender for the same bundle with refreshed items (see `bundle.refresh`); it shares all other parts."""
@@ -195,11 +197,14 @@ class Recommender:
         row = self.reader.item(item_id)
         latitude, longitude = self._locations[row].tolist()
         home = None if latitude != latitude else (latitude, longitude)
-        allow = self.filter.compile(filter, home=home, now=int(time())) if filter else self.offered
+        now, index = int(time()), self.index
+        allow = self.filter.compile(filter, home=home, now=now) if filter else self.offered
+        if filter and index.reads_filters:
+            index = index.with_filters([self.filter.resolve(filter, home=home, now=now)])
         query = self.bundle.arrays.vectors[row : row + 1].copy()
         query[:, -self.bundle.model.priors.width :] = 0  # similarity ignores popularity and distance
         most = min(skip + k, self.dataset.n_item_rows)
-        best = self.index.search(torch.from_numpy(query), most, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
+        best = index.search(torch.from_numpy(query), most, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
         rows, scores = best.items[0, skip:], best.scores[0, skip:]
         rows, scores = rows[rows >= 0], scores[rows >= 0]
         return self.details.recommendations([(rows, scores, home, [])])[0]
@@ -216,28 +221,31 @@ class Recommender:
         """
         stages = stages or Stages()
         found: list[RankedRows | RequestError | None] = [None] * len(requests)
-        parsed: dict[int, tuple[ParsedRequest, Home, Mask | None]] = {}
+        parsed: dict[int, tuple[ParsedRequest, Home, Mask | None, ResolvedFilter | None]] = {}
+        now = int(time()) if now is None else now
         for i, request in enumerate(requests):
             try:
                 with stages("features"):
                     one = self.reader.read(request)
                     home = one.near or self._home(one.history.item_row)
                 with stages("filter"):
-                    parsed[i] = one, home, self._mask(one, home, now)
+                    parsed[i] = one, home, *self._filtered(one, home, now)
             except RequestError as error:
                 found[i] = error
         for informed, search in ((True, self._search), (False, self._search_fallback)):
-            chosen = [i for i, (one, _, _) in parsed.items() if one.speaks == informed]
+            chosen = [i for i, (one, *_) in parsed.items() if one.speaks == informed]
             if chosen:
-                parts = [parsed[i] for i in chosen]
-                lists = search([one for one, _, _ in parts], _allowed([mask for _, _, mask in parts]), stages)
-                for i, (one, home, mask), (source, rows, scores) in zip(chosen, parts, lists, strict=True):
+                asked, homes, masks, filters = zip(*(parsed[i] for i in chosen), strict=True)
+                lists = search(asked, _allowed(masks), stages, filters)
+                for i, one, home, mask, (source, rows, scores) in zip(chosen, asked, homes, masks, lists, strict=True):
                     found[i] = ranked = RankedRows(one, source, rows, scores, home, self._share(one.request, mask))
                     if one.request.explore and not one.request.skip and len(rows):
                         self._explore(ranked, search, mask, stages)
         return [one for one in found if one is not None]
 
-    def _search(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
+    def _search(
+        self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages, filters: Sequence[ResolvedFilter | None] = ()
+    ) -> list[tuple[Source, Int, Float]]:
         queries = to_queries(parsed)
         with stages("tower"):
             bias = np.array([one.request.popularity_bias for one in parsed], np.float32)
@@ -245,13 +253,15 @@ class Recommender:
         with stages("search"):
             again = np.array([not one.request.exclude_seen for one in parsed])
             most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_item_rows)
-            best = self.bundle.search(vectors, queries, most, again=again, allow=allow)
+            best = self.bundle.search(vectors, queries, most, again=again, allow=allow, filters=filters)
             lists = [self._cut(one.request, best, b) for b, one in enumerate(parsed)]
         popularity = self.bundle.arrays.vectors[:, self.bundle.vectors.shape[1]]  # of all events
         shift = (bias * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
         return [("model", rows, scores - shift[b] * popularity[rows]) for b, (rows, scores) in enumerate(lists)]
 
-    def _search_fallback(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
+    def _search_fallback(
+        self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages, _filters: Sequence[ResolvedFilter | None] = ()
+    ) -> list[tuple[Source, Int, Float]]:
         recent_event_count, locations = self.bundle.arrays.recent_event_count, self._locations
         lists: list[tuple[Source, Int, Float]] = []
         with stages("search"):
@@ -291,12 +301,15 @@ class Recommender:
         order = mmr(scores, self.bundle.vectors[rows].numpy(), request.k, request.diversity)
         return rows[order], scores[order]
 
-    def _mask(self, parsed: ParsedRequest, home: Home, now: int | None) -> Mask | None:
-        if not parsed.request.filter:
-            return self.offered
-        history = parsed.history
-        moment = next(second for second in (parsed.request.time_s, now, int(time())) if second is not None)
-        return self.filter.compile(parsed.request.filter, home=home, now=moment, seen=history.item_row)
+    def _filtered(self, parsed: ParsedRequest, home: Home, now: int) -> tuple[Mask | None, ResolvedFilter | None]:
+        """Return the mask of a request, and its filter if the index reads filters."""
+        request = parsed.request
+        if not request.filter:
+            return self.offered, None
+        moment = now if request.time_s is None else request.time_s
+        context: dict[str, Any] = {"home": home, "now": moment, "seen": parsed.history.item_row}
+        mask = self.filter.compile(request.filter, **context)
+        return mask, self.filter.resolve(request.filter, **context) if self.index.reads_filters else None
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:
         if not request.filter or mask is None:
@@ -328,7 +341,7 @@ def _candidates(request: Request) -> int:
     return max(CANDIDATES_PER_ITEM * request.k, MIN_CANDIDATES) if request.diversity else request.skip + request.k
 
 
-def _allowed(masks: list[Mask | None]) -> Mask | None:
+def _allowed(masks: Sequence[Mask | None]) -> Mask | None:
     """Return one mask if all requests share it, else one per request."""
     if all(mask is masks[0] for mask in masks):
         return masks[0]

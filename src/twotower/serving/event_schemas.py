@@ -58,7 +58,7 @@ class EventsIn(Accepted):
         total = sum(len(event.shown or "1") for event in self.events)
         if total > MAX_EVENTS_PER_REQUEST:
             raise ValueError(
-                f"the request has {total:,} events, shown items included; at most {MAX_EVENTS_PER_REQUEST:,} are allowed"
+                f"the request has {total:,} events with the shown items; at most {MAX_EVENTS_PER_REQUEST:,} are allowed"
             )
         return self
 

@@ -35,9 +35,8 @@ def add_feedback(app: FastAPI, service: Service, refusals: dict[int | str, dict[
 
 
 def _exports(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
-    files = keyed | {
-        "responses": {**keyed["responses"], 200: {"content": {PARQUET: {"schema": {"type": "string", "format": "binary"}}}}}
-    }
+    file = {"content": {PARQUET: {"schema": {"type": "string", "format": "binary"}}}}
+    files = keyed | {"responses": {**keyed["responses"], 200: file}}
 
     async def exported(since: str | None, *, answers: bool) -> Response:
         begin_s = since_of(since)

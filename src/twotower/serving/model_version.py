@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from twotower.bundle.bundle import Bundle
+from twotower.bundle.publish import RemoteIndex
 from twotower.errors import RequestError
 from twotower.retrieval.item_details import nan_to_none
 from twotower.retrieval.recommender import Recommender
@@ -69,15 +70,15 @@ class Engine:
         self.name = recommender.bundle.path.resolve().name
 
     @classmethod
-    def load(cls, path: Path, trusted_key: Path | None = None) -> Engine:
-        """Open and check the bundle at `path`, and run one test request.
+    def load(cls, path: Path, trusted_key: Path | None = None, index: RemoteIndex | None = None) -> Engine:
+        """Open and check the bundle at `path`, with its index in Milvus if one is given, and run one test request.
 
         Raises
         ------
         DataError
             It is not a bundle, incomplete, changed, not signed with the trusted key, or of another format version.
         """
-        engine = cls(Recommender.load(path, trusted_key=trusted_key))
+        engine = cls(Recommender.load(path, trusted_key=trusted_key, index=index))
         engine.recommender.filter.warm()
         engine.try_out()
         return engine

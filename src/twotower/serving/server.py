@@ -15,8 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
+from twotower.bundle.publish import RemoteIndex
 from twotower.bundle.signature import read_trusted_key
 from twotower.errors import ConfigError
+from twotower.search.milvus_store import read_address
 from twotower.serving.access import KEY_VARIABLE, Access
 from twotower.serving.clients import Clients
 from twotower.serving.event_journal import Journal
@@ -55,6 +57,7 @@ def serve(bundle: Path, config: ServingConfig, other: Path | None = None) -> NoR
     trial = trial_of(config, other)
     access = access_of(config)
     clients = Clients(config, config.trusted_proxies, unix=config.unix_socket is not None)
+    remote_index(config)  # a wrong address is refused now
     tls = Certificate(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     Telemetry.wanted(os.environ)  # a mistake fails here; each process that serves has its own
     if config.trusted_key is not None:
@@ -72,7 +75,7 @@ def serve(bundle: Path, config: ServingConfig, other: Path | None = None) -> NoR
 
 def _serve_alone(outfit: Outfit, bundle: Path, events: str, trial: Trial) -> int:
     config = outfit.config
-    service = Service(bundle, events, config, config.trusted_key, config.refresh_s, trial)
+    service = Service(bundle, events, config, config.trusted_key, config.refresh_s, trial, remote_index(config))
     freeze_garbage_collector()
     run_alone(outfit, service, lambda: _tell(outfit, bundle, service.current.engine.version))
     return 0
@@ -105,6 +108,19 @@ def _part_of(config: ServingConfig) -> ServingConfig:
     return config.model_copy(update=parts)
 
 
+def remote_index(config: ServingConfig) -> RemoteIndex | None:
+    """Return where vectors are searched; None: in this process.
+
+    Raises
+    ------
+    ConfigError
+        The address is none of Milvus.
+    """
+    if config.index is None:
+        return None
+    return RemoteIndex(read_address(config.index), config.index_ef, config.index_timeout_s)
+
+
 def _tell(outfit: Outfit, bundle: Path, version: str) -> None:
     """Log that requests are answered."""
     config, name = outfit.config, outfit.sockets[0].getsockname()
@@ -128,6 +144,8 @@ def trial_of(config: ServingConfig, other: Path | None) -> Trial:
         raise ConfigError(f"{other} is a second bundle without a share of the users. Add --split 90,10, or use --shadow {other}.")
     if other is not None and config.shadow is not None:
         raise ConfigError("A server has at most two bundles: remove --shadow, or the second bundle with --split.")
+    if config.index is not None and (other is not None or config.shadow is not None):
+        raise ConfigError("serving.index holds the vectors of one bundle. Remove --index, or the second bundle.")
     if other is not None:
         return Trial(other, config.split[1] / 100)
     return Trial(config.shadow)

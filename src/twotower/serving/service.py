@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from pydantic_core import to_json
 
+from twotower.bundle.publish import RemoteIndex
 from twotower.errors import RequestError
 from twotower.serving import cursors
 from twotower.serving.batching import Batcher
@@ -70,7 +71,7 @@ class Service:
         Folder of the first bundle.
     events
         Address of the event store; see `open_store`.
-    trusted_key, refresh_s, trial
+    trusted_key, refresh_s, trial, index
         See `Updater`.
 
     Raises
@@ -87,12 +88,13 @@ class Service:
         trusted_key: Path | None = None,
         refresh_s: float = REFRESH_S,
         trial: Trial | None = None,
+        index: RemoteIndex | None = None,
     ) -> None:
         meters = self._prepare(limits)
         self.store_url, self.kept = events, KeptVersions(kept_beside(bundle), limits.keep_versions)
         self.journal = Journal(open_store(events), meters.skipped)  # first: it fails sooner than a bundle is loaded
         try:
-            updater = Updater(bundle, self.journal, meters, trusted_key, refresh_s, trial or Trial(), limits)
+            updater = Updater(bundle, self.journal, meters, trusted_key, refresh_s, trial or Trial(), limits, index)
         except BaseException:
             self.journal.close()
             raise
@@ -141,12 +143,14 @@ class Service:
             return "Not ready: the server is stopping. Use another one."
         if not (self.answers.alive and self.heavy.alive and self.writes.alive):
             return "Not ready: a worker thread has stopped. Restart the server."
-        return None
+        lost = self.current.engine.recommender.index.problem
+        return None if lost is None else f"Not ready: {lost}"
 
     def state(self) -> Json:
         """Return what a health check says of a server that is ready."""
         workers = 1 if self.fleet is None else self.fleet.ready
-        return {"status": "ready", **self.current.about(), "events": self.journal.state, "workers": workers}
+        index = {"index": "ok"} if self.current.engine.recommender.index.reads_filters else {}
+        return {"status": "ready", **self.current.about(), "events": self.journal.state, **index, "workers": workers}
 
     async def metrics(self) -> bytes:
         """Return the metrics in the Prometheus text format, those of all workers added."""

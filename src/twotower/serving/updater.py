@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from twotower.bundle.forgetting import forget_users
+from twotower.bundle.publish import RemoteIndex
 from twotower.errors import BusyError, DataError, TwoTowerError
 from twotower.schema import DAY_S, FIRST_ROW, UNKNOWN
 from twotower.serving.catalogue import Browser
@@ -57,6 +58,8 @@ class Updater:
         A second bundle.
     config
         What is kept.
+    index
+        Where bundles are searched; None: in this process. It holds one version, so there is no trial then.
 
     Raises
     ------
@@ -73,11 +76,13 @@ class Updater:
         refresh_s: float,
         trial: Trial,
         config: Loop,
+        index: RemoteIndex | None = None,
     ) -> None:
-        self.journal, self.meters, self._trusted_key, self.refresh_s = journal, meters, trusted_key, refresh_s
+        self.journal, self.meters, self.refresh_s = journal, meters, refresh_s
+        self._trusted_key, self._index = trusted_key, index
         self._config, self._purged = config, frozenset[str]()
         self.kept = KeptVersions(kept_beside(bundle), config.keep_versions)
-        engine = Engine.load(bundle, trusted_key)
+        engine = Engine.load(bundle, trusted_key, index)
         check_store(journal, engine)
         current = self._version(bundle, engine)
         if trial.bundle is not None:
@@ -212,7 +217,7 @@ class Updater:
 
     def _opened(self, path: Path) -> Version:
         try:
-            engine = Engine.load(path, self._trusted_key)
+            engine = Engine.load(path, self._trusted_key, self._index)
         except TwoTowerError:
             raise
         except Exception:  # valid hashes but invalid content

@@ -119,6 +119,13 @@ class ServingConfig(Limits):
     """A second bundle that computes the same lists, which nobody sees. The metrics compare them."""
     refresh_s: float = Field(60.0, ge=0, le=86_400)
     """Seconds between two refreshes of the items with accepted events. 0: only on demand."""
+    index: str | None = None
+    """Vectors that `twotower publish` wrote: milvus://HOST:PORT/NAME, or a file of Milvus Lite. null: those of the bundle, in this
+    process. Needs `workers: 1`."""
+    index_ef: int = Field(512, ge=1, le=32_768)
+    """Width of the search in the graph of `index`. Larger: better recall, and slower."""
+    index_timeout_s: float = Field(1.4, gt=0)
+    """Time in which `index` must answer a batch of requests. After that they are refused with 503."""
     api_keys: Path | None = None
     """File of keys written by `twotower new-key`. It is read again when it changes."""
     public: bool = False
@@ -166,6 +173,14 @@ class ServingConfig(Limits):
     def _both_of_tls(self) -> ServingConfig:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("only one of tls_cert and tls_key is given; TLS needs both")
+        return self
+
+    @model_validator(mode="after")
+    def _one_process(self) -> ServingConfig:
+        if self.index is not None and self.workers > 1:
+            raise ValueError(
+                f"workers is {self.workers} with an index outside this process; use workers: 1, and start more servers"
+            )
         return self
 
     @field_serializer("events")
