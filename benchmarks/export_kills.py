@@ -30,8 +30,8 @@ from twotower.serving.event_store import open_store
 from twotower.serving.event_types import Event, every_event
 
 BATCH = 50  # events of a write
-WRITES_BEFORE = 400  # so that an export takes some time
-PAUSE_S = 0.02  # between later writes, so that the store does not grow without end
+WRITES_BEFORE = 200  # so that an export takes some time
+PAUSE_S = 0.1  # between later writes, so that the store does not grow without end
 
 
 class Writer:
