@@ -1513,6 +1513,11 @@ export interface components {
              */
             events?: string | null;
             /**
+             * Index
+             * @description `ok`, if the vectors are searched in another process; see `serving.index`.
+             */
+            index?: string | null;
+            /**
              * Workers
              * @description Processes that answer requests.
              */

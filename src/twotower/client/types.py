@@ -292,6 +292,8 @@ class StateOut(TypedDict):
     """Items as of: events before this second count for them. null: events have no times."""
     events: NotRequired[str | None]
     """`ok`, or why the event store cannot take events. Recommendations go on."""
+    index: NotRequired[str | None]
+    """`ok`, if the vectors are searched in another process; see `serving.index`."""
     workers: NotRequired[int | None]
     """Processes that answer requests."""
 
