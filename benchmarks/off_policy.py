@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, commit, machine, tell
+from common import RESULTS, claim, tell
 
 from twotower.data.simulator.simulate import simulate
 from twotower.data.simulator.town import END_S, Truth
@@ -116,17 +116,18 @@ def measured(world: World, trials: int, users: int, lists: int, explore: float) 
             rows.append((one.low <= world.value <= one.high, one.value - world.value, one.high - one.low))
     pool = float(np.mean([probabilities(K, len(one), explore)[1] for one in world.pools]))
     return [
-        {
-            "explore": explore,
-            "lists": users * lists,
-            "propensity_of_pool": round(pool, 5),
-            "estimator": name,
-            "trials": trials,
-            "held": sum(held for held, _, _ in rows),
-            "true_value": round(world.value, 4),
-            "mean_error": round(float(np.mean([error for _, error, _ in rows])), 4),
-            "mean_width": round(float(np.mean([width for _, _, width in rows])), 4),
-        }
+        claim(
+            f"95 % interval of {name.upper()} holds the true value; explore {explore:g}, {users * lists:,} lists",
+            sum(held for held, _, _ in rows),
+            f"of {trials} trials",
+            "expected",
+            0.95 * trials,
+            0,
+            propensity_of_pool=round(pool, 5),
+            true_value=round(world.value, 4),
+            mean_error=round(float(np.mean([error for _, error, _ in rows])), 4),
+            mean_width=round(float(np.mean([width for _, _, width in rows])), 4),
+        )
         for name, rows in found.items()
     ]
 
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began, world = time.perf_counter(), make_world(0)
     for explore in (float(one) for one in given.explore.split(",")):
         for row in measured(world, given.trials, given.users, given.lists, explore):
-            tell({**row, "commit": commit(), "machine": machine()}, given.results)
+            tell(row, given.results)
     print(f"{time.perf_counter() - began:.0f} s")
     return 0
 

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,7 +132,8 @@ def starting(load: Any, bundle: Path, tmp_path: Path, request: pytest.FixtureReq
     """Yield a server of two workers that has just been started; its parameter is the rate."""
     port, log, rate = load.free_port(), tmp_path / "log", getattr(request, "param", 0)
     options = {"port": port, "workers": 2, "events": f"sqlite:{tmp_path / 'e'}", "rate": rate, "refresh-s": 0}
-    command = [sys.executable, "-m", "twotower", "serve", str(bundle)]
+    shutil.copytree(bundle, tmp_path / "bundle")  # a test may change it
+    command = [sys.executable, "-m", "twotower", "serve", str(tmp_path / "bundle")]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file, env={**os.environ, KEY_VARIABLE: KEY})
@@ -252,3 +254,20 @@ def test_workers_end_when_their_supervisor_is_killed(server: Server) -> None:
     while any(Path(f"/proc/{one}").exists() for one in workers):
         assert time.monotonic() < end, "a worker goes on alone"
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_lists_outcomes_and_forgotten_users_are_those_of_all_workers(server: Server) -> None:
+    clients = server.connect(8)
+    user = str(clients[0].ask("GET", "/v1/users?limit=1")[1]["users"][0]["user"])
+    for number, one in enumerate(clients):
+        _, answer = one.ask("POST", "/v1/recommend", {"user": user, "k": 2})
+        shown = {"request_id": answer["request_id"], "shown": [item["item_id"] for item in answer["items"]]}
+        assert clients[number - 1].ask("POST", "/v1/events", {"events": [shown]}) == (200, {"accepted": 2, "repeated": 0})
+    versions = [one.ask("GET", "/admin/versions")[1] for one in clients]
+    assert all(one == versions[0] for one in versions) and versions[0]["versions"][0]["outcomes"]["lists"] == len(clients)
+    assert clients[2].ask("DELETE", f"/v1/users?user={user}") == (200, {"user": user, "events": 2 * len(clients)})
+    for one in server.connect(8) + clients:
+        assert one.ask("GET", f"/v1/history?user={user}")[0] == 404
+        assert one.ask("POST", "/v1/recommend", {"user": user, "k": 1})[1]["source"] == "recent"
+    assert server.once("POST", "/admin/rollback")[0] == 422

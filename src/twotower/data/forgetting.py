@@ -10,7 +10,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -27,6 +27,7 @@ from twotower.utils.manifests import DatasetManifest
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Array, Int, Mask
 
+ENCODERS_FILES = ("encoders.json", "encoders.safetensors")
 USERS_FILE, REJECTS_FILE, MANIFEST = "users.parquet", "rejects.jsonl", "manifest.json"
 
 
@@ -52,6 +53,7 @@ def without_users(dataset: Dataset, rows: Int, folder: Path) -> None:
     for value in features.values():
         value[rows] = value[UNKNOWN]
     users, counts = _renamed(dataset.users, fresh), _counts(dataset, kept, changed)
+    _clean_encoders(dataset, rows, folder)
     for name, arrays in {**changed, USER_FEATURES_FILE: features}.items():
         (folder / name).unlink(missing_ok=True)  # the old file may be shared with another folder, and is mapped
         write_arrays(folder / name, arrays)
@@ -96,6 +98,33 @@ def _renamed(users: pa.Table, fresh: dict[int, str]) -> pa.Table:
             values[row - FIRST_ROW] = name if field.name == USER_ID else None
         columns[field.name] = pa.array(values, field.type)
     return pa.table(columns, schema=users.schema)
+
+
+def _clean_encoders(dataset: Dataset, rows: Int, folder: Path) -> None:
+    """Replace the values of features that only these users have by random ones, so that no other value moves."""
+    gone = np.isin(np.arange(FIRST_ROW, dataset.n_user_rows), rows)
+    vocabularies = dict(dataset.encoders.vocabularies)
+    for spec in dataset.specs:
+        key = f"{spec.side}.{spec.name}"
+        if spec.side != "user" or spec.kind not in ("categorical", "multi"):
+            continue
+        values = dataset.users[spec.columns[0]]
+        own, others = (_values(values.filter(pa.array(mask))) for mask in (gone, ~gone))
+        alone = own - others
+        vocabularies[key] = [f"forgotten {uuid4()}" if str(value) in alone else value for value in vocabularies[key]]
+    if vocabularies == dataset.encoders.vocabularies:
+        return
+    arrays = {name: np.array(value) for name, value in dataset.encoders.arrays.items()}
+    for name in ENCODERS_FILES:
+        (folder / name).unlink(missing_ok=True)
+    replace(dataset.encoders, vocabularies=vocabularies, arrays=arrays).save(folder)
+
+
+def _values(column: pa.ChunkedArray) -> set[str]:
+    """Return the values of a column as texts, those of lists one by one."""
+    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    flat = [one for value in column.to_pylist() if value is not None for one in (value if lists else [value])]
+    return {str(value) for value in flat if value is not None}
 
 
 def _counts(dataset: Dataset, kept: Mask, changed: dict[str, dict[str, Array]]) -> dict[str, Any]:

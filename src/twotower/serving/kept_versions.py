@@ -84,12 +84,13 @@ class KeptVersions:
         """Return the folders of all kept versions."""
         return [self._folder / name for name in self.names()]
 
-    def renamed(self, path: Path, version: str) -> None:
-        """Note that the kept bundle at `path` was rewritten, and is another version now."""
+    def renamed(self, path: Path, version: str) -> Path:
+        """Note that the kept bundle at `path` was rewritten, and is another version now. Return its folder."""
         names = self.names()
         shutil.rmtree(self._folder / version, ignore_errors=True)
         path.rename(self._folder / version)
         self._write([version if name == path.name else name for name in names if name != version])
+        return self._folder / version
 
     def _link(self, path: Path, version: str) -> None:
         beside = self._folder / f".{uuid4().hex[:12]}.new"

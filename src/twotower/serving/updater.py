@@ -190,27 +190,28 @@ class Updater:
         gone = self.journal.forgotten - self._purged
         if not gone:
             return self.current
+        served, moved = versions_of(self.current), dict[Path, Path]()
         for path in self.kept.paths():
+            if path.name in {one.engine.version for one in served} and path not in {one.path for one in served}:
+                self.kept.drop(path.name)  # it is kept again when its rewritten bundle is served
+                continue
             with suppress(TwoTowerError, OSError):
                 manifest = forget_users(path, lambda user: digest_of(user) in gone)
                 if manifest is not None:
-                    self.kept.renamed(path, manifest.seal[:12])
-        current = self._rewritten(self.current, gone)
-        rival, shadow = (None if one is None else self._rewritten(one, gone) for one in (current.rival, current.shadow))
+                    moved[path] = self.kept.renamed(path, manifest.seal[:12])
+        current = self._rewritten(self.current, gone, moved)
+        rival, shadow = (None if one is None else self._rewritten(one, gone, moved) for one in (current.rival, current.shadow))
         self._purged |= gone
         return replace(current, rival=rival, shadow=shadow)
 
-    def _rewritten(self, version: Version, gone: frozenset[str]) -> Version:
+    def _rewritten(self, version: Version, gone: frozenset[str], moved: dict[Path, Path]) -> Version:
         if not any(digest_of(str(user)) in gone for user in version.engine.dataset.user_ids[FIRST_ROW:]):
             return version
         if self._trusted_key is not None:
             log.error("%s holds a forgotten user. Run `twotower forget`, sign the bundle, and reload it", version.path)
             return version
-        if version.path.is_dir():
-            forget_users(version.path, lambda user: digest_of(user) in gone)
-            path = version.path
-        else:  # a kept version, which has another name now
-            path = self.kept.paths()[-1]
+        path = moved.get(version.path, version.path)
+        forget_users(path, lambda user: digest_of(user) in gone)  # another server of the same folder may have done it
         fresh = self._opened(path)
         return replace(fresh, rival=version.rival, rival_share=version.rival_share, shadow=version.shadow)
 

@@ -1,0 +1,110 @@
+"""Test that a forgotten user is in no file of a run, and that the run can be trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from twotower.bundle.bundle import load_bundle
+from twotower.bundle.forgetting import USER_TABLE
+from twotower.cli import main
+from twotower.data.dataset import Dataset
+from twotower.pipeline.new_data import source_of_files, source_of_store
+from twotower.pipeline.stages import run_all
+from twotower.schema import FIRST_ROW, UNKNOWN
+from twotower.serving.event_export import export_events
+from twotower.serving.event_store import open_store
+from twotower.serving.event_types import Event
+from twotower.utils.checkpoint import load_checkpoint
+from twotower.utils.config import parse_config
+
+from ..shop import FAST, shop
+
+USER = "C0007"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of a shop, with impressions and a table of customers."""
+    root = tmp_path_factory.mktemp("forget")
+    orders, products = shop(users=60, items=30, events=900)
+    orders["kind"] = "order"
+    seen = orders.iloc[::5].assign(kind="impression", product="P0003")
+    pd.concat([orders, seen]).to_csv(root / "orders.csv", index=False)
+    products.to_csv(root / "products.csv", index=False)
+    names = sorted(orders["customer"].unique())
+    pd.DataFrame({"customer": names, "town": [f"town of {name}" for name in names]}).to_csv(root / "customers.csv", index=False)
+    interactions = {"path": "orders.csv", "user_id": "customer", "item_id": "product", "time": "ordered_at", "event_type": "kind"}
+    users = {"path": "customers.csv", "user_id": "customer", "features": [{"name": "town", "kind": "categorical"}]}
+    data = {"source": "tables", "path": str(root), "interactions": interactions, "users": users}
+    data["items"] = {"path": "products.csv", "item_id": "product", "name": "title"}
+    settings: dict[str, Any] = {**FAST, "evaluation": {**FAST["evaluation"], "baselines": []}, "data": data}
+    run_all(parse_config(settings), root / "run")
+    return root / "run"
+
+
+def holding(folder: Path, text: str) -> list[str]:
+    """Return the files of a folder that hold a text: as bytes, or in a column of a Parquet file."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            table = path.suffix == ".parquet" and any(text in str(column.to_pylist()) for column in pq.read_table(path).columns)
+            if table or text.encode() in path.read_bytes():
+                found.append(str(path.relative_to(folder)))
+    return found
+
+
+def test_a_forgotten_user_is_in_no_file_of_a_run_and_the_run_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Dataset.open(run / "dataset")
+    row = int(before.user_rows([USER])[0])
+    others = {str(user): before.events.offsets[n + 1] - before.events.offsets[n] for n, user in enumerate(before.user_ids)}
+    assert "dataset/users.parquet" in holding(run, USER)
+    assert main(["forget", str(run), "--user", USER, "--user", "nobody"]) == 0
+    assert "bundle: 1 users; dataset: 1 users" in capsys.readouterr().out
+    assert holding(run, USER) == []
+    for dataset in (Dataset.open(run / "dataset"), load_bundle(run / "bundle").dataset):
+        sizes = np.diff(dataset.events.offsets)
+        assert sizes[row] == 0 and dataset.n_users == before.n_users and len(dataset.item_events) == len(before.item_events)
+        assert {str(user): size for user, size in zip(dataset.user_ids, sizes, strict=True) if str(user) in others} == {
+            user: size for user, size in others.items() if user != USER
+        }
+        assert dataset.negatives is not None and np.diff(dataset.negatives.offsets)[row] == 0
+        kept = dataset.manifest.counts.kept
+        assert kept.events == len(dataset.events) and kept.anonymous_events == len(dataset.item_events) - len(dataset.events)
+    weights = load_checkpoint(run / "model" / "best.pt")["model"]
+    table = weights[USER_TABLE]
+    assert len(table) <= row or torch.equal(table[row], table[UNKNOWN])
+    orders, _ = shop(users=60, items=30, events=900)
+    last = orders["ordered_at"].max()
+    later = orders[orders["customer"] != USER].tail(200).assign(kind="order")
+    later["ordered_at"] = last + pd.to_timedelta(np.arange(1, 201), unit="h")
+    later.to_csv(run.parent / "later.csv", index=False)
+    assert main(["update", str(run), "--data", str(run.parent / "later.csv"), "--set", "updating.max_worse_frac=1"]) == 0
+    assert str(Dataset.open(run / "dataset").user_rows([USER])[0]) == str(UNKNOWN)
+    assert main(["forget", str(run), "--user", USER]) == 0
+    assert "bundle: 0 users; dataset: 0 users" in capsys.readouterr().out
+
+
+def test_an_export_is_read_as_its_store(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, base = f"sqlite:{tmp_path / 'e'}", Dataset.open(run / "dataset")
+    item = str(base.item_ids[FIRST_ROW])
+    store = open_store(url)
+    store.append(
+        [Event("1", "u", item, 1_800_000_000, stars=4.0), Event("2", "v", item, 5, "impression", request_id="r", position=3)]
+    )
+    export_events(url, tmp_path / "events.parquet")
+    of_store, of_file = source_of_store(url, base), source_of_files([tmp_path / "events.parquet"], base)
+    assert of_store.tables["events"].equals(of_file.tables["events"]) and of_store.data == of_file.data
+    assert source_of_store(str(tmp_path / "events.parquet"), base).tables["events"].equals(of_file.tables["events"])
+    assert of_file.tables["events"].to_pylist()[0]["event_type"] == "order", "the first type of the run"
+    assert of_file.tables["events"].to_pylist()[1]["request"] == "r"
+    store.close()
+    export_events(url, tmp_path / "answers.parquet", answers=True)
+    assert main(["update", str(run), "--events", str(tmp_path / "answers.parquet")]) == 2
+    assert "is not an export of events" in capsys.readouterr().err
