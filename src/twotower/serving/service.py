@@ -259,7 +259,7 @@ class Service:
         if isinstance(listed, BaseException):
             raise listed
         answer = listed.answer
-        self.meters.answer(answer)
+        asyncio.get_running_loop().call_soon(self.meters.answer, answer)  # after the response
         version, found = origin["version"], len(answer.items)
         more = found == body.k and not body.diversity
         head = {
