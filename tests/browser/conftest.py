@@ -179,5 +179,5 @@ def draw(page: Page) -> str:
     """Pick a random user and return its id."""
     expect(cards(page)).to_have_count(10)
     asked(page, lambda: page.get_by_role("button", name="Random user").click())
-    expect(page.locator("#history > li.visit").first).to_be_attached()  # a phone shows the history in a sheet
+    expect(page.locator("#history > li.event").first).to_be_attached()  # a phone shows the history in a sheet
     return str(re.search(r"user=([^&]+)", page.url)[1])  # type: ignore[index]

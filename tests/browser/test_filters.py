@@ -16,7 +16,7 @@ Open = Callable[..., Page]
 
 
 @slow
-def test_filters_and_dials_go_into_the_request_and_the_link(visit: Open, server: str) -> None:
+def test_filters_and_sliders_go_into_the_request_and_the_link(visit: Open, server: str) -> None:
     page = visit()
     draw(page)
     category = page.locator("#category-list label").nth(0).inner_text()
@@ -34,7 +34,7 @@ def test_filters_and_dials_go_into_the_request_and_the_link(visit: Open, server:
     body = asked(page, lambda: page.locator("#open").check())
     assert re.search(r'and open_at\("[A-Z][a-z]{2} \d\d:\d\d"\)$', body["filter"])
     body = asked(page, lambda: page.locator("#popularity_bias").fill("0.6"))
-    assert body["popularity"] == 0.6
+    assert body["popularity_bias"] == 0.6
     expect(page.locator("#popularity_bias")).to_have_attribute("aria-valuetext", "more popular 60 %")
     expect(page.locator("#list-note")).to_have_text("Best match first, popular items raised")
     body = asked(page, lambda: page.locator("#diversity").fill("0.4"))
@@ -45,7 +45,7 @@ def test_filters_and_dials_go_into_the_request_and_the_link(visit: Open, server:
     expect(again.locator("#radius-value")).to_have_text("within 25 km")
     assert again.locator("#open").is_checked() and again.locator("#diversity").input_value() == "0.4"
     body = asked(page, lambda: page.get_by_role("button", name="Reset all").click())
-    assert "filter" not in body and body["popularity"] == body["diversity"] == 0
+    assert "filter" not in body and body["popularity_bias"] == body["diversity"] == 0
 
 
 @slow
@@ -142,7 +142,7 @@ def test_conditions_are_joined_so_that_all_hold(visit: Open) -> None:
           const { START, filterOf } = await import("/page/url_state.js");
           const of = (part) => filterOf({ ...START, ...part }, { has_price: true, has_locations: true });
           const either = ["a == 1 or b == 2"];
-          return [of({ where: either }), of({ where: either, price: 2 }), of({ hidden: ['x"y'] }), of({})];
+          return [of({ conditions: either }), of({ conditions: either, price: 2 }), of({ hidden: ['x"y'] }), of({})];
         }"""
     )
     assert written[:3] == ["a == 1 or b == 2", "(a == 1 or b == 2) and price <= 2", 'id not in ["x\\"y"]']

@@ -70,7 +70,7 @@ def shown(page: Page) -> Page:
 def draw(page: Page) -> Page:
     shown(page)
     page.get_by_role("button", name="Random user").click()
-    expect(page.locator("#history > li.visit").first).to_be_attached()  # a phone shows one list at a time
+    expect(page.locator("#history > li.event").first).to_be_attached()  # a phone shows one list at a time
     return shown(page)
 
 

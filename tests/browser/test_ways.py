@@ -60,7 +60,7 @@ def test_addresses_are_read_as_written_and_nonsense_falls_back(visit: Open) -> N
         """async () => {
           const { START, fromHash, toHash } = await import("/page/url_state.js");
           const full = { ...START, tab: "evaluation", user: "a&b=c", added: ["x,y", "#1"], near: [48.2, -16.4], k: 30,
-            price: 2, categories: ["Bars & Pubs", "Tea, Coffee"], radius: 10, open: true, where: ['a == "A%20B"', "b <= 2"],
+            price: 2, categories: ["Bars & Pubs", "Tea, Coffee"], radius: 10, open: true, conditions: ['a == "A%20B"', "b <= 2"],
             hidden: ["#2"], seen: true, popularity_bias: -0.5, diversity: 0.3 };
           const odd = "#k=9999&popularity_bias=7&near=999,1&price=x&radius=3&tab=nowhere&open=maybe&diversity=";
           return [toHash(START), fromHash(toHash(full)), full, fromHash(odd), START];

@@ -16,7 +16,7 @@ import { MOST, quoted, START, someone } from "./url_state.js";
 const MORE = 10; // items added by "Show 10 more"
 const GONE = 6; // removed items that are named
 
-const placed = (item) => Number.isFinite(item.latitude) && Number.isFinite(item.longitude);
+const located = (item) => Number.isFinite(item.latitude) && Number.isFinite(item.longitude);
 const tabs = new Tabs({ tab: (tab) => session.go({ tab }, null) });
 const lists = new ListStatus($("#list-state"), $("#list-column"));
 const history = new History($("#history"), { open, drop });
@@ -52,11 +52,11 @@ function hide(item) {
 }
 
 function avoid(category) {
-  const { where } = session.state;
+  const { conditions } = session.state;
   const column = session.about.filters.categories.length ? "category" : null;
   if (!column) return;
-  session.go({ where: [...where, `category not in [${quoted(category)}]`] }, `leaving out ${category}`);
-  offer(`No more ${category}`, "Undo", () => change({ where }, `allowing ${category}`));
+  session.go({ conditions: [...conditions, `category not in [${quoted(category)}]`] }, `leaving out ${category}`);
+  offer(`No more ${category}`, "Undo", () => change({ conditions }, `allowing ${category}`));
 }
 
 /** What sentences about reasons need to know. */
@@ -114,7 +114,7 @@ function ready(about) {
 }
 
 function showControls() {
-  controls?.show(session.state, Boolean(session.state.near) || session.events.some(placed));
+  controls?.show(session.state, Boolean(session.state.near) || session.events.some(located));
 }
 
 async function showTab() {
@@ -151,10 +151,10 @@ function showList(moved, cause, kin) {
   banner(null);
   controls?.refuse(null);
   list.show(answer.items, { moves: kin ? moved.moves : null, filters: about.filters, scored: answer.source === "model" });
-  lists.done(answer, { asked: answer.asked, reset: () => $("#reset").click() });
+  lists.done(answer, { state: answer.state, reset: () => $("#reset").click() });
   $("#list-title").textContent = state.user || state.added.length ? "For you" : "Popular";
-  told(moved, cause, answer);
-  $("#list-more").hidden = answer.items.length < answer.asked.k || answer.asked.k >= MOST;
+  showChanges(moved, cause, answer);
+  $("#list-more").hidden = answer.items.length < answer.state.k || answer.state.k >= MOST;
   import("./response.js").then(({ showResponse }) => showResponse($("#response"), answer, session.filter));
   const refit = moved === null;
   if (map) drawMap(refit);
@@ -178,7 +178,7 @@ function effects(changes) {
 }
 
 /** Shows what changed in the list, and announces it to screen readers. */
-function told(moved, cause, { items }) {
+function showChanges(moved, cause, { items }) {
   const words = moved ? inWords(moved) : count(items.length, "recommendation");
   announce(moved ? `After ${cause}: ${words}` : `${words}${session.state.user ? ` for user ${session.state.user}` : ""}`);
   if (!moved) return $("#moved").replaceChildren();
@@ -203,21 +203,21 @@ async function drawMap(refit) {
   if (!answer || !about?.filters.has_locations || !$("#map").checkVisibility()) return;
   const { ItemMap } = await import("./map.js");
   map ??= new ItemMap($("#map"), { open, pin: (near) => session.go({ near }, near ? "setting the pin" : "removing the pin") });
-  const { asked, items } = session.answer;
-  const shown = session.events.filter(placed);
+  const { state, items } = session.answer;
+  const events = session.events.filter(located);
   map.show(
-    { recommended: items.filter(placed), history: byItem(shown), visits: shown, near: asked.near, radius: asked.radius },
+    { recommended: items.filter(located), history: byItem(events), events, near: state.near, radius: state.radius },
     { refit },
   );
-  map.ground(asked.user, () => session.around());
-  const on = items.filter(placed).length;
+  map.ground(state.user, () => session.around());
+  const on = items.filter(located).length;
   $("#legend").replaceChildren(
     h(
       "span",
       { class: "key best" },
       on === items.length ? `${on} recommended` : `${on} of ${items.length} recommended have a location`,
     ),
-    h("span", { class: "key visit" }, "history"),
+    h("span", { class: "key event" }, "history"),
     h("span", { class: "key other" }, `other ${noun.many}`),
   );
 }

@@ -62,7 +62,7 @@ export class Builder {
     });
     this.hint = h("small", { id: "builder-hint" });
     const list = h("ul", { id: "builder-values", class: "options", role: "listbox", "aria-label": "Values", hidden: true });
-    this.text = h("input", { id: "where", type: "text", autocomplete: "off", spellcheck: "false", class: "mono" });
+    this.text = h("input", { id: "condition", type: "text", autocomplete: "off", spellcheck: "false", class: "mono" });
     this.examples = h("p", { class: "chips", "aria-label": "Examples", role: "group" });
     const more = [filters.has_locations && "within(5)", filters.has_hours && "open_now", "not seen"].filter(Boolean);
     this.more = more;
@@ -75,7 +75,7 @@ export class Builder {
         h("div", { class: "combo" }, h("label", { for: "builder-value" }, "Value"), this.value, list, this.hint),
         h("button", { type: "button", class: "primary", onclick: () => this.take() }, "Add"),
       ),
-      field("where", "Or write it", this.text),
+      field("condition", "Or write it", this.text),
       this.examples,
     );
     this.text.addEventListener("keydown", (event) => {

@@ -9,11 +9,11 @@ import { count } from "./format.js";
  * With `longer` the second list is the first with more items: items after the end of the first are not new.
  */
 export function compare(before, after, { taken = [], longer = false } = {}) {
-  const was = new Map(before.map((place, rank) => [place.item_id, rank]));
+  const was = new Map(before.map((item, rank) => [item.item_id, rank]));
   const moves = new Map();
-  after.forEach((place, rank) => {
-    const old = was.get(place.item_id);
-    moves.set(place.item_id, old !== undefined ? old - rank : longer && rank >= before.length ? 0 : "new");
+  after.forEach((item, rank) => {
+    const old = was.get(item.item_id);
+    moves.set(item.item_id, old !== undefined ? old - rank : longer && rank >= before.length ? 0 : "new");
   });
   return { moves, gone: before.filter(({ item_id }) => !moves.has(item_id) && !taken.includes(item_id)) };
 }

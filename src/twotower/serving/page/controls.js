@@ -66,8 +66,8 @@ export class Controls {
   }
 
   condition(text) {
-    const { where } = this.state;
-    if (!where.includes(text)) this.change({ where: [...where, text] }, "adding a filter");
+    const { conditions } = this.state;
+    if (!conditions.includes(text)) this.change({ conditions: [...conditions, text] }, "adding a filter");
   }
 
   /** Sets every control from the state. `measured`: whether there is a location to measure a radius from. */
@@ -101,12 +101,12 @@ export class Controls {
         edit ? h("button", { type: "button", class: "link", title: "Edit", onclick: edit }, words) : h("span", {}, words),
         h("button", { type: "button", class: "quiet", "aria-label": `Remove: ${words}`, onclick: act }, icon("close")),
       );
-    const left = (text) => state.where.filter((one) => one !== text);
-    const chips = state.where.map((text) =>
+    const left = (text) => state.conditions.filter((one) => one !== text);
+    const chips = state.conditions.map((text) =>
       drop(
         conditionWords(text),
-        () => this.change({ where: left(text) }, "removing a filter"),
-        () => this.builder.edit(text, () => this.change({ where: left(text) }, "editing a filter")),
+        () => this.change({ conditions: left(text) }, "removing a filter"),
+        () => this.builder.edit(text, () => this.change({ conditions: left(text) }, "editing a filter")),
       ),
     );
     if (state.hidden.length)
@@ -136,10 +136,10 @@ export class Controls {
   }
 
   /** Shows how many items of the list a setting changed; null: it has its default. */
-  effects(told) {
-    for (const [name, effect] of Object.entries(told)) {
+  effects(changes) {
+    for (const [name, effect] of Object.entries(changes)) {
       const line = $(`#${name}-effect`);
-      line.classList.toggle("told", effect !== null);
+      line.classList.toggle("changed", effect !== null);
       $("output", line).textContent = effect ? `${effect.changed} of ${effect.of} changed` : "";
     }
   }

@@ -6,7 +6,7 @@ import { nameButton, skeletons } from "./history.js";
 import { summary } from "./recommended.js";
 
 const SIMILAR = 8;
-const TOLD = ["item_id", "name", "categories", "city", "latitude", "longitude"]; // shown elsewhere in the dialog
+const SHOWN_ELSEWHERE = ["item_id", "name", "categories", "city", "latitude", "longitude"];
 
 export class Details {
   /** `add(item)` adds the item to the history; `ask(item)` makes its location that of the requests; `has(id)`: is the item in the
@@ -108,7 +108,7 @@ export class Details {
 function columnRows(columns, levels) {
   const week = weekOf(columns);
   const rows = Object.entries(columns).filter(
-    ([name, value]) => !TOLD.includes(name) && value !== null && value !== "" && !isWeek(value) && String(value),
+    ([name, value]) => !SHOWN_ELSEWHERE.includes(name) && value !== null && value !== "" && !isWeek(value) && String(value),
   );
   const today = Math.floor(hourOfWeek(columns.timezone) / 24);
   const value = (name, raw) => {

@@ -48,9 +48,9 @@ export class History {
   }
 
   draw() {
-    const shown = this.all ? this.items : this.items.slice(0, FIRST + this.items.filter((item) => item.added).length);
-    animated(this.root, () => this.root.replaceChildren(...shown.map((item) => this.kept(item))));
-    this.more.hidden = !this.all && shown.length === this.items.length;
+    const visible = this.all ? this.items : this.items.slice(0, FIRST + this.items.filter((item) => item.added).length);
+    animated(this.root, () => this.root.replaceChildren(...visible.map((item) => this.kept(item))));
+    this.more.hidden = !this.all && visible.length === this.items.length;
     this.more.textContent = this.all ? "Show fewer" : `Show all ${this.items.length}`;
     this.more.setAttribute("aria-expanded", String(this.all));
   }
@@ -84,7 +84,7 @@ export class History {
       );
     return h(
       "li",
-      { class: `card visit${item.added ? " added" : ""}`, data: { id: item.item_id } },
+      { class: `card event${item.added ? " added" : ""}`, data: { id: item.item_id } },
       h("span", { class: "sign", "aria-hidden": "true" }),
       h("div", { class: "body" }, nameButton(item, this.open), h("p", { class: "meta" }, when, times, stars)),
       drop,

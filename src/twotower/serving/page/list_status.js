@@ -9,10 +9,10 @@ const TOAST_MS = 6000;
 /** What orders a list, as a sentence without a full stop. */
 export function ordering({ source, user_known }, { user, popularity_bias: bias, diversity, seen }) {
   if (source !== "model") {
-    const where = source === "nearby" ? " near the pin" : "";
+    const area = source === "nearby" ? " near the pin" : "";
     return user && !user_known
-      ? `This user is unknown: what most people chose lately${where}`
-      : `No history yet: what most people chose lately${where}`;
+      ? `This user is unknown: what most people chose lately${area}`
+      : `No history yet: what most people chose lately${area}`;
   }
   const parts = ["Best match first"];
   if (bias) parts.push(bias > 0 ? `popular ${noun.many} raised` : `rare ${noun.many} raised`);
@@ -40,9 +40,9 @@ export class ListStatus {
   }
 
   /** Shows what orders the list, or why it is empty. */
-  done(answer, { asked, reset }) {
+  done(answer, { state, reset }) {
     this.rest();
-    $("#list-note").textContent = ordering(answer, asked);
+    $("#list-note").textContent = ordering(answer, state);
     if (!answer.items.length)
       this.root.append(
         h(

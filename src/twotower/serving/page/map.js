@@ -24,7 +24,7 @@ export class ItemMap {
   /** `open(id)`: a pin was pressed; `pin(location | null)`: the user set or removed the location of the request. */
   constructor(root, { open, pin }) {
     Object.assign(this, { root, open, pin, lit: null, groundOf: undefined, others: [], pins: [], first: true });
-    this.content = { recommended: [], history: [], visits: [], near: null, radius: null };
+    this.content = { recommended: [], history: [], events: [], near: null, radius: null };
     this.map = L.map(root, {
       zoomControl: false,
       attributionControl: false,
@@ -73,7 +73,7 @@ export class ItemMap {
     return box;
   }
 
-  /** Shows new content: `history` has one entry per item, `visits` all events, oldest first; `refit` also moves the view to it. */
+  /** Shows new content: `history` has one entry per item, `events` all events, oldest first; `refit` also moves the view to it. */
   show(content, { refit = false } = {}) {
     this.content = content;
     const { recommended, history, near } = content;
@@ -116,7 +116,7 @@ export class ItemMap {
 
   /** The origin of distances, as on the server: the pin, else the most central location of the last events. */
   centre() {
-    return this.content.near ?? middle(this.content.visits.map(at));
+    return this.content.near ?? middle(this.content.events.map(at));
   }
 
   /** Requests, once for each user, many more items for the ground. Errors are ignored. */
@@ -193,7 +193,7 @@ export class ItemMap {
     const more = items.length > 1 && h("span", { class: "more", data: { more: `+${items.length - 1}` } });
     const html = h(
       "span",
-      { "aria-hidden": "true", class: `pin ${best ? "best" : first.added ? "visit added" : "visit"}` },
+      { "aria-hidden": "true", class: `pin ${best ? "best" : first.added ? "event added" : "event"}` },
       shape,
       more,
     );

@@ -1,5 +1,5 @@
 // The tab of those who run the server: what is served, as of when, load and errors, and with the admin key refreshes and reloads.
-// It reads /health/ready and /metrics, which are open, and asks again while it is shown.
+// It reads /health/ready and /metrics, which are open, and reads them again while it is shown.
 
 import { apiKey } from "./api.js";
 import { Comparison } from "./comparison.js";
@@ -41,7 +41,7 @@ async function look(root, figures, state, api) {
   const ready = health.status === "fulfilled";
   state.replaceChildren(
     h("span", { class: ready ? "open" : "shut" }, ready ? "Ready" : health.reason.message),
-    ` · asked ${new Date().toLocaleTimeString("en")}`,
+    ` · updated ${new Date().toLocaleTimeString("en")}`,
   );
   if (text.status !== "fulfilled") return;
   const metrics = new Metrics(text.value);
@@ -150,7 +150,7 @@ const rowsOf = (heads, rows) =>
 
 /** Refresh and reload. The key is that of this tab: requests of the page use it, too. */
 function actions(api, look) {
-  const said = h("p", { class: "said", role: "status" });
+  const outcome = h("p", { class: "outcome", role: "status" });
   const key = h("input", { id: "admin-key", type: "password", autocomplete: "off", value: apiKey.current ?? "" });
   const folder = h("input", {
     id: "folder",
@@ -162,17 +162,17 @@ function actions(api, look) {
   const act = async (button, words, request) => {
     if (key.value.trim()) apiKey.keep(key.value.trim());
     button.disabled = true;
-    said.className = "said";
-    said.textContent = `${words} …`;
+    outcome.className = "outcome";
+    outcome.textContent = `${words} …`;
     try {
-      said.textContent = await request();
+      outcome.textContent = await request();
       await look();
     } catch (error) {
-      said.classList.add("bad");
-      said.textContent = error.message;
+      outcome.classList.add("bad");
+      outcome.textContent = error.message;
     } finally {
       button.disabled = false;
-      announce(said.textContent);
+      announce(outcome.textContent);
     }
   };
   const refresh = h("button", { type: "button" }, `Refresh the ${noun.many} now`);
@@ -190,7 +190,7 @@ function actions(api, look) {
       onsubmit: (event) => {
         event.preventDefault();
         act(reload, "Loading and testing the bundle", async () => {
-          const { version, before } = await api.reload(folder.value.trim());
+          const { version, previous_version: before } = await api.reload(folder.value.trim());
           return version === before
             ? `Version ${version} was read again.`
             : `Version ${version} is served; before it was ${before}.`;
@@ -209,6 +209,6 @@ function actions(api, look) {
       "A new bundle is loaded and tested first; if it fails, the current one stays. To go back, load the folder of the old one.",
     ),
     form,
-    said,
+    outcome,
   );
 }

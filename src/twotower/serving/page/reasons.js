@@ -4,7 +4,7 @@ import { attribute, label, noun, price } from "./format.js";
 
 const LIKED = 4; // stars
 const CHARS = 60;
-const MIN_EVENT = 0.2; // an event of the history is told if its share is at least this much of the largest share
+const MIN_EVENT = 0.2; // an event of the history is named if its contribution is at least this part of the largest
 
 /** [what speaks for the item, the same as a mere subject]. */
 const USER = {
@@ -52,21 +52,21 @@ export function sentence({ kind, name, label: text, contribution }, { stars, add
   const value = valueIn(name, text);
   if (value === null) return words(ITEM[name] ?? [`Fits you: ${label(name).toLowerCase()}`, `Its ${label(name).toLowerCase()}`]);
   if (name === "price") return `Its price: ${price(Number(value), levels) ?? value}`;
-  const said = [...new Set(value.split(", ").map(attribute))].join(", ");
-  return short(good ? `Fits your taste: ${said}` : `${label(name)}: ${said}`);
+  const values = [...new Set(value.split(", ").map(attribute))].join(", ");
+  return short(good ? `Fits your taste: ${values}` : `${label(name)}: ${values}`);
 }
 
-/** The reason for the card: the event of the history with the largest share if it matters, else the largest about the item. */
+/** The reason for the card: the event of the history with the largest contribution if it matters, else the largest about the item. */
 export function headline(reasons, context) {
   const good = (reasons ?? []).filter((reason) => reason.contribution > 0);
   if (!good.length) return null;
   const event = good.find((reason) => reason.kind === "event");
-  const told = event && event.contribution >= MIN_EVENT * good[0].contribution ? event : (good.find(telling) ?? good[0]);
-  return { ...told, words: sentence(told, context) };
+  const best = event && event.contribution >= MIN_EVENT * good[0].contribution ? event : (good.find(specific) ?? good[0]);
+  return { ...best, words: sentence(best, context) };
 }
 
 /** A reason that says something about this item, unlike "your taste so far". */
-const telling = ({ kind, name }) => kind !== "user" || name === "home" || name === "request_location";
+const specific = ({ kind, name }) => kind !== "user" || name === "home" || name === "request_location";
 
 /** "speaks for this item", "speaks against it", for screen readers. */
 export const direction = (contribution) => (contribution < 0 ? `speaks against this ${noun.one}` : `speaks for this ${noun.one}`);

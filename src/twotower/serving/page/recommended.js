@@ -68,7 +68,7 @@ export class Recommended {
     const card = h(
       "li",
       { class: "card best", data: { id } },
-      h("div", { class: "place" }, h("span", { class: "rank" }), h("span", { class: "move" }), h("span", { class: "match" })),
+      h("div", { class: "position" }, h("span", { class: "rank" }), h("span", { class: "move" }), h("span", { class: "match" })),
       h(
         "div",
         { class: "body" },
@@ -97,10 +97,10 @@ export class Recommended {
     $(".meta", card).hidden = !summary(item);
     $(".facts", card).hidden = !(this.filters.has_price || this.filters.has_amounts || this.filters.has_hours);
     this.fact(item.item_id);
-    const told = scored ? headline(item.reasons, this.context()) : null;
+    const reason = scored ? headline(item.reasons, this.context()) : null;
     $(".because", card).hidden = !scored;
-    $(".words", card).textContent = told?.words ?? "";
-    $(".words", card).title = told?.words ?? "";
+    $(".words", card).textContent = reason?.words ?? "";
+    $(".words", card).title = reason?.words ?? "";
     $(".add", card).setAttribute("aria-label", `Add ${item.name} to the history`);
     $(".why", card).setAttribute("aria-label", `Why this ${noun.one}: ${item.name}`);
     $(".why", card).hidden = !item.reasons?.length;

@@ -52,37 +52,37 @@ export class Session {
     this.asking?.abort();
     this.asking = new AbortController();
     const { signal } = this.asking;
-    const asked = this.state;
-    const other = this.answer?.asked.user !== asked.user;
-    this.view.busy({ other, person: this.own.user !== asked.user });
+    const { state } = this;
+    const other = this.answer?.state.user !== state.user;
+    this.view.busy({ other, person: this.own.user !== state.user });
     try {
       const sent = performance.now();
-      const early = this.about === null && unfiltered(asked) ? api.recommend(requestOf(asked, {}), signal) : null;
+      const early = this.about === null && unfiltered(state) ? api.recommend(requestOf(state, {}), signal) : null;
       early?.catch(() => null); // its error is met below
       if (this.about === null) {
         this.about = await api.about(signal);
         this.view.ready(this.about);
       }
-      await Promise.all([this.look(signal), asked.user === this.own.user ? null : this.remember(asked.user, signal)]);
+      await Promise.all([this.look(signal), state.user === this.own.user ? null : this.remember(state.user, signal)]);
       if (signal.aborted) return;
       this.view.history();
-      const found = await (early ?? api.recommend(requestOf(asked, this.about.filters), signal));
+      const found = await (early ?? api.recommend(requestOf(state, this.about.filters), signal));
       if (signal.aborted) return;
       found.trip_ms = performance.now() - sent;
-      this.show(found, asked, cause, other);
+      this.show(found, state, cause, other);
       this.facts(found.items, signal);
-      this.effects(asked, found.items, signal);
+      this.effects(state, found.items, signal);
     } catch (error) {
       if (!signal.aborted) this.fail(error, cause);
     }
   }
 
-  show(found, asked, cause, other) {
+  show(found, state, cause, other) {
     const before = this.answer;
     const kin = !other && before.items.length > 0 && before.source === found.source; // else all would be new
-    const how = { taken: [...asked.added, ...asked.hidden], longer: other ? false : asked.k > before.asked.k };
+    const how = { taken: [...state.added, ...state.hidden], longer: other ? false : state.k > before.state.k };
     this.tries = 0;
-    this.answer = { ...found, asked };
+    this.answer = { ...found, state };
     for (const item of found.items) this.known.set(item.item_id, item);
     const moved = other ? null : compare(before.items, found.items, how);
     this.view.list(moved, cause, kin);
@@ -123,23 +123,23 @@ export class Session {
   }
 
   /** Requests the list without each of these settings that is changed, to count the items that it changed. */
-  async effects(asked, items, signal) {
-    const moved = SLIDERS.filter((name) => asked[name] !== START[name]);
-    const told = Object.fromEntries(SLIDERS.map((name) => [name, null]));
+  async effects(state, items, signal) {
+    const moved = SLIDERS.filter((name) => state[name] !== START[name]);
+    const changes = Object.fromEntries(SLIDERS.map((name) => [name, null]));
     try {
-      const requests = moved.map((name) => requestOf({ ...asked, [name]: START[name] }, this.about.filters, { explain: false }));
+      const requests = moved.map((name) => requestOf({ ...state, [name]: START[name] }, this.about.filters, { explain: false }));
       const answers = moved.length ? await api.several(requests, signal) : [];
       for (const [n, name] of moved.entries())
-        if (answers[n].items) told[name] = { changed: changed(answers[n].items, items), of: items.length };
+        if (answers[n].items) changes[name] = { changed: changed(answers[n].items, items), of: items.length };
     } catch {
       // The page shows no numbers then.
     }
-    if (!signal.aborted) this.view.effects(told);
+    if (!signal.aborted) this.view.effects(changes);
   }
 
   /** Many more items for the ground of the map: those nearest to the taste of the user. */
   around(signal) {
-    const { user, added, near } = this.answer.asked;
+    const { user, added, near } = this.answer.state;
     return api.recommend(requestOf({ ...START, user, added, near, k: MOST, seen: true }, this.about.filters), signal);
   }
 

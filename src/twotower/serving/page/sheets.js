@@ -25,8 +25,8 @@ export class Sheets {
 
   open(name, title) {
     this.section = document.getElementById(name);
-    this.place = document.createComment(name);
-    this.section.before(this.place);
+    this.anchor = document.createComment(name);
+    this.section.before(this.anchor);
     this.body.replaceChildren(this.section);
     this.title.textContent = title;
     this.dialog.dataset.of = name;
@@ -37,7 +37,7 @@ export class Sheets {
   restore() {
     if (!this.section) return;
     const name = this.section.id;
-    this.place.replaceWith(this.section);
+    this.anchor.replaceWith(this.section);
     this.section = null;
     this.closed(name);
   }

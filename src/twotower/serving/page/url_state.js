@@ -18,16 +18,16 @@ export const START = Object.freeze({
   price: null,
   radius: null,
   open: false,
-  where: [], // conditions in the filter language; all must hold
+  conditions: [], // conditions in the filter language; all must hold
   seen: false,
   popularity_bias: 0,
   diversity: 0,
   k: 10,
 });
 
-const LISTS = ["added", "hidden", "categories", "where"];
+const LISTS = ["added", "hidden", "categories", "conditions"];
 const FLAGS = ["open", "seen"];
-const TUNED = ["categories", "price", "radius", "open", "where", "seen", "popularity_bias", "diversity"];
+const TUNED = ["categories", "price", "radius", "open", "conditions", "seen", "popularity_bias", "diversity"];
 const differs = (state, name) => String(state[name]) !== String(START[name]);
 
 /** The number of filters and settings that differ from their defaults. */
@@ -88,7 +88,7 @@ export const unfiltered = (state) => !(state.price || state.radius || state.open
 export function filterOf(state, filters) {
   const hidden = state.hidden.slice(-HIDDEN);
   const parts = [
-    ...state.where,
+    ...state.conditions,
     state.categories.length && `category in [${state.categories.map(quoted).join(", ")}]`,
     state.price && filters.has_price && `price <= ${state.price}`,
     state.radius && filters.has_locations && `within(${state.radius})`,
