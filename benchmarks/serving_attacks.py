@@ -6,7 +6,9 @@ Each attack runs in a process of its own from 127.0.0.1, without a key. A well-b
 and for readiness ten times a second. Before each attack, the same client is measured for as long without it.
 
 One row per kind of attack, whose attacks take turns: the client's 99th percentile beside that without an attack, its failures, the
-growth of the server's memory, and the seconds until everything is answered as before.
+growth of the server's memory, and the seconds until everything is answered as before. `processor_ms` is the 99th percentile of the
+processor time that the server used, for whomever, from a request of the client to its response: what the client would wait for on
+a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ class Noticed:
         Time of each answered request.
     failures
         Status or error of each request that was not answered with 200.
+    processor_s
+        Processor seconds of the server, all threads, from each of these requests to its response.
     grown_mb
         Peak memory during the attack minus that before.
     recovered_s
@@ -49,30 +53,43 @@ class Noticed:
 
     seconds: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    processor_s: list[float] = field(default_factory=list)
     grown_mb: float = 0.0
     recovered_s: float = float("inf")
 
     def ms(self, share: float) -> float:
         """Return a quantile of the latency in ms."""
-        ordered = sorted(self.seconds) or [float("inf")]
-        return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+        return quantile_ms(self.seconds, share)
 
     def add(self, other: Noticed) -> None:
         """Add the effect of another attack."""
         self.seconds += other.seconds
         self.failures += other.failures
+        self.processor_s += other.processor_s
         self.grown_mb = max(self.grown_mb, other.grown_mb)
         self.recovered_s = max(self.recovered_s, other.recovered_s)
 
 
-def polite(port: int, noticed: Noticed, pause_s: float = 0.05) -> None:
+def quantile_ms(seconds: Sequence[float], share: float) -> float:
+    """Return a quantile in ms; infinite if there is no value."""
+    ordered = sorted(seconds) or [float("inf")]
+    return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def processor_s(server: Server) -> float:
+    """Return the processor seconds of all threads of a server."""
+    return time.clock_gettime((~server.process.pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
+
+
+def polite(server: Server, noticed: Noticed, pause_s: float = 0.05) -> None:
     """Ask for recommendations and for readiness once."""
     for method, path, body in (("POST", "/v1/recommend", b'{"k": 10}'), ("GET", "/health/ready", None)):
-        began = time.perf_counter()
+        began, used = time.perf_counter(), processor_s(server)
         try:
-            status, _ = ask(port, method, path, body, POLITE)
+            status, _ = ask(server.port, method, path, body, POLITE)
             if status == 200:
                 noticed.seconds.append(time.perf_counter() - began)
+                noticed.processor_s.append(processor_s(server) - used)
             else:
                 noticed.failures.append(str(status))
         except OSError as error:
@@ -99,18 +116,18 @@ def watch(server: Server, names: Sequence[str], seconds: float) -> Noticed:
     """Attack a server and return the effect on others."""
     noticed, warm = Noticed(), Noticed()
     for _ in range(20):
-        polite(server.port, warm)
+        polite(server, warm)
     before = server.memory_mb()
     with attacking(names, server.port, seconds + 5):
         time.sleep(1.0)  # the processes start
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            polite(server.port, noticed)
+            polite(server, noticed)
             noticed.grown_mb = max(noticed.grown_mb, server.memory_mb() - before)
     ended = time.monotonic()
     while time.monotonic() < ended + 20:
         after = Noticed()
-        polite(server.port, after, 0.0)
+        polite(server, after, 0.0)
         if not after.failures and after.ms(1) < 100:
             noticed.recovered_s = time.monotonic() - ended
             break
@@ -130,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sound = True
     with tempfile.TemporaryDirectory() as folder, Server(given.bundle, f"sqlite:{folder}/e.sqlite", Path(folder) / "log") as server:
         for _ in range(100):
-            polite(server.port, Noticed())
+            polite(server, Noticed())
         for kind, names in kinds.items() if given.only or not given.mixed_minutes else ():
             calm, noticed = Noticed(), Noticed(recovered_s=0.0)
             for name in names:  # in turn, so that the load of the machine affects both
@@ -148,7 +165,7 @@ def unattacked(server: Server, seconds: float) -> Noticed:
     """Return the latencies of the well-behaved client alone."""
     noticed, end = Noticed(recovered_s=0.0), time.monotonic() + seconds
     while time.monotonic() < end:
-        polite(server.port, noticed)
+        polite(server, noticed)
     return noticed
 
 
@@ -157,6 +174,8 @@ def note(kind: str, calm: Noticed, noticed: Noticed, results: Path) -> bool:
     more = {
         "p50_ms": round(noticed.ms(0.5), 1),
         "p50_unattacked_ms": round(calm.ms(0.5), 1),
+        "processor_ms": round(quantile_ms(noticed.processor_s, 0.99), 1),
+        "processor_unattacked_ms": round(quantile_ms(calm.processor_s, 0.99), 1),
         "worst_ms": round(noticed.ms(1), 1),
         "worst_unattacked_ms": round(calm.ms(1), 1),
         "answered": len(noticed.seconds),
