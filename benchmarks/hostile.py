@@ -21,6 +21,25 @@ Attack = Callable[[int, float], None]
 ATTACKS: dict[str, Attack] = {}
 
 
+KINDS = {
+    "input without end": (
+        *("endless_header", "endless_headers", "endless_target", "endless_trailers", "slow_trailers"),
+        *("tiny_chunks", "chunk_extensions"),
+    ),
+    "held connections": ("held_bodies", "held_after_refusals", "slow_heads", "slow_bodies", "silent_connections", "upgrades"),
+    "unread responses": ("slow_readers", "pipelines"),
+    "invalid bodies": (
+        *("bad_batches", "bad_batches_of_2_mb", "many_mistakes_in_a_few_kb", "deep_json", "gzip_bombs", "garbage"),
+        "events_without_a_key",
+    ),
+    "expensive lists": ("large_batches", "heavy_filters"),
+    "searches": ("searches", "long_queries"),
+    "cheap requests": ("cheap_requests", "many_users", "connections_that_come_and_go"),
+    "forged addresses": ("forged_addresses",),
+}
+"""All attacks by kind."""
+
+
 def attack(function: Attack) -> Attack:
     """Register an attack under its name."""
     ATTACKS[function.__name__] = function

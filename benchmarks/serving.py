@@ -153,14 +153,14 @@ def bare_call(recommender: Recommender, users: Sequence[str]) -> Callable[[int],
     bundle, read = recommender.bundle, recommender.reader.read
     asked = [read(Request(user=user, k=K)).history for user in users]
     tower, items = bundle.tower, torch.from_numpy(bundle.arrays.vectors)
-    fixed: dict[str, Any] = {"again": np.zeros(1, np.bool_), "popularity_bias": np.zeros(1, np.float32)}
+    bias = np.zeros(1, np.float32)
     inputs: list[Any] = [bundle.store.padded(one) if tower is not None else bundle.store.users(one) for one in asked]
 
     def run(number: int) -> Any:
         one = asked[number]
         with torch.inference_mode():
             vector = tower(inputs[number]) if tower is not None else bundle.model.encode_users(inputs[number]).numpy()
-        whole = query_vectors(bundle.model, bundle.store, torch.from_numpy(vector), one, items, **fixed)
+        whole = query_vectors(bundle.model, bundle.store, torch.from_numpy(vector), one, items, popularity_bias=bias)
         return recommender.index.search(whole, K, exclude=(one.offsets, one.item_row))
 
     return run

@@ -45,6 +45,7 @@ def server(attacks: Any, bundle: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_every_attack_is_tried(attacks: Any) -> None:
     assert sorted(attacks.ATTACKS) == sorted(NAMES)
+    assert sorted(name for names in attacks.KINDS.values() for name in names) == sorted(NAMES)
 
 
 @pytest.mark.slow

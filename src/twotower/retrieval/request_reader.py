@@ -204,6 +204,8 @@ class Reader:
 def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
     """Return many requests as one batch of queries."""
     parts = [one.history for one in asked]
+    if len(parts) == 1:
+        return parts[0]
 
     def joined(name: str) -> Any:
         return np.concatenate([getattr(part, name) for part in parts])

@@ -303,7 +303,7 @@ class Service:
         if isinstance(listed, BaseException):
             raise listed
         answer, name = listed.answer, version.engine.version
-        self.meters.answer(answer, name)
+        asyncio.get_running_loop().call_soon(self.meters.answer, answer, name)  # after the response
         if request_id:
             self.feedback.answered(request_id, name, body, answer.items, answer.propensity)
         found = len(answer.items)
