@@ -42,6 +42,9 @@ def test_every_setting_can_come_from_the_environment() -> None:
         "root_path": "/shop",
         "host": "::",
         "map_tiles": "https://tiles.example.org/{z}/{x}/{y}.png",
+        "split": "90,10",
+        "keep_versions": "7",
+        "explore": "0.5",
     }
     for name, field in ServingConfig.model_fields.items():
         value = values.get(name, "true" if field.annotation is bool else "/tmp/x" if "Path" in str(field.annotation) else "777")
