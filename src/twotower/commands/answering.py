@@ -61,7 +61,7 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
     help="Item ids, oldest first, separated by commas (quote an id that has one). With --user they follow the user's own.",
 )
 @click.option(
-    "--all", "everybody", is_flag=True, help="Recommend to every user of the bundle, into --out. Resumes after an interruption."
+    "--all", "all_users", is_flag=True, help="Recommend to every user of the bundle, into --out. Resumes after an interruption."
 )
 @click.option("--out", type=FILE, help="With --all: Parquet file of user_id, rank, item_id and score.")
 @click.option("--k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Number of items.")
@@ -90,12 +90,12 @@ def recommend(
     bundle: Path,
     user: str | None,
     history: str | None,
-    everybody: bool,
+    all_users: bool,
     out: Path | None,
     include_seen: bool,
     as_json: bool,
     overwrite: bool,
-    **asked: Any,
+    **settings: Any,
 ) -> None:
     """Recommend items to a known user, to an unknown user with a history, or to all users.
 
@@ -106,7 +106,7 @@ def recommend(
       twotower recommend runs/town/bundle --history ITEM,ITEM --k 5
       twotower recommend runs/town/bundle --all --out lists.parquet
     """
-    if everybody != (out is not None) or (everybody and (user or history or as_json or asked["explain"])):
+    if all_users != (out is not None) or (all_users and (user or history or as_json or settings["explain"])):
         raise click.UsageError("--all goes with --out FILE, and with neither --user, --history, --json nor --explain.")
     if out is not None:
         keep_file(out, overwrite=overwrite)
@@ -115,18 +115,18 @@ def recommend(
     from twotower.retrieval.request import Request
 
     if out is not None:
-        users = recommend_all_stage(bundle, out, Request(exclude_seen=not include_seen, **asked))
+        users = recommend_all_stage(bundle, out, Request(exclude_seen=not include_seen, **settings))
         click.echo(f"{out}: {users:,} users")
         say_next("serve", bundle)
         return
     ids = None if history is None else listed_ids(history)
     recommender = Recommender.load(bundle)
-    found = recommender.recommend(user=user, history=ids, exclude_seen=not include_seen, **asked)
+    found = recommender.recommend(user=user, history=ids, exclude_seen=not include_seen, **settings)
     if not as_json:
         click.echo(as_table(found, recommender.dataset.noun))
     for item in found if as_json else ():
         row = asdict(item)
-        if not asked["explain"]:
+        if not settings["explain"]:
             del row["reasons"]
         click.echo(json.dumps(row, ensure_ascii=False))
     say_next("serve", bundle)

@@ -96,8 +96,8 @@ def source_of_store(url: str, base: Dataset) -> NewSource:
     }
     about = InteractionTableConfig(path=Path(STORED), time="time", time_format="%s", event_type="event_type", stars="stars")
     data = DataConfig(source="tables", interactions=about)
-    shown = url if url.startswith("sqlite:") else without_password(url)
-    return NewSource(shown, data, {STORED: pa.table(columns)}, (shown,))
+    printed_url = url if url.startswith("sqlite:") else without_password(url)
+    return NewSource(printed_url, data, {STORED: pa.table(columns)}, (printed_url,))
 
 
 def source_of_tables(tables: Mapping[str, pa.Table], base: Dataset) -> NewSource:
@@ -157,10 +157,10 @@ def _role(file: Path, data: DataConfig) -> str:
     for role, columns in _wanted(data).items():
         if names >= set(columns):
             return role
-    shown = "; ".join(f"{role}: {', '.join(columns)}" for role, columns in _wanted(data).items())
+    printed_url = "; ".join(f"{role}: {', '.join(columns)}" for role, columns in _wanted(data).items())
     raise DataError(
         f"{file} has another schema than the run: its columns are {', '.join(sorted(names))[:200]}. Expected those of one of its "
-        f"tables ({shown}). Nothing was changed. Write the columns as before."
+        f"tables ({printed_url}). Nothing was changed. Write the columns as before."
     )
 
 

@@ -247,7 +247,7 @@ class Recommender:
             except RequestError as error:
                 found[i] = error
         for informed, search in ((True, self._search), (False, self._search_fallback)):
-            chosen = [i for i, (one, _, _) in parsed.items() if one.speaks == informed]
+            chosen = [i for i, (one, _, _) in parsed.items() if one.can_personalize == informed]
             if chosen:
                 parts = [parsed[i] for i in chosen]
                 lists = search([one for one, _, _ in parts], _allowed([mask for _, _, mask in parts]), stages)

@@ -189,11 +189,11 @@ class Journal:
 
 
 def _take(events: dict[str, tuple[HistoryEvent, ...]], event: Event) -> HistoryEvent:
-    visits = events.get(event.user, ())
-    at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
+    user_events = events.get(event.user, ())
+    at = bisect_right(user_events, event.time_s, key=lambda history_event: history_event.time_s or 0)
     history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
     # Replace the tuple instead of changing it: concurrent readers keep the complete old one.
-    events[event.user] = taken = (*visits[:at], history_event, *visits[at:])
+    events[event.user] = taken = (*user_events[:at], history_event, *user_events[at:])
     alike = [at for at, one in enumerate(taken) if one.event_type == event.event_type] if len(taken) > MAX_EVENTS_PER_USER else []
     if len(alike) > MAX_EVENTS_PER_USER:  # by type, so that impressions leave the history
         events[event.user] = (*taken[: alike[0]], *taken[alike[0] + 1 :])

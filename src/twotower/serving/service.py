@@ -194,23 +194,23 @@ class Service:
 
     async def similar(self, item_id: str, k: int, filter: str | None, cursor: str | None = None, client: str = "") -> Json:
         """Return the version, the items most similar to an item, and the cursor of further ones."""
-        current, asked = self.current, ["similar", item_id, filter]
+        current, identity = self.current, ["similar", item_id, filter]
         version, deadline = current.engine.version, time.perf_counter() + self.limits.queue_timeout_s
         with _part("cursor"):
-            skip = cursors.read(cursor, version, asked)
+            skip = cursors.read(cursor, version, identity)
         with _part():
             (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter, skip)], deadline, client)
             items = await future
-        return {**current.about(), "next": cursors.following(version, asked, skip, len(items), k), "items": items}
+        return {**current.about(), "next": cursors.following(version, identity, skip, len(items), k), "items": items}
 
     def items(self, query: str, limit: int, cursor: str | None) -> Json:
         """Return items whose name contains `query`, and the cursor of further ones."""
-        current, asked = self.current, ["items", query]
+        current, identity = self.current, ["items", query]
         version = current.engine.version
         with _part("cursor"):
-            skip = cursors.read(cursor, version, asked)
+            skip = cursors.read(cursor, version, identity)
         items = current.browser.items(query, limit, skip)
-        return {"next": cursors.following(version, asked, skip, len(items), limit), "items": items}
+        return {"next": cursors.following(version, identity, skip, len(items), limit), "items": items}
 
     async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
         """Store events and return the numbers of new and of repeated ones. On return they are on disk and affect responses.

@@ -146,8 +146,8 @@ class Supervisor:
         if "id" not in message:
             return
         try:
-            told = self._refresh() if "refresh" in message else self._reload(message["reload"])
-            answer = {"id": message["id"], "told": told}
+            result = self._refresh() if "refresh" in message else self._reload(message["reload"])
+            answer = {"id": message["id"], "result": result}
         except TwoTowerError as error:
             answer = {"id": message["id"], "error": str(error), "busy": isinstance(error, BusyError)}
         self._tell(worker, answer)

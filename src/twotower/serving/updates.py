@@ -149,9 +149,9 @@ class OwnUpdates:
         """See `Updates`."""
         async with self._changing:
             version = await asyncio.to_thread(self._updater.opened, path)
-            told = self._updater.reloaded(version)
+            result = self._updater.reloaded(version)
             self._serve(version)
-            return told
+            return result
 
     async def refresh(self) -> Json:
         """See `Updates`."""

@@ -4,7 +4,7 @@ A worker is a copy of the supervisor (`supervisor.py`) and answers for the versi
 Messages between the two are JSON on a socket pair; a closed one means that the other has gone.
 
     worker → supervisor     {"ready": 1} · {"retired": 1} · {"reload": PATH or null, "id": 7} · {"refresh": 1, "id": 7}
-    supervisor → worker     {"retire": 1} · {"id": 7, "told": {…}} · {"id": 7, "error": "…", "busy": false}
+    supervisor → worker     {"retire": 1} · {"id": 7, "result": {…}} · {"id": 7, "error": "…", "busy": false}
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class ParentUpdates:
         if "error" in message:
             waiting.set_exception((RefreshError if message["busy"] else DataError)(message["error"]))
         else:
-            waiting.set_result(message["told"])
+            waiting.set_result(message["result"])
 
 
 class Fleet:
@@ -167,13 +167,13 @@ class Fleet:
 
     async def metrics(self) -> bytes:
         """Return the metrics of all processes; of one that does not respond, the last ones it has published."""
-        seat, asked = self._seat, time.monotonic_ns()
+        seat, asked_ns = self._seat, time.monotonic_ns()
         others = [one for one in seat.counts.seats() if one != seat.number]
         for one in others:
             os.eventfd_write(seat.bells[one], 1)
         self.publish()
         end = time.monotonic() + ANSWERS_S
-        while any(seat.counts.published(one) < asked for one in others) and time.monotonic() < end:
+        while any(seat.counts.published(one) < asked_ns for one in others) and time.monotonic() < end:
             await asyncio.sleep(0.001)
         return seat.metrics.text(self.ready)
 

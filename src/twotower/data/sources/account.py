@@ -189,8 +189,8 @@ class Match:
 def account_table(counts: dict[str, Any]) -> list[str]:
     """Return the account of `manifest.json` (its key "counts") as lines of a short table for the screen."""
     rows = [("file", "rows", "rejected", "left out")]
-    shown = dict(list(counts["files"].items())[:MAX_FILES])
-    for name, file in shown.items():
+    listed = dict(list(counts["files"].items())[:MAX_FILES])
+    for name, file in listed.items():
         lost = [sum(file.get(part, {}).values()) for part in ("rejected", "left_out")]
         rows.append((name, f"{file['rows']:,}", *(f"{count:,}" for count in lost)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -198,9 +198,9 @@ def account_table(counts: dict[str, Any]) -> list[str]:
         f"  {row[0]:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
     ]
-    if len(counts["files"]) > len(shown):
-        lines.append(f"  … and {len(counts['files']) - len(shown):,} more files; manifest.json has all")
-    for name, file in shown.items():
+    if len(counts["files"]) > len(listed):
+        lines.append(f"  … and {len(counts['files']) - len(listed):,} more files; manifest.json has all")
+    for name, file in listed.items():
         for part, word in (("rejected", "rejected"), ("left_out", "left out")):
             lines += [f"  {name}: {count:,} {word}: {reason}" for reason, count in file.get(part, {}).items()]
     for what, reasons in counts["dropped"].items():

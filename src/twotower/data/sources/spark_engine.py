@@ -60,8 +60,8 @@ class SparkEngine:
 
             warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
             builder = SparkSession.builder.master(master).appName("twotower prepare")
-            places = {"spark.local.dir": str(spill), "spark.sql.warehouse.dir": str(spill)}
-            for name, value in {**SETTINGS, **(LOCAL if master.startswith("local") else {}), **places}.items():
+            folders = {"spark.local.dir": str(spill), "spark.sql.warehouse.dir": str(spill)}
+            for name, value in {**SETTINGS, **(LOCAL if master.startswith("local") else {}), **folders}.items():
                 builder = builder.config(name, value)
             self.session: Any = builder.getOrCreate()
         except (ImportError, RuntimeError) as error:

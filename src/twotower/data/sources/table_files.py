@@ -208,9 +208,9 @@ def scan_json(engine: Engine, file: Path, keys: Sequence[str]) -> Scan:
 
 def column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
     """Return the type of an id column, as `utils.ids.id_type` names it; text and JSON files have texts."""
-    held = engine.tables.get(str(path))
-    if held is not None:
-        return id_type(held.schema.field(column).type)
+    in_memory = engine.tables.get(str(path))
+    if in_memory is not None:
+        return id_type(in_memory.schema.field(column).type)
     files = table_paths(base, path, "interactions")
     schemas = [pq.read_schema(file) if form_of(file) == "parquet" else None for file in files]
     kinds = {id_type(schema.field(column).type) if schema and column in schema.names else TEXT for schema in schemas}
@@ -218,12 +218,12 @@ def column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
 
 
 def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> Scan:
-    held: Any = engine.tables.get(str(file))
+    in_memory: Any = engine.tables.get(str(file))
     try:
-        parquet: Any = None if held is not None else pq.ParquetFile(file)
+        parquet: Any = None if in_memory is not None else pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
-    schema, folders = held.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
+    schema, folders = in_memory.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
     kinds = {field.name: empty.type for field in schema if (empty := plain_column(pa.array([], field.type))) is not None}
     for name in names:
         if schema.names.count(name) > 1:
@@ -240,8 +240,8 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
 
     def batches() -> Iterator[pa.RecordBatch]:
         start = 0
-        read = pq.ParquetFile(file).iter_batches if held is None else held.select(chosen).to_batches
-        for batch in read(PARQUET_ROWS, columns=chosen) if held is None else read(PARQUET_ROWS):
+        read = pq.ParquetFile(file).iter_batches if in_memory is None else in_memory.select(chosen).to_batches
+        for batch in read(PARQUET_ROWS, columns=chosen) if in_memory is None else read(PARQUET_ROWS):
             data = [plain_column(batch.column(name)) for name in chosen]
             yield pa.record_batch([*data, pa.array(np.arange(start, start + len(batch)))], schema=chosen_kinds)
             start += len(batch)
@@ -250,7 +250,7 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
         return ((position + 1, "") for position in positions)
 
     rows = _with_partitions(engine.stream(chosen_kinds, batches, file), folders, names)
-    return Scan(rows, locate, lambda _: parquet.metadata.num_rows if held is None else held.num_rows)
+    return Scan(rows, locate, lambda _: parquet.metadata.num_rows if in_memory is None else in_memory.num_rows)
 
 
 def table_paths(base: Path, path: Path, section: str) -> list[Path]:
