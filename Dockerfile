@@ -13,7 +13,7 @@ RUN pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" -c constrain
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 # What goes in the end is of no use to a server: the packages' own tests, and what extensions of PyTorch are compiled with.
-RUN pip install --no-cache-dir -c constraints.txt '.[serve]' \
+RUN pip install --no-cache-dir -c constraints.txt '.[serve,otel]' \
   && python -c 'import torch; assert torch.version.cuda is None, "a CUDA build: see TORCH_INDEX"' \
   && find /opt/twotower/lib -type d \( -name tests -o -path '*/torch/test' -o -path '*/torch/include' \) -prune -exec rm -rf {} +
 

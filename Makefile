@@ -9,7 +9,7 @@ BIOME := npx --yes @biomejs/biome@2.6.8
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo wheelhouse test coverage mutants js docs check format clean
+.PHONY: help venv demo wheelhouse test coverage mutants js clients docs check format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ js: ## Check format and lint of the page's scripts (needs Node.js)
 	@if command -v npx >/dev/null; then $(BIOME) ci --colors=off --error-on-warnings .; \
 	elif [ "$$CI" = true ]; then echo "npx is missing. CI checks the page's scripts with it. Install Node.js." >&2; exit 1; \
 	else echo "Skipped the page's scripts: npx is missing. Install Node.js to check them."; fi
+
+clients: $(DEV) ## Write what is generated from the server's code: docs/openapi.json and the types of the clients (Node.js for one)
+	$(BIN)/python clients/generate.py
 
 docs: $(DEV) ## Build the documentation site into build/site; warnings are errors
 	$(BIN)/python docs/site/build.py

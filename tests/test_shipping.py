@@ -23,11 +23,9 @@ from typing import Any, NamedTuple
 import click
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 from twotower.cli import app
 from twotower.serving.event_store import RedisStore
-from twotower.serving.prometheus import Meters
 from twotower.utils.config import parse_config
 
 ROOT = Path(__file__).parents[1]
@@ -109,8 +107,8 @@ def test_what_is_copied_into_the_image_exists_and_is_let_in() -> None:
 
 
 def test_the_installed_settings_are_those_of_the_project() -> None:
-    (install,) = [step.text for step in stages()[0] if step.word == "RUN" and "[serve]" in step.text]
-    assert "pip install --no-cache-dir -c constraints.txt '.[serve]'" in install
+    (install,) = [step.text for step in stages()[0] if step.word == "RUN" and "[serve,otel]" in step.text]
+    assert "pip install --no-cache-dir -c constraints.txt '.[serve,otel]'" in install
     pinned = re.search(r"^torch==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
     assert pinned and "+" not in pinned[1]  # a build of its own kind must pass the pin
 
@@ -139,7 +137,7 @@ def test_the_server_waits_for_services_that_say_they_are_healthy() -> None:
 
 
 def test_prometheus_scrapes_the_port_of_the_server() -> None:
-    (job,) = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())["scrape_configs"]
+    (job,) = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     (target,) = job["static_configs"][0]["targets"]
     name, _, port = target.partition(":")
     assert port == PORT and port in SERVICES[name]["command"] and "metrics_path" not in job
@@ -162,16 +160,6 @@ def test_every_suggested_command_exists(words: list[str]) -> None:
     command = app.commands[words[0]]
     with click.Context(app) as parent:
         command.make_context(words[0], list(words[1:]), parent=parent)  # raises on what it does not know
-
-
-def test_the_metrics_of_the_monitoring_table_exist() -> None:
-    existing = {family.name for family in text_string_to_metric_families(Meters(lambda: 0, lambda: True).text().decode())}
-    documented = set(re.findall(r"\b(?:twotower|process)_[a-z_]+", (ROOT / "docs" / "serving.md").read_text()))
-    assert len(documented) >= 8
-    assert {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in documented} <= existing | {
-        "process_resident_memory_bytes",
-        "twotower_workers",  # only of a server with several
-    }
 
 
 def test_a_redis_of_the_composition_keeps_what_it_acknowledged(

@@ -8,17 +8,15 @@ import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import click
 
 import twotower
 from twotower.cli import app
-from twotower.serving.access import Access
 from twotower.serving.api_reference import Route, Value, read_api
-from twotower.serving.app import create_app
-from twotower.utils.config_serving import Limits, variable_of
+from twotower.serving.app import api_document
+from twotower.utils.config_serving import variable_of
 from twotower.utils.settings_reference import Setting, sections
 
 PYTHON = {
@@ -26,6 +24,7 @@ PYTHON = {
     "Evaluation": ["twotower:Report", "twotower:compare", "twotower.api.compare:Comparison"],
     "Callbacks and loggers": [f"twotower:{name}" for name in twotower.__all__ if name.endswith(("Callback", "Training", "Logger"))],
     "Registers": [f"twotower:{name}" for name in twotower.__all__ if name.startswith("register_")],
+    "Client of a server": ["twotower.client:Client"],
     "Single requests": ["twotower.retrieval.recommender:Recommender", "twotower.retrieval.request:*"],
     "Models and baselines": ["twotower.retriever:*"],
     "Settings": ["twotower.utils.config:load_config", "twotower.utils.config:parse_config"],
@@ -183,8 +182,7 @@ def _first_line(entry: Any) -> str:
 
 def http_page() -> str:
     """Return the page of the HTTP API, read from the OpenAPI document of the server."""
-    service: Any = SimpleNamespace(limits=Limits(), meters=None, overloaded=None)  # routes are declared, none is called
-    api = read_api(create_app(service, Access()).openapi())
+    api = read_api(api_document())
     parts = [
         "---\ntocdepth: 3\n---",
         "# HTTP API",

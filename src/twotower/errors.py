@@ -6,6 +6,8 @@
     ├── TrainingError        training cannot start or continue (empty data, non-finite loss, missing checkpoint)
     ├── RequestError         a request for recommendations cannot be answered (unknown id, malformed filter)
     ├── BusyError            a server cannot answer now (queue full, or its event store does not respond)
+    ├── ResponseError        a server refused a request of a client
+    ├── UnreachableError     a server does not respond to a client
     └── MissingExtraError    an optional part of the package is not installed; also an ImportError
 
 A message is one line: first what is wrong and the value, then what is allowed, then what to do. Any other exception is a defect
@@ -56,6 +58,32 @@ class BusyError(TwoTowerError):
     """A server cannot answer now; the same request may succeed later."""
 
 
+class ResponseError(TwoTowerError):
+    """A server refused a request of a client.
+
+    Attributes
+    ----------
+    status
+        HTTP status.
+    code
+        Kind of the error, such as "invalid" or "busy"; "refused" if the response is not that of a `twotower serve`.
+    location
+        Part of the request that is wrong; None if the server does not say.
+    request_id
+        Id of the request in the log of the server; None if unknown.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, code: str, location: str | int | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.location, self.request_id = status, code, location, request_id
+
+
+class UnreachableError(TwoTowerError):
+    """A server does not respond to a client; all attempts failed."""
+
+
 class MissingExtraError(TwoTowerError, ImportError):
     """An optional part of the package is not installed."""
 
@@ -68,11 +96,18 @@ def require(extra: str, *modules: str) -> None:
     MissingExtraError
         A module is not installed; the message has the pip command.
     """
-    missing = [name for name in modules if find_spec(name) is None]
+    missing = [name for name in modules if not _installed(name)]
     if missing:
         raise MissingExtraError(
             f"Not installed: {', '.join(missing)}. This needs the extra {extra!r}. Run: pip install 'two-tower-rec[{extra}]'"
         )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package above it is missing
+        return False
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -412,9 +412,9 @@ def start(folder):
 began = time.monotonic()
 assert os.waitpid(start(whole), 0)[1] == 0
 needed, moments, stages, killed = time.monotonic() - began, random.Random(0), [], 0
-while killed < 10:
+while killed < 30:
     child = start(run)
-    time.sleep(moments.uniform(0.02, needed))
+    time.sleep(moments.uniform(0.02, needed / 4))
     if os.waitpid(child, os.WNOHANG)[0]:
         break
     os.kill(child, signal.SIGKILL)

@@ -21,6 +21,7 @@ from twotower.serving.access import KEY_VARIABLE, Access
 from twotower.serving.app import create_app
 from twotower.serving.server import SWITCH_S
 from twotower.serving.service import REFRESH_S, Service
+from twotower.serving.telemetry import Telemetry
 from twotower.utils.config import parse_config
 from twotower.utils.config_serving import Limits
 
@@ -67,9 +68,11 @@ def connect(bundle: Path, tmp_path: Path) -> Callable[..., AbstractContextManage
         limits: Limits | None = None,
         public: bool = True,
         refresh_s: float = REFRESH_S,
+        telemetry: Telemetry | None = None,
     ) -> Iterator[TestClient]:
         store = events or f"sqlite:{tmp_path / 'events.sqlite'}"
         service = Service(folder, store, limits or Limits(rate=0), refresh_s=refresh_s)
+        service.telemetry = telemetry
         sys.setswitchinterval(SWITCH_S)
         try:
             access = Access(variables={} if key is None else {KEY_VARIABLE: key}, public=public)

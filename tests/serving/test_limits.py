@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from twotower.errors import ConfigError
-from twotower.serving.clients import Clients, RateLimiter, cost
+from twotower.serving.clients import Clients, cost
+from twotower.serving.rate_limits import RateLimiter
 from twotower.utils.config_serving import Limits
 
 
@@ -33,10 +37,27 @@ def test_a_client_that_waits_is_accepted_and_clients_do_not_share() -> None:
 
 
 def test_memory_of_clients_is_bounded() -> None:
-    limiter = RateLimiter(1, 1, most_clients=10)
+    limiter = RateLimiter(1, 2, most_clients=64)
+    limiter.charge("busy", 100, now=0)
     for number in range(1000):
-        limiter.wait_s(str(number), now=0)
-    assert len(limiter._buckets) == 10 and limiter.wait_s("999", now=0) > 0
+        limiter.wait_s(str(number), 2, now=0)
+    remembered = sum(limiter.wait_s(str(number), now=0) > 0 for number in range(1000))
+    assert remembered <= 64 and limiter.wait_s("busy", now=0) == 99, "fuller buckets are forgotten first"
+
+
+def test_processes_share_the_rate_of_a_client() -> None:
+    program = """if True:
+        import os
+        from twotower.serving.rate_limits import RateLimiter
+        limiter = RateLimiter(0.001, 300)
+        for _ in range(3):
+            if os.fork() == 0:
+                os._exit(sum(not limiter.wait_s("a") for _ in range(200)))
+        print(*(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
+        print(limiter.wait_s("a") > 0, limiter.wait_s("b") > 0)
+    """
+    passed, later = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert 300 <= sum(map(int, passed.split())) <= 310 and later == "True False"
 
 
 def test_a_body_counts_by_its_size_before_it_is_read() -> None:

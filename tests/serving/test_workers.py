@@ -125,10 +125,10 @@ class Server:
 
 
 @pytest.fixture
-def starting(load: Any, bundle: Path, tmp_path: Path) -> Iterator[Server]:
-    """Yield a server of two workers that has just been started."""
-    port, log = load.free_port(), tmp_path / "log"
-    options = {"port": port, "workers": 2, "events": f"sqlite:{tmp_path / 'e'}", "rate": 0, "refresh-s": 0}
+def starting(load: Any, bundle: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Yield a server of two workers that has just been started; its parameter is the rate."""
+    port, log, rate = load.free_port(), tmp_path / "log", getattr(request, "param", 0)
+    options = {"port": port, "workers": 2, "events": f"sqlite:{tmp_path / 'e'}", "rate": rate, "refresh-s": 0}
     command = [sys.executable, "-m", "twotower", "serve", str(bundle)]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with log.open("wb") as file:
@@ -191,6 +191,15 @@ def test_a_dead_worker_is_replaced_and_no_count_falls(server: Server) -> None:
     assert counted() == 10
     assert "killed by SIGKILL; another one starts" in server.log.read_text()
     assert server.once("POST", "/v1/recommend", {"k": 1})[0] == 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starting", [1], indirect=True)
+def test_workers_share_the_rate_of_a_client(server: Server) -> None:
+    batch = {"requests": [{"k": 1}] * 100}  # uses up the rate of the next minute and a half
+    assert server.once("POST", "/v1/recommend:batch", batch)[0] == 200
+    for client in server.connect(6):
+        assert client.ask("POST", "/v1/recommend", {"k": 1})[0] == 429
 
 
 @pytest.mark.slow

@@ -323,7 +323,7 @@ class Recommender:
     def _answer(self, found: RankedRows, items: list[Recommendation], stages: Stages) -> Answer:
         events = len(found.parsed.history.item_row)
         confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
-        return Answer(items, found.source, round(confidence, 3), found.parsed.known, stages.ms, found.selectivity)
+        return Answer(items, found.source, round(confidence, 3), found.parsed.known, stages.ms, found.selectivity, stages.began)
 
 
 def _candidates(request: Request) -> int:

@@ -153,6 +153,8 @@ class Answer:
         Milliseconds by stage, for all requests answered together: "features", "filter", "tower", "search", "explain", "describe".
     selectivity
         Share of the items that match the filter; None without a filter.
+    stages_began
+        Time at which each stage began first, in seconds of `time.perf_counter`.
     """
 
     items: list[Recommendation]
@@ -161,18 +163,21 @@ class Answer:
     user_known: bool
     stages_ms: dict[str, float] = field(default_factory=dict)
     selectivity: float | None = None
+    stages_began: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 class Stages:
-    """Measures the milliseconds of each stage for an `Answer`."""
+    """Measures the beginning and the milliseconds of each stage for an `Answer`."""
 
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
+        self.began: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Add the time of the block to a stage."""
         begun = perf_counter()
+        self.began.setdefault(name, begun)
         try:
             yield
         finally:

@@ -109,9 +109,10 @@ def read_api(document: Json) -> Api:
     document
         OpenAPI document of the server, as returned by `/openapi.json`.
     """
-    schemas = document.get("components", {}).get("schemas", {})
+    components = document.get("components", {})
+    schemas, shared = components.get("schemas", {}), components.get("responses", {})
     routes = [
-        _route(method, path, methods[method], schemas)
+        _route(method, path, methods[method], schemas, shared)
         for path, methods in document["paths"].items()
         for method in METHODS
         if method in methods
@@ -136,9 +137,11 @@ def api_page(document: Json) -> str:
     return environment.from_string(template).render(api=read_api(document))
 
 
-def _route(method: str, path: str, operation: Json, schemas: Json) -> Route:
+def _route(method: str, path: str, operation: Json, schemas: Json, shared: Json) -> Route:
     body = _content(operation.get("requestBody", {}))
-    answers = operation["responses"]
+    answers = {
+        status: shared[one["$ref"].rpartition("/")[2]] if "$ref" in one else one for status, one in operation["responses"].items()
+    }
     good: Json = next((answer for status, answer in answers.items() if int(status) < FAILURES_FROM), {})
     answer = _content(good)
     names = [next(iter(_objects(schema)), None) for schema in (body, answer)]

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 from urllib.parse import unquote
 
@@ -27,7 +28,6 @@ from twotower.serving import operation_schemas as o
 from twotower.serving import schemas as s
 from twotower.serving.access import Access
 from twotower.serving.api_reference import api_page
-from twotower.serving.bodies import schemas_of
 from twotower.serving.bounded_executor import Lookups
 from twotower.serving.clients import Clients
 from twotower.serving.column_schemas import ColumnsOut, ValuesOut
@@ -36,36 +36,21 @@ from twotower.serving.error_handlers import handle_errors
 from twotower.serving.json_routes import BEARER, JsonRoutes, Post, Route, documented
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
+from twotower.serving.openapi import ABOUT, BUSY, MISSING, REFUSALS, completed, operation_id
 from twotower.serving.page_files import MapTiles, PageFiles, add_page
 from twotower.serving.service import Service, joined, unknown
-from twotower.utils.config_serving import ServingConfig
+from twotower.utils.config_serving import Limits, ServingConfig
+from twotower.utils.types import Json
 
 ITEMS_PER_TOKEN = 25  # of a search count as one more request
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": s.ErrorOut, "description": "The request cannot be read."},
-    408: {"model": s.ErrorOut, "description": "The request took too long."},
-    413: {"model": s.ErrorOut, "description": "The body is too large, or has too many values."},
-    415: {"model": s.ErrorOut, "description": "The body is compressed."},
-    422: {"model": s.ErrorOut, "description": "A value is invalid, or an id is unknown."},
-    429: {"model": s.ErrorOut, "description": "Too many requests from this client; see Retry-After."},
-    503: {"model": s.ErrorOut, "description": "The server is overloaded or not ready; see Retry-After."},
-}
-CLOSED: dict[int | str, dict[str, Any]] = {
-    401: {"model": s.ErrorOut, "description": "The API key is missing or wrong."},
-    403: {"model": s.ErrorOut, "description": "The key lacks the role, or the server has no key with it."},
-}
-REFUSALS |= CLOSED
-MISSING: dict[int | str, dict[str, Any]] = {404: {"model": s.ErrorOut, "description": "The id is unknown."}}
 Length = Annotated[int, Query(ge=1, le=MAX_K, description="Number of items to return.", examples=[10])]
 FilterText = Annotated[str | None, Query(max_length=MAX_FILTER_CHARS, examples=["within(5)"])]
+ColumnName = Annotated[str, Query(max_length=MAX_ID_CHARS, description="Name of the column.", examples=["category"])]
 IdText = Annotated[str, Query(min_length=1, max_length=MAX_ID_CHARS, description="An id, of any characters.", examples=["b_230"])]
 Further = Annotated[str | None, Query(max_length=MAX_CURSOR_CHARS, description="`next` of the last response.")]
 Ids = Query(max_length=100, description="Ids of items to return.")
 Limit = Annotated[int, Query(ge=1, le=100, description="Maximum number of results.", examples=[20])]
 Searched = Annotated[str, Query(max_length=100, description="Part of the item name or of the user id.", examples=["taco"])]
-
-
-BODIES = (s.RecommendIn, s.BatchIn, s.EventsIn, s.ReloadIn)
 
 
 def create_app(service: Service, access: Access, clients: Clients | None = None, config: ServingConfig | None = None) -> FastAPI:
@@ -82,8 +67,8 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     """
     settings = config or ServingConfig()
     app = FastAPI(
-        title="twotower",
-        summary="Recommendations from one bundle.",
+        **ABOUT,
+        generate_unique_id_function=operation_id,
         docs_url=None,
         redoc_url=None,
         lifespan=_life(service),
@@ -99,6 +84,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
         lambda client: service.overloaded(client),
         settings.log_clients,
         settings.log_probes,
+        service.telemetry,
         tiles.origin if tiles is not None else "",
     )
     routes: dict[str, Route] = {}
@@ -106,7 +92,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     app.add_middleware(RequestMiddleware, gate=gate)
     post = documented(app, routes, REFUSALS)
     handle_errors(app)
-    app.openapi = _documented(app, app.openapi)  # type: ignore[method-assign]
+    app.openapi = completed(app, app.openapi)  # type: ignore[method-assign]
     _answers(post, service)
     _similarity(app, service)
     look_up = Lookups(service.limits.lookups)
@@ -118,18 +104,11 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     return app
 
 
-def _documented(app: FastAPI, made: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Return a function that adds the schemas of bodies to the OpenAPI document: FastAPI does not read the bodies itself."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = made()
-            document["components"]["schemas"] |= schemas_of(*BODIES)
-            document["components"]["schemas"] = dict(sorted(document["components"]["schemas"].items()))
-        assert app.openapi_schema is not None
-        return app.openapi_schema
-
-    return openapi
+def api_document() -> Json:
+    """Return the OpenAPI document, which needs no bundle."""
+    parts = {"limits": Limits(), "meters": None, "overloaded": None, "telemetry": None}
+    service: Any = SimpleNamespace(**parts)  # routes are declared, none is called
+    return create_app(service, Access()).openapi()
 
 
 def _answers(post: Post, service: Service) -> None:
@@ -174,7 +153,7 @@ def _similarity(app: FastAPI, service: Service) -> None:
         return await likeness(request, unquote(item_id), k, filter, cursor)
 
     @app.get("/v1/similar", **similar)
-    async def similar_by_query(
+    async def similar_items_by_query(
         request: Request, id: IdText, k: Length = 10, filter: FilterText = None, cursor: Further = None
     ) -> Response:
         """Return the items most similar to an item. Unlike a path, a query can hold any id, `..` included."""
@@ -186,7 +165,7 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
     finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/items", response_model=s.ItemsOut, tags=["items"], **reading)
-    async def items(
+    async def search_items(
         request: Request,
         q: Searched = "",
         limit: Limit = 20,
@@ -204,19 +183,19 @@ def _items(app: FastAPI, service: Service, look_up: Lookups) -> None:
         return _json(await look_up(service.items, q, limit, cursor))
 
     @app.get("/v1/items/{item_id:path}", response_model=s.ItemDetailOut, tags=["items"], **finding)
-    async def item(item_id: str) -> Response:
+    async def get_item(item_id: str) -> Response:
         """Return one item with all its catalogue columns. Percent-encode the id, slashes included."""
         current, name = service.current, unquote(item_id)
         _known(current.engine.row(name) != UNKNOWN, "item", name)
         return _json(current.browser.item(name))
 
     @app.get("/v1/columns", response_model=ColumnsOut, tags=["items"], **reading)
-    async def columns() -> Response:
+    async def get_columns() -> Response:
         """Describe the columns that filters can compare, with frequent values and examples of filters."""
         return _json(await look_up(lambda browser: browser.columns.about(), service.current.browser))
 
     @app.get("/v1/values", response_model=ValuesOut, tags=["items"], **reading)
-    async def values(column: Annotated[str, Query(max_length=MAX_ID_CHARS)], q: Searched = "", limit: Limit = 20) -> Response:
+    async def search_values(column: ColumnName, q: Searched = "", limit: Limit = 20) -> Response:
         """Search the values of a column of texts or lists by part of them, ignoring case and accents."""
         return _json({"values": await look_up(lambda browser: browser.columns.values(column, q, limit), service.current.browser)})
 
@@ -226,12 +205,12 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
     finding = reading | {"responses": REFUSALS | MISSING}
 
     @app.get("/v1/users", response_model=s.UsersOut, tags=["users"], **reading)
-    async def users(q: Searched = "", limit: Limit = 20) -> Response:
+    async def search_users(q: Searched = "", limit: Limit = 20) -> Response:
         """Search users by part of their id, ordered by number of events."""
         return _json({"users": await look_up(service.current.browser.users, q, limit)})
 
     @app.get("/v1/users/random", response_model=s.UsersOut, tags=["users"], **reading)
-    async def random_user() -> Response:
+    async def get_random_user() -> Response:
         """Return a random user with a history."""
         return _json({"users": await look_up(service.current.browser.random_user)})
 
@@ -241,55 +220,60 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
         return _json(await look_up(current.browser.history, user))
 
     @app.get("/v1/users/{user:path}/history", response_model=s.HistoryOut, tags=["users"], **finding)
-    async def history(user: str) -> Response:
+    async def get_history(user: str) -> Response:
         """Return the history of a user: the events of the bundle and the accepted ones. Percent-encode the id, slashes included."""
         return await events_of(unquote(user))
 
     @app.get("/v1/history", response_model=s.HistoryOut, tags=["users"], **finding)
-    async def history_by_query(user: IdText) -> Response:
+    async def get_history_by_query(user: IdText) -> Response:
         """Return the history of a user. Unlike a path, a query can hold any id, `..` included."""
         return await events_of(user)
 
     @app.get("/v1/about", response_model=o.AboutOut, tags=["items"], **reading)
-    async def about() -> Response:
+    async def get_about() -> Response:
         """Describe the served bundle and the filters that it supports."""
         return _json(await look_up(service.current.browser.about))
 
 
 def _writing(app: FastAPI, post: Post, service: Service) -> None:
     @post("/v1/events", s.EventsIn, s.EventsOut, "events")
-    async def events(body: s.EventsIn, state: dict[str, Any]) -> bytes:  # noqa: ARG001
+    async def add_events(body: s.EventsIn, state: dict[str, Any]) -> bytes:  # noqa: ARG001
         """Store events. When this responds, they are on disk and affect all later responses."""
         accepted, repeated = await service.accept(body.events)
         return to_json({"accepted": accepted, "repeated": repeated})
 
     @post("/admin/reload", s.ReloadIn, o.ReloadOut, "operation", optional=True)
-    async def reload(body: s.ReloadIn | None, state: dict[str, Any]) -> bytes:  # noqa: ARG001
+    async def reload_bundle(body: s.ReloadIn | None, state: dict[str, Any]) -> bytes:  # noqa: ARG001
         """Serve another bundle, or read the current folder again. If the bundle is invalid, the current one stays in use."""
         return to_json(await service.updates.reload(Path(body.bundle) if body and body.bundle else None))
 
     @app.post("/admin/refresh", response_model=o.RefreshOut, responses=REFUSALS, dependencies=[Depends(BEARER)], tags=["operation"])
-    async def refresh() -> Response:
+    async def refresh_items() -> Response:
         """Bring the state, the popularity and the fallback lists of the items up to date with the accepted events, now."""
         return _json(await service.updates.refresh())
 
 
 def _watching(app: FastAPI, service: Service) -> None:
     @app.get("/health/live", response_model=o.StateOut, tags=["operation"])
-    async def live() -> Response:
+    async def check_live() -> Response:
         """Return 200 while the process responds."""
         return _json({"status": "live"})
 
-    @app.get("/health/ready", response_model=o.StateOut, responses={503: REFUSALS[503]}, tags=["operation"])
-    async def ready() -> Response:
+    @app.get("/health/ready", response_model=o.StateOut, responses=BUSY, tags=["operation"])
+    async def check_ready() -> Response:
         """Return 200 if the server can answer recommendation requests, and the state of the event store."""
         problem = service.problem
         if problem is not None:
             raise BusyError(problem)
         return _json(service.state())
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}, tags=["operation"])
-    async def metrics() -> Response:
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        tags=["operation"],
+    )
+    async def get_metrics() -> Response:
         """Return metrics in the Prometheus text format."""
         return Response(await service.metrics(), media_type="text/plain; version=0.0.4")
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from twotower.errors import ConfigError
+from twotower.serving.rate_limits import RateLimiter
 from twotower.utils.config_serving import Limits
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -20,43 +20,6 @@ WATCH_RATE, WATCH_BURST = 50.0, 300.0  # of health checks, metrics and files of 
 ARRIVALS_PER_S, ARRIVALS_BURST = 100.0, 512.0  # new connections of a client
 BYTES_PER_TOKEN = 4096
 """A request of this size takes one more request from the client's bucket, before it is read."""
-
-
-class RateLimiter:
-    """Token bucket of `burst` requests for each client, refilled at `rate` per second.
-
-    Memory is bounded: beyond `most_clients`, the client not seen for the longest time is dropped and starts with a full bucket.
-    """
-
-    def __init__(self, rate: float, burst: float, *, most_clients: int = 10_000) -> None:
-        self.rate, self.burst, self.most_clients = rate, burst, most_clients
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def wait_s(self, client: str, cost: float = 1.0, now: float | None = None) -> float:
-        """Take a request from the client's bucket. Return 0, or the seconds to wait if the bucket is empty.
-
-        A request that costs more than is left is taken as long as one request is left: later ones then wait.
-        """
-        left, now = self._left(client, now)
-        wait = 0.0 if left >= 1 or self.rate <= 0 else (1 - left) / self.rate
-        self._keep(client, left if wait else left - cost, now)
-        return wait
-
-    def charge(self, client: str, requests: float, now: float | None = None) -> None:
-        """Take the further requests of an accepted batch. The bucket may become negative; later requests then wait."""
-        left, now = self._left(client, now)
-        self._keep(client, left - requests, now)
-
-    def _left(self, client: str, now: float | None) -> tuple[float, float]:
-        now = time.monotonic() if now is None else now
-        left, then = self._buckets.pop(client, (self.burst, now))
-        return min(self.burst, left + (now - then) * self.rate), now
-
-    def _keep(self, client: str, left: float, now: float) -> None:
-        if self.rate > 0:
-            self._buckets[client] = (left, now)
-        if len(self._buckets) > self.most_clients:
-            self._buckets.popitem(last=False)
 
 
 class Clients:

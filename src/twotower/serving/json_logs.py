@@ -26,11 +26,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def setup_json_logs(level: str = "info") -> None:
-    """Write the log records of the package from `level` on, and warnings of asyncio, as JSON."""
+    """Write the log records of the package from `level` on, and warnings of its libraries, as JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     log.handlers = [handler]
     log.setLevel(level.upper())
-    loop = logging.getLogger("asyncio")
-    loop.handlers, loop.propagate = [handler], False
-    loop.setLevel(logging.WARNING)
+    for name in ("asyncio", "opentelemetry"):
+        library = logging.getLogger(name)
+        library.handlers, library.propagate = [handler], False
+        library.setLevel(logging.WARNING)

@@ -14,17 +14,19 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from twotower.serving.access import Access
 from twotower.serving.bodies import BodyError
-from twotower.serving.clients import BYTES_PER_TOKEN, Clients, RateLimiter, cost, retry_after, shortened
+from twotower.serving.clients import BYTES_PER_TOKEN, Clients, cost, retry_after, shortened
 from twotower.serving.json_logs import FIELDS
 from twotower.serving.prometheus import Meters
+from twotower.serving.rate_limits import RateLimiter
 from twotower.serving.refusals import error_body, too_large
+from twotower.serving.response_headers import PREFLIGHT, Headers, accepts_gzip, added_headers
+from twotower.serving.telemetry import RequestTrace, Telemetry
 from twotower.utils.config_serving import Limits
 from twotower.utils.console import log
 
@@ -44,21 +46,6 @@ REFUSAL_LINES_PER_S = 10.0  # log lines of refused requests; the rest is counted
 UNTIMED_PREFIX = "/admin/"  # loading a bundle has no time limit once the body has arrived
 GZIP_FROM_BYTES = 2**10
 GZIP_IN_THREAD_FROM_BYTES = 2**16  # compressing more would delay other requests
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
-    "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"permissions-policy", b"camera=(), microphone=(), geolocation=(self)"),
-]
-TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
-UNCACHED = (b"cache-control", b"no-store")
-SHARED = (b"access-control-allow-headers", b"authorization, content-type, x-request-id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +69,7 @@ class Gate:
     overloaded: Callable[[str], bool]
     log_clients: str = "full"
     log_probes: bool = False
+    telemetry: Telemetry | None = None
     images: str = ""
 
     def client_fields(self, client: str) -> dict[str, str]:
@@ -96,7 +84,7 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self.app, self.gate, self.limits = app, gate, gate.limits
-        self._lines = RateLimiter(REFUSAL_LINES_PER_S, REFUSAL_LINES_PER_S)
+        self._lines = RateLimiter(REFUSAL_LINES_PER_S, REFUSAL_LINES_PER_S, most_clients=1)
         self._left_out = 0  # refusals without a log line since the last one
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,6 +93,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         passage = _Passage(scope, receive, send, self.gate)
+        if self.gate.telemetry is not None and not passage.path.startswith(WATCHING):
+            passage.trace = self.gate.telemetry.request(passage.method, passage.head)
         try:
             if not await self._refused(passage):
                 await self._within(passage, self.limits.request_s, patient=passage.path.startswith(UNTIMED_PREFIX))
@@ -176,6 +166,7 @@ class RequestMiddleware:
             timer.cancel()
 
     def _note(self, passage: _Passage) -> None:
+        """Count, log and trace a finished request."""
         took, route = time.perf_counter() - passage.began, getattr(passage.scope.get("route"), "path", "other")
         self.gate.meters.request(route, passage.status, took)
         code = passage.scope["state"].get("code")
@@ -198,6 +189,9 @@ class RequestMiddleware:
         elif self.gate.log_probes or not passage.path.startswith(UNLOGGED) or passage.status >= FAILED:
             more, self._left_out = {"left_out": self._left_out} if self._left_out else {}, 0
             log.info("answered", extra={FIELDS: fields | more})
+        if passage.trace is not None:
+            given = {"request_id": passage.request_id, "code": code, "crash": passage.crash}
+            passage.trace.end(route=route, status=passage.status, seconds=took, **given)
 
 
 class _Passage:
@@ -220,6 +214,7 @@ class _Passage:
         self.bodiless = not self.length and b"transfer-encoding" not in head
         self.status, self._read = 0, 0
         self.crash: Exception | None = None
+        self.trace: RequestTrace | None = None
         self.on_arrival: Callable[[], None] | None = None
         """Called when the whole body has arrived."""
         self.on_answer: Callable[[], None] | None = None
@@ -302,42 +297,20 @@ class _Passage:
             return False
         if _text(self.head, b"origin").lower() not in origins:
             return False
-        headers = [
-            (b"content-length", b"0"),
-            (b"access-control-allow-methods", b"GET, POST"),
-            SHARED,
-            (b"access-control-max-age", b"600"),
-        ]
-        await self.send({"type": "http.response.start", "status": 204, "headers": headers})
+        await self.send({"type": "http.response.start", "status": 204, "headers": PREFLIGHT})
         await self.send({"type": "http.response.body", "body": b""})
         return True
 
-    def _headers(self, present: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        added = [_policy(self._gate.images), *HEADERS, (b"x-request-id", self.request_id.encode())]
-        if self.scope["scheme"] == "https":
-            added.append(TRANSPORT)
-        if self._gate.access.origins:
-            added.append((b"vary", b"origin"))
-            origin = self.head.get(b"origin", b"")
-            if origin.decode("latin-1").lower() in self._gate.access.origins:
-                added.append((b"access-control-allow-origin", origin))
-        return added if any(name == b"cache-control" for name, _ in present) else [*added, UNCACHED]
-
-
-@cache
-def _policy(images: str) -> tuple[bytes, bytes]:
-    """Return the header with the content security policy."""
-    return b"content-security-policy", POLICY.replace("img-src", f"img-src {images}".rstrip()).encode()
+    def _headers(self, present: Headers) -> Headers:
+        own = [(b"x-request-id", self.request_id.encode()), *([self.trace.header] if self.trace else [])]
+        return own + added_headers(
+            present,
+            images=self._gate.images,
+            origins=self._gate.access.origins,
+            origin=self.head.get(b"origin", b""),
+            secure=self.scope["scheme"] == "https",
+        )
 
 
 def _text(head: dict[bytes, bytes], name: bytes) -> str:
     return head.get(name, b"").decode("latin-1").strip()
-
-
-def accepts_gzip(accepted: bytes) -> bool:
-    """Return True if the header `Accept-Encoding` allows gzip."""
-    for part in accepted.lower().split(b","):
-        name, _, quality = part.strip().partition(b";")
-        if name.strip() == b"gzip":
-            return quality.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
-    return False

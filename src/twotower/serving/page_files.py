@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
 
-from twotower.serving.middleware import accepts_gzip
+from twotower.serving.response_headers import accepts_gzip
 
 PAGE = Path(__file__).with_name("page")
 KINDS = {

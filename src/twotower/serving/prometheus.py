@@ -15,6 +15,10 @@ SIZES = (1, 2, 4, 8, 16, 32)
 REFRESHES = ("refreshed", "unchanged", "failed")
 RELOADS, EVENTS, ERRORS = ("loaded", "refused"), ("accepted", "repeated", "skipped"), ("internal", "busy", "rate", "timeout")
 
+UPDATES = frozenset(
+    f"twotower_{name}" for name in ("reloads", "refreshes", "as_of_seconds", "refreshed_seconds", "item_events")
+)  # counted by the process that makes the updates, which is no worker
+
 
 class Meters:
     """Counters and histograms; names begin with "twotower_".

@@ -247,11 +247,17 @@ class AnswerOut(ListOut):
     took_ms: float
 
 
+Code = Literal[
+    "malformed", "host", "origin", "not_found", "method_not_allowed", "too_large", "encoding", "invalid", "refused",
+    "unauthorized", "forbidden", "rate", "timeout", "busy", "internal",
+]  # fmt: skip
+
+
 class ErrorDetail(BaseModel):
     """The error: what is wrong, what is allowed and what to do."""
 
-    code: str
-    message: str
+    code: Code = Field(description="Kind of the error. `invalid`: the request is well-formed but cannot be answered.")
+    message: str = Field(examples=["Unknown item 'b_231'. Search for valid ids with GET /v1/items?q=TEXT."])
     location: str | int | None = Field(
         None, description="Part of the request that is wrong: a path in its JSON, or a character position in its filter."
     )

@@ -27,6 +27,7 @@ from twotower.serving.metrics_sum import MetricsFolder
 from twotower.serving.prometheus import Meters
 from twotower.serving.service import Service
 from twotower.serving.supervisor import Supervisor
+from twotower.serving.telemetry import Telemetry
 from twotower.serving.updates import Updater, freeze_garbage_collector
 from twotower.serving.worker import Outfit, ParentUpdates, Seat, run_alone, run_worker
 from twotower.utils.config_serving import ServingConfig
@@ -49,6 +50,7 @@ def serve(bundle: Path, config: ServingConfig) -> NoReturn:
     access = access_of(config)
     clients = Clients(config, config.trusted_proxies, unix=config.unix_socket is not None)
     tls = Certificate(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
+    Telemetry.wanted(os.environ)  # a mistake fails here; each process that serves has its own
     if config.trusted_key is not None:
         read_trusted_key(config.trusted_key)
     events = config.events or f"sqlite:{bundle.resolve().with_name(bundle.resolve().name + '.events.sqlite')}"

@@ -10,7 +10,7 @@ import asyncio
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from twotower.serving.limits import HEAVY_WEIGHT
 from twotower.serving.model_version import Engine, Likeness, Listed, Question
 from twotower.serving.prometheus import Meters
 from twotower.serving.schemas import EventIn, RecommendIn
+from twotower.serving.telemetry import Telemetry
 from twotower.serving.updates import OwnUpdates, Updater, Updates
 from twotower.utils.config_serving import Limits
 from twotower.utils.types import Json
@@ -100,6 +101,8 @@ class Service:
     def _prepare(self, limits: Limits) -> Meters:
         self.limits, self.stopping = limits, False
         self.fleet: Fleet | None = None
+        self.telemetry: Telemetry | None = None
+        """Sends traces and metrics; set before the application is created."""
         self.meters = Meters(lambda: self.answers.waiting + self.heavy.waiting, lambda: self.journal.state == "ok")
         return self.meters
 
@@ -187,6 +190,8 @@ class Service:
             futures |= dict(zip(positions, submitted, strict=True))
         for at, outcome in zip(futures, await asyncio.gather(*futures.values(), return_exceptions=True), strict=True):
             found[at] = outcome
+        if self.telemetry is not None:
+            self.telemetry.answers(one.answer for one in found if isinstance(one, Listed))
         return current.about(), found
 
     def _question(self, body: RecommendIn, skip: int) -> Question:
@@ -198,7 +203,7 @@ class Service:
         version, deadline = current.engine.version, time.perf_counter() + self.limits.queue_timeout_s
         with _part("cursor"):
             skip = cursors.read(cursor, version, identity)
-        with _part():
+        with _part(), self._traced("search"):
             (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter, skip)], deadline, client)
             items = await future
         return {**current.about(), "next": cursors.following(version, identity, skip, len(items), k), "items": items}
@@ -231,7 +236,8 @@ class Service:
         ]
         (future,) = self.writes.submit(self.journal.append, [events], time.perf_counter() + self.limits.queue_timeout_s)
         try:
-            new = await asyncio.wait_for(future, self.limits.queue_timeout_s - ANSWER_S)
+            with self._traced("store"):
+                new = await asyncio.wait_for(future, self.limits.queue_timeout_s - ANSWER_S)
         except TimeoutError:
             raise BusyError("The event store is too slow; the events may be stored. Send them again later.") from None
         self.meters.events(new, len(events) - new)
@@ -244,6 +250,10 @@ class Service:
         self.writes.close()
         self.journal.close()
         gc.unfreeze()  # lets the interpreter free everything in order at exit
+
+    def _traced(self, name: str) -> AbstractContextManager[None]:
+        """Return a block that makes a span, if spans are made."""
+        return nullcontext() if self.telemetry is None else self.telemetry.span(name)
 
     def _as_json(self, listed: Listed | BaseException, body: RecommendIn, origin: Json) -> bytes:
         if isinstance(listed, BaseException):

@@ -16,7 +16,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,8 +32,10 @@ from twotower.serving.freshness import RefreshError
 from twotower.serving.http_server import HttpServer
 from twotower.serving.listening import Certificate
 from twotower.serving.metrics_sum import MetricsFolder
+from twotower.serving.prometheus import UPDATES
 from twotower.serving.service import Service
 from twotower.serving.shared_counts import SharedCounts
+from twotower.serving.telemetry import Telemetry
 from twotower.utils.config_serving import ServingConfig
 from twotower.utils.console import log
 from twotower.utils.types import Json
@@ -288,6 +291,20 @@ class Process:
         self._on_signal(signal.SIGINT)
 
 
+@contextmanager
+def _telemetry(service: Service, seat: Seat | None = None) -> Iterator[None]:
+    """Send traces and metrics of this process while the block runs. The threads that do it would not survive a fork."""
+    service.telemetry = telemetry = Telemetry.from_environment(os.environ, None if seat is None else seat.number)
+    if telemetry is None:
+        yield
+        return
+    telemetry.watch(service.meters, () if seat is None else UPDATES)
+    try:
+        yield
+    finally:
+        telemetry.close()
+
+
 def run_worker(outfit: Outfit, service: Service, seat: Seat) -> NoReturn:
     """Serve as one of several processes, until stopped or until others take over."""
     code = 1
@@ -297,7 +314,8 @@ def run_worker(outfit: Outfit, service: Service, seat: Seat) -> NoReturn:
         seat.pipe.send(b'{"ready": 1}')
 
     try:
-        uvloop.run(Process(outfit, service, seat).run(started))
+        with _telemetry(service, seat):
+            uvloop.run(Process(outfit, service, seat).run(started))
         code = 0
     except Exception:
         log.exception("a worker has failed")
@@ -306,7 +324,8 @@ def run_worker(outfit: Outfit, service: Service, seat: Seat) -> NoReturn:
 
 def run_alone(outfit: Outfit, service: Service, started: Callable[[], None]) -> None:
     """Serve in this process."""
-    uvloop.run(Process(outfit, service).run(started))
+    with _telemetry(service):
+        uvloop.run(Process(outfit, service).run(started))
 
 
 async def _renewing(certificate: Certificate) -> None:

@@ -1,0 +1,77 @@
+"""Decide the headers of responses: security, other origins, caching, and whether a body may be compressed."""
+
+from __future__ import annotations
+
+from functools import cache
+
+Headers = list[tuple[bytes, bytes]]
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
+    "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+SECURITY: Headers = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), microphone=(), geolocation=(self)"),
+]
+TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
+UNCACHED = (b"cache-control", b"no-store")
+PREFLIGHT: Headers = [
+    (b"content-length", b"0"),
+    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
+    (b"access-control-max-age", b"600"),
+]
+
+
+def added_headers(present: Headers, *, images: str, origins: frozenset[str], origin: bytes, secure: bool) -> Headers:
+    """Return the headers that a response gets besides its own.
+
+    Parameters
+    ----------
+    present
+        Headers of the response so far.
+    images
+        Origin of images that the page may show beside its own; empty: none.
+    origins
+        Other origins that may read responses.
+    origin
+        Origin of the request; empty: none.
+    secure
+        True if the client uses HTTPS.
+    """
+    added = list(_security(images))
+    if secure:
+        added.append(TRANSPORT)
+    if origins:
+        added.append((b"vary", b"origin"))
+        if origin.decode("latin-1").lower() in origins:
+            added.append((b"access-control-allow-origin", origin))
+    if not any(name == b"cache-control" for name, _ in present):
+        added.append(UNCACHED)
+    return added
+
+
+@cache
+def _security(images: str) -> Headers:
+    policy = POLICY.replace("img-src", f"img-src {images}".rstrip())
+    return [(b"content-security-policy", policy.encode()), *SECURITY]
+
+
+def accepts_gzip(accepted: bytes) -> bool:
+    """Return True if the header `Accept-Encoding` allows gzip.
+
+    Examples
+    --------
+    >>> accepts_gzip(b"br, gzip;q=0.5"), accepts_gzip(b"gzip;q=0")
+    (True, False)
+    """
+    for part in accepted.lower().split(b","):
+        name, _, quality = part.strip().partition(b";")
+        if name.strip() == b"gzip":
+            return quality.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
+    return False
