@@ -20,6 +20,7 @@ from twotower.utils.console import log
 
 FUTURE_S = 86_400  # how far ahead of this clock an event may be
 MAX_EVENTS_PER_USER = 1000  # latest events of a user and an event type kept in memory; the store keeps all
+RETRY_S = 1.0  # pause after an error of the store
 
 Accepted = tuple[str, HistoryEvent]
 """A user and an accepted event."""
@@ -68,7 +69,7 @@ class Journal:
         self._events: dict[str, tuple[HistoryEvent, ...]] = {}
         self._log: list[Accepted] = []
         self.on_skipped = on_skipped
-        self.state = "ok"
+        self.state: str
         """`ok`, or why the store does not work at the moment."""
         self._stop = threading.Event()
         self.catch_up()
@@ -182,10 +183,10 @@ class Journal:
                 self.catch_up()
             except BusyError as error:
                 log.warning("cannot read the events of other servers, retrying: %s", error)
-                self._stop.wait(1.0)
+                self._stop.wait(RETRY_S)
             except Exception:  # log unexpected errors with a traceback and keep following
                 log.exception("cannot read the events of other servers, retrying")
-                self._stop.wait(1.0)
+                self._stop.wait(RETRY_S)
 
 
 def _take(events: dict[str, tuple[HistoryEvent, ...]], event: Event) -> HistoryEvent:
