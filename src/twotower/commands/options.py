@@ -178,10 +178,9 @@ def keep_existing(out: Path, names: Sequence[str], *, overwrite: bool, resume: b
         return
     found = [name for name in names if (out / name).exists()] if names else sorted(path.name for path in out.iterdir())[:3]
     if found:
-        advice = "" if resume is None else ", or continue it with --resume"
+        advice = ", or add --overwrite" if resume is None else ", add --overwrite, or continue it with --resume"
         raise DataError(
-            f"{out} already contains {', '.join(found)}. Existing files are not replaced by default. "
-            f"Choose another folder, add --overwrite{advice}."
+            f"{out} already contains {', '.join(found)}. Existing files are not replaced by default. Choose another folder{advice}."
         )
 
 

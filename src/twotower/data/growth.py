@@ -32,7 +32,7 @@ class NewNegatives:
 
 @dataclass(frozen=True)
 class Growth:
-    """How a dataset grows.
+    """The growth of a dataset by new events.
 
     Attributes
     ----------
@@ -143,8 +143,11 @@ def rows_of(ids: list[str], values: pa.ChunkedArray) -> Int:
 
 
 def _contains(base: Dataset, user_row: Int, item_row: Int, time_s: Int, event_type: pa.ChunkedArray) -> Mask:
-    """Return which events the dataset has: of a user, by item, second and type, or by item alone if it keeps no repeats; of nobody,
-    by item and second."""
+    """Return the mask of events that the dataset has already.
+
+    Events of a user are compared by item, second and type, or by item alone if the dataset keeps no repeats. Anonymous events are
+    compared by item and second.
+    """
     events, item_events = base.events, base.item_events
     user, named = np.where(user_row >= FIRST_ROW, user_row, 0), user_row >= FIRST_ROW
     start, stop = events.offsets[user], events.offsets[np.where(named, user + 1, 0)]

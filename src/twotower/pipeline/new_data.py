@@ -23,7 +23,7 @@ ROLES = ("interactions", "items", "users")
 
 @dataclass(frozen=True)
 class NewSource:
-    """Where the new data of an update are.
+    """The location of the new data of an update.
 
     Attributes
     ----------

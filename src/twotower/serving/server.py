@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
+from twotower.bundle.sealed_folder import bundle_in, read_manifest
 from twotower.bundle.signature import read_trusted_key
 from twotower.errors import ConfigError
 from twotower.serving.access import KEY_VARIABLE, Access
@@ -53,6 +54,7 @@ def serve(bundle: Path, config: ServingConfig) -> NoReturn:
     Telemetry.wanted(os.environ)  # a mistake fails here; each process that serves has its own
     if config.trusted_key is not None:
         read_trusted_key(config.trusted_key)
+    read_manifest(bundle_in(bundle))  # before a file of events is created beside it
     events = config.events or f"sqlite:{bundle.resolve().with_name(bundle.resolve().name + '.events.sqlite')}"
     with ExitStack() as stack:
         sockets = stack.enter_context(listening(config.host, config.port, config.unix_socket))

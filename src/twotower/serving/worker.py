@@ -47,7 +47,7 @@ MESSAGE_BYTES = 65_536
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outfit:
-    """What every process of the server has."""
+    """The parts that every process of the server has."""
 
     config: ServingConfig
     access: Access
@@ -153,7 +153,7 @@ class ParentUpdates:
 
 
 class Fleet:
-    """What a worker knows of the others; see `service.Fleet`."""
+    """The other workers, as one worker sees them; see `service.Fleet`."""
 
     def __init__(self, seat: Seat, service: Service) -> None:
         self._seat, self._service = seat, service

@@ -31,7 +31,7 @@ PASSWORD = re.compile(r"(?<=://)[^@/]*@")
 
 
 class Limits(Settings):
-    """What a server allows a client, and how long it waits."""
+    """The limits of a server for its clients, and its waiting times."""
 
     head_bytes: int = Field(2**14, ge=256)
     """Maximum size of the request line with all headers."""

@@ -109,7 +109,7 @@ class RepeatsRecord(Document):
 
 
 class HistoryRecord(Document):
-    """How a history counts beside the user tower."""
+    """The weights of a history beside the user tower."""
 
     recency: float
     """Weight of its last items in nats: that with the best validation metric, if such a weight raises the likelihood clearly."""
