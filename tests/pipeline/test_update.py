@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +25,9 @@ import twotower as tt
 from twotower.bundle.bundle import load_bundle
 from twotower.bundle.revision import add_items, remove_items
 from twotower.cli import main
+from twotower.client import Client
 from twotower.data.dataset import Dataset
+from twotower.errors import UnreachableError
 from twotower.pipeline import update as module
 from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.new_data import NewSource, source_of_files
@@ -30,7 +35,8 @@ from twotower.pipeline.stages import Watch, run_all
 from twotower.pipeline.update import update
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import FIRST_ROW, TRAIN, UNKNOWN, VALID
-from twotower.serving.event_store import Event, SQLiteStore
+from twotower.serving.event_types import Event
+from twotower.serving.sqlite_store import SQLiteStore
 from twotower.trainers.callbacks import Callback, Training
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import parse_config
@@ -398,6 +404,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import twotower.pipeline.update
 from twotower.cli import main
+from twotower.client import Client
 from twotower.bundle.bundle import load_bundle
 
 run, whole, new = sys.argv[1:]
@@ -529,3 +536,61 @@ def test_a_table_in_long_form_changes_the_properties_that_it_tells(tmp_path: Pat
     after = {row["item_id"]: row for row in grown.items.to_pylist()}
     assert after["P0001"] == {**before["P0001"], "price": 39.5} and after["P0002"] == before["P0002"]
     assert after["P0060"]["brand"] == "Darjeeling" and grown.noun == "tea"
+
+
+KEY = "a-key-for-these-tests"
+ENVIRONMENT = {**os.environ, "TWOTOWER_API_KEY": KEY, "PYTHONUNBUFFERED": "1"}
+
+
+def command(*parts: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "twotower", "--quiet", *map(str, parts)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def ready(client: Client) -> bool:
+    try:
+        return client.check_ready()["status"] == "ready"
+    except UnreachableError:
+        return False
+
+
+def test_updates_at_intervals_reload_a_server_and_outlive_a_failure(shop_run: Path, origin: Path, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    new = tmp_path / "arrives"  # later than the first update
+    server = command("serve", shop_run / "bundle", "--port", url.rpartition(":")[2])
+    updates = command("update", shop_run, "--data", new, "--every", "0.0003", "--reload", url)
+    assert server.stdout and updates.stdout and updates.stderr
+    try:
+        with Client(url, key=KEY) as client:
+            while not ready(client):
+                time.sleep(0.1)
+            first = client.get_about()["version"]
+        assert "No file or folder" in updates.stderr.readline()
+        shutil.copytree(origin / "new", tmp_path / "arriving")
+        (tmp_path / "arriving").rename(new)
+        told = iter(updates.stdout.readline, "")
+        assert any(line == f"Bundle: {shop_run / 'bundle'}\n" for line in told)
+        served = next(line for line in told if line.startswith("Serving: version "))
+        with Client(url, key=KEY) as client:
+            assert first not in served and client.get_about()["version"] in served
+        assert "Nothing was changed." in next(told)
+    finally:
+        for child in (updates, server):
+            child.send_signal(signal.SIGINT)
+            child.communicate(timeout=60)
+    assert updates.returncode == 130
+
+
+def test_a_server_that_is_not_there_is_told_after_the_update(shop_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, nowhere = str(shop_run.parent / "new"), "http://127.0.0.1:1"
+    assert main(["update", str(shop_run), "--data", new, "--reload", nowhere]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "bundle is ready, but no server loaded it. No answer from http://127.0.0.1:1" in said
+    assert main(["update", str(shop_run), "--data", new, "--reload", "localhost:8000"]) == 2
+    assert "is not the address of a server" in capsys.readouterr().err
+    assert main(["update", str(shop_run), "--data", new, "--every", "1", "--out", "elsewhere"]) == 2
+    assert "Leave out --out." in capsys.readouterr().err

@@ -16,7 +16,8 @@ from twotower.errors import BusyError
 from twotower.retrieval.request import HistoryEvent
 from twotower.serving import event_journal as module
 from twotower.serving.event_journal import Journal
-from twotower.serving.event_store import Entry, Event, PositionLost, open_store
+from twotower.serving.event_store import open_store
+from twotower.serving.event_types import Entry, Event, PositionLost
 from twotower.serving.shared_counts import SharedCounts
 from twotower.utils.console import log
 

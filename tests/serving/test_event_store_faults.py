@@ -15,7 +15,9 @@ import pytest
 
 from twotower.errors import BusyError, ConfigError, DataError
 from twotower.serving import event_store as module
-from twotower.serving.event_store import Event, open_store
+from twotower.serving.event_store import open_store
+from twotower.serving.event_types import Event
+from twotower.serving.redis_store import RedisStore
 from twotower.utils.console import log
 
 EVENT = Event("a", "u", "b", 1)
@@ -129,12 +131,12 @@ def test_a_redis_that_fails_is_one_sentence(
     redis_url: str, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = f"{{{uuid.uuid4().hex}}}"
-    monkeypatch.setattr(module.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
+    monkeypatch.setattr(RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
     store: Any = open_store(redis_url)
     store._client.set(f"{name}:events", "of another type")
     with pytest.raises(BusyError, match=r"were not stored: Redis does not respond. Send them again later"):
         store.append([EVENT])
-    assert "cannot store events: WRONGTYPE" in logged.text
+    assert "The events were not stored: WRONGTYPE" in logged.text
     with pytest.raises(BusyError, match=r"Redis does not respond: WRONGTYPE.*Try again later"):
         store.since("")
     store.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,13 @@ from twotower.commands.options import (
     resuming,
     say_next,
 )
-from twotower.errors import require
+from twotower.errors import ResponseError, TwoTowerError, UnreachableError, require
 
 if TYPE_CHECKING:
+    from twotower.client import Client
     from twotower.utils.config import Config
+
+RELOAD_TIMEOUT_S = 300.0
 
 
 @click.command(short_help="Estimate the memory of training, and find settings that fit.")
@@ -122,20 +126,52 @@ def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
 @click.option(
     "--set", "overrides", multiple=True, metavar="updating.A=VALUE", help="Override one setting of the update. Can be repeated."
 )
-def update(run: Path, data: tuple[Path, ...], events: str | None, out: Path | None, overrides: tuple[str, ...]) -> None:
+@click.option("--reload", "server", metavar="URL", help="Address of a server that then loads the bundle. Key: TWOTOWER_API_KEY.")
+@click.option(
+    "--every", type=click.FloatRange(0, min_open=True), metavar="HOURS", help="Update again every HOURS. Stop with Ctrl+C."
+)
+def update(
+    run: Path,
+    data: tuple[Path, ...],
+    events: str | None,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    server: str | None,
+    every: float | None,
+) -> None:
     """Go on with the training of a run on new events.
 
     New users, items and values are added. The new model is compared with the one before on the
     newest events, and published if it is not worse. A command that was killed goes on when it is
-    given again.
+    given again. With --every, an update that fails is reported, and the next one begins on time.
 
     \b
     Example:
       twotower update runs/shop --data orders-monday.csv
-      twotower update runs/shop --events redis://localhost:6379/0
+      twotower update runs/shop --events redis://localhost:6379/0 --every 24
     """
     if bool(data) == (events is not None):
         raise click.UsageError("An update needs the new events: give either --data or --events.")
+    if every is not None and out is not None:
+        raise click.UsageError("--every updates RUN itself again and again. Leave out --out.")
+    client = None if server is None else _client(server)
+    while True:
+        began = time.monotonic()
+        try:
+            _update_once(run, data, events, out or run, overrides)
+            if client is not None:
+                _reload(client, (out or run) / "bundle")
+        except TwoTowerError as error:
+            if every is None:
+                raise
+            click.echo(f"twotower: error: {error}", err=True)
+        if every is None:
+            return
+        time.sleep(max(0.0, began + every * 3600 - time.monotonic()))
+
+
+def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Path, overrides: tuple[str, ...]) -> None:
+    """Update a run into `out`, which is the run itself or another folder, and tell what changed."""
     from twotower.utils.config import load_config
 
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
@@ -148,12 +184,29 @@ def update(run: Path, data: tuple[Path, ...], events: str | None, out: Path | No
     run = root_of(run)
     base = Dataset.open(Path(run_manifest(inside(run, "model")).dataset))
     source = source_of_files(data, base) if events is None else source_of_store(events, base)
-    record = update_run(run, source, out or run, overrides=overrides)
+    record = update_run(run, source, out, overrides=overrides)
     if record is None:
         click.echo(f"{run} has all of these events already. Nothing was changed.")
         return
-    click.echo(f"{in_words(record)}\nBundle: {(out or run) / 'bundle'}")
-    say_next("recommend", (out or run) / "bundle", f"--user={a_user((out or run) / 'dataset')}")
+    click.echo(f"{in_words(record)}\nBundle: {out / 'bundle'}")
+    say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
+
+
+def _client(server: str) -> Client:
+    """Return a client of a server; an invalid address is an error before the update begins."""
+    require("client", "urllib3")
+    from twotower.client import Client
+
+    return Client(server, timeout_s=RELOAD_TIMEOUT_S, retries=0)
+
+
+def _reload(client: Client, bundle: Path) -> None:
+    """Let a server load a bundle, and tell its version."""
+    try:
+        version = client.reload_bundle(str(bundle.resolve()))["version"]
+    except (ResponseError, UnreachableError) as error:
+        raise TwoTowerError(f"{bundle} is ready, but no server loaded it. {error} Then repeat the command.") from None
+    click.echo(f"Serving: version {version}")
 
 
 @click.command(short_help="Train a run again on the validation part too.")
