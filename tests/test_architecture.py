@@ -35,7 +35,7 @@ ORDER = [
     "commands",
     "cli.py __main__.py __init__.py",
 ]
-PLACES = [place for row in ORDER for place in row.split()]
+RANKS = [folder for row in ORDER for folder in row.split()]
 MAX_LOOSE, MAX_FOLDERS = 8, 22
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 50
 
@@ -43,7 +43,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.read_text().stri
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in FILES}
 
 
-def place_of(module: str) -> str:
+def folder_of(module: str) -> str:
     """Return the folder of a module, or the module itself where it stands at the root of the package."""
     return module.rpartition("/")[0] or module
 
@@ -68,22 +68,22 @@ def section(number: int) -> str:
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_a_folder_imports_only_folders_below_it(module: str) -> None:
-    here = place_of(module)
-    assert here in PLACES, f"{here} is not in ORDER: add it there and to docs/architecture.md"
+    here = folder_of(module)
+    assert here in RANKS, f"{here} is not in ORDER: add it there and to docs/architecture.md"
     for other in imports(MODULES[module].read_text()):
-        below = place_of(other)
-        assert below == here or PLACES.index(below) < PLACES.index(here), f"{module} imports {other}, which is above it"
+        below = folder_of(other)
+        assert below == here or RANKS.index(below) < RANKS.index(here), f"{module} imports {other}, which is above it"
 
 
 def test_no_module_imports_itself_through_others() -> None:
     TopologicalSorter({name: imports(path.read_text()) for name, path in MODULES.items()}).prepare()  # raises on a cycle
 
 
-def test_the_package_has_few_rooms() -> None:
-    folders = {place_of(module) for module in MODULES if "/" in module}
+def test_the_package_has_few_folders() -> None:
+    folders = {folder_of(module) for module in MODULES if "/" in module}
     loose = {module for module in MODULES if "/" not in module}
     assert len(folders) <= MAX_FOLDERS and len(loose) <= MAX_LOOSE
-    assert set(PLACES) == folders | loose, "ORDER names what does not exist"
+    assert set(RANKS) == folders | loose, "ORDER names what does not exist"
 
 
 def long_functions(source: str) -> list[str]:
@@ -127,12 +127,12 @@ def test_an_import_is_found_wherever_it_stands() -> None:
 def test_the_page_shows_the_order_of_the_folders() -> None:
     table = section(2).split("\n### ")[0]
     shown = [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table.splitlines() if row.startswith("| `")]
-    assert [name.rstrip("/") for names in shown for name in names] == PLACES
+    assert [name.rstrip("/") for names in shown for name in names] == RANKS
 
 
 def test_the_page_names_every_module_once() -> None:
     table = section(2).split("\n### ")[1]
     shown = re.findall(r"^\| `([^`]+)` \| .+ \|$", table, re.M)
     assert sorted(shown) == sorted(MODULES)
-    order = [PLACES.index(place_of(module)) for module in shown]
+    order = [RANKS.index(folder_of(module)) for module in shown]
     assert order == sorted(order), "modules stand in the order of the folders"

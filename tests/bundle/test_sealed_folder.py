@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from twotower.bundle import sealed_folder
-from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, read_manifest, verify_manifest, write_manifest
+from twotower.bundle.sealed_folder import MANIFEST, atomic_replace, bundle_in, read_manifest, verify_manifest, write_manifest
 from twotower.errors import DataError
 from twotower.schema import BUNDLE_FORMAT
 
@@ -240,3 +240,8 @@ def test_what_may_be_replaced(tmp_path: Path) -> None:
         with atomic_replace(tmp_path / name) as fresh:
             write_manifest(fresh, bundle_manifest(2))
         assert verify_manifest(tmp_path / name).revision == 2
+
+
+def test_a_run_stands_for_its_bundle(folder: Path) -> None:
+    assert bundle_in(folder.parent) == folder, "the run has a bundle"
+    assert bundle_in(folder) == folder and bundle_in(folder / "inner") == folder / "inner"

@@ -246,7 +246,7 @@ def test_held_out_accepts_only_splits_with_held_out_events(plain: Dataset) -> No
         (lambda folder: (folder / "manifest.json").write_text("{"), "no readable manifest.json"),
         (lambda folder: (folder / "manifest.json").write_text('{"kind": "bundle"}'), "has kind 'bundle', expected 'dataset'"),
         (lambda folder: (folder / "manifest.json").write_text('{"kind": "dataset", "format": 99}'), "has format 99"),
-        (lambda folder: (folder / "visits.safetensors").unlink(), "visits.safetensors missing"),
+        (lambda folder: (folder / "item_events.safetensors").unlink(), "item_events.safetensors missing"),
     ],
 )
 def test_an_incomplete_dataset_folder_is_refused_in_one_line(plain: Dataset, tmp_path: Path, change: Any, message: str) -> None:

@@ -31,7 +31,7 @@ MACHINE = MachineInfo(
     memory=Memory(32 * GB, None, 24 * GB),
     folder=Path("/work"),
     disk_free_bytes=100 * GB,
-    asked=False,
+    requested=False,
     raw=(RawFiles(Path("data/raw"), ("business", "checkin", "review")),),
     extras={},
     kaggle=False,
@@ -221,7 +221,7 @@ def test_this_machine_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     )
     assert len(machine.torch.gpus) == torch.cuda.device_count()
     assert 0 < machine.memory.free_bytes <= machine.memory.total_bytes and machine.cores >= 1 and machine.disk_free_bytes > 0
-    assert machine.folder == tmp_path and not machine.asked and "dev" not in machine.extras
+    assert machine.folder == tmp_path and not machine.requested and "dev" not in machine.extras
 
 
 def test_raw_files_are_found_where_they_are(town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_raw_files_are_found_where_they_are(town: Town, tmp_path: Path, monkeypa
 def test_the_command_prints_a_line_each_and_exits_with_the_verdict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine_check, "gather", lambda data: replace(MACHINE, asked=data is not None))
+    monkeypatch.setattr(machine_check, "gather", lambda data: replace(MACHINE, requested=data is not None))
     assert main(["doctor", "--data", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(diagnose(MACHINE)) and all(line.startswith("ok") for line in lines)

@@ -60,7 +60,7 @@ def test_routes_are_read_with_their_bounds_and_examples(client: TestClient) -> N
     assert events.needs_key and events.body is not None and '"event_id"' in events.sent and events.answered
     assert routes["GET", "/v1/about"].needs_key and not routes["GET", "/health/ready"].needs_key
     (k,) = (value for value in routes["GET", "/v1/items/{item_id}/similar"].parameters if value.name == "k")
-    assert (k.kind, k.place, k.default, k.bounds) == ("integer", "query", "10", "at least 1, at most 500")
+    assert (k.kind, k.location, k.default, k.bounds) == ("integer", "query", "10", "at least 1, at most 500")
     assert {name for _, fields in api.objects.values() for value in fields for name in value.objects} <= api.objects.keys()
 
 

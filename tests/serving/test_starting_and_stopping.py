@@ -22,9 +22,9 @@ from twotower.serving.access import KEY_VARIABLE
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Return the one line of an invalid start."""
     assert main(["serve", *map(str, arguments)]) == 2
-    said = capsys.readouterr()
-    (line,) = said.err.splitlines()
-    assert line.startswith("twotower: error: ") and not said.out
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert line.startswith("twotower: error: ") and not output.out
     return line
 
 
@@ -35,6 +35,12 @@ def handlers() -> Any:
     yield
     for number, handler in before:
         signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_without_a_bundle_gets_no_file_of_events(tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: int) -> None:
+    assert "is not a bundle" in refused(capsys, tmp_path / "nothing", "--port", 0, "--public", "--workers", workers)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_can_fail_at_once_fails_before_the_bundle_is_loaded(

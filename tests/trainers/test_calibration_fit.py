@@ -26,7 +26,7 @@ from twotower.trainers.calibration import (
     _largest_distance_weight,
     _likelihood,
     _newton,
-    _place,
+    _set_locations,
     calibrate,
     in_words,
     refresh_interval_days,
@@ -195,13 +195,13 @@ def test_the_origin_is_the_mean_item_and_unlocated_ones_are_at_the_median() -> N
     priors, nowhere = Priors(1.0, (0.0,)), [[np.nan] * 3]
     items = np.array([[6.0, 0, 0], [0, 0, 0], [0, 9, 0], *nowhere])
     users = np.array([[0.0, 0, 0], *nowhere])
-    _place(priors, items, users)
+    _set_locations(priors, items, users)
     assert priors.centre.tolist() == [2, 3, 0]
     assert float(priors.unlocated) == pytest.approx(np.median([36, 0, 81]) / 2)
-    _place(priors, np.array(nowhere), users)
+    _set_locations(priors, np.array(nowhere), users)
     assert priors.centre.tolist() == [2, 3, 0], "no item has a location: nothing changes"
     other = Priors(1.0, (0.0,))
-    _place(other, items, np.array(nowhere))
+    _set_locations(other, items, np.array(nowhere))
     assert other.centre.tolist() == [2, 3, 0] and float(other.unlocated) == 0
 
 
@@ -213,7 +213,7 @@ def test_distances_are_sampled_from_both_ends(monkeypatch: pytest.MonkeyPatch) -
     users = np.zeros((5, 3))
     users[3:] = 1e4
     priors = Priors(1.0, (0.0,))
-    _place(priors, items, users)
+    _set_locations(priors, items, users)
     assert float(priors.unlocated) == pytest.approx(20**2 / 2, rel=1e-4)
 
 

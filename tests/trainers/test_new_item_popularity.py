@@ -15,7 +15,7 @@ from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import NEW_LENGTH
 from twotower.pipeline.stages import train_stage
 from twotower.schema import FIRST_ROW
-from twotower.trainers.new_item_popularity import PLACES, SIMULATED_SHARE, _bias, calibrate_new_items
+from twotower.trainers.new_item_popularity import SIMULATED_SHARE, TOP_K, _bias, calibrate_new_items
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.checkpoint import load_checkpoint
 
@@ -49,7 +49,7 @@ def calibrated(trainer: TwoTowerTrainer, exposure: float, seed: int = 0) -> tupl
     return found, retriever
 
 
-def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popularity: float, seed: int) -> float:
+def share_of_positions(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popularity: float, seed: int) -> float:
     """Compute the share of top-10 positions by hand: known items without id and state, ranked among all other known items."""
     dataset, model = trainer.dataset, trainer.model
     known = np.arange(FIRST_ROW, dataset.n_train_item_rows)
@@ -64,7 +64,7 @@ def share_of_places(trainer: TwoTowerTrainer, retriever: NeuralRetriever, popula
     scores = (retriever.encode(queries) @ vectors.T).numpy()
     scores[:, :FIRST_ROW], scores[:, dataset.n_train_item_rows :] = -np.inf, -np.inf
     scores[np.repeat(np.arange(len(queries)), queries.lengths), queries.item_row] = -np.inf
-    best = np.argsort(-scores, axis=1)[:, :PLACES]
+    best = np.argsort(-scores, axis=1)[:, :TOP_K]
     return float(np.isin(best, rows).mean())
 
 
@@ -73,8 +73,8 @@ def test_new_items_take_their_share_of_the_positions(trainer: TwoTowerTrainer, e
     shares = []
     for seed in range(12):
         popularity, retriever = calibrated(trainer, exposure, seed)
-        assert share_of_places(trainer, retriever, popularity, seed) == pytest.approx(exposure, abs=0.01), "of those chosen"
-        shares.append(share_of_places(trainer, retriever, popularity, seed + 100))
+        assert share_of_positions(trainer, retriever, popularity, seed) == pytest.approx(exposure, abs=0.01), "of those chosen"
+        shares.append(share_of_positions(trainer, retriever, popularity, seed + 100))
     assert np.mean(shares) == pytest.approx(exposure, rel=0.4), "of others"
 
 
@@ -83,7 +83,7 @@ def test_more_positions_take_more_popularity(trainer: TwoTowerTrainer) -> None:
     assert found == sorted(set(found))
 
 
-def test_a_vector_of_a_new_item_is_shorter_and_says_nothing_of_its_visits(trainer: TwoTowerTrainer) -> None:
+def test_a_vector_of_a_new_item_is_shorter_and_has_no_item_state(trainer: TwoTowerTrainer) -> None:
     rows = np.arange(FIRST_ROW, FIRST_ROW + 20)
     early, late = (trainer.store.items(rows, np.full(20, moment)) for moment in (0, 2_000_000_000))
     with torch.no_grad():
@@ -120,8 +120,8 @@ def test_where_popularity_has_no_part_nothing_is_made_of_it(dataset: Dataset, tm
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
 
 
-def test_a_catalogue_of_fewer_items_than_places_warns_of_nothing() -> None:
-    known_items, best = np.full((3, PLACES), -np.inf), np.full((3, PLACES), -np.inf)
+def test_a_catalogue_of_fewer_items_than_positions_warns_of_nothing() -> None:
+    known_items, best = np.full((3, TOP_K), -np.inf), np.full((3, TOP_K), -np.inf)
     known_items[:, 0], best[:, 0] = 2.0, 1.0
     assert _bias(best, known_items, np.array([1.0, 0.0, 1e-40]), 0.5) == 0.0  # the first gap is to an empty place
     known_items[:, -1] = 0.0

@@ -134,6 +134,15 @@ def test_the_gradient_is_a_constant():
     assert not first.requires_grad
 
 
+def test_a_second_derivative_is_refused_and_not_silently_zero():
+    leaves, arguments = problem(4, 5)
+    scale = leaves[0].new_tensor(2.0).requires_grad_()
+    loss = softmax_loss(*leaves[:2], temperature=leaves[2], **arguments)
+    (first,) = torch.autograd.grad(loss * scale, leaves[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_it_is_computed_in_float32_under_autocast():
     leaves, arguments = problem(6, 7)
     leaves, arguments = [leaf.detach().float() for leaf in leaves], {**arguments, "log_weight": arguments["log_weight"].float()}

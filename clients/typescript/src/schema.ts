@@ -740,7 +740,7 @@ export interface components {
         };
         /**
          * ColumnsOut
-         * @description What filters of this catalogue can compare.
+         * @description The columns that filters can compare, and examples of filters.
          */
         ColumnsOut: {
             /** Columns */

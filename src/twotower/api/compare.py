@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from twotower.api.model import Model
 
 FIRST, SECOND = "a", "b"
-LISTS, LIST_LENGTH, SHOWN = 1000, 10, 5
+LISTS, LIST_LENGTH, CHANGED_LISTS = 1000, 10, 5
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _lists(
     equal = np.array([len(np.intersect1d(x[x >= 0], y[y >= 0])) / max((x >= 0).sum(), 1) for x, y in zip(one, other, strict=True)])
     order = np.argsort(equal, kind="stable")
     _, first = np.unique(queries.user_row[order], return_index=True)  # one list of each user
-    most = order[np.sort(first)][:SHOWN]
+    most = order[np.sort(first)][:CHANGED_LISTS]
     kinds = id_types(dataset.manifest)
     users = dataset.users[USER_ID].take(np.repeat(queries.user_row[most] - FIRST_ROW, LIST_LENGTH))
     columns = {
@@ -168,5 +168,5 @@ def _lists(
 
 def _items(dataset: Dataset, rows: Int, kinds: Mapping[str, str]) -> Any:
     found = rows.reshape(-1)
-    places = pa.array(found - FIRST_ROW, mask=found < FIRST_ROW)
-    return native_ids(dataset.items[ITEM_ID].take(places), kinds[ITEM_ID])
+    positions = pa.array(found - FIRST_ROW, mask=found < FIRST_ROW)
+    return native_ids(dataset.items[ITEM_ID].take(positions), kinds[ITEM_ID])

@@ -38,7 +38,7 @@ class Fitted:
     report_file: Path | None
     kind: Kind
     temporary: finalize[..., object] | None = None
-    """Removes a folder that nobody asked to keep."""
+    """Removes a temporary folder."""
 
     @cached_property
     def report(self) -> Report | None:

@@ -74,7 +74,7 @@ def fit_frames(
     found = [name for name in PARTS if (out / name).exists()]
     if found and not options.overwrite:
         raise DataError(f"{out} already contains {', '.join(found)}. Choose another folder, or pass overwrite=True.")
-    with _shown(options.verbose) as callbacks:
+    with _progress(options.verbose) as callbacks:
         watch = Watch(callbacks=[*options.callbacks, *callbacks], interruptible=True)
         evaluated = _run(settings, out, described.tables, watch)
     made = Fitted(out / "bundle", out, out / "report.json" if evaluated else None, kind_of(frames[0]))
@@ -93,7 +93,7 @@ def update_frames(made: Fitted, frames: tuple[Any, Any, Any], overrides: Mapping
     settings = base.manifest.config.data.model_dump(mode="json")
     source = source_of_tables(tables_of(given, settings), base)
     changed = [f"updating.{name}={value}" for name, value in overrides.items()]
-    with _shown(options.verbose) as callbacks:
+    with _progress(options.verbose) as callbacks:
         record = update(run, source, run, overrides=changed, watch=Watch(callbacks=[*options.callbacks, *callbacks]))
     if record is None:
         log.warning("the model has all of these events already: nothing was changed")
@@ -129,7 +129,7 @@ class _Figures(Callback):
 
 
 @contextmanager
-def _shown(verbose: int) -> Iterator[list[Callback]]:
+def _progress(verbose: int) -> Iterator[list[Callback]]:
     """Show a progress bar from 1 on, the log lines from 2 on, and warnings in any case."""
     level, handlers, propagate = log.level, log.handlers, log.propagate
     try:

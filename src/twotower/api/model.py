@@ -210,7 +210,7 @@ class Model(Params):
         RequestError
             Neither users nor a history is given, an id is missing, an item is unknown, or the filter is malformed.
         """
-        from twotower.api.asking import recommend
+        from twotower.api.answering import recommend
 
         same = {
             "near": near,
@@ -229,7 +229,7 @@ class Model(Params):
         RequestError
             The item is unknown, or the filter is malformed.
         """
-        from twotower.api.asking import similar
+        from twotower.api.answering import similar
 
         return similar(self._made, item, k, filter)
 
@@ -239,7 +239,7 @@ class Model(Params):
         The last numbers of a vector are not from the tower: log popularities of the item, and its location. The inner product of a
         user vector and an item vector is the score of `recommend`.
         """
-        from twotower.api.asking import item_vectors
+        from twotower.api.answering import item_vectors
 
         return item_vectors(self._made)
 
@@ -248,7 +248,7 @@ class Model(Params):
 
         `users=None` without a history stands for all users of the events.
         """
-        from twotower.api.asking import user_vectors
+        from twotower.api.answering import user_vectors
 
         return user_vectors(self._made, users, history)
 
@@ -310,8 +310,8 @@ class Model(Params):
 
     def __repr__(self) -> str:
         given = {name: value for name, value in self.get_params(deep=False).items() if value not in (None, (), 1) or name == "seed"}
-        shown = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
-        return f"Model({shown}){': ' + self._summary() if self._fitted else ''}"
+        arguments = ", ".join(f"{name}={value!r}" for name, value in given.items() if value is not None)
+        return f"Model({arguments}){': ' + self._summary() if self._fitted else ''}"
 
     def _summary(self) -> str:
         size, report = self.dataset.size, self._made.report

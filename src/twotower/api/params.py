@@ -44,8 +44,8 @@ def check_callbacks(given: Any) -> tuple[Any, ...]:
         raise ConfigError(f"callbacks is a {type(given).__name__}. It must be a list of callbacks: callbacks=[MyCallback()].")
     for one in given:
         if isinstance(one, type) or not all(callable(getattr(one, name, None)) for name in CALLS):
-            shown = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
-            raise ConfigError(f"One of the callbacks is {shown}. It must be an object of a subclass of twotower.Callback.")
+            description = f"the class {one.__name__}" if isinstance(one, type) else f"a {type(one).__name__}"
+            raise ConfigError(f"One of the callbacks is {description}. It must be an object of a subclass of twotower.Callback.")
     return tuple(given)
 
 

@@ -107,8 +107,8 @@ def register_index(name: str) -> Add:
 def _adder(registry: Registry[Any], name: str) -> Add:
     """Return the decorator that registers a function or class under a name, after checks of both."""
     if not isinstance(name, str) or not name:
-        shown = getattr(name, "__name__", repr(name))
-        raise ConfigError(f"The name of a {registry.kind} is {shown}. It must be a text: @register_{registry.kind}('mine').")
+        text = getattr(name, "__name__", repr(name))
+        raise ConfigError(f"The name of a {registry.kind} is {text}. It must be a text: @register_{registry.kind}('mine').")
     add: Add = registry.register(name)
 
     def checked(entry: T, /) -> T:

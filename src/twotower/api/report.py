@@ -86,10 +86,10 @@ class Report:
         metrics = [self.metric, *(name for name in systems[order[0]] if name.endswith(self.metric.partition("@")[2]))]
         names = list(dict.fromkeys(metrics))
         rows = [_row([title(name), *(f"{systems[name][one].value:.4f}" for one in names)], bold=name == MAIN) for name in order]
-        said = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
+        list_items = "".join(f"<li>{escape(sentence)}</li>" for sentence in self.sentences)
         curves = "".join(_curve(self.data.curves, name) for name in (self.metric, "train_loss"))
         table = f"<table><thead>{_row(['system', *names], cell='th')}</thead><tbody>{''.join(rows)}</tbody></table>"
-        return f"<h3>{escape(self.verdict)}</h3><ul>{said}</ul>{table}{curves}"
+        return f"<h3>{escape(self.verdict)}</h3><ul>{list_items}</ul>{table}{curves}"
 
 
 def _row(cells: Sequence[str], *, cell: str = "td", bold: bool = False) -> str:

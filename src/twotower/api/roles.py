@@ -117,8 +117,8 @@ def describe(events: Any, items: Any = None, users: Any = None, **named: str) ->
             facts: dict[str, Any] = {"role": one.role, "kind": one.kind, "missing": one.missing, "distinct": one.distinct}
             about = {"examples": ", ".join(one.examples), "reason": one.reason}
             rows.append({"table": table.sample.name, "column": one.name, **facts, **about})
-    shown = pa.Table.from_pylist(rows)
-    return as_kind(shown if len(frames) > 1 else shown.drop_columns(["table"]), kind_of(events))
+    roles = pa.Table.from_pylist(rows)
+    return as_kind(roles if len(frames) > 1 else roles.drop_columns(["table"]), kind_of(events))
 
 
 def named_frames(events: Any, items: Any, users: Any) -> dict[str, Any]:

@@ -65,10 +65,10 @@ def item_vectors(dataset: Dataset, width: int, *, length: float, seed: int) -> F
     They are fitted on at most `MAX_ALS_USERS` random users; items without events of these users are zeros.
     """
     matrix = interactions(dataset)
-    visitors = np.flatnonzero(np.diff(matrix.indptr))
-    if len(visitors) > MAX_ALS_USERS:
-        visitors = np.sort(np.random.default_rng(seed).choice(visitors, MAX_ALS_USERS, replace=False))
-    vectors: Float = np.array(factorise(matrix[visitors], width, seed=seed).item_factors, np.float32)
+    active_users = np.flatnonzero(np.diff(matrix.indptr))
+    if len(active_users) > MAX_ALS_USERS:
+        active_users = np.sort(np.random.default_rng(seed).choice(active_users, MAX_ALS_USERS, replace=False))
+    vectors: Float = np.array(factorise(matrix[active_users], width, seed=seed).item_factors, np.float32)
     vectors[:FIRST_ROW] = 0
     norms = np.linalg.norm(vectors, axis=1)
     if norms.any():

@@ -21,17 +21,17 @@ def content_vectors(dataset: Dataset) -> tuple[sparse.csr_matrix, Float]:
     (over training items), or encoded numbers.
     """
     fitted_on = dataset.n_train_item_rows
-    shown = [sparse.csr_matrix((dataset.n_item_rows, 1), dtype=np.float32)]
+    blocks = [sparse.csr_matrix((dataset.n_item_rows, 1), dtype=np.float32)]
     numbers = [np.zeros((dataset.n_item_rows, 1), np.float32)]
     for spec in (spec for spec in dataset.specs if spec.side == "item"):
         array = dataset.item_features[spec.name]
         if spec.kind == "geo":  # one cell per scale
-            shown += [normalize(_one_hot(cell[:, None], fitted_on)) for cell in array.T]
+            blocks += [normalize(_one_hot(cell[:, None], fitted_on)) for cell in array.T]
         elif array.dtype.kind == "i":
-            shown.append(normalize(_one_hot(array.reshape(len(array), -1), fitted_on)))
+            blocks.append(normalize(_one_hot(array.reshape(len(array), -1), fitted_on)))
         else:
             numbers.append(normalize(array))
-    values, dense = sparse.hstack(shown, "csr"), np.hstack(numbers)
+    values, dense = sparse.hstack(blocks, "csr"), np.hstack(numbers)
     length = np.sqrt(values.multiply(values).sum(1).A1 + (dense**2).sum(1))
     scale = (1 / np.where(length > 0, length, 1)).astype(np.float32)
     return (sparse.diags(scale) @ values).tocsr(), dense * scale[:, None]

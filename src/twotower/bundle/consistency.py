@@ -41,9 +41,9 @@ def _check_settings(config: ResolvedModel, weights: dict[str, Tensor]) -> None:
             pairs.append((f"{name}.hidden_dims", tower.hidden_dims[:-1], _hidden(weights, name)))
     if user.num_blocks:
         pairs.append(("user_tower.max_history", user.max_history, weights["user_tower.encoder.position"].shape[0]))
-    for name, said, stored in pairs:
-        if said != stored:
-            raise ValueError(f"model.{name} is {str(said)[:40]}, but the weights have {stored}")
+    for name, setting, stored in pairs:
+        if setting != stored:
+            raise ValueError(f"model.{name} is {str(setting)[:40]}, but the weights have {stored}")
     if max(user.num_blocks, user.cross_layers, item.cross_layers) > len(weights):
         raise ValueError("the settings have more layers than there are weights")
 
@@ -66,11 +66,11 @@ def check_dataset(dataset: Dataset) -> None:
         "item features": all(len(value) == dataset.n_item_rows for value in dataset.item_features.values()),
         "user features": all(len(value) == dataset.n_user_rows for value in dataset.user_features.values()),
         "events": _equal_lengths(events),
-        "visits": _equal_lengths(item_events),
+        "events of items": _equal_lengths(item_events),
         "negatives": negatives is None
         or (_equal_lengths(negatives) and _covers(negatives.offsets, dataset.n_user_rows, len(negatives))),
         "events of users": _covers(events.offsets, dataset.n_user_rows, len(events)),
-        "visits of items": _covers(item_events.offsets, dataset.n_item_rows, len(item_events)),
+        "offsets of events of items": _covers(item_events.offsets, dataset.n_item_rows, len(item_events)),
         "items of events": _rows_within(events.item_row, dataset.n_item_rows),
         "items of negatives": negatives is None or _rows_within(negatives.item_row, dataset.n_item_rows),
         "types of events": not len(events)

@@ -116,7 +116,7 @@ def from_kaggle(handle: str, out: Path) -> Path:
 def card(manifest: BundleManifest) -> str:
     """Return the model card (README) of the repository: metric, features and example code."""
     best = manifest.metrics
-    said = "Not evaluated" if best is None or best.value is None else f"{best.metric} {best.value:.4f} on validation"
+    quality = "Not evaluated" if best is None or best.value is None else f"{best.metric} {best.value:.4f} on validation"
     features = ", ".join(f"{spec.name} ({spec.kind})" for spec in manifest.features) or "none"
     return f"""---
 library_name: two-tower-rec
@@ -124,7 +124,7 @@ tags: [recommender-systems, retrieval, two-tower]
 ---
 # A two-tower retrieval bundle
 
-{said}. Features: {features}. `{MANIFEST}` lists the SHA-256 of every file. Loading checks them and runs no code.
+{quality}. Features: {features}. `{MANIFEST}` lists the SHA-256 of every file. Loading checks them and runs no code.
 
 ```python
 from pathlib import Path

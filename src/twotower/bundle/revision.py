@@ -71,7 +71,7 @@ def add_items(path: Path, file: Path) -> BundleManifest:
             ),  # an item that returns keeps its earlier events
             offered=np.ones(len(rows), np.bool_),
         )
-        arrays = {name: _placed(old[name], value, rows) for name, value in asdict(added).items()}
+        arrays = {name: _extended(old[name], value, rows) for name, value in asdict(added).items()}
         write_arrays(folder / INDEX_FILE, arrays)
         renew_index(folder / INDEX, torch.from_numpy(arrays["vectors"]))
 
@@ -138,7 +138,7 @@ def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> 
     near = dataset.item_features.get(NEIGHBOURS)
     if near is not None:  # an item that returns has its training neighbours; a new item has none
         encoded[NEIGHBOURS] = np.where((rows < len(near))[:, None], near[np.minimum(rows, len(near) - 1)], PAD)
-    features = {name: _placed(value, encoded[name], rows) for name, value in dataset.item_features.items()}
+    features = {name: _extended(value, encoded[name], rows) for name, value in dataset.item_features.items()}
     position = np.arange(max(dataset.n_item_rows, int(rows.max()) + 1)) - FIRST_ROW
     position[rows] = len(dataset.items) + np.arange(len(rows))
     items = pa.concat_tables([dataset.items, new]).take(position[FIRST_ROW:])
@@ -153,9 +153,9 @@ def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> 
     (folder / MANIFEST).write_text(json.dumps(manifest.json_values(), indent=1, sort_keys=True))
 
 
-def _placed(old: Any, new: Any, rows: Int) -> Any:
+def _extended(old: Any, new: Any, rows: Int) -> Any:
     """Return `old` [n, …] with `new` written at `rows`, extended if rows lie beyond its end."""
     missing = max(int(rows.max()) + 1 - len(old), 0)
-    placed = np.concatenate([old, np.zeros((missing, *old.shape[1:]), old.dtype)])
-    placed[rows] = new
-    return placed
+    extended = np.concatenate([old, np.zeros((missing, *old.shape[1:]), old.dtype)])
+    extended[rows] = new
+    return extended

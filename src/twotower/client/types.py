@@ -382,7 +382,7 @@ class ColumnOut(TypedDict):
 
 
 class ColumnsOut(TypedDict):
-    """What filters of this catalogue can compare."""
+    """The columns that filters can compare, and examples of filters."""
 
     columns: list[ColumnOut]
     examples: list[str]

@@ -61,7 +61,7 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
     help="Item ids, oldest first, separated by commas (quote an id that has one). With --user they follow the user's own.",
 )
 @click.option(
-    "--all", "everybody", is_flag=True, help="Recommend to every user of the bundle, into --out. Resumes after an interruption."
+    "--all", "all_users", is_flag=True, help="Recommend to every user of the bundle, into --out. Resumes after an interruption."
 )
 @click.option("--out", metavar="PATH", help="With --all: Parquet file of user_id, rank, item_id and score; on Spark a folder.")
 @click.option(
@@ -100,14 +100,14 @@ def recommend(
     bundle: Path,
     user: str | None,
     history: str | None,
-    everybody: bool,
+    all_users: bool,
     out: str | None,
     engine: str,
     spark_master: str | None,
     include_seen: bool,
     as_json: bool,
     overwrite: bool,
-    **asked: Any,
+    **settings: Any,
 ) -> None:
     """Recommend items to a known user, to an unknown user with a history, or to all users.
 
@@ -119,40 +119,42 @@ def recommend(
       twotower recommend runs/town/bundle --all --out lists.parquet
       twotower recommend runs/town/bundle --all --engine spark --out s3a://lists/town
     """
-    if everybody != (out is not None) or (everybody and (user or history or as_json or asked["explain"])):
+    if all_users != (out is not None) or (all_users and (user or history or as_json or settings["explain"])):
         raise click.UsageError("--all goes with --out PATH, and with neither --user, --history, --json nor --explain.")
-    if engine == "spark" and not everybody:
+    if engine == "spark" and not all_users:
         raise click.UsageError("--engine spark computes the lists of all users. Add --all and --out FOLDER.")
     if spark_master and engine != "spark":
         raise click.UsageError("--spark-master needs --engine spark.")
     if out is not None:
         file = None if engine == "spark" else Path(FILE.convert(out, None, None))
-        _everybody(bundle, out, file, spark_master, {"exclude_seen": not include_seen, **asked}, overwrite=overwrite)
+        _recommend_to_all(bundle, out, file, spark_master, {"exclude_seen": not include_seen, **settings}, overwrite=overwrite)
         return
     from twotower.pipeline.bundle_stages import as_table
     from twotower.retrieval.recommender import Recommender
 
     ids = None if history is None else listed_ids(history)
     recommender = Recommender.load(bundle)
-    found = recommender.recommend(user=user, history=ids, exclude_seen=not include_seen, **asked)
+    found = recommender.recommend(user=user, history=ids, exclude_seen=not include_seen, **settings)
     if not as_json:
         click.echo(as_table(found, recommender.dataset.noun))
     for item in found if as_json else ():
         row = asdict(item)
-        if not asked["explain"]:
+        if not settings["explain"]:
             del row["reasons"]
         click.echo(json.dumps(row, ensure_ascii=False))
     say_next("serve", bundle)
 
 
-def _everybody(bundle: Path, out: str, file: Path | None, master: str | None, asked: dict[str, Any], *, overwrite: bool) -> None:
+def _recommend_to_all(
+    bundle: Path, out: str, file: Path | None, master: str | None, settings: dict[str, Any], *, overwrite: bool
+) -> None:
     """Write the lists of all users to a file, or on Spark to the folder `out`."""
     if file is not None:
         keep_file(file, overwrite=overwrite)
     from twotower.pipeline.bundle_stages import recommend_all_stage, recommend_on_spark_stage
     from twotower.retrieval.request import Request
 
-    request = Request(**asked)
+    request = Request(**settings)
     if file is not None:
         users = recommend_all_stage(bundle, file, request)
     else:

@@ -54,9 +54,9 @@ class Journey(click.Group):
                     formatter.write_dl([(name.ljust(width - 4), text) for name, text in rows])
 
 
-def show_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
+def show_version(context: click.Context, _: click.Parameter, requested: bool) -> None:
     """Print the version and exit."""
-    if asked and not context.resilient_parsing:
+    if requested and not context.resilient_parsing:
         click.echo(f"twotower {twotower.__version__}")
         context.exit()
 
@@ -177,16 +177,15 @@ def keep_existing(out: Path, names: Sequence[str], *, overwrite: bool, resume: b
     DataError
         An entry exists, and the user asked neither to overwrite nor to continue it.
     """
-    from twotower.utils.console import speaks
+    from twotower.utils.console import is_first_process
 
-    if overwrite or resume or not speaks() or not out.is_dir():  # only the first process checks, before it writes
+    if overwrite or resume or not is_first_process() or not out.is_dir():  # only the first process checks, before it writes
         return
     found = [name for name in names if (out / name).exists()] if names else sorted(path.name for path in out.iterdir())[:3]
     if found:
-        advice = "" if resume is None else ", or continue it with --resume"
+        advice = ", or add --overwrite" if resume is None else ", add --overwrite, or continue it with --resume"
         raise DataError(
-            f"{out} already contains {', '.join(found)}. Existing files are not replaced by default. "
-            f"Choose another folder, add --overwrite{advice}."
+            f"{out} already contains {', '.join(found)}. Existing files are not replaced by default. Choose another folder{advice}."
         )
 
 
@@ -235,8 +234,8 @@ def a_user(dataset: Path) -> str:
 
 def say_next(*words: str | Path) -> None:
     """Print the suggested next command to stderr; stdout holds only the result of the command."""
-    from twotower.utils.console import speaks
+    from twotower.utils.console import is_first_process
 
     context = click.get_current_context(silent=True)
-    if speaks() and not (context and context.find_root().params.get("quiet")):
+    if is_first_process() and not (context and context.find_root().params.get("quiet")):
         click.echo(f"Next: twotower {' '.join(shlex.quote(str(word)) for word in words)}", err=True)

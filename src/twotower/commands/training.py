@@ -91,10 +91,10 @@ def train(data: Path, out: Path, resume: bool, overwrite: bool, config: Config) 
     """
     keep_existing(out, ("manifest.json", "best.pt", "last.pt"), overwrite=overwrite, resume=resume)
     from twotower.pipeline.stages import train_stage
-    from twotower.utils.console import speaks
+    from twotower.utils.console import is_first_process
 
     best = train_stage(config, inside(data, "dataset"), out, resume=resume)
-    if speaks():
+    if is_first_process():
         reached = "no validation part" if best.value is None else f"best {best.metric} {best.value:.4f}"
         click.echo(f"{out}: {reached}; the saved model is from step {best.step}; bundle in {out / 'bundle'}")
     say_next("evaluate", out)
@@ -120,7 +120,7 @@ def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
     say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
 
 
-@click.command(short_help="Train a run on new events, and publish the model if it is not worse.")
+@click.command(short_help="Train a run on new events; publish it if it is not worse.")
 @click.argument("run", type=FOLDER)
 @click.option("--data", multiple=True, type=click.Path(path_type=Path), help="New events: files or a folder like those of the run.")
 @click.option("--events", metavar="STORE", help="Event store of a server, instead of --data: sqlite:PATH or redis://….")

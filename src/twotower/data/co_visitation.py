@@ -1,4 +1,4 @@
-"""Find the co-visited items of each item: those that the same users visit in training.
+"""Find the co-visited items of each item: those that have events of the same users in training.
 
 The result depends only on the training events. Used as an item feature, it is one precomputed layer of graph convolution (He et
 al., "LightGCN", SIGIR 2020): an item learns from its neighbours in one training step, where its id alone would need many events.
@@ -45,7 +45,7 @@ def co_visited(
     int32 [n_item_rows, most]
         Item rows, padded with 0; among equally near items the lower row first.
     """
-    interactions = _visits(user_row, item_row, n_user_rows, n_item_rows)
+    interactions = _interactions(user_row, item_row, n_user_rows, n_item_rows)
     users_of, items_of = np.maximum(interactions.getnnz(0), 1), np.maximum(interactions.getnnz(1), 1)
     by_user = (sparse.diags(items_of**-0.5) @ interactions @ sparse.diags(users_of**-0.5)).tocsr()
     by_item = by_user.T.tocsr()
@@ -103,7 +103,7 @@ def _late(user_row: Int, n_user_rows: int) -> Mask:
     return np.asarray(end - np.arange(len(user_row)) <= MAX_USER_EVENTS)
 
 
-def _visits(user_row: Int, item_row: Int, n_user_rows: int, n_item_rows: int) -> sparse.csr_matrix:
+def _interactions(user_row: Int, item_row: Int, n_user_rows: int, n_item_rows: int) -> sparse.csr_matrix:
     """Return float64 [n_user_rows, n_item_rows]: 1 if an item is in the latest events of the user."""
     late = _late(user_row, n_user_rows)
     interactions = sparse.csr_matrix((np.ones(int(late.sum())), (user_row[late], item_row[late])), (n_user_rows, n_item_rows))

@@ -10,8 +10,24 @@ from numpy.typing import NDArray
 from twotower.utils.types import Float, Int, Mask
 
 
+class _ByUser:
+    """Rows of users laid end to end."""
+
+    __slots__ = ()
+    offsets: Int
+    item_row: Int
+
+    def __len__(self) -> int:
+        return len(self.item_row)
+
+    @property
+    def user_row(self) -> Int:
+        """Return the user row of each row, int64."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
 @dataclass(frozen=True, slots=True)
-class Events:
+class Events(_ByUser):
     """Events of users with an id, by user, oldest first.
 
     Attributes
@@ -40,17 +56,9 @@ class Events:
     split: NDArray[np.int8]
     request: Int | None = None
 
-    def __len__(self) -> int:
-        return len(self.item_row)
-
-    @property
-    def user_row(self) -> Int:
-        """Return the user row of each event, int64 [E]."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
-
 
 @dataclass(frozen=True, slots=True)
-class NegativeEvents:
+class NegativeEvents(_ByUser):
     """Explicit negatives and impressions of users, by user, oldest first; no history and no popularity counts them.
 
     Attributes
@@ -79,14 +87,6 @@ class NegativeEvents:
     impression: Mask
     position: Int
     request: Int
-
-    def __len__(self) -> int:
-        return len(self.item_row)
-
-    @property
-    def user_row(self) -> Int:
-        """Return the user row of each negative, int64 [N]."""
-        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,17 +46,17 @@ def write_events(
     rows = chosen.events.join(items, ITEM_KEY).left_join(users, USER_KEY)
     rows = rows.mutate(stars=rows[STARS].fill_null(float("nan")).cast("float32"))
     code = rows[EVENT_TYPE].cases(*((name, i + 1) for i, name in enumerate(types)), else_=0).cast("int64")
-    shown = [name for name in (POSITION, REQUEST) if name in rows.columns]
+    impression_columns = [name for name in (POSITION, REQUEST) if name in rows.columns]
     columns = [USER_ROW, ITEM_ROW, TIME, STARS, EVENT_TYPE, WEIGHT, SPLIT]
-    full = stage.save(rows.filter(~rows[NEGATIVE]).mutate(event_type=code).select(*columns, ORDER, POSITIVE, *shown))
+    full = stage.save(rows.filter(~rows[NEGATIVE]).mutate(event_type=code).select(*columns, ORDER, POSITIVE, *impression_columns))
     known = full.filter(full[USER_ROW].notnull()).order_by([USER_ROW, *BY_TIME])
     events = _arrays(known.select(*columns, POSITIVE))
     n_items, n_users = row_count(items) + FIRST_ROW, row_count(users) + FIRST_ROW
     negative_types: list[str] = []
     negative_counts: dict[str, int] = {}
     if row_count(chosen.events.filter(chosen.events[NEGATIVE])):
-        negatives = rows.filter(rows[NEGATIVE]).order_by([USER_ROW, *BY_TIME]).select(*columns, *shown).to_pyarrow()
-        named = known.select(REQUEST).to_pyarrow()[REQUEST] if REQUEST in shown else None
+        negatives = rows.filter(rows[NEGATIVE]).order_by([USER_ROW, *BY_TIME]).select(*columns, *impression_columns).to_pyarrow()
+        named = known.select(REQUEST).to_pyarrow()[REQUEST] if REQUEST in impression_columns else None
         if named is not None and named.null_count < len(named):
             events[REQUEST] = codes_of(pa.chunked_array([*named.chunks, *negatives[REQUEST].chunks]))[: len(named)]
         arrays, negative_types = _negatives(negatives, named, stage.config.prepare.impression_types)
@@ -64,14 +64,14 @@ def write_events(
         negative_counts = dict(zip(negative_types, np.bincount(arrays[EVENT_TYPE]).tolist(), strict=True))
     write_arrays(folder / EVENTS_FILE, _ragged(events, USER_ROW, n_users))
     _write_positions(full, known, folder)
-    visits = _ragged(_arrays(full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT)), ITEM_ROW, n_items)
-    write_arrays(folder / ITEM_EVENTS_FILE, visits)
+    item_events = _ragged(_arrays(full.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TIME, STARS, SPLIT)), ITEM_ROW, n_items)
+    write_arrays(folder / ITEM_EVENTS_FILE, item_events)
     by_split = np.bincount(events[SPLIT], minlength=WITHHELD + 1).tolist()
     kept = KeptCounts(
         events=len(events[SPLIT]),
         **{f"{name}_events": by_split[code] for name, code in (SPLITS | {"withheld": WITHHELD}).items()},
         positive_events=int(events[POSITIVE].sum()),
-        anonymous_events=len(visits[SPLIT]) - len(events[SPLIT]),
+        anonymous_events=len(item_events[SPLIT]) - len(events[SPLIT]),
         negative_events=negative_counts,
         items=n_items - FIRST_ROW,
         users=n_users - FIRST_ROW,

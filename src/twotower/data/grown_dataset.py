@@ -53,18 +53,20 @@ def grow(base: Dataset, rows: NewRows, growth: Growth, out: Path) -> Dataset:
         bought = np.concatenate([base.events.item_row, growth.item_row])
         trained = np.concatenate([old, split]) == TRAIN
         n_users, n_items = base.n_user_rows + len(growth.new_users), base.n_item_rows + len(growth.new_items)
-        user_place, n_train_users = _places(owner[trained & (owner >= FIRST_ROW)], base.n_train_user_rows, n_users)
-        item_place, n_train_items = _places(bought[trained & (owner >= FIRST_ROW)], base.n_train_item_rows, n_items)
+        user_new_row, n_train_users = _new_rows(owner[trained & (owner >= FIRST_ROW)], base.n_train_user_rows, n_users)
+        item_new_row, n_train_items = _new_rows(bought[trained & (owner >= FIRST_ROW)], base.n_train_item_rows, n_items)
         types = _event_types(base, growth, split)
         request, of_negatives = new_requests(base, growth)
-        kept = _write_events(base, growth, (split, request), user_place, item_place, types, folder)
-        counts, negative_types = write_negatives(base, growth, of_negatives, user_place, item_place, folder)
-        items = _merged(base.items, rows.items, ITEM_ID, growth.new_items, rows.what, partial=rows.partial).take(_order(item_place))
-        users = _merged(base.users, rows.users, USER_ID, growth.new_users, rows.what).take(_order(user_place))
+        kept = _write_events(base, growth, (split, request), user_new_row, item_new_row, types, folder)
+        counts, negative_types = write_negatives(base, growth, of_negatives, user_new_row, item_new_row, folder)
+        items = _merged(base.items, rows.items, ITEM_ID, growth.new_items, rows.what, partial=rows.partial).take(
+            _order(item_new_row)
+        )
+        users = _merged(base.users, rows.users, USER_ID, growth.new_users, rows.what).take(_order(user_new_row))
         write_table(items, folder / "items.parquet")
         write_table(users, folder / "users.parquet")
         sizes = {"n_train_items": n_train_items, "n_train_users": n_train_users}
-        _write_features(base, items, users, item_place, sizes, folder)
+        _write_features(base, items, users, item_new_row, sizes, folder)
         manifest = _manifest(
             base, rows, growth, kept | {"negative_events": counts}, types, {**sizes, "n_items": len(items), "n_users": len(users)}
         )
@@ -72,20 +74,20 @@ def grow(base: Dataset, rows: NewRows, growth: Growth, out: Path) -> Dataset:
     return Dataset.open(out)
 
 
-def _places(trained: Int, first_untrained: int, n_rows: int) -> tuple[Int, int]:
+def _new_rows(trained: Int, first_untrained: int, n_rows: int) -> tuple[Int, int]:
     """Return the new row of every row, int64 [n_rows], and the number of trained ones: these first, each group in its order."""
     known = np.arange(n_rows) < first_untrained
     known[trained] = True
     rest = np.arange(FIRST_ROW, n_rows)
     order = np.concatenate([np.arange(FIRST_ROW), rest[known[rest]], rest[~known[rest]]])
-    place = np.empty(n_rows, np.int64)
-    place[order] = np.arange(n_rows)
-    return place, int(known[FIRST_ROW:].sum())
+    new_row = np.empty(n_rows, np.int64)
+    new_row[order] = np.arange(n_rows)
+    return new_row, int(known[FIRST_ROW:].sum())
 
 
-def _order(place: Int) -> Int:
+def _order(new_row: Int) -> Int:
     """Return the position in the old order of each item or user in the new one."""
-    return np.argsort(place)[FIRST_ROW:] - FIRST_ROW
+    return np.argsort(new_row)[FIRST_ROW:] - FIRST_ROW
 
 
 def _event_types(base: Dataset, growth: Growth, split: Array) -> list[str]:
@@ -94,14 +96,14 @@ def _event_types(base: Dataset, growth: Growth, split: Array) -> list[str]:
 
 
 def _write_events(
-    base: Dataset, growth: Growth, chosen: tuple[Array, Int], user_place: Int, item_place: Int, types: list[str], folder: Path
+    base: Dataset, growth: Growth, chosen: tuple[Array, Int], user_new_row: Int, item_new_row: Int, types: list[str], folder: Path
 ) -> dict[str, Any]:
     """Write both event files, and return the numbers of their events. `chosen`: split and list number of each new event."""
     split, request = chosen
-    old, visits, named = base.events, base.item_events, growth.user_row >= FIRST_ROW
+    old, item_events, named = base.events, base.item_events, growth.user_row >= FIRST_ROW
     columns = {name: growth.events[name].to_numpy(zero_copy_only=False) for name in (STARS, WEIGHT, POSITIVE)}
     fresh: dict[str, Array] = {
-        "item_row": item_place[growth.item_row],
+        "item_row": item_new_row[growth.item_row],
         "time_s": growth.time_s,
         "event_type": np.maximum(rows_of(["", *types], growth.events[EVENT_TYPE]) - FIRST_ROW, 0),
         "stars": columns[STARS].astype(np.float32),
@@ -109,26 +111,26 @@ def _write_events(
         "positive": columns[POSITIVE].astype(np.bool_),
         "split": split,
     }
-    kept = asdict(old) | {"item_row": item_place[old.item_row], "split": _as_trained(old.split)}
+    kept = asdict(old) | {"item_row": item_new_row[old.item_row], "split": _as_trained(old.split)}
     if old.request is not None or (request.any() and not (base.negatives is None and growth.negatives is None)):
         fresh["request"] = request
         kept["request"] = np.zeros(len(old), np.int64) if old.request is None else old.request
-    owner = np.concatenate([user_place[old.user_row], user_place[growth.user_row[named]]])
+    owner = np.concatenate([user_new_row[old.user_row], user_new_row[growth.user_row[named]]])
     joined = {name: np.concatenate([kept[name], value[named].astype(kept[name].dtype)]) for name, value in fresh.items()}
     order = np.lexsort((joined["time_s"], owner))
-    offsets = lengths_to_offsets(np.bincount(owner, minlength=len(user_place)))
+    offsets = lengths_to_offsets(np.bincount(owner, minlength=len(user_new_row)))
     events = Events(offsets=offsets, **{name: value[order] for name, value in joined.items()})
     write_arrays(folder / EVENTS_FILE, {name: value for name, value in asdict(events).items() if value is not None})
     if (base.path / POSITIONS_FILE).is_file():
-        shown = growth.events[POSITION].fill_null(0) if POSITION in growth.events.column_names else None
-        new = np.zeros(len(named), np.int64) if shown is None else shown.to_numpy().astype(np.int64)
+        position = growth.events[POSITION].fill_null(0) if POSITION in growth.events.column_names else None
+        new = np.zeros(len(named), np.int64) if position is None else position.to_numpy().astype(np.int64)
         before = open_arrays(base.path / POSITIONS_FILE)[POSITION]
         write_arrays(folder / POSITIONS_FILE, {POSITION: np.concatenate([before, new[named]])[order]})
-    row = np.concatenate([item_place[visits.item_row], fresh["item_row"]])
-    every = {name: np.concatenate([getattr(visits, name), fresh[name]]) for name in ("time_s", "stars")}
-    every["split"] = np.concatenate([_as_trained(visits.split), split])
+    row = np.concatenate([item_new_row[item_events.item_row], fresh["item_row"]])
+    every = {name: np.concatenate([getattr(item_events, name), fresh[name]]) for name in ("time_s", "stars")}
+    every["split"] = np.concatenate([_as_trained(item_events.split), split])
     order = np.lexsort((every["time_s"], row))
-    offsets = lengths_to_offsets(np.bincount(row, minlength=len(item_place)))
+    offsets = lengths_to_offsets(np.bincount(row, minlength=len(item_new_row)))
     write_arrays(
         folder / ITEM_EVENTS_FILE, asdict(ItemEvents(offsets=offsets, **{name: value[order] for name, value in every.items()}))
     )
@@ -170,20 +172,20 @@ def _merged(old: pa.Table, new: pa.Table | None, key: str, ids: list[str], what:
                     f"{str(error).splitlines()[0]}. Nothing was changed. Write the column as before, or train again."
                 ) from None
             values = pa.chunked_array([*values.chunks, *added.chunks], values.type)
-            told = pc.if_else(pc.is_valid(added.take(fresh)), fresh, None) if partial else fresh
-            at = pc.coalesce(pc.add(told.cast(pa.int64()), len(old)), known)
+            changed_rows = pc.if_else(pc.is_valid(added.take(fresh)), fresh, None) if partial else fresh
+            at = pc.coalesce(pc.add(changed_rows.cast(pa.int64()), len(old)), known)
         columns[name] = values.take(at)
     return pa.table(columns, schema=old.schema)
 
 
-def _write_features(base: Dataset, items: pa.Table, users: pa.Table, place: Int, sizes: dict[str, int], folder: Path) -> None:
+def _write_features(base: Dataset, items: pa.Table, users: pa.Table, new_row: Int, sizes: dict[str, int], folder: Path) -> None:
     """Encode items and users. An item whose text column has not changed keeps the vector of its text, reviews included."""
     encoders = grow_encoders(base.encoders, items, users, **sizes)
     encoders.save(folder)
     encoded = encode_items(encoders, items)
     spec = next((spec for spec in base.specs if spec.side == "item" and spec.kind == "text"), None)
     if spec is not None:
-        rows = place[FIRST_ROW : base.n_item_rows]
+        rows = new_row[FIRST_ROW : base.n_item_rows]
         before, after = base.items[spec.columns[0]].to_pylist(), items[spec.columns[0]].take(rows - FIRST_ROW).to_pylist()
         same = np.array([one == other for one, other in zip(before, after, strict=True)], np.bool_)
         encoded[spec.name][rows[same]] = base.item_features[spec.name][FIRST_ROW:][same]

@@ -35,7 +35,7 @@ def new_requests(base: Dataset, growth: Growth) -> tuple[Int, Int]:
 
 
 def write_negatives(
-    base: Dataset, growth: Growth, request: Int, user_place: Int, item_place: Int, folder: Path
+    base: Dataset, growth: Growth, request: Int, user_new_row: Int, item_new_row: Int, folder: Path
 ) -> tuple[dict[str, int], list[str]]:
     """Write the old and the new negatives. Return their numbers by event type, and these types: known ones keep their codes.
 
@@ -43,30 +43,30 @@ def write_negatives(
     ----------
     request
         List numbers of the new negatives.
-    user_place, item_place
+    user_new_row, item_new_row
         New row of every old row, followed by those of the new users and items.
     """
     types, parts = list(base.manifest.negative_types), list[dict[str, Array]]()
     if base.negatives is not None:
-        old = asdict(base.negatives) | {"user_row": user_place[base.negatives.user_row]}
+        old = asdict(base.negatives) | {"user_row": user_new_row[base.negatives.user_row]}
         split = np.where(base.negatives.split == WITHHELD, WITHHELD, TRAIN)
-        parts.append(old | {"item_row": item_place[old["item_row"]], "split": split.astype(np.int8)})
+        parts.append(old | {"item_row": item_new_row[old["item_row"]], "split": split.astype(np.int8)})
     if growth.negatives is not None:
         rows = growth.negatives.rows
         types += sorted({*rows[EVENT_TYPE].to_pylist()} - {*types})
-        shown = pa.array(base.manifest.config.prepare.impression_types, pa.string())
+        impression_types = pa.array(base.manifest.config.prepare.impression_types, pa.string())
         time_s = np.asarray(rows[TIME].to_numpy(), np.int64)
         position = pc.fill_null(rows[POSITION], 0).to_numpy() if POSITION in rows.column_names else np.zeros(len(rows))
         parts.append(
             {
-                "user_row": user_place[growth.negatives.user_row],
-                "item_row": item_place[growth.negatives.item_row],
+                "user_row": user_new_row[growth.negatives.user_row],
+                "item_row": item_new_row[growth.negatives.item_row],
                 "time_s": time_s,
                 "event_type": rows_of(types, rows[EVENT_TYPE]) - FIRST_ROW,
                 "stars": rows[STARS].to_numpy().astype(np.float32),
                 "weight": rows[WEIGHT].to_numpy().astype(np.float32),
                 "split": np.where(time_s < growth.cut_s, TRAIN, VALID).astype(np.int8),
-                "impression": pc.is_in(rows[EVENT_TYPE], shown).to_numpy(),
+                "impression": pc.is_in(rows[EVENT_TYPE], impression_types).to_numpy(),
                 "position": position.astype(np.int64),
                 "request": request,
             }
@@ -76,7 +76,7 @@ def write_negatives(
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[-1] if name != "offsets"}
     owner = joined.pop("user_row")
     order = np.lexsort((joined["time_s"], owner))
-    offsets = lengths_to_offsets(np.bincount(owner, minlength=len(user_place)))
+    offsets = lengths_to_offsets(np.bincount(owner, minlength=len(user_new_row)))
     write_arrays(
         folder / NEGATIVES_FILE, asdict(NegativeEvents(offsets=offsets, **{name: value[order] for name, value in joined.items()}))
     )

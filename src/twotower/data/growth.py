@@ -32,7 +32,7 @@ class NewNegatives:
 
 @dataclass(frozen=True)
 class Growth:
-    """How a dataset grows.
+    """The growth of a dataset by new events.
 
     Attributes
     ----------
@@ -101,14 +101,14 @@ def plan_growth(base: Dataset, rows: NewRows, *, valid_frac: float) -> Growth | 
     item_row, user_row = rows_of(items, rows.events[ITEM_ID]), base.user_rows(rows.events[USER_ID].to_pylist())
     user_row = np.where(np.asarray(rows.events[USER_ID].is_null()), 0, user_row)
     future = times > now
-    held = ~future & _contains(base, user_row, item_row, times, rows.events[EVENT_TYPE])
-    dropped = {"already in the run": int(held.sum()), "later than this machine's clock": int(future.sum())}
+    contained = ~future & _contains(base, user_row, item_row, times, rows.events[EVENT_TYPE])
+    dropped = {"already in the run": int(contained.sum()), "later than this machine's clock": int(future.sum())}
     if rows.negatives is not None:
         dropped["negative, and already in the run or later"] = len(rows.negatives) - (0 if negatives is None else len(negatives))
     for reason, count in dropped.items():
         if count:
             log.info("%s: %s events do not count: %s", rows.what, f"{count:,}", reason)
-    events = rows.events.filter(pa.array(~held & ~future))
+    events = rows.events.filter(pa.array(~contained & ~future))
     if future.all() and len(times):
         raise DataError(
             f"All {len(times):,} events of {rows.what} are later than this machine's clock, {_day(int(now) - DAY_S)}. Nothing was "
@@ -122,7 +122,7 @@ def plan_growth(base: Dataset, rows: NewRows, *, valid_frac: float) -> Growth | 
         added = NewNegatives(negatives, rows_of(users, negatives[USER_ID]), rows_of(items, negatives[ITEM_ID]))
     cut = _cut(events, last, valid_frac, rows.what)
     known, n_items = base.n_users, base.n_items
-    user_row, item_row = rows_of(users, events[USER_ID]), item_row[~held & ~future]
+    user_row, item_row = rows_of(users, events[USER_ID]), item_row[~contained & ~future]
     return Growth(events, user_row, item_row, users[known:], items[n_items:], cut, dropped, added)
 
 
@@ -143,9 +143,12 @@ def rows_of(ids: list[str], values: pa.ChunkedArray) -> Int:
 
 
 def _contains(base: Dataset, user_row: Int, item_row: Int, time_s: Int, event_type: pa.ChunkedArray) -> Mask:
-    """Return which events the dataset has: of a user, by item, second and type, or by item alone if it keeps no repeats; of nobody,
-    by item and second."""
-    events, visits = base.events, base.item_events
+    """Return the mask of events that the dataset has already.
+
+    Events of a user are compared by item, second and type, or by item alone if the dataset keeps no repeats. Anonymous events are
+    compared by item and second.
+    """
+    events, item_events = base.events, base.item_events
     user, named = np.where(user_row >= FIRST_ROW, user_row, 0), user_row >= FIRST_ROW
     start, stop = events.offsets[user], events.offsets[np.where(named, user + 1, 0)]
     if base.manifest.config.prepare.duplicates == "keep":
@@ -155,11 +158,11 @@ def _contains(base: Dataset, user_row: Int, item_row: Int, time_s: Int, event_ty
     if base.manifest.config.prepare.duplicates == "keep":
         code = rows_of(["", *base.event_types], event_type) - FIRST_ROW  # of a type that training has not seen: negative
         same &= events.event_type[at] == np.maximum(code, 0)[owner]
-    held: Mask = np.bincount(owner[same], minlength=len(user_row)) > 0
+    contained: Mask = np.bincount(owner[same], minlength=len(user_row)) > 0
     item = np.where((user_row == 0) & (item_row < base.n_item_rows), item_row, 0)
-    start, stop = visits.offsets[item], visits.offsets[item + 1]
-    found = lower_bound(visits.time_s, start, stop, time_s + 1) > lower_bound(visits.time_s, start, stop, time_s)
-    return held | (found & (item >= FIRST_ROW))
+    start, stop = item_events.offsets[item], item_events.offsets[item + 1]
+    found = lower_bound(item_events.time_s, start, stop, time_s + 1) > lower_bound(item_events.time_s, start, stop, time_s)
+    return contained | (found & (item >= FIRST_ROW))
 
 
 def _new_negatives(base: Dataset, rows: pa.Table | None, now: int) -> pa.Table | None:

@@ -147,8 +147,8 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     say("encode features")
     items = _entities(item_rows.join(chosen.items, ITEM_KEY).join(raw.items, ITEM_ID), ITEM_ROW, ITEM_ID)
     users = _entities(user_rows.join(chosen.users, USER_KEY).left_join(raw.users, USER_ID), USER_ROW, USER_ID)
-    said = _item_text(stage, specs, items, chosen.events, item_rows)
-    text = None if said is None else read_texts(said, config.prepare.text_encoder)
+    item_texts = _item_text(stage, specs, items, chosen.events, item_rows)
+    text = None if item_texts is None else read_texts(item_texts, config.prepare.text_encoder)
     trained: dict[str, Any] = {"n_train_items": n_train_items, "n_train_users": n_train_users}
     how: dict[str, Any] = {"text_dim": config.prepare.text_dim, "text_encoder": config.prepare.text_encoder, "seed": config.seed}
     encoders = fit_encoders(specs, items, users, **trained, item_text=text, **how)
@@ -258,9 +258,9 @@ def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, ev
     texts = stage.raw.texts.join(chosen, ORDER).join(rows, ITEM_KEY)
     capped = texts.mutate(text=texts[TEXT].substr(0, limit - texts["start"]))
     found = capped.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TEXT).to_pyarrow()
-    said, bounds = found[TEXT].to_pylist(), np.searchsorted(found[ITEM_ROW].to_numpy(), np.arange(len(own) + 1) + FIRST_ROW)
+    item_texts, bounds = found[TEXT].to_pylist(), np.searchsorted(found[ITEM_ROW].to_numpy(), np.arange(len(own) + 1) + FIRST_ROW)
     for position in np.flatnonzero(np.diff(bounds)):
-        own[position] += "\n" + "\n".join(said[bounds[position] : bounds[position + 1]])[:limit]
+        own[position] += "\n" + "\n".join(item_texts[bounds[position] : bounds[position + 1]])[:limit]
     return own
 
 

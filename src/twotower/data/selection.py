@@ -40,7 +40,7 @@ from twotower.schema import (
 from twotower.utils.config import Config, SplitConfig
 
 ITEM_KEY, USER_KEY = "item_key", "user_key"  # dense numbers in the order of the ids: cheap to join and sort
-HELD = "held"  # True: the source's own test part
+PREDEFINED_TEST = "predefined_test"  # True: the source's own test part
 BY_TIME = (TIME, ORDER)
 TOO_FEW = "too few training events"
 IMPRESSION = "impression"  # the event type that is an impression by default, and need not occur
@@ -155,11 +155,11 @@ def _numbered(stage: Stage) -> tuple[ir.Table, ir.Table, ir.Table]:
     if raw.has_time:
         found = t.aggregate(first=t[TIME].min(), last=t[TIME].max()).to_pyarrow().to_pylist()[0]
         stage.times_s = {name: value for name, value in found.items() if value is not None}
-    narrow = t.mutate(held=(t[PART] == "test").fill_null(False)).drop(PART)
+    narrow = t.mutate(predefined_test=(t[PART] == "test").fill_null(False)).drop(PART)
     joined = narrow.join(items, ITEM_ID).left_join(users, USER_ID).drop(USER_ID, ITEM_ID, f"{USER_ID}_right")
     events = stage.keep(t, joined, "item is not in the items table")
     if not raw.has_time:
-        position = ibis.row_number().over(group_by=USER_KEY, order_by=[HELD, *BY_TIME])
+        position = ibis.row_number().over(group_by=USER_KEY, order_by=[PREDEFINED_TEST, *BY_TIME])
         events = stage.save(events.mutate(time_s=position.cast("int64")))
     return items, users, events
 
@@ -187,12 +187,12 @@ def _weighed(stage: Stage, events: ir.Table) -> ir.Table:
         weight = ibis.ifelse(events[EVENT_TYPE] == name, ibis.literal(value, "float32"), weight)
     least = prepare.positive_min_stars
     enough = ibis.literal(True) if least is None else events[STARS].isnull() | (events[STARS] >= least)
-    shown = events[EVENT_TYPE].isin(prepare.impression_types) if prepare.impression_types else ibis.literal(False)
+    impression = events[EVENT_TYPE].isin(prepare.impression_types) if prepare.impression_types else ibis.literal(False)
     most = prepare.negative_max_stars
     disliked = ibis.literal(False) if most is None else (events[STARS] <= most).fill_null(False)
-    negative = shown | (weight < 0) | disliked
-    place = events[POSITION].fill_null(1) if POSITION in events.columns else ibis.literal(1)
-    weight = ibis.ifelse(shown, 1.0 / place, weight.abs()).cast("float32")
+    negative = impression | (weight < 0) | disliked
+    position = events[POSITION].fill_null(1) if POSITION in events.columns else ibis.literal(1)
+    weight = ibis.ifelse(impression, 1.0 / position, weight.abs()).cast("float32")
     if RAW_WEIGHT in events.columns:
         weight = (weight * events[RAW_WEIGHT].fill_null(1.0)).cast("float32")
     marked = events.mutate(weight=weight, positive=(weight > 0) & enough & ~negative, negative=negative)
@@ -214,10 +214,10 @@ def _split_before(stage: Stage, events: ir.Table) -> tuple[ir.Table, dict[str, i
     if split.kind == "leave_one_out":
         return events.mutate(split=ibis.literal(TRAIN, "int8")), {}
     lot = _lot(events[ORDER], stage.config.seed)
-    rank = ibis.row_number().over(group_by=[USER_KEY, HELD, NEGATIVE], order_by=[lot, events[ORDER]])
-    size = events.count().over(group_by=[USER_KEY, HELD, NEGATIVE])
+    rank = ibis.row_number().over(group_by=[USER_KEY, PREDEFINED_TEST, NEGATIVE], order_by=[lot, events[ORDER]])
+    size = events.count().over(group_by=[USER_KEY, PREDEFINED_TEST, NEGATIVE])
     drawn = ~events[NEGATIVE] & (rank < (size * split.valid + 1e-9).floor())  # 1e-9: a share of 0.29 of 100 events is 29, not 28
-    code = ibis.ifelse(events[HELD], TEST if split.test else TRAIN, ibis.ifelse(drawn, VALID, TRAIN)).cast("int8")
+    code = ibis.ifelse(events[PREDEFINED_TEST], TEST if split.test else TRAIN, ibis.ifelse(drawn, VALID, TRAIN)).cast("int8")
     return stage.save(events.mutate(split=code)), {}
 
 

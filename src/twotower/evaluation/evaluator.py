@@ -267,11 +267,11 @@ class _Meter:
 
 def _competitors(dataset: Dataset, settings: EvaluationConfig, given: set[str]) -> tuple[list[str], dict[str, str]]:
     """Return the names of the baselines that run, and why others cannot. The oracle of a town always runs."""
-    asked = [name for name in dict.fromkeys(settings.baselines) if name not in given]
+    requested = [name for name in dict.fromkeys(settings.baselines) if name not in given]
     reasons = {
-        name: unavailable(name, dataset, max_ease_items=settings.max_ease_items) for name in dict.fromkeys([*asked, "oracle"])
+        name: unavailable(name, dataset, max_ease_items=settings.max_ease_items) for name in dict.fromkeys([*requested, "oracle"])
     }
-    left_out = {name: reason for name, reason in reasons.items() if reason and name in asked}
+    left_out = {name: reason for name, reason in reasons.items() if reason and name in requested}
     return [name for name, reason in reasons.items() if not reason and name not in given], left_out
 
 

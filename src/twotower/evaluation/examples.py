@@ -24,10 +24,10 @@ def examples(system: Retriever, held_out: HeldOut, dataset: Dataset, *, exclude_
     chosen = np.sort(np.random.default_rng(seed).choice(chosen, min(USERS, len(chosen)), replace=False))
     lists = system.retrieve(queries.take(chosen), LIST_LENGTH, exclude_seen=exclude_seen).items
     found = []
-    for place, rows in zip(chosen.tolist(), lists, strict=True):
-        targets = held_out.target_row[held_out.target_offsets[place] : held_out.target_offsets[place + 1]]
-        history = queries.item_row[queries.offsets[place] : queries.offsets[place + 1]][::-1]
-        user = str(dataset.user_ids[queries.user_row[place]])
+    for query, rows in zip(chosen.tolist(), lists, strict=True):
+        targets = held_out.target_row[held_out.target_offsets[query] : held_out.target_offsets[query + 1]]
+        history = queries.item_row[queries.offsets[query] : queries.offsets[query + 1]][::-1]
+        user = str(dataset.user_ids[queries.user_row[query]])
         found.append(
             Example(
                 user=native_id(user, id_types(dataset.manifest)["user_id"]),
@@ -43,8 +43,8 @@ def _items(dataset: Dataset, rows: Int, targets: Int | tuple[()]) -> list[Exampl
     names = dataset.items["name"] if "name" in dataset.items.column_names else dataset.items[ITEM_ID]
     kind, known = id_types(dataset.manifest)[ITEM_ID], {int(row) for row in targets}
     ids = [str(dataset.item_ids[row]) for row in rows]
-    shown = [names[int(row) - FIRST_ROW].as_py() or one for row, one in zip(rows, ids, strict=True)]
+    item_names = [names[int(row) - FIRST_ROW].as_py() or one for row, one in zip(rows, ids, strict=True)]
     return [
         ExampleItem(item=native_id(one, kind), name=name, hit=int(row) in known)
-        for one, name, row in zip(ids, shown, rows, strict=True)
+        for one, name, row in zip(ids, item_names, rows, strict=True)
     ]

@@ -56,6 +56,6 @@ def _won_by_others(slices: Mapping[str, Mapping[str, SliceGroup]], rivals: list[
             if ahead and entry.queries >= MIN_QUERIES:
                 values = {name: entry.systems[name].value for name in (*ahead, MAIN)}
                 best, own = max(ahead, key=lambda name: values[name]), values[MAIN]
-                said = f"{title(best)} is better on {subject}, {group} ({values[best]:.4f} {metric} against {own:.4f})."
-                found.append((values[best] - own, said))
+                text = f"{title(best)} is better on {subject}, {group} ({values[best]:.4f} {metric} against {own:.4f})."
+                found.append((values[best] - own, text))
     return [sentence for _, sentence in sorted(found, reverse=True)[:5]]

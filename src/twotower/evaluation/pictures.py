@@ -23,8 +23,8 @@ def pictures(dataset: Dataset) -> list[Picture]:
 
     All events count, those of the validation and test parts included. A dataset without times has no events a week.
     """
-    shown = [_long_tail(dataset), _history_lengths(dataset)]
-    return [_events_a_week(dataset), *shown] if dataset.has_time and len(dataset.events) else shown
+    drawn = [_long_tail(dataset), _history_lengths(dataset)]
+    return [_events_a_week(dataset), *drawn] if dataset.has_time and len(dataset.events) else drawn
 
 
 def _events_a_week(dataset: Dataset) -> Picture:
@@ -43,8 +43,8 @@ def _long_tail(dataset: Dataset) -> Picture:
     counts = np.sort(np.diff(dataset.item_events.offsets)[FIRST_ROW:])[::-1]
     total = max(int(counts.sum()), 1)
     shares = np.linspace(0, 1, 51)
-    held = np.append(0, np.cumsum(counts))[np.round(shares * len(counts)).astype(int)] / total
-    x, y = (100 * shares).round(1).tolist(), (100 * held).round(2).tolist()
+    covered = np.append(0, np.cumsum(counts))[np.round(shares * len(counts)).astype(int)] / total
+    x, y = (100 * shares).round(1).tolist(), (100 * covered).round(2).tolist()
     x_label = f"most popular {plural(dataset.noun)}, % of the catalogue"
     return Picture(title="long tail: share of the events", kind="line", x=x, y=y, x_label=x_label, y_label="events, %")
 
@@ -66,20 +66,20 @@ def drawn(picture: Picture, width: float = 300, height: float = 120) -> Json:
     up = [round(height * (1 - value / top), 1) for value in y]
     bars = [
         {
-            "x": round(place * step + 1, 1),
+            "x": round(number * step + 1, 1),
             "y": at,
             "width": round(step - 2, 1),
             "height": round(height - at, 1),
             "label": label,
             "value": value,
         }
-        for place, (at, label, value) in enumerate(zip(up, x, y, strict=True))
+        for number, (at, label, value) in enumerate(zip(up, x, y, strict=True))
     ]
     return {
         "title": picture.title,
         "x_label": picture.x_label,
         "y_label": picture.y_label,
-        "path": " ".join(f"{place * step:.1f},{at}" for place, at in enumerate(up)) if line else "",
+        "path": " ".join(f"{number * step:.1f},{at}" for number, at in enumerate(up)) if line else "",
         "bars": [] if line else bars,
         "left": x[0] if x else "",
         "right": x[-1] if x else "",

@@ -16,7 +16,7 @@ TITLES = {
     "popular": "popularity",
     "recent": "recent popularity",
     "nearby": "nearby popularity",
-    "repeat": "repeat visits",
+    "repeat": "last items",
     "transitions": "next after the last",
     "item_knn": "item-kNN",
     "content_knn": "content-kNN",

@@ -15,14 +15,14 @@ import pyarrow.compute as pc
 from twotower.schema import HOURS_PER_WEEK, FeatureSpec, Kind
 from twotower.utils.types import Float64
 
-PLACE = ("latitude", "longitude")
+COORDINATES = ("latitude", "longitude")
 
 
 def location_columns(items: pa.Table, specs: Sequence[FeatureSpec], *, learned: bool = False) -> tuple[str, str] | None:
     """Return the columns of the first "geo" feature, else (unless `learned`) "latitude" and "longitude", else None."""
     for columns in _columns(specs, "geo").values():
         return columns[0], columns[1]
-    return None if learned or not all(_is_number(items, name) for name in PLACE) else PLACE
+    return None if learned or not all(_is_number(items, name) for name in COORDINATES) else COORDINATES
 
 
 def locations(items: pa.Table, columns: tuple[str, str] | None) -> Float64:

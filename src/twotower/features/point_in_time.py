@@ -55,11 +55,11 @@ class History:
         self.offsets, self.item_row, self.time_s, self.event_type, self.stars = offsets, item_row, time_s, event_type, stars
         self._rated = np.isfinite(stars)
         self._item_location = location[item_row].astype(np.float64) if len(location) else np.full((len(item_row), 2), np.nan)
-        self._placed = np.isfinite(self._item_location).all(axis=1)
+        self._located = np.isfinite(self._item_location).all(axis=1)
         self._stars_sum = _prefix(np.where(self._rated, stars, 0.0))
         self._stars_n = _prefix(self._rated)
-        self._location_sum = _prefix(np.where(self._placed[:, None], self._item_location, 0.0))
-        self._location_n = _prefix(self._placed)
+        self._location_sum = _prefix(np.where(self._located[:, None], self._item_location, 0.0))
+        self._location_n = _prefix(self._located)
 
     def state(self, row: Int, pos: Int) -> HistoryState:
         """Return the state after the first `pos` events of history `row`; both int64 [Q]."""
@@ -85,7 +85,7 @@ class History:
         a, b = self.offsets[row], self.offsets[row + 1]
         whole = self.state(row, b - a)
         own_stars = np.where(self._rated[event], self.stars[event], 0.0)
-        own_location = np.where(self._placed[event][:, None], self._item_location[event], 0.0)
+        own_location = np.where(self._located[event][:, None], self._item_location[event], 0.0)
         second = np.where(b - a > 1, self.time_s[np.minimum(a + 1, len(self.time_s) - 1)], 0)
         return replace(
             whole,
@@ -93,7 +93,7 @@ class History:
             stars_sum=whole.stars_sum - own_stars,
             stars_n=whole.stars_n - self._rated[event],
             location=whole.location - own_location,
-            location_n=whole.location_n - self._placed[event],
+            location_n=whole.location_n - self._located[event],
             first_s=np.where(event == a, second, self.time_s[a]),
             last_s=np.where(event > a, self.time_s[np.maximum(event - 1, 0)], 0),
         )

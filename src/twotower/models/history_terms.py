@@ -122,12 +122,12 @@ def merged(best: Recommendations, query: Int, row: Int, score: Float) -> Recomme
     order = np.lexsort((row, -score, query))
     query, row, score = query[order], row[order], score[order]
     begins = changes(query)
-    place = np.arange(len(row)) - np.flatnonzero(begins)[np.cumsum(begins) - 1]
-    first = place < k
-    query, row, score, place = query[first], row[first], score[first], place[first]
-    more = (len(best.items), int(place.max()) + 1)
+    rank = np.arange(len(row)) - np.flatnonzero(begins)[np.cumsum(begins) - 1]
+    first = rank < k
+    query, row, score, rank = query[first], row[first], score[first], rank[first]
+    more = (len(best.items), int(rank.max()) + 1)
     more_items, more_scores = np.full(more, -1, np.int64), np.full(more, -np.inf, np.float32)
-    more_items[query, place], more_scores[query, place] = row, score
+    more_items[query, rank], more_scores[query, rank] = row, score
     rows, scores = np.concatenate([best.items, more_items], axis=1), np.concatenate([best.scores, more_scores], axis=1)
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
     return Recommendations(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1))

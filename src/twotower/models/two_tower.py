@@ -114,10 +114,10 @@ class TwoTower(nn.Module):
         """Return the embedded static fields of the items [n, F, d], the id first."""
         values = {**batch.fields, "id": batch.row}
         if self.reads_neighbours:  # new items have no co-visited items; in training some of the others are dropped
-            shown = (batch.row != UNKNOWN)[:, None].expand_as(values[NEIGHBOURS])
+            kept = (batch.row != UNKNOWN)[:, None].expand_as(values[NEIGHBOURS])
             if self.training and self.neighbour_dropout:
-                shown = shown & (torch.rand(shown.shape, device=shown.device) >= self.neighbour_dropout)
-            values[NEIGHBOURS] = torch.where(shown, values[NEIGHBOURS], PAD)
+                kept = kept & (torch.rand(kept.shape, device=kept.device) >= self.neighbour_dropout)
+            values[NEIGHBOURS] = torch.where(kept, values[NEIGHBOURS], PAD)
         fields: Tensor = self.item_embedding(values, self.tables, (self.waves, self.geo))
         return fields
 

@@ -44,9 +44,9 @@ def _known_user(dataset: Dataset) -> tuple[str, list[str]]:
     events = dataset.events
     lengths = np.diff(events.offsets)
     seen_late = np.bincount(events.user_row[events.split == TEST], minlength=len(lengths)) > 0
-    shown = np.flatnonzero((lengths >= 8) & (lengths <= 30) & seen_late)
-    if len(shown) < 2:
-        shown = np.argsort(-lengths)[:2]
-    first, second = int(shown[0]), int(shown[len(shown) // 2])
+    candidates = np.flatnonzero((lengths >= 8) & (lengths <= 30) & seen_late)
+    if len(candidates) < 2:
+        candidates = np.argsort(-lengths)[:2]
+    first, second = int(candidates[0]), int(candidates[len(candidates) // 2])
     history = events.item_row[events.offsets[second] : events.offsets[second + 1]]
     return str(dataset.user_ids[first]), [str(dataset.item_ids[row]) for row in dict.fromkeys(history[::-1].tolist())][:3][::-1]

@@ -54,10 +54,10 @@ class MachineInfo:
         Number of CPU cores available to this process.
     folder, disk_free_bytes
         Working folder, and the free space of its disk.
-    asked
+    requested
         True if the caller named the folder of raw files.
     raw
-        Folders with raw files; with `asked`, only the named folder, with or without files.
+        Folders with raw files; with `requested`, only the named folder, with or without files.
     extras
         Optional parts: name → missing packages.
     kaggle
@@ -71,7 +71,7 @@ class MachineInfo:
     memory: hardware.Memory
     folder: Path
     disk_free_bytes: int
-    asked: bool
+    requested: bool
     raw: tuple[RawFiles, ...]
     extras: dict[str, tuple[str, ...]]
     kaggle: bool
@@ -219,16 +219,16 @@ def _raw(machine: MachineInfo) -> list[Finding]:
     if not machine.raw:
         advice = "Use --data FOLDER, or simulate data: twotower simulate --out data/raw. (Not needed for your own tables.)"
         return [Finding("raw files", WARNING, "Found no Yelp files.", advice)]
-    return [_raw_files(found, machine.asked) for found in machine.raw]
+    return [_raw_files(found, machine.requested) for found in machine.raw]
 
 
-def _raw_files(found: RawFiles, asked: bool) -> Finding:
+def _raw_files(found: RawFiles, requested: bool) -> Finding:
     if found.fault:
-        return Finding("raw files", PROBLEM if asked else WARNING, f"{found.path} cannot be used.", found.fault)
+        return Finding("raw files", PROBLEM if requested else WARNING, f"{found.path} cannot be used.", found.fault)
     tables = f"{', '.join(found.tables)} in {found.path}." if found.tables else f"No Yelp files in {found.path}."
     if "business" in found.tables and {"review", "tip"} & set(found.tables):
         return Finding("raw files", OK, tables)
-    return Finding("raw files", PROBLEM if asked else WARNING, tables, "Required: businesses, and reviews or tips.")
+    return Finding("raw files", PROBLEM if requested else WARNING, tables, "Required: businesses, and reviews or tips.")
 
 
 def _extras(machine: MachineInfo) -> list[Finding]:
@@ -261,8 +261,8 @@ def gather(data: Path | None = None) -> MachineInfo:
     """
     folder = Path.cwd()
     named = os.environ.get("TWOTOWER_DATA")
-    places = [data] if data else [*([Path(named)] if named else []), DataConfig().path, *KAGGLE]
-    looked = [_look(place) for place in places]
+    folders = [data] if data else [*([Path(named)] if named else []), DataConfig().path, *KAGGLE]
+    raw_files = [_look(path) for path in folders]
     return MachineInfo(
         python=sys.version_info[:2],
         torch=hardware.installed(),
@@ -271,23 +271,23 @@ def gather(data: Path | None = None) -> MachineInfo:
         memory=hardware.memory(),
         folder=folder,
         disk_free_bytes=shutil.disk_usage(folder).free,
-        asked=data is not None,
-        raw=tuple(found for found in looked if data or found.tables or found.fault),
+        requested=data is not None,
+        raw=tuple(found for found in raw_files if data or found.tables or found.fault),
         extras=_missing_extras(),
         kaggle=KAGGLE[0].exists() or "KAGGLE_KERNEL_RUN_TYPE" in os.environ,
     )
 
 
-def _look(place: Path) -> RawFiles:
+def _look(path: Path) -> RawFiles:
     try:
         from twotower.data.sources.yelp import find_files
 
-        files = find_files(place)
+        files = find_files(path)
     except (DataError, MissingExtraError) as error:
-        return RawFiles(place, fault=str(error))
+        return RawFiles(path, fault=str(error))
     except OSError as error:
-        return RawFiles(place, fault=f"{error.strerror}.")
-    folder = next(iter(files.values())).parent if files else place
+        return RawFiles(path, fault=f"{error.strerror}.")
+    folder = next(iter(files.values())).parent if files else path
     return RawFiles(folder, tuple(sorted(files)))
 
 

@@ -25,7 +25,7 @@ ROLES = ("interactions", "items", "users")
 
 @dataclass(frozen=True)
 class NewSource:
-    """Where the new data of an update are.
+    """The location of the new data of an update.
 
     Attributes
     ----------
@@ -100,8 +100,8 @@ def source_of_store(store: str, base: Dataset) -> NewSource:
         found = pa.concat_tables([event_table([]), *(event_table(page) for page in every_event(opened))])
     finally:
         opened.close()
-    shown = store if store.startswith("sqlite:") else without_password(store)
-    return _of_events(shown, found, base, (shown,))
+    printed_store = store if store.startswith("sqlite:") else without_password(store)
+    return _of_events(printed_store, found, base, (printed_store,))
 
 
 def _of_events(what: str, found: pa.Table, base: Dataset, identity: tuple[str, ...]) -> NewSource:
@@ -170,10 +170,10 @@ def _role(file: Path, data: DataConfig) -> str:
     for role, columns in _wanted(data).items():
         if names >= set(columns):
             return role
-    shown = "; ".join(f"{role}: {', '.join(columns)}" for role, columns in _wanted(data).items())
+    printed_url = "; ".join(f"{role}: {', '.join(columns)}" for role, columns in _wanted(data).items())
     raise DataError(
         f"{file} has another schema than the run: its columns are {', '.join(sorted(names))[:200]}. Expected those of one of its "
-        f"tables ({shown}). Nothing was changed. Write the columns as before."
+        f"tables ({printed_url}). Nothing was changed. Write the columns as before."
     )
 
 

@@ -67,7 +67,7 @@ def simulate_stage(out: Path, *, users: int, businesses: int, events: int, seed:
 
 @dataclass
 class Watch:
-    """Who watches a training and may end it.
+    """Observers of a training, which may end it.
 
     Attributes
     ----------

@@ -238,15 +238,15 @@ def _in_processes(search: Search, study: TuningStudy, processes: int) -> None:
     """Run trials in several processes, which log to files; show here which trials have ended."""
     dataset, context = Dataset.open(search.data), multiprocessing.get_context("spawn")
     workers = [context.Process(target=_work, args=(search, number, processes)) for number in range(processes)]
-    shown = {one.number for one in study.trials() if one.state.is_finished()}
+    printed = {one.number for one in study.trials() if one.state.is_finished()}
     for worker in workers:
         worker.start()
     try:
         while any(worker.is_alive() for worker in workers):
             time.sleep(POLL_S)
             for one in study.trials():
-                if one.state.is_finished() and one.number not in shown:
-                    shown.add(one.number)
+                if one.state.is_finished() and one.number not in printed:
+                    printed.add(one.number)
                     left = max(search.until_s - time.time(), 0.0)
                     log.info("tune: %s", result_of(study, dataset).progress(one.number, left))
     finally:
@@ -255,8 +255,8 @@ def _in_processes(search: Search, study: TuningStudy, processes: int) -> None:
             worker.join()
     for number, worker in enumerate(workers):
         if worker.exitcode:
-            said = _log_file(search.out, number)
-            raise TrainingError(f"Process {number} of the search failed: see {said}. Correct the cause and repeat the command.")
+            log_file = _log_file(search.out, number)
+            raise TrainingError(f"Process {number} of the search failed: see {log_file}. Correct the cause and repeat the command.")
 
 
 def _work(search: Search, number: int, processes: int) -> None:

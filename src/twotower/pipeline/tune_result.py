@@ -22,7 +22,7 @@ from twotower.utils.documents import Interval
 from twotower.utils.types import Float64, Int, Json
 
 VALUES, BEST, ROWS = "validation.npy", "best.yaml", "trials.jsonl"
-SHOWN = 5
+MAX_PRINTED = 5
 MIN_FOR_IMPORTANCES = 5
 CONFIDENCE_PERCENT = 95
 STATES = {
@@ -98,22 +98,22 @@ class TuneResult:
         """Return one line about trial `number` and the best so far."""
         one = next(one for one in self.trials if one.number == number)
         value = _value(one)
-        said = f"trial {number} {STATES[one.state]}" + ("" if value is None else f" with {self.metric} {value:.4f}")
+        text = f"trial {number} {STATES[one.state]}" + ("" if value is None else f" with {self.metric} {value:.4f}")
         first = self.finished[0] if self.finished else None
         best = f"; best so far {first.value:.4f} (trial {first.number}{_recipe(first)})" if first else ""
         default = f"; default {self.default.value:.4f}" if self.default else ""
-        return f"{said}{best}{default}; {left_s / 3600:.2f} hours left"
+        return f"{text}{best}{default}; {left_s / 3600:.2f} hours left"
 
     def table(self) -> str:
         """Return the best trials as a table, and the importances of the settings."""
         rows = [f"{'trial':>5}  {self.metric:>10}  {'steps':>7}  {'time':>7}"]
-        for one in self.finished[:SHOWN]:
+        for one in self.finished[:MAX_PRINTED]:
             attrs = one.user_attrs
             rows.append(f"{one.number:>5}  {one.value:>10.4f}  {attrs['steps']:>7,}  {attrs['seconds']:>5.0f} s{_recipe(one)}")
         counts = [(name, sum(one.state == state for one in self.trials)) for state, name in STATES.items()]
         rows.append(f"{len(self.trials)} trials: {', '.join(f'{count} {name}' for name, count in counts if count)}.")
         if self.importances:
-            shares = [f"{name} {share:.0%}" for name, share in list(self.importances.items())[:SHOWN]]
+            shares = [f"{name} {share:.0%}" for name, share in list(self.importances.items())[:MAX_PRINTED]]
             rows.append(f"Most important: {', '.join(shares)}.")
         return "\n".join(rows)
 
@@ -125,11 +125,11 @@ class TuneResult:
             return "The default recipe is not trained to its end yet: nothing can be compared. Repeat the command to continue."
         if best is None or gap is None:
             return f"No trial but the default recipe was trained to its end; it has validation {self.metric} {default.value:.4f}."
-        shown = f"{self.metric} {best.value:.4f} against {default.value:.4f} on {queries}"
+        gain_text = f"{self.metric} {best.value:.4f} against {default.value:.4f} on {queries}"
         noise = f"{gap.value:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})"
         if not self.beats:
-            return f"No trial beats the default recipe by more than the noise: trial {best.number} has {shown}, {noise}."
-        return f"Trial {best.number} beats the default recipe: {shown}, {noise}."
+            return f"No trial beats the default recipe by more than the noise: trial {best.number} has {gain_text}, {noise}."
+        return f"Trial {best.number} beats the default recipe: {gain_text}, {noise}."
 
     def rows(self) -> list[Json]:
         """Return one JSON object per trial."""

@@ -95,20 +95,20 @@ class TuningStudy:
     @contextmanager
     def claim(self, most: int | None) -> Iterator[Trial | None]:
         """Yield a trial that no other process works on: an unfinished one, or a new one; None if there are `most` already."""
-        with ExitStack() as held, storage_errors(self.out):
+        with ExitStack() as locks, storage_errors(self.out):
             with locked(self.out / LOCK):
-                trial = self._unfinished(held) or self._new(held, most)
+                trial = self._unfinished(locks) or self._new(locks, most)
             yield trial
 
-    def _unfinished(self, held: ExitStack) -> Trial | None:
+    def _unfinished(self, locks: ExitStack) -> Trial | None:
         for one in self.optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if held.enter_context(locked(self.folder(one.number) / LOCK, wait=False)):
+            if locks.enter_context(locked(self.folder(one.number) / LOCK, wait=False)):
                 trial = Trial(self.optuna, one._trial_id)
                 self.space.suggest(trial)  # values that a process killed here did not choose
                 return trial
         return None
 
-    def _new(self, held: ExitStack, most: int | None) -> Trial | None:
+    def _new(self, locks: ExitStack, most: int | None) -> Trial | None:
         trials = self.optuna.get_trials(deepcopy=False)
         number = sum(one.state != TrialState.WAITING for one in trials)
         if most is not None and number >= most:
@@ -118,7 +118,7 @@ class TuningStudy:
         self.optuna.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=STARTUP_TRIALS)
         trial = self.optuna.ask()
         self.space.suggest(trial)
-        held.enter_context(locked(self.folder(trial.number) / LOCK))
+        locks.enter_context(locked(self.folder(trial.number) / LOCK))
         return trial
 
 
@@ -168,5 +168,5 @@ def storage_errors(out: Path) -> Iterator[None]:
     except Exception as error:
         if not (isinstance(error, StorageInternalError) or type(error).__module__.startswith("sqlalchemy")):
             raise
-        said = str(error.__cause__ or error).partition("[SQL")[0]
-        raise DataError(f"{out / DATABASE} cannot be read or written: {said}. Restore it, or use another --out.") from error
+        cause = str(error.__cause__ or error).partition("[SQL")[0]
+        raise DataError(f"{out / DATABASE} cannot be read or written: {cause}. Restore it, or use another --out.") from error

@@ -41,7 +41,7 @@ from twotower.trainers.calibration import refresh_interval_days, refreshed_syste
 from twotower.trainers.grown_checkpoint import Start, grow_checkpoint
 from twotower.trainers.optimizer import choose_device
 from twotower.trainers.time_limit import TimeLimit
-from twotower.utils.atomic_files import atomic_file, take_place
+from twotower.utils.atomic_files import atomic_file, replace_folder
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import ResolvedConfig, load_config, parse_config
 from twotower.utils.console import log
@@ -131,7 +131,7 @@ def _update(
     _carry_over(run, work)
     (work / RECORD).unlink()
     (work / "model" / BEGIN).unlink()
-    take_place(work, out)
+    replace_folder(work, out)
     _take_rest(work, out)
     shutil.rmtree(work, ignore_errors=True)
     return record

@@ -89,14 +89,14 @@ def native_ids_of(dataset: Dataset) -> Ids:
 def _parts_for(out: Path, settings: dict[str, object]) -> tuple[Path, int]:
     """Return the folder of finished blocks and the start time of the run. Blocks of another run are deleted."""
     folder = out.with_name(f".{out.name}.parts")
-    said, file = json.dumps(settings, sort_keys=True), folder / "settings.json"
+    text, file = json.dumps(settings, sort_keys=True), folder / "settings.json"
     before = file.read_text().splitlines() if file.is_file() else []
-    if len(before) == 2 and before[0] == said and before[1].isdigit():
+    if len(before) == 2 and before[0] == text and before[1].isdigit():
         return folder, int(before[1])
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     now = int(time())  # `open_now` means the same time for all users
-    file.write_text(f"{said}\n{now}\n")
+    file.write_text(f"{text}\n{now}\n")
     return folder, now
 
 

@@ -233,7 +233,7 @@ class Recommender:
             except RequestError as error:
                 found[i] = error
         for informed, search in ((True, self._search), (False, self._search_fallback)):
-            chosen = [i for i, (one, *_) in parsed.items() if one.speaks == informed]
+            chosen = [i for i, (one, *_) in parsed.items() if one.can_personalize == informed]
             if chosen:
                 asked, homes, masks, filters = zip(*(parsed[i] for i in chosen), strict=True)
                 lists = search(asked, _allowed(masks), stages, filters)

@@ -53,7 +53,7 @@ class ParsedRequest:
         return self.user_row != UNKNOWN
 
     @property
-    def speaks(self) -> bool:
+    def can_personalize(self) -> bool:
         """Return True if the user is known or has a history."""
         return self.known or len(self.history.item_row) > 0
 
@@ -136,9 +136,9 @@ class Reader:
         every = np.array([self._row(number, event) for number, event in enumerate(request.history)], np.int64)
         codes = np.array([self._code(event) for event in request.history], np.int64)
         kept = np.array([at for at, event in enumerate(request.history) if self.is_history(event)], np.int64)
-        visits = [request.history[at] for at in kept.tolist()]
-        time_s = _times(visits, moment, int(events.time_s[own.stop - 1]) if own.stop > start else 0)
-        stars = np.array([np.nan if event.stars is None else event.stars for event in visits], np.float32)
+        own_events = [request.history[at] for at in kept.tolist()]
+        time_s = _times(own_events, moment, int(events.time_s[own.stop - 1]) if own.stop > start else 0)
+        stars = np.array([np.nan if event.stars is None else event.stars for event in own_events], np.float32)
         order = np.argsort(time_s, kind="stable")
         order = order[time_s[order] < moment]
         item_row = np.concatenate([events.item_row[own], every[kept][order]])
@@ -158,10 +158,10 @@ class Reader:
         """Return the items that the user dislikes, before the time of the request if it has one; None without any."""
         until = LAST_S if request.time_s is None else request.time_s
         named = [at for at, event in enumerate(request.history) if self.is_negative(event) and (event.time_s or 0) < until]
-        held = self.dataset.disliked(np.array([user_row]), np.array([until]))
+        stored = self.dataset.disliked(np.array([user_row]), np.array([until]))
         if not named:
-            return held
-        both = np.concatenate([held[1] if held else rows[:0], rows[named]])
+            return stored
+        both = np.concatenate([stored[1] if stored else rows[:0], rows[named]])
         return np.array([0, len(both)]), both
 
     def is_history(self, event: HistoryEvent) -> bool:
@@ -201,9 +201,9 @@ class Reader:
         return self._codes.get(event.event_type, 0)
 
 
-def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
+def to_queries(requests: Sequence[ParsedRequest]) -> Queries:
     """Return many requests as one batch of queries."""
-    parts = [one.history for one in asked]
+    parts = [one.history for one in requests]
     if len(parts) == 1:
         return parts[0]
 
@@ -219,16 +219,16 @@ def to_queries(asked: Sequence[ParsedRequest]) -> Queries:
     return Queries(offsets=lengths_to_offsets(lengths), disliked=disliked, **{name: joined(name) for name in names})
 
 
-def _times(visits: Sequence[HistoryEvent], moment: int, earliest: int) -> Int:
+def _times(own_events: Sequence[HistoryEvent], moment: int, earliest: int) -> Int:
     """Return the time of each event in seconds.
 
     An event without a time is placed one week before the next event (the last: before the time of the request), but never before
     the events that precede it.
     """
-    known = np.array([earliest if event.time_s is None else event.time_s for event in visits], np.int64)
+    known = np.array([earliest if event.time_s is None else event.time_s for event in own_events], np.int64)
     before = np.maximum.accumulate(np.maximum(known, earliest)).tolist()
     times, later = [], moment
-    for event, least in zip(reversed(visits), reversed(before), strict=True):
+    for event, least in zip(reversed(own_events), reversed(before), strict=True):
         later = max(later - WEEK_S, least) if event.time_s is None else event.time_s
         times.append(later)
     return np.array(times[::-1], np.int64)

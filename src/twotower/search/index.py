@@ -208,12 +208,14 @@ class ExactIndex(Index):
         """Return the `k` best of the candidates `rows` int64 [C], ascending, for one query float32 [D]. CPU only."""
         assert self._matrix is not None
         scores = np.empty(len(rows), np.float32)
-        held = np.empty((min(_GATHER, len(rows)), self._matrix.shape[1]), np.float32)
+        buffer = np.empty((min(_GATHER, len(rows)), self._matrix.shape[1]), np.float32)
         for start in range(0, len(rows), _GATHER):
             part = rows[start : start + _GATHER]
             # mode="clip" writes to `out` without a buffer; all rows are valid.
             np.matmul(
-                np.take(self._matrix, part, axis=0, out=held[: len(part)], mode="clip"), query, out=scores[start : start + _GATHER]
+                np.take(self._matrix, part, axis=0, out=buffer[: len(part)], mode="clip"),
+                query,
+                out=scores[start : start + _GATHER],
             )
         return top_k_among(scores, rows, k)
 

@@ -11,7 +11,7 @@ POPULARITY_SCALE = 0.1
 """Change of the weight of the log popularity of all events at a popularity bias of 1 (or, with opposite sign, −1)."""
 NEARBY_KM = 3.0
 """Distance that reduces the score like e times fewer recent events."""
-UNPLACED = 10.0
+UNLOCATED = 10.0
 """Distance of items without coordinates, in units of `NEARBY_KM`."""
 
 
@@ -57,5 +57,5 @@ def fallback_scores(recent_event_count: Int, locations: Float, near: tuple[float
     scores = np.log1p(recent_event_count.astype(np.float64))
     if near is not None:
         away = distances_km(locations, near) / NEARBY_KM
-        scores = scores - np.where(np.isnan(away), UNPLACED, away)
+        scores = scores - np.where(np.isnan(away), UNLOCATED, away)
     return scores.astype(np.float32)

@@ -38,14 +38,14 @@ class Value:
         Type in words; objects have their names in `Api.objects`.
     objects
         Names of the objects in the type.
-    place
+    location
         "path", "query" or "body".
     """
 
     name: str
     kind: str
     objects: tuple[str, ...]
-    place: str
+    location: str
     required: bool
     default: str | None
     bounds: str
@@ -175,14 +175,14 @@ def _fields(schema: Json) -> Iterator[Value]:
         yield _value(name, one, "body", name in schema.get("required", []))
 
 
-def _value(name: str, schema: Json, place: str, required: bool) -> Value:
+def _value(name: str, schema: Json, location: str, required: bool) -> Value:
     default = json.dumps(schema["default"], ensure_ascii=False) if schema.get("default") is not None else None
     variants = [schema, *schema.get("anyOf", [])]
     limits = {key: one[key] for one in variants for key in BOUNDS if key in one and "prefixItems" not in one}
     bounds = [_bound(key, limit) for key, limit in limits.items()]
     text = next((one["description"] for one in variants if one.get("description")), "")
     objects = tuple(dict.fromkeys(_objects(schema)))
-    return Value(name, _kind(schema), objects, place, required, default, ", ".join(bounds), _paragraph(text))
+    return Value(name, _kind(schema), objects, location, required, default, ", ".join(bounds), _paragraph(text))
 
 
 def _bound(key: str, limit: float) -> str:

@@ -68,7 +68,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     config
         What the log says of requests, and where the map of the page gets its ground.
     """
-    shown = config or ServingConfig()
+    settings = config or ServingConfig()
     app = FastAPI(
         **ABOUT,
         generate_unique_id_function=operation_id,
@@ -78,15 +78,15 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
         redirect_slashes=False,  # a redirect would follow a forged Host
     )
     app.state.service = service
-    tiles = MapTiles(shown.map_tiles, shown.map_attribution) if shown.map_tiles else None
+    tiles = MapTiles(settings.map_tiles, settings.map_attribution) if settings.map_tiles else None
     gate = Gate(
         service.limits,
         service.meters,
         access,
         clients or Clients(service.limits),
         lambda client: service.overloaded(client),
-        shown.log_clients,
-        shown.log_probes,
+        settings.log_clients,
+        settings.log_probes,
         service.telemetry,
         tiles.origin if tiles is not None else "",
     )

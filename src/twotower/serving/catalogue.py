@@ -34,7 +34,7 @@ class Browser:
 
     def __init__(self, engine: Engine, journal: Journal) -> None:
         self.engine, self.dataset, self.journal = engine, engine.dataset, journal
-        self._lock, self._looked_at = threading.Lock(), 0
+        self._lock, self._n_read = threading.Lock(), 0
         self._new: list[str] = []
         self._new_names = pa.array([], pa.string())
 
@@ -84,16 +84,16 @@ class Browser:
         counts = np.diff(self.dataset.events.offsets)[FIRST_ROW:][found]
         known = [str(self.dataset.user_ids[at + FIRST_ROW]) for at in found[np.lexsort((found, -counts))[:limit]]]
         known = [user for user in known if not self.journal.is_forgotten(user)]
-        newcomers, names = self._newcomers()
-        new = [newcomers[at] for at in holding(names, query)]
+        new_users, names = self._new_users()
+        new = [new_users[at] for at in holding(names, query)]
         return [self._user(user) for user in [*known, *new[::-1]][:limit]]
 
-    def _newcomers(self) -> tuple[list[str], pa.Array]:
+    def _new_users(self) -> tuple[list[str], pa.Array]:
         """Return the users with only accepted events, and their folded ids. Each call reads only the users added since the last."""
         with self._lock:
-            everybody = self.journal.users()
-            fresh = [user for user in everybody[self._looked_at :] if self.engine.user_row(user) == UNKNOWN]
-            self._looked_at = len(everybody)
+            all_users = self.journal.users()
+            fresh = [user for user in all_users[self._n_read :] if self.engine.user_row(user) == UNKNOWN]
+            self._n_read = len(all_users)
             if fresh:
                 self._new = [*self._new, *fresh]
                 self._new_names = pa.concat_arrays([self._new_names, folded(pa.chunked_array([pa.array(fresh, pa.string())]))])

@@ -96,7 +96,7 @@ class Clients:
         """
         self._bytes[client] += size
         self.held_bytes += size
-        return not self.crowded(client)
+        return not self.overloaded(client)
 
     def release(self, client: str, size: int) -> None:
         """Count bytes no more."""
@@ -104,7 +104,7 @@ class Clients:
             self.held_bytes -= size
             take(self._bytes, client, size)
 
-    def crowded(self, client: str) -> bool:
+    def overloaded(self, client: str) -> bool:
         """Return True if the server holds too much for this client, or in all."""
         return self._bytes[client] > self.limits.held_bytes_per_client or self.held_bytes > self.limits.held_bytes
 

@@ -33,7 +33,7 @@ class ColumnOut(BaseModel):
 
 
 class ColumnsOut(BaseModel):
-    """What filters of this catalogue can compare."""
+    """The columns that filters can compare, and examples of filters."""
 
     columns: list[ColumnOut]
     examples: list[str] = Field(

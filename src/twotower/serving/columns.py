@@ -18,10 +18,10 @@ from twotower.search.filters.tree import Among
 from twotower.serving.text_search import folded, holding
 from twotower.utils.types import Json
 
-MAX_VALUES = 20  # frequent values told of each column
+MAX_VALUES = 20  # frequent values returned of each column
 MAX_COLUMNS = 60
-MAX_TEXT = 60  # characters of a value that is told or used in an example
-FEW = 12  # numbers with at most so many distinct values are told as values
+MAX_TEXT = 60  # characters of a value that is returned or used in an example
+FEW = 12  # numbers with at most so many distinct values are returned as values
 
 
 class Columns:

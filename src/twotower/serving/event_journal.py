@@ -21,6 +21,7 @@ from twotower.utils.console import log
 
 FUTURE_S = 86_400  # how far ahead of this clock an event may be
 MAX_EVENTS_PER_USER = 1000  # latest events of a user and an event type kept in memory; the store keeps all
+RETRY_S = 1.0  # pause after an error of the store
 
 Accepted = tuple[str, HistoryEvent]
 """A user and an accepted event."""
@@ -70,7 +71,7 @@ class Journal:
         self._forgotten: frozenset[str] = frozenset()
         self._writing = threading.Lock()
         self.on_skipped = on_skipped
-        self.state = "ok"
+        self.state: str
         """`ok`, or why the store does not work at the moment."""
         self._stop = threading.Event()
         self.catch_up()
@@ -240,10 +241,10 @@ class Journal:
                 self.catch_up()
             except BusyError as error:
                 log.warning("cannot read the events of other servers, retrying: %s", error)
-                self._stop.wait(1.0)
+                self._stop.wait(RETRY_S)
             except Exception:  # log unexpected errors with a traceback and keep following
                 log.exception("cannot read the events of other servers, retrying")
-                self._stop.wait(1.0)
+                self._stop.wait(RETRY_S)
 
 
 class _Memory:
@@ -279,11 +280,11 @@ class _Memory:
 
 
 def _take(events: dict[str, tuple[HistoryEvent, ...]], event: Event) -> HistoryEvent:
-    visits = events.get(event.user, ())
-    at = bisect_right(visits, event.time_s, key=lambda history_event: history_event.time_s or 0)
+    user_events = events.get(event.user, ())
+    at = bisect_right(user_events, event.time_s, key=lambda history_event: history_event.time_s or 0)
     history_event = HistoryEvent(event.item_id, event.time_s, event.stars, event.event_type)
     # Replace the tuple instead of changing it: concurrent readers keep the complete old one.
-    events[event.user] = taken = (*visits[:at], history_event, *visits[at:])
+    events[event.user] = taken = (*user_events[:at], history_event, *user_events[at:])
     alike = [at for at, one in enumerate(taken) if one.event_type == event.event_type] if len(taken) > MAX_EVENTS_PER_USER else []
     if len(alike) > MAX_EVENTS_PER_USER:  # by type, so that impressions leave the history
         events[event.user] = (*taken[: alike[0]], *taken[alike[0] + 1 :])

@@ -38,8 +38,8 @@ def open_store(url: str, *, shared: bool = False, reading: bool = False) -> Even
     if url.startswith(("redis://", "rediss://", "unix://")):
         return RedisStore(url)
     scheme = url.partition(":")[0]  # the rest may contain a password
-    shown = repr(scheme) if re.fullmatch(r"[\w.+-]{1,16}", scheme) and ":" in url else "given"
-    raise ConfigError(f"The event store {shown} is not known. Use sqlite:PATH or redis://HOST:PORT/NUMBER.")
+    quoted = repr(scheme) if re.fullmatch(r"[\w.+-]{1,16}", scheme) and ":" in url else "given"
+    raise ConfigError(f"The event store {quoted} is not known. Use sqlite:PATH or redis://HOST:PORT/NUMBER.")
 
 
 def lock_store(url: str) -> Callable[[], None]:

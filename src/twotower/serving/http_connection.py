@@ -60,13 +60,13 @@ class Connection(asyncio.Protocol):
     ----------
     address
         IP address of the peer.
-    crowd
+    overload
         For a connection above the limits: the refusal of all requests but those for `RESERVED_PATHS`.
     """
 
-    def __init__(self, server: ConnectionHost, address: str, *, crowd: Refusal | None = None) -> None:
+    def __init__(self, server: ConnectionHost, address: str, *, overload: Refusal | None = None) -> None:
         self.server, self.limits, self.loop = server, server.limits, server.loop
-        self.address, self.crowd = address, crowd
+        self.address, self.overload = address, overload
         self.client = server.clients.group(address)
         self.parser: Any = httptools.HttpRequestParser(self)
         self.transport: Any = None
@@ -93,7 +93,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         self.secure = transport.get_extra_info("sslcontext") is not None
         self.peer, self.here = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
-        self.wait(RESERVED_HEADER_S if self.crowd else self.server.idle_s(new=not self.answered), self.close)
+        self.wait(RESERVED_HEADER_S if self.overload else self.server.idle_s(new=not self.answered), self.close)
         if self.doomed:
             self.abort()
 
@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
         for request in self.requests:
             request.arrived.set()
             if request.cycle is None:
-                self.server.clients.release(self.client, request.held)
+                self.server.clients.release(self.client, request.held_bytes)
         self.server.leave(self)
         self.parser, self.rest = None, b""
 
@@ -165,8 +165,8 @@ class Connection(asyncio.Protocol):
             self.refusal = target
             return
         target = target.below(self.server.root_path)
-        if self.crowd is not None and not target.path.startswith(RESERVED_PATHS):
-            self.refusal = self.crowd
+        if self.overload is not None and not target.path.startswith(RESERVED_PATHS):
+            self.refusal = self.overload
             return
         scope = target.scope(self.version, self.parser.get_method(), self.headers, self.server.root_path, secure=self.secure)
         scope |= {"client": address_of(self.peer), "server": address_of(self.here)}
@@ -186,7 +186,7 @@ class Connection(asyncio.Protocol):
         if request.cycle is not None and request.cycle.complete:
             return  # answered without its body
         request.body += data
-        request.held += len(data)
+        request.held_bytes += len(data)
         if not self.server.clients.hold(self.client, len(data)):
             self.refusal = Refusal(429, "rate", "This client holds too much memory of the server. Send less at once.")
         request.arrived.set()
@@ -273,8 +273,8 @@ class Connection(asyncio.Protocol):
 
     def done(self, request: Request) -> None:
         """Go on after a response: with the next request, idle, or by closing."""
-        self.server.clients.release(self.client, request.held)
-        request.held = 0
+        self.server.clients.release(self.client, request.held_bytes)
+        request.held_bytes = 0
         if self.lost:
             return
         self.requests.popleft()
@@ -297,8 +297,8 @@ class Connection(asyncio.Protocol):
         self.server.refused(code)
         busy = any(request.cycle is not None and request.cycle.started for request in self.requests)
         for request in self.requests:
-            self.server.clients.release(self.client, request.held)
-            request.held = 0
+            self.server.clients.release(self.client, request.held_bytes)
+            request.held_bytes = 0
             if request.cycle is not None:
                 request.cycle.abandon()
         self.requests.clear()

@@ -26,7 +26,7 @@ class Request:
         "cycle",
         "expects",
         "head_only",
-        "held",
+        "held_bytes",
         "keep_alive",
         "length",
         "scope",
@@ -41,7 +41,7 @@ class Request:
         self.whole = False  # its body has arrived
         self.length = 0  # body bytes so far
         self.wire = 0  # bytes on the wire since the headers
-        self.held = 0  # bytes in the account of the client
+        self.held_bytes = 0  # bytes in the account of the client
         self.counted = False  # among those of its client in progress
         self.cycle: Cycle | None = None
 
@@ -173,8 +173,8 @@ class Cycle:
         """Wait until the client reads. A client that is too slow loses its connection."""
         connection = self.connection
         waiting = connection.transport.get_write_buffer_size()
-        clients, held = self.server.clients, waiting
-        clients.hold(connection.client, held)
+        clients, held_bytes = self.server.clients, waiting
+        clients.hold(connection.client, held_bytes)
         try:
             while not connection.drained.is_set():
                 try:
@@ -186,7 +186,7 @@ class Cycle:
                         return
                     waiting = left
         finally:
-            clients.release(connection.client, held)
+            clients.release(connection.client, held_bytes)
 
 
 def as_bytes(status: int, headers: list[tuple[bytes, bytes]], *, close: bool) -> bytes:

@@ -93,10 +93,10 @@ class HttpServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._date = (0, b"")
         self._complained = 0.0
-        self._places = places(limits)
+        self._max_connections = max_connections(limits)
         body = error_body("busy", "The server has too many connections. Try again later.", "")
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
-        self._no_place = as_bytes(503, headers, close=True) + body
+        self._full_response = as_bytes(503, headers, close=True) + body
         self._running: Counter[str] = Counter()
         self._lines: dict[str, deque[Connection]] = {}  # connections whose request waits for others of its client
 
@@ -221,21 +221,21 @@ class HttpServer:
         """Return an admitted connection, if necessary after closing an idle one; None if none can be admitted."""
         if new and not self.clients.arrives(host):
             return None
-        crowd: Refusal | None = None
+        overload: Refusal | None = None
         if not self.clients.enter(host):
             most = self.limits.connections_per_client
             text = f"Too many connections from this client: at most {most} are allowed. Close some first."
-            crowd = Refusal(429, "rate", text)
-        elif len(self._connections) >= self._places:
-            self._complain("all %d connections are in use", self._places)
+            overload = Refusal(429, "rate", text)
+        elif len(self._connections) >= self._max_connections:
+            self._complain("all %d connections are in use", self._max_connections)
             if not self._evict(self._connections, lambda one: one.lingering or (one.idle and one.answered > 0)):
                 self.clients.leave(host)
-                crowd = Refusal(503, "busy", "The server has too many connections. Try again later.")
-        full = crowd is not None and len(self._reserved) >= self.limits.reserved_connections
+                overload = Refusal(503, "busy", "The server has too many connections. Try again later.")
+        full = overload is not None and len(self._reserved) >= self.limits.reserved_connections
         if full and not self._evict(self._reserved, lambda one: one.lingering or one.idle):
             return None
-        connection = Connection(self, host, crowd=crowd)
-        (self._connections if crowd is None else self._reserved)[connection] = None
+        connection = Connection(self, host, overload=overload)
+        (self._connections if overload is None else self._reserved)[connection] = None
         return connection
 
     def _evict(self, connections: dict[Connection, None], useless: Callable[[Connection], bool]) -> bool:
@@ -265,11 +265,11 @@ class HttpServer:
             if self.tls is None:
                 with suppress(OSError):
                     accepted.setblocking(False)
-                    accepted.send(self._no_place)
+                    accepted.send(self._full_response)
 
     def leave(self, connection: Connection) -> None:
         """Release the slot of a connection; a second call does nothing."""
-        if connection.crowd is not None:
+        if connection.overload is not None:
             self._reserved.pop(connection, None)
         elif self._connections.pop(connection, connection) is None:
             self.clients.leave(connection.address)
@@ -315,7 +315,7 @@ class HttpServer:
             return self.limits.header_timeout_s
         if self.stopping:
             return 0.0
-        return CROWD_IDLE_S if len(self._connections) > self._places // 2 else self.limits.keep_alive_s
+        return CROWD_IDLE_S if len(self._connections) > self._max_connections // 2 else self.limits.keep_alive_s
 
     def date(self) -> bytes:
         """Return the value of the header `Date`."""
@@ -331,7 +331,7 @@ class HttpServer:
             log.warning(text, *values)
 
 
-def places(limits: Limits) -> int:
+def max_connections(limits: Limits) -> int:
     """Return how many connections fit into the descriptors of this process, at most `limits.connections`."""
     wanted = limits.connections + limits.reserved_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

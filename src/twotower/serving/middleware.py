@@ -72,7 +72,7 @@ class Gate:
     telemetry: Telemetry | None = None
     images: str = ""
 
-    def shown(self, client: str) -> dict[str, str]:
+    def client_fields(self, client: str) -> dict[str, str]:
         """Return what a log line says of a client."""
         if self.log_clients == "none" or not client:
             return {}
@@ -130,7 +130,7 @@ class RequestMiddleware:
             await passage.refuse(denial.status, denial.code, denial.text)
         elif passage.length > self.limits.body_bytes:
             await passage.refuse(413, "too_large", too_large(self.limits.body_bytes))
-        elif gate.clients.crowded(client):
+        elif gate.clients.overloaded(client):
             await passage.refuse(429, "rate", "This client reads its responses too slowly. Read them first.", 1.0)
         elif path.startswith(COMPUTED) and gate.overloaded(client):
             await asyncio.sleep(REFUSAL_DELAY_S)
@@ -181,7 +181,7 @@ class RequestMiddleware:
             "route": route,
             "status": passage.status,
             "took_ms": round(1000 * took, 3),
-            **self.gate.shown(passage.client),
+            **self.gate.client_fields(passage.client),
             **({"code": code} if code else {}),
         }
         if passage.crash is not None:

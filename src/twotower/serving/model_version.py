@@ -117,14 +117,14 @@ class Engine:
             return []
         row, events = self.user_row(user), self.dataset.events
         own = slice(*events.offsets[row : row + 2].tolist())
-        held = set(zip(events.item_row[own].tolist(), events.time_s[own].tolist(), strict=True))
+        stored = set(zip(events.item_row[own].tolist(), events.time_s[own].tolist(), strict=True))
         rows = [self.row(event.item_id) for event in accepted]
-        return [(event, row) for event, row in zip(accepted, rows, strict=True) if (row, event.time_s) not in held]
+        return [(event, row) for event, row in zip(accepted, rows, strict=True) if (row, event.time_s) not in stored]
 
     def answer(self, questions: Sequence[Question]) -> list[Listed | RequestError]:
         """Return the answer or the error of each request."""
-        told = {id(one.accepted): one for one in questions if one.accepted}  # many requests of a batch may have the same user
-        readable = {key: self._readable(str(one.request.user), one.accepted) for key, one in told.items()}
+        by_history = {id(one.accepted): one for one in questions if one.accepted}  # many requests of a batch may have the same user
+        readable = {key: self._readable(str(one.request.user), one.accepted) for key, one in by_history.items()}
         given = [self._known(one) for one in questions]
         requests = [_after(one, readable.get(id(of.accepted), ())) for (one, _), of in zip(given, questions, strict=True)]
         listed: list[Listed | RequestError] = []

@@ -28,7 +28,7 @@ KINDS = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
 }
-KEPT, ASKED = "public, max-age=31536000, immutable", "no-cache"
+IMMUTABLE, REVALIDATED = "public, max-age=31536000, immutable", "no-cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class PageFiles:
 
     def index(self) -> Response:
         """Return the page itself."""
-        return Response(self._index, media_type="text/html", headers={"cache-control": ASKED})
+        return Response(self._index, media_type="text/html", headers={"cache-control": REVALIDATED})
 
     def file(self, name: str, *, packed: bool) -> Response | None:
         """Return a file, with `packed` compressed if that is shorter; None if there is none."""
@@ -91,7 +91,7 @@ class PageFiles:
         name = name.removeprefix(f"{self.tag}/")
         if name not in self._files or name == "index.html":
             return None
-        headers = {"cache-control": KEPT if tagged else ASKED, "vary": "accept-encoding"}
+        headers = {"cache-control": IMMUTABLE if tagged else REVALIDATED, "vary": "accept-encoding"}
         packed = packed and len(self._packed[name]) < len(self._files[name])
         if packed:
             headers["content-encoding"] = "gzip"

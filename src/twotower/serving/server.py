@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from twotower.bundle.publish import RemoteIndex
+from twotower.bundle.sealed_folder import bundle_in, read_manifest
 from twotower.bundle.signature import read_trusted_key
 from twotower.errors import ConfigError
 from twotower.search.milvus_store import read_address
@@ -62,6 +63,7 @@ def serve(bundle: Path, config: ServingConfig, other: Path | None = None) -> NoR
     Telemetry.wanted(os.environ)  # a mistake fails here; each process that serves has its own
     if config.trusted_key is not None:
         read_trusted_key(config.trusted_key)
+    read_manifest(bundle_in(bundle))  # before a file of events is created beside it
     events = config.events or f"sqlite:{bundle.resolve().with_name(bundle.resolve().name + '.events.sqlite')}"
     with ExitStack() as stack:
         sockets = stack.enter_context(listening(config.host, config.port, config.unix_socket))

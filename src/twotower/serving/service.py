@@ -217,12 +217,12 @@ class Service:
             weights = [bodies[at].weight for at in positions]
             submitted = lane.submit(engine.answer, questions, deadline, client, weights)
             futures |= dict(zip(positions, submitted, strict=True))
-        asked = {at: self._question(bodies[at], found[at]) for at in futures} if current.shadow is not None else {}
+        identity = {at: self._question(bodies[at], found[at]) for at in futures} if current.shadow is not None else {}
         for at, outcome in zip(futures, await asyncio.gather(*futures.values(), return_exceptions=True), strict=True):
             found[at] = outcome
         if self.telemetry is not None:
             self.telemetry.answers(one.answer for one in found if isinstance(one, Listed))
-        for at, question in asked.items():
+        for at, question in identity.items():
             if isinstance(found[at], Listed) and current.shadow is not None:
                 self.shadow.offer(current.shadow.engine, question, found[at])
         return list(zip(versions, found, strict=True))
@@ -235,23 +235,23 @@ class Service:
 
     async def similar(self, item_id: str, k: int, filter: str | None, cursor: str | None = None, client: str = "") -> Json:
         """Return the version, the items most similar to an item, and the cursor of further ones."""
-        current, asked = self.current, ["similar", item_id, filter]
+        current, identity = self.current, ["similar", item_id, filter]
         version, deadline = current.engine.version, time.perf_counter() + self.limits.queue_timeout_s
         with part("cursor"):
-            skip = cursors.read(cursor, version, asked)
+            skip = cursors.read(cursor, version, identity)
         with part(), self._traced("search"):
             (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter, skip)], deadline, client)
             items = await future
-        return {**current.about(), "next": cursors.following(version, asked, skip, len(items), k), "items": items}
+        return {**current.about(), "next": cursors.following(version, identity, skip, len(items), k), "items": items}
 
     def items(self, query: str, limit: int, cursor: str | None) -> Json:
         """Return items whose name contains `query`, and the cursor of further ones."""
-        current, asked = self.current, ["items", query]
+        current, identity = self.current, ["items", query]
         version = current.engine.version
         with part("cursor"):
-            skip = cursors.read(cursor, version, asked)
+            skip = cursors.read(cursor, version, identity)
         items = current.browser.items(query, limit, skip)
-        return {"next": cursors.following(version, asked, skip, len(items), limit), "items": items}
+        return {"next": cursors.following(version, identity, skip, len(items), limit), "items": items}
 
     async def accept(self, bodies: Sequence[EventIn]) -> Accepted:
         """Store events; see `Feedback.accept`."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from twotower.utils.types import Int
 
-TOLD, READY, PUBLISHED = range(3)  # columns of a row
+ANNOUNCED, READY, PUBLISHED = range(3)  # columns of a row
 STATES = {"stopping": 0, "workers": 1}
 
 
@@ -77,7 +77,7 @@ class SharedNews:
     """See `event_journal.News`."""
 
     def __init__(self, rows: Int, seat: int) -> None:
-        self._column, self._seat = rows[:, TOLD], seat
+        self._column, self._seat = rows[:, ANNOUNCED], seat
 
     def tell(self) -> None:
         """Count new entries."""

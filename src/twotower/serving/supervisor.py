@@ -150,13 +150,13 @@ class Supervisor:
         if "id" not in message:
             return
         try:
-            told = self._told(message)
-            answer = {"id": message["id"], "told": told}
+            result = self._result_of(message)
+            answer = {"id": message["id"], "result": result}
         except TwoTowerError as error:
             answer = {"id": message["id"], "error": str(error), "busy": isinstance(error, BusyError)}
         self._tell(worker, answer)
 
-    def _told(self, message: Json) -> Json:
+    def _result_of(self, message: Json) -> Json:
         """Do what a worker asks for, and return what it answers."""
         updater = self._updater
         if "refresh" in message:
@@ -165,9 +165,9 @@ class Supervisor:
             return self._replace_all(updater.promoted(), updater.reloaded)
         if "roll_back" in message:
             before = updater.current.engine.version
-            told = self._replace_all(updater.rolled_back(), updater.reloaded)
+            result = self._replace_all(updater.rolled_back(), updater.reloaded)
             updater.left(before)
-            return told
+            return result
         if "forget" in message:
             count = updater.journal.forget(message["forget"])
             fresh = updater.refreshed()

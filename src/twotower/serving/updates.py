@@ -84,16 +84,16 @@ class OwnUpdates:
     async def roll_back(self) -> Json:
         """See `Updates`."""
         before = self._updater.current.engine.version
-        told = await self._exchanged(self._updater.rolled_back)
+        result = await self._exchanged(self._updater.rolled_back)
         self._updater.left(before)
-        return told
+        return result
 
     async def _exchanged(self, opened: Callable[[], Version]) -> Json:
         async with self._changing:
             version = await asyncio.to_thread(opened)
-            told = self._updater.reloaded(version)
+            result = self._updater.reloaded(version)
             self._serve(version)
-            return told
+            return result
 
     async def refresh(self) -> Json:
         """See `Updates`."""

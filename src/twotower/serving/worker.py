@@ -5,7 +5,7 @@ Messages between the two are JSON on a socket pair; a closed one means that the 
 
     worker → supervisor     {"ready": 1} · {"retired": 1} · {"reload": PATH or null, "id": 7} · {"refresh": 1, "id": 7}
                             {"promote": 1, "id": 7} · {"roll_back": 1, "id": 7} · {"forget": USER, "id": 7}
-    supervisor → worker     {"retire": 1} · {"id": 7, "told": {…}} · {"id": 7, "error": "…", "busy": false}
+    supervisor → worker     {"retire": 1} · {"id": 7, "result": {…}} · {"id": 7, "error": "…", "busy": false}
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MESSAGE_BYTES = 65_536
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outfit:
-    """What every process of the server has."""
+    """The parts that every process of the server has."""
 
     config: ServingConfig
     access: Access
@@ -162,11 +162,11 @@ class ParentUpdates:
         if "error" in message:
             waiting.set_exception((RefreshError if message["busy"] else DataError)(message["error"]))
         else:
-            waiting.set_result(message["told"])
+            waiting.set_result(message["result"])
 
 
 class Fleet:
-    """What a worker knows of the others; see `service.Fleet`."""
+    """The other workers, as one worker sees them; see `service.Fleet`."""
 
     def __init__(self, seat: Seat, service: Service) -> None:
         self._seat, self._service = seat, service
@@ -183,13 +183,13 @@ class Fleet:
 
     async def metrics(self) -> bytes:
         """Return the metrics of all processes; of one that does not respond, the last ones it has published."""
-        seat, asked = self._seat, time.monotonic_ns()
+        seat, asked_ns = self._seat, time.monotonic_ns()
         others = [one for one in seat.counts.seats() if one != seat.number]
         for one in others:
             os.eventfd_write(seat.bells[one], 1)
         self.publish()
         end = time.monotonic() + ANSWERS_S
-        while any(seat.counts.published(one) < asked for one in others) and time.monotonic() < end:
+        while any(seat.counts.published(one) < asked_ns for one in others) and time.monotonic() < end:
             await asyncio.sleep(0.001)
         return seat.metrics.text(self.ready)
 

@@ -97,7 +97,7 @@ class BaseTrainer:
         self.callbacks: list[Callback] = []
         self.interruptible = False
         self.training = Training(self.config, out, self.model, self.schedule.last_step, self.schedule.steps_per_epoch)
-        self._told = Dispatcher([], self.training, self.state)
+        self._dispatch = Dispatcher([], self.training, self.state)
         self.log = RunLog(out)
 
     # Implemented by subclasses.
@@ -164,8 +164,8 @@ class BaseTrainer:
             f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "",
         )
         self.training = Training(self.config, self.out, self.model, self.schedule.last_step, self.schedule.steps_per_epoch)
-        self._told = Dispatcher(self.callbacks, self.training, self.state)
-        with progress() as self._bar, self._told:
+        self._dispatch = Dispatcher(self.callbacks, self.training, self.state)
+        with progress() as self._bar, self._dispatch:
             try:
                 self._loop()
             except KeyboardInterrupt:
@@ -209,7 +209,7 @@ class BaseTrainer:
         if at.step % self.settings.log_every == 0:
             summary, length = self.check(loss, norm)
             self._log({"loss": summary, "learning_rate": rate, "grad_norm": length, **self._speed()})
-        self._told("on_step")
+        self._dispatch("on_step")
 
     def check(self, *values: Tensor) -> list[float]:
         """Read scalars from the device in one transfer, and check that training can continue.
@@ -265,10 +265,10 @@ class BaseTrainer:
             metrics = dict(zip(judged, distributed.broadcast(list(judged.values())), strict=True))
             value = float(metrics[self.settings.eval_metric])
             better = self.state.best is None or value > self.state.best
-            shown = {"train_loss": self.losses.mean(), **metrics}
-            self._log({**shown, "validation_s": time.perf_counter() - began})
+            printed = {"train_loss": self.losses.mean(), **metrics}
+            self._log({**printed, "validation_s": time.perf_counter() - began})
         else:
-            value, better, shown = None, self.state.step == self.schedule.last_step or self.training.stopped, {}
+            value, better, printed = None, self.state.step == self.schedule.last_step or self.training.stopped, {}
         self._clock += time.perf_counter() - began  # validation does not count as training time
         self.losses.load([0.0, 0])
         if better:
@@ -277,8 +277,8 @@ class BaseTrainer:
         else:
             self.state.validations_since_best += judged is not None
         self._save("last.pt")
-        if shown:
-            self._told("on_validation", shown)
+        if printed:
+            self._dispatch("on_validation", printed)
 
     # Files.
 
@@ -344,7 +344,7 @@ class BaseTrainer:
         if distributed.rank() > 0:
             return
         self.log.add({"step": self.state.step, "epoch": self.state.epoch, **figures})
-        self._told("on_log", figures)
-        shown = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self._dispatch("on_log", figures)
+        printed = " | ".join(f"{name} {value:.4g}" for name, value in figures.items())
         at, last = self.state, self.schedule.last_step
-        log.info("step %d/%d (%.0f%%) | epoch %d | %s", at.step, last, 100 * at.step / last, at.epoch, shown)
+        log.info("step %d/%d (%.0f%%) | epoch %d | %s", at.step, last, 100 * at.step / last, at.epoch, printed)

@@ -107,7 +107,7 @@ def calibrate(model: TwoTower, dataset: Dataset, config: Config) -> CalibrationR
         return evaluate(system, held_out, dataset, config.evaluation, metrics=[metric], beyond_k=None).mean(metric)
 
     before = figure()
-    _place(priors, item_points(system.store), user_points(sample.queries, system.store.location))
+    _set_locations(priors, item_points(system.store), user_points(sample.queries, system.store.location))
     fitted, unit = _fit(priors, list(_blocks(system, sample)))
     priors.weights.copy_(fitted)
     system = refreshed_system(model, dataset, config, every_days)  # the columns of its vectors depend on the weights
@@ -149,7 +149,7 @@ def in_words(record: CalibrationRecord) -> str:
     return line
 
 
-def _place(priors: Priors, items: Float64, users: Float64) -> None:
+def _set_locations(priors: Priors, items: Float64, users: Float64) -> None:
     """Set the origin of the locations, and the distance of items without one: the median of users and items."""
     located = items[~np.isnan(items).any(axis=1)]
     if not len(located):

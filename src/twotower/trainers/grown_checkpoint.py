@@ -23,7 +23,7 @@ from twotower.utils.config import EmbeddingConfig, ResolvedConfig, parse_config
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where an update begins.
+    """The state from which an update starts.
 
     Attributes
     ----------

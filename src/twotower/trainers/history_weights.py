@@ -138,8 +138,8 @@ def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float,
         queries = held_out.queries.take(rows)
         found = repeats_of(queries, np.ones(len(rows), np.bool_))
         at = torch.from_numpy(found.query), torch.from_numpy(found.item_row)
-        query, place = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
-        target = held_out.target_row[place]
+        query, position = ragged_arange(held_out.target_offsets[rows], np.diff(held_out.target_offsets)[rows])
+        target = held_out.target_row[position]
         wanted = query * system.n_item_rows + target
         chosen = np.isin(found.query * system.n_item_rows + found.item_row, wanted).astype(np.float64)
         for recency in RECENCIES:

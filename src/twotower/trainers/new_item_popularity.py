@@ -21,7 +21,7 @@ from twotower.schema import FIRST_ROW
 from twotower.search.index import ExactIndex
 from twotower.utils.types import Float, Int
 
-PLACES = 10
+TOP_K = 10
 QUESTIONS = 1000
 SIMULATED_SHARE = 0.05  # minimum share of the known items
 
@@ -54,11 +54,11 @@ def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s:
     at = torch.from_numpy(chosen).to(device)
     kept = vectors[at].clone()
     vectors[at, :width], vectors[at, popularity] = _as_if_new(retriever, chosen, time_s), 0.0
-    shown, other = np.zeros((2, dataset.n_item_rows), np.bool_)
-    shown[chosen], other[known] = True, True
+    as_new, other = np.zeros((2, dataset.n_item_rows), np.bool_)
+    as_new[chosen], other[known] = True, True
     queries = _questions(dataset, seed)
     users, seen, index = retriever.encode(queries), (queries.offsets, queries.item_row), ExactIndex(vectors)
-    best, known_items = (index.search(users, PLACES, exclude=seen, allow=mask).scores for mask in (shown, other & ~shown))
+    best, known_items = (index.search(users, TOP_K, exclude=seen, allow=mask).scores for mask in (as_new, other & ~as_new))
     vectors[at] = kept
     weight = priors.popularity_weight(torch.from_numpy(queries.lengths).to(device), float(model.temperature().detach()))
     found = _bias(best, known_items, weight.cpu().numpy(), exposure)
@@ -73,7 +73,7 @@ def calibrate_new_items(retriever: NeuralRetriever, dataset: Dataset, *, time_s:
 def _bias(best: Float, known_items: Float, weight: Float, exposure: float) -> float:
     """Return the log popularity of new items that gives them a share of the positions.
 
-    Both inputs are [B, PLACES], best first; `weight` [B] is the weight of popularity in the scores. The i-th best new item is in
+    Both inputs are [B, TOP_K], best first; `weight` [B] is the weight of popularity in the scores. The i-th best new item is in
     the top 10 if it beats the (11 - i)-th best known item, so the gap between the two is the bonus for one more position.
     """
     with np.errstate(invalid="ignore", over="ignore"):  # a small catalogue leaves positions without an item: their scores are -inf
@@ -97,6 +97,6 @@ def _questions(dataset: Dataset, seed: int) -> Queries:
         if len(queries):
             return queries
     users = np.arange(FIRST_ROW, dataset.n_train_user_rows)
-    asked = np.sort(np.random.default_rng(seed).choice(users, min(QUESTIONS, len(users)), replace=False))
+    sample = np.sort(np.random.default_rng(seed).choice(users, min(QUESTIONS, len(users)), replace=False))
     after = int(dataset.events.time_s.max(initial=0)) + 1
-    return dataset.histories(asked, np.full(len(asked), after))
+    return dataset.histories(sample, np.full(len(sample), after))

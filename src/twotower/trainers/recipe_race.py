@@ -213,7 +213,7 @@ def choose_recipe(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool =
                 f"{out / RECORD} chose the recipe {record['chosen']!r}, which the given settings exclude. "
                 "A resumed run needs the same settings. Use another --out, or the settings of that run."
             )
-        _hand_over(chosen, out)
+        _keep_winner(chosen, out)
         return chosen.config, record, True
     if not resume:
         _forget(out)
@@ -222,7 +222,7 @@ def choose_recipe(runners: list[Entrant], out: Path, fit: Fit, *, resume: bool =
     winner, record = _race(_restored(runners, record), out, fit)
     _write(out, record)
     log.info("recipe: %s", record["why"])
-    _hand_over(winner, out)
+    _keep_winner(winner, out)
     return winner.config, record, True
 
 
@@ -314,7 +314,7 @@ def _restored(runners: list[Entrant], record: Json | None) -> list[Entrant]:
     ]
 
 
-def _hand_over(winner: Entrant, out: Path) -> None:
+def _keep_winner(winner: Entrant, out: Path) -> None:
     """Move the winner's files into `out`, `last.pt` at the end, and delete the rest. Safe to repeat after an interruption."""
     folder = out / FOLDER / _slug(winner.name)
     if distributed.rank() == 0 and (folder / "last.pt").is_file():

@@ -57,8 +57,8 @@ class TimeLimit(Callback):
 
     def _tell(self, training: Training, step_s: float, now: float) -> None:
         left = training.last_step - training.step
-        shown = f"an epoch of {training.steps_per_epoch:,} steps takes about {duration(step_s * training.steps_per_epoch)}"
-        log.info("%s, the %s steps that are left %s, validations aside", shown, f"{left:,}", duration(step_s * left))
+        measured = f"an epoch of {training.steps_per_epoch:,} steps takes about {duration(step_s * training.steps_per_epoch)}"
+        log.info("%s, the %s steps that are left %s, validations aside", measured, f"{left:,}", duration(step_s * left))
         if self.limit_s is not None and step_s * left > self.limit_s - (now - self._began):
             reached = training.step + int(max(self.limit_s - (now - self._began), 0) / step_s)
             log.warning("training.max_hours will end the training at about step %d of %d", reached, training.last_step)

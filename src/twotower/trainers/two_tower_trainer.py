@@ -136,10 +136,10 @@ class TwoTowerTrainer(BaseTrainer):
         """Encode micro-batch `number` of the step; its dropout depends only on seed, step, process and number."""
         key = np.random.SeedSequence([self.config.seed, self.state.step, distributed.rank(), number])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
-        self._make_room()
+        self._trim_heap()
         return encode()
 
-    def _make_room(self) -> None:
+    def _trim_heap(self) -> None:
         if self.trim_above_bytes is not None:
             trim_heap(self.trim_above_bytes)
 
@@ -154,19 +154,19 @@ class TwoTowerTrainer(BaseTrainer):
         """
         if not self.health:
             return None
-        self._make_room()
+        self._trim_heap()
         moment, exposure = split_moment(self.dataset, "valid"), self.config.model.new_item_exposure
         retriever = NeuralRetriever(self.model, self.store, n_item_rows=self.dataset.n_item_rows, time_s=moment)
-        shown = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
+        names = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
         try:
             calibrate_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
-            judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=shown, beyond_k=BEYOND_K)
+            judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=names, beyond_k=BEYOND_K)
         except ValueError as error:  # the last update made the weights infinite, after the last loss that was finite
             raise TrainingError(
                 f"The model cannot be evaluated at step {self.state.step}: {error} Lower training.learning_rate."
             ) from error
-        self._make_room()
+        self._trim_heap()
         batch = self.loader.batch(self.loader.plan(self.state.epoch)[0], self.state.epoch, 0).to(self.device)
         at, mean = self.state, self.losses.mean()
         self.log.add(self.health.check(retriever, judged, batch, step=at.step, epoch=at.epoch, training_loss=mean))
-        return {**{name: judged.mean(name) for name in shown}, "temperature": float(self.model.temperature().detach())}
+        return {**{name: judged.mean(name) for name in names}, "temperature": float(self.model.temperature().detach())}

@@ -44,12 +44,12 @@ def atomic_folder(out: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
-        take_place(beside, out)
+        replace_folder(beside, out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def take_place(fresh: Path, out: Path) -> None:
+def replace_folder(fresh: Path, out: Path) -> None:
     """Put the folder `fresh` at `out`, at once. What was there goes to where `fresh` was, or is removed."""
     if not out.exists() or not any(out.iterdir()):
         fresh.rename(out)

@@ -31,10 +31,10 @@ def simple_columns(table: pa.Table, what: str, required: Sequence[str]) -> pa.Ta
             texts = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
             table = table.set_column(table.column_names.index(name), name, texts)
         elif types.is_struct(kind) or types.is_map(kind) or types.is_union(kind) or isinstance(kind, pa.BaseExtensionType):
-            said = f"The column {name!r} of {what} has the type {str(kind)[:60]}, which has no single values. Convert it."
+            message = f"The column {name!r} of {what} has the type {str(kind)[:60]}, which has no single values. Convert it."
             if name in required or table.num_columns == 1:
-                raise DataError(said)
-            log.warning("%s The column is left out.", said)
+                raise DataError(message)
+            log.warning("%s The column is left out.", message)
             table = table.drop_columns([name])
     return table
 
@@ -47,7 +47,7 @@ def whole_numbers(values: pa.ChunkedArray) -> bool:
 
 
 def _items(table: pa.Table) -> list[tuple[str, pa.ChunkedArray]]:
-    return [(name, table.column(place)) for place, name in enumerate(table.column_names)]
+    return [(name, table.column(number)) for number, name in enumerate(table.column_names)]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

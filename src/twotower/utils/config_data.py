@@ -44,7 +44,7 @@ class ColumnConfig(Settings):
 
 
 class TableConfig(Settings):
-    """How one table of the `tables` source is written."""
+    """The format of one table of the `tables` source."""
 
     separator: str | None = Field(None, min_length=1)
     """Separator of the columns of a text file: one or more characters, such as "::". null: found by trying."""

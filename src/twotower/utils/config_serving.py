@@ -32,7 +32,7 @@ PASSWORD = re.compile(r"(?<=://)[^@/]*@")
 
 
 class Loop(Settings):
-    """What a server keeps of its answers and events, and how it explores."""
+    """Storage of answers, events and bundle versions, and exploration."""
 
     keep_answers_days: float = Field(30.0, ge=0)
     """Days for which answers are logged, so that events can name them. 0: answers are not logged."""
@@ -45,7 +45,7 @@ class Loop(Settings):
 
 
 class Limits(Loop):
-    """What a server allows a client, and how long it waits."""
+    """The limits of a server for its clients, and its waiting times."""
 
     head_bytes: int = Field(2**14, ge=256)
     """Maximum size of the request line with all headers."""

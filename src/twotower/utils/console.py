@@ -21,7 +21,7 @@ log = logging.getLogger("twotower")
 _console = Console(stderr=True)
 
 
-def speaks() -> bool:
+def is_first_process() -> bool:
     """Return True if this process shows messages: only the first of the processes that `torchrun` starts."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -32,7 +32,7 @@ def setup_logging(*, quiet: bool = False) -> None:
     if sys.stderr.isatty():  # stderr of a notebook kernel also reports to be a terminal
         handler = RichHandler(console=_console, show_path=False, show_level=False, omit_repeated_times=False)
     log.handlers = [handler]
-    log.setLevel(logging.INFO if speaks() and not quiet else logging.WARNING)
+    log.setLevel(logging.INFO if is_first_process() and not quiet else logging.WARNING)
     log.propagate = False
 
 
@@ -63,7 +63,7 @@ class Bar:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without ipywidgets, a notebook gets the bar of a terminal
             from tqdm.auto import tqdm
-        self._bar: Any = tqdm(total=None, disable=not speaks(), dynamic_ncols=True)
+        self._bar: Any = tqdm(total=None, disable=not is_first_process(), dynamic_ncols=True)
         self._label = ""
 
     def __enter__(self) -> Bar:
@@ -96,7 +96,7 @@ def progress() -> Iterator[Report]:
     if _bars:
         yield _bars[-1].report
         return
-    if not (sys.stderr.isatty() and speaks()):
+    if not (sys.stderr.isatty() and is_first_process()):
         yield silent
         return
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

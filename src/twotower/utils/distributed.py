@@ -136,9 +136,9 @@ def broadcast(values: Sequence[float]) -> list[float]:
     if world_size() == 1:
         return list(values)
     device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-    told = torch.tensor(list(values), dtype=torch.float64, device=device)
-    dist.broadcast(told, 0)
-    return [float(value) for value in told.cpu()]
+    tensor = torch.tensor(list(values), dtype=torch.float64, device=device)
+    dist.broadcast(tensor, 0)
+    return [float(value) for value in tensor.cpu()]
 
 
 def gather_rows(row: Tensor, answer_with: Tensor) -> Tensor:
@@ -159,8 +159,8 @@ def gather_rows(row: Tensor, answer_with: Tensor) -> Tensor:
     if world_size() == 1:
         return answer_with[row]
     order, counts = _by_owner(row)
-    asked, asked_counts = _exchange(row[order], counts)
-    answers, _ = _exchange(answer_with[asked // world_size()], asked_counts)
+    requested_rows, asked_counts = _exchange(row[order], counts)
+    answers, _ = _exchange(answer_with[requested_rows // world_size()], asked_counts)
     found = torch.empty_like(answers)
     found[order] = answers
     return found
@@ -186,10 +186,10 @@ def gather_full(part: Tensor, rows: int) -> Tensor:
     """
     if world_size() == 1:
         return part
-    held = [-(-(rows - p) // world_size()) for p in range(world_size())]
+    sizes = [-(-(rows - p) // world_size()) for p in range(world_size())]
     result = torch.empty(rows if rank() == 0 else 0, *part.shape[1:], dtype=part.dtype)
-    for start in range(0, held[0], WHOLE_BLOCK):
-        sizes = [min(max(n - start, 0), WHOLE_BLOCK) for n in held]
+    for start in range(0, sizes[0], WHOLE_BLOCK):
+        sizes = [min(max(n - start, 0), WHOLE_BLOCK) for n in sizes]
         with torch.no_grad():
             found = gather(part[start : start + WHOLE_BLOCK], sizes).cpu()
         for p, (a, b) in enumerate(pairwise(np.cumsum([0, *sizes]))):

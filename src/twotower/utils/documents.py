@@ -45,20 +45,20 @@ class Document(BaseModel):
 Kind = TypeVar("Kind", bound=Document)
 
 
-def parse_document(kind: type[Kind], values: Any, place: Path) -> Kind:
+def parse_document(kind: type[Kind], values: Any, file: Path) -> Kind:
     """Return JSON values as a document.
 
     Raises
     ------
     DataError
-        A value is missing, unknown or of another type; `place` names the file.
+        A value is missing, unknown or of another type; `file` names the file.
     """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])[:80] or "the file"
-        raise DataError(f"{place} is damaged or of another version: {where}: {problem['msg'][:120]}. Write it again.") from None
+        raise DataError(f"{file} is damaged or of another version: {where}: {problem['msg'][:120]}. Write it again.") from None
 
 
 class RungResult(Document):
@@ -109,7 +109,7 @@ class RepeatsRecord(Document):
 
 
 class HistoryRecord(Document):
-    """How a history counts beside the user tower."""
+    """The weights of a history beside the user tower."""
 
     recency: float
     """Weight of its last items in nats: that with the best validation metric, if such a weight raises the likelihood clearly."""

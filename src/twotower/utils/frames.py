@@ -216,7 +216,7 @@ def id_list(values: Any, what: str) -> list[str]:
     >>> id_list(7, "users"), id_list(np.array([1, 2]), "users")
     (['7'], ['1', '2'])
     """
-    return [id_text(value, f"{what}[{place}]") for place, value in enumerate(listed(values, what))]
+    return [id_text(value, f"{what}[{number}]") for number, value in enumerate(listed(values, what))]
 
 
 def listed(values: Any, what: str) -> list[Any]:
@@ -297,6 +297,6 @@ def _array(name: Any, values: Any, what: str) -> Any:
 def _joined(arrays: Mapping[str, Any], what: str) -> pa.Table:
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
-        shown = ", ".join(f"{name} {length}" for name, length in list(lengths.items())[:4])
-        raise DataError(f"The columns of {what} have different lengths: {shown}. All must have the same.")
+        sizes = ", ".join(f"{name} {length}" for name, length in list(lengths.items())[:4])
+        raise DataError(f"The columns of {what} have different lengths: {sizes}. All must have the same.")
     return pa.table(dict(arrays))

@@ -133,7 +133,7 @@ class RefitSettings(Document):
 
 
 class UpdateRecord(Document):
-    """What an update added, and how its model compares with the one before on the newest events."""
+    """The data that an update added, and a comparison with the model before it on the newest events."""
 
     number: Count
     """Updates since the run was trained, this one included."""

@@ -171,8 +171,8 @@ def popularity_lift(exposure: Int, history: Int, popularity: Int) -> float:
     0: as popular as the histories; 1: twice as popular. `exposure`, `history`, `popularity`: int64 [N] counts by item.
     """
     before = history @ popularity / max(int(history.sum()), 1)
-    shown = exposure @ popularity / max(int(exposure.sum()), 1)
-    return float(shown / before - 1) if before > 0 else 0.0
+    mean_popularity = exposure @ popularity / max(int(exposure.sum()), 1)
+    return float(mean_popularity / before - 1) if before > 0 else 0.0
 
 
 def diversity(items: Int, category_offsets: Int, category: Int) -> Float64:

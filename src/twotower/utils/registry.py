@@ -133,11 +133,11 @@ def parse_at_k(text: str, kind: str, known: Collection[str]) -> tuple[str, int]:
 def names_in(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, Names]]:
     """Yield the dotted name of every setting that names a registry's entry, and its `Names`."""
     for key, field in model.model_fields.items():
-        place = f"{path}.{key}".lstrip(".")
+        setting = f"{path}.{key}".lstrip(".")
         inner = [mark for part in get_args(field.annotation) for mark in getattr(part, "__metadata__", ())]  # of a list's entries
-        yield from ((place, mark) for mark in [*field.metadata, *inner] if isinstance(mark, Names))
+        yield from ((setting, mark) for mark in [*field.metadata, *inner] if isinstance(mark, Names))
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from names_in(field.annotation, place)
+            yield from names_in(field.annotation, setting)
 
 
 def check_names(settings: BaseModel) -> None:
@@ -153,12 +153,12 @@ def check_names(settings: BaseModel) -> None:
     >>> from twotower.utils.config import parse_config
     >>> check_names(parse_config({"evaluation": {"baselines": ["popular"]}}))
     """
-    for place, mark in names_in(type(settings)):
+    for setting, mark in names_in(type(settings)):
         value: Any = settings
-        for part in place.split("."):
+        for part in setting.split("."):
             value = getattr(value, part)
         for text in value if isinstance(value, list) else [value]:
             try:
                 mark.check(text)
             except ConfigError as error:
-                raise ConfigError(f"Setting {place!r}: {str(error)[0].lower()}{str(error)[1:]}") from None
+                raise ConfigError(f"Setting {setting!r}: {str(error)[0].lower()}{str(error)[1:]}") from None

@@ -90,8 +90,8 @@ def sections(model: type[BaseModel] = Config, name: str = "") -> list[Section]:
         nested = list(_nested(field.annotation, path))
         if not nested or _kind(field.annotation) != "section":
             own.append(_setting(path, field))
-        for other, place in nested:
-            inner += sections(other, place)
+        for other, inner_path in nested:
+            inner += sections(other, inner_path)
     return [Section(name, _paragraph(model.__doc__), own), *inner]
 
 

@@ -180,6 +180,27 @@ def test_times_of_the_week() -> None:
     assert named.value.location == "open"
 
 
+@pytest.mark.parametrize(
+    ("location", "quoted"),
+    [
+        (["north", 2], "['north', 2]"),
+        ((1.0,), "(1.0,)"),
+        ((1, 2, 3), "(1, 2, 3)"),
+        (["x\n  y", "z" * 100], "['x\\n y', '" + "z" * 49),
+        (None, "None"),
+    ],
+)
+def test_what_is_no_location_is_quoted(location: Any, quoted: str) -> None:
+    assert len(quoted) <= 60
+    rest = "A location is latitude and longitude in degrees, such as (42.36, -71.06)."
+    with pytest.raises(RequestError) as caught:
+        check_location(location)
+    assert str(caught.value) == f"Got location {quoted}. {rest}" and caught.value.location is None
+    with pytest.raises(RequestError) as named:
+        check_location(location, Part("near", ""))
+    assert str(named.value) == f"Got location {quoted} in near. {rest}" and named.value.location == "near"
+
+
 def test_locations_are_within_the_globe() -> None:
     assert check_location([-90, 180]) == (-90.0, 180.0) and check_location((90, -180)) == (90.0, -180.0)
     for at in ((90.1, 0), (-90.1, 0), (0, 180.1), (0, -180.1), (float("nan"), 0), (0, float("inf"))):

@@ -67,12 +67,12 @@ def _shown(truth: Truth, user: Int, time_s: Int, rng: np.random.Generator) -> In
     low, high = tables.cumulative[first], tables.cumulative[last]
     point = low + rng.random((len(user), TRIES)) * (high - low)
     item = tables.items[np.clip(np.searchsorted(tables.cumulative, point, side="right") - 1, first, last - 1)].astype(np.int64)
-    shown = (truth.item_open_s[item] <= time_s[:, None]) & (time_s[:, None] < truth.item_close_s[item])
+    open_ = (truth.item_open_s[item] <= time_s[:, None]) & (time_s[:, None] < truth.item_close_s[item])
     order = np.argsort(item, axis=1, kind="stable")
     by_item = np.take_along_axis(item, order, axis=1)
     repeat = np.zeros(item.shape, np.bool_)
     np.put_along_axis(repeat, order, np.c_[np.zeros(len(user), np.bool_), by_item[:, 1:] == by_item[:, :-1]], axis=1)
-    item = np.where(shown & ~repeat, item, -1)
+    item = np.where(open_ & ~repeat, item, -1)
     return np.take_along_axis(item, np.argsort(item < 0, axis=1, kind="stable"), axis=1)[:, :LIST_SIZE]
 
 

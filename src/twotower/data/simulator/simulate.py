@@ -90,16 +90,16 @@ def simulate(
         _write_users(truth, visits, *_count_and_mean(visits.user, visits.stars, ~is_tip, users), file, rng)
     truth.save(out / TRUTH_FILE)
     (out / f"{PREFIX}impression.json").unlink(missing_ok=True)  # of another town in the same folder
-    shown = _write_lists(truth, visits, out, np.random.default_rng([seed, 1])) if impressions else {}
+    impression_counts = _write_lists(truth, visits, out, np.random.default_rng([seed, 1])) if impressions else {}
     tell(events, events)
-    n_tips = int(is_tip.sum()) + shown.pop("choices", 0)
+    n_tips = int(is_tip.sum()) + impression_counts.pop("choices", 0)
     return {
         "businesses": businesses,
         "users": users,
         "reviews": int((~is_tip).sum()),
         "tips": n_tips,
         "checkins": checkins,
-        **shown,
+        **impression_counts,
     }
 
 

@@ -194,8 +194,8 @@ def account_table(counts: dict[str, Any]) -> list[str]:
     rows = [("file", "rows", "rejected", "left out")]
     whole = [name for name, file in counts["files"].items() if not file.get("rejected") and not file.get("left_out")]
     hidden = set(whole[max(0, MAX_FILES - len(counts["files"]) + len(whole)) :] if len(counts["files"]) > MAX_FILES else [])
-    shown = dict([(name, file) for name, file in counts["files"].items() if name not in hidden][:MAX_FILES])
-    for name, file in shown.items():
+    listed = dict([(name, file) for name, file in counts["files"].items() if name not in hidden][:MAX_FILES])
+    for name, file in listed.items():
         lost = [sum(file.get(part, {}).values()) for part in ("rejected", "left_out")]
         rows.append((name, f"{file['rows']:,}", *(f"{count:,}" for count in lost)))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -203,9 +203,9 @@ def account_table(counts: dict[str, Any]) -> list[str]:
         f"  {row[0]:<{widths[0]}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
         for row in rows
     ]
-    if len(counts["files"]) > len(shown):
-        lines.append(f"  … and {len(counts['files']) - len(shown):,} more files; manifest.json has all")
-    for name, file in shown.items():
+    if len(counts["files"]) > len(listed):
+        lines.append(f"  … and {len(counts['files']) - len(listed):,} more files; manifest.json has all")
+    for name, file in listed.items():
         for part, word in (("rejected", "rejected"), ("left_out", "left out")):
             lines += [f"  {name}: {count:,} {word}: {reason}" for reason, count in file.get(part, {}).items()]
     for what, reasons in counts["dropped"].items():

@@ -218,8 +218,8 @@ def _arrow_block(block: bytes, dialect: Dialect, quote: str, columns: Sequence[s
         if UNIT.encode() in block:
             return None
         block, separator = block.replace(separator, UNIT.encode()), UNIT.encode()
-    places = [f"{n}" for n in range(len(dialect.columns))]
-    chosen = [places[dialect.columns.index(name)] for name in columns]
+    numbers = [f"{n}" for n in range(len(dialect.columns))]
+    chosen = [numbers[dialect.columns.index(name)] for name in columns]
     bad: list[pc.InvalidRow] = []
 
     def skip(row: pc.InvalidRow) -> str:
@@ -229,23 +229,23 @@ def _arrow_block(block: bytes, dialect: Dialect, quote: str, columns: Sequence[s
     try:
         table = pc.read_csv(
             io.BytesIO(block),
-            pc.ReadOptions(column_names=places, block_size=len(block) + 1, use_threads=False),
+            pc.ReadOptions(column_names=numbers, block_size=len(block) + 1, use_threads=False),
             pc.ParseOptions(
                 delimiter=separator.decode(), quote_char=quote or False, ignore_empty_lines=False, invalid_row_handler=skip
             ),
             pc.ConvertOptions(
-                column_types=dict.fromkeys(places, pa.string()),
+                column_types=dict.fromkeys(numbers, pa.string()),
                 strings_can_be_null=True,
                 null_values=[""],
                 quoted_strings_can_be_null=True,
-                include_columns=list(dict.fromkeys(chosen)) or places[:1],
+                include_columns=list(dict.fromkeys(chosen)) or numbers[:1],
             ),
         )
     except (pa.ArrowInvalid, UnicodeError):
         return None
     if bad or table.num_rows != block.count(b"\n"):
         return None
-    data = [table[place].combine_chunks() for place in chosen]
+    data = [table[column].combine_chunks() for column in chosen]
     data = [each.chunk(0) if isinstance(each, pa.ChunkedArray) else each for each in data]
     lines = pa.array(np.arange(number, number + table.num_rows))
     return pa.record_batch([*data, lines], schema=pa.schema([*((name, pa.string()) for name in columns), (LINE, pa.int64())]))

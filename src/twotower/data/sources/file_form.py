@@ -77,8 +77,8 @@ class FileForm:
         """Describe the form in words."""
         parts: list[str] = [self.kind]
         if self.kind == "text":
-            shown = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar", " ": "blank"}
-            parts.append(f"separator {shown.get(str(self.separator), repr(self.separator))}")
+            separator_names = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "bar", " ": "blank"}
+            parts.append(f"separator {separator_names.get(str(self.separator), repr(self.separator))}")
             parts += ["no header"] if self.columns else ["header"]
             parts += [] if self.quote else ["quotes are text"]
         parts += [self.encoding] if self.encoding != "utf-8" else []
@@ -165,7 +165,7 @@ def _read_file(path: Path) -> Sample:
 def _parquet(path: Path) -> Sample:
     file = pq.ParquetFile(path)
     groups = file.num_row_groups
-    chosen = sorted({round(place * (groups - 1) / BLOCKS) for place in range(BLOCKS + 1)}) if groups else []
+    chosen = sorted({round(number * (groups - 1) / BLOCKS) for number in range(BLOCKS + 1)}) if groups else []
     share = SAMPLED_ROWS // max(len(chosen), 1)
     batches = [next(file.iter_batches(batch_size=share, row_groups=[group]), None) for group in chosen]
     rows = pa.Table.from_batches([batch for batch in batches if batch is not None], schema=file.schema_arrow)
@@ -184,8 +184,8 @@ def _blocks(path: Path, encoding: str) -> list[str]:
     size = path.stat().st_size
     found = []
     with path.open("rb") as file:
-        for place in range(1, BLOCKS + 1):
-            file.seek(max(HEAD_BYTES, place * size // (BLOCKS + 1)))
+        for number in range(1, BLOCKS + 1):
+            file.seek(max(HEAD_BYTES, number * size // (BLOCKS + 1)))
             block = file.read(BLOCK_BYTES)
             found.append(block[block.find(b"\n") + 1 : block.rfind(b"\n") + 1].decode(encoding, "replace"))
     return found
@@ -230,12 +230,12 @@ def _text(path: Path, text: str, more: list[str], form: FileForm, complete: bool
     rows += [row for block in more for row in _cells(block, separator, quote) if len(row) == width]
     if header and len(header) == width - 1:  # R writes no name above its column of row names
         header = ["", *header]
-    made = None if header else tuple(f"column_{place}" for place in range(1, width + 1))
-    names = made or tuple(name.strip() or f"unnamed {place}" for place, name in enumerate(header or ()))
+    made = None if header else tuple(f"column_{number}" for number in range(1, width + 1))
+    names = made or tuple(name.strip() or f"unnamed {number}" for number, name in enumerate(header or ()))
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise DataError(f"{path} has no valid header: {repeated[0]!r} stands twice in its first line. Name each column once.")
-    columns = {name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(names)}
+    columns = {name: pa.array([row[number] for row in rows], pa.string()) for number, name in enumerate(names)}
     form = FileForm("text", form.compression, form.encoding, separator, quote, made, comment)
     return Sample(path.name, pa.table(columns), form, path, complete and len(rows) < SAMPLED_ROWS)
 
@@ -251,13 +251,13 @@ def _separator(lines: list[str]) -> str | None:
     """Return the separator that splits most lines into equally many cells, as many as in the first line."""
     best: tuple[float, int, int] = (0.9, 0, 0)
     chosen = None
-    for place, separator in enumerate(SEPARATORS):
+    for number, separator in enumerate(SEPARATORS):
         widths = [len(row) for row in _cells("".join(lines), separator, '"')] or [0]
         width, count = Counter(widths).most_common(1)[0]
         share = count / len(widths)
         if width < 2 or abs(widths[0] - width) > (1 if separator in ",\t" else 0) or share < 0.9:
             continue
-        rank = (min(share, 0.99) if separator != " " else 0.91, width * len(separator), -place)
+        rank = (min(share, 0.99) if separator != " " else 0.91, width * len(separator), -number)
         if rank > best:
             best, chosen = rank, separator
     return chosen
@@ -294,11 +294,11 @@ def _has_header(rows: list[list[str]], width: int) -> bool:
     if any(NUMBER.match(cell.strip()) for cell in first):
         return False
     known = sum(any(word in some for some in WORDS.values()) for cell in first for word in words(cell) if len(cell) < 40)
-    numeric = [place for place in range(min(len(first), width)) if all(NUMBER.match(row[place].strip() or "0") for row in rest)]
+    numeric = [number for number in range(min(len(first), width)) if all(NUMBER.match(row[number].strip() or "0") for row in rest)]
     if numeric:
         return True
     return len(set(first)) == len(first) and (
-        known > 0 or not any(cell in {row[place] for row in rest} for place, cell in enumerate(first) if cell)
+        known > 0 or not any(cell in {row[number] for row in rest} for number, cell in enumerate(first) if cell)
     )
 
 

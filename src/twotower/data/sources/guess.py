@@ -57,8 +57,8 @@ class TableGuess:
     def to_config(self, base: Path | None = None) -> dict[str, Any]:
         """Return the section of this table in `data:`, with paths relative to `base`."""
         path = self.sample.path
-        shown = self.sample.name if path is None else str(path.relative_to(base) if base else path)
-        settings: dict[str, Any] = {"path": shown, **(self.sample.form.settings() if self.sample.form else {})}
+        file_name = self.sample.name if path is None else str(path.relative_to(base) if base else path)
+        settings: dict[str, Any] = {"path": file_name, **(self.sample.form.settings() if self.sample.form else {})}
         if self.within:
             settings = {"from": "interactions"}
         features: list[dict[str, Any]] = []
@@ -220,7 +220,7 @@ def _sample(table: Sample | pa.Table, name: str) -> Sample:
     if table.num_rows <= SAMPLED_ROWS:
         return Sample(name, table)
     part = SAMPLED_ROWS // SLICES
-    starts = [place * (table.num_rows - part) // (SLICES - 1) for place in range(SLICES)]
+    starts = [number * (table.num_rows - part) // (SLICES - 1) for number in range(SLICES)]
     return Sample(name, pa.concat_tables([table.slice(start, part) for start in starts]), complete=False)
 
 

@@ -263,9 +263,9 @@ def _time_question(sample: Sample, facts: Facts, found: Mapping[str, ColumnGuess
         name for name, c in facts.items() if says(name, "time") == 2 and not c.time and c.kind != "empty" and name not in found
     ]
     if unread:
-        shown = facts[unread[0]].examples[0]
+        example = facts[unread[0]].examples[0]
         return (
-            f"{sample.name}: {unread[0]} has the name of a time, but its values such as {shown!r} have no known format. "
+            f"{sample.name}: {unread[0]} has the name of a time, but its values such as {example!r} have no known format. "
             f"Name the column and its format: time (--time COLUMN) and time_format (--time-format PATTERN), or none to use the "
             f"order of the rows (--time {NONE})."
         )

@@ -20,8 +20,12 @@ def describe_entity(sample: Sample, facts: Facts, key: str, role: str, name: str
     found = {key: ColumnGuess.of(facts[key], role, f"unique: the id of the {role}")}
     left = {n: c for n, c in facts.items() if n not in found}
     if role == "item":
-        shown = name or _name(left)
-        found |= {shown: ColumnGuess.of(left[shown], "name", "named by you" if name else "the name says so")} if shown else {}
+        display_name = name or _name(left)
+        found |= (
+            {display_name: ColumnGuess.of(left[display_name], "name", "named by you" if name else "the name says so")}
+            if display_name
+            else {}
+        )
     else:
         since = next((n for n, c in left.items() if c.time and any(word in BEGUN for word in words(n))), None)
         if since:
@@ -55,8 +59,8 @@ def _name(left: Facts) -> str | None:
         return c.kind == "text" and c.mean_words <= 30 and c.distinct > 0.3 * len(c.values) and not labels
 
     ranked = [
-        (says(n, "name") + (words(n)[-1:] in (("name",), ("title",))), -place, n)
-        for place, (n, c) in enumerate(left.items())
+        (says(n, "name") + (words(n)[-1:] in (("name",), ("title",))), -number, n)
+        for number, (n, c) in enumerate(left.items())
         if says(n, "name") and fits(n, c)
     ]
     return max(ranked)[2] if ranked else None

@@ -94,10 +94,10 @@ def entity_keys(
         for table in rest:
             wanted = table.name == chosen[role]
             if wanted or (chosen[role] is None and table.name not in chosen.values()):
-                for place, (name, facts) in enumerate(table.facts.items()):
+                for number, (name, facts) in enumerate(table.facts.items()):
                     if facts.id_like and (_is_key(facts) or (wanted and facts.distinct > 1)):
                         ranked.append(
-                            (_key_rank(table, name, role, main, partners, other) + 10 * wanted, -place, role, table, name)
+                            (_key_rank(table, name, role, main, partners, other) + 10 * wanted, -number, role, table, name)
                         )
     found: dict[str, tuple[Table, str]] = {}
     for rank, _, role, table, name in sorted(ranked, key=lambda row: row[:2], reverse=True):

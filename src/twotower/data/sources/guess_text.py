@@ -103,8 +103,8 @@ def _table(table: TableGuess) -> list[str]:
         examples = ", ".join(" ".join(text.split()) for text in column.examples)
         lines.append(_row([column.name, column.role, column.kind, f"{column.missing:.0%}".replace("%", " %"), examples]))
     reasons = [f"{c.name} ({c.role}): {c.reason}" for c in table.columns if c.role not in PLAIN]
-    for place, reason in enumerate(reasons):
-        first = "Why: " if place == 0 else "     "
+    for number, reason in enumerate(reasons):
+        first = "Why: " if number == 0 else "     "
         lines += textwrap.wrap(reason, WIDTH, initial_indent=first, subsequent_indent="       ") or [first]
     return lines
 

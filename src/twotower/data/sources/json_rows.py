@@ -48,14 +48,14 @@ def _loads(text: str, load: Any) -> Any:
 
 def _objects(text: str) -> Iterator[Any]:
     """Yield the values of a JSON array, or of JSON texts one after another; a cut one ends them."""
-    decoder, place = json.JSONDecoder(), len(text) - len(text.lstrip())
-    place += text[place : place + 1] == "["
+    decoder, position = json.JSONDecoder(), len(text) - len(text.lstrip())
+    position += text[position : position + 1] == "["
     while True:
-        place = BETWEEN.match(text, place).end()  # type: ignore[union-attr]
-        if place >= len(text) or text[place] == "]":
+        position = BETWEEN.match(text, position).end()  # type: ignore[union-attr]
+        if position >= len(text) or text[position] == "]":
             return
         try:
-            value, place = decoder.raw_decode(text, place)
+            value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError):
             return
         yield value

@@ -14,7 +14,7 @@ from twotower.utils.console import log
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"  # no code such as 02139
 WHOLE = r"^-?(0|[1-9][0-9]*)$"
 MAX_OTHER_COLUMNS = 500  # engines take long for tables of thousands of columns
-MAX_SHOWN = 12
+MAX_NAMED = 12
 MAX_CHARS = 18  # of a number that 64 bits hold; longer ones are codes
 INTERNAL = (ITEM_ID, ITEM_ROW, ROW, "item_key", "user_key", "source_place", "source_first", "reject_reason")
 
@@ -36,8 +36,8 @@ def distinct_names(columns: Sequence[str], taken: Collection[str], file: str) ->
         log.warning(
             "columns of %s are not kept: other columns differ from them in case alone: %s%s",
             file,
-            ", ".join(left[:MAX_SHOWN]),
-            " …" if len(left) > MAX_SHOWN else "",
+            ", ".join(left[:MAX_NAMED]),
+            " …" if len(left) > MAX_NAMED else "",
         )
     if len(kept) > MAX_OTHER_COLUMNS:
         log.warning(
@@ -111,20 +111,20 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
     if not texts:
         return rows
     checks = {"number": NUMBER, "whole": WHOLE, "list": r"^\[.*\]$"}
-    asked = {
-        f"{place} {check}": (rows[name].re_search(pattern) & ((check == "list") | (rows[name].length() <= MAX_CHARS))).all()
-        for place, name in enumerate(texts)
+    named = {
+        f"{index} {check}": (rows[name].re_search(pattern) & ((check == "list") | (rows[name].length() <= MAX_CHARS))).all()
+        for index, name in enumerate(texts)
         for check, pattern in checks.items()
     }
-    (every,) = rows.aggregate(**asked).to_pyarrow().to_pylist()
-    bracketed = {f"{place} list": _is_list(rows[name]).all() for place, name in enumerate(texts) if every[f"{place} list"]}
+    (every,) = rows.aggregate(**named).to_pyarrow().to_pylist()
+    bracketed = {f"{index} list": _is_list(rows[name]).all() for index, name in enumerate(texts) if every[f"{index} list"]}
     if bracketed:
         every |= rows.aggregate(**bracketed).to_pyarrow().to_pylist()[0]
     columns: dict[str, ir.Value] = {}
-    for place, name in enumerate(texts):  # a check of a column without values is null
-        if every[f"{place} number"]:
-            columns[name] = rows[name].try_cast("int64" if every[f"{place} whole"] else "float64")
-        elif every[f"{place} list"]:
+    for index, name in enumerate(texts):  # a check of a column without values is null
+        if every[f"{index} number"]:
+            columns[name] = rows[name].try_cast("int64" if every[f"{index} whole"] else "float64")
+        elif every[f"{index} list"]:
             columns[name] = _as_list(rows[name])
     return rows.mutate(**columns)
 

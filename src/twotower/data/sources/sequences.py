@@ -28,7 +28,13 @@ from twotower.utils.config import DataConfig
 from twotower.utils.types import Int
 
 EVENT = "interaction"  # the type of every event
-SHOWN = {"name": pa.string(), "city": pa.string(), "state": pa.string(), "latitude": pa.float64(), "longitude": pa.float64()}
+DISPLAY_COLUMNS = {
+    "name": pa.string(),
+    "city": pa.string(),
+    "state": pa.string(),
+    "latitude": pa.float64(),
+    "longitude": pa.float64(),
+}
 CATEGORIES, CATEGORY_IDS = "categories", "category_ids"
 
 
@@ -233,7 +239,7 @@ def _item_table(
 ) -> tuple[pa.Table, tuple[FeatureSpec, ...]]:
     rows = [described.get(item, {}) for item in ids]
     columns: dict[str, Any] = {ITEM_ID: pa.array(ids, pa.string())}
-    columns |= {name: pa.array([row.get(name) for row in rows], kind) for name, kind in SHOWN.items()}
+    columns |= {name: pa.array([row.get(name) for row in rows], kind) for name, kind in DISPLAY_COLUMNS.items()}
     names = [row.get(CATEGORIES, []) for row in rows]
     lists = pa.list_(pa.string())
     attribute_ids = pa.array([attributes.get(item, []) for item in ids], lists)

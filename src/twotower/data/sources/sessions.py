@@ -20,7 +20,7 @@ from twotower.schema import ITEM_ID, USER_ID
 from twotower.utils.config import DataConfig, SessionsConfig
 
 EVENT = "event"  # event type of files without a key of types
-EVENTS, PLACE = "session_events", "session_place"
+EVENTS, SESSION_POSITION = "session_events", "session_position"
 FILE_ORDERS, LINE_ORDERS = 1 << 50, 1 << 22  # room in `order` for the rows of one file, and for the events of one line
 
 
@@ -54,7 +54,7 @@ def read_sessions(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTa
         columns = {USER_ID: user, EVENTS: events}
         good, read = screen(engine, scan, _checks(user, events, settings), columns, rejects=rejects)
         counts |= read
-        flat = good.select(USER_ID, ROW, EVENTS).unnest(EVENTS, offset=PLACE)
+        flat = good.select(USER_ID, ROW, EVENTS).unnest(EVENTS, offset=SESSION_POSITION)
         event = flat[EVENTS]
         parts.append(
             interactions(
@@ -62,7 +62,7 @@ def read_sessions(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTa
                 user_id=flat[USER_ID],
                 item_id=event["item"],
                 time_s=seconds(event["time"]),
-                order=flat[ROW] * LINE_ORDERS + flat[PLACE] + number * FILE_ORDERS,
+                order=flat[ROW] * LINE_ORDERS + flat[SESSION_POSITION] + number * FILE_ORDERS,
                 event_type=event["type"].fill_null(EVENT),
             )
         )

@@ -47,8 +47,8 @@ class SparkEngine:
         self.spill = spill
         self.tables: Mapping[str, pa.Table] = {}  # Spark reads files
         self.is_local = False
-        places = {"spark.local.dir": str(spill), "spark.sql.warehouse.dir": str(spill)}
-        settings = {**SETTINGS, **(LOCAL if master.startswith("local") else {}), **places}
+        folders = {"spark.local.dir": str(spill), "spark.sql.warehouse.dir": str(spill)}
+        settings = {**SETTINGS, **(LOCAL if master.startswith("local") else {}), **folders}
         self.session: Any = spark_session("twotower prepare", master, settings, other="duckdb")
         self.con: Any = _connection(self.session)
 

@@ -135,11 +135,11 @@ class Fields:
 
     def feature(self, feature: ColumnConfig, columns: list[str]) -> None:
         """Add the columns of one feature."""
-        for place, name in enumerate(columns):
+        for axis, name in enumerate(columns):
             if feature.kind == "number":
                 self.columns[name] = self.number(name)
             elif feature.kind == "geo":
-                self.columns[name] = self.number(name, limit=(90, 180)[place])
+                self.columns[name] = self.number(name, limit=(90, 180)[axis])
             elif feature.kind in ("multi", "vector"):
                 self._many(name, feature.separator, numbers=feature.kind == "vector")
             else:

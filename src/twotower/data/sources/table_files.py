@@ -295,12 +295,12 @@ def scan_json(engine: Engine, file: Path, keys: Sequence[str]) -> Scan:
 
 
 def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, book: _Book) -> _Opened:
-    held: Any = engine.tables.get(str(file))
+    in_memory: Any = engine.tables.get(str(file))
     try:
-        parquet: Any = None if held is not None else pq.ParquetFile(file)
+        parquet: Any = None if in_memory is not None else pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
-    schema, folders = held.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
+    schema, folders = in_memory.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
     kinds = {field.name: empty.type for field in schema if (empty := plain_column(pa.array([], field.type))) is not None}
     for name in names:
         if schema.names.count(name) > 1:
@@ -318,8 +318,8 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
 
     def batches() -> Iterator[pa.RecordBatch]:
         start = 0
-        read = pq.ParquetFile(file).iter_batches if held is None else held.select(chosen).to_batches
-        for batch in read(PARQUET_ROWS, columns=chosen) if held is None else read(PARQUET_ROWS):
+        read = pq.ParquetFile(file).iter_batches if in_memory is None else in_memory.select(chosen).to_batches
+        for batch in read(PARQUET_ROWS, columns=chosen) if in_memory is None else read(PARQUET_ROWS):
             data = [plain_column(batch.column(name)) for name in chosen]
             yield pa.record_batch([*data, pa.array(np.arange(start, start + len(batch)))], schema=chosen_kinds)
             start += len(batch)
@@ -327,7 +327,7 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
     def locate(positions: Sequence[int]) -> Iterator[tuple[int, str]]:
         return ((position + 1, "") for position in positions)
 
-    size = parquet.metadata.num_rows if held is None else held.num_rows
+    size = parquet.metadata.num_rows if in_memory is None else in_memory.num_rows
     return _Opened(FileRows(file, book.label, locate, lambda _: size), columns, _wanted(folders, names, chosen), batches)
 
 

@@ -32,7 +32,7 @@ from twotower.utils.ids import id_type
 MAX_PARTS = 64  # scans that are united at once: a query of thousands of tables is too deep for an engine
 DEFAULT_EVENT = "event"  # event type of tables without a column of types
 SINCE, ELITE = "since_s", "elite"
-PLACE, FIRST = "source_place", "source_first"
+SOURCE_ORDER, FIRST = "source_order", "source_first"
 
 Typed = Callable[["Fields"], None]
 
@@ -111,7 +111,7 @@ class _Reader:
     counts: dict[str, int]
 
     def read(self, table: TableConfig, path: Path, section: str, names: list[str], typed: Typed, **options: Any) -> ir.Table:
-        """Return the good rows of all files of a table, with typed columns and their order `PLACE`.
+        """Return the good rows of all files of a table, with typed columns and their order `SOURCE_ORDER`.
 
         Options: `unique`, a column that has each value once in a file; `others`, to keep all columns; `mark`, added to the names
         of the files in the account; `spread`, the long form and its properties.
@@ -135,7 +135,7 @@ class _Reader:
             )
             for name, count in counts.items():
                 self.counts[name] = self.counts.get(name, 0) + count
-            parts.append(good.select(good[ROW].name(PLACE), *fields.columns))
+            parts.append(good.select(good[ROW].name(SOURCE_ORDER), *fields.columns))
             if len(parts) == MAX_PARTS:
                 parts = [self.engine.save(union(parts))]
         return union(parts)
@@ -188,9 +188,9 @@ def _interactions(reader: _Reader, table: InteractionTableConfig) -> tuple[ir.Ta
             fields.columns[RAW_WEIGHT] = weights[0].fill_null(1.0) * weights[1].fill_null(1.0) if len(weights) > 1 else weights[0]
 
     rows = reader.read(table, table.path, "interactions", _distinct(names), typed)
-    given = {name: rows[name] for name in rows.columns if name != PLACE}
+    given = {name: rows[name] for name in rows.columns if name != SOURCE_ORDER}
     texts = reader.texts(table, table.path, "interactions", table.text) if table.text else None
-    return interactions(rows, **{TIME: rows[PLACE], **given, ORDER: rows[PLACE]}), texts
+    return interactions(rows, **{TIME: rows[SOURCE_ORDER], **given, ORDER: rows[SOURCE_ORDER]}), texts
 
 
 def _items(reader: _Reader, table: ItemTableConfig | None, events: InteractionTableConfig, known: ir.Table) -> ir.Table:
@@ -215,10 +215,10 @@ def _items(reader: _Reader, table: ItemTableConfig | None, events: InteractionTa
 
     names = _distinct([table.item_id, form.property, form.value, form.time])
     rows = reader.read(table, table.path, "items", names, typed, spread=(form, wanted))
-    found = newest_values(rows, known, ITEM_ID, PLACE, wanted)
+    found = newest_values(rows, known, ITEM_ID, SOURCE_ORDER, wanted)
     found = typed_by_values(found, [name for name in form.keep if name not in declared])
-    shown = found[table.name] if table.name else ibis.null("string")
-    saved = reader.engine.save(found.mutate(name=shown).order_by([PLACE, ITEM_ID]).drop(PLACE))
+    label = found[table.name] if table.name else ibis.null("string")
+    saved = reader.engine.save(found.mutate(name=label).order_by([SOURCE_ORDER, ITEM_ID]).drop(SOURCE_ORDER))
     _note_empty(reader, saved, wanted, "items")
     return saved
 
@@ -234,7 +234,7 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig, events:
         ours = {key: theirs, SINCE: None, ELITE: None}
     declared = [column for feature in table.features for column in columns_of(feature)]
     for column in declared:
-        if ours.get(column, column) != column or column in (ROW, PLACE, FIRST):
+        if ours.get(column, column) != column or column in (ROW, SOURCE_ORDER, FIRST):
             raise ConfigError(f"A feature of data.{section} uses the column {column!r}, a reserved name. Rename the column.")
     _check_kinds(table.features, section, {"name": "string"} if ours.get("name") == "name" else {})
 
@@ -261,8 +261,8 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig, events:
     if others and not any(
         str(file) in reader.engine.tables or form_of(file) == "parquet" for file, _ in reader.files(path, section)
     ):
-        kept = typed_by_values(kept, [name for name in kept.columns if name not in (PLACE, *ours, *names)])
-    saved = reader.engine.save(kept.order_by(PLACE).drop(PLACE))
+        kept = typed_by_values(kept, [name for name in kept.columns if name not in (SOURCE_ORDER, *ours, *names)])
+    saved = reader.engine.save(kept.order_by(SOURCE_ORDER).drop(SOURCE_ORDER))
     _note_empty(reader, saved, declared, section)
     return saved
 
@@ -272,8 +272,10 @@ def _newest(reader: _Reader, rows: ir.Table, key: str, path: Path, section: str)
     files = reader.files(path, section)
     if len(files) == 1:
         return rows
-    ranked = reader.engine.save(rows.mutate((ibis.row_number().over(group_by=key, order_by=ibis.desc(PLACE)) == 0).name(FIRST)))
-    older = ranked.filter(~ranked[FIRST]).group_by((ranked[PLACE] // FILE_ROWS).name("file")).aggregate(n=ibis._.count())
+    ranked = reader.engine.save(
+        rows.mutate((ibis.row_number().over(group_by=key, order_by=ibis.desc(SOURCE_ORDER)) == 0).name(FIRST))
+    )
+    older = ranked.filter(~ranked[FIRST]).group_by((ranked[SOURCE_ORDER] // FILE_ROWS).name("file")).aggregate(n=ibis._.count())
     for row in older.to_pyarrow().to_pylist():
         reader.rejects.of(files[row["file"]][1]).left_out[REPLACED] = row["n"]
     return ranked.filter(ranked[FIRST]).drop(FIRST)
@@ -283,10 +285,10 @@ def _one_value_each(rows: ir.Table, key: str, which: str) -> ir.Table:
     """Return one row of each id: the first or last value of each column that is not null."""
 
     def chosen(name: str) -> ir.Value:
-        return rows[name].first(order_by=PLACE) if which == "first" else rows[name].last(order_by=PLACE)
+        return rows[name].first(order_by=SOURCE_ORDER) if which == "first" else rows[name].last(order_by=SOURCE_ORDER)
 
-    values = {name: chosen(name) for name in rows.columns if name not in (key, PLACE)}
-    return rows.group_by(key).aggregate(**{PLACE: rows[PLACE].min()}, **values).relocate(key)
+    values = {name: chosen(name) for name in rows.columns if name not in (key, SOURCE_ORDER)}
+    return rows.group_by(key).aggregate(**{SOURCE_ORDER: rows[SOURCE_ORDER].min()}, **values).relocate(key)
 
 
 def _note_empty(reader: _Reader, rows: ir.Table, declared: list[str], section: str) -> None:

@@ -208,13 +208,16 @@ def _impressions(file: Path, kind: str, base: int, engine: Engine, rejects: Reje
     keys = ["user_id", "business_id", "date", "position", "request_id"]
     scan = scan_json(engine, file, keys)
     rows = scan.rows
-    place, (time, late) = rows["position"].try_cast("int64"), _date(rows["date"], "date")
+    position, (time, late) = rows["position"].try_cast("int64"), _date(rows["date"], "date")
     checks = [
         *_required(rows, keys, "user_id", "business_id", "date"),
         _in_time(rows["date"], time, "date"),
-        (rows["position"].notnull() & ~(place >= 1).fill_null(False), "position must be from 1, not " + quoted(rows["position"])),
+        (
+            rows["position"].notnull() & ~(position >= 1).fill_null(False),
+            "position must be from 1, not " + quoted(rows["position"]),
+        ),
     ]
-    columns = {USER_ID: as_id(rows["user_id"]), ITEM_ID: as_id(rows["business_id"]), TIME: time, POSITION: place}
+    columns = {USER_ID: as_id(rows["user_id"]), ITEM_ID: as_id(rows["business_id"]), TIME: time, POSITION: position}
     columns[REQUEST] = as_id(rows["request_id"])
     good, read = screen(engine, scan, checks, columns, rejects=rejects, late={TIME: late})
     counts |= read

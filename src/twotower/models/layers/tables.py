@@ -89,12 +89,12 @@ class RowTable(Table):
     """Value of `scale` if no step had been skipped: a lower bound that is known without reading the device."""
 
     def _make(self, name: str, dim: int, config: EmbeddingConfig) -> None:
-        held = distributed.local_rows(self.rows)
+        local = distributed.local_rows(self.rows)
         self.decay = config.weight_decay
         self.register_buffer("weight", _normal_rows(name, self.rows, dim, self.std, DTYPES[config.dtype]))
         self.register_buffer("scale", torch.ones((), dtype=torch.float64))
         self.least_scale = 1.0
-        self.register_buffer("moments", torch.zeros(held, 2), persistent=False)
+        self.register_buffer("moments", torch.zeros(local, 2), persistent=False)
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def read(self, row: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,9 +164,9 @@ class RowTable(Table):
 
     def state(self) -> dict[str, Tensor]:
         """Return the state of the whole table for a checkpoint: weights, their factor, second moments and steps."""
-        held = {"weight": self.weight, "moments": self.moments}
+        local = {"weight": self.weight, "moments": self.moments}
         scales = {"scale": self.scale, "least_scale": torch.tensor(self.least_scale, dtype=torch.float64)}
-        return {name: distributed.gather_full(value, self.rows) for name, value in held.items()} | scales
+        return {name: distributed.gather_full(value, self.rows) for name, value in local.items()} | scales
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore what `state` returned, with any number of processes."""
@@ -212,14 +212,14 @@ class Hashing:
         assert config.max_rows is not None
         self.free, self.kind = config.max_rows - FIRST_ROW, config.hashing
         if self.kind == "quotient_remainder":
-            room = self.free**2 - 4 * ids
-            if room < 0:
+            discriminant = self.free**2 - 4 * ids
+            if discriminant < 0:
                 least = 2 * math.isqrt(ids) + FIRST_ROW + 2
                 raise ConfigError(
                     f"model.tables.{name}.max_rows is {config.max_rows:,}, too small for quotient_remainder with {ids:,} ids. "
                     f"It needs at least {least:,} rows. Raise max_rows, or use hashing: double."
                 )
-            self.modulus = (self.free + math.isqrt(room)) // 2
+            self.modulus = (self.free + math.isqrt(discriminant)) // 2
             self.modulus -= self.modulus + -(-ids // self.modulus) > self.free
 
     def rows_of(self, ids: Tensor) -> Tensor:
@@ -288,13 +288,13 @@ def _merged(row: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def _normal_rows(name: str, rows: int, dim: int, std: float, dtype: torch.dtype) -> Tensor:
     """Return this process's rows of a random matrix that is the same for any number of processes and is never built whole."""
-    held = torch.empty(distributed.local_rows(rows), dim, dtype=dtype)
+    local = torch.empty(distributed.local_rows(rows), dim, dtype=dtype)
     seed, filled = zlib.crc32(name.encode()) ^ (torch.initial_seed() & 0x7FFF_FFFF), 0
     for start in range(0, rows, _BLOCK):
         block = torch.randn(min(_BLOCK, rows - start), dim, generator=torch.Generator().manual_seed(seed * 1_000_003 + start)) * std
         if start == 0:
             block[:FIRST_ROW] = 0
         mine = block[(distributed.rank() - start) % distributed.world_size() :: distributed.world_size()]
-        held[filled : filled + len(mine)] = mine
+        local[filled : filled + len(mine)] = mine
         filled += len(mine)
-    return held
+    return local

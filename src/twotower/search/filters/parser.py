@@ -111,11 +111,11 @@ class _Text:
             return self._visit(ast.parse(self.text, mode="eval").body)
         except (SyntaxError, ValueError, MemoryError) as error:
             location = self.before + self._blamed(error) + 1
-            shown = self.text if len(self.text) <= MAX_QUOTED_CHARS else self.text[:MAX_QUOTED_CHARS] + "…"
+            quoted = self.text if len(self.text) <= MAX_QUOTED_CHARS else self.text[:MAX_QUOTED_CHARS] + "…"
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deep"
             rule = 'Write filters like `category == "Mexican" and within(5)`.'
             raise RequestError(
-                f"Cannot read filter {shown!r} at character {location}: {reason}. {rule}", location=location
+                f"Cannot read filter {quoted!r} at character {location}: {reason}. {rule}", location=location
             ) from None
 
     def _visit(self, node: ast.expr) -> Node:
@@ -268,5 +268,5 @@ def _key(path: str, key: Any) -> str:
 
 def _wrong(rule: str, found: Any, path: str) -> RequestError:
     plain = isinstance(found, str | bool | float | None) or _is_number(found)
-    shown = repr(found)[:MAX_QUOTED_CHARS] if plain else f"a {type(found).__name__}"
-    return RequestError(f"Got {shown} at {Part(path, '')}. {rule}.", location=path)
+    quoted = repr(found)[:MAX_QUOTED_CHARS] if plain else f"a {type(found).__name__}"
+    return RequestError(f"Got {quoted} at {Part(path, '')}. {rule}.", location=path)

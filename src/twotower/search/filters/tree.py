@@ -25,11 +25,11 @@ class Part:
     """A part of a filter, for error messages: `location` as in `RequestError`, and its text."""
 
     location: str | int
-    shown: str
+    quoted: str
 
     def __str__(self) -> str:
         return (
-            f"{self.shown!r} at character {self.location}"
+            f"{self.quoted!r} at character {self.location}"
             if isinstance(self.location, int)
             else self.location or "the whole filter"
         )
@@ -129,9 +129,9 @@ def check_location(location: Sequence[float], at: Part | None = None) -> tuple[f
     try:
         latitude, longitude = (float(value) for value in location)
     except (TypeError, ValueError):
-        shown = " ".join(repr(location).split())[:60]
+        quoted = " ".join(repr(location).split())[:60]
         raise RequestError(
-            f"Got location {shown}{_in(at)}. A location is latitude and longitude in degrees, such as (42.36, -71.06).",
+            f"Got location {quoted}{_in(at)}. A location is latitude and longitude in degrees, such as (42.36, -71.06).",
             location=None if at is None else at.location,
         ) from None
     if not (abs(latitude) <= 90 and abs(longitude) <= 180):

@@ -127,8 +127,8 @@ def question_loss(users: Tensor, items: Tensor, target_offsets: Int, target_row:
         scores = (users[start:stop] @ items.T).float() / temperature
         scores[:, :FIRST_ROW] = float("-inf")
         answers = torch.from_numpy(target_row[target_offsets[start] : target_offsets[stop]]).to(items.device)
-        asked = torch.from_numpy(np.repeat(np.arange(stop - start), np.diff(target_offsets[start : stop + 1]))).to(items.device)
-        total += float((torch.logsumexp(scores, dim=1)[asked] - scores[asked, answers]).sum())
+        query = torch.from_numpy(np.repeat(np.arange(stop - start), np.diff(target_offsets[start : stop + 1]))).to(items.device)
+        total += float((torch.logsumexp(scores, dim=1)[query] - scores[query, answers]).sum())
     return total / max(int(target_offsets[len(users)]), 1)
 
 

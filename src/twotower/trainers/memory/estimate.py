@@ -170,18 +170,18 @@ def storages(workload: WorkloadSizes, config: ResolvedConfig, processes: int = 1
     listed = (
         math.ceil(load.candidates / processes) + history_items(workload, config, processes) * parts(workload, config, processes)[0]
     )
-    asked: dict[str, list[int]] = {}
+    per_table: dict[str, list[int]] = {}
     item_fields = (FieldSpec("id", "rows", (layout.items,), "item.id"), *layout.item_fields)
     user_fields = (FieldSpec("id", "rows", (layout.users,), "user.id"), *layout.user_fields)
     # The fields of items are read for histories and for candidates; those of users once.
     for specs, reads, uses in ((item_fields, listed, 2), (user_fields, share, 1)):
         for spec in specs:
             for name, rows in tables_of(spec):
-                entry = asked.setdefault(name, [rows, 0, 0])
+                entry = per_table.setdefault(name, [rows, 0, 0])
                 entry[1] += reads * (workload.bags.get(spec.name, 1) if spec.kind == "bag" else 1)
                 entry[2] += uses
     found = []
-    for name, (ids, reads, uses) in asked.items():
+    for name, (ids, reads, uses) in per_table.items():
         stored = model.stored(name, ids)
         rows = ids if stored.max_rows is None else min(ids, stored.max_rows)
         found.append(Storage(name, rows, stored, min(reads * (1 if rows == ids else 2), rows), uses))

@@ -21,13 +21,13 @@ from twotower.utils.config import Config
 from twotower.utils.types import Int
 
 ID, F32 = 8, 4  # bytes of an int64 and of a float32
-MAPPED_EVENT, MAPPED_VISIT = 3 * ID + 2 * F32 + 2, ID + F32 + 1
+MAPPED_EVENT, MAPPED_ITEM_EVENT = 3 * ID + 2 * F32 + 2, ID + F32 + 1
 """Bytes per event in the files: item, time, type; stars, weight; positive, split. Per event of `ItemEvents`: time; stars; split."""
 TRAIN_EVENT, OWN_EVENT = 25, 106
 """Bytes per event of `TrainEvents`. In every process: position in the file 8, positive 1, targets of the objective 8, order of an
 epoch 8. For the process's own users: user, item, time, type 32; stars, weight 8; in its `History` a location in float64 16, two
 flags 2, prefix sums of stars, locations and their counts 40; the positive pairs 8."""
-TRAIN_VISIT = 4 * ID
+TRAIN_ITEM_EVENT = 4 * ID
 """Bytes per event of `ItemDynamics`: key, time, two prefix sums."""
 OPENING_EVENT = 7 * ID
 """Bytes per event while the data is loaded, seven integers: users of all events and of training events, pairs that are sorted."""
@@ -108,13 +108,13 @@ def dataset_sizes(dataset: Dataset, config: Config) -> WorkloadSizes:
     copied = sum(value.nbytes * (2 if value.dtype == np.int32 else 1) for value in static.values())
     features = of_users * 2 + copied + sum(value.nbytes for value in static.values())
     events, trained = len(dataset.events), int((dataset.events.split == TRAIN).sum())
-    visits = len(dataset.item_events) if dataset.has_time else 0
+    item_events = len(dataset.item_events) if dataset.has_time else 0
     lengths = np.diff(dataset.events.offsets)
     return WorkloadSizes(
         layout=layout(dataset, store, config.model),
         items=dataset.n_item_rows,
         bags={name: value.shape[1] for name, value in static.items() if value.ndim == 2},
-        data_bytes=features + _data_bytes(events, trained, visits, dataset.n_user_rows),
+        data_bytes=features + _data_bytes(events, trained, item_events, dataset.n_user_rows),
         shared_bytes=trained * OWN_EVENT,
         opening_bytes=OPENING_EVENT * events,
         question_slots=_mean_width(lengths, config.model.user_tower.max_history),
@@ -208,20 +208,20 @@ def scaled(load: BatchSizes, factor: float) -> BatchSizes:
     return BatchSizes(*(max(round(getattr(load, part.name) * factor), 1) for part in fields(load)))
 
 
-def _data_bytes(events: int, trained: int, visits: int, users: int) -> int:
-    mapped = events * MAPPED_EVENT + visits * MAPPED_VISIT
+def _data_bytes(events: int, trained: int, item_events: int, users: int) -> int:
+    mapped = events * MAPPED_EVENT + item_events * MAPPED_ITEM_EVENT
     return (
-        mapped + trained * TRAIN_EVENT + visits * TRAIN_VISIT + users * 3 * ID
+        mapped + trained * TRAIN_EVENT + item_events * TRAIN_ITEM_EVENT + users * 3 * ID
     )  # offsets of events, training events and positives
 
 
 def _largest(loader: TrainLoader) -> Int:
     """Return the batches with the largest size and with the most targets, of an evenly spaced sample of the epoch."""
     plan = loader.plan(0)
-    looked = np.unique(np.linspace(0, len(plan) - 1, min(len(plan), LOOKED_AT)).astype(np.int64))
-    size = [loader.objective.size(plan[i]) for i in looked]
-    target_counts = [len(loader.objective.target_events(plan[i])) for i in looked]
-    return np.unique([looked[int(np.argmax(size))], looked[int(np.argmax(target_counts))]])
+    sampled = np.unique(np.linspace(0, len(plan) - 1, min(len(plan), LOOKED_AT)).astype(np.int64))
+    size = [loader.objective.size(plan[i]) for i in sampled]
+    target_counts = [len(loader.objective.target_events(plan[i])) for i in sampled]
+    return np.unique([sampled[int(np.argmax(size))], sampled[int(np.argmax(target_counts))]])
 
 
 def _batch_sizes(loader: TrainLoader, step: int) -> BatchSizes:

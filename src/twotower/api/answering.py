@@ -28,7 +28,7 @@ MS_FROM = 1e11  # numbers from here on are milliseconds: as seconds they would b
 
 
 @dataclass(frozen=True)
-class Asked:
+class LabelledRequests:
     """Parsed input of a call: a request per list, and the labels of the lists.
 
     Attributes
@@ -48,9 +48,9 @@ class Asked:
 
 def recommend(made: Fitted, users: Any, history: Any, *, strict: bool, **same: Any) -> Any:
     """Return lists as a frame; see `Model.recommend`."""
-    asked = read(made.recommender, users, history, strict=strict)
-    requests = [Request(user=one.user, history=one.history, **same) for one in asked.requests]
-    return as_kind(answer_table(made.recommender, requests, asked.label), asked.kind or made.kind)
+    parsed = read(made.recommender, users, history, strict=strict)
+    requests = [Request(user=one.user, history=one.history, **same) for one in parsed.requests]
+    return as_kind(answer_table(made.recommender, requests, parsed.label), parsed.kind or made.kind)
 
 
 def similar(made: Fitted, item: Id, k: int, filter: FilterSpec) -> Any:
@@ -71,17 +71,17 @@ def user_vectors(made: Fitted, users: Any, history: Any) -> tuple[np.ndarray, Fl
     bundle = recommender.bundle
     if users is None and history is None:
         users = recommender.dataset.users[USER_ID]
-    asked = read(recommender, users, history, strict=False)
+    parsed = read(recommender, users, history, strict=False)
     parts = []
-    for start in range(0, len(asked.requests), VECTORS_AT_ONCE):
-        queries = to_queries([recommender.reader.read(one) for one in asked.requests[start : start + VECTORS_AT_ONCE]])
+    for start in range(0, len(parsed.requests), VECTORS_AT_ONCE):
+        queries = to_queries([recommender.reader.read(one) for one in parsed.requests[start : start + VECTORS_AT_ONCE]])
         parts.append(bundle.query_vectors(queries, np.zeros(len(queries), np.float32)).numpy())
     width = bundle.arrays.vectors.shape[1]
-    label = np.arange(len(asked.requests)) if asked.label is None else _as_numpy(asked.label[1])
+    label = np.arange(len(parsed.requests)) if parsed.label is None else _as_numpy(parsed.label[1])
     return label, np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
 
 
-def read(recommender: Recommender, users: Any, history: Any, *, strict: bool) -> Asked:
+def read(recommender: Recommender, users: Any, history: Any, *, strict: bool) -> LabelledRequests:
     """Turn what a caller passes as users and history into requests.
 
     Raises
@@ -104,34 +104,35 @@ def read(recommender: Recommender, users: Any, history: Any, *, strict: bool) ->
     ids = id_list(users, "users")
     if strict:
         _check_known(recommender, ids)
-    return Asked([Request(user=one) for one in ids], (USER, _labels(recommender, ids)), kind)
+    return LabelledRequests([Request(user=one) for one in ids], (USER, _labels(recommender, ids)), kind)
 
 
-def _histories(recommender: Recommender, users: Any, history: Any) -> Asked:
+def _histories(recommender: Recommender, users: Any, history: Any) -> LabelledRequests:
     parts = listed(history, HISTORY)
     several = bool(parts) and not any(isinstance(one, str | HistoryEvent) or not isinstance(one, Iterable) for one in parts)
     if several and users is not None:
         raise RequestError("users and a list of histories are given. Pass one user with one history, or a frame of histories.")
     if several:
-        requests = [Request(history=_events(one, f"history[{place}]")) for place, one in enumerate(parts)]
-        return Asked(requests, (HISTORY, pa.array(range(len(requests)), pa.int64())))
+        requests = [Request(history=_events(one, f"history[{number}]")) for number, one in enumerate(parts)]
+        return LabelledRequests(requests, (HISTORY, pa.array(range(len(requests)), pa.int64())))
     events = _events(parts, HISTORY)
     if users is None:
-        return Asked([Request(history=events)], None)
+        return LabelledRequests([Request(history=events)], None)
     ids = id_list(users, "users")
     if len(ids) != 1:
         raise RequestError(f"{len(ids)} users are given with one history. Pass one user, or a frame of histories.")
-    return Asked([Request(user=ids[0], history=events)], (USER, _labels(recommender, ids)))
+    return LabelledRequests([Request(user=ids[0], history=events)], (USER, _labels(recommender, ids)))
 
 
 def _events(history: Any, what: str) -> tuple[HistoryEvent, ...]:
     items = listed(history, what)
     return tuple(
-        one if isinstance(one, HistoryEvent) else HistoryEvent(id_text(one, f"{what}[{place}]")) for place, one in enumerate(items)
+        one if isinstance(one, HistoryEvent) else HistoryEvent(id_text(one, f"{what}[{number}]"))
+        for number, one in enumerate(items)
     )
 
 
-def _frame(recommender: Recommender, frame: Any, *, strict: bool) -> Asked:
+def _frame(recommender: Recommender, frame: Any, *, strict: bool) -> LabelledRequests:
     """Return a request per user of a frame: of histories, or of users alone if it has no column of items."""
     table = recommender.dataset.manifest.config.data.interactions
     user, item, time = (table.user_id, table.item_id, table.time) if table else (USER_ID, ITEM_ID, None)
@@ -144,22 +145,24 @@ def _frame(recommender: Recommender, frame: Any, *, strict: bool) -> Asked:
     ids, items = (_texts(table[name], name) for name in (user, item))
     times = _seconds(table[time]) if time in names else None
     groups: dict[str, list[tuple[int, int]]] = {}
-    for place, one in enumerate(ids):
-        groups.setdefault(one, []).append((0 if times is None else int(times[place]), place))
+    for number, one in enumerate(ids):
+        groups.setdefault(one, []).append((0 if times is None else int(times[number]), number))
     rows = recommender.reader.items
     unknown = [name for name in dict.fromkeys(items) if rows.row(name) == UNKNOWN]
     if unknown:
-        shown = ", ".join(repr(name) for name in unknown[:3])
+        examples = ", ".join(repr(name) for name in unknown[:3])
         if strict:
-            raise RequestError(f"The frame has {len(unknown)} unknown items: {shown}. Use ids of the catalogue, or strict=False.")
-        log.warning("%d unknown items of the histories are left out: %s", len(unknown), shown)
+            raise RequestError(
+                f"The frame has {len(unknown)} unknown items: {examples}. Use ids of the catalogue, or strict=False."
+            )
+        log.warning("%d unknown items of the histories are left out: %s", len(unknown), examples)
     left_out = set(unknown)
     requests = []
     for events in groups.values():
         order = sorted(events) if times is not None else events
-        kept = [(second, items[place]) for second, place in order if items[place] not in left_out]
+        kept = [(second, items[number]) for second, number in order if items[number] not in left_out]
         requests.append(Request(history=tuple(HistoryEvent(one, None if times is None else second) for second, one in kept)))
-    return Asked(requests, (USER, _labels(recommender, list(groups))), kind_of(frame))
+    return LabelledRequests(requests, (USER, _labels(recommender, list(groups))), kind_of(frame))
 
 
 def _labels(recommender: Recommender, ids: list[str]) -> pa.Array:
@@ -171,10 +174,10 @@ def _labels(recommender: Recommender, ids: list[str]) -> pa.Array:
 def _check_known(recommender: Recommender, ids: list[str]) -> None:
     unknown = [one for one in ids if recommender.reader.users.row(one) == UNKNOWN]
     if unknown:
-        shown = ", ".join(repr(one) for one in unknown[:3])
+        examples = ", ".join(repr(one) for one in unknown[:3])
         few = recommender.dataset.users[USER_ID].slice(0, 3).to_pylist()
         raise RequestError(
-            f"{len(unknown)} of {len(ids)} users are unknown: {shown}. Known are ids such as {', '.join(map(repr, few))}. "
+            f"{len(unknown)} of {len(ids)} users are unknown: {examples}. Known are ids such as {', '.join(map(repr, few))}. "
             "Pass known users, a history, or strict=False."
         )
 
