@@ -117,7 +117,7 @@ def recommend(
     Example:
       twotower recommend runs/town/bundle --history ITEM,ITEM --k 5
       twotower recommend runs/town/bundle --all --out lists.parquet
-      twotower recommend runs/town/bundle --all --engine spark --out s3a://lists/town
+      twotower recommend runs/town/bundle --all --engine spark --out s3a://lists
     """
     if all_users != (out is not None) or (all_users and (user or history or as_json or settings["explain"])):
         raise click.UsageError("--all goes with --out PATH, and with neither --user, --history, --json nor --explain.")

@@ -25,8 +25,8 @@ def events() -> None:
 
     \b
     Example:
-      twotower events export sqlite:runs/shop/bundle.events.sqlite --out events.parquet
-      twotower events backup sqlite:runs/shop/bundle.events.sqlite --out copy.sqlite
+      twotower events export sqlite:events.sqlite --out events.parquet
+      twotower events backup sqlite:events.sqlite --out copy.sqlite
     """
 
 
@@ -43,7 +43,7 @@ def export(store: str, since: str | None, answers: bool, out: Path, overwrite: b
 
     \b
     Example:
-      twotower events export sqlite:runs/shop/bundle.events.sqlite --since 2026-11-01 --out events.parquet
+      twotower events export sqlite:events.sqlite --since 2026-11-01 --out events.parquet
     """
     check_address(store)
     keep_file(out, overwrite=overwrite)
@@ -64,7 +64,7 @@ def backup(store: str, out: Path, overwrite: bool) -> None:
 
     \b
     Example:
-      twotower events backup sqlite:runs/shop/bundle.events.sqlite --out copy.sqlite
+      twotower events backup sqlite:events.sqlite --out copy.sqlite
     """
     check_address(store)
     keep_file(out, overwrite=overwrite)
@@ -78,7 +78,7 @@ def backup(store: str, out: Path, overwrite: bool) -> None:
     click.echo(f"{out}: a copy of {store}")
 
 
-@click.command(short_help="Delete everything about users from a run, a bundle and a store.")
+@click.command(short_help="Delete all data of users from runs, bundles and stores.")
 @click.argument("target", type=FOLDER)
 @click.option("--user", "users", multiple=True, required=True, metavar="ID", help="User to forget. Can be repeated.")
 @click.option("--events", "store", metavar="STORE", help="Event store, too: sqlite:PATH or redis://…. No server may use the file.")
@@ -89,7 +89,7 @@ def forget(target: Path, users: tuple[str, ...], store: str | None) -> None:
 
     \b
     Example:
-      twotower forget runs/shop --user C0001 --events sqlite:runs/shop/bundle.events.sqlite
+      twotower forget runs/shop --user C0001 --events sqlite:events.sqlite
     """
     if store is not None:
         check_address(store)
@@ -120,7 +120,7 @@ def estimate(bundle: Path, store: str, explore: float, as_json: bool) -> None:
 
     \b
     Example:
-      twotower estimate runs/new/bundle --log sqlite:runs/shop/bundle.events.sqlite
+      twotower estimate runs/new/bundle --log sqlite:events.sqlite
     """
     check_address(store)
     from twotower.pipeline.estimate import estimate_bundle
