@@ -149,6 +149,7 @@ def test_old_events_and_answers_are_deleted(connect: Connect, keyed: Keyed, tmp_
         item = ids(answered(client))[0]
         old = {"event_id": "1", "user": "u", "item_id": item, "time_s": now - 40 * 86_400}
         post(client, keyed, old, {"event_id": "2", "user": "u", "item_id": item, "time_s": now - 86_400})
+    time.sleep(1.1)  # times are whole seconds: the answer is older than this one
     with connect(limits=Limits(rate=0, keep_events_days=30, keep_answers_days=1e-9)) as client:
         end = time.monotonic() + 10
         while len(client.get("/v1/users/u/history").json()["events"]) > 1:
