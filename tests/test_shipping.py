@@ -25,7 +25,7 @@ import pytest
 import yaml
 
 from twotower.cli import app
-from twotower.serving.event_store import RedisStore
+from twotower.serving.redis_store import RedisStore
 from twotower.utils.config import parse_config
 
 ROOT = Path(__file__).parents[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 NAVIGATION = {
     "Getting started": ["getting-started", "python", "install*"],
-    "How-to guides": ["how-to/index", "how-to/*", "serving", "clients", "monitoring", "kubernetes", "gpu"],
+    "How-to guides": ["how-to/index", "how-to/*", "serving", "clients", "monitoring", "kubernetes", "vector-databases", "gpu"],
     "Extend": ["extend/*"],
     "Concepts": ["glossary", "data", "filters", "evaluation"],
     "Method": ["method"],

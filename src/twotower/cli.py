@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from twotower.commands import answering, data, datasets, inspecting, tools, training
+from twotower.commands import answering, data, datasets, feedback, inspecting, publishing, tools, training
 from twotower.commands.options import Journey, show_version
 from twotower.errors import TwoTowerError
 
@@ -42,7 +42,8 @@ for command in (
     *(inspecting.inspect, datasets.datasets, data.simulate, data.prepare),
     *(training.plan, training.train, training.run, training.update, training.refit, training.tune, training.evaluate),
     *(answering.export, answering.recommend, answering.tune_index, answering.add_items, answering.remove_items),
-    *(answering.sign, answering.new_key, answering.serve),
+    *(publishing.publish, answering.sign, answering.new_key, answering.serve),
+    *(feedback.events, feedback.forget, feedback.estimate),
     *(tools.demo, tools.doctor, tools.show_config),
 ):
     app.add_command(command)

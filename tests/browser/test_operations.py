@@ -50,6 +50,19 @@ def test_a_reload_needs_the_key_and_a_wrong_folder_changes_nothing(visit: Open, 
 
 
 @slow
+def test_outcomes_by_version_need_the_key(visit: Open, server: str) -> None:
+    page = visit(address="#tab=operations", refused=(422,))
+    panel = page.get_by_role("tabpanel", name="Operations")
+    expect(panel).to_contain_text("Enter the key with the role admin below")
+    panel.get_by_label("Key with the role admin").fill(KEY)
+    panel.get_by_role("button", name="Refresh the items now").click()
+    version = page.request.get(f"{server}health/ready").json()["version"]
+    expect(panel.get_by_role("rowheader", name=version)).to_be_visible(timeout=30_000)
+    panel.get_by_role("button", name="Serve the second version alone").click()
+    expect(panel.locator(".outcome.bad")).to_contain_text("no second version")
+
+
+@slow
 def test_two_users_are_compared_side_by_side(visit: Open) -> None:
     page = visit(address="#tab=operations")
     for n, label in enumerate(("First user", "Second user")):

@@ -35,7 +35,8 @@ from twotower.pipeline.stages import Watch, run_all
 from twotower.pipeline.update import update
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import FIRST_ROW, TRAIN, UNKNOWN, VALID
-from twotower.serving.event_store import Event, SQLiteStore
+from twotower.serving.event_types import Event
+from twotower.serving.sqlite_store import SQLiteStore
 from twotower.trainers.callbacks import Callback, Training
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import parse_config

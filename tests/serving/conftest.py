@@ -22,6 +22,7 @@ from twotower.serving.app import create_app
 from twotower.serving.server import SWITCH_S
 from twotower.serving.service import REFRESH_S, Service
 from twotower.serving.telemetry import Telemetry
+from twotower.serving.updater import Trial
 from twotower.utils.config import parse_config
 from twotower.utils.config_serving import Limits
 
@@ -68,10 +69,11 @@ def connect(bundle: Path, tmp_path: Path) -> Callable[..., AbstractContextManage
         limits: Limits | None = None,
         public: bool = True,
         refresh_s: float = REFRESH_S,
+        trial: Trial | None = None,
         telemetry: Telemetry | None = None,
     ) -> Iterator[TestClient]:
         store = events or f"sqlite:{tmp_path / 'events.sqlite'}"
-        service = Service(folder, store, limits or Limits(rate=0), refresh_s=refresh_s)
+        service = Service(folder, store, limits or Limits(rate=0), refresh_s=refresh_s, trial=trial)
         service.telemetry = telemetry
         sys.setswitchinterval(SWITCH_S)
         try:

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from twotower.bundle.revision import add_items
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import FIRST_ROW
-from twotower.serving import operation_schemas, schemas
+from twotower.serving import event_schemas, operation_schemas, schemas
 from twotower.serving.catalogue import Browser
 from twotower.serving.model_version import Engine
 
@@ -83,6 +83,9 @@ class Nobody:
 
     def of(self, _user: str) -> tuple[Any, ...]:
         return ()
+
+    def is_forgotten(self, _user: str) -> bool:
+        return False
 
 
 def test_an_accepted_event_that_the_bundle_was_made_from_counts_once(client: TestClient, keyed: dict[str, str]) -> None:
@@ -311,8 +314,8 @@ def test_figures_for_prometheus(client: TestClient, keyed: dict[str, str]) -> No
 
 def test_openapi_has_an_example_of_everything_that_is_sent_that_is_valid(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
-    for kind in (schemas.RecommendIn, schemas.BatchIn, schemas.EventsIn):
-        (example,) = document["components"]["schemas"][kind.__name__]["examples"]
+    for kind in (schemas.RecommendIn, schemas.BatchIn, event_schemas.EventsIn):
+        example, *_ = document["components"]["schemas"][kind.__name__]["examples"]
         kind.model_validate(example)
     for kind in (schemas.AnswerOut, schemas.ItemOut):
         (example,) = document["components"]["schemas"][kind.__name__]["examples"]

@@ -14,8 +14,9 @@ from starlette.testclient import TestClient
 
 from twotower.serving import clients
 from twotower.serving.bodies import BodyError, parse
+from twotower.serving.event_schemas import EventsIn
 from twotower.serving.limits import MAX_JSON_MARKS
-from twotower.serving.schemas import BatchIn, EventsIn, RecommendIn
+from twotower.serving.schemas import BatchIn, RecommendIn
 from twotower.utils.config_serving import Limits
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from twotower.retrieval.request import HistoryEvent
 from twotower.serving.event_journal import Journal
-from twotower.serving.event_store import Event, open_store
+from twotower.serving.event_store import open_store
+from twotower.serving.event_types import Event
 
 
 def test_events_are_kept_complete_and_in_order(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from twotower.errors import BusyError, ConfigError, DataError
-from twotower.serving import event_store as module
+from twotower.serving import redis_store, sqlite_store
 from twotower.serving.event_journal import MAX_EVENTS_PER_USER, Journal
-from twotower.serving.event_store import Event, EventStore, open_store
+from twotower.serving.event_store import open_store
+from twotower.serving.event_types import Event, EventStore
 
 Opener = Callable[[], EventStore]
 
@@ -28,7 +29,7 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     """Return a function that opens the same store; all are closed at the end."""
     url = f"sqlite:{tmp_path / 'events.sqlite'}" if request.param == "sqlite" else request.getfixturevalue("redis_url")
     name = f"{{{uuid.uuid4().hex}}}"  # of one Redis every test has its own keys
-    monkeypatch.setattr(module.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
+    monkeypatch.setattr(redis_store.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
     opened: list[EventStore] = []
 
     def open_it() -> EventStore:
@@ -78,7 +79,8 @@ def test_an_id_of_a_user_counts_once_in_one_request_and_over_many(opener: Opener
 
 
 def test_reading_goes_on_where_it_stopped(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PAGE", 2)
+    monkeypatch.setattr(sqlite_store, "PAGE", 2)
+    monkeypatch.setattr(redis_store, "PAGE", 2)
     store = opener()
     store.append([event(str(i)) for i in range(5)])
     first = store.since("")
@@ -114,7 +116,7 @@ def redis(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     import redis as library
 
     name = f"{{{uuid.uuid4().hex}}}"
-    monkeypatch.setattr(module.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
+    monkeypatch.setattr(redis_store.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
     client = library.Redis.from_url(redis_url, decode_responses=True)
     yield client
     client.close()
@@ -166,7 +168,7 @@ def test_entries_that_cannot_be_read_are_skipped_and_counted(redis: Any, redis_u
     skipped: list[int] = []
     following = Journal(open_store(redis_url), skipped.append)
     try:
-        key, _ = module.RedisStore._KEYS
+        key, _ = redis_store.RedisStore._KEYS
         known = {"event_id": "y", "user": "u", "item_id": "b", "time_s": 5, "of_a_later_server": {"a": [1]}}
         for entry in STRANGE_ENTRIES:
             redis.xadd(key, entry)
@@ -186,16 +188,16 @@ def test_rolling_upgrades_between_two_entry_formats_lose_nothing(redis_url: str,
     sent = 0
     for upgrade in range(100):
         for version in (1, 2):  # an old and a new server, each reading what both write
-            monkeypatch.setattr(module, "ENTRY_VERSION", version)
+            monkeypatch.setattr(redis_store, "ENTRY_VERSION", version)
             store = open_store(redis_url)
             store.append([event(f"{upgrade}-{version}", time_s=sent)])
             sent += 1
             store.close()
-    monkeypatch.setattr(module, "ENTRY_VERSION", 1)
+    monkeypatch.setattr(redis_store, "ENTRY_VERSION", 1)
     old = Journal(open_store(redis_url))
     assert [one.time_s for one in old.of("u")] == list(range(0, sent, 2))
     old.close()
-    monkeypatch.setattr(module, "ENTRY_VERSION", 2)
+    monkeypatch.setattr(redis_store, "ENTRY_VERSION", 2)
     new = Journal(open_store(redis_url))
     assert [one.time_s for one in new.of("u")] == list(range(sent))
     new.close()
@@ -203,7 +205,7 @@ def test_rolling_upgrades_between_two_entry_formats_lose_nothing(redis_url: str,
 
 @pytest.mark.parametrize("how", ["emptied", "copy without the last entries", "trimmed"])
 def test_a_store_that_lost_entries_is_read_again(redis: Any, redis_url: str, how: str) -> None:
-    key, ids = module.RedisStore._KEYS
+    key, ids = redis_store.RedisStore._KEYS
     for number in range(4):
         redis.xadd(key, {"v": "1", "event": json.dumps(asdict(event(str(number), time_s=number)))}, id=f"999999999999{number}-0")
     journal = Journal(open_store(redis_url))
@@ -232,7 +234,7 @@ def test_a_failing_store_is_reported_and_recovers(redis_url: str, redis: Any) ->
     journal = Journal(open_store(redis_url))
     try:
         assert journal.state == "ok"
-        key, _ = module.RedisStore._KEYS
+        key, _ = redis_store.RedisStore._KEYS
         journal.append([[event("a")]])
         redis.rename(key, f"{key}-kept")
         redis.set(key, "of another type")
@@ -260,7 +262,7 @@ def test_the_file_of_events_is_its_owner_s_alone(tmp_path: Path) -> None:
 
 
 def test_a_second_server_is_refused_the_file_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr(sqlite_store, "_LOCK_WAIT_S", 0.05)
     store = open_store(f"sqlite:{tmp_path / 'e'}")
     with pytest.raises(DataError, match="used by another server"):
         open_store(f"sqlite:{tmp_path / 'e'}")
@@ -317,7 +319,8 @@ def test_a_full_disk_refuses_the_events_and_takes_them_later(tmp_path: Path) -> 
 
 def test_nothing_acknowledged_goes_with_a_killed_process(tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom twotower.serving.event_store import Event, open_store\nstore = open_store(sys.argv[1])\n"
+        "import sys\nfrom twotower.serving.event_types import Event\n"
+        "from twotower.serving.event_store import open_store\nstore = open_store(sys.argv[1])\n"
         "for i in range(10**6):\n    store.append([Event(str(i), 'u', 'b', i)])\n    print(i, flush=True)\n"
     )
     url = f"sqlite:{tmp_path / 'e'}"

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from twotower.serving.event_store import SQLiteStore
+from twotower.serving.sqlite_store import SQLiteStore
 
 SCRIPT = """
 import os, sys
 from twotower.serving.event_journal import Journal
-from twotower.serving.event_store import Event, open_store
+from twotower.serving.event_store import open_store
+from twotower.serving.event_types import Event
 journal = Journal(open_store(sys.argv[1]))
 for i in range(5):
     assert journal.append([[Event(event_id=str(i), user="u", item_id="b", time_s=i)]]) == [1]

@@ -21,9 +21,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from twotower.errors import DataError
 from twotower.serving.access import KEY_VARIABLE
 from twotower.serving.event_journal import Journal
-from twotower.serving.event_store import Event, SQLiteStore, lock_store, open_store
+from twotower.serving.event_store import lock_store, open_store
+from twotower.serving.event_types import Event
 from twotower.serving.metrics_sum import MetricsFolder
 from twotower.serving.shared_counts import SharedCounts
+from twotower.serving.sqlite_store import SQLiteStore
 
 KEY = "a-key-of-this-test"
 MAX_PRIVATE_MB = 60
@@ -49,7 +51,7 @@ def test_a_file_of_several_processes_is_used_by_one_server(tmp_path: Path) -> No
     release()
     again, shared = lock_store(url), open_store(url, shared=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("twotower.serving.event_store._LOCK_WAIT_S", 0.1)
+        patch.setattr("twotower.serving.sqlite_store._LOCK_WAIT_S", 0.1)
         with pytest.raises(DataError, match="used by another server"):
             SQLiteStore(tmp_path / "e")
     shared.close()

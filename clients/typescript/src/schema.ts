@@ -183,7 +183,11 @@ export interface paths {
         get: operations["search_users"];
         put?: never;
         post?: never;
-        delete?: never;
+        /**
+         * Forget User By Query
+         * @description Delete everything about a user. Unlike a path, a query can hold any id, `..` included.
+         */
+        delete: operations["forget_user_by_query"];
         options?: never;
         head?: never;
         patch?: never;
@@ -280,7 +284,9 @@ export interface paths {
         put?: never;
         /**
          * Add Events
-         * @description Store events. When this responds, they are on disk and affect all later responses.
+         * @description Store events, impressions and outcomes. When this responds, they are on disk and affect all later responses.
+         *
+         *     An impression or an outcome names its list by the `request_id` of the answer.
          */
         post: operations["add_events"];
         delete?: never;
@@ -323,6 +329,128 @@ export interface paths {
          * @description Bring the state, the popularity and the fallback lists of the items up to date with the accepted events, now.
          */
         post: operations["refresh_items"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/events/export": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Export Events File
+         * @description Return the accepted events as Parquet, in the columns that `twotower update --data` reads.
+         */
+        get: operations["export_events_file"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/events/export/answers": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Export Answers File
+         * @description Return the logged answers as Parquet, with the propensity of every shown item, for `twotower estimate`.
+         */
+        get: operations["export_answers_file"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/users/{user}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Forget User
+         * @description Delete everything about a user: events, answers, history and user vector, in store, memory and bundle.
+         *
+         *     Percent-encode the id, slashes included. A user who is not known is not an error.
+         */
+        delete: operations["forget_user"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/admin/versions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Versions
+         * @description Return the served versions with their shares and what came of their lists, and the versions that are kept.
+         */
+        get: operations["get_versions"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/admin/promote": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Promote Version
+         * @description Serve the second version alone.
+         */
+        post: operations["promote_version"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/admin/rollback": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Roll Back
+         * @description Serve the version before; with two versions, the first one alone.
+         */
+        post: operations["roll_back"];
         delete?: never;
         options?: never;
         head?: never;
@@ -549,7 +677,7 @@ export interface components {
         };
         /**
          * BatchOut
-         * @description The responses to several requests, in request order. All come from the same bundle version.
+         * @description The responses to several requests, in request order. Without a split, all come from the same bundle version.
          */
         BatchOut: {
             /** Request Id */
@@ -564,7 +692,7 @@ export interface components {
             /** Took Ms */
             took_ms: number;
             /** Answers */
-            answers: (components["schemas"]["ListOut"] | components["schemas"]["FailedOut"])[];
+            answers: (components["schemas"]["NamedListOut"] | components["schemas"]["FailedOut"])[];
         };
         /**
          * ColumnOut
@@ -660,15 +788,29 @@ export interface components {
         };
         /**
          * EventIn
-         * @description An event. Events with the same `event_id` are stored once, so sending an event again is safe.
+         * @description An event. Each counts once, so sending it again is safe.
+         *
+         *     With `request_id`, it says what came of a list: an impression (`shown`, or an impression type), or an outcome.
          */
         EventIn: {
-            /** Event Id */
-            event_id: string | number;
-            /** User */
-            user: string | number;
-            /** Item Id */
-            item_id: string | number;
+            /**
+             * Event Id
+             * @description Events of a user with the same id count once. Required without `request_id`.
+             * @default null
+             */
+            event_id?: string | number | null;
+            /**
+             * User
+             * @description Required without `request_id`. Default: the user of the list.
+             * @default null
+             */
+            user?: string | number | null;
+            /**
+             * Item Id
+             * @description The item. Required unless `shown` is given.
+             * @default null
+             */
+            item_id?: string | number | null;
             /**
              * Time S
              * @description Seconds since 1970. Default: now.
@@ -677,7 +819,7 @@ export interface components {
             time_s?: number | null;
             /**
              * Event Type
-             * @description One of the bundle's event types. Default: the first.
+             * @description One of the bundle's event types. Default: the first, and with `shown` that of impressions.
              * @default null
              */
             event_type?: string | number | null;
@@ -686,6 +828,24 @@ export interface components {
              * @default null
              */
             stars?: number | null;
+            /**
+             * Request Id
+             * @description `request_id` of the answer with the list. Of a list, an item has each event type once.
+             * @default null
+             */
+            request_id?: string | number | null;
+            /**
+             * Position
+             * @description Where the item was shown, from 1. Default: its rank.
+             * @default null
+             */
+            position?: number | null;
+            /**
+             * Shown
+             * @description Items of the list that were shown, in their order: one impression each.
+             * @default null
+             */
+            shown?: (string | number)[] | null;
         };
         /**
          * EventsIn
@@ -698,6 +858,22 @@ export interface components {
          *           "stars": 4,
          *           "time_s": 1640995200,
          *           "user": "u_17"
+         *         }
+         *       ]
+         *     }
+         * @example {
+         *       "events": [
+         *         {
+         *           "request_id": "30d1303d8dd74074ba778aa1c51d1aaf",
+         *           "shown": [
+         *             "b_230",
+         *             "b_5"
+         *           ]
+         *         },
+         *         {
+         *           "event_type": "visit",
+         *           "item_id": "b_5",
+         *           "request_id": "30d1303d8dd74074ba778aa1c51d1aaf"
          *         }
          *       ]
          *     }
@@ -764,6 +940,23 @@ export interface components {
              * @example brand == "Uji" and price <= 20
              */
             example: string;
+        };
+        /**
+         * ForgottenOut
+         * @description What was deleted of a user. On response, neither the store nor a bundle of this server holds the id.
+         */
+        ForgottenOut: {
+            /**
+             * User
+             * @example u_17
+             */
+            user: string;
+            /**
+             * Events
+             * @description Accepted events that were deleted.
+             * @example 12
+             */
+            events: number;
         };
         /**
          * HistoryEventIn
@@ -943,10 +1136,10 @@ export interface components {
             items: (components["schemas"]["ItemOut"] | components["schemas"]["ItemDetailOut"])[];
         };
         /**
-         * ListOut
-         * @description A list of recommendations with its source and confidence.
+         * NamedListOut
+         * @description A list of a batch.
          */
-        ListOut: {
+        NamedListOut: {
             /**
              * Source
              * @enum {string}
@@ -972,6 +1165,69 @@ export interface components {
             stages_ms: {
                 [key: string]: number;
             };
+            /**
+             * Request Id
+             * @description Name of this list for events.
+             * @example 5f0c.0
+             */
+            request_id: string;
+            /**
+             * Version
+             * @description Version that made the list.
+             */
+            version: string;
+        };
+        /**
+         * OutcomesOut
+         * @description What came of the lists of a version. A list counts once an impression or an outcome names it.
+         */
+        OutcomesOut: {
+            /**
+             * Lists
+             * @example 2210
+             */
+            lists: number;
+            /**
+             * Users
+             * @example 640
+             */
+            users: number;
+            /** @description Share of the lists with an outcome. */
+            click_through: components["schemas"]["RateOut"];
+            /** @description Outcomes of a list: all its events but impressions and dislikes. */
+            outcomes_per_list: components["schemas"]["RateOut"];
+            /**
+             * Events
+             * @description Numbers by event type.
+             * @example {
+             *       "impression": 22100,
+             *       "visit": 702
+             *     }
+             */
+            events: {
+                [key: string]: number;
+            };
+        };
+        /**
+         * RateOut
+         * @description A mean with its 95 % interval over users. The interval is null with fewer than two users.
+         */
+        RateOut: {
+            /**
+             * Value
+             * @example 0.31
+             */
+            value: number;
+            /**
+             * Low
+             * @example 0.29
+             */
+            low: number | null;
+            /**
+             * High
+             * @example 0.33
+             */
+            high: number | null;
         };
         /**
          * ReasonOut
@@ -1131,6 +1387,12 @@ export interface components {
             score: number;
             /** Reasons */
             reasons: components["schemas"]["ReasonOut"][];
+            /**
+             * Propensity
+             * @description Probability with which the list has this item; below 1 if the server explores.
+             * @default 1
+             */
+            propensity?: number;
         };
         /**
          * RefreshOut
@@ -1179,6 +1441,36 @@ export interface components {
             previous_version: string;
         };
         /**
+         * ServedOut
+         * @description A served version.
+         */
+        ServedOut: {
+            /**
+             * Version
+             * @example 67499b37599f
+             */
+            version: string;
+            /**
+             * Bundle
+             * @description Name of its folder.
+             * @example bundle
+             */
+            bundle: string;
+            /**
+             * Role
+             * @description `first`, `second`, or `shadow`: computed, but not shown.
+             * @example first
+             */
+            role: string;
+            /**
+             * Share
+             * @description Share of the users whose lists it makes.
+             * @example 0.9
+             */
+            share: number;
+            outcomes: components["schemas"]["OutcomesOut"] | null;
+        };
+        /**
          * SimilarOut
          * @description The items most similar to an item.
          */
@@ -1220,6 +1512,11 @@ export interface components {
              * @description `ok`, or why the event store cannot take events. Recommendations go on.
              */
             events?: string | null;
+            /**
+             * Index
+             * @description `ok`, if the vectors are searched in another process; see `serving.index`.
+             */
+            index?: string | null;
             /**
              * Workers
              * @description Processes that answer requests.
@@ -1267,6 +1564,30 @@ export interface components {
         ValuesOut: {
             /** Values */
             values: components["schemas"]["ValueOut"][];
+        };
+        /**
+         * VersionsOut
+         * @description The served versions, the outcomes of all versions by name, and the versions to which the server can go back.
+         */
+        VersionsOut: {
+            /** Versions */
+            versions: components["schemas"]["ServedOut"][];
+            /**
+             * Outcomes
+             * @description By version, also of those that are no longer served.
+             */
+            outcomes: {
+                [key: string]: components["schemas"]["OutcomesOut"];
+            };
+            /** @description Click-through of the second version minus that of the first. */
+            difference: components["schemas"]["RateOut"] | null;
+            /**
+             * Kept
+             * @example [
+             *       "15c0f43823b2"
+             *     ]
+             */
+            kept: string[];
         };
     };
     responses: {
@@ -1725,6 +2046,39 @@ export interface operations {
             503: components["responses"]["Error503"];
         };
     };
+    forget_user_by_query: {
+        parameters: {
+            query: {
+                /** @description An id, of any characters. */
+                user: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ForgottenOut"];
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
     get_random_user: {
         parameters: {
             query?: never;
@@ -1936,6 +2290,194 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["RefreshOut"];
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
+    export_events_file: {
+        parameters: {
+            query?: {
+                /** @description Events from this time on. */
+                since?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/vnd.apache.parquet": string;
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
+    export_answers_file: {
+        parameters: {
+            query?: {
+                /** @description Events from this time on. */
+                since?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/vnd.apache.parquet": string;
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
+    forget_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                user: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ForgottenOut"];
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
+    get_versions: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["VersionsOut"];
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
+    promote_version: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ReloadOut"];
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
+    roll_back: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ReloadOut"];
                 };
             };
             400: components["responses"]["Error400"];

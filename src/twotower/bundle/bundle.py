@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,7 @@ from twotower.models.neural_retriever import PORTION, query_vectors, search
 from twotower.models.two_tower import TwoTower
 from twotower.retriever import Queries, Recommendations
 from twotower.schema import FIRST_ROW
+from twotower.search.filters.item_filter import ResolvedFilter
 from twotower.search.index import ExactIndex, Index, joined
 from twotower.search.registry import load_index
 from twotower.utils.array_files import open_arrays, write_arrays
@@ -120,9 +122,19 @@ class Bundle:
         towers, items = torch.from_numpy(self.encode(queries)), torch.from_numpy(self.arrays.vectors)
         return query_vectors(self.model, self.store, towers, queries, items, popularity_bias=popularity_bias)
 
-    def search(self, vectors: Tensor, queries: Queries, k: int, *, again: Mask, allow: Mask | None) -> Recommendations:
-        """Return the k best items of each query; see `neural_retriever.search`."""
-        return search(self.model, self.index, torch.from_numpy(self.arrays.vectors), vectors, queries, k, again=again, allow=allow)
+    def search(
+        self,
+        vectors: Tensor,
+        queries: Queries,
+        k: int,
+        *,
+        again: Mask,
+        allow: Mask | None,
+        filters: Sequence[ResolvedFilter | None] = (),
+    ) -> Recommendations:
+        """Return the k best items of each query; see `neural_retriever.search`. `filters` are those that `allow` is made from."""
+        index = self.index.with_filters(filters)
+        return search(self.model, index, torch.from_numpy(self.arrays.vectors), vectors, queries, k, again=again, allow=allow)
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
         """See `Retriever`; scores are inner products. Items that were taken out of the catalogue are not recommended."""

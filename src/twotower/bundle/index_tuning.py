@@ -20,7 +20,7 @@ from twotower.bundle.bundle import INDEX, Bundle, load_bundle
 from twotower.bundle.sealed_folder import atomic_replace, read_manifest, write_manifest
 from twotower.errors import DataError, RequestError, nearest
 from twotower.schema import FIRST_ROW
-from twotower.search.approximate import Approximate, one_thread
+from twotower.search.approximate import LEAST_FACTOR, Approximate, one_thread
 from twotower.search.index import ExactIndex, Index
 from twotower.search.registry import INDEXES
 from twotower.search.reranking import POPULARITY_SCALE
@@ -32,8 +32,6 @@ TIMED = 100  # queries for the latency, searched one by one
 WARMING = 5
 ALIKE = 1.1  # among indexes up to this factor slower than the fastest, the smallest is chosen
 MIN_ITEMS = {"hnsw": 1000, "ivf_pq": 10_000}  # with fewer items a graph or inverted lists save no work
-
-LEAST_BALANCE = 1e-4
 
 Setting = dict[str, Any]
 SWEEPS: dict[str, list[tuple[Setting, list[Setting]]]] = {
@@ -86,7 +84,7 @@ def tune_index(
         raise RequestError(f"Got recall {recall} and k {k}. The recall must be above 0 and at most 1, k at least 1.")
     bundle = load_bundle(path)
     vectors = torch.from_numpy(bundle.arrays.vectors)
-    queries = _users(bundle, seed)
+    queries = sample_queries(bundle, seed)
     rows: list[Measured] = []
     good: dict[int, Index] = {}  # by position in `rows`
     columns = bundle.model.priors.width
@@ -117,9 +115,7 @@ def _sweep(
 
     `columns` is the number of components after the vector of the tower; the largest weight in a query balances each of them.
     """
-    largest = np.abs(queries[:, -columns:]).max(axis=0)
-    largest[0] += POPULARITY_SCALE
-    balance = np.maximum(largest, LEAST_BALANCE).astype(float).tolist()
+    balance = balance_of(queries, columns)
     truth = ExactIndex(vectors).search(queries, k).items
     for kind in kinds:
         if len(vectors) - FIRST_ROW < MIN_ITEMS.get(kind, 0):
@@ -142,7 +138,18 @@ def _sweep(
                     break
 
 
-def _users(bundle: Bundle, seed: int) -> Float:
+def balance_of(queries: Float, columns: int) -> list[float]:
+    """Return a factor for each of the last `columns` components: the largest weight that it has in a query.
+
+    Item vectors are multiplied by the factors, and queries are divided by them. The inner products stay, and the norms of the items
+    become similar, which graphs of neighbours need.
+    """
+    largest = np.abs(queries[:, -columns:]).max(axis=0)
+    largest[0] += POPULARITY_SCALE
+    return np.maximum(largest, LEAST_FACTOR).astype(float).tolist()  # type: ignore[no-any-return]
+
+
+def sample_queries(bundle: Bundle, seed: int) -> Float:
     """Return vectors of random users with a history, with popularity bias 0. Without any, use the first user row."""
     lengths = np.diff(bundle.dataset.events.offsets)
     known = np.flatnonzero(lengths > 0)

@@ -75,7 +75,7 @@ def add_items(path: Path, file: Path) -> BundleManifest:
         write_arrays(folder / INDEX_FILE, arrays)
         renew_index(folder / INDEX, torch.from_numpy(arrays["vectors"]))
 
-    return _revise(bundle, write)
+    return revise(bundle, write)
 
 
 def remove_items(path: Path, ids: Sequence[str]) -> BundleManifest:
@@ -94,7 +94,7 @@ def remove_items(path: Path, ids: Sequence[str]) -> BundleManifest:
     offered = bundle.arrays.offered.copy()
     offered[rows] = False
     changed = asdict(replace(bundle.arrays, offered=offered))
-    return _revise(bundle, lambda folder: write_arrays(folder / INDEX_FILE, changed))
+    return revise(bundle, lambda folder: write_arrays(folder / INDEX_FILE, changed))
 
 
 def take_over(path: Path, old: Path) -> BundleManifest:
@@ -115,10 +115,10 @@ def take_over(path: Path, old: Path) -> BundleManifest:
             shutil.copytree(old / INDEX, folder / INDEX)
             renew_index(folder / INDEX, torch.from_numpy(bundle.arrays.vectors))
 
-    return _revise(bundle, write, before.manifest.index)
+    return revise(bundle, write, before.manifest.index)
 
 
-def _revise(bundle: Bundle, write: Callable[[Path], None], index: IndexRecord | None = None) -> BundleManifest:
+def revise(bundle: Bundle, write: Callable[[Path], None], index: IndexRecord | None = None) -> BundleManifest:
     """Replace the bundle by a copy that `write` has changed. Return the new manifest; `index` is that of a new index."""
     with atomic_replace(bundle.path) as folder:
         shutil.copytree(bundle.path, folder, dirs_exist_ok=True)

@@ -39,16 +39,29 @@ class ErrorOut(TypedDict):
 
 
 class EventIn(TypedDict):
-    """An event. Events with the same `event_id` are stored once, so sending an event again is safe."""
+    """
+    An event. Each counts once, so sending it again is safe.
 
-    event_id: str | int
-    user: str | int
-    item_id: str | int
+    With `request_id`, it says what came of a list: an impression (`shown`, or an impression type), or an outcome.
+    """
+
+    event_id: NotRequired[str | int | None]
+    """Events of a user with the same id count once. Required without `request_id`."""
+    user: NotRequired[str | int | None]
+    """Required without `request_id`. Default: the user of the list."""
+    item_id: NotRequired[str | int | None]
+    """The item. Required unless `shown` is given."""
     time_s: NotRequired[int | None]
     """Seconds since 1970. Default: now."""
     event_type: NotRequired[str | int | None]
-    """One of the bundle's event types. Default: the first."""
+    """One of the bundle's event types. Default: the first, and with `shown` that of impressions."""
     stars: NotRequired[float | None]
+    request_id: NotRequired[str | int | None]
+    """`request_id` of the answer with the list. Of a list, an item has each event type once."""
+    position: NotRequired[int | None]
+    """Where the item was shown, from 1. Default: its rank."""
+    shown: NotRequired[list[str | int] | None]
+    """Items of the list that were shown, in their order: one impression each."""
 
 
 class EventsIn(TypedDict):
@@ -83,6 +96,14 @@ class FiltersOut(TypedDict):
     """True if items have a time zone: `open_now` then uses the local time of each item."""
     example: str
     """A filter of the catalogue's own columns."""
+
+
+class ForgottenOut(TypedDict):
+    """What was deleted of a user. On response, neither the store nor a bundle of this server holds the id."""
+
+    user: str
+    events: int
+    """Accepted events that were deleted."""
 
 
 class HistoryEventIn(TypedDict):
@@ -160,6 +181,14 @@ class ItemsOut(TypedDict):
     items: list[ItemOut | ItemDetailOut]
 
 
+class RateOut(TypedDict):
+    """A mean with its 95 % interval over users. The interval is null with fewer than two users."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
 class ReasonOut(TypedDict):
     """A reason for a score: an event of the history, a feature of the user or a feature of the item."""
 
@@ -216,6 +245,8 @@ class RecommendationOut(TypedDict):
     score: float
     """Inner product plus popularity term. If `source` is not `model`: relative recent events."""
     reasons: list[ReasonOut]
+    propensity: NotRequired[float]
+    """Probability with which the list has this item; below 1 if the server explores."""
 
 
 class RefreshOut(TypedDict):
@@ -261,6 +292,8 @@ class StateOut(TypedDict):
     """Items as of: events before this second count for them. null: events have no times."""
     events: NotRequired[str | None]
     """`ok`, or why the event store cannot take events. Recommendations go on."""
+    index: NotRequired[str | None]
+    """`ok`, if the vectors are searched in another process; see `serving.index`."""
     workers: NotRequired[int | None]
     """Processes that answer requests."""
 
@@ -356,8 +389,8 @@ class ColumnsOut(TypedDict):
     """Filters that some items pass."""
 
 
-class ListOut(TypedDict):
-    """A list of recommendations with its source and confidence."""
+class NamedListOut(TypedDict):
+    """A list of a batch."""
 
     source: Literal["model", "nearby", "recent"]
     confidence: float
@@ -368,14 +401,55 @@ class ListOut(TypedDict):
     """Cursor of the further items; null: there are none."""
     items: list[RecommendationOut]
     stages_ms: dict[str, float]
+    request_id: str
+    """Name of this list for events."""
+    version: str
+    """Version that made the list."""
+
+
+class OutcomesOut(TypedDict):
+    """What came of the lists of a version. A list counts once an impression or an outcome names it."""
+
+    lists: int
+    users: int
+    click_through: RateOut
+    """Share of the lists with an outcome."""
+    outcomes_per_list: RateOut
+    """Outcomes of a list: all its events but impressions and dislikes."""
+    events: dict[str, int]
+    """Numbers by event type."""
+
+
+class ServedOut(TypedDict):
+    """A served version."""
+
+    version: str
+    bundle: str
+    """Name of its folder."""
+    role: str
+    """`first`, `second`, or `shadow`: computed, but not shown."""
+    share: float
+    """Share of the users whose lists it makes."""
+    outcomes: OutcomesOut | None
+
+
+class VersionsOut(TypedDict):
+    """The served versions, the outcomes of all versions by name, and the versions to which the server can go back."""
+
+    versions: list[ServedOut]
+    outcomes: dict[str, OutcomesOut]
+    """By version, also of those that are no longer served."""
+    difference: RateOut | None
+    """Click-through of the second version minus that of the first."""
+    kept: list[str]
 
 
 class BatchOut(TypedDict):
-    """The responses to several requests, in request order. All come from the same bundle version."""
+    """The responses to several requests, in request order. Without a split, all come from the same bundle version."""
 
     request_id: str
     version: str
     as_of: int | None
     """Items as of: events before this second count for them. null: events have no times."""
     took_ms: float
-    answers: list[ListOut | FailedOut]
+    answers: list[NamedListOut | FailedOut]

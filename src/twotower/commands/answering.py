@@ -63,7 +63,17 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
 @click.option(
     "--all", "everybody", is_flag=True, help="Recommend to every user of the bundle, into --out. Resumes after an interruption."
 )
-@click.option("--out", type=FILE, help="With --all: Parquet file of user_id, rank, item_id and score.")
+@click.option("--out", metavar="PATH", help="With --all: Parquet file of user_id, rank, item_id and score; on Spark a folder.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "spark"]),
+    default="local",
+    show_default=True,
+    help="With --all: compute in this process, or on a Spark cluster.",
+)
+@click.option(
+    "--spark-master", metavar="URL", help="With --engine spark: the master. Default: that of spark-submit, else local[*]."
+)
 @click.option("--k", type=click.IntRange(1, 10_000), default=10, show_default=True, help="Number of items.")
 @click.option(
     "--filter",
@@ -91,7 +101,9 @@ def recommend(
     user: str | None,
     history: str | None,
     everybody: bool,
-    out: Path | None,
+    out: str | None,
+    engine: str,
+    spark_master: str | None,
     include_seen: bool,
     as_json: bool,
     overwrite: bool,
@@ -105,20 +117,21 @@ def recommend(
     Example:
       twotower recommend runs/town/bundle --history ITEM,ITEM --k 5
       twotower recommend runs/town/bundle --all --out lists.parquet
+      twotower recommend runs/town/bundle --all --engine spark --out s3a://lists/town
     """
     if everybody != (out is not None) or (everybody and (user or history or as_json or asked["explain"])):
-        raise click.UsageError("--all goes with --out FILE, and with neither --user, --history, --json nor --explain.")
+        raise click.UsageError("--all goes with --out PATH, and with neither --user, --history, --json nor --explain.")
+    if engine == "spark" and not everybody:
+        raise click.UsageError("--engine spark computes the lists of all users. Add --all and --out FOLDER.")
+    if spark_master and engine != "spark":
+        raise click.UsageError("--spark-master needs --engine spark.")
     if out is not None:
-        keep_file(out, overwrite=overwrite)
-    from twotower.pipeline.bundle_stages import as_table, recommend_all_stage
-    from twotower.retrieval.recommender import Recommender
-    from twotower.retrieval.request import Request
-
-    if out is not None:
-        users = recommend_all_stage(bundle, out, Request(exclude_seen=not include_seen, **asked))
-        click.echo(f"{out}: {users:,} users")
-        say_next("serve", bundle)
+        file = None if engine == "spark" else Path(FILE.convert(out, None, None))
+        _everybody(bundle, out, file, spark_master, {"exclude_seen": not include_seen, **asked}, overwrite=overwrite)
         return
+    from twotower.pipeline.bundle_stages import as_table
+    from twotower.retrieval.recommender import Recommender
+
     ids = None if history is None else listed_ids(history)
     recommender = Recommender.load(bundle)
     found = recommender.recommend(user=user, history=ids, exclude_seen=not include_seen, **asked)
@@ -129,6 +142,22 @@ def recommend(
         if not asked["explain"]:
             del row["reasons"]
         click.echo(json.dumps(row, ensure_ascii=False))
+    say_next("serve", bundle)
+
+
+def _everybody(bundle: Path, out: str, file: Path | None, master: str | None, asked: dict[str, Any], *, overwrite: bool) -> None:
+    """Write the lists of all users to a file, or on Spark to the folder `out`."""
+    if file is not None:
+        keep_file(file, overwrite=overwrite)
+    from twotower.pipeline.bundle_stages import recommend_all_stage, recommend_on_spark_stage
+    from twotower.retrieval.request import Request
+
+    request = Request(**asked)
+    if file is not None:
+        users = recommend_all_stage(bundle, file, request)
+    else:
+        users = recommend_on_spark_stage(bundle, out, request, master=master, overwrite=overwrite)
+    click.echo(f"{out}: {users:,} users")
     say_next("serve", bundle)
 
 
@@ -246,13 +275,28 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
     click.echo(key)
 
 
+def _shares(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """Return the shares of `--split`; the settings check them."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{str(text)[:40]!r} is not two numbers. Write 90,10.") from None
+
+
 @click.command(short_help="Answer requests over HTTP, with a web page.")
 @click.argument("bundle", type=BUNDLE)
+@click.argument("other", type=BUNDLE, required=False)
+@click.option("--split", metavar="A,B", callback=_shares, help="Shares of the users of BUNDLE and OTHER, such as 90,10.")
+@click.option("--shadow", type=BUNDLE, help="A second bundle that computes the same lists, which nobody sees.")
+@click.option("--explore", type=click.FloatRange(0, 1), help="Share of positions for uncertain and new items. Default: 0.")
 @click.option("--host", help="Address to listen on. 0.0.0.0 means all. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on. Default: 8000.")
 @click.option("--unix-socket", type=FILE, help="Unix socket to listen on, in place of host and port.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that share port and bundle. Default: 1.")
 @click.option("--events", metavar="URL", help="Store of accepted events: sqlite:PATH (default: beside BUNDLE) or redis://….")
+@click.option(
+    "--index", metavar="ADDRESS", help="Vectors of `twotower publish`: milvus://HOST:PORT/NAME or FILE.db. Default: BUNDLE's."
+)
 @click.option("--api-keys", type=FILE, help="File of keys written by `twotower new-key`. Read again when it changes.")
 @click.option(
     "--public", is_flag=True, default=None, help="Let everyone read recommendations, items, users and histories without a key."
@@ -278,7 +322,7 @@ def new_key(name: str, roles: tuple[str, ...], into: Path) -> None:
 @click.option("--rate", type=click.FloatRange(0), help="Requests per second of each client. 0 means no limit. Default: 100.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least important lines. Default: info.")
 @served
-def serve(bundle: Path, config: ServingConfig) -> None:
+def serve(bundle: Path, other: Path | None, config: ServingConfig) -> None:
     """Answer requests over HTTP, with a web page at the same address. Stop with Ctrl+C.
 
     All settings of the section serving can also be given with --config, --set serving.NAME=VALUE, or as environment variables
@@ -287,6 +331,7 @@ def serve(bundle: Path, config: ServingConfig) -> None:
     \b
     Example:
       twotower serve runs/town/bundle      then open http://127.0.0.1:8000
+      twotower serve runs/town/bundle runs/new/bundle --split 90,10
     """
     given = click.get_current_context().params
     if any("@" in one for one in (given["events"] or "", *given["overrides"])):
@@ -294,4 +339,4 @@ def serve(bundle: Path, config: ServingConfig) -> None:
         raise ConfigError(f"{text}Set TWOTOWER_SERVING_EVENTS.")
     from twotower.serving.server import serve as run_server
 
-    run_server(bundle, config)
+    run_server(bundle, config, other)

@@ -25,8 +25,11 @@ RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `ref
 SECTIONS = {  # the commands in the order of a typical project
     "Data": ("inspect", "datasets", "simulate", "prepare"),
     "Train": ("plan", "train", "run", "update", "refit", "tune"),
-    "Evaluate": ("evaluate",),
-    "Serve": ("export", "recommend", "tune-index", "add-items", "remove-items", "sign", "new-key", "serve"),
+    "Evaluate": ("evaluate", "estimate"),
+    "Serve": (
+        *("export", "recommend", "tune-index", "add-items", "remove-items", "publish", "sign", "new-key", "serve"),
+        *("events", "forget"),
+    ),
     "Tools": ("demo", "doctor", "config"),
 }
 
@@ -81,12 +84,14 @@ def served(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--config", "config_path", type=FILE, help="YAML file with settings, such as those of the section serving.")
     @click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Override one setting. Can be repeated.")
     @functools.wraps(command)
-    def with_settings(*args: Any, bundle: Path, config_path: Path | None, overrides: tuple[str, ...], **options: Any) -> Any:
+    def with_settings(
+        *args: Any, bundle: Path, other: Path | None, config_path: Path | None, overrides: tuple[str, ...], **options: Any
+    ) -> Any:
         from twotower.utils.config import load_config
 
         given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if value or value == 0}
         config = load_config(config_path, list(overrides), environment=os.environ, flags={"serving": given})
-        return command(*args, bundle=bundle, config=config.serving)
+        return command(*args, bundle=bundle, other=other, config=config.serving)
 
     return with_settings
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from twotower.bundle.index_tuning import Measured, tune_index
 from twotower.bundle.index_tuning_plot import draw
 from twotower.retrieval.recommend_all import recommend_all
+from twotower.retrieval.recommend_on_spark import recommend_on_spark
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Recommendation, Request
 from twotower.utils.console import progress
@@ -24,6 +25,12 @@ def recommend_all_stage(bundle: Path, out: Path, request: Request) -> int:
     """Write the lists of all users of a bundle to the Parquet file `out`, and return the number of users."""
     with progress() as report:
         return recommend_all(Recommender.load(bundle), out, request, report=report)
+
+
+def recommend_on_spark_stage(bundle: Path, out: str, request: Request, *, master: str | None, overwrite: bool) -> int:
+    """Write the lists of all users of a bundle to the folder `out` on Spark, and return the number of users."""
+    with progress() as report:
+        return recommend_on_spark(bundle, out, request, master=master, overwrite=overwrite, report=report)
 
 
 def tune_index_stage(bundle: Path, *, recall: float, k: int, kinds: list[str], plot: Path, say: Callable[[str], None]) -> Measured:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 import twotower.data.sources  # noqa: F401 - first, so that a missing extra is one line
 from twotower.data.dataset import Dataset
@@ -51,10 +53,14 @@ def source_of_files(paths: Sequence[Path], base: Dataset) -> NewSource:
     DataError
         A path is missing, or a file has the columns of no table of the run.
     """
+    from twotower.serving.event_export import EVENTS, kind_of
+
     data = base.manifest.config.data
     for path in paths:
         if not path.exists():
             raise DataError(f"No file or folder at {path}. Name the new events: files or a folder like those of the run.")
+    if len(paths) == 1 and paths[0].is_file() and kind_of(paths[0]) == EVENTS:
+        return source_of_store(str(paths[0]), base)
     what, identity = ", ".join(map(str, paths)), tuple(_identity(file) for path in paths for file in _files(path))
     if data.source == "tables":
         return NewSource(what, _tables(data, paths), identity=identity)
@@ -66,38 +72,45 @@ def source_of_files(paths: Sequence[Path], base: Dataset) -> NewSource:
     return NewSource(what, data.model_copy(update={"path": paths[0].resolve()}), identity=identity)
 
 
-def source_of_store(url: str, base: Dataset) -> NewSource:
-    """Return the source of all events in an event store; those that the run has do not count again.
+def source_of_store(store: str, base: Dataset) -> NewSource:
+    """Return the source of all events in an event store, or in an export of one; those that the run has do not count again.
+
+    Parameters
+    ----------
+    store
+        sqlite:PATH or redis://…, which servers may go on using, or the Parquet file of `twotower events export`.
 
     Raises
     ------
     DataError
-        There is no store, another server uses it, or it cannot be read.
+        There is no store, or it cannot be read.
     """
-    from twotower.serving.event_store import Event, open_store, without_password
+    from twotower.serving.event_export import EVENTS, event_table, kind_of
+    from twotower.serving.event_store import open_store
+    from twotower.serving.event_types import every_event
+    from twotower.serving.redis_store import without_password
 
-    path = Path(url.removeprefix("sqlite:"))
-    if url.startswith("sqlite:") and not path.is_file():
-        raise DataError(f"No event store at {path}. Name the store that the server was started with (--events).")
-    store, found, position = open_store(url), list[Event](), ""
+    if ":" not in store and Path(store).is_file():
+        if kind_of(Path(store)) != EVENTS:
+            text = "Expected a file of `twotower events export`, or the address of a store."
+            raise DataError(f"{store} is not an export of events. {text}")
+        return _of_events(store, pq.read_table(store), base, (_identity(Path(store)),))
+    opened = open_store(store, reading=True)
     try:
-        while page := store.since(position):
-            found += [event for _, event in page if event is not None]
-            position = page[-1][0]
+        found = pa.concat_tables([event_table([]), *(event_table(page) for page in every_event(opened))])
     finally:
-        store.close()
+        opened.close()
+    shown = store if store.startswith("sqlite:") else without_password(store)
+    return _of_events(shown, found, base, (shown,))
+
+
+def _of_events(what: str, found: pa.Table, base: Dataset, identity: tuple[str, ...]) -> NewSource:
     default = next(iter(base.event_types), DEFAULT_EVENT)
-    columns: dict[str, Any] = {
-        "user_id": pa.array([event.user for event in found], pa.string()),
-        "item_id": pa.array([event.item_id for event in found], pa.string()),
-        "time": pa.array([event.time_s for event in found], pa.int64()),
-        "event_type": pa.array([event.event_type or default for event in found], pa.string()),
-        "stars": pa.array([event.stars for event in found], pa.float64()),
-    }
-    about = InteractionTableConfig(path=Path(STORED), time="time", time_format="%s", event_type="event_type", stars="stars")
-    data = DataConfig(source="tables", interactions=about)
-    shown = url if url.startswith("sqlite:") else without_password(url)
-    return NewSource(shown, data, {STORED: pa.table(columns)}, (shown,))
+    at = found.column_names.index("event_type")
+    found = found.set_column(at, "event_type", pc.fill_null(found["event_type"], default)).replace_schema_metadata()
+    columns = {name: name for name in ("time", "event_type", "stars", "position", "request")}
+    about = InteractionTableConfig(path=Path(STORED), time_format="%s", **columns)
+    return NewSource(what, DataConfig(source="tables", interactions=about), {STORED: found}, identity)
 
 
 def source_of_tables(tables: Mapping[str, pa.Table], base: Dataset) -> NewSource:

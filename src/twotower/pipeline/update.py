@@ -132,6 +132,7 @@ def _update(
     (work / RECORD).unlink()
     (work / "model" / BEGIN).unlink()
     take_place(work, out)
+    _take_rest(work, out)
     shutil.rmtree(work, ignore_errors=True)
     return record
 
@@ -276,12 +277,32 @@ def _write_manifest(
 
 
 def _carry_over(run: Path, work: Path) -> None:
-    """Take over what belongs to the served bundle alone, and what else lies in the folder of the run."""
+    """Take over what belongs to the served bundle alone, and what else lies in the folder of the run.
+
+    The files are the same ones, not copies: a server may write to its event store there.
+    """
     if (run / "bundle" / MANIFEST).is_file():
         take_over(work / "bundle", run / "bundle")
     for child in run.iterdir():
         if child.name not in OF_A_RUN and not (work / child.name).exists():
-            (shutil.copytree if child.is_dir() else shutil.copy2)(child, work / child.name)
+            if child.is_dir():
+                shutil.copytree(child, work / child.name, copy_function=_linked)
+            else:
+                _linked(child, work / child.name)
+
+
+def _linked(source: Path | str, target: Path | str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # the file system has no links
+        shutil.copy2(source, target)
+
+
+def _take_rest(old: Path, out: Path) -> None:
+    """Move what came into the folder of the run after `_carry_over`, such as the log of an event store."""
+    for child in old.iterdir() if old.is_dir() else ():
+        if child.name not in OF_A_RUN and not (out / child.name).exists():
+            child.rename(out / child.name)
 
 
 def _added_items(run: Path, base: Dataset) -> pa.Table | None:

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from twotower.features.geo import distances_km
-from twotower.retrieval.recommender import FilterSpec, RankedRows, Recommender
+from twotower.retrieval.ranked_rows import RankedRows
+from twotower.retrieval.recommender import FilterSpec, Recommender
 from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.utils.console import Report, silent

@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from twotower.data.dataset import Dataset
 from twotower.errors import DataError
-from twotower.retrieval.recommender import RankedRows, Recommender
+from twotower.retrieval.ranked_rows import RankedRows
+from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
 from twotower.utils.atomic_files import atomic_file
@@ -55,23 +57,33 @@ def recommend_all(recommender: Recommender, out: Path, request: Request, *, repo
     """
     if out.is_dir():
         raise DataError(f"Cannot write recommendations to {out}: it is a folder. Give the path of a file, e.g. in this folder.")
-    for one in recommender.find([replace(request, near=request.near or (0.0, 0.0), k=1)]):
-        if not isinstance(one, RankedRows):
-            raise one  # an error of the request, independent of the user
+    check_request(recommender, request)
     users = recommender.dataset.n_users
     parts, now = _parts_for(out, {"bundle": recommender.bundle.manifest.seal, "block": BLOCK, "request": asdict(request)})
-    kinds, dataset = id_types(recommender.dataset.manifest), recommender.dataset
-    native = native_ids(dataset.users[USER_ID], kinds[USER_ID]), native_ids(dataset.items[ITEM_ID], kinds[ITEM_ID])
+    native = native_ids_of(recommender.dataset)
     blocks = [(start, parts / f"{start:012d}.parquet") for start in range(0, users, BLOCK)]
     for start, part in blocks:
         if not part.is_file():
-            _write(_lists(recommender, request, now, start, min(start + BLOCK, users), native), part)
+            _write(lists_of(recommender, request, now, start, min(start + BLOCK, users), native), part)
         report("recommend", min(start + BLOCK, users), users)
     with atomic_file(out) as beside, pq.ParquetWriter(beside, pq.read_schema(blocks[0][1]), compression="zstd") as writer:
         for _, part in blocks:
             writer.write_table(pq.read_table(part))
     shutil.rmtree(parts)
     return users
+
+
+def check_request(recommender: Recommender, request: Request) -> None:
+    """Raise the error of a request that is invalid for every user."""
+    for one in recommender.find([replace(request, near=request.near or (0.0, 0.0), k=1)]):
+        if not isinstance(one, RankedRows):
+            raise one
+
+
+def native_ids_of(dataset: Dataset) -> Ids:
+    """Return the ids of all users and of all items, in the types of the raw data."""
+    kinds = id_types(dataset.manifest)
+    return native_ids(dataset.users[USER_ID], kinds[USER_ID]), native_ids(dataset.items[ITEM_ID], kinds[ITEM_ID])
 
 
 def _parts_for(out: Path, settings: dict[str, object]) -> tuple[Path, int]:
@@ -88,18 +100,24 @@ def _parts_for(out: Path, settings: dict[str, object]) -> tuple[Path, int]:
     return folder, now
 
 
-def _lists(recommender: Recommender, request: Request, now: int, start: int, stop: int, native: Ids) -> pa.Table:
+def lists_of(recommender: Recommender, request: Request, now: int, start: int, stop: int, native: Ids) -> pa.Table:
+    """Return the lists of the users from `start` to `stop`, at the time `now` in seconds; `native` are the ids to write."""
     user_ids, item_ids = native
     ids = recommender.dataset.users[USER_ID].slice(start, stop - start)
     # The request itself is valid, so an error means `within(km)` for a user without a known location: no rows.
     nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
     found = recommender.find([replace(request, user=user) for user in ids.to_pylist()], now=now)
     lists = [(one.rows, one.scores) if isinstance(one, RankedRows) else nothing for one in found]
-    lengths = np.array([len(rows) for rows, _ in lists])
-    rows = np.concatenate([rows for rows, _ in lists])
+    lengths = np.array([len(rows) for rows, _ in lists], np.int64)
+    rows = np.concatenate([nothing[0], *(rows for rows, _ in lists)])
     _, rank = ragged_arange(np.ones_like(lengths), lengths)
     items, users = item_ids.take(rows - FIRST_ROW), user_ids.take(np.repeat(np.arange(start, stop), lengths))
-    columns = [users, rank.astype(np.int32), items, np.concatenate([scores for _, scores in lists]).astype(np.float32)]
+    columns = [
+        users,
+        rank.astype(np.int32),
+        items,
+        np.concatenate([nothing[1], *(scores for _, scores in lists)]).astype(np.float32),
+    ]
     return pa.table(dict(zip(NAMES, columns, strict=True)))
 
 

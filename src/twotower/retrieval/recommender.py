@@ -13,9 +13,9 @@ search width of the largest request of the batch, so a batch can only improve a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -26,15 +26,18 @@ import numpy as np
 import torch
 
 from twotower.bundle.bundle import Bundle, load_bundle
+from twotower.bundle.publish import RemoteIndex, with_milvus
 from twotower.errors import RequestError
 from twotower.features.geo import mutual_km
 from twotower.retrieval.explain import Explainer
+from twotower.retrieval.exploration import POOL, explored, pool_of, uncertain_items
 from twotower.retrieval.item_details import Home, ItemDetails
-from twotower.retrieval.request import Answer, HistoryEvent, Reason, Recommendation, Request, Source, Stages
+from twotower.retrieval.ranked_rows import RankedRows
+from twotower.retrieval.request import Answer, HistoryEvent, Recommendation, Request, Source, Stages
 from twotower.retrieval.request_reader import ParsedRequest, Reader, check_filter, check_k, to_queries
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW, ITEM_ID
-from twotower.search.filters.item_filter import ItemFilter
+from twotower.search.filters.item_filter import ItemFilter, ResolvedFilter
 from twotower.search.reranking import POPULARITY_SCALE, fallback_scores, mmr
 from twotower.search.topk import top_k
 from twotower.utils.ids import Id, id_types
@@ -44,31 +47,8 @@ HOME_EVENTS = 100  # latest events of a history that define the home location
 CANDIDATES_PER_ITEM, MIN_CANDIDATES = 5, 50  # candidates for the diversity re-ranking
 TRUST_EVENTS = 3  # events of a history at which the confidence is 0.5
 
+Search: TypeAlias = "Callable[..., list[tuple[Source, Int, Float]]]"
 FilterSpec: TypeAlias = "str | dict[str, Any] | None"
-
-
-@dataclass(slots=True)
-class RankedRows:
-    """The list of one request, as item rows.
-
-    Attributes
-    ----------
-    rows, scores
-        int64 [n], float32 [n]: item rows in list order, and their scores without the popularity bias of the request. For the
-        fallback of unknown users: recent events relative to the most popular item.
-    home
-        Origin of the distances.
-    selectivity
-        Share of the items that match the filter; None without a filter.
-    """
-
-    parsed: ParsedRequest
-    source: Source
-    rows: Int
-    scores: Float
-    home: Home
-    selectivity: float | None = None
-    reasons: list[tuple[Reason, ...]] = field(default_factory=list)
 
 
 class Recommender:
@@ -88,15 +68,17 @@ class Recommender:
         self.filter = ItemFilter(self.dataset.items, self.dataset.specs, offered=self.offered)
         self.reader = Reader(self.dataset, self.moment_s)
         self.index = bundle.index
+        self.rng = np.random.default_rng()
         self._locations = np.concatenate([np.full((FIRST_ROW, 2), np.nan), self.filter.locations])
         self.details = ItemDetails(
             self.dataset.items, self.filter.category, self._locations, id_types(self.dataset.manifest)[ITEM_ID]
         )
 
     @classmethod
-    def load(cls, path: Path | str, *, trusted_key: Path | None = None) -> Recommender:
-        """Open the bundle at `path`; see `load_bundle` for the errors and for `trusted_key`."""
-        return cls(load_bundle(Path(path), trusted_key))
+    def load(cls, path: Path | str, *, trusted_key: Path | None = None, index: RemoteIndex | None = None) -> Recommender:
+        """Open the bundle at `path`, with its index in Milvus if one is given; see `load_bundle` and `with_milvus`."""
+        bundle = load_bundle(Path(path), trusted_key)
+        return cls(bundle if index is None else with_milvus(bundle, index))
 
     def with_bundle(self, bundle: Bundle) -> Recommender:
         """Return a recommender for the same bundle with refreshed items (see `bundle.refresh`); it shares all other parts."""
@@ -215,11 +197,14 @@ class Recommender:
         row = self.reader.item(item_id)
         latitude, longitude = self._locations[row].tolist()
         home = None if latitude != latitude else (latitude, longitude)
-        allow = self.filter.compile(filter, home=home, now=int(time())) if filter else self.offered
+        now, index = int(time()), self.index
+        allow = self.filter.compile(filter, home=home, now=now) if filter else self.offered
+        if filter and index.reads_filters:
+            index = index.with_filters([self.filter.resolve(filter, home=home, now=now)])
         query = self.bundle.arrays.vectors[row : row + 1].copy()
         query[:, -self.bundle.model.priors.width :] = 0  # similarity ignores popularity and distance
         most = min(skip + k, self.dataset.n_item_rows)
-        best = self.index.search(torch.from_numpy(query), most, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
+        best = index.search(torch.from_numpy(query), most, exclude=(np.array([0, 1]), np.array([row])), allow=allow)
         rows, scores = best.items[0, skip:], best.scores[0, skip:]
         rows, scores = rows[rows >= 0], scores[rows >= 0]
         return self.details.recommendations([(rows, scores, home, [])])[0]
@@ -236,26 +221,31 @@ class Recommender:
         """
         stages = stages or Stages()
         found: list[RankedRows | RequestError | None] = [None] * len(requests)
-        parsed: dict[int, tuple[ParsedRequest, Home, Mask | None]] = {}
+        parsed: dict[int, tuple[ParsedRequest, Home, Mask | None, ResolvedFilter | None]] = {}
+        now = int(time()) if now is None else now
         for i, request in enumerate(requests):
             try:
                 with stages("features"):
                     one = self.reader.read(request)
                     home = one.near or self._home(one.history.item_row)
                 with stages("filter"):
-                    parsed[i] = one, home, self._mask(one, home, now)
+                    parsed[i] = one, home, *self._filtered(one, home, now)
             except RequestError as error:
                 found[i] = error
         for informed, search in ((True, self._search), (False, self._search_fallback)):
-            chosen = [i for i, (one, _, _) in parsed.items() if one.speaks == informed]
+            chosen = [i for i, (one, *_) in parsed.items() if one.speaks == informed]
             if chosen:
-                parts = [parsed[i] for i in chosen]
-                lists = search([one for one, _, _ in parts], _allowed([mask for _, _, mask in parts]), stages)
-                for i, (one, home, mask), (source, rows, scores) in zip(chosen, parts, lists, strict=True):
-                    found[i] = RankedRows(one, source, rows, scores, home, self._share(one.request, mask))
+                asked, homes, masks, filters = zip(*(parsed[i] for i in chosen), strict=True)
+                lists = search(asked, _allowed(masks), stages, filters)
+                for i, one, home, mask, (source, rows, scores) in zip(chosen, asked, homes, masks, lists, strict=True):
+                    found[i] = ranked = RankedRows(one, source, rows, scores, home, self._share(one.request, mask))
+                    if one.request.explore and not one.request.skip and len(rows):
+                        self._explore(ranked, search, mask, stages)
         return [one for one in found if one is not None]
 
-    def _search(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
+    def _search(
+        self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages, filters: Sequence[ResolvedFilter | None] = ()
+    ) -> list[tuple[Source, Int, Float]]:
         queries = to_queries(parsed)
         with stages("tower"):
             bias = np.array([one.request.popularity_bias for one in parsed], np.float32)
@@ -263,13 +253,15 @@ class Recommender:
         with stages("search"):
             again = np.array([not one.request.exclude_seen for one in parsed])
             most = min(max(_candidates(one.request) for one in parsed), self.dataset.n_item_rows)
-            best = self.bundle.search(vectors, queries, most, again=again, allow=allow)
+            best = self.bundle.search(vectors, queries, most, again=again, allow=allow, filters=filters)
             lists = [self._cut(one.request, best, b) for b, one in enumerate(parsed)]
         popularity = self.bundle.arrays.vectors[:, self.bundle.vectors.shape[1]]  # of all events
         shift = (bias * POPULARITY_SCALE).astype(np.float32)  # affects the order of the list, not the score
         return [("model", rows, scores - shift[b] * popularity[rows]) for b, (rows, scores) in enumerate(lists)]
 
-    def _search_fallback(self, parsed: list[ParsedRequest], allow: Mask | None, stages: Stages) -> list[tuple[Source, Int, Float]]:
+    def _search_fallback(
+        self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages, _filters: Sequence[ResolvedFilter | None] = ()
+    ) -> list[tuple[Source, Int, Float]]:
         recent_event_count, locations = self.bundle.arrays.recent_event_count, self._locations
         lists: list[tuple[Source, Int, Float]] = []
         with stages("search"):
@@ -285,6 +277,19 @@ class Recommender:
                 )
         return lists
 
+    def _explore(self, ranked: RankedRows, search: Search, mask: Mask | None, stages: Stages) -> None:
+        """Give positions of a list to items that follow it, and to items with few events."""
+        longer = replace(ranked.parsed, request=replace(ranked.parsed.request, k=ranked.parsed.request.k + POOL, diversity=0.0))
+        few = self._uncertain if mask is None else self._uncertain & mask
+        lists = [search([longer], allow, stages)[0][1:] for allow in (mask, few)]
+        ranked.pool, scores = pool_of(ranked.rows, lists)
+        shown = explored(ranked.rows, ranked.scores, ranked.pool, scores, ranked.parsed.request.explore, self.rng)
+        ranked.rows, ranked.scores, ranked.propensity = shown.rows, shown.scores, shown.propensity
+
+    @cached_property
+    def _uncertain(self) -> Mask:
+        return uncertain_items(self.dataset)
+
     def _cut(self, request: Request, best: Recommendations, b: int) -> tuple[Int, Float]:
         """Return the list of query `b`: the first `k` candidates, or with diversity the `k` chosen by MMR."""
         wanted = _candidates(request)
@@ -296,12 +301,15 @@ class Recommender:
         order = mmr(scores, self.bundle.vectors[rows].numpy(), request.k, request.diversity)
         return rows[order], scores[order]
 
-    def _mask(self, parsed: ParsedRequest, home: Home, now: int | None) -> Mask | None:
-        if not parsed.request.filter:
-            return self.offered
-        history = parsed.history
-        moment = next(second for second in (parsed.request.time_s, now, int(time())) if second is not None)
-        return self.filter.compile(parsed.request.filter, home=home, now=moment, seen=history.item_row)
+    def _filtered(self, parsed: ParsedRequest, home: Home, now: int) -> tuple[Mask | None, ResolvedFilter | None]:
+        """Return the mask of a request, and its filter if the index reads filters."""
+        request = parsed.request
+        if not request.filter:
+            return self.offered, None
+        moment = now if request.time_s is None else request.time_s
+        context: dict[str, Any] = {"home": home, "now": moment, "seen": parsed.history.item_row}
+        mask = self.filter.compile(request.filter, **context)
+        return mask, self.filter.resolve(request.filter, **context) if self.index.reads_filters else None
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:
         if not request.filter or mask is None:
@@ -323,7 +331,9 @@ class Recommender:
     def _answer(self, found: RankedRows, items: list[Recommendation], stages: Stages) -> Answer:
         events = len(found.parsed.history.item_row)
         confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
-        return Answer(items, found.source, round(confidence, 3), found.parsed.known, stages.ms, found.selectivity, stages.began)
+        shown = (1.0,) * len(items) if found.propensity is None else tuple(found.propensity.tolist())
+        known, part = found.parsed.known, found.selectivity
+        return Answer(items, found.source, round(confidence, 3), known, stages.ms, part, stages.began, shown)
 
 
 def _candidates(request: Request) -> int:
@@ -331,7 +341,7 @@ def _candidates(request: Request) -> int:
     return max(CANDIDATES_PER_ITEM * request.k, MIN_CANDIDATES) if request.diversity else request.skip + request.k
 
 
-def _allowed(masks: list[Mask | None]) -> Mask | None:
+def _allowed(masks: Sequence[Mask | None]) -> Mask | None:
     """Return one mask if all requests share it, else one per request."""
     if all(mask is masks[0] for mask in masks):
         return masks[0]

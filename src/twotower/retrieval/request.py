@@ -65,6 +65,9 @@ class Request:
         Has no effect if neither user nor history is known.
     explain
         Return the reasons of each score.
+    explore
+        0 … 1: share of the positions that is given to uncertain and new items; see `retrieval.exploration`. Only the first part of
+        a list explores.
     """
 
     user: Id | None = None
@@ -78,6 +81,7 @@ class Request:
     diversity: float = 0.0
     popularity_bias: float = 0.0
     explain: bool = False
+    explore: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,8 @@ class Answer:
         Share of the items that match the filter; None without a filter.
     stages_began
         Time at which each stage began first, in seconds of `time.perf_counter`.
+    propensity
+        Probability with which the list has each item; below 1 if the request explores.
     """
 
     items: list[Recommendation]
@@ -164,6 +170,7 @@ class Answer:
     stages_ms: dict[str, float] = field(default_factory=dict)
     selectivity: float | None = None
     stages_began: dict[str, float] = field(default_factory=dict, compare=False)
+    propensity: tuple[float, ...] = ()
 
 
 class Stages:

@@ -272,6 +272,8 @@ def _check(request: Request) -> None:
     for name, value, least in (("diversity", request.diversity, 0), ("popularity_bias", request.popularity_bias, -1)):
         if not (isinstance(value, Real) and least <= value <= 1):
             raise RequestError(f"{name} is {_short(value)}. It must be a number from {least} to 1.")
+    if not (isinstance(request.explore, Real) and 0 <= request.explore <= 1):
+        raise RequestError(f"explore is {_short(request.explore)}. It must be a number from 0 to 1.")
     for name, flag in (("exclude_seen", request.exclude_seen), ("explain", request.explain)):
         check_flag(name, flag)
     for time_s in chain([request.time_s], (event.time_s for event in request.history)):

@@ -37,6 +37,7 @@ _SAMPLE = 4096  # sampled items that estimate the rank of a score
 _PROBES = 32  # searches that measure the break-even
 _PROBE_K = 100
 _EVERY = 10  # each measured scan reads every tenth item
+LEAST_FACTOR = 1e-9  # of "balance"
 _SPREAD = 4096  # int8 vectors converted to floats at a time: they stay in the CPU cache
 
 _SHARED: dict[str, Any] = {"exact_scan_below": 0, "balance": []}
@@ -74,14 +75,16 @@ class Approximate(Index):
             if name not in cls.DEFAULTS and name not in _SHARED:
                 raise DataError(f"Unknown setting {name!r} of index {cls.kind}.{nearest(name, [*cls.DEFAULTS, *_SHARED])}")
             if name == "balance":
-                if not isinstance(value, list) or not all(type(one) in (int, float) and one >= 1e-6 for one in value):
-                    raise DataError(f"Index setting {name} is {value!r}. It must be a list of numbers of at least 1e-06.")
+                if not isinstance(value, list) or not all(type(one) in (int, float) and one >= LEAST_FACTOR for one in value):
+                    raise DataError(
+                        f"Index setting {name} is {value!r}. It must be a list of numbers of at least {LEAST_FACTOR:g}."
+                    )
                 continue
             least = 0 if name == "exact_scan_below" else 1
             if type(value) not in (int, float) or not value >= least:
                 raise DataError(f"Index setting {name} is {value!r}. It must be a number, at least {least:g}.")
         plain = vectors.detach().float().cpu().contiguous()
-        index = cls(plain, cls._structure(_balanced(plain.numpy()[FIRST_ROW:], chosen["balance"]), chosen), chosen)
+        index = cls(plain, cls._structure(balanced(plain.numpy()[FIRST_ROW:], chosen["balance"]), chosen), chosen)
         return index if "exact_scan_below" in settings else index.with_break_even()
 
     def changed(self, **settings: Any) -> Approximate:
@@ -122,7 +125,7 @@ class Approximate(Index):
             return self.exact.search(queries, k, exclude=exclude, allow=allow)
         found, moved = [], self._moved if allow is None else self._moved[allow[self._moved]]
         for b, rows in enumerate(
-            self._candidates(_balanced(queries, [1 / one for one in self.settings["balance"]]), fetch, effort, allow)
+            self._candidates(balanced(queries, [1 / one for one in self.settings["balance"]]), fetch, effort, allow)
         ):
             whole, rows = bool((rows >= FIRST_ROW).all()), np.union1d(rows[rows >= FIRST_ROW], moved)
             banned = part_of(exclude, b, b + 1)
@@ -226,7 +229,7 @@ class Int8Index(Approximate):
         return cls(vectors, structure, settings)
 
 
-def _balanced(vectors: Float, factors: list[float]) -> Float:
+def balanced(vectors: Float, factors: list[float]) -> Float:
     """Return the vectors with their last components multiplied by `factors`."""
     if not factors:
         return vectors

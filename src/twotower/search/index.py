@@ -21,6 +21,7 @@ from torch import Tensor
 from twotower.errors import DataError
 from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW
+from twotower.search.filters.item_filter import ResolvedFilter
 from twotower.search.topk import Ragged, top_k, top_k_among
 from twotower.utils.types import Float, Int, Mask
 
@@ -43,9 +44,12 @@ class Index(ABC):
         Name of the class in `INDEXES`.
     settings
         Build and search settings.
+    reads_filters
+        True if the index reads the filters themselves (`with_filters`), and not only the masks that are made from them.
     """
 
     kind: ClassVar[str]
+    reads_filters: ClassVar[bool] = False
 
     def __init__(self, vectors: Tensor, settings: dict[str, Any]) -> None:
         self.vectors, self.settings = vectors, settings
@@ -87,6 +91,15 @@ class Index(ABC):
         moved
             int64 [m]: rows of the items whose vectors have changed most.
         """
+
+    def with_filters(self, filters: Sequence[ResolvedFilter | None]) -> Index:  # noqa: ARG002
+        """Return the index for searches of queries with these filters, whose masks are passed as `allow`."""
+        return self
+
+    @property
+    def problem(self) -> str | None:
+        """Return why the index cannot be searched now; None if it can."""
+        return None
 
     @property
     @abstractmethod

@@ -94,9 +94,9 @@ class Access:
         """Return True if there is a key."""
         return bool(self._keys)
 
-    def denial(self, path: str, authorization: str) -> Denial | None:
+    def denial(self, path: str, authorization: str, method: str = "GET") -> Denial | None:
         """Return why a request for `path` is refused; None if its key (or none) suffices."""
-        role = role_of(path)
+        role = role_of(path, method)
         if role is None or (role == READ and self.public):
             return None
         keys = self._current()
@@ -156,8 +156,16 @@ class Access:
         return (found.st_mtime_ns, found.st_size, found.st_ino) if found is not None else None
 
 
-def role_of(path: str) -> str | None:
-    """Return the role that a path needs; None: no key."""
+def role_of(path: str, method: str = "GET") -> str | None:
+    """Return the role that a request needs; None: no key.
+
+    Examples
+    --------
+    >>> role_of("/v1/users/u_17/history"), role_of("/v1/users/u_17", "DELETE")
+    ('read', 'admin')
+    """
+    if method == "DELETE" and path.startswith("/v1/users"):
+        return ADMIN
     if path.startswith("/v1/events"):
         return WRITE
     if path.startswith("/admin"):

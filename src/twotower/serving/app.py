@@ -24,6 +24,7 @@ from pydantic_core import to_json
 
 from twotower.errors import BusyError, TwoTowerError
 from twotower.schema import UNKNOWN
+from twotower.serving import event_schemas as e
 from twotower.serving import operation_schemas as o
 from twotower.serving import schemas as s
 from twotower.serving.access import Access
@@ -33,12 +34,14 @@ from twotower.serving.clients import Clients
 from twotower.serving.column_schemas import ColumnsOut, ValuesOut
 from twotower.serving.cursors import MAX_CURSOR_CHARS, depth
 from twotower.serving.error_handlers import handle_errors
+from twotower.serving.feedback_routes import add_feedback
 from twotower.serving.json_routes import BEARER, JsonRoutes, Post, Route, documented
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
 from twotower.serving.openapi import ABOUT, BUSY, MISSING, REFUSALS, completed, operation_id
 from twotower.serving.page_files import MapTiles, PageFiles, add_page
-from twotower.serving.service import Service, joined, unknown
+from twotower.serving.part_error import unknown
+from twotower.serving.service import Service, joined
 from twotower.utils.config_serving import Limits, ServingConfig
 from twotower.utils.types import Json
 
@@ -99,6 +102,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     _items(app, service, look_up)
     _users(app, service, look_up)
     _writing(app, post, service)
+    add_feedback(app, service, REFUSALS)
     _watching(app, service)
     add_page(app, PageFiles(tiles))
     return app
@@ -116,7 +120,7 @@ def _answers(post: Post, service: Service) -> None:
     async def recommend(body: s.RecommendIn, state: dict[str, Any]) -> bytes:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
         state["asks_for"](body.weight)
-        origin, answer = await service.recommend(body, state["client"])
+        origin, answer = await service.recommend(body, state["client"], state["request_id"])
         return to_json(_heading(state, origin))[:-1] + b"," + answer[1:]
 
     @post("/v1/recommend:batch", s.BatchIn, s.BatchOut, "recommend")
@@ -126,7 +130,7 @@ def _answers(post: Post, service: Service) -> None:
         Each request of the batch counts towards the rate limit of the client, heavy ones more.
         """
         state["asks_for"](sum(one.weight for one in body.requests))
-        origin, answers = await service.recommend_many(body.requests, state["client"])
+        origin, answers = await service.recommend_many(body.requests, state["client"], state["request_id"])
         return joined(_heading(state, origin), "answers", b"[%b]" % b",".join(answers))
 
 
@@ -216,7 +220,8 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
 
     async def events_of(user: str) -> Response:
         current = service.current
-        _known(current.engine.user_row(user) != UNKNOWN or service.journal.of(user), "user", user)
+        in_bundle = current.engine.user_row(user) != UNKNOWN and not service.journal.is_forgotten(user)
+        _known(in_bundle or service.journal.of(user), "user", user)
         return _json(await look_up(current.browser.history, user))
 
     @app.get("/v1/users/{user:path}/history", response_model=s.HistoryOut, tags=["users"], **finding)
@@ -236,11 +241,14 @@ def _users(app: FastAPI, service: Service, look_up: Lookups) -> None:
 
 
 def _writing(app: FastAPI, post: Post, service: Service) -> None:
-    @post("/v1/events", s.EventsIn, s.EventsOut, "events")
-    async def add_events(body: s.EventsIn, state: dict[str, Any]) -> bytes:  # noqa: ARG001
-        """Store events. When this responds, they are on disk and affect all later responses."""
-        accepted, repeated = await service.accept(body.events)
-        return to_json({"accepted": accepted, "repeated": repeated})
+    @post("/v1/events", e.EventsIn, e.EventsOut, "events")
+    async def add_events(body: e.EventsIn, state: dict[str, Any]) -> bytes:  # noqa: ARG001
+        """Store events, impressions and outcomes. When this responds, they are on disk and affect all later responses.
+
+        An impression or an outcome names its list by the `request_id` of the answer.
+        """
+        accepted = await service.accept(body.events)
+        return to_json({"accepted": accepted.new, "repeated": accepted.repeated})
 
     @post("/admin/reload", s.ReloadIn, o.ReloadOut, "operation", optional=True)
     async def reload_bundle(body: s.ReloadIn | None, state: dict[str, Any]) -> bytes:  # noqa: ARG001

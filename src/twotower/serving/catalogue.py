@@ -83,6 +83,7 @@ class Browser:
         found = holding(self._users, query)
         counts = np.diff(self.dataset.events.offsets)[FIRST_ROW:][found]
         known = [str(self.dataset.user_ids[at + FIRST_ROW]) for at in found[np.lexsort((found, -counts))[:limit]]]
+        known = [user for user in known if not self.journal.is_forgotten(user)]
         newcomers, names = self._newcomers()
         new = [newcomers[at] for at in holding(names, query)]
         return [self._user(user) for user in [*known, *new[::-1]][:limit]]
@@ -105,7 +106,8 @@ class Browser:
 
     def history(self, user: str) -> Json:
         """Return the last events of a user, oldest first: those of the bundle, then the accepted ones."""
-        own, accepted = self._own(user), self.engine.news(user, self.journal.of(user))
+        own = [] if self.journal.is_forgotten(user) else self._own(user)
+        accepted = self.engine.news(user, self.journal.of(user))
         return {"user": self._native(user), "events": [self._event(event) for event in (*own, *accepted)[-MAX_HISTORY_OUT:]]}
 
     def about(self) -> Json:

@@ -15,7 +15,8 @@ from typing import Protocol
 
 from twotower.errors import BusyError
 from twotower.retrieval.request import HistoryEvent
-from twotower.serving.event_store import Event, EventStore, PositionLost
+from twotower.serving.event_types import Event, EventStore, Forgotten, LoggedAnswer, PositionLost, digest_of
+from twotower.serving.outcomes import Outcomes
 from twotower.utils.console import log
 
 FUTURE_S = 86_400  # how far ahead of this clock an event may be
@@ -65,8 +66,9 @@ class Journal:
     ) -> None:
         self._store, self._position, self._lock = store, "", threading.Lock()
         self._news, self._heard = news, 0
-        self._events: dict[str, tuple[HistoryEvent, ...]] = {}
-        self._log: list[Accepted] = []
+        self._memory = _Memory()
+        self._forgotten: frozenset[str] = frozenset()
+        self._writing = threading.Lock()
         self.on_skipped = on_skipped
         self.state = "ok"
         """`ok`, or why the store does not work at the moment."""
@@ -80,6 +82,7 @@ class Journal:
         """Go on in a copy of this process, with a store that it has opened itself."""
         _kept.append(self._store)  # closing it here would release the locks of the new one
         self._store, self._lock, self._stop, self._news = store, threading.Lock(), threading.Event(), news
+        self._writing = threading.Lock()
         self.catch_up()
         self._start_following()
 
@@ -91,12 +94,26 @@ class Journal:
     def of(self, user: str) -> tuple[HistoryEvent, ...]:
         """Return the accepted events of a user, oldest first, those included that another process has acknowledged."""
         self.listen()
-        return self._events.get(user, ())
+        return self._memory.events.get(user, ())
 
     def users(self) -> list[str]:
         """Return all users with accepted events, the newest user last."""
         self.listen()
-        return list(self._events)
+        return list(self._memory.events)
+
+    def outcomes(self) -> Outcomes:
+        """Return what came of the lists, those included whose events another process has acknowledged."""
+        self.listen()
+        return self._memory.outcomes
+
+    def is_forgotten(self, user: str) -> bool:
+        """Return True if a user was forgotten: what a bundle says of it does not count."""
+        return bool(self._forgotten) and digest_of(user) in self._forgotten
+
+    @property
+    def forgotten(self) -> frozenset[str]:
+        """Return the digests of the users that were forgotten."""
+        return self._forgotten
 
     def listen(self) -> None:
         """Read the entries that another process of this server has written. Without news it costs a comparison."""
@@ -110,34 +127,72 @@ class Journal:
         self._heard = latest
 
     def log(self) -> list[Accepted]:
-        """Return all accepted events in the order of the store. The list only grows; it is another one after a loss of entries."""
-        return self._log
+        """Return all accepted events in the order of the store.
+
+        The list only grows; it is another one after entries were lost or deleted.
+        """
+        return self._memory.log
 
     def append(self, groups: Sequence[Sequence[Event]]) -> list[int]:
         """Store the events of several requests with one write. Return the number of new events of each request."""
-        with self._watched():
+        with self._watched(), self._writing:
             new = iter(self._store.append([event for group in groups for event in group]))
+        self._tell()
+        return [sum(next(new) for _ in group) for group in groups]
+
+    def _tell(self) -> None:
         self.catch_up()
         if self._news is not None:
             self._news.tell()
-        return [sum(next(new) for _ in group) for group in groups]
+
+    def log_answers(self, groups: Sequence[Sequence[LoggedAnswer]]) -> list[None]:
+        """Store answers, so that events can name them."""
+        with self._writing:
+            self._store.log_answers([answer for group in groups for answer in group])
+        return [None] * len(groups)
+
+    def answers_of(self, groups: Sequence[Sequence[str]]) -> list[list[LoggedAnswer]]:
+        """Return the logged answers with these ids; unknown ids are left out."""
+        with self._writing:
+            return [self._store.answers_of(group) for group in groups]
+
+    @property
+    def shared(self) -> bool:
+        """Return True if other processes write to the store, too."""
+        return self._news is not None or self._store.follow_s is not None
+
+    def forget(self, user: str) -> int:
+        """Delete everything about a user from store and memory. Return the number of deleted events."""
+        with self._watched(), self._writing:
+            count = self._store.forget(user)
+        self._tell()
+        return count
+
+    def expire(self, events_before_s: int | None, answers_before_s: int | None) -> None:
+        """Delete what is older from store and memory."""
+        with self._watched(), self._writing:
+            count = self._store.expire(events_before_s, answers_before_s)
+        if count:
+            log.info("deleted %d events that are older than serving.keep_events_days", count)
+        if events_before_s is not None:
+            with self._lock:
+                self._memory = self._memory.without(lambda event: (event.time_s or 0) < events_before_s)
 
     def catch_up(self) -> None:
         """Read the entries that are in the store but not yet in memory. If the store has lost entries, read all of it again."""
         with self._lock, self._watched():
             try:
-                while self._read(self._events, self._log):
+                while self._read():
                     pass
             except PositionLost:
                 log.warning("the event store has lost entries or was replaced: reading all of it again")
-                lost, self._position, fresh, log_again = self._position, "", dict[str, tuple[HistoryEvent, ...]](), list[Accepted]()
+                lost, self._position, known, self._memory = self._position, "", self._memory, _Memory()
                 try:
-                    while self._read(fresh, log_again):
+                    while self._read():
                         pass
                 except BaseException:
-                    self._position = lost  # the next call reads all of it again
+                    self._position, self._memory = lost, known  # the next call reads all of it again
                     raise
-                self._events, self._log = fresh, log_again
 
     @property
     def closing(self) -> bool:
@@ -151,15 +206,18 @@ class Journal:
             self._thread.join()
         self._store.close()
 
-    def _read(self, events: dict[str, tuple[HistoryEvent, ...]], accepted: list[Accepted]) -> bool:
-        """Take the next entries into `events` and `accepted`. Return False if there were none."""
+    def _read(self) -> bool:
+        """Take the next entries into memory. Return False if there were none."""
         entries, skipped = self._store.since(self._position), 0
         latest = time.time() + FUTURE_S
-        for position, event in entries:
-            if event is None or event.time_s > latest:
+        for position, entry in entries:
+            if isinstance(entry, Forgotten):
+                self._forgotten |= {entry.digest}
+                self._memory = self._memory.without_user(entry.digest)
+            elif entry is None or entry.time_s > latest:
                 skipped += 1
             else:
-                accepted.append((event.user, _take(events, event)))
+                self._memory.take(entry)
             self._position = position  # only now: an entry is never passed over
         if skipped:
             self.on_skipped(skipped)
@@ -186,6 +244,38 @@ class Journal:
             except Exception:  # log unexpected errors with a traceback and keep following
                 log.exception("cannot read the events of other servers, retrying")
                 self._stop.wait(1.0)
+
+
+class _Memory:
+    """Accepted events in memory: by user, in the order of the store, and what they say of lists."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, tuple[HistoryEvent, ...]] = {}
+        self.log: list[Accepted] = []
+        self.outcomes = Outcomes()
+
+    def take(self, event: Event) -> None:
+        """Add an event."""
+        self.outcomes.add(event)
+        self.log.append((event.user, _take(self.events, event)))
+
+    def without_user(self, digest: str) -> _Memory:
+        """Return the memory without a user; this one, if the user is not in it."""
+        gone = {user for user in self.events if digest_of(user) == digest}
+        return self._kept(lambda user, _: user not in gone, gone) if gone else self
+
+    def without(self, old: Callable[[HistoryEvent], bool]) -> _Memory:
+        """Return the memory without some events; this one, if none is in it."""
+        return self._kept(lambda _, event: not old(event), set()) if any(old(event) for _, event in self.log) else self
+
+    def _kept(self, keep: Callable[[str, HistoryEvent], bool], gone: set[str]) -> _Memory:
+        """Return another memory: concurrent readers keep the complete old one."""
+        other = _Memory()
+        other.log = [(user, event) for user, event in self.log if keep(user, event)]
+        left = ((user, tuple(event for event in events if keep(user, event))) for user, events in self.events.items())
+        other.events = {user: events for user, events in left if events}
+        other.outcomes = self.outcomes.without_users(gone)
+        return other
 
 
 def _take(events: dict[str, tuple[HistoryEvent, ...]], event: Event) -> HistoryEvent:

@@ -5,6 +5,7 @@ Each loaded bundle has a `bundle.refresh.Refresher`, which reads the events acce
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -97,12 +98,29 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """The served version of a bundle, with its items as of a time."""
+    """The served version of a bundle, with its items as of a time.
+
+    Attributes
+    ----------
+    rival, rival_share
+        Another version, and the share of the users whose lists it makes.
+    shadow
+        Another version that computes the same lists, which nobody sees.
+    """
 
     path: Path
     engine: Engine
     browser: Browser
     freshness: Freshness
+    rival: Version | None = None
+    rival_share: float = 0.0
+    shadow: Version | None = None
+
+    def of(self, user: str | None) -> Version:
+        """Return the version that makes the lists of a user; requests without a user get the first one."""
+        if self.rival is None or user is None:
+            return self
+        return self.rival if place_of(user) >= 1 - self.rival_share else self
 
     def about(self) -> Json:
         """Return the fields that identify the version in every response."""
@@ -111,3 +129,14 @@ class Version:
     def as_refreshed(self) -> Json:
         """Return the same, and what became of the accepted events at the last refresh."""
         return {**self.about(), "events": asdict(self.freshness.counts)}
+
+
+def place_of(user: str) -> float:
+    """Return a number from 0 to 1 that depends on the user alone, evenly spread over users.
+
+    Examples
+    --------
+    >>> round(place_of("u_17"), 3)
+    0.0
+    """
+    return int.from_bytes(hashlib.sha256(f"split:{user}".encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2.0**64

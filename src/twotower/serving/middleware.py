@@ -43,7 +43,7 @@ REFUSAL_DELAY_S = 0.05  # delay of a rejection, so that immediate retries do not
 RATE_DELAY_S = 1.0  # the same for a client above its rate, which has to wait anyway
 QUERY_BYTES_PER_TOKEN = 1024
 REFUSAL_LINES_PER_S = 10.0  # log lines of refused requests; the rest is counted
-UNTIMED_PREFIX = "/admin/"  # loading a bundle has no time limit once the body has arrived
+UNTIMED_PREFIXES = ("/admin/", "/v1/events/export")  # loading a bundle has no time limit once the body has arrived
 GZIP_FROM_BYTES = 2**10
 GZIP_IN_THREAD_FROM_BYTES = 2**16  # compressing more would delay other requests
 
@@ -97,7 +97,9 @@ class RequestMiddleware:
             passage.trace = self.gate.telemetry.request(passage.method, passage.head)
         try:
             if not await self._refused(passage):
-                await self._within(passage, self.limits.request_s, patient=passage.path.startswith(UNTIMED_PREFIX))
+                await self._within(
+                    passage, self.limits.request_s, patient=passage.path.startswith(UNTIMED_PREFIXES) or passage.method == "DELETE"
+                )
         except ClientDisconnect:  # the response is only for the log
             await passage.refuse(400, "malformed", "The connection was closed before the end of the body.")
         except Exception as error:
@@ -123,7 +125,7 @@ class RequestMiddleware:
             text = f"Too many requests: at most {rates.rate:g} per second. Try again later."
             await passage.refuse(429, "rate", text, wait)
             return True
-        denial = gate.access.denial(path, _text(head, b"authorization"))
+        denial = gate.access.denial(path, _text(head, b"authorization"), passage.method)
         if denial is not None:
             await passage.refuse(denial.status, denial.code, denial.text)
         elif passage.length > self.limits.body_bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic_core import to_json
 
 from twotower.bundle.bundle import Bundle
+from twotower.bundle.publish import RemoteIndex
 from twotower.errors import RequestError
 from twotower.retrieval.item_details import nan_to_none
 from twotower.retrieval.recommender import Recommender
@@ -69,15 +70,15 @@ class Engine:
         self.name = recommender.bundle.path.resolve().name
 
     @classmethod
-    def load(cls, path: Path, trusted_key: Path | None = None) -> Engine:
-        """Open and check the bundle at `path`, and run one test request.
+    def load(cls, path: Path, trusted_key: Path | None = None, index: RemoteIndex | None = None) -> Engine:
+        """Open and check the bundle at `path`, with its index in Milvus if one is given, and run one test request.
 
         Raises
         ------
         DataError
             It is not a bundle, incomplete, changed, not signed with the trusted key, or of another format version.
         """
-        engine = cls(Recommender.load(path, trusted_key=trusted_key))
+        engine = cls(Recommender.load(path, trusted_key=trusted_key, index=index))
         engine.recommender.filter.warm()
         engine.try_out()
         return engine
@@ -133,7 +134,7 @@ class Engine:
             elif isinstance(answer, RequestError):
                 listed.append(answer)
             else:
-                items = [_as_json(item, own.skip) for item in answer.items]
+                items = [_as_json(item, own.skip, chance) for item, chance in zip(answer.items, answer.propensity, strict=True)]
                 listed.append(Listed(answer, to_json(items, inf_nan_mode="null"), unknown))
         return listed
 
@@ -189,7 +190,7 @@ def _after(request: Request, accepted: tuple[HistoryEvent, ...]) -> Request:
     return replace(request, history=accepted + request.history, time_s=moment) if accepted else request
 
 
-def _as_json(item: Recommendation, skip: int = 0) -> Json:
+def _as_json(item: Recommendation, skip: int = 0, propensity: float = 1.0) -> Json:
     """Return a recommendation as JSON values. `skip` items of its list come before those of the answer."""
     details = {name: getattr(item, name) for name in item.__slots__}
-    return details | {"rank": item.rank + skip, "reasons": [asdict(reason) for reason in item.reasons]}
+    return details | {"rank": item.rank + skip, "reasons": [asdict(reason) for reason in item.reasons], "propensity": propensity}

@@ -14,9 +14,10 @@ from fastapi.routing import APIRoute
 from twotower import __version__
 from twotower.serving import schemas as s
 from twotower.serving.bodies import schemas_of
+from twotower.serving.event_schemas import EventsIn
 from twotower.utils.types import Json
 
-BODIES = (s.RecommendIn, s.BatchIn, s.EventsIn, s.ReloadIn)
+BODIES = (s.RecommendIn, s.BatchIn, EventsIn, s.ReloadIn)
 RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}}
 REQUEST_ID: Json = {
     "X-Request-ID": {"description": "Id of the request, also in the server's log.", "schema": {"type": "string"}},
@@ -34,7 +35,7 @@ ABOUT: Json = {
         {"name": "recommend", "description": "Lists for users, histories and items."},
         {"name": "items", "description": "The catalogue."},
         {"name": "users", "description": "Users and their histories."},
-        {"name": "events", "description": "New events."},
+        {"name": "events", "description": "New events, what came of lists, and exports."},
         {"name": "operation", "description": "Health, metrics, and changes of what is served."},
     ],
 }

@@ -16,6 +16,7 @@ class StateOut(BaseModel):
     version: str | None = None
     as_of: AsOf = None
     events: str | None = Field(None, description="`ok`, or why the event store cannot take events. Recommendations go on.")
+    index: str | None = Field(None, description="`ok`, if the vectors are searched in another process; see `serving.index`.")
     workers: int | None = Field(None, description="Processes that answer requests.")
 
 

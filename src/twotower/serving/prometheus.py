@@ -12,7 +12,9 @@ from twotower.retrieval.request import Answer
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 REFRESH_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 SHARES = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+OVERLAPS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SIZES = (1, 2, 4, 8, 16, 32)
+LOGGED, SHADOWS = ("logged", "dropped"), ("answered", "failed", "dropped")
 REFRESHES = ("refreshed", "unchanged", "failed")
 RELOADS, EVENTS, ERRORS = ("loaded", "refused"), ("accepted", "repeated", "skipped"), ("internal", "busy", "rate", "timeout")
 
@@ -38,6 +40,12 @@ class Meters:
         self._requests = Counter("twotower_requests", "Requests by route and status.", ["route", "status"], registry=r)
         self._seconds = Histogram("twotower_request_seconds", "Request duration by route.", ["route"], buckets=SECONDS, registry=r)
         self._stages = Histogram("twotower_stage_seconds", "Answer duration by stage.", ["stage"], buckets=SECONDS, registry=r)
+        self._versions = Counter("twotower_lists", "Answers by version.", ["version"], registry=r)
+        self._logged = Counter("twotower_answers_logged", "Answers that events can name, by outcome.", ["outcome"], registry=r)
+        self._feedback = Counter("twotower_list_events", "Events of lists by version and type.", ["version", "type"], registry=r)
+        self._shadow = Counter("twotower_shadow_answers", "Answers of the shadow version.", ["outcome"], registry=r)
+        self._shadow_seconds = Histogram("twotower_shadow_seconds", "Its duration.", buckets=SECONDS, registry=r)
+        self._same = Histogram("twotower_shadow_overlap", "Share of a list that it has, too.", buckets=OVERLAPS, registry=r)
         self._answers = Counter("twotower_answers", "Answers by source; nearby and recent are cold start.", ["source"], registry=r)
         self._share = Histogram("twotower_filter_share", "Share of items that match a filter.", buckets=SHARES, registry=r)
         self._errors = Counter("twotower_errors", "Rejected and failed requests by code.", ["code"], registry=r)
@@ -55,6 +63,8 @@ class Meters:
             (self._reloads, RELOADS),
             (self._events, EVENTS),
             (self._errors, ERRORS),
+            (self._logged, LOGGED),
+            (self._shadow, SHADOWS),
         ):
             for outcome in outcomes:  # a series must exist before its first count, or an alert on its rise does not fire
                 counter.labels(outcome)
@@ -68,8 +78,9 @@ class Meters:
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def answer(self, answer: Answer) -> None:
-        """Count an answer."""
+    def answer(self, answer: Answer, version: str) -> None:
+        """Count an answer of a version."""
+        self._versions.labels(version).inc()
         self._answers.labels(answer.source).inc()
         for stage, spent in answer.stages_ms.items():
             self._stage(stage).observe(spent / 1000)
@@ -90,6 +101,21 @@ class Meters:
         self._events.labels("accepted").inc(accepted)
         self._events.labels("repeated").inc(repeated)
 
+    def answers_logged(self, outcome: str, count: int) -> None:
+        """Count answers; `outcome` is "logged" or "dropped"."""
+        self._logged.labels(outcome).inc(count)
+
+    def list_events(self, version: str, event_type: str, count: int) -> None:
+        """Count new events of lists."""
+        self._feedback.labels(version, event_type).inc(count)
+
+    def shadow(self, outcome: str, seconds: float = 0.0, overlap: float | None = None) -> None:
+        """Count an answer of the shadow version; `outcome` is "answered", "failed" or "dropped"."""
+        self._shadow.labels(outcome).inc()
+        if overlap is not None:
+            self._shadow_seconds.observe(seconds)
+            self._same.observe(overlap)
+
     def skipped(self, entries: int) -> None:
         """Count entries of the event store that cannot be read."""
         self._events.labels("skipped").inc(entries)
@@ -98,10 +124,11 @@ class Meters:
         """Tell how to count the open connections."""
         self._connections.set_function(count)
 
-    def bundle(self, version: str) -> None:
-        """Set the served version."""
+    def bundle(self, *versions: str) -> None:
+        """Set the served versions."""
         self._bundle.clear()
-        self._bundle.labels(version).set(1)
+        for version in versions:
+            self._bundle.labels(version).set(1)
 
     def reload(self, outcome: str) -> None:
         """Count a reload; `outcome` is "loaded" or "refused"."""

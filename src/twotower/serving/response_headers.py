@@ -22,7 +22,7 @@ TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
 UNCACHED = (b"cache-control", b"no-store")
 PREFLIGHT: Headers = [
     (b"content-length", b"0"),
-    (b"access-control-allow-methods", b"GET, POST"),
+    (b"access-control-allow-methods", b"GET, POST, DELETE"),
     (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
     (b"access-control-max-age", b"600"),
 ]

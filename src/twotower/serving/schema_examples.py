@@ -12,6 +12,12 @@ REQUEST: JsonDict = {
     "near": [27.95, -82.46],
 }
 EVENTS: JsonDict = {"events": [{"event_id": "01J9Z4-7", "user": "u_17", "item_id": "b_230", "time_s": 1640995200, "stars": 4}]}
+OUTCOMES: JsonDict = {
+    "events": [
+        {"request_id": "30d1303d8dd74074ba778aa1c51d1aaf", "shown": ["b_230", "b_5"]},
+        {"request_id": "30d1303d8dd74074ba778aa1c51d1aaf", "item_id": "b_5", "event_type": "visit"},
+    ]
+}
 ITEM: JsonDict = {
     "item_id": "b_5",
     "name": "Taqueria Sol",

@@ -16,7 +16,6 @@ from twotower.serving.limits import (
     MAX_BATCH_HISTORY_EVENTS,
     MAX_BATCH_ITEMS,
     MAX_BATCH_REQUESTS,
-    MAX_EVENTS_PER_REQUEST,
     MAX_EXPLAINED_ITEMS,
     MAX_FILTER_CHARS,
     MAX_FILTER_JSON_BYTES,
@@ -24,7 +23,7 @@ from twotower.serving.limits import (
     MAX_ID_CHARS,
     MAX_K,
 )
-from twotower.serving.schema_examples import EVENTS, ITEM, LIST, REQUEST
+from twotower.serving.schema_examples import ITEM, LIST, REQUEST
 
 Id = Annotated[
     str,
@@ -108,7 +107,7 @@ class RecommendIn(Accepted):
         """Return what the list is about, whatever part of it is asked for."""
         return self.model_dump_json(exclude={"k", "cursor", "explain"}, exclude_defaults=True)
 
-    def request(self, skip: int = 0) -> Request:
+    def request(self, skip: int = 0, explore: float = 0.0) -> Request:
         """Return the request, for the items after the first `skip` of its list, in the form that a `Recommender` takes."""
         return Request(
             user=self.user,
@@ -122,6 +121,7 @@ class RecommendIn(Accepted):
             diversity=self.diversity,
             popularity_bias=self.popularity_bias,
             explain=self.explain,
+            explore=explore,
         )
 
 
@@ -154,25 +154,6 @@ def _explained(requests: Sequence[RecommendIn], body: Body) -> Body:
     if items > MAX_EXPLAINED_ITEMS:
         raise ValueError(f"explanations are requested for {items} items; at most {MAX_EXPLAINED_ITEMS} items are allowed")
     return body
-
-
-class EventIn(Accepted):
-    """An event. Events with the same `event_id` are stored once, so sending an event again is safe."""
-
-    event_id: Id
-    user: Id
-    item_id: Id
-    time_s: Moment | None = Field(None, description="Seconds since 1970. Default: now.")
-    event_type: Id | None = Field(None, description="One of the bundle's event types. Default: the first.")
-    stars: Stars | None = None
-
-
-class EventsIn(Accepted):
-    """Events to store."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EVENTS]})
-
-    events: Annotated[list[EventIn], FailFast()] = Field(min_length=1, max_length=MAX_EVENTS_PER_REQUEST)
 
 
 class ReloadIn(Accepted):
@@ -218,6 +199,7 @@ class RecommendationOut(ItemOut):
     distance_km: float | None
     score: float = Field(description="Inner product plus popularity term. If `source` is not `model`: relative recent events.")
     reasons: list[ReasonOut]
+    propensity: float = Field(1.0, description="Probability with which the list has this item; below 1 if the server explores.")
 
 
 class ListOut(BaseModel):
@@ -263,6 +245,13 @@ class ErrorDetail(BaseModel):
     )
 
 
+class NamedListOut(ListOut):
+    """A list of a batch."""
+
+    request_id: str = Field(examples=["5f0c.0"], description="Name of this list for events.")
+    version: str = Field(description="Version that made the list.")
+
+
 class FailedOut(BaseModel):
     """A request of a batch that cannot be answered. The others are."""
 
@@ -270,13 +259,13 @@ class FailedOut(BaseModel):
 
 
 class BatchOut(BaseModel):
-    """The responses to several requests, in request order. All come from the same bundle version."""
+    """The responses to several requests, in request order. Without a split, all come from the same bundle version."""
 
     request_id: str
     version: str
     as_of: AsOf
     took_ms: float
-    answers: list[ListOut | FailedOut]
+    answers: list[NamedListOut | FailedOut]
 
 
 class ItemsOut(BaseModel):
@@ -321,13 +310,6 @@ class HistoryOut(BaseModel):
 
     user: IdOut = Field(examples=["u_17"])
     events: list[HistoryEventOut]
-
-
-class EventsOut(BaseModel):
-    """The number of new and of repeated events. All of them are stored on disk."""
-
-    accepted: int = Field(examples=[1])
-    repeated: int = Field(examples=[0])
 
 
 class ErrorOut(BaseModel):

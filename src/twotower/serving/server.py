@@ -15,8 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
+from twotower.bundle.publish import RemoteIndex
 from twotower.bundle.signature import read_trusted_key
 from twotower.errors import ConfigError
+from twotower.search.milvus_store import read_address
 from twotower.serving.access import KEY_VARIABLE, Access
 from twotower.serving.clients import Clients
 from twotower.serving.event_journal import Journal
@@ -28,7 +30,7 @@ from twotower.serving.prometheus import Meters
 from twotower.serving.service import Service
 from twotower.serving.supervisor import Supervisor
 from twotower.serving.telemetry import Telemetry
-from twotower.serving.updates import Updater, freeze_garbage_collector
+from twotower.serving.updater import Trial, Updater, freeze_garbage_collector
 from twotower.serving.worker import Outfit, ParentUpdates, Seat, run_alone, run_worker
 from twotower.utils.config_serving import ServingConfig
 from twotower.utils.console import log
@@ -37,8 +39,13 @@ SWITCH_S = 0.0005  # switch interval of the interpreter: a computing thread must
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
-def serve(bundle: Path, config: ServingConfig) -> NoReturn:
+def serve(bundle: Path, config: ServingConfig, other: Path | None = None) -> NoReturn:
     """Check the settings, listen, load the bundle and serve until SIGTERM or SIGINT. SIGHUP reads the bundle again.
+
+    Parameters
+    ----------
+    other
+        A second bundle for a share of the users, see `ServingConfig.split`.
 
     Raises
     ------
@@ -47,8 +54,10 @@ def serve(bundle: Path, config: ServingConfig) -> NoReturn:
     """
     for ending in (signal.SIGTERM, signal.SIGINT):  # while the bundle is loaded
         signal.signal(ending, _end)
+    trial = trial_of(config, other)
     access = access_of(config)
     clients = Clients(config, config.trusted_proxies, unix=config.unix_socket is not None)
+    remote_index(config)  # a wrong address is refused now
     tls = Certificate(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     Telemetry.wanted(os.environ)  # a mistake fails here; each process that serves has its own
     if config.trusted_key is not None:
@@ -59,26 +68,26 @@ def serve(bundle: Path, config: ServingConfig) -> NoReturn:
         setup_json_logs(config.log_level)
         sys.setswitchinterval(SWITCH_S)
         outfit = Outfit(config=config, access=access, clients=clients, tls=tls, sockets=sockets)
-        code = (_serve_alone if config.workers == 1 else _serve_together)(outfit, bundle, events)
+        code = (_serve_alone if config.workers == 1 else _serve_together)(outfit, bundle, events, trial)
     logging.shutdown()
     os._exit(code)  # all is closed; to free a large bundle object by object would take seconds
 
 
-def _serve_alone(outfit: Outfit, bundle: Path, events: str) -> int:
+def _serve_alone(outfit: Outfit, bundle: Path, events: str, trial: Trial) -> int:
     config = outfit.config
-    service = Service(bundle, events, config, config.trusted_key, config.refresh_s)
+    service = Service(bundle, events, config, config.trusted_key, config.refresh_s, trial, remote_index(config))
     freeze_garbage_collector()
     run_alone(outfit, service, lambda: _tell(outfit, bundle, service.current.engine.version))
     return 0
 
 
-def _serve_together(outfit: Outfit, bundle: Path, events: str) -> int:
+def _serve_together(outfit: Outfit, bundle: Path, events: str, trial: Trial) -> int:
     config = outfit.config
     with ExitStack() as stack:
         stack.callback(lock_store(events))
         meters = Meters(lambda: 0.0, lambda: updater.journal.state == "ok")
         journal = Journal(open_store(events, shared=True), meters.skipped, follow=False)
-        updater = Updater(bundle, journal, meters, config.trusted_key, config.refresh_s)
+        updater = Updater(bundle, journal, meters, config.trusted_key, config.refresh_s, trial, config)
         freeze_garbage_collector()
         listen(outfit.sockets)
         metrics = MetricsFolder(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twotower-"))))
@@ -86,7 +95,8 @@ def _serve_together(outfit: Outfit, bundle: Path, events: str) -> int:
 
         def work(seat: Seat) -> NoReturn:
             journal.in_another_process(open_store(events, shared=True), seat.counts.news(seat.number))
-            run_worker(outfit, Service.of_worker(updater.current, journal, part, ParentUpdates(seat.pipe)), seat)
+            service = Service.of_worker(updater.current, journal, part, ParentUpdates(seat.pipe), events, updater.kept)
+            run_worker(outfit, service, seat)
 
         supervisor = Supervisor(config, updater, metrics, work)
         return supervisor.run(lambda: _tell(outfit, bundle, updater.current.engine.version))
@@ -98,6 +108,19 @@ def _part_of(config: ServingConfig) -> ServingConfig:
     return config.model_copy(update=parts)
 
 
+def remote_index(config: ServingConfig) -> RemoteIndex | None:
+    """Return where vectors are searched; None: in this process.
+
+    Raises
+    ------
+    ConfigError
+        The address is none of Milvus.
+    """
+    if config.index is None:
+        return None
+    return RemoteIndex(read_address(config.index), config.index_ef, config.index_timeout_s)
+
+
 def _tell(outfit: Outfit, bundle: Path, version: str) -> None:
     """Log that requests are answered."""
     config, name = outfit.config, outfit.sockets[0].getsockname()
@@ -105,6 +128,27 @@ def _tell(outfit: Outfit, bundle: Path, version: str) -> None:
     log.info("serving %s, version %s, on %s", bundle, version, where)
     if not outfit.access.has_keys:
         log.info("no API key: events and reloads are refused; set %s or use --api-keys", KEY_VARIABLE)
+
+
+def trial_of(config: ServingConfig, other: Path | None) -> Trial:
+    """Return the second bundle that the command line and the settings name.
+
+    Raises
+    ------
+    ConfigError
+        The split has no second bundle, or the other way round.
+    """
+    if other is None and config.split:
+        raise ConfigError("serving.split needs two bundles, and there is one. Run `twotower serve A B --split 90,10`.")
+    if other is not None and not config.split:
+        raise ConfigError(f"{other} is a second bundle without a share of the users. Add --split 90,10, or use --shadow {other}.")
+    if other is not None and config.shadow is not None:
+        raise ConfigError("A server has at most two bundles: remove --shadow, or the second bundle with --split.")
+    if config.index is not None and (other is not None or config.shadow is not None):
+        raise ConfigError("serving.index holds the vectors of one bundle. Remove --index, or the second bundle.")
+    if other is not None:
+        return Trial(other, config.split[1] / 100)
+    return Trial(config.shadow)
 
 
 def access_of(config: ServingConfig) -> Access:

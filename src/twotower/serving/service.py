@@ -9,31 +9,37 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from pydantic_core import to_json
 
-from twotower.errors import BusyError, RequestError
-from twotower.retrieval.request_reader import UnknownItemError
-from twotower.schema import UNKNOWN
+from twotower.bundle.publish import RemoteIndex
+from twotower.errors import RequestError
 from twotower.serving import cursors
 from twotower.serving.batching import Batcher
-from twotower.serving.event_journal import FUTURE_S, Journal
-from twotower.serving.event_store import Event, open_store
+from twotower.serving.event_journal import Journal
+from twotower.serving.event_schemas import EventIn
+from twotower.serving.event_store import open_store
+from twotower.serving.feedback import Accepted, Feedback
 from twotower.serving.freshness import Version
+from twotower.serving.kept_versions import KeptVersions, kept_beside
 from twotower.serving.limits import HEAVY_WEIGHT
-from twotower.serving.model_version import Engine, Likeness, Listed, Question
+from twotower.serving.model_version import Likeness, Listed, Question
+from twotower.serving.outcomes import as_json
+from twotower.serving.part_error import PartError, part
 from twotower.serving.prometheus import Meters
-from twotower.serving.schemas import EventIn, RecommendIn
+from twotower.serving.schemas import RecommendIn
+from twotower.serving.shadow import Shadow
 from twotower.serving.telemetry import Telemetry
-from twotower.serving.updates import OwnUpdates, Updater, Updates
+from twotower.serving.updater import Trial, Updater, versions_of
+from twotower.serving.updates import OwnUpdates, Updates
 from twotower.utils.config_serving import Limits
 from twotower.utils.types import Json
 
-ANSWER_S = 0.1  # of the time in which a request is answered, kept for writing the response
 REFRESH_S = 60.0  # default of `ServingConfig.refresh_s`
 MAX_EVENT_BATCH = 256  # requests whose events go into one write
 
@@ -65,7 +71,7 @@ class Service:
         Folder of the first bundle.
     events
         Address of the event store; see `open_store`.
-    trusted_key, refresh_s
+    trusted_key, refresh_s, trial, index
         See `Updater`.
 
     Raises
@@ -75,12 +81,20 @@ class Service:
     """
 
     def __init__(
-        self, bundle: Path, events: str, limits: Limits, trusted_key: Path | None = None, refresh_s: float = REFRESH_S
+        self,
+        bundle: Path,
+        events: str,
+        limits: Limits,
+        trusted_key: Path | None = None,
+        refresh_s: float = REFRESH_S,
+        trial: Trial | None = None,
+        index: RemoteIndex | None = None,
     ) -> None:
         meters = self._prepare(limits)
+        self.store_url, self.kept = events, KeptVersions(kept_beside(bundle), limits.keep_versions)
         self.journal = Journal(open_store(events), meters.skipped)  # first: it fails sooner than a bundle is loaded
         try:
-            updater = Updater(bundle, self.journal, meters, trusted_key, refresh_s)
+            updater = Updater(bundle, self.journal, meters, trusted_key, refresh_s, trial or Trial(), limits, index)
         except BaseException:
             self.journal.close()
             raise
@@ -88,13 +102,15 @@ class Service:
         self._start(updater.current)
 
     @classmethod
-    def of_worker(cls, version: Version, journal: Journal, limits: Limits, updates: Updates) -> Service:
+    def of_worker(
+        cls, version: Version, journal: Journal, limits: Limits, updates: Updates, events: str, kept: KeptVersions
+    ) -> Service:
         """Return the service of a process that answers for a version of its parent, which makes all updates."""
         service = cls.__new__(cls)
         meters = service._prepare(limits)
-        service.journal, service.updates = journal, updates
+        service.journal, service.updates, service.store_url, service.kept = journal, updates, events, kept
         journal.on_skipped = meters.skipped
-        meters.bundle(version.engine.version)
+        meters.bundle(*(one.engine.version for one in versions_of(version)))
         service._start(version)
         return service
 
@@ -113,6 +129,8 @@ class Service:
             for name in ("answers", "heavy answers")
         )
         self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
+        self.feedback = Feedback(self.journal, limits, self.meters, self.writes, self._traced)
+        self.shadow = Shadow(self.meters)
         self.current = version
 
     def _serve(self, version: Version) -> None:
@@ -125,12 +143,14 @@ class Service:
             return "Not ready: the server is stopping. Use another one."
         if not (self.answers.alive and self.heavy.alive and self.writes.alive):
             return "Not ready: a worker thread has stopped. Restart the server."
-        return None
+        lost = self.current.engine.recommender.index.problem
+        return None if lost is None else f"Not ready: {lost}"
 
     def state(self) -> Json:
         """Return what a health check says of a server that is ready."""
         workers = 1 if self.fleet is None else self.fleet.ready
-        return {"status": "ready", **self.current.about(), "events": self.journal.state, "workers": workers}
+        index = {"index": "ok"} if self.current.engine.recommender.index.reads_filters else {}
+        return {"status": "ready", **self.current.about(), "events": self.journal.state, **index, "workers": workers}
 
     async def metrics(self) -> bytes:
         """Return the metrics in the Prometheus text format, those of all workers added."""
@@ -141,8 +161,13 @@ class Service:
         waiting = self.limits.waiting
         return any(lane.waiting_of(client) > waiting // 2 or lane.waiting >= waiting for lane in (self.answers, self.heavy))
 
-    async def recommend(self, body: RecommendIn, client: str = "") -> tuple[Json, bytes]:
+    async def recommend(self, body: RecommendIn, client: str = "", request_id: str = "") -> tuple[Json, bytes]:
         """Return the version (`Version.about`) and the list of a request as JSON.
+
+        Parameters
+        ----------
+        request_id
+            Name under which the answer is logged; empty: it is not.
 
         Raises
         ------
@@ -151,59 +176,72 @@ class Service:
         BusyError
             The queue is full.
         """
-        version, (found,) = await self._answered([body], client)
-        with _part():
-            return version, self._as_json(found, body, version)
+        ((version, found),) = await self._answered([body], client)
+        with part():
+            return version.about(), self._as_json(found, body, version, request_id)
 
-    async def recommend_many(self, bodies: Sequence[RecommendIn], client: str = "") -> tuple[Json, list[bytes]]:
+    async def recommend_many(
+        self, bodies: Sequence[RecommendIn], client: str = "", request_id: str = ""
+    ) -> tuple[Json, list[bytes]]:
         """Return the version, and for each request its list as JSON, or its error under "error".
+
+        With two versions, each list is of the version of its user; the first part is that of most users.
 
         Raises
         ------
         BusyError
             The queue is full.
         """
-        version, found = await self._answered(bodies, client)
-        answers: list[bytes] = []
-        for number, one in enumerate(found):
+        current, answers = self.current, list[bytes]()
+        for number, (version, one) in enumerate(await self._answered(bodies, client)):
             try:
-                with _part("requests", number):
-                    answers.append(self._as_json(one, bodies[number], version))
+                with part("requests", number):
+                    name = f"{request_id}.{number}" if request_id else ""
+                    head = {"request_id": name, "version": version.engine.version}
+                    answers.append(self._as_json(one, bodies[number], version, name, head))
             except PartError as error:
                 answers.append(to_json({"error": {"code": "invalid", "message": str(error), "location": error.location}}))
-        return version, answers
+        return current.about(), answers
 
-    async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> tuple[Json, list[Listed | BaseException]]:
+    async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> list[tuple[Version, Listed | BaseException]]:
         current, deadline = self.current, time.perf_counter() + self.limits.queue_timeout_s
+        versions = [current.of(body.user) for body in bodies]
         lanes = [self.heavy if body.weight >= HEAVY_WEIGHT else self.answers for body in bodies]
-        skips = [_skip(body, current.engine.version) for body in bodies]
+        skips = [_skip(body, version.engine.version) for body, version in zip(bodies, versions, strict=True)]
         good = [at for at, skip in enumerate(skips) if isinstance(skip, int)]
-        groups = [(lane, [at for at in good if lanes[at] is lane]) for lane in dict.fromkeys(lanes)]
-        for lane, positions in groups:
-            lane.admit(len(positions), deadline, client)  # before any work, so that a rejection costs little
+        for lane in dict.fromkeys(lanes):  # before any work, so that a rejection costs little
+            lane.admit(sum(lanes[at] is lane for at in good), deadline, client)
         found: list[Any] = list(skips)  # errors stay
         futures: dict[int, asyncio.Future[Any]] = {}
-        for lane, positions in groups:
+        for lane, engine in dict.fromkeys((lanes[at], versions[at].engine) for at in good):
+            positions = [at for at in good if lanes[at] is lane and versions[at].engine is engine]
             questions = [self._question(bodies[at], found[at]) for at in positions]
             weights = [bodies[at].weight for at in positions]
-            submitted = lane.submit(current.engine.answer, questions, deadline, client, weights)
+            submitted = lane.submit(engine.answer, questions, deadline, client, weights)
             futures |= dict(zip(positions, submitted, strict=True))
+        asked = {at: self._question(bodies[at], found[at]) for at in futures} if current.shadow is not None else {}
         for at, outcome in zip(futures, await asyncio.gather(*futures.values(), return_exceptions=True), strict=True):
             found[at] = outcome
         if self.telemetry is not None:
             self.telemetry.answers(one.answer for one in found if isinstance(one, Listed))
-        return current.about(), found
+        for at, question in asked.items():
+            if isinstance(found[at], Listed) and current.shadow is not None:
+                self.shadow.offer(current.shadow.engine, question, found[at])
+        return list(zip(versions, found, strict=True))
 
     def _question(self, body: RecommendIn, skip: int) -> Question:
-        return Question(body.request(skip), self.journal.of(body.user) if body.user else (), body.strict)
+        request = body.request(skip, self.limits.explore)
+        if body.user is not None and self.journal.is_forgotten(body.user):  # what a bundle says of the user does not count
+            request = replace(request, user=None)
+        return Question(request, self.journal.of(body.user) if body.user else (), body.strict)
 
     async def similar(self, item_id: str, k: int, filter: str | None, cursor: str | None = None, client: str = "") -> Json:
         """Return the version, the items most similar to an item, and the cursor of further ones."""
         current, asked = self.current, ["similar", item_id, filter]
         version, deadline = current.engine.version, time.perf_counter() + self.limits.queue_timeout_s
-        with _part("cursor"):
+        with part("cursor"):
             skip = cursors.read(cursor, version, asked)
-        with _part(), self._traced("search"):
+        with part(), self._traced("search"):
             (future,) = self.answers.submit(current.engine.similar, [Likeness(item_id, k, filter, skip)], deadline, client)
             items = await future
         return {**current.about(), "next": cursors.following(version, asked, skip, len(items), k), "items": items}
@@ -212,62 +250,73 @@ class Service:
         """Return items whose name contains `query`, and the cursor of further ones."""
         current, asked = self.current, ["items", query]
         version = current.engine.version
-        with _part("cursor"):
+        with part("cursor"):
             skip = cursors.read(cursor, version, asked)
         items = current.browser.items(query, limit, skip)
         return {"next": cursors.following(version, asked, skip, len(items), limit), "items": items}
 
-    async def accept(self, bodies: Sequence[EventIn]) -> tuple[int, int]:
-        """Store events and return the numbers of new and of repeated ones. On return they are on disk and affect responses.
+    async def accept(self, bodies: Sequence[EventIn]) -> Accepted:
+        """Store events; see `Feedback.accept`."""
+        return await self.feedback.accept(self.current.engine, bodies)
 
-        Raises
-        ------
-        RequestError
-            An event has an unknown item or event type. No event is stored.
-        BusyError
-            The queue is full, or the store cannot write.
-        """
-        engine, now = self.current.engine, int(time.time())
-        for number, body in enumerate(bodies):
-            with _part("events", number):
-                _check(engine, body, now)
-        events = [
-            Event(b.event_id, b.user, b.item_id, now if b.time_s is None else b.time_s, b.event_type, b.stars) for b in bodies
+    async def forget(self, user: str) -> Json:
+        """Delete everything about a user; see `Updates.forget`."""
+        self.feedback.forget(user)
+        return await self.updates.forget(user)
+
+    def versions(self) -> Json:
+        """Return the served versions, their shares, and what came of their lists."""
+        current, prepare = self.current, self.current.engine.dataset.manifest.config.prepare
+        found = self.journal.outcomes().summary(lambda name: prepare.is_history(name))
+        share = current.rival_share if current.rival is not None else 0.0
+        roles = [("first", current, 1 - share), ("second", current.rival, share), ("shadow", current.shadow, 0.0)]
+        served = [
+            {
+                "version": one.engine.version,
+                "bundle": one.engine.name,
+                "role": role,
+                "share": round(frac, 6),
+                "outcomes": as_json(found[one.engine.version]) if one.engine.version in found else None,
+            }
+            for role, one, frac in roles
+            if one is not None
         ]
-        (future,) = self.writes.submit(self.journal.append, [events], time.perf_counter() + self.limits.queue_timeout_s)
-        try:
-            with self._traced("store"):
-                new = await asyncio.wait_for(future, self.limits.queue_timeout_s - ANSWER_S)
-        except TimeoutError:
-            raise BusyError("The event store is too slow; the events may be stored. Send them again later.") from None
-        self.meters.events(new, len(events) - new)
-        return new, len(events) - new
+        rates = [None if one is None else found.get(one.engine.version) for one in (current, current.rival)]
+        return {
+            "versions": served,
+            "outcomes": {name: as_json(one) for name, one in found.items()},
+            "difference": None if rates[0] is None or rates[1] is None else rates[0].difference_to(rates[1]),
+            "kept": self.kept.names(),
+        }
 
     def close(self) -> None:
         """Finish the queued work and close the event store."""
-        self.answers.close()
-        self.heavy.close()
-        self.writes.close()
-        self.journal.close()
+        for lane in (self.shadow, self.answers, self.heavy, self.writes, self.feedback, self.journal):
+            lane.close()
         gc.unfreeze()  # lets the interpreter free everything in order at exit
 
     def _traced(self, name: str) -> AbstractContextManager[None]:
         """Return a block that makes a span, if spans are made."""
         return nullcontext() if self.telemetry is None else self.telemetry.span(name)
 
-    def _as_json(self, listed: Listed | BaseException, body: RecommendIn, origin: Json) -> bytes:
+    def _as_json(
+        self, listed: Listed | BaseException, body: RecommendIn, version: Version, request_id: str, more: Json | None = None
+    ) -> bytes:
         if isinstance(listed, BaseException):
             raise listed
-        answer = listed.answer
-        asyncio.get_running_loop().call_soon(self.meters.answer, answer)  # after the response
-        version, found = origin["version"], len(answer.items)
-        more = found == body.k and not body.diversity
+        answer, name = listed.answer, version.engine.version
+        asyncio.get_running_loop().call_soon(self.meters.answer, answer, name)  # after the response
+        if request_id:
+            self.feedback.answered(request_id, name, body, answer.items, answer.propensity)
+        found = len(answer.items)
+        goes_on = found == body.k and not body.diversity
         head = {
+            **(more or {}),
             "source": answer.source,
             "confidence": round(answer.confidence, 4),
             "user_known": answer.user_known,
             "unknown_items": listed.unknown_items,
-            "next": cursors.following(version, body.identity, cursors.depth(body.cursor), found, body.k) if more else None,
+            "next": cursors.following(name, body.identity, cursors.depth(body.cursor), found, body.k) if goes_on else None,
             "stages_ms": {stage: round(spent, 3) for stage, spent in answer.stages_ms.items()},
         }
         return joined(head, "items", listed.items)
@@ -292,52 +341,3 @@ def joined(head: Json, name: str, value: bytes) -> bytes:
     b'{"a":1,"b":[2]}'
     """
     return b'%b,"%b":%b}' % (to_json(head)[:-1], name.encode(), value)
-
-
-class PartError(RequestError):
-    """An error in one part of a request.
-
-    Attributes
-    ----------
-    location
-        Path to the part in the JSON of the request. For a filter given as text, a colon and the character position follow.
-    """
-
-    def __init__(self, part: str, error: RequestError) -> None:
-        super().__init__(str(error))
-        inner = getattr(error, "location", None)
-        if isinstance(error, UnknownItemError):
-            inner = _path("history", error.number, "item_id")
-        elif not isinstance(error, PartError) and inner is not None:  # an error in a filter
-            inner = f"filter:{inner}" if isinstance(inner, int) else _path(*filter(None, ("filter", inner)))
-        self.location = _path(*filter(None, (part, inner)))
-
-
-def unknown(kind: str, name: str) -> RequestError:
-    """Return the error for an unknown id; `kind` is "item" or "user"."""
-    return RequestError(f"Unknown {kind} {name[:80]!r}. Search for valid ids with GET /v1/{kind}s?q=TEXT.")
-
-
-def _check(engine: Engine, event: EventIn, now: int) -> None:
-    if event.time_s is not None and event.time_s > now + FUTURE_S:
-        text = f"The time {event.time_s} is more than a day in the future. Send seconds since 1970, not milliseconds."
-        raise PartError("time_s", RequestError(text))
-    if engine.row(event.item_id) == UNKNOWN:
-        raise PartError("item_id", unknown("item", event.item_id))
-    known = engine.recommender.reader.event_types
-    if event.event_type is not None and event.event_type not in known:
-        text = f"Unknown event type {event.event_type[:80]!r}. Allowed: {', '.join(known)}."
-        raise PartError("event_type", RequestError(text))
-
-
-def _path(*steps: str | int) -> str:
-    return ".".join(str(step) for step in steps)
-
-
-@contextmanager
-def _part(*path: str | int) -> Iterator[None]:
-    """Turn a `RequestError` of the block into a `PartError` with this path."""
-    try:
-        yield
-    except RequestError as error:
-        raise PartError(_path(*path), error) from None

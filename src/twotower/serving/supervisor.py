@@ -25,7 +25,8 @@ from twotower.errors import BusyError, DataError, TwoTowerError
 from twotower.serving.freshness import RefreshError, Version
 from twotower.serving.metrics_sum import MetricsFolder
 from twotower.serving.shared_counts import SharedCounts
-from twotower.serving.updates import Updater, freeze_garbage_collector
+from twotower.serving.updater import Updater, freeze_garbage_collector
+from twotower.serving.updates import EXPIRE_S
 from twotower.serving.worker import MESSAGE_BYTES, Handover, Seat
 from twotower.utils.config_serving import ServingConfig
 from twotower.utils.console import log
@@ -72,7 +73,7 @@ class Supervisor:
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._signals: list[int] = []
         self._stop_by = 0.0
-        self._due = time.monotonic() + config.refresh_s
+        self._due, self._expire = time.monotonic() + config.refresh_s, 0.0
 
     def run(self, started: Callable[[], None]) -> int:
         """Run the workers until SIGTERM or SIGINT, and return the exit code. `started` is called when all answer."""
@@ -93,6 +94,9 @@ class Supervisor:
                 with suppress(TwoTowerError):  # logged
                     self._reload(None)
             self._replace_dead()
+            if time.monotonic() >= self._expire:
+                self._updater.expire()
+                self._expire = time.monotonic() + EXPIRE_S
             if self._config.refresh_s and time.monotonic() >= self._due:
                 with suppress(RefreshError):  # logged
                     self._refresh()
@@ -146,11 +150,30 @@ class Supervisor:
         if "id" not in message:
             return
         try:
-            told = self._refresh() if "refresh" in message else self._reload(message["reload"])
+            told = self._told(message)
             answer = {"id": message["id"], "told": told}
         except TwoTowerError as error:
             answer = {"id": message["id"], "error": str(error), "busy": isinstance(error, BusyError)}
         self._tell(worker, answer)
+
+    def _told(self, message: Json) -> Json:
+        """Do what a worker asks for, and return what it answers."""
+        updater = self._updater
+        if "refresh" in message:
+            return self._refresh()
+        if "promote" in message:
+            return self._replace_all(updater.promoted(), updater.reloaded)
+        if "roll_back" in message:
+            before = updater.current.engine.version
+            told = self._replace_all(updater.rolled_back(), updater.reloaded)
+            updater.left(before)
+            return told
+        if "forget" in message:
+            count = updater.journal.forget(message["forget"])
+            fresh = updater.refreshed()
+            self._replace_all(fresh, self._served)  # also if nothing has changed: workers have memory
+            return {"events": count}
+        return self._reload(message["reload"])
 
     def _tell(self, worker: Worker, message: Json) -> None:
         with suppress(OSError):  # it has ended
@@ -166,11 +189,11 @@ class Supervisor:
         if version is before:
             return version.as_refreshed()
 
-        def serve(fresh: Version) -> Json:
-            self._updater.serve(fresh)
-            return fresh.as_refreshed()
+        return self._replace_all(version, self._served)
 
-        return self._replace_all(version, serve)
+    def _served(self, fresh: Version) -> Json:
+        self._updater.serve(fresh)
+        return fresh.as_refreshed()
 
     def _replace_all(self, version: Version, serve: Callable[[Version], Json]) -> Json:
         """Let new workers answer for a version, or leave everything as it is."""

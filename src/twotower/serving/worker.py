@@ -4,6 +4,7 @@ A worker is a copy of the supervisor (`supervisor.py`) and answers for the versi
 Messages between the two are JSON on a socket pair; a closed one means that the other has gone.
 
     worker → supervisor     {"ready": 1} · {"retired": 1} · {"reload": PATH or null, "id": 7} · {"refresh": 1, "id": 7}
+                            {"promote": 1, "id": 7} · {"roll_back": 1, "id": 7} · {"forget": USER, "id": 7}
     supervisor → worker     {"retire": 1} · {"id": 7, "told": {…}} · {"id": 7, "error": "…", "busy": false}
 """
 
@@ -126,6 +127,18 @@ class ParentUpdates:
     async def refresh(self) -> Json:
         """See `Updates`."""
         return await self._ask({"refresh": 1})
+
+    async def promote(self) -> Json:
+        """See `Updates`."""
+        return await self._ask({"promote": 1})
+
+    async def roll_back(self) -> Json:
+        """See `Updates`."""
+        return await self._ask({"roll_back": 1})
+
+    async def forget(self, user: str) -> Json:
+        """See `Updates`."""
+        return await self._ask({"forget": user})
 
     async def keep_fresh(self) -> None:
         """See `Updates`; the supervisor does it."""

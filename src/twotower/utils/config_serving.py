@@ -26,11 +26,25 @@ RESEMBLING = re.compile(r"TWOTOWER_SERV(?!ICE_)|TWOTOWER_SERVICE_(?!HOST$|PORT)"
 """Names that were meant as settings; an orchestrator sets TWOTOWER_SERVICE_HOST and _PORT for a service named twotower."""
 INJECTED = re.compile(r"(tcp|udp)://")
 """What an orchestrator writes into TWOTOWER_PORT for a service named twotower."""
+SMALL = 1e-9  # a rounding error of percentages
 TILES = re.compile(r"https?://[\w.-]+(:\d+)?/[^\s\"'<>;,]+")
 PASSWORD = re.compile(r"(?<=://)[^@/]*@")
 
 
-class Limits(Settings):
+class Loop(Settings):
+    """What a server keeps of its answers and events, and how it explores."""
+
+    keep_answers_days: float = Field(30.0, ge=0)
+    """Days for which answers are logged, so that events can name them. 0: answers are not logged."""
+    keep_events_days: float | None = Field(None, gt=0)
+    """Days after which accepted events are deleted from the store. null: they are kept."""
+    keep_versions: int = Field(3, ge=1, le=100)
+    """Number of bundles that are kept beside the first one, in BUNDLE.versions, for a return to an earlier version."""
+    explore: float = Field(0.0, ge=0, le=1)
+    """Share of the positions of a list that is given to uncertain and new items. Their probability is logged with the answer."""
+
+
+class Limits(Loop):
     """What a server allows a client, and how long it waits."""
 
     head_bytes: int = Field(2**14, ge=256)
@@ -99,8 +113,19 @@ class ServingConfig(Limits):
     """Processes that share the port and one copy of the bundle. About one for each core."""
     events: str | None = None
     """Store of accepted events: sqlite:PATH or redis://HOST:PORT/NUMBER. null: sqlite:BUNDLE.events.sqlite beside the bundle."""
+    split: list[float] = Field([])
+    """Shares of the users of two bundles, such as [90, 10]. A user stays with a bundle."""
+    shadow: Path | None = None
+    """A second bundle that computes the same lists, which nobody sees. The metrics compare them."""
     refresh_s: float = Field(60.0, ge=0, le=86_400)
     """Seconds between two refreshes of the items with accepted events. 0: only on demand."""
+    index: str | None = None
+    """Vectors that `twotower publish` wrote: milvus://HOST:PORT/NAME, or a file of Milvus Lite. null: those of the bundle, in this
+    process. Needs `workers: 1`."""
+    index_ef: int = Field(512, ge=1, le=32_768)
+    """Width of the search in the graph of `index`. Larger: better recall, and slower."""
+    index_timeout_s: float = Field(1.4, gt=0)
+    """Time in which `index` must answer a batch of requests. After that they are refused with 503."""
     api_keys: Path | None = None
     """File of keys written by `twotower new-key`. It is read again when it changes."""
     public: bool = False
@@ -136,10 +161,26 @@ class ServingConfig(Limits):
             raise ValueError(f"invalid address {url[:80]!r}; expected one such as https://tiles.example.org/{{z}}/{{x}}/{{y}}.png")
         return url
 
+    @field_validator("split")
+    @classmethod
+    def _sums_to_all(cls, split: list[float]) -> list[float]:
+        if split and not (len(split) == 2 and min(split) >= 0 and abs(sum(split) - 100) < SMALL):
+            text = ",".join(f"{share:g}" for share in split)
+            raise ValueError(f"the shares {text} must be two numbers of at least 0 that add up to 100, such as 90,10")
+        return split
+
     @model_validator(mode="after")
     def _both_of_tls(self) -> ServingConfig:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("only one of tls_cert and tls_key is given; TLS needs both")
+        return self
+
+    @model_validator(mode="after")
+    def _one_process(self) -> ServingConfig:
+        if self.index is not None and self.workers > 1:
+            raise ValueError(
+                f"workers is {self.workers} with an index outside this process; use workers: 1, and start more servers"
+            )
         return self
 
     @field_serializer("events")
@@ -187,7 +228,7 @@ def serving_settings(environment: Mapping[str, str]) -> dict[str, Any]:
                 raise ConfigError(f"Unknown environment variable {variable!r}.{_near(variable, known)}")
         elif value.strip():
             given = FromEnvironment(value.strip(), variable)
-            found[name] = _parts(given) if ServingConfig.model_fields[name].annotation == list[str] else given
+            found[name] = _parts(given) if ServingConfig.model_fields[name].annotation in (list[str], list[float]) else given
     return found
 
 

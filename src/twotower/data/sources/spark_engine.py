@@ -5,7 +5,6 @@ Spark is imported only when a `SparkEngine` is created.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,15 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from twotower.data.sources.engine import ROW, Batches
-from twotower.errors import ConfigError
+from twotower.utils.spark_session import spark_session
 
 SETTINGS = {
-    "spark.sql.session.timeZone": "UTC",  # times in raw files have no zone
     "spark.sql.ansi.enabled": "true",
     "spark.driver.maxResultSize": "0",
-    "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
-    "spark.log.level": "OFF",  # errors are raised anyway; the log would repeat them at length
     "spark.sql.json.enablePartialResults": "false",
     "spark.sql.files.minPartitionNum": "64",  # else the partitions depend on the number of workers: see `_position`
 }
-LOCAL = {
-    "spark.sql.shuffle.partitions": "4",
-    "spark.driver.memory": "4g",
-    "spark.driver.host": "localhost",
-}  # for a single process
+LOCAL = {"spark.sql.shuffle.partitions": "4"}  # for a single process
 IN_PARTITION = (1 << 33) - 1  # bits of `monotonically_increasing_id` with the position in the partition
 JSON_OPTIONS = {"allowSingleQuotes": "false", "allowNumericLeadingZeros": "false"}
 
@@ -49,27 +40,15 @@ class SparkEngine:
     Raises
     ------
     ConfigError
-        pyspark or Java is not installed.
+        pyspark or Java is not installed, or Spark does not start.
     """
 
     def __init__(self, master: str, spill: Path) -> None:
         self.spill = spill
         self.tables: Mapping[str, pa.Table] = {}  # Spark reads files
-        try:
-            from pyspark.sql import SparkSession
-
-            warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
-            builder = SparkSession.builder.master(master).appName("twotower prepare")
-            places = {"spark.local.dir": str(spill), "spark.sql.warehouse.dir": str(spill)}
-            for name, value in {**SETTINGS, **(LOCAL if master.startswith("local") else {}), **places}.items():
-                builder = builder.config(name, value)
-            self.session: Any = builder.getOrCreate()
-        except (ImportError, RuntimeError) as error:
-            why = str(error).splitlines()[0]
-            raise ConfigError(
-                f"Cannot start Spark: {why}. prepare.engine spark needs pyspark and Java. Install two-tower-rec[spark] and Java "
-                "17, or use the engine duckdb."
-            ) from None
+        places = {"spark.local.dir": str(spill), "spark.sql.warehouse.dir": str(spill)}
+        settings = {**SETTINGS, **(LOCAL if master.startswith("local") else {}), **places}
+        self.session: Any = spark_session("twotower prepare", master, settings, other="duckdb")
         self.con: Any = _connection(self.session)
 
     def save(self, rows: ir.Table | pa.Table) -> ir.Table:

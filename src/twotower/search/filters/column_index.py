@@ -36,22 +36,19 @@ class Column:
     """
 
     def __init__(self, column: pa.ChunkedArray) -> None:
-        values = column.combine_chunks()
-        if pa.types.is_dictionary(values.type):
-            values = values.cast(values.type.value_type)
-        self.type, self.listed = str(column.type), is_list(values.type)
-        self.known = ~np.asarray(pc.is_null(values, nan_is_null=True).to_numpy(zero_copy_only=False), np.bool_)
+        values, self.number, self.listed = comparable(column)
+        self.type = str(column.type)
+        self.known = np.asarray(values.is_valid().to_numpy(zero_copy_only=False), np.bool_)
         owner = pc.list_parent_indices(values).to_numpy() if self.listed else np.arange(len(values))
         flat = pc.list_flatten(values) if self.listed else values
-        self.number = bool(pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type))
-        there = ~np.asarray(pc.is_null(flat, nan_is_null=True).to_numpy(zero_copy_only=False), np.bool_)
+        there = np.asarray(flat.is_valid().to_numpy(zero_copy_only=False), np.bool_)
         flat, owner = flat.filter(pa.array(there)), owner[there]
         self._codes: dict[str, int] = {}
         self._numbers = np.zeros(0)
         if self.number:
-            self._numbers, code = np.unique(flat.to_numpy(zero_copy_only=False).astype(np.float64), return_inverse=True)
+            self._numbers, code = np.unique(flat.to_numpy(zero_copy_only=False), return_inverse=True)
         else:
-            texts = pc.utf8_lower(flat.cast(pa.string())).dictionary_encode()
+            texts = flat.dictionary_encode()
             self._codes = {text: number for number, text in enumerate(texts.dictionary.to_pylist())}
             code = texts.indices.to_numpy(zero_copy_only=False)
         size = len(self._numbers) if self.number else len(self._codes)
@@ -81,6 +78,36 @@ class Column:
         found = np.zeros(len(self.known), np.bool_) if few == below else self.known.copy()
         found[self._items[: self._from[at]] if few else self._items[self._from[at] :]] = few == below
         return found
+
+
+def comparable(column: pa.ChunkedArray) -> tuple[pa.Array, bool, bool]:
+    """Return a raw column as it is compared, whether it holds numbers, and whether it holds lists.
+
+    Numbers are float64, all other values lower-case text. Unknown values, NaN included, are null; lists keep theirs.
+
+    Raises
+    ------
+    pa.ArrowInvalid, pa.ArrowNotImplementedError
+        Values of this type have no text.
+    """
+    values = column.combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    listed = is_list(values.type)
+    flat = pc.list_flatten(values) if listed else values
+    if pa.types.is_dictionary(flat.type):
+        flat = flat.cast(flat.type.value_type)
+    number = bool(pa.types.is_integer(flat.type) or pa.types.is_floating(flat.type))
+    if number:
+        flat = flat.cast(pa.float64(), safe=False)
+        flat = pc.if_else(pc.is_nan(flat), None, flat)
+    else:
+        flat = pc.utf8_lower(flat.cast(pa.string()))
+    if not listed:
+        return flat, number, False
+    lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, flat, mask=values.is_null()), number, True
 
 
 class GeoIndex:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from threading import Lock
@@ -51,6 +51,22 @@ class _Context:
 
     home: tuple[float, ...] | None
     now: int | None
+    seen: Int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedFilter:
+    """A filter of one request without references: with names of the catalogue's columns, locations and hours.
+
+    Attributes
+    ----------
+    tree
+        The filter. `Open` without an hour means now in the time zone of each item.
+    seen
+        Item rows of the history; None: no item is seen.
+    """
+
+    tree: Node
     seen: Int | None
 
 
@@ -147,6 +163,33 @@ class ItemFilter:
             with self._lock:
                 self._masks[key] = mask
         return mask
+
+    def resolve(
+        self,
+        filter_: str | dict[str, Any],
+        *,
+        home: Sequence[float] | None = None,
+        now: int | None = None,
+        seen: Int | None = None,
+    ) -> ResolvedFilter:
+        """Return a filter that `compile` accepts without references to the request; the parameters are those of `compile`."""
+        text = filter_ if isinstance(filter_, str) else _written(filter_)
+        tree, _ = (_read if len(text) <= CACHE_CHARS else _read.__wrapped__)(text, not isinstance(filter_, str))
+
+        def absolute(node: Node) -> Node:
+            if isinstance(node, Not):
+                return Not(absolute(node.part))
+            if isinstance(node, And | Or):
+                return type(node)(tuple(absolute(part) for part in node.parts))
+            if isinstance(node, Among | Compared):
+                return replace(node, column=self._named(node.column, node.at))
+            if isinstance(node, Within) and node.near is None and home is not None:
+                return replace(node, near=(home[0], home[1]))
+            if isinstance(node, Open) and node.hour is None and now is not None and not self.zoned:
+                return replace(node, hour=_hour(now))
+            return node
+
+        return ResolvedFilter(absolute(tree), seen)
 
     def _certain(self, node: Node, holds: bool, context: _Context) -> Mask:
         """Return the items that certainly match, or with `holds` False certainly do not match."""

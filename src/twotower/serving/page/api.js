@@ -18,7 +18,10 @@ export class ApiError extends Error {
   }
 }
 
-async function call(path, { signal, body, method = body ? "POST" : "GET", patience = PATIENCE_MS, read = JSON.parse } = {}) {
+async function call(
+  path,
+  { signal, body, method = body ? "POST" : "GET", patience = PATIENCE_MS, read = JSON.parse, asks = true } = {},
+) {
   const limit = AbortSignal.timeout(patience);
   const options = { method, signal: signal ? AbortSignal.any([signal, limit]) : limit, headers: { accept: "*/*" } };
   if (body) options.body = JSON.stringify(body);
@@ -36,7 +39,7 @@ async function call(path, { signal, body, method = body ? "POST" : "GET", patien
     throw new ApiError(0, limit.aborted ? "The server took too long to respond." : "The server does not respond.");
   }
   if (answer.ok) return content;
-  if (answer.status === 401 && apiKey.replaced(key)) return call(path, { signal, body, method, patience, read });
+  if (answer.status === 401 && asks && apiKey.replaced(key)) return call(path, { signal, body, method, patience, read });
   throw refusal(answer, content);
 }
 
@@ -126,4 +129,7 @@ export const api = {
   metrics: (signal) => call("metrics", { signal, read: (text) => text }),
   reload: (bundle) => call("admin/reload", { body: bundle ? { bundle } : {}, patience: LOADING_MS }),
   refresh: () => call("admin/refresh", { method: "POST", patience: LOADING_MS }),
+  versions: () => call("admin/versions", { asks: false }),
+  promote: () => call("admin/promote", { method: "POST", patience: LOADING_MS }),
+  rollback: () => call("admin/rollback", { method: "POST", patience: LOADING_MS }),
 };

@@ -6,6 +6,7 @@ import { Comparison } from "./comparison.js";
 import { $, announce, h } from "./dom.js";
 import { count, ms, noun } from "./format.js";
 import { Metrics } from "./metrics.js";
+import { Versions } from "./versions.js";
 
 const AGAIN_MS = 5000;
 const MIB = 2 ** 20;
@@ -19,18 +20,21 @@ export function showOperations(root, api) {
   if (root.children.length) return;
   const figures = h("div", { class: "panels" });
   const state = h("p", { class: "meta", role: "status" }, "Asking the server …");
+  const again = () => Promise.all([look(root, figures, state, api), versions.look()]);
+  const versions = new Versions(api, again);
   root.append(
     h("header", { class: "row" }, h("h2", {}, "This server"), state),
     figures,
-    actions(api, () => look(root, figures, state, api)),
+    versions.root,
+    actions(api, again),
     new Comparison(api).root,
   );
-  watch(root, figures, state, api);
+  watch(figures, again);
 }
 
-async function watch(root, figures, state, api) {
+async function watch(figures, again) {
   while (figures.isConnected) {
-    if (!document.hidden && $("#operations").contains(figures)) await look(root, figures, state, api);
+    if (!document.hidden && $("#operations").contains(figures)) await again();
     await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
   }
 }
@@ -203,11 +207,7 @@ function actions(api, look) {
   );
   return panel(
     "Refresh and reload",
-    h(
-      "p",
-      { class: "meta" },
-      "A new bundle is loaded and tested first; if it fails, the current one stays. To go back, load the folder of the old one.",
-    ),
+    h("p", { class: "meta" }, "A new bundle is loaded and tested first; if it fails, the current one stays."),
     form,
     outcome,
   );

@@ -1,0 +1,197 @@
+"""Estimate what a bundle would get from the log of a server: `twotower estimate`."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from twotower.errors import DataError, RequestError
+from twotower.evaluation.off_policy import Estimates, LoggedLists, estimate, predict_outcomes
+from twotower.retrieval.exploration import probabilities
+from twotower.retrieval.ranked_rows import RankedRows
+from twotower.retrieval.recommender import Recommender
+from twotower.retrieval.request import HistoryEvent, Request
+from twotower.retrieval.request_reader import to_queries
+from twotower.schema import UNKNOWN
+from twotower.serving.event_store import open_store
+from twotower.serving.event_types import Event, LoggedAnswer, digest_of, every_answer, every_event
+from twotower.serving.schemas import RecommendIn
+from twotower.utils.types import Float64, Int, Json
+
+BATCH = 64  # lists computed at once
+NEVER = 1e-12  # share of positions that leaves the list as it is, and names its pool
+MIN_LISTS = 30  # of which the bootstrap makes an interval
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """The estimates, and the lists that they are made from."""
+
+    estimates: Estimates
+    lists: int
+    users: int
+    first_s: int
+    last_s: int
+
+    def as_json(self) -> Json:
+        """Return the result as JSON values."""
+        found = self.estimates
+        rates = {name: getattr(found, name).json_values() for name in ("logged", "ips", "snips", "dr")}
+        sizes = {name: getattr(self, name) for name in ("lists", "users", "first_s", "last_s")}
+        return {**sizes, **rates, "support": found.support, "effective_lists": found.effective_lists}
+
+    def in_words(self, name: str) -> str:
+        """Return the result as a table."""
+        days = " to ".join(datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d") for at in (self.first_s, self.last_s))
+        found = self.estimates
+        rows = [("logged", found.logged), ("ips", found.ips), ("snips", found.snips), ("dr", found.dr)]
+        lines = [f"{self.lists:,} lists of {self.users:,} users, {days}; estimates for {name}", "", "           outcomes per list"]
+        lines += [f"{title:<8} {one.value:9.4f}   {one.low:.4f} to {one.high:.4f}" for title, one in rows]
+        lines += ["", f"The log could show {found.support:.1%} of its items; {found.effective_lists:,.0f} effective lists."]
+        return "\n".join(lines)
+
+
+def estimate_bundle(bundle: Path, store: str, *, explore: float = 0.0, seed: int = 0) -> Estimated:
+    """Estimate the outcomes per list of a bundle from the answers and events of a store.
+
+    Only answers after the last event of the bundle count, or the bundle would know what came of them.
+
+    Parameters
+    ----------
+    explore
+        Share of the positions that the bundle's server would give to uncertain items.
+
+    Raises
+    ------
+    DataError
+        The store or the bundle cannot be opened, or too few answers fit.
+    """
+    recommender = Recommender.load(bundle)
+    opened = open_store(store, reading=True)
+    try:
+        events = [event for page in every_event(opened) for event in page]
+        answers = list(every_answer(opened))
+    finally:
+        opened.close()
+    kept = _fitting(answers, events, recommender, str(bundle))
+    lists = _logged_lists(kept, events, recommender, explore)
+    users = len(np.unique(lists.user))
+    return Estimated(estimate(lists, seed=seed), len(kept), users, kept[0].time_s, kept[-1].time_s)
+
+
+def _fitting(answers: Sequence[LoggedAnswer], events: Sequence[Event], to: Recommender, name: str) -> list[LoggedAnswer]:
+    """Return the answers that were shown, first parts of lists after the bundle's last event, by time."""
+    shown = {event.request_id for event in events if event.event_type in to.dataset.manifest.config.prepare.impression_types}
+    shown -= {None}
+    first = [one for one in answers if "cursor" not in one.request and one.items and (not shown or one.request_id in shown)]
+    kept = [one for one in first if not to.dataset.has_time or one.time_s >= to.moment_s]
+    if len(kept) < MIN_LISTS:
+        text = f"The log has {len(kept):,} answers that {name} can be estimated from; at least {MIN_LISTS} are needed."
+        more = f" {len(first) - len(kept):,} are older than its last event." if len(first) > len(kept) else ""
+        raise DataError(f"{text}{more} Log more answers with impressions, or name the store of the server with --log.")
+    if not any(to.reader.items.row(item) != UNKNOWN for one in kept for item in one.items):
+        raise DataError(f"The log belongs to another bundle: {name} knows none of its items. Name the store of its server.")
+    return sorted(kept, key=lambda one: one.time_s)
+
+
+def _logged_lists(answers: Sequence[LoggedAnswer], events: Sequence[Event], to: Recommender, explore: float) -> LoggedLists:
+    prepare = to.dataset.manifest.config.prepare
+    named = (event for event in events if event.request_id is not None and prepare.is_history(event.event_type, event.stars))
+    outcomes = {(event.request_id, event.item_id) for event in named}
+    user = np.unique([digest_of(one.user or one.request_id) for one in answers], return_inverse=True)[1]
+    table = _Table()
+    for found, rows, scores, number in _ranked(answers, events, to, explore):
+        answer = answers[number]
+        chance = _chances(found, explore)
+        reward = np.array([(answer.request_id, item) in outcomes for item in answer.items], np.float64)
+        own = np.array(list(chance), np.int64)
+        table.add(
+            number,
+            propensity=np.array(answer.propensity),
+            target=np.array([chance.get(row, 0.0) if row != UNKNOWN else 0.0 for row in rows.tolist()]),
+            reward=reward,
+            score=scores[rows],
+            own_chance=np.array(list(chance.values())),
+            own_score=scores[own],
+        )
+    return table.lists(user)
+
+
+class _Table:
+    """Columns over shown items, and over the items of the other model's lists."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Float64]] = defaultdict(list)
+        self._numbers: list[int] = []
+
+    def add(self, number: int, **columns: Float64) -> None:
+        self._numbers.append(number)
+        for name, values in columns.items():
+            self._columns[name].append(values)
+
+    def lists(self, user: Int) -> LoggedLists:
+        owner = user[self._numbers]
+        sizes, own_sizes = (np.array([len(one) for one in self._columns[name]]) for name in ("reward", "own_chance"))
+        flat = {name: np.concatenate(values).astype(np.float64) for name, values in self._columns.items()}
+        fold, own_fold = np.repeat(owner % 2, sizes), np.repeat(owner % 2, own_sizes)
+        predicted, own = (
+            predict_outcomes(flat["score"], flat["reward"], fold, flat[name], of)
+            for name, of in (("score", fold), ("own_score", own_fold))
+        )
+        at = np.repeat(np.arange(len(owner)), own_sizes)
+        return LoggedLists(
+            offsets=np.concatenate([[0], np.cumsum(sizes)]),
+            propensity=flat["propensity"],
+            target=flat["target"],
+            reward=flat["reward"],
+            predicted=predicted,
+            slots=np.bincount(at, flat["own_chance"], len(owner)).astype(np.float64),
+            expected=np.bincount(at, flat["own_chance"] * own, len(owner)).astype(np.float64),
+            user=owner,
+        )
+
+
+def _ranked(
+    answers: Sequence[LoggedAnswer], events: Sequence[Event], to: Recommender, explore: float
+) -> Iterator[tuple[RankedRows, Int, Float64, int]]:
+    """Yield the list of the bundle for each answer, the rows of the answer's items, and the scores of all items."""
+    history: dict[str, list[HistoryEvent]] = defaultdict(list)
+    for event in sorted(events, key=lambda event: event.time_s):
+        if to.reader.items.row(event.item_id) != UNKNOWN:
+            known = event.event_type if event.event_type in to.reader.event_types else None
+            history[event.user].append(HistoryEvent(event.item_id, event.time_s, event.stars, known))
+    vectors = torch.from_numpy(to.bundle.arrays.vectors)
+    for start in range(0, len(answers), BATCH):
+        part = range(start, min(start + BATCH, len(answers)))
+        requests = [_request(answers[number], history, to, explore) for number in part]
+        found = to.find(requests)
+        good = [(number, one) for number, one in zip(part, found, strict=True) if not isinstance(one, RequestError)]
+        if not good:
+            continue
+        queries = to_queries([one.parsed for _, one in good])
+        scores = (to.bundle.query_vectors(queries, np.zeros(len(good), np.float32)) @ vectors.T).numpy().astype(np.float64)
+        for (number, one), values in zip(good, scores, strict=True):
+            yield one, np.array([to.reader.items.row(item) for item in answers[number].items], np.int64), values, number
+
+
+def _request(answer: LoggedAnswer, history: dict[str, list[HistoryEvent]], to: Recommender, explore: float) -> Request:
+    request = RecommendIn.model_validate({**answer.request, "user": answer.user}).request(explore=NEVER if explore else 0.0)
+    before = history.get(answer.user or "", [])
+    before = before[: bisect_left(before, answer.time_s, key=lambda event: event.time_s or 0)]
+    own = tuple(event for event in request.history if to.reader.items.row(event.item_id) != UNKNOWN)
+    return replace(request, history=(*before, *own), explain=False)
+
+
+def _chances(found: RankedRows, explore: float) -> dict[int, float]:
+    """Return the probability with which a list of the bundle has each item."""
+    pool = found.pool if found.pool is not None else np.zeros(0, np.int64)
+    kept, drawn = probabilities(len(found.rows), len(pool), explore)
+    chances = dict.fromkeys(found.rows.tolist(), kept)
+    return chances | (dict.fromkeys(pool.tolist(), drawn) if explore else {})

@@ -1,0 +1,124 @@
+"""Remove users from what a run has written: dataset, checkpoints, bundle and report, and from an event store.
+
+Each folder and file is replaced atomically. A command that was killed can be given again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twotower.bundle.forgetting import USER_TABLE, forget_users, without_examples, without_rows
+from twotower.bundle.sealed_folder import MANIFEST, bundle_in
+from twotower.data.dataset import Dataset
+from twotower.data.forgetting import rows_to_forget, without_users
+from twotower.errors import DataError
+from twotower.evaluation.report import write_report
+from twotower.serving.event_store import open_store
+from twotower.utils.atomic_files import atomic_file, atomic_folder
+from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
+from twotower.utils.documents import Report, parse_document
+from twotower.utils.manifests import RunManifest, open_manifest
+from twotower.utils.types import Int
+
+CHECKPOINTS = ("best.pt", "last.pt")
+REPORT = "report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What was removed, by place: numbers of users, and of events of a store."""
+
+    bundle: int = 0
+    dataset: int = 0
+    events: int = 0
+
+
+def forget(target: Path, users: Sequence[str], store: str | None) -> Removed:
+    """Remove users from a run or a bundle, and from an event store. Users that a place does not have are not an error.
+
+    Parameters
+    ----------
+    target
+        A run, or a bundle.
+    store
+        Address of the event store; None: there is none.
+
+    Raises
+    ------
+    DataError
+        `target` is neither a run nor a bundle, or a server uses the store.
+    """
+    bundle, model = bundle_in(target), target / "model"
+    run = model if (model / MANIFEST).is_file() else target
+    is_run = _kind(run) == "run"
+    if not is_run and _kind(bundle) != "bundle":
+        raise DataError(f"{target} is neither a run nor a bundle. Name a folder of `twotower run`, or a bundle.")
+    names, events = set(users), 0
+    if store is not None:
+        opened = open_store(store)  # first: it fails while a server uses the store
+        try:
+            events = sum(opened.forget(user) for user in users)
+        finally:
+            opened.close()
+    in_dataset = _forget_in_run(run, names) if is_run else 0
+    in_bundle = 0
+    if _kind(bundle) == "bundle":
+        known = len(rows_to_forget(Dataset.open(bundle / "dataset"), names.__contains__))
+        in_bundle = known if forget_users(bundle, names.__contains__) is not None else 0
+    for folder in {target, run}:
+        _clean_report(folder, names)
+    return Removed(in_bundle, in_dataset, events)
+
+
+def _kind(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("kind"))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _forget_in_run(run: Path, names: set[str]) -> int:
+    """Rewrite the dataset and the checkpoints of a run. The checkpoints know the new dataset before it takes its place."""
+    manifest = open_manifest(RunManifest, run, "Train it again.")
+    dataset = Dataset.open(Path(manifest.dataset))
+    rows = rows_to_forget(dataset, names.__contains__)
+    if not len(rows):
+        return 0
+    with atomic_folder(dataset.path) as fresh:
+        shutil.copytree(dataset.path, fresh, dirs_exist_ok=True)
+        without_users(dataset, rows, fresh)
+        fingerprint = Dataset.open(fresh).fingerprint
+        for file in [run / name for name in CHECKPOINTS if (run / name).is_file()]:
+            state = load_checkpoint(file)
+            save_checkpoint(file, _without(state, dataset, rows) | {"data": fingerprint})
+        with atomic_file(run / MANIFEST) as beside:
+            values = manifest.model_copy(update={"data": fingerprint}).json_values()
+            beside.write_text(json.dumps(values, indent=1, sort_keys=True))
+    return len(rows)
+
+
+def _without(state: dict[str, Any], dataset: Dataset, rows: Int) -> dict[str, Any]:
+    state = state | {"model": without_rows(state["model"], dataset, rows)}
+    moments = state.get("rows", {}).get(USER_TABLE.removesuffix(".weight"), {}).get("moments")
+    if moments is not None:
+        moments[torch.from_numpy(rows[rows < len(moments)])] = 0
+    return state
+
+
+def _clean_report(folder: Path, names: set[str]) -> None:
+    """Leave the lists of these users out of the report of a run, and write its page again."""
+    file = folder / REPORT
+    if not file.is_file():
+        return
+    found = json.loads(file.read_text(encoding="utf-8"))
+    clean = without_examples(found, names)
+    if clean == found:
+        return
+    write_report(parse_document(Report, clean, file), folder)

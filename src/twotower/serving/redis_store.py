@@ -1,0 +1,264 @@
+"""Store accepted events in Redis, for several servers: a stream of events and a set of their ids, changed together by one script.
+
+Redis must sync before it responds, or a power failure loses the last second: `appendonly yes` and `appendfsync always`.
+
+Servers of several versions may share one Redis. An entry has a version: fields that a reader does not know are ignored, and an
+entry of a later version is skipped, counted, and read after the reader has been upgraded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from twotower.errors import BusyError, ConfigError, DataError
+from twotower.serving.event_types import (
+    ANSWERS_PAGE,
+    PAGE,
+    Entry,
+    Event,
+    Forgotten,
+    LoggedAnswer,
+    PositionLost,
+    answer_as_json,
+    answer_from_json,
+    digest_of,
+    every_answer,
+)
+from twotower.utils.console import log
+
+ENTRY_VERSION = 1  # of an event in a stream; raise it when older servers could not read new entries correctly
+REDIS_TIMEOUT_S = 0.9  # twice this is below the time in which an event request is answered
+
+
+class RedisStore:
+    """Events in a Redis stream, for several servers."""
+
+    follow_s = 0.1
+    _KEYS = ("{twotower}:events", "{twotower}:event_ids")  # the braces keep all keys on one node of a cluster
+
+    def __init__(self, url: str) -> None:
+        try:
+            import redis
+            from redis.backoff import NoBackoff
+            from redis.retry import Retry
+        except ImportError:
+            raise ConfigError("The Redis client is not installed. Run `pip install redis`, or use sqlite:PATH.") from None
+        self._failed = redis.RedisError
+        options: dict[str, Any] = {"socket_timeout": REDIS_TIMEOUT_S, "socket_connect_timeout": REDIS_TIMEOUT_S}
+        try:  # no retries: the client of the server is told in time, and sends the events again
+            self._client: Any = redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0), **options)
+        except ValueError:  # its text, and the address, may contain a part of the password
+            text = "The address of the event store is not valid; it is not shown because it may contain a password. "
+            raise ConfigError(f"{text}Use redis://HOST:PORT/NUMBER or redis://:PASSWORD@HOST:PORT/NUMBER.") from None
+        try:
+            self._client.ping()
+        except redis.RedisError as error:
+            raise DataError(f"Cannot connect to Redis at {without_password(url)}: {error}. Check the address.") from None
+        self._append, self._copy = map(self._client.register_script, (_APPEND, _COPY_WITHOUT))
+        self._answers, self._answer_times = (f"{self._KEYS[0]}:{name}" for name in ("answers", "answer_times"))
+        self._warn(url)
+
+    def _warn(self, url: str) -> None:
+        try:
+            found = {**self._client.config_get("appendonly"), **self._client.config_get("appendfsync")}
+        except self._failed:
+            return  # reading the configuration may be forbidden
+        if (found.get("appendonly"), found.get("appendfsync")) != ("yes", "always"):
+            log.warning(
+                "Redis at %s may lose acknowledged events: set `appendonly yes` and `appendfsync always`", without_password(url)
+            )
+
+    def append(self, events: Sequence[Event]) -> list[bool]:
+        """See `EventStore`."""
+        arguments = [part for e in events for part in (_unique(e), e.once or "", json.dumps(asdict(e)))]
+        with self._answering("The events were not stored"):
+            return [bool(new) for new in self._append(keys=self._KEYS, args=[ENTRY_VERSION, *arguments])]
+
+    @contextmanager
+    def _answering(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except self._failed as error:
+            log.error("%s: %s", what, error)
+            raise BusyError(f"{what}: Redis does not respond. Send them again later.") from None
+
+    def since(self, position: str) -> list[Entry]:
+        """See `EventStore`. The entry at `position` is read again: if it is missing, the stream is another one."""
+        try:
+            rows = self._client.xrange(self._KEYS[0], min=position or "-", count=PAGE + bool(position))
+        except self._failed as error:
+            raise BusyError(f"Redis does not respond: {error}. Try again later.") from None
+        if position:
+            if not rows or rows[0][0] != position:
+                raise PositionLost
+            rows = rows[1:]
+        return [(at, read_entry(fields)) for at, fields in rows]
+
+    def log_answers(self, answers: Sequence[LoggedAnswer]) -> None:
+        """See `EventStore`."""
+        with self._answering("The answers were not logged"), self._client.pipeline(transaction=True) as pipe:
+            for answer in answers:
+                pipe.hsetnx(self._answers, answer.request_id, answer_as_json(answer))
+                pipe.zadd(self._answer_times, {answer.request_id: answer.time_s}, nx=True)
+            pipe.execute()
+
+    def answers_of(self, request_ids: Sequence[str]) -> list[LoggedAnswer]:
+        """See `EventStore`."""
+        with self._answering("The lists of the events were not found"):
+            found = self._client.hmget(self._answers, list(request_ids)) if request_ids else []
+        return [answer_from_json(text) for text in found if text is not None]
+
+    def answers(self, position: str) -> tuple[str, list[LoggedAnswer]]:
+        """See `EventStore`. Answers that arrive meanwhile may be left out."""
+        begin = int(position or 0)
+        with self._answering("The answers were not read"):
+            names = self._client.zrange(self._answer_times, begin, begin + ANSWERS_PAGE - 1)
+        return str(begin + len(names)), self.answers_of(names)
+
+    def forget(self, user: str) -> int:
+        """See `EventStore`. The stream is copied without the user, because a deleted entry leaves its bytes in its block."""
+        beside, position, count = f"{self._KEYS[0]}:without", "-", 0
+        with self._answering("The user was not forgotten"), self._alone(f"{beside}:lock"):
+            self._client.delete(beside)
+            while position:
+                keys = [*self._KEYS, beside]
+                arguments: list[str | int] = [position, COPY_PAGE, user, ENTRY_VERSION, digest_of(user)]
+                position, *gone = self._copy(keys=keys, args=arguments)
+                events = [event for event in map(_event, gone) if event is not None]
+                names = [name for event in events for name in (_unique(event), event.once) if name is not None]
+                if names:
+                    self._client.srem(self._KEYS[1], *names)
+                count += len(events)
+            theirs = [one.request_id for one in every_answer(self) if one.user == user]
+            if theirs:
+                self._client.hdel(self._answers, *theirs)
+                self._client.zrem(self._answer_times, *theirs)
+        with suppress(self._failed):  # may be forbidden, or run already
+            self._client.bgrewriteaof()
+        return count
+
+    @contextmanager
+    def _alone(self, lock: str) -> Iterator[None]:
+        """Let one server at a time copy the stream."""
+        if not self._client.set(lock, 1, nx=True, ex=LOCK_S):
+            raise BusyError("Another user is being forgotten. Try again later.")
+        try:
+            yield
+        finally:
+            self._client.delete(lock)
+
+    def expire(self, events_before_s: int | None, answers_before_s: int | None) -> int:
+        """See `EventStore`. Events count by the time at which they were accepted."""
+        with self._answering("Old events were not deleted"):
+            old = self._client.zrangebyscore(self._answer_times, "-inf", f"({answers_before_s}") if answers_before_s else []
+            if old:
+                self._client.hdel(self._answers, *old)
+                self._client.zrem(self._answer_times, *old)
+            if events_before_s is None:
+                return 0
+            return int(self._client.xtrim(self._KEYS[0], minid=f"{1000 * events_before_s}-0", approximate=False))
+
+    def backup(self, path: Path) -> None:
+        """See `EventStore`.
+
+        Raises
+        ------
+        ConfigError
+            Always: Redis makes its own backups.
+        """
+        raise ConfigError(f"Cannot write {path}: Redis makes its own backups. Use `redis-cli BGSAVE`, and copy its files.")
+
+    def close(self) -> None:
+        """See `EventStore`."""
+        self._client.close()
+
+
+_APPEND = """
+    local new = {}
+    for i = 2, #ARGV, 3 do
+        local fresh = redis.call('SISMEMBER', KEYS[2], ARGV[i]) == 0
+        if ARGV[i + 1] ~= '' then fresh = fresh and redis.call('SISMEMBER', KEYS[2], ARGV[i + 1]) == 0 end
+        if fresh then
+            redis.call('SADD', KEYS[2], ARGV[i])
+            if ARGV[i + 1] ~= '' then redis.call('SADD', KEYS[2], ARGV[i + 1]) end
+            redis.call('XADD', KEYS[1], '*', 'v', ARGV[1], 'event', ARGV[i + 2])
+        end
+        new[#new + 1] = fresh and 1 or 0
+    end
+    return new
+"""
+_COPY_WITHOUT = """
+    local rows, last, result = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2]), '', {''}
+    for _, row in ipairs(rows) do
+        local theirs = false
+        for i = 1, #row[2], 2 do
+            if row[2][i] == 'event' then
+                local read, event = pcall(cjson.decode, row[2][i + 1])
+                theirs = read and type(event) == 'table' and event['user'] == ARGV[3]
+                if theirs then result[#result + 1] = row[2][i + 1] end
+            end
+        end
+        if not theirs then redis.call('XADD', KEYS[3], row[1], unpack(row[2])) end
+        last = row[1]
+    end
+    if #rows == tonumber(ARGV[2]) then
+        result[1] = '(' .. last
+    else
+        if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('RENAME', KEYS[3], KEYS[1]) else redis.call('DEL', KEYS[1]) end
+        local lowest = last
+        if lowest ~= '' then redis.pcall('XSETID', KEYS[1], lowest) end
+        redis.call('XADD', KEYS[1], '*', 'v', ARGV[4], 'forgotten', ARGV[5])
+    end
+    return result
+"""
+COPY_PAGE = 1000  # entries that one script copies
+LOCK_S = 600  # after which a copy of a killed server is given up
+
+
+def read_entry(fields: Any) -> Event | Forgotten | None:
+    """Return the content of a stream entry; None if the entry is of a later version or cannot be read.
+
+    Examples
+    --------
+    >>> read_entry({"v": "1", "event": '{"event_id": "a", "user": "u", "item_id": "b", "time_s": 5, "of_a_later_server": 1}'}).user
+    'u'
+    >>> read_entry({"v": "2", "event": "{}"}) is None
+    True
+    """
+    try:
+        if int(fields["v"]) > ENTRY_VERSION:
+            return None
+        if isinstance(fields.get("forgotten"), str):
+            return Forgotten(fields["forgotten"])
+        return _event(fields["event"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _event(text: Any) -> Event | None:
+    try:
+        found = json.loads(text)
+        event = Event(**{name: found[name] for name in Event.__slots__ if name in found})
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    texts = (event.event_id, event.user, event.item_id)
+    right = all(isinstance(text, str) for text in texts) and type(event.time_s) is int and event.time_s >= 0
+    right &= all(isinstance(text, str | None) for text in (event.event_type, event.request_id, event.version))
+    right &= isinstance(event.stars, int | float | None) and type(event.stars) is not bool
+    return event if right and (event.position is None or type(event.position) is int) else None
+
+
+def _unique(event: Event) -> str:
+    """Return the user and the id of an event as one text that no other pair has."""
+    return f"{len(event.user)}:{event.user}{event.event_id}"
+
+
+def without_password(url: str) -> str:
+    """Return the address without user, password and query."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"

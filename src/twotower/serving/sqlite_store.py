@@ -1,0 +1,274 @@
+"""Store accepted events in one SQLite file, for the processes of one server.
+
+Every commit of events syncs the write-ahead log (WAL), so acknowledged events survive a killed server and a power failure. Many
+events share one commit, which keeps this cheap. Deleted content is overwritten with zeros.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from twotower.errors import BusyError, DataError
+from twotower.serving.event_types import (
+    ANSWERS_PAGE,
+    PAGE,
+    Entry,
+    Event,
+    Forgotten,
+    LoggedAnswer,
+    answer_as_json,
+    answer_from_json,
+    digest_of,
+)
+from twotower.utils.atomic_files import atomic_file
+from twotower.utils.console import log
+
+SQLITE_VERSION = 3
+SHARED_WAIT_S = 1.5  # time for the write of another process; below the time in which an event request is answered
+_LOCK_WAIT_S = 5.0  # time for the previous server to shut down
+_TRY_S = 0.05
+_CLEAN_WAIT_S = 5.0  # time for readers to let go of pages that a deletion has left behind
+_USED = "The event file {path} is used by another server. Stop that server, or use --events redis://… for several."
+
+
+def lock_file(path: Path, wait_s: float) -> Callable[[], None]:
+    """Keep other servers away from an event file. Return a function that lets them in again.
+
+    Raises
+    ------
+    DataError
+        Another server uses it, or the file cannot be created.
+    """
+    _create_private(path)
+    lock, end = os.open(path, os.O_RDWR), time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # independent of the locks of SQLite
+            return lambda: os.close(lock)
+        except OSError:
+            if time.monotonic() >= end:
+                os.close(lock)
+                raise DataError(_USED.format(path=path)) from None
+            time.sleep(_TRY_S)
+
+
+class SQLiteStore:
+    """Events in one SQLite file.
+
+    Parameters
+    ----------
+    shared
+        Other processes of the same server use it, too. One of them holds a `lock_file`.
+    reading
+        Only read: a server may use the file at the same time.
+    """
+
+    follow_s = None
+
+    def __init__(self, path: Path, *, shared: bool = False, reading: bool = False) -> None:
+        self._path, self._release = path, None
+        if reading and not path.is_file():
+            raise DataError(f"No event store at {path}. Name the store that the server was started with (--events).")
+        if not reading:
+            _create_private(path)
+            self._release = None if shared else lock_file(path, _LOCK_WAIT_S)
+        try:
+            self._connection = sqlite3.connect(path, timeout=SHARED_WAIT_S, isolation_level=None, check_same_thread=False)
+            self._open(reading=reading)
+        except sqlite3.Error as error:
+            self._let_go()
+            if "locked" in str(error):
+                raise DataError(_USED.format(path=path)) from None
+            raise DataError(
+                f"Cannot use {path} as event store: {error}. Choose a new or writable SQLite file with --events."
+            ) from None
+
+    def _open(self, *, reading: bool) -> None:
+        run = self._connection.execute
+        version, used = run("PRAGMA user_version").fetchone()[0], run("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if version != (SQLITE_VERSION if used or reading else 0):
+            raise sqlite3.DatabaseError("it holds other data or has another version")
+        if reading:
+            run("PRAGMA query_only = ON")
+            return
+        self._make_private()
+        run("PRAGMA secure_delete = ON")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")
+        run("BEGIN IMMEDIATE")
+        for statement in _TABLES:
+            run(statement)
+        run(f"PRAGMA user_version = {SQLITE_VERSION}")
+        run("COMMIT")
+
+    def _make_private(self) -> None:
+        """Let only the owner read the file; the files beside it get the same rights."""
+        file = self._connection.execute("PRAGMA database_list").fetchone()[2]
+        if file and os.stat(file).st_uid == os.geteuid():
+            os.chmod(file, 0o600)
+
+    def append(self, events: Sequence[Event]) -> list[bool]:
+        """See `EventStore`."""
+        run = self._connection.execute
+        try:
+            run("BEGIN IMMEDIATE")
+            new = [run(_INSERT, _row(event)).rowcount == 1 for event in events]
+            run("COMMIT")
+        except sqlite3.Error as error:
+            self._undo("store events", error)
+            raise BusyError("The events were not stored: cannot write to the event file. Send them again later.") from None
+        return new
+
+    def since(self, position: str) -> list[Entry]:
+        """See `EventStore`."""
+        try:
+            rows = self._connection.execute(_SELECT, (int(position or 0), PAGE)).fetchall()
+        except sqlite3.Error as error:
+            raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
+        return [(str(row[0]), Event(*row[1:]) if row[3] else Forgotten(row[1])) for row in rows]
+
+    def log_answers(self, answers: Sequence[LoggedAnswer]) -> None:
+        """See `EventStore`. These commits are not synced: an answer is no promise."""
+        run, rows = self._connection.execute, [(a.request_id, a.user, a.time_s, answer_as_json(a)) for a in answers]
+        try:
+            run("PRAGMA synchronous = NORMAL")
+            try:
+                run("BEGIN IMMEDIATE")
+                self._connection.executemany(_INSERT_ANSWER, rows)
+                run("COMMIT")
+            finally:
+                if not self._connection.in_transaction:
+                    run("PRAGMA synchronous = FULL")
+        except sqlite3.Error as error:
+            self._undo("log answers", error)
+            raise BusyError("The answers were not logged: cannot write to the event file. Check the disk.") from None
+
+    def _undo(self, what: str, error: sqlite3.Error) -> None:
+        log.error("cannot %s: %s", what, error)
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        self._connection.execute("PRAGMA synchronous = FULL")
+
+    def answers_of(self, request_ids: Sequence[str]) -> list[LoggedAnswer]:
+        """See `EventStore`."""
+        try:
+            found = [self._connection.execute(_SELECT_ANSWER, (one,)).fetchone() for one in request_ids]
+        except sqlite3.Error as error:
+            raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
+        return [answer_from_json(row[0]) for row in found if row is not None]
+
+    def answers(self, position: str) -> tuple[str, list[LoggedAnswer]]:
+        """See `EventStore`."""
+        try:
+            rows = self._connection.execute(_SELECT_ANSWERS, (int(position or 0), ANSWERS_PAGE)).fetchall()
+        except sqlite3.Error as error:
+            raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
+        return (str(rows[-1][0]) if rows else position), [answer_from_json(row[1]) for row in rows]
+
+    def forget(self, user: str) -> int:
+        """See `EventStore`. Neither the file nor the log beside it holds the user id when this returns."""
+        run = self._connection.execute
+        try:
+            run("BEGIN IMMEDIATE")
+            count = run("DELETE FROM events WHERE user = ? AND item_id <> ''", (user,)).rowcount
+            run("DELETE FROM answers WHERE user = ?", (user,))
+            run(_INSERT, _row(Event(digest_of(user), "", "", int(time.time()))))
+            run("COMMIT")
+            self._clean()
+        except sqlite3.Error as error:
+            self._undo("forget a user", error)
+            raise BusyError("The user was not forgotten: cannot write to the event file. Try again later.") from None
+        return count
+
+    def expire(self, events_before_s: int | None, answers_before_s: int | None) -> int:
+        """See `EventStore`. Notes of forgotten users go with the events of their time."""
+        run = self._connection.execute
+        try:
+            run("BEGIN IMMEDIATE")
+            count = 0
+            if events_before_s is not None:
+                count = run("DELETE FROM events WHERE time_s < ?", (events_before_s,)).rowcount
+            if answers_before_s is not None:
+                run("DELETE FROM answers WHERE time_s < ?", (answers_before_s,))
+            run("COMMIT")
+        except sqlite3.Error as error:
+            self._undo("delete old events", error)
+            raise BusyError("Old events were not deleted: cannot write to the event file. Check the disk.") from None
+        return count
+
+    def _clean(self) -> None:
+        """Move the log into the file and empty it: it may hold pages as they were before a deletion."""
+        end = time.monotonic() + _CLEAN_WAIT_S
+        while self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            if time.monotonic() > end:
+                raise sqlite3.OperationalError("a reader holds on to the log")
+            time.sleep(_TRY_S)
+
+    def backup(self, path: Path) -> None:
+        """See `EventStore`. The file appears at once, complete."""
+        try:
+            with atomic_file(path) as beside:
+                for left in ("", "-journal", "-wal", "-shm"):  # of a backup that was killed
+                    beside.with_name(beside.name + left).unlink(missing_ok=True)
+                _create_private(beside)
+                target = sqlite3.connect(beside, isolation_level=None)
+                try:
+                    self._connection.backup(target)
+                    target.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
+                finally:
+                    target.close()
+        except (sqlite3.Error, OSError) as error:
+            raise DataError(f"Cannot write the backup {path}: {error}. Choose a writable path with enough space.") from None
+
+    def close(self) -> None:
+        """See `EventStore`."""
+        self._connection.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._release is not None:
+            with suppress(OSError):
+                self._release()
+            self._release = None
+
+
+_COLUMNS = "event_id, user, item_id, time_s, event_type, stars, request_id, position_in_list, version"
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS events (position INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL, user TEXT NOT NULL,"
+    " item_id TEXT NOT NULL, time_s INTEGER NOT NULL, event_type TEXT, stars REAL, request_id TEXT, position_in_list INTEGER,"
+    " version TEXT)",
+    "CREATE UNIQUE INDEX IF NOT EXISTS once ON events (user, event_id) WHERE item_id <> ''",
+    "CREATE UNIQUE INDEX IF NOT EXISTS once_of_a_list ON events (request_id, item_id, event_type) WHERE request_id IS NOT NULL",
+    "CREATE TABLE IF NOT EXISTS answers (position INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL UNIQUE, user TEXT,"
+    " time_s INTEGER NOT NULL, answer TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS answers_of_a_user ON answers (user)",
+)
+_INSERT = f"INSERT INTO events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_SELECT = f"SELECT position, {_COLUMNS} FROM events WHERE position > ? ORDER BY position LIMIT ?"
+_INSERT_ANSWER = "INSERT INTO answers (request_id, user, time_s, answer) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_SELECT_ANSWER = "SELECT answer FROM answers WHERE request_id = ?"
+_SELECT_ANSWERS = "SELECT position, answer FROM answers WHERE position > ? ORDER BY position LIMIT ?"
+
+
+def _row(e: Event) -> tuple[object, ...]:
+    return (e.event_id, e.user, e.item_id, e.time_s, e.event_type, e.stars, e.request_id, e.position, e.version)
+
+
+def _create_private(path: Path) -> None:
+    """Create a file that only its owner may read, unless it exists.
+
+    Raises
+    ------
+    DataError
+        The file cannot be created.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise DataError(f"Cannot use {path} as event store: {error.strerror}. Choose a writable path with --events.") from None
