@@ -24,7 +24,7 @@ export interface Options {
 }
 
 const RETRIED = new Set([429, 502, 503, 504]); // statuses after which the same request may succeed
-const TRIED_ONCE = /\/(admin\/reload|health\/(live|ready))$/;
+const TRIED_ONCE = /\/(admin\/(reload|promote|rollback)|health\/(live|ready))$/;
 const BACKOFF_MS = 100;
 const JITTER_MS = 100; // random part of every wait, so that refused clients do not come back together
 const WITHOUT_BODY = new Set([204, 205, 304]);

@@ -196,6 +196,31 @@ class Client:
         """Bring the items up to date with the accepted events, now."""
         return cast(t.RefreshOut, self._post("/admin/refresh", None))
 
+    def forget_user(self, user: Id) -> t.ForgottenOut:
+        """Delete everything about a user."""
+        body = self._transport.send("DELETE", "/v1/users", query=[("user", user)], key=self.key)
+        return cast(t.ForgottenOut, self._read(body))
+
+    def export_events_file(self, since: str | None = None) -> bytes:
+        """Return the accepted events as a Parquet file."""
+        return self._export("/v1/events/export", since)
+
+    def export_answers_file(self, since: str | None = None) -> bytes:
+        """Return the logged answers as a Parquet file."""
+        return self._export("/v1/events/export/answers", since)
+
+    def get_versions(self) -> t.VersionsOut:
+        """Return the served versions with their shares, and the versions that are kept."""
+        return cast(t.VersionsOut, self._get("/admin/versions"))
+
+    def promote_version(self) -> t.ReloadOut:
+        """Serve the second version alone. It is tried once."""
+        return cast(t.ReloadOut, self._post("/admin/promote", None, repeat=False))
+
+    def roll_back(self) -> t.ReloadOut:
+        """Serve the version before; with two versions, the first one alone. It is tried once."""
+        return cast(t.ReloadOut, self._post("/admin/rollback", None, repeat=False))
+
     def check_live(self) -> t.StateOut:
         """Return the state of the process. It is tried once."""
         return cast(t.StateOut, self._get("/health/live", repeat=False))
@@ -207,6 +232,10 @@ class Client:
     def get_metrics(self) -> str:
         """Return metrics in the Prometheus text format."""
         return self._transport.send("GET", "/metrics").decode()
+
+    def _export(self, path: str, since: str | None) -> bytes:
+        query: Query = [] if since is None else [("since", since)]
+        return self._transport.send("GET", path, query=query, key=self.key)
 
     def _get(self, path: str, query: Query = (), *, repeat: bool = True) -> Any:
         return self._read(self._transport.send("GET", path, query=query, key=self.key, repeat=repeat))
