@@ -6,8 +6,8 @@
 The last periods of a set are kept back. The first model is trained on all events before them. At the start of each period, three
 systems are asked its questions: the first model with items refreshed every week; the model updated with the events of the period
 before (`twotower update`); and one trained anew on all events so far, with the recipe fixed. Each comes with the CPU seconds of its
-preparation, training, calibration and export. Prints a JSON line a period and system, appended to benchmarks/results/update.jsonl,
-then the claims.
+preparation, training, calibration and export. Prints a JSON line for each period and system, then the claims, which it appends to
+benchmarks/results/update.jsonl.
 """
 
 from __future__ import annotations
@@ -202,7 +202,8 @@ class _Questions:
             **{"events": len(base.events), "items": base.n_items, "users": base.n_users},
             **{"machine": machine(), "commit": commit()},
         }
-        tell(row, self.given.results)
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
         self.rows.append(row)
         shutil.rmtree(work)
 
