@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RELOAD_TIMEOUT_S = 300.0
 
 
-@click.command(short_help="Estimate memory and time of training, and find settings that fit.")
+@click.command(short_help="Estimate memory and time of training.")
 @click.option("--data", type=FOLDER, help="Dataset made by `twotower prepare`.")
 @click.option("--users", type=click.IntRange(1), help="Number of users, instead of --data.")
 @click.option("--items", type=click.IntRange(1), help="Number of items, instead of --data.")
