@@ -103,7 +103,7 @@ def test_the_test_part_has_no_effect(searched: Path, town: Town, tmp_path: Path)
     copy = tmp_path / "dataset"
     shutil.copytree(town.folder, copy)
     rng = np.random.default_rng(0)
-    for name, changed in (("events", "item_row"), ("visits", "stars")):
+    for name, changed in (("events", "item_row"), ("item_events", "stars")):
         arrays = {key: np.array(value) for key, value in open_arrays(copy / f"{name}.safetensors").items()}
         test = arrays["split"] == TEST
         assert test.any()

@@ -160,9 +160,9 @@ def update(
     while True:
         began = time.monotonic()
         try:
-            _update_once(run, data, events, out or run, overrides)
+            bundle = _update_once(run, data, events, out, overrides)
             if client is not None:
-                _reload(client, (out or run) / "bundle")
+                _reload(client, bundle)
         except TwoTowerError as error:
             if every is None:
                 raise
@@ -172,8 +172,8 @@ def update(
         time.sleep(max(0.0, began + every * 3600 - time.monotonic()))
 
 
-def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Path, overrides: tuple[str, ...]) -> None:
-    """Update a run into `out`, which is the run itself or another folder, and tell what changed."""
+def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Path | None, overrides: tuple[str, ...]) -> Path:
+    """Update a run into `out` (None: the run itself), tell what changed, and return the folder of the newest bundle."""
     from twotower.utils.config import load_config
 
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
@@ -184,14 +184,16 @@ def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Pat
     from twotower.pipeline.update import update as update_run
 
     run = root_of(run)
+    out = out or run
     base = Dataset.open(Path(run_manifest(inside(run, "model")).dataset))
     source = source_of_files(data, base) if events is None else source_of_store(events, base)
     record = update_run(run, source, out, overrides=overrides)
     if record is None:
         click.echo(f"{run} has all of these events already. Nothing was changed.")
-        return
+        return run / "bundle"
     click.echo(f"{in_words(record)}\nBundle: {out / 'bundle'}")
     say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
+    return out / "bundle"
 
 
 def _client(server: str) -> Client:
