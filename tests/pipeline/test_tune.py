@@ -325,7 +325,8 @@ def test_killed_with_two_processes_a_search_loses_no_trial(searched: Path, town:
     done = subprocess.run([*command, "--trials", str(most)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = rows(out)
-    assert len(found) == most and {row["state"] for row in found} <= {"finished", "pruned"}
+    # A process whose parent was killed can begin one more trial before it notices.
+    assert most <= len(found) <= most + 2 and {row["state"] for row in found} <= {"finished", "pruned"}
     assert before == {row["trial"]: row["NDCG@10"] for row in found if row["trial"] in before}
     assert results(out)[:2] == results(searched)[:2], "the default recipes have the same results in any number of processes"
-    assert f"{most} trials: " in done.stdout
+    assert f"{len(found)} trials: " in done.stdout
