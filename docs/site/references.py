@@ -217,7 +217,10 @@ def _values(values: Sequence[Value], *, in_path: bool = False) -> str:
     for value in values:
         kind = " ".join(f"[{word}](#object-{word.lower()})" if word in value.objects else word for word in value.kind.split())
         notes = [value.text, f"Range: {value.bounds}." if value.bounds else "", "Required." if value.required else ""]
-        notes += [f"In the {value.location}." if in_path else "", f"Default: `{value.default}`." if value.default is not None else ""]
+        notes += [
+            f"In the {value.location}." if in_path else "",
+            f"Default: `{value.default}`." if value.default is not None else "",
+        ]
         rows.append((f"`{value.name}`", kind, plain(" ".join(note for note in notes if note))))
     return table(("Name", "Type", "Description"), rows)
 
