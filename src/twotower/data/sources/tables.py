@@ -94,10 +94,10 @@ def _column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
     """Return the type of an id column, as `utils.ids.id_type` names it; text and JSON files have texts."""
     held = engine.tables.get(str(path))
     if held is not None:
-        return id_type(held.schema.field(column).type)
+        return id_type(held.schema.field(column))
     files = table_paths(base, path, "interactions")
     schemas = [pq.read_schema(file) if form_of(file) == "parquet" else None for file in files]
-    kinds = {id_type(schema.field(column).type) if schema and column in schema.names else TEXT_ID for schema in schemas}
+    kinds = {id_type(schema.field(column)) if schema and column in schema.names else TEXT_ID for schema in schemas}
     return kinds.pop() if len(kinds) == 1 else TEXT_ID
 
 
