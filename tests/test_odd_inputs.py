@@ -160,6 +160,10 @@ WRONG_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "a number as config": (lambda: tt.Model(config=3), "Settings are a int"),
     "a name that is none": (lambda: tt.register_loss(3), "It must be a text"),
     "no name": (lambda: tt.register_loss(len), "The name of a loss is len"),
+    "a tower that is none": (lambda: tt.register_tower("mine")(dict), "is the class dict. It must be a subclass of Module"),
+    "a baseline that is none": (lambda: tt.register_baseline("mine")(dict), "must be a subclass of Baseline"),
+    "an index that is none": (lambda: tt.register_index("mine")(dict), "must be a subclass of Index"),
+    "a board": (lambda: tt.TensorBoardLogger(5), "folder of TensorBoardLogger is 5"),  # type: ignore[arg-type]
     "an entry that is none": (lambda: tt.register_pooling("mine")(3), "must be a function or a class"),
 }
 
