@@ -80,7 +80,8 @@ def register_tower(name: str) -> Add:
 
 def register_baseline(name: str) -> Add:
     """Add a subclass of `Baseline` with `scores`; `evaluation.baselines` lists it."""
-    from twotower.baselines.baselines import BASELINES, Baseline
+    from twotower.baselines.base import Baseline
+    from twotower.baselines.baselines import BASELINES
 
     return _adder(BASELINES, name, Baseline)
 
