@@ -11,7 +11,12 @@ from pathlib import Path
 
 NAVIGATION = {
     "Getting started": ["getting-started", "python", "install*"],
-    "How-to guides": ["how-to/index", "how-to/*", "serving", "clients", "monitoring", "kubernetes", "vector-databases", "gpu"],
+    "How-to guides": [
+        "how-to/index",
+        *(f"how-to/{task}" for task in ("i-have-a-csv", "known-datasets", "new-users", "new-items", "similar-items")),
+        *(f"how-to/{task}" for task in ("serve-with-filters", "stay-fresh", "update", "feedback-loop", "retrain", "tune", "*")),
+        *("serving", "clients", "monitoring", "kubernetes", "vector-databases", "gpu"),
+    ],
     "Extend": ["extend/*"],
     "Concepts": ["glossary", "data", "filters", "evaluation"],
     "Method": ["method"],

@@ -175,6 +175,30 @@ def test_the_newest_events_validate_and_all_others_are_trained_on(shop_run: Path
     assert 0.4 < held.sum() / len(new) < 0.6
 
 
+def test_a_handful_of_new_events_leaves_the_weights_of_the_score(shop_run: Path) -> None:
+    def weights() -> dict[str, torch.Tensor]:
+        state = load_checkpoint(shop_run / "model" / "best.pt")["model"]
+        return {name: state[name] for name in ("priors.weights", "priors.recency", "priors.repeats")}
+
+    _, _, new, _ = frames()
+    few = new[new["product"] == "P0060"].drop_duplicates("customer")[:12]
+    assert len(few) == 12
+    few.to_csv(shop_run.parent / "new" / "orders.csv", index=False)
+    before, record = weights(), run_manifest(shop_run / "model").calibration
+    assert go_on(shop_run).queries < 12
+    after = weights()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert record is not None and run_manifest(shop_run / "model").calibration == record
+
+
+def test_an_update_with_as_many_queries_as_the_run_fits_the_weights_of_the_score(shop_run: Path) -> None:
+    record = run_manifest(shop_run / "model").calibration
+    assert record is not None
+    found = go_on(shop_run, overrides=["updating.valid_frac=0.9"])
+    calibration = run_manifest(shop_run / "model").calibration
+    assert found.queries >= record.queries and calibration is not None and calibration.queries == found.queries
+
+
 def test_new_users_and_new_items_get_lists(shop_run: Path) -> None:
     go_on(shop_run)
     recommender = Recommender.load(shop_run / "bundle")

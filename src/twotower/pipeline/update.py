@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from twotower.bundle.bundle import DATASET, export_bundle, load_trained
 from twotower.bundle.revision import take_over
@@ -52,6 +53,8 @@ from twotower.utils.types import Float64
 PARTS = ("dataset", "model", "bundle")
 OF_A_RUN = (*PARTS, "manifest.json", "best.pt", "last.pt", "metrics.jsonl", "recipe", "recipe.json", "report.json", "report.html")
 RECORD, BEGIN = "update.json", "start.pt"
+LEAST_QUERIES = 1000
+"""Validation queries that are enough to fit the weights of the score again; fewer are, if the run itself had fewer."""
 
 
 def root_of(run: Path) -> Path:
@@ -122,7 +125,7 @@ def _update(
     reached = _train(base, grown, config, work / "model", watch)
     begin = load_checkpoint(work / "model" / BEGIN)["model"]
     priors = {name.removeprefix("priors."): value for name, value in begin.items() if name.startswith("priors.")}
-    calibration = calibrate_run(config, grown, work / "model" / "best.pt", priors=priors)
+    calibration = _calibrate(grown, config, work / "model" / "best.pt", priors, manifest.calibration)
     record = _compare(base, grown, config, work / "model", manifest, reached)
     if record.worse_frac > config.updating.max_worse_frac:
         raise TrainingError(_worse(record, run))
@@ -198,6 +201,18 @@ def _train(base: Dataset, grown: Dataset, config: ResolvedConfig, out: Path, wat
     resume, device = (out / "last.pt").is_file(), choose_device(config.training.device)
     called = [TimeLimit(config.training.max_hours), *watch.callbacks]
     return fit_within(grown, device, watch, config, out, resume, 1.0, "update", called, start)
+
+
+def _calibrate(
+    grown: Dataset, config: ResolvedConfig, checkpoint: Path, priors: dict[str, Tensor], last: CalibrationRecord | None
+) -> CalibrationRecord | None:
+    """Fit the weights of the score again, or keep those of the run: a handful of new events says little about them."""
+    queries = len(grown.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed).queries)
+    enough = queries >= min(LEAST_QUERIES, last.queries if last else LEAST_QUERIES)
+    if not enough:
+        log.info("the weights of the score stay as they are: %d validation queries are too few to fit them", queries)
+    found = calibrate_run(config, grown, checkpoint, priors=priors, fit=enough)
+    return found if enough else last
 
 
 def _compare(
