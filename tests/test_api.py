@@ -326,6 +326,7 @@ def test_what_is_fitted_cannot_be_pickled_and_is_not_overwritten(whole: tt.Model
 
 
 def test_what_things_say_they_are(model: tt.Model, whole: tt.Model) -> None:
+    assert not hasattr(tt.Model(), "report") and not hasattr(tt.Model(), "dataset")
     assert repr(tt.Model(seed=0)) == "Model(seed=0)" and "not fitted" in tt.Model()._repr_html_()
     assert "3,000 events of 200 users at 60 items" in repr(model) and model.report.verdict in repr(model)
     assert "<table>" in model.report._repr_html_() and "train_loss" in model.report._repr_html_()

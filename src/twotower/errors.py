@@ -8,6 +8,7 @@
     ├── BusyError            a server cannot answer now (queue full, or its event store does not respond)
     ├── ResponseError        a server refused a request of a client
     ├── UnreachableError     a server does not respond to a client
+    ├── NotFittedError       a `Model` is asked for what its fit makes; also an AttributeError
     └── MissingExtraError    an optional part of the package is not installed; also an ImportError
 
 A message is one line: first what is wrong and the value, then what is allowed, then what to do. Any other exception is a defect
@@ -82,6 +83,10 @@ class ResponseError(TwoTowerError):
 
 class UnreachableError(TwoTowerError):
     """A server does not respond to a client; all attempts failed."""
+
+
+class NotFittedError(TwoTowerError, AttributeError):
+    """A `Model` is not fitted yet, so it has no report, no vectors and no answers."""
 
 
 class MissingExtraError(TwoTowerError, ImportError):

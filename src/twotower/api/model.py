@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twotower.api.params import Params, Section, check_callbacks, path_of
-from twotower.errors import ConfigError, DataError, TwoTowerError
+from twotower.errors import ConfigError, DataError, NotFittedError, TwoTowerError
 from twotower.utils.config import Config
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ class Model(Params):
     @property
     def _made(self) -> Fitted:
         if self._fitted is None:
-            raise TwoTowerError("The model is not fitted. Call fit(...) first, or open a saved model with twotower.load(path).")
+            raise NotFittedError("The model is not fitted. Call fit(...) first, or open a saved model with twotower.load(path).")
         return self._fitted
 
     def __getstate__(self) -> dict[str, Any]:
