@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 import twotower as tt
-from twotower.errors import ConfigError, DataError
+from twotower.errors import ConfigError, DataError, TrainingError
+from twotower.utils.console import Bar
 
 from .shop import FAST, NAMED, shop
 
@@ -208,6 +209,41 @@ def test_a_tower_of_the_wrong_shape_is_an_error() -> None:
             fitted(model={"user_tower": {"tower": "flat"}})
     finally:
         del TOWERS["flat"]
+
+
+@pytest.mark.parametrize(
+    ("name", "register", "settings", "said"),
+    [
+        ("loss", tt.register_loss, {"training": {**FAST["training"], "loss": "mine"}}, "The loss 'mine' gives a NoneType"),
+        ("metric", tt.register_metric, {}, r"The metric 'mine' gives the shape \(\) for \d+ queries"),
+    ],
+)
+def test_a_function_that_returns_something_else_is_an_error(name: str, register: Any, settings: dict[str, Any], said: str) -> None:
+    from twotower.data.candidates import LOSSES
+    from twotower.utils.metrics import METRICS
+
+    register("mine")(lambda *_: None)
+    try:
+        with pytest.raises(ConfigError, match=said):
+            fitted(**settings)
+    finally:
+        (LOSSES if name == "loss" else METRICS).pop("mine")
+
+
+def test_mlflow_says_where_it_cannot_write(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tracking_uri is 5"):
+        tt.MLflowLogger(5)  # type: ignore[arg-type]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=r"Cannot write .*below"):
+        fitted(tt.MLflowLogger(tmp_path / "file" / "below"))
+
+
+def test_the_bar_follows_a_stage_that_begins_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with Bar() as bar:
+        for done, total in ((80, 80), (2, 80), (100, 160), (160, 160)):
+            bar.report("compare recipes", done, total)
+        bar._bar.refresh()
+    assert "160/160" in capsys.readouterr().err
 
 
 def test_the_bar_shows_stages_and_validation_metrics(capsys: pytest.CaptureFixture[str]) -> None:

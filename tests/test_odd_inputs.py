@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import decimal
 import tempfile
 import uuid
@@ -82,6 +83,8 @@ WRONG_FITS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "intervals as ids": (lambda: {"events": ids(pd.cut(WHOLE["customer"], 5))}, "has no single values"),
     "complex ids": (lambda: {"events": ids(WHOLE["customer"].astype(complex))}, "holds what no table can hold: complex"),
     "huge integers": (lambda: {"events": ids([2**70 + int(one) for one in WHOLE["customer"]])}, "more than 64 bits"),
+    "bytes that are no text": (lambda: {"events": ids([b"\xff" + one.encode() for one in ORDERS["customer"]])}, "no text in UTF-8"),
+    "durations as ids": (lambda: {"events": ids(pd.to_timedelta(WHOLE["customer"], unit="D"))}, "durations or times of day"),
     "half a character": (lambda: {"events": ids(pd.Series(["\ud800x"] * len(ORDERS), dtype=object))}, "not valid Unicode"),
     "columns with levels": (lambda: {"events": levels(ORDERS)}, "columns of the frame have 2 levels"),
     "items with levels": (lambda: {"items": levels(PRODUCTS)}, "columns of the frame have 2 levels"),
@@ -103,6 +106,21 @@ WRONG_FITS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "a column as a list": (lambda: {"user": ["customer"]}, "user is a list. It must be the name of one column"),
     "a column as a Series": (lambda: {"user": ORDERS["customer"]}, "user is a Series"),
     "one column twice": (lambda: {"item": "customer"}, "was named as user and as item"),
+    **{
+        f"{column} as {role}": (lambda named=named: named, f"{column!r} was named as {other} and as {role}")  # type: ignore[misc]
+        for role, column, other in (
+            ("time", "customer", "user"),
+            ("text", "product", "item"),
+            ("rating", "ordered_at", "time"),
+            ("name", "product", "item"),
+        )
+        for named in ({role: column},)
+    },
+    "the name in events": (lambda: {"name": "customer"}, "items has no column 'customer', which was named as name"),
+    "the user in items": (lambda: {"user": "title"}, "events has no column 'title', which was named as user"),
+    "the time in items": (lambda: {"time": "price"}, "events has no column 'price', which was named as time"),
+    "no ids with items": (lambda: {"events": ORDERS.assign(product=None)}, "product is missing"),
+    "rows by column": (lambda: {"events": ORDERS.to_dict()}, r"events\['customer'\] is a dict"),
     "unknown column": (lambda: {"user": "buyer_name"}, "no column 'buyer_name'"),
     "unknown name": (lambda: {"name": "titel"}, "no column 'titel', which was named as name. Did you mean 'title'"),
     "items of another table": (lambda: {"items": WHOLE_PRODUCTS}, "No id of the 900 events is in the items table"),
@@ -134,6 +152,7 @@ def test_a_setting_that_names_a_missing_column_is_one_sentence() -> None:
 WRONG_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "seed": (lambda: tt.Model(seed="x"), "seed"),
     "verbose": (lambda: tt.Model(verbose="loud"), "verbose is 'loud'"),
+    "very verbose": (lambda: tt.Model(verbose=3), "verbose is 3. It must be 0, 1 or 2"),
     "one callback": (lambda: tt.Model(callbacks=tt.Callback()), "must be a list of callbacks"),
     "a class as callback": (lambda: tt.Model(callbacks=[tt.Callback]), "is the class Callback"),  # type: ignore[list-item]
     "a number as callback": (lambda: tt.Model().set_params(callbacks=[3]), "is a int"),
@@ -141,6 +160,10 @@ WRONG_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "a number as config": (lambda: tt.Model(config=3), "Settings are a int"),
     "a name that is none": (lambda: tt.register_loss(3), "It must be a text"),
     "no name": (lambda: tt.register_loss(len), "The name of a loss is len"),
+    "a tower that is none": (lambda: tt.register_tower("mine")(dict), "is the class dict. It must be a subclass of Module"),
+    "a baseline that is none": (lambda: tt.register_baseline("mine")(dict), "must be a subclass of Baseline"),
+    "an index that is none": (lambda: tt.register_index("mine")(dict), "must be a subclass of Index"),
+    "a board": (lambda: tt.TensorBoardLogger(5), "folder of TensorBoardLogger is 5"),  # type: ignore[arg-type]
     "an entry that is none": (lambda: tt.register_pooling("mine")(3), "must be a function or a class"),
 }
 
@@ -174,9 +197,15 @@ WRONG_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "exclude_seen": ({"users": "C0001", "exclude_seen": "no"}, "exclude_seen is 'no'"),
     **{
         f"user {one!r}"[:40]: ({"users": [one]}, "An id is a text or an integer")
-        for one in (True, float("nan"), pd.NA, pd.NaT, object(), len, pl.col("x"), 1.5, ("a",), {"a": 1}, b"C0001")
+        for one in (True, float("nan"), pd.NA, pd.NaT, object(), len, pl.col("x"), 1.5, ("a",), {"a": 1}, b"\xff", np.True_)
     },
     "a class": ({"users": str}, "An id is a text or an integer"),
+    "half a character": ({"users": ["\ud800"]}, r"users\[0\] is '\\ud800', which is not valid Unicode"),
+    **{
+        f"a {type(one).__name__}": ({"users": one}, f"users is a {type(one).__name__}")
+        for one in (bytearray(b"C0001"), memoryview(b"C0001"))
+    },
+    "an unknown user with a history": ({"users": "new", "history": ["P0001"], "strict": True}, "1 of 1 users are unknown: 'new'"),
     "a masked user": ({"users": np.ma.array(["C0001"], mask=[True])}, r"users\[0\] is None"),
     "columns with levels": ({"users": levels(ORDERS)}, "2 levels"),
     "a column twice": ({"users": ORDERS[["customer", "customer"]]}, "'customer' twice"),
@@ -187,6 +216,8 @@ WRONG_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "users and a frame": ({"users": ["C0001"], "history": ORDERS.head()}, "Pass one of them"),
     "a matrix as history": ({"history": np.array([["P0001"]])}, "2 dimensions"),
     "a missing item": ({"history": [None]}, r"history\[0\] is None"),
+    "a period as time": ({"users": ORDERS.head().assign(ordered_at=pd.Period("2024-01"))}, "not all times"),
+    "a time too far": ({"users": ORDERS.head().assign(ordered_at=10**18)}, "Got time"),
     "a missing time": ({"users": ORDERS.head().assign(ordered_at=pd.NaT)}, "not all times"),
 }
 
@@ -244,6 +275,45 @@ READ_AS_MEANT: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "times as text": lambda: (ORDERS.assign(ordered_at=ORDERS["ordered_at"].astype(str)), {}),
     "bytes": lambda: (ids([one.encode() for one in ORDERS["customer"]]), {}),
 }
+
+
+OTHER_IDS: dict[str, Callable[[int], Any]] = {
+    "UUID": lambda number: uuid.UUID(int=number),
+    "Decimal": decimal.Decimal,
+    "bytes": lambda number: f"c{number}".encode(),
+    "date": lambda number: datetime.date(2000, 1, 1) + datetime.timedelta(number),
+    "Timestamp": lambda number: pd.Timestamp("2000-01-01") + pd.Timedelta(days=number),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_IDS)
+def test_ids_of_other_types_can_be_asked_and_joined(name: str, tmp_path: Path) -> None:
+    as_id = OTHER_IDS[name]
+    orders = WHOLE.assign(**{column: [as_id(int(one)) for one in WHOLE[column]] for column in ("customer", "product")})
+    products = WHOLE_PRODUCTS.assign(product=[as_id(int(one)) for one in WHOLE_PRODUCTS["product"]])
+    fast = {**FAST, "training": {"max_steps": 2, "recipe": "fixed"}}
+    made = tt.Model(seed=0, verbose=0, **fast).fit(orders, items=products, **NAMED)
+    for one in (made, tt.load(made.save(tmp_path / "shop"))):
+        found = one.recommend(orders["customer"].head(2), k=3)
+        assert set(found["source"]) == {"model"}
+        assert len(found.merge(products, left_on="item", right_on="product")) == 6
+        assert set(found["user"]) == set(orders["customer"].head(2))
+        assert one.recommend(history=[as_id(1)], k=1)["item"][0] in set(products["product"])
+    ids_found, _ = made.item_vectors()
+    assert set(ids_found) <= set(products["product"])
+
+
+def test_answers_to_arrow_join_with_large_texts_and_subclasses_stay_pandas() -> None:
+    class Mine(pd.DataFrame):
+        """A frame of another package."""
+
+    arrow = [pa.Table.from_pandas(one, preserve_index=False) for one in (ORDERS, PRODUCTS)]
+    fast = {**FAST, "training": {"max_steps": 2, "recipe": "fixed"}}
+    made = tt.Model(seed=0, verbose=0, **fast).fit(arrow[0], items=arrow[1], **NAMED)
+    assert made.recommend("C0001", k=3).join(arrow[1], "item", "product", join_type="inner").num_rows == 3
+    assert isinstance(made.recommend(Mine(ORDERS.head())), pd.DataFrame)
+    with pytest.raises(DataError, match="events has no rows"):
+        made.update(arrow[0].slice(0, 0))
 
 
 @pytest.mark.parametrize("name", READ_AS_MEANT)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import io
 import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
+import pyarrow.parquet as pq
 import pytest
 
 from twotower.client import Client, types
@@ -80,6 +85,46 @@ def test_every_operation_gets_its_answer(client: Client) -> None:
     assert client.check_ready()["events"] == "ok" and "twotower_requests_total" in client.get_metrics()
     assert client.refresh_items()["events"]["counted"] >= 0
     assert client.reload_bundle()["version"] == client.get_about()["version"]
+
+
+def test_what_is_known_of_a_user_is_exported_and_forgotten(client: Client) -> None:
+    user, item = "to be forgotten / é", client.search_items(limit=1)["items"][0]["item_id"]
+    before = datetime.now(UTC) - timedelta(days=1)
+    client.add_event(user, item, event_type="tip")
+    request_id = client.recommend(user=user, k=2)["request_id"]
+    events = read_parquet(client.export_events_file())
+    assert (user, item) in {(one["user_id"], one["item_id"]) for one in events}
+    recent = read_parquet(client.export_events_file(since=before.isoformat()))
+    assert (user, item) in {(one["user_id"], one["item_id"]) for one in recent}
+    with pytest.raises(ResponseError, match="not between 1970 and now"):
+        client.export_events_file(since="2099-01-01T00:00:00Z")
+    deadline = time.monotonic() + 30
+    while request_id not in {one["request_id"] for one in read_parquet(client.export_answers_file())}:  # logged in the background
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert client.forget_user(user)["events"] == 1
+    left = [*read_parquet(client.export_events_file()), *read_parquet(client.export_answers_file())]
+    assert user not in str(left) and request_id not in str(left)
+    with pytest.raises(ResponseError, match="Unknown user"):
+        client.get_history(user)
+
+
+def test_two_versions_are_named_promoted_and_taken_back(bundles: tuple[Path, Path], load: Any, tmp_path: Path) -> None:
+    one, other = (Path(shutil.copytree(bundle, tmp_path / bundle.name)) for bundle in bundles)
+    options = ("--rate", "0", "--split", "80,20", str(other))
+    with (
+        load.Server(one, f"sqlite:{tmp_path / 'events.sqlite'}", tmp_path / "log", *options) as running,
+        Client(f"http://127.0.0.1:{running.port}", key=load.KEY) as client,
+    ):
+        first, second = client.get_versions()["versions"]
+        assert (first["share"], second["share"]) == (0.8, 0.2)
+        assert client.promote_version()["version"] == second["version"]
+        assert [version["version"] for version in client.get_versions()["versions"]] == [second["version"]]
+        assert client.roll_back()["version"] == first["version"] == client.recommend(user="u")["version"]
+
+
+def read_parquet(content: bytes) -> list[dict[str, Any]]:
+    return cast(list[dict[str, Any]], pq.read_table(io.BytesIO(content)).to_pylist())
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "a b?c#d&e=1", "é‿", "%2e%2e"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import pytest
 
 from twotower.errors import BusyError, ConfigError, DataError
 from twotower.serving import event_store as module
+from twotower.serving import sqlite_store
 from twotower.serving.event_store import open_store
-from twotower.serving.event_types import Event
-from twotower.serving.redis_store import RedisStore
+from twotower.serving.event_types import Event, LoggedAnswer, every_answer
+from twotower.serving.redis_store import REDIS_TIMEOUT_S, RedisStore
+from twotower.serving.sqlite_store import SHARED_WAIT_S, lock_file
 from twotower.utils.console import log
 
 EVENT = Event("a", "u", "b", 1)
+ANSWER = LoggedAnswer("r", 1, "v", "u", ["b"], [1.0], {"k": 1})
 
 
 @pytest.fixture
@@ -62,6 +67,74 @@ def test_any_thread_may_write(tmp_path: Path) -> None:
     store = open_store(f"sqlite:{tmp_path / 'e'}")
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(store.append, [EVENT]).result() == [True]
+    store.close()
+
+
+def test_a_server_waits_for_the_one_before_it(tmp_path: Path) -> None:
+    release = lock_file(tmp_path / "e", 0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lock_file, tmp_path / "e", 60)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        release()
+        waiting.result(timeout=60)()
+
+
+def test_a_file_that_another_program_writes_to_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "e"
+    store: Any = open_store(f"sqlite:{path}", shared=True)
+    assert store._connection.execute("PRAGMA busy_timeout").fetchone()[0] == 1000 * SHARED_WAIT_S
+    store.close()
+    monkeypatch.setattr(sqlite_store, "SHARED_WAIT_S", 0.05)
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DataError, match="used by another server"):
+            open_store(f"sqlite:{path}", shared=True)
+        other.execute("ROLLBACK")
+    other.close()
+
+
+def test_events_of_one_request_are_stored_all_or_none(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:{tmp_path / 'e'}")
+    wrong: Any = object()
+    with pytest.raises(BusyError):
+        store.append([EVENT, Event("b", "u", "b", wrong)])
+    assert store.since("") == [] and store.append([EVENT]) == [True]
+    store.close()
+
+
+SENTENCES = {
+    "log_answers": "The answers were not logged: cannot write to the event file. Check the disk.",
+    "forget": "The user was not forgotten: cannot write to the event file. Try again later.",
+    "expire": "Old events were not deleted: cannot write to the event file. Check the disk.",
+}
+
+
+@pytest.mark.parametrize("what", SENTENCES)
+def test_what_a_full_file_refuses_is_one_sentence_and_works_later(
+    tmp_path: Path, logged: pytest.LogCaptureFixture, what: str
+) -> None:
+    store: Any = open_store(f"sqlite:{tmp_path / 'e'}")
+    store.append([EVENT])
+    store.log_answers([ANSWER])
+    calls = {"log_answers": ([replace(ANSWER, request_id="s")],), "forget": ("u",), "expire": (2, 2)}
+    store._connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(BusyError) as refused:
+        getattr(store, what)(*calls[what])
+    assert str(refused.value) == SENTENCES[what] and "attempt to write a readonly database" in logged.text
+    assert store._connection.execute("PRAGMA synchronous").fetchone()[0] == 2, "events are synced again"
+    store._connection.execute("PRAGMA query_only = 0")
+    assert getattr(store, what)(*calls[what]) == {"log_answers": None, "forget": 1, "expire": 1}[what]
+    assert [one.request_id for one in every_answer(store)] == (["r", "s"] if what == "log_answers" else [])
+    store.close()
+
+
+@pytest.mark.parametrize("call", [("answers_of", ["r"]), ("answers", "")])
+def test_answers_that_cannot_be_read_are_one_sentence(tmp_path: Path, call: tuple[str, Any]) -> None:
+    store: Any = open_store(f"sqlite:{tmp_path / 'e'}")
+    store._connection.execute("DROP TABLE answers")
+    with pytest.raises(BusyError, match=r"Cannot read the event file: no such table: answers. Check the disk"):
+        getattr(store, call[0])(call[1])
     store.close()
 
 
@@ -139,4 +212,26 @@ def test_a_redis_that_fails_is_one_sentence(
     assert "The events were not stored: WRONGTYPE" in logged.text
     with pytest.raises(BusyError, match=r"Redis does not respond: WRONGTYPE.*Try again later"):
         store.since("")
+    store.log_answers([ANSWER])
+    assert store._client.exists(f"{name}:events:answers", f"{name}:events:answer_times") == 2, "other servers read these keys"
+    for key in ("answers", "answer_times"):
+        store._client.set(f"{name}:events:{key}", "of another type")
+    failing = {
+        "The answers were not logged": lambda: store.log_answers([ANSWER]),
+        "The lists of the events were not found": lambda: store.answers_of(["r"]),
+        "The answers were not read": lambda: store.answers(""),
+        "Old events were not deleted": lambda: store.expire(None, 5),
+        "The user was not forgotten": lambda: store.forget("u"),
+    }
+    for what, call in failing.items():
+        with pytest.raises(BusyError, match=f"{what}: Redis does not respond. Try again later"):
+            call()
+    store.close()
+
+
+def test_the_client_of_redis_gives_up_in_time(redis_url: str) -> None:
+    store: Any = open_store(redis_url)
+    options = store._client.connection_pool.connection_kwargs
+    assert options["socket_timeout"] == options["socket_connect_timeout"] == REDIS_TIMEOUT_S
+    assert options["retry"].get_retries() == 0
     store.close()

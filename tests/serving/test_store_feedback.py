@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from twotower.errors import ConfigError, DataError
-from twotower.serving import redis_store
+from twotower.serving import redis_store, sqlite_store
 from twotower.serving.event_journal import Journal
 from twotower.serving.event_store import open_store
 from twotower.serving.event_types import (
@@ -24,6 +24,7 @@ from twotower.serving.event_types import (
     every_answer,
     every_event,
 )
+from twotower.utils.atomic_files import atomic_file
 
 Opener = Callable[..., EventStore]
 ANSWER = LoggedAnswer("r1", 1_000, "v1", "u", ["a", "b"], [0.9, 0.1], {"k": 2})
@@ -36,6 +37,8 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     name = f"{{{uuid.uuid4().hex}}}"  # of one Redis every test has its own keys
     monkeypatch.setattr(redis_store.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
     monkeypatch.setattr(redis_store, "COPY_PAGE", 3)
+    for module in (redis_store, sqlite_store):
+        monkeypatch.setattr(module, "ANSWERS_PAGE", 2)
     opened: list[EventStore] = []
 
     def open_it(**options: Any) -> EventStore:
@@ -71,6 +74,8 @@ def test_answers_are_found_by_their_id_and_the_first_is_kept(opener: Opener) -> 
     store.log_answers([replace(ANSWER, items=["c"])])
     assert store.answers_of(["r1"]) == [ANSWER] and store.answers_of(["none", "r3"]) == [others[1]] and store.answers_of([]) == []
     assert list(every_answer(opener(reading=True))) == [ANSWER, *others]
+    position, first = store.answers("")
+    assert first == [ANSWER, others[0]] and store.answers(position)[1] == others[1:3]
 
 
 def test_everything_about_a_user_goes_and_the_rest_stays_in_order(opener: Opener) -> None:
@@ -130,6 +135,9 @@ def test_what_is_old_is_deleted(opener: Opener) -> None:
     assert [one.request_id for one in every_answer(store)] == ["r2"] and len(events_of(store)) == 1
     assert store.expire(5_000_000_000, None) == 1 and events_of(store) == []
     assert len(list(every_answer(store))) == 1
+    store.log_answers([replace(ANSWER, request_id="r2", time_s=9_000)])
+    store.expire(None, 2_001)
+    assert list(every_answer(store)) == [], "the first time of an answer counts"
 
 
 def test_a_store_can_be_read_while_a_server_uses_it(opener: Opener, tmp_path: Path) -> None:
@@ -153,3 +161,23 @@ def test_reading_makes_no_store(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No event store at"):
         open_store(f"sqlite:{tmp_path / 'none'}", reading=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backup_replaces_what_a_killed_one_left(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:{tmp_path / 'events.sqlite'}")
+    store.append([event("1")])
+    out = tmp_path / "out" / "copy"
+    out.parent.mkdir()
+    with atomic_file(out) as beside:
+        beside.touch()
+    left = [beside.with_name(beside.name + end) for end in ("", "-journal", "-wal", "-shm")]
+    for file in left:
+        file.write_bytes(b"half of a backup")
+    store.backup(out)
+    copy = open_store(f"sqlite:{out}", reading=True)
+    assert events_of(copy) == events_of(store) and out.stat().st_mode & 0o777 == 0o600
+    copy.close()
+    assert [file.name for file in out.parent.iterdir()] == ["copy"]
+    with pytest.raises(DataError, match=r"Cannot write the backup .*copy: .*Choose a writable path with enough space"):
+        store.backup(out / "copy")
+    store.close()

@@ -19,11 +19,12 @@ from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN, USER_ID
 from twotower.utils.columns import plain
 from twotower.utils.console import log
 from twotower.utils.frames import Kind, as_kind, as_table, check_column, column_names, id_list, is_frame, kind_of, library, listed
-from twotower.utils.ids import Id, id_text, id_types, native_ids
+from twotower.utils.ids import Id, frame_ids, id_text, id_types
 from twotower.utils.types import Float
 
 HISTORY, USER = "history", "user"
 VECTORS_AT_ONCE = 4096
+NO_TIMES = "The times of the histories are not all times. Expected dates, timestamps or seconds since 1970."
 MS_FROM = 1e11  # numbers from here on are milliseconds: as seconds they would be after the year 5000
 
 
@@ -61,7 +62,7 @@ def similar(made: Fitted, item: Id, k: int, filter: FilterSpec) -> Any:
 def item_vectors(made: Fitted) -> tuple[np.ndarray, Float]:
     """Return ids and vectors of all items; see `Model.item_vectors`."""
     recommender = made.recommender
-    ids = native_ids(recommender.dataset.items[ITEM_ID], id_types(recommender.dataset.manifest)[ITEM_ID])
+    ids = frame_ids(recommender.dataset.items[ITEM_ID], id_types(recommender.dataset.manifest)[ITEM_ID])
     return _as_numpy(ids), recommender.bundle.arrays.vectors[FIRST_ROW:].copy()
 
 
@@ -99,7 +100,7 @@ def read(recommender: Recommender, users: Any, history: Any, *, strict: bool) ->
     if is_frame(users):
         return _frame(recommender, users, strict=strict)
     if history is not None:
-        return _histories(recommender, users, history)
+        return _histories(recommender, users, history, strict=strict)
     kind = kind_of(users) if library(users) in ("pandas", "polars") or isinstance(users, pa.Array | pa.ChunkedArray) else None
     ids = id_list(users, "users")
     if strict:
@@ -107,9 +108,9 @@ def read(recommender: Recommender, users: Any, history: Any, *, strict: bool) ->
     return LabelledRequests([Request(user=one) for one in ids], (USER, _labels(recommender, ids)), kind)
 
 
-def _histories(recommender: Recommender, users: Any, history: Any) -> LabelledRequests:
+def _histories(recommender: Recommender, users: Any, history: Any, *, strict: bool) -> LabelledRequests:
     parts = listed(history, HISTORY)
-    several = bool(parts) and not any(isinstance(one, str | HistoryEvent) or not isinstance(one, Iterable) for one in parts)
+    several = bool(parts) and not any(isinstance(one, str | bytes | HistoryEvent) or not isinstance(one, Iterable) for one in parts)
     if several and users is not None:
         raise RequestError("users and a list of histories are given. Pass one user with one history, or a frame of histories.")
     if several:
@@ -121,6 +122,8 @@ def _histories(recommender: Recommender, users: Any, history: Any) -> LabelledRe
     ids = id_list(users, "users")
     if len(ids) != 1:
         raise RequestError(f"{len(ids)} users are given with one history. Pass one user, or a frame of histories.")
+    if strict:
+        _check_known(recommender, ids)
     return LabelledRequests([Request(user=ids[0], history=events)], (USER, _labels(recommender, ids)))
 
 
@@ -143,6 +146,8 @@ def _frame(recommender: Recommender, frame: Any, *, strict: bool) -> LabelledReq
         return replace(read(recommender, ids, None, strict=strict), kind=kind_of(frame))
     table = plain(as_table(frame, "users", [name for name in (user, item, time) if name in names], required=[user, item]))
     ids, items = (_texts(table[name], name) for name in (user, item))
+    if time in names and time not in table.column_names:
+        raise RequestError(NO_TIMES)
     times = _seconds(table[time]) if time in names else None
     groups: dict[str, list[tuple[int, int]]] = {}
     for number, one in enumerate(ids):
@@ -167,7 +172,7 @@ def _frame(recommender: Recommender, frame: Any, *, strict: bool) -> LabelledReq
 
 def _labels(recommender: Recommender, ids: list[str]) -> pa.Array:
     """Return users in the type of the raw data; texts, if one of them is none of that type."""
-    found = native_ids(pa.array(ids, pa.string()), id_types(recommender.dataset.manifest)[USER_ID])
+    found = frame_ids(pa.array(ids, pa.string()), id_types(recommender.dataset.manifest)[USER_ID])
     return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
@@ -194,7 +199,7 @@ def _texts(column: pa.ChunkedArray, name: str) -> list[str]:
 def _seconds(column: pa.ChunkedArray) -> np.ndarray:
     """Return a column of times, dates or seconds as seconds since 1970."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        numbers = np.asarray(column.cast(pa.float64()).to_numpy())
+        numbers = np.asarray(column.cast(pa.float64(), safe=False).to_numpy())
         found = np.where(np.abs(numbers) >= MS_FROM, numbers / 1000, numbers)
     else:
         try:
@@ -202,7 +207,7 @@ def _seconds(column: pa.ChunkedArray) -> np.ndarray:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             found = np.full(len(column), np.nan)
     if not np.isfinite(found).all():
-        raise RequestError("The times of the histories are not all times. Expected dates, timestamps or seconds since 1970.")
+        raise RequestError(NO_TIMES)
     return found.astype(np.int64)
 
 

@@ -21,7 +21,7 @@ from twotower.models.neural_retriever import NeuralRetriever
 from twotower.pipeline.evaluate import run_manifest
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
 from twotower.utils.frames import Kind, as_kind
-from twotower.utils.ids import id_types, native_ids
+from twotower.utils.ids import frame_ids, id_types
 from twotower.utils.types import Int
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _lists(
     kinds = id_types(dataset.manifest)
     users = dataset.users[USER_ID].take(np.repeat(queries.user_row[most] - FIRST_ROW, LIST_LENGTH))
     columns = {
-        "user": native_ids(users, kinds[USER_ID]),
+        "user": frame_ids(users, kinds[USER_ID]),
         "rank": pa.array(np.tile(np.arange(1, LIST_LENGTH + 1), len(most)), pa.int32()),
         FIRST: _items(dataset, one[most], kinds),
         SECOND: _items(dataset, other[most], kinds),
@@ -169,4 +169,4 @@ def _lists(
 def _items(dataset: Dataset, rows: Int, kinds: Mapping[str, str]) -> Any:
     found = rows.reshape(-1)
     positions = pa.array(found - FIRST_ROW, mask=found < FIRST_ROW)
-    return native_ids(dataset.items[ITEM_ID].take(positions), kinds[ITEM_ID])
+    return frame_ids(dataset.items[ITEM_ID].take(positions), kinds[ITEM_ID])

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import finalize
 
 from twotower.api.fitted import Fitted
-from twotower.api.roles import ITEMS, USERS, describe_frames, named_columns, named_frames, tables_of
+from twotower.api.roles import EVENTS, ITEMS, USERS, describe_frames, named_columns, named_frames, tables_of
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError
 from twotower.pipeline.evaluate import run_manifest
@@ -91,7 +91,10 @@ def update_frames(made: Fitted, frames: tuple[Any, Any, Any], overrides: Mapping
     base = Dataset.open(Path(run_manifest(run / "model" if (run / "model").is_dir() else run).dataset))
     given = named_frames(*frames)
     settings = base.manifest.config.data.model_dump(mode="json")
-    source = source_of_tables(tables_of(given, settings), base)
+    tables = tables_of(given, settings)
+    if not tables[EVENTS].num_rows:
+        raise DataError("events has no rows. Pass a frame with at least one.")
+    source = source_of_tables(tables, base)
     changed = [f"updating.{name}={value}" for name, value in overrides.items()]
     with _progress(options.verbose) as callbacks:
         record = update(run, source, run, overrides=changed, watch=Watch(callbacks=[*options.callbacks, *callbacks]))

@@ -75,7 +75,7 @@ class Model(Params):
         self.evaluation, self.updating = evaluation, updating
         self._fitted: Fitted | None = None
         check_callbacks(callbacks)
-        if not isinstance(verbose, int):
+        if not isinstance(verbose, int) or verbose not in (0, 1, 2):
             raise ConfigError(f"verbose is {verbose!r}. It must be 0, 1 or 2.")
         self.settings()
 

@@ -52,16 +52,16 @@ def register_loss(name: str) -> Add:
 
 def register_pooling(name: str) -> Add:
     """Add a subclass of `Pooling`: the encoded events of a history become one vector. `model.user_tower.pooling` chooses it."""
-    from twotower.models.layers.pooling import POOLINGS
+    from twotower.models.layers.pooling import POOLINGS, Pooling
 
-    return _adder(POOLINGS, name)
+    return _adder(POOLINGS, name, Pooling)
 
 
 def register_interaction(name: str) -> Add:
     """Add an interaction layer: embedded fields [n, F, d] become [n, width]. `interaction` of a tower chooses it."""
-    from twotower.models.layers.interaction import INTERACTIONS
+    from twotower.models.layers.interaction import INTERACTIONS, Interaction
 
-    return _adder(INTERACTIONS, name)
+    return _adder(INTERACTIONS, name, Interaction)
 
 
 def register_tower(name: str) -> Add:
@@ -71,16 +71,19 @@ def register_tower(name: str) -> Add:
     [n, F, d], and returns vectors [n, D], where d is `config.embedding_dim` and D is `config.hidden_dims[-1]`. Field 0 is the id;
     the last field of the user tower is the encoded history. The package normalises the vectors. Rows must not depend on each other.
     """
+    from torch import nn
+
     from twotower.models.towers.head import TOWERS
 
-    return _adder(TOWERS, name)
+    return _adder(TOWERS, name, nn.Module)
 
 
 def register_baseline(name: str) -> Add:
     """Add a subclass of `Baseline` with `scores`; `evaluation.baselines` lists it."""
+    from twotower.baselines.base import Baseline
     from twotower.baselines.baselines import BASELINES
 
-    return _adder(BASELINES, name)
+    return _adder(BASELINES, name, Baseline)
 
 
 def register_metric(name: str) -> Add:
@@ -99,12 +102,13 @@ def register_source(name: str) -> Add:
 
 def register_index(name: str) -> Add:
     """Add a subclass of `Index` with `build`, `search`, `save` and `load`; `twotower tune-index --kinds` tries it."""
+    from twotower.search.index import Index
     from twotower.search.registry import INDEXES
 
-    return _adder(INDEXES, name)
+    return _adder(INDEXES, name, Index)
 
 
-def _adder(registry: Registry[Any], name: str) -> Add:
+def _adder(registry: Registry[Any], name: str, base: type | None = None) -> Add:
     """Return the decorator that registers a function or class under a name, after checks of both."""
     if not isinstance(name, str) or not name:
         text = getattr(name, "__name__", repr(name))
@@ -114,6 +118,10 @@ def _adder(registry: Registry[Any], name: str) -> Add:
     def checked(entry: T, /) -> T:
         if not callable(entry):
             raise ConfigError(f"The {registry.kind} {name!r} is a {type(entry).__name__}. It must be a function or a class.")
+        if base is not None and isinstance(entry, type) and not issubclass(entry, base):
+            raise ConfigError(
+                f"The {registry.kind} {name!r} is the class {entry.__name__}. It must be a subclass of {base.__name__}."
+            )
         add(entry)
         return entry
 

@@ -15,6 +15,7 @@ from twotower.errors import DataError
 from twotower.utils.columns import plain, whole_numbers
 from twotower.utils.config import merged
 from twotower.utils.frames import as_kind, as_table, check_column, column_names, head, kind_of, once_readable
+from twotower.utils.ids import ID_TYPE
 
 EVENTS, ITEMS, USERS = "events", "items", "users"
 SECTIONS = {EVENTS: "interactions", ITEMS: "items", USERS: "users"}
@@ -163,6 +164,15 @@ def _whole_ids(table: pa.Table, keys: list[str], what: str) -> pa.Table:
         column = table[key]
         if pa.types.is_boolean(column.type):
             raise DataError(f"The column {key!r} of {what} has truth values. An id is a text or an integer. Name another column.")
+        if pa.types.is_duration(column.type) or pa.types.is_time(column.type):
+            raise DataError(
+                f"The column {key!r} of {what} has durations or times of day. An id is a text or an integer. Convert it."
+            )
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            field = pa.field(key, pa.string(), metadata={ID_TYPE: "binary"})
+            table = table.set_column(table.column_names.index(key), field, _decoded(column, key, what))
+        if pa.types.is_decimal(column.type) and column.type.scale:
+            column = column.cast(pa.float64())
         if pa.types.is_floating(column.type) and len(column) > column.null_count:
             if whole_numbers(column):
                 whole = pc.if_else(pc.is_finite(column), column, None).cast(pa.int64())
@@ -172,3 +182,13 @@ def _whole_ids(table: pa.Table, keys: list[str], what: str) -> pa.Table:
                     f"The column {key!r} of {what} has numbers that are not whole. An id is a text or an integer. Convert it."
                 )
     return table
+
+
+def _decoded(column: pa.ChunkedArray, key: str, what: str) -> pa.ChunkedArray:
+    """Return a column of bytes as texts."""
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowInvalid:
+        raise DataError(
+            f"The column {key!r} of {what} has bytes that are no text in UTF-8. An id is a text or an integer. Convert it to texts."
+        ) from None

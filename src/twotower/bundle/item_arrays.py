@@ -12,12 +12,11 @@ from twotower.features.feature_store import FeatureStore
 from twotower.models.neural_retriever import item_blocks, item_columns
 from twotower.models.two_tower import TwoTower
 from twotower.schema import DAY_S, FIRST_ROW
+from twotower.utils.open_flag import IS_OPEN, open_flag
 from twotower.utils.ragged import lower_bound
 from twotower.utils.types import Float, Int, Mask
 
 RECENT_DAYS = 90
-CLOSED = ("0", "0.0", "false", "f", "no", "n", "closed")  # in lower case
-IS_OPEN = "is_open"  # column of Yelp's businesses: 0 for a permanently closed one
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def offered_items(dataset: Dataset) -> Mask:
     """Return bool [n_item_rows]: False for reserved rows and, without `data.include_closed`, for items whose `is_open` is 0."""
     offered = np.arange(dataset.n_item_rows) >= FIRST_ROW
     if IS_OPEN in dataset.items.column_names and not dataset.manifest.config.data.include_closed:
-        closed = [str(value).strip().lower() in CLOSED for value in dataset.items[IS_OPEN].to_pylist()]
+        closed = [open_flag(value) == 0 for value in dataset.items[IS_OPEN].to_pylist()]
         offered[FIRST_ROW:] &= ~np.array(closed, np.bool_)
     return offered
 

@@ -19,7 +19,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.explicit_negatives import ExplicitNegatives
 from twotower.data.train_events import Replay, TrainEvents
 from twotower.data.views import OBJECTIVES, Objective
-from twotower.errors import TrainingError
+from twotower.errors import ConfigError, TrainingError
 from twotower.features.batches import ItemBatch, UserBatch, on_device, packed
 from twotower.features.feature_store import FeatureStore
 from twotower.utils.config import Config
@@ -128,7 +128,8 @@ class TrainLoader:
         self.seed = config.seed
         self.rank, self.world_size, self.micro = rank, world_size, config.training.micro_batch_size
         self.draws_per_example = config.training.negatives_per_positive
-        self.propose = LOSSES[config.training.loss]
+        self.loss = config.training.loss
+        self.propose = LOSSES[self.loss]
         self.store = store
         self.prior = np.float32(config.model.popularity_prior) * store.log_popularity[:, 0]
         self.events = TrainEvents(dataset, store.location, rank=rank, world_size=world_size, replay=replay)
@@ -160,6 +161,10 @@ class TrainLoader:
         target_event = self.objective.target_events(members)
         target_row, moments, weights = self.events.targets(target_event)
         candidates = self.propose(target_row, self.pool, self.draws_per_example * len(target_event), rng)
+        if not isinstance(candidates, Candidates):
+            raise ConfigError(
+                f"The loss {self.loss!r} gives a {type(candidates).__name__}. Expected Candidates. Correct the function."
+            )
         if self.negatives:
             candidates = candidates.with_items(self.negatives.before(target_event, self.events).item_row)
         # State of a target: just before its event. State of another candidate: just before a random event of the batch.

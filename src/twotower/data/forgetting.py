@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from twotower.data.dataset import EVENTS_FILE, NEGATIVES_FILE, POSITIONS_FILE, USER_FEATURES_FILE, Dataset
 from twotower.schema import FIRST_ROW, TEST, TRAIN, UNKNOWN, USER_ID, VALID, WITHHELD
 from twotower.utils.array_files import open_arrays, write_arrays
-from twotower.utils.ids import CATEGORY, TEXT, id_types
+from twotower.utils.ids import WHOLE, id_types
 from twotower.utils.manifests import DatasetManifest
 from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Array, Int, Mask
@@ -40,7 +40,7 @@ def without_users(dataset: Dataset, rows: Int, folder: Path) -> None:
     """Rewrite `folder`, a copy of the dataset, without the users of `rows`, hashes included."""
     names = [str(dataset.user_ids[row]) for row in rows]
     kind = id_types(dataset.manifest)[USER_ID]
-    fresh = {row: str(uuid4()) if kind in (TEXT, CATEGORY) else str(-secrets.randbelow(2**31)) for row in rows.tolist()}
+    fresh = {row: str(-secrets.randbelow(2**31)) if WHOLE.fullmatch(kind) else str(uuid4()) for row in rows.tolist()}
     dropped = np.isin(np.arange(dataset.n_user_rows), rows)
     changed: dict[str, dict[str, Array]] = {}
     kept = ~dropped[dataset.events.user_row]

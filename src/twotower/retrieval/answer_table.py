@@ -14,7 +14,7 @@ from twotower.retrieval.recommender import FilterSpec, Recommender
 from twotower.retrieval.request import Request
 from twotower.schema import FIRST_ROW, ITEM_ID
 from twotower.utils.console import Report, silent
-from twotower.utils.ids import id_types, native_ids
+from twotower.utils.ids import frame_ids, id_types
 from twotower.utils.ragged import ragged_arange
 from twotower.utils.types import Int
 
@@ -84,7 +84,7 @@ def _rows(recommender: Recommender, found: Sequence[RankedRows], start: int, *, 
 
 def _columns(recommender: Recommender, rows: Int, rank: Int, scores: np.ndarray, km: np.ndarray) -> dict[str, pa.Array]:
     items, at = recommender.dataset.items, pa.array(rows - FIRST_ROW)
-    ids = native_ids(items[ITEM_ID].take(at), id_types(recommender.dataset.manifest)[ITEM_ID])
+    ids = frame_ids(items[ITEM_ID].take(at), id_types(recommender.dataset.manifest)[ITEM_ID])
     columns = {"rank": pa.array(rank, pa.int32()), "item": _one(ids)}
     if "name" in items.column_names and items["name"].null_count < len(items):
         columns["name"] = _one(pc.coalesce(items["name"].take(at), items[ITEM_ID].take(at)))

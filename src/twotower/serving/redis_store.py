@@ -76,16 +76,16 @@ class RedisStore:
     def append(self, events: Sequence[Event]) -> list[bool]:
         """See `EventStore`."""
         arguments = [part for e in events for part in (_unique(e), e.once or "", json.dumps(asdict(e)))]
-        with self._answering("The events were not stored"):
+        with self._answering("The events were not stored", "Send them again later."):
             return [bool(new) for new in self._append(keys=self._KEYS, args=[ENTRY_VERSION, *arguments])]
 
     @contextmanager
-    def _answering(self, what: str) -> Iterator[None]:
+    def _answering(self, what: str, then: str = "Try again later.") -> Iterator[None]:
         try:
             yield
         except self._failed as error:
             log.error("%s: %s", what, error)
-            raise BusyError(f"{what}: Redis does not respond. Send them again later.") from None
+            raise BusyError(f"{what}: Redis does not respond. {then}") from None
 
     def since(self, position: str) -> list[Entry]:
         """See `EventStore`. The entry at `position` is read again: if it is missing, the stream is another one."""

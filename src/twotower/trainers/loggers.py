@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from twotower.errors import require
+from twotower.errors import ConfigError, require
 from twotower.trainers.callbacks import Callback, Training
 from twotower.trainers.run_files import disk_errors_as_training_errors
 
@@ -28,6 +28,8 @@ class TensorBoardLogger(Callback):
     """
 
     def __init__(self, folder: Path | str | None = None) -> None:
+        if folder is not None and not isinstance(folder, str | os.PathLike):
+            raise ConfigError(f"The folder of TensorBoardLogger is {folder!r}. It must be a path, such as 'board'.")
         self.folder = None if folder is None else Path(folder)
         self._writer: SummaryWriter | None = None
 
@@ -68,8 +70,13 @@ class MLflowLogger(Callback):
         Names of the experiment and of the run; None: chosen by MLflow.
     """
 
-    def __init__(self, tracking_uri: str | None = None, *, experiment: str = "twotower", run_name: str | None = None) -> None:
+    def __init__(
+        self, tracking_uri: Path | str | None = None, *, experiment: str = "twotower", run_name: str | None = None
+    ) -> None:
         require("mlflow", "mlflow")
+        if tracking_uri is not None and not isinstance(tracking_uri, str | os.PathLike):
+            raise ConfigError(f"tracking_uri is {tracking_uri!r}. It must be a folder such as 'mlruns', or an address.")
+        tracking_uri = None if tracking_uri is None else str(tracking_uri)
         if tracking_uri is not None and (tracking_uri.startswith("file:") or ":" not in tracking_uri):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for it
         self.tracking_uri, self.experiment, self.run_name = tracking_uri, experiment, run_name
@@ -80,10 +87,12 @@ class MLflowLogger(Callback):
         """See `Callback`."""
         from mlflow.tracking import MlflowClient
 
-        self._client = client = MlflowClient(self.tracking_uri)
-        found = client.get_experiment_by_name(self.experiment)
-        experiment = found.experiment_id if found else client.create_experiment(self.experiment)
-        self.run_id = run_id = client.create_run(experiment, run_name=self.run_name).info.run_id
+        with disk_errors_as_training_errors(Path(self.tracking_uri or "mlruns")):
+            self._client = client = MlflowClient(self.tracking_uri)
+        with disk_errors_as_training_errors(Path(self.tracking_uri or "mlruns")):
+            found = client.get_experiment_by_name(self.experiment)
+            experiment = found.experiment_id if found else client.create_experiment(self.experiment)
+            self.run_id = run_id = client.create_run(experiment, run_name=self.run_name).info.run_id
         for name, value in flat(training.config.model_dump(mode="json")).items():
             client.log_param(run_id, name, str(value)[:MAX_VALUE_CHARS])
         for step, figures in training.logged():
@@ -95,7 +104,8 @@ class MLflowLogger(Callback):
 
     def on_end(self, training: Training) -> None:  # noqa: ARG002
         """See `Callback`."""
-        self._client.set_terminated(self.run_id)
+        if self.run_id is not None:
+            self._client.set_terminated(self.run_id)
 
     def _write(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -132,7 +142,8 @@ class WandbLogger(Callback):
 
     def on_end(self, training: Training) -> None:  # noqa: ARG002
         """See `Callback`."""
-        self._run.finish()
+        if self._run is not None:
+            self._run.finish()
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

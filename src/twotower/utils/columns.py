@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from twotower.errors import DataError
 from twotower.utils.console import log
+from twotower.utils.ids import ID_TYPE, UUIDS
 
 
 def plain(table: pa.Table) -> pa.Table:
@@ -29,7 +30,8 @@ def simple_columns(table: pa.Table, what: str, required: Sequence[str]) -> pa.Ta
         kind = column.type.value_type if types.is_dictionary(column.type) else column.type
         if str(kind) == "extension<arrow.uuid>":
             texts = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
-            table = table.set_column(table.column_names.index(name), name, texts)
+            field = pa.field(name, pa.string(), metadata={ID_TYPE: UUIDS})
+            table = table.set_column(table.column_names.index(name), field, texts)
         elif types.is_struct(kind) or types.is_map(kind) or types.is_union(kind) or isinstance(kind, pa.BaseExtensionType):
             message = f"The column {name!r} of {what} has the type {str(kind)[:60]}, which has no single values. Convert it."
             if name in required or table.num_columns == 1:

@@ -75,11 +75,12 @@ class Bar:
         self._bar.close()
 
     def report(self, label: str, done: int, total: int) -> None:
-        """Show a stage: its name, what is done, and of how much (0: unknown)."""
-        if label != self._label:
+        """Show a stage: its name, what is done, and of how much (0: unknown). A stage may begin again, with another total."""
+        if label != self._label or done < self._bar.n:
             self._label = label
             self._bar.set_description(label, refresh=False)
             self._bar.reset(total=total or None)
+        self._bar.total = total or None
         self._bar.update(done - self._bar.n)
 
     def figures(self, figures: Mapping[str, float]) -> None:

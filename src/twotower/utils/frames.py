@@ -26,8 +26,9 @@ ALLOWED = "Pass a pandas or polars DataFrame, an Arrow table, a DuckDB relation 
 
 
 def library(value: Any) -> str:
-    """Return the name of the package that defines a value's class."""
-    return type(value).__module__.partition(".")[0]
+    """Return the name of the package that defines a value's class; pandas or polars also for subclasses of theirs."""
+    packages = [one.__module__.partition(".")[0] for one in type(value).__mro__]
+    return next((name for name in packages if name in ("pandas", "polars")), packages[0])
 
 
 def kind_of(frame: Any) -> Kind:
@@ -61,7 +62,7 @@ def as_kind(table: pa.Table, kind: Kind) -> Any:
     if kind == "pandas":
         return table.to_pandas()
     if kind == "polars":
-        return importlib.import_module("polars").from_arrow(table)
+        return importlib.import_module("polars").from_arrow(simple_columns(table, "The answer", []))  # polars has no UUIDs
     return table
 
 
@@ -69,11 +70,11 @@ def is_frame(value: Any) -> bool:
     """Return True if the value is a table, not a column, a list or a scalar."""
     if isinstance(value, pa.Table | pa.RecordBatch | pa.RecordBatchReader | Mapping):
         return True
-    if isinstance(value, pa.Array | pa.ChunkedArray | str | bytes) or type(value).__name__ in ("Series", "Index"):
+    names = {one.__name__ for one in type(value).__mro__}
+    if isinstance(value, pa.Array | pa.ChunkedArray | str | bytes) or names & {"Series", "Index"}:
         return False
-    return type(value).__name__ in ("DataFrame", "LazyFrame", "DuckDBPyRelation") or (
-        hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns")
-    )
+    known = bool(names & {"DataFrame", "LazyFrame", "DuckDBPyRelation"})
+    return known or (hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns"))
 
 
 def column_names(frame: Any, what: str) -> list[str]:
@@ -156,6 +157,8 @@ def _arrow(frame: Any, what: str, chosen: Sequence[str], required: Sequence[str]
     if library(frame) == "polars":
         found = frame.select(chosen)
         return (found.collect() if hasattr(found, "collect") else found).to_arrow()
+    if library(frame) == "narwhals" and hasattr(frame, "collect"):
+        frame = frame.collect("pyarrow")
     if isinstance(frame, pa.RecordBatch):
         frame = pa.Table.from_batches([frame])
     table = frame.read_all() if isinstance(frame, pa.RecordBatchReader) else frame
@@ -186,13 +189,21 @@ def head(frame: Any, what: str, rows: int) -> Any:
     """Return the first rows of a frame, as a frame of its kind."""
     column_names(frame, what)  # raises for what is no frame
     if isinstance(frame, Mapping):
-        return {name: values[:rows] if hasattr(values, "__getitem__") else values for name, values in frame.items()}
+        return {name: _first(values, rows) for name, values in frame.items()}
     if isinstance(frame, pa.Table | pa.RecordBatch):
         return frame.slice(0, rows)
     for method in ("head", "limit"):
         if hasattr(frame, method):
             return getattr(frame, method)(rows)
     return as_table(frame, what)
+
+
+def _first(values: Any, rows: int) -> Any:
+    """Return the first values of a column, or the column as it is, if it has no slices."""
+    try:
+        return values[:rows]
+    except (TypeError, KeyError, IndexError):
+        return values
 
 
 def check_column(name: str, names: Sequence[str], what: str) -> None:
@@ -229,9 +240,9 @@ def listed(values: Any, what: str) -> list[Any]:
     """
     if is_frame(values):
         raise RequestError(f"{what} is a {type(values).__name__}. Expected a list, a Series or an array. Pass one of its columns.")
-    if isinstance(values, str | type) or not (hasattr(values, "__iter__") or hasattr(values, "__array__")):
+    if isinstance(values, str | bytes | type | pa.Scalar) or not (hasattr(values, "__iter__") or hasattr(values, "__array__")):
         return [values]
-    if hasattr(values, "read") or isinstance(values, bytes):
+    if hasattr(values, "read") or isinstance(values, bytearray | memoryview):
         raise RequestError(f"{what} is {_described(values)}. Expected a list, a Series or an array. Read the ids first.")
     for method in ("to_pylist", "to_list", "tolist"):
         if hasattr(values, method):

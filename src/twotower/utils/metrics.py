@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
+from twotower.errors import ConfigError
 from twotower.utils.registry import Registry, parse_at_k
 from twotower.utils.types import Float64, Int, Mask
 
@@ -126,9 +127,21 @@ def parse_metric(text: str) -> tuple[str, int]:
 
 
 def compute(metric: str, hits: Mask, n_targets: Int) -> Float64:
-    """Return float64 [B]: the metric, named as in "NDCG@10", of every query."""
+    """Return float64 [B]: the metric, named as in "NDCG@10", of every query.
+
+    Raises
+    ------
+    ConfigError
+        A metric that was registered returns something else.
+    """
     name, k = parse_metric(metric)
-    return METRICS[name](hits, n_targets, k)
+    found = METRICS[name](hits, n_targets, k)
+    if np.shape(found) != n_targets.shape:
+        raise ConfigError(
+            f"The metric {name!r} gives the shape {np.shape(found)} for {len(n_targets)} queries. "
+            "Expected one number per query. Correct the function."
+        )
+    return found
 
 
 def coverage(exposure: Int) -> float:

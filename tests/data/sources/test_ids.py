@@ -60,7 +60,55 @@ def test_mixed_parts_have_one_id(tmp_path: Path) -> None:
     assert {row[0] for row in made.rows("interactions", "user_id")} == {"7", "12"}
 
 
-KEPT_IDS = ["007", "1e3", "7.5", "1.50", "x.0", "v1.0", " 7", "A", "a", "NULLIFY", "nano", "-0", "+7"]
+@pytest.mark.parametrize(
+    ("written", "id"),
+    [("1.2345678E7", "12345678"), ("1.2345678e+07", "12345678"), ("1e+05", "100000"), ("-1.5E+01", "-15"), ("1.0E0", "1")],
+)
+def test_a_number_in_scientific_notation_is_the_same_id(written: str, id: str, tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text(f"user_id,item_id\n{written},i\n")
+    (tmp_path / "e.jsonl").write_text(f'{{"user_id": {written}, "item_id": "i"}}\n{{"user_id": "{written}", "item_id": "i"}}\n')
+    pq.write_table(pa.table({"user_id": [written], "item_id": ["i"]}), tmp_path / "e.parquet")
+    for name in ("e.csv", "e.jsonl", "e.parquet"):
+        assert {row[0] for row in Read(tmp_path, interactions={"path": name}).rows("interactions", "user_id")} == {id}
+    assert id_text(written) == id
+
+
+@pytest.mark.parametrize("scale", [2, 10, 18])
+def test_zero_is_the_same_id_in_every_scale_of_decimals(scale: int, tmp_path: Path) -> None:
+    ids = pa.array([Decimal(0), Decimal(7)], pa.decimal128(38, scale))
+    pq.write_table(pa.table({"user_id": ids, "item_id": ids}), tmp_path / "e.parquet")
+    assert Read(tmp_path, interactions={"path": "e.parquet"}).rows("interactions", "user_id") == [("0",), ("7",)]
+
+
+@pytest.mark.parametrize("written", ["9007199254740992.0", "9.007199254740993E15", "1e+16"])
+@pytest.mark.parametrize("name", ["e.csv", "e.jsonl", "e.parquet"])
+def test_the_text_of_an_inexact_float_is_no_id(written: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text(f"user_id,item_id\n{written},i\nu,i\n")
+    (tmp_path / "e.jsonl").write_text(f'{{"user_id": "{written}", "item_id": "i"}}\n{{"user_id": "u", "item_id": "i"}}\n')
+    pq.write_table(pa.table({"user_id": [written, "u"], "item_id": ["i", "i"]}), tmp_path / "e.parquet")
+    made = Read(tmp_path, interactions={"path": name})
+    assert made.rows("interactions", "user_id") == [("u",)] and "is a float too large to be exact" in made.rejected()[0][2]
+
+
+KEPT_IDS = [
+    "007",
+    "1e3",
+    "7.5",
+    "1.50",
+    "x.0",
+    "v1.0",
+    " 7",
+    "A",
+    "a",
+    "NULLIFY",
+    "nano",
+    "-0",
+    "+7",
+    "1.25e1",
+    "1.5E",
+    "12.5E+3",
+    "1E5",
+]
 
 
 def test_other_ids_keep_their_text(tmp_path: Path) -> None:

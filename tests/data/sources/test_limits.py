@@ -6,6 +6,7 @@ measures the real sizes.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 from pathlib import Path
@@ -21,7 +22,7 @@ from twotower.data.sources.file_form import read_sample
 from twotower.data.sources.guess import guess_dataset
 from twotower.data.sources.json_files import open_json
 from twotower.data.sources.json_rows import json_rows
-from twotower.data.sources.table_columns import MAX_ID_CHARS
+from twotower.data.sources.raw_tables import MAX_ID_CHARS
 from twotower.data.sources.values import parse_list
 from twotower.errors import DataError
 
@@ -225,3 +226,20 @@ def test_lists_of_display_columns_are_never_lost(tmp_path: Path) -> None:
     (tmp_path / "i.csv").write_text('item_id,a,b\ni,[new],"[""x"", ""y""]"\nj,[old],"[""z""]"\n')
     made = Read(tmp_path, interactions={"path": "e.csv", "time": "time"}, items={"path": "i.csv"})
     assert made.rows("items", "a", "b") == [("[new]", ["x", "y"]), ("[old]", ["z"])]
+
+
+@pytest.mark.parametrize("name", ["e.csv.gz", "e.csv.bz2", "e.csv.zst", "e.jsonl.gz", "e.json.zst", "e.parquet"])
+def test_a_small_file_with_a_huge_content_is_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "FREE_BYTES", 1 << 20)
+    size = 200_000
+    line = json.dumps({"user_id": "u", "item_id": "i", "time": TIME_S}) + "\n"
+    data = (line * size if ".json" in name else HEADER + ROW * size).encode()
+    if name.endswith(".parquet"):
+        pq.write_table(pa.table({"user_id": ["u"] * size, "item_id": ["i"] * size, "time": [TIME_S] * size}), tmp_path / name)
+    else:
+        pack = {"gz": gzip.compress, "bz2": bz2.compress, "zst": lambda text: bytes(pa.compress(text, "zstd", asbytes=True))}
+        (tmp_path / name).write_bytes(pack[name.rpartition(".")[2]](data))
+    with pytest.raises(DataError, match="unpacks to more than"):
+        read(tmp_path, name)
+    monkeypatch.setattr(text_files, "FREE_BYTES", 1 << 26)
+    assert len(read(tmp_path, name).rows("interactions", "user_id")) == size

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from twotower.bundle.bundle import export_bundle
+from twotower.bundle.item_arrays import offered_items
 from twotower.bundle.revision import add_items
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
@@ -24,6 +25,7 @@ from twotower.utils.checkpoint import save_checkpoint
 from twotower.utils.config import parse_config
 
 from ...drawn_bundle import checkpoint_of, drawn
+from .table_rows import Read
 
 LABEL = {"name": "kind", "kind": "categorical"}
 ROWS: list[dict[str, Any]] = [
@@ -155,3 +157,26 @@ def test_other_columns_are_displayed_and_filtered_and_change_no_model(tmp_path: 
     add_items(tmp_path / "bundle", tmp_path / "new.jsonl")
     recommender = Recommender.load(tmp_path / "bundle")
     assert ids("price > 50") == {"new"} == ids('tags == "t9"')
+
+
+@pytest.mark.parametrize("name", ["it.csv", "it.jsonl", "it.parquet"])
+@pytest.mark.parametrize(
+    ("available", "closed"),
+    [("TRUE", "FALSE"), ("yes", "no"), ("1", "0"), (True, False), (1, 0), (1.0, 0.0), ("Y", " n "), ("open", "Closed")],
+)
+def test_a_closed_item_is_not_offered_however_it_is_written(available: Any, closed: Any, name: str, tmp_path: Path) -> None:
+    write(tmp_path, [{"item_id": f"i{n}", "is_open": each} for n, each in enumerate([available, closed, None])], name)
+    (tmp_path / "e.csv").write_text("user_id,item_id\n" + "".join(f"u{n},i{m}\n" for n in range(4) for m in range(3)))
+    data = {"source": "tables", "path": str(tmp_path), "interactions": {"path": "e.csv"}, "items": {"path": name}}
+    sections = {"data": data, "prepare": {"split": {"kind": "leave_one_out"}, "text_dim": 0}}
+    prepare(parse_config(sections), tmp_path / "dataset")
+    dataset = Dataset.open(tmp_path / "dataset")
+    assert dataset.items["is_open"].to_pylist() == [1, 0, None], "the filter is_open == 1 must find it"
+    assert offered_items(dataset)[2:].tolist() == [True, False, True]
+
+
+def test_another_word_for_open_stays_text(tmp_path: Path) -> None:
+    write(tmp_path, [{"item_id": f"i{n}", "is_open": each} for n, each in enumerate(["yes", "seasonal"])], "it.csv")
+    (tmp_path / "e.csv").write_text("user_id,item_id\nu,i0\nu,i1\n")
+    made = Read(tmp_path, interactions={"path": "e.csv"}, items={"path": "it.csv"})
+    assert made.rows("items", "is_open") == [("yes",), ("seasonal",)]

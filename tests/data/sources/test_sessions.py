@@ -75,3 +75,25 @@ def test_ids_follow_the_rule_of_all_sources(tmp_path: Path) -> None:
     found, rejects = read(tmp_path)
     assert [(row["user_id"], row["item_id"]) for row in found] == [("7", "8"), ("7", "8"), ("007", "x")]
     assert rejects.files["sessions.jsonl"].rejected == {"session is missing": 2, "aid of an event is missing": 1}
+
+
+def test_ids_and_types_are_unescaped(tmp_path: Path) -> None:
+    texts = ['a"b', "a\\b", "caf\u00e9", "a\tb", "7"]
+    lines = [json.dumps({"session": text, "events": [{"aid": text, "ts": 1661200010, "type": text}]}) for text in texts]
+    (tmp_path / "sessions.jsonl").write_text("\n".join(lines))
+    rows, rejects = read(tmp_path)
+    assert [(row["user_id"], row["item_id"], row["event_type"]) for row in rows] == [(text,) * 3 for text in texts]
+    assert not rejects.rejected
+
+
+@pytest.mark.parametrize("event", [{"aid": [1]}, {"aid": {"id": 1}}, {"aid": 2.0**53}, {"aid": "x" * 1001}, {"ts": "1900-01-01"}])
+def test_what_is_no_id_or_time_rejects_its_line(event: dict[str, Any], tmp_path: Path) -> None:
+    good = {"aid": "a", "ts": 1661200010, "type": "clicks"}
+    lines = [
+        {"session": 1, "events": [good, {**good, **event}]},
+        {"session": [2], "events": [good]},
+        {"session": 3, "events": [good]},
+    ]
+    (tmp_path / "sessions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    rows, rejects = read(tmp_path)
+    assert [row["user_id"] for row in rows] == ["3"] and rejects.rejected == {"sessions.jsonl": 2}

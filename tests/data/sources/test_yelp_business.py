@@ -140,3 +140,10 @@ def test_categories_are_a_string_or_a_list() -> None:
     assert parse_business(string)["categories"] == ["Cafés", "Bars/Pubs"]
     assert parse_business({"business_id": "b", "categories": ["Cafés", "Bars/Pubs"]})["categories"] == ["Cafés", "Bars/Pubs"]
     assert parse_business({"business_id": "b", "categories": None})["categories"] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "flag"), [("is_open", "FALSE", 0), ("open", "no", 0), ("is_open", 0.0, 0), ("open", True, 1)]
+)
+def test_is_open_in_any_spelling(key: str, value: Any, flag: int) -> None:
+    assert parse_business({"business_id": "b1", key: value})["is_open"] == flag

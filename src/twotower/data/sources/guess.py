@@ -198,6 +198,7 @@ def guess_dataset(
         return DatasetGuess(None, others=others, questions=(question,))
     rest = [table for table in tables if table is not main]
     entities = entity_keys(rest, main, {"item": items, "user": users}, named)
+    _check_places(main, entities.get("item"), named)
     columns, questions = describe_interactions(
         main.sample, main.facts, named, {role: (t.facts, key) for role, (t, key) in entities.items()}
     )
@@ -229,7 +230,7 @@ def _check_names(tables: list[Table], chosen: dict[str, str | None], named: dict
     for kind, name in chosen.items():
         if name is not None and name not in names:
             raise DataError(f"There is no table {name!r}, which was named as {kind}.{nearest(name, names)}")
-    columns = list(chain.from_iterable(table.facts for table in tables))
+    columns = list(dict.fromkeys(chain.from_iterable(table.facts for table in tables)))
     for role, column in named.items():
         if role == "time_format":
             check_pattern(column)
@@ -240,6 +241,20 @@ def _check_names(tables: list[Table], chosen: dict[str, str | None], named: dict
             raise DataError(f"{', '.join(names)}: no column {column!r}, which was named as {role}.{nearest(column, columns)}")
     if "user" in named and named["user"] == named.get("item"):
         raise DataError(f"The column {named['user']!r} was named as user and as item. Each needs a column of its own.")
+
+
+def _check_places(main: Table, items: tuple[Table, str] | None, named: dict[str, str]) -> None:
+    """Raise an error if a column was named for two roles of a table, or is not in the table that its role describes."""
+    seen: dict[tuple[str, str], str] = {("", items[1]): "item"} if items else {}
+    for role, column in named.items():
+        if role == "time_format" or column == NONE:
+            continue
+        table, place = (items[0], "") if role == "name" and items else (main, "events")
+        if column not in table.facts:
+            raise DataError(f"{table.name} has no column {column!r}, which was named as {role}.{nearest(column, table.facts)}")
+        other = seen.setdefault((place, column), role)
+        if other != role:
+            raise DataError(f"The column {column!r} was named as {other} and as {role}. Each needs a column of its own.")
 
 
 def _session_table(table: Table, keys: dict[str, str]) -> TableGuess:

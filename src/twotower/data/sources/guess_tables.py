@@ -94,8 +94,10 @@ def entity_keys(
         for table in rest:
             wanted = table.name == chosen[role]
             if wanted or (chosen[role] is None and table.name not in chosen.values()):
-                for number, (name, facts) in enumerate(table.facts.items()):
-                    if facts.id_like and (_is_key(facts) or (wanted and facts.distinct > 1)):
+                same = [name for name in partners if wanted and role in named and name in table.facts]  # named in both tables
+                for number, name in enumerate(same or table.facts):
+                    facts = table.facts[name]
+                    if same or (facts.id_like and (_is_key(facts) or (wanted and facts.distinct > 1))):
                         ranked.append(
                             (_key_rank(table, name, role, main, partners, other) + 10 * wanted, -number, role, table, name)
                         )
@@ -117,7 +119,9 @@ def _key_rank(table: Table, name: str, role: str, main: Table, partners: list[st
             return -1.0
         rank += is_id(name, role) + 2 * same
     known = set(facts.counts)
-    shares = [sum(value in known for value in main.facts[partner].counts) / main.facts[partner].distinct for partner in partners]
+    shares = [
+        sum(value in known for value in main.facts[partner].counts) / max(main.facts[partner].distinct, 1) for partner in partners
+    ]
     return rank + 2 * max(shares, default=0.0)
 
 

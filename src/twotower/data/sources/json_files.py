@@ -49,12 +49,15 @@ class JsonFile:
         Line number of each row in the original; None where the lines are those of `path`.
     form
         "lines", "array", "objects" or "python".
+    size
+        Number of lines of `path`, if they were counted.
     """
 
     path: Path
     encoding: str | None = None
     form: str = "lines"
     numbers: array[int] | None = field(default=None, repr=False)
+    size: int | None = None
 
     def keys(self, names: Sequence[str]) -> list[str]:
         """Return the keys of the first objects; the search goes on while one of `names` is not among them."""
@@ -78,7 +81,8 @@ class JsonFile:
         """Return the number of rows: lines that are not blank. Blank ones are looked for only if all lines are not `found`."""
         if self.numbers is not None:
             return len(self.numbers)
-        return found if count_lines(self.path) == found else sum(1 for _ in numbered_lines(self.path))
+        size = count_lines(self.path) if self.size is None else self.size
+        return found if size == found else sum(1 for _ in numbered_lines(self.path))
 
     def locate(self, rows: Sequence[int]) -> Iterator[tuple[int, str]]:
         """Yield line number (from 1) and text of the rows at ascending positions."""
@@ -106,12 +110,14 @@ def open_json(file: Path, spill: Path, encoding: str | None = None) -> JsonFile:
     plain = form == "lines" and encoding in (None, "utf-8") and not any(head.startswith(mark) for mark, _ in BOMS)
     plain &= compression_of(file) == COMPRESSED.get(file.suffix.lower())  # the engine goes by the suffix
     if plain and (b"\n" in head or b"\r" not in head[:-1]) and file.suffix.lower() in ("", ".gz", *_plain_suffixes()):
+        if compression_of(file):  # before the engine unpacks it, which knows no bound
+            found.size = count_lines(file)
         if not GLOB & set(str(file)):
             return found
         spill.mkdir(parents=True, exist_ok=True)
         link = spill / f"link-{next(_names)}.json{'.gz' if file.suffix.lower() == '.gz' else ''}"
         link.symlink_to(file.resolve())
-        return JsonFile(link)
+        return JsonFile(link, size=found.size)
     spill.mkdir(parents=True, exist_ok=True)
     copy = spill / f"copy-{next(_names)}.json"
     numbers = array("q")

@@ -10,6 +10,7 @@ import ibis.expr.types as ir
 from twotower.data.sources.engine import ROW
 from twotower.schema import ITEM_ID, ITEM_ROW
 from twotower.utils.console import log
+from twotower.utils.open_flag import FLAGS, IS_OPEN
 
 NUMBER = r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$"  # no code such as 02139
 WHOLE = r"^-?(0|[1-9][0-9]*)$"
@@ -127,6 +128,16 @@ def typed_by_values(rows: ir.Table, names: Sequence[str]) -> ir.Table:
         elif every[f"{index} list"]:
             columns[name] = _as_list(rows[name])
     return rows.mutate(**columns)
+
+
+def with_open_flag(rows: ir.Table) -> ir.Table:
+    """Return rows whose text column `is_open`, if there is one, is 1 or 0; if it has another word, it stays text."""
+    if IS_OPEN not in rows.columns or not rows[IS_OPEN].type().is_string():
+        return rows
+    text = rows[IS_OPEN].strip().lower()
+    flag = ibis.cases(*((text == word, value) for word, value in FLAGS.items()), else_=ibis.null("int64")).cast("int64")
+    (unknown,) = rows.aggregate(n=(flag.isnull() & (text != "").fill_null(False)).sum()).to_pyarrow()["n"].to_pylist()
+    return rows if unknown else rows.mutate(**{IS_OPEN: flag})
 
 
 def _as_list(text: ir.StringValue) -> ir.Value:

@@ -22,12 +22,13 @@ from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.table_files import FILE_ROWS, Scan
 from twotower.data.sources.text_files import reading, unchanged
-from twotower.data.sources.values import Late
+from twotower.data.sources.values import Late, as_text, inexact_id
 from twotower.errors import DataError
 from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, PART, STARS, TIME, USER_ID, FeatureSpec
 from twotower.utils.config import DataConfig
 
 CHARS = "chars"  # int64: length of what the user wrote
+MAX_ID_CHARS = 1000
 REASON = "reject_reason"
 RAW_WEIGHT = "raw_weight"  # float64: weight of an event in the source, null: 1
 POSITION = "position"  # int64: rank of the displayed item in its list, from 1; null: unknown
@@ -244,6 +245,23 @@ def _first_of_each(flagged: ir.Table, key: str) -> ir.Table:
 def missing(value: ir.StringValue) -> ir.BooleanValue:
     """Return True for strings that are null or empty."""
     return (value.isnull() | (value == "")).fill_null(True)
+
+
+def id_checks(value: ir.Value, found: ir.StringValue, name: str, *, is_json: bool = True) -> list[Check]:
+    """Return checks for values that are no ids: inexact floats, objects and lists of JSON, and long ones.
+
+    Parameters
+    ----------
+    value
+        The column of the file.
+    found
+        The ids that `as_id` makes of it.
+    """
+    checks: list[Check] = [(inexact_id(value), f"{name} is a float too large to be exact: " + quoted(as_text(value)))]
+    if is_json:
+        nested = found.re_search(r"^([{].*[}]|\[.*\])$")
+        checks.append((nested, f"{name} is not a single value: " + quoted(found)))
+    return [*checks, (found.length() > MAX_ID_CHARS, f"{name} is longer than {MAX_ID_CHARS:,} characters: " + quoted(found))]
 
 
 def quoted(value: ir.StringValue) -> ir.StringValue:

@@ -11,10 +11,10 @@ import ibis.expr.types as ir
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.other_columns import union
-from twotower.data.sources.raw_tables import Check, RawTables, ids_only, interactions, missing, quoted, screen
+from twotower.data.sources.raw_tables import Check, RawTables, id_checks, ids_only, interactions, missing, quoted, screen
 from twotower.data.sources.table_files import scan_json
 from twotower.data.sources.table_paths import table_paths
-from twotower.data.sources.times import seconds
+from twotower.data.sources.times import LAST_S, seconds
 from twotower.data.sources.values import as_id
 from twotower.schema import ITEM_ID, USER_ID
 from twotower.utils.config import DataConfig, SessionsConfig
@@ -52,7 +52,7 @@ def read_sessions(config: DataConfig, engine: Engine, rejects: Rejects) -> RawTa
         scan = scan_json(engine, file, [settings.user_id, settings.events])
         user, events = as_id(scan.rows[settings.user_id]), _events(scan.rows[settings.events], settings)
         columns = {USER_ID: user, EVENTS: events}
-        good, read = screen(engine, scan, _checks(user, events, settings), columns, rejects=rejects)
+        good, read = screen(engine, scan, _checks(scan.rows[settings.user_id], user, events, settings), columns, rejects=rejects)
         counts |= read
         flat = good.select(USER_ID, ROW, EVENTS).unnest(EVENTS, offset=SESSION_POSITION)
         event = flat[EVENTS]
@@ -76,32 +76,36 @@ def _events(text: ir.StringValue, settings: SessionsConfig) -> ir.ArrayValue:
     elements = text.try_cast("json").cast("array<json>")
 
     def event(value: ir.JSONValue) -> ir.StructValue:
-        kind = value[settings.event_type].cast("string") if settings.event_type else ibis.null("string")
-        return ibis.struct(
-            {"item": as_id(_plain(value[settings.item_id])), "time": _plain(value[settings.time]), "type": _unquoted(kind)}
-        )
+        kind = _plain(value[settings.event_type]) if settings.event_type else ibis.null("string")
+        raw = _plain(value[settings.item_id])
+        return ibis.struct({"item": as_id(raw), "raw": raw, "time": _plain(value[settings.time]), "type": kind})
 
     found: ir.ArrayValue = elements.map(event)
     return found
 
 
 def _plain(value: ir.JSONValue) -> ir.StringValue:
-    """Return a JSON number or string as text; null for null and for an empty string."""
-    return _unquoted(value.cast("string")).nullif("").nullif("null")
+    """Return a JSON string or number as text; null for null and for an empty string."""
+    return value.str.coalesce(value.cast("string").nullif("null")).nullif("")
 
 
-def _unquoted(text: ir.StringValue) -> ir.StringValue:
-    plain: ir.StringValue = text.re_replace('^"(.*)"$', r"\1")
-    return plain
-
-
-def _checks(user: ir.StringValue, events: ir.ArrayValue, settings: SessionsConfig) -> list[Check]:
+def _checks(session: ir.StringValue, user: ir.StringValue, events: ir.ArrayValue, settings: SessionsConfig) -> list[Check]:
     nameless = events.filter(lambda event: event["item"].isnull()).length() > 0
-    untimed = events.filter(lambda event: seconds(event["time"]).isnull())
+    untimed = events.filter(lambda event: ~seconds(event["time"]).between(0, LAST_S).fill_null(False))
+
+    def no_id(event: ir.StructValue) -> ir.BooleanValue:
+        return ibis.or_(*(bad.fill_null(False) for bad, _ in id_checks(event["raw"], event["item"], settings.item_id)))
+
+    unnamed = events.filter(no_id)
     return [
         (missing(user) & events.isnull(), f"not a JSON object with {settings.user_id} and {settings.events}"),
         (missing(user), f"{settings.user_id} is missing"),
+        *id_checks(session, user, settings.user_id),
         (events.isnull(), f"{settings.events} is not a list of objects"),
         (nameless, f"{settings.item_id} of an event is missing"),
-        (untimed.length() > 0, f"{settings.time} of an event is not a time: " + quoted(untimed[0]["time"].fill_null(""))),
+        (unnamed.length() > 0, f"{settings.item_id} of an event is not an id: " + quoted(unnamed[0]["raw"])),
+        (
+            untimed.length() > 0,
+            f"{settings.time} of an event is not a time in ISO 8601 or seconds: " + quoted(untimed[0]["time"].fill_null("")),
+        ),
     ]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import ibis
 import ibis.expr.types as ir
 
-from twotower.data.sources.raw_tables import Check, Columns, missing, quoted
+from twotower.data.sources.raw_tables import Check, Columns, id_checks, missing, quoted
 from twotower.data.sources.values import (
     LAST_S,
     MAX_EXACT,
@@ -19,13 +19,11 @@ from twotower.data.sources.values import (
     as_seconds,
     as_text,
     is_one_of,
-    max_exact,
 )
 from twotower.schema import HOURS_PER_WEEK, STARS
 from twotower.utils.config import ColumnConfig
 
 MAX_STARS = 5
-MAX_ID_CHARS = 1000
 MAX_COMPARED = 8  # columns of a row that are compared with the header
 
 
@@ -78,15 +76,7 @@ class Fields:
         self.columns[ours] = found = as_id(value)
         if value.type().is_array():
             self.checks.append((value.notnull(), f"{name} is a list, not an id"))
-        if value.type().is_floating():
-            inexact = value.abs() >= max_exact(value)
-            self.checks.append((inexact, f"{name} is a float too large to be exact: " + quoted(self.text(name))))
-        if self._is_json:
-            rounded = value.re_search(r"^-?[0-9]{16,}[.]0+$") & (value.try_cast("float64").abs() >= MAX_EXACT)
-            self.checks.append((rounded, f"{name} is a float too large to be exact: " + quoted(self.text(name))))
-            nested = found.re_search(r"^([{].*[}]|\[.*\])$")
-            self.checks.append((nested, f"{name} is not a single value: " + quoted(found)))
-        self.checks.append((found.length() > MAX_ID_CHARS, f"{name} is longer than {MAX_ID_CHARS:,} characters: " + quoted(found)))
+        self.checks += id_checks(value, found, name, is_json=self._is_json)
         self.checks.append((missing(found), f"{name} is missing"))
 
     def number(self, name: str, limit: float | None = None) -> ir.FloatingValue:

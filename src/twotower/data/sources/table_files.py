@@ -27,7 +27,7 @@ from twotower.data.sources.engine import ROW, Batches, Engine
 from twotower.data.sources.json_files import JsonFile, joined, open_json
 from twotower.data.sources.other_columns import distinct_names
 from twotower.data.sources.table_paths import FORMS, form_of
-from twotower.data.sources.text_files import base_suffix, open_bytes, reading
+from twotower.data.sources.text_files import base_suffix, check_ratio, open_bytes, reading
 from twotower.data.sources.values import plain_column
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.utils.config import InteractionTableConfig, TableConfig
@@ -35,6 +35,7 @@ from twotower.utils.config import InteractionTableConfig, TableConfig
 PARQUET_ROWS = 1 << 16
 FILE_ROWS = 1 << 40  # room in `ROW` for the rows of one file
 JOINED_BYTES = 1 << 22  # smaller files of JSON are copied to one file
+VALUE_BYTES = 8  # of a value in memory, at least
 EMPTY_BYTES = 64  # of a packed file without content
 POSITION, PLACE = "scan_position", "scan_place"
 Locate = Callable[[Sequence[int]], Iterator[tuple[int, str]]]  # ascending rows → (line number from 1, text) of each
@@ -314,6 +315,8 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
         unread = [name for name in schema.names if name not in kinds]
         book.rejects.of(book.label).unused_columns += unread
     columns = {name: kinds[name] for name in chosen}
+    if parquet is not None:
+        check_ratio(file, parquet.metadata.num_rows * len(chosen) * VALUE_BYTES)
     chosen_kinds = pa.schema([*columns.items(), (ROW, pa.int64())])
 
     def batches() -> Iterator[pa.RecordBatch]:

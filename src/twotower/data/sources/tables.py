@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from twotower.data.sources.account import REPLACED, Rejects
 from twotower.data.sources.engine import ROW, Engine
 from twotower.data.sources.long_tables import SNAPSHOT, newest_values, spread
-from twotower.data.sources.other_columns import other_columns, typed_by_values, union
+from twotower.data.sources.other_columns import other_columns, typed_by_values, union, with_open_flag
 from twotower.data.sources.raw_tables import CHARS, POSITION, RAW_WEIGHT, REQUEST, RawTables, ids_only, interactions, screen
 from twotower.data.sources.table_columns import Fields
 from twotower.data.sources.table_files import FILE_ROWS, scan_files
@@ -28,6 +28,7 @@ from twotower.schema import EVENT_TYPE, ITEM_ID, ORDER, TEXT, TIME, USER_ID, Fea
 from twotower.utils.config import ColumnConfig, DataConfig, InteractionTableConfig, ItemTableConfig, TableConfig, UserTableConfig
 from twotower.utils.ids import TEXT as TEXT_ID
 from twotower.utils.ids import id_type
+from twotower.utils.open_flag import IS_OPEN
 
 MAX_PARTS = 64  # scans that are united at once: a query of thousands of tables is too deep for an engine
 DEFAULT_EVENT = "event"  # event type of tables without a column of types
@@ -94,10 +95,10 @@ def _column_id_type(engine: Engine, base: Path, path: Path, column: str) -> str:
     """Return the type of an id column, as `utils.ids.id_type` names it; text and JSON files have texts."""
     held = engine.tables.get(str(path))
     if held is not None:
-        return id_type(held.schema.field(column).type)
+        return id_type(held.schema.field(column))
     files = table_paths(base, path, "interactions")
     schemas = [pq.read_schema(file) if form_of(file) == "parquet" else None for file in files]
-    kinds = {id_type(schema.field(column).type) if schema and column in schema.names else TEXT_ID for schema in schemas}
+    kinds = {id_type(schema.field(column)) if schema and column in schema.names else TEXT_ID for schema in schemas}
     return kinds.pop() if len(kinds) == 1 else TEXT_ID
 
 
@@ -258,6 +259,7 @@ def _entities(reader: _Reader, table: ItemTableConfig | UserTableConfig, events:
     options = {"unique": None if taken else key, "others": others, "mark": f" ({section})" if taken else ""}
     rows = reader.read(events if taken else table, path, section, names, typed, **options)
     kept = _one_value_each(rows, key, table.value) if taken else _newest(reader, rows, key, path, section)
+    kept = with_open_flag(kept) if others and IS_OPEN not in (*ours, *names) else kept
     if others and not any(
         str(file) in reader.engine.tables or form_of(file) == "parquet" for file, _ in reader.files(path, section)
     ):

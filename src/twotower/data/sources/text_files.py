@@ -25,6 +25,7 @@ ARCHIVES = {
 ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j", "pyarrow")  # modules of the engines' errors
 BLOCK_BYTES = 1 << 23
 MAX_LINE_BYTES = 1 << 25
+FREE_BYTES, MAX_RATIO = 1 << 28, 200  # a larger file must not unpack to more than so many times its size
 BOMS = (  # that of UTF-32 begins like that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -48,7 +49,47 @@ def base_suffix(file: Path) -> str:
 
 def open_bytes(file: Path) -> Any:
     """Open a plain or compressed file for reading; its suffix names the compression."""
-    return pa.input_stream(str(file), compression=compression_of(file))
+    compression = compression_of(file)
+    source = pa.input_stream(str(file), compression=compression)
+    return _Unpacked(file, source) if compression else source
+
+
+class _Unpacked:
+    """Content of a compressed file, of which no more is read than `check_ratio` allows."""
+
+    def __init__(self, file: Path, source: Any) -> None:
+        self._file, self._source, self._size = file, source, 0
+
+    def __enter__(self) -> _Unpacked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._source.close()
+
+    def read(self, size: int) -> bytes:
+        """Return at most `size` further bytes."""
+        data: bytes = self._source.read(size)
+        self._count(len(data))
+        return data
+
+    def readinto(self, buffer: bytearray) -> int:
+        """Read further bytes into a buffer, and return their number."""
+        size: int = self._source.readinto(buffer)
+        self._count(size)
+        return size
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        check_ratio(self._file, self._size)
+
+
+def check_ratio(file: Path, size: int) -> None:
+    """Raise `DataError` if a file of which `size` bytes are unpacked expands beyond all proportion to what it takes on disk."""
+    if size > FREE_BYTES and size > MAX_RATIO * file.stat().st_size:
+        raise DataError(
+            f"{file} of {file.stat().st_size:,} bytes unpacks to more than {size:,}. Allowed are {FREE_BYTES >> 20} MiB, or "
+            f"{MAX_RATIO} times the size of the file. If its content is right, write it as plain text and name that file."
+        )
 
 
 def compression_of(file: Path) -> str | None:

@@ -47,7 +47,7 @@ def _zoned(text: ir.StringValue) -> ir.IntegerValue:
     hours, minutes = (found.re_extract(_ZONED, part).try_cast("int64").fill_null(0) for part in (2, 3))
     sign = ibis.ifelse(found.re_extract(_ZONED, 2).startswith("-"), -1, 1)
     base = found.re_extract(_ZONED, 1).nullif("").try_cast("timestamp").epoch_seconds().cast("int64")
-    return ibis.ifelse(hours.abs() <= 15, base - hours * 3600 - sign * minutes * 60, ibis.null("int64"))
+    return ibis.ifelse(hours.abs() * 60 + minutes <= 15 * 60, base - hours * 3600 - sign * minutes * 60, ibis.null("int64"))
 
 
 def epoch(whole: ir.IntegerValue) -> ir.IntegerValue:
@@ -100,14 +100,16 @@ _DATE = (
 )
 _CLOCK = r"(?P<H>\d{1,2}):(?P<M>\d{2})(?::(?P<S>\d{2})(?:[.,]\d+)?)?(?:\s*(?P<p>[AaPp])\.?[Mm]\b\.?)?"
 _COMPACT = r"(?P<H>\d{2})(?P<M>\d{2})(?:(?P<S>\d{2})(?:[.,]\d+)?)?"
-_ZONE = r"(?P<Z>Z|(?:UTC|GMT)?\s?[+-]\d{1,2}(?::?\d{2})?|[A-Za-z][A-Za-z_]*(?:/[A-Za-z0-9_+-]+)*)?(?:\s?[\[(][\w/ +-]+[\])])?"
+_ZONE = (
+    r"(?P<Z>Z|(?:UTC|GMT)?\s?[+-]\d{1,2}(?::?\d{2})?|[A-Za-z][A-Za-z_]*(?:/[A-Za-z0-9_+-]+)*)?(?:\s?[\[(](?P<B>[\w/ +-]+)[\])])?"
+)
 _FORMS = tuple(
     re.compile(form)
     for date in _DATE
     for form in (date, rf"{date}(?:[T ]|,?\s+){_CLOCK}\s*{_ZONE}", rf"{date}T{_COMPACT}\s*{_ZONE}")
 ) + tuple(
     re.compile(rf"(?:(?P<a>[A-Za-z]{{3,9}}),?\s+)?(?P<b>[A-Za-z]{{3,9}})\.?\s+(?P<d>\d{{1,2}})\s+{_CLOCK}\s+{zone}(?P<Y>\d{{4}})")
-    for zone in ("", _ZONE.removesuffix(r"?(?:\s?[\[(][\w/ +-]+[\])])?") + r"\s+")
+    for zone in ("", _ZONE.removesuffix(r"?(?:\s?[\[(](?P<B>[\w/ +-]+)[\])])?") + r"\s+")
 )
 _DIGITS = {6: "%Y%m", 8: "%Y%m%d", 10: "%Y%m%d%H", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 
@@ -203,7 +205,7 @@ def _joined(part: dict[str, str | None]) -> int | None:
     try:
         clock = datetime(year, month, int(part.get("d") or 1), hour, int(part.get("M") or 0), min(int(part.get("S") or 0), 59))
         clock += timedelta(days=int(part["j"] or 1) - 1) if part.get("j") else timedelta()
-        zone = _zone(part.get("Z") or "UTC")
+        zone = _zone(part.get("Z") or part.get("B") or "UTC")
         return None if zone is None else timegm(clock.replace(tzinfo=zone).astimezone(UTC).timetuple())
     except (ValueError, OverflowError):
         return None

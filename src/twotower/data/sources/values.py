@@ -31,6 +31,8 @@ MISSING = (  # in lower case; these are no ids
 NAN_WORDS = ("nan", "-nan", "<na>", "#n/a", "nat", "\\n", "null")  # which are never the label of a category
 MAX_EXACT = 1 << 53  # of a float: larger whole numbers are not exact
 MAX_EXACT_32 = 1 << 24  # of a float of 32 bits
+_FLOAT_ID = r"^(-?[0-9]+)[.]0+$"
+_SCIENTIFIC = r"^-?[0-9]([.][0-9]+[eE][+]?|[eE][+])[0-9]{1,2}$"  # as R and Spark write a float; "1e3" may be a text
 NAME_KEYS = ("name", "label", "title", "value", "description", "id")  # of a list of objects, in this order
 _CURRENCY = r"^\s*(?:[A-Z]{3}|[$€£¥₹])\s*|\s*(?:[A-Z]{3}|[$€£¥₹])\s*$"
 _GROUPED = r"^[+-]?[0-9]{1,3}(,[0-9]{3})+([.][0-9]*)?$"
@@ -66,15 +68,35 @@ def is_one_of(text: ir.StringValue, words: Iterable[str]) -> ir.BooleanValue:
 
 
 def as_id(value: ir.Value) -> ir.StringValue:
-    """Return a column as ids: text as it is, 7.0 as "7", null where an id is missing in any spelling."""
+    """Return a column as ids: text as it is, 7.0 and 1.2E7 as whole numbers, null where an id is missing in any spelling."""
     text = as_text(value)
     if value.type().is_floating():
         text = ibis.ifelse(value.abs() < max_exact(value), text, ibis.null("string"))
     elif value.type().is_string():
-        text = ibis.ifelse(text.endswith("0") & text.contains("."), text.re_replace(r"^(-?[0-9]+)[.]0+$", r"\1"), text)
+        text = ibis.ifelse(text.endswith("0") & text.contains("."), text.re_replace(_FLOAT_ID, r"\1"), text)
+        number = _scientific(text)
+        exact = ibis.ifelse(number.abs() < MAX_EXACT, number, ibis.null("float64")).floor().cast("int64")
+        text = ibis.ifelse((number == exact).fill_null(False), exact.cast("string"), text)
         absent = (text.length() <= 11) & is_one_of(text.strip().lower(), MISSING)
         text = ibis.ifelse(absent, ibis.null("string"), text)
     return text
+
+
+def _scientific(text: ir.StringValue) -> ir.FloatingValue:
+    """Return the numbers of text such as "1.2E7" and "1e+05"; null for other text."""
+    likely = (text.substr(1, 1) == ".") | (text.substr(2, 1) == ".") | text.contains("+")
+    return ibis.ifelse(likely & text.re_search(_SCIENTIFIC), text, ibis.null("string")).try_cast("float64")
+
+
+def inexact_id(value: ir.Value) -> ir.BooleanValue:
+    """Return whether an id is a float, or the text of one, that may stand for several whole numbers."""
+    if value.type().is_floating():
+        return value.abs() >= max_exact(value)
+    if not value.type().is_string():
+        return ibis.literal(False)
+    whole = ibis.ifelse(value.length() >= 18, value, ibis.null("string"))
+    whole = ibis.ifelse(whole.re_search(_FLOAT_ID), whole, ibis.null("string")).try_cast("float64")
+    return (whole.coalesce(_scientific(value)).abs() >= MAX_EXACT).fill_null(False)
 
 
 def as_label(value: ir.Value) -> ir.StringValue:
@@ -83,7 +105,7 @@ def as_label(value: ir.Value) -> ir.StringValue:
     Words such as "none" and "NA" may be labels.
     """
     text = as_text(value)
-    text = ibis.ifelse(text.endswith("0") & text.contains("."), text.re_replace(r"^(-?[0-9]+)[.]0+$", r"\1"), text)
+    text = ibis.ifelse(text.endswith("0") & text.contains("."), text.re_replace(_FLOAT_ID, r"\1"), text)
     return ibis.ifelse((text.length() <= 5) & is_one_of(text.strip().lower(), NAN_WORDS), ibis.null("string"), text)
 
 
@@ -106,7 +128,9 @@ def id_text(value: Any) -> str | None:
         return str(int(value)) if abs(value) < MAX_EXACT and value == int(value) else None
     if not isinstance(value, (str, int)):
         return None
-    text = re.sub(r"^(-?[0-9]+)[.]0+$", r"\1", str(value))
+    text = re.sub(_FLOAT_ID, r"\1", str(value))
+    if re.search(_SCIENTIFIC, text) and float(text) == int(float(text)) and abs(float(text)) < MAX_EXACT:
+        text = str(int(float(text)))
     return None if text.strip().lower() in MISSING else text
 
 
@@ -250,7 +274,8 @@ def plain_column(column: pa.Array) -> pa.Array | None:
     if "string" in str(kind):
         return column.cast(pa.string())
     if pa.types.is_decimal(kind):
-        return pc.replace_substring_regex(column.cast(pa.string()), r"^(-?[0-9]+)[.]0+$", r"\1")
+        text = pc.replace_substring_regex(column.cast(pa.string()), r"^-?0E-[0-9]+$", "0")  # Arrow writes 0 so
+        return pc.replace_substring_regex(text, _FLOAT_ID, r"\1")
     if pa.types.is_uint64(kind):
         return column.cast(pa.string())
     if pa.types.is_integer(kind):

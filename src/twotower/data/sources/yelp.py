@@ -25,6 +25,7 @@ from twotower.data.sources.raw_tables import (
     REQUEST,
     Check,
     RawTables,
+    id_checks,
     ids_only,
     interactions,
     missing,
@@ -270,8 +271,11 @@ def _required(rows: ir.Table, read: list[str], *keys: str) -> list[Check]:
     """Return checks for lines without any of the keys (truncated, or not JSON), and for rows without a required key."""
     nothing = ibis.and_(*(rows[key].isnull() for key in read if key != TEXT))
     names = ", ".join(keys)
-    absent = [(missing(rows[key] if key == "date" else as_id(rows[key])), f"{key} is missing") for key in keys]
-    return [(nothing, f"not a complete JSON object with {names}"), *absent]
+    checks: list[Check] = [(nothing, f"not a complete JSON object with {names}")]
+    for key in keys:
+        found = rows[key] if key == "date" else as_id(rows[key])
+        checks += [(missing(found), f"{key} is missing"), *([] if key == "date" else id_checks(rows[key], found, key))]
+    return checks
 
 
 def _date(text: ir.StringValue, name: str) -> tuple[ir.IntegerValue, Late]:

@@ -23,6 +23,7 @@ from twotower.data.sources.json_files import open_json
 from twotower.data.sources.text_files import reading
 from twotower.data.sources.values import id_text
 from twotower.schema import HOURS_PER_WEEK
+from twotower.utils.open_flag import open_flag
 
 SCHEMA = pa.schema(
     [
@@ -126,17 +127,12 @@ def parse_business(row: Any) -> dict[str, Any]:
         "attributes": sorted({f"{name}={value}" for name, value in attributes if name != PRICE}),
         "price": int(price) if price in ("1", "2", "3", "4") else None,
         "hours": _hours(row.get("hours")),
-        "is_open": _is_open(row.get("is_open", row.get("open"))),
+        "is_open": open_flag(row.get("is_open", row.get("open"))),
     }
 
 
 def _text(value: Any) -> str | None:
     return (value.strip() or None) if isinstance(value, str) else None
-
-
-def _is_open(value: Any) -> int | None:
-    """Return 1 for an open business, 0 for a permanently closed one, None if unknown (the release of 2015 has `open`)."""
-    return {"1": 1, "0": 0, "true": 1, "false": 0}.get(str(value).lower())
 
 
 def _degrees(row: dict[str, Any], name: str, limit: int) -> float | None:
