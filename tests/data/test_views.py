@@ -258,7 +258,7 @@ def test_windows_by_hand() -> None:
     assert list(zip(objective.user.tolist(), objective.start.tolist(), objective.stop.tolist(), strict=True)) == [
         (2, 0, 5), (2, 2, 7), (2, 4, 9), (2, 6, 10), (4, 10, 11),
     ]  # fmt: skip
-    assert objective.ask_from.tolist() == [0, 5, 7, 9, 10]
+    assert objective.first_target.tolist() == [0, 5, 7, 9, 10]
     assert objective.size(np.array([0, 4])) == 10 and objective.size(np.array([4])) == 1
     assert objective.size(np.zeros(0, np.int64)) == 0, "a process may have no window of a batch"
     whole = NextEventObjective(opened([[Row(2, day) for day in range(5)]]), store_of(4), config_of(exclude_seen=False))

@@ -66,7 +66,7 @@ def test_popularity_counted_by_hand(dataset: Dataset, held_out: HeldOut) -> None
 
 def test_parts_do_not_matter(dataset: Dataset, held_out: HeldOut, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, seen = evaluate(Popular(dataset), held_out, dataset, FAST), []
-    monkeypatch.setattr("twotower.evaluation.evaluator.QUESTIONS_AT_ONCE", 37)
+    monkeypatch.setattr("twotower.evaluation.evaluator.QUERIES_AT_ONCE", 37)
     parts = evaluate(Popular(dataset), held_out, dataset, FAST, progress=lambda done, total: seen.append((done, total)))
     np.testing.assert_array_equal(parts.values, whole.values)
     assert parts.beyond == pytest.approx(whole.beyond)

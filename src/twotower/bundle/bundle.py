@@ -1,4 +1,4 @@
-"""Write and open bundles: folders with everything that answers requests.
+"""Write and open bundles: folders with all data that inference needs.
 
     manifest.json       format version, settings, features, metrics, the fingerprint of the data, the time of the index, hashes
     model.safetensors   weights of both towers
@@ -9,7 +9,7 @@
     dataset/            catalogue, encoders, histories (the prepared dataset, without rejects)
 
 A bundle contains no code: weights are safetensors, tables Parquet, graphs ONNX, the rest JSON. It is written to a temporary folder
-and swapped in atomically: a reader finds the complete old bundle or the complete new one.
+and swapped in atomically, so a reader sees either the complete old bundle or the complete new one.
 """
 
 from __future__ import annotations
@@ -55,18 +55,22 @@ from twotower.utils.types import Float, Mask
 
 MODEL_FILE, INDEX_FILE, INDEX, TOWERS, DATASET = "model.safetensors", "index.safetensors", "index", "towers", "dataset"
 REPORT = "report.json"
-SAME = 1e-3  # tolerance between a stored number and the same number computed again on another machine or in other blocks
-TRIES, PAUSE_S = 10, 0.05  # for opening a folder that is being replaced
+TOLERANCE = 1e-3  # absolute difference of stored vectors and the same vectors computed on another machine or in other blocks
+TRIES, PAUSE_S = 10, 0.05  # attempts to open a folder that is being replaced, and the seconds between them
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle; a `Retriever`.
+    """An opened bundle, which implements `Retriever`.
 
     Attributes
     ----------
+    path
+        Folder of the bundle.
+    dataset
+        The prepared dataset without rejects: catalogue, encoders and histories.
     store
-        Features at the time of the index.
+        Features at the time of the item vectors.
     arrays
         Arrays with one row per item.
     tower
@@ -74,7 +78,7 @@ class Bundle:
     built
         The index built by `twotower tune-index`; None: the search is exact.
     as_of_s
-        Time of the item vectors in seconds, if `bundle.refresh` has computed them again.
+        Time of the item vectors in seconds since 1970, if `bundle.refresh` has recomputed them; else None.
     """
 
     path: Path
@@ -91,17 +95,17 @@ class Bundle:
 
     @property
     def moment_s(self) -> int:
-        """Return the time of the item vectors, in seconds."""
+        """Return the time of the item vectors, in seconds since 1970."""
         return self.manifest.moment_s if self.as_of_s is None else self.as_of_s
 
     @cached_property
     def offered(self) -> Mask | None:
-        """bool [n_item_rows]: False for items taken out of the catalogue, and the reserved rows; None where all are offered."""
+        """Return bool [n_item_rows], False for removed items and reserved rows; None if no item was removed."""
         return None if self.arrays.offered[FIRST_ROW:].all() else self.arrays.offered
 
     @cached_property
     def index(self) -> Index:
-        """Return the index over `arrays.vectors`."""
+        """Return the index of `arrays.vectors`: the built one, else an exact index."""
         return self.built or ExactIndex(torch.from_numpy(self.arrays.vectors))
 
     @cached_property
@@ -110,7 +114,7 @@ class Bundle:
         return torch.from_numpy(self.arrays.vectors)[:, : -self.model.priors.width]
 
     def encode(self, queries: Queries) -> Float:
-        """Return user vectors float32 [B, D] from ONNX Runtime if available, else from PyTorch (equal to 1e-5)."""
+        """Return user vectors float32 [B, D], computed by ONNX Runtime if available, else by PyTorch (equal to 1e-5)."""
         if self.tower is not None:
             return self.tower(self.store.padded(queries))
         with torch.inference_mode():
@@ -118,7 +122,7 @@ class Bundle:
         return vectors
 
     def query_vectors(self, queries: Queries, popularity_bias: Float) -> Tensor:
-        """Return the vectors float32 [B, D + P] that the index is searched with; see `neural_retriever.query_vectors`."""
+        """Return the vectors float32 [B, D + P] to search the index with; see `neural_retriever.query_vectors`."""
         towers, items = torch.from_numpy(self.encode(queries)), torch.from_numpy(self.arrays.vectors)
         return query_vectors(self.model, self.store, towers, queries, items, popularity_bias=popularity_bias)
 
@@ -132,25 +136,37 @@ class Bundle:
         allow: Mask | None,
         filters: Sequence[ResolvedFilter | None] = (),
     ) -> Recommendations:
-        """Return the k best items of each query; see `neural_retriever.search`. `filters` are those that `allow` is made from."""
+        """Return the k best items of each query; see `neural_retriever.search`.
+
+        Parameters
+        ----------
+        filters
+            The filters from which `allow` was compiled, for indexes that evaluate filters themselves.
+        """
         index = self.index.with_filters(filters)
         return search(self.model, index, torch.from_numpy(self.arrays.vectors), vectors, queries, k, again=again, allow=allow)
 
     def retrieve(self, queries: Queries, k: int, *, exclude_seen: bool = True, allow: Mask | None = None) -> Recommendations:
-        """See `Retriever`; scores are inner products. Items that were taken out of the catalogue are not recommended."""
-        found = []
+        """Return the k best items of each query; see `Retriever`. Scores are inner products. Removed items are not recommended."""
+        parts = []
         for start in range(0, len(queries), PORTION):
             part = queries.slice(start, start + PORTION)
             allowed = allow[start : start + PORTION] if allow is not None and allow.ndim == 2 else allow
             if self.offered is not None:
                 allowed = self.offered if allowed is None else allowed & self.offered
             vectors, again = self.query_vectors(part, np.zeros(len(part), np.float32)), np.full(len(part), not exclude_seen)
-            found.append(self.search(vectors, part, k, again=again, allow=allowed))
-        return joined(found, k)
+            parts.append(self.search(vectors, part, k, again=again, allow=allowed))
+        return joined(parts, k)
 
 
 def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, ResolvedConfig, dict[str, Any]]:
-    """Return the model of a checkpoint in evaluation mode, its settings and its training progress."""
+    """Return the model of a checkpoint in evaluation mode, its settings and its training progress.
+
+    Raises
+    ------
+    DataError
+        The dataset has changed since the training, or the checkpoint cannot be read.
+    """
     state = load_checkpoint(checkpoint)
     if state["data"] != dataset.fingerprint:
         raise DataError(
@@ -165,12 +181,23 @@ def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Resolved
 def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: BestValidation | None = None) -> BundleManifest:
     """Write the bundle of a trained model to `out` and return its manifest.
 
-    Item vectors are computed at the end of the data: every event contributes to the item state.
+    Item vectors are computed for the end of the data, so all events count for the item state.
+
+    Parameters
+    ----------
+    checkpoint
+        Checkpoint file of a run, such as `best.pt`.
+    dataset
+        The dataset on which it was trained.
+    out
+        New folder, or a bundle to replace.
+    metrics
+        The best validation of the run, for the manifest.
 
     Raises
     ------
     DataError
-        `out` exists and is neither empty nor a bundle.
+        `out` exists and is neither empty nor a bundle, or the dataset has changed since the training.
     """
     with atomic_replace(out) as folder:
         model, config, progress = load_trained(checkpoint, dataset)
@@ -198,7 +225,7 @@ def export_bundle(checkpoint: Path, dataset: Dataset, out: Path, *, metrics: Bes
 
 
 def copy_dataset(dataset: Dataset, folder: Path) -> None:
-    """Copy the dataset, without its side files, into the new folder `folder`."""
+    """Copy the dataset to the new folder `folder`, without files that inference does not need (`ASIDE`)."""
     folder.mkdir()
     hashes = {name: digest for name, digest in dataset.manifest.hashes.items() if name not in ASIDE}
     for name in hashes:
@@ -219,17 +246,20 @@ def note_report(path: Path, report: Report) -> BundleManifest:
 def load_bundle(path: Path, trusted_key: Path | None = None) -> Bundle:
     """Open a bundle. Check its version, the hash of every file and that its files are mutually consistent.
 
-    If the bundle is replaced while it is read, it is read again.
+    If the bundle is replaced while it is being read, it is read again.
 
     Parameters
     ----------
+    path
+        Folder of the bundle.
     trusted_key
-        PEM file of a public Ed25519 key; only bundles signed with its private part are opened.
+        PEM file of a public Ed25519 key; the bundle must be signed with its private key. None: no signature is needed.
 
     Raises
     ------
     DataError
-        The folder is not a bundle, has another format version, misses a file, has an extra file, or a file has changed.
+        The folder is not a bundle, has another format version, lacks a file, has an extra file, a file has changed, or the
+        signature is missing or invalid.
     """
     key = read_trusted_key(trusted_key) if trusted_key is not None else None
     for last in (*[False] * (TRIES - 1), True):
@@ -274,25 +304,25 @@ def _load(path: Path, key: Any = None) -> Bundle:
 
 
 def _check_towers(plain: Bundle, bundle: Bundle) -> None:
-    """Check that the ONNX graph, the stored vectors and the stored tokens agree with the weights."""
+    """Raise a `ValueError` if the ONNX graph, the stored vectors or the stored tokens do not match the weights."""
     n = plain.dataset.n_item_rows
     queries = Queries.of([[], list(range(FIRST_ROW, min(n, FIRST_ROW + 3)))], time_s=plain.moment_s)
-    wanted, found = plain.encode(queries), bundle.encode(queries)
+    expected, computed = plain.encode(queries), bundle.encode(queries)
     rows = np.unique(np.array([FIRST_ROW, n - 1]).clip(0, n - 1))
     vectors, tokens = encode_items(plain.model, plain.store, rows, plain.moment_s)
     for name, one, other in (
-        (f"the outputs of {USER_FILE}", wanted, found),
+        (f"the outputs of {USER_FILE}", expected, computed),
         (f"the vectors of {INDEX_FILE}", vectors, plain.arrays.vectors[rows]),
         (f"the tokens of {INDEX_FILE}", tokens, plain.arrays.tokens[rows]),
     ):
-        if not np.allclose(one, other, atol=SAME):
+        if not np.allclose(one, other, atol=TOLERANCE):
             raise ValueError(f"{name} do not match the weights")
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
     """Return numbers that identify the folder at `path`; None if there is no bundle."""
     try:
-        at, manifest = path.stat(), (path / MANIFEST).stat()
-        return at.st_dev, at.st_ino, manifest.st_ino
+        folder, manifest = path.stat(), (path / MANIFEST).stat()
+        return folder.st_dev, folder.st_ino, manifest.st_ino
     except OSError:
         return None

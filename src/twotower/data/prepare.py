@@ -1,10 +1,10 @@
 """Prepare a dataset folder from raw files: read, filter, split, number and encode.
 
-A source (`SOURCES`) reads the raw files. The folder holds safetensors, Parquet and JSON files, and a `manifest.json` with the
-numbers of kept and dropped rows by reason. `Dataset` opens it. The folder is written atomically.
+A source (`SOURCES`) reads the raw files. The folder has safetensors, Parquet and JSON files, and a `manifest.json` with the
+numbers of kept and dropped rows by reason. It is written atomically, and `Dataset` opens it.
 
-The same input and settings give the same bytes of every file. With dates as cuts, events after the first cut change no training
-row, vocabulary or statistic. (Cuts given as fractions are quantiles of all event times, so later events move the cut itself.)
+The same input and settings give the same bytes of every file. If the cuts of the split are dates, events after the first cut change
+no training row, vocabulary or statistic. If they are fractions, they are quantiles of all event times, so later events move them.
 """
 
 from __future__ import annotations
@@ -65,29 +65,31 @@ from twotower.utils.registry import Registry
 SOURCES: Registry[Source] = Registry(
     "source", {"yelp": read_yelp, "tables": read_tables, "sequences": read_sequences, "sessions": read_sessions}
 )
-ROW_GROUP = 1 << 20
+"""The readers of raw files by name; `data.source` chooses one. `register_source` adds one."""
+ROW_GROUP = 1 << 20  # rows of a Parquet row group
 RESERVED_FEATURES = {  # names of built-in fields and arrays
     "item": ("id", NEIGHBOURS, "state", "home", "request_location", "hour", "weekday", "month"),
     "user": ("id", "state", "home", "request_location", "hour", "weekday", "month", "since_s", "elite"),
 }
-TRUTH = "town_truth.safetensors"
+TRUTH = "town_truth.safetensors"  # true preferences of a simulated town
 
 ProgressCallback = Callable[[str], None]
+"""Called with the name of a stage."""
 
 
 def prepare(
     config: Config, out: Path, *, tables: Mapping[str, pa.Table] | None = None, progress: ProgressCallback | None = None
 ) -> DatasetManifest:
-    """Read the configured source, write the dataset folder `out`, and return its manifest.
+    """Prepare the dataset folder `out` from the configured source, and return its manifest.
 
     Parameters
     ----------
     config
-        `data`, `prepare` and `seed` are read.
+        Settings; only the sections `data` and `prepare`, and `seed`, are used.
     out
         New folder, or an existing dataset to replace; other folders are refused.
     tables
-        Tables in memory by name: a `path` of the `tables` source that is such a name is that table.
+        Tables in memory by name. If a `path` of the source `tables` is one of the names, this table is used instead of a file.
     progress
         Called with the name of each stage when it begins.
 
@@ -101,17 +103,17 @@ def prepare(
     DataError
         Raw files are missing or unreadable, `out` exists and is not a dataset, or no training event is left.
     ConfigError
-        The settings do not fit the data: a split that needs missing times or parts, or an unknown name.
+        The settings do not fit the data. The split needs times or parts that are missing, or a name is unknown.
     """
-    say, read = progress or (lambda _: None), SOURCES[config.data.source]
+    report, read = progress or (lambda _: None), SOURCES[config.data.source]
     with replacing(out) as folder:
         spill, rejects = folder / "spill", Rejects(folder / "rejects.jsonl", config.data.max_reject_frac)
         engine = open_engine(config.prepare, spill, tables)
         try:
-            say("read raw files")
+            report("read raw files")
             raw = read(config.data, engine, rejects)
             rejects.check()
-            manifest = _build(Stage(engine, config, raw), folder, say, rejects)
+            manifest = _build(Stage(engine, config, raw), folder, report, rejects)
         finally:
             rejects.close()
             engine.close()
@@ -120,7 +122,7 @@ def prepare(
 
 
 def finish(folder: Path, manifest: DatasetManifest) -> DatasetManifest:
-    """Write the manifest of a dataset, with the hashes of all files in `folder`, and return it."""
+    """Write `manifest.json` with the SHA-256 of all files in `folder`, and return the manifest with these hashes."""
     manifest = manifest.model_copy(update={"hashes": {path.name: sha256_of(path) for path in sorted(folder.iterdir())}})
     text = json.dumps(manifest.json_values(), indent=1, ensure_ascii=False, sort_keys=True)
     (folder / "manifest.json").write_text(text + "\n")
@@ -128,23 +130,36 @@ def finish(folder: Path, manifest: DatasetManifest) -> DatasetManifest:
 
 
 def open_engine(config: PrepareConfig, spill: Path, tables: Mapping[str, pa.Table] | None = None) -> Engine:
-    """Return the engine of the settings; it writes what exceeds memory to the folder `spill`, and knows the tables in memory."""
+    """Return the engine of the settings: DuckDB or Spark.
+
+    Parameters
+    ----------
+    spill
+        Folder for data that exceed the memory.
+    tables
+        Tables in memory by name, which the engine can read.
+
+    Raises
+    ------
+    ConfigError
+        `tables` are given with Spark.
+    """
     if config.engine == "spark" and tables:
         raise ConfigError("prepare.engine is spark, which reads files, but the data are tables in memory. Use the engine duckdb.")
     return SparkEngine(config.spark_master, spill) if config.engine == "spark" else DuckDBEngine(spill, tables)
 
 
-def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) -> DatasetManifest:
+def _build(stage: Stage, folder: Path, report: ProgressCallback, rejects: Rejects) -> DatasetManifest:
     config, raw = stage.config, stage.raw
     specs = _specs(config.prepare, raw)
-    say("filter and split events")
+    report("filter and split events")
     chosen = select_events(stage)
     item_rows, n_train_items = _number(stage, chosen.items, chosen.events, ITEM_KEY, ITEM_ROW)
     user_rows, n_train_users = _number(stage, chosen.users, chosen.events, USER_KEY, USER_ROW)
     types = _event_types(chosen.events)
-    say("write events")
+    report("write events")
     kept, negative_types = write_events(stage, chosen, item_rows, user_rows, types, folder)
-    say("encode features")
+    report("encode features")
     items = _entities(item_rows.join(chosen.items, ITEM_KEY).join(raw.items, ITEM_ID), ITEM_ROW, ITEM_ID)
     users = _entities(user_rows.join(chosen.users, USER_KEY).left_join(raw.users, USER_ID), USER_ROW, USER_ID)
     item_texts = _item_text(stage, specs, items, chosen.events, item_rows)
@@ -155,11 +170,11 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
     encoders.save(folder)
     encoded = encode_items(encoders, items, text)
     if config.prepare.co_visited_items:
-        say("find neighbours")
+        report("find neighbours")
         sizes = {"n_user_rows": len(users) + FIRST_ROW, "n_item_rows": len(items) + FIRST_ROW}
         sizes["most"] = config.prepare.co_visited_items
         encoded[NEIGHBOURS] = find_neighbours(folder, sizes, ordered=config.prepare.split.kind != "predefined")
-    say("write features")
+    report("write features")
     write_arrays(folder / ITEM_FEATURES_FILE, encoded)
     write_arrays(folder / USER_FEATURES_FILE, encode_users(encoders, users))
     write_table(items, folder / "items.parquet")
@@ -185,7 +200,7 @@ def _build(stage: Stage, folder: Path, say: ProgressCallback, rejects: Rejects) 
 
 
 def _account(stage: Stage, rejects: Rejects, kept: KeptCounts) -> DatasetCounts:
-    """Return the manifest's account of all rows."""
+    """Return the numbers of rows that were read, rejected, matched, kept and dropped."""
     return DatasetCounts(
         read=stage.raw.counts,
         files={name: file.as_json() for name, file in rejects.files.items()},
@@ -197,59 +212,67 @@ def _account(stage: Stage, rejects: Rejects, kept: KeptCounts) -> DatasetCounts:
 
 
 def _specs(config: PrepareConfig, raw: RawTables) -> tuple[FeatureSpec, ...]:
+    """Return the features of the source that the settings keep, after a check of their names."""
     known = [spec.name for spec in raw.features]
     for name in config.exclude_features:
         if name not in known:
             raise ConfigError(f"prepare.exclude_features has the unknown feature {name!r}.{nearest(name, known)}")
-    left = [spec for spec in raw.features if spec.name not in config.exclude_features]
-    names = [(spec.side, spec.name) for spec in left]
+    specs = [spec for spec in raw.features if spec.name not in config.exclude_features]
+    names = [(spec.side, spec.name) for spec in specs]
     for side, name in names:
-        taken = RESERVED_FEATURES[side]
-        if name in taken or names.count((side, name)) > 1:
+        reserved = RESERVED_FEATURES[side]
+        if name in reserved or names.count((side, name)) > 1:
             raise ConfigError(
-                f"The {side} feature name {name!r} is {'reserved' if name in taken else 'used twice'}. Reserved names: "
-                f"{', '.join(taken)}. Rename the feature."
+                f"The {side} feature name {name!r} is {'reserved' if name in reserved else 'used twice'}. Reserved names: "
+                f"{', '.join(reserved)}. Rename the feature."
             )
         if "." in name:
             raise ConfigError(f"The feature name {name!r} contains a dot. Rename the feature and set its columns.")
-    return tuple(spec for spec in left if spec.kind != "text" or config.text_dim > 0)
+    return tuple(spec for spec in specs if spec.kind != "text" or config.text_dim > 0)
 
 
 def _number(stage: Stage, ids: ir.Table, events: ir.Table, key: str, row: str) -> tuple[ir.Table, int]:
-    """Return rows from 2, keys with a training event first, each group in the order of its keys; and the number of those keys.
+    """Number the users or items. Return a table of keys and rows, and the number of keys with a training event.
 
-    Items without any event have a row. Users have one only with an event.
+    Rows start at 2. Keys with a training event come first; both groups are sorted by key. All items get a row, but only users
+    with an event.
     """
     seen = events.filter(events[key].notnull()).group_by(key).aggregate(new=~is_training(events).any())
     if key == ITEM_KEY:
         seen = ids.select(key).left_join(seen, key).drop(f"{key}_right").mutate(new=ibis._.new.fill_null(True))
     rows = seen.mutate((ibis.row_number().over(order_by=["new", key]) + FIRST_ROW).cast("int64").name(row))
-    kept = stage.save(rows)
-    return kept.drop("new"), row_count(kept.filter(~kept.new))
+    numbered = stage.save(rows)
+    return numbered.drop("new"), row_count(numbered.filter(~numbered.new))
 
 
 def _event_types(events: ir.Table) -> list[str]:
-    """Return the sorted event types seen in training. Other types get code 0 (unknown), so that later types change no model."""
+    """Return the event types of the training part, sorted. Other types get code 0 (unknown), so they change no model."""
     # Sorted in Python: with Spark, Ibis 12 loses the selection when it sorts distinct rows.
     names = events.filter(is_training(events)).select(EVENT_TYPE).distinct().to_pyarrow()
     return sorted(names[EVENT_TYPE].to_pylist())
 
 
 def find_neighbours(folder: Path, sizes: dict[str, int], *, ordered: bool) -> NDArray[np.int32]:
-    """Return the co-visited items of the training events in `folder`; `sizes` are arguments of `co_visited`."""
+    """Return the co-visited items int32 [n_item_rows, most] of the training events in `folder`.
+
+    `sizes` has `n_user_rows`, `n_item_rows` and `most`; `ordered` says if the events of a user have an order. See `co_visited`.
+    """
     user, item = read_pairs(folder)
     return co_visited(user, item, **sizes, ordered=ordered)
 
 
 def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, events: ir.Table, rows: ir.Table) -> list[str] | None:
-    """Return one string per item: its text column, then training reviews, oldest first, capped; None without a text feature."""
+    """Return the text of each item, or None without a text feature.
+
+    It is the value of the text column, then the training reviews, oldest first, up to `prepare.text_max_chars` characters.
+    """
     columns = [spec.columns[0] for spec in specs if spec.side == "item" and spec.kind == "text"]
     if not columns:
         return None
-    own = [value or "" for value in items[columns[0]].to_pylist()]
+    item_texts = [value or "" for value in items[columns[0]].to_pylist()]
     limit = stage.config.prepare.text_max_chars
     if stage.raw.texts is None or not limit:
-        return own
+        return item_texts
     written = events.filter((events[SPLIT] == TRAIN) & (events[CHARS] > 0))
     window = ibis.cumulative_window(group_by=ITEM_KEY, order_by=list(BY_TIME))
     # Texts are chosen by length before they are read, so that thousands of reviews of an item are never in memory.
@@ -257,11 +280,12 @@ def _item_text(stage: Stage, specs: tuple[FeatureSpec, ...], items: pa.Table, ev
     chosen = stage.save(written.mutate(start=start).filter(ibis._.start < limit).select(ITEM_KEY, TIME, ORDER, "start"))
     texts = stage.raw.texts.join(chosen, ORDER).join(rows, ITEM_KEY)
     capped = texts.mutate(text=texts[TEXT].substr(0, limit - texts["start"]))
-    found = capped.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TEXT).to_pyarrow()
-    item_texts, bounds = found[TEXT].to_pylist(), np.searchsorted(found[ITEM_ROW].to_numpy(), np.arange(len(own) + 1) + FIRST_ROW)
+    table = capped.order_by([ITEM_ROW, *BY_TIME]).select(ITEM_ROW, TEXT).to_pyarrow()
+    reviews = table[TEXT].to_pylist()
+    bounds = np.searchsorted(table[ITEM_ROW].to_numpy(), np.arange(len(item_texts) + 1) + FIRST_ROW)
     for position in np.flatnonzero(np.diff(bounds)):
-        own[position] += "\n" + "\n".join(item_texts[bounds[position] : bounds[position + 1]])[:limit]
-    return own
+        item_texts[position] += "\n" + "\n".join(reviews[bounds[position] : bounds[position + 1]])[:limit]
+    return item_texts
 
 
 def _entities(joined: ir.Table, row: str, name: str) -> pa.Table:
@@ -272,12 +296,22 @@ def _entities(joined: ir.Table, row: str, name: str) -> pa.Table:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write items or users as Parquet."""
+    """Write a table of items or users to the Parquet file `path`."""
     pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP)
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file, 64 hexadecimal digits.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "empty"
+    ...     path.touch()
+    ...     sha256_of(path)[:16]
+    'e3b0c44298fc1c14'
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -287,7 +321,13 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces `out` if the block succeeds, and is removed if it fails."""
+    """Yield a new folder that replaces `out` if the block succeeds, and is removed if it fails.
+
+    Raises
+    ------
+    DataError
+        `out` exists and is not a dataset.
+    """
     if out.exists() and not _replaceable(out):
         raise DataError(
             f"{out} exists and is not a dataset. The output must be a new folder or a dataset to replace. Choose another folder."
@@ -297,6 +337,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def _replaceable(out: Path) -> bool:
+    """Return True if `out` is an empty folder or a dataset."""
     if not out.is_dir():
         return False
     try:

@@ -26,8 +26,17 @@ REQUEST_DEGREES = 0.01  # standard deviation of the offset of a training request
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Examples of one batch: the user side, and for each example the position of its target among the events of this process,
-    and the user row."""
+    """Examples of (a part of) one batch.
+
+    Attributes
+    ----------
+    users
+        Input of the user tower, one query per example.
+    event
+        int64 [B]: position of each target among the events of this process.
+    user_row
+        int64 [B]: user row of each example.
+    """
 
     users: UserBatch
     event: Int
@@ -37,16 +46,25 @@ class Examples:
 class Objective(Protocol):
     """Interface of a training objective, which turns training events into examples.
 
-    A batch consists of members; what a member is depends on the objective.
+    A batch consists of members, int64 [M]. A member is an event or a window of a history, depending on the objective.
+
+    Parameters
+    ----------
+    events
+        Training events, sorted by user and time.
+    store
+        Features of users and items.
+    config
+        All settings.
 
     Attributes
     ----------
     causal
-        True if a query time may be in the middle of its history, so that attention must not look ahead.
+        True if attention must be causal, because a position in the middle of a history can be a query.
     targets
-        Positions of the training events that are targets, each once per epoch.
+        int64: positions of the training events that are targets. Each is a target once per epoch.
     idle
-        Any member of this process; used with weight 0 if the process has no other.
+        A member of this process. It is used with weight 0 if the process has no member in a batch.
     """
 
     causal: ClassVar[bool]
@@ -56,40 +74,40 @@ class Objective(Protocol):
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None: ...
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
-        """Return the members of each batch of an epoch; in an update those that `events.replay` chooses."""
+        """Return the members of each batch of an epoch, in random order. In an update, `events.replay` selects the members."""
         ...
 
     def size(self, members: Int) -> int:
-        """Return the cost of encoding the members: examples, or tokens including padding."""
+        """Return the cost of encoding the members, in examples or in tokens including padding."""
         ...
 
     def target_events(self, members: Int) -> Int:
-        """Return the positions of the targets of these members, one per example."""
+        """Return the positions of the targets of these members among all training events, int64 [B], one per example."""
         ...
 
     def owner(self, members: Int) -> Int:
-        """Return the process that holds the history of each member."""
+        """Return the rank of the process that holds the history of each member, int64 [M]."""
         ...
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Build (a part of) a batch from members of this process; examples have the order of `target_events`."""
+        """Return the examples of members of this process, in the order of `target_events`."""
         ...
 
 
 class AnyEventObjective:
-    """Predict any one event of a user from the others. Members are positions of positive training events."""
+    """Predict any one event of a user from the other training events. Members are positions of positive training events."""
 
     causal: ClassVar[bool] = False
 
     def __init__(self, events: TrainEvents, store: FeatureStore, config: Config) -> None:
         self.events, self.store = events, store
         self.batch_size = config.training.batch_size
-        self.hidden = config.model.user_tower.history_dropout
+        self.history_dropout = config.model.user_tower.history_dropout
         self.drop_same_item = config.evaluation.exclude_seen
         self.targets, self.idle = np.flatnonzero(events.positive), int(events.first)
 
     def plan(self, rng: np.random.Generator) -> list[Int]:
-        """Return random batches of nearly equal size, at least `batch_size` each if there are enough events."""
+        """Return random batches of nearly equal size, with at least `training.batch_size` events if there are that many."""
         replay, events = self.events.replay, self.events
         order = rng.permutation(replay.chosen(self.targets, events.fresh[self.targets], rng) if replay else self.targets)
         return np.array_split(order, max(len(order) // self.batch_size, 1))
@@ -103,11 +121,11 @@ class AnyEventObjective:
         return members
 
     def owner(self, members: Int) -> Int:
-        """Return the process that holds each event."""
+        """Return the rank of the process that holds each event."""
         return self.events.owner(members)
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Build examples: histories without the target, with a share of the other events hidden at random."""
+        """Return examples whose histories lack the target; a random share `history_dropout` of the other events is hidden."""
         history, event = self.events.history, members - self.events.first
         user = self.events.user_row[event]
         own = user - self.events.first_user
@@ -115,9 +133,9 @@ class AnyEventObjective:
         example, token = ragged_arange(start, length)
         keep = token != event[example]
         if self.drop_same_item:
-            # Seen items are never recommended in this case: the history must not hold the target's item.
+            # Seen items are never recommended in this case, so the history must not contain the target's item.
             keep &= history.item_row[token] != history.item_row[event][example]
-        keep &= rng.random(len(token), dtype=np.float32) >= self.hidden
+        keep &= rng.random(len(token), dtype=np.float32) >= self.history_dropout
         tokens = _pack(token[keep], example[keep], len(event), self.store.max_history)
         row = np.arange(len(event))
         users = self.store.user_batch(
@@ -144,18 +162,18 @@ class NextEventObjective:
         offsets, most = events.offsets, store.max_history
         step = max(most // 2, 1)
         length = np.diff(offsets)
-        # A window holds the `most` events that may be visible and one more, which is only a target. Except for a user's first
-        # window, only the second half are targets, so that they have context.
+        # A window has up to `most` visible events and one more, which is only a target. Targets are in the second half of a
+        # window, so that they have a history before them; in the first window of a user, all events can be targets.
         windows = np.where(length > most + 1, 1 + -(-(length - most - 1) // step), np.minimum(length, 1))
         user, index = ragged_arange(np.zeros_like(windows), windows)
         self.start = offsets[user] + index * step
         self.stop = np.minimum(self.start + most + 1, offsets[user + 1])
-        self.ask_from = np.where(index > 0, self.start + most + 1 - step, self.start)
+        self.first_target = np.where(index > 0, self.start + most + 1 - step, self.start)
         self.user, self.idle = user, int(np.searchsorted(self.start, events.first))
         self.visible = _visible(events)
         is_target = events.positive
         if config.evaluation.exclude_seen:
-            # Seen items are never recommended in this case: only the first event of each (user, item) is a target.
+            # Seen items are never recommended in this case, so only the first event of each (user, item) is a target.
             item, _, _ = events.targets(np.arange(offsets[-1]))
             pair = np.repeat(np.arange(len(length)), length) * (item.max(initial=0) + 1) + item
             first = np.zeros(len(pair), np.bool_)
@@ -171,7 +189,7 @@ class NextEventObjective:
         order = order[np.argsort(length[order], kind="stable")]
         ordered, batches, begin = np.maximum(length[order], 1), [], 0
         while begin < len(order):
-            # Lengths ascend, so the last window sets the padding: take as many windows as fit the budget, at least one.
+            # Lengths ascend, so the last window sets the padding. Take as many windows as fit the budget, at least one.
             ahead = ordered[begin : begin + self.token_budget // ordered[begin] + 1]
             size = max(int((ahead * np.arange(1, len(ahead) + 1) <= self.token_budget).sum()), 1)
             batches.append(order[begin : begin + size])
@@ -188,11 +206,11 @@ class NextEventObjective:
         return np.asarray(window[self._is_target(members)])
 
     def owner(self, members: Int) -> Int:
-        """Return the process that holds each window."""
+        """Return the rank of the process that holds each window."""
         return self.events.owner(self.start[members])
 
     def examples(self, members: Int, rng: np.random.Generator) -> Examples:
-        """Build examples from whole windows, one per target."""
+        """Return the examples of windows, one per target. All examples of a window share its tokens."""
         history = self.events.history
         start, stop = self.start[members] - self.events.first, self.stop[members] - self.events.first
         window = last_tokens(start, stop, self.store.max_history + 1)
@@ -214,21 +232,32 @@ class NextEventObjective:
         return Examples(users, event, user)
 
     def _is_fresh(self) -> Mask:
-        """Return which windows have a new target."""
+        """Return bool [windows]: True for windows with a new target."""
         new = np.concatenate([[0], np.cumsum(self.events.fresh & self.is_target)])
-        return np.asarray(new[self.stop] > new[self.ask_from])
+        return np.asarray(new[self.stop] > new[self.first_target])
 
     def _is_target(self, members: Int) -> Mask:
+        """Return bool [M, W]: True for the tokens of each window that are targets."""
         window = last_tokens(self.start[members], self.stop[members], self.store.max_history + 1)
-        at = np.maximum(window, 0)
-        return np.asarray((window >= self.ask_from[members][:, None]) & self.is_target[at])
+        event = np.maximum(window, 0)
+        return np.asarray((window >= self.first_target[members][:, None]) & self.is_target[event])
 
 
 def request_locations(store: FeatureStore, target_row: Int, rng: np.random.Generator) -> Float | None:
-    """Return locations [Q, 2] of simulated training requests, or None if the store does not use request locations.
+    """Return simulated locations of training requests, or None if the store does not use request locations.
 
-    A random half are within a few km of the target, so that the model learns to prefer items near the request. The others are
-    unknown (NaN), so that it also works without a location.
+    A random half of them is within a few km of the target, so that the model learns to prefer items near the request. The other
+    half is unknown, so that the model also works without a location.
+
+    Parameters
+    ----------
+    target_row
+        int64 [Q]: item row of the target of each query.
+
+    Returns
+    -------
+    Float or None
+        float32 [Q, 2]: latitude and longitude in degrees; NaN if unknown.
     """
     if not store.use_location:
         return None
@@ -237,14 +266,15 @@ def request_locations(store: FeatureStore, target_row: Int, rng: np.random.Gener
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective", {"any_event": AnyEventObjective, "next_event": NextEventObjective})
+"""The training objectives by name; `training.objective` chooses one."""
 
 
 def _pack(token: Int, example: Int, size: int, most: int) -> Int:
-    """Return the last `most` tokens of each example, int64 [size, H], -1 after the end; tokens are sorted by example."""
+    """Return the last `most` tokens of each of `size` examples, int64 [size, H], padded with -1. `example` is sorted."""
     count = np.bincount(example, minlength=size)
     stop = np.cumsum(count)
-    at = last_tokens(stop - count, stop, most)
-    return np.where(at >= 0, token[np.maximum(at, 0)] if len(token) else -1, -1)
+    position = last_tokens(stop - count, stop, most)
+    return np.where(position >= 0, token[np.maximum(position, 0)] if len(token) else -1, -1)
 
 
 def _visible(events: TrainEvents) -> Int:

@@ -1,8 +1,8 @@
 """Evaluate retrievers on held-out queries and return a report.
 
-`judge` evaluates a model, its baselines and, on a simulated town, an oracle; `report.py` writes the result. Every
-system ranks the whole catalogue, in bounded memory, for the same queries and with the same rule for seen items. Intervals come from
-a paired bootstrap over users (`bootstrap.py`). The oracle is listed but not compared.
+`judge` evaluates a model, its baselines and, on a simulated town, an oracle; `report.py` writes the result. Every system ranks the
+whole catalogue for the same queries, with the same rule for seen items and in bounded memory. Intervals come from a paired
+bootstrap over users (`bootstrap.py`). The oracle is listed but not compared.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from twotower.utils.registry import check_names
 from twotower.utils.types import Float64, Int
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with (done, total)."""
+"""Called with (steps done, all steps)."""
 
-QUESTIONS_AT_ONCE = 1024
-_TUNING_QUERIES = 5000
+QUERIES_AT_ONCE = 1024
+_TUNING_QUERIES = 5000  # at most, for the tuning of a baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class Evaluation:
     values
         float64 [B, len(metrics)], one row per query.
     beyond
-        Metrics beyond accuracy, for lists of length `beyond_k`.
+        Metrics beyond accuracy by name, such as "coverage@10".
     seconds
-        Time spent in `retrieve`.
+        Time spent in `retrieve`, in seconds.
     """
 
     name: str
@@ -65,12 +65,12 @@ class Evaluation:
 
 
 def metric_names(settings: EvaluationConfig, *more: str) -> tuple[str, ...]:
-    """Return the names of every metric at every k of the settings, and of `more`; an unknown name raises a `ConfigError`.
+    """Return the names of all metrics at all `settings.ks`, and `more`. An unknown name raises a `ConfigError`.
 
     Examples
     --------
-    >>> len(metric_names(EvaluationConfig(ks=[10]))) == len(m.METRICS)
-    True
+    >>> metric_names(EvaluationConfig(ks=[10]), "NDCG@5")[-2:]
+    ('Precision@10', 'NDCG@5')
     """
     names = [f"{name}@{k}" for name in m.METRICS for k in sorted(set(settings.ks))]
     for name in more:
@@ -97,15 +97,15 @@ def evaluate(
     beyond_k
         List length of the metrics beyond accuracy; None skips them.
     progress
-        Called after each batch with (queries done, queries).
+        Called after each batch with (queries done, all queries).
     """
     names = tuple(metrics) if metrics is not None else metric_names(settings)
     depth = max([*(m.parse_metric(name)[1] for name in names), beyond_k or 1])
     n_targets, size = np.diff(held_out.target_offsets), len(held_out.queries)
     values, seconds = np.zeros((size, len(names))), 0.0
     beyond = _Beyond(dataset, beyond_k) if beyond_k else None
-    for start in range(0, size, QUESTIONS_AT_ONCE):
-        stop = min(start + QUESTIONS_AT_ONCE, size)
+    for start in range(0, size, QUERIES_AT_ONCE):
+        stop = min(start + QUERIES_AT_ONCE, size)
         queries, offsets = held_out.queries.slice(start, stop), held_out.target_offsets[start : stop + 1]
         began = time.perf_counter()
         items = retriever.retrieve(queries, depth, exclude_seen=settings.exclude_seen).items
@@ -121,7 +121,7 @@ def evaluate(
 
 
 class _Beyond:
-    """Accumulates the counts behind the metrics beyond accuracy."""
+    """Accumulates item counts and list diversity for the metrics beyond accuracy."""
 
     def __init__(self, dataset: Dataset, k: int) -> None:
         self.k, self.popularity = k, dataset.item_train_count
@@ -158,10 +158,10 @@ def fit_baseline(
     fixed: Mapping[str, Any] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Baseline:
-    """Fit a baseline, tuned on the validation part if the settings ask for it.
+    """Fit a baseline, tuned on the validation part if `settings.tune_baselines` is set.
 
-    The settings `fixed` are used as they are. Without them, and with `settings.tune_baselines`, the entry of `GRIDS` with the best
-    `metric` on validation queries is kept. Without validation queries nothing is tuned.
+    Tuning selects the entry of `GRIDS` with the best `metric` on validation queries. Without validation queries, or if the
+    settings `fixed` are given, the baseline is not tuned.
 
     Raises
     ------
@@ -174,13 +174,13 @@ def fit_baseline(
     if settings.tune_baselines and name in GRIDS and fixed is None:
         valid = dataset.held_out("valid", max_queries=_TUNING_QUERIES, seed=seed)
         grid = [*GRIDS[name]] if len(valid.queries) else grid
-    drawn = {"seed": seed} if "seed" in signature(kind).parameters else {}
-    best, best_figure = None, -1.0
+    seeded = {"seed": seed} if "seed" in signature(kind).parameters else {}
+    best, best_value = None, -1.0
     for tried, choice in enumerate(grid, 1):
-        candidate = kind(dataset, **{**drawn, **choice})
-        figure = evaluate(candidate, valid, dataset, settings, metrics=[metric], beyond_k=None).mean(metric) if valid else 0.0
-        if figure > best_figure:  # a tie keeps the earlier entry: grids list cheaper settings first
-            best, best_figure = candidate, figure
+        candidate = kind(dataset, **{**seeded, **choice})
+        value = evaluate(candidate, valid, dataset, settings, metrics=[metric], beyond_k=None).mean(metric) if valid else 0.0
+        if value > best_value:  # a tie keeps the earlier entry: grids list cheaper settings first
+            best, best_value = candidate, value
         if progress:
             progress(tried, len(grid))
     assert best is not None
@@ -200,25 +200,25 @@ def judge(
     baseline_settings: Mapping[str, Mapping[str, Any]] | None = None,
     progress: ProgressCallback | None = None,
 ) -> Report:
-    """Evaluate `systems` and the baselines of the settings on the same queries, and compare them.
+    """Evaluate `systems` and the baselines of the settings on the same queries, and return the report that compares them.
 
     Parameters
     ----------
     systems
-        Retrievers with distinct names. The one named `main` is compared with all others; without it only the baselines are listed.
+        Retrievers with distinct names. The one named `main` is compared with all others. Without it, nothing is compared.
     held_out
         Queries of the split `part`; None: all of them, or a seeded sample of `settings.max_queries`.
     metric
         The metric of the verdict and of the slices.
     baseline_settings
-        Settings by name of the baseline; these baselines are not tuned.
+        Settings by name of the baseline. Baselines with settings are not tuned.
     progress
-        Called with (done, total), in queries; tuning a baseline counts as much as evaluating it.
+        Called with (queries done, all queries). Tuning a baseline counts as much as evaluating it.
 
     Raises
     ------
     DataError
-        There are no queries.
+        The split has no query.
     ConfigError
         The metric or a baseline is unknown; the message suggests the nearest name.
     """
@@ -228,33 +228,33 @@ def judge(
         raise DataError(
             f"The split {part!r} has no query. An evaluation needs at least one. Prepare the data with a larger {part} part."
         )
-    given = list(systems)
-    names, left_out = _competitors(dataset, settings, {system.name for system in given})
-    tell = _Meter(progress, len(held_out.queries), len(given) + 2 * len(names))
-    judged: list[Evaluation] = []
+    retrievers = list(systems)
+    names, left_out = _competitors(dataset, settings, {system.name for system in retrievers})
+    meter = _Meter(progress, len(held_out.queries), len(retrievers) + 2 * len(names))
+    results: list[Evaluation] = []
     chosen: dict[str, dict[str, Any]] = {}
     every, k = metric_names(settings, metric), m.parse_metric(metric)[1]
-    entries: list[Retriever | str] = [*given, *names]
+    entries: list[Retriever | str] = [*retrievers, *names]
     for entry in entries:
         system = entry
         if isinstance(system, str):  # fitted one at a time, so that memory holds only one baseline
             fixed = (baseline_settings or {}).get(system)
-            system = fit_baseline(system, dataset, settings, metric=metric, seed=seed, fixed=fixed, progress=tell.part())
+            system = fit_baseline(system, dataset, settings, metric=metric, seed=seed, fixed=fixed, progress=meter.part())
         chosen[system.name] = dict(getattr(system, "settings", {}))
-        judged.append(evaluate(system, held_out, dataset, settings, metrics=every, beyond_k=k, progress=tell.part()))
+        results.append(evaluate(system, held_out, dataset, settings, metrics=every, beyond_k=k, progress=meter.part()))
     return Report(
-        **_compare(judged, held_out, dataset, settings, main, metric, seed),
+        **_compare(results, held_out, dataset, settings, main, metric, seed),
         dataset=_counts(dataset),
         settings=chosen,
         left_out=left_out,
         protocol=_protocol(dataset, held_out, settings, part, metric),
-        beyond={e.name: {key: round(value, 6) for key, value in e.beyond.items()} for e in judged},
-        seconds={e.name: round(e.seconds, 3) for e in judged},
+        beyond={e.name: {key: round(value, 6) for key, value in e.beyond.items()} for e in results},
+        seconds={e.name: round(e.seconds, 3) for e in results},
     )
 
 
 class _Meter:
-    """Combines the progress of several parts; every part counts as `size`, whatever its own total is."""
+    """Combines the progress of several parts. Each part counts as `size` queries, independent of its own total."""
 
     def __init__(self, progress: ProgressCallback | None, size: int, parts: int) -> None:
         self.progress, self.size, self.parts, self.started = progress, size, parts, 0
@@ -266,7 +266,7 @@ class _Meter:
 
 
 def _competitors(dataset: Dataset, settings: EvaluationConfig, given: set[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the names of the baselines that run, and why others cannot. The oracle of a town always runs."""
+    """Return the names of the baselines that can run, and by name the reason why others cannot. A town's oracle always runs."""
     requested = [name for name in dict.fromkeys(settings.baselines) if name not in given]
     reasons = {
         name: unavailable(name, dataset, max_ease_items=settings.max_ease_items) for name in dict.fromkeys([*requested, "oracle"])
@@ -278,7 +278,7 @@ def _competitors(dataset: Dataset, settings: EvaluationConfig, given: set[str]) 
 def _compare(
     judged: Sequence[Evaluation], held_out: HeldOut, dataset: Dataset, settings: EvaluationConfig, main: str, metric: str, seed: int
 ) -> dict[str, Any]:
-    """Return the intervals of the systems, of their differences to the main one and by slice, and the verdict."""
+    """Return fields of the report: intervals of all systems, of the differences to the main one and of slices, and the verdict."""
     order, names, user = [e.name for e in judged], judged[0].metrics, users_of(held_out)
     table = np.stack([e.values for e in judged], 1)  # [B, S, M]
     draws = resample(table.reshape(len(user), -1), user, settings.bootstrap_resamples, seed).reshape(-1, len(order), len(names))
@@ -312,7 +312,7 @@ def _compare(
 
 
 def users_of(held_out: HeldOut) -> Int:
-    """Return the user of each query, int64 [B]; every unknown user counts as a separate one."""
+    """Return the user row of each query, int64 [B]. Each query of an unknown user gets a negative number of its own."""
     user = held_out.queries.user_row
     return np.where(user == UNKNOWN, -1 - np.arange(len(user)), user)
 

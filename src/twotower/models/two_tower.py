@@ -16,18 +16,25 @@ from twotower.schema import NEIGHBOURS, PAD, UNKNOWN
 from twotower.utils.config import ResolvedModel
 
 TEMPERATURE_RANGE = (0.01, 1.0)
-HIDDEN_STATE = 0.5  # share of the items with a dropped id whose state is hidden too
+HIDDEN_STATE = 0.5  # in training: share of the items with a dropped id whose state is set to zero too
 NEW_LENGTH = 0.85
-"""Length of the vectors of new items: features alone say less about an item than its events."""
+"""Length of the vectors of new items. It is below one, because features predict less about an item than its events do."""
 
 
 class TwoTower(nn.Module):
     """User tower and item tower; the score of a user and an item is the inner product of their vectors.
 
+    `twotower.models.build.build_model` creates a model for a dataset. In all shapes, n is the number of items, Q of queries, F of
+    fields, d the embedding dimension and D the dimension of the vectors.
+
     Parameters
     ----------
+    layout
+        The fields of users and items, with the sizes of their vocabularies.
+    config
+        The section `model`, without open choices.
     causal
-        True: attention reads a history from left to right, so every position is a query. False: it reads it as a set.
+        True: causal attention, so that each position of a history can be a query. False: attention over the whole history.
     save_memory
         Recompute attention blocks in the backward pass (gradient checkpointing).
     """
@@ -57,29 +64,37 @@ class TwoTower(nn.Module):
         self.item_id_dropout, self.user_id_dropout = config.item_tower.id_dropout, config.user_tower.id_dropout
 
     def temperature(self) -> Tensor:
-        """Return the scalar that divides inner products."""
+        """Return the temperature, a scalar that divides the inner products in the loss."""
         return self.log_temperature.exp()
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
-        """Clamp the temperature to [0.01, 1]. The parameter itself is clamped, so its gradient does not vanish at a bound."""
+        """Clamp the temperature to [0.01, 1]. This changes the parameter itself, so its gradient does not vanish at a bound."""
         self.log_temperature.clamp_(*(math.log(bound) for bound in TEMPERATURE_RANGE))
 
     def encode_items(self, batch: ItemBatch) -> Tensor:
-        """Return item vectors float32 [n, D], of length one without `norm_shrinkage`.
+        """Return item vectors float32 [n, D], normalised to length one without `norm_shrinkage`.
 
-        Outside training, vectors of new items are multiplied by `item_length`.
+        In evaluation mode, vectors of new items are shorter: see `item_length`.
         """
         vectors: Tensor = self.item_tower(self.offered_fields(batch))
         return vectors if self.training else vectors * self.item_length(batch.row)
 
     def item_length(self, row: Tensor) -> Tensor:
-        """Return the factor [n, 1] of item vectors outside training: `NEW_LENGTH` for new items with a popularity prior, else 1."""
-        shorter = NEW_LENGTH if self.priors.prior else 1.0
-        return torch.where(row == UNKNOWN, shorter, 1.0)[:, None]
+        """Return the factor [n, 1] of item vectors in evaluation mode.
+
+        It is `NEW_LENGTH` for new items if the model has a popularity prior, else 1.
+
+        Parameters
+        ----------
+        row
+            int64 [n]: item rows; `UNKNOWN` for new items.
+        """
+        new_length = NEW_LENGTH if self.priors.prior else 1.0
+        return torch.where(row == UNKNOWN, new_length, 1.0)[:, None]
 
     def as_if_new(self, batch: ItemBatch) -> ItemBatch:
-        """Return the same items as if they were new: without id, and with the state of an item without events."""
+        """Return a copy of the batch in which all items are new: without id, and with the state of an item without events."""
         fields = dict(batch.fields)
         if self.item_state.fields:
             fields["state"] = torch.zeros_like(fields["state"])
@@ -96,7 +111,7 @@ class TwoTower(nn.Module):
         return torch.cat([fields, state], dim=1)
 
     def encode_users(self, batch: UserBatch) -> Tensor:
-        """Return user vectors float32 [Q, D], one per query, of at most length one; shorter if little is known about the user."""
+        """Return user vectors float32 [Q, D], one per query, of length at most one; vectors are shorter for short histories."""
         vectors: Tensor = self.user_tower(self.user_fields(batch), self.history_items(batch.items), batch)
         return vectors
 
@@ -113,18 +128,18 @@ class TwoTower(nn.Module):
     def item_fields(self, batch: ItemBatch) -> Tensor:
         """Return the embedded static fields of the items [n, F, d], the id first."""
         values = {**batch.fields, "id": batch.row}
-        if self.reads_neighbours:  # new items have no co-visited items; in training some of the others are dropped
-            kept = (batch.row != UNKNOWN)[:, None].expand_as(values[NEIGHBOURS])
+        if self.reads_neighbours:  # new items have no co-visited items; dropout hides some of the others
+            mask = (batch.row != UNKNOWN)[:, None].expand_as(values[NEIGHBOURS])
             if self.training and self.neighbour_dropout:
-                kept = kept & (torch.rand(kept.shape, device=kept.device) >= self.neighbour_dropout)
-            values[NEIGHBOURS] = torch.where(kept, values[NEIGHBOURS], PAD)
+                mask = mask & (torch.rand(mask.shape, device=mask.device) >= self.neighbour_dropout)
+            values[NEIGHBOURS] = torch.where(mask, values[NEIGHBOURS], PAD)
         fields: Tensor = self.item_embedding(values, self.tables, (self.waves, self.geo))
         return fields
 
     def _state(self, state: Tensor, row: Tensor) -> Tensor:
-        """Return the state of items [n, 5], zeros for new items without events: they are new, not unpopular.
+        """Return the state of items [n, 5], with zeros for new items without events, which may become popular.
 
-        In training, the share `HIDDEN_STATE` of the items with a dropped id is treated in the same way.
+        In training, the share `HIDDEN_STATE` of the items with a dropped id gets zeros too.
         """
         new = (row == UNKNOWN) & (state[:, -1] > 0)
         if self.training and self.item_id_dropout:
@@ -132,7 +147,7 @@ class TwoTower(nn.Module):
         return state.masked_fill(new[:, None], 0.0)
 
     def _drop(self, row: Tensor, share: float) -> Tensor:
-        """Replace a share of the ids by UNKNOWN, in training only."""
+        """Replace a random share of the rows by UNKNOWN (id dropout), in training only."""
         if not self.training or share == 0:
             return row
         return torch.where(torch.rand(row.shape, device=row.device) < share, UNKNOWN, row)

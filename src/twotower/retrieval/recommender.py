@@ -1,4 +1,4 @@
-"""Recommend items from a bundle: for known users, for unknown users by their history, with filters.
+"""Recommend items from a bundle to known users, and to unknown users with a history.
 
     recommender = Recommender.load(Path("runs/town/bundle"))
     recommender.recommend(history=["P0001", "P0005"], k=10, filter='category == "Mexican" and within(5)')
@@ -7,8 +7,8 @@ Python, the command line and HTTP use the same pipeline:
 
     read (ids → rows) ─▶ user tower ─▶ filter ─▶ search ─▶ popularity and diversity ─▶ describe ─▶ explain
 
-With the exact index, a request has the same answer alone and in a batch, up to rounding of scores. An approximate index uses the
-search width of the largest request of the batch, so a batch can only improve a list.
+With the exact index, a request gets the same answer alone and in a batch, up to rounding of scores. An approximate index uses the
+search width of the largest request of the batch, so lists in a batch are equal or better.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ HOME_EVENTS = 100  # latest events of a history that define the home location
 CANDIDATES_PER_ITEM, MIN_CANDIDATES = 5, 50  # candidates for the diversity re-ranking
 TRUST_EVENTS = 3  # events of a history at which the confidence is 0.5
 
-Search: TypeAlias = "Callable[..., list[tuple[Source, Int, Float]]]"
+Search: TypeAlias = "Callable[..., list[tuple[Source, Int, Float]]]"  # returns a source, item rows and scores per request
 FilterSpec: TypeAlias = "str | dict[str, Any] | None"
 
 
 class Recommender:
-    """Answers requests from an opened bundle. Can be used from several threads at once.
+    """Answers requests from an opened bundle. Several threads may use it at once.
 
     Attributes
     ----------
@@ -76,12 +76,12 @@ class Recommender:
 
     @classmethod
     def load(cls, path: Path | str, *, trusted_key: Path | None = None, index: RemoteIndex | None = None) -> Recommender:
-        """Open the bundle at `path`, with its index in Milvus if one is given; see `load_bundle` and `with_milvus`."""
+        """Open the bundle at `path`; see `load_bundle`. With `index`, search in Milvus; see `with_milvus`."""
         bundle = load_bundle(Path(path), trusted_key)
         return cls(bundle if index is None else with_milvus(bundle, index))
 
     def with_bundle(self, bundle: Bundle) -> Recommender:
-        """Return a recommender for the same bundle with refreshed items (see `bundle.refresh`); it shares all other parts."""
+        """Return a recommender with refreshed items of the same bundle (see `bundle.refresh`). All other parts are shared."""
         other = copy(self)
         other.__dict__.pop("explainer", None)
         other.bundle, other.moment_s, other.index = bundle, bundle.moment_s, bundle.index
@@ -100,43 +100,43 @@ class Recommender:
         return Explainer(self.bundle, self.details.describe)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer many requests at once.
+        """Return the answers to many requests.
 
         Raises
         ------
         RequestError
-            The error of the first invalid request: an unknown item in a history, a malformed filter, a number out of range.
+            A request is invalid: a history has an unknown item, a filter is malformed, or a number is out of range.
         """
         answers = self.answer_each(requests)
-        for one in answers:
-            if isinstance(one, RequestError):
-                raise one
-        return [one for one in answers if isinstance(one, Answer)]
+        for answer in answers:
+            if isinstance(answer, RequestError):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, Answer)]
 
     def answer_each(self, requests: Sequence[Request]) -> list[Answer | RequestError]:
-        """Answer many requests at once. Return an answer for each valid request and an error for each invalid one."""
+        """Return an answer to each valid request, and an error for each invalid one."""
         stages = Stages()
-        found = self.find(requests, stages)
-        good = [one for one in found if isinstance(one, RankedRows)]
+        results = self.find(requests, stages)
+        ranked = [one for one in results if isinstance(one, RankedRows)]
         with stages("explain"):
-            self._explain(good)
+            self._explain(ranked)
         with stages("describe"):
-            items = iter(self.details.recommendations([(one.rows, one.scores, one.home, one.reasons) for one in good]))
-            answers = [one if isinstance(one, RequestError) else self._answer(one, next(items), stages) for one in found]
+            items = iter(self.details.recommendations([(one.rows, one.scores, one.home, one.reasons) for one in ranked]))
+            answers = [one if isinstance(one, RequestError) else self._answer(one, next(items), stages) for one in results]
         return answers
 
     def ranked(self, requests: Sequence[Request]) -> list[RankedRows]:
-        """Return the item rows, scores and reasons of many requests; raise the `RequestError` of the first invalid one."""
-        found = []
+        """Return the item rows, scores and reasons of many requests. An invalid request raises its `RequestError`."""
+        ranked = []
         for one in self.find(requests):
             if isinstance(one, RequestError):
                 raise one
-            found.append(one)
-        self._explain(found)
-        return found
+            ranked.append(one)
+        self._explain(ranked)
+        return ranked
 
-    def _explain(self, found: Sequence[RankedRows]) -> None:
-        for one in found:
+    def _explain(self, ranked: Sequence[RankedRows]) -> None:
+        for one in ranked:
             if one.parsed.request.explain and one.source == "model":
                 one.reasons = self.explainer.reasons(one.parsed.history, one.rows, again=not one.parsed.request.exclude_seen)
 
@@ -153,15 +153,17 @@ class Recommender:
         popularity_bias: float = 0.0,
         explain: bool = False,
     ) -> list[Recommendation]:
-        """Return the `k` best items for a known user, for a history (oldest first), or for a known user with further events.
+        """Return the `k` best items, best first, for a known user, for a history, or for a known user with further events.
 
         Parameters
         ----------
+        history
+            Item ids or events, oldest first. With `user`, they follow the stored history.
         filter
-            A filter; see `search.filters`.
+            Condition on the items, as text or JSON; see `search.filters`.
         near
-            Latitude and longitude of the request in degrees: the origin of distances and of `within(km)`, and an input of a model
-            trained with `model.request_location`. Default for distances: the most central location of the history.
+            Latitude and longitude of the request in degrees, for distances and `within(km)`, and as an input of models trained with
+            `model.request_location`. Default for distances: the most central location of the history.
         diversity, popularity_bias, explain
             See `Request`.
 
@@ -180,12 +182,12 @@ class Recommender:
         return answer.items
 
     def similar(self, item_id: Id, *, k: int = 10, skip: int = 0, filter: FilterSpec = None) -> list[Recommendation]:
-        """Return the `k` items with the most similar vectors to an item, best first, with distances from that item.
+        """Return the `k` items most similar to an item, best first, with their distances to it in km.
 
         Parameters
         ----------
         skip
-            Number of more similar items to pass over.
+            Number of the most similar items to leave out.
 
         Raises
         ------
@@ -212,15 +214,15 @@ class Recommender:
     def find(
         self, requests: Sequence[Request], stages: Stages | None = None, *, now: int | None = None
     ) -> list[RankedRows | RequestError]:
-        """Return item rows and scores of many requests, from which `answer_each` makes answers.
+        """Return the item rows and scores of each request, or its error. `answer_each` turns them into answers.
 
         Parameters
         ----------
         now
-            Time of `open_now` in seconds, for requests without a time; None: the system clock.
+            Time of `open_now` in seconds since 1970, for requests without a time; None: the system clock.
         """
         stages = stages or Stages()
-        found: list[RankedRows | RequestError | None] = [None] * len(requests)
+        results: list[RankedRows | RequestError | None] = [None] * len(requests)
         parsed: dict[int, tuple[ParsedRequest, Home, Mask | None, ResolvedFilter | None]] = {}
         now = int(time()) if now is None else now
         for i, request in enumerate(requests):
@@ -231,17 +233,17 @@ class Recommender:
                 with stages("filter"):
                     parsed[i] = one, home, *self._filtered(one, home, now)
             except RequestError as error:
-                found[i] = error
-        for informed, search in ((True, self._search), (False, self._search_fallback)):
-            chosen = [i for i, (one, *_) in parsed.items() if one.can_personalize == informed]
+                results[i] = error
+        for personal, search in ((True, self._search), (False, self._search_fallback)):
+            chosen = [i for i, (one, *_) in parsed.items() if one.can_personalize == personal]
             if chosen:
                 asked, homes, masks, filters = zip(*(parsed[i] for i in chosen), strict=True)
                 lists = search(asked, _allowed(masks), stages, filters)
                 for i, one, home, mask, (source, rows, scores) in zip(chosen, asked, homes, masks, lists, strict=True):
-                    found[i] = ranked = RankedRows(one, source, rows, scores, home, self._share(one.request, mask))
+                    results[i] = ranked = RankedRows(one, source, rows, scores, home, self._share(one.request, mask))
                     if one.request.explore and not one.request.skip and len(rows):
                         self._explore(ranked, search, mask, stages)
-        return [one for one in found if one is not None]
+        return [one for one in results if one is not None]
 
     def _search(
         self, parsed: Sequence[ParsedRequest], allow: Mask | None, stages: Stages, filters: Sequence[ResolvedFilter | None] = ()
@@ -278,7 +280,7 @@ class Recommender:
         return lists
 
     def _explore(self, ranked: RankedRows, search: Search, mask: Mask | None, stages: Stages) -> None:
-        """Give positions of a list to items that follow it, and to items with few events."""
+        """Replace some items of a list by items that follow it, and by items with few events."""
         longer = replace(ranked.parsed, request=replace(ranked.parsed.request, k=ranked.parsed.request.k + POOL, diversity=0.0))
         few = self._uncertain if mask is None else self._uncertain & mask
         lists = [search([longer], allow, stages)[0][1:] for allow in (mask, few)]
@@ -302,7 +304,7 @@ class Recommender:
         return rows[order], scores[order]
 
     def _filtered(self, parsed: ParsedRequest, home: Home, now: int) -> tuple[Mask | None, ResolvedFilter | None]:
-        """Return the mask of a request, and its filter if the index reads filters."""
+        """Return bool [n_item_rows] of allowed items (None: all), and the filter if the index evaluates filters."""
         request = parsed.request
         if not request.filter:
             return self.offered, None
@@ -312,15 +314,13 @@ class Recommender:
         return mask, self.filter.resolve(request.filter, **context) if self.index.reads_filters else None
 
     def _share(self, request: Request, mask: Mask | None) -> float | None:
+        """Return the share of the items that match the filter; None without a filter."""
         if not request.filter or mask is None:
             return None
         return np.count_nonzero(mask) / max(self.dataset.n_items, 1)
 
     def _home(self, rows: Int) -> Home:
-        """Return the location of the history with the smallest total distance to all others (the medoid).
-
-        The mean could be between two towns.
-        """
+        """Return the medoid of the history's locations: a mean could be between two towns."""
         locations = self._locations[rows]
         known = locations[np.isfinite(locations).all(axis=1)][-HOME_EVENTS:]
         if not len(known):
@@ -328,21 +328,21 @@ class Recommender:
         latitude, longitude = known[int(np.argmin(mutual_km(known).sum(axis=1)))].tolist()
         return latitude, longitude
 
-    def _answer(self, found: RankedRows, items: list[Recommendation], stages: Stages) -> Answer:
-        events = len(found.parsed.history.item_row)
-        confidence = 0.0 if found.source != "model" else events / (events + TRUST_EVENTS)
-        shown = (1.0,) * len(items) if found.propensity is None else tuple(found.propensity.tolist())
-        known, part = found.parsed.known, found.selectivity
-        return Answer(items, found.source, round(confidence, 3), known, stages.ms, part, stages.began, shown)
+    def _answer(self, ranked: RankedRows, items: list[Recommendation], stages: Stages) -> Answer:
+        events = len(ranked.parsed.history.item_row)
+        confidence = 0.0 if ranked.source != "model" else events / (events + TRUST_EVENTS)
+        propensity = (1.0,) * len(items) if ranked.propensity is None else tuple(ranked.propensity.tolist())
+        known, selectivity = ranked.parsed.known, ranked.selectivity
+        return Answer(items, ranked.source, round(confidence, 3), known, stages.ms, selectivity, stages.began, propensity)
 
 
 def _candidates(request: Request) -> int:
-    """Return the number of candidates for the list of a request."""
+    """Return the number of candidates that the search must return for a request."""
     return max(CANDIDATES_PER_ITEM * request.k, MIN_CANDIDATES) if request.diversity else request.skip + request.k
 
 
 def _allowed(masks: Sequence[Mask | None]) -> Mask | None:
-    """Return one mask if all requests share it, else one per request."""
+    """Return one mask bool [n_item_rows] if all requests share it, else [B, n_item_rows]; None if all items are allowed."""
     if all(mask is masks[0] for mask in masks):
         return masks[0]
     return np.stack([np.ones_like(next(m for m in masks if m is not None)) if mask is None else mask for mask in masks])

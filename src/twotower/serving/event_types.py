@@ -1,7 +1,7 @@
-"""Define what an event store holds, and the interface of event stores.
+"""Define the entries of an event store, and the interface of event stores.
 
 For every store: when `append` returns, the events are on disk; an event is stored once, even if it is sent again; `since` returns
-all entries in the order in which they were accepted.
+entries in the order of their acceptance.
 """
 
 from __future__ import annotations
@@ -26,17 +26,24 @@ class Event:
     Attributes
     ----------
     event_id
-        Chosen by the client; events of one user with the same id are the same event.
+        Id chosen by the client. Events of one user with the same id are the same event.
     time_s
-        Seconds since 1970.
+        Time in seconds since 1970.
     event_type
-        One of the bundle's event types; None: the first. Never None for an event of a list.
+        An event type of the bundle; None: its first one. Never None if `request_id` is set.
     request_id
-        The answer whose list it is about: an impression, or an outcome. Of one list, an item has each event type once.
+        Id of the answer that the event belongs to, as an impression or an outcome; None: no answer.
     position
-        Position of the item in the list, from 1.
+        Position of the item in the list of the answer, from 1.
     version
-        The bundle version that made the list.
+        Bundle version that computed the list.
+
+    Examples
+    --------
+    >>> Event("e-1", "C0001", "P0001", 1_700_000_000).once is None
+    True
+    >>> Event("e-2", "C0001", "P0001", 1_700_000_000, "click", request_id="r-1").once
+    '["r-1", "P0001", "click"]'
     """
 
     event_id: str
@@ -51,18 +58,18 @@ class Event:
 
     @property
     def once(self) -> str | None:
-        """Return a text that is the same for all events of a list with the same item and type; None without a list."""
+        """Return the key under which an event of a list counts once: its list, item and type. None without a list."""
         return None if self.request_id is None else json.dumps([self.request_id, self.item_id, self.event_type])
 
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """Says that a user was forgotten. The entries of the user before it no longer exist.
+    """An entry that records that a user was forgotten. All earlier entries of the user have been deleted.
 
     Attributes
     ----------
     digest
-        `digest_of` the user id.
+        SHA-256 of the user id; see `digest_of`.
     """
 
     digest: str
@@ -70,14 +77,20 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True)
 class LoggedAnswer:
-    """An answer that was logged, so that impressions and outcomes can name it.
+    """A logged answer, to which impressions and outcomes refer by `request_id`.
 
     Attributes
     ----------
-    items, propensity
-        The list, and for each item the probability with which the server shows it in its place.
+    time_s
+        Time of the answer in seconds since 1970.
+    version
+        Bundle version that computed the list.
+    items
+        Item ids in the order of the list.
+    propensity
+        For each item, the probability that the list contains it.
     request
-        The body of the request, without its user.
+        Body of the request, without the user.
     """
 
     request_id: str
@@ -90,37 +103,38 @@ class LoggedAnswer:
 
 
 Entry = tuple[str, Event | Forgotten | None]
-"""The position of an entry and its content; None for an entry that cannot be read."""
+"""Position and content of an entry; the content is None if the entry cannot be read."""
 
 
 class PositionLost(Exception):
-    """The entry at a position no longer exists: the store has been emptied, or replaced by a copy that lacks it."""
+    """Raised if the entry at a position no longer exists, because the store was emptied or replaced by an older copy."""
 
 
 class EventStore(Protocol):
-    """Interface of event stores. Used by one thread at a time.
-
-    Attributes
-    ----------
-    follow_s
-        Interval in seconds for reading the events that other servers accepted; None if the store serves one server only.
-    """
+    """Interface of event stores. One thread at a time may use a store."""
 
     @property
-    def follow_s(self) -> float | None: ...
+    def follow_s(self) -> float | None:
+        """Return the interval in seconds for reading events of other servers; None if only one server uses the store."""
+        ...
 
     def append(self, events: Sequence[Event]) -> list[bool]:
-        """Store the events that are new. Return for each event whether it was new. On return they are on disk.
+        """Store the new ones among `events`. They are on disk when the call returns.
+
+        Returns
+        -------
+        list[bool]
+            For each event, True if it is new and False if it was stored before.
 
         Raises
         ------
         BusyError
-            The store does not respond or cannot write. Some events may be stored; sending all again is safe.
+            The store does not respond or cannot write. Some events may have been stored. The call can be repeated.
         """
         ...
 
     def since(self, position: str) -> list[Entry]:
-        """Return up to `PAGE` entries after `position` ("" is the beginning), in order.
+        """Return up to `PAGE` entries after `position`, in the order of their acceptance. "" is the beginning of the store.
 
         Raises
         ------
@@ -132,33 +146,36 @@ class EventStore(Protocol):
         ...
 
     def log_answers(self, answers: Sequence[LoggedAnswer]) -> None:
-        """Store answers. They survive a killed process; a power failure may lose the last ones. The first of an id is kept."""
+        """Store answers. If an id is stored already, the first answer is kept.
+
+        Stored answers survive a killed process, but a power failure may lose the last ones.
+        """
         ...
 
     def answers_of(self, request_ids: Sequence[str]) -> list[LoggedAnswer]:
-        """Return the logged answers with these ids, in any order; unknown ids are left out."""
+        """Return the logged answers with these ids, in any order. Unknown ids are ignored."""
         ...
 
     def answers(self, position: str) -> tuple[str, list[LoggedAnswer]]:
-        """Return the next position, and up to `ANSWERS_PAGE` answers after `position` ("" is the beginning)."""
+        """Return the next position, and up to `ANSWERS_PAGE` answers after `position`. "" is the beginning of the store."""
         ...
 
     def forget(self, user: str) -> int:
-        """Delete everything about a user, and note in a last entry that it is forgotten. Return the number of deleted events.
+        """Delete all events and answers of a user, and append a `Forgotten` entry. Return the number of deleted events.
 
         Raises
         ------
         BusyError
-            The store does not respond. Calling it again is safe.
+            The store does not respond. The call can be repeated.
         """
         ...
 
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> int:
-        """Delete events and answers before these times; None: none. Return the number of deleted events."""
+        """Delete events and answers before these times in seconds; None deletes nothing. Return the number of deleted events."""
         ...
 
     def backup(self, path: Path) -> None:
-        """Write a copy of the whole store to the file `path`, while servers go on."""
+        """Write a copy of the whole store to the file `path`. Servers can use the store meanwhile."""
         ...
 
     def close(self) -> None:
@@ -167,7 +184,7 @@ class EventStore(Protocol):
 
 
 def every_event(store: EventStore) -> Iterator[list[Event]]:
-    """Yield all events of a store, in pages."""
+    """Yield all events of a store, in lists of up to `PAGE` events."""
     position = ""
     while page := store.since(position):
         yield [entry for _, entry in page if isinstance(entry, Event)]
@@ -183,16 +200,29 @@ def every_answer(store: EventStore) -> Iterator[LoggedAnswer]:
 
 
 def digest_of(user: str) -> str:
-    """Return the SHA-256 of a user id: it tells other processes who was forgotten, without the id."""
+    """Return the SHA-256 of a user id, 64 hexadecimal digits. A `Forgotten` entry stores it instead of the id.
+
+    Examples
+    --------
+    >>> digest_of("C0001")[:16]
+    'a1d8410fbe469cf4'
+    """
     return hashlib.sha256(user.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def answer_as_json(answer: LoggedAnswer) -> str:
-    """Return an answer as it is stored."""
+    """Return an answer as compact JSON text, as stores keep it.
+
+    Examples
+    --------
+    >>> answer = LoggedAnswer("r-1", 1_700_000_000, "391d870b9d51", None, ["P0001"], [1.0], {"k": 1})
+    >>> answer_from_json(answer_as_json(answer)) == answer
+    True
+    """
     return json.dumps(asdict(answer), ensure_ascii=False, separators=(",", ":"))
 
 
 def answer_from_json(text: str) -> LoggedAnswer:
-    """Return a stored answer."""
-    found: dict[str, Any] = json.loads(text)
-    return LoggedAnswer(**{name: found[name] for name in LoggedAnswer.__slots__})
+    """Return the answer that `answer_as_json` wrote. Further fields are ignored."""
+    fields: dict[str, Any] = json.loads(text)
+    return LoggedAnswer(**{name: fields[name] for name in LoggedAnswer.__slots__})

@@ -1,7 +1,7 @@
-"""Provide what the HTTP routes call: recommendations, storage of events and reloading of bundles.
+"""Implement the functions behind the HTTP routes: recommendations, storage of events and reloading of bundles.
 
-A response comes from one bundle version and includes every event acknowledged before. `updates` replaces the version between two
-requests, or not at all.
+Each response comes from one bundle version, and all events acknowledged before count. `updates` replaces the version between two
+requests.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ MAX_EVENT_BATCH = 256  # requests whose events go into one write
 
 
 class Fleet(Protocol):
-    """All workers of a server, as one of them sees them."""
+    """Interface through which a worker asks for the state of all workers of its server."""
 
     @property
     def stopping(self) -> bool:
-        """Return True once the server stops."""
+        """Return True if the server is stopping."""
         ...
 
     @property
@@ -58,12 +58,12 @@ class Fleet(Protocol):
         ...
 
     async def metrics(self) -> bytes:
-        """Return the metrics of all of them."""
+        """Return the metrics of all workers added up, in the Prometheus text format."""
         ...
 
 
 class Service:
-    """All parts of a running server except HTTP.
+    """A running server without HTTP: event store, bundle versions, queues and metrics.
 
     Parameters
     ----------
@@ -71,6 +71,8 @@ class Service:
         Folder of the first bundle.
     events
         Address of the event store; see `open_store`.
+    limits
+        Limits of queues, batches and times.
     trusted_key, refresh_s, trial, index
         See `Updater`.
 
@@ -105,7 +107,7 @@ class Service:
     def of_worker(
         cls, version: Version, journal: Journal, limits: Limits, updates: Updates, events: str, kept: KeptVersions
     ) -> Service:
-        """Return the service of a process that answers for a version of its parent, which makes all updates."""
+        """Return the service of a worker process. It serves the version of its parent, which does all updates."""
         service = cls.__new__(cls)
         meters = service._prepare(limits)
         service.journal, service.updates, service.store_url, service.kept = journal, updates, events, kept
@@ -118,7 +120,7 @@ class Service:
         self.limits, self.stopping = limits, False
         self.fleet: Fleet | None = None
         self.telemetry: Telemetry | None = None
-        """Sends traces and metrics; set before the application is created."""
+        """Exports traces and metrics. Set it before the application is created."""
         self.meters = Meters(lambda: self.answers.waiting + self.heavy.waiting, lambda: self.journal.state == "ok")
         return self.meters
 
@@ -138,7 +140,7 @@ class Service:
 
     @property
     def problem(self) -> str | None:
-        """Return why the server should get no requests; None if it is ready."""
+        """Return the reason why the server is not ready for requests; None if it is ready."""
         if self.stopping or (self.fleet is not None and self.fleet.stopping):
             return "Not ready: the server is stopping. Use another one."
         if not (self.answers.alive and self.heavy.alive and self.writes.alive):
@@ -146,26 +148,28 @@ class Service:
         return (lost := self.current.engine.recommender.index.problem) and f"Not ready: {lost}"
 
     def state(self) -> Json:
-        """Return what a health check says of a server that is ready."""
+        """Return the body of the health check of a ready server: version, event store and number of workers."""
         workers = 1 if self.fleet is None else self.fleet.ready
         return {"status": "ready", **self.current.state(), "events": self.journal.state, "workers": workers}
 
     async def metrics(self) -> bytes:
-        """Return the metrics in the Prometheus text format, those of all workers added."""
+        """Return the metrics in the Prometheus text format, added up over all workers."""
         return self.meters.text() if self.fleet is None else await self.fleet.metrics()
 
     def overloaded(self, client: str) -> bool:
-        """Return True if a client fills half of the queue. Below that, its next batch of any allowed size is admitted."""
+        """Return True if the queue is full, or a client fills half of it. Otherwise a batch of any allowed size is admitted."""
         waiting = self.limits.waiting
         return any(lane.waiting_of(client) > waiting // 2 or lane.waiting >= waiting for lane in (self.answers, self.heavy))
 
     async def recommend(self, body: RecommendIn, client: str = "", request_id: str = "") -> tuple[Json, bytes]:
-        """Return the version (`Version.about`) and the list of a request as JSON.
+        """Return the version (`Version.about`) and the answer to a request as JSON.
 
         Parameters
         ----------
+        client
+            Address of the client, for a fair queue.
         request_id
-            Name under which the answer is logged; empty: it is not.
+            Id under which the answer is logged; empty: it is not logged.
 
         Raises
         ------
@@ -174,16 +178,16 @@ class Service:
         BusyError
             The queue is full.
         """
-        ((version, found),) = await self._answered([body], client)
+        ((version, listed),) = await self._answered([body], client)
         with part():
-            return version.about(), self._as_json(found, body, version, request_id)
+            return version.about(), self._as_json(listed, body, version, request_id)
 
     async def recommend_many(
         self, bodies: Sequence[RecommendIn], client: str = "", request_id: str = ""
     ) -> tuple[Json, list[bytes]]:
-        """Return the version, and for each request its list as JSON, or its error under "error".
+        """Return the version, and for each request its answer as JSON, or an object with its "error".
 
-        With two versions, each list is of the version of its user; the first part is that of most users.
+        With two versions, each answer contains the version of its user. The returned version is the first one.
 
         Raises
         ------
@@ -202,6 +206,7 @@ class Service:
         return current.about(), answers
 
     async def _answered(self, bodies: Sequence[RecommendIn], client: str) -> list[tuple[Version, Listed | BaseException]]:
+        """Return for each request its version, and its list or its error."""
         current, deadline = self.current, time.perf_counter() + self.limits.queue_timeout_s
         versions = [current.of(body.user) for body in bodies]
         lanes = [self.heavy if body.weight >= HEAVY_WEIGHT else self.answers for body in bodies]
@@ -209,32 +214,32 @@ class Service:
         good = [at for at, skip in enumerate(skips) if isinstance(skip, int)]
         for lane in dict.fromkeys(lanes):  # before any work, so that a rejection costs little
             lane.admit(sum(lanes[at] is lane for at in good), deadline, client)
-        found: list[Any] = list(skips)  # errors stay
+        results: list[Any] = list(skips)  # errors stay
         futures: dict[int, asyncio.Future[Any]] = {}
         for lane, engine in dict.fromkeys((lanes[at], versions[at].engine) for at in good):
             positions = [at for at in good if lanes[at] is lane and versions[at].engine is engine]
-            questions = [self._question(bodies[at], found[at]) for at in positions]
+            questions = [self._question(bodies[at], results[at]) for at in positions]
             weights = [bodies[at].weight for at in positions]
             submitted = lane.submit(engine.answer, questions, deadline, client, weights)
             futures |= dict(zip(positions, submitted, strict=True))
-        identity = {at: self._question(bodies[at], found[at]) for at in futures} if current.shadow is not None else {}
+        shadowed = {at: self._question(bodies[at], results[at]) for at in futures} if current.shadow is not None else {}
         for at, outcome in zip(futures, await asyncio.gather(*futures.values(), return_exceptions=True), strict=True):
-            found[at] = outcome
+            results[at] = outcome
         if self.telemetry is not None:
-            self.telemetry.answers(one.answer for one in found if isinstance(one, Listed))
-        for at, question in identity.items():
-            if isinstance(found[at], Listed) and current.shadow is not None:
-                self.shadow.offer(current.shadow.engine, question, found[at])
-        return list(zip(versions, found, strict=True))
+            self.telemetry.answers(one.answer for one in results if isinstance(one, Listed))
+        for at, question in shadowed.items():
+            if isinstance(results[at], Listed) and current.shadow is not None:
+                self.shadow.offer(current.shadow.engine, question, results[at])
+        return list(zip(versions, results, strict=True))
 
     def _question(self, body: RecommendIn, skip: int) -> Question:
         request = body.request(skip, self.limits.explore)
-        if body.user is not None and self.journal.is_forgotten(body.user):  # what a bundle says of the user does not count
+        if body.user is not None and self.journal.is_forgotten(body.user):  # the user's data in the bundle must not be used
             request = replace(request, user=None)
         return Question(request, self.journal.of(body.user) if body.user else (), body.strict)
 
     async def similar(self, item_id: str, k: int, filter: str | None, cursor: str | None = None, client: str = "") -> Json:
-        """Return the version, the items most similar to an item, and the cursor of further ones."""
+        """Return the version, the items most similar to an item, and the cursor of the next page."""
         current, identity = self.current, ["similar", item_id, filter]
         version, deadline = current.engine.version, time.perf_counter() + self.limits.queue_timeout_s
         with part("cursor"):
@@ -245,7 +250,7 @@ class Service:
         return {**current.about(), "next": cursors.following(version, identity, skip, len(items), k), "items": items}
 
     def items(self, query: str, limit: int, cursor: str | None) -> Json:
-        """Return items whose name contains `query`, and the cursor of further ones."""
+        """Return items whose name contains `query`, and the cursor of the next page."""
         current, identity = self.current, ["items", query]
         version = current.engine.version
         with part("cursor"):
@@ -258,14 +263,14 @@ class Service:
         return await self.feedback.accept(self.current.engine, bodies)
 
     async def forget(self, user: str) -> Json:
-        """Delete everything about a user; see `Updates.forget`."""
+        """Delete all data of a user; see `Updates.forget`."""
         self.feedback.forget(user)
         return await self.updates.forget(user)
 
     def versions(self) -> Json:
-        """Return the served versions, their shares, and what came of their lists."""
+        """Return the served versions with their shares of the users and the outcomes of their lists."""
         current, prepare = self.current, self.current.engine.dataset.manifest.config.prepare
-        found = self.journal.outcomes().summary(lambda name: prepare.is_history(name))
+        outcomes = self.journal.outcomes().summary(lambda name: prepare.is_history(name))
         share = current.rival_share if current.rival is not None else 0.0
         roles = [("first", current, 1 - share), ("second", current.rival, share), ("shadow", current.shadow, 0.0)]
         served = [
@@ -274,15 +279,15 @@ class Service:
                 "bundle": one.engine.name,
                 "role": role,
                 "share": round(frac, 6),
-                "outcomes": as_json(found[one.engine.version]) if one.engine.version in found else None,
+                "outcomes": as_json(outcomes[one.engine.version]) if one.engine.version in outcomes else None,
             }
             for role, one, frac in roles
             if one is not None
         ]
-        rates = [None if one is None else found.get(one.engine.version) for one in (current, current.rival)]
+        rates = [None if one is None else outcomes.get(one.engine.version) for one in (current, current.rival)]
         return {
             "versions": served,
-            "outcomes": {name: as_json(one) for name, one in found.items()},
+            "outcomes": {name: as_json(one) for name, one in outcomes.items()},
             "difference": None if rates[0] is None or rates[1] is None else rates[0].difference_to(rates[1]),
             "kept": self.kept.names(),
         }
@@ -294,7 +299,7 @@ class Service:
         gc.unfreeze()  # lets the interpreter free everything in order at exit
 
     def _traced(self, name: str) -> AbstractContextManager[None]:
-        """Return a block that makes a span, if spans are made."""
+        """Return a context that records a span, if telemetry is on."""
         return nullcontext() if self.telemetry is None else self.telemetry.span(name)
 
     def _as_json(
@@ -306,22 +311,22 @@ class Service:
         asyncio.get_running_loop().call_soon(self.meters.answer, answer, name)  # after the response
         if request_id:
             self.feedback.answered(request_id, name, body, answer.items, answer.propensity)
-        found = len(answer.items)
-        goes_on = found == body.k and not body.diversity
+        size = len(answer.items)
+        has_next = size == body.k and not body.diversity
         head = {
             **(more or {}),
             "source": answer.source,
             "confidence": round(answer.confidence, 4),
             "user_known": answer.user_known,
             "unknown_items": listed.unknown_items,
-            "next": cursors.following(name, body.identity, cursors.depth(body.cursor), found, body.k) if goes_on else None,
+            "next": cursors.following(name, body.identity, cursors.depth(body.cursor), size, body.k) if has_next else None,
             "stages_ms": {stage: round(spent, 3) for stage, spent in answer.stages_ms.items()},
         }
         return joined(head, "items", listed.items)
 
 
 def _skip(body: RecommendIn, version: str) -> int | RequestError:
-    """Return how many items of its list a request passes over; an error if its cursor is not valid."""
+    """Return the number of items before the page of a request; an error if its cursor is invalid."""
     if body.cursor is None:
         return 0
     try:
@@ -331,7 +336,7 @@ def _skip(body: RecommendIn, version: str) -> int | RequestError:
 
 
 def joined(head: Json, name: str, value: bytes) -> bytes:
-    """Return an object as JSON, with one more field that is JSON already: long lists are written in the worker thread.
+    """Return an object as JSON with one more field, whose value is already JSON.
 
     Examples
     --------

@@ -37,8 +37,19 @@ class TwoTowerTrainer(BaseTrainer):
 
     Parameters
     ----------
+    dataset
+        The dataset; its training part gives the examples, its validation part the queries of `validate`.
+    config
+        All settings.
+    out
+        Folder of the run.
     start
-        Where an update begins; None: with fresh weights.
+        The checkpoint that an update continues, with the events to train on; None: train from random weights.
+
+    Raises
+    ------
+    TrainingError
+        The settings require a validation part, and it has no query.
     """
 
     model: TwoTower
@@ -59,27 +70,30 @@ class TwoTowerTrainer(BaseTrainer):
         )
         super().__init__(build_model(dataset, resolved, self.store), resolved, out, data=dataset.fingerprint)
         self.held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
-        wanted = dataset.manifest.config.prepare.split.has_valid
-        if wanted and not len(self.held_out.queries):
+        has_valid = dataset.manifest.config.prepare.split.has_valid
+        if has_valid and not len(self.held_out.queries):
             raise TrainingError(
                 f"The validation part of {dataset.path} is empty. Early stopping needs at least one query. Prepare the data with a "
                 "larger validation part, with more events per user, or without one (prepare.split.valid: 0)."
             )
-        self.health = HealthMonitor(self.model, dataset, self.held_out, config) if wanted else None
+        self.health = HealthMonitor(self.model, dataset, self.held_out, config) if has_valid else None
 
     def begin(self) -> None:
-        """Initialise the item ids of a new run from iALS factors, or begin an update; restore the health history if resumed."""
+        """Initialise the weights: item ids of a new run from iALS factors, an update from its checkpoint.
+
+        A resumed run keeps its weights; the monitor reads the validations before it from `metrics.jsonl`.
+        """
         if self.state.step == 0 and self.start is None:
             init_item_ids_from_als(self.model, self.dataset, self.config)
         elif self.state.step == 0 and self.start is not None:
-            begin = load_checkpoint(self.start.checkpoint)
-            self.restore(begin)
-            self.state.earlier_steps = begin["progress"]["earlier_steps"] + begin["progress"]["step"]
+            checkpoint = load_checkpoint(self.start.checkpoint)
+            self.restore(checkpoint)
+            self.state.earlier_steps = checkpoint["progress"]["earlier_steps"] + checkpoint["progress"]["step"]
         if self.health:
             self.health.restore(read_rows(self.out / "metrics.jsonl"))
 
     def batches(self, epoch: int, start: int) -> Iterator[TrainBatch]:
-        """Yield the batches of an epoch from batch `start`, on the device."""
+        """Yield the batches of epoch `epoch` from number `start` on, each copied to the device."""
         return self.loader.iterate(epoch, start, device=self.device)
 
     def batches_per_epoch(self) -> int:
@@ -87,29 +101,44 @@ class TwoTowerTrainer(BaseTrainer):
         return len(self.loader.plan(0))
 
     def make_schedule(self, config: Config) -> Schedule:
-        """Return the steps of the training; of an update those of the section `updating`, with one validation at the end."""
+        """Return the schedule of steps, learning rates and validations.
+
+        An update uses the epochs and the learning rate of the section `updating`, and is validated once, at the end.
+        """
         if self.start is None:
             return super().make_schedule(config)
         update, steps = config.updating, self.batches_per_epoch()
-        changed = {"num_epochs": update.num_epochs, "learning_rate": update.learning_rate, "max_steps": None}
-        once = {"eval_every_epochs": float(update.num_epochs)}
-        return Schedule.of(config.training.model_copy(update={**changed, **once}), steps)
+        settings = {"num_epochs": update.num_epochs, "learning_rate": update.learning_rate, "max_steps": None}
+        one_validation = {"eval_every_epochs": float(update.num_epochs)}
+        return Schedule.of(config.training.model_copy(update={**settings, **one_validation}), steps)
 
     def backward(self, batch: TrainBatch, scale: Tensor) -> tuple[Tensor, int]:
-        """Add the gradients of a batch; see `BaseTrainer.backward`.
+        """Compute the loss of a batch and add its gradients to the weights; see `BaseTrainer.backward`.
 
         A batch with several micro-batches is encoded twice (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory
         Limited Setup", RepL4NLP 2021). The first pass, without gradients, gives all vectors and the gradient of the loss with
         respect to them. The second pass, with the same dropout, propagates that gradient to the weights, one micro-batch at a time.
+
+        Parameters
+        ----------
+        batch
+            The examples of this process, in one or more micro-batches.
+        scale
+            Scalar factor of the loss in the backward pass.
+
+        Returns
+        -------
+        tuple[Tensor, int]
+            Mean loss over all processes, a float64 scalar on the device; number of examples of the batch.
         """
         encoders = [
             *(partial(self.model.encode_users, part) for part in batch.users),
             *(partial(self.model.encode_items, part) for part in batch.items),
         ]
-        cached = len(encoders) > 2
-        with torch.set_grad_enabled(not cached):
+        encode_twice = len(encoders) > 2
+        with torch.set_grad_enabled(not encode_twice):
             vectors = [self._encode(number, encode) for number, encode in enumerate(encoders)]
-        leaves = [part.detach().requires_grad_() for part in vectors] if cached else vectors
+        leaves = [part.detach().requires_grad_() for part in vectors] if encode_twice else vectors
         users, items = torch.cat(leaves[: len(batch.users)]), torch.cat(leaves[len(batch.users) :])
         loss = softmax_loss(
             users,
@@ -124,8 +153,8 @@ class TwoTowerTrainer(BaseTrainer):
             weight_sum=batch.weight_sum,
         )
         (loss * scale).backward()  # type: ignore[no-untyped-call]
-        if cached:
-            torch.clear_autocast_cache()  # its cast weights carry no gradients
+        if encode_twice:
+            torch.clear_autocast_cache()  # it holds weights of the pass without gradients
             for number, (encode, leaf) in enumerate(zip(encoders, leaves, strict=True)):
                 self._encode(number, encode).backward(leaf.grad)  # type: ignore[no-untyped-call]
         total = loss.detach().double()
@@ -140,17 +169,27 @@ class TwoTowerTrainer(BaseTrainer):
         return encode()
 
     def _trim_heap(self) -> None:
+        """Return freed memory to the system if the process is larger than `trim_above_bytes`."""
         if self.trim_above_bytes is not None:
             trim_heap(self.trim_above_bytes)
 
     def after_step(self) -> None:
-        """Keep the temperature in its range."""
+        """Clamp the temperature to its range."""
         self.model.clamp_temperature()
 
     def validate(self) -> dict[str, float] | None:
-        """Return full-catalogue metrics on (a sample of) the validation part and the temperature, and check the run's health.
+        """Evaluate the model on the validation part, and log the health of the run. The weights do not change.
 
-        Without a validation part it returns None. The model stays unchanged.
+        Returns
+        -------
+        dict[str, float] or None
+            Metrics over the whole catalogue on at most `training.eval_queries` queries, and the temperature. None without a
+            validation part.
+
+        Raises
+        ------
+        TrainingError
+            The scores are not finite.
         """
         if not self.health:
             return None
@@ -160,13 +199,15 @@ class TwoTowerTrainer(BaseTrainer):
         names = list(dict.fromkeys([self.settings.eval_metric, "NDCG@10", "Recall@20"]))
         try:
             calibrate_new_items(retriever, self.dataset, time_s=moment, exposure=exposure, seed=self.config.seed)
-            judged = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=names, beyond_k=BEYOND_K)
+            evaluation = evaluate(retriever, self.held_out, self.dataset, self.config.evaluation, metrics=names, beyond_k=BEYOND_K)
         except ValueError as error:  # the last update made the weights infinite, after the last loss that was finite
             raise TrainingError(
                 f"The model cannot be evaluated at step {self.state.step}: {error} Lower training.learning_rate."
             ) from error
         self._trim_heap()
         batch = self.loader.batch(self.loader.plan(self.state.epoch)[0], self.state.epoch, 0).to(self.device)
-        at, mean = self.state, self.losses.mean()
-        self.log.add(self.health.check(retriever, judged, batch, step=at.step, epoch=at.epoch, training_loss=mean))
-        return {**{name: judged.mean(name) for name in names}, "temperature": float(self.model.temperature().detach())}
+        progress, training_loss = self.state, self.losses.mean()
+        self.log.add(
+            self.health.check(retriever, evaluation, batch, step=progress.step, epoch=progress.epoch, training_loss=training_loss)
+        )
+        return {**{name: evaluation.mean(name) for name in names}, "temperature": float(self.model.temperature().detach())}

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from twotower.baselines.als import MAX_ALS_USERS
-from twotower.evaluation.evaluator import QUESTIONS_AT_ONCE
+from twotower.evaluation.evaluator import QUERIES_AT_ONCE
 from twotower.features.batches import FieldSpec
 from twotower.models.neural_retriever import BLOCK as ENCODED
 from twotower.search.index import BLOCK as SCORED
@@ -293,7 +293,7 @@ def validation_bytes(workload: WorkloadSizes, config: ResolvedConfig) -> int:
     model, layout = config.model, workload.layout
     d, vectors = model.user_tower.embedding_dim, F32 * (model.user_tower.hidden_dims[-1] + 1) * workload.items
     judged = config.prepare.split.has_valid
-    questions = min(QUESTIONS_AT_ONCE, max(config.training.eval_queries * judged, QUESTIONS))
+    questions = min(QUERIES_AT_ONCE, max(config.training.eval_queries * judged, QUESTIONS))
     history = (12 * F32 if model.user_tower.num_blocks else 3 * F32) * d + 10 * ID
     waves = 3 * F32 * GEO_FEATURES * any(spec.kind == "geo" for spec in layout.item_fields)
     _, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, F32)
