@@ -66,7 +66,7 @@ def test_a_forgotten_user_is_in_no_file_of_a_run_and_the_run_goes_on(run: Path, 
     others = {str(user): before.events.offsets[n + 1] - before.events.offsets[n] for n, user in enumerate(before.user_ids)}
     assert "dataset/users.parquet" in holding(run, USER)
     assert main(["forget", str(run), "--user", USER, "--user", "nobody"]) == 0
-    assert "bundle: 1 users; dataset: 1 users" in capsys.readouterr().out
+    assert "users in the bundle: 1; users in the dataset: 1" in capsys.readouterr().out
     assert holding(run, USER) == []
     for dataset in (Dataset.open(run / "dataset"), load_bundle(run / "bundle").dataset):
         sizes = np.diff(dataset.events.offsets)
@@ -88,7 +88,7 @@ def test_a_forgotten_user_is_in_no_file_of_a_run_and_the_run_goes_on(run: Path, 
     assert main(["update", str(run), "--data", str(run.parent / "later.csv"), "--set", "updating.max_worse_frac=1"]) == 0
     assert str(Dataset.open(run / "dataset").user_rows([USER])[0]) == str(UNKNOWN)
     assert main(["forget", str(run), "--user", USER]) == 0
-    assert "bundle: 0 users; dataset: 0 users" in capsys.readouterr().out
+    assert "users in the bundle: 0; users in the dataset: 0" in capsys.readouterr().out
 
 
 def test_an_export_is_read_as_its_store(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

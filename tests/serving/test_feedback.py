@@ -229,7 +229,7 @@ def test_forget_on_the_command_line_cleans_bundle_and_store(bundle: Path, tmp_pa
     store.append([Event("1", user, "b", 5), Event("2", "another", "b", 5)])
     store.close()
     assert main(["forget", str(tmp_path / "bundle"), "--user", user, "--events", url]) == 0
-    assert "bundle: 1 users; dataset: 0 users; store: 1 events" in capsys.readouterr().out
+    assert "users in the bundle: 1; users in the dataset: 0; events in the store: 1" in capsys.readouterr().out
     assert every_byte(tmp_path, user) == [] and every_byte(tmp_path, "another") == ["e.sqlite"]
     assert main(["forget", str(tmp_path / "bundle" / "dataset"), "--user", user]) == 2
     assert "neither a run nor a bundle" in capsys.readouterr().err

@@ -219,8 +219,19 @@ def test_versions_of_different_catalogues_are_refused(
     with connect(folder=pair[0], trial=Trial(pair[1], 0.5)) as client:
         before = served(client, keyed)
         monkeypatch.setattr("twotower.serving.updater.MIN_SHARED_FRAC", 1.01)
-        refused = client.post("/admin/reload", json={"bundle": str(pair[1])}, headers=keyed)
+        refused = client.post("/admin/reload", json={}, headers=keyed)
         assert refused.status_code == 422 and "different catalogues" in refused.text and served(client, keyed) == before
+
+
+def test_one_version_twice_is_refused(connect: Connect, pair: tuple[Path, Path], keyed: Keyed, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(pair[0], tmp_path / "copy"))
+    for trial in (Trial(copy, 0.5), Trial(copy)):
+        with pytest.raises(DataError, match=r"bundle1 and .*copy are the same version"), connect(folder=pair[0], trial=trial):
+            pass
+    with connect(folder=pair[0], trial=Trial(pair[1], 0.5)) as client:
+        before = served(client, keyed)
+        refused = client.post("/admin/reload", json={"bundle": str(pair[1])}, headers=keyed)
+        assert refused.status_code == 422 and "are the same version" in refused.text and served(client, keyed) == before
 
 
 @pytest.mark.parametrize("split", ["90,20", "100", "50,50,0", "-10,110", "ninety,ten", "nan,nan"])

@@ -96,8 +96,8 @@ def forget(target: Path, users: tuple[str, ...], store: str | None) -> None:
     from twotower.pipeline.forget import forget as forget_users
 
     removed = forget_users(target, users, store)
-    parts = [f"bundle: {removed.bundle} users", f"dataset: {removed.dataset} users"]
-    click.echo("; ".join([*parts, f"store: {removed.events:,} events"] if store is not None else parts))
+    parts = [f"users in the bundle: {removed.bundle}", f"users in the dataset: {removed.dataset}"]
+    click.echo("; ".join([*parts, f"events in the store: {removed.events:,}"] if store is not None else parts))
 
 
 @click.command(short_help="Estimate what a bundle would get, from the log of a server.")

@@ -57,13 +57,17 @@ def points_km(locations: Array) -> Float:
 
 
 def distances_km(locations: Array, location: Sequence[float]) -> Float:
-    """Return the great-circle distances float32 [n] from `location` to `locations` [n, 2]; NaN if a location is unknown.
+    """Return the great-circle distances float32 [n] from `location` to `locations` [n, 2]; NaN if one of the two is unknown.
 
     Examples
     --------
     >>> distances_km(np.array([[48.137, 11.575], [np.nan, np.nan]]), (52.52, 13.405)).round(0)
     array([504.,  nan], dtype=float32)
+    >>> distances_km(np.array([[48.137, 11.575]]), (np.nan, np.nan))
+    array([nan], dtype=float32)
     """
+    if not np.isfinite(location).all():
+        return np.full(len(locations), np.nan, np.float32)
     here = points_km(np.array([location], np.float64))[0].astype(np.float64)
     arc = _arc_km(np.linalg.norm(points_km(locations).astype(np.float64) - here, axis=1))
     return np.where(np.isfinite(locations).all(axis=1), arc, np.nan).astype(np.float32)

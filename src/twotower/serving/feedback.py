@@ -198,7 +198,7 @@ def _of_list(engine: Engine, body: EventIn, answer: LoggedAnswer, time_s: int) -
         raise PartError("shown", RequestError(text))
     for place, item_id in enumerate(body.shown or [body.item_id or ""], 1):
         if item_id not in answer.items:
-            text = f"Item {item_id[:80]!r} is not in the list {answer.request_id!r}. Send an item of its {len(answer.items)}."
+            text = f"Item {item_id[:80]!r} is not in the list {answer.request_id!r}. Send one of its {len(answer.items)} items."
             raise PartError("shown" if body.shown else "item_id", RequestError(text))
         position = place if body.shown else body.position or answer.items.index(item_id) + 1
         if position > len(answer.items):

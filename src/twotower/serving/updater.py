@@ -261,13 +261,18 @@ def check_store(journal: Journal, engine: Engine) -> None:
 
 
 def check_catalogues(first: Version, second: Version) -> None:
-    """Check that two versions are about the same items.
+    """Check that two versions differ, and are about the same items.
 
     Raises
     ------
     DataError
-        They share less than half of the items of the smaller catalogue.
+        They are the same version, or share less than half of the items of the smaller catalogue.
     """
+    if first.engine.version == second.engine.version:
+        raise DataError(
+            f"{first.path} and {second.path} are the same version, {first.engine.version}. Two versions at once must differ. "
+            "Choose another bundle for one of them."
+        )
     small, large = sorted((first.engine, second.engine), key=lambda engine: engine.dataset.n_items)
     smaller = small.dataset.item_ids[FIRST_ROW:]
     shared = sum(large.row(str(item)) != UNKNOWN for item in smaller)
