@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from twotower.serving import clients
 from twotower.serving.bodies import BodyError, parse
 from twotower.serving.event_schemas import EventsIn
+from twotower.serving.http_server import WATCHING_PER_CLIENT
 from twotower.serving.limits import MAX_JSON_MARKS
 from twotower.serving.schemas import BatchIn, RecommendIn
 from twotower.utils.config_serving import Limits
@@ -37,6 +38,9 @@ TESTS = {  # the row of the table, and the test of it
     "health, metrics and files of the page": "test_bounds.test_health_metrics_and_files_of_the_page_have_a_rate_of_their_own",
     "concurrent requests per client": (
         "test_http_connection.test_requests_of_a_client_in_progress_are_bounded_and_others_wait_unread"
+    ),
+    "concurrent health checks and metrics per client": (
+        "test_http_connection.test_health_checks_of_a_client_are_bounded_apart_from_its_other_requests"
     ),
     "queued lists, per client and in total": "test_refusals.test_while_too_much_waits_a_request_is_refused_unread",
     "connections, per client and in total": (
@@ -77,6 +81,7 @@ def test_the_values_of_the_table_are_the_defaults() -> None:
     assert found["connections, per client and in total"] == f"{limits.connections_per_client}, {limits.connections:,}"
     assert found["queued lists, per client and in total"] == f"{limits.waiting // 2}, {limits.waiting}"
     assert found["concurrent requests per client"] == str(limits.running_per_client)
+    assert found["concurrent health checks and metrics per client"] == str(WATCHING_PER_CLIENT)
     assert found["rate per client"].startswith(f"{limits.rate:g} lists") and found["rate per client"].endswith(f"{limits.bucket:g}")
     assert found["time for request line and headers"] == f"{limits.header_timeout_s:g} s"
     assert found["time until a response begins"] == f"{limits.queue_timeout_s:g} s"

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from twotower.serving.clients import Clients
-from twotower.serving.http_server import HttpServer
+from twotower.serving.http_server import WATCHING_PER_CLIENT, HttpServer
 from twotower.serving.listening import bound_sockets
 from twotower.utils.config_serving import Limits
 
@@ -36,7 +36,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
         if message["type"] == "http.disconnect":
             return
         body, more = body + message["body"], message["more_body"]
-    if scope["path"] == "/slow":
+    if scope["path"].endswith("/slow"):
         await asyncio.sleep(0.6)
     body = bytes(LARGE) if scope["path"] == "/large" else body or b"ok"
     headers = [] if scope["path"] == "/stream" else [(b"content-length", b"%d" % len(body))]
@@ -359,6 +359,19 @@ def test_requests_of_a_client_in_progress_are_bounded_and_others_wait_unread() -
         while server.server._running or server.server._lines:
             assert time.monotonic() < end
             time.sleep(0.01)
+
+
+def test_health_checks_of_a_client_are_bounded_apart_from_its_other_requests() -> None:
+    limits = SHORT.model_copy(update={"connections": 30, "connections_per_client": 20})
+    with running(limits) as server, ExitStack() as stack:
+        slow = [stack.enter_context(server.connect()) for _ in range(2 * WATCHING_PER_CLIENT + 1)]
+        for client in slow:
+            client.sendall(GET.replace(b"/ ", b"/health/slow "))
+        began = time.perf_counter()
+        assert server.ask(GET)[0] == 200 and server.ask(GET.replace(b"/ ", b"/metrics "), "127.0.0.2")[0] == 200
+        assert server.server._lines, "neither other requests of the client nor health checks of others wait"
+        assert [answer_of(client)[0] for client in slow] == [200] * len(slow)
+        assert time.perf_counter() - began > 1.5, "in three groups"
 
 
 def test_the_longest_idle_connection_gives_way(server: Running) -> None:

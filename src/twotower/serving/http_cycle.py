@@ -22,13 +22,13 @@ class Request:
     __slots__ = (
         "arrived",
         "body",
-        "counted",
         "cycle",
         "expects",
         "head_only",
         "held_bytes",
         "keep_alive",
         "length",
+        "line",
         "scope",
         "whole",
         "wire",
@@ -42,7 +42,7 @@ class Request:
         self.length = 0  # body bytes so far
         self.wire = 0  # bytes on the wire since the headers
         self.held_bytes = 0  # bytes in the account of the client
-        self.counted = False  # among those of its client in progress
+        self.line: str | None = None  # in which it counts as in progress
         self.cycle: Cycle | None = None
 
 
@@ -93,8 +93,8 @@ class Cycle:
         try:
             await self.server.application(self.request.scope, self.receive, self.send)
         finally:
-            if self.request.counted:
-                self.server.ended(self.connection.client)
+            if self.request.line is not None:
+                self.server.ended(self.request.line)
             if not self.abandoned:
                 if not self.complete:
                     self.connection.abort()

@@ -33,6 +33,7 @@ from twotower.serving.refusals import error_body
 from twotower.utils.config_serving import Limits
 from twotower.utils.console import log
 
+WATCHING_PER_CLIENT = 4  # health checks and metrics of a client in progress; they do not wait for its other requests
 CROWD_IDLE_S = 1.0  # keep-alive time when more than half of the connections are in use
 OTHER_FILES = 96  # descriptors for everything but connections
 ACCEPTED_AT_ONCE = 1.0
@@ -276,28 +277,30 @@ class HttpServer:
 
     def begin(self, connection: Connection) -> None:
         """Run the request of a connection now, or once fewer requests of its client are in progress."""
-        client, request = connection.client, connection.requests[0]
-        free = not self.limits.rate or request.scope["path"].startswith(RESERVED_PATHS) or self.clients.trusts(connection.address)
-        if free:
+        request = connection.requests[0]
+        if not self.limits.rate or self.clients.trusts(connection.address):
             connection.run()
-        elif self._running[client] < self.limits.running_per_client:
-            self._running[client] += 1
-            request.counted = True
+            return
+        watching = request.scope["path"].startswith(RESERVED_PATHS)
+        line = f"{connection.client} watching" if watching else connection.client
+        if self._running[line] < (WATCHING_PER_CLIENT if watching else self.limits.running_per_client):
+            self._running[line] += 1
+            request.line = line
             connection.run()
         else:
-            self._lines.setdefault(client, deque()).append(connection)
+            self._lines.setdefault(line, deque()).append(connection)
 
-    def ended(self, client: str) -> None:
-        """Count a request of a client as finished, and run the next waiting one."""
-        line = self._lines.get(client, deque())
-        while line:
-            connection = line.popleft()
+    def ended(self, line: str) -> None:
+        """Count a request of a line as finished, and run the next waiting one."""
+        waiting = self._lines.get(line, deque())
+        while waiting:
+            connection = waiting.popleft()
             if connection.requests and not connection.lost and not connection.lingering:
-                connection.requests[0].counted = True
+                connection.requests[0].line = line
                 connection.run()
                 return
-        self._lines.pop(client, None)
-        take(self._running, client, 1)
+        self._lines.pop(line, None)
+        take(self._running, line, 1)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine as a task; the shutdown waits for it."""
