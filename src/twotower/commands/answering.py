@@ -289,7 +289,7 @@ def _shares(_: click.Context, __: click.Parameter, text: str | None) -> tuple[fl
 @click.argument("bundle", type=BUNDLE)
 @click.argument("other", type=BUNDLE, required=False)
 @click.option("--split", metavar="A,B", callback=_shares, help="Shares of the users of BUNDLE and OTHER, such as 90,10.")
-@click.option("--shadow", type=BUNDLE, help="A second bundle that computes the same lists, which nobody sees.")
+@click.option("--shadow", type=BUNDLE, help="A second bundle that computes the same lists, which users do not see.")
 @click.option("--explore", type=click.FloatRange(0, 1), help="Share of positions for uncertain and new items. Default: 0.")
 @click.option("--host", help="Address to listen on. 0.0.0.0 means all. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on. Default: 8000.")

@@ -105,7 +105,7 @@ class Version:
     rival, rival_share
         Another version, and the share of the users whose lists it makes.
     shadow
-        Another version that computes the same lists, which nobody sees.
+        Another version that computes the same lists, which users do not see.
     """
 
     path: Path

@@ -36,7 +36,7 @@ class Trial:
     bundle
         Its folder; None: there is none.
     share
-        Share of the users whose lists it makes; None: it computes all lists, and nobody sees them.
+        Share of the users whose lists it makes; None: it computes all lists, and users do not see them.
     """
 
     bundle: Path | None = None

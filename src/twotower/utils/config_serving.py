@@ -116,7 +116,7 @@ class ServingConfig(Limits):
     split: list[float] = Field([])
     """Shares of the users of two bundles, such as [90, 10]. A user stays with a bundle."""
     shadow: Path | None = None
-    """A second bundle that computes the same lists, which nobody sees. The metrics compare them."""
+    """A second bundle that computes the same lists, which users do not see. The metrics compare them."""
     refresh_s: float = Field(60.0, ge=0, le=86_400)
     """Seconds between two refreshes of the items with accepted events. 0: only on demand."""
     index: str | None = None
