@@ -221,3 +221,19 @@ def test_the_manifest_is_returned_as_written_with_the_settings_that_made_it(tmp_
         "valid",
         "test",
     ]
+
+
+def test_too_little_memory_is_one_sentence_and_writes_nothing(tmp_path: Path) -> None:
+    rows = "".join(f"user {n % 9_973},item {n % 4_999},{1_600_000_000 + n}\n" for n in range(300_000))
+    (tmp_path / "e.csv").write_text("user_id,item_id,time\n" + rows)
+    config = parse_config({"data": {"source": "tables", "path": str(tmp_path), "interactions": {"path": "e.csv", "time": "time"}}})
+
+    def small(*given: Any) -> Any:
+        engine: Any = opened(*given)
+        engine.con.raw_sql("SET memory_limit = '12MB'; SET max_temp_directory_size = '0KB'")
+        return engine
+
+    opened = module.open_engine
+    with mock.patch.object(module, "open_engine", small), pytest.raises(DataError, match="Too little memory to read these data"):
+        module.prepare(config, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv"]

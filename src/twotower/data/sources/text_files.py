@@ -23,6 +23,7 @@ ARCHIVES = {
     b"7z\xbc": "7-zip",
 }
 ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j", "pyarrow")  # modules of the engines' errors
+OUT_OF_MEMORY = "OutOfMemoryException"  # DuckDB's error
 BLOCK_BYTES = 1 << 23
 MAX_LINE_BYTES = 1 << 25
 FREE_BYTES, MAX_RATIO = 1 << 28, 200  # a larger file must not unpack to more than so many times its size
@@ -113,12 +114,25 @@ def compression_of(file: Path) -> str | None:
 
 
 @contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn the engine's error about too little memory into a `DataError`."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ == OUT_OF_MEMORY:
+            raise DataError("Too little memory to read these data. Use a larger machine, or prepare.engine=spark.") from error
+        raise
+
+
+@contextmanager
 def reading(file: Path, more: int = 0) -> Iterator[None]:
     """Turn an engine's error about an unreadable file into a `DataError` that names it, and the number of other files."""
     try:
         yield
     except Exception as error:
         if not isinstance(error, (EOFError, OSError, UnicodeError)) and type(error).__module__.partition(".")[0] not in ENGINES:
+            raise
+        if type(error).__name__ == OUT_OF_MEMORY:
             raise
         names = f"{file} (or one of {more:,} files read with it)" if more else f"{file}"
         raise DataError(f"{names} is not readable to its end: {_one_line(error)} Restore or replace the file.") from None
