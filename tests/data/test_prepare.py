@@ -237,3 +237,18 @@ def test_too_little_memory_is_one_sentence_and_writes_nothing(tmp_path: Path) ->
     with mock.patch.object(module, "open_engine", small), pytest.raises(DataError, match="Too little memory to read these data"):
         module.prepare(config, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv"]
+
+
+def test_control_c_during_a_query_is_an_interruption_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("user_id,item_id\nann,tea\n")
+    config = parse_config({"data": {"source": "tables", "path": str(tmp_path), "interactions": {"path": "e.csv"}}})
+
+    def interrupted(*given: Any) -> Any:
+        engine: Any = opened(*given)
+        engine.save = mock.Mock(side_effect=RuntimeError("Query interrupted"))  # as DuckDB 2.0 tells it
+        return engine
+
+    opened = module.open_engine
+    with mock.patch.object(module, "open_engine", interrupted), pytest.raises(KeyboardInterrupt):
+        module.prepare(config, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.csv"]

@@ -18,7 +18,8 @@ from typing import Any, cast, get_type_hints
 import pyarrow.parquet as pq
 import pytest
 
-from twotower.client import Client, types
+from twotower import client_types
+from twotower.client import Client
 from twotower.errors import ConfigError, ResponseError, UnreachableError
 from twotower.serving.app import api_document
 
@@ -174,7 +175,7 @@ def test_an_event_whose_acknowledgement_is_lost_counts_once(proxy: FaultyProxy, 
 
 def test_many_events_go_in_parts_and_again_without_harm(client: Client) -> None:
     item = client.search_items(limit=1)["items"][0]["item_id"]
-    events: list[types.EventIn] = [{"event_id": f"e{n}", "user": "busy", "item_id": item, "time_s": n} for n in range(1001)]
+    events: list[client_types.EventIn] = [{"event_id": f"e{n}", "user": "busy", "item_id": item, "time_s": n} for n in range(1001)]
     assert client.add_events(iter(events)) == {"accepted": 1001, "repeated": 0}
     assert client.add_events(events) == {"accepted": 0, "repeated": 1001}
     assert client.add_events([]) == {"accepted": 0, "repeated": 0}
@@ -258,7 +259,10 @@ def test_the_examples_of_the_page_run(client: Client, server: Any, load: Any, mo
 
 
 def test_a_body_has_the_names_of_the_request() -> None:
-    assert get_type_hints(types.RecommendIn).keys() == api_document()["components"]["schemas"]["RecommendIn"]["properties"].keys()
+    assert (
+        get_type_hints(client_types.RecommendIn).keys()
+        == api_document()["components"]["schemas"]["RecommendIn"]["properties"].keys()
+    )
 
 
 def test_the_client_imports_nothing_heavy() -> None:

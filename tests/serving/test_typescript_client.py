@@ -16,7 +16,7 @@ from .faulty_proxy import CUT, SILENT, Fault, FaultyProxy, faulty_proxy
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "clients" / "typescript"
-GENERATED = ("docs/openapi.json", "src/twotower/client/types.py", "clients/typescript/src/schema.ts")
+GENERATED = ("docs/openapi.json", "src/twotower/client_types.py", "clients/typescript/src/schema.ts")
 Call = Callable[..., list[dict[str, Any]]]
 RECOMMEND = ["POST", "/v1/recommend", {"body": {"k": 2}}]
 

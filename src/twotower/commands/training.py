@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -157,19 +162,44 @@ def update(
     if every is not None and out is not None:
         raise click.UsageError("--every updates RUN itself again and again. Leave out --out.")
     client = None if server is None else _client(server)
-    while True:
-        began = time.monotonic()
-        try:
-            bundle = _update_once(run, data, events, out, overrides)
-            if client is not None:
-                _reload(client, bundle)
-        except TwoTowerError as error:
-            if every is None:
-                raise
-            click.echo(f"twotower: error: {error}", err=True)
-        if every is None:
-            return
-        time.sleep(max(0.0, began + every * 3600 - time.monotonic()))
+    once = partial(_update_and_reload, run, data, events, out, overrides, client)
+    if every is None:
+        once()
+        return
+    with _interruption() as interrupted:
+        while not interrupted:
+            began = time.monotonic()
+            try:
+                once()
+            except TwoTowerError as error:
+                click.echo(f"twotower: error: {error}", err=True)
+            if not interrupted:
+                time.sleep(max(0.0, began + every * 3600 - time.monotonic()))
+    raise click.Abort
+
+
+@contextmanager
+def _interruption() -> Iterator[list[int]]:
+    """Yield a list that Ctrl-C makes longer: a `KeyboardInterrupt` alone can get lost in a library that calls Python."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _update_and_reload(
+    run: Path, data: tuple[Path, ...], events: str | None, out: Path | None, overrides: tuple[str, ...], client: Client | None
+) -> None:
+    bundle = _update_once(run, data, events, out, overrides)
+    if client is not None:
+        _reload(client, bundle)
 
 
 def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Path | None, overrides: tuple[str, ...]) -> Path:

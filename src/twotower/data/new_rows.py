@@ -20,7 +20,7 @@ from twotower.data.selection import ITEM_KEY, USER_KEY, Stage, row_count, select
 from twotower.data.sources.account import Rejects
 from twotower.data.sources.engine import Engine
 from twotower.data.sources.raw_tables import POSITION, REQUEST, RawTables
-from twotower.data.sources.text_files import enough_memory
+from twotower.data.sources.text_files import engine_errors
 from twotower.errors import DataError
 from twotower.schema import EVENT_TYPE, FIRST_ROW, ITEM_ID, NEGATIVE, ORDER, POSITIVE, STARS, TIME, USER_ID, WEIGHT
 from twotower.utils.config import Config, DataConfig, SplitConfig
@@ -91,7 +91,7 @@ def read_new_rows(
     """
     made = base.manifest.config
     config = Config(seed=made.seed, data=data, prepare=made.prepare.model_copy(update=_ONE_PART))
-    with TemporaryDirectory() as folder, enough_memory():
+    with TemporaryDirectory() as folder, engine_errors():
         rejects = Rejects(Path(folder) / "rejects.jsonl", data.max_reject_frac)
         engine = open_engine(config.prepare, Path(folder) / "spill", tables)
         try:

@@ -36,7 +36,7 @@ from twotower.data.sources.sequences import read_sequences
 from twotower.data.sources.sessions import read_sessions
 from twotower.data.sources.spark_engine import SparkEngine
 from twotower.data.sources.tables import read_tables
-from twotower.data.sources.text_files import enough_memory
+from twotower.data.sources.text_files import engine_errors
 from twotower.data.sources.yelp import read_yelp
 from twotower.errors import ConfigError, DataError, nearest
 from twotower.features.encoders import encode_items, encode_users, fit_encoders
@@ -107,7 +107,7 @@ def prepare(
         The settings do not fit the data. The split needs times or parts that are missing, or a name is unknown.
     """
     report, read = progress or (lambda _: None), SOURCES[config.data.source]
-    with replacing(out) as folder, enough_memory():
+    with replacing(out) as folder, engine_errors():
         spill, rejects = folder / "spill", Rejects(folder / "rejects.jsonl", config.data.max_reject_frac)
         engine = open_engine(config.prepare, spill, tables)
         try:

@@ -17,7 +17,7 @@ from twotower.evaluation.report import write_report
 from twotower.evaluation.verdict import refreshed
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
 from twotower.pipeline.popularity_tradeoff import popularity_tradeoff
-from twotower.trainers.health.checks import advice_lines
+from twotower.trainers.health_checks import advice_lines
 from twotower.trainers.run_files import read_rows
 from twotower.utils.config import Config, ResolvedConfig, load_config, parse_config
 from twotower.utils.console import progress

@@ -25,7 +25,7 @@ from twotower.data.sources.guess import DatasetGuess, guess_dataset
 from twotower.data.sources.guess_text import one_line
 from twotower.data.sources.raw_tables import RawTables
 from twotower.data.sources.table_paths import FORMS, listing
-from twotower.data.sources.text_files import COMPRESSED, enough_memory
+from twotower.data.sources.text_files import COMPRESSED, engine_errors
 from twotower.data.sources.yelp import find_files
 from twotower.errors import ConfigError, DataError
 from twotower.schema import ITEM_ID, TIME, USER_ID
@@ -213,7 +213,7 @@ def _described(settings: dict[str, Any]) -> str:
 
 def account(config: Config) -> list[str]:
     """Read the raw data of a configuration, and return the account as lines: rows and rejects by file, sizes, ids that differ."""
-    with TemporaryDirectory() as folder, enough_memory():
+    with TemporaryDirectory() as folder, engine_errors():
         rejects = Rejects(Path(folder) / "rejects.jsonl", max_frac=1.0)
         engine = open_engine(config.prepare, Path(folder) / "spill")
         try:

@@ -20,7 +20,7 @@ from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import TwoTower
 from twotower.trainers.base_trainer import BaseTrainer
 from twotower.trainers.grown_checkpoint import Start
-from twotower.trainers.health.monitor import BEYOND_K, HealthMonitor
+from twotower.trainers.health_monitor import BEYOND_K, HealthMonitor
 from twotower.trainers.new_item_popularity import calibrate_new_items
 from twotower.trainers.run_files import read_rows
 from twotower.trainers.schedule import Schedule

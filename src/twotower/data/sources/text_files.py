@@ -24,6 +24,7 @@ ARCHIVES = {
 }
 ENGINES = ("duckdb", "_duckdb", "pyspark", "py4j", "pyarrow")  # modules of the engines' errors
 OUT_OF_MEMORY = "OutOfMemoryException"  # DuckDB's error
+INTERRUPTED = "Query interrupted"  # the text of DuckDB's `RuntimeError` after Ctrl-C
 BLOCK_BYTES = 1 << 23
 MAX_LINE_BYTES = 1 << 25
 FREE_BYTES, MAX_RATIO = 1 << 28, 200  # a larger file must not unpack to more than so many times its size
@@ -114,13 +115,15 @@ def compression_of(file: Path) -> str | None:
 
 
 @contextmanager
-def enough_memory() -> Iterator[None]:
-    """Turn the engine's error about too little memory into a `DataError`."""
+def engine_errors() -> Iterator[None]:
+    """Turn the engine's errors about too little memory and about Ctrl-C into `DataError` and `KeyboardInterrupt`."""
     try:
         yield
     except Exception as error:
         if type(error).__name__ == OUT_OF_MEMORY:
             raise DataError("Too little memory to read these data. Use a larger machine, or prepare.engine=spark.") from error
+        if isinstance(error, RuntimeError) and str(error) == INTERRUPTED:
+            raise KeyboardInterrupt from None
         raise
 
 

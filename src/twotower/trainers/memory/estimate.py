@@ -16,8 +16,8 @@ from twotower.features.batches import FieldSpec
 from twotower.models.neural_retriever import BLOCK as ENCODED
 from twotower.search.index import BLOCK as SCORED
 from twotower.search.index import BLOCK_BYTES as SCORED_BYTES
-from twotower.trainers.health.measurements import BLOCK as SCORES
-from twotower.trainers.health.measurements import SAMPLE
+from twotower.trainers.health_measurements import BLOCK as SCORES
+from twotower.trainers.health_measurements import SAMPLE
 from twotower.trainers.memory.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
 from twotower.trainers.memory.sizes import F32, ID, BatchSizes, WorkloadSizes, row_bytes
 from twotower.trainers.new_item_popularity import QUESTIONS, SIMULATED_SHARE

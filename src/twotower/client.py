@@ -1,4 +1,9 @@
-"""Define the client: one method for each operation of the HTTP API."""
+"""Define the client: one method for each operation of the HTTP API.
+
+with Client("http://127.0.0.1:8000") as client:
+    client.recommend(user="u_17", k=5, filter="price <= 2")["items"]
+    client.add_event("u_17", "b_230", stars=5)
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,12 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack, cast, overload
 from urllib.parse import quote
 
-from twotower.client import types as t
-from twotower.client.transport import Query, Transport
+from twotower import client_types as t
+from twotower.client_types import EventIn, RecommendIn
 from twotower.errors import ResponseError
+from twotower.utils.http_transport import Query, Transport
+
+__all__ = ["Client", "EventIn", "RecommendIn"]
 
 KEY_VARIABLE = "TWOTOWER_API_KEY"
 MAX_EVENTS = 1000  # of one HTTP request

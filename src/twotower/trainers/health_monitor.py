@@ -17,8 +17,8 @@ from twotower.evaluation.evaluator import Evaluation, evaluate
 from twotower.models.neural_retriever import NeuralRetriever
 from twotower.models.two_tower import TwoTower
 from twotower.schema import FIRST_ROW
-from twotower.trainers.health.checks import ValidationStats, diagnose
-from twotower.trainers.health.measurements import SAMPLE, batch_stats, question_loss, spread, untrained
+from twotower.trainers.health_checks import ValidationStats, diagnose
+from twotower.trainers.health_measurements import SAMPLE, batch_stats, question_loss, spread, untrained
 from twotower.utils import distributed
 from twotower.utils.config import Config
 from twotower.utils.console import log

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from twotower.models.two_tower import TEMPERATURE_RANGE
-from twotower.trainers.health.measurements import ID_TABLES, MOVED, BatchStats, VectorSpread
+from twotower.trainers.health_measurements import ID_TABLES, MOVED, BatchStats, VectorSpread
 
 CONSECUTIVE_VALIDATIONS = 2
 """Consecutive validations that must agree: first values of a run are transient, and one validation may be chance."""

@@ -15,8 +15,8 @@ import torch
 from twotower.data.dataset import Dataset
 from twotower.data.prepare import prepare
 from twotower.schema import FIRST_ROW, TRAIN, UNKNOWN
-from twotower.trainers.health.checks import CHECKS, ValidationStats, advice_lines, diagnose
-from twotower.trainers.health.measurements import (
+from twotower.trainers.health_checks import CHECKS, ValidationStats, advice_lines, diagnose
+from twotower.trainers.health_measurements import (
     SAMPLE,
     BatchStats,
     VectorSpread,
@@ -27,11 +27,11 @@ from twotower.trainers.health.measurements import (
     spread,
     untrained,
 )
-from twotower.trainers.health.monitor import HealthMonitor
+from twotower.trainers.health_monitor import HealthMonitor
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils.config import parse_config
 
-from ...conftest import TOWER
+from ..conftest import TOWER
 
 WELL = ValidationStats(
     step=100,
@@ -111,7 +111,7 @@ def test_question_loss_is_the_cross_entropy_over_all_items(monkeypatch: pytest.M
     logits = (users @ items[FIRST_ROW:].T / 0.2).repeat_interleave(torch.tensor([1, 2, 0, 1, 2]), 0)
     expected = float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(answers[:6] - FIRST_ROW)))
     for block in (1, 30, 10**6):
-        monkeypatch.setattr("twotower.trainers.health.measurements.BLOCK", block)
+        monkeypatch.setattr("twotower.trainers.health_measurements.BLOCK", block)
         assert question_loss(users, items, offsets, answers, 0.2) == pytest.approx(expected, rel=1e-5)
 
 

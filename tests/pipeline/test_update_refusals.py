@@ -1,0 +1,202 @@
+"""Test updates that end early: nothing is published that does not fit, and a killed update goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from twotower.cli import main
+from twotower.pipeline import update as module
+from twotower.pipeline.evaluate import run_manifest
+from twotower.pipeline.new_data import NewSource, source_of_files
+from twotower.pipeline.stages import Watch, run_all
+from twotower.pipeline.update import update
+from twotower.trainers.callbacks import Callback, Training
+from twotower.utils.config import parse_config
+
+from .conftest import SETTINGS, base_of, content, copied, go_on, same_weights
+
+
+def older(root: Path) -> None:
+    orders = pd.read_csv(root / "orders.csv")
+    orders["ordered_at"] = pd.to_datetime(orders["ordered_at"], format="mixed") - pd.Timedelta(days=400)
+    orders.to_csv(root / "new" / "orders.csv", index=False)
+
+
+def another_schema(root: Path) -> None:
+    new = pd.read_csv(root / "new" / "orders.csv")
+    new.rename(columns={"ordered_at": "when"}).to_csv(root / "new" / "orders.csv", index=False)
+
+
+def another_kind_of_file(root: Path) -> None:
+    pd.DataFrame({"city": ["a", "b"], "rain": [1, 2]}).to_csv(root / "new" / "weather.csv", index=False)
+
+
+def another_type(root: Path) -> None:
+    items = pd.read_csv(root / "new" / "products.csv")
+    items.assign(price="cheap").to_csv(root / "new" / "products.csv", index=False)
+
+
+def half_the_catalogue(root: Path) -> None:
+    pd.read_csv(root / "new" / "products.csv")[:20].to_csv(root / "new" / "products.csv", index=False)
+
+
+def other_items(root: Path) -> None:
+    (root / "new" / "products.csv").unlink()
+    new = pd.read_csv(root / "new" / "orders.csv")
+    new.assign(product=[f"X{at % 40}" for at in range(len(new))]).to_csv(root / "new" / "orders.csv", index=False)
+
+
+def from_the_future(root: Path) -> None:
+    new = pd.read_csv(root / "new" / "orders.csv")
+    new.assign(ordered_at="2090-01-01").to_csv(root / "new" / "orders.csv", index=False)
+
+
+def nothing_there(root: Path) -> None:
+    shutil.rmtree(root / "new")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (older, "is older than the run"),
+        (another_schema, "ordered_at"),
+        (another_kind_of_file, "another schema"),
+        (another_type, "price"),
+        (half_the_catalogue, "has 20 of the 55 items"),
+        (other_items, "is about other items"),
+        (from_the_future, "later than this machine's clock"),
+        (nothing_there, "No file or folder"),
+    ],
+)
+def test_wrong_data_get_one_sentence_and_change_nothing(
+    shop_run: Path, spoil: Callable[[Path], None], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(shop_run.parent)
+    before = content(shop_run)
+    assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("twotower: error: ") and said in lines[-1]
+    assert content(shop_run) == before
+    assert not list(shop_run.parent.glob(".*.update"))
+
+
+def test_a_clock_that_has_gone_back_is_told(
+    shop_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1_600_000_000.0)  # 2020
+    assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new")]) == 2
+    assert "it has gone back" in capsys.readouterr().err
+
+
+def test_a_worse_model_is_not_published(origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The towers alone rank here, so that ruined ones are not saved by popularity."""
+    data = run_manifest(origin / "run" / "model").config.data.model_dump(mode="json")
+    training = {**SETTINGS["training"], "max_steps": 80}
+    alone = {**SETTINGS, "data": data, "training": training, "model": {**SETTINGS["model"], "popularity_prior": 0.0}}
+    run = tmp_path / "run"
+    run_all(parse_config(alone), run)
+    before = content(run)
+    ruin = ["--set", "updating.learning_rate=1.0", "--set", "updating.replay=0", "--set", "updating.num_epochs=6"]
+    assert main(["update", str(run), "--data", str(origin / "new"), *ruin]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "The new model is worse on the newest events" in said and "not published" in said
+    assert content(run) == before and not list(tmp_path.glob(".*.update"))
+    assert main(["update", str(run), "--data", str(origin / "new")]) == 0
+
+
+class Stop(Callback):
+    """Ends the process's work at a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, training: Training) -> None:
+        if training.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_update_ends_as_the_uninterrupted_one_to_the_bit(shop_run: Path, origin: Path, tmp_path: Path) -> None:
+    before = content(shop_run)
+    with pytest.raises(KeyboardInterrupt):
+        go_on(shop_run, watch=Watch(callbacks=[Stop(2)]))
+    assert content(shop_run) == before
+    steps = go_on(shop_run).steps
+    whole = copied(origin, tmp_path / "whole")
+    assert go_on(whole).steps == steps > 2
+    assert content(shop_run / "bundle") == content(whole / "bundle")
+    assert content(shop_run / "dataset") == content(whole / "dataset")
+    assert same_weights(shop_run / "model" / "best.pt", whole / "model" / "best.pt")
+
+
+def test_one_update_at_a_time(shop_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with module._locked(shop_run):
+        assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new")]) == 2
+    assert "Another update of" in capsys.readouterr().err
+    go_on(shop_run)
+
+
+KILLING = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import twotower.pipeline.update
+from twotower.cli import main
+from twotower.client import Client
+from twotower.bundle.bundle import load_bundle
+
+run, whole, new = sys.argv[1:]
+sys.stdout = open(os.devnull, "w")
+
+def start(folder):
+    child = os.fork()
+    if child == 0:
+        os._exit(main(["--quiet", "update", folder, "--data", new]))
+    return child
+
+began = time.monotonic()
+assert os.waitpid(start(whole), 0)[1] == 0
+needed, moments, stages, killed = time.monotonic() - began, random.Random(0), [], 0
+while killed < 30:
+    child = start(run)
+    time.sleep(moments.uniform(0.02, needed / 4))
+    if os.waitpid(child, os.WNOHANG)[0]:
+        break
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    killed += 1
+    work = Path(run).with_name(".run.update")
+    stages.append(sorted(str(file.relative_to(work)) for file in work.glob("*/*.pt")) if work.is_dir() else None)
+    load_bundle(Path(run) / "bundle")
+code = os.waitpid(start(run), 0)[1]
+sys.stderr.write(json.dumps({"killed": killed, "stages": stages, "code": code}))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_run_stays_whole_and_the_update_goes_on(shop_run: Path, origin: Path, tmp_path: Path) -> None:
+    whole = copied(origin, tmp_path / "whole")
+    command = [sys.executable, "-c", KILLING, str(shop_run), str(whole), str(origin / "new")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=570, check=False)
+    told = json.loads(done.stderr.splitlines()[-1])
+    assert told["code"] == 0 and told["killed"] >= 3
+    assert content(shop_run / "bundle") == content(whole / "bundle")
+    assert content(shop_run / "dataset") == content(whole / "dataset")
+    assert same_weights(shop_run / "model" / "best.pt", whole / "model" / "best.pt")
+    assert not list(tmp_path.glob(".run.update"))
+
+
+def test_a_source_without_an_identity_is_never_resumed(shop_run: Path) -> None:
+    source = replace(source_of_files([shop_run.parent / "new"], base_of(shop_run)), identity=())
+    assert isinstance(source, NewSource)
+    with pytest.raises(KeyboardInterrupt):
+        update(shop_run, source, shop_run, watch=Watch(callbacks=[Stop(2)]))
+    assert update(shop_run, source, shop_run).new_items == 5
