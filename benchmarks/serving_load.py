@@ -33,15 +33,19 @@ class Server:
         More of the command line.
     wait
         Whether to wait until it is ready.
+    variables
+        More of the environment.
     """
 
-    def __init__(self, bundle: Path, events: str, log: Path, *options: str, start_s: float = 120, wait: bool = True) -> None:
+    def __init__(
+        self, bundle: Path, events: str, log: Path, *options: str, start_s: float = 120, wait: bool = True, **variables: str
+    ) -> None:
         self.port, self.log = free_port(), log
         command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(self.port), "--events", events, "--public"]
         began = time.perf_counter()
         with log.open("ab") as target:
             self.process = subprocess.Popen(
-                [*command, *options], stdout=target, stderr=target, env={**os.environ, "TWOTOWER_API_KEY": KEY}
+                [*command, *options], stdout=target, stderr=target, env={**os.environ, "TWOTOWER_API_KEY": KEY, **variables}
             )
         while wait and not self._ready():
             if self.process.poll() is not None or time.perf_counter() > began + start_s:

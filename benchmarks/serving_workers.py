@@ -1,10 +1,11 @@
-"""Measure the throughput of a server with two workers beside that of one process.
+"""Measure the throughput of a server with two workers beside that of one process, and of one process on one thread.
 
     python benchmarks/serving_workers.py [--items 150000] [--dim 128] [--bundle FOLDER] [--rounds 12]
 
-Two servers of one bundle run at the same time, and the load goes to one of them at a time, in turn. A round is a short run on each,
-so that other load of the machine affects both; rows hold medians over the rounds. Servers and load generator share the cores, and
-`cores` says how many the server had: its processor seconds for each second.
+The servers of one bundle run at the same time, and the load goes to one of them at a time, in turn. A round is a short run on each,
+so that other load of the machine affects all; rows hold medians over the rounds. Servers and load generator share the cores, and
+`cores` says how many the server had: its processor seconds for each second. One process computes on all cores, so two workers gain
+by what such a process loses; the process on one thread shows what a worker adds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from serving_load import Load, Server, closed, post
 from twotower.retrieval.recommender import Recommender
 from twotower.utils.console import setup_logging
 
-WORKERS = (1, 2)
+SERVERS: dict[str, tuple[int, dict[str, str]]] = {  # workers, and variables of the environment
+    "one process": (1, {}),
+    "one process on one thread": (1, {"OMP_NUM_THREADS": "1"}),
+    "two workers": (2, {}),
+}
 WANTED = 1.7
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -47,40 +52,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(name)
         bundle = given.bundle or make_bundle(folder, given.items, given.dim, given.seed)
         users = [str(user) for user in Recommender.load(bundle).dataset.user_ids[2:1002]]
-        row = compare(bundle, folder, [post("/v1/recommend", {"user": user, "k": K}) for user in users], given)
-    tell(row, given.results)
-    sys.stderr.write(in_words(row))
+        rows = compare(bundle, folder, [post("/v1/recommend", {"user": user, "k": K}) for user in users], given)
+    for row in rows:
+        tell(row, given.results)
+        sys.stderr.write(in_words(row))
     return 0
 
 
-def compare(bundle: Path, folder: Path, requests: Sequence[bytes], given: argparse.Namespace) -> Row:
-    """Return the row of both servers."""
-    rates: dict[int, list[float]] = {number: [] for number in WORKERS}
-    cores: dict[int, list[float]] = {number: [] for number in WORKERS}
-    servers: dict[int, Server] = {}
+def compare(bundle: Path, folder: Path, requests: Sequence[bytes], given: argparse.Namespace) -> list[Row]:
+    """Return the rows of two workers against each other server."""
+    rates: dict[str, list[float]] = {name: [] for name in SERVERS}
+    cores: dict[str, list[float]] = {name: [] for name in SERVERS}
+    servers: dict[str, Server] = {}
     try:
-        for number in WORKERS:
-            options = ("--rate", "0", "--workers", str(number))
-            servers[number] = Server(bundle, f"sqlite:{folder}/{number}.sqlite", folder / f"log{number}", *options)
+        for at, (name, (workers, variables)) in enumerate(SERVERS.items()):
+            options = ("--rate", "0", "--workers", str(workers))
+            servers[name] = Server(bundle, f"sqlite:{folder}/{at}.sqlite", folder / f"log{at}", *options, **variables)
         for server in servers.values():  # the first answers are slow
             run(server, requests, given)
         for turn in range(given.rounds):
-            for number in WORKERS if turn % 2 else reversed(WORKERS):
-                before, load = processor_s(servers[number]), run(servers[number], requests, given)
-                rates[number].append(load.rate)
-                cores[number].append((processor_s(servers[number]) - before) / load.took_s)
+            for name in SERVERS if turn % 2 else reversed(SERVERS):
+                before, load = processor_s(servers[name]), run(servers[name], requests, given)
+                rates[name].append(load.rate)
+                cores[name].append((processor_s(servers[name]) - before) / load.took_s)
     finally:
         for server in servers.values():
             server.end()
-    ratios = sorted(two / one for one, two in zip(rates[1], rates[2], strict=True))
-    what = f"answers a second, two workers; {given.items:,} items, dimension {given.dim}, {given.connections} connections"
-    more = {
-        "ratio_of_a_round": {"lowest": round(ratios[0], 3), "median": round(statistics.median(ratios), 3), "wanted": WANTED},
-        "cores": {str(number): round(statistics.median(cores[number]), 2) for number in WORKERS},
-        "load_average": round(os.getloadavg()[0], 1),
-        "rounds": given.rounds,
-    }
-    return claim(what, statistics.median(rates[2]), "/s", "one", statistics.median(rates[1]), given.seed, **more)
+    *others, two = SERVERS
+    what = f"answers a second, {two}; {given.items:,} items, dimension {given.dim}, {given.connections} connections"
+    rows = []
+    for other in others:
+        ratios = sorted(more / less for less, more in zip(rates[other], rates[two], strict=True))
+        more = {
+            "ratio_of_a_round": {"lowest": round(ratios[0], 3), "median": round(statistics.median(ratios), 3), "wanted": WANTED},
+            "cores": {name: round(statistics.median(cores[name]), 2) for name in (other, two)},
+            "load_average": round(os.getloadavg()[0], 1),
+            "rounds": given.rounds,
+        }
+        rows.append(claim(what, statistics.median(rates[two]), "/s", other, statistics.median(rates[other]), given.seed, **more))
+    return rows
 
 
 def run(server: Server, requests: Sequence[bytes], given: argparse.Namespace) -> Load:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from twotower.errors import BusyError
 from twotower.utils.console import log
 
@@ -125,6 +127,7 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
+        torch.set_num_threads(torch.get_num_threads())  # OpenMP and MKL have a number for each thread
         while units := self._next():
             now = time.perf_counter()
             timely = [unit for unit in units if unit.deadline > now]

@@ -15,6 +15,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+from threadpoolctl import threadpool_limits
+
 from twotower.bundle.publish import RemoteIndex
 from twotower.bundle.sealed_folder import bundle_in, read_manifest
 from twotower.bundle.signature import read_trusted_key
@@ -96,6 +99,9 @@ def _serve_together(outfit: Outfit, bundle: Path, events: str, trial: Trial) -> 
         part = _part_of(config)
 
         def work(seat: Seat) -> NoReturn:
+            threads = max(1, torch.get_num_threads() // config.workers)
+            torch.set_num_threads(threads)
+            threadpool_limits(threads)
             journal.in_another_process(open_store(events, shared=True), seat.counts.news(seat.number))
             service = Service.of_worker(updater.current, journal, part, ParentUpdates(seat.pipe), events, updater.kept)
             run_worker(outfit, service, seat)
