@@ -271,3 +271,24 @@ def test_lists_outcomes_and_forgotten_users_are_those_of_all_workers(server: Ser
         assert one.ask("GET", f"/v1/history?user={user}")[0] == 404
         assert one.ask("POST", "/v1/recommend", {"user": user, "k": 1})[1]["source"] == "recent"
     assert server.once("POST", "/admin/rollback")[0] == 422
+
+
+def test_workers_divide_the_cores() -> None:
+    program = """if True:
+        import asyncio, os, time, torch
+        from threadpoolctl import threadpool_info
+        from twotower.serving.batching import Batcher
+        from twotower.serving.server import _divide_cores
+
+        async def threads_of_answers():
+            batcher = Batcher("answers", max_waiting=1, max_batch=1)
+            number, = await asyncio.gather(*batcher.submit(lambda _: [torch.get_num_threads()], [0], time.perf_counter() + 60))
+            batcher.close()
+            return number
+
+        _divide_cores(os.cpu_count())
+        print(asyncio.run(threads_of_answers()), *{one["num_threads"] for one in threadpool_info()})
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60, env=environment)
+    assert done.stdout.split() == ["1", "1"]

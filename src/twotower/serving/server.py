@@ -99,15 +99,20 @@ def _serve_together(outfit: Outfit, bundle: Path, events: str, trial: Trial) -> 
         part = _part_of(config)
 
         def work(seat: Seat) -> NoReturn:
-            threads = max(1, torch.get_num_threads() // config.workers)
-            torch.set_num_threads(threads)
-            threadpool_limits(threads)
+            _divide_cores(config.workers)
             journal.in_another_process(open_store(events, shared=True), seat.counts.news(seat.number))
             service = Service.of_worker(updater.current, journal, part, ParentUpdates(seat.pipe), events, updater.kept)
             run_worker(outfit, service, seat)
 
         supervisor = Supervisor(config, updater, metrics, work)
         return supervisor.run(lambda: _tell(outfit, bundle, updater.current.engine.version))
+
+
+def _divide_cores(workers: int) -> None:
+    """Let this process compute on its part of the cores, with PyTorch and with NumPy."""
+    threads = max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)
 
 
 def _part_of(config: ServingConfig) -> ServingConfig:
