@@ -250,6 +250,41 @@ def test_versions_are_swapped_whole(town_bundle: Path, lite: Lite, tmp_path: Pat
         store.close()
 
 
+def test_exploration_is_equal(recommender: Recommender, remote: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [Request(user=str(user), k=10, explore=0.5) for user in recommender.dataset.user_ids[2:12]]
+    for one in (recommender, remote):
+        monkeypatch.setattr(one, "rng", np.random.default_rng(3))
+    own, others = recommender.answer(requests), remote.answer(requests)
+    for here, there in zip(own, others, strict=True):
+        assert [item.item_id for item in here.items] == [item.item_id for item in there.items]
+        assert here.propensity == there.propensity and min(here.propensity) < 1
+
+
+def test_a_user_is_forgotten_and_the_vectors_follow(town_bundle: Path, lite: Lite, tmp_path: Path) -> None:
+    folder, address = tmp_path / "bundle", read_address(lite.address)
+    shutil.copytree(town_bundle, folder)
+    publish_milvus(load_bundle(folder), address, exact=True)
+    user, other = (str(one) for one in load_bundle(folder).dataset.user_ids[[5, 7]])
+    with served(folder, lite.address, PATIENT_S, tmp_path) as client:
+        first = client.get("/health/ready").json()["version"]
+        lite.kill()
+        assert client.delete(f"/v1/users/{user}").status_code == 503
+        lite.start()
+        assert client.delete(f"/v1/users/{user}").status_code == 200
+        again = client.get("/health/ready").json()["version"]
+        assert again != first and client.get(f"/v1/users/{user}/history").status_code == 404
+        lists = client.post("/v1/recommend", json={"user": other, "k": 20}).json()["items"]
+    with served(folder, lite.address, PATIENT_S, tmp_path) as client:  # the bundle and the collection fit
+        assert client.get("/health/ready").json()["version"] == again
+        assert client.post("/v1/recommend", json={"user": other, "k": 20}).json()["items"] == lists
+    assert [item["item_id"] for item in lists] == [
+        str(item.item_id) for item in Recommender(load_bundle(folder)).answer([Request(user=other, k=20)])[0].items
+    ]
+    store = MilvusStore(address)
+    assert '"exact": true' in store.current()[1]["twotower.about"]
+    store.close()
+
+
 def test_a_cluster_that_does_not_respond_is_a_503(town_bundle: Path, lite: Lite, tmp_path: Path) -> None:
     publish_milvus(load_bundle(town_bundle), read_address(lite.address))
     user = str(load_bundle(town_bundle).dataset.user_ids[5])

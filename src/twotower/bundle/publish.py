@@ -106,7 +106,8 @@ def publish_milvus(bundle: Bundle, address: MilvusAddress, *, exact: bool = Fals
     try:
         schema, index = _schema(bundle, stored, exact=exact)
         balance = _balance(bundle)
-        properties = {"twotower.seal": bundle.manifest.seal, "twotower.about": json.dumps(_about(bundle, balance))}
+        about = json.dumps({**_about(bundle, balance), "exact": exact})
+        properties = {"twotower.seal": bundle.manifest.seal, "twotower.about": about}
         store.publish(schema, index, properties, lambda: _uploads(bundle, stored, rows, balance), len(rows))
     finally:
         store.close()
@@ -120,6 +121,23 @@ class RemoteIndex:
     address: MilvusAddress
     ef: int = EF
     search_s: float = SEARCH_S
+
+
+def publish_again(bundle: Bundle, address: MilvusAddress) -> None:
+    """Write a bundle that has changed as the next version of a collection, with an index of the same kind.
+
+    Raises
+    ------
+    DataError
+        See `publish_milvus`; or there is no collection.
+    """
+    store = MilvusStore(address)
+    try:
+        _, properties = store.current()
+    finally:
+        store.close()
+    if properties.get("twotower.seal") != bundle.manifest.seal:
+        publish_milvus(bundle, address, exact=json.loads(properties["twotower.about"])["exact"])
 
 
 def with_milvus(bundle: Bundle, remote: RemoteIndex) -> Bundle:

@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from twotower.bundle.bundle import load_bundle
 from twotower.bundle.forgetting import forget_users
-from twotower.bundle.publish import RemoteIndex
+from twotower.bundle.publish import RemoteIndex, publish_again
 from twotower.errors import BusyError, DataError, TwoTowerError
 from twotower.schema import DAY_S, FIRST_ROW, UNKNOWN
 from twotower.serving.catalogue import Browser
@@ -212,6 +213,11 @@ class Updater:
             return version
         path = moved.get(version.path, version.path)
         forget_users(path, lambda user: digest_of(user) in gone)  # another server of the same folder may have done it
+        if self._index is not None:
+            try:
+                publish_again(load_bundle(path), self._index.address)
+            except DataError as error:
+                raise BusyError(f"The user is removed from {path}, but its vectors are not published. {error}") from None
         fresh = self._opened(path)
         return replace(fresh, rival=version.rival, rival_share=version.rival_share, shadow=version.shadow)
 
