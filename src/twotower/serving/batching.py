@@ -53,12 +53,21 @@ class Batcher:
         Maximum total weight of the arguments per call; a single one may weigh more.
     on_batch
         Called for each batch with its size and the seconds that its first argument waited.
+    cores
+        Number of cores that PyTorch may use in the thread. Default: as in the thread that makes it.
     """
 
     def __init__(
-        self, name: str, *, max_waiting: int, max_batch: int, on_batch: Callable[[int, float], None] | None = None
+        self,
+        name: str,
+        *,
+        max_waiting: int,
+        max_batch: int,
+        on_batch: Callable[[int, float], None] | None = None,
+        cores: int | None = None,
     ) -> None:
         self.name, self.max_waiting, self.max_batch = name, max_waiting, max_batch
+        self._cores = torch.get_num_threads() if cores is None else cores
         self._queues: OrderedDict[str, deque[Unit]] = OrderedDict()  # by client; the first one is next
         self._waiting = 0
         self._changed = threading.Condition()
@@ -127,7 +136,7 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        torch.set_num_threads(torch.get_num_threads())  # OpenMP and MKL have a number for each thread
+        torch.set_num_threads(self._cores)  # OpenMP and MKL have a number for each thread
         while units := self._next():
             now = time.perf_counter()
             timely = [unit for unit in units if unit.deadline > now]
