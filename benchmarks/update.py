@@ -2,11 +2,13 @@
 
     python benchmarks/update.py town --periods 12
     python benchmarks/update.py ml100k --periods 4 --days 14
+    python benchmarks/update.py town --users 3000 --businesses 1500 --events 60000 --periods 53 --anew-every 13
 
 The last periods of a set are kept back. The first model is trained on all events before them. At the start of each period, three
 systems are asked its questions: the first model with items refreshed every week; the model updated with the events of the period
 before (`twotower update`); and one trained anew on all events so far, with the recipe fixed. Each comes with the CPU seconds of its
-preparation, training, calibration and export. Prints a JSON line for each period and system, then the claims, which it appends to
+preparation, training, calibration and export. With `--anew-every N`, a model is trained anew, and the systems are asked, at each
+N-th period only. Prints a JSON line for each period and system, then the claims, which it appends to
 benchmarks/results/update.jsonl.
 """
 
@@ -89,12 +91,13 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Row]:
     shutil.copytree(first, folder / "updated")
     _moved(folder / "updated")
     asked = _Questions(given, whole, folder, starts)
-    for number in range(given.periods):
-        if number:
-            asked.ask(number, "updated", folder / "updated", updated(whole, folder / "updated", starts[number - 1], starts[number]))
-            anew, spent = trained(whole, starts[number], given.days, folder / "anew")
-            asked.ask(number, "anew", anew, spent)
-        asked.ask(number, "frozen", first, 0.0)
+    costs: list[float] = []
+    for number in range(1, given.periods):
+        costs.append(updated(whole, folder / "updated", starts[number - 1], starts[number]))
+        if number % given.anew_every == 0:
+            asked.ask(number, "updated", folder / "updated", float(np.mean(costs[-given.anew_every :])))
+            asked.ask(number, "anew", *trained(whole, starts[number], given.days, folder / "anew"))
+            asked.ask(number, "frozen", first, 0.0)
     return asked.claims()
 
 
@@ -211,13 +214,15 @@ class _Questions:
         """Quality and cost of the updates, relative to training anew, and quality of the frozen model."""
 
         def mean(system: str, name: str) -> float:
-            mine = [row for row in self.rows if row["system"] == system and row["period"]]
+            mine = [row for row in self.rows if row["system"] == system]
             return float(np.average([row[name] for row in mine], weights=[row["questions"] for row in mine]))
 
         shared = {"set": self.given.set, "periods": self.given.periods - 1, "days": self.given.days}
         seed, name = self.given.seed, f"{self.given.set}, {self.given.periods - 1} periods of {self.given.days} days"
-        anew, cost = mean("anew", "ndcg_10"), mean("anew", "cpu_s")
+        anew, cost, last = mean("anew", "ndcg_10"), mean("anew", "cpu_s"), self.rows[-1]["period"]
+        after, fresh = (next(row["ndcg_10"] for row in self.rows[-3:] if row["system"] == system) for system in ("updated", "anew"))
         return [
+            claim(f"{METRIC} after {last} updates, {name}", after, "", "trained anew", fresh, seed, **shared),
             claim(f"{METRIC} of updates, {name}", mean("updated", "ndcg_10"), "", "trained anew", anew, seed, **shared),
             claim(f"{METRIC} of a frozen model, {name}", mean("frozen", "ndcg_10"), "", "trained anew", anew, seed, **shared),
             claim(f"CPU seconds of an update, {name}", mean("updated", "cpu_s"), "s", "trained anew", cost, seed, **shared),
@@ -229,6 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("set", choices=["town", "ml100k"])
     parser.add_argument("--periods", type=int, default=12, help="periods that are kept back (default: 12)")
     parser.add_argument("--days", type=int, default=7, help="length of a period (default: 7)")
+    parser.add_argument("--anew-every", type=int, default=1, help="train anew and ask at each N-th period (default: 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
     parser.add_argument("--results", type=Path, default=RESULTS / "update.jsonl", help="file the rows are appended to")
