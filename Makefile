@@ -38,8 +38,8 @@ wheelhouse: $(DEV) ## Fill wheelhouse/ with what a Kaggle notebook without inter
 test: $(DEV) ## Run the default tests (eight minutes on two cores)
 	$(BIN)/python -m pytest
 
-coverage: $(DEV) ## Run the default tests and report which lines and branches they reach
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+coverage: $(DEV) ## Run all tests and report which lines and branches they reach, in other processes too
+	$(BIN)/python -m pytest -m "" --cov --cov-report=term:skip-covered
 
 mutants: $(DEV) ## Change the core in many small ways, and count what its tests find (half an hour; not part of check)
 	$(BIN)/python benchmarks/mutants.py

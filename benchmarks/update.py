@@ -5,8 +5,8 @@
     python benchmarks/update.py town --users 3000 --businesses 1500 --events 60000 --periods 53 --anew-every 13
 
 The last periods of a set are kept back. The first model is trained on all events before them. At the start of each period, three
-systems are asked its questions: the first model with items refreshed every week; the model updated with the events of the period
-before (`twotower update`); and one trained anew on all events so far, with the recipe fixed. Each comes with the CPU seconds of its
+systems are asked its questions: the first model with items refreshed every week; the model updated with the events since its last
+update (`twotower update`); and one trained anew on all events so far, with the recipe fixed. Each comes with the CPU seconds of its
 preparation, training, calibration and export. With `--anew-every N`, a model is trained anew, and the systems are asked, at each
 N-th period only. Prints a JSON line for each period and system, then the claims, which it appends to
 benchmarks/results/update.jsonl.
@@ -92,8 +92,11 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Row]:
     _moved(folder / "updated")
     asked = _Questions(given, whole, folder, starts)
     costs: list[float] = []
+    since = 0
     for number in range(1, given.periods):
-        costs.append(updated(whole, folder / "updated", starts[number - 1], starts[number]))
+        published, spent = updated(whole, folder / "updated", starts[since], starts[number])
+        costs.append(spent)
+        since = number if published else since
         if number % given.anew_every == 0:
             asked.ask(number, "updated", folder / "updated", float(np.mean(costs[-given.anew_every :])))
             asked.ask(number, "anew", *trained(whole, starts[number], given.days, folder / "anew"))
@@ -152,15 +155,17 @@ def trained(whole: Whole, stop_s: int, days: int, out: Path) -> tuple[Path, floa
     return out, time.process_time() - began
 
 
-def updated(whole: Whole, run: Path, start_s: int, stop_s: int) -> float:
-    """Update a run in place with the events of a period; the CPU seconds. A model that is worse is not published."""
+def updated(whole: Whole, run: Path, start_s: int, stop_s: int) -> tuple[bool, float]:
+    """Update a run in place with the events of a time; whether it is published (a worse model is not), and CPU seconds."""
     began = time.process_time()
     base = Dataset.open(Path(run_manifest(run / "model").dataset))
     try:
         update(run, source_of_tables({"events": whole.between(start_s, stop_s)["events"]}, base), run)
+        published = True
     except TrainingError as error:
         sys.stderr.write(f"{error}\n")
-    return time.process_time() - began
+        published = False
+    return published, time.process_time() - began
 
 
 def _moved(run: Path) -> None:
