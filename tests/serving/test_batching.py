@@ -8,8 +8,10 @@ import time
 from collections.abc import Sequence
 
 import pytest
+import torch
 
 from twotower.errors import BusyError, RequestError
+from twotower.serving import batching
 from twotower.serving.batching import Batcher
 
 SOON = 60.0
@@ -168,3 +170,17 @@ def test_who_has_gone_is_not_waited_for() -> None:
 
     asyncio.run(ask())
     batcher.close()
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_heavy_work_computes_on_one_core_and_returns_memory(monkeypatch: pytest.MonkeyPatch, heavy: bool) -> None:
+    trims: list[None] = []
+    monkeypatch.setattr(batching, "trim_heap", lambda: trims.append(None))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    cores: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", cores.append)
+    doubles = Doubles()
+    batcher = Batcher("numbers", max_waiting=100, max_batch=4, heavy=heavy)
+    assert asyncio.run(gathered(batcher, doubles, range(1, 11))) == [2 * number for number in range(1, 11)]
+    batcher.close()
+    assert cores == [1 if heavy else 2] and len(trims) == (1 if heavy else 0), "at most once in half a second"

@@ -20,7 +20,9 @@ import torch
 
 from twotower.errors import BusyError
 from twotower.utils.console import log
+from twotower.utils.hardware import trim_heap
 
+TRIM_S = 0.5  # seconds between returns of memory to the system
 PACE = 0.2  # weight of the latest batch in the moving average of the time per argument
 Work = Callable[[Sequence[Any]], Sequence[Any]]
 """A function of a list of arguments. It returns a result or an exception for each argument, in order."""
@@ -53,8 +55,8 @@ class Batcher:
         Maximum total weight of the arguments per call; a single one may weigh more.
     on_batch
         Called for each batch with its size and the seconds that its first argument waited.
-    cores
-        Number of cores that PyTorch may use in the thread. Default: as in the thread that makes it.
+    heavy
+        The thread computes on one core, so that others go on, and returns the memory of large results to the system.
     """
 
     def __init__(
@@ -64,10 +66,10 @@ class Batcher:
         max_waiting: int,
         max_batch: int,
         on_batch: Callable[[int, float], None] | None = None,
-        cores: int | None = None,
+        heavy: bool = False,
     ) -> None:
         self.name, self.max_waiting, self.max_batch = name, max_waiting, max_batch
-        self._cores = torch.get_num_threads() if cores is None else cores
+        self._heavy, self._cores, self._trimmed_s = heavy, 1 if heavy else torch.get_num_threads(), 0.0
         self._queues: OrderedDict[str, deque[Unit]] = OrderedDict()  # by client; the first one is next
         self._waiting = 0
         self._changed = threading.Condition()
@@ -150,6 +152,9 @@ class Batcher:
                 pace = (time.perf_counter() - now) / len(timely)
                 self._unit_s += PACE * (pace - self._unit_s) if self._unit_s else pace
             _deliver(units)
+            if self._heavy and now > self._trimmed_s + TRIM_S:
+                self._trimmed_s = now
+                trim_heap()
 
     def _next(self) -> list[Unit]:
         """Return the next batch, all for one function; empty after `close` when the queue is empty."""

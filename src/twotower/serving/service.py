@@ -127,8 +127,8 @@ class Service:
     def _start(self, version: Version) -> None:
         limits = self.limits
         self.answers, self.heavy = (
-            Batcher(name, max_waiting=limits.waiting, max_batch=limits.max_batch, on_batch=self.meters.batch, cores=cores)
-            for name, cores in (("answers", None), ("heavy answers", 1))  # so heavy ones leave a core to the others
+            Batcher(name, max_waiting=limits.waiting, max_batch=limits.max_batch, on_batch=self.meters.batch, heavy=heavy)
+            for name, heavy in (("answers", False), ("heavy answers", True))
         )
         self.writes = Batcher("events", max_waiting=limits.waiting, max_batch=MAX_EVENT_BATCH)
         self.feedback = Feedback(self.journal, limits, self.meters, self.writes, self._traced)
