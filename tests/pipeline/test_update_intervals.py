@@ -61,7 +61,12 @@ def test_updates_at_intervals_reload_a_server_and_outlive_a_failure(shop_run: Pa
     finally:
         for child in (updates, server):
             child.send_signal(signal.SIGINT)
-            child.communicate(timeout=60)
+        for child in (updates, server):
+            try:
+                child.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.communicate()
     assert updates.returncode == 130
 
 
