@@ -97,7 +97,7 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Row]:
         published, spent = updated(whole, folder / "updated", starts[since], starts[number])
         costs.append(spent)
         since = number if published else since
-        if number % given.anew_every == 0:
+        if number % min(given.anew_every, given.periods - 1) == 0:
             asked.ask(number, "updated", folder / "updated", float(np.mean(costs[-given.anew_every :])))
             asked.ask(number, "anew", *trained(whole, starts[number], given.days, folder / "anew"))
             asked.ask(number, "frozen", first, 0.0)
@@ -223,6 +223,7 @@ class _Questions:
             return float(np.average([row[name] for row in mine], weights=[row["questions"] for row in mine]))
 
         shared = {"set": self.given.set, "periods": self.given.periods - 1, "days": self.given.days}
+        shared["anew_every"] = self.given.anew_every
         seed, name = self.given.seed, f"{self.given.set}, {self.given.periods - 1} periods of {self.given.days} days"
         anew, cost, last = mean("anew", "ndcg_10"), mean("anew", "cpu_s"), self.rows[-1]["period"]
         after, fresh = (next(row["ndcg_10"] for row in self.rows[-3:] if row["system"] == system) for system in ("updated", "anew"))

@@ -92,7 +92,7 @@ def test_control_c_ends_updates_at_intervals_even_where_a_library_loses_it(monke
         except KeyboardInterrupt:
             return
 
-    monkeypatch.setattr(training, "_update_and_reload", lose)
+    monkeypatch.setattr(training, "_update_once", lose)
     before = signal.getsignal(signal.SIGINT)
     assert main(["update", "run", "--data", ".", "--every", "0.0001"]) == 130
     assert calls == ["update"] and signal.getsignal(signal.SIGINT) is before

@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -162,7 +161,12 @@ def update(
     if every is not None and out is not None:
         raise click.UsageError("--every updates RUN itself again and again. Leave out --out.")
     client = None if server is None else _client(server)
-    once = partial(_update_and_reload, run, data, events, out, overrides, client)
+
+    def once() -> None:
+        bundle = _update_once(run, data, events, out, overrides)
+        if client is not None:
+            _reload(client, bundle)
+
     if every is None:
         once()
         return
@@ -192,14 +196,6 @@ def _interruption() -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _update_and_reload(
-    run: Path, data: tuple[Path, ...], events: str | None, out: Path | None, overrides: tuple[str, ...], client: Client | None
-) -> None:
-    bundle = _update_once(run, data, events, out, overrides)
-    if client is not None:
-        _reload(client, bundle)
 
 
 def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Path | None, overrides: tuple[str, ...]) -> Path:
