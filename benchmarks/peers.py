@@ -3,7 +3,7 @@
     python benchmarks/peers.py toys --peer-python PEER/.venv/bin/python --minutes 60
 
 Settings are those of the authors of eSASRec (RecSys 2025): two blocks, 256 sampled negatives, learning rate 0.001, dropout 0.2. A
-peer trains until the validation figure has not risen for ten epochs, or the minutes of training are over; its lists at the best
+peer trains until the validation figure has not risen for ten epochs, or the minutes of training (CPU time) are over; its lists at the best
 epoch answer the test questions. Prints a JSON line for each validation and one for the test part, appended to
 benchmarks/results/peers.jsonl. Only leave-one-out sets can be used.
 """
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("set", choices=QUALITY_SETS)
     parser.add_argument("--models", nargs="+", choices=TITLES, default=list(TITLES))
     parser.add_argument("--peer-python", type=Path, required=True, help="Python of an environment with RecTools")
-    parser.add_argument("--minutes", type=float, default=60, help="most minutes of training of a peer")
+    parser.add_argument("--minutes", type=float, default=60, help="most minutes of training of a peer, CPU time")
     parser.add_argument("--factors", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS / "peers.jsonl")
@@ -90,7 +90,7 @@ def fit(
     command: list[str], model: str, folder: Path, config: Config, dataset: Dataset, minutes: float, shared: Row, results: Path
 ) -> None:
     """Drive the peer to its best validation figure, and evaluate that on the test part."""
-    best, best_epoch, best_seconds = -1.0, 0, 0.0
+    best, spent = -1.0, {"epoch": 0, "seconds": 0.0, "cpu_s": 0.0}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
         assert peer.stdin is not None and peer.stdout is not None
         for line in peer.stdout:
@@ -98,14 +98,14 @@ def fit(
             values = figures(TITLES[model], folder / f"{model}-valid.npy", "valid", config, dataset)
             tell({**shared, "part": "valid", **told, "metrics": values}, results)
             if values["NDCG@10"] > best:
-                best, best_epoch, best_seconds = values["NDCG@10"], told["epoch"], told["seconds"]
+                best, spent = values["NDCG@10"], told
                 say(peer, "test")
                 peer.stdout.readline()
-            say(peer, "go" if told["epoch"] < best_epoch + PATIENCE and told["seconds"] < 60 * minutes else "stop")
+            say(peer, "go" if told["epoch"] < spent["epoch"] + PATIENCE and told["cpu_s"] < 60 * minutes else "stop")
     if peer.returncode:
         raise TwoTowerError(f"{' '.join(command)} ended with {peer.returncode}. Run it alone to see why.")
     values = figures(TITLES[model], folder / f"{model}-test.npy", "test", config, dataset)
-    tell({**shared, "part": "test", "epoch": best_epoch, "seconds": best_seconds, "metrics": values}, results)
+    tell({**shared, "part": "test", **spent, "metrics": values}, results)
 
 
 def say(peer: subprocess.Popen[str], order: str) -> None:
