@@ -3,8 +3,8 @@
     python benchmarks/peers.py toys --peer-python PEER/.venv/bin/python --minutes 60
 
 Settings are those of the authors of eSASRec (RecSys 2025): two blocks, 256 sampled negatives, learning rate 0.001, dropout 0.2. A
-peer trains until the validation figure has not risen for ten epochs, or the minutes of training (CPU time) are over; its lists at the best
-epoch answer the test questions. Prints a JSON line for each validation and one for the test part, appended to
+peer trains until the validation figure has not risen for ten epochs, or the minutes of training (CPU time) are over; its lists at
+the best epoch answer the test questions. Prints a JSON line for each validation and one for the test part, appended to
 benchmarks/results/peers.jsonl. Only leave-one-out sets can be used.
 """
 

@@ -4,8 +4,8 @@
 
 FOLDER/events.npz holds `user`, `item` and `split` (0 train, 1 validation, 2 test), int64 [T], by user, oldest event first. After
 each epoch the 20 best items of every user, int64 [B, 20] with -1 where there are fewer, are written to FOLDER/MODEL-valid.npy, and
-a JSON line {"epoch": 1, "seconds": 61.2, "cpu_s": 60.9} is printed: seconds and CPU seconds of training so far. The parent answers "go", "test" (write
-FOLDER/MODEL-test.npy now) or "stop" on standard input.
+a JSON line {"epoch": 1, "seconds": 61.2, "cpu_s": 60.9} is printed: seconds and CPU seconds of training so far. The parent answers
+"go", "test" (write FOLDER/MODEL-test.npy now) or "stop" on standard input.
 """
 
 from __future__ import annotations
