@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twotower.models.history_terms import LAST, merge_repeats, recent_sum, repeats_of
+from twotower.models.history_terms import WIDTH as REPEAT_WIDTH
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW
 from twotower.search.index import ExactIndex
@@ -17,12 +18,13 @@ ITEMS, WIDTH = 30, 4
 HISTORIES = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=12), min_size=1, max_size=6)
 
 
-def bonus(history: list[int], weights: list[float]) -> np.ndarray:
-    """Return the bonus of every item, event by event."""
+def bonus(history: list[int], weights: list[float], popularity: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the bonus of every item in nats, event by event."""
     found = np.zeros(ITEMS)
-    for item in set(history):
-        since = history[::-1].index(item)
-        found[item] = weights[0] + weights[1] * np.log(history.count(item)) + weights[2] * np.log(1 + since)
+    real = [item for item in history if item >= FIRST_ROW]
+    for item in set(real):
+        counted = [1.0, np.log(real.count(item)), np.log(1 + history[::-1].index(item)), np.log(1 + len(real) - len(set(real)))]
+        found[item] = np.dot(weights, [*counted, popularity[item], scores[item]])
     return found
 
 
@@ -31,7 +33,7 @@ def bonus(history: list[int], weights: list[float]) -> np.ndarray:
     st.integers(1, ITEMS + 5),
     st.integers(0, 2**31),
     st.sampled_from(["none", "shared", "each"]),
-    st.lists(st.floats(-20, 20), min_size=3, max_size=3),
+    st.lists(st.floats(-20, 20), min_size=REPEAT_WIDTH, max_size=REPEAT_WIDTH),
 )
 def test_merged_lists_are_those_of_a_full_ranking(
     histories: list[list[int]], k: int, seed: int, masks: str, weights: list[float]
@@ -44,12 +46,12 @@ def test_merged_lists_are_those_of_a_full_ranking(
     allow = None if shape is None else draw.random(shape) < 0.6
     queries = Queries.of(histories, time_s=1_700_000_000)
     best = ExactIndex(items).search(vectors, k, exclude=(queries.offsets, queries.item_row), allow=allow)
-    found = merge_repeats(best, queries, vectors, items, torch.tensor(weights), 0.5, again=again, allow=allow)
+    found = merge_repeats(best, queries, vectors, items, torch.tensor(weights), 0.5, popularity=2, again=again, allow=allow)
     assert found.items.shape == found.scores.shape == (len(histories), k)
     for b, history in enumerate(histories):
         scores = (items @ vectors[b]).double().numpy()
         if again[b]:
-            scores += 0.5 * bonus(history, weights)
+            scores += 0.5 * bonus(history, weights, items[:, 2].double().numpy(), scores / 0.5)
         else:
             scores[history] = -np.inf
         scores[:FIRST_ROW] = -np.inf
@@ -57,7 +59,7 @@ def test_merged_lists_are_those_of_a_full_ranking(
             scores[~(allow if allow.ndim == 1 else allow[b])] = -np.inf
         order = [row for row in np.argsort(-scores, kind="stable") if np.isfinite(scores[row])][:k]
         assert (found.items[b] >= 0).sum() == len(order)
-        np.testing.assert_allclose(found.scores[b, : len(order)], scores[order], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found.scores[b, : len(order)], scores[order], rtol=1e-4, atol=1e-3)
         assert set(found.items[b, : len(order)].tolist()) <= set(np.flatnonzero(np.isfinite(scores)).tolist())
         assert len(set(found.items[b, : len(order)].tolist())) == len(order)
         assert (found.items[b, len(order) :] == -1).all() and np.isneginf(found.scores[b, len(order) :]).all()
@@ -68,7 +70,7 @@ def test_without_weights_the_list_is_the_plain_one() -> None:
     queries = Queries.of([[5, 6, 5], [29]], time_s=1_700_000_000)
     index = ExactIndex(items)
     best = index.search(vectors, 9, exclude=(queries.offsets, queries.item_row))
-    found = merge_repeats(best, queries, vectors, items, torch.zeros(3), 0.1, again=np.array([True, True]))
+    found = merge_repeats(best, queries, vectors, items, torch.zeros(REPEAT_WIDTH), 0.1, popularity=0, again=np.array([True, True]))
     assert found.items.tolist() == index.search(vectors, 9).items.tolist()
 
 
@@ -82,7 +84,7 @@ def test_ties_go_to_the_lower_row() -> None:
     items, vectors = torch.ones(ITEMS, WIDTH), torch.ones(1, WIDTH)
     queries = Queries.of([[7, 3]], time_s=1_700_000_000)
     best = ExactIndex(items).search(vectors, 6, exclude=(queries.offsets, queries.item_row))
-    found = merge_repeats(best, queries, vectors, items, torch.zeros(3), 0.1, again=np.array([True]))
+    found = merge_repeats(best, queries, vectors, items, torch.zeros(REPEAT_WIDTH), 0.1, popularity=0, again=np.array([True]))
     assert found.items[0].tolist() == [2, 3, 4, 5, 6, 7]
 
 
@@ -91,10 +93,11 @@ def test_features_count_events_and_those_since(seed: int) -> None:
     draw = np.random.default_rng(seed)
     histories = [draw.integers(FIRST_ROW, 9, size=draw.integers(0, 40)).tolist() for _ in range(20)]
     found = repeats_of(Queries.of(histories, time_s=1_700_000_000), np.ones(20, np.bool_))
-    for weights in ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]):
+    popularity, score = draw.normal(size=(2, ITEMS))
+    for weights in np.eye(REPEAT_WIDTH).tolist():
         told = np.zeros((20, ITEMS))
-        told[found.query, found.item_row] = found.features @ weights
-        np.testing.assert_allclose(told, [bonus(history, weights) for history in histories])
+        told[found.query, found.item_row] = found.features(popularity[found.item_row], score[found.item_row]) @ weights
+        np.testing.assert_allclose(told, [bonus(history, weights, popularity, score) for history in histories])
 
 
 def test_the_last_items_count_half_as_much_with_every_step_back() -> None:

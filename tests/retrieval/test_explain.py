@@ -50,11 +50,12 @@ def test_contributions_of_linear_towers_add_up_to_the_score(straight: Recommende
         assert len(contributions.event_items) == len(set(history.item_row.tolist()))
         assert not contributions.repeat.any()
         again = straight.explainer.contributions(history, rows, again=True)
-        fitted = priors.repeats.tolist()
+        fitted, scores = priors.repeats.tolist(), cosines + contributions.popularity + contributions.distance
         items = history.item_row.tolist()
         for row, contribution in zip(rows.tolist(), again.repeat.tolist(), strict=True):
             since = items[::-1].index(row) if row in items else 0
-            features = [1.0, np.log(max(items.count(row), 1)), np.log1p(since)]
+            counted = [1.0, np.log(max(items.count(row), 1)), np.log1p(since), np.log1p(len(items) - len(set(items)))]
+            features = [*counted, straight.bundle.arrays.vectors[row, vectors.shape[1]], scores[row - 2] / temperature]
             assert contribution == pytest.approx(temperature * np.dot(features, fitted) if row in items else 0.0, abs=1e-6)
         np.testing.assert_array_equal(again.events, contributions.events)
 

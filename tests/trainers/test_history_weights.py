@@ -24,7 +24,7 @@ from twotower.utils.config import Config, EvaluationConfig, parse_config
 
 from ..drawn_bundle import drawn
 
-WEIGHTS = np.array([1.5, 0.8, -0.7])
+WEIGHTS, ONE = np.array([1.5, 0.8, -0.7, 0.4, -0.3, -0.2]), np.eye(6)[0]
 
 
 @pytest.fixture
@@ -51,6 +51,7 @@ def drawn_choices(system: RefreshedRetriever, dataset: Dataset, weights: np.ndar
     temperature = float(system.model.temperature().detach())
     logits = (retriever.encode(queries) @ retriever.index.vectors.T / temperature).double().numpy()
     vectors = retriever.index.vectors[:, : -system.model.priors.width].double().numpy()
+    popularity = retriever.index.vectors[:, -system.model.priors.width].double().numpy()
     for b in range(len(queries)):
         for back, item in enumerate(queries.item_row[queries.offsets[b] : queries.offsets[b + 1]][::-1][:16]):
             logits[b] += recency * 0.5**back * (vectors @ vectors[item])
@@ -58,21 +59,25 @@ def drawn_choices(system: RefreshedRetriever, dataset: Dataset, weights: np.ndar
     for b in range(len(queries)):
         history = queries.item_row[queries.offsets[b] : queries.offsets[b + 1]].tolist()
         for item in set(history):
-            features = [1.0, np.log(history.count(item)), np.log1p(history[::-1].index(item))]
-            logits[b, item] += np.dot(features, weights)
+            repeated = len(history) - len(set(history))
+            counted = [1.0, np.log(history.count(item)), np.log1p(history[::-1].index(item)), np.log1p(repeated)]
+            logits[b, item] += np.dot([*counted, popularity[item], logits[b, item]], weights)
     target = (logits + draw.gumbel(size=logits.shape)).argmax(axis=1)
     return HeldOut(queries, np.arange(len(queries) + 1), target, np.zeros(len(queries), np.int64))
 
 
 def test_known_weights_are_found_again(system: RefreshedRetriever, dataset: Dataset) -> None:
     held_out = drawn_choices(system, dataset, WEIGHTS, 4000)
-    found = fit_repeats(_lists(system, held_out, 10)[0.0], np.ones(4000, np.int64))
-    np.testing.assert_allclose(found, WEIGHTS, atol=0.25)
+    lists = _lists(system, held_out, 10)[0.0]
+    found = fit_repeats(lists, np.ones(4000, np.int64))
+    np.testing.assert_allclose(found[1:], WEIGHTS[1:], atol=0.25)
+    likely = lists.features[lists.share > 1e-6]  # their scores hardly differ from a constant
+    assert np.abs(likely @ (found - WEIGHTS)).mean() < 0.2
 
 
 def test_likelihood_gradient_and_hessian_are_those_of_the_formula(system: RefreshedRetriever, dataset: Dataset) -> None:
     lists, sizes = _lists(system, drawn_choices(system, dataset, WEIGHTS, 50), 10)[2.0], np.full(50, 2)
-    at = torch.tensor([0.3, -0.5, 0.7], dtype=torch.float64, requires_grad=True)
+    at = torch.tensor([0.3, -0.5, 0.7, 0.2, -0.4, -0.1], dtype=torch.float64, requires_grad=True)
     features, share = torch.from_numpy(lists.features), torch.from_numpy(lists.share)
     added = share * (torch.exp(features @ at) - 1)
     total = torch.ones(50, dtype=torch.float64).index_add(0, torch.from_numpy(lists.query), added)
@@ -92,7 +97,7 @@ def test_lists_are_those_of_the_retriever(dataset: Dataset, config: Config, ever
     model, _ = drawn(dataset, config.model.model_dump(mode="json"))
     model.priors.recency.zero_()
     system, held_out = refreshed_system(model, dataset, config, every_days), dataset.held_out("valid").by_time()
-    weights = np.array([0.4, 0.7, -0.3])
+    weights = np.array([0.4, 0.7, -0.3, 0.2, -0.3, -0.2])
     made = _lists(system, held_out, 10)
     assert list(made) == list(RECENCIES)
     temperature = float(model.temperature().detach())
@@ -115,7 +120,7 @@ def test_lists_are_those_of_the_retriever(dataset: Dataset, config: Config, ever
 
 
 def test_users_who_never_repeat_lower_the_weight_of_seen_items(system: RefreshedRetriever, dataset: Dataset) -> None:
-    held_out = drawn_choices(system, dataset, np.array([-50.0, 0.0, 0.0]), 2000)
+    held_out = drawn_choices(system, dataset, -50 * ONE, 2000)
     assert fit_repeats(_lists(system, held_out, 10)[0.0], np.ones(2000, np.int64))[0] < 0
 
 
@@ -123,7 +128,7 @@ def test_users_who_never_repeat_lower_the_weight_of_seen_items(system: Refreshed
 def test_the_weight_of_the_last_items_that_drew_the_choices_is_chosen(
     system: RefreshedRetriever, dataset: Dataset, true: float, exclude_seen: bool
 ) -> None:
-    held_out = drawn_choices(system, dataset, np.array([-50.0 if exclude_seen else 0.0, 0.0, 0.0]), 3000, true)
+    held_out = drawn_choices(system, dataset, (-50 if exclude_seen else 0) * ONE, 3000, true)
     record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=exclude_seen, repeats=not exclude_seen)
     assert float(system.model.priors.recency) == record.recency
     assert (record.recency > 0) == (true > 0)
@@ -145,7 +150,7 @@ def test_queries_without_a_history_leave_the_weights_at_zero(system: RefreshedRe
     held_out = HeldOut(queries, np.array([0, 1, 2]), np.array([4, 5]), np.zeros(2, np.int64))
     record = choose_history_weights(system, held_out, metric="NDCG@10", exclude_seen=False, repeats=True)
     assert record.recency == 0 and record.repeats is not None
-    assert fit_repeats(_lists(system, held_out, 10)[0.0], np.ones(2, np.int64)).tolist() == [0.0, 0.0, 0.0]
+    assert fit_repeats(_lists(system, held_out, 10)[0.0], np.ones(2, np.int64)).tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
@@ -157,7 +162,7 @@ def test_a_calibration_chooses_what_the_metric_says(dataset: Dataset, config: Co
     assert record is not None and record.history is not None and record.history.repeats is not None
     history, repeats = record.history, record.history.repeats
     kept = model.priors.repeats.tolist()
-    assert kept == (pytest.approx(repeats.weights, rel=1e-4) if repeats.used else [0.0, 0.0, 0.0])
+    assert kept == (pytest.approx(repeats.weights, rel=1e-4) if repeats.used else [0.0] * 6)
     assert repeats.used == (repeats.after >= repeats.before)
 
     def figure(settings: EvaluationConfig) -> float:

@@ -1,12 +1,13 @@
 """Let a history count beside the user tower: its last items, and its items where they may be recommended again.
 
     score(u, i) + T · r · Σ_b ½ᵇ ⟨v_b, v_i⟩                for every item
-    score(u, i) + T · (w₀ + w₁ log n + w₂ log(1 + b))      for an item of the history, where seen items may be recommended
+    score(u, i) + T · w · x(u, i)                          for an item of the history, where seen items may be recommended
 
-v_b is the vector of the item b events before the last. n is the number of events of i in the history, and b the number of events
-since the last of them. The first term is part of the user
-vector. For the second, the search leaves out the history; its items are scored exactly and merged into the list. The weights are
-chosen on the validation part (`trainers.history_weights`).
+v_b is the vector of the item b events before the last. x(u, i) is 1, log n, log(1 + b), log(1 + R), the log popularity of i, and
+score(u, i) / T: n is the number of events of i in the history, b the number of events since the last of them, and R the number of
+events of the history whose item occurred before. The first term is part of the user vector. For the second, the search leaves out
+the history; its items are scored exactly and merged into the list. The weights are chosen on the validation part
+(`trainers.history_weights`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from twotower.utils.types import Float, Float64, Int, Mask
 
 LAST = 16
 """Number of last events whose items count."""
-WIDTH = 3
+WIDTH = 6
 """Number of weights of a repeat."""
 
 
@@ -36,13 +37,21 @@ class Repeats:
     ----------
     query, item_row
         int64 [P].
-    features
-        float64 [P, 3]: 1, log n, log(1 + b).
+    counted
+        float64 [P, 4]: 1, log n, log(1 + b), log(1 + R).
     """
 
     query: Int
     item_row: Int
-    features: Float64
+    counted: Float64
+
+    def take(self, chosen: Mask | Int) -> Repeats:
+        """Return some of the items: bool [P], or positions."""
+        return Repeats(self.query[chosen], self.item_row[chosen], self.counted[chosen])
+
+    def features(self, popularity: Float64, score: Float64) -> Float64:
+        """Return the features float64 [P, 6] of the items, with their log popularities and scores [P] in nats."""
+        return np.column_stack([self.counted, popularity, score])
 
 
 def repeats_of(queries: Queries, chosen: Mask) -> Repeats:
@@ -51,8 +60,8 @@ def repeats_of(queries: Queries, chosen: Mask) -> Repeats:
     Examples
     --------
     >>> found = repeats_of(Queries.of([[7, 9, 7, 8]], time_s=1_700_000_000), np.array([True]))
-    >>> found.item_row.tolist(), np.exp(found.features[:, 1:]).round(6).tolist()
-    ([7, 8, 9], [[2.0, 2.0], [1.0, 1.0], [1.0, 3.0]])
+    >>> found.item_row.tolist(), np.exp(found.counted[:, 1:]).round(6).tolist()
+    ([7, 8, 9], [[2.0, 2.0, 2.0], [1.0, 1.0, 2.0], [1.0, 3.0, 2.0]])
     """
     query = np.repeat(np.arange(len(queries)), queries.lengths)
     since = queries.offsets[query + 1] - 1 - np.arange(len(query))
@@ -61,8 +70,9 @@ def repeats_of(queries: Queries, chosen: Mask) -> Repeats:
     first = np.flatnonzero(changes(query[kept], queries.item_row[kept]))
     count = np.diff(np.append(first, len(kept)))
     at = kept[first]
-    features = np.stack([np.ones(len(at)), np.log(count), np.log1p(since[at])], axis=1)
-    return Repeats(query[at], queries.item_row[at], features)
+    again = np.bincount(query[at], count - 1, len(queries))
+    counted = np.column_stack([np.ones(len(at)), np.log(count), np.log1p(since[at]), np.log1p(again[query[at]])])
+    return Repeats(query[at], queries.item_row[at], counted)
 
 
 def recent_sum(queries: Queries, items: Tensor) -> Tensor:
@@ -85,6 +95,7 @@ def merge_repeats(
     weights: Tensor,
     temperature: float,
     *,
+    popularity: int,
     again: Mask,
     allow: Mask | None = None,
 ) -> Recommendations:
@@ -97,21 +108,22 @@ def merge_repeats(
     vectors, items
         float32 [B, D + P] and [n_item_rows, D + P]: vectors of the queries and of the index.
     weights
-        float [3].
+        float [6].
+    popularity
+        Column of `items` with the log popularity.
     again
         bool [B].
     allow
         As in `Retriever.retrieve`.
     """
     found = repeats_of(queries, again)
-    query, row, features = found.query, found.item_row, found.features
     if allow is not None:
-        kept = allow[row] if allow.ndim == 1 else allow[query, row]
-        query, row, features = query[kept], row[kept], features[kept]
-    device = vectors.device
-    products = (vectors[torch.from_numpy(query).to(device)] * items[torch.from_numpy(row).to(device)]).sum(dim=1)
-    bonus = temperature * (features @ weights.double().cpu().numpy())
-    return merged(best, query, row, (products.double().cpu().numpy() + bonus).astype(np.float32))
+        found = found.take(allow[found.item_row] if allow.ndim == 1 else allow[found.query, found.item_row])
+    mine = items[torch.from_numpy(found.item_row).to(vectors.device)]
+    products = (vectors[torch.from_numpy(found.query).to(vectors.device)] * mine).sum(dim=1).double().cpu().numpy()
+    features = found.features(mine[:, popularity].double().cpu().numpy(), products / temperature)
+    scores = products + temperature * (features @ weights.double().cpu().numpy())
+    return merged(best, found.query, found.item_row, scores.astype(np.float32))
 
 
 def merged(best: Recommendations, query: Int, row: Int, score: Float) -> Recommendations:

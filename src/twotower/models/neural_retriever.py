@@ -179,7 +179,8 @@ def search(
     if not again.any():
         return best
     weights, temperature = model.priors.repeats, float(model.temperature().detach())
-    return merge_repeats(best, queries, vectors, items, weights, temperature, again=again, allow=allow)
+    popularity = items.shape[1] - model.priors.width
+    return merge_repeats(best, queries, vectors, items, weights, temperature, popularity=popularity, again=again, allow=allow)
 
 
 def query_vectors(

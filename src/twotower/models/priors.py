@@ -54,7 +54,7 @@ class Priors(nn.Module):
         """Weight of the last items of the history in nats; see `models.history_terms`."""
         self.register_buffer("recency", torch.zeros(()))
         self.repeats: Tensor
-        """[3], nats: weights of an item of the history where it may be recommended; see `models.history_terms`."""
+        """[6]: weights of an item of the history where it may be recommended; see `models.history_terms`."""
         self.register_buffer("repeats", torch.zeros(WIDTH))
         self.new_popularity: Tensor
         """Log popularity of new items, a scalar in nats; see `trainers.new_item_popularity`."""

@@ -26,7 +26,7 @@ from twotower.retrieval.request import Reason
 from twotower.retriever import Queries
 from twotower.schema import FIRST_ROW, UNKNOWN
 from twotower.utils.nouns import spoken
-from twotower.utils.types import Float, Int
+from twotower.utils.types import Float, Float64, Int
 
 MAX_REASONS, MAX_LABEL_CHARS = 10, 80
 MIN_CONTRIBUTION = 0.0005  # smaller contributions would be printed as zero
@@ -102,7 +102,8 @@ class Explainer:
         popularities, factor = self.model.priors.popularities, float(scale)
         item_batch = self.store.items(rows, np.full(len(rows), self.moment_s, np.int64))
         weight = temperature * float(self.model.priors.recency)
-        item = self._item_side(item_batch, user_vectors * factor + weight * recent_sum(repeated, self.vectors))
+        asked = user_vectors * factor + weight * recent_sum(repeated, self.vectors)
+        item = self._item_side(item_batch, asked)
         read, latest = history.item_row[-self.store.max_history :], history.item_row[-LAST:][::-1] if weight else ()
         event_items = np.unique(np.concatenate([read, np.asarray(latest, np.int64)]))
         summed = np.zeros((len(event_items), len(rows)), np.float32)
@@ -111,15 +112,18 @@ class Explainer:
             if row >= FIRST_ROW:
                 summed[np.searchsorted(event_items, row)] += weight * 0.5**back * (items @ self.vectors[row]).numpy()
         popularity, distance = known[:, :popularities].sum(axis=1), known[:, popularities:].sum(axis=1)
-        repeat = self._repeat(history, rows, temperature) if again else np.zeros(len(rows), np.float32)
+        products = (asked * items).sum(dim=1).double().numpy() + known.sum(axis=1)
+        repeat = self._repeat(history, rows, products, temperature) if again else np.zeros(len(rows), np.float32)
         return Contributions(event_items, summed.T, user * factor, item, popularity, distance, repeat)
 
-    def _repeat(self, history: Queries, rows: Int, temperature: float) -> Float:
-        """Return the bonus float32 [k] of item rows as items of the history, 0 for others."""
+    def _repeat(self, history: Queries, rows: Int, products: Float64, temperature: float) -> Float:
+        """Return the bonus float32 [k] of item rows as items of the history, 0 for others; `products` [k]: without it."""
         found = repeats_of(history, np.ones(1, np.bool_))
-        bonus = np.zeros(len(self.vectors), np.float32)
-        bonus[found.item_row] = temperature * (found.features @ self.model.priors.repeats.double().numpy())
-        return bonus[rows]
+        known, at, mine = np.intersect1d(rows, found.item_row, return_indices=True)
+        features = found.take(mine).features(self._columns_of_items[known, 0].double().numpy(), products[at] / temperature)
+        bonus = np.zeros(len(rows), np.float32)
+        bonus[at] = temperature * (features @ self.model.priors.repeats.double().numpy())
+        return bonus
 
     def reasons(self, history: Queries, rows: Int, *, again: bool = False) -> list[tuple[Reason, ...]]:
         """Return the reasons of each item: the contributions with the largest absolute values."""

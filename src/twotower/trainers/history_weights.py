@@ -51,7 +51,7 @@ class Lists:
     query, item_row, score, share
         [P]: items of the histories by query, their scores in nats, and their probabilities among all items.
     features
-        float64 [P, 3]: see `Repeats`.
+        float64 [P, 6]: see `Repeats.features`.
     chosen
         float64 [P]: number of targets that are the item, 0 or 1.
     log_share
@@ -123,7 +123,7 @@ def _clearly_likelier(log_share: Float64, before: Float64) -> bool:
 def _best_repeats(lists: Lists, sizes: Int, values: Callable[[Int], Float64]) -> RepeatsRecord:
     """Return the weights of repeats with the best metric: those of the likelihood and a constant."""
     before, weights = float(values(lists.with_repeats(np.zeros(WIDTH))).mean()), fit_repeats(lists, sizes)
-    tried = [weights + np.array([offset, 0.0, 0.0]) for offset in OFFSETS]
+    tried = [weights + offset * np.eye(WIDTH)[0] for offset in OFFSETS]
     figures = [round(float(values(lists.with_repeats(each)).mean()), 6) for each in tried]
     after = max(figures)
     chosen = [float(f"{value:.6g}") for value in tried[figures.index(after)]]
@@ -134,7 +134,7 @@ def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float,
     """Return the lists for every weight of the last items."""
     parts: dict[float, list[Lists]] = {recency: [] for recency in RECENCIES}
     done = 0
-    for rows, towers, recent in _scores(system, held_out):
+    for rows, towers, recent, popularity in _scores(system, held_out):
         queries = held_out.queries.take(rows)
         found = repeats_of(queries, np.ones(len(rows), np.bool_))
         at = torch.from_numpy(found.query), torch.from_numpy(found.item_row)
@@ -150,8 +150,9 @@ def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float,
             best = scores.topk(min(k, scores.shape[1]), dim=1)
             items = np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), -1)
             part = (items, best.values.numpy(), found.query + done, found.item_row, mine.numpy(), share.numpy())
+            features = found.features(popularity[at[1]].double().numpy(), mine.double().numpy())
             outside = (scores[query, target] - torch.logsumexp(scores.double(), dim=1)[query]).numpy()
-            parts[recency].append(Lists(*part, found.features, chosen, outside[np.isfinite(outside)]))
+            parts[recency].append(Lists(*part, features, chosen, outside[np.isfinite(outside)]))
         done += len(rows)
     return {
         recency: Lists(*(np.concatenate([getattr(one, name) for one in each]) for name in Lists.__slots__))
@@ -159,8 +160,8 @@ def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float,
     }
 
 
-def _scores(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[tuple[Int, Tensor, Tensor]]:
-    """Yield queries (positions, ascending), their scores of all items in nats, and those of their last items; float32 [b, n]."""
+def _scores(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[tuple[Int, Tensor, Tensor, Tensor]]:
+    """Yield queries by position, scores of all items, scores of their last items (float32 [b, n], nats), and log popularities [n]."""
     temperature = float(system.model.temperature().detach())
     moments = system.moments(held_out.queries.time_s)
     for moment in np.unique(moments):
@@ -173,20 +174,20 @@ def _scores(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[tuple[Int
                 towers = (retriever.encode(queries) @ vectors.T / temperature).float().cpu()
                 recent = (recent_sum(queries, vectors[:, :width]) @ vectors[:, :width].T).float().cpu()
                 towers[:, :FIRST_ROW] = -torch.inf
-            yield rows, towers, recent
+            yield rows, towers, recent, vectors[:, width].float().cpu()
 
 
 def fit_repeats(lists: Lists, sizes: Int) -> Float64:
-    """Return the weights float64 [3] with the largest penalised likelihood; `sizes` int64 [Q]: targets of each query."""
+    """Return the weights float64 [6] with the largest penalised likelihood; `sizes` int64 [Q]: targets of each query."""
     weights = np.zeros(WIDTH)
     value, gradient, hessian = _likelihood(lists, sizes, weights)
     for _ in range(MAX_STEPS):
         step, size = np.linalg.solve(hessian, gradient), 1.0
         tried = _likelihood(lists, sizes, weights + step)
-        while tried[0] < value and size > 1e-3:
+        while not tried[0] >= value and size > 1e-3:  # too long a step overflows: NaN
             size /= 2
             tried = _likelihood(lists, sizes, weights + size * step)
-        if tried[0] < value + 1e-6:
+        if not tried[0] >= value + 1e-6:
             break
         weights = weights + size * step
         value, gradient, hessian = tried
@@ -194,10 +195,11 @@ def fit_repeats(lists: Lists, sizes: Int) -> Float64:
 
 
 def _likelihood(lists: Lists, sizes: Int, weights: Float64) -> tuple[float, Float64, Float64]:
-    """Return the penalised log likelihood, its gradient [3] and minus its Hessian [3, 3]."""
+    """Return the penalised log likelihood, its gradient [6] and minus its Hessian [6, 6]."""
     query, features, n = lists.query, lists.features, len(sizes)
     bonus = features @ weights
-    raised = lists.share * np.exp(bonus)
+    with np.errstate(over="ignore", invalid="ignore"):
+        raised = lists.share * np.exp(bonus)
     total = 1.0 + np.bincount(query, raised - lists.share, n)  # of all items
     share = raised / total[query]
     mean = np.stack([np.bincount(query, share * column, n) for column in features.T], axis=1)
