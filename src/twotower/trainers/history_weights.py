@@ -161,7 +161,7 @@ def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float,
 
 
 def _scores(system: RefreshedRetriever, held_out: HeldOut) -> Iterator[tuple[Int, Tensor, Tensor, Tensor]]:
-    """Yield queries by position, scores of all items, scores of their last items (float32 [b, n], nats), and log popularities [n]."""
+    """Yield queries by position, scores of all items and of their last items (float32 [b, n], nats), and log popularities [n]."""
     temperature = float(system.model.temperature().detach())
     moments = system.moments(held_out.queries.time_s)
     for moment in np.unique(moments):
