@@ -163,7 +163,7 @@ def started(command: list[str], processes: int) -> list[dict[str, float]]:
         A process failed.
     """
     members = [subprocess.Popen(command, env=each, stdout=subprocess.PIPE, text=True) for each in environment(processes)]
-    texts = [member.communicate(timeout=300)[0] for member in members]
+    texts = [member.communicate(timeout=1200)[0] for member in members]
     if any(member.returncode for member in members):
         raise TwoTowerError("A process of the training failed. Its error stands above.")
     return [json.loads(text.splitlines()[-1]) for text in texts]

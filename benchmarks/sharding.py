@@ -155,9 +155,7 @@ def group(command: list[str], processes: int) -> Iterator[Group]:
 
 def costs(groups: dict[str, Group], rows: int, ids: int, rounds: int, steps: int, results: Path) -> None:
     """Time both in turn, and tell time, CPU time, bytes and memory of a step."""
-    found: dict[str, dict[str, list[float]]] = {
-        name: {"ms": [], "cpu": [], "sent": [], "wire": [], "memory": []} for name in groups
-    }
+    found: dict[str, dict[str, list[float]]] = {name: {"ms": [], "cpu": [], "wire": [], "memory": []} for name in groups}
     for one in groups.values():
         one.ask("make", rows=rows, ids=ids)
     for _ in range(rounds):
@@ -167,14 +165,12 @@ def costs(groups: dict[str, Group], rows: int, ids: int, rounds: int, steps: int
             wire = (loopback_bytes() - before) / (steps + 1)  # one step warms up
             found[name]["ms"].append(1000 * max(answer["wall_s"] for answer in answers) / steps)
             found[name]["cpu"].append(1000 * sum(answer["cpu_s"] for answer in answers) / steps)
-            found[name]["sent"].append(sum(sum(answer["sent"]) for answer in answers))
             found[name]["wire"].append(wire)
             found[name]["memory"].append(max(answer["memory_mib"] for answer in answers))
     processes = len(next(iter(groups.values())).members)
     what = f"a table of {rows:,} rows × {DIM}, {ids:,} ids a step, {processes} processes"
     titles = {"ms": ("a step", "ms"), "cpu": ("CPU time of a step, all processes", "ms")}
     titles |= {
-        "sent": ("bytes that a step sends to other processes", "bytes"),
         "wire": ("bytes of a step on the loopback device", "bytes"),
     }
     titles |= {"memory": ("memory of a process", "MiB")}

@@ -64,18 +64,9 @@ class Worker:
     """Carries out orders on the shard that `make` returns for rows, dtype and the learning rate."""
 
     def __init__(self, make: Callable[[int, str, float, float], Shard]) -> None:
-        self.make_shard, self.sent = make, [0]
+        self.make_shard = make
         dist.init_process_group("gloo")
         self.rank, self.processes = dist.get_rank(), dist.get_world_size()
-        self.exchange = dist.all_to_all_single
-        dist.all_to_all_single = self.counted
-
-    def counted(self, output: Tensor, input: Tensor, *sizes: Any, **named: Any) -> Any:
-        """Exchange rows, and count the bytes that go to other processes."""
-        lengths = named.get("input_split_sizes") or (sizes[1] if len(sizes) > 1 and sizes[1] else None)
-        own = lengths[self.rank] if lengths else len(input) // self.processes
-        self.sent.append((len(input) - own) * (input[:1].numel()) * input.element_size())
-        return self.exchange(output, input, *sizes, **named)
 
     def make(self, rows: int, ids: int, dtype: str = "fp32", rate: float = RATE, decay: float = DECAY) -> Order:
         """Make the table."""
@@ -123,7 +114,7 @@ class Worker:
         return {}
 
     def time(self, steps: int) -> Order:
-        """Take steps on ids drawn uniformly; return seconds and the bytes sent to other processes by each exchange of the last."""
+        """Take steps on ids drawn uniformly; return seconds and memory."""
         generator = torch.Generator().manual_seed(self.rank)
         own = self.ids // self.processes
         ids = [torch.randint(FIRST, self.rows, (own,), generator=generator) for _ in range(KEPT)]
@@ -132,10 +123,9 @@ class Worker:
         dist.barrier()
         began, cpu = time.perf_counter(), time.process_time()
         for step in range(steps):
-            self.sent = []
             self.shard.step(ids[step % KEPT], grad)
         seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu
-        return {"wall_s": seconds, "cpu_s": cpu_s, "sent": self.sent, "memory_mib": resident_mib()}
+        return {"wall_s": seconds, "cpu_s": cpu_s, "memory_mib": resident_mib()}
 
 
 def serve(make: Callable[[int, str, float, float], Shard]) -> None:
