@@ -58,13 +58,13 @@ def processes(bench: Bench) -> Found:
         x = torch.arange(6.0, device=bench.device).view(3, 2).requires_grad_()
         gathered = distributed._Gather.apply(x, (3,))  # type: ignore[no-untyped-call]
         gathered.sum().backward()
-        sent, counts = distributed._exchange(x.detach(), [3])
+        sent = distributed._exchange(x.detach(), [3], [3])
         total = torch.ones(2, dtype=torch.float64, device=bench.device)
         dist.all_reduce(total)
         dist.broadcast(total, 0)
         dist.barrier()
         assert x.grad is not None
-        right = torch.equal(gathered, x) and torch.equal(sent, x) and counts == [3] and bool((x.grad == 1).all())
+        right = torch.equal(gathered, x) and torch.equal(sent, x) and bool((x.grad == 1).all())
     finally:
         dist.destroy_process_group()
     return Found(right and best["step"] > 0 and "error" not in done, {"backend": backend, "step": best["step"]})

@@ -60,7 +60,7 @@ def by_rows(rows: int, dtype: str) -> Callable[[], None]:
         number += 1
         table(torch.randint(2, rows, (IDS,))).square().sum().backward()
         table.collect()
-        table.step(number, 0.001, 1.0)
+        table.step(number, 0.001, torch.tensor(1.0), torch.tensor(True))
 
     return step
 

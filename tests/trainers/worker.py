@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -76,6 +77,19 @@ def die_at(trainer: TwoTowerTrainer, step: int) -> None:
     trainer._step = then_die
 
 
+def hang_at(trainer: TwoTowerTrainer, step: int, out: Path) -> None:
+    """Let the process that HANGS names stop for good at a given step, and tell the test by a file; others give it up soon."""
+    take = trainer._step
+
+    def then_hang(batch):
+        if trainer.state.step == step and distributed.rank() == int(os.environ["HANGS"]):
+            (out / "hangs").touch()
+            time.sleep(600)
+        take(batch)
+
+    trainer._step = then_hang
+
+
 def kill_often(dataset: Path, config: Config, out: Path, *, times: int) -> None:
     """Start a run, kill it at a random time and resume it several times, then let it finish; print how often it was killed."""
     moments, killed = random.Random(0), 0
@@ -119,6 +133,8 @@ def run() -> None:
     mode, data, out, *settings = sys.argv[1:]
     configs = [parse_config(json.loads(text)) for text in settings]
     torch.set_num_threads(1)
+    if mode == "hang":
+        distributed.LOST = timedelta(seconds=20)
     if mode == "kill_often":
         kill_often(Path(data), configs[0], Path(out), times=25)
         return
@@ -134,6 +150,8 @@ def one(mode: str, data: Path, config: Config, out: Path) -> None:
         return
     if mode == "die":
         die_at(trainer, 13)
+    if mode == "hang":
+        hang_at(trainer, 13, out)
     if mode == "kill_while_writing":
         kill_while_writing(trainer)
     trainer.fit(resume=mode == "resume")

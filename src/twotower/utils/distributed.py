@@ -158,9 +158,9 @@ def gather_rows(row: Tensor, answer_with: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return answer_with[row]
-    order, counts = _by_owner(row)
-    requested_rows, asked_counts = _exchange(row[order], counts)
-    answers, _ = _exchange(answer_with[requested_rows // world_size()], asked_counts)
+    order, counts, asked_counts = _by_owner(row)
+    requested_rows = _exchange(row[order], counts, asked_counts)
+    answers = _exchange(answer_with[requested_rows // world_size()], asked_counts, counts)
     found = torch.empty_like(answers)
     found[order] = answers
     return found
@@ -168,10 +168,8 @@ def gather_rows(row: Tensor, answer_with: Tensor) -> Tensor:
 
 def scatter_rows(row: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Send (row, value) pairs to the owners of the rows; return those sent to this process, with its local row numbers."""
-    order, counts = _by_owner(row)
-    rows, _ = _exchange(row[order], counts)
-    values, _ = _exchange(value[order], counts)
-    return rows // world_size(), values
+    order, counts, sizes = _by_owner(row)
+    return _exchange(row[order], counts, sizes) // world_size(), _exchange(value[order], counts, sizes)
 
 
 def local_rows(rows: int) -> int:
@@ -203,17 +201,18 @@ def local_part(matrix: Tensor) -> Tensor:
     return matrix[rank() :: world_size()]
 
 
-def _by_owner(row: Tensor) -> tuple[Tensor, list[int]]:
+def _by_owner(row: Tensor) -> tuple[Tensor, list[int], list[int]]:
+    """Return the order that sorts `row` by owner, how many rows go to each process, and how many each process sends to this one."""
     owner = row % world_size()
-    return owner.argsort(stable=True), torch.bincount(owner, minlength=world_size()).tolist()
-
-
-def _exchange(x: Tensor, counts: list[int]) -> tuple[Tensor, list[int]]:
-    """Send the first counts[0] rows to process 0, the next to 1, …; return the received rows by sender and their numbers."""
-    sent = torch.tensor(counts, device=x.device)
+    sent = torch.bincount(owner, minlength=world_size())
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent)
-    sizes = received.tolist()
+    counts, sizes = torch.stack([sent, received]).tolist()
+    return owner.argsort(stable=True), counts, sizes
+
+
+def _exchange(x: Tensor, counts: list[int], sizes: list[int]) -> Tensor:
+    """Send the first counts[0] rows to process 0, the next to 1, …; return the received rows by sender, sizes[p] from process p."""
     out = x.new_empty(sum(sizes), *x.shape[1:])
     dist.all_to_all_single(out, x.contiguous(), sizes, counts)
-    return out, sizes
+    return out
