@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +41,7 @@ class Opened(NamedTuple):
     refused: tuple[int, ...] = ()  # statuses the test provokes; the browser reports each as an error
     routes: tuple[tuple[str, Callable[[Any], None]], ...] = ()
     script: str = ""  # runs in the page before its own scripts
+    of: str = ""  # address of another server
 
 
 Open = Callable[..., Page]
@@ -59,11 +61,19 @@ def bundle(town: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(bundle: Path) -> Iterator[str]:
     """Yield the address of a server process on the bundle. It ends with the tests."""
+    with serving(bundle, "--public") as address:
+        yield address
+
+
+@contextmanager
+def serving(bundle: Path, *options: str) -> Iterator[str]:
+    """Yield the address of a server process on the bundle. It ends with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(port), "--public"]
-    log = bundle.parent / "server.log"
+    events = f"sqlite:{bundle.parent / f'events-{port}.sqlite'}"
+    command = [sys.executable, "-m", "twotower", "serve", str(bundle), "--port", str(port), "--events", events, *options]
+    log = bundle.parent / f"server-{port}.log"
     environment = os.environ | {"TWOTOWER_API_KEY": KEY}
     with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment) as process:
         try:
@@ -123,7 +133,7 @@ def visit(browser: Browser, server: str) -> Iterator[Open]:
         page.on("console", lambda message: said.extend(_complaint(message, opened.refused)))
         for pattern, answer in opened.routes:
             page.route(pattern, answer)
-        page.goto(server + opened.address)
+        page.goto((opened.of or server) + opened.address)
         return page
 
     yield visit

@@ -71,7 +71,7 @@ def test_the_meter_is_shown_where_the_score_orders_the_list(visit: Open) -> None
     widths = [float(str(fill.get_attribute("width"))) for fill in page.locator("#list .match .fill").all()]
     assert len(widths) == 10 and widths == sorted(widths, reverse=True)
     asked(page, lambda: page.locator("#popularity_bias").fill("-1"))
-    body = page.evaluate("document.querySelectorAll('#list .match .fill').length")
+    body = page.evaluate("document.querySelectorAll('#list .match svg:not([hidden])').length")
     scores = page.evaluate(
         """async () => {
           const body = { user: new URLSearchParams(location.hash.slice(1)).get("user"), k: 10, popularity_bias: -1 };

@@ -15,6 +15,7 @@ slow = pytest.mark.slow
 Open = Callable[..., Page]
 AXE = (Path(__file__).parent / "vendor" / "axe.min.js").read_text(encoding="utf-8")
 PHONE = (390, 844)
+STATE = "#seen=1"  # the page requests the list of an address with a state
 SYSTEMS = {"two-tower": 0.08, "item_knn": 0.05, "popular": 0.02, "oracle": 0.25}
 METRICS = ("NDCG@10", "Recall@20")
 
@@ -126,7 +127,7 @@ def test_items_without_coordinates_are_listed_and_counted(visit: Open) -> None:
     def some(found: dict[str, Any]) -> None:
         nowhere({"items": found["items"][::2]})
 
-    page = shown(visit(routes=(("**/v1/recommend", changed(some)),)))
+    page = shown(visit(address=STATE, routes=(("**/v1/recommend", changed(some)),)))
     expect(page.locator("#legend")).to_contain_text("5 of 10 recommended have a location")
     expect(page.locator("#list > li.best")).to_have_count(10)
 
@@ -149,7 +150,7 @@ def test_long_names_are_clamped_and_whole_in_the_details(visit: Open) -> None:
         found["items"][0]["name"] = long
         found["items"][1]["name"] = "x" * 300
 
-    page = shown(visit(routes=(("**/v1/recommend", changed(lengthen)),)))
+    page = shown(visit(address=STATE, routes=(("**/v1/recommend", changed(lengthen)),)))
     for n in (0, 1):
         name = page.locator("#list > li.best .name").nth(n)
         box = name.bounding_box()
@@ -161,7 +162,7 @@ def test_long_names_are_clamped_and_whole_in_the_details(visit: Open) -> None:
 @slow
 def test_until_the_first_answer_comes_skeletons_stand_in(visit: Open, picture: Callable[[Page, str], None]) -> None:
     waiting: list[Route] = []
-    page = visit(routes=(("**/v1/recommend", lambda route: waiting.append(route)),))
+    page = visit(address=STATE, routes=(("**/v1/recommend", lambda route: waiting.append(route)),))
     expect(page.locator("#list > li.skeleton")).to_have_count(10)
     expect(page.locator("#list-column")).to_have_attribute("aria-busy", "true")
     picture(page, "loading")
@@ -189,6 +190,7 @@ def test_a_server_that_is_gone_is_waited_for_and_the_page_goes_on(visit: Open, p
 def test_a_page_that_opens_without_its_server_opens_when_it_comes(visit: Open) -> None:
     page = visit(refused=(0,), routes=(("**/v1/about", lambda route: route.abort("connectionrefused")),))
     expect(page.locator("#banner")).to_contain_text("The server cannot be reached")
+    expect(page.locator("#list > li.best")).to_have_count(10)  # they came with the page
     page.unroute("**/v1/about")
     page.get_by_role("button", name="Retry now").click()
     shown(page)
@@ -245,7 +247,7 @@ def test_an_empty_list_offers_to_reset_the_filters(visit: Open, picture: Callabl
 @slow
 def test_a_server_error_is_shown_with_its_request_id(visit: Open) -> None:
     error = {"error": {"code": "internal", "message": "Internal server error."}, "request_id": "r-42"}
-    page = visit(refused=(500,), routes=(("**/v1/recommend", lambda route: route.fulfill(status=500, json=error)),))
+    page = visit(address=STATE, refused=(500,), routes=(("**/v1/recommend", lambda route: route.fulfill(status=500, json=error)),))
     expect(page.locator("#list-state")).to_contain_text("Internal server error.")
     expect(page.locator("#list-state")).to_contain_text("r-42")
     page.unroute("**/v1/recommend")

@@ -47,7 +47,7 @@ def test_files_are_compressed_for_who_takes_it(connect: Connect) -> None:
             answer = client.get("/page/vendor/leaflet.js", headers={"accept-encoding": accepted})
             assert ("content-encoding" in answer.headers) is packed and "accept-encoding" in answer.headers["vary"]
             assert answer.content == (PAGE / "vendor/leaflet.js").read_bytes()
-        for outside in ("/page/../app.py", "/page/%2e%2e/app.py", "/page/nowhere.js", "/page/index.html", "/page/"):
+        for outside in ("/page/../app.py", "/page/%2e%2e/app.py", "/page/nowhere.js", "/page/%2e%2e/index.html.jinja", "/page/"):
             assert client.get(outside).status_code == 404, outside
 
 
@@ -71,8 +71,8 @@ def test_tiles_open_the_policy_for_images_of_one_host(bundle: Path, tmp_path: Pa
         page = client.get("/")
         policy = page.headers["content-security-policy"]
         assert "img-src https://tiles.example.org 'self'" in policy and policy.count("http") == 1
-        assert 'content="https://tiles.example.org/{z}/{x}/{y}.png"' in page.text and "<b>&lt;" not in page.text
-        assert "© &quot;Example&quot; &lt;b&gt;" in page.text
+        assert 'content="https://tiles.example.org/{z}/{x}/{y}.png"' in page.text and 'Example" <b>' not in page.text
+        assert "© &#34;Example&#34; &lt;b&gt;" in page.text
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,12 @@ from twotower.serving.column_schemas import ColumnsOut, ValuesOut
 from twotower.serving.cursors import MAX_CURSOR_CHARS, depth
 from twotower.serving.error_handlers import handle_errors
 from twotower.serving.feedback_routes import add_feedback
-from twotower.serving.json_routes import BEARER, JsonRoutes, Post, Route, documented
+from twotower.serving.json_routes import BEARER, Handler, JsonRoutes, Post, Route, documented
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
 from twotower.serving.openapi import ABOUT, BUSY, MISSING, REFUSALS, completed, operation_id
-from twotower.serving.page_files import MapTiles, PageFiles, add_page
+from twotower.serving.page_files import MapTiles
+from twotower.serving.page_index import add_page, first_lists
 from twotower.serving.part_error import unknown
 from twotower.serving.service import Service, joined
 from twotower.utils.config_serving import Limits, ServingConfig
@@ -96,7 +97,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     post = documented(app, routes, REFUSALS)
     handle_errors(app)
     app.openapi = completed(app, app.openapi)  # type: ignore[method-assign]
-    _answers(post, service)
+    recommend = _answers(post, service)
     _similarity(app, service)
     look_up = Lookups(service.limits.lookups)
     _items(app, service, look_up)
@@ -104,7 +105,8 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     _writing(app, post, service)
     add_feedback(app, service, REFUSALS)
     _watching(app, service)
-    add_page(app, PageFiles(tiles))
+    open_to = lambda client: access.public and not service.overloaded(client)  # noqa: E731
+    add_page(app, tiles, first_lists(recommend, lambda: look_up(service.current.browser.about), open_to))
     return app
 
 
@@ -115,7 +117,7 @@ def api_document() -> Json:
     return create_app(service, Access()).openapi()
 
 
-def _answers(post: Post, service: Service) -> None:
+def _answers(post: Post, service: Service) -> Handler:
     @post("/v1/recommend", s.RecommendIn, s.AnswerOut, "recommend")
     async def recommend(body: s.RecommendIn, state: dict[str, Any]) -> bytes:
         """Return the best items for a user or a history. If neither is known, return the most popular recent items."""
@@ -132,6 +134,8 @@ def _answers(post: Post, service: Service) -> None:
         state["asks_for"](sum(one.weight for one in body.requests))
         origin, answers = await service.recommend_many(body.requests, state["client"], state["request_id"])
         return joined(_heading(state, origin), "answers", b"[%b]" % b",".join(answers))
+
+    return recommend
 
 
 def _similarity(app: FastAPI, service: Service) -> None:

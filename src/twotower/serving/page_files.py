@@ -1,16 +1,14 @@
 """Serve the files of the page from memory: compressed once, and under an address that changes with their content.
 
-The page refers to its files as `page/TAG/…`, where TAG is a hash of all files. So browsers keep them without asking again, and a
-new version of the page never mixes with an old one.
+The page (`page_index`) refers to its files as `page/TAG/…`, where TAG is a hash of all files. So browsers keep them without asking
+again, and a new version of the page never mixes with an old one.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import html
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,7 +19,6 @@ from twotower.serving.response_headers import accepts_gzip
 
 PAGE = Path(__file__).with_name("page")
 KINDS = {
-    ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".json": "application/json",
@@ -61,35 +58,30 @@ class MapTiles:
 class PageFiles:
     """The files of the page.
 
-    Parameters
-    ----------
-    tiles
-        Where the map gets images of the ground; None: it draws its own.
-
     Attributes
     ----------
     tag
         12 hexadecimal digits of a hash over all files.
     """
 
-    def __init__(self, tiles: MapTiles | None = None) -> None:
+    def __init__(self) -> None:
         names = sorted(file.relative_to(PAGE).as_posix() for file in PAGE.rglob("*") if file.suffix in KINDS)
-        self._tiles, self._files = tiles, {name: (PAGE / name).read_bytes() for name in names}
+        self._files = {name: (PAGE / name).read_bytes() for name in names}
         self._packed = {name: gzip.compress(content, 9, mtime=0) for name, content in self._files.items()}
         whole = hashlib.sha256()
         for name, content in self._files.items():
             whole.update(f"{name}\0{len(content)}\0".encode() + content)
         self.tag = whole.hexdigest()[:12]
 
-    def index(self) -> Response:
-        """Return the page itself."""
-        return Response(self._index, media_type="text/html", headers={"cache-control": REVALIDATED})
+    def text(self, name: str) -> str:
+        """Return the content of a file."""
+        return self._files[name].decode()
 
     def file(self, name: str, *, packed: bool) -> Response | None:
         """Return a file, with `packed` compressed if that is shorter; None if there is none."""
         tagged = name.startswith(f"{self.tag}/")
         name = name.removeprefix(f"{self.tag}/")
-        if name not in self._files or name == "index.html":
+        if name not in self._files:
             return None
         headers = {"cache-control": IMMUTABLE if tagged else REVALIDATED, "vary": "accept-encoding"}
         packed = packed and len(self._packed[name]) < len(self._files[name])
@@ -98,22 +90,9 @@ class PageFiles:
         content = (self._packed if packed else self._files)[name]
         return Response(content, media_type=KINDS[Path(name).suffix], headers=headers)
 
-    @cached_property
-    def _index(self) -> bytes:
-        text = self._files["index.html"].decode()
-        text = text.replace('="page/', f'="page/{self.tag}/')
-        if self._tiles is not None:
-            url, credit = html.escape(self._tiles.url), html.escape(self._tiles.attribution)
-            text = text.replace("</head>", f'<meta name="map-tiles" content="{url}" data-attribution="{credit}">\n</head>')
-        return text.encode()
 
-
-def add_page(app: FastAPI, files: PageFiles) -> None:
-    """Add the routes of the page."""
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return files.index()
+def add_files(app: FastAPI, files: PageFiles) -> None:
+    """Add the route of the files."""
 
     @app.get("/page/{name:path}", include_in_schema=False)
     async def file(name: str, request: Request) -> Response:

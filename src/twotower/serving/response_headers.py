@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from base64 import b64encode
 from functools import cache
 
 Headers = list[tuple[bytes, bytes]]
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
+    "default-src 'none'; script-src {scripts}; style-src {styles}; img-src {images} data:; connect-src 'self'; font-src 'self'; "
     "manifest-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 SECURITY: Headers = [
@@ -44,22 +46,44 @@ def added_headers(present: Headers, *, images: str, origins: frozenset[str], ori
     secure
         True if the client uses HTTPS.
     """
-    added = list(_security(images))
+    own = {name for name, _ in present}
+    added = [header for header in _security(images) if header[0] not in own]
     if secure:
         added.append(TRANSPORT)
     if origins:
         added.append((b"vary", b"origin"))
         if origin.decode("latin-1").lower() in origins:
             added.append((b"access-control-allow-origin", origin))
-    if not any(name == b"cache-control" for name, _ in present):
+    if b"cache-control" not in own:
         added.append(UNCACHED)
     return added
 
 
+def policy(images: str = "", *, scripts: str = "", styles: str = "") -> str:
+    """Return the Content-Security-Policy.
+
+    Parameters
+    ----------
+    images, scripts, styles
+        Sources that are allowed beside the server itself.
+
+    Examples
+    --------
+    >>> policy(scripts=source_hash("go()")).split("; ")[1]
+    "script-src 'sha256-5KYv+PUboo5h+0+YAtGRPbwv5d/QxzHslP4YGnUaxRw=' 'self'"
+    """
+    sources = {"images": images, "scripts": scripts, "styles": styles}
+    return POLICY.format(**{name: f"{source} 'self'".lstrip() for name, source in sources.items()})
+
+
+def source_hash(text: str) -> str:
+    """Return the source that allows an inline script or style with exactly this text."""
+    return f"'sha256-{b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
 @cache
 def _security(images: str) -> Headers:
-    policy = POLICY.replace("img-src", f"img-src {images}".rstrip())
-    return [(b"content-security-policy", policy.encode()), *SECURITY]
+    return [(b"content-security-policy", policy(images).encode()), *SECURITY]
 
 
 def accepts_gzip(accepted: bytes) -> bool:

@@ -112,6 +112,12 @@ async function itemsOf(ids, signal) {
   return (await Promise.all(parts)).flatMap((part) => part.items);
 }
 
+/** The list that came with the page: the response to a request without user, history and filters. Null if there is none. */
+export function listOfPage() {
+  const answer = document.getElementById("answer");
+  return answer && JSON.parse(answer.textContent, idAsText);
+}
+
 export const api = {
   about: (signal) => call("v1/about", { signal }),
   recommend: (body, signal) => call("v1/recommend", { body, signal }),

@@ -3,7 +3,7 @@
 
 import { api } from "./api.js";
 import { inWords } from "./changes.js";
-import { $, announce, h, placeIcons } from "./dom.js";
+import { $, announce, h } from "./dom.js";
 import { count, countItems, noun, setNoun } from "./format.js";
 import { byItem, History, skeletons } from "./history.js";
 import { banner, ListStatus, offer } from "./list_status.js";
@@ -53,7 +53,7 @@ function hide(item) {
 
 function avoid(category) {
   const { conditions } = session.state;
-  const column = session.about.filters.categories.length ? "category" : null;
+  const column = session.about?.filters.categories.length ? "category" : null;
   if (!column) return;
   session.go({ conditions: [...conditions, `category not in [${quoted(category)}]`] }, `leaving out ${category}`);
   offer(`No more ${category}`, "Undo", () => change({ conditions }, `allowing ${category}`));
@@ -226,7 +226,7 @@ async function drawMap(refit) {
 function failed(error, cause, wait) {
   const again = () => session.refresh(cause);
   lists.failed(session.answer !== null);
-  if (!session.answer) list.root.replaceChildren();
+  if (!session.answer && !session.given) list.root.replaceChildren();
   banner(wait === null ? null : error, { wait, retry: again });
   if (wait !== null) return;
   if (error.status === 422 && controls && session.filter) controls.refuse(error, session.filter);
@@ -236,7 +236,6 @@ function failed(error, cause, wait) {
 }
 
 async function listen() {
-  placeIcons(document);
   $(".skip").addEventListener("click", (event) => {
     event.preventDefault(); // the part after "#" is the state
     $("#list").focus();
@@ -299,6 +298,15 @@ function linked() {
   document.addEventListener("focusin", light);
 }
 
-$("#list").replaceChildren(...skeletons(START.k));
+/** Takes over the list that came with the page, or makes room for the one of the address. */
+function begin() {
+  delete document.documentElement.dataset.linked;
+  if (session.given) return list.adopt(session.given.items);
+  list.root.replaceChildren(...skeletons(START.k));
+  $("#list-title").textContent = "For you";
+  $("#list-note").textContent = "\u00a0";
+}
+
+begin();
 listen();
 session.refresh("opening the page");

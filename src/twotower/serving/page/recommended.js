@@ -1,9 +1,9 @@
 // Shows the recommendations as cards: rank, change of rank, name, price, opening hours, the reason, and what the user can do.
 
 import { animated, move } from "./changes.js";
-import { $, h, icon, s } from "./dom.js";
+import { $, h } from "./dom.js";
 import { hourOfWeek, km, noun, openState, price, signed, weekOf } from "./format.js";
-import { nameButton, skeletons } from "./history.js";
+import { skeletons } from "./history.js";
 import { direction, headline, sentence } from "./reasons.js";
 
 const SHOWN = 3; // categories of a card
@@ -26,6 +26,11 @@ export class Recommended {
    */
   constructor(root, { open, add, hide, avoid, context }) {
     Object.assign(this, { root, open, add, hide, avoid, context, cards: new Map(), wanted: new Set(), facts: new Map() });
+  }
+
+  /** Takes over the cards that came with the page. */
+  adopt(items) {
+    for (const [n, item] of items.entries()) this.cards.set(item.item_id, this.wired(this.root.children[n], item.item_id, item));
   }
 
   loading(n) {
@@ -52,35 +57,17 @@ export class Recommended {
   }
 
   card(id) {
-    const toggle = (kind, text, glyph) =>
-      h(
-        "button",
-        { type: "button", class: kind, "aria-expanded": "false", onclick: () => this.toggle(id, kind.split(" ")[0]) },
-        glyph,
-        text,
-      );
-    const add = h(
-      "button",
-      { type: "button", class: "add", onclick: () => this.add(card.item) },
-      icon("add"),
-      h("span", {}, "Add"),
-    );
-    const card = h(
-      "li",
-      { class: "card best", data: { id } },
-      h("div", { class: "position" }, h("span", { class: "rank" }), h("span", { class: "move" }), h("span", { class: "match" })),
-      h(
-        "div",
-        { class: "body" },
-        h("h3"),
-        h("p", { class: "meta" }),
-        h("p", { class: "facts" }),
-        h("p", { class: "because" }, h("span", { class: "words" }), toggle("why link", "Why?")),
-      ),
-      h("div", { class: "acts" }, add, toggle("not round quiet", "", icon("no"))),
-      h("div", { class: "reasons", hidden: true }),
-      h("div", { class: "unwanted row", hidden: true }),
-    );
+    const card = $("#card").content.firstElementChild.cloneNode(true);
+    card.dataset.id = id;
+    return this.wired(card, id);
+  }
+
+  /** Returns a card whose buttons work. */
+  wired(card, id, item = null) {
+    card.item = item;
+    $(".name", card).addEventListener("click", () => this.open(id));
+    $(".add", card).addEventListener("click", () => this.add(card.item));
+    for (const kind of ["why", "not"]) $(`.${kind}`, card).addEventListener("click", () => this.toggle(id, kind));
     return card;
   }
 
@@ -91,8 +78,8 @@ export class Recommended {
     const mark = $(".move", card);
     mark.className = `move ${kind}`;
     mark.replaceChildren(h("span", { "aria-hidden": "true" }, sign), h("span", { class: "unseen" }, words));
-    $(".match", card).replaceChildren(...(most ? [meter(item.score, most)] : []));
-    if ($("h3", card).textContent !== item.name) $("h3", card).replaceChildren(nameButton(item, this.open));
+    meter($(".match svg", card), item.score, most);
+    $(".name", card).textContent = $(".name", card).title = item.name;
     $(".meta", card).textContent = summary(item);
     $(".meta", card).hidden = !summary(item);
     $(".facts", card).hidden = !(this.filters.has_price || this.filters.has_amounts || this.filters.has_hours);
@@ -105,7 +92,6 @@ export class Recommended {
     $(".why", card).setAttribute("aria-label", `Why this ${noun.one}: ${item.name}`);
     $(".why", card).hidden = !item.reasons?.length;
     $(".not", card).setAttribute("aria-label", `Not interested: ${item.name}`);
-    $(".not", card).title = "Not interested";
     this.reasons(card);
   }
 
@@ -160,15 +146,13 @@ export class Recommended {
   }
 }
 
-/** A meter relative to the highest score of the list. */
-function meter(value, most) {
-  return s(
-    "svg",
-    { viewBox: "0 0 30 4", role: "img", "aria-label": `match ${value.toFixed(2)}` },
-    s("title", {}, `Match ${value.toFixed(2)}: what this list is ordered by`),
-    s("rect", { width: 30, height: 4, rx: 2 }),
-    s("rect", { class: "fill", width: 30 * Math.max(0, value / most), height: 4, rx: 2 }),
-  );
+/** Sets a meter relative to the highest score of the list; without one (null), the meter is hidden. */
+function meter(svg, value, most) {
+  svg.toggleAttribute("hidden", most === null);
+  if (most === null) return;
+  svg.setAttribute("aria-label", `match ${value.toFixed(2)}`);
+  $("title", svg).textContent = `Match ${value.toFixed(2)}: what this list is ordered by`;
+  $(".fill", svg).setAttribute("width", 30 * Math.max(0, value / most));
 }
 
 /** Shows reasons as bars from a middle line: what speaks for the item to the right, what speaks against it to the left. */

@@ -1,12 +1,18 @@
 // Keeps the state of the page in the address and sends the requests. What is shown is up to `view`; each change of the state runs
 // `go`, then the requests, then the functions of `view`.
 
-import { api, ApiError } from "./api.js";
+import { api, ApiError, listOfPage } from "./api.js";
 import { changed, compare } from "./changes.js";
 import { filterOf, fromHash, MOST, requestOf, START, toHash, unfiltered } from "./url_state.js";
 
 const RETRY_S = [2, 4, 8, 15];
 const SLIDERS = ["popularity_bias", "diversity"];
+
+/** Milliseconds from the request of the page to the end of its response. */
+function tripOfPage() {
+  const [page] = performance.getEntriesByType("navigation");
+  return page.responseEnd - page.requestStart;
+}
 
 export class Session {
   /**
@@ -19,6 +25,7 @@ export class Session {
     this.own = { user: null, events: [] }; // the user's history as the bundle knows it
     this.known = new Map(); // item id → item, for all items received so far
     this.columns = new Map(); // item id → columns
+    this.given = toHash(this.state) === "" ? listOfPage() : null; // the first list, until it is shown
     window.addEventListener("popstate", () => {
       const before = this.state;
       this.state = fromHash(location.hash);
@@ -54,10 +61,12 @@ export class Session {
     const { signal } = this.asking;
     const { state } = this;
     const other = this.answer?.state.user !== state.user;
-    this.view.busy({ other, person: this.own.user !== state.user });
+    if (toHash(state) !== "") this.given = null;
+    const { given } = this;
+    if (!given) this.view.busy({ other, person: this.own.user !== state.user });
     try {
       const sent = performance.now();
-      const early = this.about === null && unfiltered(state) ? api.recommend(requestOf(state, {}), signal) : null;
+      const early = !given && this.about === null && unfiltered(state) ? api.recommend(requestOf(state, {}), signal) : null;
       early?.catch(() => null); // its error is met below
       if (this.about === null) {
         this.about = await api.about(signal);
@@ -66,9 +75,10 @@ export class Session {
       await Promise.all([this.look(signal), state.user === this.own.user ? null : this.remember(state.user, signal)]);
       if (signal.aborted) return;
       this.view.history();
-      const found = await (early ?? api.recommend(requestOf(state, this.about.filters), signal));
+      const found = given ?? (await (early ?? api.recommend(requestOf(state, this.about.filters), signal)));
       if (signal.aborted) return;
-      found.trip_ms = performance.now() - sent;
+      found.trip_ms = given ? tripOfPage() : performance.now() - sent;
+      this.given = null;
       this.show(found, state, cause, other);
       this.facts(found.items, signal);
       this.effects(state, found.items, signal);
