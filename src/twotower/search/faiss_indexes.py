@@ -65,11 +65,12 @@ class _Faiss(Approximate):
     @property
     def nbytes(self) -> int:
         """See `Index`."""
-        library, sizes = faiss(), [0]
+        library = faiss()
+        sizes: list[int] = []
 
         def count(part: bytes) -> int:
             sizes.append(len(part))
-            return len(part)
+            return sizes[-1]
 
         library.write_index(self.structure, library.PyCallbackIOWriter(count))
         return sum(sizes)
