@@ -178,7 +178,7 @@ def _filled(index: Any, vectors: Float, balance: list[float], trained_on: int = 
 
 def _width(vectors: Float, multiple: int) -> int:
     """Return the number of components, rounded up to a multiple."""
-    return -(-vectors.shape[1] // multiple) * multiple
+    return int(-(-vectors.shape[1] // multiple) * multiple)
 
 
 def _padded(vectors: Float, width: int) -> Float:
