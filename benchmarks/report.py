@@ -26,7 +26,24 @@ PUBLISHED = ROOT / "benchmarks" / "published.jsonl"
 SHOWN = ("NDCG", "HitRate", "Recall")
 CLAIM = ("claim", "figure", "unit", "against", "against_figure", "ratio", "seed", "machine", "commit")
 BESIDES = (
-    *("at_rate", "p50", "candidates", "recall", "bytes", "lost", "interval", "requests", "refused", "failed", "reloads"),
+    *(
+        "at_rate",
+        "p50",
+        "p99",
+        "cpu_p50",
+        "cpu_p99",
+        "timed",
+        "read_mb",
+        "candidates",
+        "recall",
+        "bytes",
+        "lost",
+        "interval",
+        "requests",
+        "refused",
+        "failed",
+        "reloads",
+    ),
     *("while_starting", "tracebacks", "places_traded_in", "start_s", "memory_mb", "examples_per_s", "users_a_second"),
 )
 RIVAL, MIN_SLICE_USERS = "ials", 500  # of the table by slice

@@ -31,7 +31,7 @@ KEYS = {"set", "protocol", "system", "metrics", "seed", "machine", "commit", "se
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[SimpleNamespace]:
     """The modules, imported as when a script of the folder runs."""
-    names = ("common", "report", "quality")
+    names = ("common", "report", "quality", "index", "large_index")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -172,3 +172,18 @@ def test_the_page_of_results_is_up_to_date(scripts: SimpleNamespace) -> None:
     assert scripts.report.main(["--check"]) == 0, (
         "docs/results.md is not what benchmarks/results/ says: python benchmarks/report.py"
     )
+
+
+@pytest.mark.slow
+def test_large_indexes_are_measured(scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.jsonl"
+    arguments = ["--items", "5000", "--kinds", "exact,sq", "--folder", str(tmp_path), "--results", str(file)]
+    assert scripts.large_index.main(arguments) == 0
+    found = {row["claim"]: row for row in lines(file)}
+    assert len(found) == 16 and capsys.readouterr().err.count("\n") == 16
+    shares = ("no filter", "10 % allowed", "1 % allowed")
+    assert all(found[f"exact, 5,000 × 128: recall of the 10 best, {share}"]["figure"] > 0.999 for share in shares)
+    assert all(found[f"sq, 5,000 × 128: recall of the 10 best, {share}"]["figure"] >= 0.95 for share in shares)
+    built, peak = (found[f"sq, 5,000 × 128: {what}"] for what in ("seconds of the build", "peak memory of the build, its own"))
+    assert built["bytes"] > 5000 * 128 and 0 < peak["figure"] < 2
+    assert not [one for one in tmp_path.iterdir() if one != file], "the files are removed"

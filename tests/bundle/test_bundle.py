@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from twotower.baselines.baselines import BASELINES
-from twotower.bundle.bundle import Bundle, load_bundle, note_report
+from twotower.bundle.bundle import INDEX_FILE, Bundle, load_bundle, note_report
 from twotower.data.dataset import Dataset
 from twotower.evaluation.evaluator import evaluate, judge
 from twotower.models.neural_retriever import PORTION, NeuralRetriever
@@ -65,6 +65,14 @@ def test_items_taken_out_of_the_catalogue_are_not_recommended(bundle: Bundle, qu
     for allow in (None, np.ones(bundle.dataset.n_item_rows, np.bool_)):
         found = smaller.retrieve(queries, 3, allow=allow).items
         assert (found >= FIRST_ROW).any() and not np.isin(found, best[:, 0]).any()
+
+
+def test_vectors_are_read_from_the_file_and_never_written_to_it(town_bundle: Path) -> None:
+    before, bundle = (town_bundle / INDEX_FILE).read_bytes(), load_bundle(town_bundle)
+    assert not bundle.arrays.vectors.flags.owndata and not bundle.arrays.tokens.flags.owndata
+    bundle.arrays.vectors[FIRST_ROW] = 7
+    assert (town_bundle / INDEX_FILE).read_bytes() == before
+    assert (load_bundle(town_bundle).arrays.vectors[FIRST_ROW] != 7).any()
 
 
 def test_it_is_judged_beside_baselines(bundle: Bundle, dataset: Dataset) -> None:

@@ -47,6 +47,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "no settings": (lambda _, manifest: manifest.pop("config"), "config: Field required"),
     "other vectors": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v[:, ::-1]), "the vectors of index.safetensors"),
     "no numbers": (lambda f, _: edit_arrays(f / INDEX_FILE, vectors=lambda v: v * np.nan), "vectors has float32"),
+    "one infinite number": (
+        lambda f, _: edit_arrays(f / INDEX_FILE, tokens=lambda v: np.where(np.arange(v.size).reshape(v.shape) == 7, -np.inf, v)),
+        "tokens has float32",
+    ),
     "fewer items": (
         lambda f, _: edit_arrays(f / INDEX_FILE, recent_event_count=lambda v: v[:-1]),
         "recent_event_count has int64",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 
 from twotower.errors import DataError
 from twotower.retriever import Recommendations
+from twotower.search import approximate, faiss_indexes
+from twotower.search import index as exact_index
 from twotower.search.approximate import Approximate
 from twotower.search.index import ExactIndex, Index
 from twotower.search.registry import INDEXES, load_index
@@ -200,12 +204,10 @@ def test_the_library_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scores_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that at most BLOCK_BYTES of scores are in memory for any catalogue size."""
-    from twotower.search import index as module
-
     queries, sizes = clustered(9, 50), []
     kept = top_k
-    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * N * 6)
-    monkeypatch.setattr(module, "top_k", lambda scores, *a, **b: sizes.append(scores.nbytes) or kept(scores, *a, **b))
+    monkeypatch.setattr(exact_index, "BLOCK_BYTES", 4 * N * 6)
+    monkeypatch.setattr(exact_index, "top_k", lambda scores, *a, **b: sizes.append(scores.nbytes) or kept(scores, *a, **b))
     found = ExactIndex(catalogue(False)).search(queries, K)
     assert max(sizes) <= 4 * N * 6 and len(sizes) == 9
     assert recall(found, brute_force(queries, K, None, None, False)) == 1
@@ -215,3 +217,66 @@ def test_no_queries_and_an_empty_catalogue() -> None:
     for kind in INDEXES:
         assert built(kind, False).search(np.zeros((0, D), np.float32), 3).items.shape == (0, 3)
     assert (ExactIndex(torch.zeros(2, 4)).search(np.ones((1, 4), np.float32), 3).items == -1).all()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind != "exact"])
+def test_no_build_copies_all_vectors(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure what NumPy allocates: vectors may be a memory map that is larger than the memory."""
+    vectors = np.random.default_rng(2).standard_normal((6_000, 64), np.float32)
+    chosen = {**INDEXES[kind].DEFAULTS, **SETTINGS[kind], "balance": [0.5]}  # type: ignore[attr-defined]
+    monkeypatch.setattr(approximate, "_PORTION", 500)
+    monkeypatch.setattr(faiss_indexes, "_TRAINED_ON", 500)
+    tracemalloc.start()
+    try:
+        INDEXES[kind]._structure(vectors, chosen)  # type: ignore[attr-defined]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.75 * vectors.nbytes
+
+
+def test_portions_are_all_vectors_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approximate, "_PORTION", 700)
+    vectors = catalogue(False).numpy()
+    starts, parts = zip(*approximate.portions(vectors, [2.0]), strict=True)
+    assert starts == (0, 700, 1400, 2100)
+    np.testing.assert_array_equal(np.concatenate(parts), vectors * np.array([1.0] * (D - 1) + [2.0], np.float32))
+
+
+def test_more_lists_are_trained_on_more_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_indexes, "_TRAINED_ON", 300)
+    trained, added = [], []
+    index = SimpleNamespace(d=D, train=trained.append, add=added.append)
+    vectors = catalogue(False).numpy()
+    for wanted, found in ((0, 313), (1_000, 1_250), (10_000, N)):
+        faiss_indexes._filled(index, vectors, [], wanted)
+        assert len(trained.pop()) == found and sum(map(len, added)) == N
+        added.clear()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+@pytest.mark.parametrize("kind", [kind for kind in INDEXES if kind != "exact"])
+def test_an_opened_index_stays_on_disk(kind: str, tmp_path: Path) -> None:
+    index = built(kind, False)
+    index.save(tmp_path / "index")
+    (file,) = {*(tmp_path / "index").iterdir()} - {tmp_path / "index" / "index.json"}
+    again = load_index(tmp_path / "index", catalogue(False))
+    assert str(file) in Path("/proc/self/maps").read_text()
+    assert again.nbytes == index.nbytes
+    if kind != "int8":
+        assert index.nbytes == file.stat().st_size
+    del again
+    assert str(file) not in Path("/proc/self/maps").read_text()
+
+
+def test_large_vectors_are_searched_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact_index, "COLUMN_SCAN_MAX_BYTES", 4 * N * D - 1)
+    index, queries = ExactIndex(catalogue(True)), np.random.default_rng(3).integers(-9, 9, (3, D)).astype(np.float32)
+    allow = np.arange(N) % 4 > 0
+    for mask in (None, allow):
+        found = index.search(queries, K, allow=mask)
+        np.testing.assert_array_equal(found.items, brute_force(queries, K, None, mask, True).items)
+    assert "_columns" not in vars(index)
+    monkeypatch.setattr(exact_index, "COLUMN_SCAN_MAX_BYTES", 4 * N * D)
+    index.search(queries, K)
+    assert "_columns" in vars(index)

@@ -55,6 +55,14 @@ def test_what_is_opened_is_the_file_itself_aligned_and_not_to_be_written(tmp_pat
     assert opened["rows"].tolist() == [99, 1, 2, 3, 4]
 
 
+def test_changes_of_what_is_opened_to_be_written_stay_in_memory(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "file", ARRAYS)
+    opened = open_arrays(tmp_path / "file", writable=True)
+    opened["rows"][0] = 99
+    assert opened["rows"].tolist() == [99, 1, 2, 3, 4]
+    assert same(open_arrays(tmp_path / "file"), ARRAYS)
+
+
 def header(**entry: Any) -> bytes:
     text = json.dumps({"x": entry}).encode()
     return len(text).to_bytes(8, "little") + text + bytes(16)

@@ -283,7 +283,7 @@ def _load(path: Path, key: Any = None) -> Bundle:
             check_signature(path, manifest, key)
         config = manifest.config
         dataset = Dataset.open(path / DATASET)
-        arrays = ItemArrays(**{name: np.array(array) for name, array in open_arrays(path / INDEX_FILE).items()})
+        arrays = ItemArrays(**open_arrays(path / INDEX_FILE, writable=True))  # PyTorch warns of read-only arrays
         check_dataset(dataset)
         store = open_store(dataset, "future", config.model)
         model = model_of(dataset, config, load_file(path / MODEL_FILE), store)

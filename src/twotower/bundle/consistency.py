@@ -106,5 +106,5 @@ def check_arrays(arrays: ItemArrays, dataset: Dataset, config: ResolvedConfig, *
     }
     for name, (shape, kind) in wanted.items():
         array = getattr(arrays, name)
-        if array.shape != shape or array.dtype != kind or not np.isfinite(array).all():
+        if array.shape != shape or array.dtype != kind or not np.isfinite((array.min(), array.max())).all():
             raise ValueError(f"{name} has {array.dtype} of shape {array.shape}; expected finite {np.dtype(kind)} of shape {shape}")

@@ -21,8 +21,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -31,6 +29,7 @@ from twotower.retriever import Recommendations
 from twotower.schema import FIRST_ROW
 from twotower.search.index import BLOCK, BLOCK_BYTES, GATHER_BELOW, ExactIndex, Index, joined, part_of
 from twotower.search.topk import Ragged, top_k
+from twotower.utils.array_files import open_arrays, write_arrays
 from twotower.utils.types import Float, Int, Mask
 
 _SAMPLE = 4096  # sampled items that estimate the rank of a score
@@ -38,6 +37,7 @@ _PROBES = 32  # searches that measure the break-even
 _PROBE_K = 100
 _EVERY = 10  # each measured scan reads every tenth item
 LEAST_FACTOR = 1e-9  # of "balance"
+_PORTION = 2**16  # vectors that a structure receives at a time
 _SPREAD = 4096  # int8 vectors converted to floats at a time: they stay in the CPU cache
 
 _SHARED: dict[str, Any] = {"exact_scan_below": 0, "balance": []}
@@ -84,7 +84,7 @@ class Approximate(Index):
             if type(value) not in (int, float) or not value >= least:
                 raise DataError(f"Index setting {name} is {value!r}. It must be a number, at least {least:g}.")
         plain = vectors.detach().float().cpu().contiguous()
-        index = cls(plain, cls._structure(balanced(plain.numpy()[FIRST_ROW:], chosen["balance"]), chosen), chosen)
+        index = cls(plain, cls._structure(plain.numpy()[FIRST_ROW:], chosen), chosen)
         return index if "exact_scan_below" in settings else index.with_break_even()
 
     def changed(self, **settings: Any) -> Approximate:
@@ -164,7 +164,7 @@ class Approximate(Index):
     @classmethod
     @abstractmethod
     def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
-        """Build the structure over vectors float32 [n, D] of rows 2, 3, …; may complete `settings`."""
+        """Build the structure over vectors float32 [n, D] of rows 2, 3, …, see `portions`; may complete `settings`."""
 
     @abstractmethod
     def _candidates(self, queries: Float, fetch: int, effort: float, allow: Mask | None) -> Int:
@@ -192,9 +192,13 @@ class Int8Index(Approximate):
     DEFAULTS: ClassVar[dict[str, Any]] = {"rescore_factor": 1.5}
 
     @classmethod
-    def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:  # noqa: ARG003
-        scale = np.maximum(np.abs(vectors).max(axis=1, initial=0.0), 1e-30) / 127
-        return {"codes": np.rint(vectors / scale[:, None]).astype(np.int8), "scale": scale.astype(np.float32)}
+    def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
+        codes, scale = np.empty(vectors.shape, np.int8), np.empty(len(vectors), np.float32)
+        for start, part in portions(vectors, settings["balance"]):
+            largest = np.maximum(np.abs(part).max(axis=1, initial=0.0), 1e-30) / 127
+            codes[start : start + len(part)] = np.rint(part / largest[:, None])
+            scale[start : start + len(part)] = largest
+        return {"codes": codes, "scale": scale}
 
     def _candidates(self, queries: Float, fetch: int, effort: float, allow: Mask | None) -> Int:  # noqa: ARG002
         codes, scale, users = torch.from_numpy(self.structure["codes"]), self.structure["scale"], torch.from_numpy(queries)
@@ -212,17 +216,17 @@ class Int8Index(Approximate):
     def save(self, folder: Path) -> None:
         """See `Index`."""
         super().save(folder)
-        save_file(self.structure, folder / "codes.safetensors")
+        write_arrays(folder / "codes.safetensors", self.structure)
 
     @classmethod
     def load(cls, folder: Path, vectors: Tensor) -> Int8Index:
         """See `Index`."""
         settings = cls._read(folder, vectors)
         try:
-            structure = load_file(folder / "codes.safetensors")
+            structure = open_arrays(folder / "codes.safetensors", writable=True)
             fits = structure["codes"].shape == (len(vectors) - FIRST_ROW, vectors.shape[1]) and structure["codes"].dtype == np.int8
             fits = fits and structure["scale"].shape == (len(vectors) - FIRST_ROW,)
-        except (OSError, KeyError, SafetensorError):
+        except (DataError, KeyError):
             fits = False
         if not fits:
             raise DataError(f"The index file {folder}/codes.safetensors is damaged. Run `twotower tune-index` again.")
@@ -236,6 +240,15 @@ def balanced(vectors: Float, factors: list[float]) -> Float:
     changed: Float = vectors.copy()
     changed[:, -len(factors) :] *= np.array(factors, np.float32)
     return changed
+
+
+def portions(vectors: Float, factors: list[float]) -> Iterator[tuple[int, Float]]:
+    """Yield the vectors, balanced by `factors`, in blocks, each with the number of its first vector.
+
+    Vectors may be a memory map that is larger than the memory, so no structure copies all of them.
+    """
+    for start in range(0, len(vectors), _PORTION):
+        yield start, balanced(vectors[start : start + _PORTION], factors)
 
 
 @contextmanager

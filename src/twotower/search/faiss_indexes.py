@@ -1,7 +1,8 @@
 """Provide the FAISS indexes: HNSW, IVF-PQ and scalar quantisation. Only this module uses FAISS.
 
 FAISS is optional. Its C++ code trusts index files: read only files whose hashes a bundle has checked. The metric is always the
-inner product, because vectors have one component that is not normalised.
+inner product, because vectors have one component that is not normalised. An index file is opened as a memory map: its codes, lists
+and graph stay on disk, and searches read the pages that they need.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from twotower.errors import DataError
 from twotower.schema import FIRST_ROW
-from twotower.search.approximate import Approximate
+from twotower.search.approximate import Approximate, balanced, portions
 from twotower.utils.types import Float, Int, Mask
 
 _FILE = "index.faiss"
 _CENTROIDS = 256  # centroids of a product quantiser: one byte per code
 _TRAINED_ON = 2**16  # vectors that train a quantiser
+_PER_LIST = 39  # vectors that train the centroid of a list: the least that FAISS advises
 _LANES = 16  # widths that are no multiple of this are compared without SIMD, six times slower
 
 
@@ -63,7 +65,15 @@ class _Faiss(Approximate):
     @property
     def nbytes(self) -> int:
         """See `Index`."""
-        return int(faiss().serialize_index(self.structure).nbytes)
+        library = faiss()
+        sizes: list[int] = []
+
+        def count(part: bytes) -> int:
+            sizes.append(len(part))
+            return sizes[-1]
+
+        library.write_index(self.structure, library.PyCallbackIOWriter(count))
+        return sum(sizes)
 
     def save(self, folder: Path) -> None:
         """See `Index`."""
@@ -75,7 +85,7 @@ class _Faiss(Approximate):
         """See `Index`. The caller must have checked the hash of the file."""
         settings, library = cls._read(folder, vectors), faiss()
         try:
-            structure = library.read_index(str(folder / _FILE))
+            structure = library.read_index(str(folder / _FILE), library.IO_FLAG_MMAP_IFC)
         except RuntimeError:
             structure = None
         if structure is None or structure.ntotal != len(vectors) - FIRST_ROW or structure.d < vectors.shape[1]:
@@ -97,12 +107,9 @@ class HnswIndex(_Faiss):
     def _structure(cls, vectors: Float, settings: dict[str, Any]) -> Any:
         library = faiss()
         kind, metric = library.ScalarQuantizer.QT_8bit, library.METRIC_INNER_PRODUCT
-        padded = _padded(vectors, -(-vectors.shape[1] // _LANES) * _LANES)
-        index = library.IndexHNSWSQ(padded.shape[1], kind, int(settings["M"]), metric)
+        index = library.IndexHNSWSQ(_width(vectors, _LANES), kind, int(settings["M"]), metric)
         index.hnsw.efConstruction = int(settings["ef_construction"])
-        index.train(_some(padded))
-        index.add(padded)
-        return index
+        return _filled(index, vectors, settings["balance"])
 
     def _effort(self, fetch: int, share: float) -> float:
         # The search keeps the `ef_search` nearest items; only a share of them is allowed.
@@ -130,15 +137,11 @@ class IvfPqIndex(_Faiss):
             raise DataError(f"An ivf_pq index of {size} items is not possible: it needs at least {_CENTROIDS}. Use an exact index.")
         settings["nlist"] = min(int(settings["nlist"]) or 4 * isqrt(size), size)
         width = int(settings["dsub"])
-        padded = _padded(vectors, -(-vectors.shape[1] // width) * width)
-        coarse = library.IndexFlatIP(padded.shape[1])
-        index = library.IndexIVFPQ(
-            coarse, padded.shape[1], settings["nlist"], padded.shape[1] // width, 8, library.METRIC_INNER_PRODUCT
-        )
+        padded = _width(vectors, width)
+        coarse = library.IndexFlatIP(padded)
+        index = library.IndexIVFPQ(coarse, padded, settings["nlist"], padded // width, 8, library.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # otherwise FAISS prints warnings
-        index.train(_some(padded))
-        index.add(padded)
-        return index
+        return _filled(index, vectors, settings["balance"], _PER_LIST * settings["nlist"])
 
     def _effort(self, fetch: int, share: float) -> float:  # noqa: ARG002
         return float(min(self.settings["nprobe"] / max(share, 1e-9), self.settings["nlist"]))
@@ -160,15 +163,22 @@ class ScalarIndex(_Faiss):
         if settings["bits"] not in (8, 6, 4):
             raise DataError(f"Setting bits of index sq is {settings['bits']}. It must be 8, 6 or 4.")
         kind = getattr(library.ScalarQuantizer, f"QT_{settings['bits']}bit")
-        padded = _padded(vectors, -(-vectors.shape[1] // _LANES) * _LANES)
-        index = library.IndexScalarQuantizer(padded.shape[1], kind, library.METRIC_INNER_PRODUCT)
-        index.train(_some(padded))
-        index.add(padded)
-        return index
+        index = library.IndexScalarQuantizer(_width(vectors, _LANES), kind, library.METRIC_INNER_PRODUCT)
+        return _filled(index, vectors, settings["balance"])
 
 
-def _some(vectors: Float) -> Float:
-    return np.ascontiguousarray(vectors[:: max(1, len(vectors) // _TRAINED_ON)])
+def _filled(index: Any, vectors: Float, balance: list[float], trained_on: int = 0) -> Any:
+    """Train a FAISS index on some of the vectors, `trained_on` of them or more, and add all."""
+    some = vectors[:: max(1, len(vectors) // max(trained_on, _TRAINED_ON))]
+    index.train(np.ascontiguousarray(_padded(balanced(some, balance), index.d)))
+    for _, part in portions(vectors, balance):
+        index.add(_padded(part, index.d))
+    return index
+
+
+def _width(vectors: Float, multiple: int) -> int:
+    """Return the number of components, rounded up to a multiple."""
+    return int(-(-vectors.shape[1] // multiple) * multiple)
 
 
 def _padded(vectors: Float, width: int) -> Float:

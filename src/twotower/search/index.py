@@ -29,6 +29,7 @@ BLOCK = 256  # queries scored at once
 BLOCK_BYTES = 2**28  # bytes of scores at once
 COLUMN_SCAN_MAX_QUERIES = 32
 """On a CPU, up to this many queries read the vectors column by column: half the time of reading rows."""
+COLUMN_SCAN_MAX_BYTES = 2**30  # larger vectors are read by row, because columns are a copy in memory
 GATHER_BELOW = 0.4  # below this share of allowed items, gathering their vectors is faster than reading all
 GATHER_BELOW_SHARED = 0.1  # the same for several queries, which share the reading of all vectors
 _GATHER = 2048  # vectors gathered at a time: they stay in the CPU cache
@@ -181,7 +182,7 @@ class ExactIndex(Index):
                 found.append(self._one(given[start].float().numpy(), k, excluded, allowed.reshape(-1)))
             else:
                 part = given[start:stop].detach()
-                if plain and len(part) <= COLUMN_SCAN_MAX_QUERIES:
+                if plain and len(part) <= COLUMN_SCAN_MAX_QUERIES and self.nbytes <= COLUMN_SCAN_MAX_BYTES:
                     scores = _in_eights(part.float().numpy()) @ self._columns
                     scores = scores[: len(part)]
                 else:

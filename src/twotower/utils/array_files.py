@@ -38,8 +38,13 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
             np.ascontiguousarray(array).tofile(file)
 
 
-def open_arrays(path: Path) -> dict[str, Array]:
-    """Return the arrays of a safetensors file as read-only memory maps.
+def open_arrays(path: Path, *, writable: bool = False) -> dict[str, Array]:
+    """Return the arrays of a safetensors file as memory maps.
+
+    Parameters
+    ----------
+    writable
+        True: changes of the arrays are kept in memory and never written to the file (copy-on-write). False: they are read-only.
 
     Raises
     ------
@@ -47,7 +52,7 @@ def open_arrays(path: Path) -> dict[str, Array]:
         The file is missing, truncated, or not a safetensors file.
     """
     try:
-        content = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
+        content = np.memmap(path, np.uint8, mode="c" if writable else "r").view(np.ndarray)
         return dict(_views(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a complete safetensors file: {error}. Create it again.") from None
