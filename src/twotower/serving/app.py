@@ -105,7 +105,10 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     _writing(app, post, service)
     add_feedback(app, service, REFUSALS)
     _watching(app, service)
-    open_to = lambda client: access.public and not service.overloaded(client)  # noqa: E731
+
+    def open_to(client: str) -> bool:
+        return access.public and not service.overloaded(client)
+
     add_page(app, tiles, first_lists(recommend, lambda: look_up(service.current.browser.about), open_to))
     return app
 
