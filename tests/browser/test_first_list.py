@@ -64,12 +64,13 @@ def test_a_link_to_a_state_never_shows_the_list_that_came_with_the_page(visit: O
     bare = visit(address="#seen=1", refused=(0,), routes=NO_SCRIPTS)
     expect(bare.locator("#list-column")).to_be_hidden()
     waiting: list[Any] = []
-    page = visit(address="#seen=1", routes=(("**/v1/recommend", lambda route: waiting.append(route)),))
+    page = visit(address="#seen=1", size=PHONE, routes=(("**/v1/recommend", lambda route: waiting.append(route)),))
     expect(page.locator("#list > li.skeleton")).to_have_count(10)
     expect(cards(page)).to_have_count(0)
     expect(page.locator("#list-title")).to_have_text("For you")
     for route in waiting:
         route.continue_()
+    page.unroute("**/v1/recommend")
     expect(cards(page)).to_have_count(10)
 
 

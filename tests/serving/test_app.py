@@ -200,7 +200,7 @@ def test_head_is_get_without_the_body(client: TestClient) -> None:
     for path in ("/", "/docs", "/v1/about", "/health/ready", "/metrics", "/page/app.js"):
         got, head = client.get(path), client.head(path)
         assert head.status_code == got.status_code == 200 and head.content == b""
-        if path not in ("/", "/health/ready", "/metrics"):  # these differ from request to request, as the request id in the page
+        if path not in ("/", "/health/ready", "/metrics"):  # what these say changes from one request to the next
             assert head.headers["content-length"] == got.headers["content-length"]
     assert client.head("/v1/recommend").status_code == 405
 

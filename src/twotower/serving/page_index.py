@@ -16,7 +16,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from pydantic_core import from_json
 
 from twotower.errors import TwoTowerError
@@ -67,13 +66,13 @@ class PageIndex:
         environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self._template = environment.from_string(files("twotower.serving").joinpath(TEMPLATE).read_text(encoding="utf-8"))
         style, script = page.text(STYLE), page.text(SCRIPT)
-        self._fixed = {"tag": page.tag, "tiles": tiles, "style": Markup(style), "script": Markup(script)}
+        self._fixed = {"tag": page.tag, "tiles": tiles, "style": style, "script": script}
         images = tiles.origin if tiles is not None else ""
         self._policy = policy(images, scripts=source_hash(script), styles=source_hash(style))
 
     def response(self, first: FirstList | None, *, packed: bool) -> Response:
         """Return the page with its first list, with `packed` compressed."""
-        answer = None if first is None else Markup(first.answer.replace(b"<", b"\\u003c").decode())
+        answer = None if first is None else first.answer.replace(b"<", b"\\u003c").decode()
         filters, items = (None, []) if first is None else (first.filters, shown(from_json(first.answer)["items"]))
         text = self._template.render(**self._fixed, answer=answer, filters=filters, items=items)
         headers = {"cache-control": REVALIDATED, "vary": "accept-encoding", "content-security-policy": self._policy}
