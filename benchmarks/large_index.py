@@ -201,7 +201,7 @@ def _tuned(index: Any, queries: Array, truth: Array) -> Any:
         tried = index.changed(**setting, **rescore)
         if recall(tried.changed(exact_scan_below=0).search(queries, K).items, truth) >= RECALL:
             break
-    return tried
+    return tried.with_break_even()
 
 
 def _timed(call: Callable[[Array], Any], queries: Array) -> dict[str, Any]:
