@@ -41,7 +41,7 @@ SWEEPS: dict[str, list[tuple[Setting, list[Setting]]]] = {
         ({"bits": bits}, [{"rescore_factor": rescore_factor} for rescore_factor in (1.1, 1.5, 2.0, 4.0, 8.0)]) for bits in (8, 4)
     ],
     "hnsw": [({"M": m}, [{"ef_search": ef} for ef in (100, 200, 400, 800, 1600)]) for m in (16, 32)],
-    "ivf_pq": [({}, [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64, 128, 256)])],
+    "ivf_pq": [({}, [{"nprobe": nprobe} for nprobe in (8, 16, 32, 64, 128, 256, 512, 1024)])],
 }
 """For each kind, pairs of build settings and search settings, cheapest first."""
 
