@@ -53,10 +53,12 @@ def ip(*arguments: str) -> None:
 
 
 @pytest.fixture
-def hosts() -> Iterator[tuple[Host, Host]]:
-    """Two hosts with addresses of their own; skips where namespaces cannot be made."""
-    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("needs network namespaces: Linux, root and `ip` (package iproute2)")
+def hosts(lacking: Callable[[str], None]) -> Iterator[tuple[Host, Host]]:
+    """Two hosts with addresses of their own; skips where a system does not allow namespaces, which nothing can install."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs network namespaces: Linux and root")
+    if shutil.which("ip") is None:
+        lacking("needs `ip` (package iproute2)")
     number = os.getpid() % 100_000
     pair = Host(f"tt{number}a", "10.203.7.1", f"tt{number}va"), Host(f"tt{number}b", "10.203.7.2", f"tt{number}vb")
     try:
