@@ -6,6 +6,7 @@ EXTRAS ?= dev,docs# CI has all: make check EXTRAS=dev,docs,spark
 USER := .venv/.installed
 DEV := .venv/.installed-dev
 BIOME := npx --yes @biomejs/biome@2.6.8
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile# a worker takes whole files: their fixtures are made once
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -36,10 +37,10 @@ wheelhouse: $(DEV) ## Fill wheelhouse/ with what a Kaggle notebook without inter
 	$(BIN)/python deploy/wheelhouse.py wheelhouse
 
 test: $(DEV) ## Run the default tests (eight minutes on two cores)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 coverage: $(DEV) ## Run all tests and report which lines and branches they reach, in other processes too
-	$(BIN)/python -m pytest -m "" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "" --cov --cov-report=term:skip-covered
 
 mutants: $(DEV) ## Change the core in many small ways, and count what its tests find (half an hour; not part of check)
 	$(BIN)/python benchmarks/mutants.py
@@ -60,7 +61,7 @@ check: $(DEV) js ## What CI runs: formatting, lint, types, scripts, the site, an
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python docs/site/build.py
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 format: $(DEV) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix-only .

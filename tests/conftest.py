@@ -5,8 +5,9 @@ Nothing heavy is imported here at the top: the thread counts below must stand be
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -37,6 +38,24 @@ class Town(NamedTuple):
 
 
 Lacking = Callable[[str], NoReturn]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run a test marked `alone` while no other test of this checkout runs, whichever worker it belongs to.
+
+    Every test holds a shared lock, a test marked `alone` an exclusive one. Who waits holds the door, so nobody overtakes.
+    """
+    locks = item.config.cache.mkdir("locks")  # type: ignore[union-attr]
+    alone = item.get_closest_marker("alone") is not None
+    with (locks / "door").open("w") as door, (locks / "room").open("w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
+        try:
+            return (yield)
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)  # a process forked by the test would keep the lock of the file
 
 
 @pytest.fixture(scope="session")

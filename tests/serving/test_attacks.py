@@ -49,6 +49,7 @@ def test_every_attack_is_tried(attacks: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("name", NAMES)
 def test_others_are_served_while_one_client_attacks(attacks: Any, server: Any, name: str) -> None:
     noticed = attacks.watch(server, [name], SECONDS)

@@ -19,6 +19,7 @@ from twotower.serving.http_server import WATCHING_PER_CLIENT, HttpServer
 from twotower.serving.listening import bound_sockets
 from twotower.utils.config_serving import Limits
 
+pytestmark = pytest.mark.alone
 LARGE = 20_000_000
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: x\r\n"

@@ -309,6 +309,7 @@ def test_a_cluster_that_does_not_respond_is_a_503(town_bundle: Path, lite: Lite,
             wait_for(client, 200)
 
 
+@pytest.mark.alone
 def test_a_search_has_a_deadline(town_bundle: Path, lite: Lite) -> None:
     publish_milvus(load_bundle(town_bundle), read_address(lite.address))
     recommender = Recommender(with_milvus(load_bundle(town_bundle), RemoteIndex(read_address(lite.address), search_s=PATIENT_S)))

@@ -18,6 +18,8 @@ import pytest
 from twotower.cli import main
 from twotower.serving.access import KEY_VARIABLE
 
+pytestmark = pytest.mark.alone
+
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """Return the one line of an invalid start."""
