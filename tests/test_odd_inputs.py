@@ -196,8 +196,10 @@ WRONG_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "explain": ({"users": "C0001", "explain": np.array([1, 2])}, "explain is a ndarray"),
     "exclude_seen": ({"users": "C0001", "exclude_seen": "no"}, "exclude_seen is 'no'"),
     **{
-        f"user {one!r}"[:40]: ({"users": [one]}, "An id is a text or an integer")
-        for one in (True, float("nan"), pd.NA, pd.NaT, object(), len, pl.col("x"), 1.5, ("a",), {"a": 1}, b"\xff", np.True_)
+        f"user {number}, a {type(one).__name__}": ({"users": [one]}, "An id is a text or an integer")
+        for number, one in enumerate(
+            (True, float("nan"), pd.NA, pd.NaT, object(), len, pl.col("x"), 1.5, ("a",), {"a": 1}, b"\xff", np.True_)
+        )
     },
     "a class": ({"users": str}, "An id is a text or an integer"),
     "half a character": ({"users": ["\ud800"]}, r"users\[0\] is '\\ud800', which is not valid Unicode"),
