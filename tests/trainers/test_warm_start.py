@@ -15,6 +15,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import resolve
 from twotower.models.build import build_model
 from twotower.models.layers.tables import INIT_STD
+from twotower.trainers import warm_start
 from twotower.trainers.memory.estimate import predict
 from twotower.trainers.memory.sizes import dataset_sizes
 from twotower.trainers.warm_start import init_item_ids_from_als
@@ -52,14 +53,26 @@ def test_ids_begin_as_factors_as_long_as_the_noise(dataset: Dataset) -> None:
     ("item_tower", "model"),
     [
         ({"id_init": "random"}, {}),
-        ({}, {"tables": {"item.id": {"update": "sparse"}}}),
         ({}, {"tables": {"item.id": {"max_rows": 50}}}),
-        ({}, {"sparse_update_from_rows": 10}),
     ],
 )
 def test_other_tables_keep_their_noise(dataset: Dataset, item_tower: dict[str, Any], model: dict[str, Any]) -> None:
     before, after = begun(dataset, item_tower, **model)
     assert torch.equal(before, after)
+
+
+def test_a_table_of_too_many_ids_keeps_its_noise(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_start, "MAX_ALS_ITEMS", dataset.n_train_items)
+    before, after = begun(dataset)
+    assert torch.equal(before, after)
+
+
+def test_a_table_updated_by_rows_begins_like_a_dense_one(dataset: Dataset) -> None:
+    _, dense = begun(dataset)
+    _, by_rows = begun(dataset, sparse_update_from_rows=10)
+    assert torch.equal(dense, by_rows)
+    half = {"tables": {"item.id": {"update": "sparse", "dtype": "bf16"}}}
+    assert torch.equal(begun(dataset, **half)[1], dense.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("missing", ["order", "times"])

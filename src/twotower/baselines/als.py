@@ -19,6 +19,7 @@ from twotower.utils.types import Float
 
 L2, ALPHA, ITERATIONS = 10.0, 20.0, 15  # chosen by tuning on S3-Rec's split and on yelp2018
 MAX_ALS_USERS = 200_000  # limits time and memory of `item_vectors`
+MAX_ALS_ITEMS = 1_000_000  # more are not factorised before a training
 
 
 def interactions(dataset: Dataset) -> sparse.csr_matrix:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from twotower.baselines.als import item_vectors
+from twotower.baselines.als import MAX_ALS_ITEMS, item_vectors
 from twotower.data.dataset import Dataset
 from twotower.models.layers.tables import INIT_STD, RowTable
 from twotower.models.two_tower import TwoTower
@@ -20,16 +20,16 @@ from twotower.utils.config import Config
 def init_item_ids_from_als(model: TwoTower, dataset: Dataset, config: Config) -> None:
     """Fill the table of item ids with iALS item factors, scaled to the mean length of the random vectors that they replace.
 
-    With several processes the first one computes them. Tables that are updated by rows or hashed keep their random values: such
-    catalogues are too large to factorise first, and ids that share rows have no factors of their own.
+    With several processes the first one computes them, and each keeps its rows. The table keeps its random values if it has more than
+    `MAX_ALS_ITEMS` ids, which would take long to factorise, or if it is hashed: ids that share rows have no factors of their own.
     """
     table = model.tables.lookup("item.id")
-    if config.model.item_tower.id_init == "random" or isinstance(table, RowTable) or table.hashing is not None:
+    if config.model.item_tower.id_init == "random" or table.ids > MAX_ALS_ITEMS or table.hashing is not None:
         return
-    found = torch.zeros_like(table.weight)
+    width = table.weight.shape[1]
+    found = torch.zeros(table.rows, width, device=table.weight.device)
     if distributed.rank() == 0:
-        width = table.weight.shape[1]
         vectors = item_vectors(dataset, width, length=INIT_STD * width**0.5, seed=config.seed)
         found.copy_(torch.from_numpy(vectors[: table.ids]))
     distributed.all_reduce_sum([found])
-    table.weight.copy_(found)
+    table.weight.copy_(distributed.local_part(found) if isinstance(table, RowTable) else found)

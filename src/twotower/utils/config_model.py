@@ -67,8 +67,8 @@ class ItemTowerConfig(TowerConfig):
     """Settings of the item tower, which turns item features into a vector."""
 
     id_init: Literal["als", "random"] = "als"
-    """Initial values of the item id table. "als": item factors of iALS, fitted on the training part; "random". Tables that are
-    hashed or have `update: sparse` start random."""
+    """Initial values of the item id table. "als": item factors of iALS, fitted on the training part; "random". A table that is
+    hashed or has more than a million ids starts random."""
     neighbour_dropout: float = Field(0.3, ge=0, lt=1)
     """Share of an item's co-visited items hidden in training."""
 

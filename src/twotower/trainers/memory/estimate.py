@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from twotower.baselines.als import MAX_ALS_USERS
+from twotower.baselines.als import MAX_ALS_ITEMS, MAX_ALS_USERS
 from twotower.evaluation.evaluator import QUERIES_AT_ONCE
 from twotower.features.batches import FieldSpec
 from twotower.models.neural_retriever import BLOCK as ENCODED
@@ -142,7 +142,7 @@ def beginning_bytes(workload: WorkloadSizes, config: ResolvedConfig) -> int:
     """
     table = config.model.stored("item.id", workload.layout.items)
     hashed = table.max_rows is not None and workload.layout.items > table.max_rows
-    if config.model.item_tower.id_init == "random" or table.update == "sparse" or hashed:
+    if config.model.item_tower.id_init == "random" or workload.layout.items > MAX_ALS_ITEMS or hashed:
         return 0
     users = min(workload.layout.users, MAX_ALS_USERS)
     factors = F32 * config.model.user_tower.embedding_dim * (3 * workload.items + users)
