@@ -2,13 +2,14 @@
 
     python benchmarks/update.py town --periods 12
     python benchmarks/update.py ml100k --periods 4 --days 14
-    python benchmarks/update.py town --users 3000 --businesses 1500 --events 60000 --periods 53 --anew-every 13
+    python benchmarks/update.py town --users 6000 --businesses 2000 --events 120000 --periods 60 --anew-every 52 --ask-days 56
 
 The last periods of a set are kept back. The first model is trained on all events before them. At the start of each period, three
 systems are asked its questions: the first model with items refreshed every week; the model updated with the events since its last
 update (`twotower update`); and one trained anew on all events so far, with the recipe fixed. Each comes with the CPU seconds of its
 preparation, training, calibration and export. With `--anew-every N`, a model is trained anew, and the systems are asked, at each
-N-th period only. Prints a JSON line for each period and system, then the claims, which it appends to
+N-th period only; with `--ask-days D`, the questions are those of the D days from there on. Prints a JSON line for each period and
+system, then the claims with 95 % intervals of their ratio (paired bootstrap over users), which it appends to
 benchmarks/results/update.jsonl.
 """
 
@@ -37,6 +38,7 @@ from twotower.data.grown_dataset import grow
 from twotower.data.growth import plan_growth
 from twotower.data.new_rows import read_new_rows
 from twotower.errors import TrainingError, TwoTowerError
+from twotower.evaluation.bootstrap import resample
 from twotower.evaluation.evaluator import evaluate
 from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.new_data import source_of_tables
@@ -47,9 +49,11 @@ from twotower.trainers.calibration import refreshed_system
 from twotower.trainers.grown_checkpoint import grow_checkpoint
 from twotower.utils.config import Config, load_config, parse_config
 from twotower.utils.console import setup_logging
+from twotower.utils.types import Array
 
 METRIC = "NDCG@10"
 REFRESH_DAYS = 7.0
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -179,12 +183,14 @@ class _Questions:
     def __init__(self, given: argparse.Namespace, whole: Whole, folder: Path, starts: list[int]) -> None:
         self.given, self.whole, self.folder, self.starts = given, whole, folder, starts
         self.rows: list[Row] = []
+        self.values: dict[str, list[tuple[Array, Array]]] = {}  # of a system: users and values of each period
 
     def ask(self, number: int, system: str, run: Path, cpu_s: float) -> None:
         """Evaluate a run on the questions of a period, with all events before it and items refreshed every week."""
         manifest, work = run_manifest(run / "model"), self.folder / "asked"
         base, config = Dataset.open(Path(manifest.dataset)), manifest.config
-        new = {"events": self.whole.between(0, self.starts[number + 1])["events"]}
+        stop_s = self.starts[number] + (self.given.ask_days or self.given.days) * DAY_S
+        new = {"events": self.whole.between(0, stop_s)["events"]}
         source = source_of_tables(new, base)
         rows = read_new_rows(source.data, base, "the period", source.tables)
         growth = plan_growth(base, rows, valid_frac=1.0)
@@ -203,7 +209,9 @@ class _Questions:
             metrics=[METRIC],
             beyond_k=None,
         )
-        values = found.values[chosen, 0]
+        values, users = found.values[chosen, 0], grown.user_ids[held_out.queries.user_row[chosen]]
+        order = np.argsort(users, kind="stable")
+        self.values.setdefault(system, []).append((users[order], values[order]))
         row = {
             **{"set": self.given.set, "seed": self.given.seed, "period": number, "days": self.given.days, "system": system},
             **{"ndcg_10": round(float(values.mean()), 5), "questions": len(values), "cpu_s": round(cpu_s, 2)},
@@ -214,6 +222,15 @@ class _Questions:
         sys.stdout.flush()
         self.rows.append(row)
         shutil.rmtree(work)
+
+    def interval(self, system: str) -> list[float]:
+        """95 % interval of the quality of a system, relative to training anew; paired bootstrap over users."""
+        users, mine, anew = (
+            np.concatenate([pair[n] for pair in self.values[name]]) for n, name in ((0, system), (1, system), (1, "anew"))
+        )
+        _, user = np.unique(users, return_inverse=True)
+        draws = resample(np.stack([mine, anew], axis=1), user, RESAMPLES, self.given.seed)
+        return [round(float(end), 4) for end in np.percentile(draws[:, 0] / draws[:, 1], [2.5, 97.5])]
 
     def claims(self) -> list[Row]:
         """Quality and cost of the updates, relative to training anew, and quality of the frozen model."""
@@ -227,10 +244,13 @@ class _Questions:
         seed, name = self.given.seed, f"{self.given.set}, {self.given.periods - 1} periods of {self.given.days} days"
         anew, cost, last = mean("anew", "ndcg_10"), mean("anew", "cpu_s"), self.rows[-1]["period"]
         after, fresh = (next(row["ndcg_10"] for row in self.rows[-3:] if row["system"] == system) for system in ("updated", "anew"))
+        kept, frozen = ({"interval": self.interval(system)} for system in ("updated", "frozen"))
         return [
             claim(f"{METRIC} after {last} updates, {name}", after, "", "trained anew", fresh, seed, **shared),
-            claim(f"{METRIC} of updates, {name}", mean("updated", "ndcg_10"), "", "trained anew", anew, seed, **shared),
-            claim(f"{METRIC} of a frozen model, {name}", mean("frozen", "ndcg_10"), "", "trained anew", anew, seed, **shared),
+            claim(f"{METRIC} of updates, {name}", mean("updated", "ndcg_10"), "", "trained anew", anew, seed, **shared, **kept),
+            claim(
+                f"{METRIC} of a frozen model, {name}", mean("frozen", "ndcg_10"), "", "trained anew", anew, seed, **shared, **frozen
+            ),
             claim(f"CPU seconds of an update, {name}", mean("updated", "cpu_s"), "s", "trained anew", cost, seed, **shared),
         ]
 
@@ -241,6 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--periods", type=int, default=12, help="periods that are kept back (default: 12)")
     parser.add_argument("--days", type=int, default=7, help="length of a period (default: 7)")
     parser.add_argument("--anew-every", type=int, default=1, help="train anew and ask at each N-th period (default: 1)")
+    parser.add_argument("--ask-days", type=int, help="days of questions after a period's start (default: the period)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
     parser.add_argument("--results", type=Path, default=RESULTS / "update.jsonl", help="file the rows are appended to")
