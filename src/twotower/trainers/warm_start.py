@@ -20,8 +20,8 @@ from twotower.utils.config import Config
 def init_item_ids_from_als(model: TwoTower, dataset: Dataset, config: Config) -> None:
     """Fill the table of item ids with iALS item factors, scaled to the mean length of the random vectors that they replace.
 
-    With several processes the first one computes them, and each keeps its rows. The table keeps its random values if it has more than
-    `MAX_ALS_ITEMS` ids, which would take long to factorise, or if it is hashed: ids that share rows have no factors of their own.
+    With several processes the first one computes them, and each keeps its rows. A table of more than `MAX_ALS_ITEMS` ids keeps its
+    random values, because factors would take long; so does a hashed one, because ids that share rows have no factors of their own.
     """
     table = model.tables.lookup("item.id")
     if config.model.item_tower.id_init == "random" or table.ids > MAX_ALS_ITEMS or table.hashing is not None:
