@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setup_logging(quiet=True)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            rows = measure(given, Path(folder))
+            rows = measure(given, (given.folder or Path(folder)).absolute())
     except TwoTowerError as error:
         sys.stderr.write(f"update: error: {' '.join(str(error).split())}\n")
         return 2
@@ -88,10 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(given: argparse.Namespace, folder: Path) -> list[Row]:
     """The claims about a set; the row of each period and system is told when it is known."""
+    for name in ("raw", "all", "updated", "anew", "asked"):
+        shutil.rmtree(folder / name, ignore_errors=True)  # of an earlier measurement
     whole = opened(given, folder)
     end = int(pc.max(whole.events["time"]).as_py()) + 1
     starts = [end - given.days * DAY_S * (given.periods - number) for number in range(given.periods + 1)]
-    first, _ = trained(whole, starts[0], given.days, folder / "first")
+    first = folder / "first"
+    if not (first / "bundle").exists():
+        trained(whole, starts[0], given.days, first)
+    _moved(first)
     shutil.copytree(first, folder / "updated")
     _moved(folder / "updated")
     asked = _Questions(given, whole, folder, starts)
@@ -264,6 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ask-days", type=int, help="days of questions after a period's start (default: the period)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting")
+    parser.add_argument("--folder", type=Path, help="where the runs stay; a first model that is there is not trained again")
     parser.add_argument("--results", type=Path, default=RESULTS / "update.jsonl", help="file the rows are appended to")
     for name, size in {"users": 30_000, "businesses": 5_000, "events": 600_000}.items():
         parser.add_argument(f"--{name}", type=int, default=size, help=f"of the town (default: {size:,})")
