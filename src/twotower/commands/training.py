@@ -206,8 +206,9 @@ def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Pat
     from twotower.data.dataset import Dataset
     from twotower.pipeline.evaluate import run_manifest
     from twotower.pipeline.new_data import source_of_files, source_of_store
-    from twotower.pipeline.update import in_words, root_of
+    from twotower.pipeline.update import root_of
     from twotower.pipeline.update import update as update_run
+    from twotower.pipeline.update_share import in_words
 
     run = root_of(run)
     out = out or run

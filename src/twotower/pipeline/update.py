@@ -31,14 +31,13 @@ from twotower.data.new_rows import read_new_rows
 from twotower.data.train_events import Replay
 from twotower.errors import ConfigError, DataError, TrainingError, TwoTowerError
 from twotower.evaluation.bootstrap import intervals, resample
-from twotower.evaluation.evaluator import evaluate
 from twotower.pipeline.calibrate import calibrate_run
 from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.new_data import NewSource
 from twotower.pipeline.stages import Watch, fit_within
+from twotower.pipeline.update_share import Newest, take_best_share, worse_in_words
 from twotower.schema import ITEM_ID, TRAIN, UNKNOWN
 from twotower.trainers.base_trainer import TrainingState
-from twotower.trainers.calibration import refresh_interval_days, refreshed_system
 from twotower.trainers.grown_checkpoint import Start, grow_checkpoint
 from twotower.trainers.optimizer import choose_device
 from twotower.trainers.time_limit import TimeLimit
@@ -48,7 +47,6 @@ from twotower.utils.config import ResolvedConfig, load_config, parse_config
 from twotower.utils.console import log
 from twotower.utils.documents import CalibrationRecord
 from twotower.utils.manifests import BestValidation, RunManifest, UpdateRecord
-from twotower.utils.types import Float64
 
 PARTS = ("dataset", "model", "bundle")
 OF_A_RUN = (*PARTS, "manifest.json", "best.pt", "last.pt", "metrics.jsonl", "recipe", "recipe.json", "report.json", "report.html")
@@ -124,11 +122,13 @@ def _update(
     config = grow_checkpoint(model / "best.pt", base, grown, work / "model" / BEGIN, config)
     reached = _train(base, grown, config, work / "model", watch)
     begin = load_checkpoint(work / "model" / BEGIN)["model"]
+    newest = Newest(grown, config)
+    share = take_best_share(newest, begin, work / "model" / "best.pt")
     priors = {name.removeprefix("priors."): value for name, value in begin.items() if name.startswith("priors.")}
     calibration = _calibrate(grown, config, work / "model" / "best.pt", priors, manifest.calibration)
-    record = _compare(base, grown, config, work / "model", manifest, reached)
+    record = _compare(base, newest, work / "model", manifest, reached, share)
     if record.worse_frac > config.updating.max_worse_frac:
-        raise TrainingError(_worse(record, run))
+        raise TrainingError(worse_in_words(record, run))
     best = _write_manifest(work / "model", out, grown, config, reached, record, calibration)
     export_bundle(work / "model" / "best.pt", grown, work / "bundle", metrics=best)
     _carry_over(run, work)
@@ -216,18 +216,15 @@ def _calibrate(
 
 
 def _compare(
-    base: Dataset, grown: Dataset, config: ResolvedConfig, model: Path, manifest: RunManifest, reached: TrainingState
+    base: Dataset, newest: Newest, model: Path, manifest: RunManifest, reached: TrainingState, share: float
 ) -> UpdateRecord:
     """Compare the new model with the one before, both with refreshed items, on the newest events."""
-    metric = config.training.eval_metric
-    held_out = grown.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed).by_time()
-    every_days, values = refresh_interval_days(grown, held_out, config), list[Float64]()
-    for name, known in ((BEGIN, grown.known_to(base.n_train_items, base.n_train_users)), ("best.pt", grown)):
-        system = refreshed_system(load_trained(model / name, grown)[0], known, config, every_days)
-        found = evaluate(system, held_out, known, config.evaluation, metrics=[metric], beyond_k=None)
-        values.append(found.values[:, 0])
+    grown, config, queries = newest.dataset, newest.config, newest.held_out.queries
+    before_known = grown.known_to(base.n_train_items, base.n_train_users)
+    pairs = (BEGIN, before_known), ("best.pt", grown)
+    values = [newest.values(load_trained(model / name, grown)[0], known) for name, known in pairs]
     table = np.stack([*values, values[1] - values[0]], axis=1)
-    draws = resample(table, held_out.queries.user_row, config.evaluation.bootstrap_resamples, config.seed)
+    draws = resample(table, queries.user_row, config.evaluation.bootstrap_resamples, config.seed)
     before, after, difference = intervals(["before", "after", "difference"], table.mean(axis=0), draws).values()
     return UpdateRecord(
         number=1 if manifest.update is None else manifest.update.number + 1,
@@ -235,33 +232,14 @@ def _compare(
         new_events=len(grown.item_events) - len(base.item_events),
         new_users=grown.n_users - base.n_users,
         new_items=grown.n_items - base.n_items,
-        metric=metric,
+        metric=config.training.eval_metric,
         before=before.value,
         after=after.value,
         difference=difference,
         worse_frac=float((draws[:, 2] < 0).mean()),
-        queries=len(held_out.queries),
+        queries=len(queries),
         steps=reached.step,
-    )
-
-
-def in_words(record: UpdateRecord) -> str:
-    """Return what an update added and gained, as two lines."""
-    gained = record.difference
-    return (
-        f"{record.new_events:,} new events, {record.new_users:,} new users, {record.new_items:,} new items\n"
-        f"{record.metric} on the newest events ({record.queries:,} queries): {record.before:.4f} before, {record.after:.4f} after "
-        f"({gained.value:+.4f}, interval {gained.low:+.4f} to {gained.high:+.4f})"
-    )
-
-
-def _worse(record: UpdateRecord, run: Path) -> str:
-    gained = record.difference
-    return (
-        f"The new model is worse on the newest events: {record.metric} {record.after:.4f}, and {record.before:.4f} with the model "
-        f"before ({gained.value:+.4f}, interval {gained.low:+.4f} to {gained.high:+.4f}; worse in {record.worse_frac:.0%} of the "
-        f"resamples of {record.queries:,} queries). It was not published; {run} is as it was. Check the new data, lower "
-        "updating.learning_rate, or train again with all data."
+        share=share,
     )
 
 
