@@ -42,7 +42,7 @@ from twotower.trainers.grown_checkpoint import Start, grow_checkpoint
 from twotower.trainers.optimizer import choose_device
 from twotower.trainers.time_limit import TimeLimit
 from twotower.utils.atomic_files import atomic_file, replace_folder
-from twotower.utils.checkpoint import load_checkpoint
+from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import ResolvedConfig, load_config, parse_config
 from twotower.utils.console import log
 from twotower.utils.documents import CalibrationRecord
@@ -53,6 +53,8 @@ OF_A_RUN = (*PARTS, "manifest.json", "best.pt", "last.pt", "metrics.jsonl", "rec
 RECORD, BEGIN = "update.json", "start.pt"
 LEAST_QUERIES = 1000
 """Validation queries that are enough to fit the weights of the score again; fewer are, if the run itself had fewer."""
+CLEARLY_BETTER = 0.9
+"""Least share of the bootstrap resamples in which newly fitted weights of the score are better than those of the run."""
 
 
 def root_of(run: Path) -> Path:
@@ -125,7 +127,7 @@ def _update(
     newest = Newest(grown, config)
     share = take_best_share(newest, begin, work / "model" / "best.pt")
     priors = {name.removeprefix("priors."): value for name, value in begin.items() if name.startswith("priors.")}
-    calibration = _calibrate(grown, config, work / "model" / "best.pt", priors, manifest.calibration)
+    calibration = _calibrate(newest, work / "model" / "best.pt", priors, manifest.calibration)
     record = _compare(base, newest, work / "model", manifest, reached, share)
     if record.worse_frac > config.updating.max_worse_frac:
         raise TrainingError(worse_in_words(record, run))
@@ -204,15 +206,23 @@ def _train(base: Dataset, grown: Dataset, config: ResolvedConfig, out: Path, wat
 
 
 def _calibrate(
-    grown: Dataset, config: ResolvedConfig, checkpoint: Path, priors: dict[str, Tensor], last: CalibrationRecord | None
+    newest: Newest, checkpoint: Path, priors: dict[str, Tensor], last: CalibrationRecord | None
 ) -> CalibrationRecord | None:
-    """Fit the weights of the score again, or keep those of the run: a handful of new events says little about them."""
-    queries = len(grown.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed).queries)
-    enough = queries >= min(LEAST_QUERIES, last.queries if last else LEAST_QUERIES)
-    if not enough:
-        log.info("the weights of the score stay as they are: %d validation queries are too few to fit them", queries)
-    found = calibrate_run(config, grown, checkpoint, priors=priors, fit=enough)
-    return found if enough else last
+    """Fit the weights of the score again, and take them if they are clearly better than those of the run."""
+    grown, config, queries = newest.dataset, newest.config, newest.held_out.queries
+    calibrate_run(config, grown, checkpoint, priors=priors, fit=False)
+    if len(queries) < min(LEAST_QUERIES, last.queries if last else LEAST_QUERIES):
+        log.info("the weights of the score stay as they are: %d validation queries are too few to fit them", len(queries))
+        return last
+    kept, before = load_checkpoint(checkpoint), newest.values(load_trained(checkpoint, grown)[0], grown)
+    found = calibrate_run(config, grown, checkpoint, priors=priors)
+    gained = newest.values(load_trained(checkpoint, grown)[0], grown) - before
+    draws = resample(gained[:, None], queries.user_row, config.evaluation.bootstrap_resamples, config.seed)
+    if (better := float((draws > 0).mean())) >= CLEARLY_BETTER:
+        return found
+    log.info("the weights of the score stay as they are: the fitted ones are better in only %.0f%% of the resamples", 100 * better)
+    save_checkpoint(checkpoint, kept)
+    return last
 
 
 def _compare(
