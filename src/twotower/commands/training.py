@@ -208,7 +208,7 @@ def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Pat
     from twotower.pipeline.new_data import source_of_files, source_of_store
     from twotower.pipeline.update import root_of
     from twotower.pipeline.update import update as update_run
-    from twotower.pipeline.update_share import in_words
+    from twotower.pipeline.update_verdict import in_words
 
     run = root_of(run)
     out = out or run

@@ -35,7 +35,7 @@ from twotower.pipeline.calibrate import calibrate_run
 from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.new_data import NewSource
 from twotower.pipeline.stages import Watch, fit_within
-from twotower.pipeline.update_share import Newest, take_best_share, worse_in_words
+from twotower.pipeline.update_verdict import Newest, worse_in_words
 from twotower.schema import ITEM_ID, TRAIN, UNKNOWN
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.grown_checkpoint import Start, grow_checkpoint
@@ -125,10 +125,9 @@ def _update(
     reached = _train(base, grown, config, work / "model", watch)
     begin = load_checkpoint(work / "model" / BEGIN)["model"]
     newest = Newest(grown, config)
-    share = take_best_share(newest, begin, work / "model" / "best.pt")
     priors = {name.removeprefix("priors."): value for name, value in begin.items() if name.startswith("priors.")}
     calibration = _calibrate(newest, work / "model" / "best.pt", priors, manifest.calibration)
-    record = _compare(base, newest, work / "model", manifest, reached, share)
+    record = _compare(base, newest, work / "model", manifest, reached)
     if record.worse_frac > config.updating.max_worse_frac:
         raise TrainingError(worse_in_words(record, run))
     best = _write_manifest(work / "model", out, grown, config, reached, record, calibration)
@@ -225,9 +224,7 @@ def _calibrate(
     return last
 
 
-def _compare(
-    base: Dataset, newest: Newest, model: Path, manifest: RunManifest, reached: TrainingState, share: float
-) -> UpdateRecord:
+def _compare(base: Dataset, newest: Newest, model: Path, manifest: RunManifest, reached: TrainingState) -> UpdateRecord:
     """Compare the new model with the one before, both with refreshed items, on the newest events."""
     grown, config, queries = newest.dataset, newest.config, newest.held_out.queries
     before_known = grown.known_to(base.n_train_items, base.n_train_users)
@@ -249,7 +246,6 @@ def _compare(
         worse_frac=float((draws[:, 2] < 0).mean()),
         queries=len(queries),
         steps=reached.step,
-        share=share,
     )
 
 

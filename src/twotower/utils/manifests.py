@@ -153,8 +153,6 @@ class UpdateRecord(Document):
     queries: Count
     """Validation queries, all of the newest events."""
     steps: Count
-    share: float = Field(gt=0, le=1)
-    """Share of the change of the weights that was taken: the best one on these queries."""
 
 
 class RunManifest(_Seeded):

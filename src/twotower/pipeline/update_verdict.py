@@ -1,26 +1,16 @@
-"""Judge an updated model on the newest events, and decide how much of its change is taken."""
+"""Judge an updated model on the newest events."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
-from torch import Tensor
 
 from twotower.data.dataset import Dataset
 from twotower.evaluation.evaluator import evaluate
-from twotower.models.build import build_model
 from twotower.models.two_tower import TwoTower
 from twotower.trainers.calibration import refresh_interval_days, refreshed_system
-from twotower.trainers.weight_mix import mix_weights
-from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.config import ResolvedConfig
-from twotower.utils.console import log
 from twotower.utils.manifests import UpdateRecord
 from twotower.utils.types import Float64
-
-SHARES = (1.0, 0.5, 0.25)
 
 
 class Newest:
@@ -37,44 +27,13 @@ class Newest:
         return evaluate(system, self.held_out, known, self.config.evaluation, metrics=metrics, beyond_k=None).values[:, 0]
 
 
-def take_best_share(newest: Newest, before: Mapping[str, Tensor], checkpoint: Path) -> float:
-    """Mix the weights before and after an update by the best of `SHARES`, write them to the checkpoint, and return the share.
-
-    A checkpoint that was mixed before an interruption stays as it is.
-
-    Parameters
-    ----------
-    before
-        Weights from which the update started.
-    checkpoint
-        Checkpoint of the update; its weights are replaced.
-    """
-    state = load_checkpoint(checkpoint)
-    if "share" in state:
-        return float(state["share"])
-    mixes = {share: mix_weights(before, state["model"], share) for share in SHARES}
-    model, found = build_model(newest.dataset, newest.config).eval(), dict[float, float]()
-    for share, weights in mixes.items():
-        model.load_state_dict(weights)
-        found[share] = float(np.mean(newest.values(model, newest.dataset)))
-    best = max(found, key=lambda share: found[share])
-    log.info(
-        "%s on the newest events by the share of the change: %s",
-        newest.config.training.eval_metric,
-        ", ".join(f"{share:g} {value:.4f}" for share, value in found.items()),
-    )
-    save_checkpoint(checkpoint, {**state, "model": mixes[best], "share": best})
-    return best
-
-
 def in_words(record: UpdateRecord) -> str:
     """Return what an update added and gained, as two lines."""
     gained = record.difference
-    taken = "" if record.share == 1 else f"; {record.share:.0%} of the change of the weights"
     return (
         f"{record.new_events:,} new events, {record.new_users:,} new users, {record.new_items:,} new items\n"
         f"{record.metric} on the newest events ({record.queries:,} queries): {record.before:.4f} before, {record.after:.4f} after "
-        f"({gained.value:+.4f}, interval {gained.low:+.4f} to {gained.high:+.4f}{taken})"
+        f"({gained.value:+.4f}, interval {gained.low:+.4f} to {gained.high:+.4f})"
     )
 
 
