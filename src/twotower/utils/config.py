@@ -175,7 +175,7 @@ class UpdateConfig(Settings):
     history without a new event, for each window with one. 0: new events alone, which forgets."""
     num_epochs: int = Field(2, ge=1)
     """Number of epochs. An epoch has each new event once, and the replayed ones."""
-    learning_rate: float = Field(1.5e-4, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
     """Peak learning rate, reached after the warm-up; then it follows a cosine to zero."""
     valid_frac: float = Field(0.5, gt=0, lt=1)
     """Share of the new events, the newest ones, that validates. The next update trains on them."""
