@@ -86,18 +86,19 @@ def test_the_newest_events_validate_and_all_others_are_trained_on(shop_run: Path
     assert 0.4 < held.sum() / len(new) < 0.6
 
 
-def test_a_handful_of_new_events_leaves_the_weights_of_the_score(shop_run: Path) -> None:
-    def weights() -> dict[str, torch.Tensor]:
-        state = load_checkpoint(shop_run / "model" / "best.pt")["model"]
-        return {name: state[name] for name in ("priors.weights", "priors.recency", "priors.repeats")}
+def score_weights(run: Path) -> dict[str, torch.Tensor]:
+    state = load_checkpoint(run / "model" / "best.pt")["model"]
+    return {name: state[name] for name in ("priors.weights", "priors.recency", "priors.repeats")}
 
+
+def test_a_handful_of_new_events_leaves_the_weights_of_the_score(shop_run: Path) -> None:
     _, _, new, _ = frames()
     few = new[new["product"] == "P0060"].drop_duplicates("customer")[:12]
     assert len(few) == 12
     few.to_csv(shop_run.parent / "new" / "orders.csv", index=False)
-    before, record = weights(), run_manifest(shop_run / "model").calibration
+    before, record = score_weights(shop_run), run_manifest(shop_run / "model").calibration
     assert go_on(shop_run).queries < 12
-    after = weights()
+    after = score_weights(shop_run)
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert record is not None and run_manifest(shop_run / "model").calibration == record
 
@@ -108,6 +109,21 @@ def test_an_update_with_as_many_queries_as_the_run_fits_the_weights_of_the_score
     found = go_on(shop_run, overrides=["updating.valid_frac=0.9"])
     calibration = run_manifest(shop_run / "model").calibration
     assert found.queries >= record.queries and calibration is not None and calibration.queries == found.queries
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1])
+def test_fitted_weights_are_taken_only_if_they_are_better_in_enough_resamples(
+    shop_run: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    monkeypatch.setattr(module, "CLEARLY_BETTER", share)
+    before, record = score_weights(shop_run), run_manifest(shop_run / "model").calibration
+    found = go_on(shop_run, overrides=["updating.valid_frac=0.9", "updating.max_worse_frac=1"])
+    after, calibration = score_weights(shop_run), run_manifest(shop_run / "model").calibration
+    if share:
+        assert calibration == record and all(torch.equal(value, after[name]) for name, value in before.items())
+    else:
+        assert calibration is not None and calibration.queries == found.queries
+        assert not torch.equal(before["priors.weights"], after["priors.weights"])
 
 
 def test_new_users_and_new_items_get_lists(shop_run: Path) -> None:
