@@ -36,7 +36,7 @@ demo: $(USER) ## Simulate a town and walk the whole way, into runs/town: prepare
 wheelhouse: $(DEV) ## Fill wheelhouse/ with what a Kaggle notebook without internet lacks: upload it as a dataset
 	$(BIN)/python deploy/wheelhouse.py wheelhouse
 
-test: $(DEV) ## Run the default tests (eight minutes on two cores)
+test: $(DEV) ## Run the default tests, in several processes
 	$(PYTEST)
 
 coverage: $(DEV) ## Run all tests and report which lines and branches they reach, in other processes too

@@ -44,7 +44,8 @@ Lacking = Callable[[str], NoReturn]
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Run a test marked `alone` while no other test of this checkout runs, whichever worker it belongs to.
 
-    Every test holds a shared lock, a test marked `alone` an exclusive one. Who waits holds the door, so nobody overtakes.
+    Every test holds a shared lock, a test marked `alone` an exclusive one.
+    A waiting test keeps the door locked against all later ones.
     """
     locks = item.config.cache.mkdir("locks")  # type: ignore[union-attr]
     alone = item.get_closest_marker("alone") is not None
