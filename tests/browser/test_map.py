@@ -95,6 +95,28 @@ def test_pins_do_not_hide_one_another_and_every_item_is_in_one(visit: Open) -> N
 
 
 @slow
+def test_the_map_moves_at_once_for_those_who_want_no_motion(visit: Open) -> None:
+    page = visit(motion="reduce")
+    draw(page)
+    ready(page)
+    page.locator("#map").focus()
+    places = page.evaluate(
+        """async () => {
+          const pane = document.querySelector("#map .leaflet-map-pane");
+          const seen = new Set([pane.style.transform]);
+          const key = { key: "ArrowRight", code: "ArrowRight", keyCode: 39, bubbles: true };
+          document.querySelector("#map").dispatchEvent(new KeyboardEvent("keydown", key));
+          for (let n = 0; n < 40; n++) {
+            await new Promise(requestAnimationFrame);
+            seen.add(pane.style.transform);
+          }
+          return seen.size;
+        }"""
+    )
+    assert places == 2
+
+
+@slow
 def test_groups_are_never_nearer_than_the_gap(visit: Open) -> None:
     page = visit()
     nearest, members = page.evaluate(

@@ -9,6 +9,11 @@ import { core, distance, grouped, middle } from "./geo.js";
 import { Ground } from "./ground.js";
 
 const L = window.L;
+const CalmMap = L.Map.extend({
+  panBy(offset, options) {
+    return L.Map.prototype.panBy.call(this, offset, { animate: !calm(), ...options });
+  },
+});
 const GAP = 34; // pixels between two pins: their size with the number of further ones
 const LIST_ZOOM = 17; // from here on a shared pin opens a list, because zooming does not separate its items
 const at = (item) => [item.latitude, item.longitude];
@@ -25,7 +30,7 @@ export class ItemMap {
   constructor(root, { open, pin }) {
     Object.assign(this, { root, open, pin, lit: null, groundOf: undefined, others: [], pins: [], first: true });
     this.content = { recommended: [], history: [], events: [], near: null, radius: null };
-    this.map = L.map(root, {
+    this.map = new CalmMap(root, {
       zoomControl: false,
       attributionControl: false,
       zoomSnap: 0.25,
