@@ -43,9 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         if given.kills:
-            found = kill_often(given.bundle, Path(folder), given.kills, given.seed)
+            options, during = (), ""
+            if given.refresh_s is not None:
+                options, during = ("--refresh-s", str(given.refresh_s)), f", items refreshed every {given.refresh_s:g} s"
+            found = kill_often(given.bundle, Path(folder), given.kills, given.seed, options=options)
             sound = sound and not found["lost"] and not found["tracebacks"]
-            what = f"acknowledged events still there after {given.kills} kills"
+            what = f"acknowledged events still there after {given.kills} kills{during}"
             kept = found["acknowledged"] - found["lost"]
             more = {name: found[name] for name in ("start_s", "while_starting", "tracebacks")}
             done(claim(what, kept, "events", "acknowledged", found["acknowledged"], given.seed, **more))
@@ -234,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("other", type=Path, help="another bundle of the same dataset, for the reloads")
     parser.add_argument("--kills", type=int, default=200, help="0 leaves them out (default: 200)")
+    parser.add_argument("--refresh-s", type=float, help="time between refreshes of the items during the kills (default: the server's)")
     parser.add_argument("--minutes", type=float, default=30, help="of mixed load; 0 leaves them out (default: 30)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS / "serving_strength.jsonl", help="file the rows are appended to")

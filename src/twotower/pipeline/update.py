@@ -118,7 +118,7 @@ def _update(
     watch: Watch,
 ) -> UpdateRecord | None:
     manifest, base, config = opened
-    grown = _extended(base, source, config, work, _added_items(run, base))
+    grown = _extended(base, source, config, out, work, _added_items(run, base))
     if grown is None:
         return None
     config = grow_checkpoint(model / "best.pt", base, grown, work / "model" / BEGIN, config)
@@ -164,7 +164,9 @@ def _settings(manifest: RunManifest, overrides: Sequence[str]) -> ResolvedConfig
     return parse_config({**values, "updating": {**values["updating"], **wanted}}, ResolvedConfig)
 
 
-def _extended(base: Dataset, source: NewSource, config: ResolvedConfig, work: Path, added: pa.Table | None) -> Dataset | None:
+def _extended(
+    base: Dataset, source: NewSource, config: ResolvedConfig, out: Path, work: Path, added: pa.Table | None
+) -> Dataset | None:
     """Return the dataset with the new rows: that of an interrupted update, or a new one; None without a new event."""
     wanted = {"data": base.fingerprint, "source": list(source.identity), "updating": config.updating.model_dump(mode="json")}
     if source.identity and _read(work / RECORD) == wanted:
@@ -172,6 +174,7 @@ def _extended(base: Dataset, source: NewSource, config: ResolvedConfig, work: Pa
         for left in [*work.glob(".*.new"), *work.glob(".*.old")]:
             shutil.rmtree(left, ignore_errors=True)
         return Dataset.open(work / "dataset")
+    _take_rest(work, out)  # of an update that was killed after the exchange
     shutil.rmtree(work, ignore_errors=True)
     rows = read_new_rows(source.data, base, source.what, source.tables, added)
     growth = plan_growth(base, rows, valid_frac=config.updating.valid_frac)
