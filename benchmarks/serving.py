@@ -9,7 +9,8 @@ with inputs built beforehand. Rows:
 - median latency of sequential requests, over HTTP and without it;
 - the same with a filter that 1 % of the items match, against no filter;
 - the 99th percentile of the latency at half of the highest sustained rate, against 25 ms;
-- requests per second with many connections (answered in batches), against one connection.
+- requests per second with many connections (answered in batches), against one connection;
+- processor time of the server per response when it logs its answers, against a server that does not.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bare = bare_call(recommender, users)
         with Server(bundle, f"sqlite:{folder / 'events.sqlite'}", folder / "log", "--rate", "0") as server:
             rows = asyncio.run(measure(server, users, bare, recommender.index.kind, given))
+        rows.append(asyncio.run(cost_of_logging(bundle, folder, users, recommender.index.kind, given)))
     for row in rows:
         tell(row, given.results)
         sys.stderr.write(in_words(row))
@@ -115,6 +118,38 @@ async def measure(
             memory_mb=round(server.memory_mb()),
         ),
     ]
+
+
+async def cost_of_logging(bundle: Path, folder: Path, users: Sequence[str], kind: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Return the row of two servers in turn, of which one keeps its answers for 30 days and one keeps none."""
+    requests = [post("/v1/recommend", {"user": user, "k": K}) for user in users]
+    spent: dict[int, list[float]] = {30: [], 0: []}
+    rates: dict[int, list[float]] = {30: [], 0: []}
+    with ExitStack() as stack:
+        servers = {}
+        for days in spent:
+            options = ("--rate", "0", "--set", f"serving.keep_answers_days={days}")
+            servers[days] = stack.enter_context(
+                Server(bundle, f"sqlite:{folder / f'kept-{days}.sqlite'}", folder / "log", *options)
+            )
+        for number in range(ROUNDS + 1):
+            for days, server in servers.items():
+                before = server.processor_s()
+                load = await closed(server.port, requests, connections=8, seconds=given.seconds / 2)
+                await asyncio.sleep(0.5)  # what it still has to write
+                if number:  # the first round warms up
+                    spent[days].append(1000 * (server.processor_s() - before) / len(load.seconds))
+                    rates[days].append(load.rate)
+    return claim(
+        f"processor time per response, answers logged; {given.items:,} items, dimension {given.dim}, index {kind}",
+        statistics.median(spent[30]),
+        "ms",
+        "answers not logged",
+        statistics.median(spent[0]),
+        given.seed,
+        rate=round(statistics.median(rates[30])),
+        rate_without=round(statistics.median(rates[0])),
+    )
 
 
 def profile(stages: Sequence[dict[str, float]]) -> dict[str, float]:

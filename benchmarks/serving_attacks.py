@@ -77,20 +77,15 @@ def quantile_ms(seconds: Sequence[float], share: float) -> float:
     return 1000 * ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
 
-def processor_s(server: Server) -> float:
-    """Return the processor seconds of all threads of a server."""
-    return time.clock_gettime((~server.process.pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
-
-
 def polite(server: Server, noticed: Noticed, pause_s: float = 0.05) -> None:
     """Ask for recommendations and for readiness once."""
     for method, path, body in (("POST", "/v1/recommend", b'{"k": 10}'), ("GET", "/health/ready", None)):
-        began, used = time.perf_counter(), processor_s(server)
+        began, used = time.perf_counter(), server.processor_s()
         try:
             status, _ = ask(server.port, method, path, body, POLITE)
             if status == 200:
                 noticed.seconds.append(time.perf_counter() - began)
-                noticed.processor_s.append(processor_s(server) - used)
+                noticed.processor_s.append(server.processor_s() - used)
             else:
                 noticed.failures.append(str(status))
         except OSError as error:

@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("other", type=Path, help="another bundle of the same dataset, for the reloads")
     parser.add_argument("--kills", type=int, default=200, help="0 leaves them out (default: 200)")
-    parser.add_argument("--refresh-s", type=float, help="time between refreshes of the items during the kills (default: the server's)")
+    parser.add_argument("--refresh-s", type=float, help="between refreshes of the items during the kills (default: the server's)")
     parser.add_argument("--minutes", type=float, default=30, help="of mixed load; 0 leaves them out (default: 30)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS / "serving_strength.jsonl", help="file the rows are appended to")

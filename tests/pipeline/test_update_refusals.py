@@ -21,6 +21,7 @@ from twotower.pipeline.new_data import NewSource, source_of_files
 from twotower.pipeline.stages import Watch, run_all
 from twotower.pipeline.update import update
 from twotower.trainers.callbacks import Callback, Training
+from twotower.utils.atomic_files import replace_folder
 from twotower.utils.config import parse_config
 
 from .conftest import SETTINGS, base_of, content, copied, go_on, same_weights
@@ -106,7 +107,7 @@ def test_a_worse_model_is_not_published(origin: Path, tmp_path: Path, capsys: py
     run = tmp_path / "run"
     run_all(parse_config(alone), run)
     before = content(run)
-    ruin = ["--set", "updating.learning_rate=1.0", "--set", "updating.replay=0", "--set", "updating.num_epochs=6"]
+    ruin = ["--set", "updating.learning_rate=1.0", "--set", "updating.replay_frac=0", "--set", "updating.num_epochs=6"]
     assert main(["update", str(run), "--data", str(origin / "new"), *ruin]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "The new model is worse on the newest events" in said and "not published" in said
@@ -145,53 +146,31 @@ def test_one_update_at_a_time(shop_run: Path, capsys: pytest.CaptureFixture[str]
     go_on(shop_run)
 
 
-KILLING = """
-import json, os, random, signal, sys, time
-from pathlib import Path
-import twotower.pipeline.update
-from twotower.cli import main
-from twotower.client import Client
-from twotower.bundle.bundle import load_bundle
-
-run, whole, new = sys.argv[1:]
-sys.stdout = open(os.devnull, "w")
-
-def start(folder):
-    child = os.fork()
-    if child == 0:
-        os._exit(main(["--quiet", "update", folder, "--data", new]))
-    return child
-
-began = time.monotonic()
-assert os.waitpid(start(whole), 0)[1] == 0
-needed, moments, stages, killed = time.monotonic() - began, random.Random(0), [], 0
-while killed < 30:
-    child = start(run)
-    time.sleep(moments.uniform(0.02, needed / 4))
-    if os.waitpid(child, os.WNOHANG)[0]:
-        break
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    killed += 1
-    work = Path(run).with_name(".run.update")
-    stages.append(sorted(str(file.relative_to(work)) for file in work.glob("*/*.pt")) if work.is_dir() else None)
-    load_bundle(Path(run) / "bundle")
-code = os.waitpid(start(run), 0)[1]
-sys.stderr.write(json.dumps({"killed": killed, "stages": stages, "code": code}))
-"""
-
-
 @pytest.mark.slow
-def test_killed_at_random_moments_the_run_stays_whole_and_the_update_goes_on(shop_run: Path, origin: Path, tmp_path: Path) -> None:
-    whole = copied(origin, tmp_path / "whole")
-    command = [sys.executable, "-c", KILLING, str(shop_run), str(whole), str(origin / "new")]
+def test_killed_at_random_moments_the_run_stays_whole_and_the_update_goes_on(origin: Path, tmp_path: Path) -> None:
+    script, rows = Path(__file__).parents[2] / "benchmarks" / "update_kills.py", tmp_path / "rows"
+    command = [sys.executable, str(script), str(origin / "run"), str(origin / "new"), "--kills", "12", "--results", str(rows)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=570, check=False)
-    told = json.loads(done.stderr.splitlines()[-1])
-    assert told["code"] == 0 and told["killed"] >= 3
-    assert content(shop_run / "bundle") == content(whole / "bundle")
-    assert content(shop_run / "dataset") == content(whole / "dataset")
-    assert same_weights(shop_run / "model" / "best.pt", whole / "model" / "best.pt")
-    assert not list(tmp_path.glob(".run.update"))
+    row = json.loads(rows.read_text())
+    assert done.returncode == 0 and row["figure"] == 12, done.stderr
+    assert row["by_time"] and row["at_changes"] and row["updates"], row
+
+
+def test_a_kill_between_the_exchange_and_the_end_loses_nothing_of_the_run(shop_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came into the old folder just before the exchange is taken over by the next update."""
+
+    def exchange(fresh: Path, out: Path) -> None:
+        (out / "events.sqlite-wal").write_text("acknowledged")
+        replace_folder(fresh, out)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "replace_folder", exchange)
+        with pytest.raises(KeyboardInterrupt):
+            go_on(shop_run)
+    assert go_on(shop_run) is None, "the new run has the events"
+    assert (shop_run / "events.sqlite-wal").read_text() == "acknowledged"
+    assert not list(shop_run.parent.glob(".*.update"))
 
 
 def test_a_source_without_an_identity_is_never_resumed(shop_run: Path) -> None:

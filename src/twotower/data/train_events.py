@@ -22,24 +22,23 @@ class Replay:
     ----------
     fresh_from_s
         Events from this second on are new; the model has been trained on the earlier ones.
-    old_per_new
-        Old members of an epoch for each new one; see `Objective`.
+    old_frac
+        Share of the old members that an epoch has; see `Objective`.
     """
 
     fresh_from_s: int
-    old_per_new: float
+    old_frac: float
 
     def chosen(self, members: Int, fresh: Mask, rng: np.random.Generator) -> Int:
         """Return the fresh members and a random sample of the others.
 
         Examples
         --------
-        >>> Replay(0, 1.0).chosen(np.arange(3), np.array([True, False, True]), np.random.default_rng(0)).tolist()
-        [0, 2, 1]
+        >>> Replay(0, 0.5).chosen(np.arange(4), np.array([False, False, True, True]), np.random.default_rng(0)).tolist()
+        [2, 3, 1]
         """
         old = members[~fresh]
-        size = min(round(self.old_per_new * int(fresh.sum())), len(old))
-        return np.concatenate([members[fresh], rng.choice(old, size, replace=False)])
+        return np.concatenate([members[fresh], rng.choice(old, round(self.old_frac * len(old)), replace=False)])
 
 
 class TrainEvents:

@@ -201,7 +201,7 @@ def _train(base: Dataset, grown: Dataset, config: ResolvedConfig, out: Path, wat
             "There are too few new events: all of them validate, and none is left to train on. Nothing was changed. Give more "
             "events, or lower updating.valid_frac."
         )
-    start = Start(out / BEGIN, Replay(split_moment(base, "valid"), config.updating.replay))
+    start = Start(out / BEGIN, Replay(split_moment(base, "valid"), config.updating.replay_frac))
     resume, device = (out / "last.pt").is_file(), choose_device(config.training.device)
     called = [TimeLimit(config.training.max_hours), *watch.callbacks]
     return fit_within(grown, device, watch, config, out, resume, 1.0, "update", called, start)

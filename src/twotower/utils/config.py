@@ -170,9 +170,9 @@ class EvaluationConfig(Settings):
 class UpdateConfig(Settings):
     """Training that goes on with new events (`twotower update`)."""
 
-    replay: float = Field(1.0, ge=0)
-    """Old training events that are trained again for each new one, drawn anew in each epoch. With `next_event`: windows of a
-    history without a new event, for each window with one. 0: new events alone, which forgets."""
+    replay_frac: float = Field(0.1, ge=0, le=1)
+    """Share of the old training events that an epoch trains again, drawn anew in each. With `next_event`: share of the windows of
+    a history without a new event. 0: new events alone, which forgets."""
     num_epochs: int = Field(2, ge=1)
     """Number of epochs. An epoch has each new event once, and the replayed ones."""
     learning_rate: float = Field(5e-4, gt=0)
