@@ -11,7 +11,6 @@ retire      another process takes over: nothing is accepted, requests in progres
 from __future__ import annotations
 
 import asyncio
-import errno
 import resource
 import socket
 import ssl
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp
 
+from twotower.serving.acceptor import Acceptor
 from twotower.serving.clients import Clients, take
 from twotower.serving.http_connection import RESERVED_PATHS, Connection
 from twotower.serving.http_cycle import as_bytes
@@ -36,9 +36,7 @@ from twotower.utils.console import log
 WATCHING_PER_CLIENT = 4  # health checks and metrics of a client in progress; they do not wait for its other requests
 CROWD_IDLE_S = 1.0  # keep-alive time when more than half of the connections are in use
 OTHER_FILES = 96  # descriptors for everything but connections
-ACCEPTED_AT_ONCE = 1.0
 PASS_ON_AGAIN_S = 0.005
-ADMITTED, TURNED_AWAY = 0.25, 0.03  # cost of a connection, as a share of the work between two turns of the event loop
 
 
 class Successors(Protocol):
@@ -87,7 +85,7 @@ class HttpServer:
         self.loop = asyncio.get_running_loop()
         self.stopping = self.retired = False
         self._successors = successors
-        self._accepting: list[asyncio.Task[None]] = []
+        self._acceptor = Acceptor(self.loop, self._take, self._complain)
         self._on_refusal, self._on_stop = on_refusal, on_stop
         self._connections: dict[Connection, None] = {}
         self._reserved: dict[Connection, None] = {}
@@ -120,7 +118,7 @@ class HttpServer:
             Returns True if load balancers get the time to notice that readiness is down.
         """
         listen(sockets)
-        self._accepting = [self.loop.create_task(self._accept(listening)) for listening in sockets]
+        self._acceptor.start(sockets)
         if self._successors is not None:
             self._successors.receive(self.loop, self.adopt)
         await stop.wait()
@@ -129,22 +127,20 @@ class HttpServer:
         self._on_stop()
         if delay():
             await asyncio.sleep(self.limits.drain_delay_s)
-        await self._refuse_more()
+        self._refuse_more()
         for listening in sockets:
             listening.close()
         await self._drain(end)
 
-    async def _refuse_more(self) -> None:
-        for task in self._accepting:
-            task.cancel()
-        await asyncio.gather(*self._accepting, return_exceptions=True)
+    def _refuse_more(self) -> None:
+        self._acceptor.stop()
         if self._successors is not None:
             self._successors.receive_no_more(self.loop)
 
     async def retire(self) -> None:
         """Accept nothing more, and pass every idle connection on to the successors, now and after each response."""
         self.retired = True
-        await self._refuse_more()
+        self._refuse_more()
         for connection in [*self._connections, *self._reserved]:
             self.waits(connection)
         while any(one.idle and not one.lingering and not one.lost for one in [*self._connections, *self._reserved]):
@@ -194,29 +190,14 @@ class HttpServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _accept(self, listening: socket.socket) -> None:
-        left = ACCEPTED_AT_ONCE
-        while True:
-            if left <= 0:
-                await asyncio.sleep(0)  # open connections get their turn
-                left = ACCEPTED_AT_ONCE
-            try:
-                accepted, address = await self.loop.sock_accept(listening)
-            except OSError as error:  # such as no descriptors left
-                if error.errno != errno.ECONNABORTED:
-                    self._complain("cannot accept connections: %s", error)
-                    await asyncio.sleep(0.1)
-                continue
-            try:
-                connection = self._admit(address[0] if isinstance(address, tuple) else "")
-                left -= TURNED_AWAY if connection is None else ADMITTED
-                if connection is None:
-                    self._turn_away(accepted)
-                else:
-                    self.start(self._connect(accepted, connection))
-            except Exception:  # a defect must not end the loop
-                log.exception("a connection failed")
-                accepted.close()
+    def _take(self, accepted: socket.socket, host: str, tell: bool) -> bool:
+        """Admit a connection, or turn it away."""
+        connection = self._admit(host)
+        if connection is None:
+            self._turn_away(accepted, tell=tell)
+        else:
+            self.start(self._connect(accepted, connection))
+        return connection is not None
 
     def _admit(self, host: str, *, new: bool = True) -> Connection | None:
         """Return an admitted connection, if necessary after closing an idle one; None if none can be admitted."""
@@ -259,13 +240,12 @@ class HttpServer:
             accepted.close()
             self.leave(connection)
 
-    def _turn_away(self, accepted: socket.socket) -> None:
+    def _turn_away(self, accepted: socket.socket, *, tell: bool = True) -> None:
         """Close a connection that was not admitted."""
         self.refused("busy")
         with accepted:
-            if self.tls is None:
+            if tell and self.tls is None:
                 with suppress(OSError):
-                    accepted.setblocking(False)
                     accepted.send(self._full_response)
 
     def leave(self, connection: Connection) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from twotower.errors import ConfigError
 from twotower.utils.console import log
 
-BACKLOG = 2048
+BACKLOG = 65_535  # the kernel takes at most net.core.somaxconn; a full queue would delay others by a second and more
 SOCKET_RIGHTS = 0o660
 
 
