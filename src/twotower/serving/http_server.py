@@ -1,4 +1,4 @@
-"""Accept connections within their limits, and stop in order: readiness first, then idle connections, then the rest.
+"""Admit connections within their limits, and stop in order: readiness first, then idle connections, then the rest.
 
 accept      a client has at most `connections_per_client`; all together have `connections`. Above that, the longest idle
             connection ends, or the new one is reserved for health checks and metrics
