@@ -3,9 +3,9 @@
     python benchmarks/update_kills.py RUN NEW --kills 100
 
 RUN is the folder of a `twotower run`, NEW has events that came after it; copies of the run are updated. Half of the kills come
-after a random time, the others at a random change of the file system, such as a rename: most of these are near the publication of
-the new bundle. After each kill, the bundle must be that from before the update or the complete new one. The update is then repeated
-until it ends; its weights must equal those of an update that was never killed.
+after a random time, the others at a random change of the file system, such as a rename. After each kill, the bundle must be that
+from before the update or the complete new one. The update is then repeated until it ends; its weights must equal those of an update
+that was never killed.
 """
 
 from __future__ import annotations
