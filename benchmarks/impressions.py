@@ -4,8 +4,8 @@
 
 Simulates a small town with shown lists for each seed, trains the any-event recipe on narrow towers with each
 `training.negative_weight`, fits the weights of the score on the validation part, and ranks the whole catalogue for all queries of
-the test part. The choices from the lists are events of every arm. Prints NDCG@10 by seed, and mean and standard deviation of each
-weight. Some minutes on one core.
+the test part. The choices from the lists are events of every arm. Prints NDCG@10 by seed, and appends a row with the mean of each
+weight beside that of ignoring impressions (0, the first weight) to benchmarks/results/impressions.jsonl. Some minutes on one core.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import RESULTS, claim, in_words, tell
 
 from twotower.bundle.bundle import load_trained
 from twotower.data.dataset import Dataset
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--weights", default="0,0.1,1")
+    parser.add_argument("--results", type=Path, default=RESULTS / "impressions.jsonl", help="file the rows are appended to")
     asked = parser.parse_args(arguments)
     seeds, weights = [int(seed) for seed in asked.seeds.split(",")], [float(weight) for weight in asked.weights.split(",")]
     table = np.zeros((len(weights), len(seeds)))
@@ -78,8 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 table[row, column] = measured(Dataset.open(data), config, Path(folder) / f"run-{weight}")
                 print(f"seed {seed}: negative_weight {weight:g}: NDCG@10 {table[row, column]:.4f}", flush=True)
     for weight, row in zip(weights, table, strict=True):
-        spread = row.std(ddof=1) if len(row) > 1 else 0.0
-        print(f"negative_weight {weight:g}: NDCG@10 {row.mean():.4f} ± {spread:.4f}")
+        gains = {"by_seed": row.round(4).tolist(), "gain_by_seed": (row - table[0]).round(4).tolist()}
+        against = f"with weight {weights[0]:g}"
+        found = claim(f"NDCG@10 with impressions of weight {weight:g}", row.mean(), "", against, table[0].mean(), seeds[0], **gains)
+        tell(found, asked.results)
+        print(in_words(found), end="")
     return 0
 
 

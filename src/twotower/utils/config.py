@@ -179,9 +179,10 @@ class UpdateConfig(Settings):
     """Peak learning rate, reached after the warm-up; then it follows a cosine to zero."""
     valid_frac: float = Field(0.5, gt=0, lt=1)
     """Share of the new events, the newest ones, that validates. The next update trains on them."""
-    max_worse_frac: float = Field(0.9, ge=0, le=1)
+    max_worse_frac: float = Field(0.975, ge=0, le=1)
     """The new model is not published if it is worse than the one before in a larger share of bootstrap resamples of the validation
-    queries. 0.5: any lower metric is refused; 1: none is."""
+    queries. The default refuses it where the 95 % interval of the difference lies below zero. 0.5: any lower metric is refused;
+    1: none is."""
 
 
 class Config(Settings):
