@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setup_logging(quiet=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = make_bundle(folder, given.items, given.dim, given.seed)
+        bundle = given.bundle or make_bundle(folder, given.items, given.dim, given.seed)
         if given.tune:
             tune_index(bundle)
         recommender = Recommender.load(bundle)
@@ -250,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=150_000)
     parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--bundle", type=Path, help="bundle of that size to use instead of a made-up one")
     parser.add_argument("--tune", action="store_true", help="choose the index first: some minutes")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each load (default: 5)")
     parser.add_argument("--seed", type=int, default=0)

@@ -25,7 +25,7 @@ from twotower.serving.sqlite_store import SHARED_WAIT_S, lock_file
 from twotower.utils.console import log
 
 EVENT = Event("a", "u", "b", 1)
-ANSWER = LoggedAnswer("r", 1, "v", "u", ["b"], [1.0], {"k": 1})
+ANSWER = LoggedAnswer("r", 1, "v", "u", ["b"], [1.0], '{"k":1}')
 
 
 @pytest.fixture

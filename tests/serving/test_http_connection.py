@@ -362,6 +362,39 @@ def test_requests_of_a_client_in_progress_are_bounded_and_others_wait_unread() -
             time.sleep(0.01)
 
 
+def test_the_requests_in_progress_are_shared_between_clients() -> None:
+    most = {"running_per_client": 6, "connections": 60, "connections_per_client": 20}
+    with running(SHORT.model_copy(update=most)) as server, ExitStack() as stack:
+
+        def send(address: str, count: int) -> None:
+            for _ in range(count):
+                stack.enter_context(server.connect(address)).sendall(GET.replace(b"/ ", b"/slow "))
+
+        def becomes(expected: dict[str, int]) -> bool:
+            end = time.monotonic() + 5
+            while server.server._running != expected and time.monotonic() < end:
+                time.sleep(0.005)
+            return server.server._running == expected
+
+        send("127.0.0.2", 16)
+        assert becomes({"127.0.0.2": 6}), "alone"
+        send("127.0.0.3", 9)
+        assert becomes({"127.0.0.2": 3, "127.0.0.3": 3})
+        send("127.0.0.4", 1), send("127.0.0.5", 1)
+        assert becomes({"127.0.0.2": 2, "127.0.0.3": 2}), "at least two, and the others have had their answers at once"
+        assert becomes({}) and not server.server._lines
+
+
+def test_a_response_that_a_client_does_not_read_holds_up_none_of_its_other_requests() -> None:
+    limits = SHORT.model_copy(update={"running_per_client": 1, "held_bytes_per_client": 2 * LARGE, "write_timeout_s": 5})
+    with running(limits) as server, server.connect() as unread:
+        unread.sendall(GET.replace(b"/ ", b"/large "))
+        assert unread.recv(1)
+        began = time.perf_counter()
+        assert server.ask(GET)[0] == 200 and time.perf_counter() - began < 2
+        assert not server.server._running
+
+
 def test_health_checks_of_a_client_are_bounded_apart_from_its_other_requests() -> None:
     limits = SHORT.model_copy(update={"connections": 30, "connections_per_client": 20})
     with running(limits) as server, ExitStack() as stack:
@@ -372,7 +405,7 @@ def test_health_checks_of_a_client_are_bounded_apart_from_its_other_requests() -
         assert server.ask(GET)[0] == 200 and server.ask(GET.replace(b"/ ", b"/metrics "), "127.0.0.2")[0] == 200
         assert server.server._lines, "neither other requests of the client nor health checks of others wait"
         assert [answer_of(client)[0] for client in slow] == [200] * len(slow)
-        assert time.perf_counter() - began > 1.5, "in three groups"
+        assert time.perf_counter() - began > 1.5, "one after the other"
 
 
 def test_the_longest_idle_connection_gives_way(server: Running) -> None:

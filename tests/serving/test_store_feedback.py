@@ -27,7 +27,7 @@ from twotower.serving.event_types import (
 from twotower.utils.atomic_files import atomic_file
 
 Opener = Callable[..., EventStore]
-ANSWER = LoggedAnswer("r1", 1_000, "v1", "u", ["a", "b"], [0.9, 0.1], {"k": 2})
+ANSWER = LoggedAnswer("r1", 1_000, "v1", "u", ["a", "b"], [0.9, 0.1], '{"k":2}')
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -182,7 +183,8 @@ def _ranked(
 
 
 def _request(answer: LoggedAnswer, history: dict[str, list[HistoryEvent]], to: Recommender, explore: float) -> Request:
-    request = RecommendIn.model_validate({**answer.request, "user": answer.user}).request(explore=NEVER if explore else 0.0)
+    body = RecommendIn.model_validate({**json.loads(answer.request), "user": answer.user})
+    request = body.request(explore=NEVER if explore else 0.0)
     before = history.get(answer.user or "", [])
     before = before[: bisect_left(before, answer.time_s, key=lambda event: event.time_s or 0)]
     own = tuple(event for event in request.history if to.reader.items.row(event.item_id) != UNKNOWN)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -18,6 +19,7 @@ from twotower.utils.config_serving import Limits
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 WATCH_RATE, WATCH_BURST = 50.0, 300.0  # of health checks, metrics and files of the page, apart from other requests
 ARRIVALS_PER_S, ARRIVALS_BURST = 100.0, 512.0  # new connections of a client
+MAX_FLOODING = 4096  # clients whose next connection is known to be too early
 BYTES_PER_TOKEN = 4096
 """A request of this size takes one more request from the client's bucket, before it is read."""
 
@@ -38,6 +40,7 @@ class Clients:
         self.rates = RateLimiter(limits.rate, limits.bucket)
         self.watching = RateLimiter(WATCH_RATE if limits.rate else 0, WATCH_BURST)
         self._arrivals = RateLimiter(ARRIVALS_PER_S if limits.rate else 0, ARRIVALS_BURST)
+        self._arrive_again_s: dict[str, float] = {}
         self._trusted, self._unix = [_network(text) for text in trusted], unix
         self._connections: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -75,7 +78,17 @@ class Clients:
 
     def arrives(self, address: str) -> bool:
         """Count a new connection. Return False if the client opens them too fast."""
-        return self.trusts(address) or not self._arrivals.wait_s(_group(address))
+        if self.trusts(address):
+            return True
+        client, now = _group(address), time.monotonic()
+        if self._arrive_again_s.get(client, 0.0) > now:  # a flood: the shared table with its locks would double its cost
+            return False
+        if not (wait := self._arrivals.wait_s(client, now=now)):
+            return True
+        if len(self._arrive_again_s) >= MAX_FLOODING:
+            self._arrive_again_s.clear()
+        self._arrive_again_s[client] = now + wait
+        return False
 
     def enter(self, address: str) -> bool:
         """Count a connection. Return False, and count nothing, if the client has as many as it may."""

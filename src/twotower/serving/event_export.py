@@ -6,7 +6,6 @@ and `request`. The file appears at once, complete.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -125,7 +124,7 @@ def answer_table(answers: list[LoggedAnswer]) -> pa.Table:
             "user_id": one.user,
             "items": one.items,
             "propensity": one.propensity,
-            "request": json.dumps(one.request, ensure_ascii=False),
+            "request": one.request,
         }
         for one in answers
     ]

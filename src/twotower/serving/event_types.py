@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-from twotower.utils.types import Json
 
 PAGE = 10_000  # entries read at once
 ANSWERS_PAGE = 1000  # answers read at once
@@ -90,7 +88,7 @@ class LoggedAnswer:
     propensity
         For each item, the probability that the list contains it.
     request
-        Body of the request, without the user.
+        Body of the request, without the user, as JSON text: as objects it takes several times the memory.
     """
 
     request_id: str
@@ -99,7 +97,7 @@ class LoggedAnswer:
     user: str | None
     items: list[str]
     propensity: list[float]
-    request: Json
+    request: str
 
 
 Entry = tuple[str, Event | Forgotten | None]
@@ -215,14 +213,22 @@ def answer_as_json(answer: LoggedAnswer) -> str:
 
     Examples
     --------
-    >>> answer = LoggedAnswer("r-1", 1_700_000_000, "391d870b9d51", None, ["P0001"], [1.0], {"k": 1})
+    >>> answer = LoggedAnswer("r-1", 1_700_000_000, "391d870b9d51", None, ["P0001"], [1.0], '{"k":1}')
+    >>> answer_as_json(answer)[-19:]
+    ',"request":{"k":1}}'
     >>> answer_from_json(answer_as_json(answer)) == answer
     True
     """
-    return json.dumps(asdict(answer), ensure_ascii=False, separators=(",", ":"))
+    fields = {name: getattr(answer, name) for name in LoggedAnswer.__slots__ if name != "request"}
+    return f'{_compact(fields)[:-1]},"request":{answer.request}}}'
 
 
 def answer_from_json(text: str) -> LoggedAnswer:
     """Return the answer that `answer_as_json` wrote. Further fields are ignored."""
     fields: dict[str, Any] = json.loads(text)
+    fields["request"] = _compact(fields["request"])
     return LoggedAnswer(**{name: fields[name] for name in LoggedAnswer.__slots__})
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -70,7 +70,7 @@ class Feedback:
         if len(self._buffer) >= MAX_BUFFERED:
             self.meters.answers_logged("dropped", 1)
             return
-        asked = body.model_dump(mode="json", exclude={"user"}, exclude_defaults=True)
+        asked = body.model_dump_json(exclude={"user"}, exclude_defaults=True)
         names = [str(item.item_id) for item in items]
         answer = LoggedAnswer(request_id, int(time.time()), version, body.user, names, list(propensity), asked)
         self._recent[request_id] = answer

@@ -93,12 +93,17 @@ class Cycle:
         try:
             await self.server.application(self.request.scope, self.receive, self.send)
         finally:
-            if self.request.line is not None:
-                self.server.ended(self.request.line)
+            self._computed()
             if not self.abandoned:
                 if not self.complete:
                     self.connection.abort()
                 self.connection.done(self.request)
+
+    def _computed(self) -> None:
+        """Let the next request of the client begin. How slowly it reads this response is its own affair."""
+        line, self.request.line = self.request.line, None
+        if line is not None:
+            self.server.ended(line)
 
     def abandon(self) -> None:
         """The connection has ended the request itself: the application is told that the client has gone."""
@@ -135,6 +140,7 @@ class Cycle:
         if message["type"] == "http.response.start":
             self._head = message
             self.started = True
+            self._computed()
             return
         body, more = message.get("body", b""), message.get("more_body", False)
         parts = []

@@ -33,7 +33,8 @@ from twotower.serving.refusals import error_body
 from twotower.utils.config_serving import Limits
 from twotower.utils.console import log
 
-WATCHING_PER_CLIENT = 4  # health checks and metrics of a client in progress; they do not wait for its other requests
+LEAST_RUNNING = 2  # of a client, however many others send requests: one that waits for its body does not hold up the rest
+WATCHING, WATCHING_PER_CLIENT = " watching", 1  # health checks and metrics of a client do not wait for its other requests
 CROWD_IDLE_S = 1.0  # keep-alive time when more than half of the connections are in use
 OTHER_FILES = 96  # descriptors for everything but connections
 PASS_ON_AGAIN_S = 0.005
@@ -230,6 +231,7 @@ class HttpServer:
         return True
 
     async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
+        accepted.setblocking(False)
         if accepted.family != socket.AF_UNIX:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -262,25 +264,34 @@ class HttpServer:
             connection.run()
             return
         watching = request.scope["path"].startswith(RESERVED_PATHS)
-        line = f"{connection.client} watching" if watching else connection.client
-        if self._running[line] < (WATCHING_PER_CLIENT if watching else self.limits.running_per_client):
-            self._running[line] += 1
-            request.line = line
-            connection.run()
+        line = connection.client + WATCHING if watching else connection.client
+        if self._running[line] < self._share(line):
+            self._run(connection, line)
         else:
             self._lines.setdefault(line, deque()).append(connection)
 
     def ended(self, line: str) -> None:
-        """Count a request of a line as finished, and run the next waiting one."""
+        """Count a request of a line as finished, and run the next waiting ones."""
+        take(self._running, line, 1)
         waiting = self._lines.get(line, deque())
-        while waiting:
+        while waiting and self._running[line] < self._share(line):
             connection = waiting.popleft()
             if connection.requests and not connection.lost and not connection.lingering:
-                connection.requests[0].line = line
-                connection.run()
-                return
-        self._lines.pop(line, None)
-        take(self._running, line, 1)
+                self._run(connection, line)
+        if not waiting:
+            self._lines.pop(line, None)
+
+    def _run(self, connection: Connection, line: str) -> None:
+        self._running[line] += 1
+        connection.requests[0].line = line
+        connection.run()
+
+    def _share(self, line: str) -> int:
+        """Return how many requests of a line may be in progress: in each turn of the event loop, others wait for all of them."""
+        if line.endswith(WATCHING):
+            return WATCHING_PER_CLIENT
+        most = self.limits.running_per_client
+        return min(most, max(LEAST_RUNNING, most // max(1, len(self._running))))
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine as a task; the shutdown waits for it."""

@@ -39,6 +39,7 @@ from twotower.serving.shared_counts import SharedCounts
 from twotower.serving.telemetry import Telemetry
 from twotower.utils.config_serving import ServingConfig
 from twotower.utils.console import log
+from twotower.utils.hardware import keep_trimmed
 from twotower.utils.types import Json
 
 RENEW_S = 1.0  # how often the certificate is looked at, and metrics are published
@@ -221,6 +222,7 @@ class Process:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
         app = create_app(service, outfit.access, outfit.clients, outfit.config)
+        app.openapi()  # made on request, it would hold up everybody for 150 ms
         self._server = server = HttpServer(
             app,
             service.limits,
@@ -250,7 +252,7 @@ class Process:
 
     def _tasks(self) -> list[Coroutine[Any, Any, None]]:
         outfit, seat = self._outfit, self._seat
-        tasks = []
+        tasks: list[Coroutine[Any, Any, None]] = [keep_trimmed()]
         if outfit.tls is not None:
             tasks.append(_renewing(outfit.tls))
         if seat is not None:

@@ -67,8 +67,9 @@ class Limits(Loop):
     """Time in which a client must read at least 16 KiB a second of a pending response."""
     keep_alive_s: float = Field(65.0, gt=0)
     """Maximum idle time between requests. Longer than that of common load balancers, so that the balancer closes first."""
-    running_per_client: int = Field(8, ge=1)
-    """Maximum number of requests of a client in progress; further ones wait unread. With a rate of 0, none waits."""
+    running_per_client: int = Field(4, ge=1)
+    """Maximum number of requests of a client in progress, or two while other clients send some; further ones wait unread. With a
+    rate of 0, none waits."""
     lookups: int = Field(64, ge=1)
     """Maximum number of lookups (such as searches by name) that run or wait."""
     waiting: int = Field(512, ge=1)
