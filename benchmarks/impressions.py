@@ -5,7 +5,8 @@
 Simulates a small town with shown lists for each seed, trains the any-event recipe on narrow towers with each
 `training.negative_weight`, fits the weights of the score on the validation part, and ranks the whole catalogue for all queries of
 the test part. The choices from the lists are events of every arm. Prints NDCG@10 by seed, and appends a row with the mean of each
-further weight beside that of the first one (0: impressions are ignored) to benchmarks/results/impressions.jsonl. Some minutes on one core.
+further weight beside that of the first one (0: impressions are ignored) to benchmarks/results/impressions.jsonl. Some minutes on
+one core.
 """
 
 from __future__ import annotations

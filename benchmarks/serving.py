@@ -237,7 +237,7 @@ def make_bundle(folder: Path, items: int, dim: int, seed: int) -> Path:
         },
         "prepare": {"text_dim": 0},
         "model": {"user_tower": tower, "item_tower": tower},
-        "training": {"max_steps": 1, "recipe": "fixed"},
+        "training": {"max_steps": 1, "recipe": "fixed", "eval_queries": 500},
         "seed": seed,
     }
     config = parse_config(settings)

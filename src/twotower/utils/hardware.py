@@ -215,7 +215,7 @@ def trim_heap(above: int = 0) -> None:
 async def keep_trimmed(every_s: float = 5.0) -> None:
     """Return freed memory to the system from time to time, until cancelled.
 
-    Large requests leave their memory in pieces, which the allocator keeps. A return takes 4 ms if there is much, else less than one.
+    Large requests leave their memory in pieces, which the allocator keeps. A return takes up to 4 ms.
     """
     while True:
         await asyncio.sleep(every_s)
