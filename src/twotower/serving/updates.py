@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from twotower.serving.freshness import RefreshError, Version
 from twotower.serving.updater import Updater
+from twotower.utils.hardware import yield_to_others
 from twotower.utils.types import Json
 
 EXPIRE_S = 3600.0  # how often old events and answers are deleted
@@ -67,11 +69,12 @@ class Updates(Protocol):
 
 
 class OwnUpdates:
-    """Updates of a server that is one process; see `Updates`. Reloads and refreshes take turns."""
+    """Updates of a server that is one process; see `Updates`. Reloads and refreshes take turns; answers come before refreshes."""
 
     def __init__(self, updater: Updater, serve: Callable[[Version], None]) -> None:
         self._updater, self._serve = updater, serve
         self._changing = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "refresh", initializer=yield_to_others)
 
     async def reload(self, path: Path | None) -> Json:
         """See `Updates`."""
@@ -98,7 +101,7 @@ class OwnUpdates:
     async def refresh(self) -> Json:
         """See `Updates`."""
         async with self._changing:
-            version = await asyncio.to_thread(self._updater.refreshed)
+            version = await asyncio.get_running_loop().run_in_executor(self._thread, self._updater.refreshed)
             self._updater.serve(version)
             self._serve(version)
             return version.as_refreshed()

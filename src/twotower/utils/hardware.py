@@ -10,6 +10,8 @@ import asyncio
 import ctypes
 import os
 import re
+import sys
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 
 Capability = tuple[int, int]
 
+BACKGROUND_NICE = 4  # of a thread that should not slow others down
 BF16_FROM = 8  # major compute capability with bf16 in the matrix units; older ones have only fp16
 _EMBEDDED = {
     (5, 3),
@@ -220,3 +223,10 @@ async def keep_trimmed(every_s: float = 5.0) -> None:
     while True:
         await asyncio.sleep(every_s)
         await asyncio.to_thread(trim_heap)
+
+
+def yield_to_others() -> None:
+    """Have the calling thread compute on one core, and before others only where they leave it free."""
+    torch.set_num_threads(1)  # OpenMP and MKL have a number for each thread
+    if sys.platform == "linux":  # elsewhere, a priority is that of the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)
