@@ -226,7 +226,7 @@ async def keep_trimmed(every_s: float = 5.0) -> None:
 
 
 def yield_to_others() -> None:
-    """Have the calling thread compute on one core, and before others only where they leave it free."""
+    """Let the calling thread compute on one core, at a lower priority than other threads."""
     torch.set_num_threads(1)  # OpenMP and MKL have a number for each thread
     if sys.platform == "linux":  # elsewhere, a priority is that of the whole process
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICE)
