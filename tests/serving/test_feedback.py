@@ -85,6 +85,7 @@ def test_each_list_of_a_batch_has_its_own_name(client: TestClient, keyed: Keyed)
         ({"item_id": "of-no-bundle"}, "Unknown item"),
         ({"user": "somebody-else"}, "made for another user"),
         ({"position": 6}, "outside the list"),
+        ({"position": True}, "valid integer"),
         ({"time_s": 1_000_000}, "before the list was made"),
         ({"shown": ["a", "b"]}, "either item_id or shown"),
         ({"item_id": None}, "either item_id or shown"),

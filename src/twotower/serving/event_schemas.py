@@ -28,7 +28,9 @@ class EventIn(Accepted):
     request_id: Id | None = Field(
         None, description="`request_id` of the answer with the list. Of a list, an item has each event type once."
     )
-    position: int | None = Field(None, ge=1, le=MAX_K, description="Where the item was shown, from 1. Default: its rank.")
+    position: int | None = Field(
+        None, ge=1, le=MAX_K, strict=True, description="Where the item was shown, from 1. Default: its rank."
+    )
     shown: list[Id] | None = Field(
         None, min_length=1, max_length=MAX_K, description="Items of the list that were shown, in their order: one impression each."
     )
