@@ -23,8 +23,7 @@ class Acceptor:
     Parameters
     ----------
     take
-        `take(connection, host, tell)` admits a connection, or closes it and returns False; `tell`: after a response. The
-        connection is a blocking one: to change that takes a fifth of the time that a flood costs.
+        `take(connection, host, tell)` admits a connection, or closes it and returns False; `tell`: after a response.
     complain
         Writes a warning.
     """
@@ -71,6 +70,7 @@ class Acceptor:
                 self._loop.remove_reader(listening)
                 self._waiting[listening] = self._loop.call_later(AGAIN_S, self._go_on, listening)
                 return
+            accepted.setblocking(False)
             try:
                 admitted = self._take(accepted, address[0] if isinstance(address, tuple) else "", tell)
             except Exception:  # a defect must not end the server

@@ -231,7 +231,6 @@ class HttpServer:
         return True
 
     async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
-        accepted.setblocking(False)
         if accepted.family != socket.AF_UNIX:
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
