@@ -102,7 +102,7 @@ def test_a_clock_that_has_gone_back_is_told(
 def test_a_worse_model_is_not_published(origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The towers alone rank here, so that ruined ones are not saved by popularity."""
     data = run_manifest(origin / "run" / "model").config.data.model_dump(mode="json")
-    training = {**SETTINGS["training"], "max_steps": 80}
+    training = {**SETTINGS["training"], "max_steps": 160}
     alone = {**SETTINGS, "data": data, "training": training, "model": {**SETTINGS["model"], "popularity_prior": 0.0}}
     run = tmp_path / "run"
     run_all(parse_config(alone), run)
