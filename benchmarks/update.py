@@ -40,8 +40,8 @@ from twotower.data.new_rows import read_new_rows
 from twotower.errors import TrainingError, TwoTowerError
 from twotower.evaluation.bootstrap import resample
 from twotower.evaluation.evaluator import evaluate
-from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.new_data import source_of_tables
+from twotower.pipeline.run_folder import run_dataset, run_manifest
 from twotower.pipeline.stages import prepare_stage, train_stage
 from twotower.pipeline.update import update
 from twotower.schema import DAY_S
@@ -96,9 +96,7 @@ def measure(given: argparse.Namespace, folder: Path) -> list[Row]:
     first = folder / "first"
     if not (first / "bundle").exists():
         trained(whole, starts[0], given.days, first)
-    _moved(first)
     shutil.copytree(first, folder / "updated")
-    _moved(folder / "updated")
     asked = _Questions(given, whole, folder, starts)
     costs: list[float] = []
     since = 0
@@ -167,7 +165,7 @@ def trained(whole: Whole, stop_s: int, days: int, out: Path) -> tuple[Path, floa
 def updated(whole: Whole, run: Path, start_s: int, stop_s: int) -> tuple[bool, float]:
     """Update a run in place with the events of a time; whether it is published (a worse model is not), and CPU seconds."""
     began = time.process_time()
-    base = Dataset.open(Path(run_manifest(run / "model").dataset))
+    base = run_dataset(run / "model")
     try:
         update(run, source_of_tables({"events": whole.between(start_s, stop_s)["events"]}, base), run)
         published = True
@@ -175,11 +173,6 @@ def updated(whole: Whole, run: Path, start_s: int, stop_s: int) -> tuple[bool, f
         sys.stderr.write(f"{error}\n")
         published = False
     return published, time.process_time() - began
-
-
-def _moved(run: Path) -> None:
-    file = run / "model" / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "dataset": str(run / "dataset")}))
 
 
 class _Questions:
@@ -193,7 +186,7 @@ class _Questions:
     def ask(self, number: int, system: str, run: Path, cpu_s: float) -> None:
         """Evaluate a run on the questions of a period, with all events before it and items refreshed every week."""
         manifest, work = run_manifest(run / "model"), self.folder / "asked"
-        base, config = Dataset.open(Path(manifest.dataset)), manifest.config
+        base, config = run_dataset(run / "model", manifest), manifest.config
         stop_s = self.starts[number] + (self.given.ask_days or self.given.days) * DAY_S
         new = {"events": self.whole.between(0, stop_s)["events"]}
         source = source_of_tables(new, base)

@@ -11,7 +11,6 @@ that was never killed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -44,14 +43,14 @@ def measured(run: Path, new: Path, folder: Path, kills: int, seed: int = 0) -> d
     from those of the update that was never killed.
     """
     chance = random.Random(seed)
-    whole = _copied(run, folder / "whole")
+    whole = shutil.copytree(run, folder / "whole")
     old = _files(whole)
     began = time.monotonic()
     changes = _finished(lambda told: _update(whole, new, told), folder)
     needed_s, fresh = time.monotonic() - began, _files(whole)
     row = {"kills": 0, "by_time": 0, "at_changes": 0, "updates": 0, "damaged": 0, "unequal": 0, "after_publication": 0}
     while row["kills"] < kills:
-        one = _copied(run, folder / f"run-{row['updates']}")
+        one = shutil.copytree(run, folder / f"run-{row['updates']}")
         while row["kills"] < kills:
             at_change = row["kills"] % 2
             last = chance.randrange(changes) if at_change else MOST
@@ -108,13 +107,6 @@ def _finished(work: Callable[[Path], None], folder: Path) -> int:
     if os.waitpid(in_child(lambda: work(told)), 0)[1]:
         raise RuntimeError("the update failed")
     return int(told.read_text())
-
-
-def _copied(run: Path, folder: Path) -> Path:
-    shutil.copytree(run, folder)
-    file = folder / "model" / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "dataset": str(folder / "dataset")}))
-    return folder
 
 
 def _files(run: Path) -> dict[str, str]:

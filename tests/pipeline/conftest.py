@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import pytest
 import torch
 
 from twotower.data.dataset import Dataset
-from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.new_data import source_of_files
+from twotower.pipeline.run_folder import run_dataset
 from twotower.pipeline.stages import run_all
 from twotower.pipeline.update import update
 from twotower.utils.checkpoint import load_checkpoint
@@ -72,13 +71,11 @@ def shop_run(origin: Path, tmp_path: Path) -> Path:
 
 def copied(origin: Path, folder: Path) -> Path:
     shutil.copytree(origin, folder, dirs_exist_ok=True)
-    file = folder / "run" / "model" / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "dataset": str(folder / "run" / "dataset")}))
     return folder / "run"
 
 
 def base_of(run: Path) -> Dataset:
-    return Dataset.open(Path(run_manifest(run / "model").dataset))
+    return run_dataset(run / "model")
 
 
 def go_on(run: Path, **options: Any) -> Any:

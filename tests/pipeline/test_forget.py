@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,38 @@ def test_an_export_is_read_as_its_store(run: Path, tmp_path: Path, capsys: pytes
     export_events(url, tmp_path / "answers.parquet", answers=True)
     assert main(["update", str(run), "--events", str(tmp_path / "answers.parquet")]) == 2
     assert "is not an export of events" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["copied", "moved", "behind a link"])
+def test_a_run_uses_its_own_dataset_wherever_it_lies(run: Path, tmp_path: Path, how: str) -> None:
+    """What is forgotten in a copy stays in the original, and is in no file of the copy; both can be trained on."""
+    user, places = "C0011", [tmp_path / "original", tmp_path / "copy"]
+    for place in places:
+        shutil.copytree(run, place)
+    if how == "moved":
+        shutil.rmtree(places[0])
+    elif how == "behind a link":
+        (tmp_path / "link").symlink_to(places[1], target_is_directory=True)
+    given = tmp_path / "link" if how == "behind a link" else places[1]
+    assert user in Dataset.open(places[1] / "dataset").user_ids
+    assert main(["forget", str(given), "--user", user]) == 0
+    assert holding(places[1], user) == []
+    assert how == "moved" or "dataset/users.parquet" in holding(places[0], user)
+    assert main(["evaluate", str(given)]) == 0
+    assert holding(places[1], user) == []
+    orders, _ = shop(users=60, items=30, events=900)
+    later = orders[orders["customer"] == "C0012"].assign(
+        kind="order", ordered_at=orders["ordered_at"].max() + pd.Timedelta(days=90)
+    )
+    later.to_csv(tmp_path / "later.csv", index=False)
+    for place in places[how == "moved" :]:
+        assert main(["update", str(place), "--data", str(tmp_path / "later.csv"), "--set", "updating.max_worse_frac=1"]) == 0
+        assert (user in Dataset.open(place / "dataset").user_ids) == (place == places[0])
+
+
+@pytest.mark.parametrize("name", ["ex.csv", "ex", "ex.parquet.gz"])
+def test_an_export_has_the_name_of_its_format(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    open_store(f"sqlite:{tmp_path / 'e'}").close()
+    assert main(["events", "export", f"sqlite:{tmp_path / 'e'}", "--out", str(tmp_path / name)]) == 2
+    assert "must end with .parquet" in capsys.readouterr().err and not (tmp_path / name).exists()
+    assert main(["events", "export", f"sqlite:{tmp_path / 'e'}", "--out", str(tmp_path / "EX.PARQUET")]) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from twotower.bundle.bundle import load_bundle
 from twotower.bundle.revision import add_items, remove_items
 from twotower.cli import main
 from twotower.pipeline import update as module
-from twotower.pipeline.evaluate import run_manifest
+from twotower.pipeline.run_folder import run_manifest
 from twotower.pipeline.stages import run_all
 from twotower.retrieval.recommender import Recommender
 from twotower.schema import FIRST_ROW, TRAIN, UNKNOWN, VALID
@@ -144,7 +143,7 @@ def test_the_same_events_again_change_nothing(shop_run: Path, capsys: pytest.Cap
     assert load_bundle(shop_run / "bundle").dataset.n_items == 60
     assert "new events" in capsys.readouterr().out
     assert main(["update", str(shop_run), "--data", str(new)]) == 0
-    assert "has all of these events already" in capsys.readouterr().out
+    assert "There are no new events for" in capsys.readouterr().out
     (new / "orders.csv").write_text("customer,product,ordered_at\n")
     assert main(["update", str(shop_run), "--data", str(new)]) == 0
     assert content(shop_run) == before
@@ -207,8 +206,6 @@ def test_a_model_in_python_is_updated_as_on_the_command_line(tmp_path: Path) -> 
     old, products, new, whole = frames()
     model = tt.Model(seed=0, verbose=0, **SETTINGS).fit(old, items=products, folder=tmp_path / "one", **NAMED)
     shutil.copytree(tmp_path / "one", tmp_path / "other")
-    file = tmp_path / "other" / "model" / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "dataset": str(tmp_path / "other" / "dataset")}))
     before = model.recommend(["C0001"])
     assert model.update(new, items=whole) is model
     (tmp_path / "new").mkdir()

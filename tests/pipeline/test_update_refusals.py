@@ -16,8 +16,8 @@ import pytest
 
 from twotower.cli import main
 from twotower.pipeline import update as module
-from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.new_data import NewSource, source_of_files
+from twotower.pipeline.run_folder import run_manifest
 from twotower.pipeline.stages import Watch, run_all
 from twotower.pipeline.update import update
 from twotower.trainers.callbacks import Callback, Training

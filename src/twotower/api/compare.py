@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from twotower.errors import DataError
 from twotower.evaluation.evaluator import judge
 from twotower.evaluation.insights import relative
 from twotower.models.neural_retriever import NeuralRetriever
-from twotower.pipeline.evaluate import run_manifest
+from twotower.pipeline.run_folder import run_dataset
 from twotower.schema import FIRST_ROW, ITEM_ID, USER_ID
 from twotower.utils.frames import Kind, as_kind
 from twotower.utils.ids import frame_ids, id_types
@@ -110,7 +109,7 @@ def compare(a: Model, b: Model) -> Comparison:
             "A saved model has no test queries. Compare models that were just fitted, or load(folder) of fit(folder=...)."
         )
     runs = [folder / "model" if (folder / "model").is_dir() else folder for folder in (a.folder, b.folder)]
-    datasets = [Dataset.open(_dataset_of(folder, run)) for folder, run in zip((a.folder, b.folder), runs, strict=True)]
+    datasets = [run_dataset(run) for run in runs]
     if datasets[0].fingerprint != datasets[1].fingerprint:
         raise DataError(
             "The models have different prepared data. Fit both on the same frames, with equal data and prepare settings."
@@ -138,11 +137,6 @@ def compare(a: Model, b: Model) -> Comparison:
         as_kind(lists, kind),
         kind,
     )
-
-
-def _dataset_of(folder: Path, run: Path) -> Path:
-    """Return the dataset of a run: in its folder, else where the training read it."""
-    return folder / "dataset" if (folder / "dataset").is_dir() else Path(run_manifest(run).dataset)
 
 
 def _lists(

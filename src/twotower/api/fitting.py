@@ -14,10 +14,9 @@ from weakref import finalize
 
 from twotower.api.fitted import Fitted
 from twotower.api.roles import EVENTS, ITEMS, USERS, describe_frames, named_columns, named_frames, tables_of
-from twotower.data.dataset import Dataset
 from twotower.errors import DataError
-from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.new_data import source_of_tables
+from twotower.pipeline.run_folder import run_dataset
 from twotower.pipeline.stages import Watch, run_all
 from twotower.pipeline.update import update
 from twotower.trainers.callbacks import Callback, Training
@@ -88,7 +87,7 @@ def update_frames(made: Fitted, frames: tuple[Any, Any, Any], overrides: Mapping
     if made.folder is None:
         raise DataError("The model has no folder with its training. Open a run with twotower.load(run), or fit the model anew.")
     run = made.folder
-    base = Dataset.open(Path(run_manifest(run / "model" if (run / "model").is_dir() else run).dataset))
+    base = run_dataset(run / "model" if (run / "model").is_dir() else run)
     given = named_frames(*frames)
     settings = base.manifest.config.data.model_dump(mode="json")
     tables = tables_of(given, settings)
@@ -99,7 +98,7 @@ def update_frames(made: Fitted, frames: tuple[Any, Any, Any], overrides: Mapping
     with _progress(options.verbose) as callbacks:
         record = update(run, source, run, overrides=changed, watch=Watch(callbacks=[*options.callbacks, *callbacks]))
     if record is None:
-        log.warning("the model has all of these events already: nothing was changed")
+        log.warning("there are no new events: nothing was changed")
         return made
     fresh = Fitted(run / "bundle", run, None, made.kind)
     if made.temporary is not None:

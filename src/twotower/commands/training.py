@@ -39,7 +39,11 @@ RELOAD_TIMEOUT_S = 300.0
 @click.option("--items", type=click.IntRange(1), help="Number of items, instead of --data.")
 @click.option("--events", type=click.IntRange(1), help="Number of events, instead of --data.")
 @click.option(
-    "--device", type=click.Choice(["cpu", "T4", "P100", "L4", "H100"]), default="cpu", show_default=True, help="Device that trains."
+    "--device",
+    type=click.Choice(["cpu", "T4", "P100", "L4", "H100", "H200"]),
+    default="cpu",
+    show_default=True,
+    help="Device that trains.",
 )
 @click.option(
     "--budget", type=click.FloatRange(0, min_open=True), metavar="GB", help="Memory to stay below. Default: the device's."
@@ -203,20 +207,19 @@ def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Pat
     from twotower.utils.config import load_config
 
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
-    from twotower.data.dataset import Dataset
-    from twotower.pipeline.evaluate import run_manifest
     from twotower.pipeline.new_data import source_of_files, source_of_store
+    from twotower.pipeline.run_folder import run_dataset
     from twotower.pipeline.update import root_of
     from twotower.pipeline.update import update as update_run
     from twotower.pipeline.update_verdict import in_words
 
     run = root_of(run)
     out = out or run
-    base = Dataset.open(Path(run_manifest(inside(run, "model")).dataset))
+    base = run_dataset(inside(run, "model"))
     source = source_of_files(data, base) if events is None else source_of_store(events, base)
     record = update_run(run, source, out, overrides=overrides)
     if record is None:
-        click.echo(f"{run} has all of these events already. Nothing was changed.")
+        click.echo(f"There are no new events for {run}. Nothing was changed.")
         return run / "bundle"
     click.echo(f"{in_words(record)}\nBundle: {out / 'bundle'}")
     say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
@@ -313,9 +316,10 @@ def evaluate(run: Path, overrides: tuple[str, ...]) -> None:
 
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
     from twotower.bundle.sealed_folder import bundle_in
-    from twotower.pipeline.evaluate import evaluate_stage, run_manifest
+    from twotower.pipeline.evaluate import evaluate_stage
+    from twotower.pipeline.run_folder import run_dataset
     from twotower.pipeline.stages import verdict
 
     model = inside(run, "model")
     click.echo(verdict(evaluate_stage(model, run, list(overrides)), run))
-    say_next("recommend", bundle_in(run), f"--user={a_user(Path(run_manifest(model).dataset))}")
+    say_next("recommend", bundle_in(run), f"--user={a_user(run_dataset(model).path)}")

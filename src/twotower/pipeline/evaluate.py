@@ -17,12 +17,12 @@ from twotower.evaluation.report import write_report
 from twotower.evaluation.verdict import refreshed
 from twotower.models.neural_retriever import NeuralRetriever, RefreshedRetriever
 from twotower.pipeline.popularity_tradeoff import popularity_tradeoff
+from twotower.pipeline.run_folder import run_dataset, run_manifest
 from twotower.trainers.health_checks import advice_lines
 from twotower.trainers.run_files import read_rows
 from twotower.utils.config import Config, ResolvedConfig, load_config, parse_config
 from twotower.utils.console import progress
 from twotower.utils.documents import Report, finite
-from twotower.utils.manifests import RunManifest, open_manifest
 
 TRADEOFF_QUERIES = 2000  # test queries for the popularity-bias table
 
@@ -30,7 +30,7 @@ TRADEOFF_QUERIES = 2000  # test queries for the popularity-bias table
 def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> Report:
     """Evaluate a run and its baselines on the test part, and write report.json and report.html to `out`."""
     manifest = run_manifest(run)
-    dataset = Dataset.open(Path(manifest.dataset))
+    dataset = run_dataset(run, manifest)
     if not has_test(dataset):
         raise DataError(f"{dataset.path} has no test part (prepare.split.test: 0). An evaluation needs one. Choose another run.")
     model, config, _ = load_trained(run / "best.pt", dataset)
@@ -99,16 +99,3 @@ def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> lis
 def has_test(dataset: Dataset) -> bool:
     """Return whether the dataset has a test part."""
     return bool(dataset.manifest.counts.kept.test_events)
-
-
-def run_manifest(run: Path) -> RunManifest:
-    """Return the manifest of a run's folder.
-
-    Raises
-    ------
-    DataError
-        `run` is not a run's folder.
-    """
-    return open_manifest(
-        RunManifest, run, "Expected a folder written by `twotower train` or `twotower run`. Check the path, or train first."
-    )

@@ -20,11 +20,11 @@ from twotower.data.dataset import Dataset
 from twotower.data.forgetting import rows_to_forget, without_users
 from twotower.errors import DataError
 from twotower.evaluation.report import write_report
+from twotower.pipeline.run_folder import run_dataset, run_manifest
 from twotower.serving.event_store import open_store
 from twotower.utils.atomic_files import atomic_file, atomic_folder
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.documents import Report, parse_document
-from twotower.utils.manifests import RunManifest, open_manifest
 from twotower.utils.types import Int
 
 CHECKPOINTS = ("best.pt", "last.pt")
@@ -86,8 +86,8 @@ def _kind(folder: Path) -> str:
 
 def _forget_in_run(run: Path, names: set[str]) -> int:
     """Rewrite the dataset and the checkpoints of a run. The checkpoints know the new dataset before it takes its place."""
-    manifest = open_manifest(RunManifest, run, "Train it again.")
-    dataset = Dataset.open(Path(manifest.dataset))
+    manifest = run_manifest(run)
+    dataset = run_dataset(run, manifest)
     rows = rows_to_forget(dataset, names.__contains__)
     if not len(rows):
         return 0

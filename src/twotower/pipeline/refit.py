@@ -13,7 +13,7 @@ from typing import Any
 from twotower.baselines.baselines import BASELINES
 from twotower.errors import DataError, nearest
 from twotower.evaluation.report import read_report
-from twotower.pipeline.evaluate import run_manifest
+from twotower.pipeline.run_folder import run_manifest
 from twotower.pipeline.stages import run_all
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config, SplitConfig, parse_config

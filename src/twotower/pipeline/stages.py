@@ -26,7 +26,8 @@ from twotower.data.sources.account import account_table
 from twotower.errors import DataError
 from twotower.evaluation.report import read_report
 from twotower.pipeline.calibrate import calibrate_run
-from twotower.pipeline.evaluate import evaluate_stage, has_test, run_manifest
+from twotower.pipeline.evaluate import evaluate_stage, has_test
+from twotower.pipeline.run_folder import dataset_reference, run_dataset, run_manifest
 from twotower.trainers.base_trainer import TrainingState
 from twotower.trainers.callbacks import Callback
 from twotower.trainers.grown_checkpoint import Start
@@ -141,7 +142,7 @@ def train_stage(
         return best  # only the first process writes the remaining files
     manifest = RunManifest(
         seed=config.seed,
-        dataset=str(data.resolve()),
+        dataset=dataset_reference(data, out),
         data=dataset.fingerprint,
         config=resolved,
         best=best,
@@ -263,7 +264,7 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
 def export_stage(run: Path, out: Path) -> BundleManifest:
     """Write the run's bundle to `out`, and return its manifest."""
     manifest = run_manifest(run)
-    written = export_bundle(run / "best.pt", Dataset.open(Path(manifest.dataset)), out, metrics=manifest.best)
+    written = export_bundle(run / "best.pt", run_dataset(run, manifest), out, metrics=manifest.best)
     if (run / "report.json").is_file():
         return note_report(out, read_report(run / "report.json"))
     return written

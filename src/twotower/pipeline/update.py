@@ -32,8 +32,8 @@ from twotower.data.train_events import Replay
 from twotower.errors import ConfigError, DataError, TrainingError, TwoTowerError
 from twotower.evaluation.bootstrap import intervals, resample
 from twotower.pipeline.calibrate import calibrate_run
-from twotower.pipeline.evaluate import run_manifest
 from twotower.pipeline.new_data import NewSource
+from twotower.pipeline.run_folder import dataset_reference, run_dataset, run_manifest
 from twotower.pipeline.stages import Watch, fit_within
 from twotower.pipeline.update_verdict import Newest, worse_in_words
 from twotower.schema import ITEM_ID, TRAIN, UNKNOWN
@@ -48,7 +48,7 @@ from twotower.utils.console import log
 from twotower.utils.documents import CalibrationRecord
 from twotower.utils.manifests import BestValidation, RunManifest, UpdateRecord
 
-PARTS = ("dataset", "model", "bundle")
+PARTS = (DATASET, "model", "bundle")
 OF_A_RUN = (*PARTS, "manifest.json", "best.pt", "last.pt", "metrics.jsonl", "recipe", "recipe.json", "report.json", "report.html")
 RECORD, BEGIN = "update.json", "start.pt"
 LEAST_QUERIES = 1000
@@ -95,7 +95,7 @@ def update(
         raise TrainingError("An update runs in one process. Start it without torchrun.")
     with _locked(out):
         manifest = run_manifest(model)
-        base, config = Dataset.open(Path(manifest.dataset)), _settings(manifest, overrides)
+        base, config = run_dataset(model, manifest), _settings(manifest, overrides)
         if not can_refresh(base):
             raise DataError(
                 f"{run} is split by {base.manifest.config.prepare.split.kind}. An update needs a run whose events have times and "
@@ -265,7 +265,7 @@ def _write_manifest(
     best = BestValidation(metric=record.metric, value=reached.best, step=reached.best_step, total_steps=reached.total_steps)
     manifest = RunManifest(
         seed=config.seed,
-        dataset=str(out / "dataset"),
+        dataset=dataset_reference(out / DATASET, out / "model"),
         data=grown.fingerprint,
         config=config,
         best=best,

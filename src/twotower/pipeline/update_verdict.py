@@ -12,6 +12,9 @@ from twotower.utils.config import ResolvedConfig
 from twotower.utils.manifests import UpdateRecord
 from twotower.utils.types import Float64
 
+FEW_QUERIES = 100
+"""With fewer validation queries, a comparison says little."""
+
 
 class Newest:
     """The newest events of an extended dataset, which judge models whose items are refreshed."""
@@ -28,12 +31,13 @@ class Newest:
 
 
 def in_words(record: UpdateRecord) -> str:
-    """Return what an update added and gained, as two lines."""
+    """Return what an update added and gained, as two lines; a third one if few queries decided."""
     gained = record.difference
+    few = "" if record.queries >= FEW_QUERIES else "\nSo few queries say little about which model is better."
     return (
         f"{record.new_events:,} new events, {record.new_users:,} new users, {record.new_items:,} new items\n"
         f"{record.metric} on the newest events ({record.queries:,} queries): {record.before:.4f} before, {record.after:.4f} after "
-        f"({gained.value:+.4f}, interval {gained.low:+.4f} to {gained.high:+.4f})"
+        f"({gained.value:+.4f}, interval {gained.low:+.4f} to {gained.high:+.4f}){few}"
     )
 
 

@@ -161,7 +161,7 @@ class RunManifest(_Seeded):
     kind: Literal["run"] = "run"
     command: Literal["train"] = "train"
     dataset: str
-    """Folder of the dataset."""
+    """Folder of the dataset; relative to the folder of this manifest if `twotower run` wrote both."""
     data: str
     """Fingerprint of the dataset."""
     config: ResolvedConfig

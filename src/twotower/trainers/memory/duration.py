@@ -58,6 +58,7 @@ GPUS = (
     Processor("T4", 65e12, 0.32e12),
     Processor("L4", 121e12, 0.30e12),
     Processor("H100", 989e12, 3.35e12, measured=True),
+    Processor("H200", 989e12, 4.8e12, measured=True),
 )
 """Data sheets: fp16 on P100 and T4, bf16 on the others."""
 

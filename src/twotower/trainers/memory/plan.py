@@ -25,8 +25,8 @@ from twotower.trainers.memory.sizes import WorkloadSizes, dataset_sizes, scaled,
 from twotower.utils.config import ResolvedConfig, parse_config
 
 GB = 10**9
-DEVICES = {"T4": 15 * GB, "P100": 16 * GB, "L4": 22 * GB, "H100": 80 * GB}
-WITH_BF16 = ("L4", "H100")  # precision "auto" means bf16 there, and fp16 on the others
+DEVICES = {"T4": 15 * GB, "P100": 16 * GB, "L4": 22 * GB, "H100": 80 * GB, "H200": 141 * GB}
+WITH_BF16 = ("L4", "H100", "H200")  # precision "auto" means bf16 there, and fp16 on the others
 LARGE = 10_000  # minimum number of rows of a large table
 MIN_MICRO_BATCH = 32
 # The last one is oneDNN's message for a failed allocation.
