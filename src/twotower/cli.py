@@ -11,7 +11,7 @@ import click
 
 from twotower.commands import answering, data, datasets, feedback, inspecting, publishing, tools, training
 from twotower.commands.options import Journey, show_version
-from twotower.errors import TwoTowerError
+from twotower.errors import TwoTowerError, one_line
 
 COMPLETION = """\b
 Shell completion (add the line to your shell's start file):
@@ -42,7 +42,7 @@ for command in (
     *(inspecting.inspect, datasets.datasets, data.simulate, data.prepare),
     *(training.plan, training.train, training.run, training.update, training.refit, training.tune, training.evaluate),
     *(answering.export, answering.recommend, answering.tune_index, answering.add_items, answering.remove_items),
-    *(publishing.publish, answering.sign, answering.new_key, answering.serve),
+    *(publishing.publish, publishing.sign, answering.new_key, answering.serve),
     *(feedback.events, feedback.forget, feedback.estimate),
     *(tools.demo, tools.doctor, tools.show_config),
 ):
@@ -58,12 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
         if "--debug" in given:
             raise
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"twotower: error: {' '.join(text.split())}", err=True)
+        click.echo(f"twotower: error: {one_line(text)}", err=True)
         return 2
     except OSError as error:
         if "--debug" in given or error.filename is None:
             raise
-        click.echo(f"twotower: error: {error.filename}: {error.strerror}. Check the path and its permissions.", err=True)
+        click.echo(
+            f"twotower: error: {one_line(str(error.filename))}: {error.strerror}. Check the path and its permissions.", err=True
+        )
         return 2
     except click.exceptions.Abort:
         click.echo("twotower: interrupted. The last checkpoint is intact.", err=True)

@@ -22,11 +22,23 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 
+def one_line(text: str) -> str:
+    r"""Return a text as one line that a terminal shows as it is: spaces for line breaks, escapes for control characters.
+
+    Examples
+    --------
+    >>> one_line("a\nb \x1b[2J")
+    'a b \\x1b[2J'
+    """
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+
+
 class TwoTowerError(Exception):
-    """Base class of every error that the caller can fix. Line breaks in the message become spaces."""
+    """Base class of every error that the caller can fix. Its message is one line; see `one_line`."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
 class ConfigError(TwoTowerError):

@@ -95,7 +95,7 @@ def test_a_run_of_run_and_of_train_are_found(tmp_path: Path) -> None:
         (["refit", "x", "--out", "out"], "out/report.json"),
         (["export", "x", "--out", "out"], "out/manifest.json"),
         (["demo", "--out", "out"], "out/raw/x"),
-        (["recommend", "x", "--all", "--out", "out/lists"], "out/lists"),
+        (["recommend", "x", "--all", "--out", "out/lists.parquet"], "out/lists.parquet"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -109,3 +109,34 @@ def test_existing_output_is_not_overwritten_by_default(
     (said,) = capsys.readouterr().err.splitlines()
     assert "already" in said and "--overwrite" in said and ("--resume" in said) == (command[0] in ("train", "run", "refit"))
     assert Path(existing).read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J\x1b[31m", "\x07\x08", "a\u202eb", "\x9b1m"])
+@pytest.mark.parametrize("command", [["config", "--set"], ["prepare", "--output-dir", "out", "--data"], ["evaluate"]])
+def test_an_error_shows_control_characters_as_text(
+    command: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, text]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("twotower: error: ") and said.rstrip("\n").isprintable() and repr(text)[1:4] in said
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (["publish", "bundle", "--to", "v.parquet", "--users", "users.csv"], ".parquet"),
+        (["recommend", "bundle", "--all", "--out", "lists.csv"], ".parquet"),
+        (["events", "export", "sqlite:e", "--out", "events.csv"], ".parquet"),
+        (["tune-index", "bundle", "--plot", "plot.png"], ".svg"),
+        (["inspect", "orders.csv", "--out", "shop.json"], ".yaml or .yml"),
+    ],
+)
+def test_a_file_to_write_has_the_name_of_its_format(
+    command: list[str], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").mkdir()
+    assert main(command) == 2
+    assert f"must end with {wanted}." in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from twotower.commands.options import BUNDLE, FILE, FOLDER, a_user, inside, keep_existing, keep_file, overwriting, say_next, served
+from twotower.commands.options import (
+    BUNDLE,
+    FILE,
+    FOLDER,
+    PARQUET,
+    FileNamed,
+    a_user,
+    inside,
+    keep_existing,
+    keep_file,
+    overwriting,
+    say_next,
+    served,
+)
 from twotower.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -126,7 +139,7 @@ def recommend(
     if spark_master and engine != "spark":
         raise click.UsageError("--spark-master needs --engine spark.")
     if out is not None:
-        file = None if engine == "spark" else Path(FILE.convert(out, None, None))
+        file = None if engine == "spark" else PARQUET.convert(out, None, None)
         _recommend_to_all(bundle, out, file, spark_master, {"exclude_seen": not include_seen, **settings}, overwrite=overwrite)
         return
     from twotower.pipeline.bundle_stages import as_table
@@ -174,7 +187,7 @@ def _recommend_to_all(
 )
 @click.option("--k", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Length of the lists that are measured.")
 @click.option("--kinds", metavar="A,B", help=f"Index types to try: {', '.join(INDEX_KINDS)}. Default: all.")
-@click.option("--plot", type=FILE, help="SVG file for the plot of the measurements. Default: BUNDLE-index.svg.")
+@click.option("--plot", type=FileNamed(".svg"), help="SVG file for the plot of the measurements. Default: BUNDLE-index.svg.")
 def tune_index(bundle: Path, recall: float, k: int, kinds: str | None, plot: Path | None) -> None:
     """Measure indexes on a bundle's vectors and users, and add the cheapest that reaches the recall.
 
@@ -226,28 +239,6 @@ def remove_items(bundle: Path, ids: str) -> None:
 
     manifest = revision.remove_items(bundle, listed_ids(ids))
     click.echo(f"{bundle}: revision {manifest.revision}")
-    say_next("serve", bundle)
-
-
-@click.command(short_help="Sign a bundle, so that servers can trust it.")
-@click.argument("bundle", type=BUNDLE)
-@click.option("--key", type=FILE, required=True, help="PEM file of a private Ed25519 key.")
-def sign(bundle: Path, key: Path) -> None:
-    """Sign a bundle. `twotower serve --trusted-key` then serves only bundles with this signature.
-
-    \b
-    Example:
-      twotower sign runs/town/bundle --key bundle.key
-
-    \b
-    A pair of keys:
-      openssl genpkey -algorithm ed25519 -out bundle.key
-      openssl pkey -in bundle.key -pubout -out bundle.pub
-    """
-    from twotower.bundle.signature import sign_bundle
-
-    sign_bundle(bundle, key)
-    click.echo(f"{bundle}: signed")
     say_next("serve", bundle)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from twotower.commands.options import BUNDLE, FILE, FOLDER, keep_file, overwriting, say_next
+from twotower.commands.options import BUNDLE, FILE, FOLDER, PARQUET, keep_file, overwriting, say_next
 from twotower.errors import ConfigError
 
 
@@ -34,7 +34,7 @@ def events() -> None:
 @click.argument("store")
 @click.option("--since", metavar="TIME", help="Events from this day or time on (UTC), such as 2026-11-01. Default: all.")
 @click.option("--answers", is_flag=True, help="Write the logged answers with their propensities, instead of the events.")
-@click.option("--out", type=FILE, required=True, help="Parquet file to write.")
+@click.option("--out", type=PARQUET, required=True, help="Parquet file to write.")
 @overwriting
 def export(store: str, since: str | None, answers: bool, out: Path, overwrite: bool) -> None:
     """Write the events of STORE in the columns that `twotower update` reads. A server may go on using the store.

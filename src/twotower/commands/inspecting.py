@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from twotower.commands.options import FILE, keep_file, overwriting, roles, say_next
+from twotower.commands.options import FileNamed, keep_file, overwriting, roles, say_next
 
 
 @click.command(short_help="Show what files hold, and a configuration to begin with.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 @roles
-@click.option("--out", type=FILE, help="File for the configuration. Default: it is printed.")
+@click.option("--out", type=FileNamed(".yaml", ".yml"), help="YAML file for the configuration. Default: it is printed.")
 @overwriting
 def inspect(paths: tuple[Path, ...], named: dict[str, str], out: Path | None, overwrite: bool) -> None:
     """Show what files hold: their columns with roles and kinds, the rows that can be read, and a configuration.

@@ -19,6 +19,24 @@ from twotower.errors import DataError
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class FileNamed(click.Path):
+    """A file to write, whose name must end with one of some suffixes: other programs choose the format by it."""
+
+    def __init__(self, *suffixes: str) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+        self.suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path; fail if its suffix is another."""
+        file = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if file.suffix.lower() not in self.suffixes:
+            self.fail(f"{str(file)!r} must end with {' or '.join(self.suffixes)}.", param, ctx)
+        return file
+
+
+PARQUET = FileNamed(".parquet")
 MANIFEST = "manifest.json"
 RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `refit` write
 

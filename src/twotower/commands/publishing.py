@@ -1,4 +1,4 @@
-"""Define `publish`, which writes the vectors of a bundle for vector databases."""
+"""Define the commands that give a bundle to others: `publish` for vector databases, and `sign`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from twotower.commands.options import BUNDLE, FILE, keep_file, overwriting, say_next
+from twotower.commands.options import BUNDLE, FILE, PARQUET, keep_file, overwriting, say_next
 
 
 @click.command(short_help="Write the vectors of a bundle to Parquet or Milvus.")
@@ -18,7 +18,7 @@ from twotower.commands.options import BUNDLE, FILE, keep_file, overwriting, say_
     metavar="TARGET",
     help="A .parquet file; or a collection of Milvus: milvus://HOST:PORT/NAME, or a .db file of Milvus Lite.",
 )
-@click.option("--users", type=FILE, help="Parquet file for the vectors that users are queried with, and what they have seen.")
+@click.option("--users", type=PARQUET, help="Parquet file for the vectors that users are queried with, and what they have seen.")
 @click.option("--exact", is_flag=True, help="In Milvus: scan all vectors, instead of a graph. For up to some 100,000 items.")
 @overwriting
 def publish(bundle: Path, target: str, users: Path | None, exact: bool, overwrite: bool) -> None:
@@ -53,3 +53,25 @@ def publish(bundle: Path, target: str, users: Path | None, exact: bool, overwrit
         click.echo(f"{users}: {publish_users(opened, users):,} users")
     if address:
         say_next("serve", bundle, "--index", target)
+
+
+@click.command(short_help="Sign a bundle, so that servers can trust it.")
+@click.argument("bundle", type=BUNDLE)
+@click.option("--key", type=FILE, required=True, help="PEM file of a private Ed25519 key.")
+def sign(bundle: Path, key: Path) -> None:
+    """Sign a bundle. `twotower serve --trusted-key` then serves only bundles with this signature.
+
+    \b
+    Example:
+      twotower sign runs/town/bundle --key bundle.key
+
+    \b
+    A pair of keys:
+      openssl genpkey -algorithm ed25519 -out bundle.key
+      openssl pkey -in bundle.key -pubout -out bundle.pub
+    """
+    from twotower.bundle.signature import sign_bundle
+
+    sign_bundle(bundle, key)
+    click.echo(f"{bundle}: signed")
+    say_next("serve", bundle)
