@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
+from common import ROOT
 from gpu_bench import CPU, Bench, Found
+from peers import say, write_events
 from step import Products, replay
+from training_speed import SASREC_SIZE
 
 from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 
+EQUAL_SIZE = [setting for setting in SASREC_SIZE if not setting.startswith("prepare.")]
 
-def speed(bench: Bench, name: str) -> Found:
+
+def speed(bench: Bench, *settings: str, name: str) -> Found:
     """Measure examples per second of the default recipe, the waits for batches and for the device, and the kernels alone."""
-    trainer = bench.trainer(name)
+    trainer = bench.trainer(name, *settings)
     trainer.begin()
     drained = list(islice(trainer.batches(0, 0), 4 if bench.small else 24))
     for batch in drained:
@@ -37,7 +46,7 @@ def speed(bench: Bench, name: str) -> Found:
     kernels = min(bench.seconds(lambda: [replay(one) for one in calls]) for _ in range(3))
     stalls = read_backs(trainer, drained) if bench.device.type == "cuda" else None
     figures |= busy(trainer, drained[:6]) if bench.device.type == "cuda" else {}
-    here = bench.trainer(name, device=CPU)
+    here = bench.trainer(name, *settings, device=CPU)
     here.begin()
     on_cpu = throughput(replace(bench, device=CPU), here, 1 if bench.small else 3)["examples_per_s"]
     figures |= {
@@ -50,6 +59,43 @@ def speed(bench: Bench, name: str) -> Found:
         "precision": str(trainer.precision).removeprefix("torch."),
     }
     return Found(None if stalls is None else stalls == 0, figures)
+
+
+def peer(bench: Bench) -> Found:
+    """Measure next-event training beside RecTools' SASRec of equal size on the same device: predicted positions per second.
+
+    Both train two attention blocks of width 64 over histories of 50. The peer trains in fp32. Its first epoch is not counted.
+    """
+    if find_spec("rectools") is None:
+        return Found(None, {"rectools": "not installed"})
+    name, epochs = ("town", 2) if bench.small else ("s3rec", 4)
+    dataset = bench.dataset(name)
+    write_events(dataset, bench.out)
+    command = [sys.executable, str(ROOT / "benchmarks" / "rectools_peer.py"), bench.out, "sasrec", "--factors", "64"]
+    told = []
+    with subprocess.Popen(
+        [*command, "--device", bench.device.type], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            told.append(json.loads(line))
+            say(process, "go" if len(told) < epochs else "stop")
+    if process.returncode:
+        raise RuntimeError(f"rectools_peer.py ended with {process.returncode}")
+    events = dataset.events
+    lengths = np.bincount(events.user_row[events.positive & (events.split == 0)])
+    positions = int(np.minimum(np.maximum(lengths - 1, 0), 50).sum())
+    theirs = positions * (epochs - 1) / (told[-1]["seconds"] - told[0]["seconds"])
+    ours = {}
+    for precision in ("fp32", "auto"):
+        trainer = bench.trainer(name, *EQUAL_SIZE, f"training.precision={precision}")
+        trainer.begin()
+        throughput(bench, trainer, 2)
+        ours[precision] = throughput(bench, trainer, 2 if bench.small else 6)["examples_per_s"]
+    times = {f"times_peer_{name}": round(rate / theirs, 2) for name, rate in ours.items()}
+    return Found(
+        None, {"peer": "RecTools SASRec, sampled softmax, 256 negatives", "peer_examples_per_s": round(theirs), **times, **ours}
+    )
 
 
 def busy(trainer: TwoTowerTrainer, batches: Sequence[Any]) -> dict[str, Any]:

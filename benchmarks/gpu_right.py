@@ -178,8 +178,8 @@ def resumed(bench: Bench) -> Found:
     cut = TwoTowerTrainer(bench.dataset(), config, folder)
     step = cut._step
 
-    def until(batch: Any, board: Any) -> None:
-        step(batch, board)
+    def until(batch: Any) -> None:
+        step(batch)
         if cut.state.step == steps // 2:
             cut._save("last.pt")
             raise KeyboardInterrupt

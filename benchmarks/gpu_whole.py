@@ -76,12 +76,12 @@ def notebook(bench: Bench) -> Found:
     source = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     script = bench.out / "notebook.py"
     script.write_text(source, encoding="utf-8")
-    sizes = (300, 200, 6000) if bench.small else (600, 400, 12_000)
+    users, businesses, events = (300, 200, 6000) if bench.small else (600, 400, 12_000)
     few = "training.max_steps=20 training.log_every=2 evaluation.bootstrap_resamples=100 evaluation.tune_baselines=false"
     named = {
         "SOURCE": str(ROOT),
         "OUT": str(bench.out / "notebook"),
-        "TOWN": "--users {} --businesses {} --events {}".format(*sizes),
+        "TOWN": json.dumps({"users": users, "businesses": businesses, "events": events}),
         "SETTINGS": few if bench.small else "training.max_steps=200 evaluation.tune_baselines=false",
         "PROCESSES": "1",
     }

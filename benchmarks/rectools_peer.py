@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--history", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     given = parser.parse_args()
 
     import pandas as pd
@@ -61,7 +62,7 @@ def main() -> None:
 
     def quiet_trainer() -> Trainer:
         options = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "enable_checkpointing": False}
-        return Trainer(max_epochs=1, accelerator="cpu", **options)
+        return Trainer(max_epochs=1, accelerator="gpu" if given.device == "cuda" else "cpu", devices=1, **options)
 
     ligr = {"transformer_layers_type": LiGRLayers} if given.model == "esasrec" else {}
     model = SASRecModel(

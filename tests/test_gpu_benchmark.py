@@ -103,3 +103,10 @@ def test_the_real_parts_run_on_a_cpu(tmp_path: Path) -> None:
         assert row["ok"] is True and row["machine"].endswith("CPU"), row
     apart = [row["losses_apart"] for row in rows if "losses_apart" in row]
     assert len(apart) == 3 and max(apart) == 0, "the same device computes the same"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["the notebook's cells", "cut and resumed"])
+def test_parts_of_the_long_form_run_on_a_cpu(tmp_path: Path, part: str) -> None:
+    code, rows, _ = run(BENCHMARKS / "gpu.py", tmp_path, "--data", str(tmp_path / "sets"), "--only", part)
+    assert code == 0 and [row["ok"] for row in rows] == [True], rows

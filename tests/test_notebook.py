@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from twotower.pipeline import machine_check
+from twotower.utils import hardware
 
 from .kernel import run_notebook
 
@@ -84,6 +86,38 @@ def test_its_cells_are_python_alone() -> None:
     """A `!command` would go on after a failure, and is no Python."""
     for name, source in code().items():
         ast.parse(source, name)
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOK.parent.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_its_cells_use_what_exists(path: Path, tmp_path: Path) -> None:
+    """Also the lines that only a machine with a GPU, or a download, reaches."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    script = tmp_path / "cells.py"
+    script.write_text("\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"))
+    options = ["--config-file=", "--check-untyped-defs", "--ignore-missing-imports", "--follow-imports=silent"]
+    command = [sys.executable, "-m", "mypy", *options, "--cache-dir", str(ROOT / ".mypy_cache" / "notebooks"), str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MYPYPATH": str(ROOT / "src")})
+    assert done.stdout, done.stderr
+    assert not [line for line in done.stdout.splitlines() if line.endswith(("[attr-defined]", "[name-defined]", "[call-arg]"))]
+
+
+@pytest.mark.parametrize(
+    ("names", "card"), [(("Tesla T4", "Tesla T4"), "T4"), (("NVIDIA L4",), "L4"), ((), "T4"), (("P100",), "T4")]
+)
+def test_the_plan_is_for_the_gpus_at_hand(names: tuple[str, ...], card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = {"P100": (6, 0)}
+    gpus = tuple(hardware.Gpu(name, capability.get(name, (8, 9) if "L4" in name else (7, 5)), 15 * 10**9) for name in names)
+    there = hardware.Torch("2.8.0+cu128", "CUDA 12.8", ("sm_70", "sm_75", "sm_80", "sm_86", "sm_90"), gpus)
+    monkeypatch.setattr(hardware, "installed", lambda: there)
+    asked: dict[str, Any] = {}
+    names_there: dict[str, Any] = {
+        "PROCESSES": 0,
+        "config": None,
+        "dataset": None,
+        "plan_stage": lambda *_, **given: asked.update(given),
+    }
+    exec(code()["plan"], names_there)
+    assert (asked["device"], asked["processes"]) == (card, max(len(there.usable), 1))
 
 
 def test_a_failing_program_stops_the_notebook(capfd: pytest.CaptureFixture[str]) -> None:

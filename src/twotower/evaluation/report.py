@@ -6,7 +6,6 @@ dark mode and on small screens.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from twotower import __version__
 from twotower.errors import DataError
 from twotower.evaluation.insights import insights
 from twotower.evaluation.pictures import drawn
@@ -96,13 +96,8 @@ def render(report: Report) -> str:
         plots=_plots(report.curves, metric),
         sentences=insights(report),
         pictures=[drawn(picture) for picture in report.pictures],
-        written=f"twotower {version()}, {date.today().isoformat()}",
+        written=f"twotower {__version__}, {date.today().isoformat()}",
     )
-
-
-def version() -> str:
-    """Return the version of the package."""
-    return importlib.metadata.version("two-tower-rec")
 
 
 def _tone(report: Report, metric: str) -> str:
