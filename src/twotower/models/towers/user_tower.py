@@ -55,7 +55,7 @@ class UserTower(nn.Module):
 
     def event_embeddings(self, items: Tensor, batch: UserBatch) -> Tensor:
         """Return a vector for every event [T, d]: the sum of its item, event type and stars embeddings."""
-        tokens = items[batch.history]
+        tokens = F.embedding(batch.history, items, padding_idx=0)  # its gradient skips PAD, which fills many slots
         return tokens + F.embedding(batch.event_type, self.event_type) + F.embedding(batch.stars, self.stars)
 
     def beside_history(self, fields: Tensor, tokens: Tensor, batch: UserBatch) -> Tensor:
