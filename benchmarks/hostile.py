@@ -12,7 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 HOSTILE = "127.0.0.1"
@@ -255,11 +255,12 @@ def deep_json(port: int, end: float) -> None:
 @attack
 def large_batches(port: int, end: float) -> None:
     """Send valid, expensive requests: long histories, long lists, explanations."""
-    status, listed = ask(port, "GET", "/v1/items?limit=100")
-    while status == 429 and time.monotonic() < end:  # another attack has used up the rate of this address
+    status, listed = 0, b""
+    while status != 200 and time.monotonic() < end:
+        with suppress(OSError):  # other attacks have used up the rate or the slots of this address
+            status, listed = ask(port, "GET", "/v1/items?limit=100")
         time.sleep(0.5)
-        status, listed = ask(port, "GET", "/v1/items?limit=100")
-    items = json.loads(listed)["items"]
+    items = json.loads(listed)["items"] if status == 200 else []
     history = [{"item_id": item["item_id"]} for item in items] * 3
     bodies: list[tuple[str, Any]] = [
         ("/v1/recommend:batch", {"requests": [{"history": history[:39], "k": 100}] * 256}),

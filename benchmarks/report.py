@@ -114,10 +114,10 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def _gpu_section(rows: Sequence[Row]) -> str:
-    """Return the section of `gpu.py`: one line per part, from its latest row."""
-    latest = {row["gpu_part"]: row for row in rows}
+    """Return the section of `gpu.py`: one line per part and machine, from its latest row."""
+    latest = {(row["gpu_part"], row["machine"]): row for row in rows}
     body = []
-    for part, row in latest.items():
+    for (part, _), row in latest.items():
         state = {True: "holds", False: "does not hold", None: "measured"}[row["ok"]]
         figures = "; ".join(f"{name} {_figures(value)}" for name, value in row.items() if name not in GPU)
         body.append([part, state, figures, str(row["machine"]), str(row["torch"]), f"{row['date']}, {row['commit']}"])

@@ -203,8 +203,12 @@ def mixed(server: Server, minutes: float) -> Noticed:
     total, end, chance = Noticed(recovered_s=0.0), time.monotonic() + 60 * minutes, random.Random(3)
     before = server.memory_mb()
     while time.monotonic() < end:
-        one = watch(server, chance.sample(list(ATTACKS), 3), 10)
+        names = chance.sample(list(ATTACKS), 3)
+        one = watch(server, names, 10)
         one.grown_mb = server.memory_mb() - before
+        sys.stderr.write(
+            f"{', '.join(names)}: p99 {one.ms(0.99):.0f} ms, memory {one.grown_mb:+.0f} MB, {len(one.failures)} failures\n"
+        )
         total.add(one)
     return total
 
