@@ -211,5 +211,5 @@ def test_a_refresh_needs_the_role_of_an_admin(connect: Connect) -> None:
 
 @pytest.mark.slow
 def test_kills_while_items_are_refreshed_lose_nothing(bundle: Path, tmp_path: Path, strength: Any) -> None:
-    found = strength.kill_often(bundle, tmp_path, 8, 7, options=("--refresh-s", "0.02"))
+    found = strength.kill_often(bundle, tmp_path, 4, 7, options=("--refresh-s", "0.02"))
     assert found["acknowledged"] and not found["lost"] and not found["tracebacks"]

@@ -42,7 +42,7 @@ ROWS = st.lists(
     min_size=1,
     max_size=12,
 )
-SLOW = [pytest.param(10_000, marks=pytest.mark.slow), 60]
+SLOW = [pytest.param(2_000, marks=pytest.mark.slow), 60]
 DAMAGED = [pytest.param(1_000, marks=pytest.mark.slow), 60]  # each case takes some hundredths of a second
 
 
