@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from twotower.data.data_loader import TrainLoader
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store
 from twotower.data.train_events import user_shares
-from twotower.errors import TrainingError
+from twotower.errors import ConfigError, DataError, TrainingError
 from twotower.schema import TRAIN
 from twotower.utils.config import Config, parse_config
 
@@ -145,6 +148,41 @@ def test_users_are_shared_so_that_every_process_has_some():
     assert np.diff(offsets[user_shares(offsets, 4)]).tolist() == [90, 1, 1, 8]
     with pytest.raises(TrainingError, match=r"5 processes are more than the 4 users with training events\. .*Start fewer"):
         user_shares(offsets, 5)
+
+
+@pytest.mark.parametrize("objective", ["any_event", "next_event"])
+def test_batches_from_processes_are_those_of_the_thread(dataset, objective):
+    loader, _ = loader_of(dataset, objective=objective)
+    expected = list(loader.iterate(1, start=1))
+    loader.processes = 2
+    found = list(loader.iterate(1, start=1))
+    assert len(found) == len(expected) > 1 and all(same(a, b) for a, b in zip(found, expected, strict=True))
+    first: Any = loader.iterate(1)
+    next(first)
+    first.close()  # a reader may stop early
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("error", [DataError("two towers"), ValueError("two towers")])
+def test_an_error_in_a_process_reaches_the_reader(dataset, error):
+    loader, _ = loader_of(dataset)
+    loader.processes = 2
+
+    def fail(*_):
+        raise error
+
+    loader.batch = fail
+    with pytest.raises(type(error), match="two towers"):
+        next(loader.iterate(0))
+    loader.batch = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        next(loader.iterate(0))
+
+
+def test_processes_need_linux(dataset, monkeypatch):
+    monkeypatch.setattr("twotower.data.data_loader.sys.platform", "darwin")
+    with pytest.raises(ConfigError, match="needs Linux"):
+        loader_of(dataset, loader_processes=1)
 
 
 def test_a_loader_error_reaches_the_reader(dataset):

@@ -16,7 +16,7 @@ from torch.utils import _foreach_utils
 
 from twotower.data.data_loader import DeviceCopies, TrainLoader
 from twotower.data.dataset import Dataset
-from twotower.features.batches import ALIGNED, map_tensors, packed
+from twotower.features.batches import ALIGNED, map_tensors, packed, unpacked
 from twotower.models.layers.tables import distinct_rows, padded_distinct_rows
 from twotower.models.neural_retriever import item_blocks
 from twotower.retriever import Queries
@@ -236,9 +236,9 @@ def test_copied_ahead_batches_keep_their_order_and_their_content(
 
 def test_a_batch_packed_into_one_block_is_the_same_batch(loader: TrainLoader) -> None:
     batch = loader.batch(loader.plan(0)[0], 0, 0)
-    block, rebuild = packed(batch)
+    block, slots = packed(batch)
     block = block.clone()  # as if it had come from elsewhere
-    found = rebuild(block)
+    found = unpacked(block, slots)
     for one, other in zip(tensors(batch), tensors(found), strict=True):
         assert (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(one, other)
         assert not other.numel() or block.data_ptr() <= other.data_ptr() < block.data_ptr() + len(block)

@@ -6,21 +6,26 @@ The content of a `TrainBatch` is a pure function of (seed, epoch, step).
 from __future__ import annotations
 
 import queue
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from twotower.data.candidates import LOSSES, Candidates, Pool, other_positives
 from twotower.data.dataset import Dataset
 from twotower.data.explicit_negatives import ExplicitNegatives
 from twotower.data.train_events import Replay, TrainEvents
 from twotower.data.views import OBJECTIVES, Objective
-from twotower.errors import ConfigError, TrainingError
-from twotower.features.batches import ItemBatch, UserBatch, on_device, packed
+from twotower.errors import ConfigError, TrainingError, TwoTowerError
+from twotower.features.batches import ItemBatch, UserBatch, on_device, packed, unpacked
 from twotower.features.feature_store import FeatureStore
 from twotower.utils.config import Config
 from twotower.utils.losses import Masked, Negatives
@@ -64,6 +69,8 @@ class TrainBatch:
 
 Copied = tuple[Tensor, torch.cuda.Event]
 """The block of a batch on the device, and the event that marks the end of the copy."""
+Started = tuple[TrainBatch, Copied | None]
+"""A batch whose copy has started."""
 
 
 class DeviceCopies:
@@ -79,12 +86,15 @@ class DeviceCopies:
 
     def start(self, batch: TrainBatch) -> tuple[TrainBatch, Copied | None]:
         """Start to copy a batch; called by the thread that builds the batches."""
+        return (batch.to(self.device), None) if self.stream is None else self.start_packed(*packed(batch, pin_memory=True))
+
+    def start_packed(self, block: Tensor, slots: TrainBatch) -> tuple[TrainBatch, Copied | None]:
+        """Start to copy a batch of `packed`."""
         if self.stream is None:
-            return batch.to(self.device), None
-        block, rebuild = packed(batch, pin_memory=True)
+            return unpacked(block.to(self.device), slots), None
         with torch.cuda.stream(self.stream):
-            there = block.to(self.device, non_blocking=True)
-            return rebuild(there), (there, self.stream.record_event())
+            there = block.pin_memory().to(self.device, non_blocking=True)  # a pinned block is not pinned again
+            return unpacked(there, slots), (there, self.stream.record_event())
 
     def finish(self, batch: TrainBatch, copied: Copied | None) -> TrainBatch:
         """Return the batch for the current stream; the stream waits for the copy, this thread does not."""
@@ -113,6 +123,8 @@ class TrainLoader:
     ------
     TrainingError
         The training part has no target for the objective, or fewer users than processes.
+    ConfigError
+        `training.loader_processes` is set on another system than Linux.
     """
 
     def __init__(
@@ -127,7 +139,9 @@ class TrainLoader:
     ) -> None:
         self.seed = config.seed
         self.rank, self.world_size, self.micro = rank, world_size, config.training.micro_batch_size
-        self.draws_per_example = config.training.negatives_per_positive
+        self.draws_per_example, self.processes = config.training.negatives_per_positive, config.training.loader_processes
+        if self.processes and sys.platform != "linux":
+            raise ConfigError(f"training.loader_processes is {self.processes}. It needs Linux. Set it to 0.")
         self.loss = config.training.loss
         self.propose = LOSSES[self.loss]
         self.store = store
@@ -226,12 +240,17 @@ class TrainLoader:
         return 1 if self.micro is None else min(-(-size // self.micro), max(members, 1))
 
     def iterate(self, epoch: int, start: int = 0, *, ahead: int = 2, device: torch.device | str = "cpu") -> Iterator[TrainBatch]:
-        """Yield the batches of an epoch from step `start`, on `device`; a thread prepares up to `ahead` of them in advance."""
-        plan, copies = self.plan(epoch), DeviceCopies(torch.device(device))
-        ready: queue.Queue[tuple[TrainBatch, Copied | None] | BaseException | None] = queue.Queue(ahead)
+        """Yield the batches of an epoch from step `start`, on `device`.
+
+        A thread prepares up to `ahead` of them in advance. With `training.loader_processes`, processes build them, each `ahead` in
+        advance, and the thread copies them.
+        """
+        copies = DeviceCopies(torch.device(device))
+        started = self._in_processes(epoch, start, ahead, copies) if self.processes else self._in_thread(epoch, start, copies)
+        ready: queue.Queue[Started | BaseException | None] = queue.Queue(ahead)
         stopped = threading.Event()
 
-        def put(thing: tuple[TrainBatch, Copied | None] | BaseException | None) -> None:
+        def put(thing: Started | BaseException | None) -> None:
             while not stopped.is_set():
                 try:
                     return ready.put(thing, timeout=0.1)
@@ -240,10 +259,11 @@ class TrainLoader:
 
         def work() -> None:
             try:
-                for step in range(start, len(plan)):
-                    if stopped.is_set():
-                        return
-                    put(copies.start(self.batch(plan[step], epoch, step)))
+                with closing(started):
+                    for batch in started:
+                        put(batch)
+                        if stopped.is_set():
+                            return
                 put(None)
             except BaseException as error:  # passed to the consumer, which raises it
                 put(error)
@@ -258,3 +278,41 @@ class TrainLoader:
         finally:
             stopped.set()
             thread.join()
+
+    def _in_thread(self, epoch: int, start: int, copies: DeviceCopies) -> Generator[Started]:
+        plan = self.plan(epoch)
+        for step in range(start, len(plan)):
+            yield copies.start(self.batch(plan[step], epoch, step))
+
+    def _in_processes(self, epoch: int, start: int, ahead: int, copies: DeviceCopies) -> Generator[Started]:
+        blocks = _Blocks(self, epoch)
+        workers = DataLoader(
+            blocks,
+            batch_size=None,
+            sampler=range(start, len(blocks.plan)),
+            num_workers=self.processes,
+            prefetch_factor=ahead,
+            collate_fn=_as_it_is,
+            multiprocessing_context="fork",  # the data are not copied; the workers never use the device
+        )
+        for block in workers:
+            if isinstance(block, TwoTowerError):
+                raise block
+            yield copies.start_packed(*block)
+
+
+class _Blocks(TorchDataset[Any]):
+    """The batches of an epoch as blocks of bytes, which the workers of a `DataLoader` build."""
+
+    def __init__(self, loader: TrainLoader, epoch: int) -> None:
+        self.loader, self.epoch, self.plan = loader, epoch, loader.plan(epoch)
+
+    def __getitem__(self, step: int) -> tuple[Tensor, TrainBatch] | TwoTowerError:
+        try:
+            return packed(self.loader.batch(self.plan[step], self.epoch, step))
+        except TwoTowerError as error:  # returned: the loader would wrap what is raised in a traceback
+            return error
+
+
+def _as_it_is(block: Any) -> Any:
+    return block

@@ -120,35 +120,51 @@ def on_device(batch: Batch, device: torch.device | str) -> Batch:
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def packed(batch: Batch, *, pin_memory: bool = False) -> tuple[Tensor, Callable[[Tensor], Batch]]:
-    """Copy all tensors of a batch into one block of bytes, which can be copied to a device in one call.
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tensor of a batch lies in a block of bytes; see `packed`."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+    def view(self, block: Tensor) -> Tensor:
+        """Return the tensor as a view of a block, uint8 [n]."""
+        return block[self.start : self.start + self.nbytes].view(self.dtype).view(self.shape)
+
+
+def packed(batch: Batch, *, pin_memory: bool = False) -> tuple[Tensor, Batch]:
+    """Copy all tensors of a batch into one block of bytes, which can be copied to a device, or sent to a process, in one call.
 
     Returns
     -------
     block
         uint8 [n], each tensor at a multiple of 16 bytes.
-    rebuild
-        Function that returns the same batch as views of a copy of the block, on any device.
+    slots
+        The batch with a `Slot` in place of each tensor; `unpacked` gives the batch back.
     """
-    tensors: list[Tensor] = []
-    map_tensors(batch, lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    starts = [0]
-    for tensor in tensors:
-        starts.append(starts[-1] + -(-tensor.nbytes // ALIGNED) * ALIGNED)
-    block = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pin_memory)
+    tensors: list[tuple[Slot, Tensor]] = []
+    size = 0
 
-    def view(block: Tensor, number: int) -> Tensor:
-        tensor, start = tensors[number], starts[number]
-        return block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    def reserve(tensor: Tensor) -> Slot:
+        nonlocal size
+        slot = Slot(tensor.dtype, tuple(tensor.shape), size, tensor.nbytes)
+        tensors.append((slot, tensor))
+        size += -(-tensor.nbytes // ALIGNED) * ALIGNED
+        return slot
 
-    for number, tensor in enumerate(tensors):
-        view(block, number).copy_(tensor)
+    slots: Batch = _map(batch, Tensor, reserve)
+    block = torch.empty(size, dtype=torch.uint8, pin_memory=pin_memory)
+    for slot, tensor in tensors:
+        slot.view(block).copy_(tensor)
+    return block, slots
 
-    def rebuild(block: Tensor) -> Batch:
-        numbers = iter(range(len(tensors)))
-        return map_tensors(batch, lambda _: view(block, next(numbers)))
 
-    return block, rebuild
+def unpacked(block: Tensor, slots: Batch) -> Batch:
+    """Return the batch of `packed` as views of a copy of its block, on any device."""
+    batch: Batch = _map(slots, Slot, lambda slot: slot.view(block))
+    return batch
 
 
 def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -160,14 +176,18 @@ def map_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     >>> map_tensors(items, lambda tensor: tensor[:1]).row
     tensor([2])
     """
-    found: Any = batch
-    if isinstance(found, Tensor):
-        found = change(found)
-    elif isinstance(found, dict):
-        found = {name: map_tensors(value, change) for name, value in found.items()}
-    elif isinstance(found, tuple):
-        found = tuple(map_tensors(value, change) for value in found)
-    elif is_dataclass(found) and not isinstance(found, type):
-        found = replace(found, **{part.name: map_tensors(getattr(found, part.name), change) for part in fields(found)})
-    mapped: Batch = found
+    mapped: Batch = _map(batch, Tensor, change)
     return mapped
+
+
+def _map(found: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Return a structure whose objects of a class are replaced by `change(object)`."""
+    if isinstance(found, kind):
+        return change(found)
+    if isinstance(found, dict):
+        return {name: _map(value, kind, change) for name, value in found.items()}
+    if isinstance(found, tuple):
+        return tuple(_map(value, kind, change) for value in found)
+    if is_dataclass(found) and not isinstance(found, type):
+        return replace(found, **{part.name: _map(getattr(found, part.name), kind, change) for part in fields(found)})
+    return found

@@ -19,6 +19,7 @@ CHANGEABLE_ON_RESUME = {
         "gradient_checkpointing",
         "checkpoint_every_s",
         "log_every",
+        "loader_processes",
         "max_hours",
         "recipe",
     ),

@@ -120,6 +120,8 @@ class TrainingConfig(Settings):
     max_hours: float | None = Field(None, gt=0)
     """Hours after which training stops, with a validation and a usable model; the recipe race counts. The log says after the first
     steps what an epoch takes, and `--resume` goes on later. null: no limit."""
+    loader_processes: int = Field(0, ge=0, le=64)
+    """Processes that build batches (Linux only). 0: a thread. For a GPU that is faster than the thread; not yet run with one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device for training. "auto": a GPU if one is usable, else the CPU."""
     checkpoint_every_s: float = Field(300.0, gt=0)
