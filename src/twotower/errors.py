@@ -30,7 +30,11 @@ def one_line(text: str) -> str:
     >>> one_line("a\nb \x1b[2J")
     'a b \\x1b[2J'
     """
-    line = " ".join(text.split())
+    return escaped(" ".join(text.split()))
+
+
+def escaped(line: str) -> str:
+    """Return a line with escapes for control characters; see `one_line`."""
     return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 

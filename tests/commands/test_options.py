@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,12 @@ def test_a_file_to_write_has_the_name_of_its_format(
     assert main(command) == 2
     assert f"must end with {wanted}." in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(
+    "command", [["update", "run", "--data", "x", "--every"], ["serve", "bundle", "--rate"], ["plan", "--budget"]]
+)
+def test_a_number_is_finite(command: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, text]) == 2
+    assert re.search("is not a finite number|is not in the range", capsys.readouterr().err)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ from twotower.bundle.bundle import load_bundle
 from twotower.bundle.forgetting import USER_TABLE
 from twotower.cli import main
 from twotower.data.dataset import Dataset
+from twotower.data.forgetting import _mentions
 from twotower.pipeline.new_data import source_of_files, source_of_store
+from twotower.pipeline.run_folder import locked
 from twotower.pipeline.stages import run_all
 from twotower.schema import FIRST_ROW, UNKNOWN
 from twotower.serving.event_export import export_events
@@ -126,8 +131,6 @@ def test_a_run_uses_its_own_dataset_wherever_it_lies(run: Path, tmp_path: Path, 
     assert main(["forget", str(given), "--user", user]) == 0
     assert holding(places[1], user) == []
     assert how == "moved" or "dataset/users.parquet" in holding(places[0], user)
-    assert main(["evaluate", str(given)]) == 0
-    assert holding(places[1], user) == []
     orders, _ = shop(users=60, items=30, events=900)
     later = orders[orders["customer"] == "C0012"].assign(
         kind="order", ordered_at=orders["ordered_at"].max() + pd.Timedelta(days=90)
@@ -136,6 +139,43 @@ def test_a_run_uses_its_own_dataset_wherever_it_lies(run: Path, tmp_path: Path, 
     for place in places[how == "moved" :]:
         assert main(["update", str(place), "--data", str(tmp_path / "later.csv"), "--set", "updating.max_worse_frac=1"]) == 0
         assert (user in Dataset.open(place / "dataset").user_ids) == (place == places[0])
+
+
+def test_what_killed_commands_left_and_kept_versions_are_cleaned_too(run: Path, tmp_path: Path) -> None:
+    user, shop_run = "C0021", tmp_path / "shop"
+    shutil.copytree(run, shop_run)
+    shutil.copytree(run / "dataset", shop_run / ".dataset.39286146997f.new")
+    shutil.copytree(run / "bundle", shop_run / ".bundle.39286146997f.new")
+    shutil.copytree(run, tmp_path / ".shop.update")
+    shutil.copytree(run / "bundle", shop_run / "bundle.versions" / "158cb78f084a")
+    (shop_run / "model" / ".metrics.jsonl.partial").write_text(user)
+    assert main(["forget", str(shop_run / "model"), "--user", user]) == 0  # the part stands for the run
+    assert holding(tmp_path, user) == []
+    assert load_bundle(shop_run / "bundle.versions" / "158cb78f084a").dataset.n_users == load_bundle(run / "bundle").dataset.n_users
+
+
+def test_a_run_that_changes_is_not_touched(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shop_run = tmp_path / "shop"
+    shutil.copytree(run, shop_run)
+    with locked(shop_run):
+        assert main(["forget", str(shop_run), "--user", "C0022"]) == 2
+        assert "Another command is changing" in capsys.readouterr().err
+    with locked(shop_run, shared=True):  # an update that reads it
+        assert main(["forget", str(shop_run), "--user", "C0022"]) == 2
+    assert "dataset/users.parquet" in holding(shop_run, "C0022")
+    (shop_run / "model" / "manifest.json").write_text('{"kind": "other"}')
+    assert main(["forget", str(shop_run), "--user", "C0022"]) == 2
+    assert "is neither a run nor a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["Zoë Müller", "日本の客", "tab\tuser", 'we"ird\\user', "😀", "a/b", "plain"])
+def test_rejected_rows_of_a_user_are_found_however_they_are_written(name: str) -> None:
+    cell = io.StringIO()
+    csv.writer(cell).writerow([name, "p1"])
+    for text in (cell.getvalue(), json.dumps({"user": name}), json.dumps({"user": name}, ensure_ascii=False), f"{name},p1"):
+        for whole in (True, False):
+            line = json.dumps({"file": "a.csv", "line": 3, "reason": "not a time", "text": text}, ensure_ascii=whole)
+            assert _mentions(line, ["nobody", name]) and not _mentions(line, ["nobody"])
 
 
 @pytest.mark.parametrize("name", ["ex.csv", "ex", "ex.parquet.gz"])

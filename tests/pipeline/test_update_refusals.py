@@ -17,7 +17,7 @@ import pytest
 from twotower.cli import main
 from twotower.pipeline import update as module
 from twotower.pipeline.new_data import NewSource, source_of_files
-from twotower.pipeline.run_folder import run_manifest
+from twotower.pipeline.run_folder import locked, run_manifest
 from twotower.pipeline.stages import Watch, run_all
 from twotower.pipeline.update import update
 from twotower.trainers.callbacks import Callback, Training
@@ -140,9 +140,9 @@ def test_an_interrupted_update_ends_as_the_uninterrupted_one_to_the_bit(shop_run
 
 
 def test_one_update_at_a_time(shop_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with module._locked(shop_run):
+    with locked(shop_run):
         assert main(["update", str(shop_run), "--data", str(shop_run.parent / "new")]) == 2
-    assert "Another update of" in capsys.readouterr().err
+    assert "Another command is changing" in capsys.readouterr().err
     go_on(shop_run)
 
 
@@ -179,3 +179,17 @@ def test_a_source_without_an_identity_is_never_resumed(shop_run: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         update(shop_run, source, shop_run, watch=Watch(callbacks=[Stop(2)]))
     assert update(shop_run, source, shop_run).new_items == 5
+
+
+@pytest.mark.parametrize("part", ["", "model", "dataset"])
+def test_a_run_is_not_exchanged_below_the_current_folder(
+    shop_run: Path, part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, new = content(shop_run), str(shop_run.parent / "new")
+    monkeypatch.chdir(shop_run / part)
+    given = {"": ".", "model": ".", "dataset": ".."}[part]
+    assert main(["update", given, "--data", new]) == 2
+    assert "is part of" in capsys.readouterr().err
+    assert content(shop_run) == before
+    assert main(["update", given, "--data", new, "--out", str(shop_run.parent / "out"), "--set", "updating.max_worse_frac=1"]) == 0
+    assert content(shop_run) == before and (shop_run.parent / "out" / "bundle" / "manifest.json").is_file()

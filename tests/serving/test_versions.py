@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from starlette.testclient import TestClient
@@ -207,6 +208,23 @@ def test_refreshes_and_forgetting_reach_both_versions(connect: Connect, pair: tu
     for folder in (*pair, *(pair[0].parent / "bundle1.versions").glob("*/dataset")):
         for path in folder.rglob("*"):
             assert not path.is_file() or user.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("steps", [("promote",), ("rollback",), ("promote", "rollback"), ("reload",), ("reload", "rollback")])
+def test_a_user_is_forgotten_in_folders_that_were_served_earlier(
+    connect: Connect, pair: tuple[Path, Path], keyed: Keyed, steps: tuple[str, ...]
+) -> None:
+    trial = Trial() if "reload" in steps else Trial(pair[1], 0.5)
+    with connect(folder=pair[0], trial=trial) as client:
+        user = str(client.get("/v1/users/random").json()["users"][0]["user"])
+        for step in steps:
+            body = {"json": {"bundle": str(pair[1])}} if step == "reload" else {}
+            assert client.post(f"/admin/{step}", headers=keyed, **body).status_code == 200, step
+        assert client.delete(f"/v1/users/{user}", headers=keyed).status_code == 200
+    files = [file for folder in pair for file in folder.parent.rglob("users.parquet")]
+    assert len(files) >= 2
+    for file in files:
+        assert user not in pq.read_table(file).column("user_id").to_pylist(), file
 
 
 def test_versions_of_different_catalogues_are_refused(

@@ -17,6 +17,7 @@ from twotower.commands.options import (
     FOLDER,
     PARQUET,
     FileNamed,
+    FloatRange,
     a_user,
     inside,
     keep_existing,
@@ -96,12 +97,10 @@ def export(run: Path, out: Path, overwrite: bool) -> None:
 )
 @click.option("--near", type=(float, float), metavar="LAT LON", help="Location of the request. Default: centre of the history.")
 @click.option("--include-seen", is_flag=True, help="Recommend items of the history too.")
-@click.option(
-    "--diversity", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Diversity of the list, from 0 to 1."
-)
+@click.option("--diversity", type=FloatRange(0, 1), default=0.0, show_default=True, help="Diversity of the list, from 0 to 1.")
 @click.option(
     "--popularity-bias",
-    type=click.FloatRange(-1, 1),
+    type=FloatRange(-1, 1),
     default=0.0,
     show_default=True,
     help="Popularity bias, from -1 (rare) to 1 (popular).",
@@ -180,7 +179,7 @@ def _recommend_to_all(
 @click.argument("bundle", type=BUNDLE)
 @click.option(
     "--recall",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=FloatRange(0, 1, min_open=True),
     default=0.99,
     show_default=True,
     help="Recall that the index must reach.",
@@ -281,7 +280,7 @@ def _shares(_: click.Context, __: click.Parameter, text: str | None) -> tuple[fl
 @click.argument("other", type=BUNDLE, required=False)
 @click.option("--split", metavar="A,B", callback=_shares, help="Shares of the users of BUNDLE and OTHER, such as 90,10.")
 @click.option("--shadow", type=BUNDLE, help="A second bundle that computes the same lists, which users do not see.")
-@click.option("--explore", type=click.FloatRange(0, 1), help="Share of positions for uncertain and new items. Default: 0.")
+@click.option("--explore", type=FloatRange(0, 1), help="Share of positions for uncertain and new items. Default: 0.")
 @click.option("--host", help="Address to listen on. 0.0.0.0 means all. Default: 127.0.0.1.")
 @click.option("--port", type=click.IntRange(0, 65_535), help="Port to listen on. Default: 8000.")
 @click.option("--unix-socket", type=FILE, help="Unix socket to listen on, in place of host and port.")
@@ -309,10 +308,10 @@ def _shares(_: click.Context, __: click.Parameter, text: str | None) -> tuple[fl
 @click.option("--map-attribution", metavar="TEXT", help="Text on the map that the server of --map-tiles requires.")
 @click.option(
     "--refresh-s",
-    type=click.FloatRange(0, 86_400),
+    type=FloatRange(0, 86_400),
     help="Seconds between two refreshes of the items with accepted events. 0: only on demand. Default: 60.",
 )
-@click.option("--rate", type=click.FloatRange(0), help="Requests per second of each client. 0 means no limit. Default: 100.")
+@click.option("--rate", type=FloatRange(0), help="Requests per second of each client. 0 means no limit. Default: 100.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least important lines. Default: info.")
 @served
 def serve(bundle: Path, other: Path | None, config: ServingConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from twotower.commands.options import BUNDLE, FILE, FOLDER, PARQUET, keep_file, overwriting, say_next
+from twotower.commands.options import BUNDLE, FILE, FOLDER, PARQUET, FloatRange, keep_file, overwriting, say_next
 from twotower.errors import ConfigError
 
 
@@ -107,7 +107,7 @@ def forget(target: Path, users: tuple[str, ...], store: str | None) -> None:
 )
 @click.option(
     "--explore",
-    type=click.FloatRange(0, 1),
+    type=FloatRange(0, 1),
     default=0.0,
     show_default=True,
     help="Share of the positions that the bundle would give to uncertain items.",

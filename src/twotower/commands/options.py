@@ -6,6 +6,7 @@ Nothing heavy is imported at the top, so that `--help` and errors in settings ar
 from __future__ import annotations
 
 import functools
+import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -37,6 +38,19 @@ class FileNamed(click.Path):
 
 
 PARQUET = FileNamed(".parquet")
+
+
+class FloatRange(click.FloatRange):
+    """A finite number in a range. Comparisons with "nan" are false, so click would accept it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; fail if it is not finite or outside of the range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
 MANIFEST = "manifest.json"
 RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `refit` write
 

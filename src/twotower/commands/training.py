@@ -15,6 +15,7 @@ import click
 from twotower.commands.options import (
     FOLDER,
     RUN_PARTS,
+    FloatRange,
     a_user,
     configured,
     inside,
@@ -45,9 +46,7 @@ RELOAD_TIMEOUT_S = 300.0
     show_default=True,
     help="Device that trains.",
 )
-@click.option(
-    "--budget", type=click.FloatRange(0, min_open=True), metavar="GB", help="Memory to stay below. Default: the device's."
-)
+@click.option("--budget", type=FloatRange(0, min_open=True), metavar="GB", help="Memory to stay below. Default: the device's.")
 @click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Number of processes, each with a device.")
 @configured
 def plan(
@@ -137,9 +136,7 @@ def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
     "--set", "overrides", multiple=True, metavar="updating.A=VALUE", help="Override one setting of the update. Can be repeated."
 )
 @click.option("--reload", "server", metavar="URL", help="Address of a server that then loads the bundle. Key: TWOTOWER_API_KEY.")
-@click.option(
-    "--every", type=click.FloatRange(0, min_open=True), metavar="HOURS", help="Update again every HOURS. Stop with Ctrl+C."
-)
+@click.option("--every", type=FloatRange(0, min_open=True), metavar="HOURS", help="Update again every HOURS. Stop with Ctrl+C.")
 def update(
     run: Path,
     data: tuple[Path, ...],
@@ -208,8 +205,7 @@ def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Pat
 
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
     from twotower.pipeline.new_data import source_of_files, source_of_store
-    from twotower.pipeline.run_folder import run_dataset
-    from twotower.pipeline.update import root_of
+    from twotower.pipeline.run_folder import root_of, run_dataset
     from twotower.pipeline.update import update as update_run
     from twotower.pipeline.update_verdict import in_words
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -28,6 +29,7 @@ from twotower.utils.ragged import lengths_to_offsets
 from twotower.utils.types import Array, Int, Mask
 
 ENCODERS_FILES = ("encoders.json", "encoders.safetensors")
+_ESCAPE = re.compile(r'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')  # of JSON
 USERS_FILE, REJECTS_FILE, MANIFEST = "users.parquet", "rejects.jsonl", "manifest.json"
 
 
@@ -61,10 +63,23 @@ def without_users(dataset: Dataset, rows: Int, folder: Path) -> None:
     pq.write_table(users, folder / USERS_FILE, compression="zstd")
     if (folder / REJECTS_FILE).is_file():
         lines = (folder / REJECTS_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
-        left = "".join(line for line in lines if not any(name in line for name in names))
+        left = "".join(line for line in lines if not _mentions(line, names))
         (folder / REJECTS_FILE).unlink()
         (folder / REJECTS_FILE).write_text(left, encoding="utf-8")
     _write_manifest(dataset, folder, counts, names)
+
+
+def _mentions(line: str, names: list[str]) -> bool:
+    r"""Return whether a rejected row, a line of JSON, has one of these texts: as it is, or as CSV or JSON writes it.
+
+    Examples
+    --------
+    >>> _mentions('{"text": "\\"we\\"\\"ird\\",p1"}', ['we"ird'])
+    True
+    """
+    text = " ".join(map(str, json.loads(line).values()))
+    texts = (text, text.replace('""', '"'), _ESCAPE.sub(lambda found: json.loads(f'"{found[0]}"'), text))
+    return any(name in one for name in names for one in texts)
 
 
 def scrubbed(value: Any, names: list[str]) -> Any:

@@ -55,7 +55,7 @@ class Estimated:
         rows = [("logged", found.logged), ("ips", found.ips), ("snips", found.snips), ("dr", found.dr)]
         lines = [f"{self.lists:,} lists of {self.users:,} users, {days}; estimates for {name}", "", "           outcomes per list"]
         lines += [f"{title:<8} {one.value:9.4f}   {one.low:.4f} to {one.high:.4f}" for title, one in rows]
-        lines += ["", f"The log could show {found.support:.1%} of its items; {found.effective_lists:,.0f} effective lists."]
+        lines += ["", f"The log could show {min(found.support, 1):.1%} of its items; {found.effective_lists:,.0f} effective lists."]
         return "\n".join(lines)
 
 

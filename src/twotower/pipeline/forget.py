@@ -5,6 +5,7 @@ Each folder and file is replaced atomically. A command that was killed can be gi
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 from collections.abc import Sequence
@@ -20,8 +21,9 @@ from twotower.data.dataset import Dataset
 from twotower.data.forgetting import rows_to_forget, without_users
 from twotower.errors import DataError
 from twotower.evaluation.report import write_report
-from twotower.pipeline.run_folder import run_dataset, run_manifest
+from twotower.pipeline.run_folder import locked, root_of, run_dataset, run_manifest
 from twotower.serving.event_store import open_store
+from twotower.serving.kept_versions import kept_beside
 from twotower.utils.atomic_files import atomic_file, atomic_folder
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.documents import Report, parse_document
@@ -55,26 +57,48 @@ def forget(target: Path, users: Sequence[str], store: str | None) -> Removed:
     DataError
         `target` is neither a run nor a bundle, or a server uses the store.
     """
+    target = root_of(target)
     bundle, model = bundle_in(target), target / "model"
-    run = model if (model / MANIFEST).is_file() else target
+    run = model if model.is_dir() else target
     is_run = _kind(run) == "run"
-    if not is_run and _kind(bundle) != "bundle":
+    if not is_run and (_kind(bundle) != "bundle" or (run / CHECKPOINTS[0]).is_file()):
         raise DataError(f"{target} is neither a run nor a bundle. Name a folder of `twotower run`, or a bundle.")
     names, events = set(users), 0
-    if store is not None:
-        opened = open_store(store)  # first: it fails while a server uses the store
-        try:
-            events = sum(opened.forget(user) for user in users)
-        finally:
-            opened.close()
-    in_dataset = _forget_in_run(run, names) if is_run else 0
-    in_bundle = 0
-    if _kind(bundle) == "bundle":
-        known = len(rows_to_forget(Dataset.open(bundle / "dataset"), names.__contains__))
-        in_bundle = known if forget_users(bundle, names.__contains__) is not None else 0
-    for folder in {target, run}:
-        _clean_report(folder, names)
+    with locked(target):
+        if store is not None:
+            opened = open_store(store)  # first: it fails while a server uses the store
+            try:
+                events = sum(opened.forget(user) for user in users)
+            finally:
+                opened.close()
+        in_dataset = _forget_in_run(run, names) if is_run else 0
+        in_bundle = 0
+        if _kind(bundle) == "bundle":
+            in_bundle = _forget_in_bundle(bundle, names)
+            for kept in sorted(kept_beside(bundle).glob("*/")):
+                if _kind(kept) == "bundle":
+                    _forget_in_bundle(kept, names)
+        for folder in {target, run}:
+            _clean_report(folder, names)
+        _remove_leftovers(target)
     return Removed(in_bundle, in_dataset, events)
+
+
+def _forget_in_bundle(bundle: Path, names: set[str]) -> int:
+    known = len(rows_to_forget(Dataset.open(bundle / "dataset"), names.__contains__))
+    return known if forget_users(bundle, names.__contains__) is not None else 0
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed commands have left beside the parts of a run or a bundle: copies that still have the users."""
+    target = target.resolve()
+    for folder in (target.parent, target, target / "model", target / "bundle"):
+        for name in (target.name,) if folder == target.parent else ("dataset", "model", "bundle"):
+            for left in (*folder.glob(f".{glob.escape(name)}.*.new"), *folder.glob(f".{glob.escape(name)}.*.old")):
+                shutil.rmtree(left, ignore_errors=True)
+        for left in folder.glob(".*.partial") if folder != target.parent else ():
+            left.unlink(missing_ok=True)
+    shutil.rmtree(target.with_name(f".{target.name}.update"), ignore_errors=True)  # a killed update begins anew
 
 
 def _kind(folder: Path) -> str:

@@ -2,10 +2,42 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from twotower.bundle.sealed_folder import MANIFEST
 from twotower.data.dataset import Dataset
+from twotower.errors import DataError
 from twotower.utils.manifests import RunManifest, open_manifest
+
+
+def root_of(run: Path) -> Path:
+    """Return the folder with the bundle of a run, if its part `model` was named, also as "."."""
+    part = run.resolve()
+    if part.name != "model" or not (part.parent / "bundle" / MANIFEST).is_file():
+        return run
+    return run.parent if run.name == "model" else part.parent
+
+
+@contextmanager
+def locked(run: Path, *, shared: bool = False) -> Iterator[None]:
+    """Let one process at a time change the folder of a run, or several read it. The lock ends with the process, however that ends.
+
+    Raises
+    ------
+    DataError
+        Another process holds the lock.
+    """
+    run = run.resolve()
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with (run.parent / f".{run.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"Another command is changing {run}. One at a time is allowed. Wait until it has ended.") from None
+        yield
 
 
 def run_manifest(run: Path) -> RunManifest:

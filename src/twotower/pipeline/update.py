@@ -8,12 +8,11 @@ that is killed leaves the run as it was. The next call goes on with the folder i
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ from twotower.errors import ConfigError, DataError, TrainingError, TwoTowerError
 from twotower.evaluation.bootstrap import intervals, resample
 from twotower.pipeline.calibrate import calibrate_run
 from twotower.pipeline.new_data import NewSource
-from twotower.pipeline.run_folder import dataset_reference, run_dataset, run_manifest
+from twotower.pipeline.run_folder import dataset_reference, locked, run_dataset, run_manifest
 from twotower.pipeline.stages import Watch, fit_within
 from twotower.pipeline.update_verdict import Newest, worse_in_words
 from twotower.schema import ITEM_ID, TRAIN, UNKNOWN
@@ -55,11 +54,6 @@ LEAST_QUERIES = 1000
 """Validation queries that are enough to fit the weights of the score again; fewer are, if the run itself had fewer."""
 CLEARLY_BETTER = 0.9
 """Least share of the bootstrap resamples in which newly fitted weights of the score are better than those of the run."""
-
-
-def root_of(run: Path) -> Path:
-    """Return the folder with the bundle of a run, if its part `model` was named."""
-    return run.parent if run.name == "model" and (run.parent / "bundle" / MANIFEST).is_file() else run
 
 
 def update(
@@ -86,14 +80,16 @@ def update(
     TrainingError
         The new model is worse; then nothing is published.
     """
-    out = out.resolve()
+    run, out = run.resolve(), out.resolve()  # the current folder may be the one that is exchanged
     model = run if (run / MANIFEST).is_file() else run / "model"
     work = out.with_name(f".{out.name}.update")
-    if out != run.resolve() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out != run and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists already. An update writes to a new folder, or to the run itself. Choose another --out.")
+    if out == run and out in (here := Path.cwd(), *here.parents):
+        raise DataError(f"{here} is part of {run}, which is exchanged as a whole. Go to another folder, or choose an --out.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError("An update runs in one process. Start it without torchrun.")
-    with _locked(out):
+    with locked(out), nullcontext() if out == run else _reading(run):
         manifest = run_manifest(model)
         base, config = run_dataset(model, manifest), _settings(manifest, overrides)
         if not can_refresh(base):
@@ -142,14 +138,11 @@ def _update(
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Let one process at a time update `out`. The lock ends with the process, however that ends."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.parent / f".{out.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(f"Another update of {out} is running. One at a time is allowed. Wait until it has ended.") from None
+def _reading(run: Path) -> Iterator[None]:
+    """Let no other process change a run while it is read; one in a folder that cannot be written needs no lock."""
+    with ExitStack() as stack:
+        with suppress(PermissionError):
+            stack.enter_context(locked(run, shared=True))
         yield
 
 

@@ -81,7 +81,7 @@ class Updater:
     ) -> None:
         self.journal, self.meters, self.refresh_s = journal, meters, refresh_s
         self._trusted_key, self._index = trusted_key, index
-        self._config, self._purged = config, frozenset[str]()
+        self._config, self._purged, self._paths = config, frozenset[str](), set[Path]()
         self.kept = KeptVersions(kept_beside(bundle), config.keep_versions)
         engine = Engine.load(bundle, trusted_key, index)
         check_store(journal, engine)
@@ -102,6 +102,7 @@ class Updater:
         """Serve a version from now on."""
         self.current = version
         for one in versions_of(version):
+            self._paths.add(one.path)
             self.kept.add(one.path, one.engine.version)
         self.meters.bundle(*(one.engine.version for one in versions_of(version)))
         self.meters.items(version.engine.as_of, asdict(version.freshness.counts))
@@ -202,8 +203,19 @@ class Updater:
                     moved[path] = self.kept.renamed(path, manifest.seal[:12])
         current = self._rewritten(self.current, gone, moved)
         rival, shadow = (None if one is None else self._rewritten(one, gone, moved) for one in (current.rival, current.shadow))
+        current = replace(current, rival=rival, shadow=shadow)
+        for path in self._paths - {one.path for one in versions_of(current)} - set(self.kept.paths()):
+            self._purge(path, gone)  # served earlier
         self._purged |= gone
-        return replace(current, rival=rival, shadow=shadow)
+        return current
+
+    def _purge(self, path: Path, gone: frozenset[str]) -> None:
+        """Remove forgotten users from a folder that is not served any more; one that was deleted is passed over."""
+        if self._trusted_key is not None:
+            log.error("%s may hold a forgotten user. Run `twotower forget`, and sign the bundle", path)
+            return
+        with suppress(TwoTowerError, OSError):
+            forget_users(path, lambda user: digest_of(user) in gone)
 
     def _rewritten(self, version: Version, gone: frozenset[str], moved: dict[Path, Path]) -> Version:
         if not any(digest_of(str(user)) in gone for user in version.engine.dataset.user_ids[FIRST_ROW:]):

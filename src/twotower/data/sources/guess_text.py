@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from twotower.data.sources.guess import DatasetGuess, TableGuess
+from twotower.errors import escaped
 
 WIDTH = 80
 PLAIN = ("feature", "shown", "unused", "of item", "of user")  # roles that the table of columns explains well enough
@@ -80,7 +81,7 @@ def _section(values: dict[str, Any], indent: str, section: str, reasons: dict[tu
             yield f"{indent}{key}:"
             for feature in value:
                 reason = reasons.get((section, (feature.get("columns") or [feature["name"]])[0]))
-                yield f"{indent}  - {_flow(feature)}" + (f"  # {reason}" if reason else "")
+                yield f"{indent}  - {_flow(feature)}" + (f"  # {escaped(reason)}" if reason else "")
         else:
             yield f"{indent}{key}: {_flow(value)}"
 
@@ -106,7 +107,7 @@ def _table(table: TableGuess) -> list[str]:
     for number, reason in enumerate(reasons):
         first = "Why: " if number == 0 else "     "
         lines += textwrap.wrap(reason, WIDTH, initial_indent=first, subsequent_indent="       ") or [first]
-    return lines
+    return [escaped(line) for line in lines]
 
 
 def _row(cells: Sequence[str]) -> str:
