@@ -184,3 +184,24 @@ def test_an_export_has_the_name_of_its_format(tmp_path: Path, name: str, capsys:
     assert main(["events", "export", f"sqlite:{tmp_path / 'e'}", "--out", str(tmp_path / name)]) == 2
     assert "must end with .parquet" in capsys.readouterr().err and not (tmp_path / name).exists()
     assert main(["events", "export", f"sqlite:{tmp_path / 'e'}", "--out", str(tmp_path / "EX.PARQUET")]) == 0
+
+
+def test_a_killed_forget_is_repeated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed when the checkpoints know the new dataset, and before it takes its place."""
+    user, shop_run = "C0023", tmp_path / "shop"
+    shutil.copytree(run, shop_run)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("twotower.utils.atomic_files.replace_folder", killed)
+    assert main(["forget", str(shop_run), "--user", user]) != 0
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert main(["export", str(shop_run / "model"), "--out", str(tmp_path / "bundle")]) == 2
+    assert "repeat `twotower forget`" in capsys.readouterr().err
+    assert main(["forget", str(shop_run), "--user", user]) == 0
+    assert holding(shop_run, user) == []
+    assert main(["export", str(shop_run / "model"), "--out", str(tmp_path / "bundle")]) == 0

@@ -57,7 +57,10 @@ def grow_checkpoint(checkpoint: Path, base: Dataset, grown: Dataset, out: Path, 
     """
     state = load_checkpoint(checkpoint)
     if state["data"] != base.fingerprint:
-        raise TrainingError(f"{checkpoint} was trained on other data than {base.path}. Nothing was changed. Train the run again.")
+        raise TrainingError(
+            f"{checkpoint} was trained on other data than {base.path}. Nothing was changed. Train the run again, or repeat "
+            "`twotower forget` if it was interrupted."
+        )
     old = build_model(base, parse_config(state["config"], ResolvedConfig))
     new = build_model(grown, config)
     pairs = [(name, before, after) for (name, before), (_, after) in zip(_tables(old), _tables(new), strict=True)]
