@@ -170,8 +170,8 @@ def load_trained(checkpoint: Path, dataset: Dataset) -> tuple[TwoTower, Resolved
     state = load_checkpoint(checkpoint)
     if state["data"] != dataset.fingerprint:
         raise DataError(
-            f"{checkpoint} does not match {dataset.path}: the dataset has changed since the model was trained. Train again, or repeat "
-            "`twotower forget` if it was interrupted."
+            f"{checkpoint} does not match {dataset.path}: the dataset has changed since the model was trained. Train again, or "
+            "repeat `twotower forget` if it was interrupted."
         )
     config = parse_config(state["config"], ResolvedConfig)
     model = build_model(dataset, config)
