@@ -88,6 +88,7 @@ def test_its_cells_are_python_alone() -> None:
         ast.parse(source, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(NOTEBOOK.parent.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_its_cells_use_what_exists(path: Path, tmp_path: Path) -> None:
     """Also the lines that only a machine with a GPU, or a download, reaches."""
