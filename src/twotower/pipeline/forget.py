@@ -16,14 +16,14 @@ from typing import Any
 import torch
 
 from twotower.bundle.forgetting import USER_TABLE, forget_users, without_examples, without_rows
-from twotower.bundle.sealed_folder import MANIFEST, bundle_in
+from twotower.bundle.sealed_folder import MANIFEST, bundle_in, read_manifest
 from twotower.data.dataset import Dataset
 from twotower.data.forgetting import rows_to_forget, without_users
 from twotower.errors import DataError
 from twotower.evaluation.report import write_report
 from twotower.pipeline.run_folder import locked, root_of, run_dataset, run_manifest
 from twotower.serving.event_store import open_store
-from twotower.serving.kept_versions import kept_beside
+from twotower.serving.kept_versions import KeptVersions, kept_beside
 from twotower.utils.atomic_files import atomic_file, atomic_folder
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.documents import Report, parse_document
@@ -74,13 +74,15 @@ def forget(target: Path, users: Sequence[str], store: str | None) -> Removed:
         in_dataset = _forget_in_run(run, names) if is_run else 0
         in_bundle = 0
         if _kind(bundle) == "bundle":
+            served = str(read_manifest(bundle).get("seal"))[:12]
             in_bundle = _forget_in_bundle(bundle, names)
-            for kept in sorted(kept_beside(bundle).glob("*/")):
-                if _kind(kept) == "bundle":
-                    _forget_in_bundle(kept, names)
+            _forget_in_versions(kept_beside(bundle), names, served if in_bundle else None)
         for folder in {target, run}:
             _clean_report(folder, names)
-        _remove_leftovers(target)
+        root = target.resolve()
+        _remove_leftovers(
+            [root, *(root / name for name in ("dataset", "model", "bundle")), *([run_dataset(run).path] if is_run else [])]
+        )
     return Removed(in_bundle, in_dataset, events)
 
 
@@ -89,16 +91,27 @@ def _forget_in_bundle(bundle: Path, names: set[str]) -> int:
     return known if forget_users(bundle, names.__contains__) is not None else 0
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Remove what killed commands have left beside the parts of a run or a bundle: copies that still have the users."""
-    target = target.resolve()
-    for folder in (target.parent, target, target / "model", target / "bundle"):
-        for name in (target.name,) if folder == target.parent else ("dataset", "model", "bundle"):
-            for left in (*folder.glob(f".{glob.escape(name)}.*.new"), *folder.glob(f".{glob.escape(name)}.*.old")):
+def _forget_in_versions(folder: Path, names: set[str], rewritten: str | None) -> None:
+    """Rewrite the versions that a server has kept; drop that of the rewritten bundle and what the server does not know any more."""
+    versions = KeptVersions(folder, keep=0)
+    if rewritten is not None:
+        versions.drop(rewritten)  # it is kept again when the rewritten bundle is served
+    for path in versions.paths():
+        manifest = forget_users(path, names.__contains__)
+        if manifest is not None:
+            versions.renamed(path, manifest.seal[:12])
+    for left in set(folder.glob("*/")) - set(versions.paths()):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove_leftovers(parts: Sequence[Path]) -> None:
+    """Remove what killed commands have left beside and in these folders: copies that still have the users."""
+    for part in parts:
+        for left in part.parent.glob(f".{glob.escape(part.name)}.*"):
+            if left.suffix in (".new", ".old", ".update"):  # a killed update begins anew
                 shutil.rmtree(left, ignore_errors=True)
-        for left in folder.glob(".*.partial") if folder != target.parent else ():
+        for left in part.glob(".*.partial"):
             left.unlink(missing_ok=True)
-    shutil.rmtree(target.with_name(f".{target.name}.update"), ignore_errors=True)  # a killed update begins anew
 
 
 def _kind(folder: Path) -> str:

@@ -25,6 +25,8 @@ def root_of(run: Path) -> Path:
 def locked(run: Path, *, shared: bool = False) -> Iterator[None]:
     """Let one process at a time change the folder of a run, or several read it. The lock ends with the process, however that ends.
 
+    A run that is only read, in a folder that cannot be written, needs no lock.
+
     Raises
     ------
     DataError
@@ -32,7 +34,14 @@ def locked(run: Path, *, shared: bool = False) -> Iterator[None]:
     """
     run = run.resolve()
     run.parent.mkdir(parents=True, exist_ok=True)
-    with (run.parent / f".{run.name}.lock").open("w") as file:
+    try:
+        file = (run.parent / f".{run.name}.lock").open("w")
+    except OSError:
+        if not shared:
+            raise
+        yield
+        return
+    with file:
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:

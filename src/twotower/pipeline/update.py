@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def update(
     TrainingError
         The new model is worse; then nothing is published.
     """
-    run, out = run.resolve(), out.resolve()  # the current folder may be the one that is exchanged
+    run, out = run.resolve(), out.resolve()
     model = run if (run / MANIFEST).is_file() else run / "model"
     work = out.with_name(f".{out.name}.update")
     if out != run and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -89,7 +89,7 @@ def update(
         raise DataError(f"{here} is part of {run}, which is exchanged as a whole. Go to another folder, or choose an --out.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError("An update runs in one process. Start it without torchrun.")
-    with locked(out), nullcontext() if out == run else _reading(run):
+    with locked(out), nullcontext() if out == run else locked(run, shared=True):
         manifest = run_manifest(model)
         base, config = run_dataset(model, manifest), _settings(manifest, overrides)
         if not can_refresh(base):
@@ -135,15 +135,6 @@ def _update(
     _take_rest(work, out)
     shutil.rmtree(work, ignore_errors=True)
     return record
-
-
-@contextmanager
-def _reading(run: Path) -> Iterator[None]:
-    """Let no other process change a run while it is read; one in a folder that cannot be written needs no lock."""
-    with ExitStack() as stack:
-        with suppress(PermissionError):
-            stack.enter_context(locked(run, shared=True))
-        yield
 
 
 def _settings(manifest: RunManifest, overrides: Sequence[str]) -> ResolvedConfig:
