@@ -51,7 +51,7 @@ def test_both_sides_give_vectors_of_one_width_no_longer_than_one(dataset, config
 def test_nothing_known_is_a_vector_of_zeros_and_has_a_gradient(norm_shrinkage):
     head = TowerHead(2, ResolvedItemTower(**TOWERS, norm_shrinkage=norm_shrinkage))
     nothing = torch.zeros(3, 2, TOWERS["embedding_dim"], requires_grad=True)
-    vectors = head(nothing)
+    vectors = head(nothing.unbind(dim=1))
     vectors.sum().backward()
     assert not vectors.any() and torch.isfinite(nothing.grad).all()
 

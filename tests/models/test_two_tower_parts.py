@@ -31,6 +31,11 @@ LAYOUT = Layout(
 TOWERS = {"embedding_dim": DIM, "hidden_dims": [8, 4], "num_heads": 2}
 
 
+def stacked(fields: list[Tensor]) -> Tensor:
+    """Return fields [n, F, d]."""
+    return torch.stack(fields, dim=1)
+
+
 def made(
     layout: Layout = LAYOUT, *, user: dict[str, float] | None = None, item: dict[str, float] | None = None, **model: float
 ) -> TwoTower:
@@ -120,12 +125,12 @@ def test_an_item_as_if_new_has_no_id_and_no_events(model: TwoTower) -> None:
 def test_fields_of_an_item_stand_in_order(model: TwoTower) -> None:
     """The id first, the state last; a history reads all but the state."""
     batch = items([5, 6])
-    fields = model.offered_fields(batch)
+    fields = stacked(model.offered_fields(batch))
     assert fields.shape == (2, 4, DIM)
     changes = {"id": ItemBatch(batch.row + 1, batch.fields)}
     changes |= {name: ItemBatch(batch.row, {**batch.fields, name: batch.fields[name] + 1}) for name in batch.fields}
     for place, name in enumerate(("id", "price", NEIGHBOURS, "state")):
-        changed = (model.offered_fields(changes[name]) != fields).any(dim=2)
+        changed = (stacked(model.offered_fields(changes[name])) != fields).any(dim=2)
         assert changed.tolist() == [[other == place for other in range(4)]] * 2
         known = (model.history_items(changes[name]) != model.history_items(batch)).any(dim=1)
         assert known.tolist() == [name != "state"] * 2
@@ -165,9 +170,9 @@ def test_training_drops_ids_of_both_sides() -> None:
     item = model.tables.lookup("item.id")(torch.tensor([UNKNOWN]))
     user = model.tables.lookup("user.id")(torch.tensor([UNKNOWN]))
     with torch.no_grad():
-        found = (model.offered_fields(items([7] * 2000))[:, 0] == item).all(dim=1)
+        found = (stacked(model.offered_fields(items([7] * 2000)))[:, 0] == item).all(dim=1)
         assert share(found) == pytest.approx(0.2, abs=0.04)
-        found = (model.user_fields(users([7] * 2000))[:, 0] == user).all(dim=1)
+        found = (stacked(model.user_fields(users([7] * 2000)))[:, 0] == user).all(dim=1)
         assert share(found) == pytest.approx(0.7, abs=0.04)
 
 
@@ -175,13 +180,13 @@ def test_new_items_have_no_co_visited_items(model: TwoTower) -> None:
     batch = items([UNKNOWN, 5])
     without = ItemBatch(batch.row, {**batch.fields, NEIGHBOURS: torch.full((2, 3), PAD)})
     assert model.reads_neighbours
-    same = (model.item_fields(batch) == model.item_fields(without)).all(dim=2)
+    same = (stacked(model.item_fields(batch)) == stacked(model.item_fields(without))).all(dim=2)
     assert same.tolist() == [[True, True, True], [True, True, False]]
     assert batch.fields[NEIGHBOURS].all(), "the batch stays as it is"
     plain = made(replace(LAYOUT, item_fields=(LAYOUT.item_fields[0], STATE)))
     assert not plain.reads_neighbours
     bare = ItemBatch(batch.row, {name: value for name, value in batch.fields.items() if name != NEIGHBOURS})
-    assert plain.item_fields(bare).shape == (2, 2, DIM)
+    assert [field.shape for field in plain.item_fields(bare)] == [(2, DIM)] * 2
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -191,20 +196,20 @@ def test_training_drops_a_share_of_the_co_visited_items(dropout: float) -> None:
     batch = items([5] * 4000)
     batch.fields[NEIGHBOURS] = torch.full((4000, 1), 9)
     with torch.no_grad():
-        lost = [(model.train(mode).item_fields(batch)[:, 2] == 0).all(dim=1) for mode in (True, False)]
+        lost = [(stacked(model.train(mode).item_fields(batch))[:, 2] == 0).all(dim=1) for mode in (True, False)]
     assert share(lost[0]) == pytest.approx(dropout, abs=0.03 if dropout else 0) and not lost[1].any()
 
 
 def test_fields_of_a_user_stand_in_order(model: TwoTower) -> None:
     batch = users([3, 4])
-    fields = model.user_fields(batch)
+    fields = stacked(model.user_fields(batch))
     assert fields.shape == (2, 3, DIM)
     assert torch.equal(fields[:, 0], model.tables.lookup("user.id")(batch.user_row))
     moved = replace(batch, fields={**batch.fields, "home.point": batch.fields["home.point"] + 1})
-    assert (model.user_fields(moved) != fields).any(dim=2).tolist() == [[False, False, True]] * 2, "locations are embedded"
+    assert (stacked(model.user_fields(moved)) != fields).any(dim=2).tolist() == [[False, False, True]] * 2, "locations are embedded"
     vectors = model.encode_users(batch)
     assert vectors.shape == (2, 4) and (vectors.norm(dim=1) <= 1).all()
-    expected = model.user_tower(fields, model.history_items(batch.items), batch)
+    expected = model.user_tower(fields.unbind(dim=1), model.history_items(batch.items), batch)
     torch.testing.assert_close(vectors, expected)
 
 

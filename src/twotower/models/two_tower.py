@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.features.batches import FieldSpec, ItemBatch, Layout, UserBatch
-from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves
+from twotower.models.layers.embedding import EmbeddingTables, FieldEmbedding, GeoWaves, added
 from twotower.models.priors import Priors
 from twotower.models.towers.item_tower import ItemTower
 from twotower.models.towers.user_tower import UserTower
@@ -101,14 +101,13 @@ class TwoTower(nn.Module):
             fields["state"][:, -1] = 1.0
         return ItemBatch(torch.full_like(batch.row, UNKNOWN), fields)
 
-    def offered_fields(self, batch: ItemBatch) -> Tensor:
-        """Return the input of the item tower [n, F, d]: embedded fields, the id first and the state, if any, last."""
+    def offered_fields(self, batch: ItemBatch) -> list[Tensor]:
+        """Return the input of the item tower: F embedded fields [n, d], the id first and the state, if any, last."""
         row = self._drop(batch.row, self.item_id_dropout)
         fields = self.item_fields(ItemBatch(row, batch.fields))
         if not self.item_state.fields:
             return fields
-        state = self.item_state({"state": self._state(batch.fields["state"], row)}, self.tables, None)
-        return torch.cat([fields, state], dim=1)
+        return fields + self.item_state({"state": self._state(batch.fields["state"], row)}, self.tables, None)
 
     def encode_users(self, batch: UserBatch) -> Tensor:
         """Return user vectors float32 [Q, D], one per query, of length at most one; vectors are shorter for short histories."""
@@ -117,23 +116,23 @@ class TwoTower(nn.Module):
 
     def history_items(self, batch: ItemBatch) -> Tensor:
         """Return the representation of items in histories [n, d]: the sum of their static fields."""
-        return self.item_fields(batch).sum(dim=1)
+        return added(self.item_fields(batch))
 
-    def user_fields(self, batch: UserBatch) -> Tensor:
-        """Return the embedded fields of the users [Q, F, d], the id first."""
+    def user_fields(self, batch: UserBatch) -> list[Tensor]:
+        """Return the F embedded fields [Q, d] of the users, the id first."""
         row = self._drop(batch.user_row, self.user_id_dropout)
-        fields: Tensor = self.user_embedding({**batch.fields, "id": row}, self.tables, (self.waves, self.geo))
+        fields: list[Tensor] = self.user_embedding({**batch.fields, "id": row}, self.tables, (self.waves, self.geo))
         return fields
 
-    def item_fields(self, batch: ItemBatch) -> Tensor:
-        """Return the embedded static fields of the items [n, F, d], the id first."""
+    def item_fields(self, batch: ItemBatch) -> list[Tensor]:
+        """Return the F embedded static fields [n, d] of the items, the id first."""
         values = {**batch.fields, "id": batch.row}
         if self.reads_neighbours:  # new items have no co-visited items; dropout hides some of the others
             mask = (batch.row != UNKNOWN)[:, None].expand_as(values[NEIGHBOURS])
             if self.training and self.neighbour_dropout:
                 mask = mask & (torch.rand(mask.shape, device=mask.device) >= self.neighbour_dropout)
             values[NEIGHBOURS] = torch.where(mask, values[NEIGHBOURS], PAD)
-        fields: Tensor = self.item_embedding(values, self.tables, (self.waves, self.geo))
+        fields: list[Tensor] = self.item_embedding(values, self.tables, (self.waves, self.geo))
         return fields
 
     def _state(self, state: Tensor, row: Tensor) -> Tensor:

@@ -174,10 +174,10 @@ class Explainer:
         """Return user vectors [k, D], contributions of the fields [k, F] and of the events [k, W]; query j belongs to item j."""
         tower = self.model.user_tower
         with torch.no_grad():
-            fields = self.model.user_fields(batch)
+            fields = torch.stack(self.model.user_fields(batch), dim=1)
             tokens = tower.event_embeddings(self.model.history_items(batch.items), batch)
         leaves = [fields.requires_grad_(), tokens.requires_grad_()]
-        raw = tower.head.raw(tower.beside_history(fields, tokens, batch))
+        raw = tower.head.raw(tower.beside_history(fields.unbind(dim=1), tokens, batch))
         by_field, by_token = _contributions(raw, tower.head.divisor(raw), items, leaves)
         valid = (batch.history > 0).view(len(items), -1)
         by_event = (by_token.view(len(items), -1) * valid).numpy()[:, : int(batch.seen.max())]
@@ -185,9 +185,9 @@ class Explainer:
 
     def _item_side(self, batch: ItemBatch, users: Tensor) -> Float:
         with torch.no_grad():
-            fields = self.model.offered_fields(batch)
+            fields = torch.stack(self.model.offered_fields(batch), dim=1)
         head = self.model.item_tower.head
-        raw = head.raw(fields.requires_grad_())
+        raw = head.raw(fields.requires_grad_().unbind(dim=1))
         (by_field,) = _contributions(raw, head.divisor(raw), users, [fields])
         contributions: Float = (by_field * self.model.item_length(batch.row)).numpy()
         return contributions

@@ -12,6 +12,9 @@ from twotower.utils import hardware
 from twotower.utils.console import log
 
 
+KEPT_NUMBERS = 1 << 20
+
+
 def choose_device(wanted: str, found: hardware.Torch | None = None) -> torch.device:
     """Return the device for "auto", "cpu" or "cuda".
 
@@ -65,6 +68,16 @@ def make_optimizer(model: nn.Module, rate: float, decay: float) -> torch.optim.A
         {"params": [parameter for parameter in trained if id(parameter) not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+
+
+def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Remove the gradients. Large ones become zero in place, because new memory of that size costs more than zeroing it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.numel() >= KEPT_NUMBERS:
+                parameter.grad.zero_()
+            else:
+                parameter.grad = None
 
 
 def clipped_step(optimizer: torch.optim.AdamW, factor: Tensor, taken: Tensor) -> None:

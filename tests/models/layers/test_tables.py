@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from twotower.errors import ConfigError
 from twotower.models.layers.tables import BETA, EPS, Hashing, RowTable, Table, rounded
@@ -17,6 +21,40 @@ ONE, TAKEN = torch.ones((), dtype=torch.float64), torch.tensor(True)
 def reads(rows: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     return [torch.randint(0, rows, (4,), generator=generator) for _ in RATES]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    data=st.data(),
+    shape=st.one_of(st.tuples(st.integers(0, 9)), st.tuples(st.integers(0, 9), st.integers(1, 5))),
+    kind=st.sampled_from(["dense", "sparse"]),
+    times=st.integers(1, 3),
+)
+def test_the_gradient_of_the_rows_read_is_that_of_pytorch(data: st.DataObject, shape: tuple[int, ...], kind: str, times: int):
+    """Reference: PyTorch's lookups, whose gradient has the size of the table. Whole numbers, so that order does not count."""
+    config = EmbeddingConfig(update=kind, weight_decay=0.0)
+    table = (RowTable if kind == "sparse" else Table)("t", 12, 3, config)
+    reference = table.weight.detach().clone().requires_grad_()
+    for _ in range(times):
+        ids = torch.tensor(data.draw(st.lists(st.integers(0, 11), min_size=math.prod(shape), max_size=math.prod(shape))))
+        ids = ids.to(torch.int64).view(shape)
+        upstream = 60.0 * torch.tensor(data.draw(st.lists(st.integers(-5, 5), min_size=3, max_size=3)))
+        found = table(ids) if ids.dim() == 1 else table.mean(ids)
+        known = torch.nn.functional.embedding(ids, reference, padding_idx=PAD) if ids.dim() == 1 else means(ids, reference)
+        torch.testing.assert_close(found, known)
+        (found * upstream).sum().backward()
+        (known * upstream).sum().backward()
+    got = table.weight.grad
+    if isinstance(table, RowTable):
+        table.collect()
+        row, gradient = table.merged
+        got = torch.zeros(12, 3).index_add_(0, row, gradient)
+    assert got is not None and (got[PAD] == 0).all()
+    torch.testing.assert_close(got, reference.grad, rtol=1e-6, atol=1e-6)
+
+
+def means(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.embedding_bag(ids, weight, mode="mean", padding_idx=PAD)
 
 
 def train_rows(table: RowTable, target: torch.Tensor) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +95,7 @@ class GeoWaves(nn.Module):
 
 
 class FieldEmbedding(nn.Module):
-    """Embeds all fields of a batch: [n, F, d]."""
+    """Embeds all fields of a batch: F tensors [n, d]."""
 
     def __init__(self, fields: tuple[FieldSpec, ...], dim: int, tables: EmbeddingTables) -> None:
         super().__init__()
@@ -112,9 +114,9 @@ class FieldEmbedding(nn.Module):
             nn.init.normal_(layer.weight, std=INIT_STD)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, values: dict[str, Tensor], tables: EmbeddingTables, waves: tuple[GeoWaves, nn.Linear] | None) -> Tensor:
-        """Return embeddings [n, F, d] of `values`: tensors by field name, as described by `FieldSpec`."""
-        return torch.stack([self._embed(spec, values, tables, waves) for spec in self.fields], dim=1)
+    def forward(self, values: dict[str, Tensor], tables: EmbeddingTables, waves: tuple[GeoWaves, nn.Linear] | None) -> list[Tensor]:
+        """Return an embedding [n, d] for each field of `values`: tensors by field name, as described by `FieldSpec`."""
+        return [self._embed(spec, values, tables, waves) for spec in self.fields]
 
     def _embed(
         self, spec: FieldSpec, values: dict[str, Tensor], tables: EmbeddingTables, waves: tuple[GeoWaves, nn.Linear] | None
@@ -132,7 +134,18 @@ class FieldEmbedding(nn.Module):
         features, project = waves
         cells = [tables.lookup(f"{spec.table}.{scale}")(value[:, scale]) for scale in range(len(spec.sizes))]
         smooth: Tensor = project(features(values[f"{spec.name}.point"]))
-        return torch.stack(cells).sum(dim=0) + smooth
+        return added([*cells, smooth])
+
+
+def added(parts: Sequence[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape. It takes less time and memory than the sum of their stack.
+
+    Examples
+    --------
+    >>> added([torch.ones(2), torch.ones(2), torch.ones(2)])
+    tensor([3., 3., 3.])
+    """
+    return functools.reduce(torch.add, parts)
 
 
 def _key(name: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,16 +54,13 @@ class Table(nn.Module):
         """Return the vectors float32 [n, d] of ids int64 [n]."""
         if self.hashing is not None:
             return self.mean(ids[:, None])
-        at, weight = self.read(ids)
-        return F.embedding(at, weight, padding_idx=PAD)
+        return _looked_up(*self.read(ids))
 
     def mean(self, ids: Tensor) -> Tensor:
         """Return the mean vectors [n, d] of ids int64 [n, w]. PAD is ignored; a row of only PAD gives zeros."""
         if self.hashing is None:
-            at, weight = self.read(ids)
-            return F.embedding_bag(at, weight, mode="mean", padding_idx=PAD)
-        at, weight = self.read(self.hashing.rows_of(ids).flatten(1))
-        return 2 * F.embedding_bag(at, weight, mode="mean", padding_idx=PAD)  # an id is the sum of its two rows, not their mean
+            return _looked_up(*self.read(ids))
+        return 2 * _looked_up(*self.read(self.hashing.rows_of(ids).flatten(1)))  # an id is the sum of its two rows, not their mean
 
     def read(self, row: Tensor) -> tuple[Tensor, Tensor]:
         """Return positions in the shape of `row`, and a matrix [m, d] that they index; PAD is at position 0."""
@@ -231,6 +229,47 @@ class Hashing:
             pair = [(number * a + b) % self._PRIME % self.free for a, b in ((48_271, 11), (1_588_635_695, 7_919))]
         reserved = torch.stack([ids, ids], dim=-1)
         return torch.where((ids < FIRST_ROW)[..., None], reserved, torch.stack(pair, dim=-1) + FIRST_ROW)
+
+
+def _looked_up(at: Tensor, weight: Tensor) -> Tensor:
+    """Return the rows [n, d] of `weight` at int64 [n], or the means of rows at [n, w]. PAD is ignored; only PAD gives zeros."""
+    if weight.device.type == "cpu" and weight.requires_grad and weight.is_leaf:
+        means: Tensor = _AddedInPlace.apply(weight, at)
+        return means
+    return _rows_or_means(at, weight)
+
+
+def _rows_or_means(at: Tensor, weight: Tensor) -> Tensor:
+    if at.dim() == 1:
+        return F.embedding(at, weight, padding_idx=PAD)
+    return F.embedding_bag(at, weight, mode="mean", padding_idx=PAD)
+
+
+class _AddedInPlace(torch.autograd.Function):
+    """`_rows_or_means`, whose backward adds to `weight.grad` only the rows read.
+
+    PyTorch's backward makes a gradient of the table's size for every lookup, and then adds these. With four lookups in 130,000 rows
+    of 256 numbers, that took a third of a training step on a CPU. `torch.autograd.grad` does not see this gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, at: Tensor) -> Tensor:
+        ctx.weight = weight
+        ctx.save_for_backward(at)
+        return _rows_or_means(at, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        (at,), weight, grad = ctx.saved_tensors, ctx.weight, grads[0]
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        columns = [at] if at.dim() == 1 else at.unbind(dim=1)
+        if at.dim() == 2:
+            grad = grad / (at != PAD).sum(dim=1, keepdim=True).clamp(min=1)
+        for column in columns:
+            weight.grad.index_add_(0, column, grad)
+        weight.grad[PAD] = 0
+        return None, None
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:

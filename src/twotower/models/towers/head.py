@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from twotower.errors import ConfigError
 from twotower.models.layers.dropout import Dropout
+from twotower.models.layers.embedding import added
 from twotower.models.layers.interaction import INTERACTIONS
 from twotower.models.layers.pooling import widened
 from twotower.utils.config import ResolvedTower
@@ -53,6 +54,11 @@ class MLPTower(nn.Module):
         vectors: Tensor = self.straight(fields.sum(dim=1))
         return vectors if self.mlp is None else vectors + self.mlp(fields)
 
+    def of_sum(self, fields: Sequence[Tensor]) -> Tensor:
+        """Return vectors [n, D] from F embeddings [n, d], without an MLP: the fields need not be stacked."""
+        vectors: Tensor = self.straight(added(fields))
+        return vectors
+
 
 TOWERS: Registry[Callable[[int, ResolvedTower], nn.Module]] = Registry("tower", {"mlp": MLPTower})
 """Towers: called with the number of fields F and the settings of the tower, they give a module from [n, F, d] to [n, D].
@@ -73,8 +79,8 @@ class TowerHead(nn.Module):
         self.least = max(config.norm_shrinkage**2, MIN_SQUARED_NORM)
         self.body, self.width = TOWERS[config.tower](fields, config), config.hidden_dims[-1]
 
-    def forward(self, fields: Tensor) -> Tensor:
-        """Return vectors float32 [n, D] from embeddings [n, F, d], of length one or, with `norm_shrinkage`, shorter."""
+    def forward(self, fields: Sequence[Tensor]) -> Tensor:
+        """Return vectors float32 [n, D] from F embeddings [n, d], of length one or, with `norm_shrinkage`, shorter."""
         raw = self.raw(fields)
         return raw / self.divisor(raw)
 
@@ -82,18 +88,21 @@ class TowerHead(nn.Module):
         """Return the divisor [n, 1] that normalises raw vectors [n, D]."""
         return torch.sqrt(raw.square().sum(dim=-1, keepdim=True) + self.least)
 
-    def raw(self, fields: Tensor) -> Tensor:
-        """Return vectors float32 [n, D] before normalisation, from embeddings [n, F, d].
+    def raw(self, fields: Sequence[Tensor]) -> Tensor:
+        """Return vectors float32 [n, D] before normalisation, from F embeddings [n, d].
 
         Raises
         ------
         ConfigError
             A tower that was registered gives another shape.
         """
-        vectors: Tensor = self.body(fields)
-        if vectors.shape != (len(fields), self.width):
+        rows = len(fields[0])
+        if isinstance(self.body, MLPTower) and self.body.mlp is None:
+            return widened(self.body.of_sum(fields))
+        vectors: Tensor = self.body(torch.stack(list(fields), dim=1))
+        if vectors.shape != (rows, self.width):
             raise ConfigError(
-                f"The tower {type(self.body).__name__} gives the shape {tuple(vectors.shape)} for {len(fields)} rows. "
-                f"Expected ({len(fields)}, {self.width}): hidden_dims[-1] numbers per row. Correct its forward."
+                f"The tower {type(self.body).__name__} gives the shape {tuple(vectors.shape)} for {rows} rows. "
+                f"Expected ({rows}, {self.width}): hidden_dims[-1] numbers per row. Correct its forward."
             )
         return widened(vectors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from twotower.models.towers.head import TowerHead
@@ -15,7 +17,7 @@ class ItemTower(nn.Module):
         super().__init__()
         self.head = TowerHead(fields, config)
 
-    def forward(self, fields: Tensor) -> Tensor:
-        """Return item vectors float32 [n, D], of length one without `norm_shrinkage`, from embedded fields [n, F, d] (id first)."""
+    def forward(self, fields: Sequence[Tensor]) -> Tensor:
+        """Return item vectors float32 [n, D], of length one without `norm_shrinkage`, from F embedded fields [n, d] (id first)."""
         vectors: Tensor = self.head(fields)
         return vectors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,13 +42,13 @@ class UserTower(nn.Module):
         self.pooling = POOLINGS[config.pooling](dim)
         self.head = TowerHead(fields + 1, config)
 
-    def forward(self, fields: Tensor, items: Tensor, batch: UserBatch) -> Tensor:
+    def forward(self, fields: Sequence[Tensor], items: Tensor, batch: UserBatch) -> Tensor:
         """Return user vectors float32 [Q, D].
 
         Parameters
         ----------
         fields
-            Embedded fields [Q, F, d], the id first.
+            F embedded fields [Q, d], the id first.
         items
             Embeddings [n, d] of the distinct items of the histories.
         """
@@ -58,9 +60,9 @@ class UserTower(nn.Module):
         tokens = F.embedding(batch.history, items, padding_idx=0)  # its gradient skips PAD, which fills many slots
         return tokens + F.embedding(batch.event_type, self.event_type) + F.embedding(batch.stars, self.stars)
 
-    def beside_history(self, fields: Tensor, tokens: Tensor, batch: UserBatch) -> Tensor:
-        """Return the input of the head [Q, F + 1, d]: the fields [Q, F, d], then the encoded history from the events [T, d]."""
+    def beside_history(self, fields: Sequence[Tensor], tokens: Tensor, batch: UserBatch) -> list[Tensor]:
+        """Return the input of the head, F + 1 tensors [Q, d]: the fields, then the encoded history from the events [T, d]."""
         if self.encoder is not None:
             tokens = self.encoder(tokens, batch.gap, batch.history > 0, batch.widths)
         history = self.pooling(tokens, batch.widths, batch.at, batch.seen)  # [Q, d]
-        return torch.cat([fields, history[:, None].to(fields.dtype)], dim=1)
+        return [*fields, history.to(fields[0].dtype)]
