@@ -11,7 +11,6 @@ from twotower.errors import TrainingError
 from twotower.utils import hardware
 from twotower.utils.console import log
 
-
 KEPT_NUMBERS = 1 << 20
 
 
