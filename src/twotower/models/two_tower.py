@@ -107,7 +107,7 @@ class TwoTower(nn.Module):
         fields = self.item_fields(ItemBatch(row, batch.fields))
         if not self.item_state.fields:
             return fields
-        return fields + self.item_state({"state": self._state(batch.fields["state"], row)}, self.tables, None)
+        return [*fields, *self.item_state({"state": self._state(batch.fields["state"], row)}, self.tables, None)]
 
     def encode_users(self, batch: UserBatch) -> Tensor:
         """Return user vectors float32 [Q, D], one per query, of length at most one; vectors are shorter for short histories."""

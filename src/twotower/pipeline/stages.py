@@ -133,6 +133,7 @@ def train_stage(
         called = [limit, TensorBoardLogger(), *watch.callbacks]
         reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac, callbacks=called))
         first = distributed.rank() == 0
+    trim_heap()
     kept = None if refit is None else {name: torch.tensor(value) for name, value in refit.priors.items()}
     calibration = calibrate_run(resolved, dataset, out / "best.pt", priors=kept, fit=refit is None) if first else None
     best = BestValidation(

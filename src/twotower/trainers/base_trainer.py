@@ -22,15 +22,7 @@ from torch import Tensor, nn
 from twotower.errors import TrainingError
 from twotower.models.layers.tables import RowTable
 from twotower.trainers.callbacks import Callback, Dispatcher, Training
-from twotower.trainers.optimizer import (
-    Losses,
-    LossScale,
-    choose_device,
-    choose_precision,
-    clear_gradients,
-    clipped_step,
-    make_optimizer,
-)
+from twotower.trainers.optimizer import Losses, LossScale, choose_device, choose_precision, clipped_step, make_optimizer
 from twotower.trainers.run_files import CHANGEABLE_ON_RESUME, RunLog, config_diff
 from twotower.trainers.schedule import Schedule
 from twotower.utils import distributed
@@ -258,7 +250,6 @@ class BaseTrainer:
         for table in self.tables.values():
             table.step(self.state.earlier_steps + self.state.step + 1, rate, factor, taken)
         self.after_step()
-        clear_gradients(self.optimizer)
         return norm
 
     def _done(self) -> bool:

@@ -12,6 +12,7 @@ from twotower.utils import hardware
 from twotower.utils.console import log
 
 KEPT_NUMBERS = 1 << 20
+"""Gradients of at least this size become zero in place: new memory of that size costs more than zeroing it."""
 
 
 def choose_device(wanted: str, found: hardware.Torch | None = None) -> torch.device:
@@ -69,26 +70,22 @@ def make_optimizer(model: nn.Module, rate: float, decay: float) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
-def clear_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """Remove the gradients. Large ones become zero in place, because new memory of that size costs more than zeroing it."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None and parameter.numel() >= KEPT_NUMBERS:
-                parameter.grad.zero_()
-            else:
-                parameter.grad = None
-
-
 def clipped_step(optimizer: torch.optim.AdamW, factor: Tensor, taken: Tensor) -> None:
-    """Update the weights with the gradients times `factor`, in one pass; do nothing if `taken` is false.
+    """Update the weights with the gradients times `factor`, in one pass, and remove the gradients.
 
     Parameters
     ----------
     factor, taken
-        Scalars on the device of the weights, float and bool, so that nothing waits for the device.
+        Scalars on the device of the weights, float and bool, so that nothing waits for the device. With `taken` false, the weights
+        stay unchanged.
     """
     optimizer.grad_scale, optimizer.found_inf = factor.reciprocal().float(), (~taken).float()  # type: ignore[attr-defined]
     optimizer.step()
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if parameter.grad is not None and parameter.numel() >= KEPT_NUMBERS:
+            parameter.grad.zero_()
+        else:
+            parameter.grad = None
 
 
 class Losses:

@@ -234,8 +234,8 @@ class Hashing:
 def _looked_up(at: Tensor, weight: Tensor) -> Tensor:
     """Return the rows [n, d] of `weight` at int64 [n], or the means of rows at [n, w]. PAD is ignored; only PAD gives zeros."""
     if weight.device.type == "cpu" and weight.requires_grad and weight.is_leaf:
-        means: Tensor = _AddedInPlace.apply(weight, at)
-        return means
+        vectors: Tensor = _AddedInPlace.apply(weight, at)  # type: ignore[no-untyped-call]
+        return vectors
     return _rows_or_means(at, weight)
 
 

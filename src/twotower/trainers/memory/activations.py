@@ -42,12 +42,14 @@ def encoded(
     examples, slots = (math.ceil(n / processes / of_users) for n in (load.examples, load.slots))
     candidates = math.ceil(load.candidates / processes / of_items)
     blocks, last = history_bytes_a_slot(config, wide)
-    read = history_items(workload, config, processes) * field_bytes(layout.item_fields, workload.bags, d, wide, static=True)
+    distinct = history_items(workload, config, processes)
+    read = distinct * (field_bytes(layout.item_fields, workload.bags, wide) + F32 * d)  # with the sum of the fields
     kept, passing = head_bytes(2 + len(layout.user_fields), model.user_tower, wide)
-    kept += field_bytes(layout.user_fields, workload.bags, d, wide)
-    users = read + slots * blocks + examples * kept, max(slots * last, examples * passing)
+    kept += field_bytes(layout.user_fields, workload.bags, wide)
+    summed = distinct * (2 + len(layout.item_fields)) * F32 * d - slots * blocks - examples * kept  # before these exist
+    users = read + slots * blocks + examples * kept, max(slots * last, examples * passing, summed)
     kept, passing = head_bytes(1 + len(layout.item_fields), model.item_tower, wide)
-    kept += field_bytes(layout.item_fields, workload.bags, d, wide)
+    kept += field_bytes(layout.item_fields, workload.bags, wide)
     return users, (candidates * kept, candidates * passing)
 
 
@@ -74,8 +76,9 @@ def head_bytes(inputs: int, config: ResolvedTower, wide: int) -> tuple[int, int]
     d, dropping = config.embedding_dim, config.dropout > 0
     width = inputs * d
     kept = F32 * 2 * out  # the vector before and after normalisation
-    passing = 3 * F32 * width  # fields: stacked, and concatenated with history or state; then their gradients
+    passing = F32 * (width + 2 * d)  # the fields, and their running sum
     if hidden:
+        passing = 3 * F32 * width  # the fields, stacked, and then their gradients
         cross = config.cross_layers if config.interaction == "dcn" else 0
         # The fields; input and output of each cross layer's product; dropout of the result: one byte each, and the result.
         kept += width * (F32 * (cross > 0) + 2 * cross * wide - (wide if cross else 0) + 1 + wide)
@@ -85,11 +88,8 @@ def head_bytes(inputs: int, config: ResolvedTower, wide: int) -> tuple[int, int]
     return kept, passing
 
 
-def field_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int], dim: int, wide: int, *, static: bool = False) -> int:
-    """Return the bytes that embedding the fields of one row keeps: Fourier features of locations, and the row of each id in a bag.
-
-    `static`: for histories, whose tokens are the sum of an item's fields: the fields, their stack and its sum.
-    """
+def field_bytes(specs: tuple[FieldSpec, ...], bags: dict[str, int], wide: int) -> int:
+    """Return the bytes that embedding the fields of a row keeps: Fourier features of locations, and the row of each id in a bag."""
     bag = sum(bags.get(spec.name, 1) * ID + 3 * ID for spec in specs if spec.kind == "bag")
     geo = sum(spec.kind == "geo" for spec in specs) * GEO_FEATURES * wide
-    return bag + geo + (2 * (1 + len(specs)) * F32 * dim if static else 0)
+    return bag + geo

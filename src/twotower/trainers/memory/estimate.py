@@ -21,6 +21,7 @@ from twotower.trainers.health_measurements import SAMPLE
 from twotower.trainers.memory.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
 from twotower.trainers.memory.sizes import F32, ID, BatchSizes, WorkloadSizes, row_bytes
 from twotower.trainers.new_item_popularity import QUESTIONS, SIMULATED_SHARE
+from twotower.trainers.optimizer import KEPT_NUMBERS
 from twotower.utils.config import EmbeddingConfig, ResolvedConfig, ResolvedTower
 from twotower.utils.losses import BLOCK as LOGITS
 
@@ -105,7 +106,7 @@ def predict(
     dim, wide = config.model.user_tower.embedding_dim, WIDTH[precision]
     tables, other = storages(workload, config, processes), dense_numbers(workload, config)
     weights, optimiser = table_weights(tables, dim, processes) + F32 * other, table_state(tables, dim, processes) + 2 * F32 * other
-    grown, shared, read = table_gradients(tables, dim)
+    grown, kept, shared, read = table_gradients(tables, dim, kind)
     grown += F32 * other
     (users, users_on_top), (items, items_on_top) = encoded(workload, config, wide, processes)
     if parts(workload, config, processes) != (1, 1):
@@ -114,8 +115,8 @@ def predict(
     else:
         # Users are encoded first and back-propagated last, so their peak has no activations of candidates. Gradients of the tables
         # come after the activations are freed; those of tables that candidates read, while the users' activations still exist.
-        work, gradients = users + max(users_on_top, items + items_on_top), 2 * read
-        work = max(work, (users if shared else 0) + grown + shared)
+        work, gradients = kept + users + max(users_on_top, items + items_on_top), 2 * read
+        work = max(work, (users if any(table.uses > 1 for table in tables) else 0) + grown + shared)
     work = max(work, grown + 4 * read)  # the update merges the rows' gradients: six copies, two of them already counted
     plain = table_weights([table for table in tables if table.config.update == "sparse"], dim, processes)
     host = kind == "cpu"
@@ -219,15 +220,17 @@ def table_state(tables: list[Storage], dim: int, processes: int) -> int:
     return sum(rows_per_process(table, processes) * (8 if table.config.update == "sparse" else 2 * F32 * dim) for table in tables)
 
 
-def table_gradients(tables: list[Storage], dim: int) -> tuple[int, int, int]:
-    """Return three sizes in bytes: gradients of the dense tables, a second gradient, and one copy of the rows read.
+def table_gradients(tables: list[Storage], dim: int, kind: str) -> tuple[int, int, int, int]:
+    """Return four sizes in bytes: gradients of the dense tables, those kept, a second gradient, and one copy of the rows read.
 
-    The second gradient is that of the largest dense table with two uses in a step: both gradients exist before they are added. The
-    rows are those of the tables updated by rows.
+    On a CPU, gradients are added in place, and large ones keep their memory between steps. On a GPU, the largest dense table with
+    two uses in a step has two gradients before they are added. The rows are those of the tables updated by rows.
     """
-    dense = [(table.rows * dim * F32, table.uses) for table in tables if table.config.update == "dense"]
-    twice = max((size for size, uses in dense if uses > 1), default=0)
-    return sum(size for size, _ in dense), twice, sum(t.reads for t in tables if t.config.update == "sparse") * dim * F32
+    dense = [(table.rows * dim, table.uses) for table in tables if table.config.update == "dense"]
+    kept = sum(numbers for numbers, _ in dense if numbers >= KEPT_NUMBERS) if kind == "cpu" else 0
+    twice = max((numbers for numbers, uses in dense if uses > 1), default=0) if kind == "cuda" else 0
+    read = sum(table.reads for table in tables if table.config.update == "sparse") * dim
+    return F32 * sum(numbers for numbers, _ in dense), F32 * kept, F32 * twice, F32 * read
 
 
 def dense_numbers(workload: WorkloadSizes, config: ResolvedConfig) -> int:
