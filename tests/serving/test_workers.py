@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from twotower.serving.event_types import Event
 from twotower.serving.metrics_sum import MetricsFolder
 from twotower.serving.shared_counts import SharedCounts
 from twotower.serving.sqlite_store import SQLiteStore
+from twotower.utils.console import log
 
 KEY = "a-key-of-this-test"
 MAX_PRIVATE_MB = 60
@@ -129,9 +131,10 @@ class Server:
 
 @pytest.fixture
 def starting(load: Any, bundle: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Yield a server of two workers that has just been started; its parameter is the rate."""
-    port, log, rate = load.free_port(), tmp_path / "log", getattr(request, "param", 0)
-    options = {"port": port, "workers": 2, "events": f"sqlite:{tmp_path / 'e'}", "rate": rate, "refresh-s": 0}
+    """Yield a server of two workers that has just been started; its parameter has more options."""
+    port, log = load.free_port(), tmp_path / "log"
+    options = {"port": port, "workers": 2, "events": f"sqlite:{tmp_path / 'e'}", "rate": 0, "refresh-s": 0}
+    options |= getattr(request, "param", {})
     shutil.copytree(bundle, tmp_path / "bundle")  # a test may change it
     command = [sys.executable, "-m", "twotower", "serve", str(tmp_path / "bundle")]
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
@@ -198,7 +201,7 @@ def test_a_dead_worker_is_replaced_and_no_count_falls(server: Server) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("starting", [1], indirect=True)
+@pytest.mark.parametrize("starting", [{"rate": 1}], indirect=True)
 def test_workers_share_the_rate_of_a_client(server: Server) -> None:
     batch = {"requests": [{"k": 1}] * 100}  # uses up the rate of the next minute and a half
     assert server.once("POST", "/v1/recommend:batch", batch)[0] == 200
@@ -254,6 +257,71 @@ def test_workers_end_when_their_supervisor_is_killed(server: Server) -> None:
     while any(Path(f"/proc/{one}").exists() for one in workers):
         assert time.monotonic() < end, "a worker goes on alone"
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_supervisor_is_killed_with_messages_unread(server: Server) -> None:
+    workers, (client,) = server.workers(), server.connect(1)
+    server.process.send_signal(signal.SIGSTOP)
+    client.wire.request("POST", "/admin/refresh", None, {"Authorization": f"Bearer {KEY}"})
+    time.sleep(0.5)
+    server.process.kill()
+    server.process.wait()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{one}").exists() for one in workers):
+        assert time.monotonic() < end, "a worker goes on alone"
+        time.sleep(0.1)
+    with suppress(OSError, http.client.HTTPException):  # closed, if the answer was too late
+        assert client.wire.getresponse().status == 503
+
+
+@pytest.mark.slow
+def test_what_is_asked_for_during_a_switch_is_done_afterwards(server: Server) -> None:
+    users = [str(one["user"]) for one in server.once("GET", "/v1/users?limit=4")[1]["users"]]
+    asked = [("POST", "/admin/reload"), *(("DELETE", f"/v1/users?user={user}") for user in users), ("POST", "/admin/refresh")] * 2
+    with ThreadPoolExecutor(len(asked)) as pool:
+        statuses = list(pool.map(lambda one: server.once(*one)[0], asked))
+    assert set(statuses) == {200}
+    assert {server.once("GET", f"/v1/history?user={user}")[0] for user in users} == {404}
+    server.until(lambda: len(server.workers()) == 2, "workers stay behind")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starting", [{"refresh-s": 1}], indirect=True)
+def test_a_worker_that_dies_in_a_background_refresh_changes_nothing(server: Server) -> None:
+    (item,) = server.once("GET", "/v1/items?limit=1")[1]["items"]
+    before = set(server.workers())
+    assert server.once("POST", "/v1/events", {"events": [{"event_id": "1", "user": "u", "item_id": item["item_id"]}]})[0] == 200
+    server.until(lambda: bool(set(server.workers()) - before), "no refresh")
+    for new in set(server.workers()) - before:
+        os.kill(new, signal.SIGKILL)
+    server.until(lambda: "its workers did not start" in server.log.read_text(), "the failure is not logged")
+    assert before <= set(server.workers()) and server.ready()
+    server.until(lambda: not before & set(server.workers()), "the refresh is not tried again")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starting", [{"refresh-s": 1}], indirect=True)
+def test_stopping_in_a_background_refresh_ends_as_at_any_time(server: Server) -> None:
+    (item,) = server.once("GET", "/v1/items?limit=1")[1]["items"]
+    before = set(server.workers())
+    assert server.once("POST", "/v1/events", {"events": [{"event_id": "1", "user": "u", "item_id": item["item_id"]}]})[0] == 200
+    server.until(lambda: bool(set(server.workers()) - before), "no refresh")
+    server.process.terminate()
+    assert server.process.wait(20) == 0 and not server.workers()
+    text = server.log.read_text()
+    assert "Traceback" not in text and '"error"' not in text
+
+
+def test_metrics_that_cannot_be_written_are_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = MetricsFolder(tmp_path / "deleted")
+    monkeypatch.setattr(log, "propagate", True)
+    for _ in range(3):
+        folder.write(1, CollectorRegistry())
+        folder.forget(1)
+    assert len([one for one in caplog.messages if "metrics cannot be written" in one]) == 1
 
 
 @pytest.mark.slow

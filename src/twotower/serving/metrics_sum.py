@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from twotower.utils.console import log
+
 PAST = "past.json"
 GAUGES = {  # the others are added up
     **dict.fromkeys(("twotower_bundle", "twotower_as_of_seconds", "twotower_refreshed_seconds", "twotower_item_events"), max),
@@ -31,11 +33,12 @@ class MetricsFolder:
     """The files of all processes of one server."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._complained = folder, False
 
     def write(self, number: int, registry: CollectorRegistry) -> None:
-        """Write what the process of this number has counted."""
-        self._replace(f"{number}.json", [_family(metric) for metric in registry.collect()])
+        """Write what the process of this number has counted. A full disk is logged once: the server goes on without."""
+        with self._disk_errors_logged():
+            self._replace(f"{number}.json", [_family(metric) for metric in registry.collect()])
 
     def text(self, workers: int) -> bytes:
         """Return the sums in the Prometheus text format."""
@@ -49,7 +52,7 @@ class MetricsFolder:
 
     def forget(self, number: int) -> None:
         """Add the counts of a process that has ended to those of the past."""
-        with self._locked(fcntl.LOCK_EX):
+        with self._disk_errors_logged(), self._locked(fcntl.LOCK_EX):
             own = [one for one in _read(self._folder / f"{number}.json") if one["kind"] in ("counter", "histogram")]
             self._replace(PAST, added([*_read(self._folder / PAST), *own]))
             with suppress(FileNotFoundError):
@@ -59,6 +62,15 @@ class MetricsFolder:
         made = self._folder / f"{name}.{os.getpid()}.new"
         made.write_text(json.dumps(families))
         made.replace(self._folder / name)
+
+    @contextmanager
+    def _disk_errors_logged(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._complained:
+                log.error("metrics cannot be written to %s: %s", self._folder, error.strerror)
+            self._complained = True
 
     @contextmanager
     def _locked(self, kind: int) -> Iterator[None]:

@@ -30,12 +30,13 @@ from twotower.serving.event_store import lock_store, open_store
 from twotower.serving.json_logs import setup_json_logs
 from twotower.serving.listening import Certificate, listen, listening
 from twotower.serving.metrics_sum import MetricsFolder
+from twotower.serving.parent_updates import ParentUpdates
 from twotower.serving.prometheus import Meters
 from twotower.serving.service import Service
 from twotower.serving.supervisor import Supervisor
 from twotower.serving.telemetry import Telemetry
 from twotower.serving.updater import Trial, Updater, freeze_garbage_collector
-from twotower.serving.worker import Outfit, ParentUpdates, Seat, run_alone, run_worker
+from twotower.serving.worker import Outfit, Seat, run_alone, run_worker
 from twotower.utils.config_serving import ServingConfig
 from twotower.utils.console import log
 

@@ -11,7 +11,6 @@ Messages between the two are JSON on a socket pair; a closed one means that the 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import signal
@@ -20,19 +19,17 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
 
-from twotower.errors import DataError
 from twotower.serving.access import Access
 from twotower.serving.app import create_app
 from twotower.serving.clients import Clients
-from twotower.serving.freshness import RefreshError
 from twotower.serving.http_server import HttpServer
 from twotower.serving.listening import Certificate
 from twotower.serving.metrics_sum import MetricsFolder
+from twotower.serving.parent_updates import ParentUpdates
 from twotower.serving.prometheus import UPDATES
 from twotower.serving.service import Service
 from twotower.serving.shared_counts import SharedCounts
@@ -40,7 +37,6 @@ from twotower.serving.telemetry import Telemetry
 from twotower.utils.config_serving import ServingConfig
 from twotower.utils.console import log
 from twotower.utils.hardware import keep_trimmed
-from twotower.utils.types import Json
 
 RENEW_S = 1.0  # how often the certificate is looked at, and metrics are published
 ANSWERS_S = 0.1  # time for other workers to publish their metrics
@@ -100,6 +96,8 @@ class Seat:
     ----------
     number
         Row in `counts`, and eventfd in `bells`.
+    parent
+        Process id of the supervisor.
     pipe
         Socket to the supervisor.
     bells
@@ -107,63 +105,12 @@ class Seat:
     """
 
     number: int
+    parent: int
     pipe: socket.socket
     counts: SharedCounts
     bells: Sequence[int]
     handover: Handover
     metrics: MetricsFolder
-
-
-class ParentUpdates:
-    """Asks the supervisor for updates; see `updates.Updates`."""
-
-    def __init__(self, pipe: socket.socket) -> None:
-        self._pipe, self._ids = pipe, itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Json]] = {}
-
-    async def reload(self, path: Path | None) -> Json:
-        """See `Updates`."""
-        return await self._ask({"reload": None if path is None else str(path)})
-
-    async def refresh(self) -> Json:
-        """See `Updates`."""
-        return await self._ask({"refresh": 1})
-
-    async def promote(self) -> Json:
-        """See `Updates`."""
-        return await self._ask({"promote": 1})
-
-    async def roll_back(self) -> Json:
-        """See `Updates`."""
-        return await self._ask({"roll_back": 1})
-
-    async def forget(self, user: str) -> Json:
-        """See `Updates`."""
-        return await self._ask({"forget": user})
-
-    async def keep_fresh(self) -> None:
-        """See `Updates`; the supervisor does it."""
-
-    async def _ask(self, message: Json) -> Json:
-        number = next(self._ids)
-        self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._pipe.send(json.dumps({**message, "id": number}).encode())
-        return await self._waiting[number]
-
-    @property
-    def pending(self) -> bool:
-        """Return True while an update has been asked for."""
-        return bool(self._waiting)
-
-    def take(self, message: Json) -> None:
-        """Take what the supervisor says."""
-        waiting = self._waiting.pop(message["id"], None)
-        if waiting is None or waiting.done():
-            return
-        if "error" in message:
-            waiting.set_exception((RefreshError if message["busy"] else DataError)(message["error"]))
-        else:
-            waiting.set_result(message["result"])
 
 
 class Fleet:
@@ -271,13 +218,19 @@ class Process:
                 received = seat.pipe.recv(MESSAGE_BYTES)
             except BlockingIOError:
                 return
-            if not received:  # the supervisor has gone
-                loop.remove_reader(seat.pipe)
-                self._on_signal(signal.SIGINT)
+            except OSError:  # it has gone and left messages unread
+                received = b""
+            if not received:
+                orphaned()
             elif (message := json.loads(received)).get("retire"):
                 self._retire.set()
             else:
                 updates.take(message)
+
+        def orphaned() -> None:
+            loop.remove_reader(seat.pipe)
+            updates.gone()
+            self._on_signal(signal.SIGINT)
 
         def on_bell() -> None:
             os.eventfd_read(seat.bells[seat.number])
@@ -288,6 +241,8 @@ class Process:
         retiring = loop.create_task(self._retiring(seat))
         try:
             while True:
+                if os.getppid() != seat.parent:  # a pipe that was reset may not say so
+                    orphaned()
                 fleet.publish()
                 self._service.journal.listen()
                 await asyncio.sleep(RENEW_S)
