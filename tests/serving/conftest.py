@@ -71,9 +71,10 @@ def connect(bundle: Path, tmp_path: Path) -> Callable[..., AbstractContextManage
         refresh_s: float = REFRESH_S,
         trial: Trial | None = None,
         telemetry: Telemetry | None = None,
+        trusted_key: Path | None = None,
     ) -> Iterator[TestClient]:
         store = events or f"sqlite:{tmp_path / 'events.sqlite'}"
-        service = Service(folder, store, limits or Limits(rate=0), refresh_s=refresh_s, trial=trial)
+        service = Service(folder, store, limits or Limits(rate=0), trusted_key, refresh_s=refresh_s, trial=trial)
         service.telemetry = telemetry
         sys.setswitchinterval(SWITCH_S)
         try:

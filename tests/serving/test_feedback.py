@@ -12,12 +12,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from starlette.testclient import TestClient
 
+from twotower.bundle.signature import sign_bundle
 from twotower.cli import main
 from twotower.serving.event_export import export_events, since_of
 from twotower.serving.event_store import open_store
 from twotower.serving.event_types import Event, every_answer, every_event
+from twotower.serving.kept_versions import KeptVersions, kept_beside
 from twotower.serving.service import Service
 from twotower.utils.config_serving import Limits
 
@@ -196,7 +200,7 @@ def test_a_forgotten_user_is_nowhere(connect: Connect, bundle: Path, keyed: Keye
         assert every_byte(tmp_path, user) and client.get(f"/v1/users/{user}/history").status_code == 200
         assert client.delete(f"/v1/users/{user}").status_code == 401
         gone = client.delete(f"/v1/users/{user}", headers=keyed)
-        assert gone.json() == {"user": user, "events": 6}
+        assert gone.json() == {"user": user, "events": 6, "in_bundle": False}
         export = client.get("/v1/events/export", headers=keyed)
         (tmp_path / "export.parquet").write_bytes(export.content)
         assert every_byte(tmp_path, user) == []
@@ -211,9 +215,43 @@ def test_a_forgotten_user_is_nowhere(connect: Connect, bundle: Path, keyed: Keye
         assert [event["item_id"] for event in returned] == [ids(before)[1]], "who comes back is a new user"
 
 
+def test_a_bundle_written_while_its_user_was_forgotten_is_cleaned_when_it_is_loaded(
+    connect: Connect, bundle: Path, keyed: Keyed, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle, tmp_path / "bundle")
+    with connect(folder=tmp_path / "bundle") as client:
+        user = str(client.get("/v1/users", params={"limit": 1}).json()["users"][0]["user"])
+        version = client.get("/health/ready").json()["version"]
+        assert client.delete(f"/v1/users/{user}", headers=keyed).json()["in_bundle"] is False
+        shutil.rmtree(tmp_path / "bundle")
+        shutil.copytree(bundle, tmp_path / "bundle")  # as an update does that had begun before
+        KeptVersions(kept_beside(tmp_path / "bundle"), 3).add(tmp_path / "bundle", version)
+        assert every_byte(tmp_path / "bundle", user) and every_byte(kept_beside(tmp_path / "bundle"), user)
+        assert client.post("/admin/reload", headers=keyed).status_code == 200
+        assert every_byte(tmp_path / "bundle", user) == []
+        assert client.delete(f"/v1/users/{user}", headers=keyed).status_code == 200
+        assert every_byte(tmp_path, user) == []
+        assert client.get(f"/v1/users/{user}/history").status_code == 404
+
+
+def test_a_signed_bundle_that_still_holds_a_forgotten_user_is_told(
+    connect: Connect, bundle: Path, keyed: Keyed, tmp_path: Path
+) -> None:
+    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
+    pair = Ed25519PrivateKey.generate()
+    private.write_bytes(pair.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(pair.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    shutil.copytree(bundle, tmp_path / "bundle")
+    sign_bundle(tmp_path / "bundle", private)
+    with connect(folder=tmp_path / "bundle", trusted_key=public) as client:
+        user = str(client.get("/v1/users", params={"limit": 1}).json()["users"][0]["user"])
+        assert client.delete(f"/v1/users/{user}", headers=keyed).json() == {"user": user, "events": 0, "in_bundle": True}
+        assert client.delete("/v1/users/unknown", headers=keyed).json()["in_bundle"] is False
+
+
 def test_a_user_who_was_never_seen_can_be_forgotten(client: TestClient, keyed: Keyed) -> None:
     for _ in range(2):
-        assert client.delete("/v1/users/a%2Fb", headers=keyed).json() == {"user": "a/b", "events": 0}
+        assert client.delete("/v1/users/a%2Fb", headers=keyed).json() == {"user": "a/b", "events": 0, "in_bundle": False}
     assert client.delete("/v1/users", params={"user": ".."}, headers=keyed).json()["user"] == ".."
 
 

@@ -334,7 +334,10 @@ def test_lists_outcomes_and_forgotten_users_are_those_of_all_workers(server: Ser
         assert clients[number - 1].ask("POST", "/v1/events", {"events": [shown]}) == (200, {"accepted": 2, "repeated": 0})
     versions = [one.ask("GET", "/admin/versions")[1] for one in clients]
     assert all(one == versions[0] for one in versions) and versions[0]["versions"][0]["outcomes"]["lists"] == len(clients)
-    assert clients[2].ask("DELETE", f"/v1/users?user={user}") == (200, {"user": user, "events": 2 * len(clients)})
+    assert clients[2].ask("DELETE", f"/v1/users?user={user}") == (
+        200,
+        {"user": user, "events": 2 * len(clients), "in_bundle": False},
+    )
     for one in server.connect(8) + clients:
         assert one.ask("GET", f"/v1/history?user={user}")[0] == 404
         assert one.ask("POST", "/v1/recommend", {"user": user, "k": 1})[1]["source"] == "recent"

@@ -6,10 +6,14 @@ from pydantic import BaseModel, Field
 
 
 class ForgottenOut(BaseModel):
-    """What was deleted of a user. On response, neither the store nor a bundle of this server holds the id."""
+    """What was deleted of a user. On response, the store does not hold the id, and no bundle of this server unless it is signed."""
 
     user: str = Field(examples=["u_17"])
     events: int = Field(examples=[12], description="Accepted events that were deleted.")
+    in_bundle: bool = Field(
+        examples=[False],
+        description="A signed bundle still holds the id: the server cannot rewrite it. Run `twotower forget`, sign it and reload.",
+    )
 
 
 class RateOut(BaseModel):

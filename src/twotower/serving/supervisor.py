@@ -143,9 +143,10 @@ class Supervisor:
     def _results_of(self, messages: list[Json]) -> list[Json]:
         """Do what these messages ask for together, and return an answer for each."""
         if "forget" in messages[0]:
-            counts = [self._updater.journal.forget(message["forget"]) for message in messages]
+            users = [message["forget"] for message in messages]
+            counts = [self._updater.journal.forget(user) for user in users]
             self._replace_all(self._refreshed(), self._served)  # also if nothing has changed: workers have memory
-            return [{"events": count} for count in counts]
+            return [{"events": count, "in_bundle": self._updater.holds(user)} for user, count in zip(users, counts, strict=True)]
         return [self._result_of(messages[0])] * len(messages)
 
     def _result_of(self, message: Json) -> Json:

@@ -117,7 +117,8 @@ class Updater:
         """
         before = self.current.path
         try:
-            version = self._opened(path or before)
+            version = self._rewritten(self._opened(path or before), self.journal.forgotten, {})
+            self._purged = frozenset()  # what was written meanwhile may hold a forgotten user, kept versions included
             for other in versions_of(self.current)[1:]:
                 check_catalogues(version, other)
         except TwoTowerError as error:
@@ -179,6 +180,10 @@ class Updater:
         fresh = current.freshness.refresh(current)
         rival, shadow = (None if one is None else one.freshness.refresh(one) for one in (fresh.rival, fresh.shadow))
         return fresh if rival is fresh.rival and shadow is fresh.shadow else replace(fresh, rival=rival, shadow=shadow)
+
+    def holds(self, user: str) -> bool:
+        """Return whether a served bundle holds a user."""
+        return any(user in one.engine.dataset.user_ids[FIRST_ROW:] for one in versions_of(self.current))
 
     def expire(self) -> None:
         """Delete events and answers that are older than the settings allow. A failure is logged."""

@@ -54,7 +54,9 @@ class Updates(Protocol):
         ...
 
     async def forget(self, user: str) -> Json:
-        """Delete everything about a user from store, memory and bundles. Return the number of deleted "events".
+        """Delete everything about a user from store, memory and bundles.
+
+        Return the number of deleted "events", and whether a signed bundle still has the user: "in_bundle".
 
         Raises
         ------
@@ -110,7 +112,7 @@ class OwnUpdates:
         """See `Updates`."""
         count = await asyncio.to_thread(self._updater.journal.forget, user)
         await self.refresh()
-        return {"events": count}
+        return {"events": count, "in_bundle": self._updater.holds(user)}
 
     async def keep_fresh(self) -> None:
         """See `Updates`; with an interval of 0, items are refreshed on demand only."""
