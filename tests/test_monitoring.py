@@ -45,7 +45,7 @@ def figures() -> dict[str, set[str]]:
     meters.bundle("1")
     meters.batch(1, 0.1)
     meters.refresh("refreshed", 0.1)
-    meters.items(1, {"counted": 1, "unknown_item": 0})
+    meters.items(1, 0, {"counted": 1, "unknown_item": 0})
     meters._answers.labels("model").inc()
     meters._stages.labels("search").observe(0.1)
     found: dict[str, set[str]] = {}

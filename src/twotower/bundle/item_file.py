@@ -1,4 +1,4 @@
-"""Read a file of new items (JSON lines, CSV or Parquet) into a table with the columns and types of the catalogue.
+"""Read items, of a file (JSON lines, CSV or Parquet) or of a request, with the columns and types of the catalogue.
 
 An unknown column, a value of the wrong type, or a repeated or missing id raises a `DataError` that names the file and the row.
 """
@@ -37,11 +37,10 @@ def read_items(file: Path, schema: pa.Schema, specs: Sequence[FeatureSpec]) -> p
         raise DataError(f"Cannot read new items from {file}. Expected an existing file that ends with {', '.join(FORMS)}.")
     rows: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
-    limits = {name: limit for spec in specs if spec.kind == "geo" for name, limit in zip(spec.columns, DEGREES, strict=True)}
-    hours = {spec.columns[0] for spec in specs if spec.kind == "hours"}
+    read = ItemReader(schema, specs)
     for number, row in _rows(file):
         try:
-            values = _typed(row, schema, limits, hours)
+            values = read(row)
         except (ValueError, TypeError) as error:
             raise DataError(f"Invalid item in {file}, row {number}: {error}.") from None
         if values[ITEM_ID] in seen:
@@ -73,22 +72,40 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(f"Cannot read {file}: {' '.join(str(error).split())[:200]}. Correct the file.") from None
 
 
-def _typed(row: Any, schema: pa.Schema, limits: dict[str, float], hours: set[str]) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ValueError("the row is not an object with columns")
-    for name in row:
-        if name not in schema.names:
-            raise ValueError(f"the catalogue has no column {str(name)[:60]!r}.{nearest(str(name), schema.names)}")
-    values = {field.name: _value(row.get(field.name), field) for field in schema}
-    if not values[ITEM_ID]:
-        raise ValueError(f"{ITEM_ID} is missing")
-    for name, limit in limits.items():
-        if values[name] is not None and not abs(values[name]) <= limit:
-            raise ValueError(f"{name} is {values[name]}; it must be from -{limit:.0f} to {limit:.0f}")
-    for name in hours:
-        if values[name] is not None and (len(values[name]) != HOURS_PER_WEEK or set(values[name]) - {"0", "1"}):
-            raise ValueError(f"{name} must be {HOURS_PER_WEEK} characters of 0 and 1")
-    return values
+class ItemReader:
+    """Reads an object with columns as an item of a catalogue. Missing columns are null.
+
+    Examples
+    --------
+    >>> read = ItemReader(pa.schema([("item_id", pa.string()), ("price", pa.int64())]), [])
+    >>> read({"item_id": "a", "price": "3"})
+    {'item_id': 'a', 'price': 3}
+    """
+
+    def __init__(self, schema: pa.Schema, specs: Sequence[FeatureSpec]) -> None:
+        self.schema = schema
+        self._limits = {
+            name: limit for spec in specs if spec.kind == "geo" for name, limit in zip(spec.columns, DEGREES, strict=True)
+        }
+        self._hours = {spec.columns[0] for spec in specs if spec.kind == "hours"}
+
+    def __call__(self, row: Any) -> dict[str, Any]:
+        """Return the values of all columns. Raise a ValueError that says why the row cannot be an item."""
+        if not isinstance(row, dict):
+            raise ValueError("the row is not an object with columns")
+        for name in row:
+            if name not in self.schema.names:
+                raise ValueError(f"the catalogue has no column {str(name)[:60]!r}.{nearest(str(name), self.schema.names)}")
+        values = {field.name: _value(row.get(field.name), field) for field in self.schema}
+        if not values[ITEM_ID]:
+            raise ValueError(f"{ITEM_ID} is missing")
+        for name, limit in self._limits.items():
+            if values[name] is not None and not abs(values[name]) <= limit:
+                raise ValueError(f"{name} is {values[name]}; it must be from -{limit:.0f} to {limit:.0f}")
+        for name in self._hours:
+            if values[name] is not None and (len(values[name]) != HOURS_PER_WEEK or set(values[name]) - {"0", "1"}):
+                raise ValueError(f"{name} must be {HOURS_PER_WEEK} characters of 0 and 1")
+        return values
 
 
 def _value(value: Any, field: pa.Field) -> Any:

@@ -122,6 +122,12 @@ class OnnxUserTower:
         self._names = [value.name for value in self._session.get_inputs()]
         self._items = items
 
+    def with_items(self, items: Float) -> OnnxUserTower:
+        """Return the same tower with other history tokens."""
+        other = copy.copy(self)
+        other._items = items
+        return other
+
     def __call__(self, inputs: Mapping[str, Array]) -> Float:
         """Return vectors float32 [B, D] for the inputs from `FeatureStore.padded`.
 

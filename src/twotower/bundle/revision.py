@@ -28,11 +28,12 @@ from twotower.data.dataset import ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, Dataset
 from twotower.data.dataset_features import open_store
 from twotower.errors import DataError
 from twotower.features.encoders import encode_items as encode_item_features
-from twotower.schema import FIRST_ROW, ITEM_ID, NEIGHBOURS, PAD, UNKNOWN
+from twotower.features.feature_store import FeatureStore
+from twotower.schema import FIRST_ROW, ITEM_ID, NEIGHBOURS, PAD, UNKNOWN, FeatureSpec
 from twotower.search.registry import renew_index
 from twotower.utils.array_files import write_arrays
 from twotower.utils.manifests import BundleManifest, IndexRecord
-from twotower.utils.types import Int
+from twotower.utils.types import Int, Mask
 
 ITEMS_FILE = "items.parquet"
 
@@ -54,28 +55,37 @@ def add_items(path: Path, file: Path) -> BundleManifest:
     if there.any():
         name = new[ITEM_ID][int(np.argmax(there))].as_py()
         raise DataError(f"Item {name!r} of {file} is already in the catalogue. Remove it from the file.")
-    fresh = rows == UNKNOWN
-    rows[fresh] = bundle.dataset.n_item_rows + np.arange(fresh.sum())
+    number_new_rows(rows, bundle.dataset.n_item_rows)
 
     def write(folder: Path) -> None:
-        _write_dataset(bundle.dataset, new, rows, folder / DATASET)
-        dataset = Dataset.open(folder / DATASET)
-        store = open_store(dataset, "future", bundle.config.model)
-        vectors, tokens = encode_items(bundle.model, store, rows, bundle.moment_s)
-        old, known = asdict(bundle.arrays), bundle.dataset.n_item_rows
-        added = ItemArrays(
-            vectors=vectors,
-            tokens=tokens,
-            recent_event_count=np.where(
-                rows < known, old["recent_event_count"][np.minimum(rows, known - 1)], 0
-            ),  # an item that returns keeps its earlier events
-            offered=np.ones(len(rows), np.bool_),
-        )
-        arrays = {name: _extended(old[name], value, rows) for name, value in asdict(added).items()}
+        dataset = with_rows(bundle.dataset, new, rows)
+        _write_items(dataset, folder / DATASET)
+        arrays = asdict(with_items(bundle, open_store(dataset, "future", bundle.config.model), rows))
         write_arrays(folder / INDEX_FILE, arrays)
         renew_index(folder / INDEX, torch.from_numpy(arrays["vectors"]))
 
     return revise(bundle, write)
+
+
+def number_new_rows(rows: Int, known: int) -> None:
+    """Replace UNKNOWN in `rows` by the rows after the `known` ones."""
+    fresh = rows == UNKNOWN
+    rows[fresh] = known + np.arange(fresh.sum())
+
+
+def with_items(bundle: Bundle, store: FeatureStore, rows: Int) -> ItemArrays:
+    """Return the arrays of the bundle with the items at `rows` encoded from the features of `store`, and offered."""
+    vectors, tokens = encode_items(bundle.model, store, rows, bundle.moment_s)
+    old, known = asdict(bundle.arrays), bundle.dataset.n_item_rows
+    added = ItemArrays(
+        vectors=vectors,
+        tokens=tokens,
+        recent_event_count=np.where(
+            rows < known, old["recent_event_count"][np.minimum(rows, known - 1)], 0
+        ),  # an item that returns keeps its earlier events
+        offered=np.ones(len(rows), np.bool_),
+    )
+    return ItemArrays(**{name: _extended(old[name], value, rows) for name, value in asdict(added).items()})
 
 
 def remove_items(path: Path, ids: Sequence[str]) -> BundleManifest:
@@ -132,25 +142,49 @@ def revise(bundle: Bundle, write: Callable[[Path], None], index: IndexRecord | N
         return manifest
 
 
-def _write_dataset(dataset: Dataset, new: pa.Table, rows: Int, folder: Path) -> None:
-    """Write the items at `rows` into the copied dataset at `folder`."""
+def with_rows(dataset: Dataset, new: pa.Table, rows: Int) -> Dataset:
+    """Return the dataset, in memory, with the items `new` at `rows`.
+
+    Features of a known item whose columns have not changed stay as they are, and so does the text of a trained item, which holds
+    reviews beside the columns.
+    """
     encoded = {name: value[FIRST_ROW:] for name, value in encode_item_features(dataset.encoders, new).items()}
     near = dataset.item_features.get(NEIGHBOURS)
     if near is not None:  # an item that returns has its training neighbours; a new item has none
         encoded[NEIGHBOURS] = np.where((rows < len(near))[:, None], near[np.minimum(rows, len(near) - 1)], PAD)
+    for spec in (one for one in dataset.specs if one.side == "item"):
+        stays = _unchanged(dataset, new, rows, spec)
+        for name in encoded:
+            if name == spec.name or name.startswith(f"{spec.name}."):
+                encoded[name][stays] = dataset.item_features[name][rows[stays]]
     features = {name: _extended(value, encoded[name], rows) for name, value in dataset.item_features.items()}
     position = np.arange(max(dataset.n_item_rows, int(rows.max()) + 1)) - FIRST_ROW
     position[rows] = len(dataset.items) + np.arange(len(rows))
     items = pa.concat_tables([dataset.items, new]).take(position[FIRST_ROW:])
-    item_events = {name: np.array(value) for name, value in asdict(dataset.item_events).items()}
-    offsets = item_events["offsets"]
-    item_events["offsets"] = np.concatenate([offsets, np.full(len(position) - dataset.n_item_rows, offsets[-1])])
-    pq.write_table(items, folder / ITEMS_FILE, compression="zstd")
-    write_arrays(folder / ITEM_FEATURES_FILE, features)
-    write_arrays(folder / ITEM_EVENTS_FILE, item_events)
+    offsets = dataset.item_events.offsets
+    more = np.full(len(position) - dataset.n_item_rows, offsets[-1])
+    return dataset.with_items(items, features, replace(dataset.item_events, offsets=np.concatenate([offsets, more])))
+
+
+def _write_items(dataset: Dataset, folder: Path) -> None:
+    """Write the items of a dataset into its copy at `folder`."""
+    pq.write_table(dataset.items, folder / ITEMS_FILE, compression="zstd")
+    write_arrays(folder / ITEM_FEATURES_FILE, dataset.item_features)
+    write_arrays(folder / ITEM_EVENTS_FILE, asdict(dataset.item_events))
     hashes = {name: sha256(folder / name) for name in dataset.manifest.hashes}
-    manifest = dataset.manifest.model_copy(update={"n_items": len(items), "hashes": hashes})
+    manifest = dataset.manifest.model_copy(update={"hashes": hashes})
     (folder / MANIFEST).write_text(json.dumps(manifest.json_values(), indent=1, sort_keys=True))
+
+
+def _unchanged(dataset: Dataset, new: pa.Table, rows: Int, spec: FeatureSpec) -> Mask:
+    """Return whether the feature of each new row stays as it is."""
+    known = rows < dataset.n_item_rows
+    if spec.kind == "text":
+        known &= rows < dataset.n_train_item_rows
+        return known
+    before = dataset.items.select(list(spec.columns)).take(np.where(known, rows, FIRST_ROW) - FIRST_ROW).to_pylist()
+    after = new.select(list(spec.columns)).to_pylist()
+    return known & np.array([one == other for one, other in zip(before, after, strict=True)], np.bool_)
 
 
 def _extended(old: Any, new: Any, rows: Int) -> Any:

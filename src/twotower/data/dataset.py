@@ -111,6 +111,16 @@ class Dataset:
         other.n_train_item_rows, other.n_train_user_rows = n_train_items + FIRST_ROW, n_train_users + FIRST_ROW
         return other
 
+    def with_items(self, items: pa.Table, item_features: dict[str, Array], item_events: ItemEvents) -> Dataset:
+        """Return the same data with other items, in memory. Known items keep their rows; new ones follow."""
+        other = Dataset(self.path, self.manifest.model_copy(update={"n_items": len(items)}))
+        kept = ("events", "negatives", "users", "user_features", "encoders", "user_ids")
+        other.__dict__ |= {name: getattr(self, name) for name in kept}
+        other.__dict__ |= {"items": items, "item_features": item_features, "item_events": item_events}
+        other.n_train_items, other.n_train_item_rows = self.n_train_items, self.n_train_item_rows
+        other.n_train_users, other.n_train_user_rows = self.n_train_users, self.n_train_user_rows
+        return other
+
     @property
     def size(self) -> str:
         """Return the numbers of events, users and items as text."""

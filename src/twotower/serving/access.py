@@ -1,7 +1,7 @@
 """Decide who may do what: keys with roles, allowed hosts, and origins of other sites.
 
     read     recommendations, items, users, histories
-    write    events
+    write    events, and changes of items
     admin    everything, reloads included
 
 Keys are kept as SHA-256 hashes. A key has at least 16 characters and is random, so the hash cannot be reversed by guessing.
@@ -161,12 +161,12 @@ def role_of(path: str, method: str = "GET") -> str | None:
 
     Examples
     --------
-    >>> role_of("/v1/users/u_17/history"), role_of("/v1/users/u_17", "DELETE")
-    ('read', 'admin')
+    >>> role_of("/v1/users/u_17/history"), role_of("/v1/users/u_17", "DELETE"), role_of("/v1/items", "POST")
+    ('read', 'admin', 'write')
     """
     if method == "DELETE" and path.startswith("/v1/users"):
         return ADMIN
-    if path.startswith("/v1/events"):
+    if path.startswith("/v1/events") or (path.startswith("/v1/items") and method in ("POST", "DELETE")):
         return WRITE
     if path.startswith("/admin"):
         return ADMIN

@@ -35,6 +35,7 @@ from twotower.serving.column_schemas import ColumnsOut, ValuesOut
 from twotower.serving.cursors import MAX_CURSOR_CHARS, depth
 from twotower.serving.error_handlers import handle_errors
 from twotower.serving.feedback_routes import add_feedback
+from twotower.serving.item_routes import add_item_changes
 from twotower.serving.json_routes import BEARER, Handler, JsonRoutes, Post, Route, documented
 from twotower.serving.limits import MAX_FILTER_CHARS, MAX_ID_CHARS, MAX_K
 from twotower.serving.middleware import Gate, RequestMiddleware
@@ -103,6 +104,7 @@ def create_app(service: Service, access: Access, clients: Clients | None = None,
     _items(app, service, look_up)
     _users(app, service, look_up)
     _writing(app, post, service)
+    add_item_changes(app, post, service, REFUSALS)
     add_feedback(app, service, REFUSALS)
     _watching(app, service)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from twotower.bundle.changed_items import ItemChange
 from twotower.errors import BusyError
 from twotower.retrieval.request import HistoryEvent
 from twotower.serving.event_types import Event, EventStore, Forgotten, LoggedAnswer, PositionLost, digest_of
@@ -168,6 +169,16 @@ class Journal:
             count = self._store.forget(user)
         self._tell()
         return count
+
+    def change_items(self, changes: Mapping[str, ItemChange], reset: Sequence[str]) -> int:
+        """Store changes of items. Return how often items have been changed."""
+        with self._watched(), self._writing:
+            return self._store.change_items(changes, reset)
+
+    def item_changes(self, known: int) -> tuple[int, dict[str, ItemChange]] | None:
+        """Return how often items have been changed, and all changes by item; None if it was `known` times."""
+        with self._watched(), self._writing:
+            return self._store.item_changes(known)
 
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> None:
         """Delete what is older from store and memory."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from twotower.bundle.changed_items import ItemChange
 
 PAGE = 10_000  # entries read at once
 ANSWERS_PAGE = 1000  # answers read at once
@@ -168,6 +170,31 @@ class EventStore(Protocol):
         """
         ...
 
+    def change_items(self, changes: Mapping[str, ItemChange], reset: Sequence[str]) -> int:
+        """Store changes of items, on top of earlier ones, and delete all changes of the items in `reset`.
+
+        Returns
+        -------
+        int
+            Number of times that items have been changed.
+
+        Raises
+        ------
+        BusyError
+            The store does not respond. The call can be repeated.
+        """
+        ...
+
+    def item_changes(self, known: int) -> tuple[int, dict[str, ItemChange]] | None:
+        """Return how often items have been changed, and all changes by item; None if it was `known` times.
+
+        Raises
+        ------
+        BusyError
+            The store does not respond.
+        """
+        ...
+
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> int:
         """Delete events and answers before these times in seconds; None deletes nothing. Return the number of deleted events."""
         ...
@@ -179,6 +206,39 @@ class EventStore(Protocol):
     def close(self) -> None:
         """Close the store."""
         ...
+
+
+REMOVED = ""
+"""In place of a column: the item is removed."""
+
+
+def item_values(changes: Mapping[str, ItemChange]) -> list[tuple[str, str, str]]:
+    """Return changes of items as (item id, column, JSON), as stores keep them.
+
+    Examples
+    --------
+    >>> item_values({"a": ItemChange({"price": 3}), "b": ItemChange({}, removed=True)})
+    [('a', 'price', '3'), ('a', '', 'false'), ('b', '', 'true')]
+    """
+    found = []
+    for item_id, change in changes.items():
+        found += [(item_id, column, _compact(value)) for column, value in change.columns.items()]
+        found.append((item_id, REMOVED, _compact(change.removed)))
+    return found
+
+
+def item_changes_of(values: Iterable[tuple[str, str, str]]) -> dict[str, ItemChange]:
+    """Return the changes of items that `item_values` gave.
+
+    Examples
+    --------
+    >>> item_changes_of(item_values({"a": ItemChange({"price": 3})})) == {"a": ItemChange({"price": 3})}
+    True
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    for item_id, column, value in values:
+        columns.setdefault(item_id, {})[column] = json.loads(value)
+    return {item_id: ItemChange(own, removed=bool(own.pop(REMOVED, False))) for item_id, own in sorted(columns.items())}
 
 
 def every_event(store: EventStore) -> Iterator[list[Event]]:

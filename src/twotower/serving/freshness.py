@@ -106,6 +106,10 @@ class Version:
         Another version, and the share of the users whose lists it makes.
     shadow
         Another version that computes the same lists, which users do not see.
+    loaded
+        The bundle as it was opened, without changes of items.
+    items_changed
+        How often items had been changed when `engine` was made.
     """
 
     path: Path
@@ -115,6 +119,8 @@ class Version:
     rival: Version | None = None
     rival_share: float = 0.0
     shadow: Version | None = None
+    loaded: Engine | None = None
+    items_changed: int = 0
 
     def of(self, user: str | None) -> Version:
         """Return the version that makes the lists of a user; requests without a user get the first one."""
@@ -128,11 +134,15 @@ class Version:
 
     def state(self) -> Json:
         """Return the same for a health check, with that of an index in another process."""
-        return {**self.about(), **({"index": "ok"} if self.engine.recommender.index.reads_filters else {})}
+        return {
+            **self.about(),
+            "items_changed": self.items_changed,
+            **({"index": "ok"} if self.engine.recommender.index.reads_filters else {}),
+        }
 
     def as_refreshed(self) -> Json:
         """Return the version, and what became of the accepted events at the last refresh."""
-        return {**self.about(), "events": asdict(self.freshness.counts)}
+        return {**self.about(), "items_changed": self.items_changed, "events": asdict(self.freshness.counts)}
 
 
 def place_of(user: str) -> float:

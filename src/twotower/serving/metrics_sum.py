@@ -22,7 +22,8 @@ from twotower.utils.console import log
 
 PAST = "past.json"
 GAUGES = {  # the others are added up
-    **dict.fromkeys(("twotower_bundle", "twotower_as_of_seconds", "twotower_refreshed_seconds", "twotower_item_events"), max),
+    **dict.fromkeys(("twotower_bundle", "twotower_as_of_seconds", "twotower_items_changed"), max),
+    **dict.fromkeys(("twotower_refreshed_seconds", "twotower_item_events"), max),
     **dict.fromkeys(("twotower_event_store_up", "process_start_time_seconds"), min),
 }
 Family = dict[str, Any]

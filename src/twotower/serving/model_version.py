@@ -95,6 +95,13 @@ class Engine:
         other.try_out()
         return other
 
+    def with_items(self, bundle: Bundle) -> Engine:
+        """Return the same version with changed items, after a test request."""
+        other = Engine(Recommender(bundle))
+        other.recommender.filter.warm()
+        other.try_out()
+        return other
+
     def try_out(self) -> None:
         """Answer one test request."""
         some = tuple(HistoryEvent(item) for item in self.dataset.item_ids[FIRST_ROW : FIRST_ROW + 1])

@@ -15,6 +15,7 @@ class StateOut(BaseModel):
     status: Literal["live", "ready"]
     version: str | None = None
     as_of: AsOf = None
+    items_changed: int | None = Field(None, description="How often the served items were changed; see `POST /v1/items`.")
     events: str | None = Field(None, description="`ok`, or why the event store cannot take events. Recommendations go on.")
     index: str | None = Field(None, description="`ok`, if the vectors are searched in another process; see `serving.index`.")
     workers: int | None = Field(None, description="Processes that answer requests.")
@@ -42,6 +43,7 @@ class RefreshOut(BaseModel):
 
     version: str = Field(examples=["67499b37599f"])
     as_of: AsOf
+    items_changed: int = Field(examples=[41], description="How often the served items were changed; see `POST /v1/items`.")
     events: ItemEventsOut
 
 

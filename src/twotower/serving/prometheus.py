@@ -19,7 +19,7 @@ REFRESHES = ("refreshed", "unchanged", "failed")
 RELOADS, EVENTS, ERRORS = ("loaded", "refused"), ("accepted", "repeated", "skipped"), ("internal", "busy", "rate", "timeout")
 
 UPDATES = frozenset(
-    f"twotower_{name}" for name in ("reloads", "refreshes", "as_of_seconds", "refreshed_seconds", "item_events")
+    f"twotower_{name}" for name in ("reloads", "refreshes", "as_of_seconds", "items_changed", "refreshed_seconds", "item_events")
 )  # counted by the process that makes the updates, which is no worker
 
 
@@ -56,6 +56,7 @@ class Meters:
         self._refreshes = Counter("twotower_refreshes", "Refreshes of the items by outcome.", ["outcome"], registry=r)
         self._refresh_seconds = Histogram("twotower_refresh_seconds", "Duration of a refresh.", buckets=REFRESH_SECONDS, registry=r)
         self._as_of = Gauge("twotower_as_of_seconds", "Time up to which events count for the items, since 1970.", registry=r)
+        self._items_changed = Gauge("twotower_items_changed", "How often the served items were changed over HTTP.", registry=r)
         self._refreshed_at = Gauge("twotower_refreshed_seconds", "Time of the last refresh without error, since 1970.", registry=r)
         self._item_events = Gauge("twotower_item_events", "Accepted events at the last refresh by use.", ["use"], registry=r)
         for counter, outcomes in (
@@ -142,9 +143,10 @@ class Meters:
         if outcome != "failed":
             self._refreshed_at.set_to_current_time()
 
-    def items(self, as_of: int | None, counts: Mapping[str, int]) -> None:
-        """Set the time up to which events count for the items, and what became of the accepted events."""
+    def items(self, as_of: int | None, changed: int, counts: Mapping[str, int]) -> None:
+        """Set the time up to which events count for the items, how often items were changed, and what became of the events."""
         self._as_of.set(as_of or 0)
+        self._items_changed.set(changed)
         for use, count in counts.items():
             self._item_events.labels(use).set(count)
 

@@ -9,12 +9,13 @@ entry of a later version is skipped, counted, and read after the reader has been
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from twotower.bundle.changed_items import ItemChange
 from twotower.errors import BusyError, ConfigError, DataError
 from twotower.serving.event_types import (
     ANSWERS_PAGE,
@@ -28,6 +29,8 @@ from twotower.serving.event_types import (
     answer_from_json,
     digest_of,
     every_answer,
+    item_changes_of,
+    item_values,
 )
 from twotower.utils.console import log
 
@@ -151,6 +154,31 @@ class RedisStore:
             yield
         finally:
             self._client.delete(lock)
+
+    def change_items(self, changes: Mapping[str, ItemChange], reset: Sequence[str]) -> int:
+        """See `EventStore`."""
+        changed, revision = (f"{self._KEYS[0]}:{name}" for name in ("item_changes", "item_revision"))
+        with self._answering("The items were not changed", "Send them again later."):
+            gone = set(reset)
+            old = [one for one in self._client.hkeys(changed) if json.loads(one)[0] in gone] if gone else []
+            with self._client.pipeline(transaction=True) as pipe:
+                if old:
+                    pipe.hdel(changed, *old)
+                values = {json.dumps([item_id, column]): value for item_id, column, value in item_values(changes)}
+                if values:
+                    pipe.hset(changed, mapping=values)
+                pipe.incr(revision)
+                return int(pipe.execute()[-1])
+
+    def item_changes(self, known: int) -> tuple[int, dict[str, ItemChange]] | None:
+        """See `EventStore`."""
+        changed, revision = (f"{self._KEYS[0]}:{name}" for name in ("item_changes", "item_revision"))
+        with self._answering("The changes of items were not read"):
+            if int(self._client.get(revision) or 0) == known:
+                return None
+            with self._client.pipeline(transaction=True) as pipe:
+                number, found = pipe.get(revision).hgetall(changed).execute()
+        return int(number or 0), item_changes_of((*json.loads(name), value) for name, value in found.items())
 
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> int:
         """See `EventStore`. Events count by the time at which they were accepted."""

@@ -10,10 +10,11 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from twotower.bundle.changed_items import ItemChange
 from twotower.errors import BusyError, DataError
 from twotower.serving.event_types import (
     ANSWERS_PAGE,
@@ -25,6 +26,8 @@ from twotower.serving.event_types import (
     answer_as_json,
     answer_from_json,
     digest_of,
+    item_changes_of,
+    item_values,
 )
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.console import log
@@ -186,6 +189,36 @@ class SQLiteStore:
             raise BusyError("The user was not forgotten: cannot write to the event file. Try again later.") from None
         return count
 
+    def change_items(self, changes: Mapping[str, ItemChange], reset: Sequence[str]) -> int:
+        """See `EventStore`."""
+        run = self._connection.execute
+        try:
+            run("BEGIN IMMEDIATE")
+            for item_id in reset:
+                run("DELETE FROM item_changes WHERE item_id = ?", (item_id,))
+            self._connection.executemany("INSERT OR REPLACE INTO item_changes VALUES (?, ?, ?)", item_values(changes))
+            run(_COUNT_CHANGE)
+            revision = run(_SELECT_REVISION).fetchone()[0]
+            run("COMMIT")
+        except sqlite3.Error as error:
+            self._undo("change items", error)
+            raise BusyError("The items were not changed: cannot write to the event file. Send them again later.") from None
+        return int(revision)
+
+    def item_changes(self, known: int) -> tuple[int, dict[str, ItemChange]] | None:
+        """See `EventStore`."""
+        run = self._connection.execute
+        try:
+            run("BEGIN")  # both reads see the same state
+            found = run(_SELECT_REVISION).fetchone()
+            revision = int(found[0]) if found else 0
+            rows = [] if revision == known else run("SELECT * FROM item_changes WHERE item_id <> ''").fetchall()
+            run("COMMIT")
+        except sqlite3.Error as error:
+            self._undo("read the changes of items", error)
+            raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
+        return None if revision == known else (revision, item_changes_of(rows))
+
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> int:
         """See `EventStore`. Notes of forgotten users go with the events of their time."""
         run = self._connection.execute
@@ -248,10 +281,15 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS answers (position INTEGER PRIMARY KEY AUTOINCREMENT, request_id TEXT NOT NULL UNIQUE, user TEXT,"
     " time_s INTEGER NOT NULL, answer TEXT NOT NULL)",
     "CREATE INDEX IF NOT EXISTS answers_of_a_user ON answers (user)",
+    "CREATE TABLE IF NOT EXISTS item_changes (item_id TEXT, column_name TEXT, value TEXT, PRIMARY KEY (item_id, column_name))",
 )
 _INSERT = f"INSERT INTO events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _SELECT = f"SELECT position, {_COLUMNS} FROM events WHERE position > ? ORDER BY position LIMIT ?"
 _INSERT_ANSWER = "INSERT INTO answers (request_id, user, time_s, answer) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_COUNT_CHANGE = (  # the row without an item counts the changes
+    "INSERT INTO item_changes VALUES ('', '', 1) ON CONFLICT (item_id, column_name) DO UPDATE SET value = value + 1"
+)
+_SELECT_REVISION = "SELECT value FROM item_changes WHERE item_id = ''"
 _SELECT_ANSWER = "SELECT answer FROM answers WHERE request_id = ?"
 _SELECT_ANSWERS = "SELECT position, answer FROM answers WHERE position > ? ORDER BY position LIMIT ?"
 

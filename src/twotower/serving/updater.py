@@ -17,6 +17,7 @@ from twotower.serving.catalogue import Browser
 from twotower.serving.event_journal import Journal
 from twotower.serving.event_types import digest_of
 from twotower.serving.freshness import Freshness, RefreshError, Version
+from twotower.serving.item_changes import with_changes
 from twotower.serving.kept_versions import KeptVersions, kept_beside
 from twotower.serving.model_version import Engine
 from twotower.serving.prometheus import Meters
@@ -83,9 +84,8 @@ class Updater:
         self._trusted_key, self._index = trusted_key, index
         self._config, self._purged, self._paths = config, frozenset[str](), set[Path]()
         self.kept = KeptVersions(kept_beside(bundle), config.keep_versions)
-        engine = Engine.load(bundle, trusted_key, index)
-        check_store(journal, engine)
-        current = self._version(bundle, engine)
+        current = self._version(bundle, Engine.load(bundle, trusted_key, index))
+        check_store(journal, current.engine)
         if trial.bundle is not None:
             other = self._version(trial.bundle, Engine.load(trial.bundle, trusted_key))
             check_catalogues(current, other)
@@ -105,7 +105,7 @@ class Updater:
             self._paths.add(one.path)
             self.kept.add(one.path, one.engine.version)
         self.meters.bundle(*(one.engine.version for one in versions_of(version)))
-        self.meters.items(version.engine.as_of, asdict(version.freshness.counts))
+        self.meters.items(version.engine.as_of, version.items_changed, asdict(version.freshness.counts))
 
     def opened(self, path: Path | None) -> Version:
         """Return the version of the bundle at `path`; None: the current folder, which is read again.
@@ -167,7 +167,7 @@ class Updater:
             self.kept.drop(version)
 
     def refreshed(self) -> Version:
-        """Return the current version with all accepted events, or the current version itself if there are no new ones.
+        """Return the current version with all accepted events and changes of items, or itself if there are no new ones.
 
         Users who were forgotten meanwhile are removed from the bundles.
 
@@ -176,7 +176,7 @@ class Updater:
         RefreshError
             It failed. The last items stay in use.
         """
-        current = self._without_forgotten()
+        current = self._with_changed_items(self._without_forgotten())
         fresh = current.freshness.refresh(current)
         rival, shadow = (None if one is None else one.freshness.refresh(one) for one in (fresh.rival, fresh.shadow))
         return fresh if rival is fresh.rival and shadow is fresh.shadow else replace(fresh, rival=rival, shadow=shadow)
@@ -251,10 +251,26 @@ class Updater:
         freeze_garbage_collector()
         return self._version(path, engine)
 
-    def _version(self, path: Path, engine: Engine) -> Version:
-        """Return the version of a loaded bundle, with the accepted events unless items are refreshed only on demand."""
-        freshness = Freshness(engine, self.journal, self.meters)
-        version = Version(path, engine, Browser(engine, self.journal), freshness)
+    def _with_changed_items(self, version: Version) -> Version:
+        """Return the version with all changes of items, or itself if there are no new ones."""
+        try:
+            if self.journal.item_changes(version.items_changed) is None:
+                return version
+            first, rival, shadow = (
+                one and self._version(one.path, one.loaded or one.engine) for one in (version, version.rival, version.shadow)
+            )
+        except BusyError as error:
+            log.error("items were not changed; the last ones stay in use: %s", error)
+            raise RefreshError(f"The items were not changed; the last ones stay in use. {error}") from None
+        assert first is not None
+        return replace(first, rival=rival, rival_share=version.rival_share, shadow=shadow)
+
+    def _version(self, path: Path, loaded: Engine) -> Version:
+        """Return the version of a loaded bundle, with the changes of items, and the accepted events unless `refresh_s` is 0."""
+        made = with_changes(loaded, self.journal, remote=self._index is not None)
+        freshness = Freshness(made.engine, self.journal, self.meters)
+        browser = Browser(made.engine, self.journal)
+        version = Version(path, made.engine, browser, freshness, loaded=loaded, items_changed=made.times)
         if self.refresh_s:
             with suppress(RefreshError):  # logged
                 return freshness.refresh(version)

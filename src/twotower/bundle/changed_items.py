@@ -1,0 +1,107 @@
+"""Change items of an opened bundle in memory: add, change and remove them, without training and without a new folder.
+
+A server does it with the changes of its event store. Weights, histories and encoders are shared with the bundle as it was opened.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from twotower.bundle.bundle import INDEX, Bundle
+from twotower.bundle.item_file import ItemReader
+from twotower.bundle.revision import number_new_rows, with_items, with_rows
+from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import open_store
+from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN
+from twotower.search.index import Index
+from twotower.search.registry import load_index, renew_index
+
+
+@dataclass(frozen=True, slots=True)
+class ItemChange:
+    """What has become of an item.
+
+    Attributes
+    ----------
+    columns
+        New values of columns; the other columns stay, and are null for a new item.
+    removed
+        The item is not recommended any more. It still counts in histories.
+    """
+
+    columns: Mapping[str, Any]
+    removed: bool = False
+
+
+def changed_row(dataset: Dataset, item_id: str, change: ItemChange, read: ItemReader) -> dict[str, Any]:
+    """Return all columns of an item after a change. Raise a ValueError that says why it cannot be an item.
+
+    Parameters
+    ----------
+    read
+        Reader of the columns of `dataset.items`.
+    """
+    (row,) = dataset.item_rows([item_id]).tolist()
+    before = {} if row == UNKNOWN else dataset.items.slice(row - FIRST_ROW, 1).to_pylist()[0]
+    return read({**before, **change.columns, ITEM_ID: item_id})
+
+
+def changed(bundle: Bundle, changes: Mapping[str, ItemChange]) -> tuple[Bundle, list[str]]:
+    """Return the bundle with changed items, and why changes were passed over.
+
+    A change whose columns the catalogue of this bundle does not have is passed over: it may have been made for another bundle.
+
+    Parameters
+    ----------
+    changes
+        By item id.
+    """
+    dataset, problems, read = bundle.dataset, list[str](), ItemReader(bundle.dataset.items.schema, bundle.dataset.specs)
+    rows: list[dict[str, Any]] = []
+    for item_id, change in changes.items():
+        if not change.columns:
+            continue
+        try:
+            rows.append(changed_row(dataset, item_id, change, read))
+        except ValueError as error:
+            problems.append(f"{item_id!r}: {error}")
+    fresh = bundle
+    if rows:
+        fresh = _with_rows(bundle, pa.Table.from_pylist(rows, dataset.items.schema))
+    offered = fresh.arrays.offered.copy()
+    at = fresh.dataset.item_rows(list(changes))
+    removed = np.array([change.removed for change in changes.values()], np.bool_)
+    offered[at[removed & (at != UNKNOWN)]] = False
+    offered[at[~removed & (at != UNKNOWN)]] = True
+    return replace(fresh, arrays=replace(fresh.arrays, offered=offered)), problems
+
+
+def _with_rows(bundle: Bundle, new: pa.Table) -> Bundle:
+    """Return the bundle with new or changed rows of items."""
+    rows = bundle.dataset.item_rows(new[ITEM_ID].to_pylist())
+    number_new_rows(rows, bundle.dataset.n_item_rows)
+    dataset = with_rows(bundle.dataset, new, rows)
+    store = open_store(dataset, "future", bundle.config.model)
+    arrays = with_items(bundle, store, rows)
+    tower = None if bundle.tower is None else bundle.tower.with_items(arrays.tokens)
+    built = None if bundle.built is None else _built_again(bundle.path / INDEX, torch.from_numpy(arrays.vectors))
+    return replace(bundle, dataset=dataset, store=store, arrays=arrays, built=built, tower=tower)
+
+
+def _built_again(folder: Path, vectors: Tensor) -> Index:
+    """Return an index of the same kind and settings for other vectors."""
+    with tempfile.TemporaryDirectory(prefix="twotower-") as copied:
+        made = Path(copied) / INDEX
+        shutil.copytree(folder, made)
+        renew_index(made, vectors)
+        return load_index(made, vectors)

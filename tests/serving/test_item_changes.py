@@ -1,0 +1,185 @@
+"""Test that items are added, changed and removed while a server runs: durably, on every server, and exactly."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from twotower.bundle.bundle import load_bundle
+from twotower.bundle.changed_items import ItemChange, changed
+from twotower.bundle.revision import add_items, remove_items
+from twotower.serving import redis_store
+from twotower.serving.event_store import open_store
+from twotower.utils.console import log
+
+Connect = Callable[..., AbstractContextManager[TestClient]]
+Keyed = dict[str, str]
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the address of an empty event store."""
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path / 'store.sqlite'}"
+    name = f"{{{uuid.uuid4().hex}}}"
+    monkeypatch.setattr(redis_store.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
+    return str(request.getfixturevalue("redis_url"))
+
+
+def change(client: TestClient, keyed: Keyed, **body: Any) -> dict[str, Any]:
+    answer = client.post("/v1/items", json=body, headers=keyed)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def refresh(client: TestClient, keyed: Keyed) -> dict[str, Any]:
+    return dict(client.post("/admin/refresh", headers=keyed).json())
+
+
+def listed(client: TestClient, **body: Any) -> list[str]:
+    return [item["item_id"] for item in client.post("/v1/recommend", json={"k": 100, **body}).json()["items"]]
+
+
+def columns(client: TestClient, item_id: str) -> dict[str, Any]:
+    return dict(client.get(f"/v1/items/{item_id}").json()["columns"])
+
+
+def test_items_are_added_changed_removed_and_reset(connect: Connect, keyed: Keyed, url: str) -> None:
+    with connect(events=url, refresh_s=0) as client:
+        first, second, third = (item["item_id"] for item in client.get("/v1/items?limit=3").json()["items"])
+        before, lists = columns(client, first), listed(client)
+        new = {**before, "item_id": "new/one", "name": "A new one"}
+        body = {"items": [new, {"item_id": first, "name": "Renamed"}], "remove": [second]}
+        assert change(client, keyed, **body) == {"accepted": 3, "items_changed": 1}
+        assert client.get("/v1/items/new%2Fone").status_code == 404 and columns(client, first) == before, "not yet"
+        assert refresh(client, keyed)["items_changed"] == 1
+
+        def check(client: TestClient) -> None:
+            assert columns(client, first) == {**before, "name": "Renamed"}
+            assert columns(client, "new%2Fone") == new
+            assert second not in listed(client) and "new/one" in listed(client, filter='name == "A new one"')
+            assert client.get("/v1/items?q=a new one").json()["items"][0]["item_id"] == "new/one"
+            history = [{"item_id": second}, {"item_id": "new/one"}]
+            assert client.post("/v1/recommend", json={"history": history}).json()["unknown_items"] == []
+            assert client.get("/health/ready").json()["items_changed"] == 1
+            assert "twotower_items_changed 1.0" in client.get("/metrics").text
+
+        check(client)
+        event = {"event_id": "1", "user": "u", "item_id": "new/one"}
+        assert client.post("/v1/events", json={"events": [event]}, headers=keyed).status_code == 200
+        assert refresh(client, keyed)["events"]["counted"] == 1, "a new item has events"
+    with connect(events=url, refresh_s=0) as client:  # after a restart, or another server of the store
+        check(client)
+        assert client.get("/v1/users/u/history").json()["events"][0]["name"] == "A new one"
+        assert client.post("/admin/reload", headers=keyed).status_code == 200
+        check(client)
+        assert change(client, keyed, items=[{"item_id": second, "name": "Back"}], reset=["new/one", first])["items_changed"] == 2
+        assert client.delete(f"/v1/items/{third}", headers=keyed).json() == {"accepted": 1, "items_changed": 3}
+        refresh(client, keyed)
+        assert columns(client, first) == before and client.get("/v1/items/new%2Fone").status_code == 404
+        assert columns(client, second)["name"] == "Back"
+        assert set(listed(client)) == set(lists) - {third}
+
+
+def test_lists_equal_those_of_the_bundle_written_with_the_same_items(
+    connect: Connect, keyed: Keyed, bundle: Path, tmp_path: Path
+) -> None:
+    loaded = load_bundle(bundle)
+    ids = [str(one) for one in loaded.dataset.item_ids[2:12]]
+    rows = [{**loaded.dataset.items.slice(at, 1).to_pylist()[0], "item_id": f"new {at}"} for at in range(5)]
+    shutil.copytree(bundle, tmp_path / "written")
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    add_items(tmp_path / "written", tmp_path / "new.jsonl")
+    remove_items(tmp_path / "written", ids[:3])
+    asked = [{"history": [{"item_id": one}], "k": 50, "exclude_seen": False} for one in ids[3:]]
+    with connect(folder=tmp_path / "written", events=f"sqlite:{tmp_path / 'a'}", refresh_s=0) as client:
+        expected = [client.post("/v1/recommend", json=one).json()["items"] for one in asked]
+    with connect(events=f"sqlite:{tmp_path / 'b'}", refresh_s=0) as client:
+        change(client, keyed, items=rows, remove=ids[:3])
+        refresh(client, keyed)
+        found = [client.post("/v1/recommend", json=one).json()["items"] for one in asked]
+    for one, other in zip(found, expected, strict=True):
+        assert [item["item_id"] for item in one] == [item["item_id"] for item in other]
+        np.testing.assert_array_equal([item["score"] for item in one], [item["score"] for item in other])
+
+
+def test_a_changed_column_changes_its_feature_alone(bundle: Path) -> None:
+    loaded = load_bundle(bundle)
+    first, other = loaded.dataset.items.slice(0, 2).to_pylist()
+    moved = {name: other[name] for name in ("latitude", "longitude")}
+    fresh, problems = changed(loaded, {first["item_id"]: ItemChange(moved)})
+    assert problems == [] and fresh.dataset.n_items == loaded.dataset.n_items
+    same = (fresh.arrays.vectors == loaded.arrays.vectors).all(axis=1)
+    assert np.flatnonzero(~same).tolist() == [2]
+    back, _ = changed(fresh, {first["item_id"]: ItemChange({name: first[name] for name in moved})})
+    np.testing.assert_allclose(back.arrays.vectors, loaded.arrays.vectors, atol=1e-6)
+    for name, values in loaded.dataset.item_features.items():
+        np.testing.assert_array_equal(back.dataset.item_features[name], values, name)
+
+
+@pytest.mark.parametrize(
+    ("body", "location", "said"),
+    [
+        ({"items": [{"item_id": "a", "nmae": "x"}]}, "items.0", "no column 'nmae'.*name"),
+        ({"items": [{"item_id": "a"}, {"item_id": "b", "latitude": 91}]}, "items.1", "latitude is 91"),
+        ({"items": [{"item_id": "a"}, {"item_id": "a"}]}, "items.1", "named twice"),
+        ({"items": [{"item_id": "a"}], "remove": ["a"]}, "remove.0", "named twice"),
+        ({"items": [{"name": "x"}]}, "items.0.item_id", "required"),
+        ({"items": [{"item_id": "a", "name": {"x": 1}}]}, "items.0", "name is"),
+        ({}, None, "from 1 to 1,000 items"),
+        ({"remove": ["a"] * 1001}, None, "from 1 to 1,000 items"),
+        ({"item": []}, "item", "not permitted"),
+    ],
+)
+def test_what_cannot_be_an_item_is_refused_and_nothing_is_stored(
+    client: TestClient, keyed: Keyed, body: dict[str, Any], location: str | None, said: str
+) -> None:
+    answer = client.post("/v1/items", json=body, headers=keyed)
+    error = answer.json()["error"]
+    assert answer.status_code == 422 and error.get("location") == location, error
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(error["message"])
+    assert refresh(client, keyed)["items_changed"] == 0
+
+
+def test_changes_need_a_key_that_may_write(client: TestClient) -> None:
+    assert client.post("/v1/items", json={"remove": ["a"]}).status_code == 401
+    assert client.delete("/v1/items/a").status_code == 401
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.LogCaptureFixture]:
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.WARNING, logger=log.name)
+    yield caplog
+
+
+def test_a_change_that_another_catalogue_cannot_have_is_passed_over(
+    connect: Connect, tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    url = f"sqlite:{tmp_path / 'store'}"
+    store = open_store(url)
+    store.change_items({"a": ItemChange({"colour": "red"}), "b": ItemChange({"name": "B"})}, [])
+    store.close()
+    with connect(events=url, refresh_s=0) as client:
+        assert client.get("/v1/items/a").status_code == 404 and columns(client, "b")["name"] == "B"
+    assert any("1 changed items are not served with" in text and "colour" in text for text in logged.messages)
+
+
+def test_changes_outlive_retention_and_forgotten_users(url: str) -> None:
+    store = open_store(url)
+    store.change_items({"b": ItemChange({"name": "B"}, removed=True)}, [])
+    store.expire(2**40, 2**40)
+    store.forget("b")
+    assert store.item_changes(0) == (1, {"b": ItemChange({"name": "B"}, removed=True)}) and store.item_changes(1) is None
+    store.close()
