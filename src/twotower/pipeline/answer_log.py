@@ -122,9 +122,10 @@ def _fault_of_time(time_s: object) -> str | None:
 
 
 def _fault_of_propensity(items: Sequence[str], propensity: object) -> str | None:
-    if not isinstance(propensity, list) or len(propensity) != len(items):
-        found = f"{len(propensity)} propensities" if isinstance(propensity, list) else f"the propensity {_quoted(propensity)}"
-        return f"{found} for {len(items)} items. Every item needs one."
+    if not isinstance(propensity, list):
+        return f"the propensity {_quoted(propensity)}. It must be a list of numbers, one for each item."
+    if len(propensity) != len(items):
+        return f"{len(items)} items, but a list of propensities of length {len(propensity)}. Every item needs one."
     for item, value in zip(items, propensity, strict=True):
         if not _within(value, 1):
             return f"the propensity {_quoted(value)} for the item {_quoted(item)}. It must be a number from 0 to 1."
