@@ -31,6 +31,11 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     """Evaluate a run and its baselines on the test part, and write report.json and report.html to `out`."""
     manifest = run_manifest(run)
     dataset = run_dataset(run, manifest)
+    if not has_test(dataset) and manifest.update is not None:
+        raise DataError(
+            f"{run} was updated: its events are trained on or validate, and none is left to evaluate on. Its comparison with the "
+            f"model before is `update` in {run / 'manifest.json'}. To evaluate, train again on all data with a test part."
+        )
     if not has_test(dataset):
         raise DataError(f"{dataset.path} has no test part (prepare.split.test: 0). An evaluation needs one. Choose another run.")
     model, config, _ = load_trained(run / "best.pt", dataset)
