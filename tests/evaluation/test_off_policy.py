@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from twotower.errors import DataError
 from twotower.evaluation.off_policy import LoggedLists, estimate, predict_outcomes
 from twotower.retrieval.exploration import explored, probabilities
 
@@ -29,6 +30,26 @@ def test_a_hand_worked_log() -> None:
 def test_a_log_without_shared_items_says_so() -> None:
     found = estimate(lists_of([1.0, 1, 1, 1], [0.0, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0], [0.5, 0.5]))
     assert found.support == 0 and found.ips.value == 0 and found.dr.value == 0.5 and found.effective_lists == 0
+
+
+def test_an_item_with_propensity_0_is_missing_in_ips_and_predicted_in_dr() -> None:
+    found = estimate(lists_of([0.0, 1, 0.5, 1], [1, 0, 0, 1], [1, 1, 0, 1], [0.5, 0, 0, 0.25], [0.75, 0.75]))
+    assert found.zero_propensity == 1 and found.logged.value == 1.5
+    assert found.ips.value == (0 + 1) / 2 and found.snips.value == pytest.approx(2 * (1 / 2) / (1 / 2))
+    assert found.dr.value == pytest.approx((0.75 + 0.75 + 0.75) / 2)
+    assert found.support == pytest.approx(1 / 4)
+
+
+def test_a_log_of_propensities_0_says_nothing() -> None:
+    found = estimate(lists_of([0.0] * 4, [1, 0, 0, 1], [1, 1, 0, 1], [0.5, 0, 0, 0.25], [0.75, 0.75]))
+    assert (found.zero_propensity, found.support, found.effective_lists) == (4, 0, 0)
+    assert (found.ips.value, found.dr.value) == (0, 0.75) and np.isnan(found.snips.value)
+
+
+@pytest.mark.parametrize("wrong", [-0.5, 1.0001, 2, np.nan, np.inf, -np.inf])
+def test_a_propensity_that_is_no_probability_is_refused(wrong: float) -> None:
+    with pytest.raises(DataError, match=f"item 1 of list 1 is {float(wrong)}. It must be a number from 0 to 1"):
+        estimate(lists_of([0.5, 1, 0.5, wrong], [1, 0, 0, 0], [1, 1, 0, 1], [0.5, 0, 0, 0.25], [0.75, 0.75]))
 
 
 def test_predictions_come_from_the_other_half() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -79,3 +80,40 @@ def test_a_log_that_says_nothing_is_one_sentence(
     copy.close()
     with pytest.raises(DataError, match="are older than its last event"):
         estimate_bundle(bundle, f"sqlite:{tmp_path / 'early'}")
+
+
+def edited(log: str, edit: Callable[[dict[str, Any]], None]) -> str:
+    """Change every answer of a log."""
+    store = sqlite3.connect(log.removeprefix("sqlite:"))
+    for position, text in store.execute("SELECT position, answer FROM answers").fetchall():
+        answer = json.loads(text)
+        edit(answer)
+        store.execute("UPDATE answers SET answer = ? WHERE position = ?", (json.dumps(answer), position))
+    store.commit()
+    store.close()
+    return log
+
+
+def test_items_with_propensity_0_are_counted(log: str, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edited(log, lambda answer: answer.update(propensity=[0.0, *answer["propensity"][1:]]))
+    assert main(["estimate", str(bundle), "--log", log, "--explore", str(EXPLORE)]) == 0
+    assert "Shown items with propensity 0: 60." in capsys.readouterr().out
+    edited(log, lambda answer: answer.update(propensity=[0.0] * len(answer["propensity"])))
+    assert main(["estimate", str(bundle), "--log", log, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found["snips"] == {"value": None, "low": None, "high": None} and found["ips"]["value"] == 0
+    assert found["zero_propensity"] == 60 * 6 and found["support"] == 0
+    assert main(["estimate", str(bundle), "--log", log]) == 0
+    said = capsys.readouterr().out
+    assert "snips    undefined: the log could show none of its items" in said and "nan" not in said
+
+
+def test_a_request_that_is_not_valid_or_cannot_be_answered_is_one_sentence(
+    log: str, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited(log, lambda answer: answer["request"].update(filter="nothing == 1"))
+    assert main(["estimate", str(bundle), "--log", log]) == 2
+    assert "can answer 0 of the 60 requests of the log" in capsys.readouterr().err
+    edited(log, lambda answer: answer["request"].update(k=0))
+    assert main(["estimate", str(bundle), "--log", log]) == 2
+    assert "of the log has a request that is not valid: k: " in capsys.readouterr().err

@@ -103,6 +103,51 @@ def test_an_error_has_its_position(client: TestClient, body: dict[str, Any], whe
     assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
 
+KINDS: list[tuple[dict[str, Any], str, str]] = [
+    ({"k": True}, "k", "an integer, not a boolean"),
+    ({"k": "3"}, "k", "an integer, not a text"),
+    ({"k": 3.5}, "k", "a valid integer"),
+    ({"time_s": True}, "time_s", "an integer, not a boolean"),
+    ({"time_s": "5"}, "time_s", "an integer, not a text"),
+    ({"history": [{"item_id": "x", "time_s": False}]}, "history.0.time_s", "an integer, not a boolean"),
+    ({"history": [{"item_id": "x", "stars": True}]}, "history.0.stars", "a valid number"),
+    ({"history": [{"item_id": "x", "stars": "4"}]}, "history.0.stars", "a valid number"),
+    ({"history": [{"item_id": True}]}, "history.0.item_id", "a valid string"),
+    ({"diversity": True}, "diversity", "a valid number"),
+    ({"diversity": "0.5"}, "diversity", "a valid number"),
+    ({"popularity_bias": "0.5"}, "popularity_bias", "a valid number"),
+    ({"near": [True, 0]}, "near.0", "a valid number"),
+    ({"near": [0, "5"]}, "near.1", "a valid number"),
+    ({"exclude_seen": "no"}, "exclude_seen", "a valid boolean"),
+    ({"explain": 1}, "explain", "a valid boolean"),
+    ({"strict": "true"}, "strict", "a valid boolean"),
+    ({"user": True}, "user", "a valid string"),
+    ({"user": 1.5}, "user", "a valid string"),
+    ({"filter": True}, "filter", "a valid string"),
+]
+
+
+@pytest.mark.parametrize(("body", "where", "said"), KINDS, ids=[json.dumps(body) for body, *_ in KINDS])
+def test_a_value_of_another_kind_is_refused(client: TestClient, body: dict[str, Any], where: str, said: str) -> None:
+    answer = client.post("/v1/recommend", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["location"]) == (422, where) and f"{where}: Input should be {said}" in error["message"]
+
+
+@pytest.mark.parametrize("event", [{"time_s": True}, {"time_s": "5"}, {"stars": True}, {"position": True}, {"position": "1"}])
+def test_an_event_of_another_kind_is_refused(client: TestClient, keyed: dict[str, str], event: dict[str, Any]) -> None:
+    body = {"events": [{"event_id": "a", "user": "u", "item_id": "x", **event}]}
+    answer = client.post("/v1/events", json=body, headers=keyed)
+    assert answer.status_code == 422 and answer.json()["error"]["location"] == f"events.0.{next(iter(event))}"
+
+
+def test_numbers_of_equal_value_are_the_same(client: TestClient) -> None:
+    body = {"user": 5, "k": 3.0, "time_s": 1.7e9, "near": [42, -71], "diversity": 0, "popularity_bias": 1}
+    answer = client.post("/v1/recommend", json=body)
+    assert answer.status_code == 200 and len(answer.json()["items"]) == 3
+    assert schemas.RecommendIn.model_validate(body).user == "5", "an integer is the same as its text"
+
+
 def test_the_error_of_a_malformed_filter_has_its_position(client: TestClient) -> None:
     answer = client.post("/v1/recommend", json={"filter": "pric <= 2"})
     assert answer.status_code == 422 and "'price'" in answer.json()["error"]["message"]

@@ -206,6 +206,7 @@ def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Pat
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
     from twotower.pipeline.new_data import source_of_files, source_of_store
     from twotower.pipeline.run_folder import root_of, run_dataset
+    from twotower.pipeline.update import REPORT_BEFORE
     from twotower.pipeline.update import update as update_run
     from twotower.pipeline.update_verdict import in_words
 
@@ -218,6 +219,8 @@ def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Pat
         click.echo(f"There are no new events for {run}. Nothing was changed.")
         return run / "bundle"
     click.echo(f"{in_words(record)}\nBundle: {out / 'bundle'}")
+    if (report := out / REPORT_BEFORE / "report.html").is_file():
+        click.echo(f"Report: {report}, of the model before it was updated. An updated run has no test part to evaluate.")
     say_next("recommend", out / "bundle", f"--user={a_user(out / 'dataset')}")
     return out / "bundle"
 

@@ -9,7 +9,7 @@ probability q with which a list of the other model has it, and the outcome r of 
 
 with a model m of the outcomes. They assume that the outcome of an item depends on the item and the request alone, not on its place
 and its neighbours, and that every item of the other model's lists can be shown (p > 0). `Estimates.support` says how far the second
-holds. The intervals are those of a bootstrap over users.
+holds. Where p = 0, q / p counts as 0. The intervals are those of a bootstrap over users.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from twotower.errors import DataError
 from twotower.evaluation.bootstrap import resample
 from twotower.utils.documents import Interval
 from twotower.utils.types import Float64, Int
@@ -67,6 +68,8 @@ class Estimates:
         Share of the items of the other model's lists that the log could show. Below 1, IPS is too low.
     effective_lists
         Number of lists of the other model that would give intervals of this width.
+    zero_propensity
+        Number of logged items with propensity 0. They are missing in IPS and SNIPS, and DR has their prediction alone.
     """
 
     logged: Interval
@@ -75,10 +78,16 @@ class Estimates:
     dr: Interval
     support: float
     effective_lists: float
+    zero_propensity: int = 0
 
 
 def estimate(lists: LoggedLists, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimates:
     """Return the estimates of one log.
+
+    Raises
+    ------
+    DataError
+        A propensity is not a number from 0 to 1.
 
     Examples
     --------
@@ -87,8 +96,16 @@ def estimate(lists: LoggedLists, *, resamples: int = RESAMPLES, seed: int = 0) -
     >>> estimate(same).ips.value, estimate(same).support
     (0.5, 1.0)
     """
-    weight = lists.target / lists.propensity
     of_list = np.repeat(np.arange(len(lists.offsets) - 1), np.diff(lists.offsets))
+    wrong = np.flatnonzero(~((lists.propensity >= 0) & (lists.propensity <= 1)))  # NaN is wrong, too
+    if len(wrong):
+        at, number = int(wrong[0]), int(of_list[wrong[0]])
+        raise DataError(
+            f"The propensity of item {at - int(lists.offsets[number])} of list {number} is {lists.propensity[at]}. "
+            "It must be a number from 0 to 1."
+        )
+    shown = lists.propensity > 0
+    weight = np.divide(lists.target, lists.propensity, out=np.zeros(len(shown)), where=shown)
 
     def summed(values: Float64) -> Float64:
         return np.bincount(of_list, values, len(lists.slots)).astype(np.float64)
@@ -102,7 +119,7 @@ def estimate(lists: LoggedLists, *, resamples: int = RESAMPLES, seed: int = 0) -
     support = float(weights.mean() / lists.slots.mean()) if lists.slots.any() else 0.0
     squares = float((weights**2).sum())
     effective = float(weights.sum()) ** 2 / squares if squares else 0.0
-    return Estimates(logged, ips, snips, doubly, support=round(support, 6), effective_lists=round(effective, 1))
+    return Estimates(logged, ips, snips, doubly, round(support, 6), round(effective, 1), int((~shown).sum()))
 
 
 def _interval(draws: Float64) -> Interval:

@@ -8,22 +8,25 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from twotower.errors import DataError, RequestError
 from twotower.evaluation.off_policy import Estimates, LoggedLists, estimate, predict_outcomes
+from twotower.pipeline.answer_log import REPAIR, read_log
 from twotower.retrieval.exploration import probabilities
 from twotower.retrieval.ranked_rows import RankedRows
 from twotower.retrieval.recommender import Recommender
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.retrieval.request_reader import to_queries
 from twotower.schema import UNKNOWN
-from twotower.serving.event_store import open_store
-from twotower.serving.event_types import Event, LoggedAnswer, digest_of, every_answer, every_event
+from twotower.serving.event_types import Event, LoggedAnswer, digest_of
 from twotower.serving.schemas import RecommendIn
+from twotower.utils.documents import Interval, finite
 from twotower.utils.types import Float64, Int, Json
 
 BATCH = 64  # lists computed at once
@@ -44,9 +47,10 @@ class Estimated:
     def as_json(self) -> Json:
         """Return the result as JSON values."""
         found = self.estimates
-        rates = {name: getattr(found, name).json_values() for name in ("logged", "ips", "snips", "dr")}
+        rates = {name: finite(getattr(found, name).json_values()) for name in ("logged", "ips", "snips", "dr")}
         sizes = {name: getattr(self, name) for name in ("lists", "users", "first_s", "last_s")}
-        return {**sizes, **rates, "support": found.support, "effective_lists": found.effective_lists}
+        more = {name: getattr(found, name) for name in ("support", "effective_lists", "zero_propensity")}
+        return {**sizes, **rates, **more}
 
     def in_words(self, name: str) -> str:
         """Return the result as a table."""
@@ -54,9 +58,17 @@ class Estimated:
         found = self.estimates
         rows = [("logged", found.logged), ("ips", found.ips), ("snips", found.snips), ("dr", found.dr)]
         lines = [f"{self.lists:,} lists of {self.users:,} users, {days}; estimates for {name}", "", "           outcomes per list"]
-        lines += [f"{title:<8} {one.value:9.4f}   {one.low:.4f} to {one.high:.4f}" for title, one in rows]
+        lines += [f"{title:<8} {_rate(one)}" for title, one in rows]
         lines += ["", f"The log could show {min(found.support, 1):.1%} of its items; {found.effective_lists:,.0f} effective lists."]
+        if found.zero_propensity:
+            lines.append(f"Shown items with propensity 0: {found.zero_propensity:,}. They are missing in ips, and predicted in dr.")
         return "\n".join(lines)
+
+
+def _rate(one: Interval) -> str:
+    if not isfinite(one.value):
+        return "undefined: the log could show none of its items"
+    return f"{one.value:9.4f}   {one.low:.4f} to {one.high:.4f}"
 
 
 def estimate_bundle(bundle: Path, store: str, *, explore: float = 0.0, seed: int = 0) -> Estimated:
@@ -72,19 +84,14 @@ def estimate_bundle(bundle: Path, store: str, *, explore: float = 0.0, seed: int
     Raises
     ------
     DataError
-        The store or the bundle cannot be opened, or too few answers fit.
+        The store or the bundle cannot be opened, a row of the log is not valid, or too few answers fit.
     """
     recommender = Recommender.load(bundle)
-    opened = open_store(store, reading=True)
-    try:
-        events = [event for page in every_event(opened) for event in page]
-        answers = list(every_answer(opened))
-    finally:
-        opened.close()
+    events, answers = read_log(store)
     kept = _fitting(answers, events, recommender, str(bundle))
     lists = _logged_lists(kept, events, recommender, explore)
     users = len(np.unique(lists.user))
-    return Estimated(estimate(lists, seed=seed), len(kept), users, kept[0].time_s, kept[-1].time_s)
+    return Estimated(estimate(lists, seed=seed), len(lists.slots), users, kept[0].time_s, kept[-1].time_s)
 
 
 def _fitting(answers: Sequence[LoggedAnswer], events: Sequence[Event], to: Recommender, name: str) -> list[LoggedAnswer]:
@@ -107,8 +114,11 @@ def _logged_lists(answers: Sequence[LoggedAnswer], events: Sequence[Event], to: 
     named = (event for event in events if event.request_id is not None and prepare.is_history(event.event_type, event.stars))
     outcomes = {(event.request_id, event.item_id) for event in named}
     user = np.unique([digest_of(one.user or one.request_id) for one in answers], return_inverse=True)[1]
-    table = _Table()
-    for found, rows, scores, number in _ranked(answers, events, to, explore):
+    table, refused = _Table(), []
+    for number, found, rows, scores in _ranked(answers, events, to, explore):
+        if isinstance(found, RequestError):
+            refused.append(f"{answers[number].request_id!r}: {found}")
+            continue
         answer = answers[number]
         chance = _chances(found, explore)
         reward = np.array([(answer.request_id, item) in outcomes for item in answer.items], np.float64)
@@ -121,6 +131,11 @@ def _logged_lists(answers: Sequence[LoggedAnswer], events: Sequence[Event], to: 
             score=scores[rows],
             own_chance=np.array(list(chance.values())),
             own_score=scores[own],
+        )
+    if (fit := len(answers) - len(refused)) < MIN_LISTS:
+        raise DataError(
+            f"The bundle can answer {fit:,} of the {len(answers):,} requests of the log; at least {MIN_LISTS} are needed. "
+            f"The first that it cannot answer is {refused[0]}"
         )
     return table.lists(user)
 
@@ -161,7 +176,7 @@ class _Table:
 
 def _ranked(
     answers: Sequence[LoggedAnswer], events: Sequence[Event], to: Recommender, explore: float
-) -> Iterator[tuple[RankedRows, Int, Float64, int]]:
+) -> Iterator[tuple[int, RankedRows | RequestError, Int, Float64]]:
     """Yield the list of the bundle for each answer, the rows of the answer's items, and the scores of all items."""
     history: dict[str, list[HistoryEvent]] = defaultdict(list)
     for event in sorted(events, key=lambda event: event.time_s):
@@ -172,18 +187,29 @@ def _ranked(
     for start in range(0, len(answers), BATCH):
         part = range(start, min(start + BATCH, len(answers)))
         requests = [_request(answers[number], history, to, explore) for number in part]
-        found = to.find(requests)
-        good = [(number, one) for number, one in zip(part, found, strict=True) if not isinstance(one, RequestError)]
+        good: list[tuple[int, RankedRows]] = []
+        for number, one in zip(part, to.find(requests), strict=True):
+            if isinstance(one, RequestError):
+                yield number, one, np.zeros(0, np.int64), np.zeros(0)
+            else:
+                good.append((number, one))
         if not good:
             continue
         queries = to_queries([one.parsed for _, one in good])
         scores = (to.bundle.query_vectors(queries, np.zeros(len(good), np.float32)) @ vectors.T).numpy().astype(np.float64)
         for (number, one), values in zip(good, scores, strict=True):
-            yield one, np.array([to.reader.items.row(item) for item in answers[number].items], np.int64), values, number
+            yield number, one, np.array([to.reader.items.row(item) for item in answers[number].items], np.int64), values
 
 
 def _request(answer: LoggedAnswer, history: dict[str, list[HistoryEvent]], to: Recommender, explore: float) -> Request:
-    body = RecommendIn.model_validate({**json.loads(answer.request), "user": answer.user})
+    try:
+        body = RecommendIn.model_validate({**json.loads(answer.request), "user": answer.user})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"])[:80] or "body"
+        raise DataError(
+            f"The answer {answer.request_id!r} of the log has a request that is not valid: {where}: {first['msg'][:120]}. {REPAIR}"
+        ) from None
     request = body.request(explore=NEVER if explore else 0.0)
     before = history.get(answer.user or "", [])
     before = before[: bisect_left(before, answer.time_s, key=lambda event: event.time_s or 0)]

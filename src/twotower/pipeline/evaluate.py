@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from twotower.bundle.bundle import load_trained
+from twotower.bundle.sealed_folder import MANIFEST
 from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import can_refresh, log_popularity, open_store, split_moment
 from twotower.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from twotower.trainers.run_files import read_rows
 from twotower.utils.config import Config, ResolvedConfig, load_config, parse_config
 from twotower.utils.console import progress
 from twotower.utils.documents import Report, finite
+from twotower.utils.manifests import RunManifest
 
 TRADEOFF_QUERIES = 2000  # test queries for the popularity-bias table
 
@@ -31,8 +33,7 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     """Evaluate a run and its baselines on the test part, and write report.json and report.html to `out`."""
     manifest = run_manifest(run)
     dataset = run_dataset(run, manifest)
-    if not has_test(dataset):
-        raise DataError(f"{dataset.path} has no test part (prepare.split.test: 0). An evaluation needs one. Choose another run.")
+    _check_test(run, manifest, dataset)
     model, config, _ = load_trained(run / "best.pt", dataset)
     for override in overrides or []:
         if not override.startswith("evaluation."):
@@ -76,6 +77,17 @@ def evaluate_stage(run: Path, out: Path, overrides: list[str] | None = None) -> 
     report = judged.model_copy(update=added)
     write_report(report, out)
     return report
+
+
+def _check_test(run: Path, manifest: RunManifest, dataset: Dataset) -> None:
+    if has_test(dataset):
+        return
+    if manifest.update is not None:
+        raise DataError(
+            f"{run} was updated: its events are trained on or validate, and none is left to evaluate on. Its comparison with the "
+            f"model before is `update` in {run / MANIFEST}. To evaluate, train again on all data with a test part."
+        )
+    raise DataError(f"{dataset.path} has no test part (prepare.split.test: 0). An evaluation needs one. Choose another run.")
 
 
 def _refreshed(system: NeuralRetriever, dataset: Dataset, config: Config) -> list[RefreshedRetriever]:

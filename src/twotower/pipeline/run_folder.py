@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from twotower.bundle.sealed_folder import MANIFEST
+from twotower.bundle.sealed_folder import MANIFEST, bundle_in
 from twotower.data.dataset import Dataset
 from twotower.errors import DataError
 from twotower.utils.manifests import RunManifest, open_manifest
@@ -77,7 +77,16 @@ def run_dataset(run: Path, manifest: RunManifest | None = None) -> Dataset:
     DataError
         `run` is not a run's folder, or its dataset is missing.
     """
-    return Dataset.open((run / (manifest or run_manifest(run)).dataset).resolve())
+    path = (run / (manifest or run_manifest(run)).dataset).resolve()
+    if (path / MANIFEST).is_file():
+        return Dataset.open(path)
+    root = root_of(run)
+    bundle = bundle_in(root)
+    more = "" if bundle == root else f" To forget users in its bundle meanwhile, run `twotower forget {bundle} --user ID`."
+    raise DataError(
+        f"The run {root} was trained on the dataset {path}, which is not there any more. "
+        f"Move it back, or link its old path to its new one: `ln -s /NEW/PATH {path}`.{more}"
+    )
 
 
 def dataset_reference(dataset: Path, run: Path) -> str:

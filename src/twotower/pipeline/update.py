@@ -30,6 +30,7 @@ from twotower.data.new_rows import read_new_rows
 from twotower.data.train_events import Replay
 from twotower.errors import ConfigError, DataError, TrainingError, TwoTowerError
 from twotower.evaluation.bootstrap import intervals, resample
+from twotower.evaluation.report import read_report, write_report
 from twotower.pipeline.calibrate import calibrate_run
 from twotower.pipeline.new_data import NewSource
 from twotower.pipeline.run_folder import dataset_reference, locked, run_dataset, run_manifest
@@ -50,6 +51,7 @@ from twotower.utils.manifests import BestValidation, RunManifest, UpdateRecord
 PARTS = (DATASET, "model", "bundle")
 OF_A_RUN = (*PARTS, "manifest.json", "best.pt", "last.pt", "metrics.jsonl", "recipe", "recipe.json", "report.json", "report.html")
 RECORD, BEGIN = "update.json", "start.pt"
+REPORT, REPORT_BEFORE = "report.json", "report_before_update"
 LEAST_QUERIES = 1000
 """Validation queries that are enough to fit the weights of the score again; fewer are, if the run itself had fewer."""
 CLEARLY_BETTER = 0.9
@@ -60,6 +62,8 @@ def update(
     run: Path, source: NewSource, out: Path, *, overrides: Sequence[str] = (), watch: Watch | None = None
 ) -> UpdateRecord | None:
     """Train a run on new data, and write dataset/, model/ and bundle/ to `out`, which may be the run itself.
+
+    The run itself keeps the report of the model before in report_before_update/, without the lists of users.
 
     Parameters
     ----------
@@ -128,6 +132,8 @@ def _update(
         raise TrainingError(worse_in_words(record, run))
     best = _write_manifest(work / "model", out, grown, config, reached, record, calibration)
     export_bundle(work / "model" / "best.pt", grown, work / "bundle", metrics=best)
+    if out == run:
+        _keep_report(run, work)
     _carry_over(run, work)
     (work / RECORD).unlink()
     (work / "model" / BEGIN).unlink()
@@ -260,6 +266,22 @@ def _write_manifest(
     )
     (model / MANIFEST).write_text(json.dumps(manifest.json_values(), indent=1, sort_keys=True))
     return best
+
+
+def _keep_report(run: Path, work: Path) -> None:
+    """Keep the report of the model before, in a folder of its own: it does not describe the new model.
+
+    It loses the lists of its users, or `forget` would have to look for them there.
+    """
+    found = [folder / REPORT for folder in (run, run / "model") if (folder / REPORT).is_file()]
+    if not found:
+        return
+    try:
+        report = read_report(found[0])
+    except DataError as error:
+        log.warning("the report of the model before is not kept: %s", error)
+        return
+    write_report(report.model_copy(update={"examples": []}), work / REPORT_BEFORE)
 
 
 def _carry_over(run: Path, work: Path) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
-from pydantic_core import to_json
+from pydantic_core import PydanticCustomError, to_json
 
 from twotower.retrieval.request import HistoryEvent, Request
 from twotower.serving.cursors import Cursor, Next, depth
@@ -32,8 +32,19 @@ Id = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_CHARS}, {"type": "integer"}]}),
 ]  # an integer is the same as its text
 IdOut = str | int  # in the type that the id had in the raw data
-Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970.")]
-Stars = Annotated[float, Field(ge=0, le=5)]
+
+
+def _whole(value: Any) -> Any:
+    """Refuse texts and booleans, which Pydantic would turn into integers. In JSON Schema, 3.0 is an integer, too."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be an integer, not a boolean")
+    if isinstance(value, str):
+        raise PydanticCustomError("int_type", "Input should be an integer, not a text")
+    return value
+
+
+Moment = Annotated[int, Field(ge=0, le=LAST_S, description="Seconds since 1970."), BeforeValidator(_whole)]
+Stars = Annotated[float, Field(ge=0, le=5, strict=True)]
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
@@ -46,8 +57,8 @@ Filter = Annotated[str, Field(max_length=MAX_FILTER_CHARS)] | Annotated[dict[str
 AsOf = Annotated[
     int | None, Field(description="Items as of: events before this second count for them. null: events have no times.")
 ]
-Latitude = Annotated[float, Field(ge=-90, le=90)]
-Longitude = Annotated[float, Field(ge=-180, le=180)]
+Latitude = Annotated[float, Field(ge=-90, le=90, strict=True)]
+Longitude = Annotated[float, Field(ge=-180, le=180, strict=True)]
 
 
 class Accepted(BaseModel):
@@ -73,23 +84,29 @@ class RecommendIn(Accepted):
     history: Annotated[list[HistoryEventIn], FailFast()] = Field(
         [], max_length=MAX_HISTORY_EVENTS, description="Events, oldest first. They are added to the known events of the user."
     )
-    k: int = Field(10, ge=1, le=MAX_K, description="Number of items to return.")
+    k: Annotated[int, BeforeValidator(_whole)] = Field(10, ge=1, le=MAX_K, description="Number of items to return.")
     filter: Filter | None = Field(None, description="Condition that every recommended item meets: text or JSON.")
     near: tuple[Latitude, Longitude] | None = Field(None, description="Location of the request: latitude and longitude, degrees.")
     time_s: Moment | None = Field(
         None, description="Time of the request in seconds since 1970. Later events are ignored. Default: the end of the events."
     )
-    exclude_seen: bool = Field(True, description="Exclude items of the history. If false, they are ranked too.")
-    diversity: float = Field(0.0, ge=0, le=1, description="Diversity (MMR): penalises items similar to higher-ranked items.")
+    exclude_seen: bool = Field(True, strict=True, description="Exclude items of the history. If false, they are ranked too.")
+    diversity: float = Field(
+        0.0, ge=0, le=1, strict=True, description="Diversity (MMR): penalises items similar to higher-ranked items."
+    )
     popularity_bias: float = Field(
-        0.0, ge=-1, le=1, description="Popularity bias: below 0 favours rare items, above 0 popular items."
+        0.0, ge=-1, le=1, strict=True, description="Popularity bias: below 0 favours rare items, above 0 popular items."
     )
     strict: bool = Field(
-        False, description="Reject a history with unknown items. If false, they are passed over and listed in `unknown_items`."
+        False,
+        strict=True,
+        description="Reject a history with unknown items. If false, they are passed over and listed in `unknown_items`.",
     )
     cursor: Cursor = None
     explain: bool = Field(
-        False, description=f"Return the reasons of each score. At most {MAX_EXPLAINED_ITEMS} items per request can be explained."
+        False,
+        strict=True,
+        description=f"Return the reasons of each score. At most {MAX_EXPLAINED_ITEMS} items per request can be explained.",
     )
 
     @model_validator(mode="after")

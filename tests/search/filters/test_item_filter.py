@@ -314,3 +314,21 @@ def test_columns_that_cannot_be_compared_say_so():
     for passes in ("sizes == 2", "sizes == 2 and sizes == 1", f"big == {2**60}", "big > 5", 'kind == "x"'):
         assert odd.compile(passes).tolist() == [False, False, True]
     odd.warm()
+
+
+def test_only_columns_are_named_as_columns(catalogue: ItemFilter) -> None:
+    known = "Known: categories, category, city, hours, item_id, latitude, longitude, name, price."
+    for wrong in ('xyzzy == "tea"', {"xyzzy": "tea"}, {"column": "xyzzy", "any": ["tea"]}):
+        with pytest.raises(RequestError, match=known):
+            catalogue.compile(wrong)
+    with pytest.raises(RequestError, match=r"Unknown column 'columns' .*Known: categories"):
+        catalogue.compile("columns == 1")
+    with pytest.raises(RequestError, match="Did you mean 'price'"):
+        catalogue.compile("prise <= 2")
+
+
+def test_a_mistyped_key_of_json_gets_the_key_that_is_meant(catalogue: ItemFilter) -> None:
+    with pytest.raises(RequestError, match="Did you mean 'within'"):
+        catalogue.compile({"witin": 5})
+    with pytest.raises(RequestError, match="Did you mean 'open'"):
+        catalogue.compile({"open_now": 1})

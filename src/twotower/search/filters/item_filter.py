@@ -234,7 +234,10 @@ class ItemFilter:
         names = self.items.column_names
         column = name if name in names else self._aliases.get(name, name)
         if column not in names:
-            hint = nearest(name, [*names, *(["category"] if self.category else []), *WORDS])
+            known = [*names, *(["category"] if self.category else [])]
+            hint = nearest(name, known if isinstance(at.location, int) else [*known, *WORDS])
+            if not hint.startswith(" Did you mean"):
+                hint = nearest(name, known)
             raise RequestError(f"Unknown column {name[:MAX_QUOTED_CHARS]!r} in {at}.{hint}", location=at.location)
         return column
 

@@ -49,8 +49,8 @@ MAX_PARTS = 256
 MAX_DEPTH = 64
 BOUNDS: dict[str, Bound] = {"min": ">=", "max": "<=", "above": ">", "below": "<"}
 CONDITIONS = ("any", "all", "none", *BOUNDS)
-WORDS = ("and", "or", "not", "within", "open", "open_now", "seen", "column")
-"""Keywords. A column with such a name needs the key `column` in JSON ("open_now" is a keyword only in texts)."""
+WORDS = ("and", "or", "not", "within", "open", "seen", "column")
+"""Keywords of JSON filters. A column with such a name needs the key `column`."""
 _COMPARE: dict[type[ast.cmpop], Bound] = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$")
 

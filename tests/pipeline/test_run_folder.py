@@ -1,0 +1,69 @@
+"""Test what a run says whose dataset was moved away, and that its advice works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from twotower.cli import main
+from twotower.data.dataset import Dataset
+
+USER = "C0007"
+
+
+@pytest.fixture
+def moved(shop_run: Path) -> tuple[Path, Path, Path]:
+    """Return a run, the path of its dataset as `twotower train --data` notes it, and the path to which the dataset was moved."""
+    before, after = shop_run.parent / "D", shop_run.parent / "E"
+    (shop_run / "dataset").rename(after)
+    file = shop_run / "model" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "dataset": str(before)}))
+    return shop_run, before, after
+
+
+def users_of(folder: Path) -> list[str]:
+    return [str(user) for user in Dataset.open(folder).users["user_id"].to_pylist()]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "update", "export", "forget"])
+def test_a_dataset_that_is_not_there_any_more_is_one_sentence(
+    moved: tuple[Path, Path, Path], tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, before, _ = moved
+    options = {
+        "evaluate": [],
+        "update": ["--data", str(tmp_path / "new")],
+        "export": ["--out", str(tmp_path / "again")],
+        "forget": ["--user", USER],
+    }
+    assert main([command, str(run), *options[command]]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == (
+        f"twotower: error: The run {run} was trained on the dataset {before}, which is not there any more. Move it back, or link "
+        f"its old path to its new one: `ln -s /NEW/PATH {before}`. To forget users in its bundle meanwhile, run "
+        f"`twotower forget {run}/bundle --user ID`."
+    )
+
+
+def test_the_bundle_forgets_alone_and_a_link_brings_the_dataset_back(moved: tuple[Path, Path, Path]) -> None:
+    run, before, after = moved
+    assert main(["forget", str(run / "bundle"), "--user", USER]) == 0
+    assert USER not in users_of(run / "bundle" / "dataset") and USER in users_of(after)
+    before.symlink_to(after)
+    assert main(["forget", str(run), "--user", USER]) == 0
+    assert USER not in users_of(after)
+    assert main(["evaluate", str(run)]) == 0
+
+
+def test_a_run_without_a_bundle_and_a_lost_dataset_of_its_own(
+    moved: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, *_ = moved
+    (run / "bundle").rename(run / "kept")
+    (run / "model" / "manifest.json").write_text((run / "model" / "manifest.json").read_text().replace(str(moved[1]), "../dataset"))
+    (run / "dataset").mkdir()
+    assert main(["evaluate", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"was trained on the dataset {run / 'dataset'}, which is not there any more" in said and "twotower forget" not in said
