@@ -38,6 +38,17 @@ def escaped(line: str) -> str:
     return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
+def clause(error: object) -> str:
+    """Return the text of an error without a full stop at its end, so that a sentence can go on after it.
+
+    Examples
+    --------
+    >>> f"Cannot connect: {clause(OSError('Connection refused.'))}. Try again."
+    'Cannot connect: Connection refused. Try again.'
+    """
+    return str(error).rstrip(". \n")
+
+
 class TwoTowerError(Exception):
     """Base class of every error that the caller can fix. Its message is one line; see `one_line`."""
 

@@ -175,6 +175,26 @@ def test_a_run_that_changes_is_not_touched(run: Path, tmp_path: Path, capsys: py
     assert "is neither a run nor a bundle" in capsys.readouterr().err
 
 
+def test_a_mistyped_store_or_user_is_refused_and_nothing_is_made(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:{tmp_path / 'typo.sqlite'}"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    commands = [
+        ["forget", str(run), "--user", "C0030", "--events", url],
+        ["update", str(run), "--events", url],
+        ["events", "export", url, "--out", str(tmp_path / "out.parquet")],
+        ["events", "backup", url, "--out", str(tmp_path / "out.sqlite")],
+        ["estimate", str(run / "bundle"), "--log", url],
+    ]
+    for command in commands:
+        assert main(command) == 2, command
+        assert f"No event store at {url.removeprefix('sqlite:')}" in capsys.readouterr().err, command
+    assert main(["forget", str(run), "--user", "C0030", "--user", "\udcff"]) == 2
+    assert "The user '\\udcff' is not UTF-8 text" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()) and before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
 @pytest.mark.parametrize("name", ["Zoë Müller", "日本の客", "tab\tuser", 'we"ird\\user', "😀", "a/b", "plain"])
 def test_rejected_rows_of_a_user_are_found_however_they_are_written(name: str) -> None:
     cell = io.StringIO()

@@ -28,7 +28,7 @@ class MemoryStore:
     def __init__(self, follow_s: float | None = None, entries: list[Entry] | None = None) -> None:
         self.follow_s, self.entries = follow_s, [] if entries is None else entries
         self.faults: list[Exception] = []
-        self.reads = 0
+        self.reads = self.tidied = 0
 
     def append(self, events: Sequence[Event]) -> list[bool]:
         self._fail()
@@ -44,6 +44,10 @@ class MemoryStore:
         if not positions:
             raise PositionLost
         return self.entries[positions[0] + 1 :]
+
+    def tidy(self) -> bool:
+        self.tidied += 1
+        return True
 
     def close(self) -> None:
         pass
@@ -106,14 +110,16 @@ def test_a_thread_that_reads_other_servers_goes_on_after_errors(logged: pytest.L
     journal = Journal(store)
     (follower,) = [one for one in threading.enumerate() if one.name == "follow" and one is journal._thread]
     assert follower.daemon, "it must not keep the process alive"
-    store.faults += [BusyError("gone for a moment"), ValueError("a fault of ours")]
-    until(lambda: not store.faults)
+    cause = BusyError("gone for a moment")
+    cause.__cause__ = OSError("connection refused by an address")
+    store.faults += [cause, ValueError("a fault of ours")]
+    until(lambda: not store.faults and store.tidied)
     store.entries.append(("1", event("a")))
     until(lambda: items_of(journal) == ["a"])
     assert journal.state == "ok"
     text = "cannot read the events of other servers, retrying"
     (first, second) = [record for record in logged.records if record.getMessage().startswith(text)]
-    assert first.getMessage() == f"{text}: gone for a moment" and first.exc_info is None
+    assert first.getMessage() == f"{text}: connection refused by an address" and first.exc_info is None
     assert second.exc_info is not None and "a fault of ours" in str(second.exc_info[1])
     journal.close()
     assert journal.closing and not follower.is_alive()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
 import shutil
+import signal
 import time
+import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -18,12 +23,20 @@ from starlette.testclient import TestClient
 
 from twotower.bundle.signature import sign_bundle
 from twotower.cli import main
+from twotower.errors import BusyError
+from twotower.serving.batching import Batcher
 from twotower.serving.event_export import export_events, since_of
+from twotower.serving.event_journal import Journal
 from twotower.serving.event_store import open_store
 from twotower.serving.event_types import Event, every_answer, every_event
+from twotower.serving.feedback import FLUSH_S, Feedback
 from twotower.serving.kept_versions import KeptVersions, kept_beside
+from twotower.serving.prometheus import Meters
+from twotower.serving.redis_store import RedisStore
+from twotower.serving.schemas import RecommendIn
 from twotower.serving.service import Service
 from twotower.utils.config_serving import Limits
+from twotower.utils.console import log
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
 Keyed = dict[str, str]
@@ -111,6 +124,43 @@ def test_what_does_not_fit_its_list_is_one_sentence_and_stores_nothing(
     assert post(client, keyed, right).json() == {"accepted": 1, "repeated": 0}, "the first of both was not stored"
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_the_first_list_of_an_id_counts_in_every_process(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite:{tmp_path / 'e'}" if kind == "sqlite" else request.getfixturevalue("redis_url")
+    name = f"{{{uuid.uuid4().hex}}}"
+    monkeypatch.setattr(RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
+    items = [SimpleNamespace(item_id="a")]
+
+    async def both() -> None:
+        processes = []
+        for _ in range(2):
+            journal = Journal(open_store(url, shared=True), follow=False)
+            writes = Batcher("events", max_waiting=9, max_batch=9)
+            meters = Meters(lambda: 0.0, lambda: True)
+            processes.append(Feedback(journal, Limits(), meters, writes, lambda _: nullcontext()))
+        one, other = processes
+        one.answered("r", "v", RecommendIn(user="one"), items, [1.0])
+        assert (await one._lists({"r"}))["r"].user == "one", "at once"
+        other.answered("r", "v", RecommendIn(user="two"), items, [1.0])
+        for _ in range(2):
+            assert [(await process._lists({"r"}))["r"].user for process in processes] == ["one", "one"]
+            await asyncio.sleep(5 * FLUSH_S)
+        assert one._first == {"r"} and other._first == set() and "r" not in other._recent
+        monkeypatch.setattr(one.journal._store, "log_answers", refuse)
+        one.answered("s", "v", RecommendIn(user="one"), items, [1.0])
+        assert (await one._lists({"s"}))["s"].user == "one", "the store has none, so it is the first"
+        for process in processes:
+            process.writes.close()
+            process.journal.close()
+
+    def refuse(_: Any) -> list[bool]:
+        raise BusyError("the disk is full")
+
+    asyncio.run(both())
+
+
 def test_answers_are_found_after_a_restart_and_not_without_a_log(connect: Connect, keyed: Keyed) -> None:
     with connect() as client:
         answer = answered(client, user=a_user(client))
@@ -146,6 +196,29 @@ def test_the_export_over_http_needs_a_key_and_has_the_same_rows(connect: Connect
     assert len([event for page in every_event(copy) for event in page]) == 6 and len(list(every_answer(copy))) == 1
     copy.close()
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("copy.sqlite*")} == {0o600}
+
+
+def test_a_store_that_does_not_respond_is_named_without_its_address(
+    connect: Connect, keyed: Keyed, redis_server: tuple[str, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(log, "propagate", True)
+    url, pid = redis_server
+    with connect(events=url) as client:
+        assert client.get("/v1/events/export", headers=keyed).status_code == 200
+        os.kill(pid, signal.SIGKILL)
+        end = time.monotonic() + 20
+        while (ready := client.get("/health/ready")).json()["events"] == "ok":
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        found = [ready, *(client.get(f"/v1/events/export{part}", headers=keyed) for part in ("", "/answers"))]
+        found.append(client.delete("/v1/users/u", headers=keyed))
+    assert [answer.status_code for answer in found] == [200, 503, 503, 503]
+    assert {answer.json()["error"]["code"] for answer in found[1:]} == {"busy"}
+    port = url.rpartition(":")[2]
+    for answer in found:
+        assert port not in answer.text and "127.0.0.1" not in answer.text and ".. " not in answer.text
+    assert "cannot export events or answers: Cannot connect to Redis" in caplog.text and port in caplog.text
+    assert ".. " not in caplog.text
 
 
 def test_old_events_and_answers_are_deleted(connect: Connect, keyed: Keyed, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from twotower.errors import ConfigError, DataError
-from twotower.serving import redis_store, sqlite_store
+from twotower.serving import redis_deletion, redis_store, sqlite_store
 from twotower.serving.event_journal import Journal
 from twotower.serving.event_store import open_store
 from twotower.serving.event_types import (
@@ -36,7 +36,7 @@ def opener(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     url = f"sqlite:{tmp_path / 'events.sqlite'}" if request.param == "sqlite" else request.getfixturevalue("redis_url")
     name = f"{{{uuid.uuid4().hex}}}"  # of one Redis every test has its own keys
     monkeypatch.setattr(redis_store.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
-    monkeypatch.setattr(redis_store, "COPY_PAGE", 3)
+    monkeypatch.setattr(redis_deletion, "COPY_PAGE", 3)
     for module in (redis_store, sqlite_store):
         monkeypatch.setattr(module, "ANSWERS_PAGE", 2)
     opened: list[EventStore] = []
@@ -70,8 +70,9 @@ def test_an_item_has_each_type_once_in_a_list(opener: Opener) -> None:
 def test_answers_are_found_by_their_id_and_the_first_is_kept(opener: Opener) -> None:
     store = opener()
     others = [replace(ANSWER, request_id=f"r{n}", user=None, time_s=1_000 + n) for n in range(2, 6)]
-    store.log_answers([ANSWER, *others])
-    store.log_answers([replace(ANSWER, items=["c"])])
+    assert store.log_answers([ANSWER, *others]) == [True] * 5
+    assert store.log_answers([replace(ANSWER, items=["c"]), replace(ANSWER, request_id="r9", time_s=9_000)]) == [False, True]
+    others.append(replace(ANSWER, request_id="r9", time_s=9_000))
     assert store.answers_of(["r1"]) == [ANSWER] and store.answers_of(["none", "r3"]) == [others[1]] and store.answers_of([]) == []
     assert list(every_answer(opener(reading=True))) == [ANSWER, *others]
     position, first = store.answers("")
@@ -140,6 +141,17 @@ def test_what_is_old_is_deleted(opener: Opener) -> None:
     assert list(every_answer(store)) == [], "the first time of an answer counts"
 
 
+def test_the_ids_of_deleted_events_are_free_again(opener: Opener) -> None:
+    store = opener()
+    sent = [event("1"), event("2", event_type="buy", request_id="r"), event("3", "other"), event("4"), event("5")]
+    assert store.append(sent) == [True] * 5
+    assert store.expire(5_000_000_000, None) == 5 and events_of(store) == []
+    assert store.append(sent) == [True] * 5 and store.append(sent) == [False] * 5
+    store.expire(5_000_000_000, None)
+    assert store.forget("u") == 0 and store.append(sent) == [True] * 5, "events that retention has deleted before"
+    assert store.forget("u") == 4 and store.append(sent) == [True, True, False, True, True]
+
+
 def test_a_store_can_be_read_while_a_server_uses_it(opener: Opener, tmp_path: Path) -> None:
     store = opener()
     store.append([event("1")])
@@ -157,10 +169,15 @@ def test_a_store_can_be_read_while_a_server_uses_it(opener: Opener, tmp_path: Pa
         assert not (tmp_path / "copy").exists()
 
 
-def test_reading_makes_no_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"reading": True}, {"create": False}])
+def test_reading_and_forgetting_make_no_store(tmp_path: Path, options: dict[str, bool]) -> None:
     with pytest.raises(DataError, match="No event store at"):
-        open_store(f"sqlite:{tmp_path / 'none'}", reading=True)
+        open_store(f"sqlite:{tmp_path / 'none'}", **options)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "empty").touch()
+    with pytest.raises(DataError, match="Cannot use"):
+        open_store(f"sqlite:{tmp_path / 'empty'}", **options)
+    assert (tmp_path / "empty").stat().st_size == 0
 
 
 def test_a_backup_replaces_what_a_killed_one_left(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twotower.errors import DataError, nearest
+from twotower.errors import DataError, clause, nearest
 from twotower.features.item_columns import is_list
 from twotower.schema import HOURS_PER_WEEK, ITEM_ID, FeatureSpec
 
@@ -42,7 +42,7 @@ def read_items(file: Path, schema: pa.Schema, specs: Sequence[FeatureSpec]) -> p
         try:
             values = read(row)
         except (ValueError, TypeError) as error:
-            raise DataError(f"Invalid item in {file}, row {number}: {error}.") from None
+            raise DataError(f"Invalid item in {file}, row {number}: {clause(error)}.") from None
         if values[ITEM_ID] in seen:
             raise DataError(
                 f"{file}, row {number} repeats item {values[ITEM_ID]!r} of row {seen[values[ITEM_ID]]}. Keep one of the two rows."

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from twotower.commands.options import BUNDLE, FILE, FOLDER, PARQUET, FloatRange, keep_file, overwriting, say_next
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, DataError
 
 
 def check_address(store: str) -> None:
@@ -93,6 +93,11 @@ def forget(target: Path, users: tuple[str, ...], store: str | None) -> None:
     """
     if store is not None:
         check_address(store)
+    for user in users:
+        if not user.isascii() and user.encode(errors="ignore").decode() != user:
+            raise DataError(
+                f"The user {user!r} is not UTF-8 text, so nothing holds it. Check the encoding of your terminal or script."
+            )
     from twotower.pipeline.forget import forget as forget_users
 
     removed = forget_users(target, users, store)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import glob
 import json
 import shutil
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,19 @@ from twotower.bundle.forgetting import USER_TABLE, forget_users, without_example
 from twotower.bundle.sealed_folder import MANIFEST, bundle_in, read_manifest
 from twotower.data.dataset import Dataset
 from twotower.data.forgetting import rows_to_forget, without_users
-from twotower.errors import DataError
+from twotower.errors import BusyError, DataError
 from twotower.evaluation.report import write_report
 from twotower.pipeline.run_folder import locked, root_of, run_dataset, run_manifest
 from twotower.serving.event_store import open_store
+from twotower.serving.event_types import EventStore
 from twotower.serving.kept_versions import KeptVersions, kept_beside
 from twotower.utils.atomic_files import atomic_file, atomic_folder
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.documents import Report, parse_document
 from twotower.utils.types import Int
 
+TIDY_WAIT_S = 600.0  # time for Redis to end a rewrite of its file that has begun before
+TIDY_STEP_S = 0.1
 CHECKPOINTS = ("best.pt", "last.pt")
 REPORT = "report.json"
 
@@ -55,7 +60,9 @@ def forget(target: Path, users: Sequence[str], store: str | None) -> Removed:
     Raises
     ------
     DataError
-        `target` is neither a run nor a bundle, or a server uses the store.
+        `target` is neither a run nor a bundle, there is no such store, or a server uses it.
+    BusyError
+        The store does not respond, or could not begin to remove the users from the disk in time.
     """
     target = root_of(target)
     bundle, model = bundle_in(target), target / "model"
@@ -63,27 +70,51 @@ def forget(target: Path, users: Sequence[str], store: str | None) -> Removed:
     is_run = _kind(run) == "run"
     if not is_run and (_kind(bundle) != "bundle" or (run / CHECKPOINTS[0]).is_file()):
         raise DataError(f"{target} is neither a run nor a bundle. Name a folder of `twotower run`, or a bundle.")
-    names, events = set(users), 0
-    with locked(target):
+    with ExitStack() as stack:
+        stack.enter_context(locked(target))
+        opened, events = None, 0
         if store is not None:
-            opened = open_store(store)  # first: it fails while a server uses the store
-            try:
-                events = sum(opened.forget(user) for user in users)
-            finally:
-                opened.close()
-        in_dataset = _forget_in_run(run, names) if is_run else 0
-        in_bundle = 0
-        if _kind(bundle) == "bundle":
-            served = str(read_manifest(bundle).get("seal"))[:12]
-            in_bundle = _forget_in_bundle(bundle, names)
-            _forget_in_versions(kept_beside(bundle), names, served if in_bundle else None)
-        for folder in {target, run}:
-            _clean_report(folder, names)
-        root = target.resolve()
-        _remove_leftovers(
-            [root, *(root / name for name in ("dataset", "model", "bundle")), *([run_dataset(run).path] if is_run else [])]
-        )
+            opened = open_store(store, create=False)  # first: it fails while a server uses the store
+            stack.callback(opened.close)
+            events = sum(opened.forget(user) for user in users)
+        in_bundle, in_dataset = _forget_in_folders(target, run, set(users), is_run=is_run)
+        if opened is not None:
+            _wait_until_tidy(opened)
     return Removed(in_bundle, in_dataset, events)
+
+
+def _forget_in_folders(target: Path, run: Path, names: set[str], *, is_run: bool) -> tuple[int, int]:
+    """Return the numbers of users that were removed from the bundle and from the dataset."""
+    bundle, in_bundle = bundle_in(target), 0
+    in_dataset = _forget_in_run(run, names) if is_run else 0
+    if _kind(bundle) == "bundle":
+        served = str(read_manifest(bundle).get("seal"))[:12]
+        in_bundle = _forget_in_bundle(bundle, names)
+        _forget_in_versions(kept_beside(bundle), names, served if in_bundle else None)
+    for folder in {target, run}:
+        _clean_report(folder, names)
+    root = target.resolve()
+    parts = [root, *(root / name for name in ("dataset", "model", "bundle"))]
+    _remove_leftovers([*parts, run_dataset(run).path] if is_run else parts)
+    return in_bundle, in_dataset
+
+
+def _wait_until_tidy(store: EventStore) -> None:
+    """Wait until a store has removed the users from the disk, or has begun to.
+
+    Raises
+    ------
+    BusyError
+        It takes too long. The store begins later, while a server uses it.
+    """
+    end = time.monotonic() + TIDY_WAIT_S
+    while not store.tidy():
+        if time.monotonic() >= end:
+            raise BusyError(
+                "The users were removed, but Redis does not begin to rewrite its append-only file, which may hold them. A server "
+                "that uses this Redis asks again until it does. Without one, run `redis-cli BGREWRITEAOF` later."
+            )
+        time.sleep(TIDY_STEP_S)
 
 
 def _forget_in_bundle(bundle: Path, names: set[str]) -> int:

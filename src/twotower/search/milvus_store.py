@@ -270,7 +270,7 @@ class MilvusStore:
             reason = f"no response in {self.search_s:g} s" if late else _reason(error)
             if self._down is None:
                 log.error("the index %s does not respond: %s", self.address.shown, reason)
-            self._down = f"The index {self.address.shown} does not respond ({reason}). Try again later."
+            self._down = f"The index does not respond{f' ({reason})' if late else ''}. Try again later."  # clients see no address
             self._forget(task)
             raise BusyError(self._down) from None
         self._tried = time.monotonic()

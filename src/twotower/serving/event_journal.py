@@ -16,13 +16,14 @@ from typing import Protocol
 from twotower.bundle.changed_items import ItemChange
 from twotower.errors import BusyError
 from twotower.retrieval.request import HistoryEvent
-from twotower.serving.event_types import Event, EventStore, Forgotten, LoggedAnswer, PositionLost, digest_of
+from twotower.serving.event_types import Event, EventStore, Forgotten, LoggedAnswer, PositionLost, StoreInUse, digest_of
 from twotower.serving.outcomes import Outcomes
 from twotower.utils.console import log
 
 FUTURE_S = 86_400  # how far ahead of this clock an event may be
 MAX_EVENTS_PER_USER = 1000  # latest events of a user and an event type kept in memory; the store keeps all
 RETRY_S = 1.0  # pause after an error of the store
+TIDY_S = 1.0  # interval for removing what a store could not remove at once
 
 Accepted = tuple[str, HistoryEvent]
 """A user and an accepted event."""
@@ -124,7 +125,7 @@ class Journal:
         try:
             self.catch_up()
         except BusyError as error:
-            log.warning("cannot read the events of other workers, retrying: %s", error)
+            log.warning("cannot read the events of other workers, retrying: %s", error.__cause__ or error)
             return
         self._heard = latest
 
@@ -147,11 +148,11 @@ class Journal:
         if self._news is not None:
             self._news.tell()
 
-    def log_answers(self, groups: Sequence[Sequence[LoggedAnswer]]) -> list[None]:
-        """Store answers, so that events can name them."""
+    def log_answers(self, groups: Sequence[Sequence[LoggedAnswer]]) -> list[list[bool]]:
+        """Store answers, so that events can name them. Return for each True if it is the first with its id."""
         with self._writing:
-            self._store.log_answers([answer for group in groups for answer in group])
-        return [None] * len(groups)
+            new = iter(self._store.log_answers([answer for group in groups for answer in group]))
+        return [[next(new) for _ in group] for group in groups]
 
     def answers_of(self, groups: Sequence[Sequence[str]]) -> list[list[LoggedAnswer]]:
         """Return the logged answers with these ids; unknown ids are left out."""
@@ -167,6 +168,7 @@ class Journal:
         """Delete everything about a user from store and memory. Return the number of deleted events."""
         with self._watched(), self._writing:
             count = self._store.forget(user)
+        self._store.tidy()
         self._tell()
         return count
 
@@ -184,6 +186,7 @@ class Journal:
         """Delete what is older from store and memory."""
         with self._watched(), self._writing:
             count = self._store.expire(events_before_s, answers_before_s)
+        self._store.tidy()
         if count:
             log.info("deleted %d events that are older than serving.keep_events_days", count)
         if events_before_s is not None:
@@ -241,17 +244,23 @@ class Journal:
         """Keep `state` up to date."""
         try:
             yield
+        except StoreInUse:
+            raise
         except BusyError as error:
             self.state = str(error)
             raise
         self.state = "ok"
 
     def _follow(self, every_s: float) -> None:
+        tidy_s = 0.0
         while not self._stop.wait(every_s):
             try:
                 self.catch_up()
+                if time.monotonic() >= tidy_s:
+                    self._store.tidy()
+                    tidy_s = time.monotonic() + TIDY_S
             except BusyError as error:
-                log.warning("cannot read the events of other servers, retrying: %s", error)
+                log.warning("cannot read the events of other servers, retrying: %s", error.__cause__ or error)
                 self._stop.wait(RETRY_S)
             except Exception:  # log unexpected errors with a traceback and keep following
                 log.exception("cannot read the events of other servers, retrying")

@@ -16,7 +16,7 @@ from twotower.serving.redis_store import RedisStore
 from twotower.serving.sqlite_store import SQLiteStore, lock_file
 
 
-def open_store(url: str, *, shared: bool = False, reading: bool = False) -> EventStore:
+def open_store(url: str, *, shared: bool = False, reading: bool = False, create: bool = True) -> EventStore:
     """Open the event store at `url`.
 
     Parameters
@@ -25,6 +25,8 @@ def open_store(url: str, *, shared: bool = False, reading: bool = False) -> Even
         Other processes of the same server use it, too. One of them holds a `lock_store`.
     reading
         Only read: servers go on using it.
+    create
+        False: a file must exist already.
 
     Raises
     ------
@@ -34,7 +36,7 @@ def open_store(url: str, *, shared: bool = False, reading: bool = False) -> Even
         The store cannot be opened, or another server uses it.
     """
     if url.startswith("sqlite:") and len(url) > len("sqlite:"):
-        return SQLiteStore(Path(url.removeprefix("sqlite:")), shared=shared, reading=reading)
+        return SQLiteStore(Path(url.removeprefix("sqlite:")), shared=shared, reading=reading, create=create)
     if url.startswith(("redis://", "rediss://", "unix://")):
         return RedisStore(url)
     scheme = url.partition(":")[0]  # the rest may contain a password

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from twotower.bundle.changed_items import ItemChange
+from twotower.errors import BusyError
 
 PAGE = 10_000  # entries read at once
 ANSWERS_PAGE = 1000  # answers read at once
@@ -110,6 +111,10 @@ class PositionLost(Exception):
     """Raised if the entry at a position no longer exists, because the store was emptied or replaced by an older copy."""
 
 
+class StoreInUse(BusyError):
+    """Raised if another process has to finish its work in the store first. The store itself works."""
+
+
 class EventStore(Protocol):
     """Interface of event stores. One thread at a time may use a store."""
 
@@ -145,10 +150,15 @@ class EventStore(Protocol):
         """
         ...
 
-    def log_answers(self, answers: Sequence[LoggedAnswer]) -> None:
+    def log_answers(self, answers: Sequence[LoggedAnswer]) -> list[bool]:
         """Store answers. If an id is stored already, the first answer is kept.
 
         Stored answers survive a killed process, but a power failure may lose the last ones.
+
+        Returns
+        -------
+        list[bool]
+            For each answer, True if it is the first with its id.
         """
         ...
 
@@ -165,6 +175,8 @@ class EventStore(Protocol):
 
         Raises
         ------
+        StoreInUse
+            Another process forgets a user. The call can be repeated after the time in the message.
         BusyError
             The store does not respond. The call can be repeated.
         """
@@ -196,7 +208,17 @@ class EventStore(Protocol):
         ...
 
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> int:
-        """Delete events and answers before these times in seconds; None deletes nothing. Return the number of deleted events."""
+        """Delete events and answers before these times in seconds; None deletes nothing. Return the number of deleted events.
+
+        The ids of deleted events are free again.
+        """
+        ...
+
+    def tidy(self) -> bool:
+        """Remove what `forget` could not remove at once. Call it after `forget`, and again while it returns False.
+
+        It does not wait, and it logs errors instead of raising them.
+        """
         ...
 
     def backup(self, path: Path) -> None:
@@ -266,6 +288,28 @@ def digest_of(user: str) -> str:
     'a1d8410fbe469cf4'
     """
     return hashlib.sha256(user.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def event_from_json(text: Any) -> Event | None:
+    """Return the event that a store wrote as JSON; None if it cannot be read. Further fields are ignored.
+
+    Examples
+    --------
+    >>> event_from_json('{"event_id": "a", "user": "u", "item_id": "b", "time_s": 5, "more": 1}').item_id
+    'b'
+    >>> event_from_json("{}") is None
+    True
+    """
+    try:
+        found = json.loads(text)
+        event = Event(**{name: found[name] for name in Event.__slots__ if name in found})
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    texts = (event.event_id, event.user, event.item_id)
+    right = all(isinstance(text, str) for text in texts) and type(event.time_s) is int and event.time_s >= 0
+    right &= all(isinstance(text, str | None) for text in (event.event_type, event.request_id, event.version))
+    right &= isinstance(event.stars, int | float | None) and type(event.stars) is not bool
+    return event if right and (event.position is None or type(event.position) is int) else None
 
 
 def answer_as_json(answer: LoggedAnswer) -> str:

@@ -60,6 +60,8 @@ class Feedback:
         self.journal, self.limits, self.meters, self.logged = journal, limits, meters, limits.keep_answers_days > 0
         self.writes, self._traced = writes, traced
         self._recent: OrderedDict[str, LoggedAnswer] = OrderedDict()
+        self._first: set[str] = set()
+        """Ids of recent answers that the store has, and not another answer with the same id."""
         self._buffer: list[LoggedAnswer] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -75,12 +77,14 @@ class Feedback:
         answer = LoggedAnswer(request_id, int(time.time()), version, body.user, names, list(propensity), asked)
         self._recent[request_id] = answer
         if len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
+            self._first.discard(self._recent.popitem(last=False)[0])
         self._buffer.append(answer)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
 
     def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer, answers, self._buffer = None, self._buffer, []
         if not answers:
             return
@@ -89,15 +93,22 @@ class Feedback:
         except BusyError:
             self.meters.answers_logged("dropped", len(answers))
             return
-        future.add_done_callback(lambda done: self._count(done, len(answers)))
+        future.add_done_callback(lambda done: self._written(done, answers))
 
-    def _count(self, done: asyncio.Future[Any], number: int) -> None:
+    def _written(self, done: asyncio.Future[Any], answers: Sequence[LoggedAnswer]) -> None:
+        """Count the answers of a write, and leave out those whose id another process has used before."""
         failed = done.cancelled() or done.exception() is not None
-        self.meters.answers_logged("dropped" if failed else "logged", number)
+        self.meters.answers_logged("dropped" if failed else "logged", len(answers))
+        for answer, first in () if failed else zip(answers, done.result(), strict=True):
+            if first and answer.request_id in self._recent:
+                self._first.add(answer.request_id)
+            elif not first:
+                self._recent.pop(answer.request_id, None)
 
     def forget(self, user: str) -> None:
         """Leave out what this process has in memory of a user's answers."""
         self._recent = OrderedDict((name, answer) for name, answer in self._recent.items() if answer.user != user)
+        self._first &= self._recent.keys()
         self._buffer = [answer for answer in self._buffer if answer.user != user]
 
     async def accept(self, engine: Engine, bodies: Sequence[EventIn]) -> Accepted:
@@ -129,15 +140,21 @@ class Feedback:
         return Accepted(new, len(events) - new)
 
     async def _lists(self, request_ids: set[str]) -> dict[str, LoggedAnswer]:
-        """Return the logged answers with these ids, also those that another process is about to write."""
+        """Return the logged answers with these ids, also those that another process is about to write.
+
+        An answer of this process counts once the store has it: another process may have used its id before.
+        """
         if request_ids and not self.logged:
             text = "This server logs no answers, so events cannot name one. Start it with serving.keep_answers_days above 0."
             raise PartError("events", RequestError(text))
-        found = {name: self._recent[name] for name in request_ids if name in self._recent}
+        found = {name: self._recent[name] for name in request_ids if name in self._first}
+        if len(found) < len(request_ids) and self._buffer:
+            self._flush()  # the store reads after it has written
         end = time.monotonic() + (OTHERS_S if self.journal.shared else 0.0)
         while missing := [name for name in request_ids if name not in found]:
             (future,) = self.writes.submit(self.journal.answers_of, [missing], time.perf_counter() + self.limits.queue_timeout_s)
             found |= {answer.request_id: answer for answer in await future}
+            found |= {name: self._recent[name] for name in missing if name not in found and name in self._recent}  # dropped
             if time.monotonic() >= end:
                 break
             await asyncio.sleep(2 * FLUSH_S)

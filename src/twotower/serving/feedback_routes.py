@@ -13,12 +13,14 @@ from fastapi import Depends, FastAPI, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 
+from twotower.errors import BusyError, DataError
 from twotower.serving import feedback_schemas as f
 from twotower.serving import operation_schemas as o
 from twotower.serving.event_export import export_events, since_of
 from twotower.serving.json_routes import BEARER
 from twotower.serving.limits import MAX_ID_CHARS
 from twotower.serving.service import Service
+from twotower.utils.console import log
 
 PARQUET = "application/vnd.apache.parquet"
 BLOCK = 1 << 18
@@ -44,9 +46,12 @@ def _exports(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
         try:
             file = Path(folder.name) / "export.parquet"
             await asyncio.to_thread(export_events, service.store_url, file, begin_s, answers=answers)
-        except BaseException:
+        except BaseException as error:
             folder.cleanup()
-            raise
+            if not isinstance(error, DataError | BusyError):
+                raise
+            log.error("cannot export events or answers: %s", error.__cause__ or error)  # it may have an address or a path
+            raise BusyError("The export was not made: the event store or the disk does not respond. Try again later.") from None
         return StreamingResponse(_blocks(file, folder), media_type=PARQUET)
 
     @app.get("/v1/events/export", response_class=Response, tags=["events"], **files)

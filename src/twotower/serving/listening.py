@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from twotower.errors import ConfigError
+from twotower.errors import ConfigError, clause
 from twotower.utils.console import log
 
 BACKLOG = 65_535  # the kernel takes at most net.core.somaxconn; a full queue would delay others by a second and more
@@ -56,7 +56,7 @@ def bound_sockets(host: str, port: int) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"Cannot listen on {host!r}: {error}. Use an address of this machine with --host.") from None
+        raise ConfigError(f"Cannot listen on {host!r}: {clause(error)}. Use an address of this machine with --host.") from None
     bound: list[socket.socket] = []
     for family, kind, protocol, _, address in dict.fromkeys(found if port else found[:1]):
         made = socket.socket(family, kind, protocol)
@@ -121,7 +121,7 @@ class Certificate:
             context.load_cert_chain(cert, key, password=lambda: "")
         except (OSError, ValueError) as error:  # what ssl raises is an OSError
             raise ConfigError(
-                f"Cannot use {cert} and {key} for TLS: {error}. Expected a certificate and its key as PEM files."
+                f"Cannot use {cert} and {key} for TLS: {clause(error)}. Expected a certificate and its key as PEM files."
             ) from None
         return context
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from twotower.bundle.changed_items import ItemChange
-from twotower.errors import BusyError, ConfigError, DataError
+from twotower.errors import BusyError, ConfigError, DataError, clause
 from twotower.serving.event_types import (
     ANSWERS_PAGE,
     PAGE,
@@ -27,11 +27,11 @@ from twotower.serving.event_types import (
     PositionLost,
     answer_as_json,
     answer_from_json,
-    digest_of,
-    every_answer,
+    event_from_json,
     item_changes_of,
     item_values,
 )
+from twotower.serving.redis_deletion import RedisDeletion, unique_id
 from twotower.utils.console import log
 
 ENTRY_VERSION = 1  # of an event in a stream; raise it when older servers could not read new entries correctly
@@ -61,9 +61,10 @@ class RedisStore:
         try:
             self._client.ping()
         except redis.RedisError as error:
-            raise DataError(f"Cannot connect to Redis at {without_password(url)}: {error}. Check the address.") from None
-        self._append, self._copy = map(self._client.register_script, (_APPEND, _COPY_WITHOUT))
-        self._answers, self._answer_times = (f"{self._KEYS[0]}:{name}" for name in ("answers", "answer_times"))
+            raise DataError(f"Cannot connect to Redis at {without_password(url)}: {clause(error)}. Check the address.") from None
+        self._append = self._client.register_script(_APPEND)
+        self._answers, self._answer_times = f"{self._KEYS[0]}:answers", f"{self._KEYS[0]}:answer_times"
+        self._deletion = RedisDeletion(self._client, self._KEYS, (self._answers, self._answer_times))
         self._warn(url)
 
     def _warn(self, url: str) -> None:
@@ -78,7 +79,7 @@ class RedisStore:
 
     def append(self, events: Sequence[Event]) -> list[bool]:
         """See `EventStore`."""
-        arguments = [part for e in events for part in (_unique(e), e.once or "", json.dumps(asdict(e)))]
+        arguments = [part for e in events for part in (unique_id(e), e.once or "", json.dumps(asdict(e)))]
         with self._answering("The events were not stored", "Send them again later."):
             return [bool(new) for new in self._append(keys=self._KEYS, args=[ENTRY_VERSION, *arguments])]
 
@@ -94,21 +95,21 @@ class RedisStore:
         """See `EventStore`. The entry at `position` is read again: if it is missing, the stream is another one."""
         try:
             rows = self._client.xrange(self._KEYS[0], min=position or "-", count=PAGE + bool(position))
-        except self._failed as error:
-            raise BusyError(f"Redis does not respond: {error}. Try again later.") from None
+        except self._failed as error:  # the cause is for the log alone: it has the address
+            raise BusyError("The events were not read: Redis does not respond. Try again later.") from error
         if position:
             if not rows or rows[0][0] != position:
                 raise PositionLost
             rows = rows[1:]
         return [(at, read_entry(fields)) for at, fields in rows]
 
-    def log_answers(self, answers: Sequence[LoggedAnswer]) -> None:
+    def log_answers(self, answers: Sequence[LoggedAnswer]) -> list[bool]:
         """See `EventStore`."""
         with self._answering("The answers were not logged"), self._client.pipeline(transaction=True) as pipe:
             for answer in answers:
                 pipe.hsetnx(self._answers, answer.request_id, answer_as_json(answer))
                 pipe.zadd(self._answer_times, {answer.request_id: answer.time_s}, nx=True)
-            pipe.execute()
+            return [bool(new) for new in pipe.execute()[::2]]
 
     def answers_of(self, request_ids: Sequence[str]) -> list[LoggedAnswer]:
         """See `EventStore`."""
@@ -124,36 +125,9 @@ class RedisStore:
         return str(begin + len(names)), self.answers_of(names)
 
     def forget(self, user: str) -> int:
-        """See `EventStore`. The stream is copied without the user, because a deleted entry leaves its bytes in its block."""
-        beside, position, count = f"{self._KEYS[0]}:without", "-", 0
-        with self._answering("The user was not forgotten"), self._alone(f"{beside}:lock"):
-            self._client.delete(beside)
-            while position:
-                keys = [*self._KEYS, beside]
-                arguments: list[str | int] = [position, COPY_PAGE, user, ENTRY_VERSION, digest_of(user)]
-                position, *gone = self._copy(keys=keys, args=arguments)
-                events = [event for event in map(_event, gone) if event is not None]
-                names = [name for event in events for name in (_unique(event), event.once) if name is not None]
-                if names:
-                    self._client.srem(self._KEYS[1], *names)
-                count += len(events)
-            theirs = [one.request_id for one in every_answer(self) if one.user == user]
-            if theirs:
-                self._client.hdel(self._answers, *theirs)
-                self._client.zrem(self._answer_times, *theirs)
-        with suppress(self._failed):  # may be forbidden, or run already
-            self._client.bgrewriteaof()
-        return count
-
-    @contextmanager
-    def _alone(self, lock: str) -> Iterator[None]:
-        """Let one server at a time copy the stream."""
-        if not self._client.set(lock, 1, nx=True, ex=LOCK_S):
-            raise BusyError("Another user is being forgotten. Try again later.")
-        try:
-            yield
-        finally:
-            self._client.delete(lock)
+        """See `EventStore`."""
+        with self._answering("The user was not forgotten"):
+            return self._deletion.forget(user, ENTRY_VERSION)
 
     def change_items(self, changes: Mapping[str, ItemChange], reset: Sequence[str]) -> int:
         """See `EventStore`."""
@@ -189,7 +163,11 @@ class RedisStore:
                 self._client.zrem(self._answer_times, *old)
             if events_before_s is None:
                 return 0
-            return int(self._client.xtrim(self._KEYS[0], minid=f"{1000 * events_before_s}-0", approximate=False))
+            return self._deletion.expire(events_before_s)
+
+    def tidy(self) -> bool:
+        """See `EventStore`: the append-only file holds forgotten users until Redis rewrites it."""
+        return self._deletion.rewrite()
 
     def backup(self, path: Path) -> None:
         """See `EventStore`.
@@ -220,32 +198,6 @@ _APPEND = """
     end
     return new
 """
-_COPY_WITHOUT = """
-    local rows, last, result = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2]), '', {''}
-    for _, row in ipairs(rows) do
-        local theirs = false
-        for i = 1, #row[2], 2 do
-            if row[2][i] == 'event' then
-                local read, event = pcall(cjson.decode, row[2][i + 1])
-                theirs = read and type(event) == 'table' and event['user'] == ARGV[3]
-                if theirs then result[#result + 1] = row[2][i + 1] end
-            end
-        end
-        if not theirs then redis.call('XADD', KEYS[3], row[1], unpack(row[2])) end
-        last = row[1]
-    end
-    if #rows == tonumber(ARGV[2]) then
-        result[1] = '(' .. last
-    else
-        if redis.call('EXISTS', KEYS[3]) == 1 then redis.call('RENAME', KEYS[3], KEYS[1]) else redis.call('DEL', KEYS[1]) end
-        local lowest = last
-        if lowest ~= '' then redis.pcall('XSETID', KEYS[1], lowest) end
-        redis.call('XADD', KEYS[1], '*', 'v', ARGV[4], 'forgotten', ARGV[5])
-    end
-    return result
-"""
-COPY_PAGE = 1000  # entries that one script copies
-LOCK_S = 600  # after which a copy of a killed server is given up
 
 
 def read_entry(fields: Any) -> Event | Forgotten | None:
@@ -263,27 +215,9 @@ def read_entry(fields: Any) -> Event | Forgotten | None:
             return None
         if isinstance(fields.get("forgotten"), str):
             return Forgotten(fields["forgotten"])
-        return _event(fields["event"])
+        return event_from_json(fields["event"])
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _event(text: Any) -> Event | None:
-    try:
-        found = json.loads(text)
-        event = Event(**{name: found[name] for name in Event.__slots__ if name in found})
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
-    texts = (event.event_id, event.user, event.item_id)
-    right = all(isinstance(text, str) for text in texts) and type(event.time_s) is int and event.time_s >= 0
-    right &= all(isinstance(text, str | None) for text in (event.event_type, event.request_id, event.version))
-    right &= isinstance(event.stars, int | float | None) and type(event.stars) is not bool
-    return event if right and (event.position is None or type(event.position) is int) else None
-
-
-def _unique(event: Event) -> str:
-    """Return the user and the id of an event as one text that no other pair has."""
-    return f"{len(event.user)}:{event.user}{event.event_id}"
 
 
 def without_password(url: str) -> str:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from twotower.bundle.changed_items import ItemChange
-from twotower.errors import BusyError, DataError
+from twotower.errors import BusyError, DataError, clause
 from twotower.serving.event_types import (
     ANSWERS_PAGE,
     PAGE,
@@ -70,32 +70,34 @@ class SQLiteStore:
         Other processes of the same server use it, too. One of them holds a `lock_file`.
     reading
         Only read: a server may use the file at the same time.
+    create
+        False: the store must exist already.
     """
 
     follow_s = None
 
-    def __init__(self, path: Path, *, shared: bool = False, reading: bool = False) -> None:
-        self._path, self._release = path, None
-        if reading and not path.is_file():
+    def __init__(self, path: Path, *, shared: bool = False, reading: bool = False, create: bool = True) -> None:
+        self._path, self._release, create = path, None, create and not reading
+        if not create and not path.is_file():
             raise DataError(f"No event store at {path}. Name the store that the server was started with (--events).")
         if not reading:
             _create_private(path)
             self._release = None if shared else lock_file(path, _LOCK_WAIT_S)
         try:
             self._connection = sqlite3.connect(path, timeout=SHARED_WAIT_S, isolation_level=None, check_same_thread=False)
-            self._open(reading=reading)
+            self._open(reading=reading, create=create)
         except sqlite3.Error as error:
             self._let_go()
             if "locked" in str(error):
                 raise DataError(_USED.format(path=path)) from None
             raise DataError(
-                f"Cannot use {path} as event store: {error}. Choose a new or writable SQLite file with --events."
+                f"Cannot use {path} as event store: {clause(error)}. Choose a new or writable SQLite file with --events."
             ) from None
 
-    def _open(self, *, reading: bool) -> None:
+    def _open(self, *, reading: bool, create: bool) -> None:
         run = self._connection.execute
         version, used = run("PRAGMA user_version").fetchone()[0], run("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version != (SQLITE_VERSION if used or reading else 0):
+        if version != (0 if create and not used else SQLITE_VERSION):
             raise sqlite3.DatabaseError("it holds other data or has another version")
         if reading:
             run("PRAGMA query_only = ON")
@@ -133,17 +135,17 @@ class SQLiteStore:
         try:
             rows = self._connection.execute(_SELECT, (int(position or 0), PAGE)).fetchall()
         except sqlite3.Error as error:
-            raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
+            raise BusyError(f"Cannot read the event file: {clause(error)}. Check the disk.") from None
         return [(str(row[0]), Event(*row[1:]) if row[3] else Forgotten(row[1])) for row in rows]
 
-    def log_answers(self, answers: Sequence[LoggedAnswer]) -> None:
+    def log_answers(self, answers: Sequence[LoggedAnswer]) -> list[bool]:
         """See `EventStore`. These commits are not synced: an answer is no promise."""
         run, rows = self._connection.execute, [(a.request_id, a.user, a.time_s, answer_as_json(a)) for a in answers]
         try:
             run("PRAGMA synchronous = NORMAL")
             try:
                 run("BEGIN IMMEDIATE")
-                self._connection.executemany(_INSERT_ANSWER, rows)
+                new = [run(_INSERT_ANSWER, row).rowcount == 1 for row in rows]
                 run("COMMIT")
             finally:
                 if not self._connection.in_transaction:
@@ -151,6 +153,7 @@ class SQLiteStore:
         except sqlite3.Error as error:
             self._undo("log answers", error)
             raise BusyError("The answers were not logged: cannot write to the event file. Check the disk.") from None
+        return new
 
     def _undo(self, what: str, error: sqlite3.Error) -> None:
         log.error("cannot %s: %s", what, error)
@@ -163,7 +166,7 @@ class SQLiteStore:
         try:
             found = [self._connection.execute(_SELECT_ANSWER, (one,)).fetchone() for one in request_ids]
         except sqlite3.Error as error:
-            raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
+            raise BusyError(f"Cannot read the event file: {clause(error)}. Check the disk.") from None
         return [answer_from_json(row[0]) for row in found if row is not None]
 
     def answers(self, position: str) -> tuple[str, list[LoggedAnswer]]:
@@ -171,7 +174,7 @@ class SQLiteStore:
         try:
             rows = self._connection.execute(_SELECT_ANSWERS, (int(position or 0), ANSWERS_PAGE)).fetchall()
         except sqlite3.Error as error:
-            raise BusyError(f"Cannot read the event file: {error}. Check the disk.") from None
+            raise BusyError(f"Cannot read the event file: {clause(error)}. Check the disk.") from None
         return (str(rows[-1][0]) if rows else position), [answer_from_json(row[1]) for row in rows]
 
     def forget(self, user: str) -> int:
@@ -235,6 +238,10 @@ class SQLiteStore:
             raise BusyError("Old events were not deleted: cannot write to the event file. Check the disk.") from None
         return count
 
+    def tidy(self) -> bool:
+        """See `EventStore`: `forget` has removed everything."""
+        return True
+
     def _clean(self) -> None:
         """Move the log into the file and empty it: it may hold pages as they were before a deletion."""
         end = time.monotonic() + _CLEAN_WAIT_S
@@ -257,7 +264,7 @@ class SQLiteStore:
                 finally:
                     target.close()
         except (sqlite3.Error, OSError) as error:
-            raise DataError(f"Cannot write the backup {path}: {error}. Choose a writable path with enough space.") from None
+            raise DataError(f"Cannot write the backup {path}: {clause(error)}. Choose a writable path with enough space.") from None
 
     def close(self) -> None:
         """See `EventStore`."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from twotower.errors import DataError
+from twotower.errors import DataError, clause
 from twotower.utils.types import Array
 
 TYPES = {"BOOL": "?", "U8": "u1", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
@@ -55,7 +55,7 @@ def open_arrays(path: Path, *, writable: bool = False) -> dict[str, Array]:
         content = np.memmap(path, np.uint8, mode="c" if writable else "r").view(np.ndarray)
         return dict(_views(content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a complete safetensors file: {error}. Create it again.") from None
+        raise DataError(f"{path} is not a complete safetensors file: {clause(error)}. Create it again.") from None
 
 
 def _views(content: NDArray[np.uint8]) -> Iterator[tuple[str, Array]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from twotower.errors import ConfigError, DataError
+from twotower.errors import ConfigError, DataError, clause
 
 QUIET = {
     "spark.sql.session.timeZone": "UTC",  # times in raw files have no zone
@@ -52,7 +52,7 @@ def spark_session(name: str, master: str | None, settings: Mapping[str, str], *,
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise ConfigError(f"Cannot start Spark: {error}. The {what}") from None
+        raise ConfigError(f"Cannot start Spark: {clause(error)}. The {what}") from None
     if shutil.which("java") is None and not _java_home():
         raise ConfigError(f"Cannot start Spark: there is no java on the PATH, and JAVA_HOME is not set. The {what}")
     warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)

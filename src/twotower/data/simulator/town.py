@@ -29,7 +29,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from twotower.errors import DataError
+from twotower.errors import DataError, clause
 from twotower.schema import DAY_S, HOURS_PER_WEEK
 from twotower.utils.types import Array, Float, Float64, Int
 
@@ -116,7 +116,7 @@ class Truth:
             return cls(tastes=tastes, **{**arrays, **ids})
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise DataError(
-                f"Cannot read {path}: {error}. It must be a file written by `twotower simulate`. Simulate the town again."
+                f"Cannot read {path}: {clause(error)}. It must be a file written by `twotower simulate`. Simulate the town again."
             ) from None
 
     def scores(
