@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -195,6 +195,30 @@ class Client:
             done = cast(t.EventsOut, self._post("/v1/events", {"events": part}))
             total = t.EventsOut(accepted=total["accepted"] + done["accepted"], repeated=total["repeated"] + done["repeated"])
         return total
+
+    def change_items(
+        self, items: Iterable[Mapping[str, Any]] = (), *, remove: Iterable[Id] = (), reset: Iterable[Id] = ()
+    ) -> t.ItemsChangedOut:
+        """Add, change or remove items, a thousand in all. On return it is on disk; it is served from the next refresh on.
+
+        Parameters
+        ----------
+        items
+            `item_id` and columns of the catalogue. Columns that are not given stay as they are.
+        reset
+            Items whose earlier changes are deleted.
+
+        Examples
+        --------
+        >>> Client().change_items([{"item_id": "b_230", "price": 3}], remove=["b_17"])  # doctest: +SKIP
+        {'accepted': 2, 'items_changed': 41}
+        """
+        body = {"items": [dict(item) for item in items], "remove": list(remove), "reset": list(reset)}
+        return cast(t.ItemsChangedOut, self._post("/v1/items", body))
+
+    def remove_item(self, item_id: Id) -> t.ItemsChangedOut:
+        """Stop recommending an item, from the next refresh on. It still counts in histories."""
+        return self.change_items(remove=[item_id])
 
     def reload_bundle(self, bundle: str | None = None) -> t.ReloadOut:
         """Serve another bundle, a folder of the server's machine, or read the current folder again. It is tried once."""

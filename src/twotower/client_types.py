@@ -99,11 +99,13 @@ class FiltersOut(TypedDict):
 
 
 class ForgottenOut(TypedDict):
-    """What was deleted of a user. On response, neither the store nor a bundle of this server holds the id."""
+    """What was deleted of a user. On response, the store does not hold the id, and no bundle of this server unless it is signed."""
 
     user: str
     events: int
     """Accepted events that were deleted."""
+    in_bundle: bool
+    """A signed bundle still holds the id: the server cannot rewrite it. Run `twotower forget`, sign it and reload."""
 
 
 class HistoryEventIn(TypedDict):
@@ -162,6 +164,12 @@ class ItemEventsOut(TypedDict):
     """Their time has not come yet."""
 
 
+class ItemIn(TypedDict):
+    """An item: its id, and columns of the catalogue as further fields. Columns that are not sent stay."""
+
+    item_id: str | int
+
+
 class ItemOut(TypedDict):
     """An item."""
 
@@ -171,6 +179,26 @@ class ItemOut(TypedDict):
     city: str | None
     latitude: float | None
     longitude: float | None
+
+
+class ItemsChangedOut(TypedDict):
+    """What was stored. It is served from the next refresh of the items on."""
+
+    accepted: int
+    """Items of the request."""
+    items_changed: int
+    """How often items have been changed; health checks show what is served."""
+
+
+class ItemsIn(TypedDict):
+    """Items to add, to change, to remove or to reset."""
+
+    items: NotRequired[list[ItemIn]]
+    """New items, and new values of columns of known items."""
+    remove: NotRequired[list[str | int]]
+    """Items that are not recommended any more. They still count in histories."""
+    reset: NotRequired[list[str | int]]
+    """Items whose earlier changes are deleted: they are again as the bundle has them."""
 
 
 class ItemsOut(TypedDict):
@@ -255,6 +283,8 @@ class RefreshOut(TypedDict):
     version: str
     as_of: int | None
     """Items as of: events before this second count for them. null: events have no times."""
+    items_changed: int
+    """How often the served items were changed; see `POST /v1/items`."""
     events: ItemEventsOut
 
 
@@ -290,6 +320,8 @@ class StateOut(TypedDict):
     version: NotRequired[str | None]
     as_of: NotRequired[int | None]
     """Items as of: events before this second count for them. null: events have no times."""
+    items_changed: NotRequired[int | None]
+    """How often the served items were changed; see `POST /v1/items`."""
     events: NotRequired[str | None]
     """`ok`, or why the event store cannot take events. Recommendations go on."""
     index: NotRequired[str | None]

@@ -84,7 +84,9 @@ def test_every_operation_gets_its_answer(client: Client) -> None:
     assert user in {one["user"] for one in client.search_users(str(user))}
     assert client.get_about()["items"] > 0 and client.check_live()["status"] == "live"
     assert client.check_ready()["events"] == "ok" and "twotower_requests_total" in client.get_metrics()
-    assert client.refresh_items()["events"]["counted"] >= 0
+    assert client.change_items([{"item_id": "new", "name": "A new item"}])["accepted"] == 1
+    assert client.refresh_items()["items_changed"] == 1 and client.get_item("new")["name"] == "A new item"
+    assert client.remove_item("new")["items_changed"] == 2
     assert client.reload_bundle()["version"] == client.get_about()["version"]
 
 

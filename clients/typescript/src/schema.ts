@@ -102,7 +102,14 @@ export interface paths {
          */
         get: operations["search_items"];
         put?: never;
-        post?: never;
+        /**
+         * Change Items
+         * @description Add, change or remove items. When this responds, it is on disk; all servers serve it from their next refresh on.
+         *
+         *     Columns that are not sent stay as they are, and are null for a new item. A change is on top of every bundle, also of one
+         *     that is loaded later, until the column is changed again or the item is reset.
+         */
+        post: operations["change_items"];
         delete?: never;
         options?: never;
         head?: never;
@@ -123,7 +130,13 @@ export interface paths {
         get: operations["get_item"];
         put?: never;
         post?: never;
-        delete?: never;
+        /**
+         * Remove Item
+         * @description Stop recommending an item, from the next refresh on. It still counts in histories.
+         *
+         *     Percent-encode the id, slashes included.
+         */
+        delete: operations["remove_item"];
         options?: never;
         head?: never;
         patch?: never;
@@ -943,7 +956,7 @@ export interface components {
         };
         /**
          * ForgottenOut
-         * @description What was deleted of a user. On response, neither the store nor a bundle of this server holds the id.
+         * @description What was deleted of a user. On response, the store does not hold the id, and no bundle of this server unless it is signed.
          */
         ForgottenOut: {
             /**
@@ -957,6 +970,12 @@ export interface components {
              * @example 12
              */
             events: number;
+            /**
+             * In Bundle
+             * @description A signed bundle still holds the id: the server cannot rewrite it. Run `twotower forget`, sign it and reload.
+             * @example false
+             */
+            in_bundle: boolean;
         };
         /**
          * HistoryEventIn
@@ -1094,6 +1113,16 @@ export interface components {
             future: number;
         };
         /**
+         * ItemIn
+         * @description An item: its id, and columns of the catalogue as further fields. Columns that are not sent stay.
+         */
+        ItemIn: {
+            /** Item Id */
+            item_id: string | number;
+        } & {
+            [key: string]: unknown;
+        };
+        /**
          * ItemOut
          * @description An item.
          * @example {
@@ -1121,6 +1150,68 @@ export interface components {
             latitude: number | null;
             /** Longitude */
             longitude: number | null;
+        };
+        /**
+         * ItemsChangedOut
+         * @description What was stored. It is served from the next refresh of the items on.
+         */
+        ItemsChangedOut: {
+            /**
+             * Accepted
+             * @description Items of the request.
+             * @example 3
+             */
+            accepted: number;
+            /**
+             * Items Changed
+             * @description How often items have been changed; health checks show what is served.
+             * @example 41
+             */
+            items_changed: number;
+        };
+        /**
+         * ItemsIn
+         * @description Items to add, to change, to remove or to reset.
+         * @example {
+         *       "items": [
+         *         {
+         *           "categories": [
+         *             "Coffee & Tea"
+         *           ],
+         *           "item_id": "new-cafe",
+         *           "latitude": 39.95,
+         *           "longitude": -75.16,
+         *           "name": "New Café"
+         *         },
+         *         {
+         *           "item_id": "b_230",
+         *           "price": 3
+         *         }
+         *       ],
+         *       "remove": [
+         *         "b_17"
+         *       ]
+         *     }
+         */
+        ItemsIn: {
+            /**
+             * Items
+             * @description New items, and new values of columns of known items.
+             * @default []
+             */
+            items?: components["schemas"]["ItemIn"][];
+            /**
+             * Remove
+             * @description Items that are not recommended any more. They still count in histories.
+             * @default []
+             */
+            remove?: (string | number)[];
+            /**
+             * Reset
+             * @description Items whose earlier changes are deleted: they are again as the bundle has them.
+             * @default []
+             */
+            reset?: (string | number)[];
         };
         /**
          * ItemsOut
@@ -1409,6 +1500,12 @@ export interface components {
              * @description Items as of: events before this second count for them. null: events have no times.
              */
             as_of: number | null;
+            /**
+             * Items Changed
+             * @description How often the served items were changed; see `POST /v1/items`.
+             * @example 41
+             */
+            items_changed: number;
             events: components["schemas"]["ItemEventsOut"];
         };
         /**
@@ -1507,6 +1604,11 @@ export interface components {
              * @description Items as of: events before this second count for them. null: events have no times.
              */
             as_of?: number | null;
+            /**
+             * Items Changed
+             * @description How often the served items were changed; see `POST /v1/items`.
+             */
+            items_changed?: number | null;
             /**
              * Events
              * @description `ok`, or why the event store cannot take events. Recommendations go on.
@@ -1911,6 +2013,40 @@ export interface operations {
             503: components["responses"]["Error503"];
         };
     };
+    change_items: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ItemsIn"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ItemsChangedOut"];
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
     get_item: {
         parameters: {
             query?: never;
@@ -1935,6 +2071,38 @@ export interface operations {
             401: components["responses"]["Error401"];
             403: components["responses"]["Error403"];
             404: components["responses"]["Error404"];
+            408: components["responses"]["Error408"];
+            413: components["responses"]["Error413"];
+            415: components["responses"]["Error415"];
+            422: components["responses"]["Error422"];
+            429: components["responses"]["Error429"];
+            500: components["responses"]["Error500"];
+            503: components["responses"]["Error503"];
+        };
+    };
+    remove_item: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                item_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ItemsChangedOut"];
+                };
+            };
+            400: components["responses"]["Error400"];
+            401: components["responses"]["Error401"];
+            403: components["responses"]["Error403"];
             408: components["responses"]["Error408"];
             413: components["responses"]["Error413"];
             415: components["responses"]["Error415"];

@@ -62,12 +62,7 @@ class Freshness:
         except Exception as error:  # after any error, the previous items stay in use, and the next refresh tries again
             if self._journal.closing:
                 return version
-            why = " ".join(f"{type(error).__name__}: {error}".split())
-            log.error("refresh failed; the items as of %s stay in use: %s", version.engine.as_of, why)
-            self._meters.refresh("failed", time.perf_counter() - began)
-            raise RefreshError(
-                "The items were not refreshed; the last ones stay in use. The log says why. Try again later."
-            ) from None
+            raise failed(version, error, self._meters, time.perf_counter() - began) from None
         outcome = "unchanged" if fresh is version else "refreshed"
         self._meters.refresh(outcome, time.perf_counter() - began)
         return fresh
@@ -94,6 +89,14 @@ class Freshness:
             return version
         engine = version.engine.with_bundle(bundle)
         return replace(version, engine=engine, browser=version.browser.with_engine(engine))
+
+
+def failed(version: Version, error: Exception, meters: Meters, seconds: float) -> RefreshError:
+    """Log and count a failed refresh, and return what to raise."""
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    log.error("refresh failed; the items as of %s stay in use: %s", version.engine.as_of, why)
+    meters.refresh("failed", seconds)
+    return RefreshError("The items were not refreshed; the last ones stay in use. The log says why. Try again later.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from twotower import __version__
 from twotower.serving import schemas as s
 from twotower.serving.bodies import schemas_of
 from twotower.serving.event_schemas import EventsIn
+from twotower.serving.item_schemas import ItemsIn
 from twotower.utils.types import Json
 
-BODIES = (s.RecommendIn, s.BatchIn, EventsIn, s.ReloadIn)
+BODIES = (s.RecommendIn, s.BatchIn, EventsIn, ItemsIn, s.ReloadIn)
 RETRY_AFTER: Json = {"Retry-After": {"description": "Seconds to wait before the next attempt.", "schema": {"type": "integer"}}}
 REQUEST_ID: Json = {
     "X-Request-ID": {"description": "Id of the request, also in the server's log.", "schema": {"type": "string"}},

@@ -16,7 +16,7 @@ from twotower.schema import DAY_S, FIRST_ROW, UNKNOWN
 from twotower.serving.catalogue import Browser
 from twotower.serving.event_journal import Journal
 from twotower.serving.event_types import digest_of
-from twotower.serving.freshness import Freshness, RefreshError, Version
+from twotower.serving.freshness import Freshness, RefreshError, Version, failed
 from twotower.serving.item_changes import with_changes
 from twotower.serving.kept_versions import KeptVersions, kept_beside
 from twotower.serving.model_version import Engine
@@ -260,8 +260,7 @@ class Updater:
                 one and self._version(one.path, one.loaded or one.engine) for one in (version, version.rival, version.shadow)
             )
         except BusyError as error:
-            log.error("items were not changed; the last ones stay in use: %s", error)
-            raise RefreshError(f"The items were not changed; the last ones stay in use. {error}") from None
+            raise failed(version, error, self.meters, 0.0) from None
         assert first is not None
         return replace(first, rival=rival, rival_share=version.rival_share, shadow=shadow)
 
