@@ -257,6 +257,7 @@ class BaseTrainer:
 
     def _validate(self) -> None:
         self.check()
+        self.optimizer.zero_grad(set_to_none=True)  # frees the gradients that are kept between steps
         self.model.eval()
         began = time.perf_counter()
         judged = self.validate()

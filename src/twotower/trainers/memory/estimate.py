@@ -16,8 +16,10 @@ from twotower.features.batches import FieldSpec
 from twotower.models.neural_retriever import BLOCK as ENCODED
 from twotower.search.index import BLOCK as SCORED
 from twotower.search.index import BLOCK_BYTES as SCORED_BYTES
+from twotower.trainers.calibration import MAX_CELLS
 from twotower.trainers.health_measurements import BLOCK as SCORES
 from twotower.trainers.health_measurements import SAMPLE
+from twotower.trainers.history_weights import CHUNK_CELLS
 from twotower.trainers.memory.activations import GEO_FEATURES, encoded, head_bytes, history_items, parts
 from twotower.trainers.memory.sizes import F32, ID, BatchSizes, WorkloadSizes, row_bytes
 from twotower.trainers.new_item_popularity import QUESTIONS, SIMULATED_SHARE
@@ -42,8 +44,8 @@ AHEAD = 4
 class MemoryBreakdown:
     """Memory of one process in bytes, part by part.
 
-    `activations` are those of one micro-batch. `opening` (loading the data), `validation` and `export` are used instead of
-    gradients, activations and loss.
+    `activations` are those of one micro-batch. `opening` (loading the data), `validation`, `calibration` and `export` are used
+    instead of gradients, activations and loss.
     """
 
     base: int
@@ -56,6 +58,7 @@ class MemoryBreakdown:
     batches: int
     opening: int
     validation: int
+    calibration: int
     export: int
 
     @property
@@ -74,10 +77,15 @@ class MemoryBreakdown:
         return self.fixed + self.batches + self.validation
 
     @property
+    def calibrating(self) -> int:
+        """Peak of the calibration after the training."""
+        return self.base + self.data + self.weights + self.calibration
+
+    @property
     def peak(self) -> int:
         """Peak of a run."""
         opened = self.base + self.data + self.weights + self.opening
-        return max(self.step, opened, self.validating, self.base + self.export)
+        return max(self.step, opened, self.validating, self.calibrating, self.base + self.export)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,7 @@ def predict(
         batches=AHEAD * batch_bytes(workload, processes) + (making_bytes(workload.load) if host else 0),
         opening=max(workload.opening_bytes, beginning_bytes(workload, config)) if host else 0,
         validation=with_slack(validation_bytes(workload, config)),
+        calibration=calibration_bytes(workload, config) if host else 0,
         export=export_bytes(weights, plain, optimiser, workload, config) if host else 0,
     )
 
@@ -305,6 +314,18 @@ def validation_bytes(workload: WorkloadSizes, config: ResolvedConfig) -> int:
     scores = max(min(min(SCORED, questions) * row, SCORED_BYTES), row) + math.ceil(3 * SIMULATED_SHARE * vectors)
     health = judged * 3 * F32 * workload.items * min(max(SCORES // workload.items, 1), SAMPLE, questions)
     return vectors + max(int(questions * workload.question_slots * history), items, scores, health)
+
+
+def calibration_bytes(workload: WorkloadSizes, config: ResolvedConfig) -> int:
+    """Return the memory of the calibration; 0 without a validation part.
+
+    It needs the scores of a sample of validation queries three times (kept, computed, divided by the temperature), and of a part of
+    the queries three numbers of 4 bytes and two of 8 for each item.
+    """
+    if not config.prepare.split.has_valid or not config.model.popularity_prior:
+        return 0
+    cells = config.training.eval_queries * workload.items
+    return 3 * F32 * min(MAX_CELLS, cells) + 28 * min(CHUNK_CELLS, cells)
 
 
 def export_bytes(weights: int, plain: int, optimiser: int, workload: WorkloadSizes, config: ResolvedConfig) -> int:

@@ -163,6 +163,7 @@ def as_table(plan: Plan) -> str:
     for name in ("base", "data", "weights", "optimiser", "gradients", "activations", "loss", "batches"):
         table.add_row(f"  {NAMES.get(name, name)}", human(getattr(parts, name)))
     table.add_row("validation", human(parts.validating))
+    table.add_row("calibration", human(parts.calibrating))
     if plan.machine.kind == "cpu":
         table.add_row("loading the data", human(parts.base + parts.data + parts.weights + parts.opening))
         table.add_row("export", human(parts.base + parts.export))
