@@ -165,6 +165,8 @@ def test_a_run_that_changes_is_not_touched(run: Path, tmp_path: Path, capsys: py
     shop_run = tmp_path / "shop"
     shutil.copytree(run, shop_run)
     with locked(shop_run):
+        assert main(["forget", str(shop_run / "bundle"), "--user", USER]) == 2, "an update may be about to replace it"
+        assert "Another command is changing" in capsys.readouterr().err
         assert main(["forget", str(shop_run), "--user", "C0022"]) == 2
         assert "Another command is changing" in capsys.readouterr().err
     with locked(shop_run, shared=True):  # an update that reads it

@@ -71,6 +71,9 @@ def forget(target: Path, users: Sequence[str], store: str | None) -> Removed:
     if not is_run and (_kind(bundle) != "bundle" or (run / CHECKPOINTS[0]).is_file()):
         raise DataError(f"{target} is neither a run nor a bundle. Name a folder of `twotower run`, or a bundle.")
     with ExitStack() as stack:
+        owner = target.resolve().parent  # of the bundle of a run, which an update may be about to replace
+        if not is_run and "run" in (_kind(owner), _kind(owner / "model")):
+            stack.enter_context(locked(owner))
         stack.enter_context(locked(target))
         opened, events = None, 0
         if store is not None:
