@@ -171,9 +171,17 @@ def test_updates_reach_all_workers_and_break_no_connection(server: Server, bundl
     for one in clients:
         _, answer = one.ask("POST", "/v1/recommend", {"user": "u1", "k": 1})
         assert (answer["version"], answer["as_of"]) == (refreshed["version"], refreshed["as_of"])
+    changes = {"items": [{"item_id": "new", "name": "A new one"}], "remove": [item["item_id"]]}
+    assert clients[6].ask("POST", "/v1/items", changes) == (200, {"accepted": 2, "items_changed": 1})
+    assert clients[7].ask("POST", "/admin/refresh")[1]["items_changed"] == 1
+    for one in clients:
+        assert one.ask("GET", "/v1/items/new")[1]["name"] == "A new one"
+        _, answer = one.ask("POST", "/v1/recommend", {"user": "u1", "k": 100, "exclude_seen": False})
+        assert item["item_id"] not in {listed["item_id"] for listed in answer["items"]}
     status, reloaded = clients[4].ask("POST", "/admin/reload", {"bundle": str(bundles[1])})
     assert status == 200 and reloaded["previous_version"] == refreshed["version"] != reloaded["version"]
     assert {one.ask("POST", "/v1/recommend", {"k": 1})[1]["version"] for one in clients} == {reloaded["version"]}
+    assert {one.ask("GET", "/health/ready")[1]["items_changed"] for one in clients} == {1}, "changes are on top of any bundle"
     server.until(lambda: len(server.workers()) == 2 and not before & set(server.workers()), "the old workers do not end")
     status, refusal = clients[5].ask("POST", "/admin/reload", {"bundle": "/nowhere"})
     assert status == 422 and "/nowhere" in refusal["error"]["message"]

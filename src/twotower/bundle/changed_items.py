@@ -43,15 +43,16 @@ class ItemChange:
     removed: bool = False
 
 
-def changed_row(dataset: Dataset, item_id: str, change: ItemChange, read: ItemReader) -> dict[str, Any]:
+def changed_row(dataset: Dataset, row: int, item_id: str, change: ItemChange, read: ItemReader) -> dict[str, Any]:
     """Return all columns of an item after a change. Raise a ValueError that says why it cannot be an item.
 
     Parameters
     ----------
+    row
+        Row of the item; UNKNOWN for a new one.
     read
         Reader of the columns of `dataset.items`.
     """
-    (row,) = dataset.item_rows([item_id]).tolist()
     before = {} if row == UNKNOWN else dataset.items.slice(row - FIRST_ROW, 1).to_pylist()[0]
     return read({**before, **change.columns, ITEM_ID: item_id})
 
@@ -68,11 +69,11 @@ def changed(bundle: Bundle, changes: Mapping[str, ItemChange]) -> tuple[Bundle, 
     """
     dataset, problems, read = bundle.dataset, list[str](), ItemReader(bundle.dataset.items.schema, bundle.dataset.specs)
     rows: list[dict[str, Any]] = []
-    for item_id, change in changes.items():
+    for (item_id, change), row in zip(changes.items(), dataset.item_rows(list(changes)).tolist(), strict=True):
         if not change.columns:
             continue
         try:
-            rows.append(changed_row(dataset, item_id, change, read))
+            rows.append(changed_row(dataset, row, item_id, change, read))
         except ValueError as error:
             problems.append(f"{item_id!r}: {error}")
     fresh = bundle

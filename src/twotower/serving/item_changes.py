@@ -78,7 +78,7 @@ def read_changes(engine: Engine, items: Sequence[Json], remove: Sequence[str]) -
             change = ItemChange({name: value for name, value in row.items() if name != ITEM_ID})
             _once(item_id, changes)
             try:
-                changed_row(engine.dataset, item_id, change, read)
+                changed_row(engine.dataset, engine.row(item_id), item_id, change, read)
             except ValueError as error:
                 raise RequestError(f"Invalid item {item_id!r}: {error}.") from None
             changes[item_id] = change
