@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
@@ -20,6 +21,7 @@ from twotower.bundle.changed_items import ItemChange, changed
 from twotower.bundle.revision import add_items, remove_items
 from twotower.serving import redis_store
 from twotower.serving.event_store import open_store
+from twotower.serving.updater import Trial
 from twotower.utils.console import log
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
@@ -113,6 +115,55 @@ def test_lists_equal_those_of_the_bundle_written_with_the_same_items(
         np.testing.assert_array_equal([item["score"] for item in one], [item["score"] for item in other])
 
 
+def test_odd_changes_are_served_too(connect: Connect, keyed: Keyed, url: str) -> None:
+    with connect(events=url, refresh_s=0) as client:
+        (known,) = (item["item_id"] for item in client.get("/v1/items?limit=1").json()["items"])
+        change(client, keyed, items=[{"item_id": "bare"}], remove=[known])
+        change(client, keyed, items=[{"item_id": known, "name": "again"}])
+        refresh(client, keyed)
+        assert columns(client, "bare")["name"] is None and known in listed(client)
+        assert client.delete("/v1/items/" + 300 * "x", headers=keyed).status_code == 404
+        event = {"event_id": "1", "user": "u", "item_id": "bare"}
+        assert client.post("/v1/events", json={"events": [event]}, headers=keyed).status_code == 200
+        change(client, keyed, reset=["bare"])
+    with connect(events=url, refresh_s=0) as client:
+        assert client.get("/v1/items/bare").status_code == 404, "the store is still that of this bundle"
+
+
+def test_a_second_version_gets_the_changes_after_a_reload(
+    connect: Connect, keyed: Keyed, bundles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(bundles[0], tmp_path / "copy")
+    remove_items(tmp_path / "copy", [str(load_bundle(bundles[0]).dataset.item_ids[9])])
+    with connect(refresh_s=0, trial=Trial(bundles[1], 0.5)) as client:
+        (known,) = (item["item_id"] for item in client.get("/v1/items?limit=1").json()["items"])
+        change(client, keyed, remove=[known])
+        body = {"bundle": str(tmp_path / "copy")}
+        assert client.post("/admin/reload", json=body, headers=keyed).status_code == 200
+        refresh(client, keyed)
+        assert not any(known in listed(client, user=f"u{number}") for number in range(12)), "of both versions"
+
+
+def test_an_old_change_does_not_bring_back_what_a_later_bundle_removed(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "later")
+    name = str(load_bundle(bundle).dataset.item_ids[2])
+    remove_items(tmp_path / "later", [name])
+    fresh, _ = changed(load_bundle(tmp_path / "later"), {name: ItemChange({"name": "x"})})
+    assert not fresh.arrays.offered[2]
+    again, _ = changed(load_bundle(tmp_path / "later"), {name: ItemChange({"name": "x"}, removed=False)})
+    assert again.arrays.offered[2]
+
+
+def test_only_sent_columns_are_checked(bundle: Path) -> None:
+    loaded = load_bundle(bundle)
+    items = loaded.dataset.items
+    odd = items.set_column(items.column_names.index("latitude"), "latitude", pa.array([200.0] * len(items)))
+    loaded.dataset.__dict__["items"] = odd
+    name = str(items["item_id"][0])
+    fresh, problems = changed(loaded, {name: ItemChange({"name": "x"})})
+    assert problems == [] and fresh.dataset.items["name"][0].as_py() == "x"
+
+
 def test_a_changed_column_changes_its_feature_alone(bundle: Path) -> None:
     loaded = load_bundle(bundle)
     first, other = loaded.dataset.items.slice(0, 2).to_pylist()
@@ -139,6 +190,9 @@ def test_a_changed_column_changes_its_feature_alone(bundle: Path) -> None:
         ({}, None, "from 1 to 1,000 items"),
         ({"remove": ["a"] * 1001}, None, "from 1 to 1,000 items"),
         ({"item": []}, "item", "not permitted"),
+        ({"items": [{"item_id": "a", "categories": "[" * 3000}]}, "items.0", "categories is .* must be a list"),
+        ({"items": [{"item_id": "a", "latitude": "1_0"}]}, "items.0", "latitude is '1_0'"),
+        ({"remove": ["a"], "reset": ["a"]}, "reset.0", "named twice"),
     ],
 )
 def test_what_cannot_be_an_item_is_refused_and_nothing_is_stored(

@@ -20,7 +20,6 @@ from torch import Tensor
 from twotower.bundle.bundle import INDEX, Bundle
 from twotower.bundle.item_file import ItemReader
 from twotower.bundle.revision import number_new_rows, with_items, with_rows
-from twotower.data.dataset import Dataset
 from twotower.data.dataset_features import open_store
 from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN
 from twotower.search.index import Index
@@ -36,25 +35,25 @@ class ItemChange:
     columns
         New values of columns; the other columns stay, and are null for a new item.
     removed
-        The item is not recommended any more. It still counts in histories.
+        True: the item is not recommended any more, but still counts in histories. False: it is offered again. None: as before.
     """
 
     columns: Mapping[str, Any]
-    removed: bool = False
+    removed: bool | None = None
 
 
-def changed_row(dataset: Dataset, row: int, item_id: str, change: ItemChange, read: ItemReader) -> dict[str, Any]:
-    """Return all columns of an item after a change. Raise a ValueError that says why it cannot be an item.
+def changed_row(before: Mapping[str, Any], item_id: str, change: ItemChange, read: ItemReader) -> dict[str, Any]:
+    """Return all columns of an item after a change. Raise a ValueError that says why a changed column cannot be so.
 
     Parameters
     ----------
-    row
-        Row of the item; UNKNOWN for a new one.
+    before
+        Columns of the item before; {} for a new one.
     read
-        Reader of the columns of `dataset.items`.
+        Reader of the columns of the catalogue.
     """
-    before = {} if row == UNKNOWN else dataset.items.slice(row - FIRST_ROW, 1).to_pylist()[0]
-    return read({**before, **change.columns, ITEM_ID: item_id})
+    sent = read({**change.columns, ITEM_ID: item_id})
+    return {**sent, **before, **{name: sent[name] for name in (*change.columns, ITEM_ID)}}
 
 
 def changed(bundle: Bundle, changes: Mapping[str, ItemChange]) -> tuple[Bundle, list[str]]:
@@ -67,23 +66,25 @@ def changed(bundle: Bundle, changes: Mapping[str, ItemChange]) -> tuple[Bundle, 
     changes
         By item id.
     """
-    dataset, problems, read = bundle.dataset, list[str](), ItemReader(bundle.dataset.items.schema, bundle.dataset.specs)
-    rows: list[dict[str, Any]] = []
-    for (item_id, change), row in zip(changes.items(), dataset.item_rows(list(changes)).tolist(), strict=True):
-        if not change.columns:
+    dataset, read = bundle.dataset, ItemReader(bundle.dataset.items.schema, bundle.dataset.specs)
+    problems, rows = list[str](), list[dict[str, Any]]()
+    at = dataset.item_rows(list(changes))
+    known = iter(dataset.items.take(at[at != UNKNOWN] - FIRST_ROW).to_pylist())
+    for (item_id, change), row in zip(changes.items(), at.tolist(), strict=True):
+        before = {} if row == UNKNOWN else next(known)
+        if not change.columns and (before or change.removed):
             continue
         try:
-            rows.append(changed_row(dataset, row, item_id, change, read))
+            rows.append(changed_row(before, item_id, change, read))
         except ValueError as error:
             problems.append(f"{item_id!r}: {error}")
-    fresh = bundle
-    if rows:
-        fresh = _with_rows(bundle, pa.Table.from_pylist(rows, dataset.items.schema))
+    fresh = _with_rows(bundle, pa.Table.from_pylist(rows, dataset.items.schema)) if rows else bundle
     offered = fresh.arrays.offered.copy()
+    offered[: dataset.n_item_rows] = bundle.arrays.offered
     at = fresh.dataset.item_rows(list(changes))
-    removed = np.array([change.removed for change in changes.values()], np.bool_)
-    offered[at[removed & (at != UNKNOWN)]] = False
-    offered[at[~removed & (at != UNKNOWN)]] = True
+    for removed in (True, False):
+        said = np.array([change.removed is removed for change in changes.values()], np.bool_)
+        offered[at[said & (at != UNKNOWN)]] = not removed
     return replace(fresh, arrays=replace(fresh.arrays, offered=offered)), problems
 
 

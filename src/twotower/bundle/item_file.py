@@ -114,13 +114,16 @@ def _value(value: Any, field: pa.Field) -> Any:
         return None
     kind = field.type
     if is_list(kind):
-        values = _listed(value) if isinstance(value, str) else value
+        try:
+            values = _listed(value) if isinstance(value, str) else value
+        except (ValueError, RecursionError):
+            values = None
         if not isinstance(values, list):
             raise ValueError(f"{field.name} is {str(value)[:60]!r}; it must be a list")
         return [_value(part, pa.field(field.name, kind.value_type)) for part in values if part is not None]
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return _number(value, field)
-    if not pa.types.is_string(kind) or isinstance(value, (list, dict)):
+    if not pa.types.is_string(kind) or isinstance(value, (list, dict)) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"{field.name} is {str(value)[:60]!r}; it must be of type {kind}")
     return str(value)
 
@@ -132,7 +135,8 @@ def _listed(text: str) -> Any:
 def _number(value: Any, field: pa.Field) -> float | int:
     whole = pa.types.is_integer(field.type)
     try:
-        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+        plain = value.isascii() and "_" not in value if isinstance(value, str) else isinstance(value, (int, float))
+        number = float(value) if plain and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or (whole and not (number == int(number) and abs(number) < 2**53)):

@@ -240,12 +240,12 @@ def item_values(changes: Mapping[str, ItemChange]) -> list[tuple[str, str, str]]
     Examples
     --------
     >>> item_values({"a": ItemChange({"price": 3}), "b": ItemChange({}, removed=True)})
-    [('a', 'price', '3'), ('a', '', 'false'), ('b', '', 'true')]
+    [('a', 'price', '3'), ('a', '', 'null'), ('b', '', 'true')]
     """
     found = []
     for item_id, change in changes.items():
         found += [(item_id, column, _compact(value)) for column, value in change.columns.items()]
-        found.append((item_id, REMOVED, _compact(change.removed)))
+        found.append((item_id, REMOVED, _compact(change.removed)))  # also None, which takes back an earlier removal
     return found
 
 
@@ -260,7 +260,7 @@ def item_changes_of(values: Iterable[tuple[str, str, str]]) -> dict[str, ItemCha
     columns: dict[str, dict[str, Any]] = {}
     for item_id, column, value in values:
         columns.setdefault(item_id, {})[column] = json.loads(value)
-    return {item_id: ItemChange(own, removed=bool(own.pop(REMOVED, False))) for item_id, own in sorted(columns.items())}
+    return {item_id: ItemChange(own, removed=own.pop(REMOVED, None)) for item_id, own in sorted(columns.items())}
 
 
 def every_event(store: EventStore) -> Iterator[list[Event]]:

@@ -6,13 +6,13 @@ of any bundle, also of one that is loaded later, until the same column is change
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twotower.bundle.changed_items import ItemChange, changed, changed_row
 from twotower.bundle.item_file import ItemReader
-from twotower.errors import RequestError
-from twotower.schema import ITEM_ID
+from twotower.errors import RequestError, clause
+from twotower.schema import ITEM_ID, UNKNOWN
 from twotower.serving.event_journal import Journal
 from twotower.serving.model_version import Engine
 from twotower.serving.part_error import part
@@ -62,8 +62,8 @@ def with_changes(loaded: Engine, journal: Journal, *, remote: bool) -> ChangedEn
     return ChangedEngine(engine, times)
 
 
-def read_changes(engine: Engine, items: Sequence[Json], remove: Sequence[str]) -> dict[str, ItemChange]:
-    """Return the changes that a request asks for.
+def read_changes(engine: Engine, items: Sequence[Json], remove: Sequence[str], reset: Sequence[str]) -> dict[str, ItemChange]:
+    """Return the changes that a request asks for, beside those to be deleted.
 
     Raises
     ------
@@ -71,24 +71,28 @@ def read_changes(engine: Engine, items: Sequence[Json], remove: Sequence[str]) -
         An item is named twice, a column is not in the catalogue, or a value does not fit its column.
     """
     changes: dict[str, ItemChange] = {}
-    read = ItemReader(engine.dataset.items.schema, engine.dataset.specs)
+    named: set[str] = set()
+    read, offered = ItemReader(engine.dataset.items.schema, engine.dataset.specs), engine.recommender.offered
     for number, row in enumerate(items):
         with part("items", number):
-            item_id = str(row[ITEM_ID])
-            change = ItemChange({name: value for name, value in row.items() if name != ITEM_ID})
-            _once(item_id, changes)
+            item_id = _once(str(row[ITEM_ID]), named)
+            at = engine.row(item_id)
+            away = at != UNKNOWN and offered is not None and not offered[at]
+            change = ItemChange({name: value for name, value in row.items() if name != ITEM_ID}, False if away else None)
             try:
-                changed_row(engine.dataset, engine.row(item_id), item_id, change, read)
+                changed_row({}, item_id, change, read)
             except ValueError as error:
-                raise RequestError(f"Invalid item {item_id!r}: {error}.") from None
+                raise RequestError(f"Invalid item {item_id!r}: {clause(error)}.") from None
             changes[item_id] = change
-    for number, item_id in enumerate(remove):
-        with part("remove", number):
-            _once(item_id, changes)
-            changes[item_id] = ItemChange({}, removed=True)
-    return changes
+    for name, ids in (("remove", remove), ("reset", reset)):
+        for number, item_id in enumerate(ids):
+            with part(name, number):
+                _once(item_id, named)
+    return changes | {item_id: ItemChange({}, removed=True) for item_id in remove}
 
 
-def _once(item_id: str, changes: Mapping[str, ItemChange]) -> None:
-    if item_id in changes:
+def _once(item_id: str, named: set[str]) -> str:
+    if item_id in named:
         raise RequestError(f"Item {item_id!r} is named twice. Name it once.")
+    named.add(item_id)
+    return item_id

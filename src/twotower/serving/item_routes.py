@@ -6,13 +6,15 @@ import asyncio
 from typing import Any
 from urllib.parse import unquote
 
-from fastapi import Depends, FastAPI, Response
+from fastapi import Depends, FastAPI, HTTPException, Response
 from pydantic_core import to_json
 
 from twotower.schema import ITEM_ID
 from twotower.serving.item_changes import read_changes
 from twotower.serving.item_schemas import ItemsChangedOut, ItemsIn
 from twotower.serving.json_routes import BEARER, Post
+from twotower.serving.limits import MAX_ID_CHARS
+from twotower.serving.part_error import unknown
 from twotower.serving.service import Service
 
 ITEMS_PER_TOKEN = 25  # of a request count as one more request
@@ -23,7 +25,7 @@ def add_item_changes(app: FastAPI, post: Post, service: Service, refusals: dict[
 
     async def stored(body: ItemsIn) -> bytes:
         items = [{ITEM_ID: one.item_id, **(one.model_extra or {})} for one in body.items]
-        changes = await asyncio.to_thread(read_changes, service.current.engine, items, body.remove)
+        changes = await asyncio.to_thread(read_changes, service.current.engine, items, body.remove, body.reset)
         times = await asyncio.to_thread(service.journal.change_items, changes, body.reset)
         return to_json({"accepted": len(changes) + len(body.reset), "items_changed": times})
 
@@ -45,4 +47,7 @@ def add_item_changes(app: FastAPI, post: Post, service: Service, refusals: dict[
 
         Percent-encode the id, slashes included.
         """
-        return Response(await stored(ItemsIn(remove=[unquote(item_id)])), media_type="application/json")
+        name = unquote(item_id)
+        if not 1 <= len(name) <= MAX_ID_CHARS:
+            raise HTTPException(404, str(unknown("item", name)))
+        return Response(await stored(ItemsIn(remove=[name])), media_type="application/json")

@@ -254,7 +254,7 @@ class Updater:
     def _with_changed_items(self, version: Version) -> Version:
         """Return the version with all changes of items, or itself if there are no new ones."""
         try:
-            if self.journal.item_changes(version.items_changed) is None:
+            if all(self.journal.item_changes(one.items_changed) is None for one in versions_of(version)):
                 return version
             first, rival, shadow = (
                 one and self._version(one.path, one.loaded or one.engine) for one in (version, version.rival, version.shadow)
@@ -290,6 +290,8 @@ def check_store(journal: Journal, engine: Engine) -> None:
         The bundle knows no item of the latest events.
     """
     items = {str(event.item_id) for _, event in journal.log()[-LATEST:]}
+    if journal.item_changes(0) is not None:  # its latest events may be of items that were added, and reset
+        return
     if items and not any(engine.row(item) != UNKNOWN for item in items):
         known = str(engine.dataset.item_ids[FIRST_ROW]) if engine.dataset.n_items else ""
         raise DataError(
