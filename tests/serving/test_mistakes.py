@@ -30,7 +30,7 @@ MISTAKES: dict[str, tuple[int, bytes]] = {
     "no such user": (404, b"GET /v1/history?user=unknown HTTP/1.1\r\n" + HOST + b"\r\n"),
     "no such method": (405, b"DELETE /v1/recommend HTTP/1.1\r\n" + HOST + b"\r\n"),
     "a method of another route": (405, b"GET /v1/recommend HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "a post to a list": (405, b"POST /v1/items HTTP/1.1\r\n" + HOST + b"content-length: 0\r\n\r\n"),
+    "a post to a list": (405, b"POST /v1/columns HTTP/1.1\r\n" + HOST + b"content-length: 0\r\n\r\n"),
     "a body that does not come": (408, POST + b"content-length: 9\r\n\r\n{"),
     "a large body": (413, POST + b"content-length: 9999\r\n\r\n{"),
     "large chunks": (413, POST + b"transfer-encoding: chunked\r\n\r\n" + 3 * (b"fff\r\n" + b" " * 4095 + b"\r\n") + b"0\r\n\r\n"),
