@@ -294,13 +294,19 @@ def test_what_is_asked_for_during_a_switch_is_done_afterwards(server: Server) ->
     server.until(lambda: len(server.workers()) == 2, "workers stay behind")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("starting", [{"refresh-s": 1}], indirect=True)
-def test_a_worker_that_dies_in_a_background_refresh_changes_nothing(server: Server) -> None:
+def in_a_refresh(server: Server) -> set[int]:
+    """Send an event, wait until a refresh starts workers, and return those of before."""
     (item,) = server.once("GET", "/v1/items?limit=1")[1]["items"]
     before = set(server.workers())
     assert server.once("POST", "/v1/events", {"events": [{"event_id": "1", "user": "u", "item_id": item["item_id"]}]})[0] == 200
     server.until(lambda: bool(set(server.workers()) - before), "no refresh")
+    return before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starting", [{"refresh-s": 1}], indirect=True)
+def test_a_worker_that_dies_in_a_background_refresh_changes_nothing(server: Server) -> None:
+    before = in_a_refresh(server)
     for new in set(server.workers()) - before:
         os.kill(new, signal.SIGKILL)
     server.until(lambda: "its workers did not start" in server.log.read_text(), "the failure is not logged")
@@ -311,10 +317,7 @@ def test_a_worker_that_dies_in_a_background_refresh_changes_nothing(server: Serv
 @pytest.mark.slow
 @pytest.mark.parametrize("starting", [{"refresh-s": 1}], indirect=True)
 def test_stopping_in_a_background_refresh_ends_as_at_any_time(server: Server) -> None:
-    (item,) = server.once("GET", "/v1/items?limit=1")[1]["items"]
-    before = set(server.workers())
-    assert server.once("POST", "/v1/events", {"events": [{"event_id": "1", "user": "u", "item_id": item["item_id"]}]})[0] == 200
-    server.until(lambda: bool(set(server.workers()) - before), "no refresh")
+    in_a_refresh(server)
     server.process.terminate()
     assert server.process.wait(20) == 0 and not server.workers()
     text = server.log.read_text()

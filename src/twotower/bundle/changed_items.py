@@ -19,8 +19,7 @@ from torch import Tensor
 
 from twotower.bundle.bundle import INDEX, Bundle
 from twotower.bundle.item_file import ItemReader
-from twotower.bundle.revision import number_new_rows, with_items, with_rows
-from twotower.data.dataset_features import open_store
+from twotower.bundle.revision import with_items
 from twotower.schema import FIRST_ROW, ITEM_ID, UNKNOWN
 from twotower.search.index import Index
 from twotower.search.registry import load_index, renew_index
@@ -78,7 +77,11 @@ def changed(bundle: Bundle, changes: Mapping[str, ItemChange]) -> tuple[Bundle, 
             rows.append(changed_row(before, item_id, change, read))
         except ValueError as error:
             problems.append(f"{item_id!r}: {error}")
-    fresh = _with_rows(bundle, pa.Table.from_pylist(rows, dataset.items.schema)) if rows else bundle
+    fresh = bundle
+    if rows:
+        fresh = with_items(bundle, pa.Table.from_pylist(rows, dataset.items.schema))
+    if rows and bundle.built is not None:
+        fresh = replace(fresh, built=_built_again(bundle.path / INDEX, torch.from_numpy(fresh.arrays.vectors)))
     offered = fresh.arrays.offered.copy()
     offered[: dataset.n_item_rows] = bundle.arrays.offered
     at = fresh.dataset.item_rows(list(changes))
@@ -86,18 +89,6 @@ def changed(bundle: Bundle, changes: Mapping[str, ItemChange]) -> tuple[Bundle, 
         said = np.array([change.removed is removed for change in changes.values()], np.bool_)
         offered[at[said & (at != UNKNOWN)]] = not removed
     return replace(fresh, arrays=replace(fresh.arrays, offered=offered)), problems
-
-
-def _with_rows(bundle: Bundle, new: pa.Table) -> Bundle:
-    """Return the bundle with new or changed rows of items."""
-    rows = bundle.dataset.item_rows(new[ITEM_ID].to_pylist())
-    number_new_rows(rows, bundle.dataset.n_item_rows)
-    dataset = with_rows(bundle.dataset, new, rows)
-    store = open_store(dataset, "future", bundle.config.model)
-    arrays = with_items(bundle, store, rows)
-    tower = None if bundle.tower is None else bundle.tower.with_items(arrays.tokens)
-    built = None if bundle.built is None else _built_again(bundle.path / INDEX, torch.from_numpy(arrays.vectors))
-    return replace(bundle, dataset=dataset, store=store, arrays=arrays, built=built, tower=tower)
 
 
 def _built_again(folder: Path, vectors: Tensor) -> Index:

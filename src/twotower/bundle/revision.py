@@ -28,7 +28,6 @@ from twotower.data.dataset import ITEM_EVENTS_FILE, ITEM_FEATURES_FILE, Dataset
 from twotower.data.dataset_features import open_store
 from twotower.errors import DataError
 from twotower.features.encoders import encode_items as encode_item_features
-from twotower.features.feature_store import FeatureStore
 from twotower.schema import FIRST_ROW, ITEM_ID, NEIGHBOURS, PAD, UNKNOWN, FeatureSpec
 from twotower.search.registry import renew_index
 from twotower.utils.array_files import write_arrays
@@ -55,28 +54,31 @@ def add_items(path: Path, file: Path) -> BundleManifest:
     if there.any():
         name = new[ITEM_ID][int(np.argmax(there))].as_py()
         raise DataError(f"Item {name!r} of {file} is already in the catalogue. Remove it from the file.")
-    number_new_rows(rows, bundle.dataset.n_item_rows)
 
     def write(folder: Path) -> None:
-        dataset = with_rows(bundle.dataset, new, rows)
-        _write_items(dataset, folder / DATASET)
-        arrays = asdict(with_items(bundle, open_store(dataset, "future", bundle.config.model), rows))
-        write_arrays(folder / INDEX_FILE, arrays)
-        renew_index(folder / INDEX, torch.from_numpy(arrays["vectors"]))
+        fresh = with_items(bundle, new)
+        _write_items(fresh.dataset, folder / DATASET)
+        write_arrays(folder / INDEX_FILE, asdict(fresh.arrays))
+        renew_index(folder / INDEX, torch.from_numpy(fresh.arrays.vectors))
 
     return revise(bundle, write)
 
 
-def number_new_rows(rows: Int, known: int) -> None:
-    """Replace UNKNOWN in `rows` by the rows after the `known` ones."""
+def with_items(bundle: Bundle, new: pa.Table) -> Bundle:
+    """Return the bundle, in memory, with new or changed items, which are offered. Its built index is still that of before.
+
+    Parameters
+    ----------
+    new
+        Items with all columns of the catalogue.
+    """
+    known, old = bundle.dataset.n_item_rows, asdict(bundle.arrays)
+    rows = bundle.dataset.item_rows(new[ITEM_ID].to_pylist())
     fresh = rows == UNKNOWN
     rows[fresh] = known + np.arange(fresh.sum())
-
-
-def with_items(bundle: Bundle, store: FeatureStore, rows: Int) -> ItemArrays:
-    """Return the arrays of the bundle with the items at `rows` encoded from the features of `store`, and offered."""
+    dataset = _with_rows(bundle.dataset, new, rows)
+    store = open_store(dataset, "future", bundle.config.model)
     vectors, tokens = encode_items(bundle.model, store, rows, bundle.moment_s)
-    old, known = asdict(bundle.arrays), bundle.dataset.n_item_rows
     added = ItemArrays(
         vectors=vectors,
         tokens=tokens,
@@ -85,7 +87,9 @@ def with_items(bundle: Bundle, store: FeatureStore, rows: Int) -> ItemArrays:
         ),  # an item that returns keeps its earlier events
         offered=np.ones(len(rows), np.bool_),
     )
-    return ItemArrays(**{name: _extended(old[name], value, rows) for name, value in asdict(added).items()})
+    arrays = ItemArrays(**{name: _extended(old[name], value, rows) for name, value in asdict(added).items()})
+    tower = None if bundle.tower is None else bundle.tower.with_items(arrays.tokens)
+    return replace(bundle, dataset=dataset, store=store, arrays=arrays, tower=tower)
 
 
 def remove_items(path: Path, ids: Sequence[str]) -> BundleManifest:
@@ -142,7 +146,7 @@ def revise(bundle: Bundle, write: Callable[[Path], None], index: IndexRecord | N
         return manifest
 
 
-def with_rows(dataset: Dataset, new: pa.Table, rows: Int) -> Dataset:
+def _with_rows(dataset: Dataset, new: pa.Table, rows: Int) -> Dataset:
     """Return the dataset, in memory, with the items `new` at `rows`.
 
     Features of a known item whose columns have not changed stay as they are, and so does the text of a trained item, which holds

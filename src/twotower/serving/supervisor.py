@@ -48,16 +48,16 @@ class Supervisor:
     """
 
     def __init__(self, config: ServingConfig, updater: Updater, metrics: MetricsFolder, work: Callable[[Seat], NoReturn]) -> None:
-        self._config, self._updater, self._metrics, self._work = config, updater, metrics, work
+        self._config, self._updater, self._metrics = config, updater, metrics
         self._current: list[int] = []
         self._signals: list[int] = []
         self._stop_by = 0.0
         self._unserved: Version | None = None
+        self._crew = Crew(work, GENERATIONS * config.workers, metrics, lambda: self._ending, self._on_end)
         self._due, self._expire = time.monotonic() + config.refresh_s, 0.0
 
     def run(self, started: Callable[[], None]) -> int:
         """Run the workers until SIGTERM or SIGINT, and return the exit code. `started` is called when all answer."""
-        self._crew = Crew(self._work, GENERATIONS * self._config.workers, self._metrics, lambda: self._ending, self._on_end)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, self._on_signal)
         try:

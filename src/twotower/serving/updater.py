@@ -85,7 +85,8 @@ class Updater:
         self._config, self._purged, self._paths = config, frozenset[str](), set[Path]()
         self.kept = KeptVersions(kept_beside(bundle), config.keep_versions)
         current = self._version(bundle, Engine.load(bundle, trusted_key, index))
-        check_store(journal, current.engine)
+        if not current.items_changed:  # else its latest events may be of items that were added, and reset
+            check_store(journal, current.engine)
         if trial.bundle is not None:
             other = self._version(trial.bundle, Engine.load(trial.bundle, trusted_key))
             check_catalogues(current, other)
@@ -290,8 +291,6 @@ def check_store(journal: Journal, engine: Engine) -> None:
         The bundle knows no item of the latest events.
     """
     items = {str(event.item_id) for _, event in journal.log()[-LATEST:]}
-    if journal.item_changes(0) is not None:  # its latest events may be of items that were added, and reset
-        return
     if items and not any(engine.row(item) != UNKNOWN for item in items):
         known = str(engine.dataset.item_ids[FIRST_ROW]) if engine.dataset.n_items else ""
         raise DataError(

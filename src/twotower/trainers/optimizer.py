@@ -12,7 +12,7 @@ from twotower.utils import hardware
 from twotower.utils.console import log
 
 KEPT_NUMBERS = 1 << 20
-"""Gradients of at least this size become zero in place: new memory of that size costs more than zeroing it."""
+"""On a CPU, gradients of at least this size become zero in place: new memory of that size costs more than zeroing it."""
 
 
 def choose_device(wanted: str, found: hardware.Torch | None = None) -> torch.device:
@@ -82,7 +82,7 @@ def clipped_step(optimizer: torch.optim.AdamW, factor: Tensor, taken: Tensor) ->
     optimizer.grad_scale, optimizer.found_inf = factor.reciprocal().float(), (~taken).float()  # type: ignore[attr-defined]
     optimizer.step()
     for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-        if parameter.grad is not None and parameter.numel() >= KEPT_NUMBERS:
+        if parameter.grad is not None and parameter.numel() >= KEPT_NUMBERS and parameter.device.type == "cpu":
             parameter.grad.zero_()
         else:
             parameter.grad = None
