@@ -252,7 +252,7 @@ def planned(batch: int, neighbours: int) -> tuple[ResolvedConfig, WorkloadSizes]
             "prepare": {"co_visited_items": neighbours},
         }
     )
-    resolved = config.resolved(ordered=True, timed=True, events=EVENTS)
+    resolved = config.resolved(ordered=True, timed=True, events=EVENTS, ids=USERS + ITEMS)
     return resolved, yelp_sizes(USERS, ITEMS, EVENTS, resolved)
 
 

@@ -29,7 +29,7 @@ def with_split(manifest: DatasetManifest, **split: Any) -> DatasetManifest:
 def bundle_manifest(revision: int = 0, *, moment_s: int = 0) -> BundleManifest:
     """Return a manifest of a bundle without files."""
     return BundleManifest(
-        config=parse_config({}).resolved(ordered=True, timed=True, events=0),
+        config=parse_config({}).resolved(ordered=True, timed=True, events=0, ids=0),
         data="",
         features=[],
         moment_s=moment_s,

@@ -41,7 +41,7 @@ def made(
 ) -> TwoTower:
     """Return a model in evaluation mode, all its weights drawn."""
     towers = {"user_tower": {**TOWERS, **(user or {})}, "item_tower": {"embedding_dim": DIM, "hidden_dims": [8, 4], **(item or {})}}
-    config = parse_config({"model": {**towers, **model}}).model.resolved(ordered=True, timed=True, events=0)
+    config = parse_config({"model": {**towers, **model}}).model.resolved(ordered=True, timed=True, events=0, ids=0)
     torch.manual_seed(0)
     built = TwoTower(layout, config, causal=True)
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_fields_of_a_user_stand_in_order(model: TwoTower) -> None:
 def test_what_a_model_is_built_from() -> None:
     torch.manual_seed(0)
     config = parse_config({"model": {"user_tower": TOWERS, "item_tower": {"embedding_dim": DIM}}}).model
-    resolved = config.resolved(ordered=True, timed=True, events=0)
+    resolved = config.resolved(ordered=True, timed=True, events=0, ids=0)
     model = TwoTower(LAYOUT, resolved, causal=True, save_memory=True)
     assert model.geo.bias is None and model.geo.weight.shape == (DIM, model.waves.width)
     assert float(model.geo.weight.detach().std()) == pytest.approx(0.05, rel=0.1)

@@ -76,13 +76,14 @@ def test_shares_from_zero_and_dates_are_fine(split: dict[str, Any]) -> None:
 
 
 def test_the_data_settle_what_is_left_to_them():
-    def widths(events: int, **towers: dict[str, object]) -> list[object]:
-        model = parse_config({"model": towers}).model.resolved(ordered=True, timed=events % 2 == 0, events=events)
-        assert model.resolved(ordered=False, timed=False, events=0) == model  # once and for all
+    def widths(events: int, ids: int = 10_000, **towers: dict[str, object]) -> list[object]:
+        model = parse_config({"model": towers}).model.resolved(ordered=True, timed=events % 2 == 0, events=events, ids=ids)
+        assert model.resolved(ordered=False, timed=False, events=0, ids=0) == model  # once and for all
         u, i = model.user_tower, model.item_tower
         return [u.embedding_dim, u.hidden_dims, i.embedding_dim, i.hidden_dims, u.num_blocks]
 
     assert widths(999_998) == [128, [128], 128, [128], 1]
     assert widths(1_000_001) == [256, [256], 256, [256], 0]
+    assert widths(5_000_000, ids=500_000)[0] == 256 and widths(4_999_999, ids=500_000)[0] == 128, "ten events per id"
     assert widths(2, item_tower={"embedding_dim": 64}) == [64, [64], 64, [64], 1]
     assert widths(1, user_tower={"hidden_dims": [99, 32], "num_blocks": 2}) == [128, [99, 32], 128, [32], 2]

@@ -252,7 +252,9 @@ def plan_stage(config: Config, data: Path | dict[str, int], *, device: str, budg
         dataset = Dataset.open(data)
         workload, resolved = dataset_sizes(dataset, config), resolve(config, dataset)
     else:
-        workload, resolved = yelp_sizes(**data, config=config), config.resolved(ordered=True, timed=True, events=data["events"])
+        ids = data["users"] + data["items"]
+        resolved = config.resolved(ordered=True, timed=True, events=data["events"], ids=ids)
+        workload = yelp_sizes(**data, config=resolved)
     kind = "cpu" if device == "cpu" else "cuda"
     budget = memory().free_bytes if device == "cpu" else DEVICES[device]
     auto = "fp32" if kind == "cpu" else "bf16" if device in WITH_BF16 else "fp16"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from twotower.utils.config import TrainingConfig
 
-MIN_EPOCHS, MIN_STEPS, MAX_EPOCHS, MAX_VALIDATIONS = 4, 600, 16, 16  # used where the settings leave them open
+# Used where the settings leave them open. More than MAX_STEPS steps are made only within the first epoch.
+MIN_EPOCHS, MIN_STEPS, MAX_EPOCHS, MAX_STEPS, MAX_VALIDATIONS = 4, 600, 16, 10_000, 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,10 @@ class Schedule:
         >>> schedule = Schedule.of(TrainingConfig(), steps_per_epoch=100)
         >>> schedule.epochs, schedule.total_steps, schedule.validate_every
         (6, 600, 100)
+        >>> [Schedule.of(TrainingConfig(), steps_per_epoch=steps).epochs for steps in (10, 1_000, 4_000, 40_000)]
+        [16, 4, 2, 1]
         """
-        epochs = settings.num_epochs or min(max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch)), MAX_EPOCHS)
+        epochs = settings.num_epochs or _epochs(steps_per_epoch)
         total = settings.max_steps or epochs * steps_per_epoch
         between = settings.eval_every_epochs or max(1, total / steps_per_epoch / MAX_VALIDATIONS)
         return cls(
@@ -78,3 +81,9 @@ class Schedule:
             return (step + 1) / self.warmup_steps * self.learning_rate
         done = min((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 1.0)
         return 0.5 * (1 + math.cos(math.pi * done)) * self.learning_rate
+
+
+def _epochs(steps_per_epoch: int) -> int:
+    """Return the smallest number from `MIN_EPOCHS` on that gives `MIN_STEPS` steps, with limits for small and for large data."""
+    wanted = min(max(MIN_EPOCHS, math.ceil(MIN_STEPS / steps_per_epoch)), MAX_EPOCHS)
+    return max(1, min(wanted, MAX_STEPS // steps_per_epoch))

@@ -107,7 +107,7 @@ class TrainingConfig(Settings):
     clip_norm: float = Field(1.0, gt=0)
     """Largest gradient norm; larger gradients are scaled down to it."""
     num_epochs: int | None = Field(None, ge=1)
-    """Number of epochs. null: the smallest number ≥ 4 that gives 600 steps, at most 16."""
+    """Number of epochs. null: the smallest number ≥ 4 that gives 600 steps, at most 16; fewer, at least 1, above 10,000 steps."""
     max_steps: int | None = Field(None, ge=1)
     """Number of training steps; replaces `num_epochs`. null: computed from `num_epochs`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -154,8 +154,8 @@ class EvaluationConfig(Settings):
     exclude_seen: bool = True
     """true: items of the user's history, and disliked ones, are not recommended (masked protocol); false: they may be (unmasked
     protocol)."""
-    max_queries: int | None = Field(None, ge=1)
-    """Number of held-out queries to evaluate (a seeded sample). null: all."""
+    max_queries: int | None = Field(100_000, ge=1)
+    """Largest number of held-out queries to evaluate; of more, a seeded sample is used. null: all."""
     refresh_days: float | None = Field(7.0, gt=0)
     """Days between refreshes of the index during the test period; weights stay. The report shows results with and
     without refreshes. null: not evaluated. Used only if the dataset is split by time."""
@@ -200,9 +200,9 @@ class Config(Settings):
     updating: UpdateConfig = UpdateConfig()
     serving: ServingConfig = Field(ServingConfig(), exclude=True)
 
-    def resolved(self, *, ordered: bool, timed: bool, events: int) -> ResolvedConfig:
+    def resolved(self, *, ordered: bool, timed: bool, events: int, ids: int) -> ResolvedConfig:
         """Return the same settings with the sizes of the model; see `ModelConfig.resolved`."""
-        return ResolvedConfig(**dict(self) | {"model": self.model.resolved(ordered=ordered, timed=timed, events=events)})
+        return ResolvedConfig(**dict(self) | {"model": self.model.resolved(ordered=ordered, timed=timed, events=events, ids=ids)})
 
 
 class ResolvedConfig(Config):

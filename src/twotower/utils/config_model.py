@@ -14,8 +14,11 @@ from twotower.utils.registry import Names
 
 Positive = Annotated[int, Field(ge=1)]
 
-WIDTHS, WIDE_FROM_EVENTS = (128, 256), 1_000_000
-"""Default embedding widths. The second is used from `WIDE_FROM_EVENTS` positive training events on."""
+WIDTHS = (128, 256)
+"""Default embedding widths. The second is used if there is much to learn, both in all and for each user and item."""
+WIDE_FROM_EVENTS, WIDE_FROM_EVENTS_PER_ID = 1_000_000, 10
+"""Positive training events, in all and per user or item, from which the second width is used. With fewer per id it took twice the
+time for nothing: see docs/log.md, "At the size of Yelp's dump"."""
 
 
 class TowerConfig(Settings):
@@ -23,7 +26,7 @@ class TowerConfig(Settings):
 
     embedding_dim: int | None = Field(None, ge=1)
     """Width of every feature's embedding, equal in both towers: they share the item table. null: the value of the other tower;
-    without one, 128, or 256 from 1,000,000 positive training events on."""
+    without one, 128, or 256 from 1,000,000 positive training events on if there are at least ten per user and item."""
     hidden_dims: list[Positive] | None = Field(None, min_length=1)
     """Widths of the MLP's hidden layers; the last is the width of the output vectors, equal in both towers. A single entry: no
     MLP and no interaction layer, the vector is the (projected) sum of the embeddings. null: one entry, `embedding_dim`."""
@@ -123,11 +126,11 @@ class ModelConfig(Settings):
         """Return the settings of a table with `ids` ids: those in `tables`, else chosen by its size."""
         return self.tables.get(table) or EmbeddingConfig(update="sparse" if ids >= self.sparse_update_from_rows else "dense")
 
-    def resolved(self, *, ordered: bool, timed: bool, events: int) -> ResolvedModel:
+    def resolved(self, *, ordered: bool, timed: bool, events: int, ids: int) -> ResolvedModel:
         """Return the same settings with widths and number of attention blocks chosen from the data where they are None.
 
         Attention uses the order of a history and the time between events. On data without times it made the model worse (S3-Rec's
-        split), and without an order it has no meaning. Widths grow with the number of events.
+        split), and without an order it has no meaning. Widths grow with the number of events, in all and per id.
 
         Parameters
         ----------
@@ -137,14 +140,20 @@ class ModelConfig(Settings):
             True if events have times.
         events
             Number of positive events of the training part.
+        ids
+            Number of users and items.
 
         Examples
         --------
-        >>> ModelConfig().resolved(ordered=True, timed=True, events=2_000_000).user_tower.embedding_dim
-        256
+        >>> sizes = {"yelp2018": (1_237_259, 69_716), "the whole dump": (5_600_000, 2_150_000)}
+        >>> for name, (events, ids) in sizes.items():
+        ...     model = ModelConfig().resolved(ordered=True, timed=True, events=events, ids=ids)
+        ...     print(name, model.user_tower.embedding_dim)
+        yelp2018 256
+        the whole dump 128
         """
         user, item = self.user_tower, self.item_tower
-        dim = user.embedding_dim or item.embedding_dim or WIDTHS[events >= WIDE_FROM_EVENTS]
+        dim = user.embedding_dim or item.embedding_dim or WIDTHS[events >= max(WIDE_FROM_EVENTS, WIDE_FROM_EVENTS_PER_ID * ids)]
         ends = [tower.hidden_dims[-1:] for tower in (user, item) if tower.hidden_dims]
         end = ends[0] if ends else [dim]
         blocks = int(ordered and timed) if user.num_blocks is None else user.num_blocks

@@ -45,7 +45,7 @@ S3REC_ITEM = (FieldSpec("categories", "bag", (1000,), "item.categories"), NEIGHB
 def config(width: int, blocks: int, **training: Any) -> ResolvedConfig:
     tower = {"embedding_dim": width}
     values = {"model": {"user_tower": {**tower, "num_blocks": blocks}, "item_tower": tower}, "training": training}
-    return parse_config(values).resolved(ordered=True, timed=True, events=100_000)
+    return parse_config(values).resolved(ordered=True, timed=True, events=100_000, ids=10_000)
 
 
 def sizes(items: int, users: int, fields: tuple[Any, Any], load: BatchSizes) -> WorkloadSizes:

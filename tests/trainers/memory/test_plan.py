@@ -28,7 +28,7 @@ from twotower.utils.config import ResolvedConfig, load_config, parse_config
 
 def yelp(values: dict[str, Any]) -> ResolvedConfig:
     """Return settings with the sizes that seven million events give them."""
-    return parse_config(values).resolved(ordered=True, timed=True, events=7_000_000)
+    return parse_config(values).resolved(ordered=True, timed=True, events=7_000_000, ids=2_150_000)
 
 
 LARGE = yelp({"model": {"user_tower": {"embedding_dim": 128}}, "training": {"batch_size": 8192}})
@@ -108,11 +108,11 @@ def test_the_plans_that_the_manual_shows_are_those_that_are_made():
     rows = [line.split("|") for line in page.splitlines()]
     shown = {cells[1].strip(): [cell.strip() for cell in cells[2:5]] for cells in rows if len(cells) == 6}
     yelp, sizes = load_config(None, []), (1_987_897, 150_346, 6_990_280)
-    wide = load_config(None, ["model.user_tower.embedding_dim=128"])
+    wide = load_config(None, ["model.user_tower.embedding_dim=256"])
     huge, t4, p100 = (10**8, 10**7, 10**9), DEVICES["T4"], DEVICES["P100"]
-    machines = [(yelp, sizes, t4, 1), (yelp, sizes, p100, 1), (wide, huge, t4, 16)]
+    machines = [(yelp, sizes, t4, 1), (wide, sizes, p100, 1), (yelp, huge, t4, 16)]
     for column, (config, (users, items, events), budget, processes) in enumerate(machines):
-        resolved = config.resolved(ordered=True, timed=True, events=events)
+        resolved = config.resolved(ordered=True, timed=True, events=events, ids=users + items)
         parts = make_plan(yelp_sizes(users, items, events, config), resolved, Machine("cuda", budget, "fp16", processes)).parts
         each = " each" if processes > 1 else ""
         assert shown["weights"][column] == human(parts.weights) + each
