@@ -13,8 +13,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             often = ("training.eval_every_epochs=0.25", "training.patience=20")
             config, dataset = prepared(given.set, given.seed, Path(folder), *often)
-            curves = {"iALS": factorised(dataset, config), "two-tower": trained(dataset, config, Path(folder) / "run")}
+            curves = {"iALS": factorised(dataset, config, tuned(dataset, config)), "two-tower": trained(dataset, config, Path(folder) / "run")}
     except TwoTowerError as error:
         sys.stderr.write(f"quality_over_time: error: {' '.join(str(error).split())}\n")
         return 2
@@ -92,9 +93,13 @@ def trained(dataset: Dataset, config: Config, out: Path) -> Curve:
     return trainer.curve
 
 
-def factorised(dataset: Dataset, config: Config) -> Curve:
-    """Return the curve of tuned iALS."""
-    settings = fit_baseline("ials", dataset, config.evaluation, metric=METRIC, seed=config.seed).settings
+def tuned(dataset: Dataset, config: Config) -> dict[str, Any]:
+    """Return the settings of iALS that are best on the validation part."""
+    return fit_baseline("ials", dataset, config.evaluation, metric=METRIC, seed=config.seed).settings
+
+
+def factorised(dataset: Dataset, config: Config, settings: Mapping[str, Any]) -> Curve:
+    """Return the curve of iALS with these settings, over the number of iterations."""
     held_out = dataset.held_out("valid", max_queries=config.training.eval_queries, seed=config.seed)
     curve = []
     for iterations in ITERATIONS:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from twotower.utils.config import TrainingConfig
 
 # Used where the settings leave them open. More than MAX_STEPS steps are made only within the first epoch.
-MIN_EPOCHS, MIN_STEPS, MAX_EPOCHS, MAX_STEPS, MAX_VALIDATIONS = 4, 600, 16, 10_000, 16
+MIN_EPOCHS, MIN_STEPS, MAX_EPOCHS, MAX_STEPS = 4, 600, 16, 10_000
+MIN_VALIDATIONS, MAX_VALIDATIONS = 4, 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +51,13 @@ class Schedule:
         (6, 600, 100)
         >>> [Schedule.of(TrainingConfig(), steps_per_epoch=steps).epochs for steps in (10, 1_000, 4_000, 40_000)]
         [16, 4, 2, 1]
+        >>> Schedule.of(TrainingConfig(), steps_per_epoch=40_000).validate_every
+        10000
         """
         epochs = settings.num_epochs or _epochs(steps_per_epoch)
         total = settings.max_steps or epochs * steps_per_epoch
-        between = settings.eval_every_epochs or max(1, total / steps_per_epoch / MAX_VALIDATIONS)
+        longest = 1 if settings.num_epochs else min(1, epochs / MIN_VALIDATIONS)
+        between = settings.eval_every_epochs or max(longest, total / steps_per_epoch / MAX_VALIDATIONS)
         return cls(
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,

@@ -127,7 +127,8 @@ class TrainingConfig(Settings):
     checkpoint_every_s: float = Field(300.0, gt=0)
     """Seconds between checkpoints for `--resume`; one is also written at each validation."""
     eval_every_epochs: float | None = Field(None, gt=0)
-    """Epochs between validations; each scores all items. null: 1, or more if that would exceed 16 validations."""
+    """Epochs between validations; each scores all items. null: 1, or more if that would exceed 16 validations.
+    If `num_epochs` is null and fewer than 4 are chosen: less, for 4 validations."""
     eval_metric: Annotated[str, Names("metric", ("Recall", "HitRate", "NDCG", "MRR", "MAP", "Precision"), at_k=True)] = "NDCG@10"
     """Validation metric, as NAME@K, that selects the best checkpoint and decides early stopping."""
     eval_queries: int = Field(20_000, ge=1)
