@@ -19,9 +19,10 @@ from twotower.errors import BusyError, ConfigError, DataError
 from twotower.serving import event_store as module
 from twotower.serving import sqlite_store
 from twotower.serving.event_store import open_store
-from twotower.serving.event_types import Event, LoggedAnswer, every_answer
+from twotower.serving.event_types import Event, LoggedAnswer
 from twotower.serving.redis_store import REDIS_TIMEOUT_S, RedisStore
 from twotower.serving.sqlite_store import SHARED_WAIT_S, lock_file
+from twotower.serving.stored_rows import every_answer
 from twotower.utils.console import log
 
 EVENT = Event("a", "u", "b", 1)

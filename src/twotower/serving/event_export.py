@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twotower.errors import DataError, RequestError
-from twotower.serving.event_store import open_store
-from twotower.serving.event_types import Event, EventStore, LoggedAnswer, every_answer, every_event
+from twotower.serving.event_types import Event, EventStore, LoggedAnswer
+from twotower.serving.stored_rows import every_answer, every_event, reading
 from twotower.utils.atomic_files import atomic_file
 
 MARK = b"twotower"  # key of the Parquet metadata; the value says what a file holds
@@ -81,11 +81,10 @@ def export_events(url: str, out: Path, since_s: int = 0, *, answers: bool = Fals
     Raises
     ------
     DataError
-        The store or the file cannot be opened.
+        The store or the file cannot be opened, or a row of the store is damaged. Then `out` stays as it was.
     """
-    store = open_store(url, reading=True)
     try:
-        with atomic_file(out) as beside:
+        with reading(url) as store, atomic_file(out) as beside:
             schema, count = ANSWER_SCHEMA if answers else EVENT_SCHEMA, 0
             with pq.ParquetWriter(beside, schema, compression="zstd") as writer:
                 for table in _answers(store, since_s) if answers else _events(store, since_s):
@@ -94,8 +93,6 @@ def export_events(url: str, out: Path, since_s: int = 0, *, answers: bool = Fals
         return count
     except OSError as error:
         raise DataError(f"Cannot write {out}: {error.strerror}. Choose a writable path with enough space.") from None
-    finally:
-        store.close()
 
 
 def event_table(events: list[Event]) -> pa.Table:

@@ -29,6 +29,7 @@ from twotower.serving.event_types import (
     item_changes_of,
     item_values,
 )
+from twotower.serving.row_faults import readable_answers
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.console import log
 
@@ -167,7 +168,7 @@ class SQLiteStore:
             found = [self._connection.execute(_SELECT_ANSWER, (one,)).fetchone() for one in request_ids]
         except sqlite3.Error as error:
             raise BusyError(f"Cannot read the event file: {clause(error)}. Check the disk.") from None
-        return [answer_from_json(row[0]) for row in found if row is not None]
+        return readable_answers(row[0] for row in found if row is not None)
 
     def answers(self, position: str) -> tuple[str, list[LoggedAnswer]]:
         """See `EventStore`."""
