@@ -32,12 +32,11 @@ from twotower.serving.kept_versions import KeptVersions, kept_beside
 from twotower.utils.atomic_files import atomic_file, atomic_folder
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.documents import Report, parse_document
+from twotower.utils.run_parts import CHECKPOINTS, REPORT
 from twotower.utils.types import Int
 
 TIDY_WAIT_S = 600.0  # time for Redis to end a rewrite of its file that has begun before
 TIDY_STEP_S = 0.1
-CHECKPOINTS = ("best.pt", "last.pt")
-REPORT = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
