@@ -83,7 +83,10 @@ def lose_the_dataset(run: Path) -> None:
 
 
 def damage(name: str) -> Callable[[Path], None]:
-    return lambda run: (run / name).write_bytes(b"damaged")
+    def write(run: Path) -> None:
+        (run / name).write_bytes(b"damaged")
+
+    return write
 
 
 def damage_a_kept_version(run: Path) -> None:

@@ -91,6 +91,9 @@ class SQLiteStore:
             self._let_go()
             if "locked" in str(error):
                 raise DataError(_USED.format(path=path)) from None
+            if not path.is_dir() and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+                text = f"Cannot use {path} as event store: its folder cannot be written, and SQLite needs files beside it."
+                raise DataError(f"{text} Choose a writable folder with --events, or a copy.") from None
             raise DataError(
                 f"Cannot use {path} as event store: {clause(error)}. Choose a new or writable SQLite file with --events."
             ) from None
