@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from twotower.commands.feedback import check_address
 from twotower.commands.options import (
     FOLDER,
     FloatRange,
@@ -157,6 +159,8 @@ def update(
       twotower update runs/shop --data orders-monday.csv
       twotower update runs/shop --events redis://localhost:6379/0 --every 24
     """
+    if events is not None and not os.path.isfile(events):  # the name of an export may have any character
+        check_address(events)
     if bool(data) == (events is not None):
         raise click.UsageError("An update needs the new events: give either --data or --events.")
     if every is not None and out is not None:

@@ -91,6 +91,8 @@ def update(
         raise DataError(f"{out} exists already. An update writes to a new folder, or to the run itself. Choose another --out.")
     if out == run and out in (here := Path.cwd(), *here.parents):
         raise DataError(f"{here} is part of {run}, which is exchanged as a whole. Go to another folder, or choose an --out.")
+    if run in out.parents:
+        raise DataError(f"{out} is part of {run}, which is updated. Choose an --out outside of it.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError("An update runs in one process. Start it without torchrun.")
     with locked(out), nullcontext() if out == run else locked(run, shared=True):

@@ -6,6 +6,7 @@ and `request`. The file appears at once, complete.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twotower.errors import DataError, RequestError
+from twotower.errors import DataError, RequestError, clause
 from twotower.serving.event_types import Event, EventStore, LoggedAnswer
 from twotower.serving.stored_rows import every_answer, every_event, reading
 from twotower.utils.atomic_files import atomic_file
@@ -92,7 +93,8 @@ def export_events(url: str, out: Path, since_s: int = 0, *, answers: bool = Fals
                     count += len(table)
         return count
     except OSError as error:
-        raise DataError(f"Cannot write {out}: {error.strerror}. Choose a writable path with enough space.") from None
+        reason = os.strerror(error.errno) if error.errno else clause(error)
+        raise DataError(f"Cannot write {out}: {reason}. Choose a writable path with enough space.") from None
 
 
 def event_table(events: list[Event]) -> pa.Table:
