@@ -103,9 +103,13 @@ def _check_folders(target: Path, run: Path, names: set[str], *, is_run: bool) ->
         for file in [run / name for name in CHECKPOINTS if (run / name).is_file()]:
             load_checkpoint(file)
     if _kind(bundle) == "bundle":
-        opened = [load_bundle(path) for path in (bundle, *KeptVersions(kept_beside(bundle), keep=0).paths())]
-        with_users = [one for one in opened if len(rows_to_forget(one.dataset, names.__contains__))]
-        written |= {one.path.resolve().parent for one in with_users}
+        served, kept = load_bundle(bundle), KeptVersions(kept_beside(bundle), keep=0).paths()
+        if len(rows_to_forget(served.dataset, names.__contains__)):
+            written.add(bundle.resolve().parent)
+            kept = [path for path in kept if path.name != served.manifest.seal[:12]]  # that one is dropped
+        for path in kept:
+            if len(rows_to_forget(load_bundle(path).dataset, names.__contains__)):
+                written.add(path.resolve().parent)
     written |= {folder for folder in {target, run} if _clean_report(folder, names) is not None}
     for folder in sorted(written):
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -121,8 +121,7 @@ def train_stage(
     dataset = Dataset.open(data)
     config = as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
-    negatives = dataset.negatives is not None
-    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=negatives)
+    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=dataset.negatives is not None)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     limit = TimeLimit(config.training.max_hours)
     with distributed.process_group(device):
@@ -131,8 +130,7 @@ def train_stage(
         resolved = resolve(chosen, dataset)
         explained = partial(_or_explain, resolved, dataset, device, out)
         resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
-        if anew and distributed.rank() == 0:  # what an older run in this folder has beside the files that are written again
-            remove_parts(out, ("model", MANIFEST, BEGIN, *REPORTS))
+        _remove_older(out, anew=anew)
         called = [limit, TensorBoardLogger(), *watch.callbacks]
         reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac, callbacks=called))
         first = distributed.rank() == 0
@@ -158,6 +156,12 @@ def train_stage(
     trim_heap()
     explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
     return best
+
+
+def _remove_older(out: Path, *, anew: bool) -> None:
+    """Remove what an older run in this folder has beside the files that a new one writes."""
+    if anew and distributed.rank() == 0:
+        remove_parts(out, ("model", MANIFEST, BEGIN, *REPORTS))
 
 
 def as_made(config: Config, dataset: Dataset) -> Config:
