@@ -27,7 +27,8 @@ from common import RESULTS, claim, tell
 
 from twotower.serving.event_export import export_events
 from twotower.serving.event_store import open_store
-from twotower.serving.event_types import Event, every_event
+from twotower.serving.event_types import Event
+from twotower.serving.stored_rows import every_event
 
 BATCH = 50  # events of a write
 WRITES_BEFORE = 200  # so that an export takes some time

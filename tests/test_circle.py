@@ -23,7 +23,7 @@ from twotower.cli import main
 from twotower.pipeline.stages import run_all
 from twotower.serving.access import KEY_VARIABLE
 from twotower.serving.event_store import open_store
-from twotower.serving.event_types import every_event
+from twotower.serving.stored_rows import every_event
 from twotower.utils.config import parse_config
 
 from .shop import FAST, shop

@@ -32,6 +32,7 @@ from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import parse_config
 
 from ..shop import FAST, shop
+from .conftest import content
 
 USER = "C0007"
 
@@ -234,3 +235,57 @@ def test_a_killed_forget_is_repeated(
     assert main(["forget", str(shop_run), "--user", user]) == 0
     assert holding(shop_run, user) == []
     assert main(["export", str(shop_run / "model"), "--out", str(tmp_path / "bundle")]) == 0
+
+
+def test_a_store_is_not_replaced_by_its_copy_or_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server would go on in a file that has no name any more, and lose what it accepts."""
+    file = tmp_path / "store.parquet"
+    store = open_store(f"sqlite:{file}")
+    (tmp_path / "link.parquet").symlink_to(file)
+    (tmp_path / "hard.parquet").hardlink_to(file)
+    for out in ("store.parquet", "link.parquet", "hard.parquet"):
+        for command in ("backup", "export"):
+            assert main(["events", command, f"sqlite:{file}", "--out", str(tmp_path / out), "--overwrite"]) == 2
+            assert f"{tmp_path / out} is the store itself" in capsys.readouterr().err
+    assert store.append([Event("1", "u", "a", 5)]) == [True]
+    store.close()
+    assert open_store(f"sqlite:{tmp_path / 'link.parquet'}").forget("u") == 1
+
+
+WRONG = {
+    "a long name": ("events export sqlite:{long} --out {to}/x.parquet", "No event store at aaa"),
+    "no folder": ("events export {store} --out {to}/no/x.parquet", "x.parquet: No such file or directory. Choose"),
+    "no folder for a backup": ("events backup {store} --out {to}/no/x", "the backup {to}/no/x: No such file or directory. Choose"),
+    "no database": (
+        "events export sqlite:{to}/text --out {to}/x.parquet",
+        "not a database. Name the store of a server",
+    ),
+    "half a database": ("forget {run} --user u --events sqlite:{to}/half", "half as event store: database disk image is malformed"),
+    "an empty user": ("forget {run} --events {store} --user=", "A user is empty"),
+    "a password": ("update {run} --events redis://:secret@localhost:1", "The address has a password"),
+    "a part of the run": ("update {run} --events {store} --out {run}/inside", "inside is part of {run}, which is updated"),
+    "an empty file": ("update {run} --data {to}/empty.parquet", "Parquet file size is 0 bytes. Replace the file."),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_words_get_one_sentence_and_change_nothing(
+    run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop_run, to = tmp_path / "shop", tmp_path / "to"
+    shutil.copytree(run, shop_run)
+    to.mkdir()
+    store = open_store(f"sqlite:{to / 'store'}")
+    store.append([Event("1", "u", "a", 5)])
+    store.close()
+    (to / "text").write_text("not a database")
+    (to / "empty.parquet").touch()
+    whole = (to / "store").read_bytes()
+    (to / "half").write_bytes(whole[: len(whole) // 2])
+    given = {"run": str(shop_run), "to": str(to), "store": f"sqlite:{to / 'store'}", "long": "a" * 300}
+    before = content(tmp_path)
+    command, said = WRONG[name]
+    assert main([word.format(**given) for word in command.split()]) == 2
+    found = capsys.readouterr().err
+    assert said.format(**given) in found and found.count("\n") == 1 and "secret" not in found
+    assert {name: value for name, value in content(tmp_path).items() if not name.endswith(".lock")} == before

@@ -1,4 +1,4 @@
-"""Test how `twotower estimate` reads a log: a damaged row is one sentence that names the row, in every store."""
+"""Test how `twotower estimate` and exports read a log: a damaged row is one sentence that names the row, in every store."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from twotower.cli import main
 from twotower.errors import DataError
 from twotower.pipeline.answer_log import read_log
 from twotower.serving import event_types, redis_store, sqlite_store
 from twotower.serving.event_store import open_store
 from twotower.serving.event_types import Event, LoggedAnswer
+from twotower.utils import console
 
 ANSWERS = [LoggedAnswer(f"r{n}", 1_000 + n, "v1", f"u{n}", ["a", "b"], [0.75, 0.25], '{"k":2}') for n in range(1, 8)]
 EVENTS = [Event(f"e{n}", f"u{n}", "a", 2_000 + n, "click", 4.0, f"r{n}", 1, "v1") for n in range(1, 8)]
@@ -129,3 +131,71 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, statement: str, said: st
     with pytest.raises(DataError) as raised:
         read_log(f"sqlite:{file}")
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "The answer at position 4 of the log cannot be read: it is not JSON"),
+        (changed(items=[["a"], 5]), "The answer 'r4' of the log has the items"),
+        (changed(time_s="late"), "The answer 'r4' of the log has the time_s 'late'"),
+        (changed(version=5), "The answer 'r4' of the log has the version 5. It must be a text."),
+        (changed(user="\ud800"), "The answer 'r4' of the log has the user"),
+    ],
+)
+def test_an_export_names_a_damaged_answer_and_writes_nothing(
+    log: tuple[str, Write], tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, write = log
+    write(text)
+    out = tmp_path / "answers.parquet"
+    out.write_text("before")
+    assert main(["events", "export", url, "--answers", "--out", str(out), "--overwrite"]) == 2
+    found = capsys.readouterr().err
+    assert found.startswith(f"twotower: error: {said}") and "use a backup of the store" in found and found.count("\n") == 1
+    assert out.read_text() == "before" and not list(tmp_path.glob("*.partial"))
+    assert main(["events", "export", url, "--out", str(out), "--overwrite"]) == 0, "the events are whole"
+
+
+def test_an_event_that_names_a_damaged_answer_names_an_unknown_one(log: tuple[str, Write]) -> None:
+    url, write = log
+    for text in ("{", changed(items=None)):
+        write(text)
+        store = open_store(url)
+        assert store.answers_of(["r3", "r4", "r5"]) == [ANSWERS[2], ANSWERS[4]]
+        store.close()
+
+
+@pytest.mark.parametrize("column", ["user", "item_id", "time_s"])
+def test_a_damaged_event_is_named_by_an_export_and_an_update(
+    tmp_path: Path, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:{tmp_path / 'events.sqlite'}"
+    store = open_store(url)
+    store.append(EVENTS)
+    store.close()
+    with sqlite3.connect(tmp_path / "events.sqlite") as opened:
+        opened.execute(f"UPDATE events SET {column} = x'00ff' WHERE event_id = 'e3'")
+    assert main(["events", "export", url, "--out", str(tmp_path / "events.parquet")]) == 2
+    assert f"The event 'e3' of the log has the {column} b'" in capsys.readouterr().err
+    assert not (tmp_path / "events.parquet").exists()
+
+
+def test_entries_of_redis_that_are_no_events_are_counted(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import redis
+
+    monkeypatch.setattr(console.log, "propagate", True)
+    name = f"{{{uuid.uuid4().hex}}}"
+    monkeypatch.setattr(redis_store.RedisStore, "_KEYS", (f"{name}:events", f"{name}:ids"))
+    store = open_store(redis_url)
+    store.append(EVENTS[:1])
+    entry = json.dumps({"event_id": "e", "user": "\xff", "item_id": "a", "time_s": 1}, ensure_ascii=False).encode("latin-1")
+    with redis.Redis.from_url(redis_url) as client:
+        for text in (b"{", entry):
+            client.xadd(f"{name}:events", {"v": "1", "event": text})
+    store.append(EVENTS[1:])
+    store.close()
+    assert read_log(redis_url)[0] == EVENTS
+    assert "skipped 2 entries of the event store" in caplog.text

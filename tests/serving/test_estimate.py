@@ -16,7 +16,8 @@ from twotower.cli import main
 from twotower.errors import DataError
 from twotower.pipeline.estimate import estimate_bundle
 from twotower.serving.event_store import open_store
-from twotower.serving.event_types import LoggedAnswer, every_answer
+from twotower.serving.event_types import LoggedAnswer
+from twotower.serving.stored_rows import every_answer
 from twotower.utils.config_serving import Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]

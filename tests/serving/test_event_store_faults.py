@@ -7,7 +7,7 @@ import os
 import socket
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,13 @@ import pytest
 
 from twotower.errors import BusyError, ConfigError, DataError
 from twotower.serving import event_store as module
-from twotower.serving import sqlite_store
+from twotower.serving import late_store, sqlite_store
+from twotower.serving.event_journal import Journal
 from twotower.serving.event_store import open_store
-from twotower.serving.event_types import Event, LoggedAnswer, every_answer
+from twotower.serving.event_types import Event, LoggedAnswer
 from twotower.serving.redis_store import REDIS_TIMEOUT_S, RedisStore
 from twotower.serving.sqlite_store import SHARED_WAIT_S, lock_file
+from twotower.serving.stored_rows import every_answer
 from twotower.utils.console import log
 
 EVENT = Event("a", "u", "b", 1)
@@ -236,3 +238,59 @@ def test_the_client_of_redis_gives_up_in_time(redis_url: str) -> None:
     assert options["socket_timeout"] == options["socket_connect_timeout"] == REDIS_TIMEOUT_S
     assert options["retry"].get_retries() == 0
     store.close()
+
+
+def test_a_worker_waits_for_a_store_that_cannot_be_opened(
+    tmp_path: Path, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(late_store, "AGAIN_S", 0.0)
+    url = f"sqlite:{tmp_path / 'e'}"
+    journal = Journal(open_store(url, shared=True))
+    journal.append([[EVENT]])
+    (tmp_path / "e").rename(tmp_path / "away")
+    (tmp_path / "e").mkdir()
+    store = late_store.opened_or_late(lambda: open_store(url, shared=True), journal.follow_s)
+    journal.in_another_process(store, Silent())
+    assert len(journal.of(EVENT.user)) == 1, "what was read before is there"
+    assert journal.state.startswith("The event store cannot be opened") and str(tmp_path) not in journal.state
+    calls: list[Callable[[], Any]] = [
+        lambda: journal.append([[EVENT]]),
+        lambda: journal.forget("u"),
+        lambda: journal.change_items({}, []),
+        lambda: journal.item_changes(0),
+        lambda: journal.log_answers([[]]),
+        lambda: journal.answers_of([["r"]]),
+        lambda: journal.expire(1, 1),
+        lambda: store.answers(""),
+        lambda: store.backup(tmp_path / "copy"),
+    ]
+    for call in calls:
+        with pytest.raises(BusyError, match="the log of the server has the reason"):
+            call()
+    assert "Is a directory" in logged.text and logged.text.count("events are refused") == 1 and store.tidy()
+    (tmp_path / "e").rmdir()
+    (tmp_path / "away").rename(tmp_path / "e")
+    assert journal.append([[EVENT]]) == [0] and journal.state == "ok"
+    assert store.answers("") == ("", []) and journal.answers_of([["r"]]) == [[]] and store.tidy()
+    store.backup(tmp_path / "copy")
+    assert journal.forget(EVENT.user) == 1
+    journal.close()
+
+
+class Silent:
+    """No news of other processes."""
+
+    def tell(self) -> None:
+        """See `News`."""
+
+    def latest(self) -> int:
+        """See `News`."""
+        return 0
+
+
+def test_a_store_in_a_folder_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user who may not write there; these tests may run as root."""
+    (tmp_path / "e").write_text("not a database, of more than a hundred bytes" * 5)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(DataError, match=r"its folder cannot be written, and SQLite needs files beside it"):
+        open_store(f"sqlite:{tmp_path / 'e'}")

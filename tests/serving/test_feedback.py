@@ -28,13 +28,14 @@ from twotower.serving.batching import Batcher
 from twotower.serving.event_export import export_events, since_of
 from twotower.serving.event_journal import Journal
 from twotower.serving.event_store import open_store
-from twotower.serving.event_types import Event, every_answer, every_event
+from twotower.serving.event_types import Event
 from twotower.serving.feedback import FLUSH_S, Feedback
 from twotower.serving.kept_versions import KeptVersions, kept_beside
 from twotower.serving.prometheus import Meters
 from twotower.serving.redis_store import RedisStore
 from twotower.serving.schemas import RecommendIn
 from twotower.serving.service import Service
+from twotower.serving.stored_rows import every_answer, every_event
 from twotower.utils.config_serving import Limits
 from twotower.utils.console import log
 

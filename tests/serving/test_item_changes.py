@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,12 +15,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from starlette.testclient import TestClient
 
 from twotower.bundle.bundle import load_bundle
 from twotower.bundle.changed_items import ItemChange, changed
 from twotower.bundle.revision import add_items, remove_items
-from twotower.serving import redis_store
+from twotower.bundle.signature import sign_bundle
+from twotower.schema import UNKNOWN
+from twotower.serving import event_journal, redis_store
 from twotower.serving.event_store import open_store
 from twotower.serving.updater import Trial
 from twotower.utils.console import log
@@ -237,3 +242,97 @@ def test_changes_outlive_retention_and_forgotten_users(url: str) -> None:
     store.forget("b")
     assert store.item_changes(0) == (1, {"b": ItemChange({"name": "B"}, removed=True)}) and store.item_changes(1) is None
     store.close()
+
+
+def served(client: TestClient) -> list[Any]:
+    """Return the engines of the served versions."""
+    current = client.app.state.service.current  # type: ignore[attr-defined]
+    return [one.engine for one in (current, current.rival, current.shadow) if one is not None]
+
+
+@pytest.mark.parametrize("share", [0.5, None], ids=["split", "shadow"])
+def test_both_versions_get_a_change_at_their_refresh(
+    connect: Connect, keyed: Keyed, bundles: tuple[Path, Path], url: str, share: float | None
+) -> None:
+    with connect(events=url, refresh_s=0, trial=Trial(bundles[1], share)) as client:
+        (known,) = (item["item_id"] for item in client.get("/v1/items?limit=1").json()["items"])
+        change(client, keyed, items=[{"item_id": "bare", "name": "A bare one"}])
+        assert client.delete(f"/v1/items/{known}", headers=keyed).status_code == 200
+        assert [engine.row("bare") for engine in served(client)] == [UNKNOWN, UNKNOWN]
+        refresh(client, keyed)
+        for engine in served(client):
+            offered = engine.recommender.offered
+            assert engine.row("bare") != UNKNOWN and offered[engine.row("bare")] and not offered[engine.row(known)]
+        assert not any(known in listed(client, user=f"u{number}") for number in range(6))
+        change(client, keyed, reset=["bare", known])
+        refresh(client, keyed)
+        assert all(engine.row("bare") == UNKNOWN and known in listed(client) for engine in served(client))
+
+
+def test_a_signed_bundle_is_served_with_changes_and_stays_as_it_was_signed(
+    connect: Connect, keyed: Keyed, bundle: Path, tmp_path: Path, url: str
+) -> None:
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "pub").write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    shutil.copytree(bundle, tmp_path / "signed")
+    sign_bundle(tmp_path / "signed", tmp_path / "key")
+    before = {path: path.read_bytes() for path in (tmp_path / "signed").rglob("*") if path.is_file()}
+    for again in range(2):
+        with connect(folder=tmp_path / "signed", events=url, refresh_s=0, trusted_key=tmp_path / "pub") as client:
+            if not again:
+                change(client, keyed, items=[{"item_id": "bare", "name": "A bare one"}])
+                refresh(client, keyed)
+            assert client.get("/v1/items/bare").json()["name"] == "A bare one"
+            assert client.post("/admin/reload", headers=keyed, json={}).status_code == 200
+            assert client.get("/v1/items/bare").status_code == 200
+    assert {path: path.read_bytes() for path in (tmp_path / "signed").rglob("*") if path.is_file()} == before
+
+
+def test_a_file_that_has_become_read_only_is_told_and_lists_go_on(
+    connect: Connect, keyed: Keyed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(events=f"sqlite:{tmp_path / 'e'}", refresh_s=0) as client:
+        (known,) = (item["item_id"] for item in client.get("/v1/items?limit=1").json()["items"])
+        journal = client.app.state.service.journal  # type: ignore[attr-defined]
+        journal._store._connection.execute("PRAGMA query_only = 1")
+        refused = client.post("/v1/items", json={"remove": [known]}, headers=keyed)
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["message"] == (
+            "The items were not changed: cannot write to the event file. Send them again later."
+        )
+        assert client.delete(f"/v1/items/{known}", headers=keyed).status_code == 503
+        refresh(client, keyed)  # reads the file
+        ready = client.get("/health/ready")
+        assert ready.status_code == 200 and "cannot write to the event file" in ready.json()["events"]
+        assert "twotower_event_store_up 0.0" in client.get("/metrics").text
+        assert known in listed(client)
+        monkeypatch.setattr(event_journal, "REFUSED_S", 0.0)
+        assert client.delete(f"/v1/items/{known}", headers=keyed).status_code == 503
+        refresh(client, keyed)
+        assert client.get("/health/ready").json()["events"] == "ok", "after a time without writes nothing more is known"
+        journal._store._connection.execute("PRAGMA query_only = 0")
+        assert client.delete(f"/v1/items/{known}", headers=keyed).status_code == 200
+        assert client.get("/health/ready").json()["events"] == "ok"
+        refresh(client, keyed)
+        assert known not in listed(client)
+
+
+def test_changes_that_cannot_be_read_are_left_out(connect: Connect, keyed: Keyed, url: str) -> None:
+    with connect(events=url, refresh_s=0) as client:
+        change(client, keyed, items=[{"item_id": "bare", "name": "A bare one"}, {"item_id": "worn", "name": "Worn"}])
+        if url.startswith("sqlite:"):
+            with sqlite3.connect(url.removeprefix("sqlite:")) as opened:
+                opened.execute("UPDATE item_changes SET value = '{' WHERE item_id = 'worn'")
+        else:
+            import redis
+
+            key = f"{redis_store.RedisStore._KEYS[0]}:item_changes"
+            with redis.Redis.from_url(url) as store:
+                store.hset(key, json.dumps(["worn", "name"]), b"\xff{")
+                store.hset(key, "{", "1")
+        assert refresh(client, keyed)["items_changed"] == 1
+        assert client.get("/v1/items/bare").json()["name"] == "A bare one"
+        change(client, keyed, reset=["worn"])
+        refresh(client, keyed)
+        assert client.get("/v1/items/worn").status_code == 404

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from starlette.testclient import TestClient
 
 from twotower.cli import main
 from twotower.errors import BusyError
 from twotower.serving import redis_deletion
 from twotower.serving.event_journal import Journal
 from twotower.serving.event_store import open_store
-from twotower.serving.event_types import Event, LoggedAnswer, StoreInUse, every_event
+from twotower.serving.event_types import Event, LoggedAnswer, StoreInUse, answer_as_json
+from twotower.serving.stored_rows import every_event
 from twotower.utils.console import log
 
 STREAM, IDS = "{twotower}:events", "{twotower}:event_ids"
 BESIDE, LOCK, DUE = f"{STREAM}:without", f"{STREAM}:without:lock", f"{STREAM}:rewrite_due"
+Connect = Callable[..., AbstractContextManager[TestClient]]
 Redis = tuple[str, Any]
 """Address of a Redis of one test, and a client."""
 
@@ -86,6 +91,47 @@ def test_a_forgotten_user_is_in_no_key(store: Any, redis: Redis, user: str) -> N
     assert redis[1].smembers(IDS) == {f"{len(one)}:{one}{end}" for one in like for end in ("e0", "e1", "old")}
     assert [one.user for one in store.answers("")[1]] == like
     assert store.append([event("e0", user), event("e0", "x")]) == [True, False], "who comes back is a new user"
+
+
+def whole_answer(user: str) -> str:
+    return answer_as_json(LoggedAnswer("r", 5, "v", user, ["b"], [1.0], "{}"))
+
+
+@pytest.mark.parametrize("user", ["customer-17", 'we"ird\\user', "kündin 🍜"])
+def test_an_unreadable_entry_goes_with_the_user_that_it_names(store: Any, redis: Redis, user: str) -> None:
+    other, answers, url = f"{user}8", f"{STREAM}:answers", redis[0]
+    store.append([event("1", user), event("1", other)])
+    text, compact = json.dumps({"event_id": "x", "user": user, "item_id": "b"}), whole_answer(user)
+    theirs = [text[:-5].encode(), compact.encode()[:-3], b"\xff" + text.encode(), b"[" + text.encode() + b"]"]
+    kept = [b"{", b"[]", b"null", b"5", b"\xff\xfe", whole_answer(other).encode()[:-3], b'{"user":["%s"]' % b"x"]
+    import redis as library
+
+    with library.Redis.from_url(url) as client:
+        for number, entry in enumerate([*theirs, *kept]):
+            client.xadd(STREAM, {"v": "1", "event": entry})
+            client.hset(answers, f"r{number}", entry)
+            client.zadd(f"{STREAM}:answer_times", {f"r{number}": number})
+        assert store.forget(user) == 1 + len(theirs)
+        assert [fields[b"event"] for _, fields in client.xrange(STREAM) if b"event" in fields][1:] == kept
+        assert [client.hget(answers, name) for name in client.zrange(f"{STREAM}:answer_times", 0, -1)] == kept
+        assert client.hlen(answers) == len(kept)
+        found = repr([client.xrange(STREAM), client.hgetall(answers)])
+        assert repr(f'"{user}"'.encode())[2:-1] not in found and users_of(store) == [other]
+    assert store.forget(other) == 2
+
+
+def test_a_server_forgets_beside_unreadable_entries(connect: Connect, keyed: dict[str, str], redis: Redis) -> None:
+    url, client = redis
+    with connect(events=url, refresh_s=0) as server:
+        item = server.get("/v1/items?limit=1").json()["items"][0]["item_id"]
+        body = {"events": [{"event_id": "1", "user": user, "item_id": item} for user in ("u", "stays")]}
+        assert server.post("/v1/events", json=body, headers=keyed).status_code == 200
+        for name, text in {"a": "{", "b": whole_answer("u")[:-2], "c": "[]"}.items():
+            client.hset(f"{STREAM}:answers", name, text)
+        client.xadd(STREAM, {"v": "1", "event": '{"event_id": "2", "user": "u"'})
+        answer = server.delete("/v1/users/u", headers=keyed)
+        assert answer.status_code == 200 and answer.json()["events"] == 2
+        assert set(client.hkeys(f"{STREAM}:answers")) == {"a", "c"}
 
 
 def test_retention_leaves_no_ids(store: Any, redis: Redis) -> None:

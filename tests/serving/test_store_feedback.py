@@ -21,9 +21,8 @@ from twotower.serving.event_types import (
     LoggedAnswer,
     PositionLost,
     digest_of,
-    every_answer,
-    every_event,
 )
+from twotower.serving.stored_rows import every_answer, every_event
 from twotower.utils.atomic_files import atomic_file
 
 Opener = Callable[..., EventStore]

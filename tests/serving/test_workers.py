@@ -158,6 +158,28 @@ def server(starting: Server) -> Server:
 
 
 @pytest.mark.slow
+def test_lists_go_on_while_the_event_store_cannot_be_opened(server: Server, tmp_path: Path) -> None:
+    (client,) = server.connect(1)
+    (item,) = client.ask("GET", "/v1/items?limit=1")[1]["items"]
+    event = {"events": [{"event_id": "1", "user": "u", "item_id": item["item_id"]}]}
+    assert client.ask("POST", "/v1/events", event)[0] == 200
+    (tmp_path / "e").rename(tmp_path / "away")
+    (tmp_path / "e").mkdir()
+    for pid in (before := server.workers()):
+        os.kill(pid, signal.SIGKILL)
+    server.until(lambda: server.ready() and not set(before) & set(server.workers()), "no other workers start")
+    assert server.once("POST", "/v1/recommend", {"user": "u", "k": 3})[0] == 200
+    for path, body in (("/v1/events", event), ("/v1/items", {"remove": [item["item_id"]]})):
+        status, answer = server.once("POST", path, body)
+        assert status == 503 and "The event store cannot be opened; the log" in answer["error"]["message"]
+    assert "cannot be opened" in server.once("GET", "/health/ready")[1]["events"]
+    (tmp_path / "e").rmdir()
+    (tmp_path / "away").rename(tmp_path / "e")
+    server.until(lambda: server.once("POST", "/v1/items", {"remove": [item["item_id"]]})[0] == 200, "the store stays closed")
+    assert "Is a directory" in server.log.read_text() and server.log.read_text().count("another one starts") <= 4
+
+
+@pytest.mark.slow
 def test_updates_reach_all_workers_and_break_no_connection(server: Server, bundles: tuple[Path, Path]) -> None:
     clients = server.connect(12)
     (item,) = clients[0].ask("GET", "/v1/items?limit=1")[1]["items"]

@@ -23,8 +23,7 @@ from twotower.trainers.callbacks import Callback, Training
 from twotower.utils.config import Config, merged
 from twotower.utils.console import Bar, log, setup_logging
 from twotower.utils.frames import kind_of
-
-PARTS = ("dataset", "model", "bundle", "report.json")
+from twotower.utils.run_parts import OF_A_RUN
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def fit_frames(
     if options.folder is not None and options.folder.exists() and not options.folder.is_dir():
         raise DataError(f"{options.folder} is a file. folder must be a folder, or be left out. Choose another one.")
     out = options.folder or Path(mkdtemp(prefix="twotower-"))
-    found = [name for name in PARTS if (out / name).exists()]
+    found = [name for name in OF_A_RUN if (out / name).exists()]
     if found and not options.overwrite:
         raise DataError(f"{out} already contains {', '.join(found)}. Choose another folder, or pass overwrite=True.")
     with _progress(options.verbose) as callbacks:

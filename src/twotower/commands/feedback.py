@@ -19,6 +19,14 @@ def check_address(store: str) -> None:
         )
 
 
+def keep_store(store: str, out: Path, *, overwrite: bool) -> None:
+    """Refuse to write over a file, and in any case over the store itself: a server would go on in a file that has no name."""
+    file = Path(store.removeprefix("sqlite:"))
+    if store.startswith("sqlite:") and out.exists() and file.exists() and out.samefile(file):
+        raise DataError(f"{out} is the store itself, which a server may use. Choose another file.")
+    keep_file(out, overwrite=overwrite)
+
+
 @click.group(short_help="Export or back up the events that a server has accepted.")
 def events() -> None:
     """Export or back up the events that a server has accepted, while it runs.
@@ -46,7 +54,7 @@ def export(store: str, since: str | None, answers: bool, out: Path, overwrite: b
       twotower events export sqlite:events.sqlite --since 2026-11-01 --out events.parquet
     """
     check_address(store)
-    keep_file(out, overwrite=overwrite)
+    keep_store(store, out, overwrite=overwrite)
     from twotower.serving.event_export import export_events, since_of
 
     count = export_events(store, out, since_of(since), answers=answers)
@@ -67,7 +75,7 @@ def backup(store: str, out: Path, overwrite: bool) -> None:
       twotower events backup sqlite:events.sqlite --out copy.sqlite
     """
     check_address(store)
-    keep_file(out, overwrite=overwrite)
+    keep_store(store, out, overwrite=overwrite)
     from twotower.serving.event_store import open_store
 
     opened = open_store(store, reading=True)
@@ -94,6 +102,8 @@ def forget(target: Path, users: tuple[str, ...], store: str | None) -> None:
     if store is not None:
         check_address(store)
     for user in users:
+        if not user:
+            raise DataError("A user is empty, and no user has an empty id. Check the variable or list that --user is made from.")
         if not user.isascii() and user.encode(errors="ignore").decode() != user:
             raise DataError(
                 f"The user {user!r} is not UTF-8 text, so nothing holds it. Check the encoding of your terminal or script."

@@ -17,6 +17,7 @@ import click
 
 import twotower
 from twotower.errors import DataError
+from twotower.utils.run_parts import MANIFEST
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -50,9 +51,6 @@ class FloatRange(click.FloatRange):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
 
-
-MANIFEST = "manifest.json"
-RUN_PARTS = ("dataset", "model", "bundle", "report.json")  # what `run` and `refit` write
 
 SECTIONS = {  # the commands in the order of a typical project
     "Data": ("inspect", "datasets", "simulate", "prepare"),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from twotower.commands.options import FOLDER, RUN_PARTS, configured, keep_existing, overwriting, say_next
+from twotower.commands.options import FOLDER, configured, keep_existing, overwriting, say_next
+from twotower.utils.run_parts import OF_A_RUN
 
 if TYPE_CHECKING:
     from twotower.utils.config import Config
@@ -25,7 +26,7 @@ def demo(out: Path, seed: int, overwrite: bool) -> None:
     Example:
       twotower demo --out runs/town
     """
-    keep_existing(out, ("raw", *RUN_PARTS), overwrite=overwrite)
+    keep_existing(out, ("raw", *OF_A_RUN), overwrite=overwrite)
     from twotower.pipeline.demo import demo as run_demo
 
     run_demo(out, seed=seed, say=click.echo)

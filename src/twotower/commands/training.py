@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from twotower.commands.feedback import check_address
 from twotower.commands.options import (
     FOLDER,
-    RUN_PARTS,
     FloatRange,
     a_user,
     configured,
@@ -26,6 +27,7 @@ from twotower.commands.options import (
     say_next,
 )
 from twotower.errors import ResponseError, TwoTowerError, UnreachableError, require
+from twotower.utils.run_parts import OF_A_RUN, PRECIOUS
 
 if TYPE_CHECKING:
     from twotower.client import Client
@@ -96,7 +98,7 @@ def train(data: Path, out: Path, resume: bool, overwrite: bool, config: Config) 
     Example:
       twotower train --data data/processed --out runs/yelp
     """
-    keep_existing(out, ("manifest.json", "best.pt", "last.pt"), overwrite=overwrite, resume=resume)
+    keep_existing(out, PRECIOUS, overwrite=overwrite, resume=resume)
     from twotower.pipeline.stages import train_stage
     from twotower.utils.console import is_first_process
 
@@ -120,7 +122,7 @@ def run(out: Path, resume: bool, overwrite: bool, config: Config) -> None:
       twotower run --data orders.csv --data products.csv --out runs/shop
       twotower run --config configs/yelp.yaml --out runs/yelp
     """
-    keep_existing(out, RUN_PARTS, overwrite=overwrite, resume=resume)
+    keep_existing(out, OF_A_RUN, overwrite=overwrite, resume=resume)
     from twotower.pipeline.stages import run_all, verdict
 
     click.echo(verdict(run_all(config, out, resume=resume), out))
@@ -157,6 +159,8 @@ def update(
       twotower update runs/shop --data orders-monday.csv
       twotower update runs/shop --events redis://localhost:6379/0 --every 24
     """
+    if events is not None and not os.path.isfile(events):  # the name of an export may have any character
+        check_address(events)
     if bool(data) == (events is not None):
         raise click.UsageError("An update needs the new events: give either --data or --events.")
     if every is not None and out is not None:
@@ -206,9 +210,9 @@ def _update_once(run: Path, data: tuple[Path, ...], events: str | None, out: Pat
     load_config(None, list(overrides))  # reports a mistyped setting before PyTorch loads
     from twotower.pipeline.new_data import source_of_files, source_of_store
     from twotower.pipeline.run_folder import root_of, run_dataset
-    from twotower.pipeline.update import REPORT_BEFORE
     from twotower.pipeline.update import update as update_run
     from twotower.pipeline.update_verdict import in_words
+    from twotower.utils.run_parts import REPORT_BEFORE
 
     run = root_of(run)
     out = out or run
@@ -257,7 +261,7 @@ def refit(run: Path, out: Path, include_test: bool, resume: bool, overwrite: boo
     Example:
       twotower refit runs/yelp --out runs/yelp-served --include-test
     """
-    keep_existing(out, RUN_PARTS, overwrite=overwrite, resume=resume)
+    keep_existing(out, OF_A_RUN, overwrite=overwrite, resume=resume)
     from twotower.pipeline.refit import refit as refit_run
     from twotower.pipeline.stages import verdict
 

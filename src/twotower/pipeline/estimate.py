@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from twotower.errors import DataError, RequestError
 from twotower.evaluation.off_policy import Estimates, LoggedLists, estimate, predict_outcomes
-from twotower.pipeline.answer_log import REPAIR, read_log
+from twotower.pipeline.answer_log import read_log
 from twotower.retrieval.exploration import probabilities
 from twotower.retrieval.ranked_rows import RankedRows
 from twotower.retrieval.recommender import Recommender
@@ -26,6 +26,7 @@ from twotower.retrieval.request_reader import to_queries
 from twotower.schema import UNKNOWN
 from twotower.serving.event_types import Event, LoggedAnswer, digest_of
 from twotower.serving.schemas import RecommendIn
+from twotower.serving.stored_rows import REPAIR
 from twotower.utils.documents import Interval, finite
 from twotower.utils.types import Float64, Int, Json
 

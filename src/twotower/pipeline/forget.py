@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from twotower.bundle.bundle import load_bundle
 from twotower.bundle.forgetting import USER_TABLE, forget_users, without_examples, without_rows
 from twotower.bundle.sealed_folder import MANIFEST, bundle_in, read_manifest
 from twotower.data.dataset import Dataset
@@ -30,12 +32,11 @@ from twotower.serving.kept_versions import KeptVersions, kept_beside
 from twotower.utils.atomic_files import atomic_file, atomic_folder
 from twotower.utils.checkpoint import load_checkpoint, save_checkpoint
 from twotower.utils.documents import Report, parse_document
+from twotower.utils.run_parts import CHECKPOINTS, REPORT
 from twotower.utils.types import Int
 
 TIDY_WAIT_S = 600.0  # time for Redis to end a rewrite of its file that has begun before
 TIDY_STEP_S = 0.1
-CHECKPOINTS = ("best.pt", "last.pt")
-REPORT = "report.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,42 @@ def forget(target: Path, users: Sequence[str], store: str | None) -> Removed:
         stack.enter_context(locked(target))
         opened, events = None, 0
         if store is not None:
-            opened = open_store(store, create=False)  # first: it fails while a server uses the store
+            opened = open_store(store, create=False)  # it fails while a server uses the store
             stack.callback(opened.close)
+        _check_folders(target, run, set(users), is_run=is_run)
+        if opened is not None:
             events = sum(opened.forget(user) for user in users)
         in_bundle, in_dataset = _forget_in_folders(target, run, set(users), is_run=is_run)
         if opened is not None:
             _wait_until_tidy(opened)
     return Removed(in_bundle, in_dataset, events)
+
+
+def _check_folders(target: Path, run: Path, names: set[str], *, is_run: bool) -> None:
+    """Read all that will be written again: what is wrong is found before anything is changed.
+
+    Raises
+    ------
+    DataError
+        A part is missing or damaged, or cannot be written.
+    """
+    bundle, written = bundle_in(target), set[Path]()
+    if is_run and len(rows_to_forget(dataset := run_dataset(run), names.__contains__)):
+        written |= {run, dataset.path.parent}
+        for file in [run / name for name in CHECKPOINTS if (run / name).is_file()]:
+            load_checkpoint(file)
+    if _kind(bundle) == "bundle":
+        served, kept = load_bundle(bundle), KeptVersions(kept_beside(bundle), keep=0).paths()
+        if len(rows_to_forget(served.dataset, names.__contains__)):
+            written.add(bundle.resolve().parent)
+            kept = [path for path in kept if path.name != served.manifest.seal[:12]]  # that one is dropped
+        for path in kept:
+            if len(rows_to_forget(load_bundle(path).dataset, names.__contains__)):
+                written.add(path.resolve().parent)
+    written |= {folder for folder in {target, run} if _clean_report(folder, names) is not None}
+    for folder in sorted(written):
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise DataError(f"The folder {folder} cannot be written, so nothing was changed. Run the command as its owner.")
 
 
 def _forget_in_folders(target: Path, run: Path, names: set[str], *, is_run: bool) -> tuple[int, int]:
@@ -95,7 +125,8 @@ def _forget_in_folders(target: Path, run: Path, names: set[str], *, is_run: bool
         in_bundle = _forget_in_bundle(bundle, names)
         _forget_in_versions(kept_beside(bundle), names, served if in_bundle else None)
     for folder in {target, run}:
-        _clean_report(folder, names)
+        if (report := _clean_report(folder, names)) is not None:
+            write_report(report, folder)
     root = target.resolve()
     parts = [root, *(root / name for name in ("dataset", "model", "bundle"))]
     _remove_leftovers([*parts, run_dataset(run).path] if is_run else parts)
@@ -183,13 +214,14 @@ def _without(state: dict[str, Any], dataset: Dataset, rows: Int) -> dict[str, An
     return state
 
 
-def _clean_report(folder: Path, names: set[str]) -> None:
-    """Leave the lists of these users out of the report of a run, and write its page again."""
+def _clean_report(folder: Path, names: set[str]) -> Report | None:
+    """Return the report of a run without the lists of these users; None if there is no report, or it has none of them."""
     file = folder / REPORT
     if not file.is_file():
-        return
-    found = json.loads(file.read_text(encoding="utf-8"))
-    clean = without_examples(found, names)
-    if clean == found:
-        return
-    write_report(parse_document(Report, clean, file), folder)
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        clean = without_examples(found, names)
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        raise DataError(f"{file} is not a readable report. Delete it, or write it again with `twotower evaluate`.") from None
+    return None if clean == found else parse_document(Report, clean, file)

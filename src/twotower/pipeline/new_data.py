@@ -86,20 +86,16 @@ def source_of_store(store: str, base: Dataset) -> NewSource:
         There is no store, or it cannot be read.
     """
     from twotower.serving.event_export import EVENTS, event_table, kind_of
-    from twotower.serving.event_store import open_store
-    from twotower.serving.event_types import every_event
     from twotower.serving.redis_store import without_password
+    from twotower.serving.stored_rows import every_event, reading
 
     if ":" not in store and Path(store).is_file():
         if kind_of(Path(store)) != EVENTS:
             text = "Expected a file of `twotower events export`, or the address of a store."
             raise DataError(f"{store} is not an export of events. {text}")
         return _of_events(store, pq.read_table(store), base, (_identity(Path(store)),))
-    opened = open_store(store, reading=True)
-    try:
+    with reading(store) as opened:
         found = pa.concat_tables([event_table([]), *(event_table(page) for page in every_event(opened))])
-    finally:
-        opened.close()
     printed_store = store if store.startswith("sqlite:") else without_password(store)
     return _of_events(printed_store, found, base, (printed_store,))
 

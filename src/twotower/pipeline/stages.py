@@ -44,12 +44,13 @@ from twotower.trainers.two_tower_trainer import TwoTowerTrainer
 from twotower.utils import distributed
 from twotower.utils.checkpoint import load_checkpoint
 from twotower.utils.config import Config, ResolvedConfig
-from twotower.utils.console import log, progress
+from twotower.utils.console import is_first_process, log, progress
 from twotower.utils.documents import RecipeRecord, Report
 from twotower.utils.hardware import memory, status, trim_heap
 from twotower.utils.manifests import BestValidation, BundleManifest, DatasetManifest, RefitSettings, RunManifest
 from twotower.utils.nouns import plural
 from twotower.utils.registry import check_names
+from twotower.utils.run_parts import BEGIN, MANIFEST, OF_A_TRAINING, REPORT, REPORT_PAGE, REPORTS, remove_parts
 
 Result = TypeVar("Result")
 
@@ -116,12 +117,11 @@ def train_stage(
         Its value is None without a validation part.
     """
     check_names(config)
-    watch = watch or Watch()
+    watch, anew = watch or Watch(), not resume
     dataset = Dataset.open(data)
     config = as_made(config, dataset)
     valid, events = config.prepare.split.has_valid, dataset.n_train_events
-    negatives = dataset.negatives is not None
-    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=negatives)
+    runners = entrants(config, ordered=dataset.ordered, validated=valid, events=events, negatives=dataset.negatives is not None)
     device, stop_frac = choose_device(config.training.device), refit.stop_frac if refit else 1.0
     limit = TimeLimit(config.training.max_hours)
     with distributed.process_group(device):
@@ -130,6 +130,7 @@ def train_stage(
         resolved = resolve(chosen, dataset)
         explained = partial(_or_explain, resolved, dataset, device, out)
         resolved, trim_above_bytes = explained(lambda: _within_budget(resolved, dataset, device))
+        _remove_older(out, anew=anew)
         called = [limit, TensorBoardLogger(), *watch.callbacks]
         reached = explained(lambda: _fit(resolved, dataset, out, trim_above_bytes, watch, resume, stop_frac, callbacks=called))
         first = distributed.rank() == 0
@@ -155,6 +156,12 @@ def train_stage(
     trim_heap()
     explained(lambda: export_bundle(out / "best.pt", dataset, bundle or out / "bundle", metrics=best))
     return best
+
+
+def _remove_older(out: Path, *, anew: bool) -> None:
+    """Remove what an older run in this folder has beside the files that a new one writes."""
+    if anew and distributed.rank() == 0:
+        remove_parts(out, ("model", MANIFEST, BEGIN, *REPORTS))
 
 
 def as_made(config: Config, dataset: Dataset) -> Config:
@@ -307,12 +314,13 @@ def run_all(
             )
     else:
         prepared = prepare_stage(config, out / "dataset", tables)
+        if is_first_process():
+            remove_parts(out, (*REPORTS, *OF_A_TRAINING))  # of an older run, which had another dataset
         log.info(summary(prepared, out / "dataset"))
     resume = resume and any((out / "model" / name).is_file() for name in ("last.pt", RECORD))
     train_stage(config, out / "dataset", out / "model", resume=resume, bundle=out / "bundle", refit=refit, watch=watch)
     if watch.interrupted or not has_test(Dataset.open(out / "dataset")):
-        for name in ("report.json", "report.html"):
-            (out / name).unlink(missing_ok=True)  # left by another run
+        remove_parts(out, (REPORT, REPORT_PAGE))  # left by another run
         return None
     report = evaluate_stage(out / "model", out)
     note_report(out / "bundle", report)

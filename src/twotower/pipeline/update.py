@@ -47,11 +47,11 @@ from twotower.utils.config import ResolvedConfig, load_config, parse_config
 from twotower.utils.console import log
 from twotower.utils.documents import CalibrationRecord
 from twotower.utils.manifests import BestValidation, RunManifest, UpdateRecord
+from twotower.utils.run_parts import BEGIN, OF_A_RUN, REPORT, REPORT_BEFORE
 
-PARTS = (DATASET, "model", "bundle")
-OF_A_RUN = (*PARTS, "manifest.json", "best.pt", "last.pt", "metrics.jsonl", "recipe", "recipe.json", "report.json", "report.html")
-RECORD, BEGIN = "update.json", "start.pt"
-REPORT, REPORT_BEFORE = "report.json", "report_before_update"
+RECORD = "update.json"
+REPLACED = set(OF_A_RUN) - {REPORT_BEFORE}
+"""What the updated run has of its own. Everything else in the folder is taken over."""
 LEAST_QUERIES = 1000
 """Validation queries that are enough to fit the weights of the score again; fewer are, if the run itself had fewer."""
 CLEARLY_BETTER = 0.9
@@ -91,6 +91,8 @@ def update(
         raise DataError(f"{out} exists already. An update writes to a new folder, or to the run itself. Choose another --out.")
     if out == run and out in (here := Path.cwd(), *here.parents):
         raise DataError(f"{here} is part of {run}, which is exchanged as a whole. Go to another folder, or choose an --out.")
+    if run in out.parents:
+        raise DataError(f"{out} is part of {run}, which is updated. Choose an --out outside of it.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError("An update runs in one process. Start it without torchrun.")
     with locked(out), nullcontext() if out == run else locked(run, shared=True):
@@ -292,7 +294,7 @@ def _carry_over(run: Path, work: Path) -> None:
     if (run / "bundle" / MANIFEST).is_file():
         take_over(work / "bundle", run / "bundle")
     for child in run.iterdir():
-        if child.name not in OF_A_RUN and not (work / child.name).exists():
+        if child.name not in REPLACED and not (work / child.name).exists():
             if child.is_dir():
                 shutil.copytree(child, work / child.name, copy_function=_linked)
             else:
@@ -309,7 +311,7 @@ def _linked(source: Path | str, target: Path | str) -> None:
 def _take_rest(old: Path, out: Path) -> None:
     """Move what came into the folder of the run after `_carry_over`, such as the log of an event store."""
     for child in old.iterdir() if old.is_dir() else ():
-        if child.name not in OF_A_RUN and not (out / child.name).exists():
+        if child.name not in REPLACED and not (out / child.name).exists():
             child.rename(out / child.name)
 
 

@@ -6,6 +6,7 @@ and `request`. The file appears at once, complete.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,9 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from twotower.errors import DataError, RequestError
-from twotower.serving.event_store import open_store
-from twotower.serving.event_types import Event, EventStore, LoggedAnswer, every_answer, every_event
+from twotower.errors import DataError, RequestError, clause
+from twotower.serving.event_types import Event, EventStore, LoggedAnswer
+from twotower.serving.stored_rows import every_answer, every_event, reading
 from twotower.utils.atomic_files import atomic_file
 
 MARK = b"twotower"  # key of the Parquet metadata; the value says what a file holds
@@ -81,11 +82,10 @@ def export_events(url: str, out: Path, since_s: int = 0, *, answers: bool = Fals
     Raises
     ------
     DataError
-        The store or the file cannot be opened.
+        The store or the file cannot be opened, or a row of the store is damaged. Then `out` stays as it was.
     """
-    store = open_store(url, reading=True)
     try:
-        with atomic_file(out) as beside:
+        with reading(url) as store, atomic_file(out) as beside:
             schema, count = ANSWER_SCHEMA if answers else EVENT_SCHEMA, 0
             with pq.ParquetWriter(beside, schema, compression="zstd") as writer:
                 for table in _answers(store, since_s) if answers else _events(store, since_s):
@@ -93,9 +93,8 @@ def export_events(url: str, out: Path, since_s: int = 0, *, answers: bool = Fals
                     count += len(table)
         return count
     except OSError as error:
-        raise DataError(f"Cannot write {out}: {error.strerror}. Choose a writable path with enough space.") from None
-    finally:
-        store.close()
+        reason = os.strerror(error.errno) if error.errno else clause(error)
+        raise DataError(f"Cannot write {out}: {reason}. Choose a writable path with enough space.") from None
 
 
 def event_table(events: list[Event]) -> pa.Table:

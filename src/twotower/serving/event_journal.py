@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from twotower.bundle.changed_items import ItemChange
@@ -23,6 +23,8 @@ from twotower.utils.console import log
 FUTURE_S = 86_400  # how far ahead of this clock an event may be
 MAX_EVENTS_PER_USER = 1000  # latest events of a user and an event type kept in memory; the store keeps all
 RETRY_S = 1.0  # pause after an error of the store
+REFUSED_S = 60.0  # for which `state` tells of a write that a file has refused, though it can be read
+WARN_S = 10.0  # between two warnings that the store cannot be read
 TIDY_S = 1.0  # interval for removing what a store could not remove at once
 
 Accepted = tuple[str, HistoryEvent]
@@ -75,6 +77,7 @@ class Journal:
         self.on_skipped = on_skipped
         self.state: str
         """`ok`, or why the store does not work at the moment."""
+        self._refused_until = self._warn_from = 0.0
         self._stop = threading.Event()
         self.catch_up()
         self._thread: threading.Thread | None = None
@@ -86,8 +89,14 @@ class Journal:
         _kept.append(self._store)  # closing it here would release the locks of the new one
         self._store, self._lock, self._stop, self._news = store, threading.Lock(), threading.Event(), news
         self._writing = threading.Lock()
-        self.catch_up()
+        with suppress(BusyError):  # `state` has it: recommendations go on with what was read before
+            self.catch_up()
         self._start_following()
+
+    @property
+    def follow_s(self) -> float | None:
+        """See `EventStore.follow_s`."""
+        return self._store.follow_s
 
     def _start_following(self) -> None:
         if self._store.follow_s is not None:
@@ -125,7 +134,9 @@ class Journal:
         try:
             self.catch_up()
         except BusyError as error:
-            log.warning("cannot read the events of other workers, retrying: %s", error.__cause__ or error)
+            if time.monotonic() >= self._warn_from:  # every request comes here
+                log.warning("cannot read the events of other workers, retrying: %s", error.__cause__ or error)
+                self._warn_from = time.monotonic() + WARN_S
             return
         self._heard = latest
 
@@ -138,7 +149,7 @@ class Journal:
 
     def append(self, groups: Sequence[Sequence[Event]]) -> list[int]:
         """Store the events of several requests with one write. Return the number of new events of each request."""
-        with self._watched(), self._writing:
+        with self._watched(writes=True), self._writing:
             new = iter(self._store.append([event for group in groups for event in group]))
         self._tell()
         return [sum(next(new) for _ in group) for group in groups]
@@ -150,7 +161,7 @@ class Journal:
 
     def log_answers(self, groups: Sequence[Sequence[LoggedAnswer]]) -> list[list[bool]]:
         """Store answers, so that events can name them. Return for each True if it is the first with its id."""
-        with self._writing:
+        with self._watched(writes=True), self._writing:
             new = iter(self._store.log_answers([answer for group in groups for answer in group]))
         return [[next(new) for _ in group] for group in groups]
 
@@ -166,7 +177,7 @@ class Journal:
 
     def forget(self, user: str) -> int:
         """Delete everything about a user from store and memory. Return the number of deleted events."""
-        with self._watched(), self._writing:
+        with self._watched(writes=True), self._writing:
             count = self._store.forget(user)
         self._store.tidy()
         self._tell()
@@ -174,7 +185,7 @@ class Journal:
 
     def change_items(self, changes: Mapping[str, ItemChange], reset: Sequence[str]) -> int:
         """Store changes of items. Return how often items have been changed."""
-        with self._watched(), self._writing:
+        with self._watched(writes=True), self._writing:
             return self._store.change_items(changes, reset)
 
     def item_changes(self, known: int) -> tuple[int, dict[str, ItemChange]] | None:
@@ -184,7 +195,7 @@ class Journal:
 
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> None:
         """Delete what is older from store and memory."""
-        with self._watched(), self._writing:
+        with self._watched(writes=True), self._writing:
             count = self._store.expire(events_before_s, answers_before_s)
         self._store.tidy()
         if count:
@@ -240,16 +251,19 @@ class Journal:
         return bool(entries)
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Keep `state` up to date."""
+    def _watched(self, *, writes: bool = False) -> Iterator[None]:
+        """Keep `state` up to date. A file that can be read may refuse what is written, such as on a full disk."""
         try:
             yield
         except StoreInUse:
             raise
         except BusyError as error:
             self.state = str(error)
+            if writes and self._store.follow_s is None:
+                self._refused_until = time.monotonic() + REFUSED_S
             raise
-        self.state = "ok"
+        if writes or time.monotonic() >= self._refused_until:
+            self.state, self._refused_until = "ok", 0.0
 
     def _follow(self, every_s: float) -> None:
         tidy_s = 0.0

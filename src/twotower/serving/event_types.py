@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from twotower.bundle.changed_items import ItemChange
 from twotower.errors import BusyError
+from twotower.utils.console import log
 
 PAGE = 10_000  # entries read at once
 ANSWERS_PAGE = 1000  # answers read at once
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # raised by `answer_from_json`
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,7 @@ def item_values(changes: Mapping[str, ItemChange]) -> list[tuple[str, str, str]]
 
 
 def item_changes_of(values: Iterable[tuple[str, str, str]]) -> dict[str, ItemChange]:
-    """Return the changes of items that `item_values` gave.
+    """Return the changes of items that `item_values` gave. Those that cannot be read are left out.
 
     Examples
     --------
@@ -259,24 +261,11 @@ def item_changes_of(values: Iterable[tuple[str, str, str]]) -> dict[str, ItemCha
     """
     columns: dict[str, dict[str, Any]] = {}
     for item_id, column, value in values:
-        columns.setdefault(item_id, {})[column] = json.loads(value)
+        try:
+            columns.setdefault(item_id, {})[column] = json.loads(value)
+        except (ValueError, TypeError, RecursionError):
+            log.warning("left out a change of the item %r in the event store: its column %r cannot be read", item_id, column)
     return {item_id: ItemChange(own, removed=own.pop(REMOVED, None)) for item_id, own in sorted(columns.items())}
-
-
-def every_event(store: EventStore) -> Iterator[list[Event]]:
-    """Yield all events of a store, in lists of up to `PAGE` events."""
-    position = ""
-    while page := store.since(position):
-        yield [entry for _, entry in page if isinstance(entry, Event)]
-        position = page[-1][0]
-
-
-def every_answer(store: EventStore) -> Iterator[LoggedAnswer]:
-    """Yield all logged answers of a store."""
-    position, page = store.answers("")
-    while page:
-        yield from page
-        position, page = store.answers(position)
 
 
 def digest_of(user: str) -> str:
@@ -306,10 +295,23 @@ def event_from_json(text: Any) -> Event | None:
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     texts = (event.event_id, event.user, event.item_id)
-    right = all(isinstance(text, str) for text in texts) and type(event.time_s) is int and event.time_s >= 0
-    right &= all(isinstance(text, str | None) for text in (event.event_type, event.request_id, event.version))
+    right = all(is_text(text) for text in texts) and type(event.time_s) is int and event.time_s >= 0
+    right &= all(text is None or is_text(text) for text in (event.event_type, event.request_id, event.version))
     right &= isinstance(event.stars, int | float | None) and type(event.stars) is not bool
     return event if right and (event.position is None or type(event.position) is int) else None
+
+
+def is_text(value: object) -> bool:
+    """Return True for a text that can be written as UTF-8.
+
+    Examples
+    --------
+    >>> is_text("Zoë"), is_text("\\udcff"), is_text(b"u")
+    (True, False, False)
+    """
+    if not isinstance(value, str):
+        return False
+    return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def answer_as_json(answer: LoggedAnswer) -> str:

@@ -19,6 +19,7 @@ from twotower.serving import operation_schemas as o
 from twotower.serving.event_export import export_events, since_of
 from twotower.serving.json_routes import BEARER
 from twotower.serving.limits import MAX_ID_CHARS
+from twotower.serving.row_faults import DamagedRowError
 from twotower.serving.service import Service
 from twotower.utils.console import log
 
@@ -51,6 +52,8 @@ def _exports(app: FastAPI, service: Service, keyed: dict[str, Any]) -> None:
             if not isinstance(error, DataError | BusyError):
                 raise
             log.error("cannot export events or answers: %s", error.__cause__ or error)  # it may have an address or a path
+            if isinstance(error, DamagedRowError):
+                raise BusyError(f"The export was not made. {error}") from None
             raise BusyError("The export was not made: the event store or the disk does not respond. Try again later.") from None
         return StreamingResponse(_blocks(file, folder), media_type=PARQUET)
 

@@ -40,6 +40,19 @@ def _names(text: Any) -> tuple[str, ...]:
     return () if event is None else (unique_id(event),) if event.once is None else (unique_id(event), event.once)
 
 
+def _is_of(user: str, text: str) -> bool:
+    """Return True if an answer is of a user. One that cannot be read is, if it names the user."""
+    try:
+        return bool(json.loads(text)["user"] == user)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return any(named in text for named in _namings(user))
+
+
+def _namings(user: str) -> list[str]:
+    """Return the ways in which the JSON of an entry names its user."""
+    return sorted({f'"user":{space}{json.dumps(user, ensure_ascii=whole)}' for space in ("", " ") for whole in (True, False)})
+
+
 class RedisDeletion:
     """Deletions from a stream of events, a set of their ids, and a hash of answers with a sorted set of their times.
 
@@ -89,7 +102,7 @@ class RedisDeletion:
 
     def _forget_answers(self, user: str, token: str) -> None:
         for page in self._pages(token, lambda at: self._client.hscan(self._answers[0], at, None, COPY_PAGE)):
-            theirs = [name for name, text in page.items() if json.loads(text)["user"] == user]
+            theirs = [name for name, text in page.items() if _is_of(user, text)]
             if theirs:
                 self._client.hdel(self._answers[0], *theirs)
                 self._client.zrem(self._answers[1], *theirs)
@@ -98,7 +111,7 @@ class RedisDeletion:
         self._client.delete(self._beside)
         position, copied, count = "-", 0, 0
         while position:
-            arguments = [position, COPY_PAGE, user, version, digest_of(user), token, _lease_ms(), copied]
+            arguments = [position, COPY_PAGE, user, version, digest_of(user), token, _lease_ms(), copied, *_namings(user)]
             found = self._copy(keys=[self._stream, self._beside, self._lock], args=arguments)
             if found is None:
                 raise BusyError(_STOPPED)
@@ -196,7 +209,11 @@ _COPY_WITHOUT = """
         for i = 1, #row[2], 2 do
             if row[2][i] == 'event' then
                 local read, event = pcall(cjson.decode, row[2][i + 1])
-                theirs = read and type(event) == 'table' and event['user'] == ARGV[3]
+                if read and type(event) == 'table' and event['user'] then
+                    theirs = event['user'] == ARGV[3]
+                else  -- it cannot be read
+                    for j = 9, #ARGV do theirs = theirs or string.find(row[2][i + 1], ARGV[j], 1, true) ~= nil end
+                end
                 if theirs then result[#result + 1] = row[2][i + 1] end
             end
         end

@@ -28,10 +28,12 @@ from twotower.serving.event_types import (
     answer_as_json,
     answer_from_json,
     event_from_json,
+    is_text,
     item_changes_of,
     item_values,
 )
 from twotower.serving.redis_deletion import RedisDeletion, unique_id
+from twotower.serving.row_faults import readable_answers
 from twotower.utils.console import log
 
 ENTRY_VERSION = 1  # of an event in a stream; raise it when older servers could not read new entries correctly
@@ -53,6 +55,7 @@ class RedisStore:
             raise ConfigError("The Redis client is not installed. Run `pip install redis`, or use sqlite:PATH.") from None
         self._failed = redis.RedisError
         options: dict[str, Any] = {"socket_timeout": REDIS_TIMEOUT_S, "socket_connect_timeout": REDIS_TIMEOUT_S}
+        options["encoding_errors"] = "surrogateescape"  # a damaged entry must not hide the others of its page
         try:  # no retries: the client of the server is told in time, and sends the events again
             self._client: Any = redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0), **options)
         except ValueError:  # its text, and the address, may contain a part of the password
@@ -114,15 +117,15 @@ class RedisStore:
     def answers_of(self, request_ids: Sequence[str]) -> list[LoggedAnswer]:
         """See `EventStore`."""
         with self._answering("The lists of the events were not found"):
-            found = self._client.hmget(self._answers, list(request_ids)) if request_ids else []
-        return [answer_from_json(text) for text in found if text is not None]
+            return readable_answers(self._client.hmget(self._answers, list(request_ids)) if request_ids else [])
 
     def answers(self, position: str) -> tuple[str, list[LoggedAnswer]]:
         """See `EventStore`. Answers that arrive meanwhile may be left out."""
         begin = int(position or 0)
         with self._answering("The answers were not read"):
             names = self._client.zrange(self._answer_times, begin, begin + ANSWERS_PAGE - 1)
-        return str(begin + len(names)), self.answers_of(names)
+            found = self._client.hmget(self._answers, names) if names else []
+        return str(begin + len(names)), [answer_from_json(text) for text in found if text is not None]
 
     def forget(self, user: str) -> int:
         """See `EventStore`."""
@@ -133,8 +136,8 @@ class RedisStore:
         """See `EventStore`."""
         changed, revision = (f"{self._KEYS[0]}:{name}" for name in ("item_changes", "item_revision"))
         with self._answering("The items were not changed", "Send them again later."):
-            gone = set(reset)
-            old = [one for one in self._client.hkeys(changed) if json.loads(one)[0] in gone] if gone else []
+            gone = {(item_id,) for item_id in reset}
+            old = [one for one in self._client.hkeys(changed) if _item_and_column(one)[:1] in gone] if gone else []
             with self._client.pipeline(transaction=True) as pipe:
                 if old:
                     pipe.hdel(changed, *old)
@@ -152,7 +155,8 @@ class RedisStore:
                 return None
             with self._client.pipeline(transaction=True) as pipe:
                 number, found = pipe.get(revision).hgetall(changed).execute()
-        return int(number or 0), item_changes_of((*json.loads(name), value) for name, value in found.items())
+        named = ((_item_and_column(name), value) for name, value in found.items())
+        return int(number or 0), item_changes_of((*name, value) for name, value in named if len(name) == 2)
 
     def expire(self, events_before_s: int | None, answers_before_s: int | None) -> int:
         """See `EventStore`. Events count by the time at which they were accepted."""
@@ -218,6 +222,15 @@ def read_entry(fields: Any) -> Event | Forgotten | None:
         return event_from_json(fields["event"])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _item_and_column(name: str) -> tuple[str, ...]:
+    """Return the item and the column that a change is named by; () if the name cannot be read."""
+    try:
+        item_id, column = json.loads(name)
+    except (ValueError, TypeError):
+        return ()
+    return (item_id, column) if is_text(item_id) and is_text(column) else ()
 
 
 def without_password(url: str) -> str:

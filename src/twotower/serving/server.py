@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ from twotower.serving.clients import Clients
 from twotower.serving.event_journal import Journal
 from twotower.serving.event_store import lock_store, open_store
 from twotower.serving.json_logs import setup_json_logs
+from twotower.serving.late_store import opened_or_late
 from twotower.serving.listening import Certificate, listen, listening
 from twotower.serving.metrics_sum import MetricsFolder
 from twotower.serving.parent_updates import ParentUpdates
@@ -101,7 +103,8 @@ def _serve_together(outfit: Outfit, bundle: Path, events: str, trial: Trial) -> 
 
         def work(seat: Seat) -> NoReturn:
             _divide_cores(config.workers)
-            journal.in_another_process(open_store(events, shared=True), seat.counts.news(seat.number))
+            store = opened_or_late(partial(open_store, events, shared=True), journal.follow_s)
+            journal.in_another_process(store, seat.counts.news(seat.number))
             service = Service.of_worker(updater.current, journal, part, ParentUpdates(seat.pipe), events, updater.kept)
             run_worker(outfit, service, seat)
 

@@ -29,6 +29,7 @@ from twotower.serving.event_types import (
     item_changes_of,
     item_values,
 )
+from twotower.serving.row_faults import readable_answers
 from twotower.utils.atomic_files import atomic_file
 from twotower.utils.console import log
 
@@ -78,7 +79,7 @@ class SQLiteStore:
 
     def __init__(self, path: Path, *, shared: bool = False, reading: bool = False, create: bool = True) -> None:
         self._path, self._release, create = path, None, create and not reading
-        if not create and not path.is_file():
+        if not create and not _is_file(path):
             raise DataError(f"No event store at {path}. Name the store that the server was started with (--events).")
         if not reading:
             _create_private(path)
@@ -87,9 +88,17 @@ class SQLiteStore:
             self._connection = sqlite3.connect(path, timeout=SHARED_WAIT_S, isolation_level=None, check_same_thread=False)
             self._open(reading=reading, create=create)
         except sqlite3.Error as error:
+            with suppress(AttributeError, sqlite3.Error):
+                self._connection.close()  # it may have made files beside the store
             self._let_go()
             if "locked" in str(error):
                 raise DataError(_USED.format(path=path)) from None
+            if reading or not create:
+                text = f"Cannot use {path} as event store: {clause(error)}. Name the store of a server, or a backup of it."
+                raise DataError(text) from None
+            if not path.is_dir() and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+                text = f"Cannot use {path} as event store: its folder cannot be written, and SQLite needs files beside it."
+                raise DataError(f"{text} Choose a writable folder with --events, or a copy.") from None
             raise DataError(
                 f"Cannot use {path} as event store: {clause(error)}. Choose a new or writable SQLite file with --events."
             ) from None
@@ -167,7 +176,7 @@ class SQLiteStore:
             found = [self._connection.execute(_SELECT_ANSWER, (one,)).fetchone() for one in request_ids]
         except sqlite3.Error as error:
             raise BusyError(f"Cannot read the event file: {clause(error)}. Check the disk.") from None
-        return [answer_from_json(row[0]) for row in found if row is not None]
+        return readable_answers(row[0] for row in found if row is not None)
 
     def answers(self, position: str) -> tuple[str, list[LoggedAnswer]]:
         """See `EventStore`."""
@@ -189,6 +198,8 @@ class SQLiteStore:
             self._clean()
         except sqlite3.Error as error:
             self._undo("forget a user", error)
+            if "malformed" in str(error):
+                raise BusyError("The user was not forgotten: the event file is damaged. Restore a backup of it.") from None
             raise BusyError("The user was not forgotten: cannot write to the event file. Try again later.") from None
         return count
 
@@ -256,7 +267,7 @@ class SQLiteStore:
             with atomic_file(path) as beside:
                 for left in ("", "-journal", "-wal", "-shm"):  # of a backup that was killed
                     beside.with_name(beside.name + left).unlink(missing_ok=True)
-                _create_private(beside)
+                _touch_private(beside)
                 target = sqlite3.connect(beside, isolation_level=None)
                 try:
                     self._connection.backup(target)
@@ -264,7 +275,8 @@ class SQLiteStore:
                 finally:
                     target.close()
         except (sqlite3.Error, OSError) as error:
-            raise DataError(f"Cannot write the backup {path}: {clause(error)}. Choose a writable path with enough space.") from None
+            reason = (isinstance(error, OSError) and error.strerror) or clause(error)
+            raise DataError(f"Cannot write the backup {path}: {reason}. Choose a writable path with enough space.") from None
 
     def close(self) -> None:
         """See `EventStore`."""
@@ -314,6 +326,17 @@ def _create_private(path: Path) -> None:
         The file cannot be created.
     """
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        _touch_private(path)
     except OSError as error:
         raise DataError(f"Cannot use {path} as event store: {error.strerror}. Choose a writable path with --events.") from None
+
+
+def _touch_private(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False

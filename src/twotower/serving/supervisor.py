@@ -53,6 +53,7 @@ class Supervisor:
         self._signals: list[int] = []
         self._stop_by = 0.0
         self._unserved: Version | None = None
+        self._next_start = 0.0
         self._crew = Crew(work, GENERATIONS * config.workers, metrics, lambda: self._ending, self._on_end)
         self._due, self._expire = time.monotonic() + config.refresh_s, 0.0
 
@@ -111,7 +112,8 @@ class Supervisor:
             log.error("worker %d has ended: %s; another one starts", pid, how(status))
 
     def _pause_s(self) -> float:
-        waiting = [PAUSE_S] if len(self._current) < self._config.workers else []
+        alive = sum(pid in self._crew.workers for pid in self._current)
+        waiting = [PAUSE_S] if alive < self._config.workers else []
         return min([*waiting, max(self._due - time.monotonic(), 0.0) if self._config.refresh_s else 60.0, 60.0])
 
     # What workers ask for
@@ -225,7 +227,8 @@ class Supervisor:
         young = any(time.monotonic() - self._crew.workers[pid].began < PAUSE_S for pid in alive)
         missing = self._config.workers - len(alive)
         self._current = alive
-        if missing and not young and not self._ending:
+        if missing and not young and not self._ending and time.monotonic() >= self._next_start:
+            self._next_start = time.monotonic() + PAUSE_S  # also where a worker ends before it answers
             with suppress(BusyError):  # tried again at the next turn
                 made = self._crew.start(missing)
                 self._crew.wait(made, START_S, lambda worker: worker.ready)

@@ -29,7 +29,7 @@ from twotower.data.sources.other_columns import distinct_names
 from twotower.data.sources.table_paths import FORMS, form_of
 from twotower.data.sources.text_files import base_suffix, check_ratio, open_bytes, reading
 from twotower.data.sources.values import plain_column
-from twotower.errors import ConfigError, DataError, nearest
+from twotower.errors import ConfigError, DataError, clause, nearest
 from twotower.utils.config import InteractionTableConfig, TableConfig
 
 PARQUET_ROWS = 1 << 16
@@ -300,7 +300,7 @@ def _parquet(engine: Engine, file: Path, names: list[str], table: TableConfig, b
     try:
         parquet: Any = None if in_memory is not None else pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file} is not a Parquet file: {str(error).splitlines()[0]} Replace the file.") from None
+        raise DataError(f"{file} is not a Parquet file: {clause(str(error).splitlines()[0])}. Replace the file.") from None
     schema, folders = in_memory.schema if parquet is None else parquet.schema_arrow, _partitions(file, table)
     kinds = {field.name: empty.type for field in schema if (empty := plain_column(pa.array([], field.type))) is not None}
     for name in names:
