@@ -262,9 +262,11 @@ def item_changes_of(values: Iterable[tuple[str, str, str]]) -> dict[str, ItemCha
     columns: dict[str, dict[str, Any]] = {}
     for item_id, column, value in values:
         try:
-            columns.setdefault(item_id, {})[column] = json.loads(value)
+            read = json.loads(value)
         except (ValueError, TypeError, RecursionError):
             log.warning("left out a change of the item %r in the event store: its column %r cannot be read", item_id, column)
+        else:
+            columns.setdefault(item_id, {})[column] = read
     return {item_id: ItemChange(own, removed=own.pop(REMOVED, None)) for item_id, own in sorted(columns.items())}
 
 

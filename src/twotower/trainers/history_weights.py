@@ -1,7 +1,7 @@
 """Choose on the validation part how a history counts beside the user tower; see `models.history_terms`.
 
-One pass over the validation queries gives the lists for every tried weight of the last items. The weight with the best metric is
-taken, if the smallest one raises the likelihood of the targets clearly. Where there are few queries, the metric alone is noise.
+A pass over the validation queries gives the lists for several weights of the last items. Larger weights are tried only if the
+smallest one raises the likelihood of the targets clearly; then the weight with the best metric is taken. Where there are few queries, the metric alone is noise.
 
 The weights of repeats are those of a conditional logit: the choice is between all items, and the other weights of a score are
 fixed. So its likelihood needs the probabilities of the history's items alone. The model is too sure of its first items, so at the
@@ -10,7 +10,7 @@ top of a list repeats deserve more than the likelihood says. A constant is added
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,8 +98,10 @@ def choose_history_weights(
         return m.compute(metric, hits, sizes)
 
     found, fitted = {}, {}
-    every = _lists(system, held_out, k)
-    if not _clearly_likelier(every[RECENCIES[1]].log_share, every[0.0].log_share):
+    every = _lists(system, held_out, k, RECENCIES[:2])
+    if _clearly_likelier(every[RECENCIES[1]].log_share, every[0.0].log_share):
+        every |= _lists(system, held_out, k, RECENCIES[2:])
+    else:
         every = {0.0: every[0.0]}
     for recency, lists in every.items():
         record = fitted[recency] = _best_repeats(lists, sizes, values) if repeats else None
@@ -130,9 +132,9 @@ def _best_repeats(lists: Lists, sizes: Int, values: Callable[[Int], Float64]) ->
     return RepeatsRecord(before=round(before, 6), after=after, used=after >= round(before, 6), weights=chosen)
 
 
-def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float, Lists]:
-    """Return the lists for every weight of the last items."""
-    parts: dict[float, list[Lists]] = {recency: [] for recency in RECENCIES}
+def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int, recencies: Sequence[float] = RECENCIES) -> dict[float, Lists]:
+    """Return the lists for each of these weights of the last items."""
+    parts: dict[float, list[Lists]] = {recency: [] for recency in recencies}
     done = 0
     for rows, towers, recent, popularity in _scores(system, held_out):
         queries = held_out.queries.take(rows)
@@ -142,7 +144,7 @@ def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int) -> dict[float,
         target = held_out.target_row[position]
         wanted = query * system.n_item_rows + target
         chosen = np.isin(found.query * system.n_item_rows + found.item_row, wanted).astype(np.float64)
-        for recency in RECENCIES:
+        for recency in recencies:
             scores = towers + recency * recent
             mine = scores[at]
             share = torch.exp(mine.double() - torch.logsumexp(scores.double(), dim=1)[at[0]])
