@@ -147,13 +147,13 @@ def _lists(system: RefreshedRetriever, held_out: HeldOut, k: int, recencies: Seq
         for recency in recencies:
             scores = towers + recency * recent
             mine = scores[at]
-            share = torch.exp(mine.double() - torch.logsumexp(scores.double(), dim=1)[at[0]])
+            share = torch.exp(mine.double() - torch.logsumexp(scores, dim=1).double()[at[0]])
             scores[at] = -torch.inf
             best = scores.topk(min(k, scores.shape[1]), dim=1)
             items = np.where(np.isfinite(best.values.numpy()), best.indices.numpy(), -1)
             part = (items, best.values.numpy(), found.query + done, found.item_row, mine.numpy(), share.numpy())
             features = found.features(popularity[at[1]].double().numpy(), mine.double().numpy())
-            outside = (scores[query, target] - torch.logsumexp(scores.double(), dim=1)[query]).numpy()
+            outside = (scores[query, target] - torch.logsumexp(scores, dim=1).double()[query]).numpy()
             parts[recency].append(Lists(*part, features, chosen, outside[np.isfinite(outside)]))
         done += len(rows)
     return {
