@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from twotower.pipeline.stages import simulate_stage
 from twotower.utils.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ KEYS = {"set", "protocol", "system", "metrics", "seed", "machine", "commit", "se
 @pytest.fixture(scope="module")
 def scripts() -> Iterator[SimpleNamespace]:
     """The modules, imported as when a script of the folder runs."""
-    names = ("common", "report", "quality", "index", "large_index")
+    names = ("common", "report", "quality", "index", "large_index", "full_run", "large_bundle")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -51,6 +52,10 @@ def measured(scripts: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory)
 
 def lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def validations(file: Path) -> list[float]:
+    return [row["NDCG@10"] for row in lines(file) if "NDCG@10" in row]
 
 
 def row(system: str, seed: int, ndcg: float, low: float = 0.0, high: float = 0.0, **more: Any) -> dict[str, Any]:
@@ -187,3 +192,25 @@ def test_large_indexes_are_measured(scripts: SimpleNamespace, tmp_path: Path, ca
     built, peak = (found[f"sq, 5,000 × 128: {what}"] for what in ("seconds of the build", "peak memory of the build, its own"))
     assert built["bytes"] > 5000 * 128 and 0 < peak["figure"] < 2
     assert not [one for one in tmp_path.iterdir() if one != file], "the files are removed"
+
+
+@pytest.mark.slow
+def test_a_run_and_its_server_are_measured(scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, out, file = tmp_path / "raw", tmp_path / "run", tmp_path / "rows.jsonl"
+    simulate_stage(raw, users=60, businesses=50, events=1200, seed=0)
+    settings = [*(one for one in SMALL if "baselines" not in one), "evaluation.baselines=[ials]", "training.max_steps=8"]
+    arguments = [str(raw), str(out), "--results", str(file), *(word for one in settings for word in ("--set", one))]
+    assert scripts.full_run.main(arguments) == 0
+    found = {row["claim"]: row for row in lines(file)}
+    stages = [row for claim, row in found.items() if row["against"] == "all stages" and "alone" not in claim]
+    assert len(stages) == 5 and sum(row["figure"] for row in stages) <= 1.01 * stages[0]["against_figure"]
+    report = json.loads((out / "report.json").read_text())
+    assert found["full size: test NDCG@10 of ials"]["figure"] == float(f"{report['systems']['ials']['NDCG@10']['value']:.4g}")
+    curve = [row["figure"] for row in lines(file) if "validation NDCG@10 of two-tower" in row["claim"]]
+    assert curve == [float(f"{value:.4g}") for value in validations(out / "model" / "metrics.jsonl")]
+    served = tmp_path / "served.jsonl"
+    assert scripts.large_bundle.main([str(out / "bundle"), "--requests", "5", "--results", str(served)]) == 0
+    claims = [row["claim"].partition(": ")[2] for row in lines(served)]
+    kinds = ["p50, known users", "p50, unknown users with 5 items"]
+    assert claims == ["start of the server", "first answer", *kinds, "memory of its own", "peak memory, pages of files included"]
+    assert all(row["figure"] > 0 for row in lines(served))
