@@ -22,7 +22,7 @@ $(USER): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed. $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make venv PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv and ensurepip modules are needed. $(PYTHON) has none. Install them (Debian, Ubuntu: apt-get install python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(INSTALL) -e '.[train,serve]'
+	$(INSTALL) -e '.[train,serve,client,datasets]'
 	@touch $@
 
 $(DEV): $(USER)

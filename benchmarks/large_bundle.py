@@ -69,7 +69,9 @@ def asked(folder: Path, filters: Sequence[str], count: int) -> tuple[str, dict[s
     histories = [[str(dataset.item_ids[row]) for row in some] for some in items]
     kinds: dict[str, list[Body]] = {
         "known users": [{"user": user, "k": K} for user in users],
-        f"unknown users with {HISTORY} items": [{"history": [{"item_id": item} for item in history], "k": K} for history in histories],
+        f"unknown users with {HISTORY} items": [
+            {"history": [{"item_id": item} for item in history], "k": K} for history in histories
+        ],
     }
     for filter_ in filters:
         kinds[f"known users, {filter_}"] = [{"user": user, "k": K, "filter": filter_} for user in users]

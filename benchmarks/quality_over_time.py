@@ -68,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             often = ("training.eval_every_epochs=0.25", "training.patience=20")
             config, dataset = prepared(given.set, given.seed, Path(folder), *often)
-            curves = {"iALS": factorised(dataset, config, tuned(dataset, config)), "two-tower": trained(dataset, config, Path(folder) / "run")}
+            curves = {
+                "iALS": factorised(dataset, config, tuned(dataset, config)),
+                "two-tower": trained(dataset, config, Path(folder) / "run"),
+            }
     except TwoTowerError as error:
         sys.stderr.write(f"quality_over_time: error: {' '.join(str(error).split())}\n")
         return 2

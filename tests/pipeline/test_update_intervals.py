@@ -36,7 +36,9 @@ def ready(client: Client) -> bool:
         return False
 
 
-def test_updates_at_intervals_reload_a_server_and_outlive_a_failure(shop_run: Path, origin: Path, tmp_path: Path) -> None:
+def test_updates_at_intervals_reload_a_server_and_outlive_a_failure(
+    shop_run: Path, origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -58,6 +60,10 @@ def test_updates_at_intervals_reload_a_server_and_outlive_a_failure(shop_run: Pa
         with Client(url, key=KEY) as client:
             assert first not in served and client.get_about()["version"] in served
         assert "Nothing was changed." in next(told)
+        monkeypatch.delenv("TWOTOWER_API_KEY", raising=False)
+        assert main(["update", str(shop_run), "--data", str(new), "--reload", url]) == 2
+        said = capsys.readouterr().err
+        assert "bundle is ready, but no server loaded it. Set TWOTOWER_API_KEY to a key of the server with the role admin." in said
     finally:
         for child in (updates, server):
             child.send_signal(signal.SIGINT)

@@ -242,7 +242,9 @@ def _reload(client: Client, bundle: Path) -> None:
     try:
         version = client.reload_bundle(str(bundle.resolve()))["version"]
     except (ResponseError, UnreachableError) as error:
-        raise TwoTowerError(f"{bundle} is ready, but no server loaded it. {error} Then repeat the command.") from None
+        unauthorized = isinstance(error, ResponseError) and error.status == 401
+        reason = "Set TWOTOWER_API_KEY to a key of the server with the role admin." if unauthorized else str(error)
+        raise TwoTowerError(f"{bundle} is ready, but no server loaded it. {reason} Then repeat the command.") from None
     click.echo(f"Serving: version {version}")
 
 
