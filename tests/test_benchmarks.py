@@ -195,7 +195,7 @@ def test_large_indexes_are_measured(scripts: SimpleNamespace, tmp_path: Path, ca
 
 
 @pytest.mark.slow
-def test_a_run_and_its_server_are_measured(scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_and_its_server_are_measured(scripts: SimpleNamespace, tmp_path: Path) -> None:
     raw, out, file = tmp_path / "raw", tmp_path / "run", tmp_path / "rows.jsonl"
     simulate_stage(raw, users=60, businesses=50, events=1200, seed=0)
     settings = [*(one for one in SMALL if "baselines" not in one), "evaluation.baselines=[ials]", "training.max_steps=8"]

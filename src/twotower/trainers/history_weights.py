@@ -1,7 +1,7 @@
 """Choose on the validation part how a history counts beside the user tower; see `models.history_terms`.
 
-A pass over the validation queries gives the lists for several weights of the last items. Larger weights are tried only if the
-smallest one raises the likelihood of the targets clearly; then the weight with the best metric is taken. Where there are few queries, the metric alone is noise.
+A pass over the validation queries gives the lists for two weights of the last items. Larger ones are tried only if the smallest one
+raises the likelihood of the targets clearly; then the weight with the best metric is taken.
 
 The weights of repeats are those of a conditional logit: the choice is between all items, and the other weights of a score are
 fixed. So its likelihood needs the probabilities of the history's items alone. The model is too sure of its first items, so at the
