@@ -12,6 +12,7 @@ from twotower.features.batches import FieldSpec, Layout
 from twotower.trainers.memory.duration import (
     GPUS,
     Processor,
+    StepWork,
     cpu_at_hand,
     hours,
     kaggle_line,
@@ -76,6 +77,20 @@ MEASURED = {
 }
 
 
+# Steps on one thread of a CPU whose probe gives 113 GFLOP/s and 10.6 GB/s: processor time in ms.
+ON_A_CPU = {
+    "S3-Rec's Yelp, any event": (StepWork(1.236e09, 2.764e08, 1.322e08, 388, 0, 0), 48),
+    "S3-Rec's Yelp, next event": (StepWork(4.97e10, 1.147e09, 3.299e08, 508, 0, 0), 588),
+    "Toys, any event": (StepWork(1.188e09, 1.846e08, 1.257e08, 388, 0, 0), 39),
+    "Toys, next event": (StepWork(4.142e10, 9.248e08, 3.389e08, 508, 0, 0), 455),
+    "town, any event": (StepWork(2.077e10, 5.504e08, 1.541e08, 868, 0, 0), 333),
+    "town, next event": (StepWork(2.588e10, 6.043e08, 1.969e08, 928, 0, 0), 305),
+    "yelp2018, any event": (StepWork(3.145e09, 7.192e08, 2.562e08, 340, 0, 0), 126),
+    "size of Yelp's dump, any event": (StepWork(5.882e09, 7.898e08, 1.138e08, 868, 0, 0), 143),
+    "size of Yelp's dump, next event": (StepWork(7.442e10, 1.99e09, 5.986e08, 928, 0, 0), 1025),
+}
+
+
 H200_MS = {"town": 31.09, "s3rec": 16.61, "yelp2018": 16.45}
 
 
@@ -86,6 +101,12 @@ def test_the_prediction_holds_within_30_percent_on_an_h100_and_an_h200(name: str
     assert 1000 * step_seconds(work, H100) == pytest.approx(step_ms, rel=0.3)
     assert 1000 * step_seconds(work, H200) == pytest.approx(H200_MS[name], rel=0.31)
     assert work.launches == pytest.approx(launches, rel=0.3)
+
+
+@pytest.mark.parametrize("name", ON_A_CPU)
+def test_the_prediction_holds_within_30_percent_on_a_cpu(name: str) -> None:
+    work, step_ms = ON_A_CPU[name]
+    assert 1000 * step_seconds(work, Processor("cpu", 113e9, 10.6e9)) == pytest.approx(step_ms, rel=0.3)
 
 
 def test_the_time_follows_the_work() -> None:

@@ -2,10 +2,11 @@
 
 A step on a GPU takes the longer of two times: that of the host, which launches some hundred small kernels one by one, and that of
 the GPU, which computes them. The host is slower for batches of a few hundred examples, so all GPUs take about the same time there.
-A step on a CPU takes a multiple of its matrix products, the time of the bytes that it moves, and that of its small operations. A
-short probe measures the speed of products and bytes.
+A step on a CPU takes the time of its matrix products, of the bytes that it moves, and of its small operations. A short probe
+measures a product, and the bytes of a layer norm: like most operations of a step, it is slower than the memory.
 
-The coefficients are calibrated on the rows of `benchmarks/results/gpu.jsonl` and `step.jsonl`; docs/gpu.md compares them.
+The coefficients are calibrated on the rows of `benchmarks/results/gpu.jsonl` and on steps of five datasets on a CPU; docs/method.md
+compares them.
 """
 
 from __future__ import annotations
@@ -36,15 +37,18 @@ BASE_LAUNCHES, FIELD_LAUNCHES, TABLE_LAUNCHES, BLOCK_LAUNCHES = 262, 18, 12, 60
 LOADING = 0.7  # share of the time that makes a batch, which the step loses to it: both need Python's lock
 LOADED_S = 0.15e-6  # to make a batch, for each history position and each event of its users
 REACHED, BANDWIDTH_REACHED, SCATTER_REACHED = 0.35, 0.7, 0.02  # of the peaks: products, streams, gradients of rows
-CPU_OVERHEAD, CPU_SCATTER = 3.0, 5.0  # times its products at the speed of the probe, and times the bytes of rows of tables
-CPU_LAUNCH_S = 40e-6  # of a small operation on a CPU
+CPU_OVERHEAD, CPU_BYTES, CPU_SCATTER = 1.1, 1.13, 0.49  # of products, moved bytes and rows of tables, at the speeds of the probe
+CPU_LAUNCH_S = 4.4e-6  # of a small operation on a CPU
 LINK_BYTES_S = 8e9  # between two GPUs without NVLink
-PROBE, PROBE_NUMBERS = 384, 2**25  # sizes of the product and of the addition that measure the CPU
+PROBE, PROBE_NUMBERS, PROBE_ROW = 384, 2**20, 128  # sizes of the product and of the layer norm that measure the CPU
 
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """A kind of processor: peak operations per second of products in the precision of training, and bytes per second."""
+    """A kind of processor: peak operations per second of products in the precision of training, and bytes per second.
+
+    Those of a CPU are the speeds that the probe reaches.
+    """
 
     name: str
     flops_s: float
@@ -126,7 +130,7 @@ def step_seconds(work: StepWork, processor: Processor) -> float:
     """Return the seconds of a step in training, with what it loses to the thread that makes batches."""
     if processor.name == "cpu":
         computing = CPU_OVERHEAD * work.flops / processor.flops_s
-        moving = (work.bytes + CPU_SCATTER * work.scattered) / processor.bytes_s
+        moving = (CPU_BYTES * work.bytes + CPU_SCATTER * work.scattered) / processor.bytes_s
         return computing + moving + work.launches * CPU_LAUNCH_S + work.reduced / LINK_BYTES_S
     device = work.flops / (REACHED * processor.flops_s) + work.bytes / (BANDWIDTH_REACHED * processor.bytes_s)
     device += work.scattered / (SCATTER_REACHED * processor.bytes_s) + work.launches * KERNEL_S
@@ -135,17 +139,17 @@ def step_seconds(work: StepWork, processor: Processor) -> float:
 
 
 def cpu_at_hand() -> Processor:
-    """Return this CPU, with the speed of a short product on the threads that PyTorch uses."""
+    """Return this CPU, with the speeds of a product and of a layer norm on the threads that PyTorch uses."""
     one, other = torch.randn(PROBE * 4, PROBE), torch.randn(PROBE, PROBE)
     best = math.inf
     for _ in range(12):
         began = time.perf_counter()
         torch.mm(one, other)
         best = min(best, time.perf_counter() - began)
-    long, stream = torch.zeros(PROBE_NUMBERS), math.inf
-    for _ in range(4):
+    rows, stream = torch.randn(PROBE_NUMBERS // PROBE_ROW, PROBE_ROW), math.inf
+    for _ in range(12):
         began = time.perf_counter()
-        long.add_(1.0)
+        torch.layer_norm(rows, (PROBE_ROW,))
         stream = min(stream, time.perf_counter() - began)
     return Processor("cpu", 2 * one.numel() * PROBE / best, 2 * F32 * PROBE_NUMBERS / stream, measured=True)
 
