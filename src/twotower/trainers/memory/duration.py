@@ -178,12 +178,13 @@ def as_lines(workload: WorkloadSizes, config: ResolvedConfig, processes: int) ->
     table.add_column(justify="right")
     table.add_column(justify="right")
     table.add_column()
-    here = cpu_at_hand()
+    here, count = cpu_at_hand(), torch.get_num_threads()
+    threads = f"{count} thread{'s' if count > 1 else ''}"
     for one in (here, *GPUS):
         cpu = one.name == "cpu"
         precision = "fp32" if cpu else "bf16" if one.name in WITH_BF16 else "fp16"
         step = step_seconds(step_work(workload, config, precision=precision, processes=processes), one)
-        name = f"this CPU, {torch.get_num_threads()} threads, {here.flops_s / 1e9:.0f} GFLOP/s" if cpu else one.name
+        name = f"this CPU, {threads}, {here.flops_s / 1e9:.0f} GFLOP/s" if cpu else one.name
         table.add_row(f"  {name}", f"{1000 * step:.0f} ms", hours(steps * step), "" if one.measured else "not measured")
     text = io.StringIO()
     Console(file=text, width=120, color_system=None).print(table)
