@@ -1,6 +1,6 @@
 """Measure the server of a large bundle: start, first answer, memory, and the latency of each kind of request.
 
-    python benchmarks/large_bundle.py BUNDLE [--filter 'stars >= 4']
+    python benchmarks/large_bundle.py BUNDLE [--filter 'category == "Restaurants"']
 
 Requests follow one another on one connection, so the latency is that of a server without other load. The memory of the process is
 split into its own, and pages of files, which the system can drop. `--results` gets a JSON line for each claim.

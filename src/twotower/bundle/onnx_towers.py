@@ -91,8 +91,10 @@ def refuse_external_data(graph: bytes, file: Path) -> None:
         raise DataError(f"{file} is not an ONNX graph. Run `twotower export` again.") from None
     while unread:
         message = unread.pop()
-        if isinstance(message, onnx.TensorProto) and (message.external_data or message.data_location == onnx.TensorProto.EXTERNAL):
-            raise DataError(f"{file} refers to data in another file. Do not use this bundle.")
+        if isinstance(message, onnx.TensorProto):
+            if message.external_data or message.data_location == onnx.TensorProto.EXTERNAL:
+                raise DataError(f"{file} refers to data in another file. Do not use this bundle.")
+            continue  # it holds no other tensor, and its fields would be copied
         for field, value in message.ListFields():
             if field.message_type is not None:
                 unread.extend(value if isinstance(value, Sequence) else [value])

@@ -327,6 +327,8 @@ def _merged(row: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def _normal_rows(name: str, rows: int, dim: int, std: float, dtype: torch.dtype) -> Tensor:
     """Return this process's rows of a random matrix that is the same for any number of processes and is never built whole."""
+    if not std:
+        return torch.zeros(distributed.local_rows(rows), dim, dtype=dtype)  # takes memory only where it is written
     local = torch.empty(distributed.local_rows(rows), dim, dtype=dtype)
     seed, filled = zlib.crc32(name.encode()) ^ (torch.initial_seed() & 0x7FFF_FFFF), 0
     for start in range(0, rows, _BLOCK):
