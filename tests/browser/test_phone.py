@@ -104,3 +104,15 @@ def test_nothing_jumps_while_the_page_loads_and_changes(visit: Open, size: tuple
     expect(page.locator("#response")).to_be_visible()
     page.wait_for_timeout(300)  # for what comes late
     assert page.evaluate("window.shifts") < 0.02
+
+
+@slow
+@pytest.mark.parametrize("size", [WIDE, (1280, 800), (1190, 700)])
+def test_names_and_values_of_the_controls_do_not_overlap(visit: Open, size: tuple[int, int]) -> None:
+    page = visit(size=size)
+    expect(page.locator("#popularity_bias-value")).to_have_text("learned")
+    wide = page.evaluate(
+        """() => [...document.querySelectorAll(".control > .name")]
+          .filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.innerText)"""
+    )
+    assert wide == []

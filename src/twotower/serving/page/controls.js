@@ -130,7 +130,7 @@ export class Controls {
     if (bias !== undefined) {
       const way = bias < 0 ? "rarer" : "more popular";
       if (bias) tell("#popularity_bias", `${bias < 0 ? "−" : "+"}${percent(bias)}`, `${way} ${percent(bias)}`);
-      else tell("#popularity_bias", "as learned");
+      else tell("#popularity_bias", "learned", "as learned");
     }
     if (diversity !== undefined) tell("#diversity", diversity ? percent(diversity) : "off");
   }
