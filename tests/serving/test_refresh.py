@@ -20,7 +20,6 @@ from twotower.bundle.bundle import Bundle, load_bundle
 from twotower.bundle.refresh import Refresher
 from twotower.bundle.revision import add_items
 from twotower.schema import FIRST_ROW
-from twotower.utils.config_serving import Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
 NO_USER = {"k": 5}
@@ -128,7 +127,7 @@ def test_each_answer_is_of_one_moment_while_items_are_refreshed(connect: Connect
             if answer.status_code != 200 or seen.setdefault(one["as_of"], lists) != lists or "error" in lists:
                 wrong.append(one)
 
-    with connect(refresh_s=0, limits=Limits(rate=0, queue_timeout_s=60)) as client:
+    with connect(refresh_s=0) as client:
         threads = [threading.Thread(target=ask_on, args=(client,)) for _ in range(2)]
         for thread in threads:
             thread.start()

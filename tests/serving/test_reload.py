@@ -14,7 +14,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from twotower.bundle.revision import add_items, remove_items
-from twotower.utils.config_serving import Limits
 
 Connect = Callable[..., AbstractContextManager[TestClient]]
 Folders = tuple[Path, Path]
@@ -27,7 +26,7 @@ def reload(client: TestClient, keyed: dict[str, str], folder: Path | None) -> An
 def test_answers_under_way_are_each_of_one_bundle_while_two_take_turns(
     connect: Connect, bundles: Folders, keyed: dict[str, str]
 ) -> None:
-    with connect(limits=Limits(rate=0, queue_timeout_s=60)) as client:
+    with connect() as client:
         users = [user["user"] for user in client.get("/v1/users?limit=8").json()["users"]]
         asked = {"requests": [{"user": user, "k": 5} for user in users]}
         expected: dict[str, Any] = {}

@@ -126,7 +126,7 @@ def _log_popularity(dataset: Dataset, count: Array) -> Float:
 
 def resolve(config: Config, dataset: Dataset) -> ResolvedConfig:
     """Return the settings with the sizes that they leave to the data. Settings that have all sizes stay as they are."""
-    ids = dataset.n_users + dataset.n_items
+    ids = dataset.n_train_users + dataset.n_train_items
     return config.resolved(ordered=dataset.ordered, timed=dataset.has_time, events=dataset.n_train_events, ids=ids)
 
 

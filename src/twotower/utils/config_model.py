@@ -141,7 +141,7 @@ class ModelConfig(Settings):
         events
             Number of positive events of the training part.
         ids
-            Number of users and items.
+            Number of users and items that have such events.
 
         Examples
         --------
