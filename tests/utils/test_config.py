@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from twotower.data.dataset import Dataset
+from twotower.data.dataset_features import resolve
 from twotower.errors import ConfigError
+from twotower.utils import config_model
 from twotower.utils.config import Config, load_config, parse_config
 
 
@@ -87,3 +90,12 @@ def test_the_data_settle_what_is_left_to_them():
     assert widths(5_000_000, ids=500_000)[0] == 256 and widths(4_999_999, ids=500_000)[0] == 128, "ten events per id"
     assert widths(2, item_tower={"embedding_dim": 64}) == [64, [64], 64, [64], 1]
     assert widths(1, user_tower={"hidden_dims": [99, 32], "num_blocks": 2}) == [128, [99, 32], 128, [32], 2]
+
+
+def test_items_without_training_events_do_not_narrow_the_model(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = dataset.n_train_users + dataset.n_train_items
+    assert trained < dataset.n_users + dataset.n_items, "the town has users or items that only later parts know"
+    monkeypatch.setattr(config_model, "WIDE_FROM_EVENTS", 1)
+    for per_id, width in ((dataset.n_train_events / trained, 256), (dataset.n_train_events / trained * 1.001, 128)):
+        monkeypatch.setattr(config_model, "WIDE_FROM_EVENTS_PER_ID", per_id)
+        assert resolve(parse_config({}), dataset).model.item_tower.embedding_dim == width
