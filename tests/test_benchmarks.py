@@ -190,7 +190,7 @@ def test_large_indexes_are_measured(scripts: SimpleNamespace, tmp_path: Path, ca
     assert all(found[f"exact, 5,000 × 128: recall of the 10 best, {share}"]["figure"] > 0.999 for share in shares)
     assert all(found[f"sq, 5,000 × 128: recall of the 10 best, {share}"]["figure"] >= 0.95 for share in shares)
     built, peak = (found[f"sq, 5,000 × 128: {what}"] for what in ("seconds of the build", "peak memory of the build, its own"))
-    assert built["bytes"] > 5000 * 128 and 0 < peak["figure"] < 2
+    assert built["bytes"] > 5000 * 128 and 0 <= peak["figure"] < 2, "memory freed before can serve a small build"
     assert not [one for one in tmp_path.iterdir() if one != file], "the files are removed"
 
 
